@@ -1,0 +1,46 @@
+"""prunesearch finds the layers a large language model does not need and hands back a checkpoint that just loads.
+
+The public names are imported when first used, so that ``import prunesearch`` loads neither torch nor optuna.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunesearch.candidate import Evaluation, LayerSubset
+    from prunesearch.errors import PruneSearchError
+    from prunesearch.pipeline import run
+    from prunesearch.recipe import Recipe, RunOptions
+    from prunesearch.samplers import PSOSampler, WOASampler
+    from prunesearch.space import SearchSpace
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Evaluation": "candidate",
+    "LayerSubset": "candidate",
+    "PSOSampler": "samplers",
+    "PruneSearchError": "errors",
+    "Recipe": "recipe",
+    "RunOptions": "recipe",
+    "SearchSpace": "space",
+    "WOASampler": "samplers",
+    "run": "pipeline",
+}
+__all__ = [
+    "Evaluation",
+    "LayerSubset",
+    "PSOSampler",
+    "PruneSearchError",
+    "Recipe",
+    "RunOptions",
+    "SearchSpace",
+    "WOASampler",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (any public object)
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prunesearch' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"prunesearch.{_HOMES[name]}"), name)

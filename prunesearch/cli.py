@@ -1,0 +1,373 @@
+"""The command line: commands parse, call and print.
+
+Results go to stdout, progress and errors to stderr. Exit status 0; 2 for bad input, with one line that names the fix; 1
+for a failure or Ctrl-C, with nothing finished lost.
+"""
+
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+import prunesearch
+from prunesearch.errors import InputError, PruneSearchError, RunError, UnknownNameError, one_line
+from prunesearch.recipe import OBJECTIVES, SAMPLERS, Recipe, RunOptions, Weights, validated
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from prunesearch.report.progress import ProgressView
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--drop", required=True, help="How many blocks to drop: 8 or 25%."),
+    click.option("--protect", default="", help="Blocks that stay: first:1,last:1 or 0,5-8."),
+    click.option("--sampler", default="pso", show_default=True, help=f"{' or '.join(SAMPLERS)}."),
+    click.option("--population", type=int, default=16, show_default=True, help="Trials per generation."),
+    click.option("--seed", type=int, default=0, show_default=True),
+    click.option("--objective", help=f"{', '.join(OBJECTIVES)}; default kl, or task where --task is given."),
+    click.option("--weights", default="", help="quality=1,size=0,latency=0: weights of the sum that is optimised."),
+)
+_DATA_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--calibration", help="Text file, JSONL, or dataset id[:config[:split]]; default: builtin prose."),
+    click.option("--tokens", type=int, default=1024, show_default=True, help="Calibration tokens scored."),
+    click.option("--window", type=int, default=256, show_default=True, help="Tokens per calibration sequence."),
+    click.option("--task", help="lm-eval task or group of multiple-choice or log-likelihood type."),
+    click.option("--task-data", help="Local .jsonl[.gz|.bz2] instead of the task's own data."),
+    click.option("--include-path", help="Folder with task YAML files of your own."),
+    click.option("--metric", help="Metric of the task; default acc_norm where it has it, else its first."),
+    click.option("--limit", type=int, help="Documents of the task; default all."),
+    click.option("--num-fewshot", type=int, help="Few-shot examples; default the task's."),
+    click.option("--batch-size", type=int, default=16, show_default=True, help="Sequences per pass of a task."),
+)
+_MODEL_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--revision", help="Branch, tag or commit of a Hugging Face id."),
+    click.option("--dtype", default="auto", show_default=True, help="auto, bfloat16, float16 or float32."),
+    click.option("--trust-remote-code", is_flag=True, help="Run modelling code that ships with the model."),
+)
+_RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--device", help="Torch device; default cuda where there is one, else cpu."),
+    click.option("--device-map", help="Given to accelerate, e.g. auto."),
+    click.option("--threads", type=int, help="Torch CPU threads."),
+    click.option("--cache", default=RunOptions().cache, show_default=True, help="Folder of the evaluation cache."),
+)
+_STORAGE = click.option(
+    "--storage", default=RunOptions().storage, show_default=True, help="Optuna RDB URL of the studies."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def _with(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(prunesearch.__version__, prog_name="prunesearch")
+def cli() -> None:
+    """Find the layers a large language model does not need, drop them, get a checkpoint that just loads."""
+
+
+@cli.command()
+@click.option("--model", help="A model of your own instead of SmolLM2-135M-Instruct.")
+@click.option("--trials", type=int, help="Trials per sampler.  [default: 160]")
+@click.option("--home", default="storage", show_default=True, help="Folder for models, study, cache and export.")
+@click.option("--threads", type=int, help="Torch CPU threads.")
+@_JSON
+def demo(model: str | None, trials: int | None, home: str, threads: int | None, as_json: bool) -> None:
+    """Search, export and verify a small real model, from nothing, in minutes."""
+    _quiet()
+    from prunesearch.demo import TRIALS, run_demo
+    from prunesearch.report import render
+
+    options = validated(
+        RunOptions,
+        {
+            "storage": f"sqlite:///{home}/study.db",
+            "cache": f"{home}/cache",
+            "trials": TRIALS if trials is None else trials,
+            "threads": threads,
+        },
+    )
+    with _progress() as view:
+        result = run_demo(model, options, Path(home), view, view.say)
+    _emit(as_json, result.document(options), render.demo)
+
+
+@cli.command()
+@click.argument("model")
+@_with(*_RECIPE_OPTIONS, *_DATA_OPTIONS, *_MODEL_OPTIONS)
+@click.option("--trials", type=int, default=RunOptions().trials, show_default=True, help="Trials in all.")
+@click.option("--study", help="Name of the study; default: made from the settings.")
+@_STORAGE
+@_with(*_RUN_OPTIONS)
+@_JSON
+def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+    """Search MODEL (Hugging Face id, folder or .gguf file) for the blocks to drop. Run again to resume."""
+    recipe, options = _recipe(settings), _options(settings)
+    _quiet()
+    from prunesearch.pipeline import open_bench, run_search
+    from prunesearch.report import render
+
+    with open_bench(recipe, options) as bench, _progress() as view:
+        outcome = run_search(bench, recipe, options, view)
+    _emit(as_json, outcome.document(options), render.search)
+
+
+@cli.command()
+@click.argument("recipe_file", metavar="RECIPE")
+@click.option("--out", required=True, help="Folder for the pruned checkpoint.")
+@click.option("--trials", type=int, default=RunOptions().trials, show_default=True, help="Trials in all.")
+@click.option("--study", help="Name of the study; default: made from the recipe.")
+@_STORAGE
+@_with(*_RUN_OPTIONS)
+@_JSON
+def run(recipe_file: str, out: str, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+    """Do what the YAML file RECIPE says: search, export the best, verify it."""
+    recipe, options = _read_recipe(Path(recipe_file)), _options(settings)
+    _quiet()
+    from prunesearch import pipeline
+    from prunesearch.report import render
+
+    with _progress() as view:
+        outcome, exported = pipeline.run(recipe, options, Path(out), view)
+    document = {**outcome.document(options), "export": exported.document()}
+    _emit(as_json, document, render.searched_and_exported)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--drop", "dropped", default="none", help="Evaluate without these blocks: 3,7,12.")
+@_with(*_DATA_OPTIONS, *_MODEL_OPTIONS, *_RUN_OPTIONS)
+@_JSON
+def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+    """Evaluate MODEL, or an export, on --task or --calibration text, with standard errors."""
+    recipe = _recipe({**settings, "model": model, "drop": "1"})
+    options = _options(settings)
+    _quiet()
+    from prunesearch.pipeline import evaluate_model
+    from prunesearch.report import render
+
+    _emit(as_json, evaluate_model(recipe, options, dropped), render.evaluation)
+
+
+@cli.command()
+@click.argument("target", metavar="STUDY|MODEL")
+@click.option("--drop", "dropped", help="Blocks to drop from MODEL: 3,7,12. Without it, STUDY's best is exported.")
+@click.option("--out", required=True, help="New or empty folder for the checkpoint.")
+@_STORAGE
+@_with(*_MODEL_OPTIONS, *_RUN_OPTIONS)
+@_JSON
+def export(target: str, dropped: str | None, out: str, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+    """Write a pruned checkpoint that plain transformers loads, reload it, and compare it with what was scored."""
+    options = _options(settings)
+    _quiet()
+    from prunesearch import pipeline
+    from prunesearch.report import render
+
+    if dropped is None:
+        exported = pipeline.export_study(target, options, Path(out))
+    else:
+        recipe = _recipe({**settings, "model": target, "drop": "1"})
+        exported = pipeline.export_layers(recipe, options, dropped, Path(out))
+    _emit(as_json, exported.document(), render.exported)
+
+
+@cli.command()
+@click.argument("model")
+@_with(*_MODEL_OPTIONS)
+@_JSON
+def analyze(model: str, revision: str | None, dtype: str, trust_remote_code: bool, as_json: bool) -> None:
+    """Count parameters and bytes per layer of MODEL; a bare config.json will do."""
+    _quiet()
+    from prunesearch.model.inventory import take_inventory
+    from prunesearch.report import render
+
+    inventory = take_inventory(model, revision=revision, trust_remote_code=trust_remote_code)
+    _emit(as_json, {"model": model, **asdict(inventory)}, render.inventory)
+
+
+@cli.group()
+def study() -> None:
+    """Look at studies and delete them."""
+
+
+@study.command("list")
+@_STORAGE
+@_JSON
+def study_list(storage: str, as_json: bool) -> None:
+    """List the studies of a database."""
+    from prunesearch.report import render
+    from prunesearch.store import studies
+
+    _quiet_optuna()
+    found = studies.summaries(studies.open_storage(storage, create=False))
+    _emit(as_json, [asdict(summary) for summary in found], render.study_list)
+
+
+@study.command("show")
+@click.argument("name")
+@click.option("--best", default=5, show_default=True, help="How many of the best trials to show.")
+@_STORAGE
+@_JSON
+def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
+    """Show a study: its recipe, its counts and its best trials."""
+    from prunesearch.report import render
+    from prunesearch.store import studies
+
+    _quiet_optuna()
+    found = studies.load(studies.open_storage(storage, create=False), name)
+    document = {
+        **asdict(studies.summarise(found)),
+        "recipe": studies.recipe_of(found).model_dump(mode="json"),
+        "best": [studies.trial_document(trial) for trial in studies.best_trials(found, best)],
+    }
+    _emit(as_json, document, render.study_show)
+
+
+@study.command("best")
+@click.argument("name")
+@_STORAGE
+@_JSON
+def study_best(name: str, storage: str, as_json: bool) -> None:
+    """Print the layers that a study's best trial drops, as --drop of export takes them."""
+    from prunesearch.report import render
+    from prunesearch.store import studies
+
+    _quiet_optuna()
+    trials = studies.best_trials(studies.load(studies.open_storage(storage, create=False), name), 1)
+    if not trials:
+        raise InputError(f"study {name!r} has no finished trial yet: run its search first")
+    _emit(as_json, studies.trial_document(trials[0]), render.study_best)
+
+
+@study.command("rm")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_STORAGE
+@_JSON
+def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
+    """Delete a study and its trials. Evaluations stay in the cache."""
+    from prunesearch.report import render
+    from prunesearch.store import studies
+
+    _quiet_optuna()
+    database = studies.open_storage(storage, create=False)
+    summary = studies.summarise(studies.load(database, name))
+    if not yes:
+        click.confirm(f"Delete study {name} with {summary.trials} trials?", abort=True, err=True)
+    studies.delete(database, name)
+    _emit(as_json, {"deleted": name, "trials": summary.trials}, render.study_rm)
+
+
+def _recipe(settings: dict[str, Any]) -> Recipe:
+    """The recipe in a command's settings; what was not given keeps the recipe's default."""
+    values = {name: settings[name] for name in Recipe.model_fields if settings.get(name) is not None}
+    if "objective" not in values:
+        values["objective"] = "task" if values.get("task") else "kl"
+    values["weights"] = Weights.parse(settings.get("weights") or "")
+    if values.get("sampler", "pso") not in SAMPLERS:
+        raise UnknownNameError("sampler", values["sampler"], SAMPLERS)
+    return validated(Recipe, values)
+
+
+def _options(settings: dict[str, Any]) -> RunOptions:
+    return validated(
+        RunOptions,
+        {name: settings[name] for name in RunOptions.model_fields if settings.get(name) is not None},
+    )
+
+
+def _read_recipe(path: Path) -> Recipe:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read recipe {str(path)!r}: {one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"recipe {str(path)!r} is not a mapping: write lines such as 'model: NAME' and 'drop: 8'")
+    if "drop" in values:
+        values["drop"] = str(values["drop"])
+    return validated(Recipe, values)
+
+
+def _emit(as_json: bool, document: Any, render: "Callable[[Any], list[Table | str]]") -> None:  # noqa: ANN401
+    if as_json:
+        click.echo(json.dumps(document, indent=2, default=str))
+        return
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    for part in filter(None, render(document)):
+        console.print(part, highlight=False, soft_wrap=isinstance(part, str), markup=False)
+
+
+def _progress() -> "ProgressView":
+    _quiet()
+    from prunesearch.report.progress import ProgressView
+
+    return ProgressView()
+
+
+def _quiet_optuna() -> None:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def _quiet() -> None:
+    """Leave the terminal to our own progress; what libraries have to say is in the errors we raise."""
+    import transformers
+
+    _quiet_optuna()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    for name in ("huggingface_hub", "datasets", "lm_eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(status)
+
+
+def main() -> None:
+    """Run the command line and turn what goes wrong into one line and an exit status."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of transformers and datasets, in a log
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        _fail(f"error: {one_line(error) if error.message else error.format_message()}", 2)
+    except InputError as error:
+        _fail(f"error: {error}", 2)
+    except (RunError, PruneSearchError) as error:
+        _fail(f"failed: {error}", 1)
+    except (KeyboardInterrupt, click.Abort):
+        _fail(
+            f"stopped; every finished evaluation is kept. Resume with:\n  {shlex.join(['prunesearch', *sys.argv[1:]])}",
+            1,
+        )
+
+
+if __name__ == "__main__":
+    main()

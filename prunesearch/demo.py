@@ -1,0 +1,112 @@
+"""The main job on a real model, from nothing: what `prunesearch demo` does.
+
+SmolLM2-135M-Instruct is searched with PSO and then with WOA over the same store, the better subset is exported and
+verified, and dense and pruned model are compared on text that no search has seen.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunesearch.candidate import Evaluation
+from prunesearch.engine.local import LocalEngine
+from prunesearch.export import Exported, export
+from prunesearch.model.demo_weights import obtain
+from prunesearch.pipeline import Bench, Outcome, facts_of, objective_for, open_bench, require, run_search
+from prunesearch.recipe import Recipe, RunOptions
+from prunesearch.scoring.text import HELD_OUT
+from prunesearch.search import Listener
+
+DROP = "20%"  # 6 of SmolLM2's 30 blocks
+TRIALS = 160
+HELD_OUT_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found.
+
+    Attributes:
+        outcomes: one per sampler, in the order they ran.
+        best: the better of them.
+        held_out_dense, held_out_best: both models on text that no search was calibrated on.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    best: Outcome
+    held_out_dense: Evaluation
+    held_out_best: Evaluation
+    exported: Exported
+    model: str
+    seconds: float
+
+    def document(self, options: RunOptions) -> dict[str, Any]:
+        """As JSON values."""
+        searches = [outcome.document(options) for outcome in self.outcomes]
+        best = self.best.document(options)
+        return {
+            "model": self.model,
+            "storage": options.storage,
+            "cache": options.cache,
+            "searches": searches,
+            "best": best["best"],
+            "dense": _shown(best["dense"], self.held_out_dense),
+            "pruned": _shown(best["best"], self.held_out_best),
+            "export": self.exported.document(),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def _shown(searched: Mapping[str, Any], held_out: Evaluation) -> dict[str, float]:
+    """The rows of the final table for one model."""
+    return {
+        **searched["cost"],
+        "kl": searched["metrics"]["kl"],
+        "held_out_kl": held_out.metrics["kl"],
+        "held_out_perplexity": held_out.metrics["perplexity"],
+    }
+
+
+def run_demo(
+    model: str | None, options: RunOptions, home: Path, listener: Listener, say: Callable[[str], None]
+) -> DemoResult:
+    """Run the demo.
+
+    Args:
+        model: a model of one's own instead of SmolLM2.
+        home: folder for ``models`` and ``exports``.
+        say: told what is being done, a line at a time.
+
+    Raises:
+        PruneSearchError: see `errors`.
+    """
+    start = time.perf_counter()
+    name = model or str(obtain(home / "models", say))
+    say(
+        "calibration text: English prose from Python's language reference and the installed packages' "
+        "descriptions; a quarter of the documents is held out for the comparison"
+    )
+    recipes = [Recipe(model=name, drop=DROP, sampler=sampler) for sampler in ("pso", "woa")]
+    with open_bench(recipes[0], options) as bench:
+        outcomes = tuple(run_search(bench, recipe, options, listener) for recipe in recipes)
+        better = min if not bench.objective.maximize else max
+        best = better(outcomes, key=lambda outcome: outcome.value)
+        say("comparing dense and pruned on held-out text")
+        dense, pruned = held_out(bench, recipes[0], outcomes[0].dense, best.best)
+        say("exporting the best and reloading it")
+        out = home / "exports" / best.study
+        if out.is_dir():
+            shutil.rmtree(out)  # the demo's own, from an earlier run
+        recipe = recipes[outcomes.index(best)]
+        exported = export(bench.loaded, best.best.candidate, out, facts_of(recipe, best))
+    return DemoResult(outcomes, best, dense, pruned, exported, name, time.perf_counter() - start)
+
+
+def held_out(bench: Bench, recipe: Recipe, *evaluations: Evaluation) -> list[Evaluation]:
+    """Evaluate the same candidates on held-out text, through the store."""
+    unseen = recipe.model_copy(update={"calibration": HELD_OUT, "tokens": HELD_OUT_TOKENS})
+    engine = LocalEngine(bench.loaded, objective_for(unseen, bench.loaded), bench.store)
+    return [require(engine.evaluate_one(evaluation.candidate)) for evaluation in evaluations]

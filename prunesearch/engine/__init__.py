@@ -1,0 +1,14 @@
+"""Engines turn candidates into evaluations: key, look up, deduplicate, score, store."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from prunesearch.candidate import Evaluation, LayerSubset
+
+
+class Engine(Protocol):
+    """The seam between searching and scoring."""
+
+    def evaluate(self, candidates: Sequence[LayerSubset]) -> AsyncIterator[Evaluation]:
+        """Yield one evaluation per distinct candidate, as each is done; a failed one carries its reason."""
+        ...

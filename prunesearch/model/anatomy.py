@@ -1,0 +1,137 @@
+"""Where the blocks of a model live, as data, and what each of them weighs.
+
+A model type that is not in `FAMILIES` is refused, not guessed: a wrong guess gives a checkpoint that loads and
+computes something else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import ModelError, one_line
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a model type is built.
+
+    Attributes:
+        blocks: path of the `ModuleList` of blocks inside the causal LM.
+        per_layer: config fields that hold one entry a block, where they are set; sliced with the blocks.
+    """
+
+    blocks: str = "model.layers"
+    per_layer: tuple[str, ...] = ()
+
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(per_layer=("layer_types",)),
+    "qwen3": Family(per_layer=("layer_types",)),
+}
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """Look up a model's family.
+
+    Raises:
+        ModelError: the type is not in the table.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise ModelError(
+            f"models of type {config.model_type!r} cannot be pruned yet: "
+            f"this version knows {', '.join(sorted(FAMILIES))}"
+        )
+    if config.model_type in ("qwen2", "mistral") and getattr(config, "use_sliding_window", False):
+        raise ModelError(
+            f"this {config.model_type} model uses sliding-window attention by position "
+            "(use_sliding_window), which dropping layers would shift; it cannot be pruned yet"
+        )
+    return family
+
+
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The model's list of blocks itself, not a copy.
+
+    Raises:
+        ModelError: the type is unknown, or the list is not where the table says.
+    """
+    path = family_of(model.config).blocks
+    blocks = model.get_submodule(path)
+    if not isinstance(blocks, nn.ModuleList) or len(blocks) != model.config.num_hidden_layers:
+        raise ModelError(
+            f"{type(model).__name__} does not keep its {model.config.num_hidden_layers} blocks in {path}: "
+            "its modelling code is not the one this version knows"
+        )
+    return blocks
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Exact parameter counts and bytes, from shapes alone.
+
+    Attributes:
+        block_params: parameters of each block.
+        other_params: everything else (embeddings, final norm, head), tied weights counted once.
+        bytes_per_param: by the precision the checkpoint is stored in.
+    """
+
+    block_params: tuple[int, ...]
+    other_params: int
+    bytes_per_param: int
+
+    def params(self, candidate: LayerSubset | None = None) -> int:
+        """Parameters left by a candidate; of the dense model without one."""
+        gone = candidate.dropped if candidate else ()
+        return self.other_params + sum(self.block_params) - sum(self.block_params[i] for i in gone)
+
+    def bytes(self, candidate: LayerSubset | None = None) -> int:
+        """Bytes of the weights left by a candidate; of the dense model without one."""
+        return self.params(candidate) * self.bytes_per_param
+
+
+def sizes_of(model: PreTrainedModel) -> Sizes:
+    """Count a model's parameters; works on the meta device, where nothing is allocated."""
+    blocks = blocks_of(model)
+    per_block = tuple(sum(p.numel() for p in block.parameters()) for block in blocks)
+    total = sum(p.numel() for p in model.parameters())  # parameters() yields a tied weight once
+    return Sizes(per_block, total - sum(per_block), model.dtype.itemsize)
+
+
+def skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """Build the model on the meta device: shapes without weights.
+
+    Raises:
+        ModelError: transformers has no causal LM for this config.
+    """
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ModelError(f"no causal language model can be built from this config: {one_line(error)}") from None
+    return model
+
+
+def read_config(name: str, **hub: Any) -> PretrainedConfig:  # noqa: ANN401 (passed through to transformers)
+    """Read a model's config from a hub id, a folder, or a bare ``config.json`` without weights.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    path = Path(name)
+    if path.suffix == ".json" and not path.is_file():
+        raise ModelError(f"no config file {name!r}: give a config.json, a model folder or a Hugging Face id")
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(name, **hub)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot read the config of {name!r}: {one_line(error)}") from None
+    return config

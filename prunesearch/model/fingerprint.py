@@ -1,0 +1,74 @@
+"""What a model is, as opposed to where it lies: a digest of its weights and of the settings that change its output."""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+# Config fields that name, place or decorate a model but enter no logit.
+_NOT_NUMERIC = frozenset(
+    [
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "label2id",
+        "finetuning_task",
+        "gguf_file",
+        "initializer_range",
+        "name_or_path",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "prefix",
+        "problem_type",
+        "quantization_config",
+        "return_dict",
+        "task_specific_params",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers_version",
+        "unk_token_id",
+        "use_cache",
+        "vocab_file",
+        "pretraining_tp",
+    ]
+)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Digest weights and numeric config; the same for the same content however it was stored, sharded or named.
+
+    Returns:
+        64 hexadecimal digits of a sha256.
+    """
+    digest = hashlib.sha256(json.dumps(numeric_config(model.config), sort_keys=True).encode())
+    for name, tensor in sorted(_state(model).items()):
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        flat = tensor.detach().to("cpu").contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def numeric_config(config: PretrainedConfig) -> dict[str, Any]:
+    """The config fields that change what a model computes, as plain JSON values."""
+    fields: dict[str, Any] = config.to_dict()
+    kept = {name: value for name, value in fields.items() if name not in _NOT_NUMERIC and value is not None}
+    plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return plain
+
+
+def _state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    if any(p.is_meta for p in model.parameters()):
+        from accelerate.utils import get_state_dict_offloaded_model
+
+        offloaded: dict[str, torch.Tensor] = get_state_dict_offloaded_model(model)
+        return offloaded
+    state: dict[str, torch.Tensor] = model.state_dict()
+    return state

@@ -1,0 +1,135 @@
+"""Loading a causal LM and its tokenizer from a hub id, a folder or a ``.gguf`` file."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from prunesearch.errors import ModelError, one_line
+from prunesearch.model.anatomy import Sizes, blocks_of, family_of, read_config, sizes_of
+from prunesearch.model.fingerprint import fingerprint
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be scored.
+
+    Attributes:
+        name: what the user called it.
+        fingerprint: digest of its content (`model.fingerprint`).
+        sizes: parameters and bytes, dense and of any candidate.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+    sizes: Sizes
+
+    @property
+    def n_layers(self) -> int:
+        """How many blocks the dense model has."""
+        return len(self.sizes.block_params)
+
+
+def load(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a model for scoring, in evaluation mode.
+
+    Args:
+        name: a Hugging Face id, a local folder or a ``.gguf`` file (dequantised).
+        revision: branch, tag or commit of a hub id.
+        dtype: ``bfloat16``, ``float16``, ``float32``, or ``auto``: as stored (a GGUF: bfloat16).
+        device: torch device; default: cuda where there is one, else cpu.
+        device_map: given to accelerate instead of a device, e.g. ``auto``.
+        trust_remote_code: run modelling code that ships with the checkpoint.
+
+    Raises:
+        ModelError: missing, unreadable, cut short or of an unsupported architecture.
+    """
+    source: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    path = name
+    if name.endswith(".gguf"):
+        check_gguf(Path(name))
+        path = str(Path(name).parent)
+        source["gguf_file"] = Path(name).name
+    elif looks_local(name):
+        if not Path(name).is_dir():
+            raise ModelError(f"no model folder or file {name!r}: give a folder, a .gguf file or a Hugging Face id")
+        if not (Path(name) / "config.json").is_file():
+            raise ModelError(f"{name!r} holds no config.json: it is not a Hugging Face checkpoint")
+    else:
+        source["revision"] = revision
+    if "gguf_file" not in source:
+        family_of(read_config(path, **source))  # an unsupported type is refused before its weights are read
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        if "gguf_file" in source:
+            source["quantization_config"] = GgufConfig(dequantize=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=_dtype(dtype, "gguf_file" in source), device_map=device_map, **source
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(f"cannot load model {name!r}: {one_line(error)}") from None
+    if "gguf_file" in source:
+        _forget_gguf(model)
+    if device_map is None:
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.eval()
+    blocks_of(model)
+    return LoadedModel(name, model, tokenizer, fingerprint(model), sizes_of(model))
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model name is meant as a path: it exists, or could not be a hub id (``owner/name`` or ``name``)."""
+    return Path(name).exists() or name.startswith((".", os.sep, "~")) or name.count("/") > 1
+
+
+def check_gguf(path: Path) -> None:
+    """Make sure that a GGUF file is whole before transformers spends minutes on it.
+
+    Raises:
+        ModelError: missing, not a GGUF, or shorter than its own table of tensors says.
+    """
+    import gguf
+
+    if not path.is_file():
+        raise ModelError(f"no model file {str(path)!r}: check the path")
+    try:
+        reader = gguf.GGUFReader(path)
+        end = max(int(t.data_offset) + int(t.n_bytes) for t in reader.tensors)
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise ModelError(f"{str(path)!r} is not a whole GGUF file ({one_line(error)}): download it again") from None
+    if end > path.stat().st_size:
+        missing = end - path.stat().st_size
+        raise ModelError(f"{str(path)!r} is cut short: {missing} bytes are missing; download it again")
+
+
+def _dtype(name: str, is_gguf: bool) -> torch.dtype | str:
+    if name == "auto":
+        return torch.bfloat16 if is_gguf else "auto"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _forget_gguf(model: Any) -> None:  # noqa: ANN401
+    """Make a dequantised GGUF an ordinary checkpoint, which `save_pretrained` refuses it to be otherwise."""
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config

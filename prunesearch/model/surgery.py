@@ -1,0 +1,63 @@
+"""Taking blocks out: for a while, to score a candidate without copying a weight, or for good, to export it.
+
+What a shorter list of blocks needs besides itself: the count in the config, per-layer config lists sliced (masks are
+chosen by position), and each block's `layer_idx` renumbered, because the cache is addressed by it and its sequence
+length is read from index 0.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import InputError
+from prunesearch.model.anatomy import blocks_of, family_of
+
+
+@contextmanager
+def pruned(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[PreTrainedModel]:
+    """Turn `model` into the candidate inside the ``with`` block; the very same blocks are used, none is copied.
+
+    Raises:
+        InputError: the candidate is of a model with another number of blocks.
+    """
+    blocks, lists = blocks_of(model), _per_layer_lists(model)
+    try:
+        remove(model, candidate)
+        yield model
+    finally:
+        _install(model, list(blocks), lists)
+
+
+def remove(model: PreTrainedModel, candidate: LayerSubset) -> PreTrainedModel:
+    """Take the candidate's blocks out of `model` for good and return it.
+
+    Raises:
+        InputError: the candidate is of a model with another number of blocks.
+    """
+    blocks = blocks_of(model)
+    if len(blocks) != candidate.n_layers:
+        raise InputError(f"the candidate is of a model with {candidate.n_layers} layers, this one has {len(blocks)}")
+    kept_of = {name: [values[i] for i in candidate.kept] for name, values in _per_layer_lists(model).items()}
+    _install(model, [blocks[i] for i in candidate.kept], kept_of)
+    return model
+
+
+def _per_layer_lists(model: PreTrainedModel) -> dict[str, list[object]]:
+    """The config's lists with one entry a block, copied."""
+    fields = {name: getattr(model.config, name, None) for name in family_of(model.config).per_layer}
+    return {name: list(values) for name, values in fields.items() if values is not None}
+
+
+def _install(model: PreTrainedModel, blocks: list[nn.Module], per_layer: dict[str, list[object]]) -> None:
+    parent, _, name = family_of(model.config).blocks.rpartition(".")
+    setattr(model.get_submodule(parent), name, nn.ModuleList(blocks))
+    for field, values in per_layer.items():
+        setattr(model.config, field, values)
+    model.config.num_hidden_layers = len(blocks)
+    for position, block in enumerate(blocks):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                setattr(module, "layer_idx", position)  # noqa: B010 (torch types attributes as tensors)

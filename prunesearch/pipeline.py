@@ -1,0 +1,288 @@
+"""The whole story, from a recipe to a verified checkpoint. A newcomer reads `run` first."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunesearch.candidate import Evaluation, LayerSubset
+from prunesearch.engine.local import LocalEngine
+from prunesearch.errors import RunError, StudyError
+from prunesearch.export import Exported, check_destination, export
+from prunesearch.model.anatomy import Sizes
+from prunesearch.model.loading import LoadedModel, load
+from prunesearch.model.surgery import pruned
+from prunesearch.recipe import Recipe, RunOptions, study_name
+from prunesearch.samplers import SAMPLERS
+from prunesearch.scoring.cost import LatencyModel, measure_latency
+from prunesearch.scoring.fitness import Fitness
+from prunesearch.scoring.objectives import CalibrationObjective, Objective
+from prunesearch.scoring.text import token_windows
+from prunesearch.search import Listener, SearchResult, search
+from prunesearch.space import SearchSpace
+from prunesearch.store import studies
+from prunesearch.store.disk import EvaluationStore, check_writable
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found.
+
+    Attributes:
+        dense, best: evaluations of the model as it came and of the study's best candidate.
+        value: the best trial's value.
+        dense_ms, best_ms: measured latency of one prefill, in milliseconds.
+        result: what this run did.
+        seconds: wall time of the whole run.
+    """
+
+    study: str
+    sampler: str
+    trials: int
+    dense: Evaluation
+    best: Evaluation
+    value: float
+    dense_ms: float
+    best_ms: float
+    result: SearchResult
+    sizes: Sizes
+    seconds: float
+
+    def document(self, options: RunOptions) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "study": self.study,
+            "sampler": self.sampler,
+            "storage": options.storage,
+            "trials": self.trials,
+            "value": self.value,
+            "dense": self._evaluation(self.dense, self.dense_ms),
+            "best": self._evaluation(self.best, self.best_ms),
+            **asdict(self.result),
+            "seconds": round(self.seconds, 3),
+        }
+
+    def _evaluation(self, evaluation: Evaluation, latency_ms: float) -> dict[str, Any]:
+        return {
+            "dropped": evaluation.candidate.text,
+            "metrics": dict(evaluation.metrics),
+            "stderr": dict(evaluation.stderr),
+            "cost": {
+                "params": self.sizes.params(evaluation.candidate),
+                "bytes": self.sizes.bytes(evaluation.candidate),
+                "latency_ms": round(latency_ms, 3),
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model on the bench: loaded, with an objective to score it by and a store for what was scored."""
+
+    loaded: LoadedModel
+    objective: Objective
+    engine: LocalEngine
+    store: EvaluationStore
+
+
+def run(recipe: Recipe, options: RunOptions, out: Path, listener: Listener) -> tuple[Outcome, Exported]:
+    """Search, then export and verify the best candidate.
+
+    Raises:
+        PruneSearchError: see `errors`; what was evaluated before is kept.
+    """
+    check_destination(out)
+    with open_bench(recipe, options) as bench:
+        outcome = run_search(bench, recipe, options, listener)
+        return outcome, export(bench.loaded, outcome.best.candidate, out, facts_of(recipe, outcome))
+
+
+@contextmanager
+def open_bench(recipe: Recipe, options: RunOptions) -> Iterator[Bench]:
+    """Load the recipe's model and data; nothing is written before both are known to be good.
+
+    Raises:
+        InputError: the model, the data, the number of layers, or where results shall go.
+    """
+    studies.check_url(options.storage)
+    check_writable(Path(options.cache))
+    loaded = load_for(recipe, options)
+    SearchSpace.parse(loaded.n_layers, recipe.drop, recipe.protect)
+    objective = objective_for(recipe, loaded)
+    with EvaluationStore(options.cache) as store:
+        yield Bench(loaded, objective, LocalEngine(loaded, objective, store), store)
+
+
+def load_for(recipe: Recipe, options: RunOptions) -> LoadedModel:
+    """Load the recipe's model as the options say."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    return load(
+        recipe.model,
+        revision=recipe.revision,
+        dtype=recipe.dtype,
+        device=options.device,
+        device_map=options.device_map,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+
+
+def objective_for(recipe: Recipe, loaded: LoadedModel) -> Objective:
+    """Build the recipe's objective and its data."""
+    if recipe.objective != "task":
+        windows = token_windows(recipe.calibration, loaded.tokenizer, recipe.tokens, recipe.window)
+        return CalibrationObjective(loaded, windows, recipe.objective)
+    from prunesearch.scoring.harness import TaskObjective  # lm-eval takes seconds to import
+
+    return TaskObjective(
+        loaded,
+        recipe.task or "",
+        metric=recipe.metric,
+        data=recipe.task_data,
+        include_path=recipe.include_path,
+        limit=recipe.limit,
+        num_fewshot=recipe.num_fewshot,
+        batch_size=recipe.batch_size,
+    )
+
+
+def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: Listener) -> Outcome:
+    """Make or resume the recipe's study and bring it to the asked number of trials.
+
+    Raises:
+        StudyError: the study belongs to another recipe, model or data.
+        RunError: the dense model, or every candidate, could not be scored.
+    """
+    start = time.perf_counter()
+    space = SearchSpace.parse(bench.loaded.n_layers, recipe.drop, recipe.protect)
+    identity = {
+        **recipe.identity(),
+        "data": bench.objective.digest,
+        "fingerprint": bench.loaded.fingerprint,
+    }
+    storage = studies.open_storage(options.storage, create=True)
+    name = options.study or study_name(recipe)
+    study = studies.create_or_resume(storage, name, recipe, identity, maximize=bench.objective.maximize)
+    dense = require(bench.engine.evaluate_one(LayerSubset.of(space.n_layers)))
+    latency = studies.remembered(study, "latency_model", lambda: bench.engine.latency_model().as_json())
+    fitness = Fitness(
+        bench.objective.metric,
+        bench.objective.maximize,
+        recipe.weights,
+        bench.loaded.sizes,
+        LatencyModel.from_json(latency),
+    )
+    sampler = SAMPLERS[recipe.sampler](space, seed=recipe.seed, population=recipe.population)
+    result = asyncio.run(search(study, sampler, bench.engine, fitness, options.trials, listener))
+    ranked = studies.best_trials(study, 1)
+    if not ranked:
+        reason = studies.last_failure(study)
+        raise RunError(f"none of the {result.failed} candidates could be scored ({reason}); the study {name!r} is kept")
+    best = require(bench.engine.evaluate_one(space.from_params(ranked[0].params)))
+    dense_ms, best_ms = measured_latencies(bench.loaded, best.candidate)
+    return Outcome(
+        study=name,
+        sampler=recipe.sampler,
+        trials=len(study.get_trials(deepcopy=False)),
+        dense=dense,
+        best=best,
+        value=float(ranked[0].values[0]),
+        dense_ms=dense_ms,
+        best_ms=best_ms,
+        result=result,
+        sizes=bench.loaded.sizes,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def require(evaluation: Evaluation) -> Evaluation:
+    """Return an evaluation that succeeded.
+
+    Raises:
+        RunError: it failed.
+    """
+    if evaluation.failure is not None:
+        what = evaluation.candidate.text
+        raise RunError(f"scoring the model without layers {what} failed: {evaluation.failure}")
+    return evaluation
+
+
+def measured_latencies(loaded: LoadedModel, candidate: LayerSubset) -> tuple[float, float]:
+    """Measured milliseconds of one prefill, dense and pruned, one after the other."""
+    dense = measure_latency(loaded.model)
+    with pruned(loaded.model, candidate):
+        return dense, measure_latency(loaded.model)
+
+
+def facts_of(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
+    """What an export's manifest says about the search that chose it."""
+    return {
+        "study": outcome.study,
+        "trials": outcome.trials,
+        "recipe": recipe.model_dump(mode="json"),
+        "metrics": dict(outcome.best.metrics),
+        "dense_metrics": dict(outcome.dense.metrics),
+    }
+
+
+def export_study(name: str, options: RunOptions, out: Path) -> Exported:
+    """Export a study's best candidate.
+
+    Raises:
+        StudyError: no finished trial, or the model is no longer the one that was searched.
+    """
+    check_destination(out)
+    study = studies.load(studies.open_storage(options.storage, create=False), name)
+    recipe = studies.recipe_of(study)
+    ranked = studies.best_trials(study, 1)
+    if not ranked:
+        raise StudyError(f"study {name!r} has no finished trial yet: run its search first")
+    loaded = load_for(recipe, options)
+    if loaded.fingerprint != studies.identity_of(study)["fingerprint"]:
+        raise StudyError(
+            f"model {recipe.model!r} is no longer the one that study {name!r} searched: its weights differ"
+        )
+    candidate = SearchSpace.parse(loaded.n_layers, recipe.drop, recipe.protect).from_params(ranked[0].params)
+    shown = {k: v for k, v in ranked[0].user_attrs.items() if isinstance(v, float)}
+    facts = {"study": name, "recipe": recipe.model_dump(mode="json"), "metrics": shown}
+    return export(loaded, candidate, out, facts)
+
+
+def export_layers(recipe: Recipe, options: RunOptions, dropped: str, out: Path) -> Exported:
+    """Export the recipe's model without the layers that are named, as in ``3,7,12``."""
+    check_destination(out)
+    loaded = load_for(recipe, options)
+    return export(loaded, LayerSubset.parse(dropped, loaded.n_layers), out)
+
+
+def evaluate_model(recipe: Recipe, options: RunOptions, dropped: str) -> dict[str, Any]:
+    """Evaluate the recipe's model, without the layers that are named, on the recipe's objective.
+
+    Returns:
+        Metrics, standard errors and sizes, as JSON values.
+
+    Raises:
+        RunError: it could not be scored.
+    """
+    check_writable(Path(options.cache))
+    loaded = load_for(recipe, options)
+    candidate = LayerSubset.parse(dropped, loaded.n_layers)
+    objective = objective_for(recipe, loaded)
+    with EvaluationStore(options.cache) as store:
+        evaluation = require(LocalEngine(loaded, objective, store).evaluate_one(candidate))
+    # A model's KL to itself says nothing.
+    hidden = () if candidate.dropped else ("kl",)
+    return {
+        "model": recipe.model,
+        "dropped": candidate.text,
+        "metrics": {k: v for k, v in evaluation.metrics.items() if k not in hidden},
+        "stderr": {k: v for k, v in evaluation.stderr.items() if k not in hidden},
+        "params": loaded.sizes.params(candidate),
+        "bytes": loaded.sizes.bytes(candidate),
+        "cached": evaluation.cached,
+    }

@@ -1,0 +1,176 @@
+"""`Recipe` says WHAT is searched and travels with the study and the model; `RunOptions` says HOW and leaves no trace.
+
+A recipe's identity (`Recipe.identity`) names every choice that changes the sequence of trials or their values. Paths
+are not part of it: the engine adds the content of model and data as digests.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prunesearch.errors import InputError, UnknownNameError
+
+SAMPLERS = ("pso", "woa")
+OBJECTIVES = ("kl", "perplexity", "task")
+BUILTIN_TEXT = "builtin"
+"""Name of the calibration text every machine has (see `scoring.text`)."""
+
+# Where things are, as opposed to what they are: the engine replaces these by digests of their content.
+_LOCATIONS = ("model", "revision", "calibration", "task_data", "include_path", "trust_remote_code")
+
+
+class Weights(BaseModel):
+    """Weights of the weighted sum that trials are ranked by (Ratsapa et al. 2025: accuracy, size, inference time)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    quality: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    size: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    latency: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``quality=1,size=0.2,latency=0``; what is not named keeps its default.
+
+        Raises:
+            InputError: an unknown weight name or a value that is not a number >= 0.
+        """
+        values: dict[str, float] = {}
+        for part in filter(None, (piece.strip() for piece in text.split(","))):
+            name, _, number = part.partition("=")
+            if name not in cls.model_fields:
+                raise UnknownNameError("weight", name, cls.model_fields)
+            try:
+                values[name] = float(number)
+            except ValueError:
+                raise InputError(f"weight {name} needs a number, got {number!r}; write {name}=0.5") from None
+        return validated(cls, values)
+
+
+class Recipe(BaseModel):
+    """A search, completely described. Unknown keys are refused with the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    """Hugging Face id, local folder or ``.gguf`` file."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hugging Face id."""
+    trust_remote_code: bool = False
+    """Run modelling code that ships with the checkpoint."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Precision that the weights are loaded in and scored with; ``auto``: as stored."""
+
+    drop: str
+    """How many blocks to drop: ``8`` or ``25%`` (rounded to the nearest whole block)."""
+    protect: str = ""
+    """Blocks that stay: ``first:1,last:1``, single indices and ranges (``0,5-8``), mixed."""
+
+    sampler: Literal["pso", "woa"] = "pso"
+    population: Annotated[int, Field(ge=2, le=1024)] = 16
+    """Particles or whales: trials per generation."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    objective: Literal["kl", "perplexity", "task"] = "kl"
+    weights: Weights = Weights()
+    calibration: str = BUILTIN_TEXT
+    """Text for ``kl`` and ``perplexity``: a text or JSONL file, a dataset (``id[:config[:split]]``) or ``builtin``."""
+    tokens: Annotated[int, Field(ge=16)] = 1024
+    """How many calibration tokens are scored."""
+    window: Annotated[int, Field(ge=16)] = 256
+    """Length of one calibration sequence, in tokens."""
+
+    task: str | None = None
+    """An lm-eval task or group, for the objective ``task``."""
+    task_data: str | None = None
+    """A local .jsonl[.gz|.bz2] file that replaces the task's own data."""
+    include_path: str | None = None
+    """A folder with task YAML files of one's own."""
+    metric: str | None = None
+    """The task's metric; default: acc_norm where the task has it, else its first."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """How many documents of the task are used; default: all."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Sequences per forward pass of a task. It is part of the recipe because it changes bfloat16 sums."""
+
+    @model_validator(mode="after")
+    def _objective_has_its_data(self) -> Self:
+        if self.objective == "task" and not self.task:
+            raise ValueError("objective 'task' needs --task NAME, e.g. --task hellaswag")
+        if self.objective != "task" and self.task:
+            raise ValueError(f"--task {self.task} goes with --objective task, not {self.objective}")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Every choice that determines the trials, except where model and data lie, as plain JSON values."""
+        return self.model_dump(mode="json", exclude=set(_LOCATIONS))
+
+
+class RunOptions(BaseModel):
+    """How a recipe is run; nothing here changes a result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    storage: str = "sqlite:///storage/study.db"
+    """Optuna RDB URL."""
+    cache: str = "storage/cache"
+    """Folder of the evaluation cache."""
+    study: str | None = None
+    """Name of the study; default: made from the recipe."""
+    trials: Annotated[int, Field(ge=1)] = 200
+    """How many trials the study shall have in all."""
+    device: str | None = None
+    """Torch device; default: cuda where there is one, else cpu."""
+    device_map: str | None = None
+    """Passed to accelerate, e.g. ``auto``, for models larger than one device."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Torch CPU threads; default: torch's own choice."""
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], values: dict[str, Any]) -> Model:
+    """Build a pydantic model and turn its complaints into one line.
+
+    Raises:
+        UnknownNameError: a key that the model does not have.
+        InputError: a value it does not accept.
+    """
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UnknownNameError(f"{model.__name__.lower()} key", name, model.model_fields) from None
+        if first["type"] == "literal_error" and isinstance(first["input"], str):
+            choices = re.findall(r"'([^']+)'", first.get("ctx", {}).get("expected", ""))
+            raise UnknownNameError(name, first["input"], choices) from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{name} = {first['input']!r}: {message}" if name else message) from None
+
+
+def differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """Name what differs between two identities, as ``tokens: 1024 in the study, 2048 now``."""
+    return [
+        f"{name}: {stored.get(name)!r} in the study, {asked.get(name)!r} now"
+        for name in sorted({*stored, *asked})
+        if stored.get(name) != asked.get(name)
+    ]
+
+
+def slug(text: str, limit: int = 60) -> str:
+    """A short name that is safe in file names, URLs and shells."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:limit] or "model"
+
+
+def study_name(recipe: Recipe) -> str:
+    """The name of the study that the recipe's command makes and resumes."""
+    what = recipe.task if recipe.objective == "task" and recipe.task else recipe.objective
+    model = Path(recipe.model).name.removesuffix(".gguf") if recipe.model else "model"
+    parts = [slug(model), f"drop{recipe.drop.replace('%', 'pct')}", slug(what), recipe.sampler]
+    return "-".join(parts) + (f"-s{recipe.seed}" if recipe.seed else "")

@@ -1,0 +1,192 @@
+"""What commands print: each function turns one command's JSON document into tables and lines."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.table import Table
+
+from prunesearch.report.tables import dense_against_pruned, gib, label, number, table
+
+Document = Mapping[str, Any]
+Parts = list[Table | str]
+
+
+def search(document: Document) -> Parts:
+    """The winner against the dense model, what the run cost, and what to do next."""
+    best, study = document["best"], document["study"]
+    return [
+        dense_against_pruned(
+            f"{study}: best of {document['trials']} trials drops layers {best['dropped']}",
+            {**document["dense"]["metrics"], **document["dense"]["cost"]},
+            {**best["metrics"], **best["cost"]},
+            best["stderr"],
+        ),
+        _run_line(document),
+        _next(
+            f"prunesearch export {study} --out {study}{_storage_flag(document)}",
+            f"prunesearch study show {study}{_storage_flag(document)}",
+            f"optuna-dashboard {document['storage']}",
+        ),
+    ]
+
+
+def exported(document: Document) -> Parts:
+    """Where the checkpoint is and how it was verified."""
+    check = document["verification"]
+    return [
+        f"exported {document['folder']}: {number('params', document['params'])} parameters, "
+        f"{number('bytes', document['bytes'])} bytes, without layers {document['dropped']}",
+        "verified: reloaded with plain from_pretrained; "
+        f"logits differ by {check['prefill_difference']:.3g} (prompt) and {check['decode_difference']:.3g} (cached "
+        f"decoding), {check['greedy_tokens']} greedy tokens are equal",
+        f"it says: {' '.join(check['generated'].split())}",
+    ]
+
+
+def searched_and_exported(document: Document) -> Parts:
+    """A whole run."""
+    return [*search(document), *exported(document["export"])]
+
+
+def demo(document: Document) -> Parts:
+    """The demo's final screen."""
+    best, export = document["best"], document["export"]
+    runs = [
+        (
+            run["sampler"],
+            f"{run['value']:.4f}",
+            run["best"]["dropped"],
+            run["trials"],
+            run["computed"],
+            run["hits"],
+            f"{run['seconds']:.0f}",
+        )
+        for run in document["searches"]
+    ]
+    return [
+        table(
+            "Searches (one store: what one sampler scored, the next finds)",
+            ("sampler", "best KL", "layers dropped", "trials", "evaluated", "cache hits", "seconds"),
+            runs,
+        ),
+        dense_against_pruned(
+            f"Dense against pruned: layers {best['dropped']} dropped", document["dense"], document["pruned"]
+        ),
+        f"wall time {document['seconds']:.0f} s",
+        *exported(export),
+        _next(
+            f"optuna-dashboard {document['storage']}",
+            f"prunesearch evaluate {export['folder']} --calibration builtin-held-out",
+            f"prunesearch search {document['model']} --drop 25% --trials 300{_storage_flag(document)}"
+            f"{'' if document['cache'] == 'storage/cache' else ' --cache ' + document['cache']}",
+        ),
+    ]
+
+
+def evaluation(document: Document) -> Parts:
+    """Metrics with standard errors."""
+    rows = []
+    for name, value in document["metrics"].items():
+        error = document["stderr"].get(name)
+        rows.append((label(name), number(name, value), "-" if error is None else number(name, error)))
+    rows.append((label("params"), number("params", document["params"]), "-"))
+    rows.append((label("bytes"), number("bytes", document["bytes"]), "-"))
+    title = document["model"]
+    if document["dropped"] != "none":
+        title += f" without layers {document['dropped']}"
+    return [
+        table(title, ("", "value", "standard error"), rows),
+        "from the cache" if document["cached"] else "",
+    ]
+
+
+def inventory(document: Document) -> Parts:
+    """Parameters and bytes per block; equal neighbours share a line."""
+
+    def weight(block: Document) -> tuple[Any, ...]:
+        return tuple(block[name] for name in ("params", "attention", "mlp", "bytes"))
+
+    rows = []
+    for (params, attention, mlp, size), group in groupby(document["blocks"], key=weight):
+        indices = [block["index"] for block in group]
+        span = str(indices[0]) if len(indices) == 1 else f"{indices[0]}-{indices[-1]}"
+        rows.append((span, f"{params:,}", f"{attention:,}", f"{mlp:,}", gib(size)))
+    other = document["params"] - sum(block["params"] for block in document["blocks"])
+    other_bytes = document["bytes"] - sum(block["bytes"] for block in document["blocks"])
+    rows.append(("other", f"{other:,}", "", "", gib(other_bytes)))
+    rows.append(("total", f"{document['params']:,}", "", "", gib(document["bytes"])))
+    title = f"{document['model']}: {len(document['blocks'])} blocks (from its {document['source']})"
+    return [table(title, ("block (each)", "parameters", "attention", "MLP", "size"), rows)]
+
+
+def study_list(document: Sequence[Document]) -> Parts:
+    """One line per study."""
+    columns = (
+        "study",
+        "objective",
+        "drop",
+        "sampler",
+        "trials",
+        "running",
+        "failed",
+        "best",
+        "layers dropped",
+    )
+    rows = [
+        (
+            s["name"],
+            s["objective"],
+            s["drop"],
+            s["sampler"],
+            s["trials"],
+            s["running"],
+            s["failed"],
+            "-" if s["best_value"] is None else f"{s['best_value']:.4f}",
+            s["best_dropped"] or "-",
+        )
+        for s in document
+    ]
+    return [table("Studies", columns, rows)] if rows else ["no studies yet: run prunesearch search"]
+
+
+def study_show(document: Document) -> Parts:
+    """A study's recipe and best trials."""
+    shown = {name: value for name, value in document["recipe"].items() if value not in (None, "", False)}
+    names = [name for name in document["best"][0]["attributes"] if name != "dropped"] if document["best"] else []
+    rows = [
+        (t["number"], f"{t['value']:.4f}", t["dropped"], *(t["attributes"].get(name, "-") for name in names))
+        for t in document["best"]
+    ]
+    return [
+        table(document["name"], ("recipe", ""), shown.items()),
+        f"{document['trials']} trials finished, {document['running']} running, {document['failed']} failed",
+        table("Best trials", ("trial", "value", "layers dropped", *map(label, names)), rows),
+    ]
+
+
+def study_best(document: Document) -> Parts:
+    """The layers alone, for scripts."""
+    return [str(document["dropped"])]
+
+
+def study_rm(document: Document) -> Parts:
+    """What is gone."""
+    return [f"deleted {document['deleted']} ({document['trials']} trials); its evaluations stay in the cache"]
+
+
+def _run_line(document: Document) -> str:
+    failed = f", {document['failed']} failed" if document["failed"] else ""
+    adopted = f", {document['adopted']} adopted from a killed run" if document["adopted"] else ""
+    return (
+        f"this run: {document['computed']} evaluated, {document['hits']} cache hits{failed}{adopted}, "
+        f"{document['seconds']:.0f} s"
+    )
+
+
+def _storage_flag(document: Document) -> str:
+    return "" if document["storage"] == "sqlite:///storage/study.db" else f" --storage {document['storage']}"
+
+
+def _next(*commands: str) -> str:
+    return "\n".join(["next:", *(f"  {command}" for command in commands)])

@@ -1,0 +1,1 @@
+"""Scoring: what a candidate's quality, size and speed are."""

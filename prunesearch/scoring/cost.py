@@ -1,0 +1,126 @@
+"""Time: per-block latencies measured once, from which any candidate's is predicted, and the real thing for winners.
+
+Sizes are exact and come from `model.anatomy.Sizes`.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.model.anatomy import blocks_of
+
+TOKENS = 256
+"""Length of the one sequence whose prefill is timed."""
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Milliseconds of one prefill of `TOKENS` tokens, by part.
+
+    Attributes:
+        block_ms: each block's share.
+        other_ms: embeddings, final norm and head.
+    """
+
+    block_ms: tuple[float, ...]
+    other_ms: float
+
+    def predict(self, candidate: LayerSubset | None = None) -> float:
+        """Latency of a candidate in milliseconds; of the dense model without one."""
+        gone = candidate.dropped if candidate else ()
+        return self.other_ms + sum(self.block_ms) - sum(self.block_ms[i] for i in gone)
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Self:
+        """Read what `as_json` wrote."""
+        return cls(tuple(stored["block_ms"]), stored["other_ms"])
+
+
+@torch.inference_mode()
+def measure_latency_model(model: PreTrainedModel, repeats: int = 7) -> LatencyModel:
+    """Time each block inside whole forward passes, by hooks.
+
+    Blocks with equal parameter shapes do equal work, so they share their median: what is left between them is noise.
+    """
+    blocks = blocks_of(model)
+    ids = _input(model)
+    spent: list[list[float]] = [[] for _ in blocks]
+    started: dict[int, float] = {}
+
+    def before(index: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:  # noqa: ANN401
+            started[index] = _now(model)
+
+        return hook
+
+    def after(index: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:  # noqa: ANN401
+            spent[index].append(_now(model) - started[index])
+
+        return hook
+
+    hooks = [b.register_forward_pre_hook(before(i)) for i, b in enumerate(blocks)]
+    hooks += [b.register_forward_hook(after(i)) for i, b in enumerate(blocks)]
+    try:
+        totals = [_time_forward(model, ids) for _ in range(repeats + 2)][2:]
+    finally:
+        for handle in hooks:
+            handle.remove()
+    by_shape: dict[tuple[object, ...], list[float]] = {}
+    for block, times in zip(blocks, spent, strict=True):
+        by_shape.setdefault(_shape(block), []).extend(times[2:])
+    block_ms = tuple(round(1000 * statistics.median(by_shape[_shape(block)]), 4) for block in blocks)
+    other_ms = max(0.0, 1000 * statistics.median(totals) - sum(block_ms))
+    return LatencyModel(block_ms, round(other_ms, 4))
+
+
+@torch.inference_mode()
+def measure_latency(model: PreTrainedModel, repeats: int = 9) -> float:
+    """Median time of one prefill of `TOKENS` tokens, in milliseconds."""
+    ids = _input(model)
+    _time_forward(model, ids)
+    return 1000 * statistics.median(_time_forward(model, ids) for _ in range(repeats))
+
+
+def machine(model: PreTrainedModel) -> str:
+    """Name the hardware and thread count that a latency holds for."""
+    if model.device.type == "cuda":
+        return str(torch.cuda.get_device_name(model.device))
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{name or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _input(model: PreTrainedModel) -> torch.Tensor:
+    vocabulary = int(model.config.vocab_size)
+    return (torch.arange(TOKENS, device=model.device) * 7919 % vocabulary)[None]
+
+
+def _time_forward(model: PreTrainedModel, ids: torch.Tensor) -> float:
+    start = _now(model)
+    model(input_ids=ids, use_cache=False)
+    return _now(model) - start
+
+
+def _now(model: PreTrainedModel) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def _shape(block: nn.Module) -> tuple[object, ...]:
+    return tuple((name, tuple(p.shape)) for name, p in block.named_parameters())

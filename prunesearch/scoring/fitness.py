@@ -1,0 +1,54 @@
+"""The weighted sum that trials are ranked by; the one place where the sign of quality is turned.
+
+Ratsapa et al. 2025 rank a pruned model by accuracy, size and inference time. Here, with s = (bytes saved) / (dense
+bytes) and t = (predicted time saved) / (dense time):
+
+    value = quality * metric + sign * (size * s + latency * t)
+
+with sign = +1 where more of the metric is better (tasks; the study maximises) and -1 where less is (KL, perplexity;
+the study minimises). With the default weights the value is the metric itself.
+"""
+
+from dataclasses import dataclass
+
+from prunesearch.candidate import Evaluation, LayerSubset
+from prunesearch.model.anatomy import Sizes
+from prunesearch.recipe import Weights
+from prunesearch.scoring.cost import LatencyModel
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """Ranks evaluations of one objective on one model.
+
+    Attributes:
+        metric: the quality metric.
+        maximize: whether more of it is better; also the study's direction.
+    """
+
+    metric: str
+    maximize: bool
+    weights: Weights
+    sizes: Sizes
+    latency: LatencyModel
+
+    def value(self, evaluation: Evaluation) -> float:
+        """The number Optuna optimises."""
+        candidate = evaluation.candidate
+        size_saved = 1 - self.sizes.bytes(candidate) / self.sizes.bytes()
+        time_saved = 1 - self.latency.predict(candidate) / self.latency.predict()
+        saved = self.weights.size * size_saved + self.weights.latency * time_saved
+        quality = self.weights.quality * evaluation.metrics[self.metric]
+        return quality + saved if self.maximize else quality - saved
+
+    def better(self, value: float, than: float) -> bool:
+        """Whether one value beats another."""
+        return value > than if self.maximize else value < than
+
+    def costs(self, candidate: LayerSubset) -> dict[str, float]:
+        """What is known of a candidate without scoring it."""
+        return {
+            "params": self.sizes.params(candidate),
+            "bytes": self.sizes.bytes(candidate),
+            "latency_ms": round(self.latency.predict(candidate), 3),
+        }

@@ -1,0 +1,1 @@
+"""What outlives a run: evaluations by content (`keys`, `disk`) and studies (`studies`). No torch here."""

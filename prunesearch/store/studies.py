@@ -1,0 +1,224 @@
+"""Studies in an Optuna RDB: opening the database, finding a study, and holding it to the recipe that made it."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from prunesearch.errors import StorageError, StudyError, UnknownNameError, one_line
+from prunesearch.recipe import Recipe, differences
+
+RECIPE_ATTR = "recipe"
+IDENTITY_ATTR = "identity"
+_SCHEMES = ("mysql", "postgresql", "sqlite")
+
+
+def check_url(url: str) -> None:
+    """Refuse a storage URL that no database could stand behind, before anything is written.
+
+    Raises:
+        StorageError: not a URL, or of an unknown kind of database.
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except ArgumentError:
+        raise StorageError(f"--storage {url!r} is not a URL: write sqlite:///storage/study.db") from None
+    if parsed.get_backend_name() not in _SCHEMES:
+        raise StorageError(
+            f"--storage {url!r}: unknown database {parsed.get_backend_name()!r}; use sqlite:///FILE or "
+            "postgresql+psycopg://USER@HOST/DATABASE"
+        )
+
+
+def open_storage(url: str, *, create: bool) -> RDBStorage:
+    """Open the database of studies.
+
+    Args:
+        create: make the file or tables if they are not there; else a missing SQLite file is an error.
+
+    Raises:
+        StorageError: unknown URL, missing file, no access, or a schema of a newer Optuna.
+    """
+    check_url(url)
+    parsed = sqlalchemy.make_url(url)
+    file = Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if file is not None and str(file) != ":memory:":
+        options = {"connect_args": {"timeout": 60}}
+        if not file.exists() and not create:
+            raise StorageError(f"no study database {str(file)!r}: run prunesearch search first, or give --storage")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot write to {str(file.parent)!r}: {error.strerror}") from None
+    try:
+        return RDBStorage(url, engine_kwargs=options)
+    except (SQLAlchemyError, NoSuchModuleError) as error:
+        raise StorageError(f"cannot open --storage {url!r}: {one_line(error)}") from None
+    except ImportError:
+        raise StorageError(
+            f"--storage {url!r} needs a driver: pip install 'prunesearch[postgres]' and write postgresql+psycopg://"
+        ) from None
+    except RuntimeError:
+        raise StorageError(
+            f"--storage {url!r} was made by another version of Optuna: upgrade prunesearch, "
+            f"or run: optuna storage upgrade --storage {url}"
+        ) from None
+
+
+def create_or_resume(
+    storage: RDBStorage, name: str, recipe: Recipe, identity: dict[str, Any], *, maximize: bool
+) -> Study:
+    """Open the recipe's study, making it the first time.
+
+    Args:
+        identity: all that determines the trials: `Recipe.identity` and the digests of model and data.
+
+    Raises:
+        StudyError: a study of that name was made with another recipe, model or data.
+    """
+    if name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+        stored = study.user_attrs.get(IDENTITY_ATTR)
+        if stored is None:
+            raise StudyError(f"study {name!r} was not made by prunesearch: choose another name with --study")
+        if differing := differences(json.loads(stored), identity):
+            raise StudyError(
+                f"study {name!r} was made with another recipe ({'; '.join(differing)}): "
+                "use the same settings to resume it, or --study NAME for a new one"
+            )
+        return study
+    study = optuna.create_study(storage=storage, study_name=name, direction="maximize" if maximize else "minimize")
+    study.set_user_attr(RECIPE_ATTR, recipe.model_dump_json())
+    # Last, because a study without it is taken for somebody else's.
+    study.set_user_attr(IDENTITY_ATTR, json.dumps(identity, sort_keys=True))
+    return study
+
+
+def load(storage: RDBStorage, name: str) -> Study:
+    """Open an existing study.
+
+    Raises:
+        UnknownNameError: there is none of that name; the nearest is suggested.
+    """
+    names = optuna.get_all_study_names(storage)
+    if name not in names:
+        raise UnknownNameError("study", name, names)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def recipe_of(study: Study) -> Recipe:
+    """The recipe that a study was made with.
+
+    Raises:
+        StudyError: the study holds none.
+    """
+    text = study.user_attrs.get(RECIPE_ATTR)
+    if text is None:
+        raise StudyError(f"study {study.study_name!r} holds no recipe: it was not made by prunesearch")
+    return Recipe.model_validate_json(text)
+
+
+def identity_of(study: Study) -> dict[str, Any]:
+    """All that determines the study's trials, digests of model and data included.
+
+    Raises:
+        StudyError: the study holds none.
+    """
+    recipe_of(study)
+    identity: dict[str, Any] = json.loads(study.user_attrs[IDENTITY_ATTR])
+    return identity
+
+
+def remembered(study: Study, name: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 (any JSON value)
+    """A value that is made when the study is new and stays the same ever after."""
+    if name not in study.user_attrs:
+        study.set_user_attr(name, json.dumps(make()))
+    return json.loads(study.user_attrs[name])
+
+
+def last_failure(study: Study) -> str:
+    """Why the study's latest failed trial failed."""
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return str(failed[-1].user_attrs.get("failure", "no reason was kept")) if failed else "none failed"
+
+
+def delete(storage: RDBStorage, name: str) -> None:
+    """Delete a study and its trials; evaluations stay in the cache.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    load(storage, name)
+    optuna.delete_study(study_name=name, storage=storage)
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """One line of `prunesearch study list`."""
+
+    name: str
+    model: str
+    objective: str
+    drop: str
+    sampler: str
+    trials: int
+    running: int
+    failed: int
+    best_value: float | None
+    best_dropped: str | None
+    started: datetime | None
+
+
+def summarise(study: Study) -> StudySummary:
+    """Count a study's trials and find its best.
+
+    Raises:
+        StudyError: the study holds no recipe.
+    """
+    recipe = recipe_of(study)
+    trials = study.get_trials(deepcopy=False)
+    best = best_trials(study, 1)
+    return StudySummary(
+        name=study.study_name,
+        model=recipe.model,
+        objective=recipe.task or recipe.objective,
+        drop=recipe.drop,
+        sampler=recipe.sampler,
+        trials=sum(t.state == TrialState.COMPLETE for t in trials),
+        running=sum(t.state == TrialState.RUNNING for t in trials),
+        failed=sum(t.state == TrialState.FAIL for t in trials),
+        best_value=best[0].value if best else None,
+        best_dropped=best[0].user_attrs.get("dropped") if best else None,
+        started=min((t.datetime_start for t in trials if t.datetime_start), default=None),
+    )
+
+
+def summaries(storage: RDBStorage) -> list[StudySummary]:
+    """Every study that prunesearch made, by name."""
+    studies = [optuna.load_study(study_name=n, storage=storage) for n in optuna.get_all_study_names(storage)]
+    return [summarise(study) for study in studies if RECIPE_ATTR in study.user_attrs]
+
+
+def best_trials(study: Study, count: int) -> Sequence[FrozenTrial]:
+    """The study's best finished trials, best first; ties go to the earlier one."""
+    sign = -1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1.0
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ranked = sorted((sign * t.value, t.number, t) for t in done if t.value is not None)
+    return [trial for _, _, trial in ranked[:count]]
+
+
+def trial_document(trial: FrozenTrial) -> dict[str, Any]:
+    """A finished trial as JSON values."""
+    dropped = trial.user_attrs.get("dropped", "")
+    attributes = {name: value for name, value in trial.user_attrs.items() if name != "dropped"}
+    return {"number": trial.number, "value": trial.value, "dropped": dropped, "attributes": attributes}

@@ -1,0 +1,1 @@
+"""The algorithms, on numpy alone: `pso` and `woa` propose subsets, `moves` is what both are made of."""
