@@ -266,8 +266,9 @@ def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
     _quiet_optuna()
     database = studies.open_storage(storage, create=False)
     summary = studies.summarise(studies.load(database, name))
-    if not yes:
-        click.confirm(f"Delete study {name} with {summary.trials} trials?", abort=True, err=True)
+    if not yes and not click.confirm(f"Delete study {name} with {summary.trials} trials?", err=True):
+        click.echo("nothing was deleted", err=True)
+        return
     studies.delete(database, name)
     _emit(as_json, {"deleted": name, "trials": summary.trials}, render.study_rm)
 
@@ -357,7 +358,7 @@ def main() -> None:
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
-        _fail(f"error: {one_line(error) if error.message else error.format_message()}", 2)
+        _fail(f"error: {' '.join(error.format_message().split())}", 2)
     except InputError as error:
         _fail(f"error: {error}", 2)
     except (RunError, PruneSearchError) as error:

@@ -20,6 +20,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import StorageError, VerificationError, one_line
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import pruned
+from prunesearch.store.disk import check_writable
 
 MANIFEST = "prunesearch.json"
 GREEDY_TOKENS = 50
@@ -91,7 +92,6 @@ def export(loaded: LoadedModel, candidate: LayerSubset, out: Path, facts: Mappin
         exported = Exported(out, candidate, sizes.params(candidate), sizes.bytes(candidate), verification)
         _write_manifest(scratch, loaded, exported, facts or {})
         _sync(scratch)
-        scratch.chmod(0o755)
         if out.exists():
             out.rmdir()
         scratch.rename(out)
@@ -103,13 +103,14 @@ def export(loaded: LoadedModel, candidate: LayerSubset, out: Path, facts: Mappin
 
 
 def check_destination(out: Path) -> None:
-    """Refuse a destination that holds something.
+    """Refuse a destination that holds something or cannot be written, before any work is done.
 
     Raises:
-        StorageError: it is a file, or a folder that is not empty.
+        StorageError: it is a file, a folder that is not empty, or nothing can be written there.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StorageError(f"--out {str(out)!r} is not empty: choose a new folder, or empty it first")
+    check_writable(out)
 
 
 @torch.inference_mode()
@@ -213,6 +214,7 @@ greedily generated tokens. Details: `{MANIFEST}`.
 def _sync(folder: Path) -> None:
     """Bring every file and the folder itself to disk before the rename makes them visible."""
     for path in [*folder.rglob("*"), folder]:
+        path.chmod(0o755 if path.is_dir() else 0o644)  # the temporary folder was private
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -162,8 +162,8 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
     space = SearchSpace.parse(bench.loaded.n_layers, recipe.drop, recipe.protect)
     identity = {
         **recipe.identity(),
-        "data": bench.objective.digest,
-        "fingerprint": bench.loaded.fingerprint,
+        "data content": bench.objective.digest,
+        "model content": bench.loaded.fingerprint,
     }
     storage = studies.open_storage(options.storage, create=True)
     name = options.study or study_name(recipe)
@@ -243,7 +243,7 @@ def export_study(name: str, options: RunOptions, out: Path) -> Exported:
     if not ranked:
         raise StudyError(f"study {name!r} has no finished trial yet: run its search first")
     loaded = load_for(recipe, options)
-    if loaded.fingerprint != studies.identity_of(study)["fingerprint"]:
+    if loaded.fingerprint != studies.identity_of(study)["model content"]:
         raise StudyError(
             f"model {recipe.model!r} is no longer the one that study {name!r} searched: its weights differ"
         )

@@ -155,9 +155,13 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
 
 
 def differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """Name what differs between two identities, as ``tokens: 1024 in the study, 2048 now``."""
+    """Name what differs between two identities, as ``tokens: 1024 in the study, 2048 now``; digests are cut short."""
+
+    def show(value: object) -> str:
+        return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
+
     return [
-        f"{name}: {stored.get(name)!r} in the study, {asked.get(name)!r} now"
+        f"{name}: {show(stored.get(name))} in the study, {show(asked.get(name))} now"
         for name in sorted({*stored, *asked})
         if stored.get(name) != asked.get(name)
     ]

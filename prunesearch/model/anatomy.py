@@ -133,5 +133,6 @@ def read_config(name: str, **hub: Any) -> PretrainedConfig:  # noqa: ANN401 (pas
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(name, **hub)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot read the config of {name!r}: {one_line(error)}") from None
+        where = "" if path.exists() else ", which is no local folder or file either"
+        raise ModelError(f"cannot read the config of {name!r}{where}: {one_line(error)}") from None
     return config

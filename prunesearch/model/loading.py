@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -14,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from prunesearch.errors import ModelError, one_line
+from prunesearch.errors import InputError, ModelError, one_line
 from prunesearch.model.anatomy import Sizes, blocks_of, family_of, read_config, sizes_of
 from prunesearch.model.fingerprint import fingerprint
 
@@ -63,6 +64,7 @@ def load(
     Raises:
         ModelError: missing, unreadable, cut short or of an unsupported architecture.
     """
+    place = _device(device)
     source: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     path = name
     if name.endswith(".gguf"):
@@ -85,12 +87,12 @@ def load(
         model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=_dtype(dtype, "gguf_file" in source), device_map=device_map, **source
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"cannot load model {name!r}: {one_line(error)}") from None
     if "gguf_file" in source:
         _forget_gguf(model)
     if device_map is None:
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.to(place)
     model.eval()
     blocks_of(model)
     return LoadedModel(name, model, tokenizer, fingerprint(model), sizes_of(model))
@@ -119,6 +121,16 @@ def check_gguf(path: Path) -> None:
     if end > path.stat().st_size:
         missing = end - path.stat().st_size
         raise ModelError(f"{str(path)!r} is cut short: {missing} bytes are missing; download it again")
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = "no such device type" if "device type" in str(error) else one_line(error).partition(".")[0]
+        raise InputError(f"--device {name!r} cannot be used here ({reason}): try cpu or cuda") from None
+    return device
 
 
 def _dtype(name: str, is_gguf: bool) -> torch.dtype | str:

@@ -153,6 +153,7 @@ def study_list(document: Sequence[Document]) -> Parts:
 def study_show(document: Document) -> Parts:
     """A study's recipe and best trials."""
     shown = {name: value for name, value in document["recipe"].items() if value not in (None, "", False)}
+    shown["weights"] = ",".join(f"{name}={value:g}" for name, value in shown["weights"].items())
     names = [name for name in document["best"][0]["attributes"] if name != "dropped"] if document["best"] else []
     rows = [
         (t["number"], f"{t['value']:.4f}", t["dropped"], *(t["attributes"].get(name, "-") for name in names))

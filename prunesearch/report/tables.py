@@ -64,4 +64,4 @@ def number(metric: str, value: float) -> str:
 
 def gib(size: float) -> str:
     """Bytes as GiB (2^30)."""
-    return f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**30:.{2 if size >= 2**30 else 3}f} GiB"

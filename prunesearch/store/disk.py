@@ -10,6 +10,7 @@ import json
 import os
 import sqlite3
 import stat
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -155,14 +156,16 @@ class EvaluationStore:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that could not be made or written, without making it.
+    """Refuse a folder that could not be made or written, and leave nothing behind.
 
     Raises:
-        StorageError: its nearest existing parent is a file or is not writable.
+        StorageError: nothing can be written to it, or to its nearest existing parent.
     """
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise StorageError(f"cannot write to {str(folder)!r}: {str(parent)!r} is not a writable folder")
+    try:
+        tempfile.TemporaryDirectory(prefix=".prunesearch-", dir=parent).cleanup()
+    except OSError as error:
+        raise StorageError(f"cannot write to {str(folder)!r} ({error.strerror}): choose another folder") from None
 
 
 def _checksum(digest: str, body: str) -> str:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from prunesearch.errors import StorageError, StudyError, UnknownNameError, one_line
 from prunesearch.recipe import Recipe, differences
+from prunesearch.store.disk import check_writable
 
 RECIPE_ATTR = "recipe"
 IDENTITY_ATTR = "identity"
@@ -26,7 +27,7 @@ def check_url(url: str) -> None:
     """Refuse a storage URL that no database could stand behind, before anything is written.
 
     Raises:
-        StorageError: not a URL, or of an unknown kind of database.
+        StorageError: not a URL, of an unknown kind of database, or a file that could not be written.
     """
     try:
         parsed = sqlalchemy.make_url(url)
@@ -37,6 +38,16 @@ def check_url(url: str) -> None:
             f"--storage {url!r}: unknown database {parsed.get_backend_name()!r}; use sqlite:///FILE or "
             "postgresql+psycopg://USER@HOST/DATABASE"
         )
+    if file := sqlite_file(url):
+        check_writable(file.parent)
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file behind a SQLite URL; None for servers and for databases in memory."""
+    parsed = sqlalchemy.make_url(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(str(parsed.database))
 
 
 def open_storage(url: str, *, create: bool) -> RDBStorage:
@@ -49,10 +60,8 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
         StorageError: unknown URL, missing file, no access, or a schema of a newer Optuna.
     """
     check_url(url)
-    parsed = sqlalchemy.make_url(url)
-    file = Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
     options: dict[str, Any] = {"pool_pre_ping": True}
-    if file is not None and str(file) != ":memory:":
+    if file := sqlite_file(url):
         options = {"connect_args": {"timeout": 60}}
         if not file.exists() and not create:
             raise StorageError(f"no study database {str(file)!r}: run prunesearch search first, or give --storage")

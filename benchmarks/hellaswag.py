@@ -1,0 +1,87 @@
+"""Does a search on HellaSwag work as in the source paper, and does a second sampler profit from the first's store?
+
+SmolLM2-135M-Instruct, 6 of 30 blocks, acc_norm of `--limit` HellaSwag documents; PSO, then WOA over the same cache. The
+dense accuracy is compared with `lm_eval.simple_evaluate` on the same file and limit.
+
+    python -m benchmarks.hellaswag --data hellaswag.jsonl.bz2 --json benchmarks/results/hellaswag.json
+"""
+
+import contextlib
+import io
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+import lm_eval
+import torch
+import transformers
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from benchmarks.record import Record, arguments
+from prunesearch.model.demo_weights import obtain
+from prunesearch.model.loading import LoadedModel
+from prunesearch.pipeline import open_bench, run_search
+from prunesearch.recipe import Recipe, RunOptions
+from prunesearch.report.progress import ProgressView
+from prunesearch.scoring.text import read_jsonl
+
+
+def stock_accuracy(loaded: LoadedModel, data: Path, limit: int, batch_size: int) -> tuple[dict[str, float], float]:
+    """What lm-eval itself says of the dense model, and how many seconds it took."""
+    splits = {"validation": datasets.Dataset.from_list(read_jsonl(data))}
+    overrides = {"custom_dataset": lambda **_: splits, "training_split": None}
+    task = {"group": "local", "task": [{"task": "hellaswag", **overrides}]}
+    lm = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
+    with contextlib.redirect_stderr(io.StringIO()):
+        tasks = TaskManager().load([task])
+        start = time.perf_counter()
+        outcome = lm_eval.simple_evaluate(lm, tasks=list(tasks["tasks"].values()), limit=limit)
+    results = outcome["results"]["hellaswag"]
+    return {name: results[f"{name},none"] for name in ("acc", "acc_norm")}, time.perf_counter() - start
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = arguments(
+        "HellaSwag search with PSO, then WOA on the same cache",
+        {"--data": {"type": Path, "required": True, "help": "HellaSwag .jsonl[.gz|.bz2]"}},
+    )
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(2)
+    limit, trials = (40, 8) if options.quick else (200, 40)
+    record = Record("hellaswag", options.quick)
+    model = str(obtain(Path("storage/models"), print))
+    recipes = [
+        Recipe(
+            model=model, drop="6", objective="task", task="hellaswag", task_data=str(options.data), limit=limit
+        ).model_copy(update={"sampler": sampler})
+        for sampler in ("pso", "woa")
+    ]
+    with tempfile.TemporaryDirectory() as scratch, ProgressView() as view:
+        run = RunOptions(storage=f"sqlite:///{scratch}/study.db", cache=f"{scratch}/cache", trials=trials)
+        with open_bench(recipes[0], run) as bench:
+            stock, stock_seconds = stock_accuracy(bench.loaded, options.data, limit, recipes[0].batch_size)
+            outcomes = [run_search(bench, recipe, run, view) for recipe in recipes]
+    dense = outcomes[0].dense
+    for name, value in stock.items():
+        record.add(f"dense_{name}", dense.metrics[name])
+        record.add(f"dense_{name}_difference_from_lm_eval", abs(dense.metrics[name] - value), "<= 0")
+    record.add("dense_seconds_lm_eval", stock_seconds)
+    for recipe, outcome in zip(recipes, outcomes, strict=True):
+        name = recipe.sampler
+        record.add(f"{name}_acc_norm", outcome.value)
+        record.add(f"{name}_acc_norm_stderr", outcome.best.stderr["acc_norm"])
+        record.add(f"{name}_acc", outcome.best.metrics["acc"])
+        record.add(f"{name}_evaluated", outcome.result.computed)
+        record.add(f"{name}_hits", outcome.result.hits)
+        record.add(f"{name}_seconds", outcome.seconds)
+        record.add(f"{name}_seconds_per_evaluation", outcome.seconds / max(1, outcome.result.computed))
+        record.notes[f"{name}_dropped"] = outcome.best.candidate.text
+        record.add(f"{name}_latency_ratio", outcome.best_ms / outcome.dense_ms)
+    record.finish(options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What every benchmark writes: figures with targets and provenance, as a table and as one JSON document."""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("prunesearch", "torch", "transformers", "optuna", "lm-eval", "diskcache", "numpy")
+_COMPARE = {"<=": float.__le__, ">=": float.__ge__, "==": float.__eq__}
+
+
+@dataclass
+class Record:
+    """Collects a benchmark's figures.
+
+    Attributes:
+        figures: number by name.
+        targets: bound by figure name, such as ``<= 0.01``.
+        notes: anything else worth keeping, as JSON values.
+    """
+
+    benchmark: str
+    quick: bool
+    figures: dict[str, float] = field(default_factory=dict)
+    targets: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, name: str, value: float, bound: str | None = None) -> None:
+        """Record a figure and, where the issue names one, its target."""
+        self.figures[name] = value
+        if bound is not None:
+            self.targets[name] = bound
+
+    def met(self, name: str) -> bool:
+        """Whether a figure keeps its bound."""
+        sign, _, limit = self.targets[name].partition(" ")
+        return bool(_COMPARE[sign](float(self.figures[name]), float(limit)))
+
+    def document(self) -> dict[str, Any]:
+        """The benchmark's JSON document."""
+        return {
+            "benchmark": self.benchmark,
+            "command": shlex.join(["python", "-m", f"benchmarks.{self.benchmark}", *_public(sys.argv[1:])]),
+            "commit": _commit(),
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "machine": {"cpu": _cpu(), "threads": torch.get_num_threads(), "python": platform.python_version()},
+            "quick": self.quick,
+            "figures": self.figures,
+            "targets": {name: {"bound": bound, "met": self.met(name)} for name, bound in self.targets.items()},
+            "notes": self.notes,
+        }
+
+    def finish(self, path: Path | None) -> None:
+        """Print the table and write the document."""
+        width = max(map(len, self.figures))
+        for name, value in self.figures.items():
+            verdict = (
+                f"  target {self.targets[name]}: {'met' if self.met(name) else 'MISSED'}"
+                if name in self.targets
+                else ""
+            )
+            print(f"{name:<{width}}  {value:>12.4f}{verdict}")
+        if path is not None:
+            path.write_text(json.dumps(self.document(), indent=2) + "\n")
+
+
+def arguments(description: str, extra: Mapping[str, dict[str, Any]] | None = None) -> argparse.Namespace:
+    """Parse ``--quick``, ``--json FILE`` and a benchmark's own options."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="the same figures on less, within five minutes")
+    parser.add_argument("--json", type=Path, help="write the document here")
+    for name, options in (extra or {}).items():
+        parser.add_argument(name, **options)
+    return parser.parse_args()
+
+
+def _public(words: list[str]) -> list[str]:
+    """Command-line words without the folders of this machine."""
+    return [Path(word).name if "/" in word else word for word in words]
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "prunesearch"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return (done.stdout.strip() or "unknown") + ("+changes" if dirty else "")
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
