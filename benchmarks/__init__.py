@@ -1,0 +1,1 @@
+"""Benchmarks: one file per question; see results/ for the last full runs."""

@@ -22,7 +22,7 @@ from prunesearch.errors import InputError, PruneSearchError, RunError, UnknownNa
 from prunesearch.recipe import OBJECTIVES, SAMPLERS, Recipe, RunOptions, Weights, validated
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
     from prunesearch.report.progress import ProgressView
 
@@ -305,7 +305,7 @@ def _read_recipe(path: Path) -> Recipe:
     return validated(Recipe, values)
 
 
-def _emit(as_json: bool, document: Any, render: "Callable[[Any], list[Table | str]]") -> None:  # noqa: ANN401
+def _emit(as_json: bool, document: Any, render: "Callable[[Any], list[Group | str]]") -> None:  # noqa: ANN401
     if as_json:
         click.echo(json.dumps(document, indent=2, default=str))
         return

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from rich.table import Table
+from rich.console import Group
 
 from prunesearch.report.tables import dense_against_pruned, gib, label, number, table
 
 Document = Mapping[str, Any]
-Parts = list[Table | str]
+Parts = list[Group | str]
 
 
 def search(document: Document) -> Parts:

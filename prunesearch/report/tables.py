@@ -3,17 +3,19 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A plain table whose first column is text and whose others are right-aligned."""
-    built = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Group:
+    """A title over a plain table whose first column is text and whose others are right-aligned."""
+    built = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         built.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
         built.add_row(*(str(cell) for cell in row))
-    return built
+    return Group(Text(title, style="bold"), built)
 
 
 def dense_against_pruned(
@@ -21,7 +23,7 @@ def dense_against_pruned(
     dense: Mapping[str, float],
     pruned: Mapping[str, float],
     stderr: Mapping[str, float] | None = None,
-) -> Table:
+) -> Group:
     """Metrics of the dense and the pruned model side by side, with the ratio pruned / dense.
 
     Args:

@@ -3,6 +3,8 @@
 Because `HFLM` does the forward passes, in lm-eval's order and batches, a dense score equals `lm_eval.simple_evaluate`.
 """
 
+import contextlib
+import io
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,17 +65,16 @@ class TaskObjective:
         self._limit = limit
         self._tasks = _load_tasks(task, data, include_path)
         _configure(self._tasks, num_fewshot)
-        self._lm = _Recorder(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
         with _quiet_lm_eval(), _data_errors(task, data):
+            self._lm = _Recorder(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
             dummy = self._evaluate(self._lm)
-        for leaf in self._tasks["tasks"].values():
-            _freeze_requests(leaf)
+            documents = {leaf: _freeze(leaf, limit) for leaf in self._tasks["tasks"].values()}
         self.metric, self.maximize = _choose_metric(dummy, task, metric)
         requests = self._lm.requests
         self._chunks = [requests[i : i + CHUNK_REQUESTS] for i in range(0, len(requests), CHUNK_REQUESTS)]
         digests = [tokens_digest([(c, t) for _, c, t in chunk]) for chunk in self._chunks]
         # What is asked and what counts as right: the study's identity, not the store's key.
-        targets = [leaf.doc_to_target(doc) for leaf, doc in _documents(self._tasks, limit)]
+        targets = [leaf.doc_to_target(doc) for leaf, docs in documents.items() for _, doc in docs]
         self.digest = tokens_digest([task, self.metric, digests, targets])
         numerics = {**numerics_of(loaded.model), "batch_size": str(batch_size)}
         self.chunks = [
@@ -99,8 +100,7 @@ class TaskObjective:
     def metrics(self, results: Sequence[list[Any]]) -> Metrics:
         """Let lm-eval's filters, metrics and aggregation read the answers."""
         answers = [(float(value), bool(greedy)) for chunk in results for value, greedy in chunk]
-        with _quiet_lm_eval():
-            table = _flat_metrics(self._evaluate(_Replay(answers, self._lm.windows)), self._name)
+        table = _flat_metrics(self._evaluate(_Replay(answers, self._lm.windows)), self._name)
         values = {name: value for name, value in table.items() if not name.endswith("_stderr")}
         stderr = {name.removesuffix("_stderr"): v for name, v in table.items() if name.endswith("_stderr")}
         return Metrics(values, stderr)
@@ -204,8 +204,9 @@ def _configure(tasks: dict[str, Any], num_fewshot: int | None) -> None:
         leaf.set_fewshot_seed(seed=FEWSHOT_SEED)
 
 
-def _freeze_requests(leaf: Any) -> None:  # noqa: ANN401
-    """Keep a task's built requests for every later evaluation; only their answers are cleared."""
+def _freeze(leaf: Any, limit: int | None) -> list[tuple[int, Any]]:  # noqa: ANN401
+    """Keep a task's documents and built requests for every later evaluation; only the answers are cleared."""
+    documents = list(leaf.doc_iterator(rank=0, limit=limit, world_size=1))
 
     def reuse(**_: object) -> None:
         for instance in leaf.instances:
@@ -213,12 +214,8 @@ def _freeze_requests(leaf: Any) -> None:  # noqa: ANN401
             instance.filtered_resps = {}
 
     leaf.build_all_requests = reuse
-
-
-def _documents(tasks: dict[str, Any], limit: int | None) -> Iterator[tuple[Any, Any]]:
-    for leaf in tasks["tasks"].values():
-        for _, doc in leaf.doc_iterator(rank=0, limit=limit, world_size=1):
-            yield leaf, doc
+    leaf.doc_iterator = lambda **_: iter(documents)
+    return documents
 
 
 def _flat_metrics(outcome: dict[str, Any], task: str) -> dict[str, float]:
@@ -261,12 +258,15 @@ def _data_errors(task: str, data: str | None) -> Iterator[None]:
 
 @contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
+    """Keep lm-eval's warnings and the bars that it and datasets draw off the terminal."""
     logger = logging.getLogger("lm_eval")
-    before = logger.level
+    before, bars = logger.level, not datasets.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logger.setLevel(before)
-        datasets.enable_progress_bars()
+        if bars:
+            datasets.enable_progress_bars()
