@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 import prunesearch
-from prunesearch.errors import InputError, PruneSearchError, RunError, UnknownNameError, one_line
+from prunesearch.errors import InputError, PruneSearchError, UnknownNameError, one_line
 from prunesearch.recipe import OBJECTIVES, SAMPLERS, Recipe, RunOptions, Weights, validated
 
 if TYPE_CHECKING:
@@ -128,13 +128,13 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
 
 @cli.command()
 @click.argument("recipe_file", metavar="RECIPE")
-@click.option("--out", required=True, help="Folder for the pruned checkpoint.")
+@click.option("--out", help="Folder for the pruned checkpoint; default storage/exports/STUDY.")
 @click.option("--trials", type=int, default=RunOptions().trials, show_default=True, help="Trials in all.")
 @click.option("--study", help="Name of the study; default: made from the recipe.")
 @_STORAGE
 @_with(*_RUN_OPTIONS)
 @_JSON
-def run(recipe_file: str, out: str, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Do what the YAML file RECIPE says: search, export the best, verify it."""
     recipe, options = _read_recipe(Path(recipe_file)), _options(settings)
     _quiet()
@@ -142,7 +142,7 @@ def run(recipe_file: str, out: str, as_json: bool, **settings: Any) -> None:  # 
     from prunesearch.report import render
 
     with _progress() as view:
-        outcome, exported = pipeline.run(recipe, options, Path(out), view)
+        outcome, exported = pipeline.run(recipe, options, Path(out) if out else None, view)
     document = {**outcome.document(options), "export": exported.document()}
     _emit(as_json, document, render.searched_and_exported)
 
@@ -361,7 +361,7 @@ def main() -> None:
         _fail(f"error: {' '.join(error.format_message().split())}", 2)
     except InputError as error:
         _fail(f"error: {error}", 2)
-    except (RunError, PruneSearchError) as error:
+    except PruneSearchError as error:
         _fail(f"failed: {error}", 1)
     except (KeyboardInterrupt, click.Abort):
         _fail(

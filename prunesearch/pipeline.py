@@ -90,12 +90,22 @@ class Bench:
     store: EvaluationStore
 
 
-def run(recipe: Recipe, options: RunOptions, out: Path, listener: Listener) -> tuple[Outcome, Exported]:
+def run(
+    recipe: Recipe,
+    options: RunOptions = RunOptions(),  # noqa: B008 (frozen)
+    out: Path | None = None,
+    listener: Listener | None = None,
+) -> tuple[Outcome, Exported]:
     """Search, then export and verify the best candidate.
+
+    Args:
+        out: folder for the checkpoint; default: ``storage/exports/`` and the study's name.
+        listener: hears the progress.
 
     Raises:
         PruneSearchError: see `errors`; what was evaluated before is kept.
     """
+    out = out or Path("storage/exports") / (options.study or study_name(recipe))
     check_destination(out)
     with open_bench(recipe, options) as bench:
         outcome = run_search(bench, recipe, options, listener)
@@ -151,7 +161,7 @@ def objective_for(recipe: Recipe, loaded: LoadedModel) -> Objective:
     )
 
 
-def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: Listener) -> Outcome:
+def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: Listener | None = None) -> Outcome:
     """Make or resume the recipe's study and bring it to the asked number of trials.
 
     Raises:
@@ -178,7 +188,8 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
         LatencyModel.from_json(latency),
     )
     sampler = SAMPLERS[recipe.sampler](space, seed=recipe.seed, population=recipe.population)
-    result = asyncio.run(search(study, sampler, bench.engine, fitness, options.trials, listener))
+    with studies.sole_writer(storage, name):
+        result = asyncio.run(search(study, sampler, bench.engine, fitness, options.trials, listener))
     ranked = studies.best_trials(study, 1)
     if not ranked:
         reason = studies.last_failure(study)
@@ -224,7 +235,7 @@ def facts_of(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
     return {
         "study": outcome.study,
         "trials": outcome.trials,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.portable(),
         "metrics": dict(outcome.best.metrics),
         "dense_metrics": dict(outcome.dense.metrics),
     }
@@ -249,7 +260,7 @@ def export_study(name: str, options: RunOptions, out: Path) -> Exported:
         )
     candidate = SearchSpace.parse(loaded.n_layers, recipe.drop, recipe.protect).from_params(ranked[0].params)
     shown = {k: v for k, v in ranked[0].user_attrs.items() if isinstance(v, float)}
-    facts = {"study": name, "recipe": recipe.model_dump(mode="json"), "metrics": shown}
+    facts = {"study": name, "recipe": recipe.portable(), "metrics": shown}
     return export(loaded, candidate, out, facts)
 
 

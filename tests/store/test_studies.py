@@ -1,0 +1,103 @@
+import sqlite3
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from prunesearch.errors import StorageError, StudyError, UnknownNameError
+from prunesearch.recipe import Recipe
+from prunesearch.store import studies
+
+RECIPE = Recipe(model="m", drop="2")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/new/study.db"
+
+
+def test_a_study_is_held_to_its_recipe(url: str) -> None:
+    storage = studies.open_storage(url, create=True)
+    identity = {**RECIPE.identity(), "model content": "a" * 64}
+    made = studies.create_or_resume(storage, "s", RECIPE, identity, maximize=True)
+    assert made.direction == optuna.study.StudyDirection.MAXIMIZE
+    assert studies.create_or_resume(storage, "s", RECIPE, identity, maximize=True).study_name == "s"
+    assert studies.recipe_of(made) == RECIPE
+    assert studies.identity_of(made) == identity
+    with pytest.raises(StudyError, match=r"tokens: 1024 in the study, 99 now\).*--study NAME"):
+        studies.create_or_resume(storage, "s", RECIPE, identity | {"tokens": 99}, maximize=True)
+    with pytest.raises(StudyError, match=r"model content: aaaaaaaaaaaa\.\.\. in the study"):
+        studies.create_or_resume(storage, "s", RECIPE, identity | {"model content": "b" * 64}, maximize=True)
+
+
+def test_somebody_elses_study_is_left_alone(url: str) -> None:
+    storage = studies.open_storage(url, create=True)
+    foreign = optuna.create_study(storage=storage, study_name="theirs")
+    with pytest.raises(StudyError, match="not made by prunesearch"):
+        studies.create_or_resume(storage, "theirs", RECIPE, {}, maximize=False)
+    with pytest.raises(StudyError, match="holds no recipe"):
+        studies.recipe_of(foreign)
+    assert studies.summaries(storage) == []
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_the_best_come_first_and_failures_are_counted(url: str, maximize: bool) -> None:
+    storage = studies.open_storage(url, create=True)
+    study = studies.create_or_resume(storage, "s", RECIPE, {}, maximize=maximize)
+    assert studies.last_failure(study) == "none failed"
+    for value in (0.3, 0.1, 0.2, 0.1):
+        study.add_trial(create_trial(value=value, user_attrs={"dropped": f"{value}"}))
+    study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"failure": "out of memory"}))
+    assert [t.number for t in studies.best_trials(study, 3)] == ([0, 2, 1] if maximize else [1, 3, 2])
+    summary = studies.summarise(study)
+    assert (summary.trials, summary.failed, summary.best_value) == (4, 1, 0.3 if maximize else 0.1)
+    assert studies.last_failure(study) == "out of memory"
+    assert studies.trial_document(studies.best_trials(study, 1)[0])["dropped"] == summary.best_dropped
+
+
+def test_a_remembered_value_never_changes(url: str) -> None:
+    study = studies.create_or_resume(studies.open_storage(url, create=True), "s", RECIPE, {}, maximize=False)
+    assert studies.remembered(study, "x", lambda: {"a": 1}) == {"a": 1}
+    assert studies.remembered(study, "x", lambda: {"a": 2}) == {"a": 1}
+
+
+def test_studies_are_found_by_name_and_deleted(url: str) -> None:
+    storage = studies.open_storage(url, create=True)
+    studies.create_or_resume(storage, "llama-drop8", RECIPE, {}, maximize=False)
+    with pytest.raises(UnknownNameError, match="did you mean 'llama-drop8'"):
+        studies.load(storage, "llama-drop")
+    studies.delete(storage, "llama-drop8")
+    assert studies.summaries(storage) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("notaurl", "not a URL"),
+        ("foo://x", "unknown database 'foo'"),
+        ("redis://localhost", "unknown database 'redis'"),
+        ("sqlite:////proc/nowhere/study.db", "cannot write"),
+    ],
+)
+def test_impossible_storage_is_refused(url: str, complaint: str) -> None:
+    with pytest.raises(StorageError, match=complaint):
+        studies.open_storage(url, create=True)
+
+
+def test_looking_does_not_make_a_database(url: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="run prunesearch search first"):
+        studies.open_storage(url, create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_newer_schema_is_refused_with_the_remedy(url: str) -> None:
+    studies.open_storage(url, create=True)
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as database:
+        database.execute("UPDATE version_info SET schema_version = 999")
+        database.execute("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
+    with pytest.raises(StorageError, match="upgrade prunesearch, or run: optuna storage upgrade"):
+        studies.open_storage(url, create=False)
+    (Path(url.removeprefix("sqlite:///"))).write_bytes(b"no database" * 1000)
+    with pytest.raises(StorageError, match="cannot open --storage"):
+        studies.open_storage(url, create=False)

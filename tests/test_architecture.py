@@ -1,0 +1,101 @@
+"""The rules of the architecture: who may import whom, and what starts without torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prunesearch
+
+PACKAGE = Path(prunesearch.__file__).parent
+# A module imports only what stands before it here, or beside it in its own folder.
+ORDER = (
+    "errors candidate recipe space swarm samplers model store scoring engine export report search pipeline demo cli"
+).split()
+FORBIDDEN = {
+    "swarm": {"torch", "optuna", "transformers"},
+    "store": {"torch", "transformers"},
+    "report": {"torch", "transformers"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def modules() -> list[tuple[str, Path]]:
+    return [
+        (path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path != PACKAGE / "__init__.py"
+    ]
+
+
+@pytest.mark.parametrize(("part", "path"), modules(), ids=lambda value: value if isinstance(value, str) else value.stem)
+def test_imports_point_up(part: str, path: Path) -> None:
+    assert part in ORDER, f"{part} has no place in the architecture: add it to ORDER and to the README"
+    for name in imports(path):
+        if name.startswith("prunesearch."):
+            imported = name.split(".")[1]
+            if imported in ORDER:  # else a name of the package itself, such as __version__
+                assert ORDER.index(imported) <= ORDER.index(part), f"{path.name} imports {name}, which stands below it"
+
+
+@pytest.mark.parametrize(("part", "path"), modules(), ids=lambda value: value if isinstance(value, str) else value.stem)
+def test_folders_stay_free_of_what_they_must_not_know(part: str, path: Path) -> None:
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert not roots & FORBIDDEN.get(part, set())
+
+
+def test_only_the_samplers_touch_optunas_private_api() -> None:
+    private = ("._storage", "._study_id", "._trial_id", "._get_trials", "._is_multi_objective")
+    for part, path in modules():
+        if part != "samplers":
+            assert not any(name in path.read_text() for name in private), path
+
+
+def _loaded_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(' '.join(m for m in ('torch', 'optuna', 'transformers') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split()) if done.stdout.strip() else set()
+
+
+def test_the_package_is_imported_without_torch_or_optuna() -> None:
+    assert _loaded_after("import prunesearch") == set()
+
+
+def test_help_starts_without_torch() -> None:
+    code = "import prunesearch.cli\ntry: prunesearch.cli.cli(['--help'])\nexcept SystemExit: pass"
+    assert _loaded_after(code) == set()
+
+
+def test_study_commands_start_without_torch() -> None:
+    code = "import prunesearch.cli, prunesearch.store.studies, prunesearch.report.render"
+    assert "torch" not in _loaded_after(code)
+
+
+def test_the_public_names_are_these() -> None:
+    assert prunesearch.__all__ == sorted(
+        "Evaluation LayerSubset PSOSampler PruneSearchError Recipe RunOptions SearchSpace WOASampler run".split()
+    )
+    for name in prunesearch.__all__:
+        assert getattr(prunesearch, name).__name__ == name
+    with pytest.raises(AttributeError, match="nosuch"):
+        _ = prunesearch.nosuch
+
+
+def test_the_drawn_error_tree_is_the_real_one() -> None:
+    from prunesearch import errors
+
+    drawn = [word for word in (errors.__doc__ or "").split() if word.endswith("Error")]
+    real = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert real == set(drawn) - {"ValueError"}
+    assert issubclass(errors.InputError, ValueError)

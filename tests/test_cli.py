@@ -1,0 +1,271 @@
+"""The command line as a user meets it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import optuna
+import pytest
+from click.testing import CliRunner, Result
+
+from prunesearch import cli as cli_module
+from prunesearch.cli import cli, main
+
+FAST = ["--tokens", "256", "--window", "64", "--population", "4"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def run(*words: object) -> Result:
+    result = CliRunner().invoke(cli, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def run_json(*words: object) -> object:
+    return json.loads(run(*words, "--json").stdout)
+
+
+def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
+    """Run as the installed command does; expect exit 2 and one line on stderr."""
+    monkeypatch.setattr(sys, "argv", ["prunesearch", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2, captured.err
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_search_show_best_export_evaluate_and_remove(here: Path, tiny_folder: Path, prose: Path) -> None:
+    search = ["search", tiny_folder, "--drop", 2, "--trials", 8, "--calibration", prose, *FAST]
+    found = run_json(*search)
+    name = found["study"]
+    assert name == "tiny-llama-drop2-kl-pso"
+    assert (found["trials"], found["computed"], found["hits"]) == (8, 8, 0)
+    assert found["best"]["metrics"]["kl"] == found["value"]
+    assert found["best"]["cost"]["params"] < found["dense"]["cost"]["params"]
+
+    again = run(*search)
+    assert "0 evaluated, 0 cache hits" in again.stdout
+    assert f"prunesearch export {name} --out {name}" in again.stdout
+    assert "optuna-dashboard sqlite:///storage/study.db" in again.stdout
+    assert run_json(*search, "--study", "other")["hits"] == 8, "another study finds them in the cache"
+
+    assert [s["name"] for s in run_json("study", "list")] == ["other", name]
+    shown = run_json("study", "show", name, "--best", 3)
+    assert shown["best"][0]["dropped"] == found["best"]["dropped"]
+    assert {"cache", "seconds", "kl", "perplexity", "bytes", "latency_ms"} <= set(shown["best"][0]["attributes"])
+    assert found["best"]["dropped"] in run("study", "show", name).stdout
+    assert run("study", "best", name).stdout.strip() == found["best"]["dropped"]
+
+    exported = run_json("export", name, "--out", "out")
+    assert exported["dropped"] == found["best"]["dropped"]
+    by_hand = run_json("export", tiny_folder, "--drop", exported["dropped"], "--out", "by-hand")
+    assert by_hand["verification"]["generated"] == exported["verification"]["generated"]
+    manifest = (here / "out" / "prunesearch.json").read_text()
+    assert json.loads(manifest)["recipe"]["drop"] == "2"
+    assert str(tiny_folder) not in manifest
+    measured = run_json("evaluate", "out", "--calibration", prose, *FAST[:4])
+    assert measured["metrics"]["perplexity"] == pytest.approx(found["best"]["metrics"]["perplexity"], rel=1e-5)
+    assert set(measured["stderr"]) == {"perplexity", "cross_entropy"}
+
+    assert run_json("study", "rm", name, "--yes") == {"deleted": name, "trials": 8}
+    assert [s["name"] for s in run_json("study", "list")] == ["other"]
+    kept = CliRunner().invoke(cli, ["study", "rm", "other"], input="n\n")
+    assert "nothing was deleted" in kept.stderr
+
+
+def test_a_recipe_file_is_run_to_the_end(here: Path, tiny_folder: Path, prose: Path) -> None:
+    Path("recipe.yaml").write_text(
+        f"model: {tiny_folder}\ndrop: 2\nsampler: woa\npopulation: 4\n"
+        f"calibration: {prose}\ntokens: 256\nwindow: 64\nweights: {{quality: 1, size: 0.5}}\n"
+    )
+    document = run_json("run", "recipe.yaml", "--out", "out", "--trials", 6)
+    assert document["trials"] == 6
+    assert document["export"]["dropped"] == document["best"]["dropped"]
+    assert document["value"] != document["best"]["metrics"]["kl"], "the size saved counts"
+    assert (here / "out" / "config.json").is_file()
+
+
+def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_like: Path) -> None:
+    task = ["--task", "hellaswag", "--task-data", hellaswag_like, "--limit", 8]
+    found = run_json("search", tiny_folder, "--drop", 2, "--trials", 4, "--population", 4, *task)
+    assert found["study"] == "tiny-llama-drop2-hellaswag-pso"
+    assert found["value"] == found["best"]["metrics"]["acc_norm"]
+    study = optuna.load_study(study_name=found["study"], storage="sqlite:///storage/study.db")
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+    measured = run_json("evaluate", tiny_folder, "--drop", found["best"]["dropped"], *task)
+    assert measured["cached"]
+    assert measured["stderr"]["acc_norm"] == found["best"]["stderr"]["acc_norm"]
+    assert "acc_norm" in run("evaluate", tiny_folder, *task).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["search", "MISSING", "--drop", "2"], "no model folder or file"),
+        (["search", "cut.gguf", "--drop", "2"], "not a whole GGUF"),
+        (["search", "MODEL", "--drop", "6"], "leaves no layer"),
+        (["search", "MODEL", "--drop", "0"], "removes nothing"),
+        (["search", "MODEL", "--drop", "2", "--sampler", "wao"], "did you mean 'woa'"),
+        (["search", "MODEL", "--drop", "2", "--objective", "k"], "unknown objective 'k'"),
+        (["search", "MODEL", "--drop", "2", "--task", "helaswag"], "did you mean 'hellaswag'"),
+        (["search", "MODEL", "--drop", "2", "--weights", "qualty=1"], "did you mean 'quality'"),
+        (["search", "MODEL", "--drop", "2", "--calibration", "short.txt"], "is too short"),
+        (["search", "MODEL", "--drop", "2", "--task", "hellaswag", "--task-data", "bad.jsonl"], "field 'ctx_a'"),
+        (["search", "MODEL", "--drop", "2", "--storage", "foo://x"], "unknown database 'foo'"),
+        (["search", "MODEL", "--drop", "2", "--storage", "sqlite:////proc/no/study.db"], "cannot write"),
+        (["search", "MODEL", "--drop", "2", "--cache", "/proc/no"], "cannot write"),
+        (["search", "MODEL", "--drop", "2", "--trials", "0"], "trials = 0"),
+        (["search", "MODEL", "--drp", "2"], "--drop"),
+        (["search", "MODEL"], "Missing option '--drop'"),
+        (["serach", "MODEL"], "Did you mean 'search'"),
+        (["export", "MODEL", "--drop", "1", "--out", "full"], "is not empty"),
+        (["export", "MODEL", "--drop", "7", "--out", "new"], "layers 0 to 5"),
+        (["export", "nostudy", "--out", "new"], "no study database"),
+        (["evaluate", "MODEL", "--drop", "9"], "layers 0 to 5"),
+        (["analyze", "MISSING"], "no model folder or file"),
+        (["run", "none.yaml", "--out", "new"], "cannot read recipe"),
+        (["run", "typo.yaml", "--out", "new"], "did you mean 'sampler'"),
+        (["study", "list"], "no study database"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    here: Path,
+    tiny_folder: Path,
+    words: list[str],
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (here / "full").mkdir()
+    (here / "full" / "file").write_text("x")
+    (here / "cut.gguf").write_bytes(b"GGUF\x03\x00\x00\x00\x05")
+    (here / "short.txt").write_text("hello")
+    (here / "bad.jsonl").write_text('{"a": 1}\n')
+    (here / "typo.yaml").write_text("model: m\ndrop: 2\nsamplr: pso\n")
+    before = sorted(here.rglob("*"))
+    places = {"MODEL": str(tiny_folder), "MISSING": str(here / "missing")}
+    assert complaint in refused(capsys, monkeypatch, *(places.get(word, word) for word in words))
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_study_of_other_settings_or_model_is_not_resumed(
+    here: Path,
+    tiny_folder: Path,
+    prose: Path,
+    make_model: object,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["--drop", "2", "--trials", "2", "--calibration", prose, "--study", "s", *FAST]
+    run("search", tiny_folder, *words)
+    other = make_model(name="other", seed=5)  # type: ignore[operator]
+    assert "model content: " in refused(capsys, monkeypatch, "search", other, *words)
+    assert "seed: 0 in the study, 1 now" in refused(capsys, monkeypatch, "search", tiny_folder, *words, "--seed", 1)
+    assert "did you mean 's'" in refused(capsys, monkeypatch, "study", "show", "ss")
+
+
+def _start(here: Path, *words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "prunesearch.cli", *map(str, words)]
+    environment = {**os.environ, "TQDM_DISABLE": "1"}
+    return subprocess.Popen(
+        command, cwd=here, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+
+
+def _finished(here: Path) -> list[tuple[int, str, float | None]]:
+    if not (here / "storage" / "study.db").exists():
+        return []
+    storage = "sqlite:///" + str(here / "storage" / "study.db")
+    names = optuna.get_all_study_names(storage)
+    if not names:
+        return []
+    trials = optuna.load_study(study_name=names[0], storage=storage).trials
+    return [(t.number, t.user_attrs["dropped"], t.value) for t in trials if t.state.is_finished()]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+def test_a_stopped_search_loses_nothing_and_resumes_identically(
+    here: Path, tiny_folder: Path, prose: Path, how: signal.Signals, tmp_path: Path
+) -> None:
+    words = [
+        "search",
+        tiny_folder,
+        "--drop",
+        3,
+        "--trials",
+        18,
+        "--calibration",
+        prose,
+        "--tokens",
+        4096,
+        "--window",
+        64,
+    ]
+    words += ["--population", 4]
+    process = _start(here, *words)
+    deadline = time.monotonic() + 60
+    while len(_finished(here)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    kept = _finished(here)
+    assert 3 <= len(kept) < 18, said
+    if how != signal.SIGKILL:
+        assert process.returncode == 1
+        assert said.splitlines()[-1].startswith("  prunesearch search ")
+        assert "Traceback" not in said
+    document = json.loads(_start(here, *words, "--json").communicate(timeout=120)[0])
+    whole = _finished(here)
+    assert whole[: len(kept)] == kept
+    assert document["trials"] == len(whole) == 18
+    assert document["computed"] + document["hits"] == 18 - len(kept)
+
+    (tmp_path / "unbroken").mkdir()
+    _start(tmp_path / "unbroken", *words).communicate(timeout=120)
+    assert _finished(tmp_path / "unbroken") == whole
+
+
+def test_every_command_and_option_has_help() -> None:
+    def check(command: click.Command) -> None:
+        assert command.help, command.name
+        for option in command.params:
+            if isinstance(option, click.Option) and option.name not in ("help", "version", "seed"):
+                assert option.help, f"{command.name} {option.name}"
+        for child in getattr(command, "commands", {}).values():
+            check(child)
+
+    check(cli)
+
+
+def test_failures_are_one_line_with_status_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunesearch.errors import ScoringError
+
+    def fail(**_: object) -> None:
+        raise ScoringError("out of memory")
+
+    monkeypatch.setattr(cli_module.cli, "main", fail)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "failed: out of memory\n"

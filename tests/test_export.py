@@ -1,0 +1,88 @@
+"""An export is complete and verified, or it is not there."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prunesearch import export as export_module
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import StorageError, VerificationError
+from prunesearch.export import MANIFEST, export
+from prunesearch.model.loading import LoadedModel, load
+from prunesearch.model.surgery import pruned
+from tests.conftest import FAMILIES, N_LAYERS
+
+CANDIDATE = LayerSubset.of(N_LAYERS, (0, 3))
+IDS = torch.arange(1, 20)[None]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_plain_from_pretrained_gives_the_candidate(
+    family: str, tied: bool, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    loaded = load(str(make_model(family, tie_word_embeddings=tied)))
+    exported = export(loaded, CANDIDATE, tmp_path / "out", {"metrics": {"kl": 0.25}})
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with pruned(loaded.model, CANDIDATE) as candidate:
+        assert torch.equal(reloaded(IDS).logits, candidate(IDS).logits)
+    assert reloaded.config.num_hidden_layers == 4
+    assert sum(p.numel() for p in reloaded.parameters()) == exported.params
+    assert (exported.verification.prefill_difference, exported.verification.decode_difference) == (0, 0)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer("harbour")["input_ids"] == loaded.tokenizer("harbour")["input_ids"]
+
+
+def test_the_manifest_and_card_say_what_was_done(loaded: LoadedModel, tmp_path: Path) -> None:
+    export(loaded, CANDIDATE, tmp_path / "out", {"study": "s", "metrics": {"kl": 0.25}})
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert manifest["dropped"] == [0, 3]
+    assert manifest["base_fingerprint"] == loaded.fingerprint
+    assert manifest["study"] == "s"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "without layers 0,3" in card
+    assert "| kl | 0.25 |" in card
+    assert str(tmp_path) not in card + json.dumps(manifest), "no path of this machine travels with the model"
+    assert all(file.stat().st_mode & 0o777 == 0o644 for file in (tmp_path / "out").iterdir())
+
+
+def test_an_occupied_destination_is_left_alone(loaded: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for place in ("full", "file"):
+        with pytest.raises(StorageError, match="is not empty"):
+            export(loaded, CANDIDATE, tmp_path / place)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
+    (tmp_path / "empty").mkdir()
+    assert export(loaded, CANDIDATE, tmp_path / "empty").folder == tmp_path / "empty"
+
+
+def test_a_failed_verification_leaves_nothing(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_other_weights(folder: Path, model: torch.nn.Module, tokenizer: object) -> object:
+        with torch.no_grad():
+            model.get_parameter("model.norm.weight").mul_(1.1)
+        return verify(folder, model, tokenizer)  # type: ignore[arg-type]
+
+    verify = export_module.verify
+    monkeypatch.setattr(export_module, "verify", save_other_weights)
+    with pytest.raises(VerificationError, match="differs from the scored candidate"):
+        export(loaded, CANDIDATE, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export_module, "_sync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        export(loaded, CANDIDATE, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

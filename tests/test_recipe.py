@@ -1,0 +1,72 @@
+import pytest
+
+from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.recipe import Recipe, RunOptions, Weights, differences, study_name, validated
+
+
+def recipe(**changes: object) -> Recipe:
+    return validated(Recipe, {"model": "some/model", "drop": "8", **changes})
+
+
+def test_unknown_keys_are_refused_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="'tokns': did you mean 'tokens'"):
+        recipe(tokns=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"sampler": "woaa"}, "did you mean 'woa'"),
+        ({"objective": "perplexty"}, "did you mean 'perplexity'"),
+        ({"dtype": "bf16"}, "unknown dtype 'bf16'"),
+        ({"objective": "task"}, "--task NAME"),
+        ({"task": "hellaswag"}, "goes with --objective task"),
+        ({"tokens": 3}, "tokens = 3"),
+        ({"population": 1}, "population = 1"),
+        ({"seed": -1}, "seed = -1"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(changes: dict[str, object], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint) as caught:
+        recipe(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights() -> None:
+    assert Weights.parse("size=0.2") == Weights(quality=1.0, size=0.2, latency=0.0)
+    assert Weights.parse("") == Weights()
+    for text, complaint in [("sise=1", "did you mean 'size'"), ("size=", "needs a number"), ("size=-1", "size")]:
+        with pytest.raises(InputError, match=complaint):
+            Weights.parse(text)
+
+
+def test_identity_holds_what_determines_trials_and_no_location() -> None:
+    before = recipe().identity()
+    for location in ("model", "revision", "calibration", "task_data", "include_path"):
+        assert recipe(**{location: "elsewhere"}).identity() == before
+    changed = {"drop": "7", "seed": 1, "tokens": 2048, "sampler": "woa", "population": 8, "weights": Weights(size=1)}
+    for field, value in changed.items():
+        assert recipe(**{field: value}).identity() != before, field
+
+
+def test_differences_are_named() -> None:
+    named = differences(recipe().identity(), recipe(tokens=2048).identity())
+    assert named == ["tokens: 1024 in the study, 2048 now"]
+    assert differences({"data": "a" * 64}, {"data": "b" * 64}) == [
+        "data: aaaaaaaaaaaa... in the study, bbbbbbbbbbbb... now"
+    ]
+
+
+def test_a_recipe_survives_json() -> None:
+    made = recipe(weights=Weights(latency=0.5), protect="first:1")
+    assert Recipe.model_validate_json(made.model_dump_json()) == made
+
+
+def test_study_names_say_what_is_searched() -> None:
+    assert study_name(recipe(model="/some/SmolLM2-135M.gguf", drop="25%")) == "smollm2-135m-drop25pct-kl-pso"
+    named = recipe(objective="task", task="hellaswag", seed=3, sampler="woa")
+    assert study_name(named) == "model-drop8-hellaswag-woa-s3"
+
+
+def test_options_are_no_part_of_a_recipe() -> None:
+    assert not set(RunOptions.model_fields) & set(Recipe.model_fields)

@@ -1,0 +1,199 @@
+"""The engine and the loop: nothing scored twice, nothing lost, failures kept to their trial."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from prunesearch.candidate import Evaluation, LayerSubset
+from prunesearch.engine.local import LocalEngine
+from prunesearch.errors import InputError
+from prunesearch.model.loading import LoadedModel
+from prunesearch.recipe import Weights
+from prunesearch.report.progress import Progress
+from prunesearch.samplers import PSOSampler, WOASampler
+from prunesearch.scoring.cost import LatencyModel
+from prunesearch.scoring.fitness import Fitness
+from prunesearch.scoring.objectives import CalibrationObjective
+from prunesearch.scoring.text import token_windows
+from prunesearch.search import SearchResult, search
+from prunesearch.space import SearchSpace
+from prunesearch.store.disk import EvaluationStore
+from tests.conftest import N_LAYERS
+
+SPACE = SearchSpace(N_LAYERS, 2)
+SUBSETS = [LayerSubset.of(N_LAYERS, d) for d in ([0], [1, 2], [5])]
+
+
+class Listener(list[Progress]):
+    def progress(self, progress: Progress) -> None:
+        self.append(progress)
+
+
+class TableEngine:
+    """The engine's double: a formula instead of a model; stops like a killed process after `patience` evaluations."""
+
+    def __init__(self, patience: int = 10**6, failing: frozenset[int] = frozenset()) -> None:
+        self.patience, self.failing = patience, failing
+        self.scored: list[str] = []
+
+    async def evaluate(self, candidates: Sequence[LayerSubset]) -> AsyncIterator[Evaluation]:
+        for candidate in candidates:
+            if len(self.scored) == self.patience:
+                raise KeyboardInterrupt
+            self.scored.append(candidate.text)
+            if self.failing.intersection(candidate.dropped):
+                yield Evaluation(candidate, failure="MemoryError: too large")
+            else:
+                yield Evaluation(candidate, {"kl": sum(i * i + 1 for i in candidate.dropped) / 10})
+
+
+@pytest.fixture
+def fitness(loaded: LoadedModel) -> Fitness:
+    return Fitness("kl", False, Weights(), loaded.sizes, LatencyModel((1.0,) * N_LAYERS, 1.0))
+
+
+def run(study: optuna.Study, engine: object, fitness: Fitness, total: int) -> tuple[SearchResult, Listener]:
+    listener = Listener()
+    sampler = PSOSampler(SPACE, population=4)
+    return asyncio.run(search(study, sampler, engine, fitness, total, listener)), listener  # type: ignore[arg-type]
+
+
+def rows(study: optuna.Study) -> list[tuple[int, str, float | None, str]]:
+    return [(t.number, t.user_attrs["dropped"], t.value, t.state.name) for t in study.trials]
+
+
+def test_a_killed_search_goes_on_as_if_nothing_had_happened(fitness: Fitness, tmp_path: Path) -> None:
+    unbroken = optuna.create_study()
+    run(unbroken, TableEngine(), fitness, 14)
+    url = f"sqlite:///{tmp_path}/study.db"
+    optuna.create_study(study_name="s", storage=url)
+    scored = []
+    for patience in (1, 5, 2, 100):
+        study, engine = optuna.load_study(study_name="s", storage=url), TableEngine(patience)
+        try:
+            result, _ = run(study, engine, fitness, 14)
+        except KeyboardInterrupt:
+            assert any(t.state == TrialState.RUNNING for t in study.trials)
+        scored += engine.scored
+    assert rows(study) == rows(unbroken)
+    assert result.adopted > 0
+    assert len(scored) == 14, "no finished trial was evaluated again"
+
+
+def test_total_means_total(fitness: Fitness) -> None:
+    study = optuna.create_study()
+    run(study, TableEngine(), fitness, 6)
+    result, _ = run(study, TableEngine(), fitness, 9)
+    assert (len(study.trials), result.computed) == (9, 3)
+    assert run(study, TableEngine(), fitness, 9)[0].computed == 0
+    result, listener = run(study, TableEngine(), fitness, 1000)
+    assert len(study.trials) == SPACE.size == listener[-1].total, "the space has no more candidates"
+
+
+def test_a_failing_evaluation_fails_its_trial_only(fitness: Fitness) -> None:
+    study = optuna.create_study()
+    result, listener = run(study, TableEngine(failing=frozenset({3})), fitness, SPACE.size)
+    failed = [t for t in study.trials if t.state == TrialState.FAIL]
+    assert len(failed) == result.failed == 5
+    assert all(t.user_attrs["failure"] == "MemoryError: too large" for t in failed)
+    assert listener[-1].best_dropped == study.best_trial.user_attrs["dropped"] == "0,1"
+    assert listener[-1].best_value == study.best_value
+
+
+def test_a_running_trial_of_another_space_stops_the_search(fitness: Fitness) -> None:
+    study = optuna.create_study()
+    study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
+    with pytest.raises(InputError, match="trial 0 cannot be adopted"):
+        run(study, TableEngine(), fitness, 3)
+
+
+@pytest.fixture
+def engine(loaded: LoadedModel, prose: Path, tmp_path: Path) -> LocalEngine:
+    windows = token_windows(str(prose), loaded.tokenizer, 2048, 128)
+    return LocalEngine(loaded, CalibrationObjective(loaded, windows), EvaluationStore(tmp_path / "cache"))
+
+
+async def collect(engine: LocalEngine, candidates: Sequence[LayerSubset]) -> list[Evaluation]:
+    return [evaluation async for evaluation in engine.evaluate(candidates)]
+
+
+def test_nothing_is_scored_twice(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    score = engine.objective.score
+    monkeypatch.setattr(engine.objective, "score", lambda c, chunk: calls.append(c) or score(c, chunk))
+    first = asyncio.run(collect(engine, [*SUBSETS, *SUBSETS]))
+    assert [e.candidate for e in first] == SUBSETS
+    assert len(calls) == len(SUBSETS) * len(engine.objective.chunks)
+    second = asyncio.run(collect(engine, SUBSETS))
+    assert [e.cached for e in first + second] == [False] * 3 + [True] * 3
+    assert [e.metrics for e in second] == [e.metrics for e in first]
+    assert all(e.seconds == 0 for e in second)
+    assert len(calls) == len(SUBSETS) * len(engine.objective.chunks)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("no memory left"), MemoryError("no memory left"), RuntimeError("no memory left")],
+    ids=lambda error: type(error).__name__,
+)
+def test_running_out_of_memory_is_a_failed_evaluation(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(engine.objective, "score", fail)
+    evaluation = engine.evaluate_one(SUBSETS[0])
+    assert evaluation.failure == f"{type(error).__name__}: no memory left"
+    assert not evaluation.metrics
+    monkeypatch.undo()
+    assert engine.evaluate_one(SUBSETS[0]).failure is None, "a failure is not kept in the store"
+
+
+def test_nan_is_a_failed_evaluation_and_the_search_goes_on(engine: LocalEngine, fitness: Fitness) -> None:
+    with torch.no_grad():  # only candidates that keep block 3 break
+        engine.loaded.model.model.layers[3].mlp.down_proj.weight.fill_(float("nan"))
+    # The dense model, the reference of KL, must be whole for a search; here its breaking is the point.
+    study = optuna.create_study()
+    result, _ = run(study, engine, fitness, 6)
+    assert result.failed == 6
+    assert "not finite" in study.trials[0].user_attrs["failure"]
+
+
+def test_damaged_entries_are_computed_again(engine: LocalEngine) -> None:
+    import sqlite3
+
+    before = engine.evaluate_one(SUBSETS[1])
+    with sqlite3.connect(engine._store.folder / "cache.db") as rows:
+        rows.execute("UPDATE Cache SET value = replace(value, '\"value\":[[', '\"value\":[[1')")
+    after = engine.evaluate_one(SUBSETS[1])
+    assert engine.damaged == 2
+    assert after.metrics == before.metrics
+    assert not after.cached
+    assert engine.evaluate_one(SUBSETS[1]).cached
+
+
+def test_two_samplers_share_the_store(engine: LocalEngine, fitness: Fitness) -> None:
+    results = []
+    for sampler in (PSOSampler(SPACE, population=4), WOASampler(SPACE, population=4)):
+        results.append(asyncio.run(search(optuna.create_study(), sampler, engine, fitness, 12, Listener())))
+    assert (results[0].hits, results[0].computed) == (0, 12)
+    assert results[1].hits >= 9, "15 candidates exist, 12 are known"
+
+
+def test_stopping_leaves_the_model_whole(engine: LocalEngine) -> None:
+    async def stop_soon() -> None:
+        task = asyncio.create_task(collect(engine, SUBSETS))
+        await asyncio.sleep(0.005)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(stop_soon())
+    assert len(engine.loaded.model.model.layers) == N_LAYERS
+    assert asyncio.run(collect(engine, SUBSETS))[0].failure is None, "the engine can be used again"
