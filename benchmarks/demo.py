@@ -1,6 +1,6 @@
 """Does the demo keep its promises: six minutes from nothing, forty seconds when run again?
 
-Runs the installed command in an empty folder, download included; then again there; then once more with the study deleted
+Runs the command in an empty folder, download included; then again there; then once more with the study deleted
 and only the evaluation cache kept.
 
     python -m benchmarks.demo --json benchmarks/results/demo.json

@@ -64,7 +64,9 @@ async def search(
 class _Run:
     """The state of one call of `search`."""
 
-    def __init__(self, study: Study, sampler: SwarmSampler, fitness: Fitness, total: int, listener: Listener) -> None:
+    def __init__(
+        self, study: Study, sampler: SwarmSampler, fitness: Fitness, total: int, listener: Listener | None
+    ) -> None:
         self.hits = self.computed = self.failed = 0
         self._study, self._sampler, self._fitness = study, sampler, fitness
         self._total, self._listener = total, listener

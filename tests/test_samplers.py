@@ -100,14 +100,12 @@ def test_failed_foreign_and_enqueued_trials_do_no_harm(make: type[SwarmSampler])
     study = optuna.create_study(sampler=sampler)
     study.add_trial(create_trial(value=0.0))  # no parameters at all
     study.enqueue_trial(SPACE.to_params(LayerSubset.of(12, [1, 2, 3, 4])))
-    study.optimize(
-        lambda trial: (
-            loss(SPACE.from_params({n: trial.suggest_int(n, 0, 1) for n in SPACE.param_names}))
-            if trial.number % 3
-            else float("nan")
-        ),
-        n_trials=20,
-    )
+
+    def objective(trial: optuna.Trial) -> float:
+        candidate = SPACE.from_params({name: trial.suggest_int(name, 0, 1) for name in SPACE.param_names})
+        return loss(candidate) if trial.number % 3 else float("nan")
+
+    study.optimize(objective, n_trials=20)
     states = {t.state for t in study.trials}
     assert states == {TrialState.COMPLETE, TrialState.FAIL}
     proposed = [tuple(sorted(t.params.items())) for t in study.trials if STATE_ATTR in t.system_attrs]

@@ -4,6 +4,7 @@ Because `HFLM` does the forward passes, in lm-eval's order and batches, a dense 
 """
 
 import contextlib
+import functools
 import io
 import logging
 from collections.abc import Iterator, Sequence
@@ -160,12 +161,18 @@ class _Replay:
         return [next(self._answers) for _ in range(next(self._windows))]
 
 
+@functools.lru_cache(maxsize=4)
+def _task_manager(include_path: str | None) -> TaskManager:
+    """lm-eval's index of tasks; it reads thousands of files, so it is made once a process."""
+    return TaskManager(include_path=include_path)
+
+
 def _load_tasks(task: str, data: str | None, include_path: str | None) -> dict[str, Any]:
     if include_path is not None and not Path(include_path).is_dir():
         raise DataError(f"no folder {include_path!r} for --include-path")
     rows = read_jsonl(Path(data)) if data is not None else None
     with _quiet_lm_eval():
-        manager = TaskManager(include_path=include_path)
+        manager = _task_manager(include_path)
         if task not in manager.all_tasks:
             raise UnknownNameError("task", task, manager.all_tasks)
         if rows is not None and task not in manager.all_subtasks:

@@ -150,7 +150,10 @@ def _read_dataset(source: str) -> list[str]:
 
 
 def _builtin(*, held_out: bool) -> list[str]:
-    """Paragraphs of prose; a document belongs to one part only, by the digest of its name (a quarter is held out)."""
+    """Paragraphs of prose, each once; a quarter of the documents, by the digest of their names, is held out.
+
+    The language reference repeats itself, so a paragraph that both parts have belongs to calibration alone.
+    """
     from pydoc_data.topics import topics
 
     documents = dict(topics)
@@ -159,12 +162,12 @@ def _builtin(*, held_out: bool) -> list[str]:
             documents[name] = str(importlib.metadata.metadata(name).json["description"])
         except (importlib.metadata.PackageNotFoundError, KeyError):
             continue
-    chosen = []
+    parts: dict[bool, list[str]] = {False: [], True: []}
     for name in sorted(documents):
-        if (hashlib.sha256(name.encode()).digest()[0] < 64) == held_out:
-            paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", documents[name])]
-            chosen.append("\n\n".join(filter(_is_prose, paragraphs)))
-    return [text for text in chosen if text]
+        paragraphs = (" ".join(p.split()) for p in re.split(r"\n\s*\n", documents[name]))
+        parts[hashlib.sha256(name.encode()).digest()[0] < 64].extend(filter(_is_prose, paragraphs))
+    calibration = dict.fromkeys(parts[False])
+    return [p for p in dict.fromkeys(parts[True]) if p not in calibration] if held_out else list(calibration)
 
 
 def _is_prose(paragraph: str) -> bool:

@@ -34,11 +34,32 @@ def test_a_study_is_held_to_its_recipe(url: str) -> None:
 def test_somebody_elses_study_is_left_alone(url: str) -> None:
     storage = studies.open_storage(url, create=True)
     foreign = optuna.create_study(storage=storage, study_name="theirs")
+    foreign.add_trial(create_trial(value=1.0))
     with pytest.raises(StudyError, match="not made by prunesearch"):
         studies.create_or_resume(storage, "theirs", RECIPE, {}, maximize=False)
     with pytest.raises(StudyError, match="holds no recipe"):
         studies.recipe_of(foreign)
     assert studies.summaries(storage) == []
+
+
+def test_a_study_whose_making_was_killed_is_completed(url: str) -> None:
+    storage = studies.open_storage(url, create=True)
+    optuna.create_study(storage=storage, study_name="s")
+    assert studies.recipe_of(studies.create_or_resume(storage, "s", RECIPE, {"a": 1}, maximize=False)) == RECIPE
+
+
+def test_a_study_has_one_writer(url: str) -> None:
+    storage = studies.open_storage(url, create=True)
+    with studies.sole_writer(storage, "s"):
+        with studies.sole_writer(storage, "other"):
+            pass
+        with (
+            pytest.raises(StudyError, match="'s' is being searched by another process"),
+            studies.sole_writer(storage, "s"),
+        ):
+            pass
+    with studies.sole_writer(storage, "s"):
+        pass
 
 
 @pytest.mark.parametrize("maximize", [False, True])
