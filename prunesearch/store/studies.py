@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ import optuna
 import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from prunesearch.errors import StorageError, StudyError, UnknownNameError, one_line
 from prunesearch.recipe import Recipe, differences, slug
@@ -73,7 +74,7 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
         except OSError as error:
             raise StorageError(f"cannot write to {str(file.parent)!r}: {error.strerror}") from None
     try:
-        return RDBStorage(url, engine_kwargs=options)
+        return _rdb(url, options)
     except (SQLAlchemyError, NoSuchModuleError) as error:
         raise StorageError(f"cannot open --storage {url!r}: {one_line(error)}") from None
     except ImportError:
@@ -85,6 +86,18 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
             f"--storage {url!r} was made by another version of Optuna: upgrade prunesearch, "
             f"or run: optuna storage upgrade --storage {url}"
         ) from None
+
+
+def _rdb(url: str, options: dict[str, Any]) -> RDBStorage:
+    """Open the database; when another process is just making its tables, wait for it (Optuna races here)."""
+    for _ in range(20):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except (OperationalError, ProgrammingError) as error:
+            if "already exists" not in str(error):
+                raise
+            time.sleep(0.1)
+    return RDBStorage(url, engine_kwargs=options)
 
 
 def create_or_resume(
@@ -110,7 +123,7 @@ def create_or_resume(
                 "use the same settings to resume it, or --study NAME for a new one"
             )
         return study
-    direction = "maximize" if maximize else "minimize"
+    direction = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
     return _inscribe(optuna.create_study(storage=storage, study_name=name, direction=direction), recipe, identity)
 
 
@@ -255,13 +268,13 @@ def summarise(study: Study) -> StudySummary:
 
 def summaries(storage: RDBStorage) -> list[StudySummary]:
     """Every study that prunesearch made, by name."""
-    studies = [optuna.load_study(study_name=n, storage=storage) for n in optuna.get_all_study_names(storage)]
+    studies = [optuna.load_study(study_name=n, storage=storage) for n in sorted(optuna.get_all_study_names(storage))]
     return [summarise(study) for study in studies if RECIPE_ATTR in study.user_attrs]
 
 
 def best_trials(study: Study, count: int) -> Sequence[FrozenTrial]:
     """The study's best finished trials, best first; ties go to the earlier one."""
-    sign = -1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1.0
+    sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     ranked = sorted((sign * t.value, t.number, t) for t in done if t.value is not None)
     return [trial for _, _, trial in ranked[:count]]

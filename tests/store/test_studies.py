@@ -1,4 +1,6 @@
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -104,6 +106,12 @@ def test_studies_are_found_by_name_and_deleted(url: str) -> None:
 def test_impossible_storage_is_refused(url: str, complaint: str) -> None:
     with pytest.raises(StorageError, match=complaint):
         studies.open_storage(url, create=True)
+
+
+def test_processes_that_start_together_share_a_new_database(url: str) -> None:
+    code = f"from prunesearch.store.studies import open_storage; open_storage({url!r}, create=True)"
+    started = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate()[1] for process in started] == [""] * 4
 
 
 def test_looking_does_not_make_a_database(url: str, tmp_path: Path) -> None:
