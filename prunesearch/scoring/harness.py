@@ -69,13 +69,18 @@ class TaskObjective:
         with _quiet_lm_eval(), _data_errors(task, data):
             self._lm = _Recorder(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
             dummy = self._evaluate(self._lm)
-            documents = {leaf: _freeze(leaf, limit) for leaf in self._tasks["tasks"].values()}
+            for leaf in self._tasks["tasks"].values():
+                _freeze(leaf)
         self.metric, self.maximize = _choose_metric(dummy, task, metric)
         requests = self._lm.requests
         self._chunks = [requests[i : i + CHUNK_REQUESTS] for i in range(0, len(requests), CHUNK_REQUESTS)]
         digests = [tokens_digest([(c, t) for _, c, t in chunk]) for chunk in self._chunks]
         # What is asked and what counts as right: the study's identity, not the store's key.
-        targets = [leaf.doc_to_target(doc) for leaf, docs in documents.items() for _, doc in docs]
+        targets = [
+            leaf.doc_to_target(doc)
+            for leaf in self._tasks["tasks"].values()
+            for _, doc in leaf.doc_iterator(rank=0, limit=limit, world_size=1)
+        ]
         self.digest = tokens_digest([task, self.metric, digests, targets])
         numerics = {**numerics_of(loaded.model), "batch_size": str(batch_size)}
         self.chunks = [
@@ -211,9 +216,8 @@ def _configure(tasks: dict[str, Any], num_fewshot: int | None) -> None:
         leaf.set_fewshot_seed(seed=FEWSHOT_SEED)
 
 
-def _freeze(leaf: Any, limit: int | None) -> list[tuple[int, Any]]:  # noqa: ANN401
-    """Keep a task's documents and built requests for every later evaluation; only the answers are cleared."""
-    documents = list(leaf.doc_iterator(rank=0, limit=limit, world_size=1))
+def _freeze(leaf: Any) -> None:  # noqa: ANN401
+    """Keep a task's processed documents and built requests for every later evaluation; only answers are cleared."""
 
     def reuse(**_: object) -> None:
         for instance in leaf.instances:
@@ -221,8 +225,10 @@ def _freeze(leaf: Any, limit: int | None) -> list[tuple[int, Any]]:  # noqa: ANN
             instance.filtered_resps = {}
 
     leaf.build_all_requests = reuse
-    leaf.doc_iterator = lambda **_: iter(documents)
-    return documents
+    if leaf.config.process_docs is not None:  # lm-eval would process all documents again at every look
+        split = leaf.config.test_split or leaf.config.validation_split
+        leaf.dataset = {**leaf.dataset, split: leaf.eval_docs}
+        leaf.config.process_docs = None
 
 
 def _flat_metrics(outcome: dict[str, Any], task: str) -> dict[str, float]:
