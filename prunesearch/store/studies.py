@@ -16,7 +16,14 @@ from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 
 from prunesearch.errors import StorageError, StudyError, UnknownNameError, one_line
 from prunesearch.recipe import Recipe, differences, slug
@@ -93,8 +100,8 @@ def _rdb(url: str, options: dict[str, Any]) -> RDBStorage:
     for _ in range(20):
         try:
             return RDBStorage(url, engine_kwargs=options)
-        except (OperationalError, ProgrammingError) as error:
-            if "already exists" not in str(error):
+        except (IntegrityError, OperationalError, ProgrammingError) as error:
+            if not isinstance(error, IntegrityError) and "already exists" not in str(error):
                 raise
             time.sleep(0.1)
     return RDBStorage(url, engine_kwargs=options)
