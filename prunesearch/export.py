@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import StorageError, VerificationError, one_line
+from prunesearch.model.anatomy import input_device
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import pruned
 from prunesearch.store.disk import check_writable
@@ -124,8 +125,9 @@ def verify(folder: Path, expected: PreTrainedModel, tokenizer: PreTrainedTokeniz
         found: Any = AutoModelForCausalLM.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise VerificationError(f"the export does not reload: {one_line(error)}") from None
-    found.to(expected.device).eval()
-    ids = torch.tensor([tokenizer(_PROMPT)["input_ids"]], device=expected.device)
+    device = input_device(expected)
+    found.to(device).eval()
+    ids = torch.tensor([tokenizer(_PROMPT)["input_ids"]], device=device)
     reference = expected(input_ids=ids, use_cache=False).logits
     limit = _TOLERANCE.get(reference.dtype, 1e-2) * float(reference.abs().max())
     prefill = _difference(reference, found(input_ids=ids, use_cache=False).logits)

@@ -74,6 +74,13 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     return blocks
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go: of weights that accelerate has offloaded, the device they are computed on."""
+    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return model.device if device is None else torch.device(device)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Exact parameter counts and bytes, from shapes alone.

@@ -40,7 +40,7 @@ def numeric_config(config: PretrainedConfig) -> dict[str, Any]:
 
 def _state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     if any(p.is_meta for p in model.parameters()):
-        from accelerate.utils import get_state_dict_offloaded_model
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
 
         offloaded: dict[str, torch.Tensor] = get_state_dict_offloaded_model(model)
         return offloaded

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.model.anatomy import blocks_of
+from prunesearch.model.anatomy import blocks_of, input_device
 
 TOKENS = 256
 """Length of the one sequence whose prefill is timed."""
@@ -97,8 +97,8 @@ def measure_latency(model: PreTrainedModel, repeats: int = 9) -> float:
 
 def machine(model: PreTrainedModel) -> str:
     """Name the hardware and thread count that a latency holds for."""
-    if model.device.type == "cuda":
-        return str(torch.cuda.get_device_name(model.device))
+    if input_device(model).type == "cuda":
+        return str(torch.cuda.get_device_name(input_device(model)))
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
@@ -107,7 +107,7 @@ def machine(model: PreTrainedModel) -> str:
 
 def _input(model: PreTrainedModel) -> torch.Tensor:
     vocabulary = int(model.config.vocab_size)
-    return (torch.arange(TOKENS, device=model.device) * 7919 % vocabulary)[None]
+    return (torch.arange(TOKENS, device=input_device(model)) * 7919 % vocabulary)[None]
 
 
 def _time_forward(model: PreTrainedModel, ids: torch.Tensor) -> float:
@@ -117,8 +117,8 @@ def _time_forward(model: PreTrainedModel, ids: torch.Tensor) -> float:
 
 
 def _now(model: PreTrainedModel) -> float:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    if input_device(model).type == "cuda":
+        torch.cuda.synchronize(input_device(model))
     return time.perf_counter()
 
 

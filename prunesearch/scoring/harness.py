@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from lm_eval.tasks import TaskManager
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import DataError, InputError, ScoringError, UnknownNameError, one_line
+from prunesearch.model.anatomy import input_device
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import pruned
 from prunesearch.scoring.objectives import SCORING_VERSION, Chunk, Metrics, numerics_of, tokens_digest
@@ -99,8 +101,8 @@ class TaskObjective:
         """
         with pruned(self._loaded.model, candidate):
             answers = self._lm.answer(self._chunks[chunk.index])
-        if any(value != value for value, _ in answers):
-            raise ScoringError(f"dropping layers {candidate.text} makes a log-likelihood not a number")
+        if not all(math.isfinite(value) for value, _ in answers):
+            raise ScoringError(f"dropping layers {candidate.text} makes a log-likelihood not finite")
         return [[value, greedy] for value, greedy in answers]
 
     def metrics(self, results: Sequence[list[Any]]) -> Metrics:
@@ -123,6 +125,7 @@ class _Recorder(HFLM):  # type: ignore[misc]
 
     def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(**kwargs)
+        self._device = input_device(self.model)  # HFLM looks at the first weight, which may be offloaded
         self.requests: list[Request] = []
         self.windows: list[int] = []  # tokenised requests per request: 1, or the windows of a rolling one
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ScoringError
+from prunesearch.model.anatomy import input_device
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import pruned
 
@@ -116,7 +117,7 @@ class CalibrationObjective:
         Raises:
             ScoringError: the model's output is not finite.
         """
-        ids_BL = self._windows[chunk.index].to(self._model.device)
+        ids_BL = self._windows[chunk.index].to(input_device(self._model))
         dense_BLV = self._dense(chunk.index, ids_BL)
         with pruned(self._model, candidate):
             logits_BLV = self._model(input_ids=ids_BL, use_cache=False).logits
@@ -173,7 +174,7 @@ def numerics_of(model: PreTrainedModel) -> dict[str, str]:
     """The class of arithmetic that a result was computed in; results of different classes are kept apart."""
     return {
         "attention": str(model.config._attn_implementation),
-        "device": model.device.type,
+        "device": input_device(model).type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "torch": ".".join(torch.__version__.split("+")[0].split(".")[:2]),
     }

@@ -4,11 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 
+from prunesearch.candidate import LayerSubset
 from prunesearch.errors import DownloadError, InputError, ModelError
 from prunesearch.model import demo_weights
 from prunesearch.model.fingerprint import fingerprint
 from prunesearch.model.loading import load
+from prunesearch.scoring.harness import TaskObjective
+from prunesearch.scoring.objectives import CalibrationObjective
+from prunesearch.scoring.text import token_windows
 from tests.conftest import byte_tokenizer, tiny
 
 
@@ -72,6 +77,21 @@ def test_what_is_no_model_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
         with pytest.raises(ModelError, match=complaint) as caught:
             load(str(tmp_path / name))
         assert "\n" not in str(caught.value)
+
+
+def test_accelerate_places_and_offloads(tiny_folder: Path, prose: Path, hellaswag_like: Path) -> None:
+    """Weights that are kept elsewhere and brought in for computing have the same content and the same scores."""
+    plain, mapped, offloaded = (load(str(tiny_folder), device_map=m) for m in (None, "auto", None))
+    cpu_offload(offloaded.model, execution_device=torch.device("cpu"))
+    assert next(offloaded.model.parameters()).is_meta
+    assert plain.fingerprint == mapped.fingerprint == fingerprint(offloaded.model)
+    candidate = LayerSubset.of(6, (0, 4))
+    results = []
+    for loaded in (plain, mapped, offloaded):
+        kl = CalibrationObjective(loaded, token_windows(str(prose), loaded.tokenizer, 128, 64))
+        task = TaskObjective(loaded, "hellaswag", data=str(hellaswag_like), limit=3)
+        results.append([kl.score(candidate, kl.chunks[0]), task.score(candidate, task.chunks[0])])
+    assert results[0] == results[1] == results[2]
 
 
 def test_unusable_devices_are_refused(tiny_folder: Path) -> None:

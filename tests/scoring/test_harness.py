@@ -143,5 +143,5 @@ def test_labels_are_part_of_the_data_but_not_of_the_key(
 def test_broken_output_is_an_error(loaded: LoadedModel, hellaswag_like: Path) -> None:
     objective = TaskObjective(loaded, "hellaswag", data=str(hellaswag_like), limit=2)
     loaded.model.model.norm.weight.data.fill_(float("nan"))
-    with pytest.raises(ScoringError, match="not a number"):
+    with pytest.raises(ScoringError, match="not finite"):
         score(objective, (1,))
