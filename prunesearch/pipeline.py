@@ -17,7 +17,7 @@ from prunesearch.export import Exported, check_destination, export
 from prunesearch.model.anatomy import Sizes
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.surgery import pruned
-from prunesearch.recipe import Recipe, RunOptions, study_name
+from prunesearch.recipe import Recipe, RunOptions, Weights, study_name
 from prunesearch.samplers import SAMPLERS
 from prunesearch.scoring.cost import LatencyModel, measure_latency
 from prunesearch.scoring.fitness import Fitness
@@ -177,7 +177,8 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
     }
     storage = studies.open_storage(options.storage, create=True)
     name = options.study or study_name(recipe)
-    study = studies.create_or_resume(storage, name, recipe, identity, maximize=bench.objective.maximize)
+    metric = bench.objective.metric if recipe.weights == Weights() else f"weighted {bench.objective.metric}"
+    study = studies.create_or_resume(storage, name, recipe, identity, metric=metric, maximize=bench.objective.maximize)
     dense = require(bench.engine.evaluate_one(LayerSubset.of(space.n_layers)))
     latency = studies.remembered(study, "latency_model", lambda: bench.engine.latency_model().as_json())
     fitness = Fitness(

@@ -113,7 +113,7 @@ class _Run:
             Progress(
                 study=self._study.study_name,
                 done=self._done,
-                total=self._total,
+                total=max(self._total, self._done),
                 hits=self.hits,
                 computed=self.computed,
                 best_value=self._best[0],

@@ -8,6 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
+from rich.table import Column
 
 from prunesearch.candidate import Evaluation
 
@@ -42,10 +43,11 @@ class ProgressView:
         self._console = console or Console(stderr=True)
         self._bars = RichBars(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=8),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, ratio=1, overflow="ellipsis")),
+            expand=True,
             console=self._console,
             transient=False,
         )
@@ -66,7 +68,7 @@ class ProgressView:
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line, highlight=False, soft_wrap=not self._console.is_terminal)
 
     def progress(self, progress: Progress) -> None:
         """Show where a study stands."""
@@ -75,7 +77,9 @@ class ProgressView:
         if self._console.is_terminal:
             task = self._tasks.get(progress.study)
             if task is None:
-                task = self._bars.add_task(progress.study, total=progress.total, completed=progress.done, state="")
+                task = self._bars.add_task(
+                    _short(progress.study), total=progress.total, completed=progress.done, state=""
+                )
                 self._tasks[progress.study] = task
             self._bars.update(task, completed=progress.done, total=progress.total, state=state)
             return
@@ -100,3 +104,8 @@ class ProgressView:
             return ""
         spent = time.monotonic() - self._started[progress.study]
         return f", {spent / run * (progress.total - progress.done):.0f} s left"
+
+
+def _short(name: str, limit: int = 22) -> str:
+    """A study's name cut to its end, which says what is searched."""
+    return name if len(name) <= limit else "…" + name[-limit + 1 :]

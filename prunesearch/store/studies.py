@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import optuna
 import sqlalchemy
 from filelock import FileLock, Timeout
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -108,12 +110,13 @@ def _rdb(url: str, options: dict[str, Any]) -> RDBStorage:
 
 
 def create_or_resume(
-    storage: RDBStorage, name: str, recipe: Recipe, identity: dict[str, Any], *, maximize: bool
+    storage: RDBStorage, name: str, recipe: Recipe, identity: dict[str, Any], *, metric: str, maximize: bool
 ) -> Study:
     """Open the recipe's study, making it the first time.
 
     Args:
         identity: all that determines the trials: `Recipe.identity` and the digests of model and data.
+        metric: what a dashboard calls the trials' value.
 
     Raises:
         StudyError: a study of that name was made with another recipe, model or data.
@@ -123,7 +126,7 @@ def create_or_resume(
         if RECIPE_ATTR not in study.user_attrs:
             if study.get_trials(deepcopy=False):
                 raise StudyError(f"study {name!r} was not made by prunesearch: choose another name with --study")
-            return _inscribe(study, recipe, identity)  # a process was killed while it made the study
+            return _inscribe(study, recipe, identity, metric)  # a process was killed while it made the study
         if differing := differences(identity_of(study), identity):
             raise StudyError(
                 f"study {name!r} was made with another recipe ({'; '.join(differing)}): "
@@ -131,10 +134,15 @@ def create_or_resume(
             )
         return study
     direction = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
-    return _inscribe(optuna.create_study(storage=storage, study_name=name, direction=direction), recipe, identity)
+    return _inscribe(
+        optuna.create_study(storage=storage, study_name=name, direction=direction), recipe, identity, metric
+    )
 
 
-def _inscribe(study: Study, recipe: Recipe, identity: dict[str, Any]) -> Study:
+def _inscribe(study: Study, recipe: Recipe, identity: dict[str, Any], metric: str) -> Study:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names([metric])
     # The recipe comes last: a study that has it is complete.
     study.set_user_attr(IDENTITY_ATTR, json.dumps(identity, sort_keys=True))
     study.set_user_attr(RECIPE_ATTR, recipe.model_dump_json())
