@@ -311,11 +311,14 @@ def _emit(as_json: bool, document: Any, render: "Callable[[Any], list[Group | st
         return
     from rich.console import Console
 
+    from prunesearch.report.render import Commands
+
     console = Console()
     if not console.is_terminal:
         console.width = 160
     for part in filter(None, render(document)):
-        console.print(part, highlight=False, soft_wrap=isinstance(part, str), markup=False)
+        whole = isinstance(part, Commands) or (isinstance(part, str) and not console.is_terminal)
+        console.print(part, highlight=False, soft_wrap=whole, markup=False)
 
 
 def _progress() -> "ProgressView":

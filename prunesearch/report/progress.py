@@ -56,15 +56,12 @@ class ProgressView:
         self._printed: dict[str, float] = {}
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:
-            self._bars.stop()
+        self._bars.stop()
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
@@ -77,6 +74,7 @@ class ProgressView:
         if self._console.is_terminal:
             task = self._tasks.get(progress.study)
             if task is None:
+                self._bars.start()  # not before: a running display breaks the bars that downloads draw
                 task = self._bars.add_task(
                     _short(progress.study), total=progress.total, completed=progress.done, state=""
                 )

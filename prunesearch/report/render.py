@@ -36,7 +36,7 @@ def exported(document: Document) -> Parts:
     check = document["verification"]
     return [
         f"exported {document['folder']}: {number('params', document['params'])} parameters, "
-        f"{number('bytes', document['bytes'])} bytes, without layers {document['dropped']}",
+        f"{document['bytes']:,} bytes ({gib(document['bytes'])}), without layers {document['dropped']}",
         "verified: reloaded with plain from_pretrained; "
         f"logits differ by {check['prefill_difference']:.3g} (prompt) and {check['decode_difference']:.3g} (cached "
         f"decoding), {check['greedy_tokens']} greedy tokens are equal",
@@ -189,5 +189,11 @@ def _storage_flag(document: Document) -> str:
     return "" if document["storage"] == "sqlite:///storage/study.db" else f" --storage {document['storage']}"
 
 
-def _next(*commands: str) -> str:
-    return "\n".join(["next:", *(f"  {command}" for command in commands)])
+class Commands(str):
+    """Lines to be copied, which must not be wrapped."""
+
+    __slots__ = ()
+
+
+def _next(*commands: str) -> Commands:
+    return Commands("\n".join(["next:", *(f"  {command}" for command in commands)]))
