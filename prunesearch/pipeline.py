@@ -16,10 +16,9 @@ from prunesearch.errors import RunError, StudyError
 from prunesearch.export import Exported, check_destination, export
 from prunesearch.model.anatomy import Sizes
 from prunesearch.model.loading import LoadedModel, load
-from prunesearch.model.surgery import pruned
 from prunesearch.recipe import Recipe, RunOptions, Weights, study_name
 from prunesearch.samplers import SAMPLERS
-from prunesearch.scoring.cost import LatencyModel, measure_latency
+from prunesearch.scoring.cost import LatencyModel, compare_latency
 from prunesearch.scoring.fitness import Fitness
 from prunesearch.scoring.objectives import CalibrationObjective, Objective
 from prunesearch.scoring.text import token_windows
@@ -196,7 +195,7 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
         reason = studies.last_failure(study)
         raise RunError(f"none of the {result.failed} candidates could be scored ({reason}); the study {name!r} is kept")
     best = require(bench.engine.evaluate_one(space.from_params(ranked[0].params)))
-    dense_ms, best_ms = measured_latencies(bench.loaded, best.candidate)
+    dense_ms, best_ms = compare_latency(bench.loaded.model, best.candidate)
     return Outcome(
         study=name,
         sampler=recipe.sampler,
@@ -222,13 +221,6 @@ def require(evaluation: Evaluation) -> Evaluation:
         what = evaluation.candidate.text
         raise RunError(f"scoring the model without layers {what} failed: {evaluation.failure}")
     return evaluation
-
-
-def measured_latencies(loaded: LoadedModel, candidate: LayerSubset) -> tuple[float, float]:
-    """Measured milliseconds of one prefill, dense and pruned, one after the other."""
-    dense = measure_latency(loaded.model)
-    with pruned(loaded.model, candidate):
-        return dense, measure_latency(loaded.model)
 
 
 def facts_of(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:

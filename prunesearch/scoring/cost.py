@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.model.anatomy import blocks_of, input_device
+from prunesearch.model.surgery import pruned
 
 TOKENS = 256
 """Length of the one sequence whose prefill is timed."""
@@ -88,11 +89,18 @@ def measure_latency_model(model: PreTrainedModel, repeats: int = 7) -> LatencyMo
 
 
 @torch.inference_mode()
-def measure_latency(model: PreTrainedModel, repeats: int = 9) -> float:
-    """Median time of one prefill of `TOKENS` tokens, in milliseconds."""
+def compare_latency(model: PreTrainedModel, candidate: LayerSubset, repeats: int = 11) -> tuple[float, float]:
+    """Median milliseconds of one prefill of `TOKENS` tokens, dense and pruned.
+
+    The two take turns, so that whatever else the machine does falls on both.
+    """
     ids = _input(model)
-    _time_forward(model, ids)
-    return 1000 * statistics.median(_time_forward(model, ids) for _ in range(repeats))
+    dense, lean = [], []
+    for _ in range(repeats + 1):
+        dense.append(_time_forward(model, ids))
+        with pruned(model, candidate):
+            lean.append(_time_forward(model, ids))
+    return 1000 * statistics.median(dense[1:]), 1000 * statistics.median(lean[1:])  # the first turn warms up
 
 
 def machine(model: PreTrainedModel) -> str:

@@ -11,7 +11,7 @@ from prunesearch.errors import ScoringError
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import remove
 from prunesearch.recipe import Weights
-from prunesearch.scoring.cost import LatencyModel, machine, measure_latency, measure_latency_model
+from prunesearch.scoring.cost import LatencyModel, compare_latency, machine, measure_latency_model
 from prunesearch.scoring.fitness import Fitness
 from prunesearch.scoring.objectives import CalibrationObjective
 from prunesearch.scoring.text import token_windows
@@ -77,7 +77,8 @@ def test_latency_is_additive_and_equal_for_equal_blocks(loaded: LoadedModel) -> 
     assert len(set(latency.block_ms)) == 1, "blocks of equal shape share one time"
     assert latency.predict() - latency.predict(CANDIDATE) == pytest.approx(2 * latency.block_ms[0])
     assert LatencyModel.from_json(latency.as_json()) == latency
-    assert measure_latency(loaded.model, repeats=3) > 0
+    dense, lean = compare_latency(loaded.model, LayerSubset.of(N_LAYERS, range(5)))
+    assert dense > lean > 0
     assert "threads" in machine(loaded.model)
 
 
