@@ -69,8 +69,8 @@ class Evaluation:
 
     Attributes:
         candidate: what was scored.
-        metrics: by name: ``kl`` and ``cross_entropy`` in nats per token, ``perplexity``, task metrics in [0, 1],
-            ``params``, ``bytes``, ``latency_ms`` (predicted). Empty when the scoring failed.
+        metrics: by name: ``kl`` and ``cross_entropy`` in nats per token, ``perplexity``, task metrics. Empty when the
+            scoring failed.
         stderr: standard errors of those metrics that have one.
         cached: nothing had to be computed.
         seconds: wall time spent scoring (0 for a hit).

@@ -154,7 +154,7 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
 @_JSON
 def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Evaluate MODEL, or an export, on --task or --calibration text, with standard errors."""
-    recipe = _recipe({**settings, "model": model, "drop": "1"})
+    recipe = _recipe({**settings, "model": model, "drop": "1"})  # nothing is searched: the budget is not read
     options = _options(settings)
     _quiet()
     from prunesearch.pipeline import evaluate_model
@@ -180,7 +180,7 @@ def export(target: str, dropped: str | None, out: str, as_json: bool, **settings
     if dropped is None:
         exported = pipeline.export_study(target, options, Path(out))
     else:
-        recipe = _recipe({**settings, "model": target, "drop": "1"})
+        recipe = _recipe({**settings, "model": target, "drop": "1"})  # nothing is searched here either
         exported = pipeline.export_layers(recipe, options, dropped, Path(out))
     _emit(as_json, exported.document(), render.exported)
 

@@ -19,6 +19,7 @@ from prunesearch.pipeline import Bench, Outcome, facts_of, objective_for, open_b
 from prunesearch.recipe import Recipe, RunOptions
 from prunesearch.scoring.text import HELD_OUT
 from prunesearch.search import Listener
+from prunesearch.store import studies
 
 DROP = "20%"  # 6 of SmolLM2's 30 blocks
 TRIALS = 160
@@ -49,7 +50,7 @@ class DemoResult:
         best = self.best.document(options)
         return {
             "model": self.model,
-            "storage": options.storage,
+            "storage": studies.shown(options.storage),
             "cache": options.cache,
             "searches": searches,
             "best": best["best"],

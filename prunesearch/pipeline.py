@@ -57,7 +57,7 @@ class Outcome:
         return {
             "study": self.study,
             "sampler": self.sampler,
-            "storage": options.storage,
+            "storage": studies.shown(options.storage),
             "trials": self.trials,
             "value": self.value,
             "dense": self._evaluation(self.dense, self.dense_ms),

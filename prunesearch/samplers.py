@@ -59,7 +59,7 @@ class SwarmSampler(BaseSampler):
         self._free_D: Mask = np.isin(np.arange(space.n_layers), space.droppable)
         self._distributions: dict[str, BaseDistribution] = {name: IntDistribution(0, 1) for name in space.param_names}
         self._independent = RandomSampler(seed)
-        self._plan: tuple[int, int, list[tuple[Mask, Real]]] | None = None
+        self._plan: tuple[tuple[str, int, int], list[tuple[Mask, Real]]] | None = None  # of the latest generation
 
     def propose(self, study: Study, number: int) -> Proposal:
         """Return the candidate of trial `number`.
@@ -68,9 +68,10 @@ class SwarmSampler(BaseSampler):
             GenerationPendingError: a trial of the generation before it is still running.
         """
         generation, slot = divmod(number, self.population)
-        if self._plan is None or self._plan[:2] != (study._study_id, generation):
-            self._plan = (study._study_id, generation, self._plan_generation(study, generation))
-        X_D, V_D = self._plan[2][slot]
+        key = (study.study_name, id(study._storage), generation)
+        if self._plan is None or self._plan[0] != key:
+            self._plan = (key, self._plan_generation(study, generation))
+        X_D, V_D = self._plan[1][slot]
         candidate = LayerSubset.of(self.space.n_layers, np.flatnonzero(X_D).tolist())
         velocity = {i: round(v, 6) for i, v in enumerate(V_D.tolist()) if round(v, 6)}
         return Proposal(number, candidate, json.dumps({"by": self.algorithm.name, "v": velocity}))

@@ -130,6 +130,14 @@ def test_a_generation_waits_for_the_last() -> None:
         sampler.ask(study)
 
 
+def test_one_sampler_serves_study_after_study() -> None:
+    """Studies in memory all have the number 0; a plan must not be carried from one to the next."""
+    sampler = PSOSampler(SPACE, seed=3, population=5)
+    drive(optuna.create_study(), sampler, 9, lambda candidate: -loss(candidate))
+    second = drive(optuna.create_study(), sampler, 9)
+    assert second == drive(optuna.create_study(), PSOSampler(SPACE, seed=3, population=5), 9)
+
+
 def test_a_trial_is_written_whole() -> None:
     study = optuna.create_study()
     proposal = PSOSampler(SPACE).ask(study, lambda candidate: {"bytes": 7})

@@ -36,6 +36,11 @@ IDENTITY_ATTR = "identity"
 _SCHEMES = ("mysql", "postgresql", "sqlite")
 
 
+def shown(url: str) -> str:
+    """A storage URL for people and logs: without its password."""
+    return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+
+
 def check_url(url: str) -> None:
     """Refuse a storage URL that no database could stand behind, before anything is written.
 
@@ -48,7 +53,7 @@ def check_url(url: str) -> None:
         raise StorageError(f"--storage {url!r} is not a URL: write sqlite:///storage/study.db") from None
     if parsed.get_backend_name() not in _SCHEMES:
         raise StorageError(
-            f"--storage {url!r}: unknown database {parsed.get_backend_name()!r}; use sqlite:///FILE or "
+            f"--storage {shown(url)!r}: unknown database {parsed.get_backend_name()!r}; use sqlite:///FILE or "
             "postgresql+psycopg://USER@HOST/DATABASE"
         )
     if file := sqlite_file(url):
@@ -85,15 +90,15 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
     try:
         return _rdb(url, options)
     except (SQLAlchemyError, NoSuchModuleError) as error:
-        raise StorageError(f"cannot open --storage {url!r}: {one_line(error)}") from None
+        raise StorageError(f"cannot open --storage {shown(url)!r}: {one_line(error)}") from None
     except ImportError:
         raise StorageError(
-            f"--storage {url!r} needs a driver: pip install 'prunesearch[postgres]' and write postgresql+psycopg://"
+            f"--storage {shown(url)!r} needs a driver: pip install 'prunesearch[postgres]' and write postgresql+psycopg://"
         ) from None
     except RuntimeError:
         raise StorageError(
-            f"--storage {url!r} was made by another version of Optuna: upgrade prunesearch, "
-            f"or run: optuna storage upgrade --storage {url}"
+            f"--storage {shown(url)!r} was made by another version of Optuna: upgrade prunesearch, "
+            f"or run: optuna storage upgrade --storage {shown(url)}"
         ) from None
 
 
@@ -171,11 +176,15 @@ def sole_writer(storage: RDBStorage, name: str) -> Iterator[None]:
         yield
         return
     number = int.from_bytes(hashlib.sha256(f"prunesearch:{name}".encode()).digest()[:8], signed=True)
-    with storage.engine.connect() as connection:
-        held = sqlalchemy.text("SELECT pg_try_advisory_lock(:number)")
-        if not connection.execute(held, {"number": number}).scalar_one():
+    # Autocommit: the lock belongs to the session, and no transaction may stay open for the length of a search.
+    with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        take = sqlalchemy.text("SELECT pg_try_advisory_lock(:number)")
+        if not connection.execute(take, {"number": number}).scalar_one():
             raise _busy(name)
-        yield
+        try:
+            yield
+        finally:  # or the lock would go back to the pool with its connection
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:number)"), {"number": number})
 
 
 def _busy(name: str) -> StudyError:
