@@ -32,7 +32,7 @@ _RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--protect", default="", help="Blocks that stay: first:1,last:1 or 0,5-8."),
     click.option("--sampler", default="pso", show_default=True, help=f"{' or '.join(SAMPLERS)}."),
     click.option("--population", type=int, default=16, show_default=True, help="Trials per generation."),
-    click.option("--seed", type=int, default=0, show_default=True),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers."),
     click.option("--objective", help=f"{', '.join(OBJECTIVES)}; default kl, or task where --task is given."),
     click.option("--weights", default="", help="quality=1,size=0,latency=0: weights of the sum that is optimised."),
 )

@@ -188,7 +188,7 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
         LatencyModel.from_json(latency),
     )
     sampler = SAMPLERS[recipe.sampler](space, seed=recipe.seed, population=recipe.population)
-    with studies.sole_writer(storage, name):
+    with studies.sole_writer(storage, name), studies.database_failures(name):
         result = asyncio.run(search(study, sampler, bench.engine, fitness, options.trials, listener))
     ranked = studies.best_trials(study, 1)
     if not ranked:

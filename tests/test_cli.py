@@ -251,7 +251,7 @@ def test_every_command_and_option_has_help() -> None:
     def check(command: click.Command) -> None:
         assert command.help, command.name
         for option in command.params:
-            if isinstance(option, click.Option) and option.name not in ("help", "version", "seed"):
+            if isinstance(option, click.Option) and option.name not in ("help", "version"):
                 assert option.help, f"{command.name} {option.name}"
         for child in getattr(command, "commands", {}).values():
             check(child)

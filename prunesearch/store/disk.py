@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import diskcache
 
-from prunesearch.errors import CorruptEntryError, StorageError, one_line
+from prunesearch.errors import CorruptEntryError, RunError, StorageError, one_line
 from prunesearch.store.keys import Key, canonical_json
 
 _RAW = 1  # diskcache's mode for a value kept in its row as it is
@@ -125,13 +125,13 @@ class EvaluationStore:
         """Keep a value; on return it has been synced to disk.
 
         Raises:
-            StorageError: the disk is full or read-only.
+            RunError: the disk is full or read-only.
         """
         body = canonical_json({"preimage": key.preimage, "value": value})
         try:
             self._cache.set(key.digest, f"{_checksum(key.digest, body)}\n{body}", retry=False)
         except (sqlite3.Error, OSError, diskcache.Timeout) as error:
-            raise StorageError(
+            raise RunError(
                 f"cannot write to the cache in {str(self.folder)!r}: {one_line(error)}; free space and run again"
             ) from None
 

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 import sqlalchemy
 from filelock import FileLock, Timeout
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -27,7 +27,7 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
-from prunesearch.errors import StorageError, StudyError, UnknownNameError, one_line
+from prunesearch.errors import RunError, StorageError, StudyError, UnknownNameError, one_line
 from prunesearch.recipe import Recipe, differences, slug
 from prunesearch.store.disk import check_writable
 
@@ -185,6 +185,22 @@ def sole_writer(storage: RDBStorage, name: str) -> Iterator[None]:
             yield
         finally:  # or the lock would go back to the pool with its connection
             connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:number)"), {"number": number})
+
+
+@contextmanager
+def database_failures(name: str) -> Iterator[None]:
+    """Say in one line that the database failed under a running search.
+
+    Raises:
+        RunError: the disk is full, the server is gone.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = one_line(error.__cause__ or error)
+        raise RunError(
+            f"the database of study {name!r} failed ({reason}); finished evaluations are in the cache: mend it and run again"
+        ) from None
 
 
 def _busy(name: str) -> StudyError:

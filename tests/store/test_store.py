@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunesearch.errors import CorruptEntryError, StorageError
+from prunesearch.errors import CorruptEntryError, RunError, StorageError
 from prunesearch.store.disk import SETTINGS, EvaluationStore, check_writable
 from prunesearch.store.keys import canonical_json, evaluation_key, latency_key
 
@@ -119,6 +119,19 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="written by others"):
         EvaluationStore(folder)
     assert (EvaluationStore(tmp_path / "new").folder.stat().st_mode & 0o777) == 0o700
+
+
+def test_a_full_disk_is_said_and_earlier_entries_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with EvaluationStore(tmp_path / "c") as store:
+        store.put(KEY, 1)
+
+        def full(*_: object, **__: object) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(store._cache, "set", full)
+        with pytest.raises(RunError, match="disk is full; free space and run again"):
+            store.put(evaluation_key("f", "blocks/6:2", {}), 2)
+        assert store.get(KEY) == 1
 
 
 def test_unusable_places_are_refused_and_nothing_is_left(tmp_path: Path) -> None:

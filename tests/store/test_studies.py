@@ -5,9 +5,10 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState, create_trial
 
-from prunesearch.errors import StorageError, StudyError, UnknownNameError
+from prunesearch.errors import RunError, StorageError, StudyError, UnknownNameError
 from prunesearch.recipe import Recipe
 from prunesearch.store import studies
 
@@ -68,6 +69,14 @@ def test_a_study_has_one_writer(url: str) -> None:
             pass
     with studies.sole_writer(storage, "s"):
         pass
+
+
+def test_a_database_that_fails_under_way_is_said_in_one_line() -> None:
+    with pytest.raises(RunError, match=r"database of study 's' failed \(disk full\)"), studies.database_failures("s"):
+        try:
+            raise OSError("disk full")
+        except OSError as cause:
+            raise StorageInternalError("An exception is raised during the commit.") from cause
 
 
 @pytest.mark.parametrize("maximize", [False, True])
