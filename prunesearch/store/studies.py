@@ -199,7 +199,8 @@ def database_failures(name: str) -> Iterator[None]:
     except (SQLAlchemyError, StorageInternalError) as error:
         reason = one_line(error.__cause__ or error)
         raise RunError(
-            f"the database of study {name!r} failed ({reason}); finished evaluations are in the cache: mend it and run again"
+            f"the database of study {name!r} failed ({reason}); finished evaluations are in the cache: "
+            "mend it and run again"
         ) from None
 
 
