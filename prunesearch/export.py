@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import StorageError, VerificationError, one_line
 from prunesearch.model.anatomy import input_device
-from prunesearch.model.loading import LoadedModel
+from prunesearch.model.loading import LoadedModel, refuse_incomplete
 from prunesearch.model.surgery import pruned
 from prunesearch.store.disk import check_writable
 
@@ -122,7 +122,8 @@ def verify(folder: Path, expected: PreTrainedModel, tokenizer: PreTrainedTokeniz
         VerificationError: it does not load, or prefill, cached decoding or greedy text differ.
     """
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(folder)
+        found, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        refuse_incomplete(folder.name, report)
     except (OSError, ValueError, RuntimeError) as error:
         raise VerificationError(f"the export does not reload: {one_line(error)}") from None
     device = input_device(expected)

@@ -84,11 +84,12 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
         if "gguf_file" in source:
             source["quantization_config"] = GgufConfig(dequantize=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=_dtype(dtype, "gguf_file" in source), device_map=device_map, **source
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=_dtype(dtype, "gguf_file" in source), device_map=device_map, output_loading_info=True, **source
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"cannot load model {name!r}: {one_line(error)}") from None
+    refuse_incomplete(name, report)
     if "gguf_file" in source:
         _forget_gguf(model)
     if device_map is None:
@@ -96,6 +97,23 @@ def load(
     model.eval()
     blocks_of(model)
     return LoadedModel(name, model, tokenizer, fingerprint(model), sizes_of(model))
+
+
+def refuse_incomplete(name: str, report: dict[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights: transformers fills them with random numbers and goes on.
+
+    Args:
+        report: what `from_pretrained` says with ``output_loading_info``.
+
+    Raises:
+        ModelError: a weight is missing or has another shape than the config says.
+    """
+    for problem in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(map(str, report.get(problem) or ())):
+            raise ModelError(
+                f"checkpoint {name!r} is not complete: {len(keys)} {problem.replace('_keys', '')} "
+                f"weight(s), the first is {keys[0]}; get it again"
+            )
 
 
 def looks_local(name: str) -> bool:

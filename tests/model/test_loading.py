@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import cpu_offload
+from safetensors.torch import load_file, save_file
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import DownloadError, InputError, ModelError
@@ -77,6 +78,15 @@ def test_what_is_no_model_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
         with pytest.raises(ModelError, match=complaint) as caught:
             load(str(tmp_path / name))
         assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_missing_are_not_made_up(make_model: Callable[..., Path]) -> None:
+    folder = make_model()
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.2.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 missing weight\(s\), the first is model.layers.2.mlp.up_proj.weight"):
+        load(str(folder))
 
 
 def test_accelerate_places_and_offloads(tiny_folder: Path, prose: Path, hellaswag_like: Path) -> None:
