@@ -33,6 +33,7 @@ class Record:
     figures: dict[str, float] = field(default_factory=dict)
     targets: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    commit: str = field(default_factory=lambda: _commit())  # of the code that runs, not of what it has become since
 
     def add(self, name: str, value: float, bound: str | None = None) -> None:
         """Record a figure and, where the issue names one, its target."""
@@ -50,7 +51,7 @@ class Record:
         return {
             "benchmark": self.benchmark,
             "command": shlex.join(["python", "-m", f"benchmarks.{self.benchmark}", *_public(sys.argv[1:])]),
-            "commit": _commit(),
+            "commit": self.commit,
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "machine": {"cpu": _cpu(), "threads": torch.get_num_threads(), "python": platform.python_version()},
             "quick": self.quick,

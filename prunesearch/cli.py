@@ -48,11 +48,10 @@ _DATA_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--num-fewshot", type=int, help="Few-shot examples; default the task's."),
     click.option("--batch-size", type=int, default=16, show_default=True, help="Sequences per pass of a task."),
 )
-_MODEL_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--revision", help="Branch, tag or commit of a Hugging Face id."),
-    click.option("--dtype", default="auto", show_default=True, help="auto, bfloat16, float16 or float32."),
-    click.option("--trust-remote-code", is_flag=True, help="Run modelling code that ships with the model."),
-)
+_REVISION = click.option("--revision", help="Branch, tag or commit of a Hugging Face id.")
+_TRUST = click.option("--trust-remote-code", is_flag=True, help="Run modelling code that ships with the model.")
+_DTYPE = click.option("--dtype", default="auto", show_default=True, help="auto, bfloat16, float16 or float32.")
+_MODEL_OPTIONS: tuple[Callable[[Any], Any], ...] = (_REVISION, _DTYPE, _TRUST)
 _RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--device", help="Torch device; default cuda where there is one, else cpu."),
     click.option("--device-map", help="Given to accelerate, e.g. auto."),
@@ -178,7 +177,9 @@ def export(target: str, dropped: str | None, out: str, as_json: bool, **settings
     from prunesearch.report import render
 
     if dropped is None:
-        exported = pipeline.export_study(target, options, Path(out))
+        if settings["revision"] is not None or settings["dtype"] != "auto":
+            raise InputError("--revision and --dtype go with MODEL --drop; a study's model is the one it searched")
+        exported = pipeline.export_study(target, options, Path(out), trust_remote_code=settings["trust_remote_code"])
     else:
         recipe = _recipe({**settings, "model": target, "drop": "1"})  # nothing is searched here either
         exported = pipeline.export_layers(recipe, options, dropped, Path(out))
@@ -187,9 +188,9 @@ def export(target: str, dropped: str | None, out: str, as_json: bool, **settings
 
 @cli.command()
 @click.argument("model")
-@_with(*_MODEL_OPTIONS)
+@_with(_REVISION, _TRUST)
 @_JSON
-def analyze(model: str, revision: str | None, dtype: str, trust_remote_code: bool, as_json: bool) -> None:
+def analyze(model: str, revision: str | None, trust_remote_code: bool, as_json: bool) -> None:
     """Count parameters and bytes per layer of MODEL; a bare config.json will do."""
     _quiet()
     from prunesearch.model.inventory import take_inventory
@@ -265,7 +266,7 @@ def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
 
     _quiet_optuna()
     database = studies.open_storage(storage, create=False)
-    summary = studies.summarise(studies.load(database, name))
+    summary = studies.summarise(studies.load(database, name))  # refuses studies that are not ours
     if not yes and not click.confirm(f"Delete study {name} with {summary.trials} trials?", err=True):
         click.echo("nothing was deleted", err=True)
         return
@@ -298,7 +299,7 @@ def _read_recipe(path: Path) -> Recipe:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"cannot read recipe {str(path)!r}: {one_line(error)}") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(f"recipe {str(path)!r} is not a mapping: write lines such as 'model: NAME' and 'drop: 8'")
     if "drop" in values:
         values["drop"] = str(values["drop"])

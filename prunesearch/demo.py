@@ -4,7 +4,6 @@ SmolLM2-135M-Instruct is searched with PSO and then with WOA over the same store
 verified, and dense and pruned model are compared on text that no search has seen.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -99,10 +98,8 @@ def run_demo(
         dense, pruned = held_out(bench, recipes[0], outcomes[0].dense, best.best)
         say("exporting the best and reloading it")
         out = home / "exports" / best.study
-        if out.is_dir():
-            shutil.rmtree(out)  # the demo's own, from an earlier run
         recipe = recipes[outcomes.index(best)]
-        exported = export(bench.loaded, best.best.candidate, out, facts_of(recipe, best))
+        exported = export(bench.loaded, best.best.candidate, out, facts_of(recipe, best), replace=True)
     return DemoResult(outcomes, best, dense, pruned, exported, name, time.perf_counter() - start)
 
 

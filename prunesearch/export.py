@@ -68,17 +68,26 @@ class Exported:
         }
 
 
-def export(loaded: LoadedModel, candidate: LayerSubset, out: Path, facts: Mapping[str, Any] | None = None) -> Exported:
+def export(
+    loaded: LoadedModel,
+    candidate: LayerSubset,
+    out: Path,
+    facts: Mapping[str, Any] | None = None,
+    *,
+    replace: bool = False,
+) -> Exported:
     """Write the candidate as an ordinary checkpoint: weights, config, tokenizer, chat template, model card, manifest.
 
     Args:
         facts: what is known of the candidate (recipe, metrics); kept in the manifest and shown on the card.
+        replace: an earlier export at `out` gives way, after the new one was verified.
 
     Raises:
         StorageError: `out` is not empty or cannot be written.
         VerificationError: the reloaded checkpoint does not equal the candidate.
     """
-    check_destination(out)
+    if not (replace and (out / MANIFEST).is_file()):
+        check_destination(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -93,9 +102,7 @@ def export(loaded: LoadedModel, candidate: LayerSubset, out: Path, facts: Mappin
         exported = Exported(out, candidate, sizes.params(candidate), sizes.bytes(candidate), verification)
         _write_manifest(scratch, loaded, exported, facts or {})
         _sync(scratch)
-        if out.exists():
-            out.rmdir()
-        scratch.rename(out)
+        _put_in_place(scratch, out)
     except OSError as error:
         raise StorageError(f"cannot write the checkpoint to {str(out)!r}: {one_line(error)}") from None
     finally:
@@ -109,9 +116,9 @@ def check_destination(out: Path) -> None:
     Raises:
         StorageError: it is a file, a folder that is not empty, or nothing can be written there.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StorageError(f"--out {str(out)!r} is not empty: choose a new folder, or empty it first")
     check_writable(out)
+    if out.exists() and any(out.iterdir()):
+        raise StorageError(f"--out {str(out)!r} is not empty: choose a new folder, or empty it first")
 
 
 @torch.inference_mode()
@@ -121,13 +128,20 @@ def verify(folder: Path, expected: PreTrainedModel, tokenizer: PreTrainedTokeniz
     Raises:
         VerificationError: it does not load, or prefill, cached decoding or greedy text differ.
     """
+    spread = {"device_map": "auto"} if len(set(getattr(expected, "hf_device_map", {}).values())) > 1 else {}
     try:
-        found, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        reload: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **spread)
+        found, report = reload
         refuse_incomplete(folder.name, report)
+        if not spread:
+            found.to(input_device(expected))
     except (OSError, ValueError, RuntimeError) as error:
-        raise VerificationError(f"the export does not reload: {one_line(error)}") from None
+        raise VerificationError(
+            f"the export could not be reloaded beside the dense model ({one_line(error)}): "
+            "where memory is short, export again with --device cpu"
+        ) from None
+    found.eval()
     device = input_device(expected)
-    found.to(device).eval()
     ids = torch.tensor([tokenizer(_PROMPT)["input_ids"]], device=device)
     reference = expected(input_ids=ids, use_cache=False).logits
     limit = _TOLERANCE.get(reference.dtype, 1e-2) * float(reference.abs().max())
@@ -212,6 +226,17 @@ Verified by reloading: logits equal the scored candidate's (largest difference {
 on a prompt, {check.decode_difference:.3g} in cached decoding), as do {check.greedy_tokens} \
 greedily generated tokens. Details: `{MANIFEST}`.
 """
+
+
+def _put_in_place(scratch: Path, out: Path) -> None:
+    """Rename the finished folder to its name; what was there (nothing, or an export to be replaced) goes last."""
+    if not out.exists():
+        scratch.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
+    out.rename(old)
+    scratch.rename(out)
+    shutil.rmtree(old)
 
 
 def _sync(folder: Path) -> None:

@@ -2,13 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from optuna.storages import RDBStorage
+from optuna.study import Study
 
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.local import LocalEngine
@@ -20,7 +23,7 @@ from prunesearch.recipe import Recipe, RunOptions, Weights, study_name
 from prunesearch.samplers import SAMPLERS
 from prunesearch.scoring.cost import LatencyModel, compare_latency
 from prunesearch.scoring.fitness import Fitness
-from prunesearch.scoring.objectives import CalibrationObjective, Objective
+from prunesearch.scoring.objectives import CalibrationObjective, Objective, numerics_of
 from prunesearch.scoring.text import token_windows
 from prunesearch.search import Listener, SearchResult, search
 from prunesearch.space import SearchSpace
@@ -37,6 +40,7 @@ class Outcome:
         value: the best trial's value.
         dense_ms, best_ms: measured latency of one prefill, in milliseconds.
         result: what this run did.
+        damaged: stored evaluations that were found damaged and computed again.
         seconds: wall time of the whole run.
     """
 
@@ -49,6 +53,7 @@ class Outcome:
     dense_ms: float
     best_ms: float
     result: SearchResult
+    damaged: int
     sizes: Sizes
     seconds: float
 
@@ -63,6 +68,7 @@ class Outcome:
             "dense": self._evaluation(self.dense, self.dense_ms),
             "best": self._evaluation(self.best, self.best_ms),
             **asdict(self.result),
+            "damaged": self.damaged,
             "seconds": round(self.seconds, 3),
         }
 
@@ -164,51 +170,75 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
     """Make or resume the recipe's study and bring it to the asked number of trials.
 
     Raises:
-        StudyError: the study belongs to another recipe, model or data.
-        RunError: the dense model, or every candidate, could not be scored.
+        StudyError: the study belongs to another recipe, model or data, or another process is writing it.
+        RunError: the dense model, or every candidate, could not be scored; or the database failed.
     """
     start = time.perf_counter()
-    space = SearchSpace.parse(bench.loaded.n_layers, recipe.drop, recipe.protect)
-    identity = {
-        **recipe.identity(),
-        "data content": bench.objective.digest,
-        "model content": bench.loaded.fingerprint,
-    }
-    storage = studies.open_storage(options.storage, create=True)
     name = options.study or study_name(recipe)
-    metric = bench.objective.metric if recipe.weights == Weights() else f"weighted {bench.objective.metric}"
-    study = studies.create_or_resume(storage, name, recipe, identity, metric=metric, maximize=bench.objective.maximize)
-    dense = require(bench.engine.evaluate_one(LayerSubset.of(space.n_layers)))
-    latency = studies.remembered(study, "latency_model", lambda: bench.engine.latency_model().as_json())
-    fitness = Fitness(
-        bench.objective.metric,
-        bench.objective.maximize,
-        recipe.weights,
-        bench.loaded.sizes,
-        LatencyModel.from_json(latency),
-    )
-    sampler = SAMPLERS[recipe.sampler](space, seed=recipe.seed, population=recipe.population)
-    with studies.sole_writer(storage, name), studies.database_failures(name):
-        result = asyncio.run(search(study, sampler, bench.engine, fitness, options.trials, listener))
-    ranked = studies.best_trials(study, 1)
-    if not ranked:
-        reason = studies.last_failure(study)
-        raise RunError(f"none of the {result.failed} candidates could be scored ({reason}); the study {name!r} is kept")
-    best = require(bench.engine.evaluate_one(space.from_params(ranked[0].params)))
+    storage = studies.open_storage(options.storage, create=True)
+    with studies.database_failures(name), studies.sole_writer(storage, name):
+        study = _open_study(bench, recipe, storage, name)
+        space = SearchSpace.parse(bench.loaded.n_layers, recipe.drop, recipe.protect)
+        dense = require(bench.engine.evaluate_one(LayerSubset.of(space.n_layers)))
+        fitness = _fitness(bench, recipe, study)
+        sampler = SAMPLERS[recipe.sampler](space, seed=recipe.seed, population=recipe.population)
+        result = _run_to_end(search(study, sampler, bench.engine, fitness, options.trials, listener))
+        ranked = studies.best_trials(study, 1)
+        if not ranked:
+            reason = studies.last_failure(study)
+            raise RunError(
+                f"none of the {result.failed} candidates could be scored ({reason}); the study {name!r} is kept"
+            )
+        best = require(bench.engine.evaluate_one(space.from_params(ranked[0].params)))
+        trials = len(study.get_trials(deepcopy=False))
     dense_ms, best_ms = compare_latency(bench.loaded.model, best.candidate)
     return Outcome(
         study=name,
         sampler=recipe.sampler,
-        trials=len(study.get_trials(deepcopy=False)),
+        trials=trials,
         dense=dense,
         best=best,
         value=float(ranked[0].values[0]),
         dense_ms=dense_ms,
         best_ms=best_ms,
         result=result,
+        damaged=bench.engine.damaged,
         sizes=bench.loaded.sizes,
         seconds=time.perf_counter() - start,
     )
+
+
+def _open_study(bench: Bench, recipe: Recipe, storage: RDBStorage, name: str) -> Study:
+    identity = {
+        **recipe.identity(),
+        "data content": bench.objective.digest,
+        "model content": bench.loaded.fingerprint,
+        "numerics": numerics_of(bench.loaded.model),
+    }
+    metric = bench.objective.metric if recipe.weights == Weights() else f"weighted {bench.objective.metric}"
+    return studies.create_or_resume(storage, name, recipe, identity, metric=metric, maximize=bench.objective.maximize)
+
+
+def _fitness(bench: Bench, recipe: Recipe, study: Study) -> Fitness:
+    """The study's ranking; its latency model is the one it began with, whatever machine it is resumed on."""
+    latency = studies.remembered(study, "latency_model", lambda: bench.engine.latency_model().as_json())
+    return Fitness(
+        bench.objective.metric,
+        bench.objective.maximize,
+        recipe.weights,
+        bench.loaded.sizes,
+        LatencyModel.from_json(latency),
+    )
+
+
+def _run_to_end(searching: Coroutine[Any, Any, SearchResult]) -> SearchResult:
+    """Run a search in an event loop of its own; in a thread where one is running already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(searching)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, searching).result()
 
 
 def require(evaluation: Evaluation) -> Evaluation:
@@ -234,8 +264,11 @@ def facts_of(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def export_study(name: str, options: RunOptions, out: Path) -> Exported:
+def export_study(name: str, options: RunOptions, out: Path, *, trust_remote_code: bool = False) -> Exported:
     """Export a study's best candidate.
+
+    Args:
+        trust_remote_code: run the checkpoint's own code; what the study's maker trusted does not count.
 
     Raises:
         StudyError: no finished trial, or the model is no longer the one that was searched.
@@ -246,7 +279,7 @@ def export_study(name: str, options: RunOptions, out: Path) -> Exported:
     ranked = studies.best_trials(study, 1)
     if not ranked:
         raise StudyError(f"study {name!r} has no finished trial yet: run its search first")
-    loaded = load_for(recipe, options)
+    loaded = load_for(recipe.model_copy(update={"trust_remote_code": trust_remote_code}), options)
     if loaded.fingerprint != studies.identity_of(study)["model content"]:
         raise StudyError(
             f"model {recipe.model!r} is no longer the one that study {name!r} searched: its weights differ"

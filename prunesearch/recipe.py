@@ -18,6 +18,7 @@ BUILTIN_TEXT = "builtin"
 """Name of the calibration text every machine has (see `scoring.text`)."""
 
 # Where things are, as opposed to what they are: the engine replaces these by digests of their content.
+_TASK_ONLY = ("task_data", "include_path", "metric", "limit", "num_fewshot")
 _PATHS = ("model", "calibration", "task_data", "include_path")
 _LOCATIONS = (*_PATHS, "revision", "trust_remote_code")
 
@@ -103,6 +104,11 @@ class Recipe(BaseModel):
             raise ValueError("objective 'task' needs --task NAME, e.g. --task hellaswag")
         if self.objective != "task" and self.task:
             raise ValueError(f"--task {self.task} goes with --objective task, not {self.objective}")
+        idle = [name for name in _TASK_ONLY if self.objective != "task" and getattr(self, name) is not None]
+        if idle:
+            raise ValueError(f"--{idle[0].replace('_', '-')} goes with --task NAME, and no task is given")
+        if self.objective == "task" and self.calibration != BUILTIN_TEXT:
+            raise ValueError("--calibration goes with the objectives kl and perplexity, not with --task")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -119,7 +125,7 @@ class Recipe(BaseModel):
 
 
 class RunOptions(BaseModel):
-    """How a recipe is run; nothing here changes a result."""
+    """How a recipe is run. Only the device changes numbers, and the store and studies keep devices apart."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -155,7 +161,8 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UnknownNameError(f"{model.__name__.lower()} key", name, model.model_fields) from None
+            owner = Weights if first["loc"][0] == "weights" else model
+            raise UnknownNameError(f"{owner.__name__.lower()} key", str(first["loc"][-1]), owner.model_fields) from None
         if first["type"] == "literal_error" and isinstance(first["input"], str):
             choices = re.findall(r"'([^']+)'", first.get("ctx", {}).get("expected", ""))
             raise UnknownNameError(name, first["input"], choices) from None

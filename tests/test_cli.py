@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import asyncio
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import optuna
 import pytest
 from click.testing import CliRunner, Result
 
+import prunesearch
 from prunesearch import cli as cli_module
 from prunesearch.cli import cli, main
 
@@ -145,6 +147,8 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
         (["run", "none.yaml", "--out", "new"], "cannot read recipe"),
         (["run", "typo.yaml", "--out", "new"], "did you mean 'sampler'"),
         (["study", "list"], "no study database"),
+        (["search", "MODEL", "--drop", "2", "--limit", "9"], "--limit goes with --task"),
+        (["export", "nostudy", "--dtype", "float32", "--out", "new"], "go with MODEL --drop"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -245,6 +249,21 @@ def test_a_stopped_search_loses_nothing_and_resumes_identically(
     assert document["trials"] == len(whole) == 18
     assert document["computed"] + document["hits"] == 18 - len(kept)
     assert whole == unbroken
+
+
+def test_the_python_call_works_where_an_event_loop_runs(here: Path, tiny_folder: Path, prose: Path) -> None:
+    """As in a notebook."""
+
+    async def notebook_cell() -> tuple[object, object]:
+        recipe = prunesearch.Recipe(
+            model=str(tiny_folder), drop="2", calibration=str(prose), tokens=128, window=64, population=2
+        )
+        return prunesearch.run(recipe, prunesearch.RunOptions(trials=3))
+
+    outcome, exported = asyncio.run(notebook_cell())
+    assert outcome.trials == 3
+    assert exported.folder == Path("storage/exports/tiny-llama-drop2-kl-pso")
+    assert (here / exported.folder / "config.json").is_file()
 
 
 def test_every_command_and_option_has_help() -> None:

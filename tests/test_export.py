@@ -55,12 +55,23 @@ def test_an_occupied_destination_is_left_alone(loaded: LoadedModel, tmp_path: Pa
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").write_text("x")
     (tmp_path / "file").write_text("x")
-    for place in ("full", "file"):
-        with pytest.raises(StorageError, match="is not empty"):
-            export(loaded, CANDIDATE, tmp_path / place)
+    for place, complaint in {"full": "is not empty", "file": "cannot write"}.items():
+        for replace in (False, True):
+            with pytest.raises(StorageError, match=complaint):
+                export(loaded, CANDIDATE, tmp_path / place, replace=replace)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
     (tmp_path / "empty").mkdir()
     assert export(loaded, CANDIDATE, tmp_path / "empty").folder == tmp_path / "empty"
+
+
+def test_an_earlier_export_gives_way_when_asked(loaded: LoadedModel, tmp_path: Path) -> None:
+    export(loaded, CANDIDATE, tmp_path / "out")
+    with pytest.raises(StorageError, match="is not empty"):
+        export(loaded, CANDIDATE, tmp_path / "out")
+    other = LayerSubset.of(N_LAYERS, (2,))
+    export(loaded, other, tmp_path / "out", replace=True)
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["dropped"] == [2]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_failed_verification_leaves_nothing(

@@ -22,6 +22,10 @@ def test_unknown_keys_are_refused_with_the_nearest() -> None:
         ({"objective": "task"}, "--task NAME"),
         ({"task": "hellaswag"}, "goes with --objective task"),
         ({"tokens": 3}, "tokens = 3"),
+        ({"limit": 200}, "--limit goes with --task NAME"),
+        ({"task_data": "x.jsonl"}, "--task-data goes with --task NAME"),
+        ({"objective": "task", "task": "hellaswag", "calibration": "x.txt"}, "not with --task"),
+        ({"weights": {"qualty": 1}}, "weights key 'qualty': did you mean 'quality'"),
         ({"population": 1}, "population = 1"),
         ({"seed": -1}, "seed = -1"),
     ],
@@ -42,8 +46,11 @@ def test_weights() -> None:
 
 def test_identity_holds_what_determines_trials_and_no_location() -> None:
     before = recipe().identity()
-    for location in ("model", "revision", "calibration", "task_data", "include_path"):
+    for location in ("model", "revision", "calibration"):
         assert recipe(**{location: "elsewhere"}).identity() == before
+    task = {"objective": "task", "task": "hellaswag"}
+    for location in ("task_data", "include_path"):
+        assert recipe(**task, **{location: "elsewhere"}).identity() == recipe(**task).identity()
     changed = {"drop": "7", "seed": 1, "tokens": 2048, "sampler": "woa", "population": 8, "weights": Weights(size=1)}
     for field, value in changed.items():
         assert recipe(**{field: value}).identity() != before, field

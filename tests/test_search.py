@@ -1,7 +1,8 @@
 """The engine and the loop: nothing scored twice, nothing lost, failures kept to their trial."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import optuna
@@ -18,7 +19,7 @@ from prunesearch.report.progress import Progress
 from prunesearch.samplers import PSOSampler, WOASampler
 from prunesearch.scoring.cost import LatencyModel
 from prunesearch.scoring.fitness import Fitness
-from prunesearch.scoring.objectives import CalibrationObjective
+from prunesearch.scoring.objectives import CalibrationObjective, Metrics
 from prunesearch.scoring.text import token_windows
 from prunesearch.search import SearchResult, search
 from prunesearch.space import SearchSpace
@@ -153,6 +154,18 @@ def test_running_out_of_memory_is_a_failed_evaluation(
     assert not evaluation.metrics
     monkeypatch.undo()
     assert engine.evaluate_one(SUBSETS[0]).failure is None, "a failure is not kept in the store"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [(lambda: math.exp(1000), "OverflowError"), (lambda: float("nan"), "kl is nan"), (lambda: [][0], "IndexError")],
+    ids=["overflow", "nan", "own-code"],
+)
+def test_metrics_that_fail_fail_the_evaluation(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, metrics: Callable[[], float], reason: str
+) -> None:
+    monkeypatch.setattr(engine.objective, "metrics", lambda results: Metrics({"kl": metrics()}, {}))
+    assert reason in str(engine.evaluate_one(SUBSETS[0]).failure)
 
 
 def test_nan_is_a_failed_evaluation_and_the_search_goes_on(engine: LocalEngine, fitness: Fitness) -> None:

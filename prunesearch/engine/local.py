@@ -1,6 +1,7 @@
 """The engine of one process: one model in memory, one thread that scores."""
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -13,6 +14,10 @@ from prunesearch.scoring.cost import TOKENS, LatencyModel, machine, measure_late
 from prunesearch.scoring.objectives import Chunk, Objective, numerics_of
 from prunesearch.store.disk import EvaluationStore
 from prunesearch.store.keys import Key, evaluation_key, latency_key
+
+# What a candidate's own scoring may raise; it fails that candidate and nothing else. RuntimeError is torch's (out of
+# memory among others), the last three come from metrics: exp of a huge loss, or a task's own code.
+_FAILURES = (ScoringError, RuntimeError, MemoryError, ArithmeticError, ValueError, LookupError)
 
 
 class _StoppedError(BaseException):
@@ -37,7 +42,6 @@ class LocalEngine:
 
     async def evaluate(self, candidates: Sequence[LayerSubset]) -> AsyncIterator[Evaluation]:
         """Yield one evaluation per distinct candidate, as each is done."""
-        self._stop.clear()
         for candidate in dict.fromkeys(candidates):
             try:
                 evaluation = await asyncio.to_thread(self.evaluate_one, candidate)
@@ -48,20 +52,16 @@ class LocalEngine:
 
     def evaluate_one(self, candidate: LayerSubset) -> Evaluation:
         """Evaluate a candidate now, in this thread."""
+        self._stop.clear()
         start = time.perf_counter()
         try:
             chunks = [self._chunk_results(candidate, chunk) for chunk in self.objective.chunks]
             metrics = self.objective.metrics([results for results, _ in chunks])
-        except (
-            ScoringError,
-            RuntimeError,
-            MemoryError,
-        ) as error:  # RuntimeError: torch, out of memory among others
-            return Evaluation(
-                candidate,
-                failure=f"{type(error).__name__}: {one_line(error)}",
-                seconds=time.perf_counter() - start,
-            )
+            if not math.isfinite(metrics.values[self.objective.metric]):
+                raise ScoringError(f"{self.objective.metric} is {metrics.values[self.objective.metric]}")
+        except _FAILURES as error:
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            return Evaluation(candidate, failure=reason, seconds=time.perf_counter() - start)
         except _StoppedError:
             return Evaluation(candidate, failure="stopped")
         cached = all(hit for _, hit in chunks)

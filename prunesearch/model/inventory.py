@@ -1,5 +1,6 @@
 """What a checkpoint is made of, block by block, without building it: for `prunesearch analyze`."""
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -44,11 +45,6 @@ class Inventory:
     bytes: int
     blocks: tuple[BlockInventory, ...]
 
-    @property
-    def other_params(self) -> int:
-        """Parameters outside the blocks: embeddings, final norm, head."""
-        return self.params - sum(block.params for block in self.blocks)
-
 
 @dataclass(frozen=True)
 class _Tensor:
@@ -70,7 +66,7 @@ def take_inventory(name: str, *, revision: str | None = None, trust_remote_code:
     if name.endswith(".gguf"):
         check_gguf(path)
         return _group("gguf", list(_from_gguf(path)))
-    if path.is_dir() and (shards := sorted(path.glob("*.safetensors"))):
+    if path.is_dir() and (shards := _shards(path)):
         return _group("safetensors", [tensor for shard in shards for tensor in _from_safetensors(shard)])
     if looks_local(name) and not path.exists():
         raise ModelError(f"no model folder or file {name!r}: give a config.json, a folder or a Hugging Face id")
@@ -105,6 +101,18 @@ def _block(index: int, parts: list[tuple[str, _Tensor]]) -> BlockInventory:
         params("mlp.", "ffn_"),
         sum(t.bytes for _, t in parts),
     )
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files that transformers would load; a folder may hold others, such as consolidated or adapter weights."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if not index.is_file():
+        return [single] if single.is_file() else []
+    try:
+        files = json.loads(index.read_text())["weight_map"].values()
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"cannot read {str(index)!r}: {one_line(error)}") from None
+    return [folder / name for name in sorted(set(files))]
 
 
 def _from_safetensors(shard: Path) -> Iterator[_Tensor]:

@@ -84,16 +84,22 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
         if "gguf_file" in source:
             source["quantization_config"] = GgufConfig(dequantize=True)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=_dtype(dtype, "gguf_file" in source), device_map=device_map, output_loading_info=True, **source
         )
+        model, report = loaded
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"cannot load model {name!r}: {one_line(error)}") from None
     refuse_incomplete(name, report)
     if "gguf_file" in source:
         _forget_gguf(model)
     if device_map is None:
-        model.to(place)
+        try:
+            model.to(place)
+        except RuntimeError as error:  # torch: out of memory
+            raise ModelError(
+                f"model {name!r} does not fit {place} ({one_line(error)}): try --device-map auto or --device cpu"
+            ) from None
     model.eval()
     blocks_of(model)
     return LoadedModel(name, model, tokenizer, fingerprint(model), sizes_of(model))

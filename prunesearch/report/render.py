@@ -179,8 +179,9 @@ def study_rm(document: Document) -> Parts:
 def _run_line(document: Document) -> str:
     failed = f", {document['failed']} failed" if document["failed"] else ""
     adopted = f", {document['adopted']} adopted from a killed run" if document["adopted"] else ""
+    damaged = f", {document['damaged']} damaged cache entries computed again" if document["damaged"] else ""
     return (
-        f"this run: {document['computed']} evaluated, {document['hits']} cache hits{failed}{adopted}, "
+        f"this run: {document['computed']} evaluated, {document['hits']} cache hits{failed}{adopted}{damaged}, "
         f"{document['seconds']:.0f} s"
     )
 

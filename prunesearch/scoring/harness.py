@@ -1,6 +1,7 @@
 """The bridge to lm-eval: its requests are built once, its own model class scores them, its metrics read the answers.
 
-Because `HFLM` does the forward passes, in lm-eval's order and batches, a dense score equals `lm_eval.simple_evaluate`.
+Because `HFLM` does the forward passes, a score equals `lm_eval.simple_evaluate`: to the bit while the requests fit one
+chunk (`CHUNK_REQUESTS`), since lm-eval's batches are then the same, and to rounding beyond.
 """
 
 import contextlib
@@ -8,12 +9,15 @@ import functools
 import io
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets
+import jinja2
 import lm_eval.evaluator
 import torch
 from lm_eval.api.instance import Instance
@@ -29,6 +33,8 @@ from prunesearch.scoring.objectives import SCORING_VERSION, Chunk, Metrics, nume
 from prunesearch.scoring.text import read_jsonl
 
 CHUNK_REQUESTS = 1024
+BOOTSTRAP_ITERS = 1000
+"""Resamples for standard errors without a formula (perplexity, f1); lm-eval's default of 100,000 takes minutes."""
 FEWSHOT_SEED = 1234  # lm_eval.simple_evaluate's default
 
 Request = tuple[Any, list[int], list[int]]  # lm-eval's: (texts, context ids, continuation ids)
@@ -114,9 +120,10 @@ class TaskObjective:
         return Metrics(values, stderr)
 
     def _evaluate(self, lm: Any) -> dict[str, Any]:  # noqa: ANN401 (lm-eval is untyped)
-        outcome: dict[str, Any] = lm_eval.evaluator.evaluate(
-            lm=lm, task_dict=self._tasks, limit=self._limit, log_samples=False, bootstrap_iters=100
-        )
+        with _bootstrap_here():
+            outcome: dict[str, Any] = lm_eval.evaluator.evaluate(
+                lm=lm, task_dict=self._tasks, limit=self._limit, log_samples=False, bootstrap_iters=BOOTSTRAP_ITERS
+            )
         return outcome
 
 
@@ -252,6 +259,8 @@ def _flat_metrics(outcome: dict[str, Any], task: str) -> dict[str, float]:
 
 def _choose_metric(outcome: dict[str, Any], task: str, asked: str | None) -> tuple[str, bool]:
     names = [name for name in _flat_metrics(outcome, task) if not name.endswith("_stderr")]
+    if not names:
+        raise InputError(f"task {task!r} has no metric that all its tasks share: search one of them instead")
     if asked is not None and asked not in names:
         raise UnknownNameError(f"metric of task {task!r}", asked, names)
     metric = asked or ("acc_norm" if "acc_norm" in names else names[0])
@@ -267,9 +276,16 @@ def _data_errors(task: str, data: str | None) -> Iterator[None]:
         yield
     except KeyError as error:
         raise DataError(f"task {task!r} needs a field {error} that {where} does not have") from None
-    except (ValueError, TypeError, AttributeError, IndexError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, IndexError, OSError, RuntimeError, jinja2.TemplateError) as error:
         fix = "" if data else "; without a network give --task-data FILE.jsonl"
         raise DataError(f"task {task!r} cannot use {where}: {one_line(error)}{fix}") from None
+
+
+@contextmanager
+def _bootstrap_here() -> Iterator[None]:
+    """Keep lm-eval's bootstrap in this process (it would fork one that holds a model) and off stdout."""
+    with mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}), contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
@@ -176,8 +177,14 @@ def numerics_of(model: PreTrainedModel) -> dict[str, str]:
         "attention": str(model.config._attn_implementation),
         "device": input_device(model).type,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "torch": ".".join(torch.__version__.split("+")[0].split(".")[:2]),
+        "torch": _minor(torch.__version__),
+        "transformers": _minor(transformers.__version__),
     }
+
+
+def _minor(version: str) -> str:
+    """Major and minor part: a patch release changes no number on purpose."""
+    return ".".join(version.split("+")[0].split(".")[:2])
 
 
 def tokens_digest(sequences: Sequence[Any]) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                     if not isinstance(row, dict):
                         raise DataError(f"{str(path)!r} line {number} is no JSON object")
                     rows.append(row)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"cannot read {str(path)!r}: {one_line(error)}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{str(path)!r} line {number} is not JSON: {error.msg}") from None
@@ -127,7 +128,7 @@ def _read_file(path: Path) -> list[str]:
     try:
         with open_text(path) as file:
             return [str(file.read())]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"cannot read calibration text {str(path)!r}: {one_line(error)}") from None
 
 
@@ -138,7 +139,7 @@ def _read_dataset(source: str) -> list[str]:
     config, _, split = rest.partition(":")
     try:
         data = datasets.load_dataset(name, config or None, split=split or "train")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"cannot load calibration {source!r} as a file or dataset: {one_line(error)}; "
             "give FILE or id[:config[:split]]"

@@ -11,7 +11,8 @@ import os
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -112,8 +113,10 @@ class EvaluationStore:
 
         Raises:
             CorruptEntryError: there is a row and its checksum is wrong.
+            RunError: the file itself cannot be read.
         """
-        entry = self._cache.get(key.digest, default=None, retry=False)
+        with self._failures("read"):
+            entry = self._cache.get(key.digest, default=None, retry=False)
         if entry is None:
             return None
         checksum, _, body = entry.partition("\n")
@@ -128,16 +131,21 @@ class EvaluationStore:
             RunError: the disk is full or read-only.
         """
         body = canonical_json({"preimage": key.preimage, "value": value})
-        try:
+        with self._failures("write"):
             self._cache.set(key.digest, f"{_checksum(key.digest, body)}\n{body}", retry=False)
-        except (sqlite3.Error, OSError, diskcache.Timeout) as error:
-            raise RunError(
-                f"cannot write to the cache in {str(self.folder)!r}: {one_line(error)}; free space and run again"
-            ) from None
 
     def discard(self, key: Key) -> None:
         """Forget a damaged entry, so that it is computed again."""
-        self._cache.delete(key.digest, retry=False)
+        with self._failures("write"):
+            self._cache.delete(key.digest, retry=False)
+
+    @contextmanager
+    def _failures(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, diskcache.Timeout) as error:
+            remedy = "free space and run again" if verb == "write" else "move the folder away and run again"
+            raise RunError(f"cannot {verb} the cache in {str(self.folder)!r}: {one_line(error)}; {remedy}") from None
 
     def __len__(self) -> int:
         return len(self._cache)
@@ -161,7 +169,8 @@ def check_writable(folder: Path) -> None:
     Raises:
         StorageError: nothing can be written to it, or to its nearest existing parent.
     """
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # os.path.exists, because Path.exists raises where a parent may not be entered.
+    parent = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110
     try:
         tempfile.TemporaryDirectory(prefix=".prunesearch-", dir=parent).cleanup()
     except OSError as error:

@@ -5,7 +5,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 from sqlalchemy.exc import (
     ArgumentError,
     IntegrityError,
@@ -33,7 +34,7 @@ from prunesearch.store.disk import check_writable
 
 RECIPE_ATTR = "recipe"
 IDENTITY_ATTR = "identity"
-_SCHEMES = ("mysql", "postgresql", "sqlite")
+_SCHEMES = ("postgresql", "sqlite")  # those that `sole_writer` can lock
 
 
 def shown(url: str) -> str:
@@ -89,7 +90,7 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
             raise StorageError(f"cannot write to {str(file.parent)!r}: {error.strerror}") from None
     try:
         return _rdb(url, options)
-    except (SQLAlchemyError, NoSuchModuleError) as error:
+    except (SQLAlchemyError, NoSuchModuleError, StorageInternalError) as error:
         raise StorageError(f"cannot open --storage {shown(url)!r}: {one_line(error)}") from None
     except ImportError:
         raise StorageError(
@@ -163,19 +164,23 @@ def sole_writer(storage: RDBStorage, name: str) -> Iterator[None]:
     Raises:
         StudyError: another process holds it.
     """
-    file = sqlite_file(storage.url)
-    if file is not None:
-        lock = FileLock(f"{file}.{slug(name)}.lock", timeout=0)
+    digest = hashlib.sha256(f"prunesearch:{name}".encode()).digest()
+    if storage.engine.dialect.name == "sqlite":
+        file = sqlite_file(storage.url)
+        if file is None:  # in memory: nobody else can reach it
+            yield
+            return
+        lock = FileLock(f"{file}.{slug(name)}-{digest.hex()[:8]}.lock", timeout=0)
         try:
-            with lock:
-                yield
+            lock.acquire()
         except Timeout:
             raise _busy(name) from None
+        try:
+            yield
+        finally:
+            lock.release()
         return
-    if storage.engine.dialect.name != "postgresql":
-        yield
-        return
-    number = int.from_bytes(hashlib.sha256(f"prunesearch:{name}".encode()).digest()[:8], signed=True)
+    number = int.from_bytes(digest[:8], signed=True)
     # Autocommit: the lock belongs to the session, and no transaction may stay open for the length of a search.
     with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         take = sqlalchemy.text("SELECT pg_try_advisory_lock(:number)")
@@ -229,7 +234,12 @@ def recipe_of(study: Study) -> Recipe:
     text = study.user_attrs.get(RECIPE_ATTR)
     if text is None:
         raise StudyError(f"study {study.study_name!r} holds no recipe: it was not made by prunesearch")
-    return Recipe.model_validate_json(text)
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError:
+        raise StudyError(
+            f"study {study.study_name!r} was made by another version of prunesearch: use that one to read it"
+        ) from None
 
 
 def identity_of(study: Study) -> dict[str, Any]:
@@ -261,9 +271,11 @@ def delete(storage: RDBStorage, name: str) -> None:
 
     Raises:
         UnknownNameError: there is none of that name.
+        StudyError: it is being searched.
     """
     load(storage, name)
-    optuna.delete_study(study_name=name, storage=storage)
+    with sole_writer(storage, name):
+        optuna.delete_study(study_name=name, storage=storage)
 
 
 @dataclass(frozen=True)
@@ -308,9 +320,12 @@ def summarise(study: Study) -> StudySummary:
 
 
 def summaries(storage: RDBStorage) -> list[StudySummary]:
-    """Every study that prunesearch made, by name."""
-    studies = [optuna.load_study(study_name=n, storage=storage) for n in sorted(optuna.get_all_study_names(storage))]
-    return [summarise(study) for study in studies if RECIPE_ATTR in study.user_attrs]
+    """Every study that this version of prunesearch can read, by name."""
+    found = []
+    for name in sorted(optuna.get_all_study_names(storage)):
+        with suppress(StudyError):
+            found.append(summarise(optuna.load_study(study_name=name, storage=storage)))
+    return found
 
 
 def best_trials(study: Study, count: int) -> Sequence[FrozenTrial]:

@@ -1,4 +1,6 @@
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,16 @@ def test_headers_and_config_agree(tiny_folder: Path) -> None:
     assert by_config.source == "config"
     assert by_weights.blocks == by_config.blocks
     assert by_weights.params == by_config.params
+
+
+def test_only_the_weights_that_transformers_loads_are_counted(make_model: Callable[..., Path]) -> None:
+    folder = make_model()
+    alone = take_inventory(str(folder))
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    assert take_inventory(str(folder)) == alone
+    sharded = folder.parent / "sharded"
+    tiny().save_pretrained(sharded, max_shard_size="20KB")
+    assert take_inventory(str(sharded)) == alone
 
 
 def test_unknown_types_and_positional_windows_are_refused() -> None:

@@ -98,11 +98,13 @@ def own_tasks(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("task", "metric"), [("own_ll", "perplexity"), ("own_roll", "word_perplexity")])
 def test_own_tasks_of_log_likelihood_type_equal_simple_evaluate(
-    loaded: LoadedModel, own_tasks: Path, task: str, metric: str
+    loaded: LoadedModel, own_tasks: Path, task: str, metric: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     objective = TaskObjective(loaded, task, include_path=str(own_tasks), batch_size=4)
     assert (objective.metric, objective.maximize) == (metric, False)
+    capsys.readouterr()
     ours = score(objective, (2,))
+    assert capsys.readouterr().out == "", "stdout belongs to the command's own document"
     manager = TaskManager(include_path=str(own_tasks), include_defaults=False)
     with pruned(loaded.model, LayerSubset.of(N_LAYERS, (2,))):
         theirs = stock(loaded, [task], task_manager=manager)
@@ -123,9 +125,12 @@ def test_what_cannot_be_scored_is_refused(loaded: LoadedModel, own_tasks: Path, 
         TaskObjective(loaded, "helaswag")
     with pytest.raises(DataError, match="no folder"):
         TaskObjective(loaded, "hellaswag", include_path=str(tmp_path / "none"))
+    (tmp_path / "undefined.jsonl").write_text('{"answerKey": "A", "choices": {"text": ["a"], "label": ["A"]}}\n')
     (tmp_path / "wrong.jsonl").write_text('{"question": "?"}\n')
     with pytest.raises(DataError, match="needs a field 'ctx_a'"):
         TaskObjective(loaded, "hellaswag", data=str(tmp_path / "wrong.jsonl"))
+    with pytest.raises(DataError, match="cannot use .*'question' is undefined"):
+        TaskObjective(loaded, "arc_easy", data=str(tmp_path / "undefined.jsonl"))
     with pytest.raises(InputError, match="group of several"):
         TaskObjective(loaded, "mmlu", data=str(tmp_path / "wrong.jsonl"))
 

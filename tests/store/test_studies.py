@@ -59,9 +59,12 @@ def test_a_study_whose_making_was_killed_is_completed(url: str) -> None:
 
 def test_a_study_has_one_writer(url: str) -> None:
     storage = studies.open_storage(url, create=True)
+    studies.create_or_resume(storage, "s", RECIPE, {}, metric="kl", maximize=False)
     with studies.sole_writer(storage, "s"):
         with studies.sole_writer(storage, "other"):
             pass
+        with pytest.raises(StudyError, match="another process"):
+            studies.delete(storage, "s")
         with (
             pytest.raises(StudyError, match="'s' is being searched by another process"),
             studies.sole_writer(storage, "s"),
@@ -94,6 +97,15 @@ def test_the_best_come_first_and_failures_are_counted(url: str, maximize: bool) 
     assert studies.trial_document(studies.best_trials(study, 1)[0])["dropped"] == summary.best_dropped
 
 
+def test_a_recipe_of_another_version_is_said_and_passed_over_in_lists(url: str) -> None:
+    storage = studies.open_storage(url, create=True)
+    study = studies.create_or_resume(storage, "s", RECIPE, {}, metric="kl", maximize=False)
+    study.set_user_attr(studies.RECIPE_ATTR, '{"model": "m", "from_the_future": 1}')
+    with pytest.raises(StudyError, match="another version of prunesearch"):
+        studies.recipe_of(study)
+    assert studies.summaries(storage) == []
+
+
 def test_a_remembered_value_never_changes(url: str) -> None:
     study = studies.create_or_resume(
         studies.open_storage(url, create=True), "s", RECIPE, {}, metric="kl", maximize=False
@@ -117,6 +129,7 @@ def test_studies_are_found_by_name_and_deleted(url: str) -> None:
         ("notaurl", "not a URL"),
         ("foo://x", "unknown database 'foo'"),
         ("redis://localhost", "unknown database 'redis'"),
+        ("mysql://localhost/x", "unknown database 'mysql'"),
         ("sqlite:////proc/nowhere/study.db", "cannot write"),
     ],
 )
