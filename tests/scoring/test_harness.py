@@ -129,7 +129,7 @@ def test_what_cannot_be_scored_is_refused(loaded: LoadedModel, own_tasks: Path, 
     (tmp_path / "wrong.jsonl").write_text('{"question": "?"}\n')
     with pytest.raises(DataError, match="needs a field 'ctx_a'"):
         TaskObjective(loaded, "hellaswag", data=str(tmp_path / "wrong.jsonl"))
-    with pytest.raises(DataError, match="cannot use .*'question' is undefined"):
+    with pytest.raises(DataError, match=r"cannot use .*'question' is undefined"):
         TaskObjective(loaded, "arc_easy", data=str(tmp_path / "undefined.jsonl"))
     with pytest.raises(InputError, match="group of several"):
         TaskObjective(loaded, "mmlu", data=str(tmp_path / "wrong.jsonl"))
