@@ -92,8 +92,7 @@ def run_demo(
     recipes = [Recipe(model=name, drop=DROP, sampler=sampler) for sampler in ("pso", "woa")]
     with open_bench(recipes[0], options) as bench:
         outcomes = tuple(run_search(bench, recipe, options, listener) for recipe in recipes)
-        better = min if not bench.objective.maximize else max
-        best = better(outcomes, key=lambda outcome: outcome.value)
+        best = min(outcomes, key=lambda outcome: outcome.value)  # KL: less is better
         say("comparing dense and pruned on held-out text")
         dense, pruned = held_out(bench, recipes[0], outcomes[0].dense, best.best)
         say("exporting the best and reloading it")
