@@ -1,5 +1,6 @@
 """The two nouns that cross every border: a `LayerSubset` (what is removed) and an `Evaluation` (what that costs)."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
@@ -9,7 +10,14 @@ from prunesearch.errors import InputError
 
 @dataclass(frozen=True, order=True)
 class LayerSubset:
-    """The blocks to drop from a model of `n_layers` blocks; counted from 0, sorted, each once.
+    """What to drop from a model of `n_layers` blocks: whole blocks, and attention or MLP sublayers of others.
+
+    Blocks are counted from 0; each tuple is sorted and names a block once. A block whose attention and MLP are both
+    dropped computes nothing, so it is written as a dropped block: `LayerSubset.of` does that.
+
+    Attributes:
+        dropped: whole blocks.
+        attention, mlp: blocks that lose this sublayer only.
 
     Raises:
         InputError: an index outside the model, a repeated index, or no block left.
@@ -17,49 +25,72 @@ class LayerSubset:
 
     n_layers: int
     dropped: tuple[int, ...]
+    attention: tuple[int, ...] = ()
+    mlp: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if list(self.dropped) != sorted(set(self.dropped)):
-            raise InputError(f"dropped layers must be sorted and named once, got {list(self.dropped)}")
-        if self.dropped and not 0 <= self.dropped[0] <= self.dropped[-1] < self.n_layers:
-            raise InputError(f"cannot drop layers {list(self.dropped)}: the model has layers 0 to {self.n_layers - 1}")
+        every = (*self.dropped, *self.attention, *self.mlp)
+        if len(set(every)) != len(every) or any(
+            list(part) != sorted(part) for part in (self.dropped, self.attention, self.mlp)
+        ):
+            raise InputError(f"dropped layers must be sorted and named once, got {self.text}")
+        if every and not 0 <= min(every) <= max(every) < self.n_layers:
+            raise InputError(f"cannot drop layers {self.text}: the model has layers 0 to {self.n_layers - 1}")
         if len(self.dropped) >= self.n_layers:
             raise InputError(f"dropping {len(self.dropped)} of {self.n_layers} layers leaves none")
 
     @classmethod
-    def of(cls, n_layers: int, dropped: Iterable[int] = ()) -> Self:
+    def of(
+        cls, n_layers: int, dropped: Iterable[int] = (), attention: Iterable[int] = (), mlp: Iterable[int] = ()
+    ) -> Self:
         """Build a subset from indices in any order."""
-        return cls(n_layers, tuple(sorted(dropped)))
+        whole, without_attention, without_mlp = list(dropped), set(attention), set(mlp)
+        whole += sorted((without_attention & without_mlp) - set(whole))
+        gone = set(whole)
+        return cls(
+            n_layers,
+            tuple(sorted(whole)),
+            tuple(sorted(without_attention - gone)),
+            tuple(sorted(without_mlp - gone)),
+        )
 
     @classmethod
     def parse(cls, text: str, n_layers: int) -> Self:
-        """Read a comma-separated list such as ``3,7,12``; ``none`` is the dense model.
+        """Read a comma-separated list such as ``3,7a,12m``; ``none`` is the dense model.
+
+        ``7a`` is the attention of block 7, ``12m`` the MLP of block 12.
 
         Raises:
             InputError: the text is not such a list, or the layers are not in the model.
         """
-        if text.strip() in ("", "none"):
-            return cls(n_layers, ())
-        try:
-            indices = [int(part) for part in text.split(",")]
-        except ValueError:
-            raise InputError(f"cannot read layers {text!r}: write indices with commas, as in 3,7,12") from None
-        return cls.of(n_layers, indices)
+        parts: dict[str, list[int]] = {"": [], "a": [], "m": []}
+        for word in [] if text.strip() in ("", "none") else text.split(","):
+            match = re.fullmatch(r"\s*(-?\d+)([am]?)\s*", word)
+            if match is None:
+                raise InputError(f"cannot read layers {text!r}: write indices with commas, as in 3,7,12")
+            parts[match[2]].append(int(match[1]))
+        return cls.of(n_layers, parts[""], parts["a"], parts["m"])
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """The blocks that stay, in order."""
+        """The blocks that stay, whole or in part, in order."""
         gone = set(self.dropped)
         return tuple(i for i in range(self.n_layers) if i not in gone)
 
     @property
+    def whole_blocks(self) -> bool:
+        """Whether only whole blocks are dropped."""
+        return not self.attention and not self.mlp
+
+    @property
     def text(self) -> str:
-        """The dropped blocks as ``3,7,12``, or ``none``."""
-        return ",".join(map(str, self.dropped)) or "none"
+        """What is dropped as ``3,7a,12m``, or ``none``."""
+        words = [(i, "") for i in self.dropped] + [(i, "a") for i in self.attention] + [(i, "m") for i in self.mlp]
+        return ",".join(f"{i}{kind}" for i, kind in sorted(words)) or "none"
 
     @property
     def canonical(self) -> str:
-        """The one spelling that keys are made from, e.g. ``blocks/30:3,7,12``."""
+        """The one spelling that keys are made from, e.g. ``blocks/30:3,7a,12m``."""
         return f"blocks/{self.n_layers}:{self.text}"
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 import prunesearch
-from prunesearch.errors import InputError, PruneSearchError, UnknownNameError, one_line
-from prunesearch.recipe import OBJECTIVES, SAMPLERS, Recipe, RunOptions, Weights, validated
+from prunesearch.errors import InputError, PruneSearchError, one_line
+from prunesearch.recipe import FORMS, OBJECTIVES, RANKINGS, SAMPLERS, Recipe, RunOptions, Weights, validated
+from prunesearch.space import UNITS
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -28,10 +29,16 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--drop", required=True, help="How many blocks to drop: 8 or 25%."),
+    click.option("--drop", required=True, help="How much to drop: 8, 25%, ..8 (up to), pareto or pareto:25%."),
     click.option("--protect", default="", help="Blocks that stay: first:1,last:1 or 0,5-8."),
-    click.option("--sampler", default="pso", show_default=True, help=f"{' or '.join(SAMPLERS)}."),
-    click.option("--population", type=int, default=16, show_default=True, help="Trials per generation."),
+    click.option("--units", default="blocks", show_default=True, help=f"What is dropped: {' or '.join(UNITS)}."),
+    click.option("--against", help="Weigh quality against size or latency in --drop pareto; default size."),
+    click.option("--sampler", default="pso", show_default=True, help=f"{', '.join(SAMPLERS)}."),
+    click.option("--form", help=f"PSO and WOA as: {', '.join(FORMS)}; default set."),
+    click.option("--preselect/--no-preselect", default=True, help="A surrogate chooses among the swarm's moves."),
+    click.option("--ranking", help=f"What to start from: {', '.join(RANKINGS)}; default by sampler."),
+    click.option("--asynchronous", is_flag=True, help="PSO and WOA: never wait for a generation."),
+    click.option("--population", type=int, help="Trials per generation; default 6 for PSO and WOA, else 16."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers."),
     click.option("--objective", help=f"{', '.join(OBJECTIVES)}; default kl, or task where --task is given."),
     click.option("--weights", default="", help="quality=1,size=0,latency=0: weights of the sum that is optimised."),
@@ -60,6 +67,10 @@ _RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
 )
 _STORAGE = click.option(
     "--storage", default=RunOptions().storage, show_default=True, help="Optuna RDB URL of the studies."
+)
+_WANTED: tuple[Callable[[Any], Any], ...] = (
+    click.option("--max-loss", help="The smallest that loses no more: 2% of the dense quality, or 0.05 of the metric."),
+    click.option("--max-size", help="The best that is no larger: 100MiB."),
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
@@ -165,11 +176,20 @@ def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None: 
 @cli.command()
 @click.argument("target", metavar="STUDY|MODEL")
 @click.option("--drop", "dropped", help="Blocks to drop from MODEL: 3,7,12. Without it, STUDY's best is exported.")
+@_with(*_WANTED)
 @click.option("--out", required=True, help="New or empty folder for the checkpoint.")
 @_STORAGE
 @_with(*_MODEL_OPTIONS, *_RUN_OPTIONS)
 @_JSON
-def export(target: str, dropped: str | None, out: str, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+def export(
+    target: str,
+    dropped: str | None,
+    max_loss: str | None,
+    max_size: str | None,
+    out: str,
+    as_json: bool,
+    **settings: Any,  # noqa: ANN401
+) -> None:
     """Write a pruned checkpoint that plain transformers loads, reload it, and compare it with what was scored."""
     options = _options(settings)
     _quiet()
@@ -179,7 +199,15 @@ def export(target: str, dropped: str | None, out: str, as_json: bool, **settings
     if dropped is None:
         if settings["revision"] is not None or settings["dtype"] != "auto":
             raise InputError("--revision and --dtype go with MODEL --drop; a study's model is the one it searched")
-        exported = pipeline.export_study(target, options, Path(out), trust_remote_code=settings["trust_remote_code"])
+        from prunesearch.store.studies import Wanted
+
+        exported = pipeline.export_study(
+            target,
+            options,
+            Path(out),
+            wanted=Wanted.parse(max_loss, max_size),
+            trust_remote_code=settings["trust_remote_code"],
+        )
     else:
         recipe = _recipe({**settings, "model": target, "drop": "1"})  # nothing is searched here either
         exported = pipeline.export_layers(recipe, options, dropped, Path(out))
@@ -240,18 +268,18 @@ def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
 
 @study.command("best")
 @click.argument("name")
+@_with(*_WANTED)
 @_STORAGE
 @_JSON
-def study_best(name: str, storage: str, as_json: bool) -> None:
+def study_best(name: str, max_loss: str | None, max_size: str | None, storage: str, as_json: bool) -> None:
     """Print the layers that a study's best trial drops, as --drop of export takes them."""
     from prunesearch.report import render
     from prunesearch.store import studies
 
     _quiet_optuna()
-    trials = studies.best_trials(studies.load(studies.open_storage(storage, create=False), name), 1)
-    if not trials:
-        raise InputError(f"study {name!r} has no finished trial yet: run its search first")
-    _emit(as_json, studies.trial_document(trials[0]), render.study_best)
+    wanted = studies.Wanted.parse(max_loss, max_size)
+    trial = studies.choose(studies.load(studies.open_storage(storage, create=False), name), wanted)
+    _emit(as_json, studies.trial_document(trial), render.study_best)
 
 
 @study.command("rm")
@@ -280,8 +308,6 @@ def _recipe(settings: dict[str, Any]) -> Recipe:
     if "objective" not in values:
         values["objective"] = "task" if values.get("task") else "kl"
     values["weights"] = Weights.parse(settings.get("weights") or "")
-    if values.get("sampler", "pso") not in SAMPLERS:
-        raise UnknownNameError("sampler", values["sampler"], SAMPLERS)
     return validated(Recipe, values)
 
 

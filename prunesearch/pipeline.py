@@ -2,16 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from optuna.storages import RDBStorage
 from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.local import LocalEngine
@@ -19,14 +20,15 @@ from prunesearch.errors import RunError, StudyError
 from prunesearch.export import Exported, check_destination, export
 from prunesearch.model.anatomy import Sizes
 from prunesearch.model.loading import LoadedModel, load
-from prunesearch.recipe import Recipe, RunOptions, Weights, study_name
-from prunesearch.samplers import SAMPLERS
+from prunesearch.recipe import Recipe, RunOptions, study_name
+from prunesearch.samplers import SubsetSampler, build
 from prunesearch.scoring.cost import LatencyModel, compare_latency
-from prunesearch.scoring.fitness import Fitness
+from prunesearch.scoring.fitness import Fitness, objectives
 from prunesearch.scoring.objectives import CalibrationObjective, Objective, numerics_of
+from prunesearch.scoring.rankings import rank_units
 from prunesearch.scoring.text import token_windows
 from prunesearch.search import Listener, SearchResult, search
-from prunesearch.space import SearchSpace
+from prunesearch.space import SearchSpace, split_drop
 from prunesearch.store import studies
 from prunesearch.store.disk import EvaluationStore, check_writable
 
@@ -36,8 +38,10 @@ class Outcome:
     """What a search found.
 
     Attributes:
-        dense, best: evaluations of the model as it came and of the study's best candidate.
-        value: the best trial's value.
+        dense, best: evaluations of the model as it came and of the study's best candidate; of a Pareto study, of the
+            member of its front that saves most for what it loses (the knee).
+        value: the best trial's first value.
+        front: documents of a Pareto study's non-dominated trials, best quality first; empty for others.
         dense_ms, best_ms: measured latency of one prefill, in milliseconds.
         result: what this run did.
         damaged: stored evaluations that were found damaged and computed again.
@@ -50,6 +54,7 @@ class Outcome:
     dense: Evaluation
     best: Evaluation
     value: float
+    front: tuple[dict[str, Any], ...]
     dense_ms: float
     best_ms: float
     result: SearchResult
@@ -65,6 +70,7 @@ class Outcome:
             "storage": studies.shown(options.storage),
             "trials": self.trials,
             "value": self.value,
+            "front": list(self.front),
             "dense": self._evaluation(self.dense, self.dense_ms),
             "best": self._evaluation(self.best, self.best_ms),
             **asdict(self.result),
@@ -127,7 +133,7 @@ def open_bench(recipe: Recipe, options: RunOptions) -> Iterator[Bench]:
     studies.check_url(options.storage)
     check_writable(Path(options.cache))
     loaded = load_for(recipe, options)
-    SearchSpace.parse(loaded.n_layers, recipe.drop, recipe.protect)
+    space_of(recipe, loaded)
     objective = objective_for(recipe, loaded)
     with EvaluationStore(options.cache) as store:
         yield Bench(loaded, objective, LocalEngine(loaded, objective, store), store)
@@ -178,18 +184,23 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
     storage = studies.open_storage(options.storage, create=True)
     with studies.database_failures(name), studies.sole_writer(storage, name):
         study = _open_study(bench, recipe, storage, name)
-        space = SearchSpace.parse(bench.loaded.n_layers, recipe.drop, recipe.protect)
+        space = space_of(recipe, bench.loaded)
         dense = require(bench.engine.evaluate_one(LayerSubset.of(space.n_layers)))
         fitness = _fitness(bench, recipe, study)
-        sampler = SAMPLERS[recipe.sampler](space, seed=recipe.seed, population=recipe.population)
+        studies.remembered(
+            study, studies.DENSE_ATTR, lambda: {"metric": bench.objective.metric, "metrics": dict(dense.metrics)}
+        )
+        sampler = _sampler(bench, recipe, study, space)
         result = _run_to_end(search(study, sampler, bench.engine, fitness, options.trials, listener))
-        ranked = studies.best_trials(study, 1)
+        ranked = studies.best_trials(study, None)
         if not ranked:
             reason = studies.last_failure(study)
             raise RunError(
                 f"none of the {result.failed} candidates could be scored ({reason}); the study {name!r} is kept"
             )
-        best = require(bench.engine.evaluate_one(space.from_params(ranked[0].params)))
+        pareto = space.budget == "pareto"
+        chosen = knee(ranked) if pareto else ranked[0]
+        best = require(bench.engine.evaluate_one(space.from_params(chosen.params)))
         trials = len(study.get_trials(deepcopy=False))
     dense_ms, best_ms = compare_latency(bench.loaded.model, best.candidate)
     return Outcome(
@@ -198,7 +209,8 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
         trials=trials,
         dense=dense,
         best=best,
-        value=float(ranked[0].values[0]),
+        value=float(chosen.values[0]),
+        front=tuple(studies.trial_document(t) for t in ranked) if pareto else (),
         dense_ms=dense_ms,
         best_ms=best_ms,
         result=result,
@@ -215,8 +227,58 @@ def _open_study(bench: Bench, recipe: Recipe, storage: RDBStorage, name: str) ->
         "model content": bench.loaded.fingerprint,
         "numerics": numerics_of(bench.loaded.model),
     }
-    metric = bench.objective.metric if recipe.weights == Weights() else f"weighted {bench.objective.metric}"
-    return studies.create_or_resume(storage, name, recipe, identity, metric=metric, maximize=bench.objective.maximize)
+    metrics, maximize = objectives(bench.objective.metric, bench.objective.maximize, recipe.weights, against_of(recipe))
+    return studies.create_or_resume(storage, name, recipe, identity, metrics=metrics, maximize=maximize)
+
+
+def space_of(recipe: Recipe, loaded: LoadedModel) -> SearchSpace:
+    """The recipe's search space on a model."""
+    return SearchSpace.parse(loaded.n_layers, recipe.drop, recipe.protect, recipe.units)
+
+
+def against_of(recipe: Recipe) -> str | None:
+    """What a Pareto recipe weighs quality against; None for others."""
+    return recipe.against if split_drop(recipe.drop)[0] == "pareto" else None
+
+
+def _sampler(bench: Bench, recipe: Recipe, study: Study, space: SearchSpace) -> SubsetSampler:
+    """The recipe's sampler; a ranking of the dense model is the one the study began with."""
+    ranking: list[float] | Literal["single"] | None = None
+    if recipe.start == "single":
+        ranking = "single"
+    elif recipe.start != "none":
+        ranking = studies.remembered(study, "ranking", lambda: _ranking(bench, recipe))
+    return build(
+        recipe.sampler,
+        space,
+        seed=recipe.seed,
+        population=recipe.population,
+        form=recipe.form,
+        preselect=recipe.preselect,
+        ranking=ranking,
+        asynchronous=recipe.asynchronous,
+    )
+
+
+def _ranking(bench: Bench, recipe: Recipe) -> list[float]:
+    """Rank the units on the recipe's calibration text; a task has none, and takes the built-in."""
+    windows = token_windows(recipe.calibration, bench.loaded.tokenizer, recipe.tokens, recipe.window)
+    return rank_units(bench.loaded.model, windows, recipe.start, recipe.units)
+
+
+def knee(front: Sequence[FrozenTrial]) -> FrozenTrial:
+    """The member of a front that is farthest from the line between its ends, both values scaled to [0, 1].
+
+    I. Das, "On characterizing the 'knee' of the Pareto curve", Struct. Optim. 18, 1999.
+    """
+    ends = front[0].values, front[-1].values
+    spans = [abs(a - b) or 1.0 for a, b in zip(*ends, strict=True)]
+
+    def gain(trial: FrozenTrial) -> float:
+        lost, left = (abs(v - a) / span for v, a, span in zip(trial.values, ends[0], spans, strict=True))
+        return float(left - lost)
+
+    return max(front, key=gain)
 
 
 def _fitness(bench: Bench, recipe: Recipe, study: Study) -> Fitness:
@@ -228,6 +290,7 @@ def _fitness(bench: Bench, recipe: Recipe, study: Study) -> Fitness:
         recipe.weights,
         bench.loaded.sizes,
         LatencyModel.from_json(latency),
+        against_of(recipe),
     )
 
 
@@ -264,10 +327,18 @@ def facts_of(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def export_study(name: str, options: RunOptions, out: Path, *, trust_remote_code: bool = False) -> Exported:
+def export_study(
+    name: str,
+    options: RunOptions,
+    out: Path,
+    *,
+    wanted: studies.Wanted = studies.Wanted(),  # noqa: B008 (frozen)
+    trust_remote_code: bool = False,
+) -> Exported:
     """Export a study's best candidate.
 
     Args:
+        wanted: which one, where it is not simply the best.
         trust_remote_code: run the checkpoint's own code; what the study's maker trusted does not count.
 
     Raises:
@@ -276,16 +347,14 @@ def export_study(name: str, options: RunOptions, out: Path, *, trust_remote_code
     check_destination(out)
     study = studies.load(studies.open_storage(options.storage, create=False), name)
     recipe = studies.recipe_of(study)
-    ranked = studies.best_trials(study, 1)
-    if not ranked:
-        raise StudyError(f"study {name!r} has no finished trial yet: run its search first")
+    trial = studies.choose(study, wanted)
     loaded = load_for(recipe.model_copy(update={"trust_remote_code": trust_remote_code}), options)
     if loaded.fingerprint != studies.identity_of(study)["model content"]:
         raise StudyError(
             f"model {recipe.model!r} is no longer the one that study {name!r} searched: its weights differ"
         )
-    candidate = SearchSpace.parse(loaded.n_layers, recipe.drop, recipe.protect).from_params(ranked[0].params)
-    shown = {k: v for k, v in ranked[0].user_attrs.items() if isinstance(v, float)}
+    candidate = space_of(recipe, loaded).from_params(trial.params)
+    shown = {k: v for k, v in trial.user_attrs.items() if isinstance(v, float)}
     facts = {"study": name, "recipe": recipe.portable(), "metrics": shown}
     return export(loaded, candidate, out, facts)
 
@@ -313,7 +382,7 @@ def evaluate_model(recipe: Recipe, options: RunOptions, dropped: str) -> dict[st
     with EvaluationStore(options.cache) as store:
         evaluation = require(LocalEngine(loaded, objective, store).evaluate_one(candidate))
     # A model's KL to itself says nothing.
-    hidden = () if candidate.dropped else ("kl",)
+    hidden = ("kl",) if candidate.text == "none" else ()
     return {
         "model": recipe.model,
         "dropped": candidate.text,

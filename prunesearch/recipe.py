@@ -5,14 +5,21 @@ are not part of it: the engine adds the content of model and data as digests.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.space import split_drop
 
-SAMPLERS = ("pso", "woa")
+SAMPLERS = (
+    "pso", "woa", "evolution", "ga", "annealing", "greedy", "one-shot", "tpe", "nsga2", "cmaes", "random",
+)  # fmt: skip
+PARETO_SAMPLERS = ("pso", "woa", "tpe", "nsga2", "random")
+RANKINGS = ("none", "influence", "magnitude", "taylor", "single")
+FORMS = ("set", "keys", "slots", "binary")
 OBJECTIVES = ("kl", "perplexity", "task")
 BUILTIN_TEXT = "builtin"
 """Name of the calibration text every machine has (see `scoring.text`)."""
@@ -66,13 +73,28 @@ class Recipe(BaseModel):
     """Precision that the weights are loaded in and scored with; ``auto``: as stored."""
 
     drop: str
-    """How many blocks to drop: ``8`` or ``25%`` (rounded to the nearest whole block)."""
+    """How many units to drop: ``8``, ``25%`` (rounded to the nearest whole one), up to as many (``..8``), or
+    ``pareto``: the best for every number, up to a limit where one is given (``pareto:25%``)."""
     protect: str = ""
     """Blocks that stay: ``first:1,last:1``, single indices and ranges (``0,5-8``), mixed."""
+    units: Literal["blocks", "sublayers"] = "blocks"
+    """What is dropped: whole blocks, or attention and MLP sublayers one by one."""
+    against: Literal["size", "latency"] = "size"
+    """What quality is weighed against when `drop` is ``pareto``."""
 
-    sampler: Literal["pso", "woa"] = "pso"
-    population: Annotated[int, Field(ge=2, le=1024)] = 16
-    """Particles or whales: trials per generation."""
+    sampler: str = "pso"
+    """One of `SAMPLERS`."""
+    form: Literal["set", "keys", "slots", "binary"] = "set"
+    """How PSO and WOA write a subset: as a set, or as their papers do (see `swarm.textbook`)."""
+    preselect: bool = True
+    """Let a surrogate choose among the moves of PSO and WOA."""
+    ranking: Literal["none", "influence", "magnitude", "taylor", "single"] | None = None
+    """What a search starts from (see `scoring.rankings`). ``single`` spends its first trials on dropping each unit
+    alone. Default: ``influence`` for PSO and WOA, ``single`` for one-shot, ``none`` for the others."""
+    asynchronous: bool = False
+    """PSO and WOA: propose from whatever has finished instead of waiting for a generation."""
+    population: Annotated[int, Field(ge=2, le=1024)] | None = None
+    """Trials per generation; default: 6 for PSO and WOA, 16 for the others."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     objective: Literal["kl", "perplexity", "task"] = "kl"
@@ -111,6 +133,41 @@ class Recipe(BaseModel):
             raise ValueError("--calibration goes with the objectives kl and perplexity, not with --task")
         return self
 
+    @model_validator(mode="after")
+    def _sampler_has_what_is_asked(self) -> Self:
+        if self.sampler not in SAMPLERS:
+            raise UnknownNameError("sampler", self.sampler, SAMPLERS)
+        budget, _ = split_drop(self.drop)
+        if budget == "pareto" and self.sampler not in PARETO_SAMPLERS:
+            raise ValueError(f"--sampler {self.sampler} cannot search --drop {self.drop}: use {_or(PARETO_SAMPLERS)}")
+        if budget == "pareto" and (self.weights.size or self.weights.latency):
+            raise ValueError(
+                f"--weights go with one objective; --drop {self.drop} weighs quality against {self.against}"
+            )
+        if budget != "pareto" and self.against != "size":
+            raise ValueError(f"--against goes with --drop pareto, not --drop {self.drop}")
+        if budget == "up to" and self.objective != "task" and not (self.weights.size or self.weights.latency):
+            raise ValueError(
+                f"--drop {self.drop} would drop a single layer, which harms least: say what a saving is worth with "
+                "--weights quality=1,size=2, or use --drop pareto"
+            )
+        swarm = self.sampler in ("pso", "woa")
+        if not swarm and (self.form != "set" or self.asynchronous or not self.preselect):
+            option = "form" if self.form != "set" else "asynchronous" if self.asynchronous else "no-preselect"
+            raise ValueError(f"--{option} goes with --sampler pso or woa, not {self.sampler}")
+        if self.sampler in ("greedy", "tpe", "nsga2", "cmaes") and self.ranking not in (None, "none"):
+            raise ValueError(f"--ranking cannot start --sampler {self.sampler}: leave it out")
+        if self.sampler == "one-shot" and self.ranking == "none":
+            raise ValueError("--sampler one-shot is its ranking: use " + _or(RANKINGS[1:]))
+        return self
+
+    @property
+    def start(self) -> str:
+        """The ranking that the search starts from, defaults filled in."""
+        if self.ranking is not None:
+            return self.ranking
+        return {"pso": "influence", "woa": "influence", "one-shot": "single"}.get(self.sampler, "none")
+
     def identity(self) -> dict[str, Any]:
         """Every choice that determines the trials, except where model and data lie, as plain JSON values."""
         return self.model_dump(mode="json", exclude=set(_LOCATIONS))
@@ -143,6 +200,10 @@ class RunOptions(BaseModel):
     """Passed to accelerate, e.g. ``auto``, for models larger than one device."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Torch CPU threads; default: torch's own choice."""
+
+
+def _or(words: Sequence[str]) -> str:
+    return ", ".join(words[:-1]) + " or " + words[-1]
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -192,5 +253,8 @@ def study_name(recipe: Recipe) -> str:
     """The name of the study that the recipe's command makes and resumes."""
     what = recipe.task if recipe.objective == "task" and recipe.task else recipe.objective
     model = Path(recipe.model).name.removesuffix(".gguf") if recipe.model else "model"
-    parts = [slug(model), f"drop{recipe.drop.replace('%', 'pct')}", slug(what), recipe.sampler]
+    drop = recipe.drop.replace("%", "pct").replace("..", "upto").replace(":", "")
+    units = "-sublayers" if recipe.units == "sublayers" else ""
+    sampler = recipe.sampler + ("" if recipe.form == "set" else f"-{recipe.form}")
+    parts = [slug(model), f"drop{drop}{units}", slug(what), sampler]
     return "-".join(parts) + (f"-s{recipe.seed}" if recipe.seed else "")

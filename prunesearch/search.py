@@ -1,10 +1,11 @@
 """The ask, evaluate, tell loop: one study over one engine, resumable at any moment.
 
-A generation is asked for at once (each trial is written, running, in one transaction), evaluated, and told trial by
-trial. What a killed run left running is evaluated first, under its own number, so that the sequence of trials is the
-one an unbroken run would have had.
+As many trials are asked for as the sampler gives at once (each is written, running, in one transaction); they are
+evaluated together and told one by one, each in one transaction. What a killed run left running is evaluated first,
+under its own number, so that the sequence of trials is the one an unbroken run would have had.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine import Engine
 from prunesearch.errors import InputError
 from prunesearch.report.progress import Progress
-from prunesearch.samplers import SwarmSampler, annotate
+from prunesearch.samplers import GenerationPendingError, SubsetSampler, annotate, report
 from prunesearch.scoring.fitness import Fitness
 from prunesearch.store.studies import best_trials
 
@@ -45,19 +46,27 @@ class SearchResult:
 
 
 async def search(
-    study: Study, sampler: SwarmSampler, engine: Engine, fitness: Fitness, total: int, listener: Listener | None = None
+    study: Study,
+    sampler: SubsetSampler,
+    engine: Engine,
+    fitness: Fitness,
+    total: int,
+    listener: Listener | None = None,
 ) -> SearchResult:
     """Bring `study` to `total` finished trials (fewer where the space has fewer candidates).
 
     Raises:
         InputError: the study's trials are not of this search space.
     """
-    run = _Run(study, sampler, fitness, min(total, sampler.space.size), listener)
-    orphans = [(t.number, _candidate(sampler, t)) for t in _trials(study, TrialState.RUNNING)]
+    run = _Run(study, sampler, fitness, total, listener)
+    orphans = run.adopt()
     run.announce()
     await run.evaluate(engine, orphans)
-    while batch := run.ask_generation():
-        await run.evaluate(engine, batch)
+    if sampler.asynchronous:
+        await asyncio.gather(*(run.keep_busy(engine) for _ in range(engine.workers)))
+    else:
+        while batch := run.enqueued() or run.ask(sampler.batch):
+            await run.evaluate(engine, batch)
     return SearchResult(run.hits, run.computed, run.failed, len(orphans))
 
 
@@ -65,21 +74,54 @@ class _Run:
     """The state of one call of `search`."""
 
     def __init__(
-        self, study: Study, sampler: SwarmSampler, fitness: Fitness, total: int, listener: Listener | None
+        self, study: Study, sampler: SubsetSampler, fitness: Fitness, total: int, listener: Listener | None
     ) -> None:
         self.hits = self.computed = self.failed = 0
         self._study, self._sampler, self._fitness = study, sampler, fitness
         self._total, self._listener = total, listener
-        self._done = len(study.get_trials(deepcopy=False)) - len(_trials(study, TrialState.RUNNING))
+        trials = study.get_trials(deepcopy=False)
+        self._asked = len(trials)
+        self._done = sum(t.state.is_finished() for t in trials)
+        # Every candidate of the space once, beside what is no result of it.
+        self._left = max(0, sampler.space.size - sum(sampler.holds(t) for t in trials))
         best = best_trials(study, 1)
-        self._best = (best[0].value, best[0].user_attrs.get("dropped")) if best else (None, None)
+        self._best = (best[0].values[0], best[0].user_attrs.get("dropped")) if best else (None, None)
 
-    def ask_generation(self) -> list[tuple[int, LayerSubset]]:
-        """Create the trials that are left of the current generation."""
-        size = self._sampler.population
-        count = min(self._total - self._done, size - self._done % size)
-        proposals = [self._sampler.ask(self._study, self._fitness.costs) for _ in range(max(0, count))]
-        return [(p.number, p.candidate) for p in proposals]
+    def adopt(self) -> list[tuple[int, LayerSubset]]:
+        """The running trials that a killed run left."""
+        left = []
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if set(trial.params) < set(self._sampler.space.param_names):
+                # Optuna's samplers write a trial before its parameters: killed in between, it says nothing.
+                self._study.tell(trial.number, state=TrialState.FAIL)
+                self._done += 1
+            else:
+                left.append((trial.number, self._candidate(trial)))
+        return left
+
+    def enqueued(self) -> list[tuple[int, LayerSubset]]:
+        """Start the trials that somebody enqueued."""
+        started = self._sampler.enqueued(self._study)
+        self._asked = max(self._asked, 1 + max((number for number, _ in started), default=-1))
+        return started
+
+    def ask(self, most: int) -> list[tuple[int, LayerSubset]]:
+        """Create the trials that can be evaluated now."""
+        batch: list[tuple[int, LayerSubset]] = []
+        while len(batch) < min(most, self._total - self._asked) and self._left > 0:
+            try:
+                proposal = self._sampler.ask(self._study, self._fitness.costs)
+            except GenerationPendingError:
+                break
+            self._asked += 1
+            self._left -= not proposal.stone
+            batch.append((proposal.number, proposal.candidate))
+        return batch
+
+    async def keep_busy(self, engine: Engine) -> None:
+        """Ask for one trial after the other."""
+        while batch := self.enqueued() or self.ask(1):
+            await self.evaluate(engine, batch)
 
     async def evaluate(self, engine: Engine, batch: Sequence[tuple[int, LayerSubset]]) -> None:
         """Evaluate the batch's candidates and tell each of its trials."""
@@ -98,12 +140,20 @@ class _Run:
         else:
             self.hits += evaluation.cached
             self.computed += not evaluation.cached
-            value = self._fitness.value(evaluation)
-            self._study.tell(number, value)
-            if self._best[0] is None or self._fitness.better(value, self._best[0]):
-                self._best = (value, evaluation.candidate.text)
+            self._tell_values(number, evaluation)
         self._done += 1
         self.announce(evaluation)
+
+    def _tell_values(self, number: int, evaluation: Evaluation) -> None:
+        values = self._fitness.values(evaluation)
+        if self._sampler.is_stone(evaluation.candidate):
+            # No result: it drops fewer units than the space demands. Pruned trials inform and never lead.
+            report(self._study, number, self._sampler.space.count(evaluation.candidate), values[0])
+            self._study.tell(number, state=TrialState.PRUNED)
+            return
+        self._study.tell(number, values)
+        if self._best[0] is None or self._fitness.better(values[0], self._best[0]):
+            self._best = (values[0], evaluation.candidate.text)
 
     def announce(self, evaluation: Evaluation | None = None) -> None:
         """Tell the listener where the study stands."""
@@ -113,7 +163,7 @@ class _Run:
             Progress(
                 study=self._study.study_name,
                 done=self._done,
-                total=max(self._total, self._done),
+                total=max(min(self._total, self._asked + self._left), self._done),
                 hits=self.hits,
                 computed=self.computed,
                 best_value=self._best[0],
@@ -121,6 +171,12 @@ class _Run:
                 evaluation=evaluation,
             )
         )
+
+    def _candidate(self, trial: FrozenTrial) -> LayerSubset:
+        try:
+            return self._sampler.space.any_subset(trial.params)
+        except InputError as error:
+            raise InputError(f"running trial {trial.number} cannot be adopted: {error}") from None
 
 
 def _attributes(evaluation: Evaluation) -> Mapping[str, Any]:
@@ -133,14 +189,3 @@ def _attributes(evaluation: Evaluation) -> Mapping[str, Any]:
         "seconds": round(evaluation.seconds, 3),
         **metrics,
     }
-
-
-def _trials(study: Study, state: TrialState) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(state,))
-
-
-def _candidate(sampler: SwarmSampler, trial: FrozenTrial) -> LayerSubset:
-    try:
-        return sampler.space.from_params(trial.params)
-    except InputError as error:
-        raise InputError(f"running trial {trial.number} cannot be adopted: {error}") from None

@@ -1,18 +1,28 @@
-"""The search space: which blocks may go, how many must, and how a candidate is written as Optuna parameters."""
+"""The search space: what may be dropped, how much must be, and how a candidate is written as Optuna parameters."""
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 
+Budget = Literal["exactly", "up to", "pareto"]
+UNITS = ("blocks", "sublayers")
+
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """All subsets that drop exactly `k` of `n_layers` blocks and none of `protected`.
+    """All ways to drop `k` of a model's units, none of them from a protected block.
+
+    Attributes:
+        n_layers: blocks of the model.
+        k: how many units are dropped, at most or exactly.
+        protected: blocks that stay whole.
+        budget: ``exactly`` k, ``up to`` k, or ``pareto``: up to k, with the size as a second objective.
+        units: ``blocks``, or ``sublayers``: each block's attention and each block's MLP is a unit of its own.
 
     Raises:
         InputError: `k` cannot be reached.
@@ -21,49 +31,94 @@ class SearchSpace:
     n_layers: int
     k: int
     protected: frozenset[int] = frozenset()
+    budget: Budget = "exactly"
+    units: Literal["blocks", "sublayers"] = "blocks"
 
     def __post_init__(self) -> None:
+        what = "layers" if self.units == "blocks" else "sublayers"
         if self.k <= 0:
-            raise InputError(f"--drop {self.k} removes nothing: drop at least 1 of {self.n_layers} layers")
-        if self.k >= self.n_layers:
+            raise InputError(f"--drop {self.k} removes nothing: drop at least 1 of {self.n_units} {what}")
+        if self.k >= self.n_units:
             raise InputError(
-                f"--drop {self.k} leaves no layer: the model has {self.n_layers}, so the largest is {self.n_layers - 1}"
+                f"--drop {self.k} leaves no layer: the model has {self.n_units} {what}, "
+                f"so the largest is {self.n_units - 1}"
             )
         if self.k > len(self.droppable):
             raise InputError(
-                f"--drop {self.k} is more than the {len(self.droppable)} layers that are not protected; "
+                f"--drop {self.k} is more than the {len(self.droppable)} {what} that are not protected; "
                 f"protect fewer or drop at most {len(self.droppable)}"
             )
 
     @classmethod
-    def parse(cls, n_layers: int, drop: str, protect: str = "") -> Self:
+    def parse(
+        cls, n_layers: int, drop: str, protect: str = "", units: Literal["blocks", "sublayers"] = "blocks"
+    ) -> Self:
         """Read the command line's ``--drop`` and ``--protect``.
 
         Raises:
             InputError: either cannot be read or cannot be met.
         """
-        return cls(n_layers, _parse_drop(drop, n_layers), _parse_protect(protect, n_layers))
+        budget, amount = split_drop(drop)
+        protected = _parse_protect(protect, n_layers)
+        n_units = n_layers if units == "blocks" else 2 * n_layers
+        if amount is None:  # everything but one block
+            free = n_units - len(protected) * n_units // n_layers
+            return cls(n_layers, min(free, n_units - 1), protected, budget, units)
+        return cls(n_layers, _parse_amount(amount, drop, n_units), protected, budget, units)
+
+    @property
+    def n_units(self) -> int:
+        """Number of units, protected ones included."""
+        return self.n_layers if self.units == "blocks" else 2 * self.n_layers
+
+    @property
+    def kinds(self) -> tuple[int, ...]:
+        """The kind of each unit: 0 for blocks and attention, 1 for MLPs."""
+        return (0,) * self.n_layers if self.units == "blocks" else (0, 1) * self.n_layers
 
     @property
     def droppable(self) -> tuple[int, ...]:
-        """The blocks that may go."""
-        return tuple(i for i in range(self.n_layers) if i not in self.protected)
+        """The units that may go."""
+        share = self.n_units // self.n_layers
+        return tuple(u for u in range(self.n_units) if u // share not in self.protected)
+
+    @property
+    def k_min(self) -> int:
+        """The fewest units that are dropped."""
+        return self.k if self.budget == "exactly" else 1
 
     @property
     def size(self) -> int:
         """How many candidates there are."""
-        return math.comb(len(self.droppable), self.k)
+        return sum(math.comb(len(self.droppable), k) for k in range(self.k_min, self.k + 1))
 
     @property
     def param_names(self) -> tuple[str, ...]:
-        """``drop_00 … drop_NN``: one binary parameter per block, padded so that they sort."""
+        """One binary parameter per unit, padded so that they sort.
+
+        ``drop_00 … drop_NN``; for sublayers ``drop_00_attn, drop_00_mlp …``.
+        """
         digits = max(2, len(str(self.n_layers - 1)))
-        return tuple(f"drop_{i:0{digits}d}" for i in range(self.n_layers))
+        ends = ("",) if self.units == "blocks" else ("_attn", "_mlp")
+        return tuple(f"drop_{i:0{digits}d}{end}" for i in range(self.n_layers) for end in ends)
+
+    def candidate(self, dropped: Iterable[int]) -> LayerSubset:
+        """The candidate that drops these units."""
+        if self.units == "blocks":
+            return LayerSubset.of(self.n_layers, dropped)
+        halves = [divmod(unit, 2) for unit in dropped]
+        return LayerSubset.of(
+            self.n_layers, (), [i for i, half in halves if half == 0], [i for i, half in halves if half == 1]
+        )
 
     def to_params(self, candidate: LayerSubset) -> dict[str, int]:
         """Write a candidate as Optuna parameters."""
-        gone = set(candidate.dropped)
-        return {name: int(i in gone) for i, name in enumerate(self.param_names)}
+        if self.units == "blocks":
+            gone = set(candidate.dropped)
+        else:
+            gone = {2 * i for i in (*candidate.dropped, *candidate.attention)}
+            gone |= {2 * i + 1 for i in (*candidate.dropped, *candidate.mlp)}
+        return {name: int(unit in gone) for unit, name in enumerate(self.param_names)}
 
     def from_params(self, params: Mapping[str, float]) -> LayerSubset:
         """Read a candidate from a trial's parameters.
@@ -71,24 +126,57 @@ class SearchSpace:
         Raises:
             InputError: a parameter is missing, or the subset is not of this space.
         """
+        candidate = self.any_subset(params)
+        if not self.k_min <= self.count(candidate) <= self.k:
+            number = str(self.k) if self.budget == "exactly" else f"up to {self.k}"
+            raise InputError(f"layers {candidate.text} are not {number} droppable layers of this search")
+        return candidate
+
+    def any_subset(self, params: Mapping[str, float]) -> LayerSubset:
+        """Read a candidate that may drop fewer or more units than this space demands.
+
+        Raises:
+            InputError: a parameter is missing, or a protected unit is dropped.
+        """
         missing = [name for name in self.param_names if name not in params]
         if missing:
             raise InputError(f"the trial has no parameter {missing[0]}: it is not of a search over these layers")
-        candidate = LayerSubset.of(self.n_layers, (i for i, name in enumerate(self.param_names) if params[name]))
-        if len(candidate.dropped) != self.k or self.protected.intersection(candidate.dropped):
+        units = [unit for unit, name in enumerate(self.param_names) if params[name]]
+        candidate = self.candidate(units)
+        if not set(units) <= set(self.droppable):
             raise InputError(f"layers {candidate.text} are not {self.k} droppable layers of this search")
         return candidate
 
+    def count(self, candidate: LayerSubset) -> int:
+        """How many units a candidate drops."""
+        return sum(self.to_params(candidate).values())
 
-def _parse_drop(text: str, n_layers: int) -> int:
-    text = text.strip()
-    if text.startswith("..") or text == "pareto":
-        raise InputError(f"--drop {text}: this version searches a fixed number; give 8 or 25%")
-    if re.fullmatch(r"-?\d+", text):
-        return int(text)
-    if percent := re.fullmatch(r"(\d+(?:\.\d+)?)%", text):
-        return round(float(percent[1]) / 100 * n_layers)
-    raise InputError(f"--drop {text!r} cannot be read: give a number of layers (8) or a share (25%)")
+
+def split_drop(text: str) -> tuple[Budget, str | None]:
+    """Read the form of ``--drop``: a budget and its amount, None for as much as can be.
+
+    Raises:
+        InputError: it has none of the forms 8, 25%, ..8, ..25%, pareto, pareto:8 and pareto:25%.
+    """
+    words = text.strip()
+    if words == "pareto":
+        return "pareto", None
+    if words.startswith("pareto:"):
+        return "pareto", words.removeprefix("pareto:")
+    if words.startswith(".."):
+        return "up to", words.removeprefix("..")
+    return "exactly", words
+
+
+def _parse_amount(amount: str, text: str, n_units: int) -> int:
+    if re.fullmatch(r"-?\d+", amount):
+        return int(amount)
+    if percent := re.fullmatch(r"(\d+(?:\.\d+)?)%", amount):
+        return round(float(percent[1]) / 100 * n_units)
+    raise InputError(
+        f"--drop {text!r} cannot be read: give a number of layers (8), a share (25%), a limit (..8), "
+        "pareto, or pareto:8"
+    )
 
 
 def _parse_protect(text: str, n_layers: int) -> frozenset[int]:

@@ -38,6 +38,8 @@ class Listener(list[Progress]):
 class TableEngine:
     """The engine's double: a formula instead of a model; stops like a killed process after `patience` evaluations."""
 
+    workers = 1
+
     def __init__(self, patience: int = 10**6, failing: frozenset[int] = frozenset()) -> None:
         self.patience, self.failing = patience, failing
         self.scored: list[str] = []
@@ -55,12 +57,12 @@ class TableEngine:
 
 @pytest.fixture
 def fitness(loaded: LoadedModel) -> Fitness:
-    return Fitness("kl", False, Weights(), loaded.sizes, LatencyModel((1.0,) * N_LAYERS, 1.0))
+    return Fitness("kl", False, Weights(), loaded.sizes, LatencyModel((1.0,) * N_LAYERS, (0.4,) * N_LAYERS, 1.0))
 
 
 def run(study: optuna.Study, engine: object, fitness: Fitness, total: int) -> tuple[SearchResult, Listener]:
     listener = Listener()
-    sampler = PSOSampler(SPACE, population=4)
+    sampler = PSOSampler(SPACE, population=4).subsets
     return asyncio.run(search(study, sampler, engine, fitness, total, listener)), listener  # type: ignore[arg-type]
 
 
@@ -193,7 +195,7 @@ def test_damaged_entries_are_computed_again(engine: LocalEngine) -> None:
 
 def test_two_samplers_share_the_store(engine: LocalEngine, fitness: Fitness) -> None:
     results = []
-    for sampler in (PSOSampler(SPACE, population=4), WOASampler(SPACE, population=4)):
+    for sampler in (PSOSampler(SPACE, population=4).subsets, WOASampler(SPACE, population=4).subsets):
         results.append(asyncio.run(search(optuna.create_study(), sampler, engine, fitness, 12, Listener())))
     assert (results[0].hits, results[0].computed) == (0, 12)
     assert results[1].hits >= 9, "15 candidates exist, 12 are known"

@@ -9,6 +9,9 @@ from prunesearch.candidate import Evaluation, LayerSubset
 class Engine(Protocol):
     """The seam between searching and scoring."""
 
+    workers: int
+    """How many candidates it scores at once."""
+
     def evaluate(self, candidates: Sequence[LayerSubset]) -> AsyncIterator[Evaluation]:
         """Yield one evaluation per distinct candidate, as each is done; a failed one carries its reason."""
         ...

@@ -31,6 +31,8 @@ class LocalEngine:
     pass that is under way is left at its next call of the model.
     """
 
+    workers = 1
+
     def __init__(self, loaded: LoadedModel, objective: Objective, store: EvaluationStore) -> None:
         self.loaded = loaded
         self.objective = objective

@@ -4,7 +4,7 @@ A model type that is not in `FAMILIES` is refused, not guessed: a wrong guess gi
 computes something else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,14 @@ class Family:
 
     Attributes:
         blocks: path of the `ModuleList` of blocks inside the causal LM.
+        attention, mlp: names of each sublayer and of the norm before it, inside a block that adds each sublayer's
+            output to its input.
         per_layer: config fields that hold one entry a block, where they are set; sliced with the blocks.
     """
 
     blocks: str = "model.layers"
+    attention: tuple[str, str] = ("self_attn", "input_layernorm")
+    mlp: tuple[str, str] = ("mlp", "post_attention_layernorm")
     per_layer: tuple[str, ...] = ()
 
 
@@ -87,18 +91,20 @@ class Sizes:
 
     Attributes:
         block_params: parameters of each block.
+        attention_params: of these, each block's attention and its norm; the rest is the MLP's.
         other_params: everything else (embeddings, final norm, head), tied weights counted once.
         bytes_per_param: by the precision the checkpoint is stored in.
     """
 
     block_params: tuple[int, ...]
+    attention_params: tuple[int, ...]
     other_params: int
     bytes_per_param: int
 
     def params(self, candidate: LayerSubset | None = None) -> int:
         """Parameters left by a candidate; of the dense model without one."""
-        gone = candidate.dropped if candidate else ()
-        return self.other_params + sum(self.block_params) - sum(self.block_params[i] for i in gone)
+        total = self.other_params + sum(self.block_params)
+        return total - int(lost(self.block_params, self.attention_params, candidate))
 
     def bytes(self, candidate: LayerSubset | None = None) -> int:
         """Bytes of the weights left by a candidate; of the dense model without one."""
@@ -109,8 +115,20 @@ def sizes_of(model: PreTrainedModel) -> Sizes:
     """Count a model's parameters; works on the meta device, where nothing is allocated."""
     blocks = blocks_of(model)
     per_block = tuple(sum(p.numel() for p in block.parameters()) for block in blocks)
+    family = family_of(model.config)
+    attention = tuple(
+        sum(p.numel() for name in family.attention for p in block.get_submodule(name).parameters()) for block in blocks
+    )
     total = sum(p.numel() for p in model.parameters())  # parameters() yields a tied weight once
-    return Sizes(per_block, total - sum(per_block), model.dtype.itemsize)
+    return Sizes(per_block, attention, total - sum(per_block), model.dtype.itemsize)
+
+
+def lost(block: Sequence[float], attention: Sequence[float], candidate: LayerSubset | None) -> float:
+    """What a candidate saves of a quantity that each block has; the attention's share is part of its block's."""
+    if candidate is None:
+        return 0.0
+    whole = sum(block[i] for i in candidate.dropped)
+    return whole + sum(attention[i] for i in candidate.attention) + sum(block[i] - attention[i] for i in candidate.mlp)
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:

@@ -8,12 +8,29 @@ length is read from index 0.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.model.anatomy import blocks_of, family_of
+
+
+class _Nothing(nn.Module):
+    """Stands where a sublayer was; a residual block adds its output, a zero, to its input."""
+
+    def forward(self, hidden_states: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return hidden_states.new_zeros(1)
+
+
+class _NoAttention(_Nothing):
+    """An attention returns its weights too."""
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: torch.Tensor, *_: object, **__: object
+    ) -> tuple[torch.Tensor, None]:
+        return hidden_states.new_zeros(1), None
 
 
 @contextmanager
@@ -23,11 +40,19 @@ def pruned(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[PreTraine
     Raises:
         InputError: the candidate is of a model with another number of blocks.
     """
-    blocks, lists = blocks_of(model), _per_layer_lists(model)
+    blocks, lists, family = blocks_of(model), _per_layer_lists(model), family_of(model.config)
+    silenced: list[tuple[nn.Module, str, nn.Module]] = []
+    silenced += [(blocks[i], family.attention[0], _NoAttention()) for i in candidate.attention]
+    silenced += [(blocks[i], family.mlp[0], _Nothing()) for i in candidate.mlp]
+    sublayers = [block.get_submodule(name) for block, name, _ in silenced]
     try:
-        remove(model, candidate)
+        remove(model, LayerSubset(candidate.n_layers, candidate.dropped))
+        for block, name, nothing in silenced:
+            setattr(block, name, nothing)
         yield model
     finally:
+        for (block, name, _), sublayer in zip(silenced, sublayers, strict=True):
+            setattr(block, name, sublayer)
         _install(model, list(blocks), lists)
 
 
@@ -35,8 +60,14 @@ def remove(model: PreTrainedModel, candidate: LayerSubset) -> PreTrainedModel:
     """Take the candidate's blocks out of `model` for good and return it.
 
     Raises:
-        InputError: the candidate is of a model with another number of blocks.
+        InputError: the candidate is of a model with another number of blocks, or drops sublayers, for which no stock
+            architecture has a place.
     """
+    if not candidate.whole_blocks:
+        raise InputError(
+            f"layers {candidate.text} name sublayers (a: attention, m: MLP), which can be scored but not exported yet: "
+            "search with --units blocks to export"
+        )
     blocks = blocks_of(model)
     if len(blocks) != candidate.n_layers:
         raise InputError(f"the candidate is of a model with {candidate.n_layers} layers, this one has {len(blocks)}")

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.model.anatomy import blocks_of, input_device
+from prunesearch.model.anatomy import blocks_of, family_of, input_device, lost
 from prunesearch.model.surgery import pruned
 
 TOKENS = 256
@@ -29,16 +29,17 @@ class LatencyModel:
 
     Attributes:
         block_ms: each block's share.
+        attention_ms: of it, the attention's; the rest is the MLP's.
         other_ms: embeddings, final norm and head.
     """
 
     block_ms: tuple[float, ...]
+    attention_ms: tuple[float, ...]
     other_ms: float
 
     def predict(self, candidate: LayerSubset | None = None) -> float:
         """Latency of a candidate in milliseconds; of the dense model without one."""
-        gone = candidate.dropped if candidate else ()
-        return self.other_ms + sum(self.block_ms) - sum(self.block_ms[i] for i in gone)
+        return float(self.other_ms + sum(self.block_ms) - lost(self.block_ms, self.attention_ms, candidate))
 
     def as_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -47,7 +48,7 @@ class LatencyModel:
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Self:
         """Read what `as_json` wrote."""
-        return cls(tuple(stored["block_ms"]), stored["other_ms"])
+        return cls(tuple(stored["block_ms"]), tuple(stored["attention_ms"]), stored["other_ms"])
 
 
 @torch.inference_mode()
@@ -56,9 +57,10 @@ def measure_latency_model(model: PreTrainedModel, repeats: int = 7) -> LatencyMo
 
     Blocks with equal parameter shapes do equal work, so they share their median: what is left between them is noise.
     """
-    blocks = blocks_of(model)
+    blocks = list(blocks_of(model))
+    parts = blocks + [block.get_submodule(family_of(model.config).attention[0]) for block in blocks]
     ids = _input(model)
-    spent: list[list[float]] = [[] for _ in blocks]
+    spent: list[list[float]] = [[] for _ in parts]
     started: dict[int, float] = {}
 
     def before(index: int) -> Callable[..., None]:
@@ -73,19 +75,20 @@ def measure_latency_model(model: PreTrainedModel, repeats: int = 7) -> LatencyMo
 
         return hook
 
-    hooks = [b.register_forward_pre_hook(before(i)) for i, b in enumerate(blocks)]
-    hooks += [b.register_forward_hook(after(i)) for i, b in enumerate(blocks)]
+    hooks = [part.register_forward_pre_hook(before(i)) for i, part in enumerate(parts)]
+    hooks += [part.register_forward_hook(after(i)) for i, part in enumerate(parts)]
     try:
         totals = [_time_forward(model, ids) for _ in range(repeats + 2)][2:]
     finally:
         for handle in hooks:
             handle.remove()
     by_shape: dict[tuple[object, ...], list[float]] = {}
-    for block, times in zip(blocks, spent, strict=True):
-        by_shape.setdefault(_shape(block), []).extend(times[2:])
-    block_ms = tuple(round(1000 * statistics.median(by_shape[_shape(block)]), 4) for block in blocks)
+    for part, times in zip(parts, spent, strict=True):
+        by_shape.setdefault(_shape(part), []).extend(times[2:])
+    part_ms = [round(1000 * statistics.median(by_shape[_shape(part)]), 4) for part in parts]
+    block_ms, attention_ms = tuple(part_ms[: len(blocks)]), tuple(part_ms[len(blocks) :])
     other_ms = max(0.0, 1000 * statistics.median(totals) - sum(block_ms))
-    return LatencyModel(block_ms, round(other_ms, 4))
+    return LatencyModel(block_ms, attention_ms, round(other_ms, 4))
 
 
 @torch.inference_mode()

@@ -40,7 +40,9 @@ def evaluation_key(fingerprint: str, candidate: str, chunk: dict[str, Any]) -> K
 
 def latency_key(fingerprint: str, machine: str, numerics: dict[str, str], tokens: int) -> Key:
     """Key of a model's per-block latencies on one kind of machine."""
-    return _key({"kind": "latency", "machine": machine, "model": fingerprint, "numerics": numerics, "tokens": tokens})
+    return _key(
+        {"kind": "sublayer latency", "machine": machine, "model": fingerprint, "numerics": numerics, "tokens": tokens}
+    )
 
 
 def canonical_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)

@@ -1,93 +1,123 @@
-"""Subsets of fixed size as boolean masks, and the moves that swarms make on them.
+"""Subsets as boolean masks, and the moves that every algorithm makes on them.
 
-Notation, used in every file of this folder: P particles, D units (blocks), K units to choose.
-`X_PD` is a (P, D) boolean array with K true values a row; `X_D` is one row of it. Losses are minimised.
+Notation, used in every file of this folder: N trials, P particles, M proposals, D units (blocks), K units chosen.
+`X_MD` is an (M, D) boolean array, one subset a row; `X_D` is one row of it. Losses are minimised.
 """
 
 import itertools
 import math
 from collections.abc import Set
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
 Real = NDArray[np.float64]
+Counts = NDArray[np.intp]
+
+_LISTABLE = 100_000  # spaces up to this size are listed when random swaps find nothing new
 
 
 @dataclass(frozen=True)
-class Swarm:
-    """All that one generation leaves to the next.
+class Units:
+    """The subsets that may be proposed: those of `k_min` to `k_max` free units.
 
     Attributes:
-        X_PD: positions.
-        V_PD: velocities (zeros where the algorithm has none).
-        loss_P: losses of the positions; inf for a trial that failed.
-        best_X_PD, best_loss_P: each particle's best so far.
-        generation: number of the generation to be proposed, counted from 0.
+        free_D: the units that may be chosen.
+        group_D: the kind of each unit (attention or MLP); a mutation of `evolution` swaps within a kind.
     """
 
-    X_PD: Mask
-    V_PD: Real
-    loss_P: Real
-    best_X_PD: Mask
-    best_loss_P: Real
-    generation: int
+    free_D: Mask
+    k_min: int
+    k_max: int
+    group_D: Counts
+
+    @classmethod
+    def of(cls, free_D: Mask, k_min: int, k_max: int | None = None, group_D: Counts | None = None) -> "Units":
+        """Fill in what is usual: a fixed size, units of one kind."""
+        kinds_D = np.zeros(free_D.size, dtype=np.intp) if group_D is None else group_D
+        return cls(free_D, k_min, k_min if k_max is None else k_max, kinds_D)
 
     @property
-    def leader_D(self) -> Mask:
-        """The best position that any particle has found; ties go to the lower slot."""
-        return np.asarray(self.best_X_PD[int(np.argmin(self.best_loss_P))])
-
-
-class Algorithm(Protocol):
-    """Moves one particle: a pure function of the swarm and the generator."""
+    def fixed(self) -> bool:
+        """Whether all subsets have the same size."""
+        return self.k_min == self.k_max
 
     @property
-    def name(self) -> str:
-        """Short name, stored with each trial."""
-        ...
+    def count(self) -> int:
+        """How many subsets there are."""
+        free = int(self.free_D.sum())
+        return sum(math.comb(free, k) for k in range(self.k_min, self.k_max + 1))
 
-    def move(self, swarm: Swarm, particle: int, free_D: Mask, rng: np.random.Generator) -> tuple[Mask, Real]:
-        """Return the particle's next position and velocity, both of shape (D,)."""
-        ...
-
-
-def generator(seed: int, generation: int, particle: int) -> np.random.Generator:
-    """A counter-based generator: the same three numbers give the same stream in every process, in any order."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, particle, generation]))
+    def holds(self, X_D: Mask) -> bool:
+        """Whether a subset is one of these."""
+        return bool(self.k_min <= X_D.sum() <= self.k_max) and not bool(X_D[~self.free_D].any())
 
 
-def random_subset(free_D: Mask, k: int, rng: np.random.Generator) -> Mask:
-    """Choose `k` of the free units uniformly."""
-    X_D = np.zeros_like(free_D)
-    X_D[rng.choice(np.flatnonzero(free_D), size=k, replace=False)] = True
-    return X_D
+def generator(seed: int, generation: int, particle: int, stream: int = 0) -> np.random.Generator:
+    """A counter-based generator: the same four numbers give the same stream in every process, in any order."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, stream, particle, generation]))
 
 
-def swap(X_D: Mask, free_D: Mask, count: int, rng: np.random.Generator) -> Mask:
-    """Exchange `count` chosen units (at most as many as can be) for as many unchosen free ones."""
-    chosen, spare = np.flatnonzero(X_D), np.flatnonzero(free_D & ~X_D)
-    count = min(count, len(chosen), len(spare))
-    Y_D = X_D.copy()
-    Y_D[rng.choice(chosen, size=count, replace=False)] = False
-    Y_D[rng.choice(spare, size=count, replace=False)] = True
-    return Y_D
+def choose(X_MD: Mask, count_M: Counts, rng: np.random.Generator) -> Mask:
+    """Of the true entries of each row keep `count` random ones (all, where there are fewer)."""
+    lottery_MD = np.where(X_MD, rng.random(X_MD.shape), 2.0)
+    place_MD = np.argsort(np.argsort(lottery_MD, axis=1), axis=1)
+    return np.asarray(X_MD & (place_MD < count_M[:, None]))
 
 
-def toward(X_D: Mask, goal_D: Mask, share: float, rng: np.random.Generator) -> Mask:
-    """Take over each unit of `goal_D` that `X_D` lacks with probability `share`, giving up units that it has alone."""
-    gain, lose = np.flatnonzero(goal_D & ~X_D), np.flatnonzero(X_D & ~goal_D)
-    count = int(rng.binomial(len(gain), min(1.0, max(0.0, share))))
-    Y_D = X_D.copy()
-    Y_D[rng.choice(lose, size=count, replace=False)] = False
-    Y_D[rng.choice(gain, size=count, replace=False)] = True
-    return Y_D
+def top(score_MD: Real, count_M: Counts) -> Mask:
+    """The `count` entries of each row with the largest scores; ties go to the lower index."""
+    place_MD = np.argsort(np.argsort(-score_MD, axis=1, kind="stable"), axis=1)
+    return np.asarray(place_MD < count_M[:, None])
 
 
-def unseen(X_D: Mask, free_D: Mask, seen: Set[bytes], rng: np.random.Generator, tries: int = 64) -> Mask:
+def random_subsets(units: Units, size_M: Counts, rng: np.random.Generator) -> Mask:
+    """Choose as many of the free units as each size says, uniformly."""
+    return choose(np.broadcast_to(units.free_D, (size_M.size, units.free_D.size)), size_M, rng)
+
+
+def swap(X_MD: Mask, units: Units, count_M: Counts, rng: np.random.Generator) -> Mask:
+    """Exchange `count` chosen units of each row (at most as many as can be) for as many unchosen free ones."""
+    spare_MD = units.free_D & ~X_MD
+    count_M = np.minimum(count_M, np.minimum(X_MD.sum(1), spare_MD.sum(1)))
+    return np.asarray((X_MD & ~choose(X_MD, count_M, rng)) | choose(spare_MD, count_M, rng))
+
+
+def resize(X_MD: Mask, units: Units, size_M: Counts, rng: np.random.Generator) -> Mask:
+    """Add or take away random units until each row has its size."""
+    if units.fixed:
+        return X_MD
+    excess_M = X_MD.sum(1) - size_M
+    fewer_MD = X_MD & ~choose(X_MD, np.maximum(excess_M, 0), rng)
+    return np.asarray(fewer_MD | choose(units.free_D & ~X_MD, np.maximum(-excess_M, 0), rng))
+
+
+def drift(X_MD: Mask, units: Units, rng: np.random.Generator) -> Mask:
+    """Where the size may vary, change it by one up or down in half of the rows."""
+    if units.fixed:
+        return X_MD
+    step_M = rng.integers(-1, 2, size=len(X_MD)) * (rng.random(len(X_MD)) < 0.75)
+    return resize(X_MD, units, np.clip(X_MD.sum(1) + step_M, units.k_min, units.k_max), rng)
+
+
+def toward(X_MD: Mask, goal_MD: Mask, share_M: Real, rng: np.random.Generator) -> Mask:
+    """Take over each unit of the goal that a row lacks with probability `share`, giving up units that it has alone.
+
+    Subsets of equal size keep it; others approach the goal's size by the same share.
+    """
+    gain_MD, lose_MD = goal_MD & ~X_MD, X_MD & ~goal_MD
+    gains_M, losses_M = gain_MD.sum(1), lose_MD.sum(1)
+    share_M = np.clip(share_M, 0.0, 1.0)
+    both_M = rng.binomial(np.minimum(gains_M, losses_M), share_M)
+    more_M = rng.binomial(np.maximum(gains_M - losses_M, 0), share_M)
+    fewer_M = rng.binomial(np.maximum(losses_M - gains_M, 0), share_M)
+    lost_MD = choose(lose_MD, both_M + fewer_M, rng)
+    return np.asarray((X_MD & ~lost_MD) | choose(gain_MD, both_M + more_M, rng))
+
+
+def unseen(X_D: Mask, units: Units, seen: Set[bytes], rng: np.random.Generator, tries: int = 64) -> Mask:
     """Return `X_D` if it is new, else the result of the fewest random swaps that makes it so.
 
     Near the end of a small space the unseen subsets are listed and one of them is drawn; when none is left,
@@ -95,27 +125,26 @@ def unseen(X_D: Mask, free_D: Mask, seen: Set[bytes], rng: np.random.Generator, 
     """
     if X_D.tobytes() not in seen:
         return X_D
-    widest = min(int(X_D.sum()), int((free_D & ~X_D).sum()))
-    for attempt in range(tries):
-        Y_D = swap(X_D, free_D, min(widest, 1 + attempt * widest // tries), rng)
+    widest = max(1, min(int(X_D.sum()), int((units.free_D & ~X_D).sum())))
+    wide_M = 1 + np.arange(tries) * widest // tries
+    Y_MD = drift(swap(np.repeat(X_D[None], tries, axis=0), units, wide_M, rng), units, rng)
+    for Y_D in Y_MD:
         if Y_D.tobytes() not in seen:
-            return Y_D
-    units, k = np.flatnonzero(free_D), int(X_D.sum())
-    if math.comb(len(units), k) > 100_000:
+            return np.ascontiguousarray(Y_D)
+    if units.count > _LISTABLE:
         return X_D
-    return _any_unseen(units, k, X_D, seen, rng)
-
-
-def _any_unseen(units: NDArray[np.intp], k: int, X_D: Mask, seen: Set[bytes], rng: np.random.Generator) -> Mask:
-    def mask(subset: tuple[int, ...]) -> Mask:
-        Y_D = np.zeros_like(X_D)
-        Y_D[list(subset)] = True
-        return Y_D
-
-    left = [Y_D for Y_D in map(mask, itertools.combinations(units.tolist(), k)) if Y_D.tobytes() not in seen]
+    left = [Y_D for Y_D in every_subset(units) if Y_D.tobytes() not in seen]
     return left[int(rng.integers(len(left)))] if left else X_D
 
 
-def first_generation(free_D: Mask, k: int, population: int, seed: int) -> list[Mask]:
-    """The random start, the same for every algorithm, so that a second search finds it in the store."""
-    return [random_subset(free_D, k, generator(seed, 0, i)) for i in range(population)]
+def every_subset(units: Units) -> "itertools.chain[Mask]":
+    """All subsets, by size and then in lexicographic order."""
+    free = np.flatnonzero(units.free_D).tolist()
+
+    def mask(chosen: tuple[int, ...]) -> Mask:
+        X_D = np.zeros_like(units.free_D)
+        X_D[list(chosen)] = True
+        return X_D
+
+    sizes = range(units.k_min, units.k_max + 1)
+    return itertools.chain.from_iterable(map(mask, itertools.combinations(free, k)) for k in sizes)

@@ -1,4 +1,4 @@
-"""Whale optimization as moves on subsets of fixed size.
+"""Whale optimization as moves on subsets.
 
 S. Mirjalili and A. Lewis, "The whale optimization algorithm", Adv. Eng. Softw. 95, 2016,
 doi 10.1016/j.advengsoft.2016.01.008. Equation numbers are the paper's; what a difference of vectors is there
@@ -18,7 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunesearch.swarm.moves import Mask, Real, Swarm, swap, toward
+from prunesearch.swarm.algorithm import Moves
+from prunesearch.swarm.history import Swarm
+from prunesearch.swarm.moves import drift, swap, toward
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,19 @@ class Whales:
     cycle: int = 10  # generations in which a falls from 2 to 0
     name: str = "woa"
 
-    def move(self, swarm: Swarm, particle: int, free_D: Mask, rng: np.random.Generator) -> tuple[Mask, Real]:
-        """Return the whale's next position, shape (D,), and a velocity of zeros."""
-        X_D, leader_D = swarm.X_PD[particle], swarm.leader_D
-        a = 2.0 * (1.0 - ((swarm.generation - 1) % self.cycle) / self.cycle)
-        A = 2.0 * a * rng.random() - a  # eq. 2.3
-        if rng.random() < 0.5:  # eq. 2.6
-            if abs(A) < 1.0:
-                Y_D = toward(X_D, leader_D, 1.0 - abs(A), rng)  # eq. 2.2
-            else:
-                others = [i for i in range(len(swarm.X_PD)) if i != particle]
-                Y_D = toward(X_D, swarm.X_PD[rng.choice(others)], rng.random(), rng)  # eq. 2.8
-        else:
-            reach = max(1.0, a / 2.0 * math.sqrt(X_D.sum()))
-            Y_D = swap(leader_D, free_D, int(rng.integers(1, math.ceil(reach) + 1)), rng)  # eq. 2.5
-        return Y_D, np.zeros(X_D.size)
+    def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
+        """Return `count` proposals."""
+        X_D, leader_D = swarm.X_PD[particle], swarm.leader(particle)
+        a = 2.0 * (1.0 - (max(swarm.generation, 1) - 1) % self.cycle / self.cycle)
+        A_M = 2.0 * a * rng.random(count) - a  # eq. 2.3
+        near_M, spiral_M = np.abs(A_M) < 1.0, rng.random(count) < 0.5  # eq. 2.6
+        others = [i for i in range(len(swarm.X_PD)) if i != particle] or [particle]
+        goal_MD = np.where(near_M[:, None], leader_D, swarm.X_PD[rng.choice(others, size=count)])
+        share_M = np.where(near_M, 1.0 - np.abs(A_M), rng.random(count))
+        X_MD = np.broadcast_to(X_D, (count, X_D.size))
+        closing_MD = toward(X_MD, goal_MD, share_M, rng)  # eqs. 2.2 and 2.8
+        reach = math.ceil(max(1.0, a / 2.0 * math.sqrt(leader_D.sum())))
+        distance_M = rng.integers(1, reach + 1, size=count)
+        leader_MD = np.broadcast_to(leader_D, X_MD.shape)
+        circling_MD = drift(swap(leader_MD, swarm.units, distance_M, rng), swarm.units, rng)  # eq. 2.5
+        return Moves(np.where(spiral_M[:, None], circling_MD, closing_MD))

@@ -83,15 +83,20 @@ def test_latency_is_additive_and_equal_for_equal_blocks(loaded: LoadedModel) -> 
 
 
 def test_the_weighted_sum_turns_its_sign_once(loaded: LoadedModel) -> None:
-    latency = LatencyModel((2.0,) * N_LAYERS, 8.0)  # dense 20 ms; without two blocks 16 ms
+    latency = LatencyModel((2.0,) * N_LAYERS, (0.5,) * N_LAYERS, 8.0)  # dense 20 ms; without two blocks 16 ms
     weights = Weights(quality=2.0, size=0.5, latency=0.25)
     size_saved = 1 - loaded.sizes.bytes(CANDIDATE) / loaded.sizes.bytes()
     evaluation = Evaluation(CANDIDATE, {"kl": 0.3, "acc": 0.6})
     fewer = Fitness("kl", False, weights, loaded.sizes, latency)
     more = Fitness("acc", True, weights, loaded.sizes, latency)
-    assert fewer.value(evaluation) == pytest.approx(0.6 - 0.5 * size_saved - 0.25 * 0.2)
-    assert more.value(evaluation) == pytest.approx(1.2 + 0.5 * size_saved + 0.25 * 0.2)
-    assert Fitness("kl", False, Weights(), loaded.sizes, latency).value(evaluation) == 0.3
+    assert fewer.values(evaluation) == pytest.approx([0.6 - 0.5 * size_saved - 0.25 * 0.2])
+    assert more.values(evaluation) == pytest.approx([1.2 + 0.5 * size_saved + 0.25 * 0.2])
+    assert Fitness("kl", False, Weights(), loaded.sizes, latency).values(evaluation) == [0.3]
+    against = {name: Fitness("kl", False, Weights(), loaded.sizes, latency, name) for name in ("size", "latency")}
+    assert against["size"].values(evaluation) == [0.3, loaded.sizes.bytes(CANDIDATE)]
+    assert against["latency"].values(evaluation) == [0.3, 16.0]
+    half = LayerSubset(N_LAYERS, (), attention=(1,), mlp=(2,))
+    assert fewer.costs(half)["latency_ms"] == 20 - 0.5 - 1.5
     assert fewer.better(0.1, 0.2)
     assert more.better(0.2, 0.1)
     assert fewer.costs(CANDIDATE)["latency_ms"] == 16.0

@@ -46,10 +46,10 @@ def url() -> Iterator[str]:
 
 def test_a_study_is_made_held_and_resumed(url: str) -> None:
     storage = studies.open_storage(url, create=True)
-    made = studies.create_or_resume(storage, "s", RECIPE, {"a": 1}, metric="kl", maximize=False)
+    made = studies.create_or_resume(storage, "s", RECIPE, {"a": 1}, metrics=["kl"], maximize=[False])
     made.add_trial(optuna.trial.create_trial(value=0.5, user_attrs={"dropped": "1,2"}))
     again = studies.open_storage(url, create=True)
-    assert studies.create_or_resume(again, "s", RECIPE, {"a": 1}, metric="kl", maximize=False).best_value == 0.5
+    assert studies.create_or_resume(again, "s", RECIPE, {"a": 1}, metrics=["kl"], maximize=[False]).best_value == 0.5
     assert [summary.name for summary in studies.summaries(again)] == ["s"]
 
 

@@ -23,17 +23,17 @@ def url(tmp_path: Path) -> str:
 def test_a_study_is_held_to_its_recipe(url: str) -> None:
     storage = studies.open_storage(url, create=True)
     identity = {**RECIPE.identity(), "model content": "a" * 64}
-    made = studies.create_or_resume(storage, "s", RECIPE, identity, metric="kl", maximize=True)
+    made = studies.create_or_resume(storage, "s", RECIPE, identity, metrics=["kl"], maximize=[True])
     assert made.direction == optuna.study.StudyDirection.MAXIMIZE
-    assert studies.create_or_resume(storage, "s", RECIPE, identity, metric="kl", maximize=True).study_name == "s"
+    assert studies.create_or_resume(storage, "s", RECIPE, identity, metrics=["kl"], maximize=[True]).study_name == "s"
     assert studies.recipe_of(made) == RECIPE
     assert studies.identity_of(made) == identity
     assert made.metric_names == ["kl"]
     with pytest.raises(StudyError, match=r"tokens: 1024 in the study, 99 now\).*--study NAME"):
-        studies.create_or_resume(storage, "s", RECIPE, identity | {"tokens": 99}, metric="kl", maximize=True)
+        studies.create_or_resume(storage, "s", RECIPE, identity | {"tokens": 99}, metrics=["kl"], maximize=[True])
     with pytest.raises(StudyError, match=r"model content: aaaaaaaaaaaa\.\.\. in the study"):
         studies.create_or_resume(
-            storage, "s", RECIPE, identity | {"model content": "b" * 64}, metric="kl", maximize=True
+            storage, "s", RECIPE, identity | {"model content": "b" * 64}, metrics=["kl"], maximize=[True]
         )
 
 
@@ -42,7 +42,7 @@ def test_somebody_elses_study_is_left_alone(url: str) -> None:
     foreign = optuna.create_study(storage=storage, study_name="theirs")
     foreign.add_trial(create_trial(value=1.0))
     with pytest.raises(StudyError, match="not made by prunesearch"):
-        studies.create_or_resume(storage, "theirs", RECIPE, {}, metric="kl", maximize=False)
+        studies.create_or_resume(storage, "theirs", RECIPE, {}, metrics=["kl"], maximize=[False])
     with pytest.raises(StudyError, match="holds no recipe"):
         studies.recipe_of(foreign)
     assert studies.summaries(storage) == []
@@ -52,14 +52,14 @@ def test_a_study_whose_making_was_killed_is_completed(url: str) -> None:
     storage = studies.open_storage(url, create=True)
     optuna.create_study(storage=storage, study_name="s")
     assert (
-        studies.recipe_of(studies.create_or_resume(storage, "s", RECIPE, {"a": 1}, metric="kl", maximize=False))
+        studies.recipe_of(studies.create_or_resume(storage, "s", RECIPE, {"a": 1}, metrics=["kl"], maximize=[False]))
         == RECIPE
     )
 
 
 def test_a_study_has_one_writer(url: str) -> None:
     storage = studies.open_storage(url, create=True)
-    studies.create_or_resume(storage, "s", RECIPE, {}, metric="kl", maximize=False)
+    studies.create_or_resume(storage, "s", RECIPE, {}, metrics=["kl"], maximize=[False])
     with studies.sole_writer(storage, "s"):
         with studies.sole_writer(storage, "other"):
             pass
@@ -85,7 +85,7 @@ def test_a_database_that_fails_under_way_is_said_in_one_line() -> None:
 @pytest.mark.parametrize("maximize", [False, True])
 def test_the_best_come_first_and_failures_are_counted(url: str, maximize: bool) -> None:
     storage = studies.open_storage(url, create=True)
-    study = studies.create_or_resume(storage, "s", RECIPE, {}, metric="kl", maximize=maximize)
+    study = studies.create_or_resume(storage, "s", RECIPE, {}, metrics=["kl"], maximize=[maximize])
     assert studies.last_failure(study) == "none failed"
     for value in (0.3, 0.1, 0.2, 0.1):
         study.add_trial(create_trial(value=value, user_attrs={"dropped": f"{value}"}))
@@ -99,7 +99,7 @@ def test_the_best_come_first_and_failures_are_counted(url: str, maximize: bool) 
 
 def test_a_recipe_of_another_version_is_said_and_passed_over_in_lists(url: str) -> None:
     storage = studies.open_storage(url, create=True)
-    study = studies.create_or_resume(storage, "s", RECIPE, {}, metric="kl", maximize=False)
+    study = studies.create_or_resume(storage, "s", RECIPE, {}, metrics=["kl"], maximize=[False])
     study.set_user_attr(studies.RECIPE_ATTR, '{"model": "m", "from_the_future": 1}')
     with pytest.raises(StudyError, match="another version of prunesearch"):
         studies.recipe_of(study)
@@ -108,7 +108,7 @@ def test_a_recipe_of_another_version_is_said_and_passed_over_in_lists(url: str) 
 
 def test_a_remembered_value_never_changes(url: str) -> None:
     study = studies.create_or_resume(
-        studies.open_storage(url, create=True), "s", RECIPE, {}, metric="kl", maximize=False
+        studies.open_storage(url, create=True), "s", RECIPE, {}, metrics=["kl"], maximize=[False]
     )
     assert studies.remembered(study, "x", lambda: {"a": 1}) == {"a": 1}
     assert studies.remembered(study, "x", lambda: {"a": 2}) == {"a": 1}
@@ -116,7 +116,7 @@ def test_a_remembered_value_never_changes(url: str) -> None:
 
 def test_studies_are_found_by_name_and_deleted(url: str) -> None:
     storage = studies.open_storage(url, create=True)
-    studies.create_or_resume(storage, "llama-drop8", RECIPE, {}, metric="kl", maximize=False)
+    studies.create_or_resume(storage, "llama-drop8", RECIPE, {}, metrics=["kl"], maximize=[False])
     with pytest.raises(UnknownNameError, match="did you mean 'llama-drop8'"):
         studies.load(storage, "llama-drop")
     studies.delete(storage, "llama-drop8")

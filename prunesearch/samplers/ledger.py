@@ -1,0 +1,205 @@
+"""What a study's storage says, read once per trial: the only state a sampler has, and it can be rebuilt at any time."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from prunesearch.store.rdb import StudyStorage
+from prunesearch.swarm.history import History, Outcome
+
+logger = optuna.logging.get_logger("prunesearch")
+_POLL_SECONDS = (0.005, 0.1)  # first and longest pause between two looks at a study that others are working on
+_PATIENCE_SECONDS = 60.0  # after which a wait is said
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a proposal was derived from, so that it can be derived again.
+
+    Attributes:
+        end: the trials before this number.
+        open: those of them that had not finished.
+        known: trials under way, of any number, whose subsets were known.
+    """
+
+    end: int
+    open: tuple[int, ...] = ()
+    known: tuple[int, ...] = ()
+
+
+@dataclass
+class Ledger:
+    """The trials of one study, by number.
+
+    Args:
+        read: turns a finished trial into an outcome, with its losses to be minimised.
+    """
+
+    study: Study
+    history: History
+    read: Callable[[FrozenTrial, Sequence[float]], Outcome]
+    open: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._signs = [-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in self.study.directions]
+
+    def refresh(self, end: int) -> None:
+        """Read what is new among the trials before `end`: those not seen yet and those that had not finished."""
+        if end - len(self.history) > 64:  # the start of a resumed study: one query for all
+            trials = {t.number: t for t in self.study._storage.get_all_trials(self.study._study_id, deepcopy=False)}
+        else:
+            trials = {}
+        for number in [*sorted(n for n in self.open if n < end), *range(len(self.history), end)]:
+            trial = trials.get(number) or self.trial(number)
+            finished = trial is not None and trial.state.is_finished()
+            outcome = self._outcome(trial) if trial is not None and finished else None
+            if number == len(self.history):
+                self.history.append(outcome)
+            elif outcome is not None:
+                self.history.settle(number, outcome)
+            (self.open.discard if finished else self.open.add)(number)
+
+    def trial(self, number: int) -> FrozenTrial | None:
+        """The trial of that number as it is now; None if there is none yet."""
+        storage = self.study._storage
+        try:
+            trial_id = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+        except KeyError:
+            return None
+        return storage.get_trial(trial_id)
+
+    def count(self) -> int:
+        """How many trials the study has; where most are known, by looking for the next few numbers only."""
+        number = len(self.history)
+        if number == 0:
+            return self.study._storage.get_n_trials(self.study._study_id)
+        while self.trial(number) is not None:
+            number += 1
+        return number
+
+    def unfinished(self, end: int) -> tuple[int, ...]:
+        """Numbers before `end` that have not finished."""
+        self.refresh(end)
+        return tuple(sorted(n for n in self.open if n < end))
+
+    def wait(self, end: int) -> None:
+        """Return when all trials before `end` have finished; other threads or processes are working on them."""
+        pause, start, said = _POLL_SECONDS[0], time.monotonic(), False
+        while waiting := self.unfinished(end):
+            time.sleep(pause)
+            pause = min(2.0 * pause, _POLL_SECONDS[1])
+            if not said and time.monotonic() - start > _PATIENCE_SECONDS:
+                said = True
+                logger.warning(
+                    f"study {self.study.study_name!r}: waiting for trial(s) {', '.join(map(str, waiting[:5]))}; if "
+                    f"their worker is gone, finish them: study.tell({waiting[0]}, state=optuna.trial.TrialState.FAIL)"
+                )
+
+    def _outcome(self, trial: FrozenTrial) -> Outcome:
+        values = trial.values
+        if trial.state == TrialState.PRUNED and trial.intermediate_values:
+            values = [trial.intermediate_values[max(trial.intermediate_values)]]
+        if trial.state == TrialState.FAIL or values is None or len(values) != len(self._signs):
+            losses: list[float] | None = None
+        else:
+            losses = [sign * value for sign, value in zip(self._signs, values, strict=True)]
+        outcome = self.read(trial, losses or ())
+        steps = {step: self._signs[0] * value for step, value in trial.intermediate_values.items()}
+        return Outcome(
+            outcome.X_D,
+            tuple(losses) if losses else None,
+            trial.state == TrialState.PRUNED,
+            steps,
+            outcome.memory,
+        )
+
+
+def under_optimize(study: Study) -> bool:
+    """Whether this thread is inside ``study.optimize``, where waiting for other workers cannot lock up."""
+    return bool(study._thread_local.in_optimize_loop)
+
+
+def create_trial(study: Study, template: FrozenTrial) -> int:
+    """Add a trial in one transaction and return its number."""
+    trial_id = study._storage.create_new_trial(study._study_id, template)
+    return study._storage.get_trial_number_from_id(trial_id)
+
+
+def set_attribute(study: Study, trial: FrozenTrial, name: str, value: Any) -> None:  # noqa: ANN401 (any JSON value)
+    """Set a system attribute of a running trial."""
+    study._storage.set_trial_system_attr(trial._trial_id, name, value)
+
+
+def create_running(study: Study) -> FrozenTrial:
+    """Add an empty running trial."""
+    storage = study._storage
+    return storage.get_trial(storage.create_new_trial(study._study_id))
+
+
+def set_params(
+    study: Study,
+    trial: FrozenTrial,
+    params: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution],
+    user_attrs: Mapping[str, Any],
+) -> None:
+    """Write the parameters and user attributes of a running trial."""
+    storage = study._storage
+    for name, value in params.items():
+        distribution = distributions[name]
+        storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(value), distribution)
+    for name, value in user_attrs.items():
+        storage.set_trial_user_attr(trial._trial_id, name, value)
+
+
+def start(
+    study: Study,
+    trial: FrozenTrial,
+    params: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution],
+    user_attrs: Mapping[str, Any],
+) -> None:
+    """Set a waiting trial running, with these parameters."""
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+    missing = {name: value for name, value in params.items() if name not in trial.params}
+    set_params(study, trial, missing, distributions, user_attrs)
+
+
+def fail(study: Study, number: int, reason: str) -> None:
+    """Finish a running or waiting trial as failed, and say why in its attributes."""
+    storage = study._storage
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    storage.set_trial_user_attr(trial_id, "failure", reason)
+    storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+
+def annotate(study: Study, number: int, attributes: Mapping[str, Any]) -> None:
+    """Set user attributes of a running trial by its number.
+
+    A `StudyStorage` keeps them for a moment and writes them in one transaction with the trial's end.
+    """
+    storage = study._storage
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    backend = getattr(storage, "_backend", storage)
+    if isinstance(backend, StudyStorage):
+        backend.with_end(trial_id, attributes)
+        return
+    for name, value in attributes.items():
+        storage.set_trial_user_attr(trial_id, name, value)
+
+
+def report(study: Study, number: int, step: int, value: float) -> None:
+    """Report an intermediate value of a running trial by its number."""
+    storage = study._storage
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    backend = getattr(storage, "_backend", storage)
+    if isinstance(backend, StudyStorage):
+        backend.with_end(trial_id, {}, {step: value})
+    else:
+        storage.set_trial_intermediate_value(trial_id, step, value)

@@ -1,0 +1,40 @@
+"""What an algorithm is: a pure function from the swarm and a generator to proposals for one particle."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from prunesearch.swarm.history import Swarm
+from prunesearch.swarm.moves import Mask, Real
+
+
+@dataclass(frozen=True)
+class Moves:
+    """M proposals for one particle.
+
+    Attributes:
+        X_MD: subsets, shape (M, D).
+        memory: what is stored with a trial whose proposal is chosen; arrays of M rows by name.
+    """
+
+    X_MD: Mask
+    memory: Mapping[str, Real] = field(default_factory=dict)
+
+    def recall(self, chosen: int) -> dict[str, Real]:
+        """The memory of one proposal, rounded as it will be stored."""
+        return {name: np.round(values[chosen], 6) for name, values in self.memory.items()}
+
+
+class Algorithm(Protocol):
+    """Moves one particle at a time."""
+
+    @property
+    def name(self) -> str:
+        """Short name, stored with each trial."""
+        ...
+
+    def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
+        """Return `count` independent proposals for the particle's next position."""
+        ...

@@ -1,0 +1,62 @@
+"""Several objectives at once: the archive of non-dominated trials, its crowding, and weights for each particle.
+
+All losses are minimised; `loss_NO` has N trials and O objectives.
+"""
+
+import numpy as np
+
+from prunesearch.swarm.moves import Counts, Real
+
+_AUGMENTED = 0.05  # rho of the augmented Chebyshev sum (ParEGO, eq. 2)
+
+
+def archive(loss_NO: Real) -> Counts:
+    """Rows that no other row dominates, in order of the first objective; of equal rows only the first."""
+    order = np.lexsort((np.arange(len(loss_NO)), *loss_NO.T[::-1]))
+    kept: list[int] = []
+    front_FO = np.empty((0, loss_NO.shape[1]))
+    for row in order.tolist():
+        # Rows come sorted, so only rows kept before can dominate this one.
+        if not (front_FO <= loss_NO[row]).all(axis=1).any():
+            kept.append(row)
+            front_FO = loss_NO[kept]
+    return np.array(kept, dtype=np.intp)
+
+
+def crowding(loss_NO: Real) -> Real:
+    """Crowding distance of each row, the box between its neighbours; inf at the ends (NSGA-II, sec. III-B)."""
+    distance_N = np.zeros(len(loss_NO))
+    for loss_N in loss_NO.T:
+        order = np.argsort(loss_N, kind="stable")
+        span = float(loss_N[order[-1]] - loss_N[order[0]]) or 1.0
+        distance_N[order[[0, -1]]] = np.inf
+        distance_N[order[1:-1]] += (loss_N[order[2:]] - loss_N[order[:-2]]) / span
+    return distance_N
+
+
+def weights(particle: int, generation: int, population: int, objectives: int) -> Real:
+    """Weights of the objectives for one particle, evenly spread over the swarm and shifted each generation.
+
+    Two objectives: the golden-ratio sequence, which fills [0, 1] evenly whenever it stops. More: its generalisation to
+    higher dimensions by additive recurrence, normalised.
+    """
+    golden = (5**0.5 - 1.0) / 2.0
+    index = generation * population + particle
+    if objectives == 2:
+        first = (0.5 + index * golden) % 1.0
+        return np.array([first, 1.0 - first])
+    steps = golden ** np.arange(1, objectives + 1)
+    raw = -np.log((0.5 + index * steps) % 1.0 + 1e-9)
+    return np.asarray(raw / raw.sum())
+
+
+def scalar(loss_NO: Real, weight_O: Real) -> Real:
+    """Augmented Chebyshev sum of the objectives' ranks, scaled to [0, 1]: ranks, so that no scale matters."""
+    rank_NO = np.stack([np.unique(loss_N, return_inverse=True)[1] for loss_N in loss_NO.T], axis=1)
+    return chebyshev(rank_NO / np.maximum(rank_NO.max(axis=0), 1), weight_O)
+
+
+def chebyshev(share_NO: Real, weight_O: Real) -> Real:
+    """Augmented Chebyshev sum of objectives that are scaled to [0, 1] (ParEGO, eq. 2)."""
+    part_NO = weight_O * share_NO
+    return np.asarray(part_NO.max(axis=1) + _AUGMENTED * part_NO.sum(axis=1))

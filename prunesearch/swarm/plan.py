@@ -1,0 +1,218 @@
+"""From a history to the next proposals: first subsets, moves, pre-selection, novelty. Pure functions on arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from prunesearch.swarm import front
+from prunesearch.swarm.algorithm import Algorithm, Moves
+from prunesearch.swarm.history import Memory, Swarm, View, gather
+from prunesearch.swarm.moves import Counts, Mask, Real, Units, drift, generator, swap, top, unseen
+from prunesearch.swarm.surrogate import FEWEST, LARGEST, Ranking, Surrogate, normal_scores
+
+# Streams of random numbers, so that what one purpose draws cannot shift another's.
+_MOVES, _NOVELTY, _REFINE, _LEADERS = range(4)
+_DESIGN = 2**31  # "generation" of the first subsets
+
+
+@dataclass(frozen=True)
+class Preselection:
+    """How a surrogate chooses among a particle's moves.
+
+    Attributes:
+        proposals: moves that each particle makes.
+        rounds: how often, at most, the favourite is improved by the best of as many random swaps.
+        caution: deviations subtracted from the mean; the larger, the more is explored.
+        trust: least leave-one-out correlation at which the model is listened to.
+    """
+
+    proposals: int = 40
+    rounds: int = 12
+    caution: float = 2.0
+    trust: float = 0.25
+
+
+@dataclass(frozen=True)
+class Planner:
+    """All that determines a study's proposals beside its history.
+
+    Attributes:
+        preselection: None to take each particle's first move as it is.
+        ranking: a prior ranking of the units, or None.
+        novelty: never propose a subset twice while there are others.
+    """
+
+    algorithm: Algorithm
+    units: Units
+    seed: int
+    population: int
+    preselection: Preselection | None = field(default_factory=Preselection)
+    ranking: Ranking | None = None
+    novelty: bool = True
+
+    def propose(
+        self, view: View, generation: int, slots: Sequence[int], seen: set[bytes], pending: Sequence[Mask] = ()
+    ) -> list[tuple[Mask, Memory]]:
+        """Propose a subset for each of some slots of a generation.
+
+        Args:
+            view: the finished trials.
+            seen: all subsets of the study; the new ones are added.
+            pending: subsets that are being evaluated.
+        """
+        leaders = generator(self.seed, generation, 0, _LEADERS)
+        swarm = gather(view, self.units, generation, self.population, leaders) if generation else None
+        if swarm is None:
+            index = generation * self.population
+            return [self._novel(self.first(index + slot), {}, generation, slot, seen) for slot in slots]
+        model = self._model(swarm)
+        if model is not None:
+            for X_D in pending:
+                model.expect(X_D)
+        return [self._next(swarm, model, slot, seen) for slot in slots]
+
+    def _next(self, swarm: Swarm, model: "_Model | None", slot: int, seen: set[bytes]) -> tuple[Mask, Memory]:
+        rng = generator(self.seed, swarm.generation, slot, _MOVES)
+        if model is None or self.preselection is None:
+            moves = self.algorithm.move(swarm, slot, 1, rng)
+            return self._novel(moves.X_MD[0], moves.recall(0), swarm.generation, slot, seen)
+        moves = self.algorithm.move(swarm, slot, self.preselection.proposals, rng)
+        weight_O = front.weights(slot, swarm.generation, self.population, swarm.view.history.objectives)
+        refining = generator(self.seed, swarm.generation, slot, _REFINE)
+        X_D, memory = self._novel(*self._select(model, moves, weight_O, refining, seen), swarm.generation, slot, seen)
+        model.expect(X_D)
+        return X_D, memory
+
+    def first(self, index: int) -> Mask:
+        """The start: the same for every algorithm, so that a second search finds it in the store."""
+        block, place = divmod(index, self.population)
+        return np.asarray(first_subsets(self.units, self.population, self.seed, block, self.ranking)[place])
+
+    def _novel(self, X_D: Mask, memory: Memory, generation: int, slot: int, seen: set[bytes]) -> tuple[Mask, Memory]:
+        if self.novelty:
+            X_D = unseen(X_D, self.units, seen, generator(self.seed, generation, slot, _NOVELTY))
+        seen.add(X_D.tobytes())
+        return X_D, memory
+
+    def _model(self, swarm: Swarm) -> "_Model | None":
+        """Fit the surrogate to the study so far; None while it cannot be trusted."""
+        rows, loss_NO = swarm.view.estimated
+        rows, first = _distinct(swarm.view.X_ND[rows], rows)
+        loss_NO = loss_NO[first]
+        if rows.size < FEWEST or self.preselection is None:
+            return None
+        surrogates = []
+        for loss_N in loss_NO.T:
+            kept = _informative(loss_N)
+            surrogates.append(Surrogate(swarm.view.X_ND[rows[kept]], normal_scores(loss_N[kept]), self.ranking))
+        if min(surrogate.trust for surrogate in surrogates) < self.preselection.trust:
+            return None
+        return _Model(surrogates, self.preselection.caution)
+
+    def _select(
+        self,
+        model: "_Model",
+        moves: Moves,
+        weight_O: Real,
+        rng: np.random.Generator,
+        seen: set[bytes],
+    ) -> tuple[Mask, Memory]:
+        """The most promising of a particle's new moves, improved by swaps as long as the model sees a gain."""
+        assert self.preselection is not None
+        fresh = [m for m, X_D in enumerate(moves.X_MD) if not (self.novelty and X_D.tobytes() in seen)] or [0]
+        promise_M = model.promise(moves.X_MD[fresh], weight_O)
+        chosen = int(np.argmin(promise_M))
+        best_D, best = moves.X_MD[fresh[chosen]], float(promise_M[chosen])
+        count = self.preselection.proposals
+        for _ in range(self.preselection.rounds):
+            around_MD = np.repeat(best_D[None], count, axis=0)
+            around_MD = drift(swap(around_MD, self.units, np.ones(count, dtype=np.intp), rng), self.units, rng)
+            new = [m for m, X_D in enumerate(around_MD) if not (self.novelty and X_D.tobytes() in seen)]
+            if not new:
+                break
+            promise_M = model.promise(around_MD[new], weight_O)
+            nearest = int(np.argmin(promise_M))
+            if promise_M[nearest] >= best:
+                break
+            best_D, best = around_MD[new[nearest]], float(promise_M[nearest])
+        return np.ascontiguousarray(best_D), moves.recall(fresh[chosen])
+
+
+class _Model:
+    """One surrogate per objective, and what they make of a proposal."""
+
+    def __init__(self, surrogates: Sequence[Surrogate], caution: float) -> None:
+        self._surrogates, self._caution = surrogates, caution
+
+    def promise(self, X_MD: Mask, weight_O: Real) -> Real:
+        """Lower confidence bounds, the less the better, rounded so that equal ones stay equal on any machine.
+
+        With several objectives: the Chebyshev sum of the bounds' ranks (`front.scalar`).
+        """
+        bound_MO = np.stack([mean - self._caution * sd for mean, sd in (s.predict(X_MD) for s in self._surrogates)], 1)
+        if bound_MO.shape[1] == 1:
+            return np.round(bound_MO[:, 0], 9)
+        return np.round(front.chebyshev(_quantile(bound_MO), weight_O), 9)
+
+    def expect(self, X_D: Mask) -> None:
+        """Take a subset as under way."""
+        for surrogate in self._surrogates:
+            surrogate.expect(X_D)
+
+
+def _quantile(score_MO: Real) -> Real:
+    """Which share of the trials a score beats: the logistic approximation of the normal distribution function."""
+    return np.asarray(1.0 / (1.0 + np.exp(-1.702 * score_MO)))
+
+
+def _distinct(X_ND: Mask, rows: Counts) -> tuple[Counts, Counts]:
+    """The rows whose subset is new, and their places."""
+    first: dict[bytes, int] = {}
+    for place, X_D in enumerate(X_ND):
+        first.setdefault(X_D.tobytes(), place)
+    places = np.array(list(first.values()), dtype=np.intp)
+    return rows[places], places
+
+
+def _informative(loss_N: Real) -> Counts:
+    """The trials that are modelled: all of few, else the best half and the latest half."""
+    if loss_N.size <= LARGEST:
+        return np.arange(loss_N.size)
+    half = LARGEST // 2
+    best = np.argsort(loss_N, kind="stable")[:half]
+    rest = np.setdiff1d(np.arange(loss_N.size), best)
+    return np.sort(np.concatenate([best, rest[-half:]]))
+
+
+def first_subsets(units: Units, population: int, seed: int, block: int, ranking: Ranking | None) -> Mask:
+    """Subsets to start from, shape (P, D).
+
+    Without a ranking every unit occurs equally often, as far as numbers allow. With one the first subset is its
+    favourite, and the others are drawn by Gumbel-top-k sampling (W. Kool, H. van Hoof and M. Welling, ICML 2019) at
+    rising temperatures.
+    """
+    rng = generator(seed, _DESIGN + block, 0)
+    size_P = np.linspace(units.k_max, units.k_min, population).round().astype(np.intp)
+    if ranking is None:
+        return _balanced(units, rng.permutation(size_P), rng)
+    log_D = np.log(ranking.harm_D)
+    ease_D = -(log_D - log_D.mean()) / (float(log_D.std()) or 1.0)
+    heat_P = (np.arange(population) + block * population) / population
+    score_PD = ease_D + heat_P[:, None] * rng.gumbel(size=(population, ease_D.size))
+    score_PD[:, ~units.free_D] = -np.inf
+    return top(score_PD, size_P)
+
+
+def _balanced(units: Units, size_P: Counts, rng: np.random.Generator) -> Mask:
+    X_PD = np.zeros((size_P.size, units.free_D.size), dtype=np.bool_)
+    deck: list[int] = []
+    for X_D, size in zip(X_PD, size_P.tolist(), strict=True):
+        while X_D.sum() < size:
+            drawn = next((unit for unit in deck if not X_D[unit]), None)
+            if drawn is None:
+                deck += rng.permutation(np.flatnonzero(units.free_D)).tolist()
+                continue
+            deck.remove(drawn)
+            X_D[drawn] = True
+    return X_PD
