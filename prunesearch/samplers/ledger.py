@@ -51,12 +51,12 @@ class Ledger:
 
     def refresh(self, end: int) -> None:
         """Read what is new among the trials before `end`: those not seen yet and those that had not finished."""
-        if end - len(self.history) > 64:  # the start of a resumed study: one query for all
-            trials = {t.number: t for t in self.study._storage.get_all_trials(self.study._study_id, deepcopy=False)}
-        else:
-            trials = {}
-        for number in [*sorted(n for n in self.open if n < end), *range(len(self.history), end)]:
-            trial = trials.get(number) or self.trial(number)
+        missing = [*sorted(n for n in self.open if n < end), *range(len(self.history), end)]
+        trials: Sequence[FrozenTrial] = ()
+        if len(missing) > 1:  # one query for all
+            trials = self.study._storage.get_all_trials(self.study._study_id, deepcopy=False)
+        for number in missing:
+            trial = trials[number] if number < len(trials) else self.trial(number)
             finished = trial is not None and trial.state.is_finished()
             outcome = self._outcome(trial) if trial is not None and finished else None
             if number == len(self.history):
@@ -67,19 +67,21 @@ class Ledger:
 
     def trial(self, number: int) -> FrozenTrial | None:
         """The trial of that number as it is now; None if there is none yet."""
-        storage = self.study._storage
+        trial_id = self._id(number)
+        return None if trial_id is None else self.study._storage.get_trial(trial_id)
+
+    def _id(self, number: int) -> int | None:
         try:
-            trial_id = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+            return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
         except KeyError:
             return None
-        return storage.get_trial(trial_id)
 
     def count(self) -> int:
         """How many trials the study has; where most are known, by looking for the next few numbers only."""
         number = len(self.history)
         if number == 0:
             return self.study._storage.get_n_trials(self.study._study_id)
-        while self.trial(number) is not None:
+        while self._id(number) is not None:
             number += 1
         return number
 

@@ -7,6 +7,7 @@ a trial's last attributes are written in the transaction that finishes it: one c
 The tables and their meaning stay Optuna's: any other Optuna client reads and writes the same studies.
 """
 
+import copy
 import json
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -14,12 +15,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy
-from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.distributions import (
+    BaseDistribution,
+    check_distribution_compatibility,
+    distribution_to_json,
+    json_to_distribution,
+)
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import ColumnElement
+from sqlalchemy.orm import Session
 
 _MOST_IDS = 500  # ids in one IN clause; every database takes that many
 
@@ -30,6 +37,7 @@ class StudyStorage(RDBStorage):
     def __init__(self, url: str, engine_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(url, engine_kwargs=engine_kwargs)
         self._distributions: dict[str, BaseDistribution] = {}
+        self._checked: dict[tuple[int, str], str] = {}  # distributions that are known to fit their study
         self._attributes: dict[int, dict[str, Any]] = {}
         self._reports: dict[int, dict[int, float]] = {}
 
@@ -51,6 +59,67 @@ class StudyStorage(RDBStorage):
             # The session is this thread's: the call joins the transaction and its end commits everything.
             return super().set_trial_state_values(trial_id, state, values)
 
+    def _set_trial_params_in_bulk(self, session: Session, study_id: int, trial_id: int, template: FrozenTrial) -> None:
+        """Insert a template's parameters as plain rows.
+
+        Raises:
+            ValueError: a parameter's distribution differs in kind from the one the study has.
+        """
+        rows = []
+        for name, value in template.params.items():
+            distribution = template.distributions[name]
+            text = distribution_to_json(distribution)
+            if self._checked.get((study_id, name)) != text:
+                self._check_distribution(session, study_id, name, distribution)
+                self._checked[study_id, name] = text
+            rows.append(
+                {
+                    "trial_id": trial_id,
+                    "param_name": name,
+                    "param_value": distribution.to_internal_repr(value),
+                    "distribution_json": text,
+                }
+            )
+        if rows:
+            session.execute(sqlalchemy.insert(models.TrialParamModel), rows)
+
+    def _check_distribution(self, session: Session, study_id: int, name: str, distribution: BaseDistribution) -> None:
+        table: Any = models.TrialParamModel
+        stored = session.execute(
+            sqlalchemy.select(table.distribution_json)
+            .join(models.TrialModel)
+            .where(models.TrialModel.study_id == study_id, table.param_name == name)
+            .limit(1)
+        ).scalar()
+        if stored is not None:
+            check_distribution_compatibility(json_to_distribution(stored), distribution)
+
+    def _get_prepared_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None, session: Session
+    ) -> models.TrialModel:
+        """Add a trial to the session; Optuna's own way, but for the parameters, which it writes one by one."""
+        if template_trial is None or not template_trial.params:
+            made: models.TrialModel = super()._get_prepared_new_trial(study_id, template_trial, session)
+            return made
+        bare = copy.copy(template_trial)
+        bare._params, bare._distributions, bare.state = {}, {}, TrialState.RUNNING
+        made = super()._get_prepared_new_trial(study_id, bare, session)
+        self._set_trial_params_in_bulk(session, study_id, int(made.trial_id), template_trial)
+        made.state = template_trial.state
+        return made
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Read one trial.
+
+        Raises:
+            KeyError: there is none of that id.
+        """
+        with _create_scoped_session(self.scoped_session) as session:
+            found = _Reader(session.connection(), models.TrialModel.trial_id == trial_id, self._distributions).trials()
+        if not found:
+            raise KeyError(f"no trial {trial_id}")
+        return found[0]
+
     def _get_trials(
         self,
         study_id: int,
@@ -65,7 +134,11 @@ class StudyStorage(RDBStorage):
             return trials
         with _create_scoped_session(self.scoped_session) as session:
             models.StudyModel.find_or_raise_by_id(study_id, session)
-            return _Reader(session.connection(), study_id, listed, trial_id_greater_than, self._distributions).trials()
+            chosen: ColumnElement[bool] = models.TrialModel.trial_id > trial_id_greater_than
+            if listed:
+                chosen = sqlalchemy.or_(chosen, models.TrialModel.trial_id.in_(listed))
+            chosen = sqlalchemy.and_(models.TrialModel.study_id == study_id, chosen)
+            return _Reader(session.connection(), chosen, self._distributions).trials()
 
 
 class _Reader:
@@ -74,17 +147,11 @@ class _Reader:
     def __init__(
         self,
         connection: sqlalchemy.Connection,
-        study_id: int,
-        listed: Sequence[int],
-        younger_than: int,
+        chosen: ColumnElement[bool],
         distributions: dict[str, BaseDistribution],
     ) -> None:
-        self._connection, self._distributions = connection, distributions
+        self._connection, self._chosen, self._distributions = connection, chosen, distributions
         self._trial: Any = models.TrialModel  # its columns are typed by Optuna's ORM, not for plain rows
-        chosen: ColumnElement[bool] = self._trial.trial_id > younger_than
-        if listed:
-            chosen = sqlalchemy.or_(chosen, self._trial.trial_id.in_(listed))
-        self._chosen = sqlalchemy.and_(self._trial.study_id == study_id, chosen)
 
     def trials(self) -> list[FrozenTrial]:
         """The trials in order of their ids."""

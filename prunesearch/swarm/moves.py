@@ -63,14 +63,16 @@ def generator(seed: int, generation: int, particle: int, stream: int = 0) -> np.
 def choose(X_MD: Mask, count_M: Counts, rng: np.random.Generator) -> Mask:
     """Of the true entries of each row keep `count` random ones (all, where there are fewer)."""
     lottery_MD = np.where(X_MD, rng.random(X_MD.shape), 2.0)
-    place_MD = np.argsort(np.argsort(lottery_MD, axis=1), axis=1)
-    return np.asarray(X_MD & (place_MD < count_M[:, None]))
+    last_M = np.take_along_axis(np.sort(lottery_MD, axis=1), np.maximum(count_M - 1, 0)[:, None], axis=1)
+    return np.asarray(X_MD & (lottery_MD <= last_M) & (count_M[:, None] > 0))
 
 
 def top(score_MD: Real, count_M: Counts) -> Mask:
     """The `count` entries of each row with the largest scores; ties go to the lower index."""
-    place_MD = np.argsort(np.argsort(-score_MD, axis=1, kind="stable"), axis=1)
-    return np.asarray(place_MD < count_M[:, None])
+    order_MD = np.argsort(-score_MD, axis=1, kind="stable")
+    chosen_MD = np.zeros(score_MD.shape, dtype=np.bool_)
+    np.put_along_axis(chosen_MD, order_MD, np.arange(score_MD.shape[1]) < count_M[:, None], axis=1)
+    return chosen_MD
 
 
 def random_subsets(units: Units, size_M: Counts, rng: np.random.Generator) -> Mask:
@@ -83,6 +85,20 @@ def swap(X_MD: Mask, units: Units, count_M: Counts, rng: np.random.Generator) ->
     spare_MD = units.free_D & ~X_MD
     count_M = np.minimum(count_M, np.minimum(X_MD.sum(1), spare_MD.sum(1)))
     return np.asarray((X_MD & ~choose(X_MD, count_M, rng)) | choose(spare_MD, count_M, rng))
+
+
+def neighbours(X_D: Mask, units: Units, most: int, rng: np.random.Generator) -> Mask:
+    """Up to `most` different subsets that one swap makes of `X_D`; of another size too where it may vary."""
+    chosen, spare = np.flatnonzero(X_D), np.flatnonzero(units.free_D & ~X_D)
+    pairs = chosen.size * spare.size
+    if pairs == 0:
+        return drift(X_D[None], units, rng)
+    out, into = np.divmod(rng.choice(pairs, size=min(most, pairs), replace=False), spare.size)
+    Y_MD = np.repeat(X_D[None], out.size, axis=0)
+    rows = np.arange(out.size)
+    Y_MD[rows, chosen[out]] = False
+    Y_MD[rows, spare[into]] = True
+    return drift(Y_MD, units, rng)
 
 
 def resize(X_MD: Mask, units: Units, size_M: Counts, rng: np.random.Generator) -> Mask:

@@ -8,7 +8,7 @@ import numpy as np
 from prunesearch.swarm import front
 from prunesearch.swarm.algorithm import Algorithm, Moves
 from prunesearch.swarm.history import Memory, Swarm, View, gather
-from prunesearch.swarm.moves import Counts, Mask, Real, Units, drift, generator, swap, top, unseen
+from prunesearch.swarm.moves import Counts, Mask, Real, Units, generator, neighbours, top, unseen
 from prunesearch.swarm.surrogate import FEWEST, LARGEST, Ranking, Surrogate, normal_scores
 
 # Streams of random numbers, so that what one purpose draws cannot shift another's.
@@ -27,8 +27,8 @@ class Preselection:
         trust: least leave-one-out correlation at which the model is listened to.
     """
 
-    proposals: int = 40
-    rounds: int = 12
+    proposals: int = 32
+    rounds: int = 8
     caution: float = 2.0
     trust: float = 0.25
 
@@ -124,10 +124,8 @@ class Planner:
         promise_M = model.promise(moves.X_MD[fresh], weight_O)
         chosen = int(np.argmin(promise_M))
         best_D, best = moves.X_MD[fresh[chosen]], float(promise_M[chosen])
-        count = self.preselection.proposals
         for _ in range(self.preselection.rounds):
-            around_MD = np.repeat(best_D[None], count, axis=0)
-            around_MD = drift(swap(around_MD, self.units, np.ones(count, dtype=np.intp), rng), self.units, rng)
+            around_MD = neighbours(best_D, self.units, self.preselection.proposals, rng)
             new = [m for m, X_D in enumerate(around_MD) if not (self.novelty and X_D.tobytes() in seen)]
             if not new:
                 break

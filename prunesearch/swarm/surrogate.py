@@ -28,15 +28,12 @@ _REACH = 4  # largest distance of a pair of units with a weight of its own
 _CONSTANT, _RANKING = 4.0, 2.0  # c0, and ap of each prior feature
 _ALIKE, _RADIUS = 0.3, 2.0  # a3, and l: subsets that differ in two units still resemble each other
 _FADE = 0.7  # q
-# a1, a2, r, ar and the noise: the evidence chooses among these, for a total variance that is integrated out.
+_NOISE = 0.1  # variance of what the model does not explain, on the scale of the normal scores
+# a1, a2, r and ar: the evidence chooses among these, for a total variance that is integrated out.
 _GRID = tuple(
-    (a1, a2, r, ar, noise)
-    for a1 in (1.0, 4.0)
-    for a2, r in ((0.05, 0.5), (0.2, 0.9), (0.6, 0.5))
-    for ar in (0.0, 0.2)
-    for noise in (0.03, 0.1)
+    (a1, a2, r, ar) for a1 in (1.0, 4.0) for a2, r in ((0.05, 0.5), (0.2, 0.9), (0.6, 0.5)) for ar in (0.0, 0.2)
 )
-LARGEST = 192  # trials that are modelled: the best and the latest
+LARGEST = 160  # trials that are modelled: the best and the latest
 FEWEST = 6  # below this nothing is known
 
 
@@ -77,21 +74,30 @@ class Surrogate:
     """
 
     def __init__(self, X_ND: Mask, score_N: Real, ranking: Ranking | None) -> None:
-        self._X_QD, self._ranking = X_ND, ranking  # Q: the N evaluated subsets, then those under way
+        self._ranking = ranking
         self._size = float(max(1.0, X_ND.sum(1).mean()))
-        parts = self._parts(X_ND, X_ND)
+        groups = self._features(X_ND)
+        n = score_N.size
+        grams = np.stack([_ALIKE * _alike(groups[0], groups[0]), *(group @ group.T for group in groups)])
+        # The scores as one more row of the matrix, so that its Cholesky factor's last row is L^-1 z at no extra cost.
+        K = np.empty((n + 1, n + 1))
+        K[n, :n] = K[:n, n] = score_N
+        K[n, n] = 1.0 + score_N @ score_N / _NOISE  # enough to stay positive definite
         best = -np.inf
-        factor_NN: Real = np.eye(score_N.size)
+        factor_NN: Real = np.eye(n)
         for amplitudes in _GRID:
-            K_NN = self._blend(parts, amplitudes)
-            K_NN[np.diag_indices_from(K_NN)] += amplitudes[-1]
-            L_NN = np.linalg.cholesky(K_NN)
-            w_N = np.linalg.solve(L_NN, score_N)
-            variance = float(w_N @ w_N) / score_N.size
-            evidence = -0.5 * score_N.size * np.log(variance) - float(np.log(np.diag(L_NN)).sum())
+            K[:n, :n] = (np.array([1.0, *_shares(self._size, amplitudes)]) @ grams.reshape(len(grams), -1)).reshape(
+                n, n
+            )
+            K[np.arange(n), np.arange(n)] += _NOISE
+            L = np.linalg.cholesky(K)
+            variance = float(L[n, :n] @ L[n, :n]) / n
+            evidence = -0.5 * n * np.log(variance) - float(np.log(np.diag(L)[:n]).sum())
             if evidence > best:
                 best, self._amplitudes, self._variance = evidence, amplitudes, variance
-                factor_NN = np.asarray(L_NN, dtype=np.float64)
+                factor_NN = np.asarray(L[:n, :n], dtype=np.float64)
+        # Q rows: the N evaluated subsets, then those under way.
+        self._X_QD, self._F_QF = groups[0], self._weighted(groups)
         self._inverse_QQ = np.linalg.inv(factor_NN)
         precision_NN = self._inverse_QQ.T @ self._inverse_QQ
         self._alpha_N = precision_NN @ score_N
@@ -100,9 +106,9 @@ class Surrogate:
 
     def predict(self, X_MD: Mask) -> tuple[Real, Real]:
         """Posterior means and standard deviations of subsets, in units of the scores, each of shape (M,)."""
-        K_MQ = self._blend(self._parts(X_MD, self._X_QD), self._amplitudes)
+        K_MQ, own_M = self._covariance(X_MD)
         mean_M = K_MQ[:, : self._alpha_N.size] @ self._alpha_N
-        left_M = self._prior(X_MD) - ((K_MQ @ self._inverse_QQ.T) ** 2).sum(1)
+        left_M = own_M - ((K_MQ @ self._inverse_QQ.T) ** 2).sum(1)
         return mean_M, np.sqrt(np.maximum(left_M, 1e-12) * self._variance)
 
     def expect(self, X_D: Mask) -> None:
@@ -111,57 +117,47 @@ class Surrogate:
         That is the posterior once it is measured and comes out as predicted ("kriging believer": D. Ginsbourger,
         R. Le Riche and L. Carraro, 2010); the inverse Cholesky factor grows by one row.
         """
-        k_Q = self._blend(self._parts(X_D[None], self._X_QD), self._amplitudes)[0]
+        (k_Q,), (own,) = self._covariance(X_D[None])
         white_Q = self._inverse_QQ @ k_Q
-        left = float(self._prior(X_D[None])[0] - white_Q @ white_Q) + self._amplitudes[-1]
-        pivot = np.sqrt(max(left, 1e-12))
+        pivot = np.sqrt(max(float(own - white_Q @ white_Q) + _NOISE, 1e-12))
         row = np.append(-(white_Q @ self._inverse_QQ) / pivot, 1.0 / pivot)
         self._inverse_QQ = np.vstack([np.pad(self._inverse_QQ, ((0, 0), (0, 1))), row])
-        self._X_QD = np.vstack([self._X_QD, X_D])
+        groups = self._features(X_D[None])
+        self._X_QD = np.vstack([self._X_QD, groups[0]])
+        self._F_QF = np.vstack([self._F_QF, self._weighted(groups)])
 
-    def _prior(self, X_MD: Mask) -> Real:
-        """Prior variances, shape (M,)."""
-        a1, a2, r, ar, _ = self._amplitudes
-        pairs_DM, triples_M = _near(X_MD)
-        own_M = _CONSTANT + a1 * X_MD.sum(1) / self._size + _ALIKE + 0.5 * ar * triples_M
-        for distance, pairs_M in enumerate(pairs_DM):
-            own_M = own_M + a2 * r**distance * pairs_M + ar * _FADE**distance * pairs_M**2 / self._size
+    def _covariance(self, X_MD: Mask) -> tuple[Real, Real]:
+        """Covariances with the Q subsets, shape (M, Q), and the rows' own prior variances, shape (M,)."""
+        groups = self._features(X_MD)
+        F_MF = self._weighted(groups)
+        return F_MF @ self._F_QF.T + _ALIKE * _alike(groups[0], self._X_QD), (F_MF**2).sum(1) + _ALIKE
+
+    def _features(self, X_MD: Mask) -> list[Real]:
+        """Groups of features, one amplitude each: units, pairs at each distance, runs, and what is always there."""
+        X = X_MD.astype(np.float64)
+        pairs = [X[:, :-d] * X[:, d:] for d in range(1, _REACH + 1)]
+        triples = np.sqrt(0.5) * pairs[0][:, :-1] * X[:, 2:]
+        counts = [np.sqrt(_FADE**d / self._size) * group.sum(1) for d, group in enumerate(pairs)]
+        always = [np.full((len(X), 1), np.sqrt(_CONSTANT))]
         if self._ranking is not None:
-            own_M = own_M + _RANKING * (self._ranking.features(X_MD) ** 2).sum(1)
-        return np.asarray(own_M)
+            always.append(np.sqrt(_RANKING) * self._ranking.features(X_MD))
+        return [X, *pairs, np.column_stack([triples, *counts]), np.column_stack(always)]
 
-    def _parts(self, A_MD: Mask, B_ND: Mask) -> list[Real]:
-        """The covariance's parts: units, likeness, runs, pairs at each distance, and the ranking."""
-        A, B = A_MD.astype(np.float64), B_ND.astype(np.float64)
-        shared = A @ B.T
-        apart = A.sum(1)[:, None] + B.sum(1)[None, :] - 2.0 * shared
-        two_A = [A[:, :-d] * A[:, d:] for d in range(1, _REACH + 1)]
-        two_B = [B[:, :-d] * B[:, d:] for d in range(1, _REACH + 1)]
-        pairs = [a @ b.T for a, b in zip(two_A, two_B, strict=True)]
-        runs = 0.5 * (two_A[0][:, :-1] * A[:, 2:]) @ (two_B[0][:, :-1] * B[:, 2:]).T
-        for distance, (a, b) in enumerate(zip(two_A, two_B, strict=True)):
-            runs += (_FADE**distance / self._size) * np.outer(a.sum(1), b.sum(1))
-        parts = [shared, np.exp(-apart / (2.0 * _RADIUS)), runs, *pairs]
-        if self._ranking is not None:
-            parts.append(self._ranking.features(A_MD) @ self._ranking.features(B_ND).T)
-        return parts
-
-    def _blend(self, parts: list[Real], amplitudes: tuple[float, ...]) -> Real:
-        a1, a2, r, ar, _ = amplitudes
-        K = _CONSTANT + (a1 / self._size) * parts[0] + _ALIKE * parts[1]
-        if ar:
-            K += ar * parts[2]
-        for distance in range(_REACH):
-            K += (a2 * r**distance) * parts[3 + distance]
-        if self._ranking is not None:
-            K += _RANKING * parts[-1]
-        return K
+    def _weighted(self, groups: list[Real]) -> Real:
+        shares = _shares(self._size, self._amplitudes)
+        return np.column_stack([np.sqrt(share) * group for share, group in zip(shares, groups, strict=True) if share])
 
 
-def _near(X_MD: Mask) -> tuple[list[Real], Real]:
-    """Numbers of pairs at each distance and of three in a row, each of shape (M,)."""
-    pairs = [(X_MD[:, :-d] & X_MD[:, d:]).sum(1).astype(np.float64) for d in range(1, _REACH + 1)]
-    return pairs, (X_MD[:, :-2] & X_MD[:, 1:-1] & X_MD[:, 2:]).sum(1).astype(np.float64)
+def _shares(size: float, amplitudes: tuple[float, ...]) -> list[float]:
+    """The variance of each group of features."""
+    a1, a2, r, ar = amplitudes
+    return [a1 / size, *(a2 * r**d for d in range(_REACH)), ar, 1.0]
+
+
+def _alike(A_MD: Real, B_QD: Real) -> Real:
+    """How alike subsets are, from 0 to 1 for equal ones, shape (M, Q)."""
+    apart_MQ = A_MD.sum(1)[:, None] + B_QD.sum(1) - 2.0 * (A_MD @ B_QD.T)
+    return np.asarray(np.exp(-apart_MQ / (2.0 * _RADIUS)))
 
 
 def harm_of(loss_D: Real) -> Real:

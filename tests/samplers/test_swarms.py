@@ -167,7 +167,7 @@ def test_two_studies_of_one_database_do_not_mix(tmp_path: Path) -> None:
 def test_what_the_samplers_cannot_do_is_refused() -> None:
     with pytest.raises(InputError, match="at least 2"):
         PSOSampler(SPACE, population=1)
-    with pytest.raises(InputError, match="unknown form 'sets'.*set"):
+    with pytest.raises(InputError, match=r"unknown form 'sets'.*set"):
         WOASampler(SPACE, form="sets")
     with pytest.raises(InputError, match="preselect is for subsets"):
         PSOSampler(preselect=False)
@@ -179,7 +179,7 @@ def test_what_the_samplers_cannot_do_is_refused() -> None:
         PSOSampler(SPACE, ranking=[1.0, 2.0, 3.0])
     with pytest.raises(InputError, match="not finite"):
         PSOSampler(SPACE, ranking=[float("nan")] * 12)
-    with pytest.raises(InputError, match="unknown ranking 'singel'.*single"):
+    with pytest.raises(InputError, match=r"unknown ranking 'singel'.*single"):
         PSOSampler(SPACE, ranking="singel")
 
 

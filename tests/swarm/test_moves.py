@@ -144,7 +144,7 @@ def test_pso_with_nothing_to_follow_stays_put() -> None:
     alone = gather(history.view(1), units, 1, 1, np.random.default_rng(0))
     assert alone is not None
     moves = ParticleSwarm(turbulence=0.0).move(alone, 0, 3, generator(0, 1, 0))
-    assert (moves.X_MD == x).all()
+    assert (x == moves.X_MD).all()
     assert not moves.memory["v"].any()
 
 
@@ -176,8 +176,8 @@ def test_the_first_subsets_use_every_unit_alike() -> None:
     units = Units.of(np.ones(9, dtype=bool), 3)
     X = first_subsets(units, 6, seed=5, block=0, ranking=None)
     assert counts(X) == [2] * 9
-    assert (X == first_subsets(units, 6, seed=5, block=0, ranking=None)).all()
-    assert (X != first_subsets(units, 6, seed=6, block=0, ranking=None)).any()
+    assert (first_subsets(units, 6, seed=5, block=0, ranking=None) == X).all()
+    assert (first_subsets(units, 6, seed=6, block=0, ranking=None) != X).any()
     spread = first_subsets(Units.of(np.ones(9, dtype=bool), 1, 8), 8, seed=5, block=0, ranking=None)
     assert sorted(spread.sum(1).tolist()) == list(range(1, 9)), "where the size may vary, every size is tried"
 

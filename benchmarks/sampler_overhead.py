@@ -1,0 +1,156 @@
+"""What a sampler costs beside the evaluation: time per ask, commits, and how fast a long study opens.
+
+    python -m benchmarks.sampler_overhead --json FILE
+
+80 blocks, 20 of them dropped, 20 particles, studies of 0 to 10,000 finished trials in SQLite. The sampler's time is the
+time inside `propose`, generations and their surrogate included, averaged over whole generations; storage comes on top
+and is listed apart. Commits are counted where the database driver makes them.
+"""
+
+import itertools
+import json
+import shutil
+import sqlite3
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import optuna
+import sqlalchemy
+from optuna.study import Study
+from optuna.trial import TrialState, create_trial
+
+from benchmarks.record import Record, arguments
+from prunesearch.samplers import SubsetSampler, annotate, build
+from prunesearch.space import SearchSpace
+from prunesearch.store.studies import open_storage
+
+SPACE = SearchSpace(80, 20)
+POPULATION = 20
+HARM = np.random.default_rng(0).gamma(0.5, size=80)
+LARGEST = 10_000
+
+
+def loss(dropped: tuple[int, ...]) -> float:
+    """An additive loss with cheaper neighbours, so that the surrogate has something to do."""
+    near = sum(b - a == 1 for a, b in itertools.pairwise(dropped))
+    return float(np.exp((HARM[list(dropped)].sum() - 0.2 * near) / 5))
+
+
+def fill(study: Study, trials: int) -> None:
+    """Add finished random trials, as a week of searching leaves them."""
+    rng = np.random.default_rng(1)
+    distributions = {name: optuna.distributions.IntDistribution(0, 1) for name in SPACE.param_names}
+    for _ in range(trials):
+        candidate = SPACE.candidate(sorted(rng.choice(80, 20, replace=False).tolist()))
+        value = loss(candidate.dropped)
+        study.add_trial(
+            create_trial(
+                value=value,
+                params=SPACE.to_params(candidate),
+                distributions=distributions,
+                user_attrs={"dropped": candidate.text, "cache": "computed", "kl": value, "seconds": 1.0},
+                system_attrs={"ps:s": json.dumps({"by": "pso", "m": {"v": {"n": 80, "3": 0.25, "7": 0.5}}})},
+            )
+        )
+
+
+class Commits:
+    """Counts the transactions of a database engine that wrote something; those that only read cost no fsync."""
+
+    def __init__(self, engine: sqlalchemy.Engine) -> None:
+        self.count = 0
+        self._wrote = False
+        sqlalchemy.event.listen(engine, "before_cursor_execute", self._execute)
+        sqlalchemy.event.listen(engine, "commit", self._commit)
+
+    def _execute(self, connection: object, cursor: object, statement: str, *_: object) -> None:
+        self._wrote |= statement.lstrip()[:6].upper() in ("INSERT", "UPDATE", "DELETE")
+
+    def _commit(self, connection: object) -> None:
+        self.count += self._wrote
+        self._wrote = False
+
+
+def steps(study: Study, sampler: SubsetSampler, generations: int) -> tuple[float, float, float]:
+    """Ask and tell whole generations: mean milliseconds of `propose`, of the whole ask, and of the tell."""
+    spent: list[float] = []
+    original = sampler.propose
+
+    def timed(study: Study, number: int) -> object:
+        start = time.perf_counter()
+        proposal = original(study, number)
+        spent.append(time.perf_counter() - start)
+        return proposal
+
+    sampler.propose = timed  # type: ignore[assignment,method-assign]
+    asks, tells = [], []
+    for _ in range(generations):
+        asked = []
+        for _ in range(POPULATION):
+            start = time.perf_counter()
+            asked.append(sampler.ask(study, lambda candidate: {"bytes": 1, "params": 1, "latency_ms": 1.0}))
+            asks.append(time.perf_counter() - start)
+        for proposal in asked:
+            value = loss(proposal.candidate.dropped)
+            start = time.perf_counter()
+            annotate(study, proposal.number, {"cache": "computed", "seconds": 1.0, "kl": value})
+            study.tell(proposal.number, value)
+            tells.append(time.perf_counter() - start)
+    return 1000 * statistics.mean(spent), 1000 * statistics.mean(asks), 1000 * statistics.mean(tells)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = arguments(__doc__ or "")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    record = Record("sampler_overhead", options.quick)
+    sizes = (0, 1000) if options.quick else (0, 1000, LARGEST)
+    with tempfile.TemporaryDirectory() as folder:
+        filled = {size: Path(folder) / f"{size}.db" for size in sizes}
+        for size, path in filled.items():
+            study = optuna.create_study(storage=open_storage(f"sqlite:///{path}", create=True), study_name="s")
+            fill(study, size)
+        for size, path in filled.items():
+            for name in ("pso", "woa"):
+                copy = Path(folder) / f"{name}-{size}.db"
+                shutil.copy(path, copy)
+                storage = open_storage(f"sqlite:///{copy}", create=False)
+                study = optuna.load_study(storage=storage, study_name="s")
+                sampler = build(name, SPACE, population=POPULATION)
+                start = time.perf_counter()
+                sampler.propose(study, sampler.ledger(study).count())
+                opened = time.perf_counter() - start
+                if name == "pso" and size == max(sizes):
+                    record.add(f"open_s_{size}_trials", opened, "<= 5")
+                commits = Commits(storage.engine)
+                propose, ask, tell = steps(study, sampler, 5)
+                record.add(f"{name}_propose_ms_{size}_trials", propose, "<= 3")
+                record.add(f"{name}_ask_with_storage_ms_{size}_trials", ask)
+                record.add(f"{name}_tell_with_storage_ms_{size}_trials", tell)
+                if size == sizes[0]:
+                    before = commits.count
+                    sampler.ask(study)
+                    record.add(f"{name}_commits_per_ask", commits.count - before, "<= 2")
+                    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))[0]
+                    before = commits.count
+                    annotate(study, running.number, {"cache": "computed", "seconds": 1.0, "kl": 1.0})
+                    study.tell(running.number, 1.0)
+                    record.add(f"{name}_commits_per_tell", commits.count - before, "<= 1")
+        if not options.quick:
+            record.add("open_s_10000_trials_optuna", _plain_open(filled[LARGEST]))
+    record.notes["sqlite"] = sqlite3.sqlite_version
+    record.finish(options.json)
+
+
+def _plain_open(path: Path) -> float:
+    """Seconds that Optuna's own storage takes to read the same study."""
+    start = time.perf_counter()
+    optuna.load_study(storage=f"sqlite:///{path}", study_name="s").get_trials(deepcopy=False)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
