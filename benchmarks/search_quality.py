@@ -243,7 +243,7 @@ def plot(path: Path, curves: dict[str, np.ndarray[Any, Any]], ylabel: str, title
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(9.0, 5.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(11.0, 6.0), layout="constrained")
     order = sorted(curves, key=lambda name: curves[name][-1])
     for rank, name in enumerate(order):
         ours_ = name in ("pso", "woa")
@@ -257,7 +257,7 @@ def plot(path: Path, curves: dict[str, np.ndarray[Any, Any]], ylabel: str, title
         )
     axes.set(xlabel="unique evaluations", ylabel=ylabel, title=title, yscale="log")
     axes.grid(visible=True, which="both", alpha=0.25)
-    axes.legend(fontsize=7, ncols=2)
+    figure.legend(fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

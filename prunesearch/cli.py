@@ -248,7 +248,7 @@ def study_list(storage: str, as_json: bool) -> None:
 
 @study.command("show")
 @click.argument("name")
-@click.option("--best", default=5, show_default=True, help="How many of the best trials to show.")
+@click.option("--best", default=5, show_default=True, help="How many of the best trials to show; all of a front.")
 @_STORAGE
 @_JSON
 def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
@@ -261,7 +261,10 @@ def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
     document = {
         **asdict(studies.summarise(found)),
         "recipe": studies.recipe_of(found).model_dump(mode="json"),
-        "best": [studies.trial_document(trial) for trial in studies.best_trials(found, best)],
+        "best": [
+            studies.trial_document(trial)
+            for trial in studies.best_trials(found, best if len(found.directions) == 1 else None)
+        ],
     }
     _emit(as_json, document, render.study_show)
 

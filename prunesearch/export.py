@@ -20,7 +20,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import StorageError, VerificationError, one_line
 from prunesearch.model.anatomy import input_device
 from prunesearch.model.loading import LoadedModel, refuse_incomplete
-from prunesearch.model.surgery import pruned
+from prunesearch.model.surgery import check_removable, pruned
 from prunesearch.store.disk import check_writable
 
 MANIFEST = "prunesearch.json"
@@ -83,9 +83,11 @@ def export(
         replace: an earlier export at `out` gives way, after the new one was verified.
 
     Raises:
+        InputError: the candidate drops sublayers.
         StorageError: `out` is not empty or cannot be written.
         VerificationError: the reloaded checkpoint does not equal the candidate.
     """
+    check_removable(candidate)
     if not (replace and (out / MANIFEST).is_file()):
         check_destination(out)
     try:

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.local import LocalEngine
-from prunesearch.errors import RunError, StudyError
+from prunesearch.errors import InputError, RunError, StudyError
 from prunesearch.export import Exported, check_destination, export
 from prunesearch.model.anatomy import Sizes
 from prunesearch.model.loading import LoadedModel, load
@@ -116,6 +116,14 @@ def run(
     Raises:
         PruneSearchError: see `errors`; what was evaluated before is kept.
     """
+    if against_of(recipe) is not None:
+        raise InputError(
+            f"drop: {recipe.drop} gives a front, not one best: use prunesearch search, then export STUDY --max-loss 2%"
+        )
+    if recipe.units != "blocks":
+        raise InputError(
+            "units: sublayers can be searched but not exported yet: use prunesearch search, or units: blocks"
+        )
     out = out or Path("storage/exports") / (options.study or study_name(recipe))
     check_destination(out)
     with open_bench(recipe, options) as bench:
@@ -199,7 +207,9 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
                 f"none of the {result.failed} candidates could be scored ({reason}); the study {name!r} is kept"
             )
         pareto = space.budget == "pareto"
-        chosen = knee(ranked) if pareto else ranked[0]
+        chosen = ranked[0]
+        if pareto:
+            chosen = knee(ranked, fitness.values(dense))
         best = require(bench.engine.evaluate_one(space.from_params(chosen.params)))
         trials = len(study.get_trials(deepcopy=False))
     dense_ms, best_ms = compare_latency(bench.loaded.model, best.candidate)
@@ -266,17 +276,16 @@ def _ranking(bench: Bench, recipe: Recipe) -> list[float]:
     return rank_units(bench.loaded.model, windows, recipe.start, recipe.units)
 
 
-def knee(front: Sequence[FrozenTrial]) -> FrozenTrial:
-    """The member of a front that is farthest from the line between its ends, both values scaled to [0, 1].
+def knee(front: Sequence[FrozenTrial], dense: Sequence[float]) -> FrozenTrial:
+    """The member of a front that is farthest from the line between the dense model and the smallest, values scaled.
 
     I. Das, "On characterizing the 'knee' of the Pareto curve", Struct. Optim. 18, 1999.
     """
-    ends = front[0].values, front[-1].values
-    spans = [abs(a - b) or 1.0 for a, b in zip(*ends, strict=True)]
+    spans = [abs(a - b) or 1.0 for a, b in zip(dense, front[-1].values, strict=True)]
 
     def gain(trial: FrozenTrial) -> float:
-        lost, left = (abs(v - a) / span for v, a, span in zip(trial.values, ends[0], spans, strict=True))
-        return float(left - lost)
+        lost, saved = (abs(v - a) / span for v, a, span in zip(trial.values, dense, spans, strict=True))
+        return float(saved - lost)
 
     return max(front, key=gain)
 

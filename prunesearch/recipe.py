@@ -17,7 +17,7 @@ from prunesearch.space import split_drop
 SAMPLERS = (
     "pso", "woa", "evolution", "ga", "annealing", "greedy", "one-shot", "tpe", "nsga2", "cmaes", "random",
 )  # fmt: skip
-PARETO_SAMPLERS = ("pso", "woa", "tpe", "nsga2", "random")
+PARETO_SAMPLERS = ("pso", "woa", "evolution", "ga", "tpe", "nsga2", "random")
 RANKINGS = ("none", "influence", "magnitude", "taylor", "single")
 FORMS = ("set", "keys", "slots", "binary")
 OBJECTIVES = ("kl", "perplexity", "task")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -31,6 +32,7 @@ LANDSCAPE = SHARED / "landscapes" / "smollm2-135m_k3_kl.json"
 N_LAYERS = 6
 
 torch.set_num_threads(2)
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

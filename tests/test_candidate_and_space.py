@@ -82,3 +82,46 @@ def test_impossible_spaces_are_refused(drop: str, protect: str, complaint: str) 
 def test_foreign_params_are_refused() -> None:
     with pytest.raises(InputError, match="no parameter drop_00"):
         SearchSpace(6, 2).from_params({"x": 1})
+
+
+def test_sublayers_have_one_spelling() -> None:
+    subset = LayerSubset.parse("7a, 3,12m", 20)
+    assert (subset.dropped, subset.attention, subset.mlp) == ((3,), (7,), (12,))
+    assert subset.text == "3,7a,12m"
+    assert LayerSubset.parse(subset.text, 20) == subset
+    assert LayerSubset.of(20, (), attention=(5, 2), mlp=(5,)) == LayerSubset(20, (5,), attention=(2,))
+    assert LayerSubset.of(20, (5,), attention=(5,)) == LayerSubset(20, (5,)), "a dropped block has no attention left"
+    assert not subset.whole_blocks
+    for wrong in ("7b", "a7", "3,,4"):
+        with pytest.raises(InputError, match="write indices with commas"):
+            LayerSubset.parse(wrong, 20)
+    with pytest.raises(InputError, match="layers 0 to 19"):
+        LayerSubset(20, (), mlp=(20,))
+
+
+@given(st.integers(0, 2**16 - 1))
+def test_sublayer_candidates_and_params_are_two_spellings(bits: int) -> None:
+    space = SearchSpace(8, 15, frozenset(), "up to", "sublayers")
+    units = [unit for unit in range(16) if bits >> unit & 1]
+    if not 1 <= len(units) <= 15:
+        return
+    candidate = space.candidate(units)
+    params = space.to_params(candidate)
+    assert [unit for unit, name in enumerate(space.param_names) if params[name]] == units
+    assert space.from_params(params) == candidate
+    assert space.count(candidate) == len(units)
+
+
+def test_budgets() -> None:
+    up_to = SearchSpace.parse(12, "..25%", "first:1")
+    assert (up_to.k, up_to.k_min, up_to.budget) == (3, 1, "up to")
+    assert up_to.size == 11 + 55 + 165
+    everything = SearchSpace.parse(12, "pareto", "0-1")
+    assert (everything.k, everything.k_min, everything.budget) == (10, 1, "pareto")
+    assert SearchSpace.parse(12, "pareto").k == 11, "one layer stays"
+    halves = SearchSpace.parse(12, "50%", "last:1", "sublayers")
+    assert (halves.k, halves.n_units, len(halves.droppable)) == (12, 24, 22)
+    assert halves.param_names[:3] == ("drop_00_attn", "drop_00_mlp", "drop_01_attn")
+    assert SearchSpace.parse(12, "pareto", "last:1", "sublayers").k == 22
+    with pytest.raises(InputError, match="up to 3 droppable"):
+        up_to.from_params(up_to.to_params(LayerSubset.of(12, [1, 2, 3, 4])))

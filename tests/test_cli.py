@@ -128,6 +128,20 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
         (["search", "MODEL", "--drop", "0"], "removes nothing"),
         (["search", "MODEL", "--drop", "2", "--sampler", "wao"], "did you mean 'woa'"),
         (["search", "MODEL", "--drop", "2", "--objective", "k"], "unknown objective 'k'"),
+        (["search", "MODEL", "--drop", "..3"], "--weights quality=1,size=2, or use --drop pareto"),
+        (["search", "MODEL", "--drop", "pareto", "--sampler", "greedy"], "use pso, woa, evolution"),
+        (["search", "MODEL", "--drop", "pareto", "--weights", "size=1"], "weighs quality against size"),
+        (["search", "MODEL", "--drop", "2", "--against", "latency"], "goes with --drop pareto"),
+        (
+            ["search", "MODEL", "--drop", "2", "--sampler", "ga", "--form", "keys"],
+            "--form goes with --sampler pso or woa",
+        ),
+        (["search", "MODEL", "--drop", "2", "--form", "key"], "did you mean 'keys'"),
+        (["search", "MODEL", "--drop", "2", "--ranking", "tailor"], "did you mean 'taylor'"),
+        (["search", "MODEL", "--drop", "2", "--sampler", "tpe", "--ranking", "taylor"], "cannot start --sampler tpe"),
+        (["search", "MODEL", "--drop", "2", "--units", "layers"], "unknown units 'layers'"),
+        (["study", "best", "x", "--max-loss", "little"], "--max-loss 'little' cannot be read"),
+        (["study", "best", "x", "--max-size", "100 bananas"], "--max-size '100 bananas' cannot be read"),
         (["search", "MODEL", "--drop", "2", "--task", "helaswag"], "did you mean 'hellaswag'"),
         (["search", "MODEL", "--drop", "2", "--weights", "qualty=1"], "did you mean 'quality'"),
         (["search", "MODEL", "--drop", "2", "--calibration", "short.txt"], "is too short"),
@@ -291,3 +305,92 @@ def test_failures_are_one_line_with_status_1(
         main()
     assert stopped.value.code == 1
     assert capsys.readouterr().err == "failed: out of memory\n"
+
+
+def test_a_front_is_searched_shown_and_chosen_from(here: Path, tiny_folder: Path, prose: Path) -> None:
+    search = ["search", tiny_folder, "--drop", "pareto:4", "--trials", 24, "--calibration", prose, *FAST]
+    found = run_json(*search)
+    name = found["study"]
+    assert name == "tiny-llama-droppareto4-kl-pso"
+    front = found["front"]
+    assert len(front) >= 2
+    assert [t["values"][0] for t in front] == sorted(t["values"][0] for t in front)
+    assert [t["values"][1] for t in front] == sorted((t["values"][1] for t in front), reverse=True)
+    assert found["best"]["dropped"] in {t["dropped"] for t in front}
+    study = optuna.load_study(study_name=name, storage="sqlite:///storage/study.db")
+    assert {t.user_attrs["dropped"] for t in study.best_trials} >= {t["dropped"] for t in front}
+
+    text = run(*search).stdout
+    assert "0 evaluated, 0 cache hits" in text
+    assert f"prunesearch study best {name} --max-loss 10%" in text
+    shown = run("study", "show", name).stdout
+    assert all(t["dropped"] in shown for t in front)
+    assert run_json("study", "show", name)["best"] == front
+
+    trials = [t for t in study.trials if t.values]
+    limit = sorted(t.user_attrs["bytes"] for t in trials)[len(trials) // 2]
+    within = min((t for t in trials if t.user_attrs["bytes"] <= limit), key=lambda t: (t.values[0], t.number))
+    assert run("study", "best", name, "--max-size", limit).stdout.strip() == within.user_attrs["dropped"]
+    loose = run_json("study", "best", name, "--max-loss", "1000%")
+    assert loose["attributes"]["bytes"] == min(t.user_attrs["bytes"] for t in trials)
+    tight = front[0]["values"][0] + 1e-9
+    assert run_json("study", "best", name, "--max-loss", f"{tight:.9f}")["values"][0] <= tight
+    exported = run_json("export", name, "--max-size", limit, "--out", "out")
+    assert exported["dropped"] == within.user_attrs["dropped"]
+    assert exported["bytes"] <= limit
+
+
+def test_sublayers_are_searched_and_evaluated_but_not_exported(
+    here: Path,
+    tiny_folder: Path,
+    prose: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = [tiny_folder, "--drop", 3, "--units", "sublayers", "--trials", 8, "--calibration", prose, *FAST]
+    found = run_json("search", *words)
+    assert found["study"] == "tiny-llama-drop3-sublayers-kl-pso"
+    assert any(letter in found["best"]["dropped"] for letter in "am")
+    measured = run_json("evaluate", tiny_folder, "--drop", found["best"]["dropped"], "--calibration", prose, *FAST[:4])
+    assert measured["metrics"]["kl"] == found["value"]
+    assert measured["params"] == found["best"]["cost"]["params"]
+    assert "--units blocks" in refused(capsys, monkeypatch, "export", found["study"], "--out", "out")
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "partial"),
+    [("greedy", 6), ("one-shot", 6), ("evolution", 0), ("cmaes", 0), ("woa --form keys", 0), ("pso --asynchronous", 0)],
+)
+def test_every_kind_of_sampler_runs_from_the_command_line(
+    here: Path, tiny_folder: Path, prose: Path, sampler: str, partial: int
+) -> None:
+    search = ["search", tiny_folder, "--drop", 2, "--trials", 9, "--calibration", prose, *FAST]
+    found = run_json(*search, "--sampler", *sampler.split(), "--study", "s")
+    assert found["trials"] == 9
+    (summary,) = run_json("study", "list")
+    assert (summary["stones"], summary["trials"]) == (partial, 9 - partial)
+    assert len(found["best"]["dropped"].split(",")) == 2
+    assert run_json(*search, "--sampler", *sampler.split(), "--study", "s")["computed"] == 0
+
+
+@pytest.mark.parametrize("ranking", ["magnitude", "taylor", "single", "none"])
+def test_searches_start_from_any_ranking(here: Path, tiny_folder: Path, prose: Path, ranking: str) -> None:
+    words = ["search", tiny_folder, "--drop", 2, "--trials", 8, "--calibration", prose, *FAST, "--ranking", ranking]
+    assert run_json(*words)["trials"] == 8
+    assert run_json(*words)["computed"] == 0
+    study = optuna.load_study(study_name="tiny-llama-drop2-kl-pso", storage="sqlite:///storage/study.db")
+    assert ("ranking" in study.user_attrs) == (ranking in ("magnitude", "taylor"))
+
+
+def test_an_enqueued_subset_is_evaluated(here: Path, tiny_folder: Path, prose: Path) -> None:
+    words = ["search", tiny_folder, "--drop", 2, "--calibration", prose, *FAST]
+    name = run_json(*words, "--trials", 3)["study"]
+    study = optuna.load_study(study_name=name, storage="sqlite:///storage/study.db")
+    study.enqueue_trial({f"drop_{i:02d}": int(i in (1, 5)) for i in range(6)})
+    study.enqueue_trial({"drop_00": 1})
+    run(*words, "--trials", 9)
+    states = [t.state.name for t in study.trials]
+    assert states == ["COMPLETE"] * 4 + ["FAIL"] + ["COMPLETE"] * 4
+    assert study.trials[3].user_attrs["dropped"] == "1,5"
+    assert "no parameter drop_01" in study.trials[4].user_attrs["failure"]

@@ -63,17 +63,26 @@ def remove(model: PreTrainedModel, candidate: LayerSubset) -> PreTrainedModel:
         InputError: the candidate is of a model with another number of blocks, or drops sublayers, for which no stock
             architecture has a place.
     """
-    if not candidate.whole_blocks:
-        raise InputError(
-            f"layers {candidate.text} name sublayers (a: attention, m: MLP), which can be scored but not exported yet: "
-            "search with --units blocks to export"
-        )
+    check_removable(candidate)
     blocks = blocks_of(model)
     if len(blocks) != candidate.n_layers:
         raise InputError(f"the candidate is of a model with {candidate.n_layers} layers, this one has {len(blocks)}")
     kept_of = {name: [values[i] for i in candidate.kept] for name, values in _per_layer_lists(model).items()}
     _install(model, [blocks[i] for i in candidate.kept], kept_of)
     return model
+
+
+def check_removable(candidate: LayerSubset) -> None:
+    """Refuse what can be scored but not taken out for good.
+
+    Raises:
+        InputError: the candidate drops sublayers.
+    """
+    if not candidate.whole_blocks:
+        raise InputError(
+            f"layers {candidate.text} name sublayers (a: attention, m: MLP), which can be scored but not exported yet: "
+            "search with --units blocks to export"
+        )
 
 
 def _per_layer_lists(model: PreTrainedModel) -> dict[str, list[object]]:

@@ -15,6 +15,8 @@ Parts = list[Group | str]
 def search(document: Document) -> Parts:
     """The winner against the dense model, what the run cost, and what to do next."""
     best, study = document["best"], document["study"]
+    if document["front"]:
+        return _pareto(document)
     return [
         dense_against_pruned(
             f"{study}: best of {document['trials']} trials drops layers {best['dropped']}",
@@ -29,6 +31,44 @@ def search(document: Document) -> Parts:
             f"optuna-dashboard {document['storage']}",
         ),
     ]
+
+
+def _pareto(document: Document) -> Parts:
+    """The front, its knee against the dense model, and how to choose from it."""
+    best, study, flag = document["best"], document["study"], _storage_flag(document)
+    return [
+        front_table(f"{study}: {len(document['front'])} best of {document['trials']} trials", document["front"]),
+        dense_against_pruned(
+            f"The knee drops layers {best['dropped']}",
+            {**document["dense"]["metrics"], **document["dense"]["cost"]},
+            {**best["metrics"], **best["cost"]},
+            best["stderr"],
+        ),
+        _run_line(document),
+        _next(
+            f"prunesearch study best {study} --max-loss 10%{flag}",
+            f"prunesearch export {study} --max-size {int(best['cost']['bytes'])} --out {study}{flag}",
+            f"optuna-dashboard {document['storage']}",
+        ),
+    ]
+
+
+def front_table(title: str, trials: Sequence[Document]) -> Group:
+    """Non-dominated trials: what they drop, both values, and what is left."""
+    rows = [
+        (
+            f"{t['values'][0]:.4f}",
+            f"{t['attributes'].get('perplexity', float('nan')):.4g}" if "perplexity" in t["attributes"] else "-",
+            f"{int(t['attributes']['params']):,}",
+            gib(t["attributes"]["bytes"]),
+            f"{t['attributes']['latency_ms']:.1f}",
+            t["dropped"].count(",") + 1,
+            t["dropped"],
+        )
+        for t in trials
+    ]
+    columns = ("quality", "perplexity", "parameters", "size", "latency (ms)", "dropped", "layers")
+    return table(title, columns, rows)
 
 
 def exported(document: Document) -> Parts:
@@ -154,14 +194,19 @@ def study_show(document: Document) -> Parts:
     """A study's recipe and best trials."""
     shown = {name: value for name, value in document["recipe"].items() if value not in (None, "", False)}
     shown["weights"] = ",".join(f"{name}={value:g}" for name, value in shown["weights"].items())
+    stones = f", {document['stones']} partial" if document["stones"] else ""
+    counts = f"{document['trials']} trials finished, {document['running']} running, {document['failed']} failed{stones}"
+    recipe = table(document["name"], ("recipe", ""), shown.items())
+    if document["best"] and len(document["best"][0]["values"]) > 1:
+        return [recipe, counts, front_table("Best trials, one for each size", document["best"])]
     names = [name for name in document["best"][0]["attributes"] if name != "dropped"] if document["best"] else []
     rows = [
         (t["number"], f"{t['value']:.4f}", t["dropped"], *(t["attributes"].get(name, "-") for name in names))
         for t in document["best"]
     ]
     return [
-        table(document["name"], ("recipe", ""), shown.items()),
-        f"{document['trials']} trials finished, {document['running']} running, {document['failed']} failed",
+        recipe,
+        counts,
         table("Best trials", ("trial", "value", "layers dropped", *map(label, names)), rows),
     ]
 

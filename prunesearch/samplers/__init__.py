@@ -95,8 +95,3 @@ def build(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return OptunaSampler(space, _OPTUNA[name](seed, size), name, seed=seed, population=size)
-
-
-def several_objectives(name: str) -> bool:
-    """Whether a sampler can search ``--drop pareto``."""
-    return name in ("pso", "woa", "random", "tpe", "nsga2")

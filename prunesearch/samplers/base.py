@@ -17,6 +17,7 @@ from optuna.trial import create_trial as trial_template
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, RunError
+from prunesearch.recipe import PARETO_SAMPLERS
 from prunesearch.samplers.ledger import Ledger, create_trial, fail, set_attribute, start
 from prunesearch.space import SearchSpace
 from prunesearch.swarm.history import History, Outcome
@@ -156,7 +157,7 @@ class SubsetSampler(BaseSampler):
                 if objectives > 1 and not self.several_objectives:
                     raise InputError(
                         f"the sampler {self.name!r} searches one objective and the study has {objectives}: "
-                        "use pso, woa, nsga2, tpe or random"
+                        f"use one of {', '.join(PARETO_SAMPLERS)}"
                     )
                 hold_to(study, self.name, self.config)
                 self._ledger = known = Ledger(study, History(self.space.n_units, objectives), self._read)

@@ -135,13 +135,12 @@ class OptunaSampler(SubsetSampler):
         inner: the sampler.
     """
 
-    several_objectives = True
-
     def __init__(
         self, space: SearchSpace, inner: BaseSampler, name: str, *, seed: int = 0, population: int = 16
     ) -> None:
         super().__init__(space, seed=seed, population=population)
         self.inner, self.name = inner, name
+        self.several_objectives = name != "cmaes"
         self._seen: set[bytes] = set()
 
     def ask(

@@ -54,8 +54,6 @@ class SwarmSampler(SubsetSampler):
         asynchronous: never wait for a generation.
     """
 
-    several_objectives = True
-
     def __init__(
         self,
         space: SearchSpace,
@@ -73,6 +71,7 @@ class SwarmSampler(SubsetSampler):
         super().__init__(space, seed=seed, population=population)
         self.algorithm = algorithm
         self.name = algorithm.name
+        self.several_objectives = algorithm.name != "annealing"  # its chains compare single losses
         self.asynchronous = asynchronous
         self.preselection = preselect if isinstance(preselect, Preselection) else Preselection() if preselect else None
         self.novelty = novelty

@@ -42,6 +42,8 @@ def weights(particle: int, generation: int, population: int, objectives: int) ->
     """
     golden = (5**0.5 - 1.0) / 2.0
     index = generation * population + particle
+    if objectives == 1:
+        return np.ones(1)
     if objectives == 2:
         first = (0.5 + index * golden) % 1.0
         return np.array([first, 1.0 - first])

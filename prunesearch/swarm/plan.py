@@ -8,7 +8,7 @@ import numpy as np
 from prunesearch.swarm import front
 from prunesearch.swarm.algorithm import Algorithm, Moves
 from prunesearch.swarm.history import Memory, Swarm, View, gather
-from prunesearch.swarm.moves import Counts, Mask, Real, Units, generator, neighbours, top, unseen
+from prunesearch.swarm.moves import Counts, Mask, Real, Units, generator, neighbours, resize, top, unseen
 from prunesearch.swarm.surrogate import FEWEST, LARGEST, Ranking, Surrogate, normal_scores
 
 # Streams of random numbers, so that what one purpose draws cannot shift another's.
@@ -78,11 +78,27 @@ class Planner:
             moves = self.algorithm.move(swarm, slot, 1, rng)
             return self._novel(moves.X_MD[0], moves.recall(0), swarm.generation, slot, seen)
         moves = self.algorithm.move(swarm, slot, self.preselection.proposals, rng)
-        weight_O = front.weights(slot, swarm.generation, self.population, swarm.view.history.objectives)
         refining = generator(self.seed, swarm.generation, slot, _REFINE)
-        X_D, memory = self._novel(*self._select(model, moves, weight_O, refining, seen), swarm.generation, slot, seen)
+        aim = self._aim(swarm, slot)
+        if aim.units.fixed:
+            sizes_M = np.full(len(moves.X_MD), aim.units.k_min)
+            moves = Moves(resize(moves.X_MD, self.units, sizes_M, refining), moves.memory)
+        X_D, memory = self._novel(*self._select(model, moves, aim, refining, seen), swarm.generation, slot, seen)
         model.expect(X_D)
         return X_D, memory
+
+    def _aim(self, swarm: Swarm, slot: int) -> "_Aim":
+        """What a particle looks for.
+
+        Where the size may vary and is weighed against quality, every other particle looks for the best subset of one
+        size, which is what a front is asked for, and the sizes take turns; the others fill the front's gaps.
+        """
+        weight_O = front.weights(slot, swarm.generation, self.population, swarm.view.history.objectives)
+        if weight_O.size == 1 or self.units.fixed or (slot + swarm.generation) % 2:
+            return _Aim(self.units, weight_O)
+        sizes = self.units.k_max - self.units.k_min + 1
+        one_size = Units.of(self.units.free_D, self.units.k_min + int(weight_O[0] * sizes))
+        return _Aim(one_size, np.eye(weight_O.size)[0])
 
     def first(self, index: int) -> Mask:
         """The start: the same for every algorithm, so that a second search finds it in the store."""
@@ -114,27 +130,35 @@ class Planner:
         self,
         model: "_Model",
         moves: Moves,
-        weight_O: Real,
+        aim: "_Aim",
         rng: np.random.Generator,
         seen: set[bytes],
     ) -> tuple[Mask, Memory]:
         """The most promising of a particle's new moves, improved by swaps as long as the model sees a gain."""
         assert self.preselection is not None
         fresh = [m for m, X_D in enumerate(moves.X_MD) if not (self.novelty and X_D.tobytes() in seen)] or [0]
-        promise_M = model.promise(moves.X_MD[fresh], weight_O)
+        promise_M = model.promise(moves.X_MD[fresh], aim.weight_O)
         chosen = int(np.argmin(promise_M))
         best_D, best = moves.X_MD[fresh[chosen]], float(promise_M[chosen])
         for _ in range(self.preselection.rounds):
-            around_MD = neighbours(best_D, self.units, self.preselection.proposals, rng)
+            around_MD = neighbours(best_D, aim.units, self.preselection.proposals, rng)
             new = [m for m, X_D in enumerate(around_MD) if not (self.novelty and X_D.tobytes() in seen)]
             if not new:
                 break
-            promise_M = model.promise(around_MD[new], weight_O)
+            promise_M = model.promise(around_MD[new], aim.weight_O)
             nearest = int(np.argmin(promise_M))
             if promise_M[nearest] >= best:
                 break
             best_D, best = around_MD[new[nearest]], float(promise_M[nearest])
         return np.ascontiguousarray(best_D), moves.recall(fresh[chosen])
+
+
+@dataclass(frozen=True)
+class _Aim:
+    """The subsets that a particle chooses among, and what each objective weighs for it."""
+
+    units: Units
+    weight_O: Real
 
 
 class _Model:

@@ -54,8 +54,7 @@ def swim(
     A_MD = 2.0 * a * rng.random(shape) - a  # eq. 2.3
     C_MD = 2.0 * rng.random(shape)  # eq. 2.4
     random_MD = others_PD[rng.integers(len(others_PD), size=count)]
-    far_M = np.abs(A_MD).mean(axis=1) >= 1.0
-    goal_MD = np.where(far_M[:, None], random_MD, leader_D)
+    goal_MD = np.where(np.abs(A_MD) >= 1.0, random_MD, leader_D)  # in each coordinate, A being a vector
     closing_MD = goal_MD - A_MD * np.abs(C_MD * goal_MD - x_D)  # eqs. 2.1, 2.2 and 2.7, 2.8
     l_M = rng.uniform(-1.0, 1.0, size=(count, 1))
     spiral_MD = np.abs(leader_D - x_D) * np.exp(l_M) * np.cos(2.0 * np.pi * l_M) + leader_D  # eq. 2.5 with b = 1

@@ -71,3 +71,23 @@ def test_layer_types_follow_their_layers() -> None:
 def test_a_candidate_of_another_model_is_refused() -> None:
     with pytest.raises(InputError, match="30 layers, this one has 6"):
         remove(tiny(), LayerSubset.of(30, (1,)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_a_dropped_sublayer_is_one_whose_output_is_zero(family: str) -> None:
+    candidate = LayerSubset(N_LAYERS, (4,), attention=(0, 2), mlp=(1,))
+    silent = tiny(family)
+    for block in candidate.attention:
+        torch.nn.init.zeros_(silent.model.layers[block].self_attn.o_proj.weight)
+    torch.nn.init.zeros_(silent.model.layers[1].mlp.down_proj.weight)
+    model = tiny(family)
+    before = model(IDS, use_cache=False).logits
+    with pruned(silent, LayerSubset(N_LAYERS, (4,))), pruned(model, candidate):
+        torch.testing.assert_close(model(IDS, use_cache=False).logits, silent(IDS, use_cache=False).logits)
+    assert torch.equal(model(IDS, use_cache=False).logits, before)
+
+
+def test_sublayers_are_not_removed_for_good() -> None:
+    with pytest.raises(InputError, match="2a,3 name sublayers"):
+        remove(tiny(), LayerSubset(N_LAYERS, (3,), attention=(2,)))

@@ -20,7 +20,6 @@ from prunesearch.space import SearchSpace
 from prunesearch.swarm.plan import Planner
 from tests.conftest import LANDSCAPE
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
 SPACE = SearchSpace(12, 4, frozenset({0}))
 SPACE_DISTRIBUTIONS = {name: IntDistribution(0, 1) for name in SPACE.param_names}
 COST = np.random.default_rng(1).random(12)
