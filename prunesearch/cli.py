@@ -199,7 +199,7 @@ def export(
     if dropped is None:
         if settings["revision"] is not None or settings["dtype"] != "auto":
             raise InputError("--revision and --dtype go with MODEL --drop; a study's model is the one it searched")
-        from prunesearch.store.studies import Wanted
+        from prunesearch.store.selection import Wanted
 
         exported = pipeline.export_study(
             target,
@@ -254,7 +254,7 @@ def study_list(storage: str, as_json: bool) -> None:
 def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
     """Show a study: its recipe, its counts and its best trials."""
     from prunesearch.report import render
-    from prunesearch.store import studies
+    from prunesearch.store import selection, studies
 
     _quiet_optuna()
     found = studies.load(studies.open_storage(storage, create=False), name)
@@ -263,7 +263,7 @@ def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
         "recipe": studies.recipe_of(found).model_dump(mode="json"),
         "best": [
             studies.trial_document(trial)
-            for trial in studies.best_trials(found, best if len(found.directions) == 1 else None)
+            for trial in selection.best_trials(found, best if len(found.directions) == 1 else None)
         ],
     }
     _emit(as_json, document, render.study_show)
@@ -277,11 +277,11 @@ def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
 def study_best(name: str, max_loss: str | None, max_size: str | None, storage: str, as_json: bool) -> None:
     """Print the layers that a study's best trial drops, as --drop of export takes them."""
     from prunesearch.report import render
-    from prunesearch.store import studies
+    from prunesearch.store import selection, studies
 
     _quiet_optuna()
-    wanted = studies.Wanted.parse(max_loss, max_size)
-    trial = studies.choose(studies.load(studies.open_storage(storage, create=False), name), wanted)
+    wanted = selection.Wanted.parse(max_loss, max_size)
+    trial = selection.choose(studies.load(studies.open_storage(storage, create=False), name), wanted)
     _emit(as_json, studies.trial_document(trial), render.study_best)
 
 

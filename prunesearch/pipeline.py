@@ -29,7 +29,7 @@ from prunesearch.scoring.rankings import rank_units
 from prunesearch.scoring.text import token_windows
 from prunesearch.search import Listener, SearchResult, search
 from prunesearch.space import SearchSpace, split_drop
-from prunesearch.store import studies
+from prunesearch.store import selection, studies
 from prunesearch.store.disk import EvaluationStore, check_writable
 
 
@@ -196,11 +196,11 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
         dense = require(bench.engine.evaluate_one(LayerSubset.of(space.n_layers)))
         fitness = _fitness(bench, recipe, study)
         studies.remembered(
-            study, studies.DENSE_ATTR, lambda: {"metric": bench.objective.metric, "metrics": dict(dense.metrics)}
+            study, selection.DENSE_ATTR, lambda: {"metric": bench.objective.metric, "metrics": dict(dense.metrics)}
         )
         sampler = _sampler(bench, recipe, study, space)
         result = _run_to_end(search(study, sampler, bench.engine, fitness, options.trials, listener))
-        ranked = studies.best_trials(study, None)
+        ranked = selection.best_trials(study, None)
         if not ranked:
             reason = studies.last_failure(study)
             raise RunError(
@@ -341,7 +341,7 @@ def export_study(
     options: RunOptions,
     out: Path,
     *,
-    wanted: studies.Wanted = studies.Wanted(),  # noqa: B008 (frozen)
+    wanted: selection.Wanted = selection.Wanted(),  # noqa: B008 (frozen)
     trust_remote_code: bool = False,
 ) -> Exported:
     """Export a study's best candidate.
@@ -356,7 +356,7 @@ def export_study(
     check_destination(out)
     study = studies.load(studies.open_storage(options.storage, create=False), name)
     recipe = studies.recipe_of(study)
-    trial = studies.choose(study, wanted)
+    trial = selection.choose(study, wanted)
     loaded = load_for(recipe.model_copy(update={"trust_remote_code": trust_remote_code}), options)
     if loaded.fingerprint != studies.identity_of(study)["model content"]:
         raise StudyError(

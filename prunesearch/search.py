@@ -19,7 +19,7 @@ from prunesearch.errors import InputError
 from prunesearch.report.progress import Progress
 from prunesearch.samplers import GenerationPendingError, SubsetSampler, annotate, report
 from prunesearch.scoring.fitness import Fitness
-from prunesearch.store.studies import best_trials
+from prunesearch.store.selection import best_trials
 
 
 class Listener(Protocol):

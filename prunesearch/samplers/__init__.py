@@ -15,8 +15,9 @@ from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.recipe import SAMPLERS
 from prunesearch.samplers.base import STATE_ATTR, GenerationPendingError, Proposal, SubsetSampler
 from prunesearch.samplers.ledger import annotate, report
+from prunesearch.samplers.pso_woa import PSOSampler, WOASampler, swarm
 from prunesearch.samplers.rivals import GreedySampler, OneShotSampler, OptunaSampler
-from prunesearch.samplers.swarms import DEFAULT_POPULATION, PSOSampler, SwarmSampler, WOASampler, swarm
+from prunesearch.samplers.swarms import DEFAULT_POPULATION, SwarmSampler
 from prunesearch.space import SearchSpace
 from prunesearch.swarm.algorithm import Algorithm
 from prunesearch.swarm.rivals import Annealing, Chance, Evolution, Genetic

@@ -18,7 +18,7 @@ from optuna.trial import create_trial as trial_template
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, RunError
 from prunesearch.recipe import PARETO_SAMPLERS
-from prunesearch.samplers.ledger import Ledger, create_trial, fail, set_attribute, start
+from prunesearch.samplers.ledger import Ledger, Rebuilt, create_trial, fail, set_attribute, start, under_optimize
 from prunesearch.space import SearchSpace
 from prunesearch.swarm.history import History, Outcome
 from prunesearch.swarm.moves import Mask, Units, generator
@@ -46,7 +46,7 @@ class Proposal:
     stone: bool = False
 
 
-class SubsetSampler(BaseSampler):
+class SubsetSampler(Rebuilt, BaseSampler):
     """Proposes subsets of a `SearchSpace`; subclasses say which.
 
     Args:
@@ -193,14 +193,29 @@ class SubsetSampler(BaseSampler):
         try:
             return self.propose(study, trial.number)
         except GenerationPendingError as error:
-            fail(study, trial.number, str(error))
+            self._give_up(study, trial, str(error))
             raise
+
+    def _give_up(self, study: Study, trial: FrozenTrial, reason: str) -> None:
+        """Finish a trial that gets no proposal; under ``study.optimize`` Optuna does."""
+        if not under_optimize(study):
+            fail(study, trial.number, reason)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Propose the trial's whole subset, for ``study.optimize`` and ``study.ask``."""
+        """Propose the trial's whole subset, for ``study.optimize`` and ``study.ask``.
+
+        Raises:
+            InputError: the proposal is a stepping stone.
+        """
         proposal = self.proposal_for(study, trial)
+        if proposal.stone:
+            self._give_up(study, trial, "a partial subset cannot be a result")
+            raise InputError(
+                f"{self.name} proposes partial subsets first, which Optuna would take for results: "
+                "use its ask(), and tell those as pruned"
+            )
         params = self.space.to_params(proposal.candidate)
         # Optuna writes parameters one by one; until then "d" says which subset is under way.
         state = {**json.loads(proposal.state), "d": [unit for unit, name in enumerate(params) if params[name]]}

@@ -1,5 +1,6 @@
 """What a study's storage says, read once per trial: the only state a sampler has, and it can be rebuilt at any time."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,10 +48,15 @@ class Ledger:
     open: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self._lock = threading.RLock()
         self._signs = [-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in self.study.directions]
 
     def refresh(self, end: int) -> None:
         """Read what is new among the trials before `end`: those not seen yet and those that had not finished."""
+        with self._lock:
+            self._read_missing(end)
+
+    def _read_missing(self, end: int) -> None:
         missing = [*sorted(n for n in self.open if n < end), *range(len(self.history), end)]
         trials: Sequence[FrozenTrial] = ()
         if len(missing) > 1:  # one query for all
@@ -87,8 +93,9 @@ class Ledger:
 
     def unfinished(self, end: int) -> tuple[int, ...]:
         """Numbers before `end` that have not finished."""
-        self.refresh(end)
-        return tuple(sorted(n for n in self.open if n < end))
+        with self._lock:
+            self._read_missing(end)
+            return tuple(sorted(n for n in self.open if n < end))
 
     def wait(self, end: int) -> None:
         """Return when all trials before `end` have finished; other threads or processes are working on them."""
@@ -120,6 +127,20 @@ class Ledger:
             steps,
             outcome.memory,
         )
+
+
+class Rebuilt:
+    """A sampler that can be pickled: its lock and what it has read are left out, and made again."""
+
+    _lock: threading.RLock
+    _ledger: Ledger | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_ledger")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock, self._ledger = threading.RLock(), None
 
 
 def under_optimize(study: Study) -> bool:

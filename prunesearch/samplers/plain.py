@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from prunesearch.errors import InputError
 from prunesearch.samplers.base import STATE_ATTR, draw, hold_to, pack, unpack
-from prunesearch.samplers.ledger import Basis, Ledger, set_attribute, under_optimize
+from prunesearch.samplers.ledger import Basis, Ledger, Rebuilt, set_attribute, under_optimize
 from prunesearch.swarm.history import History, Outcome, gather
 from prunesearch.swarm.moves import Real, Units, generator
 from prunesearch.swarm.textbook import fly, swim
@@ -29,7 +29,7 @@ Space = dict[str, BaseDistribution]
 _NO_UNITS = Units.of(np.zeros(0, dtype=np.bool_), 0)
 
 
-class PlainSwarm(BaseSampler):
+class PlainSwarm(Rebuilt, BaseSampler):
     """A swarm over whatever the objective suggests.
 
     Args:

@@ -9,12 +9,10 @@ finished by then, and their numbers are stored with it, so that `rederive` gives
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
@@ -22,18 +20,13 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.samplers.base import STATE_ATTR, GenerationPendingError, Proposal, SubsetSampler, pack
 from prunesearch.samplers.ledger import Basis, Ledger, under_optimize
-from prunesearch.samplers.plain import PlainSwarm
 from prunesearch.space import SearchSpace
 from prunesearch.swarm.algorithm import Algorithm
 from prunesearch.swarm.history import Memory, Outcome
 from prunesearch.swarm.moves import Mask
 from prunesearch.swarm.plan import Planner, Preselection
-from prunesearch.swarm.pso import ParticleSwarm
 from prunesearch.swarm.surrogate import Ranking, harm_of
-from prunesearch.swarm.textbook import Form, Textbook
-from prunesearch.swarm.woa import Whales
 
-FORMS = ("set", *get_args(Form))
 SINGLE = "single"
 """Name of the ranking that a study measures itself: each block dropped alone."""
 DEFAULT_POPULATION = 6  # few evaluations between two fits of the surrogate: the best measured on landscapes
@@ -79,7 +72,7 @@ class SwarmSampler(SubsetSampler):
         if isinstance(ranking, str) and ranking != SINGLE:
             raise UnknownNameError("ranking", ranking, (SINGLE,))
         self._given = None if ranking is None or isinstance(ranking, str) else checked_ranking(ranking, space.n_units)
-        self._stones: dict[int, float] = {}
+        self._stones: dict[int, tuple[int, float]] = {}  # by trial: the one unit it dropped, and its loss
         self._plan: tuple[int, list[Proposal]] | None = None  # of the latest generation
         self._seen: set[bytes] = set()
         self._seen_end = 0
@@ -184,7 +177,13 @@ class SwarmSampler(SubsetSampler):
         running = [X_D for X_D in (self._running_mask(ledger, n) for n in basis.known) if X_D is not None]
         seen.update(X_D.tobytes() for X_D in running)
         planner = Planner(
-            self.algorithm, self.units, self.seed, self.population, self.preselection, self._ranking(), self.novelty
+            self.algorithm,
+            self.units,
+            self.seed,
+            self.population,
+            self.preselection,
+            self._ranking(basis),
+            self.novelty,
         )
         view = ledger.history.view(basis.end, basis.open)
         planned = planner.propose(view, begun, slots, seen, running)
@@ -209,13 +208,18 @@ class SwarmSampler(SubsetSampler):
             X_D = planner.first(slot)
         return self._proposal(number, X_D, {}, {})
 
-    def _ranking(self) -> Ranking | None:
+    def _ranking(self, basis: Basis) -> Ranking | None:
+        """The ranking that was given, or the one that the study's first trials have measured by now."""
         if not self._single:
             return self._given
-        losses = np.array([self._stones.get(unit, np.nan) for unit in range(self.space.n_units)])
-        if np.isnan(losses[list(self.space.droppable)]).all():
+        end = min(basis.end, self.stone_generations * self.population)
+        loss_D = np.full(self.space.n_units, np.nan)
+        for number, (unit, loss) in self._stones.items():
+            if number < end and number not in basis.open:
+                loss_D[unit] = loss
+        if np.isnan(loss_D).all():
             return None
-        return Ranking(harm_of(np.where(np.isnan(losses), np.nanmedian(losses), losses)))
+        return Ranking(harm_of(np.where(np.isnan(loss_D), np.nanmedian(loss_D), loss_D)))
 
     def _seen_before(self, ledger: Ledger, basis: Basis) -> set[bytes]:
         """Subsets of the finished trials before the basis' end; a memo grows with the study while bases do."""
@@ -239,7 +243,7 @@ class SwarmSampler(SubsetSampler):
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
         X_D = self.mask(trial)
         if X_D is not None and X_D.sum() == 1 and losses:
-            self._stones[int(np.flatnonzero(X_D)[0])] = losses[0]
+            self._stones[trial.number] = int(np.flatnonzero(X_D)[0]), losses[0]
         return super()._read(trial, losses)
 
 
@@ -255,115 +259,3 @@ def checked_ranking(ranking: Sequence[float], units: int) -> Ranking:
     if not np.isfinite(harm_D).all():
         raise InputError("the ranking has a number that is not finite: give the harm of dropping each unit")
     return Ranking(harm_of(harm_D))
-
-
-class _Swarm(BaseSampler):
-    """Over a `SearchSpace` a `SwarmSampler`; without one a `PlainSwarm` over whatever the objective suggests."""
-
-    def __init__(self, inner: SwarmSampler | PlainSwarm) -> None:
-        self.inner = inner
-
-    @property
-    def subsets(self) -> SwarmSampler:
-        """The sampler of subsets.
-
-        Raises:
-            InputError: the sampler was made without a space.
-        """
-        if isinstance(self.inner, PlainSwarm):
-            raise InputError(f"{type(self).__name__} was made without a SearchSpace: it proposes no subsets")
-        return self.inner
-
-    def ask(
-        self, study: Study, describe: Callable[[LayerSubset], Mapping[str, Any]] = lambda candidate: {}
-    ) -> Proposal:
-        """Create the study's next trial in one transaction; see `SubsetSampler.ask`."""
-        return self.subsets.ask(study, describe)
-
-    def rederive(self, study: Study, number: int) -> LayerSubset:
-        """Derive once more what was proposed for a trial; see `SwarmSampler.rederive`."""
-        return self.subsets.rederive(study, number)
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Pass on."""
-        return self.inner.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Pass on."""
-        return self.inner.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:  # noqa: ANN401 (the type is Optuna's)
-        """Pass on."""
-        return self.inner.sample_independent(study, trial, param_name, param_distribution)
-
-    def reseed_rng(self) -> None:
-        """Nothing to do: the random numbers are keyed by trial."""
-
-
-class PSOSampler(_Swarm):
-    """Particle swarm optimization, of subsets or of plain Optuna parameters.
-
-    Args:
-        space: the subsets; None for ordinary parameters (float, int, log, step, categorical).
-        form: ``set`` (`swarm.pso`, the best measured), or a textbook one of `swarm.textbook`: ``keys``, ``slots``,
-            ``binary``.
-        seed: of the random numbers.
-        population: particles, which is trials per generation; default 6 with a space, 20 without.
-        options: of `SwarmSampler`, with a space: ``preselect``, ``ranking``, ``novelty``, ``asynchronous``; without
-            one only ``asynchronous``.
-
-    Raises:
-        InputError: an unknown form, or an option that does not go with plain parameters.
-    """
-
-    def __init__(
-        self,
-        space: SearchSpace | None = None,
-        *,
-        form: str = "set",
-        seed: int = 0,
-        population: int | None = None,
-        **options: Any,  # noqa: ANN401 (those of SwarmSampler)
-    ) -> None:
-        super().__init__(swarm("pso", space, form, seed, population, options))
-
-
-class WOASampler(_Swarm):
-    """Whale optimization, of subsets or of plain Optuna parameters; takes what `PSOSampler` takes."""
-
-    def __init__(
-        self,
-        space: SearchSpace | None = None,
-        *,
-        form: str = "set",
-        seed: int = 0,
-        population: int | None = None,
-        **options: Any,  # noqa: ANN401 (those of SwarmSampler)
-    ) -> None:
-        super().__init__(swarm("woa", space, form, seed, population, options))
-
-
-def swarm(
-    law: Literal["pso", "woa"],
-    space: SearchSpace | None,
-    form: str,
-    seed: int,
-    population: int | None,
-    options: dict[str, Any],
-) -> SwarmSampler | PlainSwarm:
-    """Build the sampler behind `PSOSampler` and `WOASampler`."""
-    if form not in FORMS:
-        raise UnknownNameError("form", form, FORMS)
-    if space is None:
-        asked = [name for name in options if name != "asynchronous"] + (["form"] if form != "set" else [])
-        if asked:
-            raise InputError(f"{asked[0]} is for subsets: give a SearchSpace, or leave it out")
-        return PlainSwarm(law, seed=seed, population=20 if population is None else population, **options)
-    algorithms: dict[str, Algorithm] = {"set": ParticleSwarm() if law == "pso" else Whales()}
-    algorithms |= {name: Textbook(law, name) for name in get_args(Form)}
-    size = DEFAULT_POPULATION if population is None else population
-    return SwarmSampler(space, algorithms[form], seed=seed, population=size, **options)

@@ -21,7 +21,7 @@ class Outcome:
     Attributes:
         X_D: its subset; None for a foreign trial that has none in this space.
         losses: its objective values, to be minimised; None if it failed.
-        partial: its latest intermediate value by step, if it was pruned before it had a value of full fidelity.
+        partial: it was pruned, so that its loss is its last intermediate value, of a lower fidelity.
         steps: intermediate values by step.
         memory: what the algorithm stored with it.
     """

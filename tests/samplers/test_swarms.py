@@ -1,6 +1,7 @@
 """The samplers' promises: no state, no repetition, the right direction."""
 
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from optuna.trial import TrialState, create_trial
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
-from prunesearch.samplers import STATE_ATTR, GenerationPendingError, PSOSampler, WOASampler, build, report
+from prunesearch.samplers import STATE_ATTR, GenerationPendingError, Proposal, PSOSampler, WOASampler, build, report
 from prunesearch.space import SearchSpace
 from prunesearch.swarm.plan import Planner
 from tests.conftest import LANDSCAPE
@@ -269,6 +270,41 @@ def test_an_asynchronous_swarm_can_be_derived_again(make: Maker, tmp_path: Path)
     again = optuna.load_study(study_name="s", storage=url)
     for trial in again.trials:
         assert later.rederive(again, trial.number) == SPACE.from_params(trial.params)
+
+
+@both
+def test_samplers_can_be_pickled(make: Maker) -> None:
+    study, sampler = optuna.create_study(), make(SPACE, seed=2, population=4)
+    drive(study, sampler, 10)
+    again = pickle.loads(pickle.dumps(sampler))
+    assert drive(study, again, 20) == drive(optuna.create_study(), make(SPACE, seed=2, population=4), 20)
+    assert pickle.loads(pickle.dumps(make(seed=1))).inner.seed == 1
+
+
+def test_an_asynchronous_study_that_ranks_itself_can_be_derived_again() -> None:
+    """What the single blocks cost counts as far as it was known then."""
+    options = {"seed": 1, "population": 4, "ranking": "single", "asynchronous": True}
+    study, sampler = optuna.create_study(), PSOSampler(SPACE, **options)
+    held: list[Proposal] = []
+    for _ in range(30):
+        held.append(sampler.ask(study))
+        for proposal in held[:1] if len(held) > 3 else []:
+            value = float(COST[list(proposal.candidate.dropped)].sum())
+            report(study, proposal.number, 1, value)
+            if proposal.stone:
+                study.tell(proposal.number, state=TrialState.PRUNED)
+            else:
+                study.tell(proposal.number, value)
+            held.pop(0)
+    later = PSOSampler(SPACE, **options)
+    for trial in study.trials:
+        assert later.rederive(study, trial.number).text == trial.user_attrs["dropped"]
+
+
+def test_partial_subsets_are_no_results_of_optimize() -> None:
+    study = optuna.create_study(sampler=PSOSampler(SPACE, ranking="single"))
+    with pytest.raises(InputError, match="tell those as pruned"):
+        study.optimize(lambda trial: trial.suggest_int("drop_01", 0, 1), n_trials=1)
 
 
 @both

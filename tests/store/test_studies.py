@@ -10,7 +10,7 @@ from optuna.trial import TrialState, create_trial
 
 from prunesearch.errors import RunError, StorageError, StudyError, UnknownNameError
 from prunesearch.recipe import Recipe
-from prunesearch.store import studies
+from prunesearch.store import selection, studies
 
 RECIPE = Recipe(model="m", drop="2")
 
@@ -90,11 +90,11 @@ def test_the_best_come_first_and_failures_are_counted(url: str, maximize: bool) 
     for value in (0.3, 0.1, 0.2, 0.1):
         study.add_trial(create_trial(value=value, user_attrs={"dropped": f"{value}"}))
     study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"failure": "out of memory"}))
-    assert [t.number for t in studies.best_trials(study, 3)] == ([0, 2, 1] if maximize else [1, 3, 2])
+    assert [t.number for t in selection.best_trials(study, 3)] == ([0, 2, 1] if maximize else [1, 3, 2])
     summary = studies.summarise(study)
     assert (summary.trials, summary.failed, summary.best_value) == (4, 1, 0.3 if maximize else 0.1)
     assert studies.last_failure(study) == "out of memory"
-    assert studies.trial_document(studies.best_trials(study, 1)[0])["dropped"] == summary.best_dropped
+    assert studies.trial_document(selection.best_trials(study, 1)[0])["dropped"] == summary.best_dropped
 
 
 def test_a_recipe_of_another_version_is_said_and_passed_over_in_lists(url: str) -> None:
