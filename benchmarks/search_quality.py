@@ -290,7 +290,9 @@ def tell(
         row["hit_rate"] = round(1.0 - row["unique_per_proposed"], 4)
         for budget in budgets:
             values = np.array([t.at(budget) for t in runs]) - (best if kind == "landscape" else 0.0)
-            row[f"mean@{budget}"], row[f"sd@{budget}"] = round(float(values.mean()), 5), round(float(values.std()), 5)
+            whole = bool(np.isfinite(values).all())  # greedy has no whole subset before its last steps
+            row[f"mean@{budget}"] = round(float(values.mean()), 5) if whole else None
+            row[f"sd@{budget}"] = round(float(values.std()), 5) if whole else None
         rows[name] = row
     rivals = [name for name in rows if not name.startswith(("pso", "woa"))]
     for name in ("pso", "woa"):
@@ -298,7 +300,8 @@ def tell(
             mean = rows[name][f"mean@{budget}"]
             bound = f"<= {targets[budget]}" if budget in targets else None
             record.add(f"{name}_{'excess' if kind == 'landscape' else 'kl'}_at_{budget}", mean, bound)
-            rival = min(rivals, key=lambda other: rows[other][f"mean@{budget}"])
+            able = [other for other in rivals if rows[other][f"mean@{budget}"] is not None]
+            rival = min(able, key=lambda other: rows[other][f"mean@{budget}"])
             record.add(f"{name}_minus_best_rival_at_{budget}", round(mean - rows[rival][f"mean@{budget}"], 5), "<= 0")
         plain = rows[f"{name}, no pre-selection"][f"mean@{budgets[0]}"]
         record.add(f"{name}_gain_of_preselection_at_{budgets[0]}", plain - rows[name][f"mean@{budgets[0]}"], ">= 0")
@@ -308,7 +311,10 @@ def tell(
     width = max(map(len, rows))
     print(" " * width, *(f"{f'@{b}':>16}" for b in budgets), "  unique/proposed")
     for name, row in rows.items():
-        cells = (f"{row[f'mean@{b}']:>8.4f} ± {row[f'sd@{b}']:<5.4f}" for b in budgets)
+        cells = (
+            f"{'-':>8} {'':>8}" if row[f"mean@{b}"] is None else f"{row[f'mean@{b}']:>8.4f} ± {row[f'sd@{b}']:<5.4f}"
+            for b in budgets
+        )
         print(f"{name:<{width}}", *cells, f"  {row['unique_per_proposed']:.2f}")
 
 
