@@ -113,15 +113,16 @@ class Planner:
 
     def _model(self, swarm: Swarm) -> "_Model | None":
         """Fit the surrogate to the study so far; None while it cannot be trusted."""
-        rows, loss_NO = swarm.view.estimated
-        rows, first = _distinct(swarm.view.X_ND[rows], rows)
-        loss_NO = loss_NO[first]
-        if rows.size < FEWEST or self.preselection is None:
+        if self.preselection is None:
             return None
+        rows, loss_NO = swarm.view.estimated
         surrogates = []
         for loss_N in loss_NO.T:
             kept = _informative(loss_N)
-            surrogates.append(Surrogate(swarm.view.X_ND[rows[kept]], normal_scores(loss_N[kept]), self.ranking))
+            X_ND, first = _distinct(swarm.view.X_ND[rows[kept]])
+            if len(X_ND) < FEWEST:
+                return None
+            surrogates.append(Surrogate(X_ND, normal_scores(loss_N[kept][first]), self.ranking))
         if min(surrogate.trust for surrogate in surrogates) < self.preselection.trust:
             return None
         return _Model(surrogates, self.preselection.caution)
@@ -188,13 +189,13 @@ def _quantile(score_MO: Real) -> Real:
     return np.asarray(1.0 / (1.0 + np.exp(-1.702 * score_MO)))
 
 
-def _distinct(X_ND: Mask, rows: Counts) -> tuple[Counts, Counts]:
-    """The rows whose subset is new, and their places."""
+def _distinct(X_ND: Mask) -> tuple[Mask, Counts]:
+    """Each subset once, and its first place."""
     first: dict[bytes, int] = {}
     for place, X_D in enumerate(X_ND):
         first.setdefault(X_D.tobytes(), place)
     places = np.array(list(first.values()), dtype=np.intp)
-    return rows[places], places
+    return X_ND[places], places
 
 
 def _informative(loss_N: Real) -> Counts:
@@ -202,9 +203,10 @@ def _informative(loss_N: Real) -> Counts:
     if loss_N.size <= LARGEST:
         return np.arange(loss_N.size)
     half = LARGEST // 2
-    best = np.argsort(loss_N, kind="stable")[:half]
-    rest = np.setdiff1d(np.arange(loss_N.size), best)
-    return np.sort(np.concatenate([best, rest[-half:]]))
+    best = np.argpartition(loss_N, half - 1)[:half]
+    latest = np.ones(loss_N.size, dtype=np.bool_)
+    latest[best] = False
+    return np.sort(np.concatenate([best, np.flatnonzero(latest)[-half:]]))
 
 
 def first_subsets(units: Units, population: int, seed: int, block: int, ranking: Ranking | None) -> Mask:

@@ -17,6 +17,7 @@ ranks: any monotone change of the objective leaves the model as it is, and bad c
 Since the prior ranking enters as a feature with a weight, not as a fixed mean, its say falls as evidence comes in.
 """
 
+import itertools
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -33,7 +34,7 @@ _NOISE = 0.1  # variance of what the model does not explain, on the scale of the
 _GRID = tuple(
     (a1, a2, r, ar) for a1 in (1.0, 4.0) for a2, r in ((0.05, 0.5), (0.2, 0.9), (0.6, 0.5)) for ar in (0.0, 0.2)
 )
-LARGEST = 160  # trials that are modelled: the best and the latest
+LARGEST = 128  # trials that are modelled: the best and the latest
 FEWEST = 6  # below this nothing is known
 
 
@@ -76,8 +77,9 @@ class Surrogate:
     def __init__(self, X_ND: Mask, score_N: Real, ranking: Ranking | None) -> None:
         self._ranking = ranking
         self._size = float(max(1.0, X_ND.sum(1).mean()))
-        groups = self._features(X_ND)
         n = score_N.size
+        F_NF, ends = self._features(X_ND), self._ends(X_ND.shape[1])
+        groups = [F_NF[:, start:end] for start, end in itertools.pairwise(ends)]
         grams = np.stack([_ALIKE * _alike(groups[0], groups[0]), *(group @ group.T for group in groups)])
         # The scores as one more row of the matrix, so that its Cholesky factor's last row is L^-1 z at no extra cost.
         K = np.empty((n + 1, n + 1))
@@ -97,7 +99,9 @@ class Surrogate:
                 best, self._amplitudes, self._variance = evidence, amplitudes, variance
                 factor_NN = np.asarray(L[:n, :n], dtype=np.float64)
         # Q rows: the N evaluated subsets, then those under way.
-        self._X_QD, self._F_QF = groups[0], self._weighted(groups)
+        widths = np.diff(ends)
+        self._scale_F = np.sqrt(np.repeat(_shares(self._size, self._amplitudes), widths))
+        self._X_QD, self._F_QF = groups[0], F_NF * self._scale_F
         self._inverse_QQ = np.linalg.inv(factor_NN)
         precision_NN = self._inverse_QQ.T @ self._inverse_QQ
         self._alpha_N = precision_NN @ score_N
@@ -120,32 +124,41 @@ class Surrogate:
         (k_Q,), (own,) = self._covariance(X_D[None])
         white_Q = self._inverse_QQ @ k_Q
         pivot = np.sqrt(max(float(own - white_Q @ white_Q) + _NOISE, 1e-12))
-        row = np.append(-(white_Q @ self._inverse_QQ) / pivot, 1.0 / pivot)
-        self._inverse_QQ = np.vstack([np.pad(self._inverse_QQ, ((0, 0), (0, 1))), row])
-        groups = self._features(X_D[None])
-        self._X_QD = np.vstack([self._X_QD, groups[0]])
-        self._F_QF = np.vstack([self._F_QF, self._weighted(groups)])
+        grown_QQ = np.zeros((k_Q.size + 1, k_Q.size + 1))
+        grown_QQ[:-1, :-1] = self._inverse_QQ
+        grown_QQ[-1] = np.append(-(white_Q @ self._inverse_QQ) / pivot, 1.0 / pivot)
+        self._inverse_QQ = grown_QQ
+        self._X_QD = np.concatenate([self._X_QD, X_D[None]])
+        self._F_QF = np.concatenate([self._F_QF, self._features(X_D[None]) * self._scale_F])
 
     def _covariance(self, X_MD: Mask) -> tuple[Real, Real]:
         """Covariances with the Q subsets, shape (M, Q), and the rows' own prior variances, shape (M,)."""
-        groups = self._features(X_MD)
-        F_MF = self._weighted(groups)
-        return F_MF @ self._F_QF.T + _ALIKE * _alike(groups[0], self._X_QD), (F_MF**2).sum(1) + _ALIKE
+        F_MF = self._features(X_MD) * self._scale_F
+        K_MQ = F_MF @ self._F_QF.T + _ALIKE * _alike(X_MD.astype(np.float64), self._X_QD)
+        return K_MQ, (F_MF**2).sum(1) + _ALIKE
 
-    def _features(self, X_MD: Mask) -> list[Real]:
-        """Groups of features, one amplitude each: units, pairs at each distance, runs, and what is always there."""
-        X = X_MD.astype(np.float64)
-        pairs = [X[:, :-d] * X[:, d:] for d in range(1, _REACH + 1)]
-        triples = np.sqrt(0.5) * pairs[0][:, :-1] * X[:, 2:]
-        counts = [np.sqrt(_FADE**d / self._size) * group.sum(1) for d, group in enumerate(pairs)]
-        always = [np.full((len(X), 1), np.sqrt(_CONSTANT))]
+    def _features(self, X_MD: Mask) -> Real:
+        """Features in groups with one amplitude each: units, pairs at each distance, runs, and what is always there."""
+        D = X_MD.shape[1]
+        ends = self._ends(D)
+        F_MF = np.empty((len(X_MD), ends[-1]))
+        F_MF[:, :D] = X_MD
+        for distance in range(1, _REACH + 1):
+            pairs = F_MF[:, ends[distance] : ends[distance + 1]]
+            np.multiply(F_MF[:, : D - distance], F_MF[:, distance:D], out=pairs)
+            F_MF[:, ends[-2] - distance] = np.sqrt(_FADE ** (distance - 1) / self._size) * pairs.sum(1)
+        run = ends[_REACH + 1]
+        F_MF[:, run : run + D - 2] = np.sqrt(0.5) * F_MF[:, D : 2 * D - 2] * F_MF[:, 2:D]
+        F_MF[:, ends[-2]] = np.sqrt(_CONSTANT)
         if self._ranking is not None:
-            always.append(np.sqrt(_RANKING) * self._ranking.features(X_MD))
-        return [X, *pairs, np.column_stack([triples, *counts]), np.column_stack(always)]
+            F_MF[:, ends[-2] + 1 :] = np.sqrt(_RANKING) * self._ranking.features(X_MD)
+        return F_MF
 
-    def _weighted(self, groups: list[Real]) -> Real:
-        shares = _shares(self._size, self._amplitudes)
-        return np.column_stack([np.sqrt(share) * group for share, group in zip(shares, groups, strict=True) if share])
+    def _ends(self, units: int) -> list[int]:
+        """Where each group of features begins, and where the last ends."""
+        pairs = [units - distance for distance in range(1, _REACH + 1)]
+        always = 1 if self._ranking is None else 3
+        return [0, *np.cumsum([units, *pairs, units - 2 + _REACH, always]).tolist()]
 
 
 def _shares(size: float, amplitudes: tuple[float, ...]) -> list[float]:
