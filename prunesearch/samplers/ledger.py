@@ -207,22 +207,22 @@ def annotate(study: Study, number: int, attributes: Mapping[str, Any]) -> None:
 
     A `StudyStorage` keeps them for a moment and writes them in one transaction with the trial's end.
     """
-    storage = study._storage
-    trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
-    backend = getattr(storage, "_backend", storage)
-    if isinstance(backend, StudyStorage):
-        backend.with_end(trial_id, attributes)
-        return
-    for name, value in attributes.items():
-        storage.set_trial_user_attr(trial_id, name, value)
+    _before_end(study, number, attributes, {})
 
 
 def report(study: Study, number: int, step: int, value: float) -> None:
-    """Report an intermediate value of a running trial by its number."""
+    """Report an intermediate value of a running trial by its number, as `annotate` sets attributes."""
+    _before_end(study, number, {}, {step: value})
+
+
+def _before_end(study: Study, number: int, attributes: Mapping[str, Any], reports: Mapping[int, float]) -> None:
     storage = study._storage
     trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
     backend = getattr(storage, "_backend", storage)
     if isinstance(backend, StudyStorage):
-        backend.with_end(trial_id, {}, {step: value})
-    else:
-        storage.set_trial_intermediate_value(trial_id, step, value)
+        backend.with_end(trial_id, attributes, reports)
+        return
+    for name, value in attributes.items():
+        storage.set_trial_user_attr(trial_id, name, value)
+    for step, reported in reports.items():
+        storage.set_trial_intermediate_value(trial_id, step, reported)

@@ -1,7 +1,7 @@
 """`PSOSampler` and `WOASampler` as a user of Optuna sees them: with a space of subsets, or without one."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
@@ -25,8 +25,18 @@ FORMS = ("set", *get_args(Form))
 class _Swarm(BaseSampler):
     """Over a `SearchSpace` a `SwarmSampler`; without one a `PlainSwarm` over whatever the objective suggests."""
 
-    def __init__(self, inner: SwarmSampler | PlainSwarm) -> None:
-        self.inner = inner
+    law: ClassVar[Literal["pso", "woa"]]
+
+    def __init__(
+        self,
+        space: SearchSpace | None = None,
+        *,
+        form: str = "set",
+        seed: int = 0,
+        population: int | None = None,
+        **options: Any,  # noqa: ANN401 (those of SwarmSampler)
+    ) -> None:
+        self.inner = swarm(self.law, space, form, seed, population, options)
 
     @property
     def subsets(self) -> SwarmSampler:
@@ -85,31 +95,13 @@ class PSOSampler(_Swarm):
         InputError: an unknown form, or an option that does not go with plain parameters.
     """
 
-    def __init__(
-        self,
-        space: SearchSpace | None = None,
-        *,
-        form: str = "set",
-        seed: int = 0,
-        population: int | None = None,
-        **options: Any,  # noqa: ANN401 (those of SwarmSampler)
-    ) -> None:
-        super().__init__(swarm("pso", space, form, seed, population, options))
+    law = "pso"
 
 
 class WOASampler(_Swarm):
     """Whale optimization, of subsets or of plain Optuna parameters; takes what `PSOSampler` takes."""
 
-    def __init__(
-        self,
-        space: SearchSpace | None = None,
-        *,
-        form: str = "set",
-        seed: int = 0,
-        population: int | None = None,
-        **options: Any,  # noqa: ANN401 (those of SwarmSampler)
-    ) -> None:
-        super().__init__(swarm("woa", space, form, seed, population, options))
+    law = "woa"
 
 
 def swarm(
