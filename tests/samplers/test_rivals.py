@@ -63,6 +63,23 @@ def test_those_of_our_own_resume_exactly(name: str) -> None:
     assert resumed == unbroken
 
 
+@pytest.mark.parametrize("name", ["greedy", "one-shot", "tpe", "pso"])
+def test_one_sampler_serves_study_after_study(name: str) -> None:
+    sampler = build(name, SPACE, seed=1)
+    drive(optuna.create_study(), sampler, 20)
+    second = drive(optuna.create_study(), sampler, 20)
+    assert len(second) == len(set(second)) == 20
+    if name != "tpe":  # Optuna's random numbers go on
+        assert second == drive(optuna.create_study(), build(name, SPACE, seed=1), 20)
+
+
+def test_an_enqueued_subset_that_is_too_large_is_no_result() -> None:
+    study, sampler = optuna.create_study(), build("pso", SPACE)
+    study.enqueue_trial(SPACE.to_params(LayerSubset.of(12, [1, 2, 3, 4, 5])))
+    assert sampler.enqueued(study) == []
+    assert "are not 4 droppable" in study.trials[0].user_attrs["failure"]
+
+
 def test_greedy_removes_the_least_harmful_each_time() -> None:
     study = optuna.create_study()
     drive(study, build("greedy", SPACE), 11 + 10 + 9 + 8)
