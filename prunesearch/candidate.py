@@ -106,6 +106,8 @@ class Evaluation:
         cached: nothing had to be computed.
         seconds: wall time spent scoring (0 for a hit).
         failure: why there are no metrics, or None.
+        steps: in a race, the objective's metric on the first chunks, by their number.
+        raced_out: it was worse than its rival on part of the data; the metrics are those of that part.
     """
 
     candidate: LayerSubset
@@ -114,3 +116,5 @@ class Evaluation:
     cached: bool = False
     seconds: float = 0.0
     failure: str | None = None
+    steps: Mapping[int, float] = field(default_factory=dict)
+    raced_out: bool = False

@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -18,8 +18,18 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 import prunesearch
-from prunesearch.errors import InputError, PruneSearchError, one_line
-from prunesearch.recipe import FORMS, OBJECTIVES, RANKINGS, SAMPLERS, Recipe, RunOptions, Weights, validated
+from prunesearch.errors import InputError, PruneSearchError, UnknownNameError, one_line
+from prunesearch.recipe import (
+    FORMS,
+    OBJECTIVES,
+    RANKINGS,
+    SAMPLERS,
+    WEIGHT_PLACES,
+    Recipe,
+    RunOptions,
+    Weights,
+    validated,
+)
 from prunesearch.space import UNITS
 
 if TYPE_CHECKING:
@@ -40,10 +50,11 @@ _RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--asynchronous", is_flag=True, help="PSO and WOA: never wait for a generation."),
     click.option("--population", type=int, help="Trials per generation; default 6 for PSO and WOA, else 16."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers."),
-    click.option("--objective", help=f"{', '.join(OBJECTIVES)}; default kl, or task where --task is given."),
-    click.option("--weights", default="", help="quality=1,size=0,latency=0: weights of the sum that is optimised."),
+    click.option("--race", is_flag=True, help="Stop scoring a candidate once it is surely worse than the best."),
 )
 _DATA_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--objective", help=f"{', '.join(OBJECTIVES)}, or a mix: kl=1,hellaswag=2; default kl, or the task."),
+    click.option("--kl-top", type=int, help="KL over the K likeliest tokens and the rest as one; default over all."),
     click.option("--calibration", help="Text file, JSONL, or dataset id[:config[:split]]; default: builtin prose."),
     click.option("--tokens", type=int, default=1024, show_default=True, help="Calibration tokens scored."),
     click.option("--window", type=int, default=256, show_default=True, help="Tokens per calibration sequence."),
@@ -53,7 +64,7 @@ _DATA_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--metric", help="Metric of the task; default acc_norm where it has it, else its first."),
     click.option("--limit", type=int, help="Documents of the task; default all."),
     click.option("--num-fewshot", type=int, help="Few-shot examples; default the task's."),
-    click.option("--batch-size", type=int, default=16, show_default=True, help="Sequences per pass of a task."),
+    click.option("--batch-tokens", type=int, help="Tokens per pass of a task; default 2048, on a GPU 16384."),
 )
 _REVISION = click.option("--revision", help="Branch, tag or commit of a Hugging Face id.")
 _TRUST = click.option("--trust-remote-code", is_flag=True, help="Run modelling code that ships with the model.")
@@ -63,6 +74,14 @@ _RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--device", help="Torch device; default cuda where there is one, else cpu."),
     click.option("--device-map", help="Given to accelerate, e.g. auto."),
     click.option("--threads", type=int, help="Torch CPU threads."),
+    click.option(
+        "--weights",
+        multiple=True,
+        callback=lambda _, __, given: _split_weights(given),
+        help="memory, stream (from disk, layer by layer) or host; also quality=1,size=0,latency=0, the optimised sum.",
+    ),
+    click.option("--state-memory", default=RunOptions().state_memory, show_default=True, help="For hidden states."),
+    click.option("--workers", type=int, default=1, show_default=True, help="Processes that score, each with a model."),
     click.option("--cache", default=RunOptions().cache, show_default=True, help="Folder of the evaluation cache."),
 )
 _STORAGE = click.option(
@@ -310,15 +329,23 @@ def _recipe(settings: dict[str, Any]) -> Recipe:
     values = {name: settings[name] for name in Recipe.model_fields if settings.get(name) is not None}
     if "objective" not in values:
         values["objective"] = "task" if values.get("task") else "kl"
-    values["weights"] = Weights.parse(settings.get("weights") or "")
+    values["weights"] = Weights.parse((settings.get("weights") or ("", ""))[0])
     return validated(Recipe, values)
 
 
+def _split_weights(given: Sequence[str]) -> tuple[str, str | None]:
+    """``--weights`` says two things by one name: what is optimised, and where the model's weights are."""
+    places = [word for word in given if word in WEIGHT_PLACES]
+    sums = [word for word in given if word not in WEIGHT_PLACES]
+    if any("=" not in word for word in sums):
+        raise UnknownNameError("place of weights", next(w for w in sums if "=" not in w), WEIGHT_PLACES)
+    return ",".join(sums), "memory" if "resident" in places else places[-1] if places else None
+
+
 def _options(settings: dict[str, Any]) -> RunOptions:
-    return validated(
-        RunOptions,
-        {name: settings[name] for name in RunOptions.model_fields if settings.get(name) is not None},
-    )
+    values = {name: settings[name] for name in RunOptions.model_fields if settings.get(name) is not None}
+    place = (settings.get("weights") or ("", None))[1]
+    return validated(RunOptions, values if place is None else {**values, "weights_in": place})
 
 
 def _read_recipe(path: Path) -> Recipe:

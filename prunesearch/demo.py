@@ -94,7 +94,7 @@ def run_demo(
         outcomes = tuple(run_search(bench, recipe, options, listener) for recipe in recipes)
         best = min(outcomes, key=lambda outcome: outcome.value)  # KL: less is better
         say("comparing dense and pruned on held-out text")
-        dense, pruned = held_out(bench, recipes[0], outcomes[0].dense, best.best)
+        dense, pruned = held_out(bench, recipes[0], options, outcomes[0].dense, best.best)
         say("exporting the best and reloading it")
         out = home / "exports" / best.study
         recipe = recipes[outcomes.index(best)]
@@ -102,8 +102,8 @@ def run_demo(
     return DemoResult(outcomes, best, dense, pruned, exported, name, time.perf_counter() - start)
 
 
-def held_out(bench: Bench, recipe: Recipe, *evaluations: Evaluation) -> list[Evaluation]:
+def held_out(bench: Bench, recipe: Recipe, options: RunOptions, *evaluations: Evaluation) -> list[Evaluation]:
     """Evaluate the same candidates on held-out text, through the store."""
     unseen = recipe.model_copy(update={"calibration": HELD_OUT, "tokens": HELD_OUT_TOKENS})
-    engine = LocalEngine(bench.loaded, objective_for(unseen, bench.loaded), bench.store)
-    return [require(engine.evaluate_one(evaluation.candidate)) for evaluation in evaluations]
+    engine = LocalEngine(bench.loaded, objective_for(unseen, bench.loaded, options), bench.store)
+    return [require(done) for done in engine.evaluate_now(evaluation.candidate for evaluation in evaluations)]

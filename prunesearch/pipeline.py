@@ -1,6 +1,8 @@
 """The whole story, from a recipe to a verified checkpoint. A newcomer reads `run` first."""
 
 import asyncio
+import functools
+import os
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +18,21 @@ from optuna.trial import FrozenTrial
 
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.local import LocalEngine
+from prunesearch.engine.pool import WorkerPool
 from prunesearch.errors import InputError, RunError, StudyError
 from prunesearch.export import Exported, check_destination, export
 from prunesearch.model.anatomy import Sizes
 from prunesearch.model.loading import LoadedModel, load
-from prunesearch.recipe import Recipe, RunOptions, study_name
+from prunesearch.model.streaming import open_streamed
+from prunesearch.recipe import CALIBRATED, Recipe, RunOptions, study_name
 from prunesearch.samplers import SubsetSampler, build
 from prunesearch.scoring.cost import LatencyModel, compare_latency
 from prunesearch.scoring.fitness import Fitness, objectives
+from prunesearch.scoring.forward import Forward
+from prunesearch.scoring.mix import MixObjective
 from prunesearch.scoring.objectives import CalibrationObjective, Objective, numerics_of
 from prunesearch.scoring.rankings import rank_units
+from prunesearch.scoring.reference import ReferenceStore
 from prunesearch.scoring.text import token_windows
 from prunesearch.search import Listener, SearchResult, search
 from prunesearch.space import SearchSpace, split_drop
@@ -42,7 +49,7 @@ class Outcome:
             member of its front that saves most for what it loses (the knee).
         value: the best trial's first value.
         front: documents of a Pareto study's non-dominated trials, best quality first; empty for others.
-        dense_ms, best_ms: measured latency of one prefill, in milliseconds.
+        dense_ms, best_ms: latency of one prefill in milliseconds: measured, or predicted where weights are streamed.
         result: what this run did.
         damaged: stored evaluations that were found damaged and computed again.
         seconds: wall time of the whole run.
@@ -142,15 +149,45 @@ def open_bench(recipe: Recipe, options: RunOptions) -> Iterator[Bench]:
     check_writable(Path(options.cache))
     loaded = load_for(recipe, options)
     space_of(recipe, loaded)
-    objective = objective_for(recipe, loaded)
-    with EvaluationStore(options.cache) as store:
-        yield Bench(loaded, objective, LocalEngine(loaded, objective, store), store)
+    objective = objective_for(recipe, loaded, options)
+    with EvaluationStore(options.cache) as store, _scorer(recipe, options) as scorer:
+        yield Bench(loaded, objective, LocalEngine(loaded, objective, store, scorer, options.state_bytes), store)
+
+
+@contextmanager
+def _scorer(recipe: Recipe, options: RunOptions) -> Iterator[WorkerPool | None]:
+    """Worker processes, where more than one is asked for."""
+    if options.workers == 1:
+        yield None
+        return
+    with WorkerPool(functools.partial(_worker, recipe, options), options.workers) as pool:
+        yield pool
+
+
+def _worker(recipe: Recipe, options: RunOptions, number: int) -> tuple[Objective, Forward]:
+    """A worker's own model and objective: on a GPU of its own, or with its share of the cores."""
+    gpus = torch.cuda.device_count()
+    if gpus and options.device in (None, "cuda"):
+        options = options.model_copy(update={"device": f"cuda:{number % gpus}"})
+    threads = max(1, (options.threads or os.cpu_count() or 1) // options.workers)
+    options = options.model_copy(update={"threads": threads})
+    loaded = load_for(recipe, options)
+    return objective_for(recipe, loaded, options), Forward(loaded.model, loaded.layers, options.state_bytes)
 
 
 def load_for(recipe: Recipe, options: RunOptions) -> LoadedModel:
     """Load the recipe's model as the options say."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    if options.weights_in != "memory":
+        return open_streamed(
+            recipe.model,
+            revision=recipe.revision,
+            dtype=recipe.dtype,
+            device=options.device,
+            trust_remote_code=recipe.trust_remote_code,
+            host=options.weights_in == "host",
+        )
     return load(
         recipe.model,
         revision=recipe.revision,
@@ -161,22 +198,44 @@ def load_for(recipe: Recipe, options: RunOptions) -> LoadedModel:
     )
 
 
-def objective_for(recipe: Recipe, loaded: LoadedModel) -> Objective:
-    """Build the recipe's objective and its data."""
-    if recipe.objective != "task":
-        windows = token_windows(recipe.calibration, loaded.tokenizer, recipe.tokens, recipe.window)
-        return CalibrationObjective(loaded, windows, recipe.objective)
+def objective_for(recipe: Recipe, loaded: LoadedModel, options: RunOptions, generate: bool = False) -> Objective:
+    """Build the recipe's objective and its data.
+
+    Args:
+        generate: allow tasks that generate text.
+    """
+    if recipe.objective == "task":
+        return _task_objective(recipe, loaded, recipe.task or "", generate)
+    if recipe.objective in CALIBRATED:
+        return _calibration_objective(recipe, loaded, options, recipe.objective)
+    parts: dict[str, Objective] = {
+        name: _task_objective(recipe, loaded, name, generate) for name in recipe.terms if name not in CALIBRATED
+    }
+    calibrated = [name for name in recipe.terms if name in CALIBRATED]
+    if calibrated:
+        parts["calibration"] = _calibration_objective(recipe, loaded, options, calibrated[0])
+    return MixObjective(parts, recipe.terms)
+
+
+def _calibration_objective(recipe: Recipe, loaded: LoadedModel, options: RunOptions, metric: str) -> Objective:
+    windows = token_windows(recipe.calibration, loaded.tokenizer, recipe.tokens, recipe.window)
+    references = ReferenceStore(Path(options.cache) / "references")
+    return CalibrationObjective(loaded, windows, metric, recipe.kl_top, references)
+
+
+def _task_objective(recipe: Recipe, loaded: LoadedModel, task: str, generate: bool) -> Objective:
     from prunesearch.scoring.harness import TaskObjective  # lm-eval takes seconds to import
 
     return TaskObjective(
         loaded,
-        recipe.task or "",
+        task,
         metric=recipe.metric,
         data=recipe.task_data,
         include_path=recipe.include_path,
         limit=recipe.limit,
         num_fewshot=recipe.num_fewshot,
-        batch_size=recipe.batch_size,
+        batch_tokens=recipe.batch_tokens,
+        generate=generate,
     )
 
 
@@ -193,13 +252,13 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
     with studies.database_failures(name), studies.sole_writer(storage, name):
         study = _open_study(bench, recipe, storage, name)
         space = space_of(recipe, bench.loaded)
-        dense = require(bench.engine.evaluate_one(LayerSubset.of(space.n_layers)))
+        dense = require(*bench.engine.evaluate_now([LayerSubset.of(space.n_layers)]))
         fitness = _fitness(bench, recipe, study)
         studies.remembered(
             study, selection.DENSE_ATTR, lambda: {"metric": bench.objective.metric, "metrics": dict(dense.metrics)}
         )
         sampler = _sampler(bench, recipe, study, space)
-        result = _run_to_end(search(study, sampler, bench.engine, fitness, options.trials, listener))
+        result = _run_to_end(search(study, sampler, bench.engine, fitness, options.trials, listener, recipe.race))
         ranked = selection.best_trials(study, None)
         if not ranked:
             reason = studies.last_failure(study)
@@ -210,9 +269,9 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
         chosen = ranked[0]
         if pareto:
             chosen = knee(ranked, fitness.values(dense))
-        best = require(bench.engine.evaluate_one(space.from_params(chosen.params)))
+        best = require(*bench.engine.evaluate_now([space.from_params(chosen.params)]))
         trials = len(study.get_trials(deepcopy=False))
-    dense_ms, best_ms = compare_latency(bench.loaded.model, best.candidate)
+    dense_ms, best_ms = _latencies(bench, fitness, best.candidate)
     return Outcome(
         study=name,
         sampler=recipe.sampler,
@@ -228,6 +287,13 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
         sizes=bench.loaded.sizes,
         seconds=time.perf_counter() - start,
     )
+
+
+def _latencies(bench: Bench, fitness: Fitness, best: LayerSubset) -> tuple[float, float]:
+    """Measured milliseconds of the dense and the best model; predicted ones where its weights are not in memory."""
+    if bench.loaded.layers.one_pass:
+        return fitness.latency.predict(), fitness.latency.predict(best)
+    return compare_latency(bench.loaded.model, best)
 
 
 def _open_study(bench: Bench, recipe: Recipe, storage: RDBStorage, name: str) -> Study:
@@ -387,9 +453,10 @@ def evaluate_model(recipe: Recipe, options: RunOptions, dropped: str) -> dict[st
     check_writable(Path(options.cache))
     loaded = load_for(recipe, options)
     candidate = LayerSubset.parse(dropped, loaded.n_layers)
-    objective = objective_for(recipe, loaded)
+    objective = objective_for(recipe, loaded, options, generate=True)
     with EvaluationStore(options.cache) as store:
-        evaluation = require(LocalEngine(loaded, objective, store).evaluate_one(candidate))
+        engine = LocalEngine(loaded, objective, store, state_memory=options.state_bytes)
+        evaluation = require(*engine.evaluate_now([candidate]))
     # A model's KL to itself says nothing.
     hidden = ("kl",) if candidate.text == "none" else ()
     return {

@@ -4,6 +4,7 @@ A recipe's identity (`Recipe.identity`) names every choice that changes the sequ
 are not part of it: the engine adds the content of model and data as digests.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.quantity import parse_size
 from prunesearch.space import split_drop
 
 SAMPLERS = (
@@ -21,11 +23,15 @@ PARETO_SAMPLERS = ("pso", "woa", "evolution", "ga", "tpe", "nsga2", "random")
 RANKINGS = ("none", "influence", "magnitude", "taylor", "single")
 FORMS = ("set", "keys", "slots", "binary")
 OBJECTIVES = ("kl", "perplexity", "task")
+CALIBRATED = ("kl", "perplexity")
+"""Objectives that are computed on calibration text."""
+WEIGHT_PLACES = ("memory", "resident", "stream", "host")
+"""Where a model's weights may be; ``resident`` is another word for ``memory``."""
 BUILTIN_TEXT = "builtin"
 """Name of the calibration text every machine has (see `scoring.text`)."""
 
 # Where things are, as opposed to what they are: the engine replaces these by digests of their content.
-_TASK_ONLY = ("task_data", "include_path", "metric", "limit", "num_fewshot")
+_TASK_ONLY = ("task_data", "include_path", "metric", "limit", "num_fewshot", "batch_tokens")
 _PATHS = ("model", "calibration", "task_data", "include_path")
 _LOCATIONS = (*_PATHS, "revision", "trust_remote_code")
 
@@ -97,7 +103,12 @@ class Recipe(BaseModel):
     """Trials per generation; default: 6 for PSO and WOA, 16 for the others."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
-    objective: Literal["kl", "perplexity", "task"] = "kl"
+    objective: str = "kl"
+    """``kl``, ``perplexity``, ``task``, or a weighted mix of these and of lm-eval tasks: ``kl=1,hellaswag=2``."""
+    kl_top: Annotated[int, Field(ge=1)] | None = None
+    """Take KL over so many of the dense model's likeliest tokens and one lump of the rest; default: over all."""
+    race: bool = False
+    """Drop a candidate once part of the data shows that it is worse than the best so far."""
     weights: Weights = Weights()
     calibration: str = BUILTIN_TEXT
     """Text for ``kl`` and ``perplexity``: a text or JSONL file, a dataset (``id[:config[:split]]``) or ``builtin``."""
@@ -117,21 +128,48 @@ class Recipe(BaseModel):
     limit: Annotated[int, Field(ge=1)] | None = None
     """How many documents of the task are used; default: all."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Sequences per forward pass of a task. It is part of the recipe because it changes bfloat16 sums."""
+    batch_tokens: Annotated[int, Field(ge=16)] | None = None
+    """Tokens per forward pass of a task; default: 2,048 on a CPU, 16,384 on a GPU. It changes bfloat16 sums."""
 
     @model_validator(mode="after")
     def _objective_has_its_data(self) -> Self:
+        if "=" in self.objective:
+            terms = set(self.terms)
+        elif self.objective in OBJECTIVES:
+            terms = {self.objective}
+        else:
+            raise UnknownNameError("objective", self.objective, OBJECTIVES)
+        tasks = terms - set(CALIBRATED)
         if self.objective == "task" and not self.task:
             raise ValueError("objective 'task' needs --task NAME, e.g. --task hellaswag")
         if self.objective != "task" and self.task:
             raise ValueError(f"--task {self.task} goes with --objective task, not {self.objective}")
-        idle = [name for name in _TASK_ONLY if self.objective != "task" and getattr(self, name) is not None]
+        idle = [name for name in _TASK_ONLY if not tasks and getattr(self, name) is not None]
         if idle:
             raise ValueError(f"--{idle[0].replace('_', '-')} goes with --task NAME, and no task is given")
-        if self.objective == "task" and self.calibration != BUILTIN_TEXT:
+        if self.task_data is not None and len(tasks) > 1:
+            raise ValueError(f"--task-data replaces the data of one task, and {self.objective!r} has {len(tasks)}")
+        if not terms & set(CALIBRATED) and self.calibration != BUILTIN_TEXT:
             raise ValueError("--calibration goes with the objectives kl and perplexity, not with --task")
+        if "kl" not in terms and self.kl_top is not None:
+            raise ValueError("--kl-top goes with --objective kl")
+        if self.race and len(terms) > 1:
+            raise ValueError("--race compares item by item, and a mix has items of several kinds: race one objective")
         return self
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """Weights of a mixed objective, by ``kl``, ``perplexity`` or task."""
+        found: dict[str, float] = {}
+        for part in self.objective.split(","):
+            name, _, number = (word.strip() for word in part.partition("="))
+            try:
+                found[name] = float(number)
+            except ValueError:
+                raise ValueError(f"objective {self.objective!r}: write name=weight, as in kl=1,hellaswag=2") from None
+            if not math.isfinite(found[name]) or found[name] <= 0:
+                raise ValueError(f"objective {self.objective!r}: the weight of {name} must be above 0")
+        return found
 
     @model_validator(mode="after")
     def _sampler_has_what_is_asked(self) -> Self:
@@ -146,7 +184,7 @@ class Recipe(BaseModel):
             )
         if budget != "pareto" and self.against != "size":
             raise ValueError(f"--against goes with --drop pareto, not --drop {self.drop}")
-        if budget == "up to" and self.objective != "task" and not (self.weights.size or self.weights.latency):
+        if budget == "up to" and set(CALIBRATED) >= {self.objective} and not (self.weights.size or self.weights.latency):
             raise ValueError(
                 f"--drop {self.drop} would drop a single layer, which harms least: say what a saving is worth with "
                 "--weights quality=1,size=2, or use --drop pareto"
@@ -200,6 +238,24 @@ class RunOptions(BaseModel):
     """Passed to accelerate, e.g. ``auto``, for models larger than one device."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Torch CPU threads; default: torch's own choice."""
+    weights_in: Literal["memory", "stream", "host"] = "memory"
+    """Where the blocks' weights are while they do not compute: in the device's memory, on disk, or in host memory."""
+    state_memory: str = "2GiB"
+    """How much the hidden states of a generation may take."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that score, each with a model of its own."""
+
+    @property
+    def state_bytes(self) -> int:
+        """`state_memory` in bytes."""
+        return parse_size(self.state_memory, "--state-memory")
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> Self:
+        parse_size(self.state_memory, "--state-memory")
+        if self.weights_in != "memory" and self.device_map is not None:
+            raise ValueError(f"--weights {self.weights_in} places the weights itself: leave --device-map out")
+        return self
 
 
 def _or(words: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ under its own number, so that the sequence of trials is the one an unbroken run 
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from optuna.study import Study
@@ -52,13 +52,18 @@ async def search(
     fitness: Fitness,
     total: int,
     listener: Listener | None = None,
+    race: bool = False,
 ) -> SearchResult:
     """Bring `study` to `total` finished trials (fewer where the space has fewer candidates).
+
+    Args:
+        race: drop a candidate, as a pruned trial, once part of the data shows it worse than the best before its
+            generation.
 
     Raises:
         InputError: the study's trials are not of this search space.
     """
-    run = _Run(study, sampler, fitness, total, listener)
+    run = _Run(study, sampler, fitness, total, listener, race)
     orphans = run.adopt()
     run.announce()
     await run.evaluate(engine, orphans)
@@ -74,11 +79,18 @@ class _Run:
     """The state of one call of `search`."""
 
     def __init__(
-        self, study: Study, sampler: SubsetSampler, fitness: Fitness, total: int, listener: Listener | None
+        self,
+        study: Study,
+        sampler: SubsetSampler,
+        fitness: Fitness,
+        total: int,
+        listener: Listener | None,
+        race: bool,
     ) -> None:
         self.hits = self.computed = self.failed = 0
         self._study, self._sampler, self._fitness = study, sampler, fitness
         self._total, self._listener = total, listener
+        self._race = race
         trials = study.get_trials(deepcopy=False)
         self._asked = len(trials)
         self._done = sum(t.state.is_finished() for t in trials)
@@ -128,7 +140,8 @@ class _Run:
         numbers: dict[LayerSubset, list[int]] = {}
         for number, candidate in batch:
             numbers.setdefault(candidate, []).append(number)
-        async for evaluation in engine.evaluate(list(numbers)):
+        rival = self._rival(min(number for number, _ in batch)) if self._race and batch else None
+        async for evaluation in engine.evaluate(list(numbers), rival):
             for number in numbers[evaluation.candidate]:
                 self._tell(number, evaluation)
 
@@ -144,8 +157,20 @@ class _Run:
         self._done += 1
         self.announce(evaluation)
 
+    def _rival(self, number: int) -> LayerSubset | None:
+        """Whom the trials of a generation race against: the best before it, however often the run was killed since."""
+        first = number if self._sampler.asynchronous else number - number % self._sampler.batch
+        rival = next((t for t in best_trials(self._study, None) if t.number < first), None)
+        return None if rival is None else self._candidate(rival)
+
     def _tell_values(self, number: int, evaluation: Evaluation) -> None:
         values = self._fitness.values(evaluation)
+        for step, metric in evaluation.steps.items():
+            at_step = replace(evaluation, metrics={**evaluation.metrics, self._fitness.metric: metric})
+            report(self._study, number, step, self._fitness.values(at_step)[0])
+        if evaluation.raced_out:
+            self._study.tell(number, state=TrialState.PRUNED)
+            return
         if self._sampler.is_stone(evaluation.candidate):
             # No result: it drops fewer units than the space demands. Pruned trials inform and never lead.
             report(self._study, number, self._sampler.space.count(evaluation.candidate), values[0])

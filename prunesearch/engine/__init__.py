@@ -12,6 +12,12 @@ class Engine(Protocol):
     workers: int
     """How many candidates it scores at once."""
 
-    def evaluate(self, candidates: Sequence[LayerSubset]) -> AsyncIterator[Evaluation]:
-        """Yield one evaluation per distinct candidate, as each is done; a failed one carries its reason."""
+    def evaluate(
+        self, candidates: Sequence[LayerSubset], rival: LayerSubset | None = None
+    ) -> AsyncIterator[Evaluation]:
+        """Yield one evaluation per distinct candidate, as each is done; a failed one carries its reason.
+
+        Args:
+            rival: race against it: a candidate that is worse on part of the data is not scored on the rest.
+        """
         ...

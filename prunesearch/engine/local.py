@@ -1,94 +1,208 @@
-"""The engine of one process: one model in memory, one thread that scores."""
+"""The engine of one process: candidates of all studies that wait are scored together, through the store."""
 
 import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from prunesearch.candidate import Evaluation, LayerSubset
-from prunesearch.errors import CorruptEntryError, ScoringError, one_line
+from prunesearch.engine.memory import keep_freed_memory
+from prunesearch.errors import CorruptEntryError, PruneSearchError, ScoringError, one_line
 from prunesearch.model.loading import LoadedModel
 from prunesearch.scoring.cost import TOKENS, LatencyModel, machine, measure_latency_model
-from prunesearch.scoring.objectives import Chunk, Objective, numerics_of
+from prunesearch.scoring.forward import Forward, Stopped
+from prunesearch.scoring.objectives import Chunk, Metrics, Objective, Scored, Work, numerics_of
+from prunesearch.scoring.race import is_worse, rungs
 from prunesearch.store.disk import EvaluationStore
 from prunesearch.store.keys import Key, evaluation_key, latency_key
 
-# What a candidate's own scoring may raise; it fails that candidate and nothing else. RuntimeError is torch's (out of
-# memory among others), the last three come from metrics: exp of a huge loss, or a task's own code.
+# What scoring may raise; it fails candidates and nothing else. RuntimeError is torch's (out of memory among others),
+# the last three come from metrics: exp of a huge loss, or a task's own code.
 _FAILURES = (ScoringError, RuntimeError, MemoryError, ArithmeticError, ValueError, LookupError)
 
 
-class _StoppedError(BaseException):
-    """Raised inside a forward pass to leave it; never seen outside this module."""
+class Scorer(Protocol):
+    """Does the work: in this process, or in several of its own."""
+
+    workers: int
+    """How many candidates it scores at once."""
+
+    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
+        """Score candidates on chunks together; raise `Stopped` when nobody waits any more."""
+        ...
+
+
+class InProcess:
+    """Scores with the model of this process."""
+
+    workers = 1
+
+    def __init__(self, loaded: LoadedModel, objective: Objective, state_memory: int) -> None:
+        self._objective = objective
+        self.forward = Forward(loaded.model, loaded.layers, state_memory)
+
+    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
+        """Score candidates on chunks."""
+        self.forward.stopped = stopped
+        return self._objective.score(work, self.forward)
 
 
 class LocalEngine:
     """Scores candidates of one model on one objective, through the store.
 
-    Scoring runs in a thread so that the event loop stays free; when the consumer stops early (Ctrl-C), the forward
-    pass that is under way is left at its next call of the model.
+    Any number of studies may ask at once. What waits is scored together, as one generation, in a thread, so that the
+    event loop stays free; a candidate that several ask for is scored once. When a consumer is cancelled (Ctrl-C), the
+    pass that is under way is left at its next block.
+
+    Args:
+        scorer: who does the work; default: this process.
+        state_memory: bytes that hidden states may take.
+
+    Attributes:
+        damaged: stored entries that were found damaged and computed again.
+        tokens: tokens that candidates were scored on, by races fewer than there are.
     """
 
-    workers = 1
-
-    def __init__(self, loaded: LoadedModel, objective: Objective, store: EvaluationStore) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        objective: Objective,
+        store: EvaluationStore,
+        scorer: Scorer | None = None,
+        state_memory: int = 2**31,
+    ) -> None:
+        keep_freed_memory()
         self.loaded = loaded
         self.objective = objective
         self.damaged = 0
-        """Stored entries that were found damaged and computed again."""
+        self.tokens = 0
+        self._scorer = scorer or InProcess(loaded, objective, state_memory)
+        self.workers = self._scorer.workers
         self._store = store
         self._stop = threading.Event()
-        loaded.model.register_forward_pre_hook(self._leave_if_stopped)
+        self._futures: dict[_Task, asyncio.Future[Evaluation]] = {}
+        self._waiting: list[_Task] = []
+        self._pump: asyncio.Task[None] | None = None
 
-    async def evaluate(self, candidates: Sequence[LayerSubset]) -> AsyncIterator[Evaluation]:
-        """Yield one evaluation per distinct candidate, as each is done."""
-        for candidate in dict.fromkeys(candidates):
-            try:
-                evaluation = await asyncio.to_thread(self.evaluate_one, candidate)
-            except asyncio.CancelledError:
-                self._stop.set()
-                raise
-            yield evaluation
+    async def evaluate(
+        self, candidates: Sequence[LayerSubset], rival: LayerSubset | None = None
+    ) -> AsyncIterator[Evaluation]:
+        """Yield one evaluation per distinct candidate, as each is done.
 
-    def evaluate_one(self, candidate: LayerSubset) -> Evaluation:
-        """Evaluate a candidate now, in this thread."""
-        self._stop.clear()
-        start = time.perf_counter()
+        Args:
+            rival: race against it: a candidate that is worse on part of the data is not scored on the rest.
+        """
+        asked = [self._submit(_Task(candidate, rival)) for candidate in dict.fromkeys(candidates)]
         try:
-            chunks = [self._chunk_results(candidate, chunk) for chunk in self.objective.chunks]
-            metrics = self.objective.metrics([results for results, _ in chunks])
-            if not math.isfinite(metrics.values[self.objective.metric]):
-                raise ScoringError(f"{self.objective.metric} is {metrics.values[self.objective.metric]}")
-        except _FAILURES as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            return Evaluation(candidate, failure=reason, seconds=time.perf_counter() - start)
-        except _StoppedError:
-            return Evaluation(candidate, failure="stopped")
-        cached = all(hit for _, hit in chunks)
-        seconds = 0.0 if cached else time.perf_counter() - start
-        return Evaluation(candidate, metrics.values, metrics.stderr, cached, seconds)
+            for done in asyncio.as_completed(asked):
+                yield await done
+        except asyncio.CancelledError:
+            self._stop.set()
+            raise
+
+    def _submit(self, task: "_Task") -> asyncio.Future[Evaluation]:
+        loop = asyncio.get_running_loop()
+        if task not in self._futures or self._futures[task].get_loop() is not loop:
+            self._futures[task] = loop.create_future()
+            self._waiting.append(task)
+        if self._pump is None or self._pump.done():
+            self._pump = loop.create_task(self._score_waiting())
+            self._pump.add_done_callback(self._spread_failure)
+        return self._futures[task]
+
+    async def _score_waiting(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def settle(task: _Task, evaluation: Evaluation) -> None:
+            loop.call_soon_threadsafe(self._settle, task, evaluation)
+
+        while self._waiting:
+            await asyncio.sleep(0)  # every study that is about to ask does so first
+            tasks, self._waiting = self._waiting, []
+            await asyncio.to_thread(self._evaluate, tasks, settle)
+
+    def _settle(self, task: "_Task", evaluation: Evaluation) -> None:
+        future = self._futures.pop(task, None)
+        if future is not None and not future.done():
+            future.set_result(evaluation)
+
+    def _spread_failure(self, pump: asyncio.Task[None]) -> None:
+        """Whoever waits for an evaluation hears why there will be none: the store cannot be written, say."""
+        error = None if pump.cancelled() else pump.exception()
+        futures, self._futures, self._waiting = self._futures, {}, []
+        for future in futures.values():
+            if error is not None and not future.done():
+                future.set_exception(error)
+
+    def evaluate_now(self, candidates: Iterable[LayerSubset]) -> list[Evaluation]:
+        """Evaluate candidates in this thread, all on all data; in the order given."""
+        asked = list(dict.fromkeys(candidates))
+        done: dict[LayerSubset, Evaluation] = {}
+        self._evaluate([_Task(c) for c in asked], lambda task, e: done.update({task.candidate: e}))
+        return [done[candidate] for candidate in asked]
 
     def latency_model(self) -> LatencyModel:
         """Per-block latencies of the model on this machine, measured once and kept in the store."""
-        model = self.loaded.model
-        key = latency_key(self.loaded.fingerprint, machine(model), numerics_of(model), TOKENS)
+        key = latency_key(
+            self.loaded.fingerprint, machine(self.loaded.model), numerics_of(self.loaded.model), TOKENS
+        )
         stored = self._lookup(key)
         if stored is not None:
             return LatencyModel.from_json(stored)
-        latency = measure_latency_model(model)
+        latency = measure_latency_model(self.loaded.model, self.loaded.layers)
         self._store.put(key, latency.as_json())
         return latency
 
-    def _chunk_results(self, candidate: LayerSubset, chunk: Chunk) -> tuple[list[Any], bool]:
-        key = evaluation_key(self.loaded.fingerprint, candidate.canonical, chunk.identity)
-        stored = self._lookup(key)
-        if stored is not None:
-            return stored, True
-        results = self.objective.score(candidate, chunk)
-        self._store.put(key, results)
-        return results, False
+    def _evaluate(self, tasks: Sequence["_Task"], settle: Callable[["_Task", Evaluation], None]) -> None:
+        """Evaluate tasks together, rung by rung; without rivals there is one rung, all data."""
+        self._stop.clear()
+        sheet = _Sheet(self, tasks)
+        chunks = len(self.objective.chunks)
+        try:
+            for rung in rungs(chunks) if any(task.rival for task in tasks) else [chunks]:
+                for task in sheet.fill(rung):
+                    settle(task, sheet.evaluation(task))
+                for task in sheet.finish(rung):
+                    settle(task, sheet.evaluation(task))
+        except Stopped:
+            return
+
+    def lookup_chunk(self, candidate: LayerSubset, chunk: Chunk) -> list[Any] | None:
+        """A candidate's stored results on a chunk."""
+        found: list[Any] | None = self._lookup(self._key(candidate, chunk))
+        return found
+
+    def score(self, work: Work) -> Iterator[Scored]:
+        """Score candidates on chunks and keep the results.
+
+        What fails for several together is tried one by one, so that a failure is its own candidate's.
+        """
+        done: set[tuple[int, LayerSubset]] = set()
+        try:
+            for index, candidate, results in self._scorer.score(work, self._stop.is_set):
+                if not isinstance(results, ScoringError):
+                    self._store.put(self._key(candidate, self.objective.chunks[index]), results)
+                    self.tokens += self.objective.chunks[index].tokens
+                done.add((index, candidate))
+                yield index, candidate, results
+        except _FAILURES as error:
+            if isinstance(error, PruneSearchError) and not isinstance(error, ScoringError):
+                raise
+            left = [(chunk, candidate) for chunk, asked in work for candidate in asked]
+            left = [(chunk, candidate) for chunk, candidate in left if (chunk.index, candidate) not in done]
+            if len({candidate for _, candidate in left}) < 2:
+                for chunk, candidate in left:
+                    yield chunk.index, candidate, ScoringError(f"{type(error).__name__}: {one_line(error)}")
+                return
+            for alone in dict.fromkeys(candidate for _, candidate in left):
+                yield from self.score([(chunk, [alone]) for chunk, candidate in left if candidate == alone])
+
+    def _key(self, candidate: LayerSubset, chunk: Chunk) -> Key:
+        return evaluation_key(self.loaded.fingerprint, candidate.canonical, chunk.identity)
 
     def _lookup(self, key: Key) -> Any | None:  # noqa: ANN401 (any JSON value)
         try:
@@ -98,6 +212,114 @@ class LocalEngine:
             self._store.discard(key)
             return None
 
-    def _leave_if_stopped(self, *_: object) -> None:
-        if self._stop.is_set():
-            raise _StoppedError
+
+@dataclass(frozen=True)
+class _Task:
+    candidate: LayerSubset
+    rival: LayerSubset | None = None
+
+
+class _Sheet:
+    """The results of tasks that are evaluated together, chunk by chunk."""
+
+    def __init__(self, engine: LocalEngine, tasks: Sequence[_Task]) -> None:
+        self._engine = engine
+        self._objective = engine.objective
+        self._left = list(dict.fromkeys(tasks))
+        self._start = time.perf_counter()
+        self._results: dict[LayerSubset, dict[int, list[Any]]] = {}
+        self._computed: set[LayerSubset] = set()
+        self._failure: dict[LayerSubset, str] = {}
+        self._steps: dict[_Task, dict[int, float]] = defaultdict(dict)
+        self._out: set[_Task] = set()
+
+    def fill(self, rung: int) -> Iterator[_Task]:
+        """Have the first `rung` chunks of everyone who is still in, from the store or by scoring.
+
+        Yields:
+            The tasks that are then done, as they are: those without a rival that have all chunks.
+        """
+        chunks = self._objective.chunks
+        runners = dict.fromkeys(c for task in self._left for c in (task.rival, task.candidate) if c is not None)
+        work: dict[int, list[LayerSubset]] = {}
+        for candidate in runners:
+            have = self._results.setdefault(candidate, {})
+            for chunk in chunks[:rung]:
+                if chunk.index in have or candidate in self._failure:
+                    continue
+                stored = self._engine.lookup_chunk(candidate, chunk)
+                if stored is None:
+                    work.setdefault(chunk.index, []).append(candidate)
+                else:
+                    have[chunk.index] = stored
+        yield from self._done_of(runners)
+        for index, candidate, results in self._engine.score([(chunks[i], work[i]) for i in sorted(work)]):
+            self._computed.add(candidate)
+            if isinstance(results, ScoringError):
+                self._failure.setdefault(candidate, str(results))
+            else:
+                self._results[candidate][index] = results
+            yield from self._done_of([candidate])
+
+    def _done_of(self, candidates: Iterable[LayerSubset]) -> Iterator[_Task]:
+        for task in [_Task(candidate) for candidate in candidates]:
+            if task in self._left and len(self._results[task.candidate]) == len(self._objective.chunks):
+                self._left.remove(task)
+                yield task
+
+    def finish(self, rung: int) -> list[_Task]:
+        """Take out the tasks that are done: failed, scored in full, or known to be worse than their rival."""
+        last = rung == len(self._objective.chunks)
+        done = []
+        for task in self._left:
+            metrics = self._metrics(task.candidate, rung)
+            if metrics is not None and task.rival is not None:
+                self._steps[task][rung] = metrics.values[self._objective.metric]
+                if not last and self._is_worse(task.candidate, task.rival, rung):
+                    self._out.add(task)
+            if metrics is None or last or task in self._out:
+                done.append(task)
+        self._left = [task for task in self._left if task not in done]
+        return done
+
+    def evaluation(self, task: _Task) -> Evaluation:
+        """What a finished task came to."""
+        candidate = task.candidate
+        share = (time.perf_counter() - self._start) / max(1, len(self._computed))
+        seconds = share if candidate in self._computed else 0.0
+        metrics = self._metrics(candidate, len(self._results[candidate]))
+        if metrics is None:
+            return Evaluation(candidate, failure=self._failure[candidate], seconds=seconds)
+        return Evaluation(
+            candidate,
+            metrics.values,
+            metrics.stderr,
+            candidate not in self._computed,
+            seconds,
+            steps=dict(self._steps[task]),
+            raced_out=task in self._out,
+        )
+
+    def _metrics(self, candidate: LayerSubset, chunks: int) -> Metrics | None:
+        """A candidate's metrics on the first chunks; None if it has failed."""
+        if candidate in self._failure:
+            return None
+        try:
+            metrics = self._objective.metrics(self._leading(candidate, chunks))
+        except _FAILURES as error:
+            self._failure[candidate] = f"{type(error).__name__}: {one_line(error)}"
+            return None
+        value = metrics.values[self._objective.metric]
+        if not math.isfinite(value):
+            self._failure[candidate] = f"{self._objective.metric} is {value}"
+            return None
+        return metrics
+
+    def _leading(self, candidate: LayerSubset, chunks: int) -> list[list[Any]]:
+        return [self._results[candidate][index] for index in range(chunks)]
+
+    def _is_worse(self, candidate: LayerSubset, rival: LayerSubset, chunks: int) -> bool:
+        if rival in self._failure:
+            return False
+        losses = self._objective.losses
+        return is_worse(losses(self._leading(candidate, chunks)), losses(self._leading(rival, chunks)))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,14 +17,18 @@ _NOT_NUMERIC = frozenset(
 )
 
 
-def fingerprint(model: PreTrainedModel) -> str:
+def fingerprint(model: PreTrainedModel, read: Callable[[str], torch.Tensor] | None = None) -> str:
     """Digest weights and numeric config; the same for the same content however it was stored, sharded or named.
+
+    Args:
+        read: gives a parameter that is on the meta device, by name.
 
     Returns:
         64 hexadecimal digits of a sha256.
     """
     digest = hashlib.sha256(json.dumps(numeric_config(model.config), sort_keys=True).encode())
-    for name, tensor in sorted(_state(model).items()):
+    for name, held in sorted((_state(model) if read is None else model.state_dict()).items()):
+        tensor = read(name) if read is not None and held.is_meta else held
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         flat = tensor.detach().to("cpu").contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)

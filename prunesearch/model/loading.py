@@ -18,6 +18,7 @@ from transformers import (
 from prunesearch.errors import InputError, ModelError, one_line
 from prunesearch.model.anatomy import Sizes, blocks_of, family_of, read_config, sizes_of
 from prunesearch.model.fingerprint import fingerprint
+from prunesearch.model.layers import Layers, ResidentLayers
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     fingerprint: str
     sizes: Sizes
+    layers: Layers
+    """Its blocks: part of `model`, or streamed (then those of `model` have no weights)."""
 
     @property
     def n_layers(self) -> int:
@@ -64,7 +67,7 @@ def load(
     Raises:
         ModelError: missing, unreadable, cut short or of an unsupported architecture.
     """
-    place = _device(device)
+    place = device_named(device)
     source: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     path = name
     if name.endswith(".gguf"):
@@ -102,7 +105,7 @@ def load(
             ) from None
     model.eval()
     blocks_of(model)
-    return LoadedModel(name, model, tokenizer, fingerprint(model), sizes_of(model))
+    return LoadedModel(name, model, tokenizer, fingerprint(model), sizes_of(model), ResidentLayers(blocks_of(model)))
 
 
 def refuse_incomplete(name: str, report: dict[str, Any]) -> None:
@@ -147,7 +150,12 @@ def check_gguf(path: Path) -> None:
         raise ModelError(f"{str(path)!r} is cut short: {missing} bytes are missing; download it again")
 
 
-def _device(name: str | None) -> torch.device:
+def device_named(name: str | None) -> torch.device:
+    """The torch device of that name; by default cuda where there is one, else cpu.
+
+    Raises:
+        InputError: there is no such device here.
+    """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)

@@ -56,6 +56,22 @@ def pruned(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[PreTraine
         _install(model, list(blocks), lists)
 
 
+@contextmanager
+def silenced(model: PreTrainedModel, block: nn.Module, attention: bool, mlp: bool) -> Iterator[None]:
+    """Let a block of `model` compute nothing in these sublayers inside the ``with`` block."""
+    family = family_of(model.config)
+    stand_ins: list[tuple[str, nn.Module]] = [(family.attention[0], _NoAttention())] if attention else []
+    stand_ins += [(family.mlp[0], _Nothing())] if mlp else []
+    sublayers = [(name, block.get_submodule(name)) for name, _ in stand_ins]
+    try:
+        for name, nothing in stand_ins:
+            setattr(block, name, nothing)
+        yield
+    finally:
+        for name, sublayer in sublayers:
+            setattr(block, name, sublayer)
+
+
 def remove(model: PreTrainedModel, candidate: LayerSubset) -> PreTrainedModel:
     """Take the candidate's blocks out of `model` for good and return it.
 

@@ -17,7 +17,10 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.model.anatomy import blocks_of, family_of, input_device, lost
+from prunesearch.model.layers import Layers
 from prunesearch.model.surgery import pruned
+from prunesearch.scoring.batches import Rows
+from prunesearch.scoring.forward import Forward, Head
 
 TOKENS = 256
 """Length of the one sequence whose prefill is timed."""
@@ -52,8 +55,8 @@ class LatencyModel:
 
 
 @torch.inference_mode()
-def measure_latency_model(model: PreTrainedModel, repeats: int = 7) -> LatencyModel:
-    """Time each block inside whole forward passes, by hooks.
+def measure_latency_model(model: PreTrainedModel, layers: Layers, repeats: int = 7) -> LatencyModel:
+    """Time each block inside whole forward passes, by hooks; where its weights are streamed, while it is there.
 
     Blocks with equal parameter shapes do equal work, so they share their median: what is left between them is noise.
     """
@@ -78,7 +81,10 @@ def measure_latency_model(model: PreTrainedModel, repeats: int = 7) -> LatencyMo
     hooks = [part.register_forward_pre_hook(before(i)) for i, part in enumerate(parts)]
     hooks += [part.register_forward_hook(after(i)) for i, part in enumerate(parts)]
     try:
-        totals = [_time_forward(model, ids) for _ in range(repeats + 2)][2:]
+        if layers.one_pass:
+            other_ms = 1000 * _time_streamed(model, layers, ids, repeats + 2)
+        else:
+            totals = [_time_forward(model, ids) for _ in range(repeats + 2)][2:]
     finally:
         for handle in hooks:
             handle.remove()
@@ -87,7 +93,8 @@ def measure_latency_model(model: PreTrainedModel, repeats: int = 7) -> LatencyMo
         by_shape.setdefault(_shape(part), []).extend(times[2:])
     part_ms = [round(1000 * statistics.median(by_shape[_shape(part)]), 4) for part in parts]
     block_ms, attention_ms = tuple(part_ms[: len(blocks)]), tuple(part_ms[len(blocks) :])
-    other_ms = max(0.0, 1000 * statistics.median(totals) - sum(block_ms))
+    if not layers.one_pass:
+        other_ms = max(0.0, 1000 * statistics.median(totals) - sum(block_ms))
     return LatencyModel(block_ms, attention_ms, round(other_ms, 4))
 
 
@@ -119,6 +126,21 @@ def machine(model: PreTrainedModel) -> str:
 def _input(model: PreTrainedModel) -> torch.Tensor:
     vocabulary = int(model.config.vocab_size)
     return (torch.arange(TOKENS, device=input_device(model)) * 7919 % vocabulary)[None]
+
+
+def _time_streamed(model: PreTrainedModel, layers: Layers, ids: torch.Tensor, repeats: int) -> float:
+    """Call each block while its weights are there; returns the seconds of everything else."""
+    forward, head = Forward(model, layers), Head(model)
+    start = _now(model)
+    hidden_1LE, calls = forward.enter(Rows(ids))
+    entering = _now(model) - start
+    for index, block in layers.walk(range(len(calls))):
+        args, kwargs = calls[index]
+        for _ in range(repeats):
+            block(hidden_1LE, *args, **kwargs)
+    start = _now(model)
+    head.logits(head.finish(hidden_1LE[0]))
+    return entering + _now(model) - start
 
 
 def _time_forward(model: PreTrainedModel, ids: torch.Tensor) -> float:

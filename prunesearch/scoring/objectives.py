@@ -1,13 +1,15 @@
 """What an objective is, and the two that need only text: KL to the dense model, and perplexity.
 
-An objective splits its data into chunks, scores a candidate on one chunk at a time (that result is what the store
-keeps), and turns all chunks' results into metrics. Names of shapes: B sequences, L tokens each, V vocabulary.
+An objective splits its data into chunks, scores candidates on chunks (one candidate's result on one chunk is what the
+store keeps), and turns all chunks' results into metrics. Names of shapes: B sequences, L tokens each, R rows, V vocabulary.
 """
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
@@ -18,12 +20,15 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ScoringError
 from prunesearch.model.anatomy import input_device
 from prunesearch.model.loading import LoadedModel
-from prunesearch.model.surgery import pruned
+from prunesearch.scoring.batches import Rows
+from prunesearch.scoring.forward import Forward, Head
+from prunesearch.scoring.reference import Reference, ReferenceStore
 
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 """Raised whenever a change of this package may change a stored number."""
 
-CHUNK_TOKENS = 1024
+CHUNK_TOKENS = {"cpu": 1024, "cuda": 8192}
+"""Tokens of a chunk by device: what its caches, or its cores, are filled by."""
 _ROWS = 64  # rows of logits in float32 at a time: fits the cache, twice as fast as 2,048 (measured on 2 cores)
 
 
@@ -34,10 +39,12 @@ class Chunk:
     Attributes:
         index: its place among the objective's chunks.
         identity: what is scored and how, as JSON values; with weights and candidate it makes the store's key.
+        tokens: tokens that a candidate's forward pass over it takes.
     """
 
     index: int
     identity: dict[str, Any]
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,13 @@ class Metrics:
     """Values and standard errors by metric name."""
 
     values: dict[str, float]
-    stderr: dict[str, float]
+    stderr: dict[str, float] = field(default_factory=dict)
+
+
+Work = Sequence[tuple[Chunk, Sequence[LayerSubset]]]
+"""What is to be scored: chunks, each with the candidates that lack it."""
+Scored = tuple[int, LayerSubset, "list[Any] | ScoringError"]
+"""Chunk index, candidate, and its results on the chunk (one JSON value per sequence or request) or why there are none."""
 
 
 class Objective(Protocol):
@@ -63,72 +76,128 @@ class Objective(Protocol):
         """The pieces of the data, in order."""
         ...
 
-    def score(self, candidate: LayerSubset, chunk: Chunk) -> list[Any]:
-        """Score one chunk: a list of JSON values, one per sequence or request.
-
-        Raises:
-            ScoringError: the numbers are not finite.
-        """
+    def score(self, work: Work, forward: Forward) -> Iterator[Scored]:
+        """Score candidates on chunks, together; each pair is yielded as it is done."""
         ...
 
     def metrics(self, results: Sequence[list[Any]]) -> Metrics:
         """Turn the results of all chunks into metrics."""
         ...
 
+    def losses(self, results: Sequence[list[Any]]) -> Sequence[float]:
+        """Loss of each item (sequence or document) in the leading chunks given; less is better, for races.
+
+        Raises:
+            InputError: the metric is none of single items.
+        """
+        ...
+
 
 class CalibrationObjective:
     """KL divergence to the dense model and cross-entropy, on fixed windows of tokens.
 
-    Per sequence it stores the sum of KL(dense || pruned) over all L positions, full vocabulary, in nats; the sum of
-    the negative log-likelihood of the L - 1 tokens that have a predecessor; and L. Both metrics come from the same
-    entries, so a search for one finds the other's in the store.
+    Per sequence it stores the sum of KL(dense || pruned) over all L positions, in nats; the sum of the negative
+    log-likelihood of the L - 1 tokens that have a predecessor; and L. Both metrics come from the same entries, so a
+    search for one finds the other's in the store.
 
     Args:
         loaded: the dense model.
         windows_BL: token ids, shape (B, L).
         metric: ``kl`` or ``perplexity``; both are reported, this one is searched.
+        top_k: take the KL over the dense model's `top_k` likeliest tokens and one lump of the rest, which bounds the
+            full KL from below (data processing inequality) and whose reference is thousands of times smaller; None: over
+            the full vocabulary.
+        references: where the dense model's answers are kept; default: in memory.
     """
 
     maximize = False
 
-    def __init__(self, loaded: LoadedModel, windows_BL: torch.Tensor, metric: str = "kl") -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        windows_BL: torch.Tensor,
+        metric: str = "kl",
+        top_k: int | None = None,
+        references: ReferenceStore | None = None,
+    ) -> None:
         self.metric = metric
         self._model = loaded.model
-        self._windows = torch.split(windows_BL, max(1, CHUNK_TOKENS // windows_BL.shape[1]))
-        self._dense_logits: dict[int, torch.Tensor] = {}
+        self._head = Head(loaded.model)
+        self._references = references or ReferenceStore(None)
+        self._fingerprint = loaded.fingerprint
+        self._top_k = top_k
+        device = input_device(loaded.model)
+        per_chunk = max(1, CHUNK_TOKENS.get(device.type, 1024) // windows_BL.shape[1])
+        self._windows = [chunk_BL.to(device) for chunk_BL in torch.split(windows_BL, per_chunk)]
         numerics = numerics_of(loaded.model)
         self.digest = tokens_digest(windows_BL.tolist())
         self.chunks = [
             Chunk(
                 index,
                 {
-                    "kind": "calibration",
+                    "kind": "calibration" if top_k is None else f"calibration top {top_k}",
                     "version": SCORING_VERSION,
                     "numerics": numerics,
                     "tokens": tokens_digest(chunk_BL.tolist()),
                 },
+                chunk_BL.numel(),
             )
             for index, chunk_BL in enumerate(self._windows)
         ]
 
-    @torch.inference_mode()
-    def score(self, candidate: LayerSubset, chunk: Chunk) -> list[Any]:
-        """Return ``[kl_sum, nll_sum, tokens]`` per sequence of the chunk.
+    def score(self, work: Work, forward: Forward) -> Iterator[Scored]:
+        """Yield ``[kl_sum, nll_sum, tokens]`` per sequence of each chunk for each of its candidates.
 
-        Raises:
-            ScoringError: the model's output is not finite.
+        Where the dense model's answers to a chunk are not known yet, it takes part as one more candidate.
         """
-        ids_BL = self._windows[chunk.index].to(input_device(self._model))
-        dense_BLV = self._dense(chunk.index, ids_BL)
-        with pruned(self._model, candidate):
-            logits_BLV = self._model(input_ids=ids_BL, use_cache=False).logits
-        rows = []
-        for ids_L, dense_LV, logits_LV in zip(ids_BL, dense_BLV, logits_BLV, strict=True):
-            kl, nll = _divergence(dense_LV, logits_LV, ids_L)
-            if not (math.isfinite(kl) and math.isfinite(nll)):
-                raise ScoringError(f"dropping layers {candidate.text} makes the model's output not finite")
-            rows.append([kl, nll, len(ids_L)])
-        return rows
+        dense = LayerSubset.of(self._model.config.num_hidden_layers)
+        chunks = [chunk for chunk, candidates in work if candidates]
+        references = {c.index: self._references.get(self._fingerprint, c.identity) for c in chunks}
+        jobs = [
+            (Rows(self._windows[c.index]), (dense, *asked) if references[c.index] is None else asked)
+            for c, asked in work
+            if asked
+        ]
+        for job, states in groupby(forward.run(jobs), key=itemgetter(0)):
+            chunk = chunks[job]
+            finished = {c: self._head.finish(state_BLE.flatten(0, 1)) for _, c, state_BLE in states}
+            reference = references[chunk.index]
+            if reference is None and dense in finished:  # of several groups of candidates it is in the first
+                reference = references[chunk.index] = self._reference(chunk, finished[dense])
+            assert reference is not None
+            asked = next(candidates for c, candidates in work if c is chunk)
+            yield from self._compare(chunk, reference, {c: finished[c] for c in asked if c in finished})
+
+    def _reference(self, chunk: Chunk, finished_RE: torch.Tensor) -> Reference:
+        blocks = (self._head.logits(rows_RE) for rows_RE in finished_RE.split(_ROWS))
+        reference = Reference.of(blocks, self._top_k)
+        self._references.put(self._fingerprint, chunk.identity, reference)
+        return reference
+
+    @torch.inference_mode()
+    def _compare(
+        self, chunk: Chunk, reference: Reference, finished: Mapping[LayerSubset, torch.Tensor]
+    ) -> Iterator[Scored]:
+        """Compare all candidates with the dense model, a few rows at a time: what these need of it is made once."""
+        ids_BL = self._windows[chunk.index]
+        next_R = torch.cat([ids_BL[:, 1:], ids_BL[:, :1]], dim=1).flatten()  # a last position's is masked below
+        kl_R = {c: torch.empty(len(next_R), device=ids_BL.device) for c in finished}
+        nll_R = {c: torch.empty(len(next_R), device=ids_BL.device) for c in finished}
+        for start in range(0, len(next_R), _ROWS):
+            rows = slice(start, start + _ROWS)
+            dense = reference.rows(rows, ids_BL.device)
+            for candidate, finished_RE in finished.items():
+                log_q_RV = torch.log_softmax(self._head.logits(finished_RE[rows]), dim=-1, dtype=torch.float32)
+                kl_R[candidate][rows] = dense.divergence(log_q_RV)
+                nll_R[candidate][rows] = -log_q_RV.gather(1, next_R[rows, None])[:, 0]
+        for candidate in finished:
+            kl_B = kl_R[candidate].view(ids_BL.shape).double().sum(1).tolist()
+            nll_B = nll_R[candidate].view(ids_BL.shape)[:, :-1].double().sum(1).tolist()
+            if all(map(math.isfinite, (*kl_B, *nll_B))):
+                sums = zip(kl_B, nll_B, strict=True)
+                yield chunk.index, candidate, [[kl, nll, ids_BL.shape[1]] for kl, nll in sums]
+            else:
+                yield chunk.index, candidate, not_finite(candidate)
 
     def metrics(self, results: Sequence[list[Any]]) -> Metrics:
         """Return ``kl`` and ``cross_entropy`` in nats per token and ``perplexity``; errors are over sequences."""
@@ -142,7 +211,7 @@ class CalibrationObjective:
             "perplexity": perplexity,
         }
         if len(rows) < 2:
-            return Metrics(values, {})
+            return Metrics(values)
         kl_error, nll_error = (float(x_B.std() / math.sqrt(len(rows))) for x_B in (kl_B, nll_B))
         return Metrics(
             values,
@@ -150,25 +219,15 @@ class CalibrationObjective:
             {"kl": kl_error, "cross_entropy": nll_error, "perplexity": perplexity * nll_error},
         )
 
-    def _dense(self, index: int, ids_BL: torch.Tensor) -> torch.Tensor:
-        if index not in self._dense_logits:
-            self._dense_logits[index] = self._model(input_ids=ids_BL, use_cache=False).logits
-        return self._dense_logits[index]
+    def losses(self, results: Sequence[list[Any]]) -> Sequence[float]:
+        """KL, or cross-entropy where perplexity is searched, in nats per token of each sequence."""
+        rows = [row for chunk in results for row in chunk]
+        return [kl / n if self.metric == "kl" else nll / (n - 1) for kl, nll, n in rows]
 
 
-def _divergence(dense_LV: torch.Tensor, logits_LV: torch.Tensor, ids_L: torch.Tensor) -> tuple[float, float]:
-    """Sum over one sequence of KL(dense || pruned) and of the pruned model's negative log-likelihood, in float32."""
-    kl = nll = 0.0
-    next_L = torch.cat([ids_L[1:], ids_L[:1]])  # the last position predicts nothing; it is masked below
-    for start in range(0, len(ids_L), _ROWS):
-        rows = slice(start, start + _ROWS)
-        log_p = torch.log_softmax(dense_LV[rows].float(), dim=-1)
-        log_q = torch.log_softmax(logits_LV[rows].float(), dim=-1)
-        kl += float(torch.nn.functional.kl_div(log_q, log_p, reduction="sum", log_target=True))
-        scored = log_q.gather(1, next_L[rows, None])[:, 0]
-        last = start + _ROWS >= len(ids_L)
-        nll -= float(scored[:-1].sum() if last else scored.sum())
-    return kl, nll
+def not_finite(candidate: LayerSubset) -> ScoringError:
+    """Why a candidate has no numbers when the model's output overflows."""
+    return ScoringError(f"dropping layers {candidate.text} makes the model's output not finite")
 
 
 def numerics_of(model: PreTrainedModel) -> dict[str, str]:

@@ -10,6 +10,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from prunesearch.errors import InputError, StudyError
+from prunesearch.quantity import parse_size
 
 DENSE_ATTR = "dense"
 """User attribute of a study: the dense model's metrics, and which of them is searched."""
@@ -61,12 +62,7 @@ class Wanted:
             relative = match[2] == "%"
             share = float(match[1]) / (100.0 if relative else 1.0)
         if size is not None:
-            match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", size.strip(), re.IGNORECASE)
-            if match is None:
-                raise InputError(f"--max-size {size!r} cannot be read: give bytes, or write 100MiB or 1.5GiB")
-            unit = (match[2] or "").upper()
-            base = 1024 if unit.endswith("I") else 1000
-            limit = int(float(match[1]) * base ** (" KMGT".index(unit[0]) if unit else 0))
+            limit = parse_size(size, "--max-size")
         return cls(share, relative, limit)
 
 

@@ -1,0 +1,117 @@
+"""Safetensors checkpoints, read tensor by tensor without mapping or loading a file.
+
+The format: 8 bytes, little-endian, give the length of a JSON header that names each tensor's type, shape and place
+(https://github.com/huggingface/safetensors#format). The `safetensors` package maps whole files, which a hard memory
+limit counts and which tells neither what was read nor when.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from prunesearch.errors import ModelError, one_line
+
+_TYPES: Mapping[str, torch.dtype] = {
+    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies.
+
+    Attributes:
+        offset: of its first byte in the file.
+    """
+
+    path: Path
+    offset: int
+    nbytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def tensors_in(folder: Path) -> dict[str, Stored]:
+    """Find every tensor of a checkpoint.
+
+    Raises:
+        ModelError: no safetensors, damaged or cut short, or a tensor type that is no plain float (quantised).
+    """
+    if (folder / INDEX).is_file():
+        try:
+            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{str(folder / INDEX)!r} is damaged: {one_line(error)}; get it again") from None
+    elif (folder / SINGLE).is_file():
+        names = [SINGLE]
+    else:
+        raise ModelError(f"{str(folder)!r} holds no {SINGLE} or {INDEX}: weights can be streamed from safetensors only")
+    found: dict[str, Stored] = {}
+    for name in names:
+        found |= _header(folder / name)
+    return found
+
+
+def _header(path: Path) -> dict[str, Stored]:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            if length > size:
+                raise ModelError(f"{str(path)!r} is cut short or no safetensors file: get it again")
+            header = json.loads(file.read(length))
+        found = {
+            name: Stored(
+                path,
+                8 + length + entry["data_offsets"][0],
+                entry["data_offsets"][1] - entry["data_offsets"][0],
+                _TYPES[entry["dtype"]],
+                tuple(entry["shape"]),
+            )
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except OSError as error:
+        raise ModelError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except KeyError as error:
+        raise ModelError(
+            f"{str(path)!r} holds tensors of type {error}, which cannot be streamed: use --weights resident"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{str(path)!r} is no safetensors file: {one_line(error)}; get it again") from None
+    end = max((s.offset + s.nbytes for s in found.values()), default=0)
+    if end > size:
+        raise ModelError(f"{str(path)!r} is cut short: {end - size} bytes are missing; get it again")
+    return found
+
+
+def read_into(buffer: torch.Tensor, stored: Stored) -> torch.Tensor:
+    """Read a tensor into a uint8 buffer of its size and return it, a view of the buffer.
+
+    Raises:
+        OSError: it cannot be read, or not in full.
+    """
+    view = memoryview(buffer.numpy())
+    with stored.path.open("rb", buffering=0) as file:
+        done = 0
+        while done < stored.nbytes:
+            count = os.preadv(file.fileno(), [view[done:]], stored.offset + done)
+            if count == 0:
+                raise OSError(f"{stored.nbytes - done} bytes are missing at {stored.offset + done}")
+            done += count
+    return buffer.view(stored.dtype).view(stored.shape)
+
+
+def read(stored: Stored) -> torch.Tensor:
+    """Read a tensor into memory of its own.
+
+    Raises:
+        OSError: see `read_into`.
+    """
+    return read_into(torch.empty(stored.nbytes, dtype=torch.uint8), stored)

@@ -1,0 +1,22 @@
+"""Sizes as people write them."""
+
+import re
+
+from prunesearch.errors import InputError
+
+
+def parse_size(text: str, option: str) -> int:
+    """Read a size in bytes: ``512MiB`` and ``1.5G`` as well as plain bytes.
+
+    Args:
+        option: the command-line option it was given with, for the message.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise InputError(f"{option} {text!r} cannot be read: give bytes, or write 100MiB or 1.5GiB")
+    unit = (match[2] or "").upper()
+    base = 1024 if unit.endswith("I") else 1000
+    return int(float(match[1]) * base ** (" KMGT".index(unit[0]) if unit else 0))

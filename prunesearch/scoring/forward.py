@@ -1,0 +1,212 @@
+"""Hidden states of many candidates at once: what they share is computed once.
+
+Candidates are paths through the same blocks. As long as two of them keep the same units they have the same hidden
+state, so a generation is a trie, walked breadth-first over the layers: at each block, every distinct state goes
+through it once for each way in which its candidates use the block (whole, without attention, without MLP), and stays
+for those that drop it. The numbers are those of one candidate alone, to the bit: a block sees the same tensor.
+
+The model's own code makes the embeddings, masks and rotary angles (`enter` records what it passes to each block) and
+reads the final state (`Head`), so nothing here knows an architecture.
+
+Shapes: B sequences, L tokens, E hidden size, R rows that are read, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.model.anatomy import blocks_of, family_of, input_device
+from prunesearch.model.layers import Layers
+from prunesearch.model.surgery import silenced
+from prunesearch.scoring.batches import Batch, no_masks
+from prunesearch.scoring.shelf import Shelf
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""What the model passes to a block beside the hidden state."""
+
+
+class Stopped(BaseException):  # noqa: N818 (like KeyboardInterrupt it passes every handler of failures)
+    """Raised between two blocks when nobody waits for the result any more."""
+
+
+@dataclass
+class Tally:
+    """Work done: blocks times tokens, as computed and as separate forward passes would have."""
+
+    computed: int = 0
+    separate: int = 0
+
+    @property
+    def saved(self) -> float:
+        """Share of the block computations that sharing saved."""
+        return 1 - self.computed / self.separate if self.separate else 0.0
+
+
+@dataclass(frozen=True)
+class _State:
+    place: int  # on the shelf
+    members: tuple[LayerSubset, ...]  # whose state it is up to here
+
+
+class Forward:
+    """Runs candidates over batches.
+
+    Args:
+        layers: where the blocks come from.
+        state_memory: bytes that hidden states may take; beyond it candidates go in groups, and what these share is
+            computed once a group.
+        stopped: asked between blocks; true leaves with `Stopped`.
+
+    Attributes:
+        tally: what was computed and what was saved.
+        spilled: bytes of hidden states that were put aside, for want of memory.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Layers,
+        state_memory: int = 2**31,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.model = model
+        self.tally = Tally()
+        self.spilled = 0
+        self._layers = layers
+        self._memory = state_memory
+        self.stopped = stopped
+
+    @torch.inference_mode()
+    def run(
+        self, jobs: Sequence[tuple[Batch, Sequence[LayerSubset]]]
+    ) -> Iterator[tuple[int, LayerSubset, torch.Tensor]]:
+        """Yield job number, candidate and its state behind the last block, shape (B, L, E); jobs end in order.
+
+        Raises:
+            Stopped: see `stopped`.
+        """
+        if self._layers.one_pass:
+            yield from self._wave([(job, batch, tuple(dict.fromkeys(c))) for job, (batch, c) in enumerate(jobs)])
+            return
+        for job, (batch, candidates) in enumerate(jobs):
+            for group in self._groups(batch, candidates):
+                yield from self._wave([(job, batch, group)])
+
+    def _groups(self, batch: Batch, candidates: Sequence[LayerSubset]) -> Iterator[tuple[LayerSubset, ...]]:
+        """Cut a generation to what fits the memory for states; neighbours share most."""
+        ordered = sorted(set(candidates), key=lambda c: (c.kept, c.attention, c.mlp))
+        most = max(1, self._memory // self._state_bytes(batch))
+        for start in range(0, len(ordered), most):
+            yield tuple(ordered[start : start + most])
+
+    def _state_bytes(self, batch: Batch) -> int:
+        return int(batch.tokens * self.model.config.hidden_size * self.model.dtype.itemsize)
+
+    def _wave(
+        self, jobs: Sequence[tuple[int, Batch, tuple[LayerSubset, ...]]]
+    ) -> Iterator[tuple[int, LayerSubset, torch.Tensor]]:
+        """Take all jobs through the blocks together."""
+        with Shelf(self._memory if self._layers.one_pass else None) as shelf:
+            entered = [self.enter(batch) for _, batch, _ in jobs]
+            states = [[_State(shelf.put(hidden), c)] for (hidden, _), (_, _, c) in zip(entered, jobs, strict=True)]
+            wanted = sorted({i for _, _, candidates in jobs for c in candidates for i in c.kept})
+            for index, block in self._layers.walk(wanted):
+                for place, (_, batch, _) in enumerate(jobs):
+                    with batch.attention(self.model.config):
+                        call = entered[place][1][index]
+                        states[place] = list(self._through(block, index, call, states[place], shelf, batch.tokens))
+            self.spilled += shelf.spilled
+            for place, (job, batch, candidates) in enumerate(jobs):
+                self.tally.separate += batch.tokens * sum(len(c.kept) for c in candidates)
+                for state in states[place]:
+                    for candidate in state.members:
+                        yield job, candidate, shelf.take(state.place)
+
+    def _through(
+        self, block: nn.Module, index: int, call: Call, states: list[_State], shelf: "Shelf", tokens: int
+    ) -> Iterator[_State]:
+        """Split each state by what its candidates do with a block."""
+        args, kwargs = call
+        for state in states:
+            uses: dict[tuple[bool, bool] | None, list[LayerSubset]] = {}
+            for candidate in state.members:
+                use = (index in candidate.attention, index in candidate.mlp) if index not in candidate.dropped else None
+                uses.setdefault(use, []).append(candidate)
+            hidden = None if set(uses) == {None} else shelf.get(state.place)
+            for use, members in uses.items():
+                if use is None:
+                    yield _State(state.place, tuple(members))
+                    continue
+                if self.stopped():
+                    raise Stopped
+                with silenced(self.model, block, *use):
+                    out = block(hidden, *args, **kwargs)
+                self.tally.computed += tokens
+                yield _State(shelf.put(out if isinstance(out, torch.Tensor) else out[0]), tuple(members))
+            if None not in uses:
+                shelf.drop(state.place)
+
+    @torch.inference_mode()
+    def enter(self, batch: Batch) -> tuple[torch.Tensor, list[Call]]:
+        """What the model makes of a batch before its first block, and what it passes to each block."""
+        calls: list[Call] = []
+        first: list[torch.Tensor] = []
+
+        def note(*args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+            hidden: torch.Tensor = args[0] if args else kwargs.pop("hidden_states")
+            calls.append((args[1:], kwargs))
+            first.append(hidden)
+            return hidden
+
+        with ExitStack() as stack:
+            for block in blocks_of(self.model):
+                stack.enter_context(mock.patch.object(block, "forward", note))
+            stack.enter_context(batch.attention(self.model.config))
+            trunk_of(self.model)(
+                input_ids=batch.ids.to(input_device(self.model)), position_ids=batch.positions, use_cache=False
+            )
+        return first[0], calls
+
+
+class Head:
+    """Reads states behind the last block: final norm, vocabulary head, and whatever the model does to its logits."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._trunk = trunk_of(model)
+
+    @torch.inference_mode()
+    def finish(self, states_RE: torch.Tensor) -> torch.Tensor:
+        """What the model does between its last block and the head, on chosen rows: shape (R, E)."""
+        device = input_device(self._model)
+        with ExitStack() as stack:
+            for block in blocks_of(self._model):
+                stack.enter_context(mock.patch.object(block, "forward", lambda *_, **__: states_RE[None]))
+            stack.enter_context(no_masks(self._model.config))
+            nothing_1R = torch.zeros(1, len(states_RE), dtype=torch.int64, device=device)
+            finished: torch.Tensor = self._trunk(
+                input_ids=nothing_1R, position_ids=nothing_1R, use_cache=False
+            ).last_hidden_state
+        return finished[0]
+
+    @torch.inference_mode()
+    def logits(self, finished_RE: torch.Tensor) -> torch.Tensor:
+        """Logits of finished rows, shape (R, V)."""
+        answer = MoeModelOutputWithPast(last_hidden_state=finished_RE[None])  # type: ignore[arg-type]
+        ids_1R = torch.zeros(1, len(finished_RE), dtype=torch.int64, device=finished_RE.device)
+        with mock.patch.object(self._trunk, "forward", lambda *_, **__: answer):
+            logits: torch.Tensor = self._model(input_ids=ids_1R, use_cache=False).logits
+        return logits[0]
+
+
+def trunk_of(model: PreTrainedModel) -> nn.Module:
+    """The module that embeds, goes through the blocks and norms: the one that has the blocks."""
+    return model.get_submodule(family_of(model.config).blocks.rpartition(".")[0])

@@ -1,0 +1,84 @@
+"""Where hidden states wait for the next block: in memory up to a limit, then aside."""
+
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from safetensors.torch import load_file, save_file
+
+_NAME = "state"
+
+
+class Shelf:
+    """Holds tensors by number.
+
+    Args:
+        limit: bytes kept where they are; what does not fit goes to host memory from a GPU, else to a temporary file.
+            None: no limit.
+
+    Attributes:
+        spilled: bytes put aside so far.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.spilled = 0
+        self._limit = limit
+        self._held: dict[int, torch.Tensor] = {}
+        self._aside: dict[int, tuple[torch.device, torch.Tensor | Path]] = {}
+        self._bytes = self._next = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def put(self, tensor: torch.Tensor) -> int:
+        """Keep a tensor and return its number."""
+        self._next += 1
+        if self._limit is None or self._bytes + tensor.nbytes <= self._limit:
+            self._bytes += tensor.nbytes
+            self._held[self._next] = tensor
+        else:
+            self.spilled += tensor.nbytes
+            self._aside[self._next] = (tensor.device, self._put_aside(tensor))
+        return self._next
+
+    def get(self, number: int) -> torch.Tensor:
+        """The tensor, where it was."""
+        if number in self._held:
+            return self._held[number]
+        device, aside = self._aside[number]
+        if isinstance(aside, Path):
+            return load_file(aside)[_NAME]
+        return aside.to(device)
+
+    def drop(self, number: int) -> None:
+        """Forget a tensor."""
+        if number in self._held:
+            self._bytes -= self._held.pop(number).nbytes
+            return
+        _, aside = self._aside.pop(number)
+        if isinstance(aside, Path):
+            aside.unlink()
+
+    def take(self, number: int) -> torch.Tensor:
+        """The tensor, forgotten."""
+        tensor = self.get(number)
+        self.drop(number)
+        return tensor
+
+    def _put_aside(self, tensor: torch.Tensor) -> torch.Tensor | Path:
+        if tensor.device.type != "cpu":
+            return tensor.cpu()
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="prunesearch-states-")
+        path = Path(self._folder.name) / f"{self._next}.safetensors"
+        save_file({_NAME: tensor.contiguous()}, path)
+        return path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
