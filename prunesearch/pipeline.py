@@ -22,6 +22,7 @@ from prunesearch.engine.pool import WorkerPool
 from prunesearch.errors import InputError, RunError, StudyError
 from prunesearch.export import Exported, check_destination, export
 from prunesearch.model.anatomy import Sizes
+from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.streaming import open_streamed
 from prunesearch.recipe import CALIBRATED, Recipe, RunOptions, study_name
@@ -339,7 +340,8 @@ def _sampler(bench: Bench, recipe: Recipe, study: Study, space: SearchSpace) -> 
 def _ranking(bench: Bench, recipe: Recipe) -> list[float]:
     """Rank the units on the recipe's calibration text; a task has none, and takes the built-in."""
     windows = token_windows(recipe.calibration, bench.loaded.tokenizer, recipe.tokens, recipe.window)
-    return rank_units(bench.loaded.model, bench.loaded.layers, windows, recipe.start, recipe.units)
+    with wide_products():
+        return rank_units(bench.loaded.model, bench.loaded.layers, windows, recipe.start, recipe.units)
 
 
 def knee(front: Sequence[FrozenTrial], dense: Sequence[float]) -> FrozenTrial:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.memory import keep_freed_memory
 from prunesearch.errors import CorruptEntryError, PruneSearchError, ScoringError, one_line
+from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.loading import LoadedModel
 from prunesearch.scoring.cost import TOKENS, LatencyModel, machine, measure_latency_model
 from prunesearch.scoring.forward import Forward, Stopped
@@ -48,7 +49,8 @@ class InProcess:
     def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
         """Score candidates on chunks."""
         self.forward.stopped = stopped
-        return self._objective.score(work, self.forward)
+        with wide_products():
+            yield from self._objective.score(work, self.forward)
 
 
 class LocalEngine:

@@ -14,6 +14,7 @@ from typing import Self
 from prunesearch.candidate import LayerSubset
 from prunesearch.engine.memory import keep_freed_memory
 from prunesearch.errors import RunError
+from prunesearch.model.arithmetic import wide_products
 from prunesearch.scoring.forward import Forward, Stopped
 from prunesearch.scoring.objectives import Chunk, Objective, Scored, Work
 
@@ -141,6 +142,7 @@ def _end_with(join: Callable[[], None]) -> None:
 def _score(share: Work) -> list[Scored]:
     objective, forward = _parts
     try:
-        return list(objective.score(share, forward))
+        with wide_products():
+            return list(objective.score(share, forward))
     except Stopped:
         return []
