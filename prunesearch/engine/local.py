@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prunesearch.candidate import Evaluation, LayerSubset
+from prunesearch.engine import FAILURES
 from prunesearch.engine.memory import keep_freed_memory
 from prunesearch.errors import CorruptEntryError, PruneSearchError, ScoringError, one_line
 from prunesearch.model.loading import LoadedModel
@@ -19,10 +20,6 @@ from prunesearch.scoring.objectives import Chunk, Metrics, Objective, Scored, Wo
 from prunesearch.scoring.race import is_worse, rungs
 from prunesearch.store.disk import EvaluationStore
 from prunesearch.store.keys import Key, evaluation_key, latency_key
-
-# What scoring may raise; it fails candidates and nothing else. RuntimeError is torch's (out of memory among others),
-# the last three come from metrics: exp of a huge loss, or a task's own code.
-_FAILURES = (ScoringError, RuntimeError, MemoryError, ArithmeticError, ValueError, LookupError)
 
 
 class Scorer(Protocol):
@@ -128,7 +125,9 @@ class LocalEngine:
             tasks, self._waiting = self._waiting, []
             error: BaseException | None = None
             try:
-                (error,) = await asyncio.gather(asyncio.to_thread(self._evaluate, tasks, settle), return_exceptions=True)
+                (error,) = await asyncio.gather(
+                    asyncio.to_thread(self._evaluate, tasks, settle), return_exceptions=True
+                )
             finally:
                 self._give_up(tasks, error)
 
@@ -195,7 +194,7 @@ class LocalEngine:
                     self.tokens += self.objective.chunks[index].tokens
                 done.add((index, candidate))
                 yield index, candidate, results
-        except _FAILURES as error:
+        except FAILURES as error:
             if isinstance(error, PruneSearchError) and not isinstance(error, ScoringError):
                 raise
             left = [(chunk, candidate) for chunk, asked in work for candidate in asked]
@@ -312,7 +311,7 @@ class _Sheet:
             return None
         try:
             metrics = self._objective.metrics(self._leading(candidate, chunks))
-        except _FAILURES as error:
+        except FAILURES as error:
             self._failure[candidate] = f"{type(error).__name__}: {one_line(error)}"
             return None
         value = metrics.values[self._objective.metric]
