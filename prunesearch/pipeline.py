@@ -131,11 +131,21 @@ def run(
         raise InputError(
             "units: sublayers can be searched but not exported yet: use prunesearch search, or units: blocks"
         )
+    _check_exportable(options)
     out = out or Path("storage/exports") / (options.study or study_name(recipe))
     check_destination(out)
     with open_bench(recipe, options) as bench:
         outcome = run_search(bench, recipe, options, listener)
         return outcome, export(bench.loaded, outcome.best.candidate, out, facts_of(recipe, outcome))
+
+
+def _check_exportable(options: RunOptions) -> None:
+    """Refuse to export streamed weights: a checkpoint is compared with the model that was scored before it appears."""
+    if options.weights_in != "memory":
+        raise InputError(
+            f"--weights {options.weights_in} is for scoring: export writes and verifies a model that is in memory, "
+            "so leave --weights out where it fits"
+        )
 
 
 @contextmanager
@@ -419,6 +429,7 @@ def export_study(
     Raises:
         StudyError: no finished trial, or the model is no longer the one that was searched.
     """
+    _check_exportable(options)
     check_destination(out)
     study = studies.load(studies.open_storage(options.storage, create=False), name)
     recipe = studies.recipe_of(study)
@@ -436,6 +447,7 @@ def export_study(
 
 def export_layers(recipe: Recipe, options: RunOptions, dropped: str, out: Path) -> Exported:
     """Export the recipe's model without the layers that are named, as in ``3,7,12``."""
+    _check_exportable(options)
     check_destination(out)
     loaded = load_for(recipe, options)
     return export(loaded, LayerSubset.parse(dropped, loaded.n_layers), out)
