@@ -19,6 +19,7 @@ import click
 
 import prunesearch
 from prunesearch.errors import InputError, PruneSearchError, UnknownNameError, one_line
+from prunesearch.quantity import parse_size
 from prunesearch.recipe import (
     FORMS,
     OBJECTIVES,
@@ -245,6 +246,39 @@ def analyze(model: str, revision: str | None, trust_remote_code: bool, as_json: 
 
     inventory = take_inventory(model, revision=revision, trust_remote_code=trust_remote_code)
     _emit(as_json, {"model": model, **asdict(inventory)}, render.inventory)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--memory", help="What scoring may take: 24GiB; default all of the GPU, or of the machine.")
+@click.option("--candidates", type=int, default=20, show_default=True, help="Of a generation.")
+@click.option("--drop", default="25%", show_default=True, help="Of each candidate: 8 or 25%.")
+@click.option("--tokens", type=int, default=1024, show_default=True, help="Calibration tokens scored.")
+@click.option("--kl-top", type=int, help="KL over the K likeliest tokens and the rest as one; default over all.")
+@click.option("--requests", type=int, help="Plan for so many requests of a task instead of --tokens.")
+@click.option("--length", type=int, default=64, show_default=True, help="Tokens of a request.")
+@click.option("--device", help="Torch device; default cuda where there is one, else cpu.")
+@_with(*_MODEL_OPTIONS)
+@_JSON
+def plan(
+    model: str,
+    memory: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    as_json: bool,
+    **asked: Any,  # noqa: ANN401
+) -> None:
+    """Predict memory, reading and time of a generation of MODEL, a bare config.json too, and say how to run it."""
+    size = None if memory is None else parse_size(memory, "--memory")
+    _quiet()
+    from prunesearch.report import render
+    from prunesearch.scoring.plan import Asked, plan
+
+    _emit(
+        as_json,
+        plan(model, Asked.of(size, **asked), revision=revision, trust_remote_code=trust_remote_code),
+        render.plan,
+    )
 
 
 @cli.group()
