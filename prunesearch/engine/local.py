@@ -5,11 +5,12 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prunesearch.candidate import Evaluation, LayerSubset
+from prunesearch.engine import FAILURES
 from prunesearch.engine.memory import keep_freed_memory
 from prunesearch.errors import CorruptEntryError, PruneSearchError, ScoringError, one_line
 from prunesearch.model.arithmetic import wide_products
@@ -20,10 +21,6 @@ from prunesearch.scoring.objectives import Chunk, Metrics, Objective, Scored, Wo
 from prunesearch.scoring.race import is_worse, rungs
 from prunesearch.store.disk import EvaluationStore
 from prunesearch.store.keys import Key, evaluation_key, latency_key
-
-# What scoring may raise; it fails candidates and nothing else. RuntimeError is torch's (out of memory among others),
-# the last three come from metrics: exp of a huge loss, or a task's own code.
-_FAILURES = (ScoringError, RuntimeError, MemoryError, ArithmeticError, ValueError, LookupError)
 
 
 class Scorer(Protocol):
@@ -88,7 +85,7 @@ class LocalEngine:
         self._stop = threading.Event()
         self._consumers = 0
         self._futures: dict[_Task, asyncio.Future[Evaluation]] = {}
-        self._waiting: list[_Task] = []
+        self._waiting: dict[_Task, asyncio.Future[Evaluation]] = {}
         self._pump: asyncio.Task[None] | None = None
 
     async def evaluate(
@@ -109,12 +106,11 @@ class LocalEngine:
             if not self._consumers:  # nobody waits for what is left
                 self._stop.set()
                 self._give_up(self._waiting)
-                self._waiting = []
+                self._waiting = {}
 
     def _submit(self, task: "_Task") -> asyncio.Future[Evaluation]:
         if task not in self._futures:
-            self._futures[task] = asyncio.get_running_loop().create_future()
-            self._waiting.append(task)
+            self._futures[task] = self._waiting[task] = asyncio.get_running_loop().create_future()
             if self._pump is None or self._pump.done():
                 self._pump = asyncio.create_task(self._score_waiting())
         return self._futures[task]
@@ -127,21 +123,25 @@ class LocalEngine:
 
         while self._waiting:
             await asyncio.sleep(0)  # every study that is about to ask does so first
-            tasks, self._waiting = self._waiting, []
+            batch, self._waiting = self._waiting, {}
             error: BaseException | None = None
             try:
-                (error,) = await asyncio.gather(asyncio.to_thread(self._evaluate, tasks, settle), return_exceptions=True)
+                scoring = asyncio.to_thread(self._evaluate, list(batch), settle)
+                (error,) = await asyncio.gather(scoring, return_exceptions=True)
             finally:
-                self._give_up(tasks, error)
+                self._give_up(batch, error)
 
     def _settle(self, task: "_Task", evaluation: Evaluation) -> None:
         future = self._futures.pop(task, None)
         if future is not None:
             future.set_result(evaluation)
 
-    def _give_up(self, tasks: Sequence["_Task"], error: BaseException | None = None) -> None:
+    def _give_up(self, batch: Mapping["_Task", asyncio.Future[Evaluation]], error: BaseException | None = None) -> None:
         """Whoever waits for an evaluation hears why there will be none: the store cannot be written, say."""
-        for future in [self._futures.pop(task) for task in tasks if task in self._futures]:
+        for task, future in batch.items():
+            if future.done():  # the task may have been asked for again since
+                continue
+            del self._futures[task]
             if error is None:
                 future.cancel()
             else:
@@ -197,7 +197,7 @@ class LocalEngine:
                     self.tokens += self.objective.chunks[index].tokens
                 done.add((index, candidate))
                 yield index, candidate, results
-        except _FAILURES as error:
+        except FAILURES as error:
             if isinstance(error, PruneSearchError) and not isinstance(error, ScoringError):
                 raise
             left = [(chunk, candidate) for chunk, asked in work for candidate in asked]
@@ -314,7 +314,7 @@ class _Sheet:
             return None
         try:
             metrics = self._objective.metrics(self._leading(candidate, chunks))
-        except _FAILURES as error:
+        except FAILURES as error:
             self._failure[candidate] = f"{type(error).__name__}: {one_line(error)}"
             return None
         value = metrics.values[self._objective.metric]
