@@ -22,6 +22,8 @@ _TYPES: Mapping[str, torch.dtype] = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+TYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in _TYPES.items()}
+"""How the format writes tensor types."""
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 

@@ -19,7 +19,6 @@ class Sublayer:
         behind: names of norms between its output and the sum.
         returns: for modules that return a tuple, its length; the others return hidden states alone.
         bare: classes that return hidden states alone although `returns` names them.
-        out: last weights of the sublayer: it is silent when these are zero. Below a module, or a parameter of it.
     """
 
     modules: tuple[str, ...]
@@ -27,7 +26,6 @@ class Sublayer:
     behind: tuple[str, ...] = ()
     returns: Mapping[str, int] = ()  # type: ignore[assignment]
     bare: tuple[str, ...] = ()
-    out: tuple[str, ...] = ()
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -59,12 +57,8 @@ class Family:
     known: bool = True
 
 
-_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "proj", "dense_4h_to_h", "output_linear")
-_MLP_OUT = (
-    "down_proj", "c_proj", "fc_out", "fc2", "dense_4h_to_h", "w2", "down_proj_bias", "output_linear", "proj", "bias",
-)  # fmt: skip
-_SELF = Sublayer(("self_attn",), _PLAIN, returns={"self_attn": 2}, out=_OUT)
-_MLP = Sublayer(("mlp",), "post_attention_layernorm", out=_MLP_OUT)
+_SELF = Sublayer(("self_attn",), _PLAIN, returns={"self_attn": 2})
+_MLP = Sublayer(("mlp",), "post_attention_layernorm")
 _PRE = Family(attention=_SELF, mlp=_MLP)
 """Norm, attention, add; norm, MLP, add."""
 
@@ -81,27 +75,27 @@ _POST = Family(
     mlp=replace(_MLP, norm=None, behind=("post_feedforward_layernorm",)),
 )
 _LINEAR = Family(attention=replace(_SELF, modules=("self_attn", "linear_attn")), mlp=_MLP)
-_MOE = replace(_MLP, modules=("block_sparse_moe", "shared_mlp"), out=())
+_MOE = replace(_MLP, modules=("block_sparse_moe", "shared_mlp"))
 _GPT2 = Family(
     "transformer.h",
-    attention=Sublayer(("attn",), "ln_1", returns={"attn": 2}, out=_OUT),
-    mlp=Sublayer(("mlp",), "ln_2", out=_MLP_OUT),
+    attention=Sublayer(("attn",), "ln_1", returns={"attn": 2}),
+    mlp=Sublayer(("mlp",), "ln_2"),
 )
-_GPTJ = replace(_GPT2, attention=Sublayer(("attn",), returns={"attn": 2}, out=_OUT), returns=2)
-_GPTJ = replace(_GPTJ, mlp=Sublayer(("mlp",), "ln_1", out=_MLP_OUT))
+_GPTJ = replace(_GPT2, attention=Sublayer(("attn",), returns={"attn": 2}), returns=2)
+_GPTJ = replace(_GPTJ, mlp=Sublayer(("mlp",), "ln_1"))
 _NEOX = Family(
     "gpt_neox.layers",
-    attention=Sublayer(("attention",), _PLAIN, returns={"attention": 2}, out=_OUT),
+    attention=Sublayer(("attention",), _PLAIN, returns={"attention": 2}),
     mlp=_MLP,
 )
 _OPT = Family(
     "model.decoder.layers",
-    attention=Sublayer(("self_attn",), "self_attn_layer_norm", returns={"self_attn": 2}, out=_OUT),
-    mlp=Sublayer(("fc1", "fc2"), "final_layer_norm", out=("fc2",)),
+    attention=Sublayer(("self_attn",), "self_attn_layer_norm", returns={"self_attn": 2}),
+    mlp=Sublayer(("fc1", "fc2"), "final_layer_norm"),
 )
 _LFM = Family(
-    attention=Sublayer(("self_attn", "conv", "short_conv"), "operator_norm", returns={"self_attn": 2}, out=_OUT),
-    mlp=Sublayer(("feed_forward",), "ffn_norm", out=("w2", "down_proj")),
+    attention=Sublayer(("self_attn", "conv", "short_conv"), "operator_norm", returns={"self_attn": 2}),
+    mlp=Sublayer(("feed_forward",), "ffn_norm"),
 )
 _POSITION = "its blocks compute with their own number"
 
@@ -135,7 +129,7 @@ FAMILIES: Mapping[str, Family] = {
     "bloom": Family("transformer.h", returns=2),  # its sublayers add the residual themselves
     "falcon": Family(
         "transformer.h",
-        attention=Sublayer(("self_attention",), returns={"self_attention": 2}, out=_OUT),
+        attention=Sublayer(("self_attention",), returns={"self_attention": 2}),
         mlp=replace(_MLP, norm=_PLAIN),
         returns=2,
     ),
@@ -146,11 +140,11 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "glm_moe_dsa": replace(_PRE, attention=replace(_SELF, returns={"self_attn": 3})),
     "gpt_neox": _NEOX,
-    "gpt_oss": replace(_PRE, mlp=replace(_MLP, returns={"mlp": 2}, out=())),
+    "gpt_oss": replace(_PRE, mlp=replace(_MLP, returns={"mlp": 2})),
     "llama4_text": replace(_PRE, mlp=replace(_MLP, modules=("feed_forward",), returns={"feed_forward": 2})),
     "mpt": Family(
         "transformer.blocks",
-        attention=Sublayer(("attn",), "norm_1", returns={"attn": 2}, out=_OUT),  # its MLP adds the residual itself
+        attention=Sublayer(("attn",), "norm_1", returns={"attn": 2}),  # its MLP adds the residual itself
         returns=2,
     ),
     "opt": _OPT,

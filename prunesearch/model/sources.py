@@ -4,7 +4,7 @@ Names and pieces follow transformers' own rules (`conversion_mapping`): a checkp
 prefix, use names of an older version, or hold one tensor an expert where the model has one for all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -108,24 +108,49 @@ def _match(
     model: PreTrainedModel, stored: Mapping[str, Stored], state: dict[str, torch.Tensor]
 ) -> dict[str, Stored | Fused]:
     """Give each stored tensor to the parameter it makes, as `from_pretrained` does."""
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    by_pattern = {pattern: converter for converter in _rules(model)[1] for pattern in converter.source_patterns}
     found: dict[str, Stored | Fused] = {}
-    for key, place in sorted(stored.items(), key=lambda item: dot_natural_key(item[0])):
-        target, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
-        if target not in state and key in state:
-            target, pattern = key, None
-        if target not in state:
-            continue
+    for key, (target, pattern) in parameters_of(model, stored, state).items():
         if pattern is None:
-            found[target] = place
+            found[target] = stored[key]
             continue
         fused = found.setdefault(target, Fused(target, model, by_pattern[pattern]))
         assert isinstance(fused, Fused)
-        fused.pieces.append((pattern, place))
+        fused.pieces.append((pattern, stored[key]))
     return found
+
+
+def parameters_of(
+    model: PreTrainedModel, names: Iterable[str], state: dict[str, torch.Tensor] | None = None
+) -> dict[str, tuple[str, str | None]]:
+    """Which parameter each stored tensor makes, or is a piece of.
+
+    Args:
+        model: may be on the meta device.
+        names: of stored tensors; those that the model does not read are left out.
+        state: the model's `state_dict`, where it is at hand.
+
+    Returns:
+        By stored name: the parameter, and for a piece the pattern that its name matches.
+    """
+    state = model.state_dict() if state is None else state
+    renamings, converters = _rules(model)
+    found: dict[str, tuple[str, str | None]] = {}
+    for key in sorted(names, key=dot_natural_key):
+        target, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        if target not in state and key in state:
+            target, pattern = key, None
+        if target in state:
+            found[key] = target, pattern
+    return found
+
+
+def _rules(model: PreTrainedModel) -> tuple[list[WeightRenaming], list[WeightConverter]]:
+    rules = get_model_conversion_mapping(model)
+    return (
+        [rule for rule in rules if isinstance(rule, WeightRenaming)],
+        [rule for rule in rules if isinstance(rule, WeightConverter)],
+    )
 
 
 def keep_exact_parts(model: PreTrainedModel) -> None:

@@ -1,0 +1,8 @@
+"""Writing a pruned checkpoint that just loads, and proving that it is the candidate that was scored."""
+
+from prunesearch.export.checkpoint import FORMS, Exported, check_destination, export
+from prunesearch.export.manifest import MANIFEST, REPORT
+from prunesearch.export.recheck import recheck
+from prunesearch.export.verification import Verification
+
+__all__ = ["FORMS", "MANIFEST", "REPORT", "Exported", "Verification", "check_destination", "export", "recheck"]

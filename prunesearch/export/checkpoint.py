@@ -1,0 +1,299 @@
+"""Exporting a candidate as a checkpoint.
+
+The weights go from the dense checkpoint's files to the new ones without a model being built. All is written beside the
+destination, reloaded, compared, synced and only then renamed into place: it is complete and verified, or not there.
+"""
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import InputError, ModelError, StorageError, UnknownNameError, VerificationError, one_line
+from prunesearch.export import manifest, sublayers
+from prunesearch.export.layout import Layout, layout_of
+from prunesearch.export.verification import Verification, compare, compare_streamed
+from prunesearch.export.writer import MAX_SHARD, Written, digest, write_shards
+from prunesearch.model.anatomy import family_of, input_device, settings_of, skeleton
+from prunesearch.model.checkpoint import INDEX, SINGLE, Stored, tensors_in
+from prunesearch.model.fields import edits
+from prunesearch.model.loading import LoadedModel, looks_local, refuse_incomplete
+from prunesearch.model.streaming import open_streamed
+from prunesearch.model.surgery import check_removable
+from prunesearch.store.disk import check_writable
+
+FORMS = ("plain", "zeroed", "deci", "remote-code")
+"""How a candidate can be written; see `sublayers`."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export.
+
+    Attributes:
+        form: one of `FORMS`.
+        params, bytes: of the checkpoint as it is loaded, and of its weight files.
+    """
+
+    folder: Path
+    candidate: LayerSubset
+    form: str
+    params: int
+    bytes: int
+    verification: Verification
+
+    def document(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "folder": str(self.folder),
+            "dropped": self.candidate.text,
+            "form": self.form,
+            "params": self.params,
+            "bytes": self.bytes,
+            "verification": self.verification.document(),
+        }
+
+
+def export(
+    loaded: LoadedModel,
+    candidate: LayerSubset,
+    out: Path,
+    facts: Mapping[str, Any] | None = None,
+    *,
+    form: str = "plain",
+    replace: bool = False,
+    max_shard: int = MAX_SHARD,
+) -> Exported:
+    """Write the candidate: weights, config, tokenizer, chat template, model card, manifest, verification.
+
+    Args:
+        facts: what is known of the candidate (recipe, metrics); kept in the manifest and shown on the card.
+        form: ``plain``: the blocks are gone, any program loads it; the others are for dropped sublayers.
+        replace: an earlier export at `out` gives way, after the new one was verified.
+        max_shard: bytes of the largest weight file.
+
+    Raises:
+        InputError: the candidate cannot be written in this form.
+        StorageError: `out` is not empty or cannot be written.
+        VerificationError: the reloaded checkpoint does not equal the candidate.
+    """
+    check_form(loaded.model.config, candidate, form)
+    if not (replace and (out / manifest.MANIFEST).is_file()):
+        check_destination(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise StorageError(f"cannot write to {str(out.parent)!r}: {error.strerror}") from None
+    try:
+        new = scratch / out.name
+        new.mkdir()
+        written, layout = _write(loaded, candidate, form, new, scratch / "dense", max_shard)
+        _check_digests(new, written)
+        verification, params = _reload_and_compare(loaded, candidate, form, new)
+        verification = dataclasses.replace(verification, weights=len(written.digests))
+        exported = Exported(out, candidate, form, params, written.nbytes, verification)
+        manifest.write(new, loaded, exported, written.digests, layout.unread, facts or {})
+        _sync(new)
+        _put_in_place(new, out)
+    except OSError as error:
+        raise StorageError(f"cannot write the checkpoint to {str(out)!r}: {one_line(error)}") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return exported
+
+
+def check_form(config: PretrainedConfig, candidate: LayerSubset, form: str) -> None:
+    """Refuse what cannot be written, before any work is done.
+
+    Raises:
+        InputError: an unknown form, a candidate that it has no place for, or a quantised model.
+    """
+    if form not in FORMS:
+        raise UnknownNameError("form of export", form, FORMS)
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError("the weights are quantised: export the unquantised model and quantise the result")
+    if form == "plain":
+        check_removable(candidate)
+    else:
+        sublayers.check(config, candidate, form)
+    edits(settings_of(config), family_of(config).count, candidate.kept)
+
+
+def check_destination(out: Path) -> None:
+    """Refuse a destination that holds something or cannot be written, before any work is done.
+
+    Raises:
+        StorageError: it is a file, a folder that is not empty, or nothing can be written there.
+    """
+    check_writable(out)
+    if out.exists() and any(out.iterdir()):
+        raise StorageError(f"--out {str(out)!r} is not empty: choose a new folder, or empty it first")
+
+
+def write_checkpoint(
+    folder: Path,
+    config: PretrainedConfig,
+    candidate: LayerSubset,
+    out: Path,
+    form: str = "plain",
+    max_shard: int = MAX_SHARD,
+) -> tuple[Written, Layout]:
+    """Write config and weights of a candidate of the dense safetensors checkpoint in `folder`; nothing is verified.
+
+    Raises:
+        ModelError: the checkpoint is damaged, or no config says what would be left.
+        OSError: it cannot be read, or `out` not written.
+    """
+    model = skeleton(config)
+    silent = LayerSubset(candidate.n_layers, (), candidate.attention, candidate.mlp)
+    layout = layout_of(
+        model,
+        tensors_in(folder),
+        candidate,
+        zeroed=sublayers.zeroed_parameters(model, silent, form),
+        dropped=sublayers.dropped_parameters(model, silent, form),
+    )
+    sublayers.write_config(edited_config(config, candidate), candidate, form, out)
+    return write_shards(layout.entries, out, max_shard), layout
+
+
+def edited_config(config: PretrainedConfig, candidate: LayerSubset) -> PretrainedConfig:
+    """The config without the dropped blocks, a copy."""
+    copied = deepcopy(config)
+    settings = settings_of(copied)
+    for name, value in edits(settings, family_of(config).count, candidate.kept).items():
+        setattr(settings, name, value)
+    if candidate.dropped and getattr(settings, "num_nextn_predict_layers", None):
+        settings.num_nextn_predict_layers = 0  # blocks for speculation, stored behind the others and not read
+    return copied
+
+
+def _write(
+    loaded: LoadedModel, candidate: LayerSubset, form: str, new: Path, dense: Path, max_shard: int
+) -> tuple[Written, Layout]:
+    """Write all but the manifest; weights that are in no safetensors are stored as such first."""
+    folder = source_folder(loaded)
+    stored_as_scored = folder is not None and _precision(tensors_in(folder)) == loaded.model.dtype
+    manifest.copy_companions(loaded, folder, new)
+    if folder is None or not stored_as_scored:
+        loaded.model.save_pretrained(dense)
+        folder = dense
+    config = loaded.model.config
+    try:
+        return write_checkpoint(folder, config, candidate, new, form, max_shard)
+    finally:
+        shutil.rmtree(dense, ignore_errors=True)
+
+
+def source_folder(loaded: LoadedModel) -> Path | None:
+    """Where a model's safetensors lie; None if it came from something else."""
+    folder = Path(loaded.name)
+    if not looks_local(loaded.name):
+        commit = getattr(loaded.model.config, "_commit_hash", None)
+        try:
+            folder = Path(snapshot_download(loaded.name, revision=commit, local_files_only=True))
+        except (OSError, ValueError, LocalEntryNotFoundError):
+            return None
+    has_weights = (folder / INDEX).is_file() or (folder / SINGLE).is_file()
+    return folder if folder.is_dir() and has_weights else None
+
+
+def _precision(stored: Mapping[str, Stored]) -> torch.dtype:
+    """In which type most of the bytes are stored."""
+    nbytes: Counter[torch.dtype] = Counter()
+    for place in stored.values():
+        nbytes[place.dtype] += place.nbytes
+    return max(nbytes, key=lambda dtype: nbytes[dtype], default=torch.float32)
+
+
+def _check_digests(folder: Path, written: Written) -> None:
+    """Read the new files again: each tensor must be where the index says and hold what its source held.
+
+    Raises:
+        VerificationError: one does not.
+    """
+    stored = tensors_in(folder)
+    for name, expected in written.digests.items():
+        if name not in stored or digest(stored[name]) != expected:
+            raise VerificationError(f"the written tensor {name} is not what was read: the export was not kept")
+
+
+def _reload_and_compare(
+    loaded: LoadedModel, candidate: LayerSubset, form: str, folder: Path
+) -> tuple[Verification, int]:
+    if loaded.layers.one_pass:
+        if form in ("deci", "remote-code"):
+            raise InputError(f"--as {form} is verified in memory: leave out --weights")
+        found = open_streamed(str(folder), device=str(input_device(loaded.model)))
+        return compare_streamed(loaded, candidate, found), found.sizes.params()
+    model = reload(folder, loaded.model, sublayers.trusts(form) or hasattr(loaded.model.config, "auto_map"))
+    return compare(loaded.model, candidate, model, loaded.tokenizer), sum(p.numel() for p in model.parameters())
+
+
+def reload(folder: Path, beside: PreTrainedModel | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a checkpoint as any user would.
+
+    Args:
+        beside: a model that is in memory, on whose device it goes.
+
+    Raises:
+        VerificationError: it does not load, or not all of its weights.
+    """
+    spread = {"device_map": "auto"} if len(set(getattr(beside, "hf_device_map", {}).values())) > 1 else {}
+    try:
+        reloaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, trust_remote_code=trust_remote_code, **spread
+        )
+        found, report = reloaded
+        refuse_incomplete(folder.name, report)
+        if beside is not None and not spread:
+            found.to(input_device(beside))
+    except ModelError as error:
+        raise VerificationError(f"the export is not complete: {one_line(error)}") from None
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise VerificationError(
+            f"the export could not be reloaded ({one_line(error)}): where memory is short, export with --weights stream"
+        ) from None
+    model: PreTrainedModel = found.eval()
+    return model
+
+
+def _put_in_place(finished: Path, out: Path) -> None:
+    """Rename the finished folder to its name; what was there (nothing, or an export to be replaced) goes last."""
+    if not out.exists():
+        finished.rename(out)
+    else:
+        old = finished.parent / "old"
+        out.rename(old)
+        finished.rename(out)
+        shutil.rmtree(old)
+    _sync_one(out.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Bring every file and the folder itself to disk before the rename makes them visible."""
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(0o755 if path.is_dir() else 0o644)  # the temporary folder was private
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

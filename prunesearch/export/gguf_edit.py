@@ -1,0 +1,147 @@
+"""Pruning a GGUF file block by block: tensors are copied as they are, quantised or not.
+
+Beside renaming tensors, every array of the metadata with an entry for each block is sliced, and numbers of first blocks
+are counted anew. Some architectures have the kinds of their blocks not in the file but in llama.cpp, as a period; of
+those only subsets that keep the pattern can be written.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import InputError, ModelError, one_line
+from prunesearch.export.atomic import new_file
+
+PERIODS: Mapping[str, int] = {
+    "gemma2": 2, "gpt-oss": 2, "cohere2": 4, "exaone4": 4, "llama4": 4, "smollm3": 4, "olmo2": 4, "gemma3": 6,
+    "plamo3": 8, "qwen3next": 4, "qwen35": 4, "qwen35moe": 4,
+}  # fmt: skip
+"""Architectures of which llama.cpp knows the kind of a block by its number: the last of every so many differs."""
+PLAIN = frozenset(
+    """llama qwen2 qwen3 qwen2moe qwen3moe mistral3 phi2 phi3 starcoder2 stablelm gemma gptneox gpt2 falcon bloom mpt
+    granite granitemoe olmo olmoe internlm2 nemotron deci""".split()
+)
+"""Architectures whose blocks are all of one kind, or said to be of which in the file."""
+_FIRST = ("leading_dense_block_count",)
+_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+
+
+def keeps_pattern(candidate: LayerSubset, period: int) -> bool:
+    """Whether each block that stays is of the kind that its new number has, where every `period`-th differs."""
+    return all((new % period == period - 1) == (old % period == period - 1) for new, old in enumerate(candidate.kept))
+
+
+def check_architecture(name: str, candidate: LayerSubset) -> None:
+    """Refuse what llama.cpp would compute otherwise.
+
+    Raises:
+        InputError: the architecture is not known, or the subset breaks its pattern.
+    """
+    period = PERIODS.get(name)
+    if period is None and name not in PLAIN:
+        raise InputError(f"GGUF files of architecture {name!r} cannot be pruned: this version does not know it")
+    if period is not None and not keeps_pattern(candidate, period):
+        raise InputError(
+            f"llama.cpp has the kinds of {name} blocks by number, in periods of {period}, and without layers "
+            f"{candidate.text} they would be wrong: search with --keep-pattern {period}"
+        )
+    if not candidate.whole_blocks:
+        raise InputError(f"layers {candidate.text} name sublayers, which llama.cpp has no place for: drop whole blocks")
+
+
+def block_count(path: Path) -> int:
+    """How many blocks a GGUF file has.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    reader = _open(path)
+    return int(_value(reader, f"{_architecture(reader)}.block_count"))
+
+
+def edit(source: Path, candidate: LayerSubset, out: Path) -> None:
+    """Write `source` without the candidate's blocks.
+
+    Raises:
+        InputError: `check_architecture`, or the candidate is of a model with another number of blocks.
+        ModelError: the source cannot be read.
+        StorageError: `out` cannot be written.
+    """
+    reader = _open(source)
+    name = _architecture(reader)
+    check_architecture(name, candidate)
+    count = int(_value(reader, f"{name}.block_count"))
+    if count != candidate.n_layers:
+        raise InputError(f"the candidate is of a model with {candidate.n_layers} layers, {source.name} has {count}")
+    if int(_value(reader, f"{name}.nextn_predict_layers") or 0):
+        raise InputError(f"{source.name} has blocks for speculation behind the others: write it without them first")
+    with new_file(out) as path:
+        writer = gguf.GGUFWriter(path, name, endianess=reader.endianess)
+        _copy_metadata(reader, writer, name, candidate)
+        _copy_tensors(reader, writer, candidate)
+
+
+def _open(path: Path) -> Any:  # noqa: ANN401
+    try:
+        return gguf.GGUFReader(path)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise ModelError(f"cannot read {str(path)!r} as GGUF: {one_line(error)}") from None
+
+
+def _value(reader: Any, key: str) -> Any:  # noqa: ANN401
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
+
+
+def _architecture(reader: Any) -> str:  # noqa: ANN401
+    return str(_value(reader, "general.architecture"))
+
+
+def _copy_metadata(reader: Any, writer: Any, name: str, candidate: LayerSubset) -> None:  # noqa: ANN401
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        kind, value = field.types[0], field.contents()
+        if key.startswith(f"{name}."):
+            value = _edited(key.removeprefix(f"{name}."), value, candidate)
+        if kind == gguf.GGUFValueType.ARRAY:
+            writer.add_key_value(key, value, kind, sub_type=field.types[-1])
+        else:
+            writer.add_key_value(key, value, kind)
+    if (alignment := _value(reader, "general.alignment")) is not None:
+        writer.data_alignment = int(alignment)
+
+
+def _edited(key: str, value: Any, candidate: LayerSubset) -> Any:  # noqa: ANN401
+    """A metadata value for the blocks that stay."""
+    if key == "block_count":
+        return len(candidate.kept)
+    if key in _FIRST:
+        return sum(old < value for old in candidate.kept)
+    if isinstance(value, list) and len(value) == candidate.n_layers:
+        return [value[old] for old in candidate.kept]
+    return value
+
+
+def _copy_tensors(reader: Any, writer: Any, candidate: LayerSubset) -> None:  # noqa: ANN401
+    number = {old: new for new, old in enumerate(candidate.kept)}
+    kept = []
+    for tensor in reader.tensors:
+        match = _BLOCK.fullmatch(tensor.name)
+        if match is not None and int(match[1]) not in number:
+            continue
+        name = tensor.name if match is None else f"blk.{number[int(match[1])]}.{match[2]}"
+        data: np.ndarray[Any, Any] = tensor.data
+        writer.add_tensor_info(name, data.shape, data.dtype, data.nbytes, raw_dtype=tensor.tensor_type)
+        kept.append(data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for data in kept:
+        writer.write_tensor_data(data)
+    writer.close()

@@ -1,0 +1,151 @@
+"""What travels with an export beside its weights: tokenizer files, the manifest, the verification, the model card."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from huggingface_hub import metadata_load
+
+import prunesearch
+from prunesearch.export.sublayers import PROMISES
+from prunesearch.model.loading import LoadedModel, looks_local
+
+if TYPE_CHECKING:
+    from prunesearch.export.checkpoint import Exported
+
+MANIFEST = "prunesearch.json"
+REPORT = "verification.json"
+_COMPANIONS = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
+    "chat_template*", "additional_chat_templates/*", "generation_config.json", "*processor_config.json", "LICENSE*",
+    "LICENCE*", "NOTICE*", "USE_POLICY*", "*.py",
+)  # fmt: skip
+_LICENCE = ("license", "license_name", "license_link", "language")
+
+
+def copy_companions(loaded: LoadedModel, folder: Path | None, out: Path) -> None:
+    """Copy the base model's small files as they are; write tokenizer and generation config where there are none."""
+    found = [path for pattern in _COMPANIONS for path in sorted(folder.glob(pattern))] if folder is not None else []
+    for path in found:
+        if path.is_file() and folder is not None:
+            target = out / path.relative_to(folder)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+    if not any(out.glob("tokenizer*")):
+        loaded.tokenizer.save_pretrained(out)
+    if not (out / "generation_config.json").exists() and loaded.model.generation_config is not None:
+        loaded.model.generation_config.save_pretrained(out)
+
+
+def write(
+    folder: Path,
+    loaded: LoadedModel,
+    exported: "Exported",
+    digests: Mapping[str, str],
+    unread: Sequence[str],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write manifest, verification and model card.
+
+    Args:
+        digests: of each tensor.
+        unread: stored tensors that were left out because the model does not read them.
+        facts: what is known of the candidate.
+    """
+    candidate, check = exported.candidate, exported.verification
+    _write_json(
+        folder / MANIFEST,
+        {
+            "base_model": base_name(loaded),
+            "base_fingerprint": loaded.fingerprint,
+            "base_layers": candidate.n_layers,
+            "dropped": candidate.text,
+            "form": exported.form,
+            "params": exported.params,
+            "bytes": exported.bytes,
+            "left_out": list(unread),
+            "verification": check.document(),
+            **facts,
+        },
+    )
+    versions = {"prunesearch": prunesearch.__version__, "transformers": transformers.__version__}
+    report = {**asdict(check), "versions": versions, "digests": dict(digests)}
+    _write_json(folder / REPORT, report)
+    (folder / "README.md").write_text(_card(loaded, exported, facts), encoding="utf-8")
+
+
+def base_name(loaded: LoadedModel) -> str:
+    """The base model's id, or the last part of its path: no path of this machine travels with a model."""
+    return Path(loaded.name).name if looks_local(loaded.name) else loaded.name
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _card(loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any]) -> str:
+    candidate, check = exported.candidate, exported.verification
+    name, base = exported.folder.name, base_name(loaded)
+    trust = ", trust_remote_code=True" if exported.form in ("remote-code", "deci") else ""
+    narrow = "" if check.narrow_difference is None else f", {check.narrow_difference:.3g} with narrow windows"
+    return f"""---
+{_front_matter(loaded)}---
+# {base} without layers {candidate.text}
+
+{len(candidate.kept)} of {candidate.n_layers} blocks of {base}, chosen by \
+[prunesearch](https://pypi.org/project/prunesearch/); {exported.params:,} parameters, {exported.bytes:,} bytes. \
+{PROMISES[exported.form]}
+{_figures(facts)}
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```
+
+Verified by reloading: logits differ from the scored candidate's by at most {check.prefill_difference:.3g} on a \
+prompt{narrow} and {check.decode_difference:.3g} over {check.decoded} steps of cached decoding (allowed \
+{check.allowed:.3g}); {check.weights} tensors equal their source. `prunesearch verify {name}` repeats it. Details: \
+`{MANIFEST}`, `{REPORT}`.
+
+The licence of the base model applies: {_licence(loaded)}.
+"""
+
+
+def _base_metadata(loaded: LoadedModel) -> dict[str, Any]:
+    readme = Path(loaded.name) / "README.md"
+    found = metadata_load(readme) if readme.is_file() else None
+    return found or {}
+
+
+def _front_matter(loaded: LoadedModel) -> str:
+    import yaml
+
+    base = _base_metadata(loaded)
+    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    fields["tags"] = ["pruned", "prunesearch"]
+    if not looks_local(loaded.name):
+        fields["base_model"] = loaded.name
+    fields |= {name: base[name] for name in _LICENCE if name in base}
+    return yaml.safe_dump(fields, sort_keys=False)
+
+
+def _licence(loaded: LoadedModel) -> str:
+    base = _base_metadata(loaded)
+    return str(base.get("license_name") or base.get("license") or "see its model card")
+
+
+def _figures(facts: Mapping[str, Any]) -> str:
+    """A table of the metrics, each with its standard error where it has one."""
+    metrics, errors, dense = (facts.get(name, {}) for name in ("metrics", "stderr", "dense_metrics"))
+    if not metrics:
+        return ""
+    rows = "".join(
+        f"| {name} | {value:.6g}{f' ± {errors[name]:.2g}' if name in errors else ''} | "
+        f"{f'{dense[name]:.6g}' if name in dense else ''} |\n"
+        for name, value in metrics.items()
+    )
+    return f"\n| metric | pruned (± standard error) | dense |\n|---|---|---|\n{rows}"

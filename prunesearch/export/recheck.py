@@ -1,0 +1,70 @@
+"""Checking an export again, at any time and on any machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import InputError, VerificationError, one_line
+from prunesearch.export import sublayers
+from prunesearch.export.checkpoint import reload
+from prunesearch.export.manifest import MANIFEST, REPORT
+from prunesearch.export.verification import compare, matches
+from prunesearch.export.writer import digest
+from prunesearch.model.checkpoint import tensors_in
+from prunesearch.model.loading import LoadedModel
+
+
+def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Verify an export: its files, the weights' digests, that it loads, and what it computes.
+
+    Args:
+        base: the dense model, for a full comparison; without it the logits kept at the export are what counts.
+        trust_remote_code: run the code that an export of another form than plain or zeroed brings along.
+
+    Returns:
+        What was found, as JSON values.
+
+    Raises:
+        InputError: no export, or one that needs its own code.
+        VerificationError: it is not what it was.
+    """
+    manifest, report = _read(folder / MANIFEST), _read(folder / REPORT)
+    form = manifest["form"]
+    if sublayers.trusts(form) and not trust_remote_code:
+        raise InputError(f"{str(folder)!r} was exported --as {form} and runs its own code: add --trust-remote-code")
+    _check_weights(folder, report["digests"])
+    model = reload(folder, base.model if base else None, trust_remote_code)
+    found: dict[str, Any] = {
+        "folder": str(folder),
+        "base_model": manifest["base_model"],
+        "dropped": manifest["dropped"],
+        "form": form,
+        "weights": len(report["digests"]),
+        "difference": matches(model, report["reference"]),
+    }
+    if base is not None:
+        if base.fingerprint != manifest["base_fingerprint"]:
+            raise InputError(f"{base.name!r} is not the model that {str(folder)!r} was made from: its weights differ")
+        candidate = LayerSubset.parse(manifest["dropped"], manifest["base_layers"])
+        found["against_base"] = compare(base.model, candidate, model, base.tokenizer).document()
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{str(path.parent)!r} holds no {path.name}: it is not an export of prunesearch") from None
+    except ValueError as error:
+        raise VerificationError(f"{str(path)!r} is damaged: {one_line(error)}") from None
+    return document
+
+
+def _check_weights(folder: Path, digests: dict[str, str]) -> None:
+    stored = tensors_in(folder)
+    if missing := sorted(set(digests) ^ set(stored)):
+        raise VerificationError(f"the export has other tensors than were written, the first is {missing[0]}")
+    for name, expected in digests.items():
+        if digest(stored[name]) != expected:
+            raise VerificationError(f"tensor {name} in {stored[name].path.name} is not what was written: export again")

@@ -1,0 +1,266 @@
+"""Proving that a checkpoint is the candidate that was scored.
+
+It is reloaded with plain `from_pretrained` and compared with two others: the dense model whose dropped blocks hand on
+what they get, which is what was scored and knows no new numbers, masks or configs; and the candidate made in memory,
+for cached decoding. Windows of attention are longer than a prompt and would hide a mask of the wrong kind, so the
+comparison is made once more with windows of a few tokens.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import VerificationError
+from prunesearch.model.anatomy import blocks_of, input_device, returned, settings_of
+from prunesearch.model.loading import LoadedModel
+from prunesearch.model.surgery import pruned, silenced
+from prunesearch.scoring.batches import Rows
+from prunesearch.scoring.forward import Forward, Head
+
+NEW_TOKENS = 20
+_NARROW = 4
+_WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size", "local_attention", "window_size")
+_PROMPT = "The history of the lighthouse begins with a fire on a hill, which told sailors that"
+# Largest difference of a logit, as a share of the largest logit. The same weights on the same machine give 0 or, where
+# a matrix lies in memory differently, a rounding.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a model computes for a prompt, small enough to travel with it.
+
+    Attributes:
+        prompt: token ids.
+        likeliest: at each position of the prompt, ids and logits of the likeliest tokens.
+        continuation: ids that it generates greedily.
+    """
+
+    prompt: list[int]
+    likeliest: list[list[tuple[int, float]]]
+    continuation: list[int]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a reloaded checkpoint compares with the candidate.
+
+    Attributes:
+        prefill_difference: largest absolute difference of a logit over a prompt.
+        narrow_difference: the same with attention windows of a few tokens; None for models without windows.
+        decode_difference: the same over greedy steps with a cache, one token at a time.
+        allowed: the limit of all of these.
+        decoded: how many such steps were compared.
+        generated: the text that the reloaded model generated.
+        weights: how many tensors equal their source, by digest; None where they were made in memory.
+    """
+
+    prefill_difference: float
+    narrow_difference: float | None
+    decode_difference: float
+    allowed: float
+    decoded: int
+    generated: str
+    reference: Reference = field(repr=False)
+    weights: int | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As JSON values, without the reference."""
+        return {name: value for name, value in asdict(self).items() if name != "reference"}
+
+
+def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> torch.Tensor:
+    """Token ids of a prompt, shape (1, L); counted through without a tokenizer."""
+    if tokenizer is None:
+        most = min(int(getattr(settings_of(model.config), "vocab_size", 100)), 5000)
+        ids = [(7 * i + 5) % most for i in range(24)]
+    else:
+        ids = tokenizer(_PROMPT)["input_ids"]
+    return torch.tensor([ids], device=input_device(model))
+
+
+@torch.inference_mode()
+def compare(
+    dense: PreTrainedModel,
+    candidate: LayerSubset,
+    found: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Verification:
+    """Compare a reloaded checkpoint with the candidate of the dense model.
+
+    Raises:
+        VerificationError: a logit differs by more than rounding, in prefill or in cached decoding.
+    """
+    ids = prompt_ids(dense, tokenizer)
+    with bypassed(dense, candidate):
+        expected = _prefill(dense, ids)
+    limit = _TOLERANCE.get(found.dtype, 1e-2) * max(float(expected.abs().max()), 1e-6)
+    actual = _prefill(found, ids)
+    prefill = _difference(expected, actual, limit, "in the prompt")
+    narrow = None
+    with ExitStack() as stack:
+        if [stack.enter_context(narrowed(model.config)) for model in (dense, found)] == [True, True]:
+            with bypassed(dense, candidate):
+                wanted = _prefill(dense, ids)
+            narrow = _difference(wanted, _prefill(found, ids), limit, "where attention windows end")
+    with pruned(dense, candidate):
+        in_memory = generate(dense, ids)
+    continuation = generate(found, ids)
+    decode, decoded = _same_steps(in_memory, continuation, limit)
+    text = "" if tokenizer is None else str(tokenizer.decode(continuation[0], skip_special_tokens=True))
+    reference = Reference(ids[0].tolist(), likeliest(actual), continuation[0].tolist())
+    return Verification(prefill, narrow, decode, limit, decoded, text, reference)
+
+
+@torch.inference_mode()
+def compare_streamed(loaded: LoadedModel, candidate: LayerSubset, found: LoadedModel) -> Verification:
+    """Compare prefill alone, block by block as the weights come, of models that are larger than memory.
+
+    Raises:
+        VerificationError: a logit differs by more than rounding.
+    """
+    ids = prompt_ids(loaded.model, loaded.tokenizer)
+    whole = LayerSubset.of(found.n_layers)
+    expected, actual = _streamed(loaded, candidate, ids), _streamed(found, whole, ids)
+    limit = _TOLERANCE.get(found.model.dtype, 1e-2) * max(float(expected.abs().max()), 1e-6)
+    prefill = _difference(expected, actual, limit, "in the prompt")
+    narrow = None
+    with ExitStack() as stack:
+        if [stack.enter_context(narrowed(one.model.config)) for one in (loaded, found)] == [True, True]:
+            wanted = _streamed(loaded, candidate, ids)
+            narrow = _difference(wanted, _streamed(found, whole, ids), limit, "where attention windows end")
+    return Verification(prefill, narrow, 0.0, limit, 0, "", Reference(ids[0].tolist(), likeliest(actual[None]), []))
+
+
+def _streamed(loaded: LoadedModel, candidate: LayerSubset, ids: torch.Tensor) -> torch.Tensor:
+    """Logits at each position, shape (L, V)."""
+    [(_, _, hidden_BLE)] = Forward(loaded.model, loaded.layers).run([(Rows(ids), [candidate])])
+    head = Head(loaded.model)
+    return head.logits(head.finish(hidden_BLE[0])).float()
+
+
+@contextmanager
+def bypassed(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[None]:
+    """Let the dropped blocks of a dense model hand on what they get, each other block with its own number and mask."""
+
+    def hand_on(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return returned(model, args[0] if args else kwargs["hidden_states"])
+
+    blocks = blocks_of(model)
+    with ExitStack() as stack:
+        for number in candidate.dropped:
+            stack.enter_context(mock.patch.object(blocks[number], "forward", hand_on))
+        for number in {*candidate.attention, *candidate.mlp}:
+            use = (number in candidate.attention, number in candidate.mlp)
+            stack.enter_context(silenced(model, blocks[number], *use))
+        yield
+
+
+@contextmanager
+def narrowed(config: PretrainedConfig) -> Iterator[bool]:
+    """Make a model's attention windows a few tokens wide; yields whether it has any."""
+    settings = settings_of(config)
+    windows = {name: getattr(settings, name, None) for name in _WINDOWS if name in settings.to_dict()}
+    windows = {name: width for name, width in windows.items() if isinstance(width, int) and width > _NARROW}
+    try:
+        for name in windows:
+            setattr(settings, name, _NARROW)
+        yield bool(windows)
+    finally:
+        for name, width in windows.items():
+            setattr(settings, name, width)
+
+
+@torch.inference_mode()
+def matches(found: PreTrainedModel, reference: Mapping[str, Any]) -> float:
+    """Compare a reloaded checkpoint with the reference that was stored when it was verified.
+
+    Returns:
+        The largest difference of a logit.
+
+    Raises:
+        VerificationError: it differs by more than rounding.
+    """
+    ids = torch.tensor([reference["prompt"]], device=input_device(found))
+    logits = _prefill(found, ids)[0].float()
+    limit = _TOLERANCE.get(found.dtype, 1e-2) * max(float(logits.abs().max()), 1e-6)
+    worst = 0.0
+    for row, likely in zip(logits, reference["likeliest"], strict=True):
+        for token, value in likely:
+            worst = max(worst, abs(float(row[token]) - value))
+    if not worst <= limit:
+        raise VerificationError(
+            f"the checkpoint gives logits that differ by {worst:.3g} (allowed {limit:.3g}) from those it gave when it "
+            "was exported: its files have changed, or the versions of its libraries compute something else"
+        )
+    if not reference["continuation"]:
+        return worst
+    continuation, steps = generate(found, ids)
+    for step, token in enumerate(reference["continuation"][: len(steps)]):
+        if (chosen := int(continuation[step])) != token:
+            if float(steps[step][chosen] - steps[step][token]) > limit:
+                raise VerificationError("the checkpoint generates another text than it did when it was exported")
+            break  # a tie, after which the texts may part
+    return worst
+
+
+def likeliest(logits_BLV: torch.Tensor, number: int = 4) -> list[list[tuple[int, float]]]:
+    """The likeliest tokens and their logits at each position of the first sequence."""
+    values, ids = logits_BLV[0].float().topk(number, dim=-1)
+    return [
+        list(zip(i, (round(x, 6) for x in v), strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def generate(model: PreTrainedModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Continue greedily with a cache.
+
+    Returns:
+        New ids, shape (T,), and the logits at each step, shape (T, V).
+    """
+    answer: Any = model.generate(  # type: ignore[operator]
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        num_beams=1,
+        min_new_tokens=NEW_TOKENS,
+        max_new_tokens=NEW_TOKENS,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return answer.sequences[0, ids.shape[1] :], torch.stack(answer.logits)[:, 0].float()
+
+
+def _prefill(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.float()
+
+
+def _difference(expected: torch.Tensor, actual: torch.Tensor, limit: float, where: str) -> float:
+    difference = float((expected.to(actual.device) - actual).abs().max())
+    if not difference <= limit:  # NaN fails too
+        raise VerificationError(
+            f"the reloaded export differs from the scored candidate by {difference:.3g} in a logit {where} "
+            f"(allowed {limit:.3g}): it was not kept"
+        )
+    return difference
+
+
+def _same_steps(
+    expected: tuple[torch.Tensor, torch.Tensor], actual: tuple[torch.Tensor, torch.Tensor], limit: float
+) -> tuple[float, int]:
+    """Compare greedy steps as long as their tokens agree; where they part, it must be over a tie."""
+    steps = 0
+    worst = 0.0
+    for step in range(min(len(expected[1]), len(actual[1]))):
+        worst = max(worst, _difference(expected[1][step], actual[1][step], limit, "in cached decoding"))
+        steps += 1
+        if expected[0][step] != actual[0][step]:
+            break
+    return worst, steps
