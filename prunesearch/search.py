@@ -158,9 +158,14 @@ class _Run:
         self.announce(evaluation)
 
     def _rival(self, number: int) -> LayerSubset | None:
-        """Whom the trials of a generation race against: the best before it, however often the run was killed since."""
+        """Whom the trials of a generation race against: the best before it, however often the run was killed since.
+
+        The first generation races against its first trial, which starts from a ranking if there is one.
+        """
         first = number if self._sampler.asynchronous else number - number % self._sampler.batch
         rival = next((t for t in best_trials(self._study, None) if t.number < first), None)
+        if rival is None:
+            rival = next((t for t in self._study.get_trials(deepcopy=False) if t.number == first), None)
         return None if rival is None else self._candidate(rival)
 
     def _tell_values(self, number: int, evaluation: Evaluation) -> None:

@@ -62,7 +62,7 @@ class DenseRows:
 
     def __init__(self, p: torch.Tensor, log_p: torch.Tensor, index_RK: torch.Tensor | None = None) -> None:
         self._p, self._index_RK = p, index_RK
-        self._negative_entropy_R = torch.linalg.vecdot(p, log_p)
+        self._negative_entropy_R: torch.Tensor = torch.linalg.vecdot(p, log_p)
         if index_RK is not None:
             self._rest_R = (1 - p.sum(-1)).clamp_min(_TINY)
             self._negative_entropy_R += self._rest_R * self._rest_R.log()
