@@ -353,6 +353,6 @@ def _notes(
     if best is None:
         least = min(modes, key=lambda mode: mode.memory)
         notes.append(
-            f"nothing fits: --weights {least.weights} needs {least.memory / 2**30:.2f} GiB; fewer --tokens, or a smaller --dtype"
+            f"nothing fits: --weights {least.weights} needs {least.memory / 2**30:.2f} GiB; try fewer --tokens"
         )
     return notes
