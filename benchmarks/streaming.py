@@ -32,6 +32,7 @@ from benchmarks.record import Record
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import PruneSearchError
 from prunesearch.model.anatomy import skeleton
+from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.checkpoint import INDEX
 from prunesearch.model.layers import StreamedLayers
 from prunesearch.model.loading import LoadedModel, load
@@ -105,11 +106,12 @@ def score(
     forward = Forward(loaded.model, loaded.layers, state_memory)
     before = loaded.layers.bytes_read if isinstance(loaded.layers, StreamedLayers) else 0
     start = time.perf_counter()
-    found = {
-        f"{candidate.text} {index}": results
-        for lot in lots
-        for index, candidate, results in objective.score([(chunk, lot) for chunk in objective.chunks], forward)
-    }
+    with wide_products():
+        found = {
+            f"{candidate.text} {index}": results
+            for lot in lots
+            for index, candidate, results in objective.score([(chunk, lot) for chunk in objective.chunks], forward)
+        }
     seconds = time.perf_counter() - start
     after = loaded.layers.bytes_read if isinstance(loaded.layers, StreamedLayers) else 0
     return {
@@ -221,6 +223,9 @@ def benchmark(record: Record, folder: Path) -> None:
         whole = run(folder, "memory", dtype, limited=False)
         record.add("seconds_in_memory_unlimited", whole["seconds"])
         record.add("peak_rss_gib_in_memory_unlimited", whole["peak"] / 2**30)
+        resident = next(mode for mode in planned["modes"] if mode["weights"] == "memory")
+        record.add("predicted_peak_gib_in_memory", resident["memory"] / 2**30)
+        record.add("predicted_seconds_in_memory", resident["seconds"])
     record.add("max_difference_to_unlimited", difference(streamed, whole), "== 0")
 
 

@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--drop", required=True, help="How much to drop: 8, 25%, ..8 (up to), pareto or pareto:25%."),
+    click.option("--drop", required=True, help="How much to drop: 8, 25%, ..8 (up to), pareto[:25%]; or several: 4,8."),
     click.option("--protect", default="", help="Blocks that stay: first:1,last:1 or 0,5-8."),
     click.option("--units", default="blocks", show_default=True, help=f"What is dropped: {' or '.join(UNITS)}."),
     click.option("--against", help="Weigh quality against size or latency in --drop pareto; default size."),
-    click.option("--sampler", default="pso", show_default=True, help=f"{', '.join(SAMPLERS)}."),
+    click.option("--sampler", default="pso", show_default=True, help=f"{', '.join(SAMPLERS)}; or several: pso,woa."),
     click.option("--form", help=f"PSO and WOA as: {', '.join(FORMS)}; default set."),
     click.option("--preselect/--no-preselect", default=True, help="A surrogate chooses among the swarm's moves."),
     click.option("--ranking", help=f"What to start from: {', '.join(RANKINGS)}; default by sampler."),
@@ -145,15 +145,22 @@ def demo(model: str | None, trials: int | None, home: str, threads: int | None, 
 @_with(*_RUN_OPTIONS)
 @_JSON
 def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
-    """Search MODEL (Hugging Face id, folder or .gguf file) for the blocks to drop. Run again to resume."""
-    recipe, options = _recipe(settings), _options(settings)
+    """Search MODEL (Hugging Face id, folder or .gguf file) for the blocks to drop. Run again to resume.
+
+    Several samplers and numbers, as in --sampler pso,woa --drop 4,8,12, are searched at once, each as its own study.
+    """
+    recipes, options = _grid(settings), _options(settings)
     _quiet()
-    from prunesearch.pipeline import open_bench, run_search
+    from prunesearch.pipeline import check_grid, open_bench, run_searches
     from prunesearch.report import render
 
-    with open_bench(recipe, options) as bench, _progress() as view:
-        outcome = run_search(bench, recipe, options, view)
-    _emit(as_json, outcome.document(options), render.search)
+    check_grid(recipes, options)
+    with open_bench(recipes[0], options) as bench, _progress() as view:
+        documents = [outcome.document(options) for outcome in run_searches(bench, recipes, options, view)]
+    if len(documents) == 1:
+        _emit(as_json, documents[0], render.search)
+    else:
+        _emit(as_json, {"searches": documents}, render.grid)
 
 
 @cli.command()
@@ -365,6 +372,12 @@ def _recipe(settings: dict[str, Any]) -> Recipe:
         values["objective"] = "task" if values.get("task") else "kl"
     values["weights"] = Weights.parse((settings.get("weights") or ("", ""))[0])
     return validated(Recipe, values)
+
+
+def _grid(settings: dict[str, Any]) -> list[Recipe]:
+    """The recipes of ``--sampler pso,woa --drop 4,8``: every sampler with every number."""
+    samplers, drops = ([word.strip() for word in settings[name].split(",")] for name in ("sampler", "drop"))
+    return [_recipe({**settings, "sampler": sampler, "drop": drop}) for sampler in samplers for drop in drops]
 
 
 def _split_weights(given: Sequence[str]) -> tuple[str, str | None]:

@@ -21,6 +21,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.engine import FAILURES
 from prunesearch.engine.memory import keep_freed_memory
 from prunesearch.errors import PruneSearchError, RunError, one_line
+from prunesearch.model.arithmetic import wide_products
 from prunesearch.scoring.forward import Forward, Stopped
 from prunesearch.scoring.objectives import Chunk, Objective, Scored, Work
 
@@ -75,8 +76,8 @@ class WorkerPool:
                     try:
                         message = member.hear()
                     except EOFError:
-                        self.restarts += 1
                         message = member.revive()
+                        self.restarts += message is None
                     if isinstance(message, Exception):
                         failure = failure or message
                     elif message is not None:
@@ -270,8 +271,9 @@ def _serve(line: Connection, build: Build, number: int, stop: Any) -> None:  # n
 def _work_off(share: Work, objective: Objective, forward: Forward, line: Connection) -> Exception | None:
     """Score a share; returns why it could not be finished."""
     try:
-        for scored in objective.score(share, forward):
-            line.send(scored)
+        with wide_products():
+            for scored in objective.score(share, forward):
+                line.send(scored)
     except Stopped:
         return None
     except PruneSearchError as error:

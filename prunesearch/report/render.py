@@ -33,6 +33,35 @@ def search(document: Document) -> Parts:
     ]
 
 
+def grid(document: Document) -> Parts:
+    """Several studies that were searched at once, and what to do next."""
+    searches = document["searches"]
+    studies = [s["study"] for s in searches]
+    flag = _storage_flag(searches[0])
+    rows = [
+        (
+            s["study"],
+            f"{s['value']:.4f}",
+            f"{s['best']['cost']['params'] / s['dense']['cost']['params']:.3f}",
+            f"{s['best']['cost']['latency_ms'] / s['dense']['cost']['latency_ms']:.3f}",
+            s["trials"],
+            s["computed"],
+            s["hits"],
+            s["best"]["dropped"],
+        )
+        for s in searches
+    ]
+    columns = ("study", "best", "parameters", "latency", "trials", "evaluated", "cache hits", "layers dropped")
+    return [
+        table(f"{len(rows)} studies over one engine and store, {duration(searches[-1]['seconds'])}", columns, rows),
+        _next(
+            f"prunesearch study show {studies[0]}{flag}",
+            f"prunesearch export {studies[0]} --out {studies[0]}{flag}",
+            f"optuna-dashboard {searches[0]['storage']}",
+        ),
+    ]
+
+
 def _pareto(document: Document) -> Parts:
     """The front, its knee against the dense model, and how to choose from it."""
     best, study, flag = document["best"], document["study"], _storage_flag(document)
