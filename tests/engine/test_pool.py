@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,8 +28,11 @@ WINDOWS = torch.arange(6 * 512).view(6, 512) % 264  # three chunks
 CANDIDATES = [LayerSubset.of(N_LAYERS, [i, j]) for i in range(3) for j in range(i + 1, N_LAYERS)]
 
 
+WELL, DIES_ONCE, DIES, NO_MEMORY, NO_DATA, SLOW = range(30, 36)
+
+
 class Toy:
-    """An objective that misbehaves where it is told to: a candidate's second dropped block says what happens."""
+    """An objective that misbehaves where it is told to: the MLP that a candidate drops says how."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -44,18 +46,16 @@ class Toy:
                 yield chunk.index, candidate, [[float(sum(candidate.dropped)), os.getpid()]]
 
     def _act(self, candidate: LayerSubset) -> None:
-        match candidate.attention:
-            case (1,) if not self._seen(candidate):
-                os.kill(os.getpid(), signal.SIGKILL)
-            case (2,):
-                os.kill(os.getpid(), signal.SIGKILL)
-            case (3,):
-                raise MemoryError("no room")
-            case (4,):
-                raise DataError("the data went away")
-            case (5,):
-                (self._folder / "busy").touch()
-                time.sleep(0.3)
+        act = candidate.mlp[0] if candidate.mlp else None
+        if act == DIES or (act == DIES_ONCE and not self._seen(candidate)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if act == NO_MEMORY:
+            raise MemoryError("no room")
+        if act == NO_DATA:
+            raise DataError("the data went away")
+        if act == SLOW:
+            (self._folder / "busy").touch()
+            time.sleep(0.3)
 
     def _seen(self, candidate: LayerSubset) -> bool:
         mark = self._folder / candidate.text
@@ -70,11 +70,11 @@ class Still:
     stopped: Callable[[], bool]
 
 
-def build_toy(folder: Path, number: int) -> Any:
+def build_toy(folder: Path, number: int) -> tuple[Toy, Still]:
     return Toy(folder), Still()
 
 
-def build_nothing(number: int) -> Any:
+def build_nothing(number: int) -> tuple[Toy, Still]:
     raise ScoringError("there is no model")
 
 
@@ -84,9 +84,9 @@ def build_real(folder: str, streamed: bool, number: int) -> tuple[CalibrationObj
     return CalibrationObjective(loaded, WINDOWS), Forward(loaded.model, loaded.layers)
 
 
-def toys(*acts: int, drop: int = 0) -> list[LayerSubset]:
-    """Candidates that act in this order; 0 just scores."""
-    return [LayerSubset.of(40, [10 + i], attention=[act] if act else []) for i, act in enumerate(acts)]
+def toys(*acts: int) -> list[LayerSubset]:
+    """Candidates that act in this order, which is that of their paths too."""
+    return [LayerSubset.of(40, [29 - i], mlp=[act]) for i, act in enumerate(acts)]
 
 
 def chunks(*lots: list[LayerSubset]) -> Work:
@@ -138,7 +138,7 @@ def test_two_workers_give_the_numbers_of_one_process(tiny_folder: Path, tmp_path
 
 
 def test_both_work_and_results_come_one_by_one(pool: WorkerPool) -> None:
-    work = chunks(toys(*[5] * 8))
+    work = chunks(toys(*[SLOW] * 8))
     start = time.monotonic()
     arrived = [(time.monotonic() - start, scored) for scored in pool.score(work, never)]
     assert values([scored for _, scored in arrived]) == expected(work)
@@ -149,7 +149,7 @@ def test_both_work_and_results_come_one_by_one(pool: WorkerPool) -> None:
 
 def test_a_worker_that_is_killed_is_started_again_for_what_is_left(pool: WorkerPool) -> None:
     before = pool.restarts
-    work = chunks(toys(0, 0, 1, 0, 0, 0), toys(0, 0, 0, 0, 0, 0))
+    work = chunks(toys(WELL, WELL, DIES_ONCE, WELL, WELL, WELL), toys(*[WELL] * 6))
     scored = list(pool.score(work, never))
     assert pool.restarts == before + 1
     assert values(scored) == expected(work)
@@ -158,7 +158,7 @@ def test_a_worker_that_is_killed_is_started_again_for_what_is_left(pool: WorkerP
 
 def test_a_worker_that_is_killed_from_outside_is_started_again(pool: WorkerPool) -> None:
     before = pool.restarts
-    work = chunks(toys(*[5] * 6))
+    work = chunks(toys(*[SLOW] * 6))
     scored: list[Scored] = []
     for at, found in enumerate(pool.score(work, never)):
         scored.append(found)
@@ -172,7 +172,7 @@ def test_a_worker_that_is_killed_from_outside_is_started_again(pool: WorkerPool)
 
 def test_one_that_dies_again_and_again_is_one_line_and_the_rest_is_kept(pool: WorkerPool) -> None:
     before = pool.restarts
-    work = chunks(toys(0, 0, 0, 0, 0, 2))
+    work = chunks(toys(*[WELL] * 5, DIES))
     scored = []
     with pytest.raises(RunError, match=r"worker \d died 3 times over the same candidates.*fewer --workers") as raised:
         for found in pool.score(work, never):
@@ -180,37 +180,40 @@ def test_one_that_dies_again_and_again_is_one_line_and_the_rest_is_kept(pool: Wo
     assert "\n" not in str(raised.value)
     assert len(values(scored)) == 5
     assert pool.restarts == before + 2
-    again = chunks(toys(0, 0, 0, 0))
+    again = chunks(toys(*[WELL] * 4))
     assert values(list(pool.score(again, never))) == expected(again), "the pool is still of use"
 
 
-@pytest.mark.parametrize(("act", "kind", "message"), [(3, MemoryError, "no room"), (4, RunError, "the data went away")])
+@pytest.mark.parametrize(
+    ("act", "kind", "message"), [(NO_MEMORY, MemoryError, "no room"), (NO_DATA, RunError, "the data went away")]
+)
 def test_what_a_share_fails_of_is_heard_when_the_others_are_done(
     pool: WorkerPool, act: int, kind: type[Exception], message: str
 ) -> None:
-    work = chunks(toys(act, 0, 5, 5))
+    before = pool.restarts
+    work = chunks(toys(act, WELL, SLOW, SLOW))
     scored = []
     with pytest.raises(kind, match=message):
         for found in pool.score(work, never):
             scored.append(found)
     assert len(values(scored)) == 2
-    assert pool.restarts == pool.restarts
+    assert pool.restarts == before
 
 
 def test_stopping_leaves_at_the_next_block_and_keeps_what_is_done(pool: WorkerPool) -> None:
     scored: list[Scored] = []
     with pytest.raises(Stopped):
-        for found in pool.score(chunks(toys(*[5] * 20)), lambda: len(scored) > 2):
+        for found in pool.score(chunks(toys(*[SLOW] * 20)), lambda: len(scored) > 2):
             scored.append(found)
     assert 2 < len(scored) < 8
-    assert len(list(pool.score(chunks(toys(0, 0)), never))) == 2
+    assert len(list(pool.score(chunks(toys(WELL, WELL)), never))) == 2
 
 
 def test_results_that_nobody_wants_any_more_do_not_get_into_the_next_generation(pool: WorkerPool) -> None:
-    first = pool.score(chunks(toys(*[5] * 8)), never)
+    first = pool.score(chunks(toys(*[SLOW] * 8)), never)
     assert len(list(islice(first, 1))) == 1
     first.close()  # type: ignore[attr-defined]
-    work = chunks(toys(0, 0, 0)[1:])
+    work = chunks(toys(WELL, WELL, WELL)[1:])
     assert values(list(pool.score(work, never))) == expected(work)
 
 
@@ -219,7 +222,7 @@ def test_a_worker_that_cannot_start_says_why() -> None:
         WorkerPool(build_nothing, 1) as pool,
         pytest.raises(RunError, match="worker 0 cannot start: there is no model"),
     ):
-        list(pool.score(chunks(toys(0)), never))
+        list(pool.score(chunks(toys(WELL)), never))
 
 
 def test_neighbours_stay_together_and_few_candidates_make_work_for_all() -> None:
@@ -242,14 +245,14 @@ SCRIPT = """
 import functools, signal, sys, time
 from pathlib import Path
 from prunesearch.engine.pool import WorkerPool
-from tests.engine.test_pool import build_toy, chunks, toys
+from tests.engine.test_pool import SLOW, build_toy, chunks, toys
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with WorkerPool(functools.partial(build_toy, Path(sys.argv[1])), 2) as pool:
         print(*(member._process.pid for member in pool._members), flush=True)
         try:
-            list(pool.score(chunks(toys(*[5] * 200)), lambda: False))
+            list(pool.score(chunks(toys(*[SLOW] * 200)), lambda: False))
         except KeyboardInterrupt:
             print("stopped", flush=True)
 """
