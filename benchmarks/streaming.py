@@ -158,7 +158,7 @@ def run(folder: Path, what: str, dtype: str, limited: bool = True) -> dict[str, 
     done = subprocess.run(words, preexec_fn=limit if limited else None, capture_output=True, text=True, check=False)
     if not out.is_file():
         return {"failure": (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]}
-    found: dict[str, Any] = json.loads(out.read_text())
+    found: dict[str, Any] = json.loads(out.read_text().replace(str(folder), "MODEL"))
     return found
 
 
@@ -190,7 +190,8 @@ def benchmark(record: Record, folder: Path) -> None:
     dtype = "float32" if flops.get("float32", 0.0) > flops["bfloat16"] else "bfloat16"
     planned = plan(str(folder), Asked(LIMIT, CANDIDATES, DROP, TOKENS, dtype=dtype))  # type: ignore[arg-type]
     mode = next(mode for mode in planned["modes"] if mode["weights"] == "stream")
-    record.notes |= {"dtype": dtype, "plan": planned, "limit": "RLIMIT_AS of 3 GiB, set before Python starts"}
+    shown = json.loads(json.dumps(planned).replace(str(folder), "MODEL"))
+    record.notes |= {"dtype": dtype, "plan": shown, "limit": "RLIMIT_AS of 3 GiB, set before Python starts"}
     record.add("weights_gib", weights / 2**30)
     plain = run(folder, "memory", dtype)
     record.notes["plain loading under the limit"] = plain.get("failure", "loaded")
