@@ -7,8 +7,8 @@ their own then score 16 candidates (a quarter of the blocks dropped at random) o
 limited to 3 GiB (RLIMIT_AS: libraries, stacks and mapped files count, so it is harder than a limit on resident memory):
 streamed together, then again with half of the hidden states in files, one by one, and loaded plainly, which must fail.
 One without a limit scores the same candidates with all weights in memory, where the machine has room for that.
-The page cache is emptied of the checkpoint before each timed part. Numbers are computed in float32 where the CPU
-multiplies that faster, else in bfloat16.
+The page cache is emptied of the checkpoint before each timed part. Numbers are computed in bfloat16, and in
+float32 on a CPU without instructions for it.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from benchmarks.record import Record
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import PruneSearchError
 from prunesearch.model.anatomy import skeleton
-from prunesearch.model.arithmetic import wide_products
+from prunesearch.model.arithmetic import wide_products, widens
 from prunesearch.model.checkpoint import INDEX
 from prunesearch.model.layers import StreamedLayers
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.streaming import open_streamed
 from prunesearch.scoring.forward import Forward
 from prunesearch.scoring.objectives import CalibrationObjective
-from prunesearch.scoring.plan import Asked, draw, plan
+from prunesearch.scoring.plan import Asked, Dtype, draw, plan
 from prunesearch.space import SearchSpace
 
 LIMIT = 3 * 2**30
@@ -185,10 +185,8 @@ def benchmark(record: Record, folder: Path) -> None:
     """Write the model, plan, run, compare."""
     weights = write_model(folder, QUICK_BLOCKS if record.quick else BLOCKS)
     forget(folder)
-    first = plan(str(folder), Asked(LIMIT, CANDIDATES, DROP, TOKENS))
-    flops = first["speed"]["flops"]
-    dtype = "float32" if flops.get("float32", 0.0) > flops["bfloat16"] else "bfloat16"
-    planned = plan(str(folder), Asked(LIMIT, CANDIDATES, DROP, TOKENS, dtype=dtype))  # type: ignore[arg-type]
+    dtype: Dtype = "float32" if widens() else "bfloat16"
+    planned = plan(str(folder), Asked(LIMIT, CANDIDATES, DROP, TOKENS, dtype=dtype))
     mode = next(mode for mode in planned["modes"] if mode["weights"] == "stream")
     shown = json.loads(json.dumps(planned).replace(str(folder), "MODEL"))
     record.notes |= {"dtype": dtype, "plan": shown, "limit": "RLIMIT_AS of 3 GiB, set before Python starts"}
