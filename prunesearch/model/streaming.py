@@ -79,7 +79,8 @@ def open_streamed(
         {p: sources[f"{prefix}{index}.{p}"] for p, _ in block.named_parameters()} for index, block in enumerate(blocks)
     ]
     layers = StreamedLayers(blocks, per_block, place)
-    return LoadedModel(name, model.eval(), tokenizer, digest, sizes_of(model), layers)
+    model.train(False)
+    return LoadedModel(name, model, tokenizer, digest, sizes_of(model), layers)
 
 
 def _folder(name: str, revision: str | None) -> Path:
