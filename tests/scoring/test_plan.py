@@ -32,6 +32,7 @@ def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose speed does not vary."""
     monkeypatch.setattr(planning, "measure", lambda *_: SPEED)
     monkeypatch.setattr(planning, "_resident", lambda: GIB // 2)
+    monkeypatch.setattr(planning, "widens", lambda: False)
 
 
 @pytest.fixture
@@ -62,6 +63,16 @@ def test_llama_70b_is_streamed_in_24_gib(known_speed: None, llama_70b: str) -> N
     assert stream["seconds"] == pytest.approx(max(compute, stream["bytes_read"] / 1e9), rel=1e-3)
     assert "--weights stream --state-memory 352MiB --tokens 1024" in document["command"]
     assert document["command"].startswith("prunesearch search MODEL --drop 25% --population 20")
+
+
+def test_a_cpu_that_widens_needs_a_weight_in_float32(
+    known_speed: None, llama_70b: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = mode(plan(llama_70b, Asked(24 * GIB)), "stream")
+    monkeypatch.setattr(planning, "widens", lambda: True)
+    after = mode(plan(llama_70b, Asked(24 * GIB)), "stream")
+    assert after["memory"] - before["memory"] == 4 * 128_256 * 8192
+    assert after["fits"]
 
 
 def test_what_fits_is_kept_in_memory(known_speed: None, llama_70b: str) -> None:
