@@ -23,7 +23,7 @@ from prunesearch.scoring.objectives import CalibrationObjective, Metrics
 from prunesearch.scoring.text import token_windows
 from prunesearch.search import SearchResult, search
 from prunesearch.space import SearchSpace
-from prunesearch.store.disk import EvaluationStore
+from prunesearch.store.evaluations import EvaluationStore
 from tests.conftest import N_LAYERS
 
 SPACE = SearchSpace(N_LAYERS, 2)

@@ -11,13 +11,15 @@ from typing import Any, Protocol
 
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.memory import keep_freed_memory
-from prunesearch.errors import CorruptEntryError, PruneSearchError, ScoringError, one_line
+from prunesearch.errors import PruneSearchError, ScoringError, one_line
 from prunesearch.model.loading import LoadedModel
 from prunesearch.scoring.cost import TOKENS, LatencyModel, machine, measure_latency_model
 from prunesearch.scoring.forward import Forward, Stopped
 from prunesearch.scoring.objectives import Chunk, Metrics, Objective, Scored, Work, numerics_of
 from prunesearch.scoring.race import is_worse, rungs
-from prunesearch.store.disk import EvaluationStore
+from prunesearch.store import faults
+from prunesearch.store.evaluations import EvaluationStore
+from prunesearch.store.flight import Flight
 from prunesearch.store.keys import Key, evaluation_key, latency_key
 
 # What scoring may raise; it fails candidates and nothing else. RuntimeError is torch's (out of memory among others),
@@ -55,7 +57,8 @@ class LocalEngine:
     """Scores candidates of one model on one objective, through the store.
 
     Any number of studies may ask at once. What waits is scored together, as one generation, in a thread, so that the
-    event loop stays free; a candidate that several ask for is scored once. When a consumer is cancelled (Ctrl-C), the
+    event loop stays free; a candidate that several ask for is scored once, be it in other processes or on other
+    machines that share the store. When a consumer is cancelled (Ctrl-C), the
     pass that is under way is left at its next block.
 
     Args:
@@ -63,7 +66,6 @@ class LocalEngine:
         state_memory: bytes that hidden states may take.
 
     Attributes:
-        damaged: stored entries that were found damaged and computed again.
         tokens: tokens that candidates were scored on, by races fewer than there are.
     """
 
@@ -78,8 +80,8 @@ class LocalEngine:
         keep_freed_memory()
         self.loaded = loaded
         self.objective = objective
-        self.damaged = 0
         self.tokens = 0
+        self._pace = _Pace()
         self._scorer = scorer or InProcess(loaded, objective, state_memory)
         self.workers = self._scorer.workers
         self._store = store
@@ -147,15 +149,12 @@ class LocalEngine:
 
     def latency_model(self) -> LatencyModel:
         """Per-block latencies of the model on this machine, measured once and kept in the store."""
-        key = latency_key(
-            self.loaded.fingerprint, machine(self.loaded.model), numerics_of(self.loaded.model), TOKENS
-        )
-        stored = self._lookup(key)
+        key = latency_key(self.loaded.fingerprint, machine(self.loaded.model), numerics_of(self.loaded.model), TOKENS)
+        stored = self._store.get(key)
         if stored is not None:
-            return LatencyModel.from_json(stored)
+            return LatencyModel.from_json(stored.value)
         latency = measure_latency_model(self.loaded.model, self.loaded.layers)
-        self._store.put(key, latency.as_json())
-        return latency
+        return LatencyModel.from_json(self._store.put(key, latency.as_json()).value)
 
     def _evaluate(self, tasks: Sequence["_Task"], settle: Callable[["_Task", Evaluation], None]) -> None:
         """Evaluate tasks together, rung by rung; without rivals there is one rung, all data."""
@@ -171,24 +170,45 @@ class LocalEngine:
         except Stopped:
             return
 
-    def lookup_chunk(self, candidate: LayerSubset, chunk: Chunk) -> list[Any] | None:
-        """A candidate's stored results on a chunk."""
-        found: list[Any] | None = self._lookup(self._key(candidate, chunk))
-        return found
+    def results(self, wanted: Iterable[tuple[Chunk, LayerSubset]]) -> Iterator[tuple[Scored, float | None]]:
+        """Results of candidates on chunks: from the store, by scoring, or from whoever else is scoring them now.
 
-    def score(self, work: Work) -> Iterator[Scored]:
+        Yields:
+            Each as it is known, with the seconds that the store saved, or None where it was scored here.
+        """
+        left = {self._key(candidate, chunk): (chunk, candidate) for chunk, candidate in wanted}
+        with self._store.flight() as flight:
+            while left:
+                found = flight.claim(left)
+                for key in [key for key in left if key.digest in found]:
+                    chunk, candidate = left.pop(key)
+                    entry = found[key.digest]
+                    yield (chunk.index, candidate, entry.value), entry.seconds
+                mine: dict[int, tuple[Chunk, list[LayerSubset]]] = {}
+                for chunk, candidate in (left[key] for key in left if key.digest in flight.mine):
+                    mine.setdefault(chunk.index, (chunk, []))[1].append(candidate)
+                work = [mine[index] for index in sorted(mine)]
+                self._pace.start(work)
+                for scored in self._score(work, flight):
+                    left.pop(self._key(scored[1], self.objective.chunks[scored[0]]))
+                    yield scored, None
+                if not work and left:
+                    flight.wait(self._stop.is_set)
+                    if self._stop.is_set():
+                        raise Stopped
+
+    def _score(self, work: Work, flight: Flight) -> Iterator[Scored]:
         """Score candidates on chunks and keep the results.
 
         What fails for several together is tried one by one, so that a failure is its own candidate's.
         """
         done: set[tuple[int, LayerSubset]] = set()
         try:
-            for index, candidate, results in self._scorer.score(work, self._stop.is_set):
-                if not isinstance(results, ScoringError):
-                    self._store.put(self._key(candidate, self.objective.chunks[index]), results)
-                    self.tokens += self.objective.chunks[index].tokens
+            for index, candidate, results in self._scorer.score(work, self._stop.is_set) if work else ():
+                kept = self._keep(index, candidate, results, flight)
                 done.add((index, candidate))
-                yield index, candidate, results
+                if kept is not None:
+                    yield index, candidate, kept
         except _FAILURES as error:
             if isinstance(error, PruneSearchError) and not isinstance(error, ScoringError):
                 raise
@@ -196,21 +216,52 @@ class LocalEngine:
             left = [(chunk, candidate) for chunk, candidate in left if (chunk.index, candidate) not in done]
             if len({candidate for _, candidate in left}) < 2:
                 for chunk, candidate in left:
+                    flight.give_back([self._key(candidate, chunk)])
                     yield chunk.index, candidate, ScoringError(f"{type(error).__name__}: {one_line(error)}")
                 return
             for alone in dict.fromkeys(candidate for _, candidate in left):
-                yield from self.score([(chunk, [alone]) for chunk, candidate in left if candidate == alone])
+                yield from self._score([(chunk, [alone]) for chunk, candidate in left if candidate == alone], flight)
+
+    def _keep(
+        self, index: int, candidate: LayerSubset, results: list[Any] | ScoringError, flight: Flight
+    ) -> list[Any] | ScoringError | None:
+        """Store results; the ones that stand, or None where another process has taken over and is not done yet."""
+        chunk = self.objective.chunks[index]
+        key = self._key(candidate, chunk)
+        faults.reach("after_score", key.digest)
+        if isinstance(results, ScoringError):
+            flight.give_back([key])
+            return results
+        self.tokens += chunk.tokens
+        stands = flight.commit(key, results, self._pace.seconds(chunk))
+        return None if stands is None else stands.value
 
     def _key(self, candidate: LayerSubset, chunk: Chunk) -> Key:
         return evaluation_key(self.loaded.fingerprint, candidate.canonical, chunk.identity)
 
-    def _lookup(self, key: Key) -> Any | None:  # noqa: ANN401 (any JSON value)
-        try:
-            return self._store.get(key)
-        except CorruptEntryError:
-            self.damaged += 1
-            self._store.discard(key)
-            return None
+
+class _Pace:
+    """What a candidate's results on a chunk cost: candidates are scored together, so it is a share of the time.
+
+    A chunk's candidates count as done together, since that is how their results come; over a run the shares add up.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: dict[int, int] = {}
+        self._since = time.perf_counter()
+        self._spent, self._done = 0.0, 0
+
+    def start(self, work: Work) -> None:
+        """Scoring begins."""
+        self._tokens = {chunk.index: chunk.tokens * len(candidates) for chunk, candidates in work}
+        self._since = time.perf_counter()
+
+    def seconds(self, chunk: Chunk) -> float:
+        """A candidate's share, now that its results are here."""
+        now = time.perf_counter()
+        self._spent, self._since = self._spent + now - self._since, now
+        self._done += self._tokens.pop(chunk.index, 0)
+        return self._spent * chunk.tokens / max(1, self._done)
 
 
 @dataclass(frozen=True)
@@ -229,6 +280,7 @@ class _Sheet:
         self._start = time.perf_counter()
         self._results: dict[LayerSubset, dict[int, list[Any]]] = {}
         self._computed: set[LayerSubset] = set()
+        self._saved: dict[LayerSubset, float] = defaultdict(float)
         self._failure: dict[LayerSubset, str] = {}
         self._steps: dict[_Task, dict[int, float]] = defaultdict(dict)
         self._out: set[_Task] = set()
@@ -241,20 +293,17 @@ class _Sheet:
         """
         chunks = self._objective.chunks
         runners = dict.fromkeys(c for task in self._left for c in (task.rival, task.candidate) if c is not None)
-        work: dict[int, list[LayerSubset]] = {}
+        wanted = []
         for candidate in runners:
             have = self._results.setdefault(candidate, {})
-            for chunk in chunks[:rung]:
-                if chunk.index in have or candidate in self._failure:
-                    continue
-                stored = self._engine.lookup_chunk(candidate, chunk)
-                if stored is None:
-                    work.setdefault(chunk.index, []).append(candidate)
-                else:
-                    have[chunk.index] = stored
+            if candidate not in self._failure:
+                wanted += [(chunk, candidate) for chunk in chunks[:rung] if chunk.index not in have]
         yield from self._done_of(runners)
-        for index, candidate, results in self._engine.score([(chunks[i], work[i]) for i in sorted(work)]):
-            self._computed.add(candidate)
+        for (index, candidate, results), saved in self._engine.results(wanted):
+            if saved is None:
+                self._computed.add(candidate)
+            else:
+                self._saved[candidate] += saved
             if isinstance(results, ScoringError):
                 self._failure.setdefault(candidate, str(results))
             else:
@@ -298,6 +347,7 @@ class _Sheet:
             seconds,
             steps=dict(self._steps[task]),
             raced_out=task in self._out,
+            saved=self._saved[candidate],
         )
 
     def _metrics(self, candidate: LayerSubset, chunks: int) -> Metrics | None:
