@@ -78,6 +78,18 @@ class LayerSubset:
         return tuple(i for i in range(self.n_layers) if i not in gone)
 
     @property
+    def path(self) -> tuple[int, ...]:
+        """How each block is used, in order: 0 whole, 1 without attention, 2 without MLP, 3 not at all.
+
+        Candidates whose paths begin alike share their hidden states up to there; the dense model's is the least path.
+        """
+        use = [0] * self.n_layers
+        for kind, blocks in enumerate((self.attention, self.mlp, self.dropped), start=1):
+            for i in blocks:
+                use[i] = kind
+        return tuple(use)
+
+    @property
     def whole_blocks(self) -> bool:
         """Whether only whole blocks are dropped."""
         return not self.attention and not self.mlp

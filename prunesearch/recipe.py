@@ -184,7 +184,11 @@ class Recipe(BaseModel):
             )
         if budget != "pareto" and self.against != "size":
             raise ValueError(f"--against goes with --drop pareto, not --drop {self.drop}")
-        if budget == "up to" and set(CALIBRATED) >= {self.objective} and not (self.weights.size or self.weights.latency):
+        if (
+            budget == "up to"
+            and set(CALIBRATED) >= {self.objective}
+            and not (self.weights.size or self.weights.latency)
+        ):
             raise ValueError(
                 f"--drop {self.drop} would drop a single layer, which harms least: say what a saving is worth with "
                 "--weights quality=1,size=2, or use --drop pareto"

@@ -86,6 +86,7 @@ class LocalEngine:
         self.workers = self._scorer.workers
         self._store = store
         self._stop = threading.Event()
+        self._consumers = 0
         self._futures: dict[_Task, asyncio.Future[Evaluation]] = {}
         self._waiting: list[_Task] = []
         self._pump: asyncio.Task[None] | None = None
@@ -99,21 +100,23 @@ class LocalEngine:
             rival: race against it: a candidate that is worse on part of the data is not scored on the rest.
         """
         asked = [self._submit(_Task(candidate, rival)) for candidate in dict.fromkeys(candidates)]
+        self._consumers += 1
         try:
             for done in asyncio.as_completed(asked):
                 yield await done
-        except asyncio.CancelledError:
-            self._stop.set()
-            raise
+        finally:
+            self._consumers -= 1
+            if not self._consumers:  # nobody waits for what is left
+                self._stop.set()
+                self._give_up(self._waiting)
+                self._waiting = []
 
     def _submit(self, task: "_Task") -> asyncio.Future[Evaluation]:
-        loop = asyncio.get_running_loop()
-        if task not in self._futures or self._futures[task].get_loop() is not loop:
-            self._futures[task] = loop.create_future()
+        if task not in self._futures:
+            self._futures[task] = asyncio.get_running_loop().create_future()
             self._waiting.append(task)
-        if self._pump is None or self._pump.done():
-            self._pump = loop.create_task(self._score_waiting())
-            self._pump.add_done_callback(self._spread_failure)
+            if self._pump is None or self._pump.done():
+                self._pump = asyncio.create_task(self._score_waiting())
         return self._futures[task]
 
     async def _score_waiting(self) -> None:
@@ -125,20 +128,25 @@ class LocalEngine:
         while self._waiting:
             await asyncio.sleep(0)  # every study that is about to ask does so first
             tasks, self._waiting = self._waiting, []
-            await asyncio.to_thread(self._evaluate, tasks, settle)
+            error: BaseException | None = None
+            try:
+                (error,) = await asyncio.gather(asyncio.to_thread(self._evaluate, tasks, settle), return_exceptions=True)
+            finally:
+                self._give_up(tasks, error)
 
     def _settle(self, task: "_Task", evaluation: Evaluation) -> None:
         future = self._futures.pop(task, None)
-        if future is not None and not future.done():
+        if future is not None:
             future.set_result(evaluation)
 
-    def _spread_failure(self, pump: asyncio.Task[None]) -> None:
+    def _give_up(self, tasks: Sequence["_Task"], error: BaseException | None = None) -> None:
         """Whoever waits for an evaluation hears why there will be none: the store cannot be written, say."""
-        error = None if pump.cancelled() else pump.exception()
-        futures, self._futures, self._waiting = self._futures, {}, []
-        for future in futures.values():
-            if error is not None and not future.done():
+        for future in [self._futures.pop(task) for task in tasks if task in self._futures]:
+            if error is None:
+                future.cancel()
+            else:
                 future.set_exception(error)
+                future.exception()  # it was seen, even where its consumer has left already
 
     def evaluate_now(self, candidates: Iterable[LayerSubset]) -> list[Evaluation]:
         """Evaluate candidates in this thread, all on all data; in the order given."""

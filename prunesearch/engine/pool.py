@@ -27,7 +27,7 @@ _ATTEMPTS = 3  # a share whose worker dies so often kills its workers
 class WorkerPool:
     """Splits a generation among processes; one that dies is started again and its share is done again.
 
-    Neighbours in the order of kept blocks share most, so each worker gets a stretch of that order.
+    Neighbours in the order of their paths share most, so each worker gets a stretch of that order.
 
     Args:
         build: see `Build`.
@@ -104,7 +104,7 @@ def split(work: Work, parts: int) -> list[Work]:
     """Cut each chunk's candidates into stretches of neighbours that keep about as many blocks."""
     shares: list[list[tuple[Chunk, Sequence[LayerSubset]]]] = [[] for _ in range(parts)]
     for chunk, candidates in work:
-        ordered = sorted(candidates, key=lambda c: (c.kept, c.attention, c.mlp))
+        ordered = sorted(candidates, key=lambda c: c.path)
         total, done, part = sum(len(c.kept) for c in ordered), 0, 0
         stretches: list[list[LayerSubset]] = [[] for _ in range(parts)]
         for candidate in ordered:
@@ -122,7 +122,7 @@ _parts: tuple[Objective, Forward]
 
 def _initialise(build: Build, number: int, stop: Event) -> None:
     """Make a worker's model; it ignores Ctrl-C, which its parent handles, and ends when its parent does."""
-    global _parts  # noqa: PLW0603 (a process of its own)
+    global _parts
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

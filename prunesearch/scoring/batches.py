@@ -133,8 +133,13 @@ class Tree:
         """The batch where the model expects it, masks in its precision."""
         device = input_device(model)
         buckets = tuple(
-            _Bucket(b.q_index.to(device), b.k_index.to(device), b.real.to(device), b.rows.to(device),
-                    b.mask.to(device, model.dtype))
+            _Bucket(
+                b.q_index.to(device),
+                b.k_index.to(device),
+                b.real.to(device),
+                b.rows.to(device),
+                b.mask.to(device, model.dtype),
+            )
             for b in self.buckets
         )
         return type(self)(self.ids.to(device), self.positions.to(device), self.spans, self.depth, buckets)

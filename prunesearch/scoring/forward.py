@@ -33,7 +33,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 """What the model passes to a block beside the hidden state."""
 
 
-class Stopped(BaseException):  # noqa: N818 (like KeyboardInterrupt it passes every handler of failures)
+class Stopped(BaseException):
     """Raised between two blocks when nobody waits for the result any more."""
 
 
@@ -90,11 +90,13 @@ class Forward:
     ) -> Iterator[tuple[int, LayerSubset, torch.Tensor]]:
         """Yield job number, candidate and its state behind the last block, shape (B, L, E); jobs end in order.
 
+        A job's candidates come in the order of their paths, so the dense model's state, if it is asked for, is first.
+
         Raises:
             Stopped: see `stopped`.
         """
         if self._layers.one_pass:
-            yield from self._wave([(job, batch, tuple(dict.fromkeys(c))) for job, (batch, c) in enumerate(jobs)])
+            yield from self._wave([(job, batch, _in_order(c)) for job, (batch, c) in enumerate(jobs)])
             return
         for job, (batch, candidates) in enumerate(jobs):
             for group in self._groups(batch, candidates):
@@ -102,13 +104,14 @@ class Forward:
 
     def _groups(self, batch: Batch, candidates: Sequence[LayerSubset]) -> Iterator[tuple[LayerSubset, ...]]:
         """Cut a generation to what fits the memory for states; neighbours share most."""
-        ordered = sorted(set(candidates), key=lambda c: (c.kept, c.attention, c.mlp))
-        most = max(1, self._memory // self._state_bytes(batch))
+        ordered, most = _in_order(candidates), self.lot(batch)
         for start in range(0, len(ordered), most):
-            yield tuple(ordered[start : start + most])
+            yield ordered[start : start + most]
 
-    def _state_bytes(self, batch: Batch) -> int:
-        return int(batch.tokens * self.model.config.hidden_size * self.model.dtype.itemsize)
+    def lot(self, batch: Batch) -> int:
+        """How many candidates' states of a batch fit the memory for states; at least one."""
+        state_bytes = batch.tokens * self.model.config.hidden_size * self.model.dtype.itemsize
+        return max(1, int(self._memory // state_bytes))
 
     def _wave(
         self, jobs: Sequence[tuple[int, Batch, tuple[LayerSubset, ...]]]
@@ -174,6 +177,10 @@ class Forward:
                 input_ids=batch.ids.to(input_device(self.model)), position_ids=batch.positions, use_cache=False
             )
         return first[0], calls
+
+
+def _in_order(candidates: Sequence[LayerSubset]) -> tuple[LayerSubset, ...]:
+    return tuple(sorted(set(candidates), key=lambda c: c.path))
 
 
 class Head:

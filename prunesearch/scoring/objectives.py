@@ -1,14 +1,14 @@
 """What an objective is, and the two that need only text: KL to the dense model, and perplexity.
 
 An objective splits its data into chunks, scores candidates on chunks (one candidate's result on one chunk is what the
-store keeps), and turns all chunks' results into metrics. Names of shapes: B sequences, L tokens each, R rows, V vocabulary.
+store keeps), and turns all chunks' results into metrics. Names of shapes: B sequences of L tokens, R rows, V vocabulary.
 """
 
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -58,7 +58,7 @@ class Metrics:
 Work = Sequence[tuple[Chunk, Sequence[LayerSubset]]]
 """What is to be scored: chunks, each with the candidates that lack it."""
 Scored = tuple[int, LayerSubset, "list[Any] | ScoringError"]
-"""Chunk index, candidate, and its results on the chunk (one JSON value per sequence or request) or why there are none."""
+"""Chunk index, candidate, and its results there (one JSON value per sequence or request) or why there are none."""
 
 
 class Objective(Protocol):
@@ -105,8 +105,8 @@ class CalibrationObjective:
         windows_BL: token ids, shape (B, L).
         metric: ``kl`` or ``perplexity``; both are reported, this one is searched.
         top_k: take the KL over the dense model's `top_k` likeliest tokens and one lump of the rest, which bounds the
-            full KL from below (data processing inequality) and whose reference is thousands of times smaller; None: over
-            the full vocabulary.
+            full KL from below (data processing inequality) and whose reference is thousands of times smaller; None:
+            over the full vocabulary.
         references: where the dense model's answers are kept; default: in memory.
     """
 
@@ -153,20 +153,20 @@ class CalibrationObjective:
         dense = LayerSubset.of(self._model.config.num_hidden_layers)
         chunks = [chunk for chunk, candidates in work if candidates]
         references = {c.index: self._references.get(self._fingerprint, c.identity) for c in chunks}
+        wanted = [set(candidates) for _, candidates in work if candidates]
         jobs = [
-            (Rows(self._windows[c.index]), (dense, *asked) if references[c.index] is None else asked)
-            for c, asked in work
-            if asked
+            (Rows(self._windows[c.index]), [*asked, dense] if references[c.index] is None else list(asked))
+            for c, asked in zip(chunks, wanted, strict=True)
         ]
         for job, states in groupby(forward.run(jobs), key=itemgetter(0)):
-            chunk = chunks[job]
-            finished = {c: self._head.finish(state_BLE.flatten(0, 1)) for _, c, state_BLE in states}
-            reference = references[chunk.index]
-            if reference is None and dense in finished:  # of several groups of candidates it is in the first
-                reference = references[chunk.index] = self._reference(chunk, finished[dense])
-            assert reference is not None
-            asked = next(candidates for c, candidates in work if c is chunk)
-            yield from self._compare(chunk, reference, {c: finished[c] for c in asked if c in finished})
+            chunk, batch = chunks[job], jobs[job][0]
+            while lot := list(islice(states, forward.lot(batch))):
+                finished = {c: self._head.finish(state_BLE.flatten(0, 1)) for _, c, state_BLE in lot}
+                if references[chunk.index] is None:
+                    references[chunk.index] = self._reference(chunk, finished[dense])
+                reference = references[chunk.index]
+                assert reference is not None
+                yield from self._compare(chunk, reference, {c: f for c, f in finished.items() if c in wanted[job]})
 
     def _reference(self, chunk: Chunk, finished_RE: torch.Tensor) -> Reference:
         blocks = (self._head.logits(rows_RE) for rows_RE in finished_RE.split(_ROWS))

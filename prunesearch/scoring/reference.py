@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from prunesearch.errors import StorageError
 from prunesearch.store.keys import evaluation_key
 
-
 _TINY = 1e-12  # the least mass of the lump
 
 
