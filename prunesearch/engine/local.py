@@ -7,35 +7,19 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.memory import keep_freed_memory
-from prunesearch.errors import PruneSearchError, ScoringError, one_line
+from prunesearch.engine.stored import FAILURES, Scorer, StoredScorer
+from prunesearch.errors import ScoringError, one_line
 from prunesearch.model.loading import LoadedModel
 from prunesearch.scoring.cost import TOKENS, LatencyModel, machine, measure_latency_model
 from prunesearch.scoring.forward import Forward, Stopped
-from prunesearch.scoring.objectives import Chunk, Metrics, Objective, Scored, Work, numerics_of
+from prunesearch.scoring.objectives import Metrics, Objective, Scored, Work, numerics_of
 from prunesearch.scoring.race import is_worse, rungs
-from prunesearch.store import faults
 from prunesearch.store.evaluations import EvaluationStore
-from prunesearch.store.flight import Flight
-from prunesearch.store.keys import Key, evaluation_key, latency_key
-
-# What scoring may raise; it fails candidates and nothing else. RuntimeError is torch's (out of memory among others),
-# the last three come from metrics: exp of a huge loss, or a task's own code.
-_FAILURES = (ScoringError, RuntimeError, MemoryError, ArithmeticError, ValueError, LookupError)
-
-
-class Scorer(Protocol):
-    """Does the work: in this process, or in several of its own."""
-
-    workers: int
-    """How many candidates it scores at once."""
-
-    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
-        """Score candidates on chunks together; raise `Stopped` when nobody waits any more."""
-        ...
+from prunesearch.store.keys import latency_key
 
 
 class InProcess:
@@ -58,15 +42,15 @@ class LocalEngine:
 
     Any number of studies may ask at once. What waits is scored together, as one generation, in a thread, so that the
     event loop stays free; a candidate that several ask for is scored once, be it in other processes or on other
-    machines that share the store. When a consumer is cancelled (Ctrl-C), the
-    pass that is under way is left at its next block.
+    machines that share the store. When a consumer is cancelled (Ctrl-C), the pass that is under way is left at its next
+    block.
 
     Args:
         scorer: who does the work; default: this process.
         state_memory: bytes that hidden states may take.
 
     Attributes:
-        tokens: tokens that candidates were scored on, by races fewer than there are.
+        scores: results on chunks, through the store.
     """
 
     def __init__(
@@ -80,12 +64,11 @@ class LocalEngine:
         keep_freed_memory()
         self.loaded = loaded
         self.objective = objective
-        self.tokens = 0
-        self._pace = _Pace()
-        self._scorer = scorer or InProcess(loaded, objective, state_memory)
-        self.workers = self._scorer.workers
+        scorer = scorer or InProcess(loaded, objective, state_memory)
+        self.workers = scorer.workers
         self._store = store
         self._stop = threading.Event()
+        self.scores = StoredScorer(scorer, store, loaded.fingerprint, self._stop)
         self._consumers = 0
         self._futures: dict[_Task, asyncio.Future[Evaluation]] = {}
         self._waiting: list[_Task] = []
@@ -130,7 +113,9 @@ class LocalEngine:
             tasks, self._waiting = self._waiting, []
             error: BaseException | None = None
             try:
-                (error,) = await asyncio.gather(asyncio.to_thread(self._evaluate, tasks, settle), return_exceptions=True)
+                (error,) = await asyncio.gather(
+                    asyncio.to_thread(self._evaluate, tasks, settle), return_exceptions=True
+                )
             finally:
                 self._give_up(tasks, error)
 
@@ -178,99 +163,6 @@ class LocalEngine:
         except Stopped:
             return
 
-    def results(self, wanted: Iterable[tuple[Chunk, LayerSubset]]) -> Iterator[tuple[Scored, float | None]]:
-        """Results of candidates on chunks: from the store, by scoring, or from whoever else is scoring them now.
-
-        Yields:
-            Each as it is known, with the seconds that the store saved, or None where it was scored here.
-        """
-        left = {self._key(candidate, chunk): (chunk, candidate) for chunk, candidate in wanted}
-        with self._store.flight() as flight:
-            while left:
-                found = flight.claim(left)
-                for key in [key for key in left if key.digest in found]:
-                    chunk, candidate = left.pop(key)
-                    entry = found[key.digest]
-                    yield (chunk.index, candidate, entry.value), entry.seconds
-                mine: dict[int, tuple[Chunk, list[LayerSubset]]] = {}
-                for chunk, candidate in (left[key] for key in left if key.digest in flight.mine):
-                    mine.setdefault(chunk.index, (chunk, []))[1].append(candidate)
-                work = [mine[index] for index in sorted(mine)]
-                self._pace.start(work)
-                for scored in self._score(work, flight):
-                    left.pop(self._key(scored[1], self.objective.chunks[scored[0]]))
-                    yield scored, None
-                if not work and left:
-                    flight.wait(self._stop.is_set)
-                    if self._stop.is_set():
-                        raise Stopped
-
-    def _score(self, work: Work, flight: Flight) -> Iterator[Scored]:
-        """Score candidates on chunks and keep the results.
-
-        What fails for several together is tried one by one, so that a failure is its own candidate's.
-        """
-        done: set[tuple[int, LayerSubset]] = set()
-        try:
-            for index, candidate, results in self._scorer.score(work, self._stop.is_set) if work else ():
-                kept = self._keep(index, candidate, results, flight)
-                done.add((index, candidate))
-                if kept is not None:
-                    yield index, candidate, kept
-        except _FAILURES as error:
-            if isinstance(error, PruneSearchError) and not isinstance(error, ScoringError):
-                raise
-            left = [(chunk, candidate) for chunk, asked in work for candidate in asked]
-            left = [(chunk, candidate) for chunk, candidate in left if (chunk.index, candidate) not in done]
-            if len({candidate for _, candidate in left}) < 2:
-                for chunk, candidate in left:
-                    flight.give_back([self._key(candidate, chunk)])
-                    yield chunk.index, candidate, ScoringError(f"{type(error).__name__}: {one_line(error)}")
-                return
-            for alone in dict.fromkeys(candidate for _, candidate in left):
-                yield from self._score([(chunk, [alone]) for chunk, candidate in left if candidate == alone], flight)
-
-    def _keep(
-        self, index: int, candidate: LayerSubset, results: list[Any] | ScoringError, flight: Flight
-    ) -> list[Any] | ScoringError | None:
-        """Store results; the ones that stand, or None where another process has taken over and is not done yet."""
-        chunk = self.objective.chunks[index]
-        key = self._key(candidate, chunk)
-        faults.reach("after_score", key.digest)
-        if isinstance(results, ScoringError):
-            flight.give_back([key])
-            return results
-        self.tokens += chunk.tokens
-        stands = flight.commit(key, results, self._pace.seconds(chunk))
-        return None if stands is None else stands.value
-
-    def _key(self, candidate: LayerSubset, chunk: Chunk) -> Key:
-        return evaluation_key(self.loaded.fingerprint, candidate.canonical, chunk.identity)
-
-
-class _Pace:
-    """What a candidate's results on a chunk cost: candidates are scored together, so it is a share of the time.
-
-    A chunk's candidates count as done together, since that is how their results come; over a run the shares add up.
-    """
-
-    def __init__(self) -> None:
-        self._tokens: dict[int, int] = {}
-        self._since = time.perf_counter()
-        self._spent, self._done = 0.0, 0
-
-    def start(self, work: Work) -> None:
-        """Scoring begins."""
-        self._tokens = {chunk.index: chunk.tokens * len(candidates) for chunk, candidates in work}
-        self._since = time.perf_counter()
-
-    def seconds(self, chunk: Chunk) -> float:
-        """A candidate's share, now that its results are here."""
-        now = time.perf_counter()
-        self._spent, self._since = self._spent + now - self._since, now
-        self._done += self._tokens.pop(chunk.index, 0)
-        return self._spent * chunk.tokens / max(1, self._done)
-
 
 @dataclass(frozen=True)
 class _Task:
@@ -307,7 +199,7 @@ class _Sheet:
             if candidate not in self._failure:
                 wanted += [(chunk, candidate) for chunk in chunks[:rung] if chunk.index not in have]
         yield from self._done_of(runners)
-        for (index, candidate, results), saved in self._engine.results(wanted):
+        for (index, candidate, results), saved in self._engine.scores.results(wanted):
             if saved is None:
                 self._computed.add(candidate)
             else:
@@ -364,7 +256,7 @@ class _Sheet:
             return None
         try:
             metrics = self._objective.metrics(self._leading(candidate, chunks))
-        except _FAILURES as error:
+        except FAILURES as error:
             self._failure[candidate] = f"{type(error).__name__}: {one_line(error)}"
             return None
         value = metrics.values[self._objective.metric]
