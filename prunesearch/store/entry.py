@@ -97,11 +97,16 @@ def unseal(digest: str, text: object) -> Entry:
         seconds, made = float(fields.get("seconds", 0.0)), float(fields.get("made", 0.0))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         raise _corrupt(digest, "has no body that can be read") from None
-    if not isinstance(preimage, str) or hashlib.sha256(preimage.encode(errors="replace")).hexdigest() != digest:
+    if not isinstance(preimage, str) or Key.of(preimage).digest != digest:
         raise _corrupt(digest, "is not the value of its key")
     if not (math.isfinite(made) and 0 <= seconds < math.inf):
         raise _corrupt(digest, "has impossible times")
-    return Entry(Key(digest, preimage), value, seconds, made)
+    return Entry(Key.of(preimage), value, seconds, made)
+
+
+def seal_of(entry: Entry) -> str:
+    """An entry's checksum."""
+    return entry.sealed.partition("\n")[0]
 
 
 def checksum(digest: str, body: str) -> str:

@@ -122,7 +122,7 @@ class EvaluationStore:
         if missing and self.shared is not None:
             fetched = self._shared(lambda tier: tier.get(missing)) or {}
             if fetched:
-                self._locally(lambda tier: tier.put(fetched.values()))
+                self._locally(lambda tier: tier.put(fetched.values(), "given"))
             found = found | fetched
         return found
 
@@ -200,7 +200,7 @@ class EvaluationStore:
 
     def _cache(self, entry: Entry) -> None:
         """Copy to the disk what is safe in the database."""
-        self._locally(lambda tier: tier.put([entry]))
+        self._locally(lambda tier: tier.put([entry], "given"))
 
     def _put(self, entry: Entry) -> Entry:
         digest, stands = entry.key.digest, None
@@ -211,7 +211,7 @@ class EvaluationStore:
                 self.counts.unsent += 1
             else:
                 entry = stands[digest]
-        kept = self._locally(lambda tier: tier.put([entry]))
+        kept = self._locally(lambda tier: tier.put([entry], "first" if stands is None else "given"))
         if kept is not None:
             return kept[digest]
         # The disk has failed. If the database has the entry that is enough; else it is waited for.
@@ -284,7 +284,7 @@ class EvaluationStore:
             waiting = [entry for _, entry in outbox.scan() if entry is not None]
             if waiting:
                 standing = self.shared.put(waiting)
-                self.local.put(standing.values())
+                self.local.put(standing.values(), "given")
                 outbox.discard(entry.key.digest for entry in waiting)
             return len(waiting)
 

@@ -8,7 +8,7 @@ diagnosed.
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 SCHEMA_VERSION = 1
 """Version of the pre-image's layout."""
@@ -25,6 +25,11 @@ class Key:
 
     digest: str
     preimage: str
+
+    @classmethod
+    def of(cls, preimage: str) -> Self:
+        """The key of a pre-image."""
+        return cls(hashlib.sha256(preimage.encode(errors="replace")).hexdigest(), preimage)
 
 
 def evaluation_key(fingerprint: str, candidate: str, chunk: dict[str, Any]) -> Key:
@@ -55,5 +60,4 @@ def canonical_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)
 
 
 def _key(fields: dict[str, Any]) -> Key:
-    preimage = canonical_json({"schema": SCHEMA_VERSION, **fields})
-    return Key(hashlib.sha256(preimage.encode()).hexdigest(), preimage)
+    return Key.of(canonical_json({"schema": SCHEMA_VERSION, **fields}))

@@ -33,6 +33,9 @@ class Places:
     folder: Path
     url: str | None = None
 
+    def __str__(self) -> str:
+        return str(self.folder) if self.url is None else f"{self.folder},{shown(self.url)}"
+
     @classmethod
     def parse(cls, text: str | Path) -> Self:
         """Read ``DIR``, ``URL`` (whose local tier is `DEFAULT_FOLDER`) or ``DIR,URL``.

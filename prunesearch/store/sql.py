@@ -20,7 +20,7 @@ from prunesearch.errors import CorruptEntryError, StorageError, UnavailableError
 from prunesearch.store.alarms import DISAGREEMENT, Alarm
 from prunesearch.store.entry import Entry, unseal
 from prunesearch.store.places import check_url, shown, sqlite_file
-from prunesearch.store.tier import Found, Group, settle
+from prunesearch.store.tier import Found, Group, Rule, settle
 
 PREFIX = "prunesearch_"
 METADATA = MetaData()
@@ -168,16 +168,16 @@ class SqlTier:
         alarm.say(self.name)
         connection.execute(ALARMS.insert().values(**asdict(alarm)))
 
-    def put(self, entries: Iterable[Entry], *, merge: bool = False) -> Found:
+    def put(self, entries: Iterable[Entry], rule: Rule = "first") -> Found:
         """Keep entries, in one transaction; see `DiskTier.put`.
 
         Raises:
             UnavailableError: the database does not answer.
         """
         with self.failures(), self.engine.begin() as connection:
-            return self.put_in(connection, entries, merge=merge)
+            return self.put_in(connection, entries, rule)
 
-    def put_in(self, connection: Connection, entries: Iterable[Entry], *, merge: bool = False) -> Found:
+    def put_in(self, connection: Connection, entries: Iterable[Entry], rule: Rule = "first") -> Found:
         """Keep entries in a transaction that is under way."""
         given = {entry.key.digest: entry for entry in entries}
         insert = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
@@ -188,10 +188,10 @@ class SqlTier:
             rows = [_row(given[digest]) for digest in some]
             connection.execute(insert(EVALUATIONS).on_conflict_do_nothing(), rows)
             for digest, text in self._texts(connection, some):
-                standing[digest] = self._settle(connection, given[digest], text, merge=merge)
+                standing[digest] = self._settle(connection, given[digest], text, rule)
         return standing
 
-    def _settle(self, connection: Connection, entry: Entry, text: str, *, merge: bool) -> Entry:
+    def _settle(self, connection: Connection, entry: Entry, text: str, rule: Rule) -> Entry:
         digest = entry.key.digest
         if text == entry.sealed:
             return entry
@@ -200,7 +200,7 @@ class SqlTier:
         except CorruptEntryError:
             self._alarm(connection, Alarm.damage(digest, text))
             there = None
-        stays, alarm = settle(there, entry, merge=merge)
+        stays, alarm = settle(there, entry, rule)
         if stays is not there:
             connection.execute(EVALUATIONS.update().where(EVALUATIONS.c.key == digest).values(sealed=stays.sealed))
         if alarm is not None:

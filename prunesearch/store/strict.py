@@ -17,7 +17,8 @@ from prunesearch.errors import CorruptEntryError, StorageError
 from prunesearch.store.entry import MAX_BYTES
 
 _RAW = 1  # diskcache's mode for a value kept in its row as it is
-_FIXED_WAL = (3, 51, 3)  # earlier SQLite can lose commits when two processes checkpoint a WAL at once
+FIXED_WAL = (3, 51, 3)
+"""Earlier SQLite can lose commits when two processes checkpoint a WAL at once."""
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _OBJECTS = {"Settings", "Cache", "Cache_key_raw", "Cache_expire_time", "sqlite_autoindex_Settings_1"} | {
     f"Settings_{what}" for what in "count_insert count_delete size_insert size_update size_delete".split()
@@ -38,7 +39,7 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
         "sqlite_cache_size": 2**13,
         "sqlite_mmap_size": 0,
         "sqlite_synchronous": 2,
-        "sqlite_journal_mode": "wal" if sqlite3.sqlite_version_info >= _FIXED_WAL else "delete",
+        "sqlite_journal_mode": "wal" if sqlite3.sqlite_version_info >= FIXED_WAL else "delete",
     }
 )
 """All that diskcache knows, passed and asserted on every opening: it otherwise obeys what the file says."""
