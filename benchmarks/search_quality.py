@@ -213,10 +213,10 @@ def live_problem(model: str, drop: str, calibration: str, cache: str) -> Iterato
         space = SearchSpace.parse(loaded.n_layers, drop)
 
         def value(dropped: tuple[int, ...]) -> float:
-            return float(require(bench.engine.evaluate_one(LayerSubset(space.n_layers, dropped))).metrics["kl"])
+            return float(require(*bench.engine.evaluate_now([LayerSubset(space.n_layers, dropped)])).metrics["kl"])
 
         windows = token_windows(calibration, loaded.tokenizer, recipe.tokens, recipe.window)
-        yield Problem(space, value, True, rank_units(loaded.model, windows, "influence", "blocks"))
+        yield Problem(space, value, True, rank_units(loaded.model, loaded.layers, windows, "influence", "blocks"))
 
 
 @contextmanager

@@ -340,7 +340,7 @@ def _sampler(bench: Bench, recipe: Recipe, study: Study, space: SearchSpace) -> 
 def _ranking(bench: Bench, recipe: Recipe) -> list[float]:
     """Rank the units on the recipe's calibration text; a task has none, and takes the built-in."""
     windows = token_windows(recipe.calibration, bench.loaded.tokenizer, recipe.tokens, recipe.window)
-    return rank_units(bench.loaded.model, windows, recipe.start, recipe.units)
+    return rank_units(bench.loaded.model, bench.loaded.layers, windows, recipe.start, recipe.units)
 
 
 def knee(front: Sequence[FrozenTrial], dense: Sequence[float]) -> FrozenTrial:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -21,9 +22,14 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from prunesearch.candidate import LayerSubset
 from prunesearch.errors import DownloadError
+from prunesearch.model.anatomy import blocks_of
 from prunesearch.model.demo_weights import obtain
+from prunesearch.model.layers import ResidentLayers
 from prunesearch.model.loading import LoadedModel, load
+from prunesearch.scoring.forward import Forward
+from prunesearch.scoring.objectives import Objective
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -75,6 +81,18 @@ def tiny(family: str = "llama", seed: int = 0, **changes: object) -> PreTrainedM
     torch.manual_seed(seed)
     model: PreTrainedModel = model_class(config_class(**settings))
     return model.eval()
+
+
+def resident(model: PreTrainedModel) -> ResidentLayers:
+    """A model's blocks, as they are in memory."""
+    return ResidentLayers(blocks_of(model))
+
+
+def results_of(loaded: LoadedModel, objective: Objective, *candidates: LayerSubset) -> list[list[Any]]:
+    """Score candidates together, on all chunks; for each its results chunk by chunk, or why there are none."""
+    work = [(chunk, candidates) for chunk in objective.chunks]
+    scored = {(index, c): found for index, c, found in objective.score(work, Forward(loaded.model, loaded.layers))}
+    return [[scored[chunk.index, c] for chunk in objective.chunks] for c in candidates]
 
 
 @pytest.fixture

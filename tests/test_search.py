@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import optuna
@@ -19,7 +19,8 @@ from prunesearch.report.progress import Progress
 from prunesearch.samplers import PSOSampler, WOASampler
 from prunesearch.scoring.cost import LatencyModel
 from prunesearch.scoring.fitness import Fitness
-from prunesearch.scoring.objectives import CalibrationObjective, Metrics
+from prunesearch.scoring.forward import Forward
+from prunesearch.scoring.objectives import CalibrationObjective, Metrics, Scored, Work
 from prunesearch.scoring.text import token_windows
 from prunesearch.search import SearchResult, search
 from prunesearch.space import SearchSpace
@@ -44,7 +45,9 @@ class TableEngine:
         self.patience, self.failing = patience, failing
         self.scored: list[str] = []
 
-    async def evaluate(self, candidates: Sequence[LayerSubset]) -> AsyncIterator[Evaluation]:
+    async def evaluate(
+        self, candidates: Sequence[LayerSubset], rival: LayerSubset | None = None
+    ) -> AsyncIterator[Evaluation]:
         for candidate in candidates:
             if len(self.scored) == self.patience:
                 raise KeyboardInterrupt
@@ -126,15 +129,20 @@ async def collect(engine: LocalEngine, candidates: Sequence[LayerSubset]) -> lis
 
 
 def test_nothing_is_scored_twice(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls: list[tuple[int, LayerSubset]] = []
     score = engine.objective.score
-    monkeypatch.setattr(engine.objective, "score", lambda c, chunk: calls.append(c) or score(c, chunk))
+
+    def noted(work: Work, forward: Forward) -> Iterator[Scored]:
+        calls.extend((chunk.index, candidate) for chunk, candidates in work for candidate in candidates)
+        return score(work, forward)
+
+    monkeypatch.setattr(engine.objective, "score", noted)
     first = asyncio.run(collect(engine, [*SUBSETS, *SUBSETS]))
-    assert [e.candidate for e in first] == SUBSETS
+    assert sorted(e.candidate for e in first) == sorted(SUBSETS)
     assert len(calls) == len(SUBSETS) * len(engine.objective.chunks)
     second = asyncio.run(collect(engine, SUBSETS))
     assert [e.cached for e in first + second] == [False] * 3 + [True] * 3
-    assert [e.metrics for e in second] == [e.metrics for e in first]
+    assert {e.candidate: e.metrics for e in second} == {e.candidate: e.metrics for e in first}
     assert all(e.seconds == 0 for e in second)
     assert len(calls) == len(SUBSETS) * len(engine.objective.chunks)
 
@@ -151,11 +159,11 @@ def test_running_out_of_memory_is_a_failed_evaluation(
         raise error
 
     monkeypatch.setattr(engine.objective, "score", fail)
-    evaluation = engine.evaluate_one(SUBSETS[0])
+    evaluation = engine.evaluate_now([SUBSETS[0]])[0]
     assert evaluation.failure == f"{type(error).__name__}: no memory left"
     assert not evaluation.metrics
     monkeypatch.undo()
-    assert engine.evaluate_one(SUBSETS[0]).failure is None, "a failure is not kept in the store"
+    assert engine.evaluate_now([SUBSETS[0]])[0].failure is None, "a failure is not kept in the store"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +175,7 @@ def test_metrics_that_fail_fail_the_evaluation(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, metrics: Callable[[], float], reason: str
 ) -> None:
     monkeypatch.setattr(engine.objective, "metrics", lambda results: Metrics({"kl": metrics()}, {}))
-    assert reason in str(engine.evaluate_one(SUBSETS[0]).failure)
+    assert reason in str(engine.evaluate_now([SUBSETS[0]])[0].failure)
 
 
 def test_nan_is_a_failed_evaluation_and_the_search_goes_on(engine: LocalEngine, fitness: Fitness) -> None:
@@ -183,14 +191,14 @@ def test_nan_is_a_failed_evaluation_and_the_search_goes_on(engine: LocalEngine, 
 def test_damaged_entries_are_computed_again(engine: LocalEngine) -> None:
     import sqlite3
 
-    before = engine.evaluate_one(SUBSETS[1])
+    before = engine.evaluate_now([SUBSETS[1]])[0]
     with sqlite3.connect(engine._store.folder / "cache.db") as rows:
         rows.execute("UPDATE Cache SET value = replace(value, '\"value\":[[', '\"value\":[[1')")
-    after = engine.evaluate_one(SUBSETS[1])
+    after = engine.evaluate_now([SUBSETS[1]])[0]
     assert engine.damaged == 2
     assert after.metrics == before.metrics
     assert not after.cached
-    assert engine.evaluate_one(SUBSETS[1]).cached
+    assert engine.evaluate_now([SUBSETS[1]])[0].cached
 
 
 def test_two_samplers_share_the_store(engine: LocalEngine, fitness: Fitness) -> None:

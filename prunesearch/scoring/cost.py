@@ -20,7 +20,7 @@ from prunesearch.model.anatomy import blocks_of, family_of, input_device, lost
 from prunesearch.model.layers import Layers
 from prunesearch.model.surgery import pruned
 from prunesearch.scoring.batches import Rows
-from prunesearch.scoring.forward import Forward, Head
+from prunesearch.scoring.forward import Forward, Head, through
 
 TOKENS = 256
 """Length of the one sequence whose prefill is timed."""
@@ -135,9 +135,8 @@ def _time_streamed(model: PreTrainedModel, layers: Layers, ids: torch.Tensor, re
     hidden_1LE, calls = forward.enter(Rows(ids))
     entering = _now(model) - start
     for index, block in layers.walk(range(len(calls))):
-        args, kwargs = calls[index]
         for _ in range(repeats):
-            block(hidden_1LE, *args, **kwargs)
+            through(block, hidden_1LE, calls[index])
     start = _now(model)
     head.logits(head.finish(hidden_1LE[0]))
     return entering + _now(model) - start

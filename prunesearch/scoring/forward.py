@@ -137,7 +137,6 @@ class Forward:
         self, block: nn.Module, index: int, call: Call, states: list[_State], shelf: "Shelf", tokens: int
     ) -> Iterator[_State]:
         """Split each state by what its candidates do with a block."""
-        args, kwargs = call
         for state in states:
             uses: dict[tuple[bool, bool] | None, list[LayerSubset]] = {}
             for candidate in state.members:
@@ -151,9 +150,9 @@ class Forward:
                 if self.stopped():
                     raise Stopped
                 with silenced(self.model, block, *use):
-                    out = block(hidden, *args, **kwargs)
+                    out = through(block, hidden, call)
                 self.tally.computed += tokens
-                yield _State(shelf.put(out if isinstance(out, torch.Tensor) else out[0]), tuple(members))
+                yield _State(shelf.put(out), tuple(members))
             if None not in uses:
                 shelf.drop(state.place)
 
@@ -181,6 +180,13 @@ class Forward:
 
 def _in_order(candidates: Sequence[LayerSubset]) -> tuple[LayerSubset, ...]:
     return tuple(sorted(set(candidates), key=lambda c: c.path))
+
+
+def through(block: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
+    """Hidden states behind a block; some blocks return them alone, others with attention weights."""
+    args, kwargs = call
+    out: torch.Tensor | tuple[torch.Tensor, ...] = block(hidden, *args, **kwargs)
+    return out if isinstance(out, torch.Tensor) else out[0]
 
 
 class Head:

@@ -18,23 +18,32 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunesearch.errors import ScoringError
+from prunesearch.errors import InputError, ScoringError
 from prunesearch.model.anatomy import blocks_of, family_of, input_device
+from prunesearch.model.layers import Layers
+from prunesearch.scoring.batches import Rows
+from prunesearch.scoring.forward import Forward, through
 
 
-def rank_units(model: PreTrainedModel, windows_BL: torch.Tensor, ranking: str, units: str) -> list[float]:
+def rank_units(
+    model: PreTrainedModel, layers: Layers, windows_BL: torch.Tensor, ranking: str, units: str
+) -> list[float]:
     """Harm of dropping each unit, by the name of a ranking; more is worse, comparable inside one model only.
 
     Args:
+        layers: the model's blocks, in memory or streamed.
         windows_BL: token ids, shape (B, L); `magnitude` does not look at them.
         units: ``blocks`` or ``sublayers``, in the order of `SearchSpace`.
 
     Raises:
+        InputError: `taylor`, which goes back through all blocks, and these are streamed.
         ScoringError: the numbers are not finite.
     """
-    rank: Callable[[PreTrainedModel, torch.Tensor, list[list[nn.Module]]], list[float]]
+    if ranking == "taylor" and layers.one_pass:
+        raise InputError("--ranking taylor needs all weights in memory: use influence or magnitude with streamed ones")
+    rank: Callable[[PreTrainedModel, Layers, torch.Tensor, list[list[nn.Module]]], list[float]]
     rank = {"influence": _influence, "magnitude": _magnitude, "taylor": _taylor}[ranking]
-    harm = rank(model, windows_BL.to(input_device(model)), _units(model, units))
+    harm = rank(model, layers, windows_BL.to(input_device(model)), _units(model, units))
     if not all(0.0 <= value < float("inf") for value in harm):
         raise ScoringError(f"the ranking {ranking} of the dense model is not finite: search with --ranking none")
     floor = 1e-6 * max(harm) or 1.0
@@ -54,7 +63,9 @@ def _units(model: PreTrainedModel, units: str) -> list[list[nn.Module]]:
 
 
 @torch.inference_mode()
-def _influence(model: PreTrainedModel, windows_BL: torch.Tensor, units: list[list[nn.Module]]) -> list[float]:
+def _influence(
+    model: PreTrainedModel, layers: Layers, windows_BL: torch.Tensor, units: list[list[nn.Module]]
+) -> list[float]:
     sums = [0.0] * len(units)
     entered: dict[int, torch.Tensor] = {}
 
@@ -73,29 +84,38 @@ def _influence(model: PreTrainedModel, windows_BL: torch.Tensor, units: list[lis
 
         return hook
 
+    forward = Forward(model, layers)
+    entered_W = [forward.enter(Rows(window_L[None])) for window_L in windows_BL]
+    states_W = [hidden for hidden, _ in entered_W]
     hooks = []
     for unit, modules in enumerate(units):
         hooks.append(modules[0].register_forward_pre_hook(enter(unit), with_kwargs=True))
         hooks.append(modules[-1].register_forward_hook(leave(unit, adds=len(modules) > 1)))
     try:
-        for window_L in windows_BL:
-            model.base_model(input_ids=window_L[None], use_cache=False)
+        for index, block in layers.walk(range(len(blocks_of(model)))):
+            states_W = [through(block, hidden, calls[index]) for hidden, (_, calls) in zip(states_W, entered_W, strict=True)]
     finally:
         for handle in hooks:
             handle.remove()
     return [max(total, 0.0) / len(windows_BL) for total in sums]
 
 
-def _magnitude(model: PreTrainedModel, windows_BL: torch.Tensor, units: list[list[nn.Module]]) -> list[float]:
+def _magnitude(
+    model: PreTrainedModel, layers: Layers, windows_BL: torch.Tensor, units: list[list[nn.Module]]
+) -> list[float]:
     means = []
-    for modules in units:
-        weights = [p.detach() for module in modules for p in module.parameters()]
-        total = sum(float(w.abs().sum(dtype=torch.float32)) for w in weights)
-        means.append(total / sum(w.numel() for w in weights))
+    per_block = len(units) // len(blocks_of(model))
+    for index, _ in layers.walk(range(len(blocks_of(model)))):
+        for modules in units[index * per_block : (index + 1) * per_block]:
+            weights = [p.detach() for module in modules for p in module.parameters()]
+            total = sum(float(w.abs().sum(dtype=torch.float32)) for w in weights)
+            means.append(total / sum(w.numel() for w in weights))
     return means
 
 
-def _taylor(model: PreTrainedModel, windows_BL: torch.Tensor, units: list[list[nn.Module]]) -> list[float]:
+def _taylor(
+    model: PreTrainedModel, layers: Layers, windows_BL: torch.Tensor, units: list[list[nn.Module]]
+) -> list[float]:
     sums = [0.0] * len(units)
     with torch.enable_grad(), _trainable(model):
         for window_L in windows_BL:

@@ -24,7 +24,7 @@ from prunesearch.model.loading import load
 from prunesearch.model.surgery import pruned
 from prunesearch.scoring.harness import TaskObjective
 from prunesearch.scoring.text import read_jsonl
-from tests.conftest import HELLASWAG
+from tests.conftest import HELLASWAG, results_of
 
 
 def prunesearch(here: Path, *words: object) -> tuple[dict[str, object], str]:
@@ -110,7 +110,7 @@ def test_hellaswag_equals_lm_eval(home: Path) -> None:
     loaded = load(str(home / "storage" / "models" / "SmolLM2-135M-Instruct"))
     objective = TaskObjective(loaded, "hellaswag", data=str(HELLASWAG), limit=12)
     dense = LayerSubset.of(30)
-    ours = objective.metrics([objective.score(dense, chunk) for chunk in objective.chunks])
+    ours = objective.metrics(*results_of(loaded, objective, dense))
     splits = {"validation": datasets.Dataset.from_list(read_jsonl(HELLASWAG))}
     with contextlib.redirect_stderr(io.StringIO()):
         task = {"task": "hellaswag", "custom_dataset": lambda **_: splits, "training_split": None}

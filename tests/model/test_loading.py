@@ -15,7 +15,7 @@ from prunesearch.model.loading import load
 from prunesearch.scoring.harness import TaskObjective
 from prunesearch.scoring.objectives import CalibrationObjective
 from prunesearch.scoring.text import token_windows
-from tests.conftest import byte_tokenizer, tiny
+from tests.conftest import byte_tokenizer, results_of, tiny
 
 
 def test_a_folder_is_loaded_as_it_is(tiny_folder: Path) -> None:
@@ -100,7 +100,7 @@ def test_accelerate_places_and_offloads(tiny_folder: Path, prose: Path, hellaswa
     for loaded in (plain, mapped, offloaded):
         kl = CalibrationObjective(loaded, token_windows(str(prose), loaded.tokenizer, 128, 64))
         task = TaskObjective(loaded, "hellaswag", data=str(hellaswag_like), limit=3)
-        results.append([kl.score(candidate, kl.chunks[0]), task.score(candidate, task.chunks[0])])
+        results.append([results_of(loaded, objective, candidate) for objective in (kl, task)])
     assert results[0] == results[1] == results[2]
 
 
