@@ -28,6 +28,7 @@ from prunesearch.store.tier import Found
 UNSENT = "unsent"
 RETRY_SECONDS = 2.0
 """How long a database that failed is left alone."""
+_LOOK_SECONDS = 1.0  # between looks whether it is back
 PATIENCE = 120.0
 """How long a database that is the only tier is waited for."""
 _log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class EvaluationStore:
             self._shared_desk = Desk(Leases(self.shared.engine, self.shared.name, ttl), self.shared)
         self._down_until = 0.0
         self._was_down = False
-        self._flying: list[Desk] = []
+        self._desks: list[Desk] = []
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="prunesearch-leases", daemon=True)
@@ -157,8 +158,8 @@ class EvaluationStore:
 
     def _lease_at(self, desk: Desk, wanted: set[str]) -> dict[str, int]:
         with self._lock:
-            if desk not in self._flying:
-                self._flying.append(desk)
+            if desk not in self._desks:
+                self._desks.append(desk)
         owner = self._presence.owner
         granted = desk.leases.claim(owner, wanted)
         if left := wanted - set(granted):
@@ -293,16 +294,23 @@ class EvaluationStore:
         return DiskTier(self.folder / UNSENT)
 
     def _keep(self) -> None:
-        """Renew leases, and send what waits, until the store is closed."""
-        while not self._closed.wait(min(self._ttl / 3, RETRY_SECONDS if self.shared else self._ttl)):
-            with self._lock:
-                desks = list(self._flying)
-            for desk in desks:
-                with contextlib.suppress(UnavailableError):
-                    desk.leases.renew(self._presence.owner)
+        """Renew leases, and look whether the database is back, until the store is closed."""
+        pause = min(self._ttl / 3, _LOOK_SECONDS if self.shared is not None else self._ttl)
+        due = time.monotonic() + self._ttl / 3
+        while not self._closed.wait(pause):
+            if time.monotonic() >= due - pause / 2:
+                due = time.monotonic() + self._ttl / 3
+                self._renew()
             if self._was_down:
                 with contextlib.suppress(UnavailableError):
                     self._shared(lambda tier: tier.get([""]))
+
+    def _renew(self) -> None:
+        with self._lock:
+            desks = list(self._desks)
+        for desk in desks:
+            with contextlib.suppress(UnavailableError):
+                desk.leases.renew(self._presence.owner)
 
     def __len__(self) -> int:
         if self.shared is not None:
@@ -313,7 +321,7 @@ class EvaluationStore:
         """Give leases back, send what waits, and let go of everything."""
         self._closed.set()
         self._keeper.join()
-        for desk in self._flying:
+        for desk in self._desks:
             with contextlib.suppress(UnavailableError):
                 desk.leases.release(self._presence.owner)
         if self.shared is not None:

@@ -5,7 +5,9 @@ reads and deletes the file that a row names, and sets any attribute of itself th
 """
 
 import contextlib
+import random
 import sqlite3
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +21,7 @@ from prunesearch.store.entry import MAX_BYTES
 _RAW = 1  # diskcache's mode for a value kept in its row as it is
 FIXED_WAL = (3, 51, 3)
 """Earlier SQLite can lose commits when two processes checkpoint a WAL at once."""
+_PATIENCE = 60.0  # seconds
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _OBJECTS = {"Settings", "Cache", "Cache_key_raw", "Cache_expire_time", "sqlite_autoindex_Settings_1"} | {
     f"Settings_{what}" for what in "count_insert count_delete size_insert size_update size_delete".split()
@@ -80,7 +83,17 @@ class StrictCache(diskcache.Cache):  # type: ignore[misc]
     """A diskcache whose settings are ours and whose connections distrust the file."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder), timeout=60, disk=StrictDisk, **SETTINGS)
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                super().__init__(str(folder), timeout=60, disk=StrictDisk, **SETTINGS)
+                break
+            except sqlite3.OperationalError as error:
+                # While it opens, diskcache writes without waiting for a lock: other processes may be in its way.
+                self.close()
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+                time.sleep(random.uniform(0.002, 0.02))
         found = {name: getattr(self, name) for name in SETTINGS}
         assert found == dict(SETTINGS), f"diskcache did not take its settings: {found}"
 
