@@ -22,8 +22,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy
 
@@ -82,7 +82,7 @@ def ground(backend: str) -> Iterator[tuple[Ground, postgres.Server | None]]:
             yield Ground(Path(folder), server.url), server
 
 
-def start(target: Callable[..., None], *args: object) -> Any:
+def start(target: Callable[..., None], *args: object) -> ForkProcess:
     """A process of its own."""
     process = FORK.Process(target=target, args=args)
     process.start()
@@ -96,7 +96,7 @@ def kill_searches(place: Ground, kills: int, seed: int = 0) -> int:
     # Workers 0 and 1 search the same subsets, as do 2 and 3: they want the same keys at the same time.
     studies = [[(f"w{w}-{n}", "pso" if w < 2 else "woa", n) for n in range(1 + kills // 8)] for w in range(WORKERS)]
 
-    def spawn(worker: int, fuse: dict[str, int]) -> Any:
+    def spawn(worker: int, fuse: dict[str, int]) -> ForkProcess:
         log = place.log(f"w{worker}-{next(serial)}")
         return start(run_searches, place.places(worker), place.storage, log, studies[worker], TRIALS, fuse)
 
@@ -133,7 +133,7 @@ def kill_searches(place: Ground, kills: int, seed: int = 0) -> int:
     return died
 
 
-def spawn_all(place: Ground, studies: list[list[tuple[str, str, int]]], serial: Iterator[int]) -> list[Any]:
+def spawn_all(place: Ground, studies: list[list[tuple[str, str, int]]], serial: Iterator[int]) -> list[ForkProcess]:
     """Finish each worker's first studies, unharmed."""
     return [
         start(run_searches, place.places(w), place.storage, place.log(f"w{w}-{next(serial)}"), names, TRIALS, {})

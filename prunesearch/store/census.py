@@ -17,6 +17,7 @@ from prunesearch.errors import StorageError, one_line
 from prunesearch.store.alarms import Alarm
 from prunesearch.store.disk import DiskTier
 from prunesearch.store.disk_file import FILE, DiskFile
+from prunesearch.store.entry import is_digest
 from prunesearch.store.evaluations import UNSENT
 from prunesearch.store.leases import Leases, Presence, folder_leases
 from prunesearch.store.places import Places, check_url, shown, sqlite_file
@@ -167,7 +168,10 @@ def verified(places: Places) -> dict[str, Any]:
             for digest in damaged:
                 tier.alarm(Alarm.damage(digest, "found by cache verify"))
             tier.discard(damaged)
-            tiers.append({"place": tier.name, "sound": len(tier), "damaged": len(damaged), "file": tier.check()})
+            faults = tier.check()
+            if isinstance(tier, DiskTier) and (faults or not all(map(is_digest, damaged))):
+                tier.rebuild()
+            tiers.append({"place": tier.name, "sound": len(tier), "damaged": len(damaged), "file": faults})
             alarms += tier.read_alarms()
     return {"tiers": tiers, "alarms": [asdict(alarm) for alarm in alarms]}
 

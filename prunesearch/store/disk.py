@@ -9,7 +9,7 @@ import functools
 import itertools
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ import diskcache
 
 from prunesearch.errors import CorruptEntryError, StorageError
 from prunesearch.store.alarms import Alarm
-from prunesearch.store.disk_file import FILE, DiskFile, reason, rows
+from prunesearch.store.disk_file import FILE, DiskFile, reason, sound
 from prunesearch.store.entry import Entry, unseal
 from prunesearch.store.places import private_folder
 from prunesearch.store.strict import StrictCache, inspect, is_damage
@@ -145,6 +145,14 @@ class DiskTier(DiskFile):
 
         self._guarded("write", delete)
 
+    def rebuild(self) -> None:
+        """Set the file aside and begin a new one with what is sound in it."""
+        with self.failures("write"):
+            self._cache.close()
+            aside = self._set_aside()
+            self._cache = self._opened()
+            self._salvage(self._cache, aside)
+
     def alarm(self, alarm: Alarm) -> None:
         """Keep an alarm."""
         self._alarms.add(alarm)
@@ -160,10 +168,7 @@ class DiskTier(DiskFile):
                 if not is_damage(error):
                     self._cache.close()  # a failed COMMIT leaves its transaction open
                     raise
-            self._cache.close()
-            aside = self._set_aside()
-            self._cache = self._opened()
-            self._salvage(self._cache, aside)
+            self.rebuild()
             return action()
 
     def _moved(self) -> bool:
@@ -188,8 +193,8 @@ class DiskTier(DiskFile):
 
     def _salvage(self, cache: StrictCache, aside: Path) -> None:
         """Copy what is sound in a damaged file."""
-        sound = _sound(rows(aside))
-        while batch := list(itertools.islice(sound, _BATCH)):
+        entries = sound(aside)
+        while batch := list(itertools.islice(entries, _BATCH)):
             with cache.transact():
                 for entry in batch:
                     cache.add(entry.key.digest, entry.sealed, tag="\n".join(entry.labels), retry=False)
@@ -197,11 +202,3 @@ class DiskTier(DiskFile):
     def close(self) -> None:
         """Close this thread's connection."""
         self._cache.close()
-
-
-def _sound(found: Iterator[tuple[str, object]]) -> Iterator[Entry]:
-    """The entries of a damaged file that are whole, as far as it can be read."""
-    with contextlib.suppress(sqlite3.Error):
-        for digest, text in found:
-            with contextlib.suppress(CorruptEntryError):
-                yield unseal(digest, text)

@@ -4,7 +4,9 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import diskcache
 
@@ -49,13 +51,16 @@ class DiskFile:
         query = "SELECT tag, COUNT(*), SUM(LENGTH(CAST(value AS BLOB))) FROM Cache GROUP BY tag ORDER BY tag"
         with self.failures("read"), _reading(self.file) as connection:
             rows = connection.execute(query).fetchall()
-        split = [(str(tag).partition("\n"), count, size) for tag, count, size in rows]
+        split = [(str(tag or "unknown").partition("\n"), count, size) for tag, count, size in rows]
         return [Group(model, kind or "unknown", count, size or 0) for (model, _, kind), count, size in split]
 
     def check(self) -> list[str]:
         """What SQLite finds wrong with the file itself."""
         with self.failures("read"), _reading(self.file) as connection:
-            lines = [str(line) for (line,) in connection.execute("PRAGMA integrity_check")]
+            try:
+                lines = [str(line) for (line,) in connection.execute("PRAGMA integrity_check")]
+            except sqlite3.DatabaseError as error:
+                lines = [one_line(error)]
         return [] if lines == ["ok"] else lines
 
     def older_than(self, before: float) -> list[str]:
@@ -98,26 +103,59 @@ def _reading(file: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def rows(file: Path) -> Iterator[tuple[str, object]]:
+def rows(file: Path, *, backwards: bool = False) -> Iterator[tuple[str, object]]:
     """Key and value of every row, whatever it holds; what is no text of ours comes as something `unseal` refuses."""
+    query, last = "SELECT rowid FROM Cache WHERE rowid > ? ORDER BY rowid", -(2**63)
+    if backwards:
+        query, last = "SELECT rowid FROM Cache WHERE rowid < ? ORDER BY rowid DESC", 2**63 - 1
     with _reading(file) as connection:
-        for (number,) in _paged(connection, "SELECT rowid FROM Cache WHERE rowid > ? ORDER BY rowid", -(2**63)):
+        for (number,) in _paged(connection, query, last):
             yield from _row(connection, number)
+
+
+def sound(file: Path) -> Iterator[Entry]:
+    """The entries of a damaged file that are whole: up to the first page that cannot be read, from both ends."""
+    for backwards in (False, True):
+        try:
+            for digest, text in rows(file, backwards=backwards):
+                with contextlib.suppress(CorruptEntryError):
+                    yield unseal(digest, text)
+            return
+        except sqlite3.Error:
+            continue
 
 
 def _by_key(file: Path) -> Iterator[tuple[str, object]]:
     """The same in the order of keys; what has no key of ours comes last."""
     ours = "typeof(key) = 'text' AND length(key) = 64 AND key NOT GLOB '*[^0-9a-f]*'"
+    last = ""
     with _reading(file) as connection:
-        for _, number in _paged(connection, f"SELECT key, rowid FROM Cache WHERE key > ? AND {ours} ORDER BY key", ""):
-            yield from _row(connection, number)
-        for (number,) in connection.execute(f"SELECT rowid FROM Cache WHERE NOT ({ours})").fetchall():
+        try:
+            query = f"SELECT key, rowid FROM Cache WHERE key > ? AND {ours} ORDER BY key"
+            for last, number in _paged(connection, query, ""):  # noqa: B007 (the error below needs it)
+                yield from _row(connection, number)
+            others = connection.execute(f"SELECT rowid FROM Cache WHERE NOT ({ours})").fetchall()
+        except sqlite3.DataError:  # a key that is larger than a row may be: somebody else's
+            yield from sorted((pair for pair in rows(file) if pair[0] > last), key=itemgetter(0))
+            return
+        for (number,) in others:
             yield from _row(connection, number)
 
 
-def _paged(connection: sqlite3.Connection, query: str, last: object) -> Iterator[tuple[object, ...]]:
-    while page := connection.execute(f"{query} LIMIT {_PAGE}", (last,)).fetchall():
+def _paged(connection: sqlite3.Connection, query: str, last: object) -> Iterator[tuple[Any, ...]]:
+    """Rows of a query that begins after its argument; each page is read at once, as far as it can be."""
+    while True:
+        page: list[tuple[Any, ...]] = []
+        broken: sqlite3.Error | None = None
+        try:
+            page.extend(connection.execute(f"{query} LIMIT {_PAGE}", (last,)))
+        except sqlite3.Error as error:
+            broken = error
         yield from page
+        if broken is not None:
+            raise broken
+        if not page:
+            return
         last = page[-1][0]
 
 
@@ -127,8 +165,7 @@ def _row(connection: sqlite3.Connection, number: object) -> Iterator[tuple[str, 
             "SELECT key, raw, mode, filename, value FROM Cache WHERE rowid = ?", (number,)
         ).fetchone()
     except sqlite3.DataError:  # larger than a row may be
-        (key,) = connection.execute("SELECT substr(key, 1, 100) FROM Cache WHERE rowid = ?", (number,)).fetchone()
-        yield str(key), None
+        yield f"row {number}", None
         return
     if row is not None:
         key, raw, mode, filename, value = row

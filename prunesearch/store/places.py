@@ -12,6 +12,7 @@ from sqlalchemy.exc import ArgumentError
 
 from prunesearch.errors import StorageError
 
+_MOUNTS = Path("/proc/self/mountinfo")
 DEFAULT_FOLDER = "storage/cache"
 _SCHEMES = ("postgresql", "sqlite")  # those that studies and leases can lock
 # SQLite's locks, and the shared memory of its WAL, hold on one host only.
@@ -113,7 +114,7 @@ def private_folder(folder: Path, create: bool = True) -> None:
 def file_system(path: Path) -> str | None:
     """The type of file system that a path lies on, as in ``/proc/mounts``; None where that is not known."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     resolved = path.resolve()

@@ -127,7 +127,8 @@ def test_the_class_of_arithmetic_counts(text: Recipe, task: Recipe, monkeypatch:
 
 
 def test_the_candidate_counts(text: Recipe) -> None:
-    others = [LayerSubset.of(6, [1]), LayerSubset.of(6, [1, 5]), LayerSubset.of(6, [1], [4]), LayerSubset.of(6, [1], (), [4])]
+    blocks = [LayerSubset.of(6, [1]), LayerSubset.of(6, [1, 5])]
+    others = [*blocks, LayerSubset.of(6, [1], [4]), LayerSubset.of(6, [1], (), [4])]
     found = [next(iter(keys(text, candidate=c))) for c in (CANDIDATE, *others)]
     assert len(set(found)) == len(found)
     assert keys(text, candidate=LayerSubset.of(6, [4, 1])) == keys(text)
