@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import diskcache
 
-from prunesearch.errors import CorruptEntryError, StorageError
+from prunesearch.errors import CorruptEntryError, UnavailableError
 from prunesearch.store.alarms import Alarm
 from prunesearch.store.disk_file import FILE, DiskFile, reason, sound
 from prunesearch.store.entry import Entry, unseal
@@ -34,8 +34,9 @@ class DiskTier(DiskFile):
         folder: made (mode 0700) if it is not there.
 
     Raises:
-        StorageError: the folder cannot be written, others could write to it, it lies on a network file system, or its
-            file is of a newer schema.
+        StorageError: the folder cannot be made, others could write to it, it lies on a network file system, or its file
+            is of a newer schema.
+        UnavailableError: the disk is full or read-only.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,7 +56,7 @@ class DiskTier(DiskFile):
             self._salvage(cache, aside)
             return cache
         except (sqlite3.Error, OSError, diskcache.Timeout) as error:
-            raise StorageError(
+            raise UnavailableError(
                 f"cannot open the cache in {self.name!r}: {reason(error)}; free space or mend the folder's rights, "
                 "or give another --cache"
             ) from None

@@ -87,11 +87,15 @@ class EvaluationStore:
         places = place if isinstance(place, Places) else Places.parse(place)
         self.folder = places.folder
         self.counts = Counts()
-        self.local: DiskTier | None = DiskTier(places.folder)
+        self.local: DiskTier | None = None
+        self.shared: SqlTier | None = None
         try:
             self.shared = SqlTier(places.url) if places.url else None
+            self.local = DiskTier(places.folder)
         except UnavailableError as error:
-            raise StorageError(f"cannot open --cache: {error}") from None
+            if self.shared is None:
+                raise StorageError(str(error)) from None
+            self._local_failed(error)
         self._ttl = ttl
         self._presence = Presence(places.folder)
         self._local_desk: Desk | None = None

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from time import monotonic
 from typing import Any
 
 import sqlalchemy
@@ -81,7 +82,7 @@ def sqlite_engine(url: str, pragmas: Sequence[str] = ()) -> Engine:
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:  # noqa: ANN401 (sqlite3's connection in SQLAlchemy's wrapper)
         connection.isolation_level = None  # the driver would begin late, and without the lock
-        connection.create_function(CLOCK, 0, lambda: time.monotonic())
+        connection.create_function(CLOCK, 0, lambda: monotonic())
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
 
