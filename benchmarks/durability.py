@@ -89,7 +89,7 @@ def start(target: Callable[..., None], *args: object) -> ForkProcess:
     return process
 
 
-def kill_searches(place: Ground, kills: int, seed: int = 0) -> int:
+def kill_searches(place: Ground, kills: int, trials: int = TRIALS, seed: int = 0) -> int:
     """Kill searching processes until `kills` have died, then let them finish; returns the deaths."""
     chance = random.Random(seed)
     serial = itertools.count()
@@ -98,7 +98,7 @@ def kill_searches(place: Ground, kills: int, seed: int = 0) -> int:
 
     def spawn(worker: int, fuse: dict[str, int]) -> ForkProcess:
         log = place.log(f"w{worker}-{next(serial)}")
-        return start(run_searches, place.places(worker), place.storage, log, studies[worker], TRIALS, fuse)
+        return start(run_searches, place.places(worker), place.storage, log, studies[worker], trials, fuse)
 
     def fused() -> dict[str, int]:
         return {chance.choice(FUSES): chance.randint(1, 30)} if chance.random() < 0.5 else {}
@@ -126,19 +126,14 @@ def kill_searches(place: Ground, kills: int, seed: int = 0) -> int:
         process.kill()  # one more death each, so that the run ends; a last worker then finishes two studies
         process.join()
         died += 1
-    last = [spawn_all(place, [s[:2] for s in studies], serial)]
-    for process in itertools.chain.from_iterable(last):
-        process.join()
-        assert process.exitcode == 0, process.exitcode
-    return died
-
-
-def spawn_all(place: Ground, studies: list[list[tuple[str, str, int]]], serial: Iterator[int]) -> list[ForkProcess]:
-    """Finish each worker's first studies, unharmed."""
-    return [
-        start(run_searches, place.places(w), place.storage, place.log(f"w{w}-{next(serial)}"), names, TRIALS, {})
+    last = {
+        w: start(run_searches, place.places(w), place.storage, place.log(f"w{w}-last"), names[:2], trials, {})
         for w, names in enumerate(studies)
-    ]
+    }
+    for worker, process in last.items():
+        process.join()
+        assert process.exitcode == 0, f"worker {worker} failed: {process.exitcode}"
+    return died
 
 
 def check(place: Ground, result: Path) -> None:

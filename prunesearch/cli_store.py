@@ -103,11 +103,10 @@ def export_(file: str, place: str, as_json: bool) -> None:
 def import_(files: tuple[str, ...], place: str, as_json: bool) -> None:
     """Add the entries of exported FILES. Every line is checked before anything is written."""
     from prunesearch.report import store as render
-    from prunesearch.store import census, exchange
+    from prunesearch.store import census
     from prunesearch.store.places import Places
 
-    with census.writing(Places.parse(place)) as tiers:
-        done = exchange.merge([Path(file) for file in files], tiers)
+    done = census.merge(Places.parse(place), [Path(file) for file in files])
     emit(as_json, asdict(done), render.imported)
 
 

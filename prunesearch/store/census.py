@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from prunesearch.errors import StorageError, one_line
+from prunesearch.store import exchange
 from prunesearch.store.alarms import Alarm
 from prunesearch.store.disk import DiskTier
 from prunesearch.store.disk_file import FILE, DiskFile
@@ -160,6 +161,8 @@ def verified(places: Places) -> dict[str, Any]:
     Returns:
         Per tier what is sound, what was damaged and what the database says of its file; and all alarms so far.
     """
+    with reading(places):
+        pass  # there is a cache to check
     tiers = []
     alarms: list[Alarm] = []
     with writing(places) as opened:
@@ -188,6 +191,17 @@ def writing(places: Places) -> Iterator[list[Tier]]:
     finally:
         for tier in tiers:
             tier.close()
+
+
+def merge(places: Places, paths: Sequence[Path]) -> exchange.Imported:
+    """Add exported files to a cache, which is made if it is not there; first every file is checked to its end.
+
+    Raises:
+        InputError: a file is not sound; nothing was written.
+    """
+    exchange.check(paths)
+    with writing(places) as tiers:
+        return exchange.add(paths, tiers)
 
 
 def sweep(places: Places, before: float) -> dict[str, Any]:

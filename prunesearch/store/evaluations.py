@@ -87,10 +87,9 @@ class EvaluationStore:
         places = place if isinstance(place, Places) else Places.parse(place)
         self.folder = places.folder
         self.counts = Counts()
+        self.shared = SqlTier(places.url) if places.url else None
         self.local: DiskTier | None = None
-        self.shared: SqlTier | None = None
         try:
-            self.shared = SqlTier(places.url) if places.url else None
             self.local = DiskTier(places.folder)
         except UnavailableError as error:
             if self.shared is None:

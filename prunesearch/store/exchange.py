@@ -26,7 +26,7 @@ from prunesearch.errors import InputError, RunError
 from prunesearch.store import faults
 from prunesearch.store.entry import MAX_BYTES, Entry, is_digest, seal_of
 from prunesearch.store.keys import SCHEMA_VERSION, Key, canonical_json
-from prunesearch.store.tier import Found, Readable, Rule, Tier, settle
+from prunesearch.store.tier import Readable, Tier, settle
 
 FORMAT = "prunesearch evaluations"
 VERSION = 1
@@ -142,27 +142,34 @@ def read(path: Path) -> Iterator[Entry]:
         raise InputError(f"{str(path)!r} is cut short: export it again")
 
 
-def merge(paths: Sequence[Path], tiers: Sequence[Tier]) -> Imported:
-    """Add the entries of files to all tiers; every file is checked to its end before anything is written.
+def check(paths: Sequence[Path]) -> int:
+    """Read files to their ends; returns how many entries they have.
 
     Raises:
         InputError: see `read`.
+    """
+    return sum(1 for path in paths for _ in read(path))
+
+
+def add(paths: Sequence[Path], tiers: Sequence[Tier]) -> Imported:
+    """Add the entries of files that were checked to all tiers, the first of which has the say.
+
+    Raises:
         UnavailableError: a tier cannot be written.
     """
-    read_count = sum(1 for path in paths for _ in read(path))
-    new = conflicts = 0
+    count = new = conflicts = 0
+    first, *others = tiers
     for path in paths:
         entries = read(path)
         while batch := list(itertools.islice(entries, _BATCH)):
-            rule: Rule = "earliest"
-            for tier in tiers:  # the shared one first: it has the say
-                before = tier.get(entry.key.digest for entry in batch)
-                standing: Found = tier.put(batch, rule)
-                if rule == "earliest":
-                    new += len({entry.key.digest for entry in batch} - set(before))
-                    conflicts += sum(not before[e.key.digest].agrees(e) for e in batch if e.key.digest in before)
-                batch, rule = list(standing.values()), "given"
-    return Imported(read_count, new, conflicts)
+            before = first.get(entry.key.digest for entry in batch)
+            count += len(batch)
+            new += len({entry.key.digest for entry in batch} - set(before))
+            conflicts += sum(not before[e.key.digest].agrees(e) for e in batch if e.key.digest in before)
+            standing = first.put(batch, "earliest")
+            for tier in others:
+                tier.put(standing.values(), "given")
+    return Imported(count, new, conflicts)
 
 
 @contextmanager

@@ -104,8 +104,7 @@ class SqlTier:
         url: its SQLAlchemy URL.
 
     Raises:
-        StorageError: no driver, no access, or a newer schema.
-        UnavailableError: the database does not answer.
+        StorageError: no driver, no answer, no access, or a newer schema.
     """
 
     def __init__(self, url: str) -> None:
@@ -124,8 +123,11 @@ class SqlTier:
             raise StorageError(f"cannot open --cache {self.name!r}: {error.strerror}") from None
         from prunesearch.store.schema import ensure  # Alembic takes a while to import
 
-        with self.failures():
-            ensure(self.engine, self.name)
+        try:
+            with self.failures():
+                ensure(self.engine, self.name)
+        except UnavailableError as error:
+            raise StorageError(str(error)) from None
 
     def get(self, digests: Iterable[str]) -> Found:
         """The entries of those keys that there are. A damaged one is taken out and is not there.

@@ -14,9 +14,10 @@ from prunesearch.errors import InputError, RunError
 from prunesearch.store import exchange, faults
 from prunesearch.store.disk import DiskTier
 from prunesearch.store.entry import Entry
-from prunesearch.store.exchange import export, merge
+from prunesearch.store.exchange import Imported, add, check, export
 from prunesearch.store.keys import Key
 from prunesearch.store.sql import SqlTier
+from prunesearch.store.tier import Tier
 
 MakeKey = Callable[[int], Key]
 
@@ -34,15 +35,20 @@ def exported(tmp_path: Path, key: MakeKey) -> Path:
     return tmp_path / "a.jsonl"
 
 
+def merge(files: list[Path], tiers: list[Tier]) -> Imported:
+    check(files)
+    return add(files, tiers)
+
+
 def content(tier: DiskTier) -> dict[str, Entry | None]:
     return dict(tier.scan())
 
 
 def test_what_is_exported_is_imported(tmp_path: Path, exported: Path) -> None:
     with closing(DiskTier(tmp_path / "a")) as before, closing(DiskTier(tmp_path / "b")) as after:
-        assert exchange.merge([exported], [after]) == exchange.Imported(5, 5, 0)
+        assert merge([exported], [after]) == Imported(5, 5, 0)
         assert content(after) == content(before)
-        assert merge([exported, exported], [after]) == exchange.Imported(10, 0, 0)
+        assert merge([exported, exported], [after]) == Imported(10, 0, 0)
         export([after], tmp_path / "b.jsonl")
         export([after], tmp_path / "b.jsonl.gz")
     assert (tmp_path / "b.jsonl").read_bytes() == exported.read_bytes()
