@@ -19,6 +19,7 @@ import click
 import prunesearch
 from prunesearch.cli_store import cache, doctor
 from prunesearch.errors import InputError, PruneSearchError, UnknownNameError, one_line
+from prunesearch.quantity import parse_size
 from prunesearch.recipe import (
     FORMS,
     OBJECTIVES,
@@ -38,11 +39,11 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--drop", required=True, help="How much to drop: 8, 25%, ..8 (up to), pareto or pareto:25%."),
+    click.option("--drop", required=True, help="How much to drop: 8, 25%, ..8 (up to), pareto[:25%]; or several: 4,8."),
     click.option("--protect", default="", help="Blocks that stay: first:1,last:1 or 0,5-8."),
     click.option("--units", default="blocks", show_default=True, help=f"What is dropped: {' or '.join(UNITS)}."),
     click.option("--against", help="Weigh quality against size or latency in --drop pareto; default size."),
-    click.option("--sampler", default="pso", show_default=True, help=f"{', '.join(SAMPLERS)}."),
+    click.option("--sampler", default="pso", show_default=True, help=f"{', '.join(SAMPLERS)}; or several: pso,woa."),
     click.option("--form", help=f"PSO and WOA as: {', '.join(FORMS)}; default set."),
     click.option("--preselect/--no-preselect", default=True, help="A surrogate chooses among the swarm's moves."),
     click.option("--ranking", help=f"What to start from: {', '.join(RANKINGS)}; default by sampler."),
@@ -143,15 +144,22 @@ def demo(model: str | None, trials: int | None, home: str, threads: int | None, 
 @_with(*_RUN_OPTIONS)
 @_JSON
 def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
-    """Search MODEL (Hugging Face id, folder or .gguf file) for the blocks to drop. Run again to resume."""
-    recipe, options = _recipe(settings), _options(settings)
+    """Search MODEL (Hugging Face id, folder or .gguf file) for the blocks to drop. Run again to resume.
+
+    Several samplers and numbers, as in --sampler pso,woa --drop 4,8,12, are searched at once, each as its own study.
+    """
+    recipes, options = _grid(settings), _options(settings)
     _quiet()
-    from prunesearch.pipeline import open_bench, run_search
+    from prunesearch.pipeline import check_grid, open_bench, run_searches
     from prunesearch.report import render
 
-    with open_bench(recipe, options) as bench, _progress() as view:
-        outcome = run_search(bench, recipe, options, view)
-    emit(as_json, outcome.document(options), render.search)
+    check_grid(recipes, options)
+    with open_bench(recipes[0], options) as bench, _progress() as view:
+        documents = [outcome.document(options) for outcome in run_searches(bench, recipes, options, view)]
+    if len(documents) == 1:
+        emit(as_json, documents[0], render.search)
+    else:
+        emit(as_json, {"searches": documents}, render.grid)
 
 
 @cli.command()
@@ -246,6 +254,39 @@ def analyze(model: str, revision: str | None, trust_remote_code: bool, as_json: 
     emit(as_json, {"model": model, **asdict(inventory)}, render.inventory)
 
 
+@cli.command()
+@click.argument("model")
+@click.option("--memory", help="What scoring may take: 24GiB; default all of the GPU, or of the machine.")
+@click.option("--candidates", type=int, default=20, show_default=True, help="Of a generation.")
+@click.option("--drop", default="25%", show_default=True, help="Of each candidate: 8 or 25%.")
+@click.option("--tokens", type=int, default=1024, show_default=True, help="Calibration tokens scored.")
+@click.option("--kl-top", type=int, help="KL over the K likeliest tokens and the rest as one; default over all.")
+@click.option("--requests", type=int, help="Plan for so many requests of a task instead of --tokens.")
+@click.option("--length", type=int, default=64, show_default=True, help="Tokens of a request.")
+@click.option("--device", help="Torch device; default cuda where there is one, else cpu.")
+@_with(*_MODEL_OPTIONS)
+@_JSON
+def plan(
+    model: str,
+    memory: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    as_json: bool,
+    **asked: Any,  # noqa: ANN401
+) -> None:
+    """Predict memory, reading and time of a generation of MODEL, a bare config.json too, and say how to run it."""
+    size = None if memory is None else parse_size(memory, "--memory")
+    _quiet()
+    from prunesearch.report import render
+    from prunesearch.scoring.plan import Asked, plan
+
+    emit(
+        as_json,
+        plan(model, Asked.of(size, **asked), revision=revision, trust_remote_code=trust_remote_code),
+        render.plan,
+    )
+
+
 @cli.group()
 def study() -> None:
     """Look at studies and delete them."""
@@ -334,6 +375,12 @@ def _recipe(settings: dict[str, Any]) -> Recipe:
         values["objective"] = "task" if values.get("task") else "kl"
     values["weights"] = Weights.parse((settings.get("weights") or ("", ""))[0])
     return validated(Recipe, values)
+
+
+def _grid(settings: dict[str, Any]) -> list[Recipe]:
+    """The recipes of ``--sampler pso,woa --drop 4,8``: every sampler with every number."""
+    samplers, drops = ([word.strip() for word in settings[name].split(",")] for name in ("sampler", "drop"))
+    return [_recipe({**settings, "sampler": sampler, "drop": drop}) for sampler in samplers for drop in drops]
 
 
 def _split_weights(given: Sequence[str]) -> tuple[str, str | None]:

@@ -6,10 +6,10 @@ import os
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from optuna.storages import RDBStorage
@@ -22,6 +22,7 @@ from prunesearch.engine.pool import WorkerPool
 from prunesearch.errors import InputError, RunError, StudyError
 from prunesearch.export import Exported, check_destination, export
 from prunesearch.model.anatomy import Sizes
+from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.streaming import open_streamed
 from prunesearch.recipe import CALIBRATED, Recipe, RunOptions, study_name
@@ -39,6 +40,8 @@ from prunesearch.space import SearchSpace, split_drop
 from prunesearch.store import selection, studies
 from prunesearch.store.evaluations import EvaluationStore
 from prunesearch.store.places import Places, check_writable
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -132,11 +135,21 @@ def run(
         raise InputError(
             "units: sublayers can be searched but not exported yet: use prunesearch search, or units: blocks"
         )
+    _check_exportable(options)
     out = out or Path("storage/exports") / (options.study or study_name(recipe))
     check_destination(out)
     with open_bench(recipe, options) as bench:
         outcome = run_search(bench, recipe, options, listener)
         return outcome, export(bench.loaded, outcome.best.candidate, out, facts_of(recipe, outcome))
+
+
+def _check_exportable(options: RunOptions) -> None:
+    """Refuse to export streamed weights: a checkpoint is compared with the model that was scored before it appears."""
+    if options.weights_in != "memory":
+        raise InputError(
+            f"--weights {options.weights_in} is for scoring: export writes and verifies a model that is in memory, "
+            "so leave --weights out where it fits"
+        )
 
 
 @contextmanager
@@ -247,47 +260,105 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
         StudyError: the study belongs to another recipe, model or data, or another process is writing it.
         RunError: the dense model, or every candidate, could not be scored; or the database failed.
     """
+    (outcome,) = run_searches(bench, [recipe], options, listener)
+    return outcome
+
+
+def run_searches(
+    bench: Bench, recipes: Sequence[Recipe], options: RunOptions, listener: Listener | None = None
+) -> list[Outcome]:
+    """Bring several recipes' studies to their trials at once, over one engine: what waits is scored together.
+
+    Args:
+        recipes: of the bench's model and objective.
+
+    Raises:
+        StudyError, RunError: see `run_search`.
+    """
     start = time.perf_counter()
-    name = options.study or study_name(recipe)
+    check_grid(recipes, options)
     storage = studies.open_storage(options.storage, create=True)
-    with studies.database_failures(name), studies.sole_writer(storage, name):
-        study = _open_study(bench, recipe, storage, name)
-        space = space_of(recipe, bench.loaded)
-        dense = require(*bench.engine.evaluate_now([LayerSubset.of(space.n_layers)]))
+    names = [options.study or study_name(recipe) for recipe in recipes]
+    with ExitStack() as held:
+        for name in names:
+            held.enter_context(studies.database_failures(name))
+            held.enter_context(studies.sole_writer(storage, name))
+        opened = [_open_study(bench, recipe, storage, name) for recipe, name in zip(recipes, names, strict=True)]
+        dense = require(*bench.engine.evaluate_now([LayerSubset.of(bench.loaded.n_layers)]))
+        prepared = [_Prepared.of(bench, *pair, dense) for pair in zip(recipes, opened, strict=True)]
+        results = _run_to_end(_search_all(bench, prepared, options.trials, listener))
+        return [p.outcome(bench, dense, result, start) for p, result in zip(prepared, results, strict=True)]
+
+
+def check_grid(recipes: Sequence[Recipe], options: RunOptions) -> None:
+    """Refuse recipes that would write one study.
+
+    Raises:
+        InputError: ``--study`` names one study for several recipes, or a recipe is there twice.
+    """
+    if options.study is not None and len(recipes) > 1:
+        raise InputError(f"--study names one study, and {len(recipes)} are searched: leave it out")
+    names = [study_name(recipe) for recipe in recipes]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"study {twice!r} would be searched twice at once: name each sampler and number once")
+
+
+async def _search_all(
+    bench: Bench, prepared: Sequence["_Prepared"], trials: int, listener: Listener | None
+) -> list[SearchResult]:
+    return await asyncio.gather(
+        *(search(p.study, p.sampler, bench.engine, p.fitness, trials, listener, p.recipe.race) for p in prepared)
+    )
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A study that is ready to be searched."""
+
+    recipe: Recipe
+    study: Study
+    space: SearchSpace
+    sampler: SubsetSampler
+    fitness: Fitness
+
+    @classmethod
+    def of(cls, bench: Bench, recipe: Recipe, study: Study, dense: Evaluation) -> Self:
         fitness = _fitness(bench, recipe, study)
         studies.remembered(
             study, selection.DENSE_ATTR, lambda: {"metric": bench.objective.metric, "metrics": dict(dense.metrics)}
         )
-        sampler = _sampler(bench, recipe, study, space)
-        result = _run_to_end(search(study, sampler, bench.engine, fitness, options.trials, listener, recipe.race))
-        ranked = selection.best_trials(study, None)
+        space = space_of(recipe, bench.loaded)
+        return cls(recipe, study, space, _sampler(bench, recipe, study, space), fitness)
+
+    def outcome(self, bench: Bench, dense: Evaluation, result: SearchResult, start: float) -> Outcome:
+        """What the finished search came to."""
+        name = self.study.study_name
+        ranked = selection.best_trials(self.study, None)
         if not ranked:
-            reason = studies.last_failure(study)
+            reason = studies.last_failure(self.study)
             raise RunError(
                 f"none of the {result.failed} candidates could be scored ({reason}); the study {name!r} is kept"
             )
-        pareto = space.budget == "pareto"
-        chosen = ranked[0]
-        if pareto:
-            chosen = knee(ranked, fitness.values(dense))
-        best = require(*bench.engine.evaluate_now([space.from_params(chosen.params)]))
-        trials = len(study.get_trials(deepcopy=False))
-    dense_ms, best_ms = _latencies(bench, fitness, best.candidate)
-    return Outcome(
-        study=name,
-        sampler=recipe.sampler,
-        trials=trials,
-        dense=dense,
-        best=best,
-        value=float(chosen.values[0]),
-        front=tuple(studies.trial_document(t) for t in ranked) if pareto else (),
-        dense_ms=dense_ms,
-        best_ms=best_ms,
-        result=result,
-        damaged=bench.store.counts.damaged,
-        sizes=bench.loaded.sizes,
-        seconds=time.perf_counter() - start,
-    )
+        pareto = self.space.budget == "pareto"
+        chosen = knee(ranked, self.fitness.values(dense)) if pareto else ranked[0]
+        best = require(*bench.engine.evaluate_now([self.space.from_params(chosen.params)]))
+        dense_ms, best_ms = _latencies(bench, self.fitness, best.candidate)
+        return Outcome(
+            study=name,
+            sampler=self.recipe.sampler,
+            trials=len(self.study.get_trials(deepcopy=False)),
+            dense=dense,
+            best=best,
+            value=float(chosen.values[0]),
+            front=tuple(studies.trial_document(t) for t in ranked) if pareto else (),
+            dense_ms=dense_ms,
+            best_ms=best_ms,
+            result=result,
+            damaged=bench.store.damaged,
+            sizes=bench.loaded.sizes,
+            seconds=time.perf_counter() - start,
+        )
 
 
 def _latencies(bench: Bench, fitness: Fitness, best: LayerSubset) -> tuple[float, float]:
@@ -340,7 +411,8 @@ def _sampler(bench: Bench, recipe: Recipe, study: Study, space: SearchSpace) -> 
 def _ranking(bench: Bench, recipe: Recipe) -> list[float]:
     """Rank the units on the recipe's calibration text; a task has none, and takes the built-in."""
     windows = token_windows(recipe.calibration, bench.loaded.tokenizer, recipe.tokens, recipe.window)
-    return rank_units(bench.loaded.model, bench.loaded.layers, windows, recipe.start, recipe.units)
+    with wide_products():
+        return rank_units(bench.loaded.model, bench.loaded.layers, windows, recipe.start, recipe.units)
 
 
 def knee(front: Sequence[FrozenTrial], dense: Sequence[float]) -> FrozenTrial:
@@ -370,8 +442,8 @@ def _fitness(bench: Bench, recipe: Recipe, study: Study) -> Fitness:
     )
 
 
-def _run_to_end(searching: Coroutine[Any, Any, SearchResult]) -> SearchResult:
-    """Run a search in an event loop of its own; in a thread where one is running already, as in a notebook."""
+def _run_to_end(searching: Coroutine[Any, Any, Result]) -> Result:
+    """Run searches in an event loop of its own; in a thread where one is running already, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -420,6 +492,7 @@ def export_study(
     Raises:
         StudyError: no finished trial, or the model is no longer the one that was searched.
     """
+    _check_exportable(options)
     check_destination(out)
     study = studies.load(studies.open_storage(options.storage, create=False), name)
     recipe = studies.recipe_of(study)
@@ -437,6 +510,7 @@ def export_study(
 
 def export_layers(recipe: Recipe, options: RunOptions, dropped: str, out: Path) -> Exported:
     """Export the recipe's model without the layers that are named, as in ``3,7,12``."""
+    _check_exportable(options)
     check_destination(out)
     loaded = load_for(recipe, options)
     return export(loaded, LayerSubset.parse(dropped, loaded.n_layers), out)

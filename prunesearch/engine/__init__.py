@@ -4,6 +4,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from prunesearch.candidate import Evaluation, LayerSubset
+from prunesearch.errors import ScoringError
+
+FAILURES = (ScoringError, RuntimeError, MemoryError, ArithmeticError, ValueError, LookupError)
+"""What scoring may raise; it fails candidates and nothing else. RuntimeError is torch's (out of memory among others),
+the last three come from metrics: exp of a huge loss, or a task's own code."""
 
 
 class Engine(Protocol):

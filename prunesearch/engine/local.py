@@ -5,14 +5,16 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prunesearch.candidate import Evaluation, LayerSubset
+from prunesearch.engine import FAILURES
 from prunesearch.engine.memory import keep_freed_memory
-from prunesearch.engine.stored import FAILURES, Scorer, StoredScorer
+from prunesearch.engine.stored import Scorer, StoredScorer
 from prunesearch.errors import ScoringError, one_line
+from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.loading import LoadedModel
 from prunesearch.scoring.cost import TOKENS, LatencyModel, machine, measure_latency_model
 from prunesearch.scoring.forward import Forward, Stopped
@@ -34,7 +36,8 @@ class InProcess:
     def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
         """Score candidates on chunks."""
         self.forward.stopped = stopped
-        return self._objective.score(work, self.forward)
+        with wide_products():
+            yield from self._objective.score(work, self.forward)
 
 
 class LocalEngine:
@@ -71,7 +74,7 @@ class LocalEngine:
         self.scores = StoredScorer(scorer, store, loaded.fingerprint, self._stop)
         self._consumers = 0
         self._futures: dict[_Task, asyncio.Future[Evaluation]] = {}
-        self._waiting: list[_Task] = []
+        self._waiting: dict[_Task, asyncio.Future[Evaluation]] = {}
         self._pump: asyncio.Task[None] | None = None
 
     async def evaluate(
@@ -92,12 +95,11 @@ class LocalEngine:
             if not self._consumers:  # nobody waits for what is left
                 self._stop.set()
                 self._give_up(self._waiting)
-                self._waiting = []
+                self._waiting = {}
 
     def _submit(self, task: "_Task") -> asyncio.Future[Evaluation]:
         if task not in self._futures:
-            self._futures[task] = asyncio.get_running_loop().create_future()
-            self._waiting.append(task)
+            self._futures[task] = self._waiting[task] = asyncio.get_running_loop().create_future()
             if self._pump is None or self._pump.done():
                 self._pump = asyncio.create_task(self._score_waiting())
         return self._futures[task]
@@ -110,23 +112,25 @@ class LocalEngine:
 
         while self._waiting:
             await asyncio.sleep(0)  # every study that is about to ask does so first
-            tasks, self._waiting = self._waiting, []
+            batch, self._waiting = self._waiting, {}
             error: BaseException | None = None
             try:
-                (error,) = await asyncio.gather(
-                    asyncio.to_thread(self._evaluate, tasks, settle), return_exceptions=True
-                )
+                scoring = asyncio.to_thread(self._evaluate, list(batch), settle)
+                (error,) = await asyncio.gather(scoring, return_exceptions=True)
             finally:
-                self._give_up(tasks, error)
+                self._give_up(batch, error)
 
     def _settle(self, task: "_Task", evaluation: Evaluation) -> None:
         future = self._futures.pop(task, None)
         if future is not None:
             future.set_result(evaluation)
 
-    def _give_up(self, tasks: Sequence["_Task"], error: BaseException | None = None) -> None:
+    def _give_up(self, batch: Mapping["_Task", asyncio.Future[Evaluation]], error: BaseException | None = None) -> None:
         """Whoever waits for an evaluation hears why there will be none: the store cannot be written, say."""
-        for future in [self._futures.pop(task) for task in tasks if task in self._futures]:
+        for task, future in batch.items():
+            if future.done():  # the task may have been asked for again since
+                continue
+            del self._futures[task]
             if error is None:
                 future.cancel()
             else:

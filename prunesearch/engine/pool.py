@@ -1,19 +1,27 @@
-"""Several processes that score, each with a model of its own: one per GPU, or per share of the CPU cores."""
+"""Several processes that score, each with a model of its own: one per GPU, or per share of the CPU cores.
 
+A worker is handed its share of a generation and sends back each result as it has it, over a pipe of its own: a shared
+queue or lock could be left locked by a worker that is killed.
+"""
+
+import ctypes
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.synchronize import Event
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext, SpawnProcess
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.engine import FAILURES
 from prunesearch.engine.memory import keep_freed_memory
-from prunesearch.errors import RunError
+from prunesearch.errors import PruneSearchError, RunError, one_line
+from prunesearch.model.arithmetic import wide_products
 from prunesearch.scoring.forward import Forward, Stopped
 from prunesearch.scoring.objectives import Chunk, Objective, Scored, Work
 
@@ -21,11 +29,13 @@ Build = Callable[[int], tuple[Objective, Forward]]
 """Makes worker n's objective and forward pass, in its own process; it travels there, so it must be picklable."""
 
 _POLL_SECONDS = 0.2
-_ATTEMPTS = 3  # a share whose worker dies so often kills its workers
+_ATTEMPTS = 3  # a candidate whose worker dies so often kills its workers
+_PATIENCE_SECONDS = 30.0  # a worker leaves its pass at the next block; one that does not is ended
+_READY = "ready"
 
 
 class WorkerPool:
-    """Splits a generation among processes; one that dies is started again and its share is done again.
+    """Splits a generation among processes; one that dies is started again and does what is left of its share.
 
     Neighbours in the order of their paths share most, so each worker gets a stretch of that order.
 
@@ -40,56 +50,68 @@ class WorkerPool:
     def __init__(self, build: Build, workers: int) -> None:
         self.workers = workers
         self.restarts = 0
-        self._build = build
-        self._context = multiprocessing.get_context("spawn")
-        self._stop = self._context.Event()
-        self._executors = [self._start(number) for number in range(workers)]
-
-    def _start(self, number: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, self._context, _initialise, (self._build, number, self._stop))
+        context = multiprocessing.get_context("spawn")
+        self._stop: Any = context.RawValue(ctypes.c_bool, False)
+        self._members = [_Member(context, build, number, self._stop) for number in range(workers)]
 
     def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
-        """Score candidates on chunks, in all workers at once.
+        """Score candidates on chunks, in all workers at once; each result is yielded when it arrives.
+
+        Where a share fails, the others are finished first.
 
         Raises:
-            RunError: workers die again and again.
+            RunError: a worker dies again and again, or cannot start.
             Stopped: nobody waits any more.
         """
-        self._stop.clear()
-        shares = [(number, share) for number, share in enumerate(split(work, self.workers)) if share]
-        attempts = dict.fromkeys(range(len(shares)), 0)
-        running: dict[Future[list[Scored]], int] = {self._submit(*share): i for i, share in enumerate(shares)}
-        while running:
-            done, _ = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
-            if stopped():
-                self._stop.set()
-                wait(running)
-                raise Stopped
-            for future in done:
-                share = running.pop(future)
-                number, asked = shares[share]
-                try:
-                    yield from future.result()
-                except BrokenProcessPool:
-                    attempts[share] += 1
-                    if attempts[share] == _ATTEMPTS:
-                        raise RunError(
-                            f"worker {number} died {_ATTEMPTS} times over the same candidates (out of memory?): "
-                            "give fewer --workers; what was scored is kept"
-                        ) from None
-                    self.restarts += 1
-                    self._executors[number].shutdown(wait=False)
-                    self._executors[number] = self._start(number)
-                    running[self._submit(number, asked)] = share
+        self._stop.value = False
+        failure: Exception | None = None
+        for member, share in zip(self._members, split(work, self.workers), strict=True):
+            member.take(share)
+        try:
+            while busy := [member for member in self._members if member.busy]:
+                if stopped():
+                    yield from self._last_words()
+                    raise Stopped
+                for member in _speaking(busy):
+                    try:
+                        message = member.hear()
+                    except EOFError:
+                        self.restarts += 1
+                        message = member.revive()
+                    if isinstance(message, Exception):
+                        failure = failure or message
+                    elif message is not None:
+                        yield message
+        finally:
+            for _ in self._last_words():
+                pass
+        if failure is not None:
+            raise failure
 
-    def _submit(self, number: int, share: Work) -> Future[list[Scored]]:
-        return self._executors[number].submit(_score, share)
+    def _last_words(self) -> Iterator[Scored]:
+        """Have the workers leave their passes; yields what they had finished by then."""
+        self._stop.value = True
+        until = time.monotonic() + _PATIENCE_SECONDS
+        for member in self._members:
+            member.keep_back()
+        while busy := [member for member in self._members if member.busy]:
+            for member in _speaking(busy):
+                try:
+                    message = member.hear()
+                except EOFError:
+                    member.end()
+                    continue
+                if isinstance(message, tuple):
+                    yield message
+            if time.monotonic() > until:
+                for member in busy:
+                    member.end()
 
     def close(self) -> None:
         """End the workers."""
-        self._stop.set()
-        for executor in self._executors:
-            executor.shutdown(wait=True, cancel_futures=True)
+        self._stop.value = True
+        for member in self._members:
+            member.end()
 
     def __enter__(self) -> Self:
         return self
@@ -100,10 +122,119 @@ class WorkerPool:
         self.close()
 
 
+class _Member:
+    """A worker as its parent sees it: a process, the line to it, and what it was asked for."""
+
+    def __init__(self, context: SpawnContext, build: Build, number: int, stop: Any) -> None:  # noqa: ANN401 (ctypes)
+        self._context, self._build, self._number, self._stop = context, build, number, stop
+        self._share: Work = []
+        self._done: set[tuple[int, LayerSubset]] = set()
+        self._deaths = 0
+        self._process: SpawnProcess | None = None
+        self._start()
+
+    def _start(self) -> None:
+        line, theirs = self._context.Pipe()
+        resource_tracker.ensure_running()  # or the first process would start it, and unblock the signal with it
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the worker inherits
+        try:
+            process = self._context.Process(
+                target=_serve, args=(theirs, self._build, self._number, self._stop), daemon=True
+            )
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        self.line, self._process = line, process
+        self._ready = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is awaited."""
+        return bool(self._share)
+
+    def take(self, share: Work) -> None:
+        """Ask for a share, as soon as the worker has its model."""
+        self._share, self._done, self._deaths = share, set(), 0
+        if share and self._process is None:
+            self._start()
+        if share and self._ready:
+            self._ask()
+
+    def keep_back(self) -> None:
+        """Forget a share that the worker has not been asked for yet."""
+        if not self._ready:
+            self._share = []
+
+    def hear(self) -> Scored | Exception | None:
+        """Take one message: a result, a failure, or neither.
+
+        Raises:
+            EOFError: the worker is dead.
+        """
+        try:
+            message: Scored | Exception | str | None = self.line.recv()
+        except OSError as error:  # it died within a message
+            raise EOFError from error
+        if isinstance(message, str):
+            self._ready = True
+            self._ask()
+            return None
+        if isinstance(message, tuple):
+            self._done.add(message[:2])
+            self._deaths = 0
+        else:
+            self._share = []
+        return message
+
+    def revive(self) -> RunError | None:
+        """Start a dead worker again, for what it has not done yet; returns why not."""
+        left = [(c, [a for a in asked if (c.index, a) not in self._done]) for c, asked in self._share]
+        deaths, self._share = self._deaths + 1, []
+        self.end()
+        if deaths == _ATTEMPTS:
+            return RunError(
+                f"worker {self._number} died {_ATTEMPTS} times over the same candidates (out of memory?): "
+                "give fewer --workers; what was scored is kept"
+            )
+        self.take([(chunk, asked) for chunk, asked in left if asked])
+        self._deaths = deaths
+        return None
+
+    def _ask(self) -> None:
+        try:
+            self.line.send(self._share)
+        except OSError:  # it is dead, as `hear` will find out
+            return
+
+    def end(self) -> None:
+        """End the process: it ends by itself when its line is closed, unless it is at work."""
+        self._share, self._ready = [], False
+        if self._process is None:
+            return
+        self.line.close()
+        for press in (self._process.terminate, self._process.kill):
+            self._process.join(2)
+            if self._process.is_alive():
+                press()
+        self._process.join()
+        self._process.close()
+        self._process = None
+
+
+def _speaking(members: Sequence[_Member]) -> list[_Member]:
+    """Those that have said something, or died, within the time after which one looks elsewhere."""
+    ready = wait([member.line for member in members], _POLL_SECONDS)
+    return [member for member in members if member.line in ready]
+
+
 def split(work: Work, parts: int) -> list[Work]:
-    """Cut each chunk's candidates into stretches of neighbours that keep about as many blocks."""
+    """Cut each chunk's candidates into stretches of neighbours that keep about as many blocks.
+
+    The stretches go round from chunk to chunk, so that few candidates on many chunks make work for all.
+    """
     shares: list[list[tuple[Chunk, Sequence[LayerSubset]]]] = [[] for _ in range(parts)]
-    for chunk, candidates in work:
+    for turn, (chunk, candidates) in enumerate(work):
         ordered = sorted(candidates, key=lambda c: c.path)
         total, done, part = sum(len(c.kept) for c in ordered), 0, 0
         stretches: list[list[LayerSubset]] = [[] for _ in range(parts)]
@@ -111,36 +242,49 @@ def split(work: Work, parts: int) -> list[Work]:
             stretches[part].append(candidate)
             done += len(candidate.kept)
             part = min(parts - 1, done * parts // total)
-        for share, stretch in zip(shares, stretches, strict=True):
+        for part, stretch in enumerate(stretches):
             if stretch:
-                share.append((chunk, stretch))
+                shares[(part + turn) % parts].append((chunk, stretch))
     return list(shares)
 
 
-_parts: tuple[Objective, Forward]
+def _serve(line: Connection, build: Build, number: int, stop: Any) -> None:  # noqa: ANN401 (ctypes)
+    """A worker's life: make the model, then score whatever comes until the line is closed or the parent dies."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
+    try:
+        objective, forward = build(number)
+    except (PruneSearchError, *FAILURES) as error:
+        line.send(RunError(f"worker {number} cannot start: {one_line(error)}"))
+        return
+    forward.stopped = lambda: stop.value
+    line.send(_READY)
+    while True:
+        try:
+            share: Work = line.recv()
+        except EOFError:
+            return
+        if share:
+            line.send(_work_off(share, objective, forward, line))
 
 
-def _initialise(build: Build, number: int, stop: Event) -> None:
-    """Make a worker's model; it ignores Ctrl-C, which its parent handles, and ends when its parent does."""
-    global _parts
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _work_off(share: Work, objective: Objective, forward: Forward, line: Connection) -> Exception | None:
+    """Score a share; returns why it could not be finished."""
+    try:
+        with wide_products():
+            for scored in objective.score(share, forward):
+                line.send(scored)
+    except Stopped:
+        return None
+    except PruneSearchError as error:
+        return RunError(str(error)) if not isinstance(error, RunError) else error
+    except FAILURES as error:
+        return error
+    return None
+
+
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.join,), daemon=True).start()
-    keep_freed_memory()
-    objective, forward = build(number)
-    forward.stopped = stop.is_set
-    _parts = objective, forward
-
-
-def _end_with(join: Callable[[], None]) -> None:
-    join()
+    parent.join()
     os._exit(1)
-
-
-def _score(share: Work) -> list[Scored]:
-    objective, forward = _parts
-    try:
-        return list(objective.score(share, forward))
-    except Stopped:
-        return []

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.engine import FAILURES
 from prunesearch.errors import PruneSearchError, ScoringError, one_line
 from prunesearch.scoring.forward import Stopped
 from prunesearch.scoring.objectives import Chunk, Scored, Work
@@ -14,10 +15,6 @@ from prunesearch.store import faults
 from prunesearch.store.evaluations import EvaluationStore
 from prunesearch.store.flight import Flight
 from prunesearch.store.keys import Key, evaluation_key
-
-# What scoring may raise; it fails candidates and nothing else. RuntimeError is torch's (out of memory among others),
-# the last three come from metrics: exp of a huge loss, or a task's own code.
-FAILURES = (ScoringError, RuntimeError, MemoryError, ArithmeticError, ValueError, LookupError)
 
 
 class Scorer(Protocol):

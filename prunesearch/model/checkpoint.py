@@ -6,6 +6,7 @@ limit counts and which tells neither what was read nor when.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from prunesearch.errors import ModelError, one_line
 
 _TYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -28,6 +32,7 @@ class Stored:
 
     Attributes:
         offset: of its first byte in the file.
+        modified: when the file was last written, in nanoseconds: it must not change while it is read.
     """
 
     path: Path
@@ -35,18 +40,19 @@ class Stored:
     nbytes: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    modified: int
 
 
 def tensors_in(folder: Path) -> dict[str, Stored]:
     """Find every tensor of a checkpoint.
 
     Raises:
-        ModelError: no safetensors, damaged or cut short, or a tensor type that is no plain float (quantised).
+        ModelError: no safetensors, damaged, or cut short.
     """
     if (folder / INDEX).is_file():
         try:
             names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
             raise ModelError(f"{str(folder / INDEX)!r} is damaged: {one_line(error)}; get it again") from None
     elif (folder / SINGLE).is_file():
         names = [SINGLE]
@@ -61,9 +67,9 @@ def tensors_in(folder: Path) -> dict[str, Stored]:
 def _header(path: Path) -> dict[str, Stored]:
     try:
         with path.open("rb") as file:
+            status = os.fstat(file.fileno())
             length = int.from_bytes(file.read(8), "little")
-            size = path.stat().st_size
-            if length > size:
+            if length > status.st_size:
                 raise ModelError(f"{str(path)!r} is cut short or no safetensors file: get it again")
             header = json.loads(file.read(length))
         found = {
@@ -73,32 +79,34 @@ def _header(path: Path) -> dict[str, Stored]:
                 entry["data_offsets"][1] - entry["data_offsets"][0],
                 _TYPES[entry["dtype"]],
                 tuple(entry["shape"]),
+                status.st_mtime_ns,
             )
             for name, entry in header.items()
             if name != "__metadata__"
         }
+        wrong = [n for n, s in found.items() if s.nbytes != math.prod(s.shape) * s.dtype.itemsize]
     except OSError as error:
-        raise ModelError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except KeyError as error:
-        raise ModelError(
-            f"{str(path)!r} holds tensors of type {error}, which cannot be streamed: use --weights resident"
-        ) from None
-    except (ValueError, TypeError) as error:
+        raise ModelError(f"cannot read {str(path)!r}: {error.strerror}; get it again") from None
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise ModelError(f"{str(path)!r} is no safetensors file: {one_line(error)}; get it again") from None
+    if wrong:
+        raise ModelError(f"{str(path)!r} is damaged: {wrong[0]} has not the size of its shape; get it again")
     end = max((s.offset + s.nbytes for s in found.values()), default=0)
-    if end > size:
-        raise ModelError(f"{str(path)!r} is cut short: {end - size} bytes are missing; get it again")
+    if end > status.st_size:
+        raise ModelError(f"{str(path)!r} is cut short: {end - status.st_size} bytes are missing; get it again")
     return found
 
 
 def read_into(buffer: torch.Tensor, stored: Stored) -> torch.Tensor:
-    """Read a tensor into a uint8 buffer of its size and return it, a view of the buffer.
+    """Read a tensor into a uint8 buffer of its size, on the CPU, and return it, a view of the buffer.
 
     Raises:
-        OSError: it cannot be read, or not in full.
+        OSError: it cannot be read, or not in full, or the file is no longer the one that was opened.
     """
     view = memoryview(buffer.numpy())
     with stored.path.open("rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_mtime_ns != stored.modified:
+            raise OSError("it was written to since it was opened")
         done = 0
         while done < stored.nbytes:
             count = os.preadv(file.fileno(), [view[done:]], stored.offset + done)

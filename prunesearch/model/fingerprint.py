@@ -32,6 +32,7 @@ def fingerprint(model: PreTrainedModel, read: Callable[[str], torch.Tensor] | No
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         flat = tensor.detach().to("cpu").contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)
+        del tensor, flat  # before the next one is read
     return digest.hexdigest()
 
 

@@ -1,6 +1,5 @@
-"""Opening a model that is larger than memory: everything but its blocks is loaded, these are read when they are used."""
+"""Opening a model that is larger than memory: all but its blocks is loaded, these are read when they are used."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,12 +12,14 @@ from transformers.initialization import no_init_weights
 
 from prunesearch.errors import ModelError, one_line
 from prunesearch.model.anatomy import blocks_of, family_of, read_config, sizes_of
-from prunesearch.model.checkpoint import Stored, read, tensors_in
+from prunesearch.model.checkpoint import tensors_in
 from prunesearch.model.fingerprint import fingerprint
 from prunesearch.model.layers import StreamedLayers
 from prunesearch.model.loading import LoadedModel, device_named, looks_local
+from prunesearch.model.sources import Source, keep_exact_parts, locate, read_source
 
-_WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")
+_WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "*.py")
+_NOT_WANTED = ("*/*", "consolidated*")  # the same weights in other formats
 
 
 def open_streamed(
@@ -32,7 +33,8 @@ def open_streamed(
 ) -> LoadedModel:
     """Open a safetensors checkpoint for scoring with its blocks left where they are.
 
-    The whole checkpoint is read once, for its fingerprint, which is the one that `loading.load` gives.
+    The whole checkpoint is read once, tensor by tensor, for its fingerprint, which is the one that `loading.load`
+    gives.
 
     Args:
         name: a local folder, or a Hugging Face id, which is downloaded.
@@ -40,45 +42,54 @@ def open_streamed(
         host: keep the blocks in host memory instead of on disk, for a GPU that is too small.
 
     Raises:
-        ModelError: missing, damaged, of an unsupported architecture, or stored in other pieces than the model's own.
+        ModelError: missing, damaged, quantised, of an unsupported architecture, or stored in pieces that are not known.
     """
     place = device_named(device)
     folder = _folder(name, revision)
     config = read_config(str(folder), trust_remote_code=trust_remote_code)
     family_of(config)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"model {name!r} is quantised, which cannot be streamed: use --weights memory")
     stored = tensors_in(folder)
     model = _empty(config, dtype, trust_remote_code)
-    blocks = blocks_of(model)
-    prefix = family_of(config).blocks + "."
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load the tokenizer of {name!r}: {one_line(error)}") from None
-    where = _locate(model, stored, name)
-    for parameter in [p for p in where if not p.startswith(prefix)]:
-        _put(model, parameter, read(where[parameter]).to(place, model.dtype))
-    model.tie_weights()  # type: ignore[no-untyped-call]
-    for buffer_name, buffer in model.named_buffers():
-        _put_buffer(model, buffer_name, buffer.to(place))
-    per_block: list[dict[str, Stored | torch.Tensor]] = [
-        {p: where[f"{prefix}{i}.{p}"] for p, _ in block.named_parameters()} for i, block in enumerate(blocks)
+    sources: dict[str, Source] = {**locate(model, stored, name)}
+    prefix = family_of(config).blocks + "."
+    in_blocks = {p for p, _ in model.named_parameters(remove_duplicate=False) if p.startswith(prefix)}
+    try:
+        _fill(model, sources, in_blocks, place)
+        if host:
+            sources |= {p: _pinned(read_source(sources[p]), place) for p in in_blocks}
+        digest = fingerprint(model, lambda p: _checked(read_source(sources[p]), model.get_parameter(p), p, name))
+    except OSError as error:
+        raise ModelError(f"cannot read the weights of {name!r}: {one_line(error)}") from None
+    except RuntimeError as error:  # torch: out of memory
+        raise ModelError(
+            f"what stays in memory of model {name!r} does not fit {place} ({one_line(error)}): prunesearch plan {name} "
+            "says how much that is"
+        ) from None
+    blocks = blocks_of(model)
+    per_block = [
+        {p: sources[f"{prefix}{index}.{p}"] for p, _ in block.named_parameters()} for index, block in enumerate(blocks)
     ]
-    digest = fingerprint(model, lambda parameter: read(where[parameter]).to(model.dtype))
-    if host:
-        per_block = [{p: read(s) for p, s in of_block.items() if isinstance(s, Stored)} for of_block in per_block]
-    layers = StreamedLayers(blocks, per_block, place, model.dtype)
+    layers = StreamedLayers(blocks, per_block, place)
     return LoadedModel(name, model.eval(), tokenizer, digest, sizes_of(model), layers)
 
 
 def _folder(name: str, revision: str | None) -> Path:
     if name.endswith(".gguf"):
-        raise ModelError(f"{name!r} is a GGUF, which cannot be streamed: use --weights resident, or its safetensors")
+        raise ModelError(f"{name!r} is a GGUF, which cannot be streamed: use --weights memory, or its safetensors")
     if looks_local(name):
         if not (Path(name) / "config.json").is_file():
             raise ModelError(f"no checkpoint folder {name!r}: give a folder with config.json or a Hugging Face id")
         return Path(name)
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_WANTED)))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_NOT_WANTED))
+        )
     except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise ModelError(f"cannot download model {name!r}: {one_line(error)}") from None
 
@@ -87,36 +98,42 @@ def _empty(config: PretrainedConfig, dtype: str, trust_remote_code: bool) -> Pre
     """The model with its parameters on the meta device and its buffers (rotary frequencies) real."""
     wanted = config.dtype if dtype == "auto" else getattr(torch, dtype)
     wanted = wanted if isinstance(wanted, torch.dtype) else torch.float32
-    with init_empty_weights(include_buffers=False), no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=wanted, trust_remote_code=trust_remote_code
-        )
+    try:
+        with init_empty_weights(include_buffers=False), no_init_weights():
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=wanted, trust_remote_code=trust_remote_code
+            )
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ModelError(f"no causal language model can be built from this config: {one_line(error)}") from None
+    keep_exact_parts(model)
     return model.requires_grad_(False)
 
 
-def _locate(model: PreTrainedModel, stored: Mapping[str, Stored], name: str) -> dict[str, Stored]:
-    """Where each parameter of the model lies; a tied one is not stored twice."""
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    found = {}
-    for parameter, tensor in model.named_parameters(remove_duplicate=False):
-        place = stored.get(parameter)
-        if place is None and parameter in tied:
-            continue
-        if place is None or place.shape != tuple(tensor.shape):
-            what = "does not hold" if place is None else "holds in another shape"
-            raise ModelError(
-                f"checkpoint {name!r} {what} {parameter}: it is not complete, or stored in other pieces than "
-                f"{type(model).__name__} is built of; use --weights resident"
-            )
-        found[parameter] = place
-    return found
+def _fill(model: PreTrainedModel, sources: dict[str, Source], in_blocks: set[str], place: torch.device) -> None:
+    """Read everything but the blocks' parameters."""
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        if name in sources and name not in in_blocks:
+            tensor = read_source(sources[name]).to(place, parameter.dtype)
+            _put(model, name, nn.Parameter(tensor, requires_grad=False))
+    model.tie_weights(missing_keys=set(model.state_dict()) - set(sources), recompute_mapping=False)
+    for name, buffer in list(model.named_buffers()):
+        _put(model, name, (read_source(sources[name]) if name in sources else buffer).to(place, buffer.dtype))
 
 
 def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
-
-
-def _put_buffer(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, tensor)
+
+
+def _pinned(tensor: torch.Tensor, place: torch.device) -> torch.Tensor:
+    return tensor.pin_memory() if place.type == "cuda" else tensor
+
+
+def _checked(tensor: torch.Tensor, wanted: torch.Tensor, parameter: str, name: str) -> torch.Tensor:
+    """A parameter in the type it computes in; what was put together of pieces is only now known to fit."""
+    if tensor.shape != wanted.shape:
+        raise ModelError(
+            f"checkpoint {name!r} gives {parameter} the shape {tuple(tensor.shape)}, the model has "
+            f"{tuple(wanted.shape)}: use --weights memory"
+        )
+    return tensor.to(wanted.dtype)

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Group
 
-from prunesearch.report.tables import dense_against_pruned, gib, label, number, table
+from prunesearch.report.tables import dense_against_pruned, duration, gib, label, number, table
 
 Document = Mapping[str, Any]
 Parts = list[Group | str]
@@ -29,6 +29,35 @@ def search(document: Document) -> Parts:
             f"prunesearch export {study} --out {study}{_storage_flag(document)}",
             f"prunesearch study show {study}{_storage_flag(document)}",
             f"optuna-dashboard {document['storage']}",
+        ),
+    ]
+
+
+def grid(document: Document) -> Parts:
+    """Several studies that were searched at once, and what to do next."""
+    searches = document["searches"]
+    studies = [s["study"] for s in searches]
+    flag = _storage_flag(searches[0])
+    rows = [
+        (
+            s["study"],
+            f"{s['value']:.4f}",
+            f"{s['best']['cost']['params'] / s['dense']['cost']['params']:.3f}",
+            f"{s['best']['cost']['latency_ms'] / s['dense']['cost']['latency_ms']:.3f}",
+            s["trials"],
+            s["computed"],
+            s["hits"],
+            s["best"]["dropped"],
+        )
+        for s in searches
+    ]
+    columns = ("study", "best", "parameters", "latency", "trials", "evaluated", "cache hits", "layers dropped")
+    return [
+        table(f"{len(rows)} studies over one engine and store, {duration(searches[-1]['seconds'])}", columns, rows),
+        _next(
+            f"prunesearch study show {studies[0]}{flag}",
+            f"prunesearch export {studies[0]} --out {studies[0]}{flag}",
+            f"optuna-dashboard {searches[0]['storage']}",
         ),
     ]
 
@@ -158,6 +187,37 @@ def inventory(document: Document) -> Parts:
     rows.append(("total", f"{document['params']:,}", "", "", gib(document["bytes"])))
     title = f"{document['model']}: {len(document['blocks'])} blocks (from its {document['source']})"
     return [table(title, ("block (each)", "parameters", "attention", "MLP", "size"), rows)]
+
+
+def plan(document: Document) -> Parts:
+    """What each place of the weights takes, which to use, and how."""
+    rows = []
+    for mode in document["modes"]:
+        beside = f" + {gib(mode['host_memory'])} in host memory" if mode["host_memory"] else ""
+        rows.append(
+            (
+                mode["weights"],
+                gib(mode["memory"]) + beside,
+                "yes" if mode["fits"] else "no",
+                gib(mode["bytes_read"]) if mode["bytes_read"] else "-",
+                duration(mode["seconds"]),
+            )
+        )
+    speed = document["speed"]
+    products = ", ".join(f"{rate / 1e9:.4g} GFLOP/s in {name}" for name, rate in sorted(speed["flops"].items()))
+    title = (
+        f"{document['model']}: {document['blocks']} blocks of {document['block_params']:,} parameters, "
+        f"{document['params']:,} in all (from its {document['source']}), in {document['dtype']}"
+    )
+    return [
+        table(title, ("--weights", "memory", f"in {gib(document['memory'])}", "read a generation", "time"), rows),
+        f"a generation: {document['candidates']} candidates without {document['drop']} of the blocks, at random, on "
+        f"{document['tokens']:,} tokens; they share {100 * document['shared']:.0f} % of the work, later ones more",
+        f"this machine ({speed['device']}): {products}; reads {speed['disk'] / 1e9:.3g} GB/s from disk, "
+        f"{speed['cached'] / 1e9:.3g} GB/s from the page cache",
+        *document["notes"],
+        _next(document["command"]) if document["command"] else "",
+    ]
 
 
 def study_list(document: Sequence[Document]) -> Parts:

@@ -67,3 +67,10 @@ def number(metric: str, value: float) -> str:
 def gib(size: float) -> str:
     """Bytes as GiB (2^30)."""
     return f"{size / 2**30:.{2 if size >= 2**30 else 3}f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"

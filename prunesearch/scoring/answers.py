@@ -43,7 +43,7 @@ class Reading:
 
     batch: Batch
     members: Sequence[int]
-    lengths: Sequence[int]
+    lengths: list[int]
     rows_R: torch.Tensor
     pair_row: torch.Tensor
     pair_target: torch.Tensor
@@ -53,7 +53,7 @@ class Reading:
     def of(cls, batch: Batch, spans: Mapping[int, Sequence[int]], questions: Sequence[Question]) -> Self:
         """Args: spans: for each question in the batch the index, among all T, of each token of its sequence."""
         predicting = [spans[i][-len(questions[i][1]) :] for i in spans]
-        rows_R, pair_row = torch.tensor([t for rows in predicting for t in rows]).unique(return_inverse=True)
+        rows_R, pair_row = torch.unique(torch.tensor([t for rows in predicting for t in rows]), return_inverse=True)
         order = pair_row.argsort(stable=True)
         targets = torch.tensor([t for i in spans for t in questions[i][1]])
         return cls(
@@ -90,8 +90,8 @@ class Reading:
             values.append(value)
             greedy.append(likeliest)
         value_of, greedy_of = torch.cat(values)[self.restore], torch.cat(greedy)[self.restore]
-        sums = torch.stack([part.sum() for part in value_of.split(self.lengths)]).tolist()
-        alls = torch.stack([part.all() for part in greedy_of.split(self.lengths)]).tolist()
+        sums = torch.stack([part.sum() for part in torch.split(value_of, self.lengths)]).tolist()
+        alls = torch.stack([part.all() for part in torch.split(greedy_of, self.lengths)]).tolist()
         yield from zip(self.members, zip(sums, alls, strict=True), strict=True)
 
 

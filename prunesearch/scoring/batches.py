@@ -170,7 +170,7 @@ def tree_batches(sequences: Sequence[Sequence[int]], budget: int) -> list[Tree]:
         sequences: token ids of each request, in any order.
         budget: tokens of a batch; a single sequence may be longer.
     """
-    order = sorted(range(len(sequences)), key=lambda i: sequences[i])
+    order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
     trees = [part for root in _grow(sequences, order, 0) for part in _split(root, budget)]
     trees.sort(key=lambda node: -node.size)
     batches: list[list[_Node]] = []

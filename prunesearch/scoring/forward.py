@@ -142,7 +142,10 @@ class Forward:
             for candidate in state.members:
                 use = (index in candidate.attention, index in candidate.mlp) if index not in candidate.dropped else None
                 uses.setdefault(use, []).append(candidate)
-            hidden = None if set(uses) == {None} else shelf.get(state.place)
+            if set(uses) == {None}:
+                yield state
+                continue
+            hidden = shelf.get(state.place)
             for use, members in uses.items():
                 if use is None:
                     yield _State(state.place, tuple(members))
@@ -213,7 +216,7 @@ class Head:
     @torch.inference_mode()
     def logits(self, finished_RE: torch.Tensor) -> torch.Tensor:
         """Logits of finished rows, shape (R, V)."""
-        answer = MoeModelOutputWithPast(last_hidden_state=finished_RE[None])  # type: ignore[arg-type]
+        answer = MoeModelOutputWithPast(last_hidden_state=finished_RE[None])
         ids_1R = torch.zeros(1, len(finished_RE), dtype=torch.int64, device=finished_RE.device)
         with mock.patch.object(self._trunk, "forward", lambda *_, **__: answer):
             logits: torch.Tensor = self._model(input_ids=ids_1R, use_cache=False).logits

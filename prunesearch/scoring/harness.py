@@ -114,6 +114,8 @@ class TaskObjective:
         self._head = Head(loaded.model)
         self._questions = _by_document([(c, t) for _, c, t in self._lm.requests])
         self._prompts = self._lm.prompts
+        if self._prompts and loaded.layers.one_pass:
+            raise InputError(f"task {task!r} generates text, which needs all weights in memory: leave --weights out")
         self._readings: dict[int, list[Reading]] = {}
         self._trees: bool | None = None
         numerics = {**numerics_of(loaded.model), "batch_tokens": str(self._batch_tokens)}

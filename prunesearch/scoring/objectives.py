@@ -1,7 +1,7 @@
 """What an objective is, and the two that need only text: KL to the dense model, and perplexity.
 
 An objective splits its data into chunks, scores candidates on chunks (one candidate's result on one chunk is what the
-store keeps), and turns all chunks' results into metrics. Names of shapes: B sequences of L tokens, R rows, V vocabulary.
+store keeps), and turns all chunks' results into metrics. Shapes: B sequences of L tokens, R rows, V vocabulary.
 """
 
 import hashlib
@@ -169,7 +169,7 @@ class CalibrationObjective:
                 yield from self._compare(chunk, reference, {c: f for c, f in finished.items() if c in wanted[job]})
 
     def _reference(self, chunk: Chunk, finished_RE: torch.Tensor) -> Reference:
-        blocks = (self._head.logits(rows_RE) for rows_RE in finished_RE.split(_ROWS))
+        blocks = (self._head.logits(rows_RE) for rows_RE in torch.split(finished_RE, _ROWS))
         reference = Reference.of(blocks, self._top_k)
         self._references.put(self._fingerprint, chunk.identity, reference)
         return reference

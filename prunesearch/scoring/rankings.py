@@ -93,7 +93,9 @@ def _influence(
         hooks.append(modules[-1].register_forward_hook(leave(unit, adds=len(modules) > 1)))
     try:
         for index, block in layers.walk(range(len(blocks_of(model)))):
-            states_W = [through(block, hidden, calls[index]) for hidden, (_, calls) in zip(states_W, entered_W, strict=True)]
+            states_W = [
+                through(block, hidden, calls[index]) for hidden, (_, calls) in zip(states_W, entered_W, strict=True)
+            ]
     finally:
         for handle in hooks:
             handle.remove()

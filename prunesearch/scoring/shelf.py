@@ -6,7 +6,10 @@ from types import TracebackType
 from typing import Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from prunesearch.errors import RunError, one_line
 
 _NAME = "state"
 
@@ -31,7 +34,11 @@ class Shelf:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def put(self, tensor: torch.Tensor) -> int:
-        """Keep a tensor and return its number."""
+        """Keep a tensor and return its number.
+
+        Raises:
+            RunError: it would go to a file, and that cannot be written.
+        """
         self._next += 1
         if self._limit is None or self._bytes + tensor.nbytes <= self._limit:
             self._bytes += tensor.nbytes
@@ -68,10 +75,16 @@ class Shelf:
     def _put_aside(self, tensor: torch.Tensor) -> torch.Tensor | Path:
         if tensor.device.type != "cpu":
             return tensor.cpu()
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="prunesearch-states-")
-        path = Path(self._folder.name) / f"{self._next}.safetensors"
-        save_file({_NAME: tensor.contiguous()}, path)
+        try:
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="prunesearch-states-")
+            path = Path(self._folder.name) / f"{self._next}.safetensors"
+            save_file({_NAME: tensor.contiguous()}, path)
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"cannot put hidden states aside in {tempfile.gettempdir()!r} ({one_line(error)}): raise "
+                "--state-memory, or set TMPDIR to a folder on a disk with more space"
+            ) from None
         return path
 
     def __enter__(self) -> Self:

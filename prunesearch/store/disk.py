@@ -33,6 +33,9 @@ class DiskTier(DiskFile):
     Args:
         folder: made (mode 0700) if it is not there.
 
+    Attributes:
+        damaged: entries that were found damaged and taken out.
+
     Raises:
         StorageError: the folder cannot be made, others could write to it, it lies on a network file system, or its file
             is of a newer schema.
@@ -41,6 +44,7 @@ class DiskTier(DiskFile):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self.damaged = 0
         private_folder(folder)
         self._cache = self._open()
 
@@ -96,6 +100,7 @@ class DiskTier(DiskFile):
             return error
 
     def _take_out(self, digest: str, found: object) -> None:
+        self.damaged += 1
         self._alarms.add(Alarm.damage(digest, found))
         self.discard([digest])
 

@@ -58,12 +58,10 @@ class Counts:
     """What a store has been through since it was opened.
 
     Attributes:
-        damaged: entries that were found damaged, and computed again.
         refused: results that came after their lease had passed to another.
         unsent: results that were kept on the disk because the database did not work.
     """
 
-    damaged: int = 0
     refused: int = 0
     unsent: int = 0
 
@@ -314,6 +312,11 @@ class EvaluationStore:
         for desk in desks:
             with contextlib.suppress(UnavailableError):
                 desk.leases.renew(self._presence.owner)
+
+    @property
+    def damaged(self) -> int:
+        """Entries that were found damaged, and computed again."""
+        return sum(tier.damaged for tier in (self.local, self.shared) if tier is not None)
 
     def __len__(self) -> int:
         if self.shared is not None:

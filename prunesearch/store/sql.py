@@ -103,6 +103,9 @@ class SqlTier:
     Args:
         url: its SQLAlchemy URL.
 
+    Attributes:
+        damaged: entries that were found damaged and taken out.
+
     Raises:
         StorageError: no driver, no answer, no access, or a newer schema.
     """
@@ -110,6 +113,7 @@ class SqlTier:
     def __init__(self, url: str) -> None:
         check_url(url, "--cache")
         self.name = shown(url)
+        self.damaged = 0
         try:
             if file := sqlite_file(url):
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +151,7 @@ class SqlTier:
             with self.failures(), self.engine.begin() as connection:
                 for digest, text in damaged:
                     self._take_out(connection, digest, text)
+            self.damaged += len(damaged)
         return found
 
     def _texts(self, connection: Connection, digests: Sequence[str]) -> Iterator[tuple[str, str]]:

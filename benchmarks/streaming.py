@@ -1,0 +1,246 @@
+"""Weight streaming: a model of 8 GiB scored within 3 GiB, and what `prunesearch plan` predicted of it.
+
+    python -m benchmarks.streaming --json FILE
+
+A Llama-shaped model with random weights in bfloat16 is written to a temporary folder, shard by shard. Processes of
+their own then score 16 candidates (a quarter of the blocks dropped at random) on it, each with all its address space
+limited to 3 GiB (RLIMIT_AS: libraries, stacks and mapped files count, so it is harder than a limit on resident memory):
+streamed together, with half of the hidden states spilled to files, one by one, and loaded plainly, which must fail.
+One without a limit scores the same candidates with all weights in memory, where the machine has room for that.
+The page cache is emptied of the checkpoint before each timed part. Numbers are computed in float32 where the CPU
+multiplies that faster, else in bfloat16.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from benchmarks.record import Record
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import PruneSearchError
+from prunesearch.model.anatomy import skeleton
+from prunesearch.model.checkpoint import INDEX
+from prunesearch.model.layers import StreamedLayers
+from prunesearch.model.loading import LoadedModel, load
+from prunesearch.model.streaming import open_streamed
+from prunesearch.scoring.forward import Forward
+from prunesearch.scoring.objectives import CalibrationObjective
+from prunesearch.scoring.plan import Asked, draw, plan
+from prunesearch.space import SearchSpace
+
+LIMIT = 3 * 2**30
+CANDIDATES, TOKENS, DROP = 16, 64, "25%"
+BLOCKS, QUICK_BLOCKS = 88, 10
+SHARD_BLOCKS = 11
+VOCABULARY = 32_000
+
+
+def config(blocks: int) -> LlamaConfig:
+    """47,188,992 parameters a block, 131,074,048 beside the blocks."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=2048, intermediate_size=5632, num_hidden_layers=blocks,
+        num_attention_heads=16, num_key_value_heads=8, max_position_embeddings=2048, tie_word_embeddings=False,
+        dtype="bfloat16", architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+
+
+def write_model(folder: Path, blocks: int) -> int:
+    """Write a checkpoint of random weights shard by shard; returns bytes of weights."""
+    settings = config(blocks)
+    settings.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({"<s>": 0}, "<s>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>").save_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+    pool = (0.02 * torch.randn(2**27, generator=generator)).bfloat16()
+    shards: dict[str, dict[str, torch.Tensor]] = {}
+    where: dict[str, str] = {}
+    total = 0
+    for name, wanted in skeleton(settings).named_parameters():
+        part = int(name.split(".")[2]) // SHARD_BLOCKS if name.startswith("model.layers.") else "rest"
+        start = int(torch.randint(pool.numel() - wanted.numel(), (), generator=generator))
+        tensor = pool[start : start + wanted.numel()].view(wanted.shape).clone()
+        where[name] = f"model-{part}.safetensors"
+        total += tensor.nbytes
+        if name.endswith("norm.weight"):
+            tensor.fill_(1.0)
+        for full in [full for full in shards if full != where[name] and "rest" not in full]:
+            _write(folder / full, shards.pop(full))
+        shards.setdefault(where[name], {})[name] = tensor
+    for file, tensors in shards.items():
+        _write(folder / file, tensors)
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": where}))
+    return total
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, path, {"format": "pt"})
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def forget(folder: Path) -> None:
+    """Empty the page cache of a checkpoint."""
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def score(
+    loaded: LoadedModel, objective: CalibrationObjective, lots: list[list[LayerSubset]], state_memory: int
+) -> dict[str, Any]:
+    """Score lots of candidates one after the other."""
+    forward = Forward(loaded.model, loaded.layers, state_memory)
+    before = loaded.layers.bytes_read if isinstance(loaded.layers, StreamedLayers) else 0
+    start = time.perf_counter()
+    found = {
+        f"{candidate.text} {index}": results
+        for lot in lots
+        for index, candidate, results in objective.score([(chunk, lot) for chunk in objective.chunks], forward)
+    }
+    seconds = time.perf_counter() - start
+    after = loaded.layers.bytes_read if isinstance(loaded.layers, StreamedLayers) else 0
+    return {
+        "results": found,
+        "seconds": seconds,
+        "bytes_read": after - before,
+        "spilled": forward.spilled,
+        "saved": forward.tally.saved,
+    }
+
+
+def child(folder: Path, what: str, dtype: str, out: Path) -> None:
+    """Open the model in one way, score in one or two, and write down what came out."""
+    start = time.perf_counter()
+    try:
+        loaded = load(str(folder), dtype=dtype) if what == "memory" else open_streamed(str(folder), dtype=dtype)
+    except (PruneSearchError, MemoryError) as error:
+        out.write_text(json.dumps({"failure": str(error) or "MemoryError"}))
+        return
+    document: dict[str, Any] = {"opened": time.perf_counter() - start}
+    ids = torch.arange(TOKENS) * 7919 % VOCABULARY
+    objective = CalibrationObjective(loaded, ids[None])
+    generation = draw(SearchSpace.parse(loaded.n_layers, DROP), CANDIDATES)
+    score(loaded, objective, [[LayerSubset.of(loaded.n_layers)]], 2**30)  # the dense model's answers
+    forget(folder)
+    if what == "one by one":
+        document |= score(loaded, objective, [[candidate] for candidate in generation], 2**30)
+    else:
+        state = TOKENS * loaded.model.config.hidden_size * loaded.model.dtype.itemsize
+        document |= score(loaded, objective, [generation], CANDIDATES // 2 * state if what == "spilled" else 2**30)
+    status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
+    out.write_text(json.dumps(document | {"peak": int(status.split()[0]) * 1024}))
+
+
+def run(folder: Path, what: str, dtype: str, limited: bool = True) -> dict[str, Any]:
+    """Run `child` in a process of its own."""
+    out = folder / "out.json"
+    out.unlink(missing_ok=True)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
+
+    words = [sys.executable, "-m", "benchmarks.streaming", "--child", what, "--folder", str(folder), "--dtype", dtype]
+    done = subprocess.run(words, preexec_fn=limit if limited else None, capture_output=True, text=True, check=False)
+    if not out.is_file():
+        return {"failure": (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]}
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def numbers(results: dict[str, Any]) -> Iterator[float]:
+    """All stored numbers, in the order of candidates."""
+    for key in sorted(results):
+        for row in results[key]:
+            yield from row
+
+
+def difference(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """Largest difference between the numbers of two runs."""
+    assert a["results"].keys() == b["results"].keys()
+    return max(abs(x - y) for x, y in zip(numbers(a["results"]), numbers(b["results"]), strict=True))
+
+
+def available() -> int:
+    """Bytes of memory that a new process may take."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def benchmark(record: Record, folder: Path) -> None:
+    """Write the model, plan, run, compare."""
+    weights = write_model(folder, QUICK_BLOCKS if record.quick else BLOCKS)
+    forget(folder)
+    first = plan(str(folder), Asked(LIMIT, CANDIDATES, DROP, TOKENS))
+    flops = first["speed"]["flops"]
+    dtype = "float32" if flops.get("float32", 0.0) > flops["bfloat16"] else "bfloat16"
+    planned = plan(str(folder), Asked(LIMIT, CANDIDATES, DROP, TOKENS, dtype=dtype))  # type: ignore[arg-type]
+    mode = next(mode for mode in planned["modes"] if mode["weights"] == "stream")
+    record.notes |= {"dtype": dtype, "plan": planned, "limit": "RLIMIT_AS of 3 GiB, set before Python starts"}
+    record.add("weights_gib", weights / 2**30)
+    plain = run(folder, "memory", dtype)
+    record.notes["plain loading under the limit"] = plain.get("failure", "loaded")
+    record.add("plain_loading_failed", float("failure" in plain), "== 1")
+    streamed, spilled = run(folder, "streamed", dtype), run(folder, "spilled", dtype)
+    alone = run(folder, "one by one", dtype)
+    for part in (streamed, spilled, alone):
+        if "failure" in part:
+            raise SystemExit(f"streaming failed: {part['failure']}")
+    record.add("bytes_read_per_generation_to_weights", streamed["bytes_read"] / weights, "<= 1.2")
+    record.add("peak_rss_gib", streamed["peak"] / 2**30, "<= 3")
+    record.add("predicted_peak_gib", mode["memory"] / 2**30)
+    record.add("predicted_to_measured_peak", mode["memory"] / streamed["peak"])
+    record.add("seconds_to_open", streamed["opened"])
+    record.add("seconds_per_generation", streamed["seconds"])
+    record.add("predicted_seconds", mode["seconds"])
+    record.add("predicted_to_measured_seconds", mode["seconds"] / streamed["seconds"])
+    record.add("seconds_one_by_one", alone["seconds"])
+    record.add("one_by_one_to_together_seconds", alone["seconds"] / streamed["seconds"])
+    record.add("one_by_one_bytes_read_to_weights", alone["bytes_read"] / weights)
+    record.add("block_forwards_saved", streamed["saved"])
+    record.add("spilled_mib", spilled["spilled"] / 2**20)
+    record.add("max_difference_spilled", difference(streamed, spilled), "== 0")
+    record.add("max_difference_one_by_one", difference(streamed, alone), "== 0")
+    in_memory = weights * (2 if dtype == "float32" else 1)
+    if available() < in_memory + 2**30:
+        record.notes["in memory"] = f"not run: {in_memory / 2**30:.1f} GiB are not free"
+        whole = run(folder, "streamed", dtype, limited=False)
+    else:
+        whole = run(folder, "memory", dtype, limited=False)
+        record.add("seconds_in_memory_unlimited", whole["seconds"])
+        record.add("peak_rss_gib_in_memory_unlimited", whole["peak"] / 2**30)
+    record.add("max_difference_to_unlimited", difference(streamed, whole), "== 0")
+
+
+def main() -> None:
+    """Run the benchmark, or one part of it in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the same on 1 GiB, within five minutes")
+    parser.add_argument("--json", type=Path, help="write the document here")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="where to put the model; default a temporary folder")
+    parser.add_argument("--dtype", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child is not None:
+        child(options.folder, options.child, options.dtype, options.folder / "out.json")
+        return
+    record = Record("streaming", options.quick)
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="prunesearch-streaming-") as folder:
+        benchmark(record, Path(folder))
+    record.finish(options.json)
+
+
+if __name__ == "__main__":
+    main()

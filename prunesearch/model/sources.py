@@ -1,0 +1,145 @@
+"""Where each parameter of a model lies in a checkpoint, under whatever names and in whatever pieces it is stored there.
+
+Names and pieces follow transformers' own rules (`conversion_mapping`): a checkpoint may lack or repeat the base model's
+prefix, use names of an older version, or hold one tensor an expert where the model has one for all.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    build_glob_alternation,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from prunesearch.errors import ModelError
+from prunesearch.model.checkpoint import Stored, read
+
+
+@dataclass
+class Fused:
+    """A tensor that is stored in pieces.
+
+    Attributes:
+        name: of the parameter.
+        pieces: each with the pattern that its stored name matches, in the order in which they are put together.
+    """
+
+    name: str
+    model: PreTrainedModel
+    converter: WeightConverter
+    pieces: list[tuple[str, Stored]] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pieces."""
+        return sum(stored.nbytes for _, stored in self.pieces)
+
+    def read(self) -> torch.Tensor:
+        """Read the pieces and put them together.
+
+        Raises:
+            OSError: one cannot be read.
+        """
+        converter = deepcopy(self.converter)
+        for pattern, stored in self.pieces:
+            converter.add_tensor(self.name, self.name, pattern, read(stored))  # type: ignore[arg-type]
+        made = converter.convert(self.name, model=self.model, config=self.model.config)
+        tensor = made[self.name]
+        whole: torch.Tensor = tensor[0] if isinstance(tensor, list) else tensor
+        return whole
+
+
+Source = Stored | Fused | torch.Tensor
+"""Where a parameter is: whole in a file, in pieces in a file, or in host memory."""
+
+
+def read_source(source: Source) -> torch.Tensor:
+    """The tensor, in memory.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if isinstance(source, Stored):
+        return read(source)
+    return source.read() if isinstance(source, Fused) else source
+
+
+def locate(model: PreTrainedModel, stored: Mapping[str, Stored], name: str) -> dict[str, Stored | Fused]:
+    """Find every parameter and stored buffer of a model; one that is tied to another need not be stored.
+
+    Args:
+        name: of the checkpoint, for messages.
+
+    Raises:
+        ModelError: one is not there, has another shape, or is quantised.
+    """
+    state = model.state_dict()
+    found = _match(model, stored, state)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    for parameter, tensor in state.items():
+        place = found.get(parameter)
+        if place is None and parameter in tied:
+            continue
+        whole = place if isinstance(place, Stored) else None
+        if place is None or (whole is not None and whole.shape != tuple(tensor.shape)):
+            what = "does not hold" if place is None else "holds in another shape"
+            raise ModelError(
+                f"checkpoint {name!r} {what} {parameter}: it is not complete, or stored in other pieces than "
+                f"{type(model).__name__} is built of; use --weights memory"
+            )
+        for part in [whole] if whole is not None else [piece for _, piece in place.pieces]:  # type: ignore[union-attr]
+            if tensor.is_floating_point() and (not part.dtype.is_floating_point or part.dtype.itemsize < 2):
+                raise ModelError(
+                    f"checkpoint {name!r} holds {parameter} quantised ({str(part.dtype).removeprefix('torch.')}), "
+                    "which cannot be streamed: use --weights memory"
+                )
+    return {parameter: place for parameter, place in found.items() if parameter in state}
+
+
+def _match(
+    model: PreTrainedModel, stored: Mapping[str, Stored], state: dict[str, torch.Tensor]
+) -> dict[str, Stored | Fused]:
+    """Give each stored tensor to the parameter it makes, as `from_pretrained` does."""
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    found: dict[str, Stored | Fused] = {}
+    for key, place in sorted(stored.items(), key=lambda item: dot_natural_key(item[0])):
+        target, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        if target not in state and key in state:
+            target, pattern = key, None
+        if target not in state:
+            continue
+        if pattern is None:
+            found[target] = place
+            continue
+        fused = found.setdefault(target, Fused(target, model, by_pattern[pattern]))
+        assert isinstance(fused, Fused)
+        fused.pieces.append((pattern, place))
+    return found
+
+
+def keep_exact_parts(model: PreTrainedModel) -> None:
+    """Give the parameters that transformers keeps in float32, whatever is asked for, that type.
+
+    Args:
+        model: on the meta device.
+    """
+    patterns = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if model.dtype == torch.float16:
+        patterns |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    if not patterns or model.dtype not in (torch.float16, torch.bfloat16):
+        return
+    exact, *_ = build_glob_alternation(sorted(patterns))
+    for name, parameter in model.named_parameters():
+        if exact.search(name):
+            parameter.data = parameter.data.to(torch.float32)
