@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import diskcache
+from filelock import FileLock
 
 from prunesearch.errors import CorruptEntryError, UnavailableError
 from prunesearch.store.alarms import Alarm
@@ -24,6 +25,7 @@ from prunesearch.store.strict import StrictCache, inspect, is_damage
 from prunesearch.store.tier import Found, Rule, settle
 
 _BATCH = 1000  # rows copied in one transaction
+_ATTEMPTS = 3
 _Result = TypeVar("_Result")
 
 
@@ -50,15 +52,15 @@ class DiskTier(DiskFile):
 
     def _open(self) -> StrictCache:
         try:
-            try:
-                return self._opened()
-            except sqlite3.Error as error:
-                if not is_damage(error):
-                    raise
-                aside = self._set_aside()
-            cache = self._opened()
-            self._salvage(cache, aside)
-            return cache
+            for _ in range(_ATTEMPTS):
+                inode = self._present()
+                try:
+                    return self._opened()
+                except sqlite3.Error as error:
+                    if not is_damage(error):
+                        raise
+                self._replace(inode)
+            return self._opened()
         except (sqlite3.Error, OSError, diskcache.Timeout) as error:
             raise UnavailableError(
                 f"cannot open the cache in {self.name!r}: {reason(error)}; free space or mend the folder's rights, "
@@ -155,9 +157,8 @@ class DiskTier(DiskFile):
         """Set the file aside and begin a new one with what is sound in it."""
         with self.failures("write"):
             self._cache.close()
-            aside = self._set_aside()
+            self._replace(self._inode)
             self._cache = self._opened()
-            self._salvage(self._cache, aside)
 
     def alarm(self, alarm: Alarm) -> None:
         """Keep an alarm."""
@@ -177,11 +178,23 @@ class DiskTier(DiskFile):
             self.rebuild()
             return action()
 
-    def _moved(self) -> bool:
+    def _present(self) -> int | None:
         try:
-            return self.file.stat().st_ino != self._inode
+            return self.file.stat().st_ino
         except OSError:
-            return True
+            return None
+
+    def _moved(self) -> bool:
+        return self._present() != self._inode
+
+    def _replace(self, inode: int | None) -> None:
+        """Begin a new file in the place of a damaged one, unless another process has just done so."""
+        with FileLock(self.folder / "repair.lock"):
+            if self._present() == inode:
+                aside = self._set_aside()
+                fresh = self._opened()
+                self._salvage(fresh, aside)
+                fresh.close()
 
     def _set_aside(self) -> Path:
         """Move the damaged file, with its journal, out of the way."""

@@ -96,6 +96,7 @@ class EvaluationStore:
         self._ttl = ttl
         self._presence = Presence(places.folder)
         self._local_desk: Desk | None = None
+        self._unsent: DiskTier | None = None
         self._shared_desk: Desk | None = None
         if self.shared is not None:
             self._shared_desk = Desk(Leases(self.shared.engine, self.shared.name, ttl), self.shared)
@@ -292,7 +293,10 @@ class EvaluationStore:
 
     def _outbox(self) -> DiskTier:
         """Results that the database has not seen: they are safe on the disk."""
-        return DiskTier(self.folder / UNSENT)
+        with self._lock:
+            if self._unsent is None:
+                self._unsent = DiskTier(self.folder / UNSENT)
+            return self._unsent
 
     def _keep(self) -> None:
         """Renew leases, and look whether the database is back, until the store is closed."""
@@ -335,8 +339,9 @@ class EvaluationStore:
             self.shared.close()
         if self._local_desk is not None:
             self._local_desk.leases.engine.dispose()
-        if self.local is not None:
-            self.local.close()
+        for tier in (self.local, self._unsent):
+            if tier is not None:
+                tier.close()
         self._presence.leave()
 
     def __enter__(self) -> Self:
