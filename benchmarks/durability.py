@@ -89,8 +89,12 @@ def start(target: Callable[..., None], *args: object) -> ForkProcess:
     return process
 
 
-def kill_searches(place: Ground, kills: int, trials: int = TRIALS, seed: int = 0) -> int:
-    """Kill searching processes until `kills` have died, then let them finish; returns the deaths."""
+def kill_searches(place: Ground, kills: int, trials: int = TRIALS, pace: float = 1.5, seed: int = 0) -> int:
+    """Kill searching processes until `kills` have died, then let them finish; returns the deaths.
+
+    Args:
+        pace: the longest time between two kills, seconds.
+    """
     chance = random.Random(seed)
     serial = itertools.count()
     # Workers 0 and 1 search the same subsets, as do 2 and 3: they want the same keys at the same time.
@@ -106,7 +110,7 @@ def kill_searches(place: Ground, kills: int, trials: int = TRIALS, seed: int = 0
     running = {worker: spawn(worker, fused()) for worker in range(WORKERS)}
     died = 0
     while died < kills and running:
-        moment = time.monotonic() + chance.uniform(0.1, 0.6)
+        moment = time.monotonic() + chance.uniform(0.2, pace)
         while time.monotonic() < moment and all(process.is_alive() for process in running.values()):
             time.sleep(0.01)
         if all(process.is_alive() for process in running.values()):
@@ -209,7 +213,7 @@ def fencing(place: Ground, owners: int, ttl: float = 1.0) -> tuple[int, int]:
             flight.claim([_fencing_key(number)])
             faults.arm(stop)
             flight.commit(_fencing_key(number), "stale")
-            place.log(f"fencing-{number}").add("refused", store.counts.refused)
+            place.log(f"fencing-{number}").add("refused", store.refused)
 
     def fresh() -> None:
         keys = [_fencing_key(number) for number in range(owners)]

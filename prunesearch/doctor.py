@@ -16,11 +16,12 @@ from sqlalchemy import Connection
 from prunesearch.errors import PruneSearchError
 from prunesearch.store import census
 from prunesearch.store.disk_file import FILE
-from prunesearch.store.evaluations import UNSENT
 from prunesearch.store.leases import Leases, Presence, folder_leases
 from prunesearch.store.places import Places, check_url, file_system, private_folder, shown, sqlite_file
-from prunesearch.store.sql import SqlTier, connect
+from prunesearch.store.sql import SqlTier
 from prunesearch.store.strict import FIXED_WAL, SCHEMA_VERSION
+from prunesearch.store.tables import connect
+from prunesearch.store.tiers import UNSENT
 
 FINE, NOTE, BROKEN = "fine", "note", "broken"
 _PACKAGES = "prunesearch torch transformers optuna lm-eval diskcache sqlalchemy alembic psycopg".split()

@@ -19,11 +19,12 @@ from prunesearch.store.alarms import Alarm
 from prunesearch.store.disk import DiskTier
 from prunesearch.store.disk_file import FILE, DiskFile
 from prunesearch.store.entry import is_digest
-from prunesearch.store.evaluations import UNSENT
 from prunesearch.store.leases import Leases, Presence, folder_leases
 from prunesearch.store.places import Places, check_url, shown, sqlite_file
-from prunesearch.store.sql import SqlTier, connect
+from prunesearch.store.sql import SqlTier
+from prunesearch.store.tables import connect
 from prunesearch.store.tier import Group, Readable, Tier
+from prunesearch.store.tiers import UNSENT
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from prunesearch.errors import UnavailableError, one_line
-from prunesearch.store.sql import CLOCK, LEASES, METADATA, sqlite_engine
+from prunesearch.store.tables import CLOCK, LEASES, METADATA, sqlite_engine
 
 TTL = 60.0
 """Seconds that a lease lives unless it is renewed, which happens three times in that span."""

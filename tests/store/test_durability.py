@@ -13,7 +13,7 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing(backend: str) -> None:
     if backend == "postgresql" and not postgres.AVAILABLE:
         pytest.skip("PostgreSQL's server is not installed")
     with durability.ground(backend) as (place, _):
-        died = durability.kill_searches(place, 20, trials=30)
+        died = durability.kill_searches(place, 20, trials=30, pace=0.6)
         found = durability.checked(place)
     assert died >= 20
     assert found["acknowledged"] > 100

@@ -16,13 +16,14 @@ import sqlalchemy
 from benchmarks import postgres
 from prunesearch.errors import StorageError, UnavailableError
 from prunesearch.recipe import Recipe
-from prunesearch.store import evaluations, faults, schema, studies
+from prunesearch.store import evaluations, faults, schema, studies, tiers
 from prunesearch.store.alarms import DAMAGE, DISAGREEMENT
 from prunesearch.store.disk import DiskTier
 from prunesearch.store.entry import Entry
 from prunesearch.store.evaluations import EvaluationStore
 from prunesearch.store.keys import Key
-from prunesearch.store.sql import EVALUATIONS, LEASES, METADATA, SqlTier
+from prunesearch.store.sql import SqlTier
+from prunesearch.store.tables import EVALUATIONS, LEASES, METADATA
 
 MakeKey = Callable[[int], Key]
 
@@ -190,7 +191,7 @@ def test_a_search_goes_on_without_its_database_and_catches_up(
 ) -> None:
     if not postgres.AVAILABLE:
         pytest.skip("PostgreSQL's server is not installed")
-    monkeypatch.setattr(evaluations, "RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(tiers, "RETRY_SECONDS", 0.3)
     with postgres.Server() as server, EvaluationStore(f"{tmp_path}/a,{server.url}") as store:
         with store.flight() as flight:
             flight.claim([key(i) for i in range(4)])
@@ -199,7 +200,7 @@ def test_a_search_goes_on_without_its_database_and_catches_up(
             assert flight.commit(key(1), 1) is not None, "leased before, committed now"
             flight.claim([key(5)])
             assert flight.commit(key(5), 5) is not None, "leased while it is down"
-            assert store.counts.unsent == 2
+            assert store.unsent == 2
             assert store.get(key(5)) is not None
             server.start()
             end = time.monotonic() + 10
@@ -245,8 +246,8 @@ def test_without_any_tier_the_failure_is_said(tmp_path: Path, key: MakeKey, monk
         monkeypatch.setattr(store.local, "put", _fail)
         with pytest.raises(UnavailableError, match="free space and run again"):
             flight.commit(key(1), 1)
-    monkeypatch.setattr(evaluations, "PATIENCE", 0.1)
-    monkeypatch.setattr(evaluations, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(tiers, "PATIENCE", 0.1)
+    monkeypatch.setattr(tiers, "RETRY_SECONDS", 0.1)
     url = f"sqlite:///{tmp_path}/team.db"
     with EvaluationStore(f"{tmp_path}/b,{url}") as store:
         assert store.shared is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prunesearch.store import sql
+from prunesearch.store import tables
 from prunesearch.store.evaluations import EvaluationStore
 from prunesearch.store.keys import Key
 from prunesearch.store.leases import Leases, Presence, folder_leases
@@ -33,7 +33,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     turned = Clock()
-    monkeypatch.setattr(sql, "monotonic", turned.monotonic)
+    monkeypatch.setattr(tables, "monotonic", turned.monotonic)
     return turned
 
 

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from prunesearch.store import sql
+from prunesearch.store import tables
 from prunesearch.store.evaluations import EvaluationStore
 from prunesearch.store.flight import Flight
 from prunesearch.store.keys import Key, evaluation_key
@@ -30,7 +30,7 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.now = 1000.0
-        self.patch = mock.patch.object(sql, "monotonic", lambda: self.now)
+        self.patch = mock.patch.object(tables, "monotonic", lambda: self.now)
         self.patch.start()
         self.committed: dict[int, float] = {}
         self.held: dict[int, tuple[str, float]] = {}
