@@ -147,11 +147,9 @@ class LocalEngine:
     def latency_model(self) -> LatencyModel:
         """Per-block latencies of the model on this machine, measured once and kept in the store."""
         key = latency_key(self.loaded.fingerprint, machine(self.loaded.model), numerics_of(self.loaded.model), TOKENS)
-        stored = self._store.get(key)
-        if stored is not None:
-            return LatencyModel.from_json(stored.value)
-        latency = measure_latency_model(self.loaded.model, self.loaded.layers)
-        return LatencyModel.from_json(self._store.put(key, latency.as_json()).value)
+        return LatencyModel.from_json(
+            self._store.once(key, lambda: measure_latency_model(self.loaded.model, self.loaded.layers).as_json())
+        )
 
     def _evaluate(self, tasks: Sequence["_Task"], settle: Callable[["_Task", Evaluation], None]) -> None:
         """Evaluate tasks together, rung by rung; without rivals there is one rung, all data."""

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -80,6 +80,23 @@ class EvaluationStore(Tiers):
     def flight(self) -> Flight:
         """Begin to compute keys that nobody else computes."""
         return Flight(self)
+
+    def once(self, key: Key, compute: Callable[[], Any]) -> Any:  # noqa: ANN401 (any JSON value)
+        """The value of a key, computed here if nobody has it and nobody is computing it.
+
+        Raises:
+            UnavailableError: no tier works.
+        """
+        with self.flight() as flight:
+            while True:
+                entry = flight.claim([key]).get(key.digest)
+                if entry is None and key.digest in flight.mine:
+                    begun = time.perf_counter()
+                    value = compute()
+                    entry = flight.commit(key, value, time.perf_counter() - begun)
+                if entry is not None:
+                    return entry.value
+                flight.wait(self._closed.is_set)
 
     def lease(self, digests: Iterable[str]) -> tuple[Desk, dict[str, int]]:
         """Lease keys at the desk that works; what dead processes of this host left is taken over."""

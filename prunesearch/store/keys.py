@@ -12,6 +12,8 @@ from typing import Any, Self
 
 SCHEMA_VERSION = 1
 """Version of the pre-image's layout."""
+LATENCY = "sublayer latency"
+"""Kind of the keys whose values are measured times: of these no two are the same."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,7 @@ def evaluation_key(fingerprint: str, candidate: str, chunk: dict[str, Any]) -> K
 
 def latency_key(fingerprint: str, machine: str, numerics: dict[str, str], tokens: int) -> Key:
     """Key of a model's per-block latencies on one kind of machine."""
-    return _key(
-        {"kind": "sublayer latency", "machine": machine, "model": fingerprint, "numerics": numerics, "tokens": tokens}
-    )
+    return _key({"kind": LATENCY, "machine": machine, "model": fingerprint, "numerics": numerics, "tokens": tokens})
 
 
 def canonical_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)

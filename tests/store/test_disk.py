@@ -17,7 +17,7 @@ from prunesearch.store.census import verified
 from prunesearch.store.disk import DiskTier
 from prunesearch.store.disk_file import DiskFile
 from prunesearch.store.entry import Entry, checksum, unseal
-from prunesearch.store.keys import Key, canonical_json, evaluation_key
+from prunesearch.store.keys import Key, canonical_json, evaluation_key, latency_key
 from prunesearch.store.places import Places, check_writable
 from prunesearch.store.strict import SCHEMA_VERSION, SETTINGS
 
@@ -66,6 +66,14 @@ def test_the_first_value_stays_and_a_second_that_differs_raises_an_alarm(tmp_pat
         (alarm,) = tier.read_alarms()
         assert (alarm.kind, alarm.key) == (DISAGREEMENT, KEY.digest)
         assert "1.1" in alarm.detail
+
+
+def test_measured_times_may_differ(tmp_path: Path) -> None:
+    latency = latency_key("f" * 64, "a machine", {"dtype": "float32"}, 256)
+    with closing(DiskTier(tmp_path / "c")) as tier:
+        for milliseconds in (1.0, 2.0):
+            assert tier.put([Entry(latency, [milliseconds])])[latency.digest].value == [1.0]
+        assert tier.read_alarms() == []
 
 
 def test_a_changed_value_is_taken_out_and_reported(tmp_path: Path) -> None:

@@ -65,6 +65,26 @@ def test_what_is_given_up_is_left_to_others(tmp_path: Path, key: MakeKey) -> Non
         assert len(second.mine) == 3
 
 
+def test_once_is_once(tmp_path: Path, key: MakeKey) -> None:
+    computed: list[int] = []
+
+    def compute() -> int:
+        computed.append(1)
+        time.sleep(0.1)
+        return 7
+
+    def ask() -> None:
+        with EvaluationStore(tmp_path) as store:
+            assert store.once(key(1), compute) == 7
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert computed == [1]
+
+
 def test_a_value_that_is_no_json_is_refused_and_its_lease_kept(tmp_path: Path, key: MakeKey) -> None:
     with EvaluationStore(tmp_path) as store, store.flight() as flight:
         flight.claim([key(1)])
