@@ -240,7 +240,7 @@ def full_disk(record: Record) -> None:
         record.add("full_disk_earlier_rows_unreadable", stored - readable, "== 0")
         with EvaluationStore(f"{small}/d,sqlite:///{other}/team.db") as store:
             went_on = all(store.put(key(i), ["x" * 20_000]) for i in range(150))
-            record.add("full_disk_goes_on_with_a_tier", went_on and len(store) == 150, "== 1")
+            record.add("full_disk_goes_on_with_a_tier", int(went_on and len(store) == 150), "== 1")
     with small_disk() as small, tempfile.TemporaryDirectory() as other:
         assert small is not None
         url = f"sqlite:///{other}/team.db"
@@ -257,7 +257,7 @@ def full_disk(record: Record) -> None:
         record.add("read_only_earlier_rows_unreadable", 100 - readable, "== 0")
         with EvaluationStore(f"{small}/c,{url}") as shared:
             went_on = all(shared.put(key(i), value(i)) for i in range(100, 150))
-            record.add("read_only_goes_on_with_a_tier", went_on and len(shared) == 50, "== 1")
+            record.add("read_only_goes_on_with_a_tier", int(went_on and len(shared) == 50), "== 1")
 
 
 def _fill(store: EvaluationStore) -> tuple[int, float]:
