@@ -89,55 +89,67 @@ def start(target: Callable[..., None], *args: object) -> ForkProcess:
     return process
 
 
-def kill_searches(place: Ground, kills: int, trials: int = TRIALS, pace: float = 1.5, seed: int = 0) -> int:
-    """Kill searching processes until `kills` have died, then let them finish; returns the deaths.
+class Searchers:
+    """Processes that search, are killed, and are started again.
 
     Args:
         pace: the longest time between two kills, seconds.
+
+    Attributes:
+        died: how often one was killed.
     """
-    chance = random.Random(seed)
-    serial = itertools.count()
-    # Workers 0 and 1 search the same subsets, as do 2 and 3: they want the same keys at the same time.
-    studies = [[(f"w{w}-{n}", "pso" if w < 2 else "woa", n) for n in range(1 + kills // 8)] for w in range(WORKERS)]
 
-    def spawn(worker: int, fuse: dict[str, int]) -> ForkProcess:
-        log = place.log(f"w{worker}-{next(serial)}")
-        return start(run_searches, place.places(worker), place.storage, log, studies[worker], trials, fuse)
+    def __init__(self, place: Ground, studies: int, trials: int, pace: float, seed: int) -> None:
+        self.died = 0
+        self._place, self._trials, self._pace = place, trials, pace
+        self._chance = random.Random(seed)
+        self._serial = itertools.count()
+        # Workers 0 and 1 search the same subsets, as do 2 and 3: they want the same keys at the same time.
+        self._studies = [[(f"w{w}-{n}", "pso" if w < 2 else "woa", n) for n in range(studies)] for w in range(WORKERS)]
+        self._running = {worker: self._spawn(worker, studies, self._fuse()) for worker in range(WORKERS)}
 
-    def fused() -> dict[str, int]:
-        return {chance.choice(FUSES): chance.randint(1, 30)} if chance.random() < 0.5 else {}
+    def _spawn(self, worker: int, studies: int, fuse: dict[str, int]) -> ForkProcess:
+        place, log = self._place, self._place.log(f"w{worker}-{next(self._serial)}")
+        names = self._studies[worker][:studies]
+        return start(run_searches, place.places(worker), place.storage, log, names, self._trials, fuse)
 
-    running = {worker: spawn(worker, fused()) for worker in range(WORKERS)}
-    died = 0
-    while died < kills and running:
-        moment = time.monotonic() + chance.uniform(0.2, pace)
-        while time.monotonic() < moment and all(process.is_alive() for process in running.values()):
+    def _fuse(self) -> dict[str, int]:
+        """Where a new process shall die: half of them at a fault point."""
+        return {self._chance.choice(FUSES): self._chance.randint(1, 30)} if self._chance.random() < 0.5 else {}
+
+    def kill_one(self) -> None:
+        """Wait a while for one to die by its fuse, else kill one; start again whoever is dead."""
+        moment = time.monotonic() + self._chance.uniform(0.2, self._pace)
+        while time.monotonic() < moment and all(process.is_alive() for process in self._running.values()):
             time.sleep(0.01)
-        if all(process.is_alive() for process in running.values()):
-            victim = running[chance.choice(list(running))]
-            os.kill(victim.pid, signal.SIGKILL)
-            victim.join()
-        for worker, process in list(running.items()):
+        if all(process.is_alive() for process in self._running.values()):
+            self._chance.choice(list(self._running.values())).kill()
+        for worker, process in self._running.items():
+            process.join(0.1)
             if not process.is_alive():
-                process.join()
-                if process.exitcode == 0:
-                    del running[worker]  # all its studies are finished
-                else:
-                    assert process.exitcode == -signal.SIGKILL, f"worker {worker} failed: {process.exitcode}"
-                    died += 1
-                    running[worker] = spawn(worker, fused() if died < kills else {})
-    for process in running.values():
-        process.kill()  # one more death each, so that the run ends; a last worker then finishes two studies
-        process.join()
-        died += 1
-    last = {
-        w: start(run_searches, place.places(w), place.storage, place.log(f"w{w}-last"), names[:2], trials, {})
-        for w, names in enumerate(studies)
-    }
-    for worker, process in last.items():
-        process.join()
-        assert process.exitcode == 0, f"worker {worker} failed: {process.exitcode}"
-    return died
+                assert process.exitcode == -signal.SIGKILL, f"worker {worker} failed: {process.exitcode}"
+                self.died += 1
+                self._running[worker] = self._spawn(worker, len(self._studies[worker]), self._fuse())
+
+    def finish(self, studies: int) -> None:
+        """Kill all once more, and let others bring the first studies to their end, unharmed."""
+        for process in self._running.values():
+            process.kill()
+            process.join()
+        self.died += len(self._running)
+        last = [self._spawn(worker, studies, {}) for worker in self._running]
+        for worker, process in enumerate(last):
+            process.join()
+            assert process.exitcode == 0, f"worker {worker} failed: {process.exitcode}"
+
+
+def kill_searches(place: Ground, kills: int, trials: int = TRIALS, pace: float = 1.5, seed: int = 0) -> int:
+    """Kill searching processes until `kills` have died, then let some studies finish; returns the deaths."""
+    searchers = Searchers(place, 2 + kills // 4, trials, pace, seed)  # more studies than can be finished
+    while searchers.died < kills:
+        searchers.kill_one()
+    searchers.finish(2)
+    return searchers.died
 
 
 def check(place: Ground, result: Path) -> None:
