@@ -21,7 +21,7 @@ from prunesearch.errors import StorageError, VerificationError, one_line
 from prunesearch.model.anatomy import input_device
 from prunesearch.model.loading import LoadedModel, refuse_incomplete
 from prunesearch.model.surgery import check_removable, pruned
-from prunesearch.store.disk import check_writable
+from prunesearch.store.places import check_writable
 
 MANIFEST = "prunesearch.json"
 GREEDY_TOKENS = 50

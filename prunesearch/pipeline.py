@@ -38,7 +38,8 @@ from prunesearch.scoring.text import token_windows
 from prunesearch.search import Listener, SearchResult, search
 from prunesearch.space import SearchSpace, split_drop
 from prunesearch.store import selection, studies
-from prunesearch.store.disk import EvaluationStore, check_writable
+from prunesearch.store.evaluations import EvaluationStore
+from prunesearch.store.places import Places, check_writable
 
 Result = TypeVar("Result")
 
@@ -159,7 +160,7 @@ def open_bench(recipe: Recipe, options: RunOptions) -> Iterator[Bench]:
         InputError: the model, the data, the number of layers, or where results shall go.
     """
     studies.check_url(options.storage)
-    check_writable(Path(options.cache))
+    check_writable(Places.parse(options.cache).folder)
     loaded = load_for(recipe, options)
     space_of(recipe, loaded)
     objective = objective_for(recipe, loaded, options)
@@ -232,7 +233,7 @@ def objective_for(recipe: Recipe, loaded: LoadedModel, options: RunOptions, gene
 
 def _calibration_objective(recipe: Recipe, loaded: LoadedModel, options: RunOptions, metric: str) -> Objective:
     windows = token_windows(recipe.calibration, loaded.tokenizer, recipe.tokens, recipe.window)
-    references = ReferenceStore(Path(options.cache) / "references")
+    references = ReferenceStore(Places.parse(options.cache).folder / "references")
     return CalibrationObjective(loaded, windows, metric, recipe.kl_top, references)
 
 
@@ -354,7 +355,7 @@ class _Prepared:
             dense_ms=dense_ms,
             best_ms=best_ms,
             result=result,
-            damaged=bench.engine.damaged,
+            damaged=bench.store.damaged,
             sizes=bench.loaded.sizes,
             seconds=time.perf_counter() - start,
         )
@@ -524,7 +525,7 @@ def evaluate_model(recipe: Recipe, options: RunOptions, dropped: str) -> dict[st
     Raises:
         RunError: it could not be scored.
     """
-    check_writable(Path(options.cache))
+    check_writable(Places.parse(options.cache).folder)
     loaded = load_for(recipe, options)
     candidate = LayerSubset.parse(dropped, loaded.n_layers)
     objective = objective_for(recipe, loaded, options, generate=True)

@@ -19,6 +19,7 @@ from prunesearch.errors import InputError
 from prunesearch.report.progress import Progress
 from prunesearch.samplers import GenerationPendingError, SubsetSampler, annotate, report
 from prunesearch.scoring.fitness import Fitness
+from prunesearch.store import faults
 from prunesearch.store.selection import best_trials
 
 
@@ -146,6 +147,7 @@ class _Run:
                 self._tell(number, evaluation)
 
     def _tell(self, number: int, evaluation: Evaluation) -> None:
+        faults.reach("before_tell", str(number))
         annotate(self._study, number, _attributes(evaluation))
         if evaluation.failure is not None:
             self.failed += 1
@@ -154,6 +156,7 @@ class _Run:
             self.hits += evaluation.cached
             self.computed += not evaluation.cached
             self._tell_values(number, evaluation)
+        faults.reach("after_tell", str(number))
         self._done += 1
         self.announce(evaluation)
 
@@ -217,5 +220,6 @@ def _attributes(evaluation: Evaluation) -> Mapping[str, Any]:
     return {
         "cache": "hit" if evaluation.cached else "computed",
         "seconds": round(evaluation.seconds, 3),
+        **({"saved_seconds": round(evaluation.saved, 3)} if evaluation.cached else {}),
         **metrics,
     }
