@@ -27,7 +27,7 @@ from prunesearch.scoring.objectives import CalibrationObjective
 from prunesearch.scoring.race import is_worse, rungs
 from prunesearch.scoring.text import token_windows
 from prunesearch.store import studies
-from prunesearch.store.disk import EvaluationStore
+from prunesearch.store.evaluations import EvaluationStore
 
 CHUNK_TOKENS, WINDOW = 256, 64
 
@@ -74,8 +74,11 @@ def replay(run: Run, population: int, n_layers: int) -> tuple[int, int, bool]:
 
 
 def _losses(run: Run, candidate: LayerSubset) -> list[float]:
-    stored = [run.engine.lookup_chunk(candidate, chunk) for chunk in run.engine.objective.chunks]
-    return list(run.engine.objective.losses([results for results in stored if results is not None]))
+    objective = run.engine.objective
+    stored = {
+        index: results for (index, _, results), _ in run.engine.scores.results((c, candidate) for c in objective.chunks)
+    }
+    return list(objective.losses([stored[chunk.index] for chunk in objective.chunks]))
 
 
 def main() -> None:
@@ -102,7 +105,7 @@ def main() -> None:
             full = searched(loaded, recipe, trials, Path(scratch) / "full")
             race = searched(loaded, recipe.model_copy(update={"race": True}), trials, Path(scratch) / "race")
             better, gone, winner_lost = replay(full, 6, loaded.n_layers)
-        full_tokens, race_tokens = full_tokens + full.engine.tokens, race_tokens + race.engine.tokens
+        full_tokens, race_tokens = full_tokens + full.engine.scores.tokens, race_tokens + race.engine.scores.tokens
         bests, dropped, lost = bests + better, dropped + gone, lost + winner_lost
         worst = max(worst, race.kl - full.kl)
         record.notes["searches"].append(
@@ -112,8 +115,8 @@ def main() -> None:
                 "kl_race": race.kl,
                 "winner_full": full.winner.text,
                 "winner_race": race.winner.text,
-                "tokens_full": full.engine.tokens,
-                "tokens_race": race.engine.tokens,
+                "tokens_full": full.engine.scores.tokens,
+                "tokens_race": race.engine.scores.tokens,
                 "raced_out": sum(t.state.name == "PRUNED" for t in race.trials),
             }
         )

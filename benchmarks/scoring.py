@@ -28,7 +28,7 @@ from prunesearch.model.arithmetic import wide_products, widens
 from prunesearch.model.demo_weights import obtain
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.scoring.harness import TaskObjective
-from prunesearch.store.disk import EvaluationStore
+from prunesearch.store.evaluations import EvaluationStore
 
 DROPPED = 8
 GENERATION = 16
@@ -74,9 +74,10 @@ def log_likelihoods(loaded: LoadedModel, objective: TaskObjective) -> list[float
     dense = LayerSubset.of(loaded.n_layers)
     with tempfile.TemporaryDirectory() as scratch, EvaluationStore(scratch) as store:
         engine = LocalEngine(loaded, objective, store)
-        engine.evaluate_now([dense])
-        chunks = [engine.lookup_chunk(dense, chunk) for chunk in objective.chunks]
-    return [value for chunk in chunks for value, _ in chunk or ()]
+        scored = {
+            index: results for (index, _, results), _ in engine.scores.results((c, dense) for c in objective.chunks)
+        }
+    return [value for chunk in objective.chunks for value, _ in scored[chunk.index]]
 
 
 def add_parity(record: Record, name: str, ours: Sequence[float], theirs: Stock, bound: str | None) -> None:

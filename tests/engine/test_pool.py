@@ -21,7 +21,7 @@ from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.streaming import open_streamed
 from prunesearch.scoring.forward import Forward, Stopped
 from prunesearch.scoring.objectives import CalibrationObjective, Chunk, Scored, Work
-from prunesearch.store.disk import EvaluationStore
+from prunesearch.store.evaluations import EvaluationStore
 from tests.conftest import N_LAYERS
 
 WINDOWS = torch.arange(6 * 512).view(6, 512) % 264  # three chunks

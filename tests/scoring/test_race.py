@@ -21,7 +21,7 @@ from prunesearch.scoring.race import is_worse, rungs
 from prunesearch.scoring.text import token_windows
 from prunesearch.search import search
 from prunesearch.space import SearchSpace
-from prunesearch.store.disk import EvaluationStore
+from prunesearch.store.evaluations import EvaluationStore
 from tests.conftest import N_LAYERS
 
 
@@ -72,13 +72,13 @@ def test_a_race_scores_the_winner_in_full_and_the_losers_in_part(engine: LocalEn
     assert all(max(t.intermediate_values) < chunks for t in pruned)
     best = LayerSubset.parse(study.best_trial.user_attrs["dropped"], N_LAYERS)
     assert engine.evaluate_now([best])[0].metrics["kl"] == pytest.approx(study.best_value)
-    assert engine.tokens < 16 * sum(chunk.tokens for chunk in engine.objective.chunks)
+    assert engine.scores.tokens < 16 * sum(chunk.tokens for chunk in engine.objective.chunks)
     for trial in pruned:  # what was dropped is indeed worse, and what was scored is used by a full evaluation
         candidate = LayerSubset.parse(trial.user_attrs["dropped"], N_LAYERS)
-        before = engine.tokens
+        before = engine.scores.tokens
         assert engine.evaluate_now([candidate])[0].metrics["kl"] > study.best_value
         scored = max(trial.intermediate_values)
-        assert engine.tokens - before == sum(chunk.tokens for chunk in engine.objective.chunks[scored:])
+        assert engine.scores.tokens - before == sum(chunk.tokens for chunk in engine.objective.chunks[scored:])
 
 
 def test_a_broken_off_race_goes_on_as_if_nothing_had_happened(
