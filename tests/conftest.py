@@ -9,18 +9,7 @@ import optuna
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import DownloadError
@@ -52,17 +41,46 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-FAMILIES: dict[str, tuple[type, type]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+_WINDOW = {"sliding_window": 8}
+_ALTERNATING = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+_EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_GPT2_NAMES = {"n_embd": 32, "n_inner": 64, "n_layer": N_LAYERS, "n_head": 4, "n_positions": 512}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": _WINDOW,
+    "qwen2": {},
+    "qwen3": {},
+    "gemma2": {**_WINDOW, "layer_types": _ALTERNATING, "query_pre_attn_scalar": 8},
+    "gemma3_text": {**_WINDOW, "layer_types": _ALTERNATING, "query_pre_attn_scalar": 8},
+    "olmo2": {},
+    "cohere2": {**_WINDOW, "layer_types": _ALTERNATING},
+    "phi": {},
+    "phi3": {**_WINDOW, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}},
+    "gpt2": _GPT2_NAMES,
+    "gpt_neox": {},
+    "gptj": {**_GPT2_NAMES, "rotary_dim": 8},
+    "falcon": {"multi_query": False},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.3},
+    "smollm3": {"no_rope_layers": [1, 1, 0, 1, 1, 0]},
+    "mixtral": _EXPERTS,
+    "qwen3_moe": {**_EXPERTS, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
+    "qwen3_next": {
+        **_EXPERTS,
+        "layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2,
+        "shared_expert_intermediate_size": 16,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+    "lfm2": {"full_attn_idxs": [2, 5], "layer_types": None, "block_auto_adjust_ff_dim": False},
 }
+"""Model types and what a tiny one needs beside `tiny`'s own settings."""
 
 
 def tiny(family: str = "llama", seed: int = 0, **changes: object) -> PreTrainedModel:
     """A random model of six small blocks, whose blocks differ enough that their order matters."""
-    config_class, model_class = FAMILIES[family]
+    config_class = CONFIG_MAPPING[family]
     settings = {
         "vocab_size": 264,
         "hidden_size": 32,
@@ -76,10 +94,13 @@ def tiny(family: str = "llama", seed: int = 0, **changes: object) -> PreTrainedM
         "eos_token_id": 0,
         "pad_token_id": 0,
         "initializer_range": 0.3,
+        **FAMILIES[family],
         **changes,
     }
+    fixed = {name for name in settings if isinstance(getattr(config_class, name, None), property)}
+    names = {config_class.attribute_map.get(name, name): settings[name] for name in settings if name not in fixed}
     torch.manual_seed(seed)
-    model: PreTrainedModel = model_class(config_class(**settings))
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config_class(**names))
     return model.eval()
 
 

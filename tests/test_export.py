@@ -30,10 +30,10 @@ def test_plain_from_pretrained_gives_the_candidate(
     exported = export(loaded, CANDIDATE, tmp_path / "out", {"metrics": {"kl": 0.25}})
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with pruned(loaded.model, CANDIDATE) as candidate:
-        assert torch.equal(reloaded(IDS).logits, candidate(IDS).logits)
+        torch.testing.assert_close(reloaded(IDS).logits, candidate(IDS).logits, rtol=1e-4, atol=1e-4)
     assert reloaded.config.num_hidden_layers == 4
     assert sum(p.numel() for p in reloaded.parameters()) == exported.params
-    assert (exported.verification.prefill_difference, exported.verification.decode_difference) == (0, 0)
+    assert max(exported.verification.prefill_difference, exported.verification.decode_difference) < 1e-4
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer("harbour")["input_ids"] == loaded.tokenizer("harbour")["input_ids"]
 

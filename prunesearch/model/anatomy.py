@@ -1,10 +1,10 @@
-"""Where the blocks of a model live, as data, and what each of them weighs.
+"""Where the blocks of a model live, and what each of them weighs.
 
-A model type that is not in `FAMILIES` is refused, not guessed: a wrong guess gives a checkpoint that loads and
-computes something else.
+What is known of a model type is in `families.FAMILIES`. Another type is looked at: its blocks are the one list of as
+many modules as its config says blocks. Whether that was right is proven by verification, never assumed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,67 +15,101 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError, one_line
+from prunesearch.model.families import FAMILIES, Family, Sublayer
 
-
-@dataclass(frozen=True)
-class Family:
-    """How a model type is built.
-
-    Attributes:
-        blocks: path of the `ModuleList` of blocks inside the causal LM.
-        attention, mlp: names of each sublayer and of the norm before it, inside a block that adds each sublayer's
-            output to its input.
-        per_layer: config fields that hold one entry a block, where they are set; sliced with the blocks.
-    """
-
-    blocks: str = "model.layers"
-    attention: tuple[str, str] = ("self_attn", "input_layernorm")
-    mlp: tuple[str, str] = ("mlp", "post_attention_layernorm")
-    per_layer: tuple[str, ...] = ()
-
-
-FAMILIES: Mapping[str, Family] = {
-    "llama": Family(),
-    "mistral": Family(),
-    "qwen2": Family(per_layer=("layer_types",)),
-    "qwen3": Family(per_layer=("layer_types",)),
-}
+_COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
+_found: dict[str, Family] = {}
+"""Families of types outside the table, as they were met."""
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """Look up a model's family.
+    """Look up a model's family, or find out about it.
 
     Raises:
-        ModelError: the type is not in the table.
+        ModelError: models of this type cannot be pruned; says why.
     """
-    family = FAMILIES.get(config.model_type)
+    name = config.model_type
+    family = FAMILIES.get(name) or _found.get(name)
     if family is None:
-        raise ModelError(
-            f"models of type {config.model_type!r} cannot be pruned yet: "
-            f"this version knows {', '.join(sorted(FAMILIES))}"
-        )
-    if config.model_type in ("qwen2", "mistral") and getattr(config, "use_sliding_window", False):
-        raise ModelError(
-            f"this {config.model_type} model uses sliding-window attention by position "
-            "(use_sliding_window), which dropping layers would shift; it cannot be pruned yet"
-        )
+        family = _found[name] = _look_at(config)
+    if family.refused is not None:
+        raise ModelError(f"models of type {name!r} cannot be pruned: {family.refused}")
     return family
+
+
+def settings_of(config: PretrainedConfig) -> PretrainedConfig:
+    """The part of a config that describes the blocks: of a model that also sees or hears, its language model's."""
+    text = getattr(config, "text_config", None)
+    return text if isinstance(text, PretrainedConfig) else config
+
+
+def _look_at(config: PretrainedConfig) -> Family:
+    """Find the blocks of a type that the table does not have."""
+    settings = settings_of(config)
+    like = FAMILIES.get(settings.model_type) if settings is not config else None
+    if like is not None and like.refused is not None:
+        return like
+    model = skeleton(config)
+    counts = [count for count in _COUNTS if isinstance(getattr(settings, count, None), int)]
+    found: list[tuple[str, str]] = []
+    for path, module in model.named_modules():
+        inside = any(path.startswith(f"{outer}.") for outer, _ in found)
+        if isinstance(module, nn.ModuleList) and not inside:
+            found += [(path, c) for c in counts if len(module) == getattr(settings, c)][:1]
+    text = [pair for pair in found if not any(word in pair[0] for word in ("vision", "visual", "audio", "encoder."))]
+    if len(text) != 1:
+        many = f"{len(text)} lists" if text else "no list"
+        return Family(refused=f"{many} of modules could be its blocks, and this version does not know it")
+    path, count = text[0]
+    if like is not None:
+        return Family(path, count, like.attention, like.mlp, like.returns, like.per_layer_tensors)
+    return Family(path, count, known=False)
 
 
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     """The model's list of blocks itself, not a copy.
 
     Raises:
-        ModelError: the type is unknown, or the list is not where the table says.
+        ModelError: the type cannot be pruned, or the list is not where the table says.
     """
-    path = family_of(model.config).blocks
-    blocks = model.get_submodule(path)
-    if not isinstance(blocks, nn.ModuleList) or len(blocks) != model.config.num_hidden_layers:
+    family = family_of(model.config)
+    number = getattr(settings_of(model.config), family.count)
+    try:
+        blocks = model.get_submodule(family.blocks)
+    except AttributeError:
+        blocks = None
+    if not isinstance(blocks, nn.ModuleList) or len(blocks) != number:
         raise ModelError(
-            f"{type(model).__name__} does not keep its {model.config.num_hidden_layers} blocks in {path}: "
+            f"{type(model).__name__} does not keep its {number} blocks in {family.blocks}: "
             "its modelling code is not the one this version knows"
         )
     return blocks
+
+
+def sublayer_of(model: PreTrainedModel, kind: str) -> Sublayer:
+    """The family's ``attention`` or ``mlp``.
+
+    Raises:
+        ModelError: it cannot be silenced alone.
+    """
+    sublayer: Sublayer | None = getattr(family_of(model.config), kind)
+    if sublayer is None:
+        raise ModelError(
+            f"the sublayers of {model.config.model_type!r} models cannot be dropped one by one: use --units blocks"
+        )
+    return sublayer
+
+
+def parts_of(block: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """Those of the named modules that a block has."""
+    found = (getattr(block, name, None) for name in names)
+    return [module for module in found if isinstance(module, nn.Module)]
+
+
+def returned(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor | None, ...]:
+    """Hidden states in the form in which the model's blocks return them."""
+    length = family_of(model.config).returns
+    return (hidden, *(None,) * (length - 1)) if length else hidden
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -91,7 +125,7 @@ class Sizes:
 
     Attributes:
         block_params: parameters of each block.
-        attention_params: of these, each block's attention and its norm; the rest is the MLP's.
+        attention_params: of these, each block's attention and its norms; the rest is the MLP's.
         other_params: everything else (embeddings, final norm, head), tied weights counted once.
         bytes_per_param: by the precision the checkpoint is stored in.
     """
@@ -115,10 +149,9 @@ def sizes_of(model: PreTrainedModel) -> Sizes:
     """Count a model's parameters; works on the meta device, where nothing is allocated."""
     blocks = blocks_of(model)
     per_block = tuple(sum(p.numel() for p in block.parameters()) for block in blocks)
-    family = family_of(model.config)
-    attention = tuple(
-        sum(p.numel() for name in family.attention for p in block.get_submodule(name).parameters()) for block in blocks
-    )
+    sublayer = family_of(model.config).attention
+    names = sublayer.parts if sublayer else ()
+    attention = tuple(sum(p.numel() for part in parts_of(block, names) for p in part.parameters()) for block in blocks)
     total = sum(p.numel() for p in model.parameters())  # parameters() yields a tied weight once
     return Sizes(per_block, attention, total - sum(per_block), model.dtype.itemsize)
 

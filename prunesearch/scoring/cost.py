@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.model.anatomy import blocks_of, family_of, input_device, lost
+from prunesearch.model.anatomy import blocks_of, family_of, input_device, lost, parts_of
 from prunesearch.model.layers import Layers
 from prunesearch.model.surgery import pruned
 from prunesearch.scoring.batches import Rows
@@ -61,7 +61,9 @@ def measure_latency_model(model: PreTrainedModel, layers: Layers, repeats: int =
     Blocks with equal parameter shapes do equal work, so they share their median: what is left between them is noise.
     """
     blocks = list(blocks_of(model))
-    parts = blocks + [block.get_submodule(family_of(model.config).attention[0]) for block in blocks]
+    sublayer = family_of(model.config).attention
+    attentions = [parts_of(block, sublayer.modules)[:1] if sublayer else [] for block in blocks]
+    parts = blocks + [part for found in attentions for part in found]
     ids = _input(model)
     spent: list[list[float]] = [[] for _ in parts]
     started: dict[int, float] = {}
@@ -92,7 +94,8 @@ def measure_latency_model(model: PreTrainedModel, layers: Layers, repeats: int =
     for part, times in zip(parts, spent, strict=True):
         by_shape.setdefault(_shape(part), []).extend(times[2:])
     part_ms = [round(1000 * statistics.median(by_shape[_shape(part)]), 4) for part in parts]
-    block_ms, attention_ms = tuple(part_ms[: len(blocks)]), tuple(part_ms[len(blocks) :])
+    block_ms, rest = tuple(part_ms[: len(blocks)]), iter(part_ms[len(blocks) :])
+    attention_ms = tuple(next(rest) if found else 0.0 for found in attentions)
     if not layers.one_pass:
         other_ms = max(0.0, 1000 * statistics.median(totals) - sum(block_ms))
     return LatencyModel(block_ms, attention_ms, round(other_ms, 4))

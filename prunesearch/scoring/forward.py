@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.model.anatomy import blocks_of, family_of, input_device
+from prunesearch.model.anatomy import blocks_of, family_of, input_device, returned
 from prunesearch.model.layers import Layers
 from prunesearch.model.surgery import silenced
 from prunesearch.scoring.batches import Batch, no_masks
@@ -165,11 +165,11 @@ class Forward:
         calls: list[Call] = []
         first: list[torch.Tensor] = []
 
-        def note(*args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+        def note(*args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor | None, ...]:  # noqa: ANN401
             hidden: torch.Tensor = args[0] if args else kwargs.pop("hidden_states")
             calls.append((args[1:], kwargs))
             first.append(hidden)
-            return hidden
+            return returned(self.model, hidden)
 
         with ExitStack() as stack:
             for block in blocks_of(self.model):
@@ -202,10 +202,10 @@ class Head:
     @torch.inference_mode()
     def finish(self, states_RE: torch.Tensor) -> torch.Tensor:
         """What the model does between its last block and the head, on chosen rows: shape (R, E)."""
-        device = input_device(self._model)
+        device, answer = input_device(self._model), returned(self._model, states_RE[None])
         with ExitStack() as stack:
             for block in blocks_of(self._model):
-                stack.enter_context(mock.patch.object(block, "forward", lambda *_, **__: states_RE[None]))
+                stack.enter_context(mock.patch.object(block, "forward", lambda *_, **__: answer))
             stack.enter_context(no_masks(self._model.config))
             nothing_1R = torch.zeros(1, len(states_RE), dtype=torch.int64, device=device)
             finished: torch.Tensor = self._trunk(

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.errors import InputError, ScoringError
-from prunesearch.model.anatomy import blocks_of, family_of, input_device
+from prunesearch.model.anatomy import blocks_of, input_device, parts_of, sublayer_of
 from prunesearch.model.layers import Layers
 from prunesearch.scoring.batches import Rows
 from prunesearch.scoring.forward import Forward, through
@@ -52,13 +52,12 @@ def rank_units(
 
 def _units(model: PreTrainedModel, units: str) -> list[list[nn.Module]]:
     """The modules of each unit; of sublayers the norm comes first, so that it sees the unit's input."""
-    family = family_of(model.config)
     if units == "blocks":
         return [[block] for block in blocks_of(model)]
     return [
-        [block.get_submodule(norm), block.get_submodule(part)]
+        parts_of(block, sublayer.parts[: -len(sublayer.behind) or None])
         for block in blocks_of(model)
-        for part, norm in (family.attention, family.mlp)
+        for sublayer in (sublayer_of(model, "attention"), sublayer_of(model, "mlp"))
     ]
 
 
@@ -90,7 +89,7 @@ def _influence(
     hooks = []
     for unit, modules in enumerate(units):
         hooks.append(modules[0].register_forward_pre_hook(enter(unit), with_kwargs=True))
-        hooks.append(modules[-1].register_forward_hook(leave(unit, adds=len(modules) > 1)))
+        hooks.append(modules[-1].register_forward_hook(leave(unit, adds=len(units) > len(blocks_of(model)))))
     try:
         for index, block in layers.walk(range(len(blocks_of(model)))):
             states_W = [

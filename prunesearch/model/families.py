@@ -1,0 +1,175 @@
+"""Where blocks, attention and MLP live in each model type, as data.
+
+A type that is not in `FAMILIES` is looked at (`anatomy.family_of`), and what is made of it is proven by verification.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+_PLAIN = "input_layernorm"
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """What adds one output to a block's hidden states.
+
+    Attributes:
+        modules: names inside a block; a block need not have all of them (hybrids have one of several kinds).
+        norm: name of the norm before it, where that serves this sublayer alone.
+        behind: names of norms between its output and the sum.
+        returns: for modules that return a tuple, its length; the others return hidden states alone.
+        bare: classes that return hidden states alone although `returns` names them.
+        out: last weights of the sublayer: it is silent when these are zero. Below a module, or a parameter of it.
+    """
+
+    modules: tuple[str, ...]
+    norm: str | None = None
+    behind: tuple[str, ...] = ()
+    returns: Mapping[str, int] = ()  # type: ignore[assignment]
+    bare: tuple[str, ...] = ()
+    out: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of everything that serves the sublayer alone, in the order of computation."""
+        return ((self.norm,) if self.norm else ()) + self.modules + self.behind
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a model type is built.
+
+    Attributes:
+        blocks: path of the `ModuleList` of blocks inside the causal LM.
+        count: config field with their number.
+        attention, mlp: the sublayers of a block; None where they cannot be silenced alone.
+        returns: length of the tuple that a block returns; 0 for hidden states alone.
+        per_layer_tensors: parameters outside the blocks with a part for each: name and axis; the axis has n parts.
+        refused: why models of this type cannot be pruned, or None.
+        known: in the table; what is not in it is only as good as its verification.
+    """
+
+    blocks: str = "model.layers"
+    count: str = "num_hidden_layers"
+    attention: Sublayer | None = None
+    mlp: Sublayer | None = None
+    returns: int = 0
+    per_layer_tensors: Mapping[str, int] = ()  # type: ignore[assignment]
+    refused: str | None = None
+    known: bool = True
+
+
+_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "proj", "dense_4h_to_h", "output_linear")
+_MLP_OUT = (
+    "down_proj", "c_proj", "fc_out", "fc2", "dense_4h_to_h", "w2", "down_proj_bias", "output_linear", "proj", "bias",
+)  # fmt: skip
+_SELF = Sublayer(("self_attn",), _PLAIN, returns={"self_attn": 2}, out=_OUT)
+_MLP = Sublayer(("mlp",), "post_attention_layernorm", out=_MLP_OUT)
+_PRE = Family(attention=_SELF, mlp=_MLP)
+"""Norm, attention, add; norm, MLP, add."""
+
+# Both sublayers read the same norm, which counts as the MLP's.
+_PARALLEL = Family(attention=replace(_SELF, norm=None), mlp=replace(_MLP, norm=_PLAIN))
+# A norm before and one behind each sublayer.
+_SANDWICH = Family(
+    attention=replace(_SELF, behind=("post_attention_layernorm",)),
+    mlp=replace(_MLP, norm="pre_feedforward_layernorm", behind=("post_feedforward_layernorm",)),
+)
+# Norms behind the sublayers only.
+_POST = Family(
+    attention=replace(_SELF, norm=None, behind=("post_attention_layernorm",)),
+    mlp=replace(_MLP, norm=None, behind=("post_feedforward_layernorm",)),
+)
+_LINEAR = Family(attention=replace(_SELF, modules=("self_attn", "linear_attn")), mlp=_MLP)
+_MOE = replace(_MLP, modules=("block_sparse_moe", "shared_mlp"), out=())
+_GPT2 = Family(
+    "transformer.h",
+    attention=Sublayer(("attn",), "ln_1", returns={"attn": 2}, out=_OUT),
+    mlp=Sublayer(("mlp",), "ln_2", out=_MLP_OUT),
+)
+_GPTJ = replace(_GPT2, attention=Sublayer(("attn",), returns={"attn": 2}, out=_OUT), returns=2)
+_GPTJ = replace(_GPTJ, mlp=Sublayer(("mlp",), "ln_1", out=_MLP_OUT))
+_NEOX = Family(
+    "gpt_neox.layers",
+    attention=Sublayer(("attention",), _PLAIN, returns={"attention": 2}, out=_OUT),
+    mlp=_MLP,
+)
+_OPT = Family(
+    "model.decoder.layers",
+    attention=Sublayer(("self_attn",), "self_attn_layer_norm", returns={"self_attn": 2}, out=_OUT),
+    mlp=Sublayer(("fc1", "fc2"), "final_layer_norm", out=("fc2",)),
+)
+_LFM = Family(
+    attention=Sublayer(("self_attn", "conv", "short_conv"), "operator_norm", returns={"self_attn": 2}, out=_OUT),
+    mlp=Sublayer(("feed_forward",), "ffn_norm", out=("w2", "down_proj")),
+)
+_POSITION = "its blocks compute with their own number"
+
+FAMILIES: Mapping[str, Family] = {
+    **dict.fromkeys(
+        """afmoe arcee aria_text bitnet cwm deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5 ernie4_5_moe exaone_moe
+        flint gemma glm glm4_moe glm4_moe_lite granite helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 internlm3
+        iquestcoder jais2 laguna llama mellum mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3
+        mistral mixtral moshi nanochat nemotron olmo olmoe phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3
+        solar_open starcoder2 youtu""".split(),
+        _PRE,
+    ),
+    **dict.fromkeys("gemma2 gemma3_text".split(), _SANDWICH),
+    **dict.fromkeys("olmo2 olmo3 exaone4 flex_olmo".split(), _POST),
+    **dict.fromkeys("cohere cohere2 cohere2_moe phi".split(), _PARALLEL),
+    **dict.fromkeys("qwen3_next qwen3_5_text qwen3_5_moe_text olmo_hybrid".split(), _LINEAR),
+    **dict.fromkeys("granitemoe granitemoeshared granitemoe_swa".split(), replace(_PRE, mlp=_MOE)),
+    **dict.fromkeys("lfm2 lfm2_moe lfm3".split(), _LFM),
+    **dict.fromkeys("gpt2 gpt-sw3 gpt_bigcode gpt_neo".split(), _GPT2),
+    **dict.fromkeys("gptj codegen".split(), _GPTJ),
+    "afmoe": replace(
+        _PRE,
+        attention=replace(_SELF, behind=("post_attention_layernorm",)),
+        mlp=replace(_MLP, norm="pre_mlp_layernorm", behind=("post_mlp_layernorm",)),
+    ),
+    "apertus": replace(
+        _PRE,
+        attention=replace(_SELF, norm="attention_layernorm"),
+        mlp=replace(_MLP, norm="feedforward_layernorm"),
+    ),
+    "bloom": Family("transformer.h", returns=2),  # its sublayers add the residual themselves
+    "falcon": Family(
+        "transformer.h",
+        attention=Sublayer(("self_attention",), returns={"self_attention": 2}, out=_OUT),
+        mlp=replace(_MLP, norm=_PLAIN),
+        returns=2,
+    ),
+    "glm4": replace(
+        _PRE,
+        attention=replace(_SELF, behind=("post_self_attn_layernorm",)),
+        mlp=replace(_MLP, norm="post_attention_layernorm", behind=("post_mlp_layernorm",)),
+    ),
+    "glm_moe_dsa": replace(_PRE, attention=replace(_SELF, returns={"self_attn": 3})),
+    "gpt_neox": _NEOX,
+    "gpt_oss": replace(_PRE, mlp=replace(_MLP, returns={"mlp": 2}, out=())),
+    "llama4_text": replace(_PRE, mlp=replace(_MLP, modules=("feed_forward",), returns={"feed_forward": 2})),
+    "mpt": Family(
+        "transformer.blocks",
+        attention=Sublayer(("attn",), "norm_1", returns={"attn": 2}, out=_OUT),  # its MLP adds the residual itself
+        returns=2,
+    ),
+    "opt": _OPT,
+    "persimmon": _PRE,
+    "stablelm": _PRE,
+    "vaultgemma": replace(_PRE, mlp=replace(_MLP, norm="pre_feedforward_layernorm")),
+    "xglm": replace(_OPT, blocks="model.layers"),
+    "biogpt": replace(_OPT, blocks="biogpt.layers"),
+    **dict.fromkeys(
+        "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart trocr whisper".split(),
+        Family("model.decoder.layers", "decoder_layers"),
+    ),
+    **dict.fromkeys("falcon_mamba mamba mamba2".split(), Family("backbone.layers")),
+    "diffllama": Family(refused=f"{_POSITION} (lambda_init)"),
+    "rwkv": Family(refused=f"{_POSITION} (rescale_every)"),
+    "minimax": Family(refused=f"{_POSITION} (slopes of lightning attention)"),
+    "xlm": Family(refused="its blocks are spread over four lists of parts"),
+    "zamba": Family(refused="its blocks share weights with each other"),
+    "zamba2": Family(refused="its blocks share weights with each other"),
+    "jamba": Family(refused="its kinds of blocks follow from a period that its config cannot change block by block"),
+    "gpt_neox_japanese": Family(refused="its last block alone has a bias"),
+}
