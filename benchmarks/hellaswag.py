@@ -6,40 +6,18 @@ dense accuracy is compared with `lm_eval.simple_evaluate` on the same file and l
     python -m benchmarks.hellaswag --data hellaswag.jsonl.bz2 --json benchmarks/results/hellaswag.json
 """
 
-import contextlib
-import io
 import tempfile
-import time
 from pathlib import Path
 
-import datasets
-import lm_eval
 import torch
 import transformers
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 
 from benchmarks.record import Record, arguments
+from benchmarks.stock import stock_hellaswag
 from prunesearch.model.demo_weights import obtain
-from prunesearch.model.loading import LoadedModel
 from prunesearch.pipeline import open_bench, run_search
 from prunesearch.recipe import Recipe, RunOptions
 from prunesearch.report.progress import ProgressView
-from prunesearch.scoring.text import read_jsonl
-
-
-def stock_accuracy(loaded: LoadedModel, data: Path, limit: int, batch_size: int) -> tuple[dict[str, float], float]:
-    """What lm-eval itself says of the dense model, and how many seconds it took."""
-    splits = {"validation": datasets.Dataset.from_list(read_jsonl(data))}
-    overrides = {"custom_dataset": lambda **_: splits, "training_split": None}
-    task = {"group": "local", "task": [{"task": "hellaswag", **overrides}]}
-    lm = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
-    with contextlib.redirect_stderr(io.StringIO()):
-        tasks = TaskManager().load([task])
-        start = time.perf_counter()
-        outcome = lm_eval.simple_evaluate(lm, tasks=list(tasks["tasks"].values()), limit=limit)
-    results = outcome["results"]["hellaswag"]
-    return {name: results[f"{name},none"] for name in ("acc", "acc_norm")}, time.perf_counter() - start
 
 
 def main() -> None:
@@ -62,13 +40,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, ProgressView() as view:
         run = RunOptions(storage=f"sqlite:///{scratch}/study.db", cache=f"{scratch}/cache", trials=trials)
         with open_bench(recipes[0], run) as bench:
-            stock, stock_seconds = stock_accuracy(bench.loaded, options.data, limit, recipes[0].batch_size)
+            stock = stock_hellaswag(bench.loaded, options.data, limit, 16)
             outcomes = [run_search(bench, recipe, run, view) for recipe in recipes]
     dense = outcomes[0].dense
-    for name, value in stock.items():
+    for name, value in stock.metrics.items():
         record.add(f"dense_{name}", dense.metrics[name])
         record.add(f"dense_{name}_difference_from_lm_eval", abs(dense.metrics[name] - value), "<= 0")
-    record.add("dense_seconds_lm_eval", stock_seconds)
+    record.add("dense_seconds_lm_eval", stock.seconds)
     for recipe, outcome in zip(recipes, outcomes, strict=True):
         name = recipe.sampler
         record.add(f"{name}_acc_norm", outcome.value)

@@ -5,10 +5,10 @@
 A Llama-shaped model with random weights in bfloat16 is written to a temporary folder, shard by shard. Processes of
 their own then score 16 candidates (a quarter of the blocks dropped at random) on it, each with all its address space
 limited to 3 GiB (RLIMIT_AS: libraries, stacks and mapped files count, so it is harder than a limit on resident memory):
-streamed together, with half of the hidden states spilled to files, one by one, and loaded plainly, which must fail.
+streamed together, then again with half of the hidden states in files, one by one, and loaded plainly, which must fail.
 One without a limit scores the same candidates with all weights in memory, where the machine has room for that.
-The page cache is emptied of the checkpoint before each timed part. Numbers are computed in float32 where the CPU
-multiplies that faster, else in bfloat16.
+The page cache is emptied of the checkpoint before each timed part. Numbers are computed in bfloat16, and in
+float32 on a CPU without instructions for it.
 """
 
 import argparse
@@ -32,13 +32,14 @@ from benchmarks.record import Record
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import PruneSearchError
 from prunesearch.model.anatomy import skeleton
+from prunesearch.model.arithmetic import wide_products, widens
 from prunesearch.model.checkpoint import INDEX
 from prunesearch.model.layers import StreamedLayers
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.streaming import open_streamed
 from prunesearch.scoring.forward import Forward
 from prunesearch.scoring.objectives import CalibrationObjective
-from prunesearch.scoring.plan import Asked, draw, plan
+from prunesearch.scoring.plan import Asked, Dtype, draw, plan
 from prunesearch.space import SearchSpace
 
 LIMIT = 3 * 2**30
@@ -105,18 +106,19 @@ def score(
     forward = Forward(loaded.model, loaded.layers, state_memory)
     before = loaded.layers.bytes_read if isinstance(loaded.layers, StreamedLayers) else 0
     start = time.perf_counter()
-    found = {
-        f"{candidate.text} {index}": results
-        for lot in lots
-        for index, candidate, results in objective.score([(chunk, lot) for chunk in objective.chunks], forward)
-    }
+    with wide_products():
+        found = {
+            f"{candidate.text} {index}": results
+            for lot in lots
+            for index, candidate, results in objective.score([(chunk, lot) for chunk in objective.chunks], forward)
+        }
     seconds = time.perf_counter() - start
     after = loaded.layers.bytes_read if isinstance(loaded.layers, StreamedLayers) else 0
     return {
         "results": found,
         "seconds": seconds,
         "bytes_read": after - before,
-        "spilled": forward.spilled,
+        "bytes_spilled": forward.spilled,
         "saved": forward.tally.saved,
     }
 
@@ -135,11 +137,11 @@ def child(folder: Path, what: str, dtype: str, out: Path) -> None:
     generation = draw(SearchSpace.parse(loaded.n_layers, DROP), CANDIDATES)
     score(loaded, objective, [[LayerSubset.of(loaded.n_layers)]], 2**30)  # the dense model's answers
     forget(folder)
-    if what == "one by one":
-        document |= score(loaded, objective, [[candidate] for candidate in generation], 2**30)
-    else:
+    lots = [[candidate] for candidate in generation] if what == "one by one" else [generation]
+    document |= score(loaded, objective, lots, 2**30)
+    if what == "streamed":
         state = TOKENS * loaded.model.config.hidden_size * loaded.model.dtype.itemsize
-        document |= score(loaded, objective, [generation], CANDIDATES // 2 * state if what == "spilled" else 2**30)
+        document["spilled"] = score(loaded, objective, [generation], CANDIDATES // 2 * state)
     status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
     out.write_text(json.dumps(document | {"peak": int(status.split()[0]) * 1024}))
 
@@ -156,7 +158,7 @@ def run(folder: Path, what: str, dtype: str, limited: bool = True) -> dict[str, 
     done = subprocess.run(words, preexec_fn=limit if limited else None, capture_output=True, text=True, check=False)
     if not out.is_file():
         return {"failure": (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]}
-    found: dict[str, Any] = json.loads(out.read_text())
+    found: dict[str, Any] = json.loads(out.read_text().replace(str(folder), "MODEL"))
     return found
 
 
@@ -183,19 +185,17 @@ def benchmark(record: Record, folder: Path) -> None:
     """Write the model, plan, run, compare."""
     weights = write_model(folder, QUICK_BLOCKS if record.quick else BLOCKS)
     forget(folder)
-    first = plan(str(folder), Asked(LIMIT, CANDIDATES, DROP, TOKENS))
-    flops = first["speed"]["flops"]
-    dtype = "float32" if flops.get("float32", 0.0) > flops["bfloat16"] else "bfloat16"
-    planned = plan(str(folder), Asked(LIMIT, CANDIDATES, DROP, TOKENS, dtype=dtype))  # type: ignore[arg-type]
+    dtype: Dtype = "float32" if widens() else "bfloat16"
+    planned = plan(str(folder), Asked(LIMIT, CANDIDATES, DROP, TOKENS, dtype=dtype))
     mode = next(mode for mode in planned["modes"] if mode["weights"] == "stream")
-    record.notes |= {"dtype": dtype, "plan": planned, "limit": "RLIMIT_AS of 3 GiB, set before Python starts"}
+    shown = json.loads(json.dumps(planned).replace(str(folder), "MODEL"))
+    record.notes |= {"dtype": dtype, "plan": shown, "limit": "RLIMIT_AS of 3 GiB, set before Python starts"}
     record.add("weights_gib", weights / 2**30)
     plain = run(folder, "memory", dtype)
     record.notes["plain loading under the limit"] = plain.get("failure", "loaded")
     record.add("plain_loading_failed", float("failure" in plain), "== 1")
-    streamed, spilled = run(folder, "streamed", dtype), run(folder, "spilled", dtype)
-    alone = run(folder, "one by one", dtype)
-    for part in (streamed, spilled, alone):
+    streamed, alone = run(folder, "streamed", dtype), run(folder, "one by one", dtype)
+    for part in (streamed, alone):
         if "failure" in part:
             raise SystemExit(f"streaming failed: {part['failure']}")
     record.add("bytes_read_per_generation_to_weights", streamed["bytes_read"] / weights, "<= 1.2")
@@ -210,8 +210,8 @@ def benchmark(record: Record, folder: Path) -> None:
     record.add("one_by_one_to_together_seconds", alone["seconds"] / streamed["seconds"])
     record.add("one_by_one_bytes_read_to_weights", alone["bytes_read"] / weights)
     record.add("block_forwards_saved", streamed["saved"])
-    record.add("spilled_mib", spilled["spilled"] / 2**20)
-    record.add("max_difference_spilled", difference(streamed, spilled), "== 0")
+    record.add("spilled_mib", streamed["spilled"]["bytes_spilled"] / 2**20)
+    record.add("max_difference_spilled", difference(streamed, streamed["spilled"]), "== 0")
     record.add("max_difference_one_by_one", difference(streamed, alone), "== 0")
     in_memory = weights * (2 if dtype == "float32" else 1)
     if available() < in_memory + 2**30:
@@ -221,6 +221,9 @@ def benchmark(record: Record, folder: Path) -> None:
         whole = run(folder, "memory", dtype, limited=False)
         record.add("seconds_in_memory_unlimited", whole["seconds"])
         record.add("peak_rss_gib_in_memory_unlimited", whole["peak"] / 2**30)
+        resident = next(mode for mode in planned["modes"] if mode["weights"] == "memory")
+        record.add("predicted_peak_gib_in_memory", resident["memory"] / 2**30)
+        record.add("predicted_seconds_in_memory", resident["seconds"])
     record.add("max_difference_to_unlimited", difference(streamed, whole), "== 0")
 
 

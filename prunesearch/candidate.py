@@ -119,6 +119,7 @@ class Evaluation:
         seconds: wall time spent scoring (0 for a hit).
         failure: why there are no metrics, or None.
         steps: in a race, the objective's metric on the first chunks, by their number.
+        saved: seconds that scoring took when what the store had of it was computed.
         raced_out: it was worse than its rival on part of the data; the metrics are those of that part.
     """
 
@@ -130,3 +131,4 @@ class Evaluation:
     failure: str | None = None
     steps: Mapping[int, float] = field(default_factory=dict)
     raced_out: bool = False
+    saved: float = 0.0

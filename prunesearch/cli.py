@@ -4,7 +4,6 @@ Results go to stdout, progress and errors to stderr. Exit status 0; 2 for bad in
 for a failure or Ctrl-C, with nothing finished lost.
 """
 
-import json
 import logging
 import os
 import shlex
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 import prunesearch
+from prunesearch.cli_store import cache, doctor
 from prunesearch.errors import InputError, PruneSearchError, UnknownNameError, one_line
 from prunesearch.quantity import parse_size
 from prunesearch.recipe import (
@@ -31,11 +31,10 @@ from prunesearch.recipe import (
     Weights,
     validated,
 )
+from prunesearch.report.emit import emit
 from prunesearch.space import UNITS
 
 if TYPE_CHECKING:
-    from rich.console import Group
-
     from prunesearch.report.progress import ProgressView
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -83,7 +82,7 @@ _RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--state-memory", default=RunOptions().state_memory, show_default=True, help="For hidden states."),
     click.option("--workers", type=int, default=1, show_default=True, help="Processes that score, each with a model."),
-    click.option("--cache", default=RunOptions().cache, show_default=True, help="Folder of the evaluation cache."),
+    click.option("--cache", default=RunOptions().cache, show_default=True, help="The cache: DIR, URL or DIR,URL."),
 )
 _STORAGE = click.option(
     "--storage", default=RunOptions().storage, show_default=True, help="Optuna RDB URL of the studies."
@@ -92,6 +91,7 @@ _WANTED: tuple[Callable[[Any], Any], ...] = (
     click.option("--max-loss", help="The smallest that loses no more: 2% of the dense quality, or 0.05 of the metric."),
     click.option("--max-size", help="The best that is no larger: 100MiB."),
 )
+_DELIVERY = ("out", "form", "gguf", "max_shard", "push_to_hub", "program")
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
@@ -133,7 +133,7 @@ def demo(model: str | None, trials: int | None, home: str, threads: int | None, 
     )
     with _progress() as view:
         result = run_demo(model, options, Path(home), view, view.say)
-    _emit(as_json, result.document(options), render.demo)
+    emit(as_json, result.document(options), render.demo)
 
 
 @cli.command()
@@ -158,9 +158,9 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     with open_bench(recipes[0], options) as bench, _progress() as view:
         documents = [outcome.document(options) for outcome in run_searches(bench, recipes, options, view)]
     if len(documents) == 1:
-        _emit(as_json, documents[0], render.search)
+        emit(as_json, documents[0], render.search)
     else:
-        _emit(as_json, {"searches": documents}, render.grid)
+        emit(as_json, {"searches": documents}, render.grid)
 
 
 @cli.command()
@@ -181,7 +181,7 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
     with _progress() as view:
         outcome, exported = pipeline.run(recipe, options, Path(out) if out else None, view)
     document = {**outcome.document(options), "export": exported.document()}
-    _emit(as_json, document, render.searched_and_exported)
+    emit(as_json, document, render.searched_and_exported)
 
 
 @cli.command()
@@ -197,14 +197,19 @@ def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None: 
     from prunesearch.pipeline import evaluate_model
     from prunesearch.report import render
 
-    _emit(as_json, evaluate_model(recipe, options, dropped), render.evaluation)
+    emit(as_json, evaluate_model(recipe, options, dropped), render.evaluation)
 
 
 @cli.command()
 @click.argument("target", metavar="STUDY|MODEL")
-@click.option("--drop", "dropped", help="Blocks to drop from MODEL: 3,7,12. Without it, STUDY's best is exported.")
+@click.option("--drop", "dropped", help="Layers to drop from MODEL: 3,7,12a. Without it, STUDY's best is exported.")
 @_with(*_WANTED)
-@click.option("--out", required=True, help="New or empty folder for the checkpoint.")
+@click.option("--out", help="New or empty folder for the checkpoint; with --gguf a new file.")
+@click.option("--as", "form", default="plain", show_default=True, help="For sublayers: zeroed, deci or remote-code.")
+@click.option("--gguf", is_flag=True, help="Write a GGUF for llama.cpp instead.")
+@click.option("--max-shard", default="5GB", show_default=True, help="Size of the largest weight file.")
+@click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the verified checkpoint, to a private repository.")
+@click.option("--print", "program", help="Write nothing; say it to mergekit or llama-quantize.")
 @_STORAGE
 @_with(*_MODEL_OPTIONS, *_RUN_OPTIONS)
 @_JSON
@@ -213,32 +218,43 @@ def export(
     dropped: str | None,
     max_loss: str | None,
     max_size: str | None,
-    out: str,
     as_json: bool,
     **settings: Any,  # noqa: ANN401
 ) -> None:
     """Write a pruned checkpoint that plain transformers loads, reload it, and compare it with what was scored."""
-    options = _options(settings)
+    options, made = _options(settings), {name: settings.pop(name) for name in _DELIVERY}
+    if dropped is None and (settings["revision"] is not None or settings["dtype"] != "auto"):
+        raise InputError("--revision and --dtype go with MODEL --drop; a study's model is the one it searched")
     _quiet()
-    from prunesearch import pipeline
+    from prunesearch import delivery
+    from prunesearch.report import render
+    from prunesearch.store.selection import Wanted
+
+    wish = delivery.Wish.parse(**made)
+    if dropped is None:
+        wanted = Wanted.parse(max_loss, max_size)
+        chosen = delivery.from_study(target, options, wanted, settings["trust_remote_code"])
+    else:
+        recipe = _recipe({**settings, "model": target, "drop": "1"})  # nothing is searched
+        chosen = delivery.from_layers(recipe, options, dropped)
+    _emit(as_json, delivery.deliver(chosen, wish), render.delivered)
+
+
+@cli.command()
+@click.argument("folder")
+@click.option("--base", help="The dense model, for a full comparison with it.")
+@_with(_REVISION, _TRUST)
+@_with(*_RUN_OPTIONS)
+@_JSON
+def verify(folder: str, base: str | None, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+    """Verify the export in FOLDER again: files, weights, and what it computes."""
+    options = _options(settings)
+    recipe = None if base is None else _recipe({**settings, "model": base, "drop": "1"})
+    _quiet()
+    from prunesearch.delivery import verify_again
     from prunesearch.report import render
 
-    if dropped is None:
-        if settings["revision"] is not None or settings["dtype"] != "auto":
-            raise InputError("--revision and --dtype go with MODEL --drop; a study's model is the one it searched")
-        from prunesearch.store.selection import Wanted
-
-        exported = pipeline.export_study(
-            target,
-            options,
-            Path(out),
-            wanted=Wanted.parse(max_loss, max_size),
-            trust_remote_code=settings["trust_remote_code"],
-        )
-    else:
-        recipe = _recipe({**settings, "model": target, "drop": "1"})  # nothing is searched here either
-        exported = pipeline.export_layers(recipe, options, dropped, Path(out))
-    _emit(as_json, exported.document(), render.exported)
+    _emit(as_json, verify_again(Path(folder), recipe, options, settings["trust_remote_code"]), render.verified)
 
 
 @cli.command()
@@ -252,7 +268,7 @@ def analyze(model: str, revision: str | None, trust_remote_code: bool, as_json: 
     from prunesearch.report import render
 
     inventory = take_inventory(model, revision=revision, trust_remote_code=trust_remote_code)
-    _emit(as_json, {"model": model, **asdict(inventory)}, render.inventory)
+    emit(as_json, {"model": model, **asdict(inventory)}, render.inventory)
 
 
 @cli.command()
@@ -281,7 +297,7 @@ def plan(
     from prunesearch.report import render
     from prunesearch.scoring.plan import Asked, plan
 
-    _emit(
+    emit(
         as_json,
         plan(model, Asked.of(size, **asked), revision=revision, trust_remote_code=trust_remote_code),
         render.plan,
@@ -303,7 +319,7 @@ def study_list(storage: str, as_json: bool) -> None:
 
     _quiet_optuna()
     found = studies.summaries(studies.open_storage(storage, create=False))
-    _emit(as_json, [asdict(summary) for summary in found], render.study_list)
+    emit(as_json, [asdict(summary) for summary in found], render.study_list)
 
 
 @study.command("show")
@@ -326,7 +342,7 @@ def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
             for trial in selection.best_trials(found, best if len(found.directions) == 1 else None)
         ],
     }
-    _emit(as_json, document, render.study_show)
+    emit(as_json, document, render.study_show)
 
 
 @study.command("best")
@@ -342,7 +358,7 @@ def study_best(name: str, max_loss: str | None, max_size: str | None, storage: s
     _quiet_optuna()
     wanted = selection.Wanted.parse(max_loss, max_size)
     trial = selection.choose(studies.load(studies.open_storage(storage, create=False), name), wanted)
-    _emit(as_json, studies.trial_document(trial), render.study_best)
+    emit(as_json, studies.trial_document(trial), render.study_best)
 
 
 @study.command("rm")
@@ -362,7 +378,11 @@ def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
         click.echo("nothing was deleted", err=True)
         return
     studies.delete(database, name)
-    _emit(as_json, {"deleted": name, "trials": summary.trials}, render.study_rm)
+    emit(as_json, {"deleted": name, "trials": summary.trials}, render.study_rm)
+
+
+cli.add_command(cache)
+cli.add_command(doctor)
 
 
 def _recipe(settings: dict[str, Any]) -> Recipe:
@@ -407,22 +427,6 @@ def _read_recipe(path: Path) -> Recipe:
     if "drop" in values:
         values["drop"] = str(values["drop"])
     return validated(Recipe, values)
-
-
-def _emit(as_json: bool, document: Any, render: "Callable[[Any], list[Group | str]]") -> None:  # noqa: ANN401
-    if as_json:
-        click.echo(json.dumps(document, indent=2, default=str))
-        return
-    from rich.console import Console
-
-    from prunesearch.report.render import Commands
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    for part in filter(None, render(document)):
-        whole = isinstance(part, Commands) or (isinstance(part, str) and not console.is_terminal)
-        console.print(part, highlight=False, soft_wrap=whole, markup=False)
 
 
 def _progress() -> "ProgressView":

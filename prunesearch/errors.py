@@ -10,6 +10,7 @@
     └── RunError                     it was asked for rightly and failed; exit status 1, nothing finished is lost
         ├── ScoringError             one candidate could not be scored
         ├── CorruptEntryError        a stored evaluation is damaged
+        ├── UnavailableError         the store's disk or database does not work just now
         ├── DownloadError            a file could not be obtained or is not the one expected
         └── VerificationError        an exported checkpoint does not equal the candidate it was made from
 
@@ -75,6 +76,10 @@ class ScoringError(RunError):
 
 class CorruptEntryError(RunError):
     """A stored evaluation does not match its checksum."""
+
+
+class UnavailableError(RunError):
+    """A disk or a database of the store cannot be used just now."""
 
 
 class DownloadError(RunError):

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.local import LocalEngine
 from prunesearch.engine.pool import WorkerPool
-from prunesearch.errors import InputError, RunError, StudyError
+from prunesearch.errors import InputError, RunError
 from prunesearch.export import Exported, check_destination, export
 from prunesearch.model.anatomy import Sizes
 from prunesearch.model.arithmetic import wide_products
@@ -38,7 +38,8 @@ from prunesearch.scoring.text import token_windows
 from prunesearch.search import Listener, SearchResult, search
 from prunesearch.space import SearchSpace, split_drop
 from prunesearch.store import selection, studies
-from prunesearch.store.disk import EvaluationStore, check_writable
+from prunesearch.store.evaluations import EvaluationStore
+from prunesearch.store.places import Places, check_writable
 
 Result = TypeVar("Result")
 
@@ -132,23 +133,14 @@ def run(
         )
     if recipe.units != "blocks":
         raise InputError(
-            "units: sublayers can be searched but not exported yet: use prunesearch search, or units: blocks"
+            "units: sublayers leaves a choice of how to write the result: use prunesearch search, then export STUDY "
+            "--as zeroed, deci or remote-code"
         )
-    _check_exportable(options)
     out = out or Path("storage/exports") / (options.study or study_name(recipe))
     check_destination(out)
     with open_bench(recipe, options) as bench:
         outcome = run_search(bench, recipe, options, listener)
         return outcome, export(bench.loaded, outcome.best.candidate, out, facts_of(recipe, outcome))
-
-
-def _check_exportable(options: RunOptions) -> None:
-    """Refuse to export streamed weights: a checkpoint is compared with the model that was scored before it appears."""
-    if options.weights_in != "memory":
-        raise InputError(
-            f"--weights {options.weights_in} is for scoring: export writes and verifies a model that is in memory, "
-            "so leave --weights out where it fits"
-        )
 
 
 @contextmanager
@@ -159,7 +151,7 @@ def open_bench(recipe: Recipe, options: RunOptions) -> Iterator[Bench]:
         InputError: the model, the data, the number of layers, or where results shall go.
     """
     studies.check_url(options.storage)
-    check_writable(Path(options.cache))
+    check_writable(Places.parse(options.cache).folder)
     loaded = load_for(recipe, options)
     space_of(recipe, loaded)
     objective = objective_for(recipe, loaded, options)
@@ -232,7 +224,7 @@ def objective_for(recipe: Recipe, loaded: LoadedModel, options: RunOptions, gene
 
 def _calibration_objective(recipe: Recipe, loaded: LoadedModel, options: RunOptions, metric: str) -> Objective:
     windows = token_windows(recipe.calibration, loaded.tokenizer, recipe.tokens, recipe.window)
-    references = ReferenceStore(Path(options.cache) / "references")
+    references = ReferenceStore(Places.parse(options.cache).folder / "references")
     return CalibrationObjective(loaded, windows, metric, recipe.kl_top, references)
 
 
@@ -354,7 +346,7 @@ class _Prepared:
             dense_ms=dense_ms,
             best_ms=best_ms,
             result=result,
-            damaged=bench.engine.damaged,
+            damaged=bench.store.damaged,
             sizes=bench.loaded.sizes,
             seconds=time.perf_counter() - start,
         )
@@ -470,49 +462,9 @@ def facts_of(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
         "trials": outcome.trials,
         "recipe": recipe.portable(),
         "metrics": dict(outcome.best.metrics),
+        "stderr": dict(outcome.best.stderr),
         "dense_metrics": dict(outcome.dense.metrics),
     }
-
-
-def export_study(
-    name: str,
-    options: RunOptions,
-    out: Path,
-    *,
-    wanted: selection.Wanted = selection.Wanted(),  # noqa: B008 (frozen)
-    trust_remote_code: bool = False,
-) -> Exported:
-    """Export a study's best candidate.
-
-    Args:
-        wanted: which one, where it is not simply the best.
-        trust_remote_code: run the checkpoint's own code; what the study's maker trusted does not count.
-
-    Raises:
-        StudyError: no finished trial, or the model is no longer the one that was searched.
-    """
-    _check_exportable(options)
-    check_destination(out)
-    study = studies.load(studies.open_storage(options.storage, create=False), name)
-    recipe = studies.recipe_of(study)
-    trial = selection.choose(study, wanted)
-    loaded = load_for(recipe.model_copy(update={"trust_remote_code": trust_remote_code}), options)
-    if loaded.fingerprint != studies.identity_of(study)["model content"]:
-        raise StudyError(
-            f"model {recipe.model!r} is no longer the one that study {name!r} searched: its weights differ"
-        )
-    candidate = space_of(recipe, loaded).from_params(trial.params)
-    shown = {k: v for k, v in trial.user_attrs.items() if isinstance(v, float)}
-    facts = {"study": name, "recipe": recipe.portable(), "metrics": shown}
-    return export(loaded, candidate, out, facts)
-
-
-def export_layers(recipe: Recipe, options: RunOptions, dropped: str, out: Path) -> Exported:
-    """Export the recipe's model without the layers that are named, as in ``3,7,12``."""
-    _check_exportable(options)
-    check_destination(out)
-    loaded = load_for(recipe, options)
-    return export(loaded, LayerSubset.parse(dropped, loaded.n_layers), out)
 
 
 def evaluate_model(recipe: Recipe, options: RunOptions, dropped: str) -> dict[str, Any]:
@@ -524,7 +476,7 @@ def evaluate_model(recipe: Recipe, options: RunOptions, dropped: str) -> dict[st
     Raises:
         RunError: it could not be scored.
     """
-    check_writable(Path(options.cache))
+    check_writable(Places.parse(options.cache).folder)
     loaded = load_for(recipe, options)
     candidate = LayerSubset.parse(dropped, loaded.n_layers)
     objective = objective_for(recipe, loaded, options, generate=True)

@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes and spans of time as people write them."""
 
 import re
 
@@ -20,3 +20,18 @@ def parse_size(text: str, option: str) -> int:
     unit = (match[2] or "").upper()
     base = 1024 if unit.endswith("I") else 1000
     return int(float(match[1]) * base ** (" KMGT".index(unit[0]) if unit else 0))
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Read a span of time in seconds: ``90d``, ``12h``, ``30m``, ``45s``.
+
+    Args:
+        option: the command-line option it was given with, for the message.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise InputError(f"{option} {text!r} cannot be read: write 90d, 12h or 30m")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2].lower()]

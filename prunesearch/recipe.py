@@ -231,7 +231,7 @@ class RunOptions(BaseModel):
     storage: str = "sqlite:///storage/study.db"
     """Optuna RDB URL."""
     cache: str = "storage/cache"
-    """Folder of the evaluation cache."""
+    """The evaluation cache: a folder, the URL of a shared database, or both as ``DIR,URL``."""
     study: str | None = None
     """Name of the study; default: made from the recipe."""
     trials: Annotated[int, Field(ge=1)] = 200

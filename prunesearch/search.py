@@ -19,6 +19,7 @@ from prunesearch.errors import InputError
 from prunesearch.report.progress import Progress
 from prunesearch.samplers import GenerationPendingError, SubsetSampler, annotate, report
 from prunesearch.scoring.fitness import Fitness
+from prunesearch.store import faults
 from prunesearch.store.selection import best_trials
 
 
@@ -146,6 +147,7 @@ class _Run:
                 self._tell(number, evaluation)
 
     def _tell(self, number: int, evaluation: Evaluation) -> None:
+        faults.reach("before_tell", str(number))
         annotate(self._study, number, _attributes(evaluation))
         if evaluation.failure is not None:
             self.failed += 1
@@ -154,13 +156,19 @@ class _Run:
             self.hits += evaluation.cached
             self.computed += not evaluation.cached
             self._tell_values(number, evaluation)
+        faults.reach("after_tell", str(number))
         self._done += 1
         self.announce(evaluation)
 
     def _rival(self, number: int) -> LayerSubset | None:
-        """Whom the trials of a generation race against: the best before it, however often the run was killed since."""
+        """Whom the trials of a generation race against: the best before it, however often the run was killed since.
+
+        The first generation races against its first trial, which starts from a ranking if there is one.
+        """
         first = number if self._sampler.asynchronous else number - number % self._sampler.batch
         rival = next((t for t in best_trials(self._study, None) if t.number < first), None)
+        if rival is None:
+            rival = next((t for t in self._study.get_trials(deepcopy=False) if t.number == first), None)
         return None if rival is None else self._candidate(rival)
 
     def _tell_values(self, number: int, evaluation: Evaluation) -> None:
@@ -212,5 +220,6 @@ def _attributes(evaluation: Evaluation) -> Mapping[str, Any]:
     return {
         "cache": "hit" if evaluation.cached else "computed",
         "seconds": round(evaluation.seconds, 3),
+        **({"saved_seconds": round(evaluation.saved, 3)} if evaluation.cached else {}),
         **metrics,
     }

@@ -24,7 +24,7 @@ from prunesearch.scoring.objectives import CalibrationObjective, Metrics, Scored
 from prunesearch.scoring.text import token_windows
 from prunesearch.search import SearchResult, search
 from prunesearch.space import SearchSpace
-from prunesearch.store.disk import EvaluationStore
+from prunesearch.store.evaluations import EvaluationStore
 from tests.conftest import N_LAYERS
 
 SPACE = SearchSpace(N_LAYERS, 2)
@@ -195,7 +195,7 @@ def test_damaged_entries_are_computed_again(engine: LocalEngine) -> None:
     with sqlite3.connect(engine._store.folder / "cache.db") as rows:
         rows.execute("UPDATE Cache SET value = replace(value, '\"value\":[[', '\"value\":[[1')")
     after = engine.evaluate_now([SUBSETS[1]])[0]
-    assert engine.damaged == 2
+    assert engine._store.damaged == 2
     assert after.metrics == before.metrics
     assert not after.cached
     assert engine.evaluate_now([SUBSETS[1]])[0].cached

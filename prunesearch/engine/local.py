@@ -7,31 +7,21 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine import FAILURES
 from prunesearch.engine.memory import keep_freed_memory
-from prunesearch.errors import CorruptEntryError, PruneSearchError, ScoringError, one_line
+from prunesearch.engine.stored import Scorer, StoredScorer
+from prunesearch.errors import ScoringError, one_line
 from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.loading import LoadedModel
 from prunesearch.scoring.cost import TOKENS, LatencyModel, machine, measure_latency_model
 from prunesearch.scoring.forward import Forward, Stopped
-from prunesearch.scoring.objectives import Chunk, Metrics, Objective, Scored, Work, numerics_of
+from prunesearch.scoring.objectives import Metrics, Objective, Scored, Work, numerics_of
 from prunesearch.scoring.race import is_worse, rungs
-from prunesearch.store.disk import EvaluationStore
-from prunesearch.store.keys import Key, evaluation_key, latency_key
-
-
-class Scorer(Protocol):
-    """Does the work: in this process, or in several of its own."""
-
-    workers: int
-    """How many candidates it scores at once."""
-
-    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
-        """Score candidates on chunks together; raise `Stopped` when nobody waits any more."""
-        ...
+from prunesearch.store.evaluations import EvaluationStore
+from prunesearch.store.keys import latency_key
 
 
 class InProcess:
@@ -54,16 +44,16 @@ class LocalEngine:
     """Scores candidates of one model on one objective, through the store.
 
     Any number of studies may ask at once. What waits is scored together, as one generation, in a thread, so that the
-    event loop stays free; a candidate that several ask for is scored once. When a consumer is cancelled (Ctrl-C), the
-    pass that is under way is left at its next block.
+    event loop stays free; a candidate that several ask for is scored once, be it in other processes or on other
+    machines that share the store. When a consumer is cancelled (Ctrl-C), the pass that is under way is left at its next
+    block.
 
     Args:
         scorer: who does the work; default: this process.
         state_memory: bytes that hidden states may take.
 
     Attributes:
-        damaged: stored entries that were found damaged and computed again.
-        tokens: tokens that candidates were scored on, by races fewer than there are.
+        scores: results on chunks, through the store.
     """
 
     def __init__(
@@ -77,12 +67,11 @@ class LocalEngine:
         keep_freed_memory()
         self.loaded = loaded
         self.objective = objective
-        self.damaged = 0
-        self.tokens = 0
-        self._scorer = scorer or InProcess(loaded, objective, state_memory)
-        self.workers = self._scorer.workers
+        scorer = scorer or InProcess(loaded, objective, state_memory)
+        self.workers = scorer.workers
         self._store = store
         self._stop = threading.Event()
+        self.scores = StoredScorer(scorer, store, loaded.fingerprint, self._stop)
         self._consumers = 0
         self._futures: dict[_Task, asyncio.Future[Evaluation]] = {}
         self._waiting: dict[_Task, asyncio.Future[Evaluation]] = {}
@@ -158,12 +147,9 @@ class LocalEngine:
     def latency_model(self) -> LatencyModel:
         """Per-block latencies of the model on this machine, measured once and kept in the store."""
         key = latency_key(self.loaded.fingerprint, machine(self.loaded.model), numerics_of(self.loaded.model), TOKENS)
-        stored = self._lookup(key)
-        if stored is not None:
-            return LatencyModel.from_json(stored)
-        latency = measure_latency_model(self.loaded.model, self.loaded.layers)
-        self._store.put(key, latency.as_json())
-        return latency
+        return LatencyModel.from_json(
+            self._store.once(key, lambda: measure_latency_model(self.loaded.model, self.loaded.layers).as_json())
+        )
 
     def _evaluate(self, tasks: Sequence["_Task"], settle: Callable[["_Task", Evaluation], None]) -> None:
         """Evaluate tasks together, rung by rung; without rivals there is one rung, all data."""
@@ -178,47 +164,6 @@ class LocalEngine:
                     settle(task, sheet.evaluation(task))
         except Stopped:
             return
-
-    def lookup_chunk(self, candidate: LayerSubset, chunk: Chunk) -> list[Any] | None:
-        """A candidate's stored results on a chunk."""
-        found: list[Any] | None = self._lookup(self._key(candidate, chunk))
-        return found
-
-    def score(self, work: Work) -> Iterator[Scored]:
-        """Score candidates on chunks and keep the results.
-
-        What fails for several together is tried one by one, so that a failure is its own candidate's.
-        """
-        done: set[tuple[int, LayerSubset]] = set()
-        try:
-            for index, candidate, results in self._scorer.score(work, self._stop.is_set):
-                if not isinstance(results, ScoringError):
-                    self._store.put(self._key(candidate, self.objective.chunks[index]), results)
-                    self.tokens += self.objective.chunks[index].tokens
-                done.add((index, candidate))
-                yield index, candidate, results
-        except FAILURES as error:
-            if isinstance(error, PruneSearchError) and not isinstance(error, ScoringError):
-                raise
-            left = [(chunk, candidate) for chunk, asked in work for candidate in asked]
-            left = [(chunk, candidate) for chunk, candidate in left if (chunk.index, candidate) not in done]
-            if len({candidate for _, candidate in left}) < 2:
-                for chunk, candidate in left:
-                    yield chunk.index, candidate, ScoringError(f"{type(error).__name__}: {one_line(error)}")
-                return
-            for alone in dict.fromkeys(candidate for _, candidate in left):
-                yield from self.score([(chunk, [alone]) for chunk, candidate in left if candidate == alone])
-
-    def _key(self, candidate: LayerSubset, chunk: Chunk) -> Key:
-        return evaluation_key(self.loaded.fingerprint, candidate.canonical, chunk.identity)
-
-    def _lookup(self, key: Key) -> Any | None:  # noqa: ANN401 (any JSON value)
-        try:
-            return self._store.get(key)
-        except CorruptEntryError:
-            self.damaged += 1
-            self._store.discard(key)
-            return None
 
 
 @dataclass(frozen=True)
@@ -237,6 +182,7 @@ class _Sheet:
         self._start = time.perf_counter()
         self._results: dict[LayerSubset, dict[int, list[Any]]] = {}
         self._computed: set[LayerSubset] = set()
+        self._saved: dict[LayerSubset, float] = defaultdict(float)
         self._failure: dict[LayerSubset, str] = {}
         self._steps: dict[_Task, dict[int, float]] = defaultdict(dict)
         self._out: set[_Task] = set()
@@ -249,20 +195,17 @@ class _Sheet:
         """
         chunks = self._objective.chunks
         runners = dict.fromkeys(c for task in self._left for c in (task.rival, task.candidate) if c is not None)
-        work: dict[int, list[LayerSubset]] = {}
+        wanted = []
         for candidate in runners:
             have = self._results.setdefault(candidate, {})
-            for chunk in chunks[:rung]:
-                if chunk.index in have or candidate in self._failure:
-                    continue
-                stored = self._engine.lookup_chunk(candidate, chunk)
-                if stored is None:
-                    work.setdefault(chunk.index, []).append(candidate)
-                else:
-                    have[chunk.index] = stored
+            if candidate not in self._failure:
+                wanted += [(chunk, candidate) for chunk in chunks[:rung] if chunk.index not in have]
         yield from self._done_of(runners)
-        for index, candidate, results in self._engine.score([(chunks[i], work[i]) for i in sorted(work)]):
-            self._computed.add(candidate)
+        for (index, candidate, results), saved in self._engine.scores.results(wanted):
+            if saved is None:
+                self._computed.add(candidate)
+            else:
+                self._saved[candidate] += saved
             if isinstance(results, ScoringError):
                 self._failure.setdefault(candidate, str(results))
             else:
@@ -306,6 +249,7 @@ class _Sheet:
             seconds,
             steps=dict(self._steps[task]),
             raced_out=task in self._out,
+            saved=self._saved[candidate],
         )
 
     def _metrics(self, candidate: LayerSubset, chunks: int) -> Metrics | None:

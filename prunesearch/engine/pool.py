@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -76,8 +77,8 @@ class WorkerPool:
                     try:
                         message = member.hear()
                     except EOFError:
-                        self.restarts += 1
                         message = member.revive()
+                        self.restarts += message is None
                     if isinstance(message, Exception):
                         failure = failure or message
                     elif message is not None:
@@ -252,19 +253,16 @@ def _serve(line: Connection, build: Build, number: int, stop: Any) -> None:  # n
     """A worker's life: make the model, then score whatever comes until the line is closed or the parent dies."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
-    try:
-        objective, forward = build(number)
-    except (PruneSearchError, *FAILURES) as error:
-        line.send(RunError(f"worker {number} cannot start: {one_line(error)}"))
-        return
-    forward.stopped = lambda: stop.value
-    line.send(_READY)
-    while True:
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # nobody is at the other end any more
         try:
-            share: Work = line.recv()
-        except EOFError:
+            objective, forward = build(number)
+        except (PruneSearchError, *FAILURES) as error:
+            line.send(RunError(f"worker {number} cannot start: {one_line(error)}"))
             return
-        if share:
+        forward.stopped = lambda: stop.value
+        line.send(_READY)
+        while True:
+            share: Work = line.recv()
             line.send(_work_off(share, objective, forward, line))
 
 

@@ -33,7 +33,7 @@ from prunesearch.model.fields import edits
 from prunesearch.model.loading import LoadedModel, looks_local, refuse_incomplete
 from prunesearch.model.streaming import open_streamed
 from prunesearch.model.surgery import check_removable
-from prunesearch.store.disk import check_writable
+from prunesearch.store.places import check_writable
 
 FORMS = ("plain", "zeroed", "deci", "remote-code")
 """How a candidate can be written; see `sublayers`."""

@@ -6,6 +6,7 @@ those only subsets that keep the pattern can be written.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import numpy as np
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, one_line
+from prunesearch.export import llama_cpp
 from prunesearch.export.atomic import new_file
+from prunesearch.model.loading import LoadedModel
 
 PERIODS: Mapping[str, int] = {
     "gemma2": 2, "gpt-oss": 2, "cohere2": 4, "exaone4": 4, "llama4": 4, "smollm3": 4, "olmo2": 4, "gemma3": 6,
@@ -64,12 +67,18 @@ def block_count(path: Path) -> int:
     return int(_value(reader, f"{_architecture(reader)}.block_count"))
 
 
-def edit(source: Path, candidate: LayerSubset, out: Path) -> None:
+def edit(
+    source: Path, candidate: LayerSubset, out: Path, compare: LoadedModel | None = None
+) -> llama_cpp.LlamaCppCheck | None:
     """Write `source` without the candidate's blocks.
+
+    Args:
+        compare: the dense model; what llama.cpp predicts from the new file is compared with its candidate.
 
     Raises:
         InputError: `check_architecture`, or the candidate is of a model with another number of blocks.
         ModelError: the source cannot be read.
+        VerificationError: llama.cpp predicts something else.
         StorageError: `out` cannot be written.
     """
     reader = _open(source)
@@ -84,6 +93,9 @@ def edit(source: Path, candidate: LayerSubset, out: Path) -> None:
         writer = gguf.GGUFWriter(path, name, endianess=reader.endianess)
         _copy_metadata(reader, writer, name, candidate)
         _copy_tensors(reader, writer, candidate)
+        types = Counter(tensor.tensor_type.name for tensor in reader.tensors if tensor.name.endswith("_down.weight"))
+        kind = types.most_common(1)[0][0] if types else "F32"
+        return llama_cpp.check(path, compare, candidate, kind) if compare is not None else None
 
 
 def _open(path: Path) -> Any:  # noqa: ANN401

@@ -105,7 +105,7 @@ def read_into(buffer: torch.Tensor, stored: Stored) -> torch.Tensor:
     Raises:
         OSError: it cannot be read, or not in full, or the file is no longer the one that was opened.
     """
-    view = memoryview(buffer.numpy())
+    view: memoryview = buffer.numpy().data
     with stored.path.open("rb", buffering=0) as file:
         if os.fstat(file.fileno()).st_mtime_ns != stored.modified:
             raise OSError("it was written to since it was opened")

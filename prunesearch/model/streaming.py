@@ -1,12 +1,15 @@
 """Opening a model that is larger than memory: all but its blocks is loaded, these are read when they are used."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -76,7 +79,8 @@ def open_streamed(
         {p: sources[f"{prefix}{index}.{p}"] for p, _ in block.named_parameters()} for index, block in enumerate(blocks)
     ]
     layers = StreamedLayers(blocks, per_block, place)
-    return LoadedModel(name, model.eval(), tokenizer, digest, sizes_of(model), layers)
+    model.train(False)
+    return LoadedModel(name, model, tokenizer, digest, sizes_of(model), layers)
 
 
 def _folder(name: str, revision: str | None) -> Path:
@@ -94,12 +98,29 @@ def _folder(name: str, revision: str | None) -> Path:
         raise ModelError(f"cannot download model {name!r}: {one_line(error)}") from None
 
 
+class _WeightsOnMeta(TorchFunctionMode):
+    """Makes weights without memory; `init_empty_weights` alone has them for a moment, and leaves the heap in holes.
+
+    Of a model of 8 GiB these were 2.8 GiB of address space, though untouched.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Let ``torch.empty`` be on the meta device, and everything else (buffers are computed) where it is."""
+        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
+
+
 def _empty(config: PretrainedConfig, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
     """The model with its parameters on the meta device and its buffers (rotary frequencies) real."""
     wanted = config.dtype if dtype == "auto" else getattr(torch, dtype)
     wanted = wanted if isinstance(wanted, torch.dtype) else torch.float32
     try:
-        with init_empty_weights(include_buffers=False), no_init_weights():
+        with init_empty_weights(include_buffers=False), _WeightsOnMeta(), no_init_weights():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, dtype=wanted, trust_remote_code=trust_remote_code
             )

@@ -103,14 +103,48 @@ def front_table(title: str, trials: Sequence[Document]) -> Group:
 def exported(document: Document) -> Parts:
     """Where the checkpoint is and how it was verified."""
     check = document["verification"]
+    said = " ".join(check["generated"].split())
+    windows = check["narrow_difference"]
+    narrow = "" if windows is None else f"{windows:.3g} (with narrow attention windows), "
     return [
         f"exported {document['folder']}: {number('params', document['params'])} parameters, "
         f"{document['bytes']:,} bytes ({gib(document['bytes'])}), without layers {document['dropped']}",
-        "verified: reloaded with plain from_pretrained; "
-        f"logits differ by {check['prefill_difference']:.3g} (prompt) and {check['decode_difference']:.3g} (cached "
-        f"decoding), {check['greedy_tokens']} greedy tokens are equal",
-        f"it says: {' '.join(check['generated'].split())}",
+        f"verified: {check['weights']} tensors equal their source; reloaded with from_pretrained, logits differ by "
+        f"{check['prefill_difference']:.3g} (prompt), {narrow}{check['decode_difference']:.3g} (cached decoding, "
+        f"{check['decoded']} steps); allowed {check['allowed']:.3g}",
+        f"it says: {said}" if said else "",
     ]
+
+
+def delivered(document: Document) -> Parts:
+    """What an export command made."""
+    if "said" in document:
+        return [document["said"].rstrip()]
+    if "gguf" in document:
+        check = document["llama_cpp"]
+        proof = (
+            f"verified in llama.cpp: log-probabilities differ by {check['difference']:.3g} nats over {check['steps']} "
+            f"greedy tokens (allowed {check['allowed']}); it says: {' '.join(check['generated'].split())}"
+            if check
+            else "not verified: llama.cpp is not installed; pip install 'prunesearch[gguf]' and run it again"
+        )
+        return [f"wrote {document['gguf']}: {document['bytes']:,} bytes, without layers {document['dropped']}", proof]
+    pushed = document.get("pushed")
+    return [*exported(document), f"pushed to {pushed}" if pushed else ""]
+
+
+def verified(document: Document) -> Parts:
+    """What a second verification found."""
+    lines = [
+        f"{document['folder']} is what was exported: {document['weights']} tensors, logits differ by "
+        f"{document['difference']:.3g}"
+    ]
+    if base := document.get("against_base"):
+        lines.append(
+            f"against {document['base_model']} without layers {document['dropped']}: logits differ by "
+            f"{base['prefill_difference']:.3g} (prompt) and {base['decode_difference']:.3g} (cached decoding)"
+        )
+    return lines
 
 
 def searched_and_exported(document: Document) -> Parts:

@@ -6,7 +6,7 @@ Sizes are exact and come from `model.anatomy.Sizes`.
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +24,7 @@ from prunesearch.scoring.forward import Forward, Head, through
 
 TOKENS = 256
 """Length of the one sequence whose prefill is timed."""
+_SECONDS = 10.0  # a slow model is timed less often than a fast one
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def measure_latency_model(model: PreTrainedModel, layers: Layers, repeats: int =
         if layers.one_pass:
             other_ms = 1000 * _time_streamed(model, layers, ids, repeats + 2)
         else:
-            totals = [_time_forward(model, ids) for _ in range(repeats + 2)][2:]
+            totals = [_time_forward(model, ids) for _ in _turns(repeats + 2)][2:]
     finally:
         for handle in hooks:
             handle.remove()
@@ -109,11 +110,20 @@ def compare_latency(model: PreTrainedModel, candidate: LayerSubset, repeats: int
     """
     ids = _input(model)
     dense, lean = [], []
-    for _ in range(repeats + 1):
+    for _ in _turns(repeats + 1):
         dense.append(_time_forward(model, ids))
         with pruned(model, candidate):
             lean.append(_time_forward(model, ids))
     return 1000 * statistics.median(dense[1:]), 1000 * statistics.median(lean[1:])  # the first turn warms up
+
+
+def _turns(most: int) -> Iterator[int]:
+    """Repeat a measurement `most` times, or as often as there is time for; three times at least."""
+    start = time.perf_counter()
+    for turn in range(most):
+        if turn >= 3 and time.perf_counter() - start > _SECONDS:
+            return
+        yield turn
 
 
 def machine(model: PreTrainedModel) -> str:

@@ -192,6 +192,13 @@ def through(block: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
     return out if isinstance(out, torch.Tensor) else out[0]
 
 
+@dataclass
+class _Finished(MoeModelOutputWithPast):
+    """What any trunk may be asked for by the model round it."""
+
+    cross_attentions: None = None
+
+
 class Head:
     """Reads states behind the last block: final norm, vocabulary head, and whatever the model does to its logits."""
 
@@ -216,7 +223,7 @@ class Head:
     @torch.inference_mode()
     def logits(self, finished_RE: torch.Tensor) -> torch.Tensor:
         """Logits of finished rows, shape (R, V)."""
-        answer = MoeModelOutputWithPast(last_hidden_state=finished_RE[None])
+        answer = _Finished(last_hidden_state=finished_RE[None])
         ids_1R = torch.zeros(1, len(finished_RE), dtype=torch.int64, device=finished_RE.device)
         with mock.patch.object(self._trunk, "forward", lambda *_, **__: answer):
             logits: torch.Tensor = self._model(input_ids=ids_1R, use_cache=False).logits

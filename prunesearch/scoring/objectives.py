@@ -108,6 +108,7 @@ class CalibrationObjective:
             full KL from below (data processing inequality) and whose reference is thousands of times smaller; None:
             over the full vocabulary.
         references: where the dense model's answers are kept; default: in memory.
+        chunk_tokens: tokens of a chunk; default: by device.
     """
 
     maximize = False
@@ -119,6 +120,7 @@ class CalibrationObjective:
         metric: str = "kl",
         top_k: int | None = None,
         references: ReferenceStore | None = None,
+        chunk_tokens: int | None = None,
     ) -> None:
         self.metric = metric
         self._model = loaded.model
@@ -127,7 +129,7 @@ class CalibrationObjective:
         self._fingerprint = loaded.fingerprint
         self._top_k = top_k
         device = input_device(loaded.model)
-        per_chunk = max(1, CHUNK_TOKENS.get(device.type, 1024) // windows_BL.shape[1])
+        per_chunk = max(1, (chunk_tokens or CHUNK_TOKENS.get(device.type, 1024)) // windows_BL.shape[1])
         self._windows = [chunk_BL.to(device) for chunk_BL in torch.split(windows_BL, per_chunk)]
         numerics = numerics_of(loaded.model)
         self.digest = tokens_digest(windows_BL.tolist())

@@ -10,6 +10,7 @@ candidates, E hidden size, V vocabulary, w bytes a number as computed and s as s
              states                      w E t (C + 2), streamed w E T (C + 2): up to --state-memory
              final states                w E t C, up to --state-memory as well
              one block at work           w t (3 I + 6 E), I the width of its MLP
+             one weight in float32       4 E V, or the largest tensor's, where 16-bit products go through it
              logits                      64 V (w + 16)
              dense answers               w T V, or 8 T K with --kl-top K
 
@@ -35,6 +36,7 @@ from transformers import PretrainedConfig
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, UnknownNameError
 from prunesearch.model.anatomy import family_of, read_config, sizes_of, skeleton
+from prunesearch.model.arithmetic import widens
 from prunesearch.model.checkpoint import INDEX, SINGLE, Stored, tensors_in
 from prunesearch.model.loading import device_named, looks_local
 from prunesearch.scoring.objectives import CHUNK_TOKENS
@@ -262,6 +264,8 @@ class _Need:
         parts["weights"] = model.size * (model.other + (2 * max(model.blocks) if streamed else sum(model.blocks)))
         if streamed and (model.converted or not self._on_cpu):
             parts["weights"] += model.largest * max((s.dtype.itemsize for s in model.stored.values()), default=2)
+        if self._on_cpu and model.size == 2 and widens():
+            parts["widened weight"] = 4 * max(model.largest, vocabulary * hidden)
         parts["block at work"] = model.size * t * (3 * inner + 6 * hidden)
         parts["logits"] = _HEAD_ROWS * vocabulary * (model.size + 16)
         if self._asked.tokens is not None:
@@ -354,6 +358,6 @@ def _notes(
         least = min(modes, key=lambda mode: mode.memory)
         notes.append(
             f"nothing fits: --weights {least.weights} needs {least.memory / 2**30:.2f} GiB; "
-            "give fewer --tokens, or a smaller --dtype"
+            "give fewer --tokens, or another --dtype"
         )
     return notes

@@ -62,7 +62,7 @@ class DenseRows:
 
     def __init__(self, p: torch.Tensor, log_p: torch.Tensor, index_RK: torch.Tensor | None = None) -> None:
         self._p, self._index_RK = p, index_RK
-        self._negative_entropy_R = torch.linalg.vecdot(p, log_p)
+        self._negative_entropy_R: torch.Tensor = torch.linalg.vecdot(p, log_p)
         if index_RK is not None:
             self._rest_R = (1 - p.sum(-1)).clamp_min(_TINY)
             self._negative_entropy_R += self._rest_R * self._rest_R.log()
@@ -73,10 +73,13 @@ class DenseRows:
         sum_v p_v (log p_v - log q_v); with the K likeliest tokens, over these and the rest r in one lump.
         """
         if self._index_RK is None:
-            return self._negative_entropy_R - torch.linalg.vecdot(self._p, log_q_RV)
+            kl_R: torch.Tensor = self._negative_entropy_R - torch.linalg.vecdot(self._p, log_q_RV)
+            return kl_R
         log_q_RK = log_q_RV.gather(1, self._index_RK)
         rest_q_R = (1 - log_q_RK.exp().sum(-1)).clamp_min(_TINY)
-        return self._negative_entropy_R - torch.linalg.vecdot(self._p, log_q_RK) - self._rest_R * rest_q_R.log()
+        kl_R = self._negative_entropy_R - torch.linalg.vecdot(self._p, log_q_RK)
+        kl_R -= self._rest_R * rest_q_R.log()
+        return kl_R
 
 
 class ReferenceStore:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
+from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.checkpoint import Stored
 
 _SECONDS = 0.5  # of each measurement
-_WEIGHT_BYTES = 2**25  # a matrix that no cache near a core holds, as the weights of a block
+_WEIGHT_BYTES = 2**24  # a matrix that no cache near a core holds, as the weights of a block
 _FILE_BYTES = 2**28
 _PIECE = 2**24
 
@@ -59,7 +60,8 @@ def _product(device: torch.device, width: int, tokens: int, dtype: torch.dtype) 
     def multiply() -> None:
         torch.nn.functional.linear(x_TE, weights_OE)
 
-    return 2 * tokens * width * out / _fastest(multiply, device)
+    with wide_products():
+        return 2 * tokens * width * out / _fastest(multiply, device)
 
 
 def _copying(device: torch.device) -> float:

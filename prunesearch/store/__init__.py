@@ -1,1 +1,1 @@
-"""What outlives a run: evaluations by content (`keys`, `disk`) and studies (`studies`). No torch here."""
+"""What outlives a run: evaluations by content (`evaluations` over `tiers`) and studies (`studies`). No torch here."""

@@ -1,181 +1,223 @@
-"""The evaluation store on disk: diskcache, used so that it neither evicts, unpickles nor serves a damaged row.
+"""The tier on this machine's disk: one SQLite file in a folder that belongs to its user alone.
 
-diskcache as it comes drops rows at 1 GiB without a word and unpickles whatever a row says is a pickle
-(CVE-2025-69872). `StrictDisk` keeps short JSON text inline and nothing else; every value carries a checksum that is
-bound to its key.
+What is damaged is taken out, kept aside, reported and computed again; it is never served. A row is checked whenever it
+is read; a file that SQLite cannot read is set aside whole, and what is sound in it is copied into a new one.
 """
 
-import hashlib
-import json
-import os
+import contextlib
+import functools
+import itertools
 import sqlite3
-import stat
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import TypeVar
 
 import diskcache
+from filelock import FileLock
 
-from prunesearch.errors import CorruptEntryError, RunError, StorageError, one_line
-from prunesearch.store.keys import Key, canonical_json
+from prunesearch.errors import CorruptEntryError, UnavailableError
+from prunesearch.store.alarms import Alarm
+from prunesearch.store.disk_file import FILE, DiskFile, reason, sound
+from prunesearch.store.entry import Entry, unseal
+from prunesearch.store.places import private_folder
+from prunesearch.store.strict import StrictCache, inspect, is_damage
+from prunesearch.store.tier import Found, Rule, settle
 
-_RAW = 1  # diskcache's mode for a value kept in its row as it is
-_FIXED_WAL = (3, 51, 3)  # earlier SQLite can lose commits when two processes checkpoint a WAL at once
-
-SETTINGS: Mapping[str, Any] = MappingProxyType(
-    {
-        "eviction_policy": "none",
-        "cull_limit": 0,
-        "size_limit": 2**62,
-        "statistics": 0,
-        "tag_index": 0,
-        "disk_min_file_size": 2**30,
-        "sqlite_mmap_size": 0,
-        "sqlite_synchronous": 2,
-        "sqlite_journal_mode": "wal" if sqlite3.sqlite_version_info >= _FIXED_WAL else "delete",
-    }
-)
-"""Passed on every opening, because diskcache otherwise obeys whatever the file itself says."""
+_BATCH = 1000  # rows copied in one transaction
+_ATTEMPTS = 3
+_Result = TypeVar("_Result")
 
 
-class StrictDisk(diskcache.Disk):  # type: ignore[misc]
-    """Text keys and text values inside the SQLite row; files and pickles are refused, whoever wrote them."""
-
-    def put(self, key: object) -> tuple[str, bool]:
-        """Accept text keys only."""
-        if not isinstance(key, str):
-            raise TypeError(f"store keys are text, not {type(key).__name__}")
-        return key, True
-
-    def get(self, key: object, raw: object) -> str:
-        """Refuse keys that diskcache would unpickle."""
-        if not isinstance(key, str) or not raw:
-            raise CorruptEntryError("the cache holds a key that prunesearch did not write")
-        return key
-
-    def store(self, value: object, read: bool, key: object = None) -> tuple[int, int, None, str]:
-        """Keep text values in the row."""
-        if read or not isinstance(value, str):
-            raise TypeError(f"store values are text, not {type(value).__name__}")
-        return 0, _RAW, None, value
-
-    def fetch(self, mode: int, filename: object, value: object, read: bool) -> str:
-        """Refuse rows that diskcache would unpickle or read from a file."""
-        if mode != _RAW or filename is not None or read or not isinstance(value, str):
-            raise CorruptEntryError("the cache holds a row that prunesearch did not write")
-        return value
-
-    def remove(self, file_path: object) -> None:
-        """Refuse to delete files: no row of ours has one."""
-        raise CorruptEntryError(f"the cache names a file to delete, {file_path!r}: it was tampered with")
-
-
-class EvaluationStore:
-    """Chunk results by key, in a folder that belongs to the user alone.
+class DiskTier(DiskFile):
+    """Entries by key in a folder.
 
     Args:
-        folder: created (mode 0700) if it is not there.
+        folder: made (mode 0700) if it is not there.
+
+    Attributes:
+        damaged: entries that were found damaged and taken out.
 
     Raises:
-        StorageError: the folder cannot be written, or others could write to it.
+        StorageError: the folder cannot be made, others could write to it, it lies on a network file system, or its file
+            is of a newer schema.
+        UnavailableError: the disk is full or read-only.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        if "://" in str(folder):
-            raise StorageError(f"--cache {folder}: this version keeps evaluations in a folder; give a path")
-        self.folder = Path(folder)
-        self._open()
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.damaged = 0
+        private_folder(folder)
+        self._cache = self._open()
 
-    def _open(self) -> None:
+    def _open(self) -> StrictCache:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            info = self.folder.stat()
-        except OSError as error:
-            raise StorageError(f"cannot use cache folder {str(self.folder)!r}: {error.strerror}") from None
-        if info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o022:
-            raise StorageError(
-                f"cache folder {str(self.folder)!r} can be written by others: "
-                "chown it to yourself and chmod 700, or give another --cache"
-            )
-        try:
-            self._cache = diskcache.Cache(str(self.folder), timeout=60, disk=StrictDisk, **SETTINGS)
-        except (sqlite3.Error, OSError) as error:
-            raise StorageError(
-                f"cannot open the cache in {str(self.folder)!r}: {one_line(error)}; "
-                "move the folder away to start a new one"
+            for _ in range(_ATTEMPTS):
+                inode = self._present()
+                try:
+                    return self._opened()
+                except sqlite3.Error as error:
+                    if not is_damage(error):
+                        raise
+                self._replace(inode)
+            return self._opened()
+        except (sqlite3.Error, OSError, diskcache.Timeout) as error:
+            raise UnavailableError(
+                f"cannot open the cache in {self.name!r}: {reason(error)}; free space or mend the folder's rights, "
+                "or give another --cache"
             ) from None
 
-    def get(self, key: Key) -> Any | None:  # noqa: ANN401 (any JSON value)
-        """Return the stored value, or None.
+    def _opened(self) -> StrictCache:
+        known = self.file.exists()
+        if known:
+            inspect(self.file)
+        cache = StrictCache(self.folder)
+        if not known:
+            inspect(self.file)  # which writes our schema's version
+        self._inode = self.file.stat().st_ino
+        return cache
+
+    def get(self, digests: Iterable[str]) -> Found:
+        """The entries of those keys that there are. A damaged one is taken out and is not there.
 
         Raises:
-            CorruptEntryError: there is a row and its checksum is wrong.
-            RunError: the file itself cannot be read.
+            UnavailableError: the file cannot be read.
         """
-        with self._failures("read"):
-            entry = self._cache.get(key.digest, default=None, retry=False)
-        if entry is None:
-            return None
-        checksum, _, body = entry.partition("\n")
-        if checksum != _checksum(key.digest, body):
-            raise CorruptEntryError(f"cache entry {key.digest[:12]} does not match its checksum")
-        return json.loads(body)["value"]
+        found: Found = {}
+        for digest in digests:
+            text = self._guarded("read", functools.partial(self._row, digest))
+            if text is not None:
+                try:
+                    found[digest] = unseal(digest, text)
+                except CorruptEntryError:
+                    self._take_out(digest, text)
+        return found
 
-    def put(self, key: Key, value: Any) -> None:  # noqa: ANN401
-        """Keep a value; on return it has been synced to disk.
-
-        Raises:
-            RunError: the disk is full or read-only.
-        """
-        body = canonical_json({"preimage": key.preimage, "value": value})
-        with self._failures("write"):
-            self._cache.set(key.digest, f"{_checksum(key.digest, body)}\n{body}", retry=False)
-
-    def discard(self, key: Key) -> None:
-        """Forget a damaged entry, so that it is computed again."""
-        with self._failures("write"):
-            self._cache.delete(key.digest, retry=False)
-
-    @contextmanager
-    def _failures(self, verb: str) -> Iterator[None]:
+    def _row(self, digest: str) -> object:
         try:
-            yield
-        except (sqlite3.Error, OSError, diskcache.Timeout) as error:
-            remedy = "free space and run again" if verb == "write" else "move the folder away and run again"
-            raise RunError(f"cannot {verb} the cache in {str(self.folder)!r}: {one_line(error)}; {remedy}") from None
+            return self._cache.get(digest, default=None, retry=False)
+        except CorruptEntryError as error:
+            return error
+        except sqlite3.DataError as error:  # larger than a row may be
+            return error
 
-    def __len__(self) -> int:
-        return len(self._cache)
+    def _take_out(self, digest: str, found: object) -> None:
+        self.damaged += 1
+        self._alarms.add(Alarm.damage(digest, found))
+        self.discard([digest])
+
+    def put(self, entries: Iterable[Entry], rule: Rule = "first") -> Found:
+        """Keep entries, in one transaction; on return they have been synced to disk.
+
+        Returns:
+            The entries that stand now, by digest.
+
+        Raises:
+            UnavailableError: the disk is full or read-only.
+        """
+        given = list(entries)
+
+        def write() -> tuple[Found, list[Alarm]]:
+            standing, alarms = {}, []
+            with self._cache.transact():
+                for entry in given:
+                    there, row = None, self._row(entry.key.digest)
+                    if row is not None:
+                        try:
+                            there = unseal(entry.key.digest, row)
+                        except CorruptEntryError:
+                            alarms.append(Alarm.damage(entry.key.digest, row))
+                    stays, alarm = settle(there, entry, rule)
+                    if stays is not there:
+                        self._cache.set(entry.key.digest, stays.sealed, tag="\n".join(stays.labels), retry=False)
+                    standing[entry.key.digest] = stays
+                    alarms += [alarm] if alarm else []
+            return standing, alarms
+
+        standing, alarms = self._guarded("write", write)
+        while self._moved():  # by a process that found the file damaged: what was written may be lost with it
+            self._cache = self._open()
+            standing, alarms = self._guarded("write", write)
+        for alarm in alarms:
+            self._alarms.add(alarm)
+        return standing
+
+    def discard(self, digests: Iterable[str]) -> None:
+        """Forget entries."""
+        given = list(digests)
+
+        def delete() -> None:
+            with self._cache.transact():
+                for digest in given:
+                    self._cache.delete(digest, retry=False)
+
+        self._guarded("write", delete)
+
+    def rebuild(self) -> None:
+        """Set the file aside and begin a new one with what is sound in it."""
+        with self.failures("write"):
+            self._cache.close()
+            self._replace(self._inode)
+            self._cache = self._opened()
+
+    def alarm(self, alarm: Alarm) -> None:
+        """Keep an alarm."""
+        self._alarms.add(alarm)
+
+    def _guarded(self, verb: str, action: Callable[[], _Result]) -> _Result:
+        """Do something with the file; if it is damaged, set it aside and do it with a new one."""
+        if self._moved():
+            self._cache = self._open()
+        with self.failures(verb):
+            try:
+                return action()
+            except sqlite3.Error as error:
+                if not is_damage(error):
+                    self._cache.close()  # a failed COMMIT leaves its transaction open
+                    raise
+            self.rebuild()
+            return action()
+
+    def _present(self) -> int | None:
+        try:
+            return self.file.stat().st_ino
+        except OSError:
+            return None
+
+    def _moved(self) -> bool:
+        return self._present() != self._inode
+
+    def _replace(self, inode: int | None) -> None:
+        """Begin a new file in the place of a damaged one, unless another process has just done so."""
+        with FileLock(self.folder / "repair.lock"):
+            if self._present() == inode:
+                aside = self._set_aside()
+                fresh = self._opened()
+                self._salvage(fresh, aside)
+                fresh.close()
+
+    def _set_aside(self) -> Path:
+        """Move the damaged file, with its journal, out of the way."""
+        place = self.folder / "quarantine" / time.strftime("%Y%m%dT%H%M%S")
+        number = 0
+        while place.exists():
+            number += 1
+            place = place.with_name(f"{place.name.partition('-')[0]}-{number}")
+        place.mkdir(parents=True, mode=0o700)
+        for suffix in ("-journal", "-wal", "-shm", ""):
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{self.file}{suffix}").replace(place / (FILE + suffix))
+        self._alarms.add(Alarm.damage(FILE, f"moved to {place}"))
+        return place / FILE
+
+    def _salvage(self, cache: StrictCache, aside: Path) -> None:
+        """Copy what is sound in a damaged file."""
+        entries = sound(aside)
+        while batch := list(itertools.islice(entries, _BATCH)):
+            with cache.transact():
+                for entry in batch:
+                    cache.add(entry.key.digest, entry.sealed, tag="\n".join(entry.labels), retry=False)
 
     def close(self) -> None:
         """Close this thread's connection."""
         self._cache.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that could not be made or written, and leave nothing behind.
-
-    Raises:
-        StorageError: nothing can be written to it, or to its nearest existing parent.
-    """
-    # os.path.exists, because Path.exists raises where a parent may not be entered.
-    parent = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110
-    try:
-        tempfile.TemporaryDirectory(prefix=".prunesearch-", dir=parent).cleanup()
-    except OSError as error:
-        raise StorageError(f"cannot write to {str(folder)!r} ({error.strerror}): choose another folder") from None
-
-
-def _checksum(digest: str, body: str) -> str:
-    return hashlib.sha256(f"{digest}\0{body}".encode()).hexdigest()

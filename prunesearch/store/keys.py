@@ -8,10 +8,12 @@ diagnosed.
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 SCHEMA_VERSION = 1
 """Version of the pre-image's layout."""
+LATENCY = "sublayer latency"
+"""Kind of the keys whose values are measured times: of these no two are the same."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Key:
 
     digest: str
     preimage: str
+
+    @classmethod
+    def of(cls, preimage: str) -> Self:
+        """The key of a pre-image."""
+        return cls(hashlib.sha256(preimage.encode(errors="replace")).hexdigest(), preimage)
 
 
 def evaluation_key(fingerprint: str, candidate: str, chunk: dict[str, Any]) -> Key:
@@ -40,9 +47,7 @@ def evaluation_key(fingerprint: str, candidate: str, chunk: dict[str, Any]) -> K
 
 def latency_key(fingerprint: str, machine: str, numerics: dict[str, str], tokens: int) -> Key:
     """Key of a model's per-block latencies on one kind of machine."""
-    return _key(
-        {"kind": "sublayer latency", "machine": machine, "model": fingerprint, "numerics": numerics, "tokens": tokens}
-    )
+    return _key({"kind": LATENCY, "machine": machine, "model": fingerprint, "numerics": numerics, "tokens": tokens})
 
 
 def canonical_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)
@@ -55,5 +60,4 @@ def canonical_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)
 
 
 def _key(fields: dict[str, Any]) -> Key:
-    preimage = canonical_json({"schema": SCHEMA_VERSION, **fields})
-    return Key(hashlib.sha256(preimage.encode()).hexdigest(), preimage)
+    return Key.of(canonical_json({"schema": SCHEMA_VERSION, **fields}))

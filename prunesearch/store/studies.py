@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -20,7 +19,6 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 from sqlalchemy.exc import (
-    ArgumentError,
     IntegrityError,
     NoSuchModuleError,
     OperationalError,
@@ -30,45 +28,14 @@ from sqlalchemy.exc import (
 
 from prunesearch.errors import RunError, StorageError, StudyError, UnknownNameError, one_line
 from prunesearch.recipe import Recipe, differences, slug
-from prunesearch.store.disk import check_writable
+from prunesearch.store.places import check_url as check_url
+from prunesearch.store.places import shown as shown
+from prunesearch.store.places import sqlite_file as sqlite_file
 from prunesearch.store.rdb import StudyStorage
 from prunesearch.store.selection import best_trials
 
 RECIPE_ATTR = "recipe"
 IDENTITY_ATTR = "identity"
-_SCHEMES = ("postgresql", "sqlite")  # those that `sole_writer` can lock
-
-
-def shown(url: str) -> str:
-    """A storage URL for people and logs: without its password."""
-    return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-
-
-def check_url(url: str) -> None:
-    """Refuse a storage URL that no database could stand behind, before anything is written.
-
-    Raises:
-        StorageError: not a URL, of an unknown kind of database, or a file that could not be written.
-    """
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except ArgumentError:
-        raise StorageError(f"--storage {url!r} is not a URL: write sqlite:///storage/study.db") from None
-    if parsed.get_backend_name() not in _SCHEMES:
-        raise StorageError(
-            f"--storage {shown(url)!r}: unknown database {parsed.get_backend_name()!r}; use sqlite:///FILE or "
-            "postgresql+psycopg://USER@HOST/DATABASE"
-        )
-    if file := sqlite_file(url):
-        check_writable(file.parent)
-
-
-def sqlite_file(url: str) -> Path | None:
-    """The file behind a SQLite URL; None for servers and for databases in memory."""
-    parsed = sqlalchemy.make_url(url)
-    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
-        return None
-    return Path(str(parsed.database))
 
 
 def open_storage(url: str, *, create: bool) -> RDBStorage:

@@ -1,13 +1,4 @@
-"""Studies on a real PostgreSQL server, started on loopback and stopped afterwards."""
-
-import os
-import pwd
-import shutil
-import socket
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+"""Studies on a real PostgreSQL server."""
 
 import optuna
 import pytest
@@ -17,31 +8,11 @@ from prunesearch.recipe import Recipe
 from prunesearch.store import studies
 
 RECIPE = Recipe(model="m", drop="2")
-pytestmark = pytest.mark.skipif(shutil.which("initdb") is None, reason="PostgreSQL's server is not installed")
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """The URL of an empty database; the server refuses to run as root, so then it runs as nobody."""
-    user = "nobody" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
-    as_user = {"user": user} if os.getuid() == 0 else {}
-    with tempfile.TemporaryDirectory(prefix="pg-") as name, socket.socket() as probe:
-        folder = Path(name)
-        if as_user:
-            shutil.chown(folder, user)
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        data = str(folder / "data")
-        quiet = {"check": True, "capture_output": True, "cwd": folder, **as_user}
-        subprocess.run(["initdb", "-D", data, "-U", "me", "--auth=trust", "--no-sync"], **quiet)
-        serve = f"-h 127.0.0.1 -p {port} -k {folder} -c fsync=off"
-        start = ["pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", serve, "start"]
-        subprocess.run(start, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, **as_user)
-        try:
-            yield f"postgresql+psycopg://me:secret@127.0.0.1:{port}/postgres"
-        finally:
-            subprocess.run(["pg_ctl", "-D", data, "-m", "immediate", "stop"], **quiet)
+@pytest.fixture
+def url(database: str) -> str:
+    return database
 
 
 def test_a_study_is_made_held_and_resumed(url: str) -> None:
@@ -67,5 +38,5 @@ def test_a_study_has_one_writer_across_connections(url: str) -> None:
 def test_passwords_are_not_printed(url: str) -> None:
     assert "secret" not in studies.shown(url)
     with pytest.raises(StorageError, match="cannot open") as caught:
-        studies.open_storage(url.replace("/postgres", "/nowhere"), create=True)
+        studies.open_storage(url.rpartition("/")[0] + "/nowhere", create=True)
     assert "secret" not in str(caught.value)

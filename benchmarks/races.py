@@ -1,0 +1,134 @@
+"""Do races find the same winner for a fraction of the work?
+
+Live PSO searches on SmolLM2 (8 of 30 blocks), each once on all data and once with `--race`: the fully scored KL of both
+winners, and the tokens that candidates were scored on. Replayed on the full searches' stored results: how often the
+race, run against the best before each generation, would have dropped the search's winner, or any trial that was a new
+best.
+
+    python -m benchmarks.races --json benchmarks/results/races.json
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from optuna.trial import FrozenTrial
+
+from benchmarks.record import Record, arguments
+from prunesearch.candidate import LayerSubset
+from prunesearch.engine.local import LocalEngine
+from prunesearch.model.demo_weights import obtain
+from prunesearch.model.loading import LoadedModel
+from prunesearch.pipeline import Bench, load_for, run_search
+from prunesearch.recipe import BUILTIN_TEXT, Recipe, RunOptions, study_name
+from prunesearch.scoring.objectives import CalibrationObjective
+from prunesearch.scoring.race import is_worse, rungs
+from prunesearch.scoring.text import token_windows
+from prunesearch.store import studies
+from prunesearch.store.evaluations import EvaluationStore
+
+CHUNK_TOKENS, WINDOW = 256, 64
+
+
+@dataclass(frozen=True)
+class Run:
+    """One search."""
+
+    engine: LocalEngine
+    trials: list[FrozenTrial]
+    winner: LayerSubset
+    kl: float
+
+
+def searched(loaded: LoadedModel, recipe: Recipe, trials: int, folder: Path) -> Run:
+    """Search with a store of its own."""
+    options = RunOptions(storage=f"sqlite:///{folder}/study.db", cache=str(folder / "cache"), trials=trials)
+    windows = token_windows(BUILTIN_TEXT, loaded.tokenizer, recipe.tokens, recipe.window)
+    objective = CalibrationObjective(loaded, windows, chunk_tokens=CHUNK_TOKENS)
+    store = EvaluationStore(options.cache)
+    engine = LocalEngine(loaded, objective, store)
+    outcome = run_search(Bench(loaded, objective, engine, store), recipe, options)
+    study = studies.load(studies.open_storage(options.storage, create=False), study_name(recipe))
+    return Run(engine, study.get_trials(deepcopy=False), outcome.best.candidate, outcome.best.metrics["kl"])
+
+
+def replay(run: Run, population: int, n_layers: int) -> tuple[int, int, bool]:
+    """New bests, how many of them the race would have dropped, and whether the winner was among these."""
+    chunks = len(run.engine.objective.chunks)
+    done = [t for t in sorted(run.trials, key=lambda t: t.number) if t.values]
+    bests, dropped, lost = 0, 0, False
+    for start in range(0, len(done), population):
+        rival = min(done[:start] or done[:1], key=lambda t: t.values[0])
+        leader = min(done[start : start + population], key=lambda t: t.values[0])
+        if leader.values[0] >= rival.values[0]:
+            continue
+        bests += 1
+        candidate, other = (LayerSubset.parse(t.user_attrs["dropped"], n_layers) for t in (leader, rival))
+        losses, against = _losses(run, candidate), _losses(run, other)
+        raced_out = any(is_worse(losses[: len(losses) * rung // chunks], against) for rung in rungs(chunks)[:-1])
+        dropped += raced_out
+        lost |= raced_out and candidate == run.winner
+    return bests, dropped, lost
+
+
+def _losses(run: Run, candidate: LayerSubset) -> list[float]:
+    objective = run.engine.objective
+    stored = {
+        index: results for (index, _, results), _ in run.engine.scores.results((c, candidate) for c in objective.chunks)
+    }
+    return list(objective.losses([stored[chunk.index] for chunk in objective.chunks]))
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = arguments(
+        "Races against full searches",
+        {"--trials": {"type": int, "default": 36}, "--tokens": {"type": int, "default": 2048}},
+    )
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(2)
+    seeds, trials = (range(1), 12) if options.quick else (range(5), options.trials)
+    tokens = 512 if options.quick else options.tokens
+    record = Record("races", options.quick)
+    model = str(obtain(Path("storage/models"), print))
+    recipes = [Recipe(model=model, drop="8", tokens=tokens, window=WINDOW, seed=seed) for seed in seeds]
+    loaded = load_for(recipes[0], RunOptions())
+    record.notes["searches"] = []
+    worst = 0.0
+    full_tokens = race_tokens = bests = dropped = lost = 0
+    for recipe in recipes:
+        with tempfile.TemporaryDirectory() as scratch:
+            for name in ("full", "race"):
+                (Path(scratch) / name).mkdir()
+            full = searched(loaded, recipe, trials, Path(scratch) / "full")
+            race = searched(loaded, recipe.model_copy(update={"race": True}), trials, Path(scratch) / "race")
+            better, gone, winner_lost = replay(full, 6, loaded.n_layers)
+        full_tokens, race_tokens = full_tokens + full.engine.scores.tokens, race_tokens + race.engine.scores.tokens
+        bests, dropped, lost = bests + better, dropped + gone, lost + winner_lost
+        worst = max(worst, race.kl - full.kl)
+        record.notes["searches"].append(
+            {
+                "seed": recipe.seed,
+                "kl_full": full.kl,
+                "kl_race": race.kl,
+                "winner_full": full.winner.text,
+                "winner_race": race.winner.text,
+                "tokens_full": full.engine.scores.tokens,
+                "tokens_race": race.engine.scores.tokens,
+                "raced_out": sum(t.state.name == "PRUNED" for t in race.trials),
+            }
+        )
+        print(record.notes["searches"][-1])
+    record.add("largest_kl_lost_by_racing", worst, "<= 0.005")
+    record.add("share_of_token_forwards", race_tokens / full_tokens, "<= 0.4")
+    record.add("searches", len(recipes))
+    record.add("replayed_winners_dropped", lost)
+    record.add("replayed_new_bests", bests)
+    record.add("replayed_new_bests_dropped", dropped)
+    record.finish(options.json)
+
+
+if __name__ == "__main__":
+    main()

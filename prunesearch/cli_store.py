@@ -1,0 +1,157 @@
+"""The commands on the evaluation store, `cache …`, and `doctor`. They start without torch."""
+
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prunesearch.quantity import parse_duration
+from prunesearch.recipe import RunOptions
+from prunesearch.report.emit import emit
+
+_CACHE = click.option(
+    "--cache", "place", default=RunOptions().cache, show_default=True, help="The cache: DIR, URL or DIR,URL."
+)
+_STORAGE = click.option(
+    "--storage", default=RunOptions().storage, show_default=True, help="Optuna RDB URL of the studies."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+@click.group()
+def cache() -> None:
+    """Look at the evaluation cache, check it, share it, thin it out."""
+
+
+@cache.command()
+@_CACHE
+@_STORAGE
+@_JSON
+def stats(place: str, storage: str, as_json: bool) -> None:
+    """Count entries by model and objective, and what they saved each study."""
+    from prunesearch.report import store as render
+    from prunesearch.store import census
+    from prunesearch.store.places import Places
+
+    places = Places.parse(place)
+    studies = census.studies_of(storage)
+    with census.reading(places) as tiers:
+        groups = tiers[0].groups()
+        alarms = [alarm.kind for tier in tiers for alarm in tier.read_alarms()]
+    entries, size = census.total(groups)
+    document = {
+        "place": str(places),
+        "entries": entries,
+        "bytes": size,
+        "groups": [
+            {
+                "model": studies.models.get(group.model, group.model[:12]),
+                "fingerprint": group.model,
+                "objective": group.kind,
+                "entries": group.entries,
+                "bytes": group.bytes,
+            }
+            for group in groups
+        ],
+        "studies": [asdict(use) | {"hit_rate": round(use.hit_rate, 4)} for use in studies.uses],
+        "alarms": {kind: alarms.count(kind) for kind in ("damage", "disagreement")},
+        "unsent": census.unsent(places),
+    }
+    emit(as_json, document, render.stats)
+
+
+@cache.command()
+@_CACHE
+@_JSON
+def verify(place: str, as_json: bool) -> None:
+    """Check every entry. Damaged ones are taken out; exit status 1 says that there were any."""
+    from prunesearch.report import store as render
+    from prunesearch.store import census
+    from prunesearch.store.places import Places
+
+    document = census.verified(Places.parse(place))
+    for alarm in document["alarms"]:
+        alarm["at"] = _when(alarm["at"])
+    emit(as_json, document, render.verified)
+    if any(tier["damaged"] or tier["file"] for tier in document["tiers"]):
+        sys.exit(1)
+
+
+@cache.command("export")
+@click.argument("file")
+@_CACHE
+@_JSON
+def export_(file: str, place: str, as_json: bool) -> None:
+    """Write all entries to FILE as checksummed JSON lines; FILE.gz is compressed."""
+    from prunesearch.report import store as render
+    from prunesearch.store import census, exchange
+    from prunesearch.store.places import Places
+
+    with census.reading(Places.parse(place)) as tiers:
+        count = exchange.export(tiers, Path(file))
+    emit(as_json, {"file": file, "entries": count}, render.exported)
+
+
+@cache.command("import")
+@click.argument("files", nargs=-1, required=True)
+@_CACHE
+@_JSON
+def import_(files: tuple[str, ...], place: str, as_json: bool) -> None:
+    """Add the entries of exported FILES. Every line is checked before anything is written."""
+    from prunesearch.report import store as render
+    from prunesearch.store import census
+    from prunesearch.store.places import Places
+
+    done = census.merge(Places.parse(place), [Path(file) for file in files])
+    emit(as_json, asdict(done), render.imported)
+
+
+@cache.command()
+@click.option("--older-than", required=True, help="Remove what was stored longer ago: 90d, 12h.")
+@_CACHE
+@_JSON
+def gc(older_than: str, place: str, as_json: bool) -> None:
+    """Remove old entries, leases that have run out, and damaged files that were set aside."""
+    from prunesearch.report import store as render
+    from prunesearch.store import census
+    from prunesearch.store.places import Places
+
+    before = time.time() - parse_duration(older_than, "--older-than")
+    document: dict[str, Any] = census.sweep(Places.parse(place), before)
+    emit(as_json, {**document, "before": _when(before)}, render.swept)
+
+
+@cache.command()
+@_CACHE
+@_JSON
+def path(place: str, as_json: bool) -> None:
+    """Print where the cache is."""
+    from prunesearch.report import store as render
+    from prunesearch.store.places import Places, shown
+
+    places = Places.parse(place)
+    url = None if places.url is None else shown(places.url)
+    emit(as_json, {"folder": str(places.folder.absolute()), "url": url}, render.path)
+
+
+@click.command()
+@_CACHE
+@_STORAGE
+@_JSON
+def doctor(place: str, storage: str, as_json: bool) -> None:
+    """Check this machine, the cache and the studies; say what to mend. Exit status 1: something is broken."""
+    from prunesearch.doctor import examine
+    from prunesearch.report import store as render
+
+    checks = examine(place, storage)
+    emit(as_json, {"checks": [asdict(check) for check in checks]}, render.doctor)
+    if any(check.status == "broken" for check in checks):
+        sys.exit(1)
+
+
+def _when(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,152 @@
+"""From a study, or from layers that are named, to something that runs: a checkpoint, a GGUF, a repository, a line."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import InputError, StudyError, UnknownNameError
+from prunesearch.export import (
+    FORMS,
+    check_destination,
+    elsewhere,
+    export,
+    gguf_edit,
+    gguf_write,
+    hub,
+    llama_cpp,
+    recheck,
+)
+from prunesearch.model.loading import LoadedModel
+from prunesearch.pipeline import load_for, space_of
+from prunesearch.quantity import parse_size
+from prunesearch.recipe import Recipe, RunOptions
+from prunesearch.store import selection, studies
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A candidate of a loaded model, and what is known of it."""
+
+    loaded: LoadedModel
+    candidate: LayerSubset
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What shall be made of it.
+
+    Attributes:
+        out: folder, or the file of a GGUF.
+        form: one of `export.FORMS`.
+        program: say it to this program and write nothing.
+    """
+
+    out: Path | None
+    form: str = "plain"
+    gguf: bool = False
+    max_shard: int = 5 * 10**9
+    push_to_hub: str | None = None
+    program: str | None = None
+
+    @classmethod
+    def parse(
+        cls, out: str | None, form: str, gguf: bool, max_shard: str, push_to_hub: str | None, program: str | None
+    ) -> Self:
+        """Read the command line's options, and refuse before any work what cannot be done.
+
+        Raises:
+            InputError: options that do not go together, or a destination that cannot be written.
+        """
+        if form not in FORMS:
+            raise UnknownNameError("form of export", form, FORMS)
+        if program is not None:
+            if program not in elsewhere.PROGRAMS:
+                raise UnknownNameError("program", program, elsewhere.PROGRAMS)
+        elif out is None:
+            raise InputError("--out is needed: a new folder for the checkpoint, or with --gguf a new file")
+        elif gguf:
+            if not out.endswith(".gguf") or Path(out).exists():
+                raise InputError(f"--gguf writes a new file, and --out {out!r} is none: write --out NAME.gguf")
+            if form != "plain" or push_to_hub is not None:
+                raise InputError("--gguf goes neither with --as nor with --push-to-hub")
+        else:
+            check_destination(Path(out))
+        if push_to_hub is not None:
+            hub.check_name(push_to_hub)
+        size = parse_size(max_shard)
+        if size < 1:
+            raise InputError(f"--max-shard {max_shard} is no size: write 5GB or 500MiB")
+        return cls(Path(out) if out else None, form, gguf, size, push_to_hub, program)
+
+
+def from_study(name: str, options: RunOptions, wanted: selection.Wanted, trust_remote_code: bool) -> Chosen:
+    """A study's best candidate.
+
+    Args:
+        wanted: which one, where it is not simply the best.
+        trust_remote_code: run the checkpoint's own code; what the study's maker trusted does not count.
+
+    Raises:
+        StudyError: no finished trial, or the model is no longer the one that was searched.
+    """
+    study = studies.load(studies.open_storage(options.storage, create=False), name)
+    recipe = studies.recipe_of(study)
+    trial = selection.choose(study, wanted)
+    loaded = load_for(recipe.model_copy(update={"trust_remote_code": trust_remote_code}), options)
+    if loaded.fingerprint != studies.identity_of(study)["model content"]:
+        raise StudyError(
+            f"model {recipe.model!r} is no longer the one that study {name!r} searched: its weights differ"
+        )
+    candidate = space_of(recipe, loaded).from_params(trial.params)
+    shown = {k: v for k, v in trial.user_attrs.items() if isinstance(v, float)}
+    return Chosen(loaded, candidate, {"study": name, "recipe": recipe.portable(), "metrics": shown})
+
+
+def from_layers(recipe: Recipe, options: RunOptions, dropped: str) -> Chosen:
+    """The recipe's model without the layers that are named, as in ``3,7a,12``."""
+    loaded = load_for(recipe, options)
+    return Chosen(loaded, LayerSubset.parse(dropped, loaded.n_layers))
+
+
+def deliver(chosen: Chosen, wish: Wish) -> dict[str, Any]:
+    """Make what is wished.
+
+    Returns:
+        What was made, as JSON values.
+
+    Raises:
+        PruneSearchError: see `errors`; nothing half-made stays.
+    """
+    loaded, candidate = chosen.loaded, chosen.candidate
+    if wish.program is not None:
+        dtype = str(loaded.model.dtype).removeprefix("torch.")
+        return {"dropped": candidate.text, "said": elsewhere.say(wish.program, loaded.name, candidate, dtype)}
+    assert wish.out is not None
+    if wish.gguf:
+        return _gguf(loaded, candidate, wish.out)
+    made = export(loaded, candidate, wish.out, chosen.facts, form=wish.form, max_shard=wish.max_shard)
+    document = made.document()
+    if wish.push_to_hub is not None:
+        document["pushed"] = hub.push(made.folder, wish.push_to_hub, candidate.text)
+    return document
+
+
+def _gguf(loaded: LoadedModel, candidate: LayerSubset, out: Path) -> dict[str, Any]:
+    """Write a GGUF: from a GGUF by editing it, from a checkpoint by converting it."""
+    if loaded.name.endswith(".gguf"):
+        check = gguf_edit.edit(Path(loaded.name), candidate, out, loaded if llama_cpp.available() else None)
+    else:
+        check = gguf_write.write(loaded, candidate, out, compare=llama_cpp.available())
+    return {
+        "gguf": str(out),
+        "bytes": out.stat().st_size,
+        "dropped": candidate.text,
+        "llama_cpp": check.document() if check else None,
+    }
+
+
+def verify_again(folder: Path, base: Recipe | None, options: RunOptions, trust_remote_code: bool) -> dict[str, Any]:
+    """Verify an export, and compare it with its base model where that is named."""
+    return recheck(folder, None if base is None else load_for(base, options), trust_remote_code)

@@ -1,0 +1,198 @@
+"""What `prunesearch doctor` looks at: this machine, the cache, the studies; each check with what to do about it."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy
+from sqlalchemy import Connection
+
+from prunesearch.errors import PruneSearchError
+from prunesearch.store import census
+from prunesearch.store.disk_file import FILE
+from prunesearch.store.leases import Leases, Presence, folder_leases
+from prunesearch.store.places import Places, check_url, file_system, private_folder, shown, sqlite_file
+from prunesearch.store.sql import SqlTier
+from prunesearch.store.strict import FIXED_WAL, SCHEMA_VERSION
+from prunesearch.store.tables import connect
+from prunesearch.store.tiers import UNSENT
+
+FINE, NOTE, BROKEN = "fine", "note", "broken"
+_PACKAGES = "prunesearch torch transformers optuna lm-eval diskcache sqlalchemy alembic psycopg".split()
+_LITTLE = 2**30  # bytes of free space
+_OPTUNA_TABLES = "alembic_version"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        found: what is there.
+        status: `FINE`, `NOTE` (worth knowing, nothing is broken) or `BROKEN`.
+        remedy: what to do; empty where there is nothing to do.
+    """
+
+    name: str
+    found: str
+    status: str = FINE
+    remedy: str = ""
+
+
+def examine(cache: str, storage: str) -> list[Check]:
+    """Look at everything; a check that fails is a finding, not an end."""
+    checks: list[Check] = []
+    for name, look in (
+        ("versions", _versions),
+        ("SQLite", _sqlite),
+        ("cache", lambda: _cache(cache)),
+        ("shared cache", lambda: _shared(cache)),
+        ("leases", lambda: _leases(cache)),
+        ("studies", lambda: _studies(storage)),
+        ("compute", _compute),
+    ):
+        try:
+            checks += look()
+        except PruneSearchError as error:
+            what, _, remedy = str(error).partition(": ")
+            checks.append(Check(name, what, BROKEN, remedy or what))
+    return checks
+
+
+def _versions() -> Iterator[Check]:
+    yield Check("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    found = []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{name} -")
+    yield Check("libraries", ", ".join(found))
+
+
+def _sqlite() -> Iterator[Check]:
+    wal = sqlite3.sqlite_version_info >= FIXED_WAL
+    why = "" if wal else " (a rollback journal is used: WAL before 3.51.3 can lose commits)"
+    yield Check("SQLite", sqlite3.sqlite_version + why)
+
+
+def _cache(text: str) -> Iterator[Check]:
+    folder = Places.parse(text).folder
+    if not folder.exists():
+        yield Check("cache", f"{folder}: not there yet", NOTE, "prunesearch search makes it")
+        return
+    private_folder(folder, create=False)
+    yield Check("cache", f"{folder} on {file_system(folder) or 'an unknown file system'}, for its user alone")
+    free = shutil.disk_usage(folder).free
+    little = free < _LITTLE
+    yield Check(
+        "free space",
+        f"{free / 2**30:,.1f} GiB",
+        NOTE if little else FINE,
+        "free some: a full disk stops a search (nothing finished is lost)" if little else "",
+    )
+    if (folder / FILE).is_file():
+        yield _cache_file(folder / FILE)
+    waiting = census.unsent(Places(folder))
+    if waiting:
+        remedy = f"search once more with --cache URL, or prunesearch cache export FILE --cache {folder / UNSENT}"
+        yield Check("unsent", f"{waiting} entries wait for the shared cache", NOTE, remedy)
+
+
+def _cache_file(file: Path) -> Check:
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True)) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
+            (entries,) = connection.execute("SELECT COUNT(*) FROM Cache").fetchone()
+    except sqlite3.Error as error:
+        return Check("cache file", str(error), BROKEN, "prunesearch cache verify sets it aside and keeps what is sound")
+    found = f"schema {version}, journal {journal}, {entries:,} entries"
+    if version > SCHEMA_VERSION:
+        return Check("cache file", found, BROKEN, "a newer prunesearch made it: upgrade, or give another --cache")
+    return Check("cache file", found)
+
+
+def _shared(text: str) -> Iterator[Check]:
+    url = Places.parse(text).url
+    if url is None:
+        return
+    from prunesearch.store.schema import head  # Alembic takes a while to import
+
+    with closing(SqlTier(url)) as tier:
+        yield Check("shared cache", f"{tier.name}: schema {head()}, {len(tier):,} entries")
+        yield from _lease_check("shared leases", Leases(tier.engine, tier.name), text)
+
+
+def _leases(text: str) -> Iterator[Check]:
+    folder = Places.parse(text).folder
+    if not (folder / "leases.db").is_file():
+        return
+    leases = folder_leases(folder)
+    try:
+        yield from _lease_check("leases", leases, text)
+    finally:
+        leases.engine.dispose()
+    presence = Presence(folder)
+    dead = presence.dead()
+    presence.leave()
+    if dead:
+        what = f"{len(dead)} processes died while they were scoring"
+        remedy = f"nothing: the next search takes over; prunesearch cache gc --older-than 365d --cache {text} tidies up"
+        yield Check("orphaned owners", what, NOTE, remedy)
+
+
+def _lease_check(name: str, leases: Leases, text: str) -> Iterator[Check]:
+    alive, over = leases.count()
+    remedy = (
+        f"nothing: whoever wants them takes over; prunesearch cache gc --older-than 365d --cache {text} removes them"
+    )
+    yield Check(name, f"{alive} alive, {over} run out", NOTE if over else FINE, remedy if over else "")
+
+
+def _studies(url: str) -> Iterator[Check]:
+    check_url(url)
+    file = sqlite_file(url)
+    if file and not file.is_file():
+        yield Check("studies", f"{shown(url)}: not there yet", NOTE, "prunesearch search makes it")
+        return
+    if file:
+        yield Check("studies on", f"{file} on {file_system(file) or 'an unknown file system'}")
+    yield Check("studies", f"{shown(url)}: Optuna schema {_revision(url)}")
+    for use in census.studies_of(url).uses:
+        if use.running:
+            what = f"{use.running} trials of study {use.study!r} are running, or were when their search was killed"
+            remedy = "run the same search again: it finishes them under their own numbers"
+            yield Check("running trials", what, NOTE, remedy)
+
+
+def _revision(url: str) -> str:
+    engine = connect(url)
+
+    def read(connection: Connection) -> str:
+        if not sqlalchemy.inspect(connection).has_table(_OPTUNA_TABLES):
+            return "none"
+        return str(connection.exec_driver_sql(f"SELECT version_num FROM {_OPTUNA_TABLES}").scalar())
+
+    try:
+        with engine.connect().execution_options(reading=True) as connection:
+            return read(connection)
+    finally:
+        engine.dispose()
+
+
+def _compute() -> Iterator[Check]:
+    import torch  # last, and only here: it takes seconds
+
+    yield Check("torch threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores")
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        yield Check("GPU", names)
+    else:
+        yield Check("GPU", "none that torch can use")

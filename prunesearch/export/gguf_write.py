@@ -1,0 +1,221 @@
+"""Writing a GGUF of a pruned Llama, Mistral, Qwen2 or Qwen3 checkpoint, in the precision that it is stored in.
+
+Names of tensors and metadata are the `gguf` package's; what must be known besides is how llama.cpp orders rotary
+dimensions (Llama's queries and keys are stored interleaved) and which of its tokenisers is a model's.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import InputError
+from prunesearch.export import gguf_edit, llama_cpp
+from prunesearch.export.atomic import new_file
+from prunesearch.model.loading import LoadedModel
+from prunesearch.model.surgery import pruned
+
+_ARCHITECTURES: Mapping[str, Any] = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "mistral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+}
+_TYPES: Mapping[torch.dtype, Any] = {
+    torch.float32: gguf.GGMLQuantizationType.F32,
+    torch.float16: gguf.GGMLQuantizationType.F16,
+    torch.bfloat16: gguf.GGMLQuantizationType.BF16,
+}
+_FILE_TYPES: Mapping[torch.dtype, Any] = {
+    torch.float32: gguf.LlamaFileType.ALL_F32,
+    torch.float16: gguf.LlamaFileType.MOSTLY_F16,
+    torch.bfloat16: gguf.LlamaFileType.MOSTLY_BF16,
+}
+# llama.cpp's name for the rule that cuts text before byte-pair encoding, by the rule's regular expression.
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CUTS: Mapping[str, str] = {
+    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_WORD}|\p{{N}}{{1,3}}|{_TAIL}": "llama-bpe",
+    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_WORD}|\p{{N}}|{_TAIL}": "qwen2",
+}
+
+
+def write(loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bool) -> llama_cpp.LlamaCppCheck | None:
+    """Write the candidate as one GGUF file.
+
+    Args:
+        compare: load it in llama.cpp and compare what it predicts, before it takes its name.
+
+    Raises:
+        InputError: not a model type, setting or tokeniser that can be written.
+        VerificationError: llama.cpp predicts something else.
+        StorageError: `out` cannot be written.
+    """
+    config = loaded.model.config
+    if config.model_type not in _ARCHITECTURES:
+        known = ", ".join(_ARCHITECTURES)
+        raise InputError(
+            f"a GGUF can be written of {known} checkpoints, not of {config.model_type}: give the model as .gguf, or "
+            "export a checkpoint and use llama.cpp's convert_hf_to_gguf.py"
+        )
+    if loaded.layers.one_pass:
+        raise InputError("a GGUF is written from weights in memory: leave out --weights")
+    architecture = _ARCHITECTURES[config.model_type]
+    gguf_edit.check_architecture(gguf.MODEL_ARCH_NAMES[architecture], candidate)
+    with pruned(loaded.model, candidate) as model, new_file(out) as path:
+        writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
+        _add_settings(writer, model, out.stem)
+        _add_tokenizer(writer, loaded, config.vocab_size)
+        for name, tensor in _tensors(model, architecture):
+            _add(writer, name, tensor)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        kind = _TYPES[model.dtype].name
+        checked = llama_cpp.check(path, loaded, candidate, kind) if compare else None
+    return checked
+
+
+def _add_settings(writer: Any, model: PreTrainedModel, name: str) -> None:  # noqa: ANN401
+    config = model.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_name(name)
+    writer.add_file_type(_FILE_TYPES[model.dtype])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_rope_dimension_count(head)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope.get("rope_type", "default") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    elif rope.get("rope_type", "default") not in ("default", "llama3"):
+        raise InputError(f"rotary embeddings of type {rope['rope_type']!r} cannot be written to a GGUF yet")
+    types = set(getattr(config, "layer_types", None) or ())
+    if "sliding_attention" in types or (config.model_type == "mistral" and config.sliding_window):
+        raise InputError("llama.cpp's Llama and Qwen have no sliding windows, and this model has: export a checkpoint")
+
+
+def _tensors(model: PreTrainedModel, architecture: Any) -> Iterator[tuple[str, torch.Tensor]]:  # noqa: ANN401
+    """The tensors by their names in GGUF, as llama.cpp wants them."""
+    config = model.config
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    interleaved = architecture == gguf.MODEL_ARCH.LLAMA
+    rope = config.rope_parameters
+    if rope.get("rope_type") == "llama3":
+        yield "rope_freqs.weight", _llama3_factors(config)
+    for parameter, tensor in model.state_dict().items():
+        if parameter in tied:
+            continue
+        name = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise InputError(f"{parameter} has no place in a GGUF of this architecture")
+        if interleaved and ".attn_q." in name:
+            tensor = _interleave(tensor, config.num_attention_heads)
+        if interleaved and ".attn_k." in name:
+            tensor = _interleave(tensor, config.num_key_value_heads)
+        yield name, tensor
+
+
+def _interleave(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Turn rotary halves into pairs: dimension i and i + d/2 of each head become neighbours."""
+    shape = tensor.shape
+    return tensor.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+
+
+def _llama3_factors(config: PretrainedConfig) -> torch.Tensor:
+    """Llama 3.1's rotary scaling as a divisor of each frequency (`transformers.modeling_rope_utils`)."""
+    rope, head = config.rope_parameters, config.head_dim
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    old = rope["original_max_position_embeddings"]
+
+    def divisor(frequency: float) -> float:
+        length = 2 * math.pi / frequency
+        if length < old / high:
+            return 1.0
+        if length > old / low:
+            return float(factor)
+        smooth = (old / length - low) / (high - low)
+        return float(1 / ((1 - smooth) / factor + smooth))
+
+    return torch.tensor([divisor(rope["rope_theta"] ** (-i / head)) for i in range(0, head, 2)])
+
+
+def _add(writer: Any, name: str, tensor: torch.Tensor) -> None:  # noqa: ANN401
+    """Add a tensor; vectors are float32, as llama.cpp wants them."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.ndim == 1 or tensor.dtype == torch.float32:
+        writer.add_tensor(name, tensor.float().numpy())
+    elif tensor.dtype == torch.float16:
+        writer.add_tensor(name, tensor.numpy())
+    else:
+        data: np.ndarray[Any, Any] = tensor.view(torch.uint8).numpy()
+        writer.add_tensor(name, data, raw_dtype=_TYPES[tensor.dtype])
+
+
+def _add_tokenizer(writer: Any, loaded: LoadedModel, vocab_size: int) -> None:  # noqa: ANN401
+    """Add a byte-level BPE tokeniser.
+
+    Raises:
+        InputError: it is of another kind.
+    """
+    with TemporaryDirectory() as folder:
+        loaded.tokenizer.save_pretrained(folder)
+        stored = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
+        model = stored["model"]
+        if model["type"] != "BPE" or model.get("byte_fallback") or stored["decoder"]["type"] != "ByteLevel":
+            raise InputError(
+                "only byte-level BPE tokenisers can be written to a GGUF: export a checkpoint and use llama.cpp's "
+                "convert_hf_to_gguf.py"
+            )
+        words = {number: word for word, number in model["vocab"].items()}
+        added = {entry["id"]: entry for entry in stored["added_tokens"]}
+        special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocab_size)
+    words |= {number: entry["content"] for number, entry in added.items()}
+    normal, control, user = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED
+    kinds = {number: control if entry["special"] else user for number, entry in added.items()}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_cut(stored["pre_tokenizer"]))
+    writer.add_token_list([words.get(i, f"[PAD{i}]") for i in range(vocab_size)])
+    writer.add_token_types([kinds.get(i, normal if i in words else gguf.TokenType.UNUSED) for i in range(vocab_size)])
+    special.add_to_gguf(writer, quiet=True)
+
+
+def _cut(stored: Mapping[str, Any]) -> str:
+    """llama.cpp's name for a pre-tokeniser.
+
+    Raises:
+        InputError: it has none that this version knows.
+    """
+    steps = stored["pretokenizers"] if stored["type"] == "Sequence" else [stored]
+    kinds = [step["type"] for step in steps]
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1].get("use_regex", True):
+        return "smollm"
+    if kinds == ["Split", "ByteLevel"]:
+        rule = steps[0]["pattern"].get("Regex", "")
+        if rule in _CUTS:
+            return _CUTS[rule]
+    raise InputError(
+        "llama.cpp's name for this model's pre-tokeniser is not known: export a checkpoint and use llama.cpp's "
+        "convert_hf_to_gguf.py"
+    )

@@ -1,0 +1,236 @@
+"""What a cache holds and what it has saved; checking it and thinning it out."""
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from prunesearch.errors import StorageError, one_line
+from prunesearch.store import exchange
+from prunesearch.store.alarms import Alarm
+from prunesearch.store.disk import DiskTier
+from prunesearch.store.disk_file import FILE, DiskFile
+from prunesearch.store.entry import is_digest
+from prunesearch.store.leases import Leases, Presence, folder_leases
+from prunesearch.store.places import Places, check_url, shown, sqlite_file
+from prunesearch.store.sql import SqlTier
+from prunesearch.store.tables import connect
+from prunesearch.store.tier import Group, Readable, Tier
+from prunesearch.store.tiers import UNSENT
+
+
+@dataclass(frozen=True)
+class StudyUse:
+    """What the cache did for a study.
+
+    Attributes:
+        hits, computed: finished trials that were found in it, and that were scored.
+        saved_seconds: what the hits took when they were computed.
+        running: trials that are being evaluated, or were when their search was killed.
+    """
+
+    study: str
+    hits: int
+    computed: int
+    saved_seconds: float
+    running: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the finished trials that were found."""
+        return self.hits / max(1, self.hits + self.computed)
+
+
+@contextmanager
+def reading(places: Places) -> Iterator[list[Readable]]:
+    """The tiers of an existing cache, the shared one first.
+
+    Raises:
+        StorageError: there is no cache.
+    """
+    tiers: list[Readable] = []
+    if places.url is not None:
+        tiers.append(SqlTier(places.url))
+    if (places.folder / FILE).is_file():
+        tiers.append(DiskFile(places.folder))
+    if not tiers:
+        raise StorageError(f"no cache in {str(places.folder)!r}: run prunesearch search first, or give --cache")
+    try:
+        yield tiers
+    finally:
+        for tier in tiers:
+            tier.close()
+
+
+@dataclass(frozen=True)
+class Studies:
+    """What the study database says about the use of the cache.
+
+    Attributes:
+        uses: one per study, by name.
+        models: names of models by the fingerprint of their content.
+    """
+
+    uses: tuple[StudyUse, ...]
+    models: dict[str, str]
+
+
+def studies_of(url: str) -> Studies:
+    """Read a study database, where there is one. Plain SQL on Optuna's tables: they are read in a moment.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    check_url(url)
+    if (file := sqlite_file(url)) and not file.is_file():
+        return Studies((), {})
+    engine = connect(url)
+    try:
+        with engine.connect().execution_options(reading=True) as connection:
+            if not sqlalchemy.inspect(connection).has_table("trials"):
+                return Studies((), {})
+            return Studies(tuple(_uses(connection)), _models(connection))
+    except SQLAlchemyError as error:
+        reason = one_line(getattr(error, "orig", None) or error)
+        raise StorageError(f"cannot read --storage {shown(url)!r}: {reason}") from None
+    finally:
+        engine.dispose()
+
+
+def _uses(connection: Connection) -> Iterator[StudyUse]:
+    joined = "FROM studies s JOIN trials t ON t.study_id = s.study_id"
+    states: dict[str, int] = defaultdict(int)
+    for name, state, count in connection.exec_driver_sql(
+        f"SELECT s.study_name, t.state, COUNT(*) {joined} GROUP BY s.study_name, t.state"
+    ):
+        states[name] += count if str(state) == "RUNNING" else 0
+    attributes = f"{joined} JOIN trial_user_attributes a ON a.trial_id = t.trial_id"
+    counts: dict[str, dict[str, int]] = defaultdict(dict)
+    for name, text, count in connection.exec_driver_sql(
+        f"SELECT s.study_name, a.value_json, COUNT(*) {attributes} WHERE a.key = 'cache' "
+        "GROUP BY s.study_name, a.value_json"
+    ):
+        counts[name][json.loads(text)] = count
+    saved = {
+        name: float(total)
+        for name, total in connection.exec_driver_sql(
+            f"SELECT s.study_name, SUM(CAST(a.value_json AS FLOAT)) {attributes} WHERE a.key = 'saved_seconds' "
+            "GROUP BY s.study_name"
+        )
+    }
+    for name in sorted(states):
+        found = counts[name]
+        yield StudyUse(name, found.get("hit", 0), found.get("computed", 0), saved.get(name, 0.0), states[name])
+
+
+def _models(connection: Connection) -> dict[str, str]:
+    found: dict[int, dict[str, Any]] = defaultdict(dict)
+    for study, key, text in connection.exec_driver_sql(
+        "SELECT study_id, key, value_json FROM study_user_attributes WHERE key IN ('identity', 'recipe')"
+    ):
+        found[study][key] = json.loads(json.loads(text))
+    named = {
+        attributes["identity"].get("model content"): attributes["recipe"].get("model")
+        for attributes in found.values()
+        if {"identity", "recipe"} <= attributes.keys()
+    }
+    return {str(digest): Path(str(name)).name for digest, name in named.items() if digest}
+
+
+def total(groups: list[Group]) -> tuple[int, int]:
+    """Entries and bytes in all."""
+    return sum(group.entries for group in groups), sum(group.bytes for group in groups)
+
+
+def unsent(places: Places) -> int:
+    """Entries that wait on this machine for the shared cache."""
+    folder = places.folder / UNSENT
+    return len(DiskFile(folder)) if (folder / FILE).is_file() else 0
+
+
+def verified(places: Places) -> dict[str, Any]:
+    """Check every entry of every tier, and take damaged ones out.
+
+    Returns:
+        Per tier what is sound, what was damaged and what the database says of its file; and all alarms so far.
+    """
+    with reading(places):
+        pass  # there is a cache to check
+    tiers = []
+    alarms: list[Alarm] = []
+    with writing(places) as opened:
+        for tier in opened:
+            damaged = [digest for digest, entry in tier.scan() if entry is None]
+            for digest in damaged:
+                tier.alarm(Alarm.damage(digest, "found by cache verify"))
+            tier.discard(damaged)
+            faults = tier.check()
+            if isinstance(tier, DiskTier) and (faults or not all(map(is_digest, damaged))):
+                tier.rebuild()
+            tiers.append({"place": tier.name, "sound": len(tier), "damaged": len(damaged), "file": faults})
+            alarms += tier.read_alarms()
+    return {"tiers": tiers, "alarms": [asdict(alarm) for alarm in alarms]}
+
+
+@contextmanager
+def writing(places: Places) -> Iterator[list[Tier]]:
+    """All tiers of a cache, open for writing, the shared one first."""
+    tiers: list[Tier] = []
+    try:
+        if places.url is not None:
+            tiers.append(SqlTier(places.url))
+        tiers.append(DiskTier(places.folder))
+        yield tiers
+    finally:
+        for tier in tiers:
+            tier.close()
+
+
+def merge(places: Places, paths: Sequence[Path]) -> exchange.Imported:
+    """Add exported files to a cache, which is made if it is not there; first every file is checked to its end.
+
+    Raises:
+        InputError: a file is not sound; nothing was written.
+    """
+    exchange.check(paths)
+    with writing(places) as tiers:
+        return exchange.add(paths, tiers)
+
+
+def sweep(places: Places, before: float) -> dict[str, Any]:
+    """Remove what was stored before a time (seconds since 1970), and what dead processes left.
+
+    Returns:
+        How many entries (of the shared cache, where there is one), leases, owners and quarantined files are gone.
+    """
+    with reading(places):
+        pass  # there is a cache to thin out
+    counts, leases = [], 0
+    with writing(places) as tiers:
+        for tier in tiers:
+            old = tier.older_than(before)
+            tier.discard(old)
+            counts.append(len(old))
+            if isinstance(tier, SqlTier):
+                leases += Leases(tier.engine, tier.name).sweep()
+    local = folder_leases(places.folder)
+    leases += local.sweep()
+    presence = Presence(places.folder)
+    dead = presence.dead()
+    for owner in dead:
+        local.release(owner)
+        presence.bury(owner)
+    presence.leave()
+    local.engine.dispose()
+    aside = [p for p in (places.folder / "quarantine").glob("*") if p.stat().st_mtime < before]
+    for folder in aside:
+        shutil.rmtree(folder)
+    return {"entries": counts[0], "leases": leases, "owners": len(dead), "quarantined": len(aside)}

@@ -1,0 +1,141 @@
+"""Where evaluations may be kept: folders that belong to their user alone, on file systems that SQLite can trust."""
+
+import os
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import sqlalchemy
+from sqlalchemy.exc import ArgumentError
+
+from prunesearch.errors import StorageError
+
+_MOUNTS = Path("/proc/self/mountinfo")
+DEFAULT_FOLDER = "storage/cache"
+_SCHEMES = ("postgresql", "sqlite")  # those that studies and leases can lock
+# SQLite's locks, and the shared memory of its WAL, hold on one host only.
+_NETWORK = (
+    "nfs nfs4 cifs smb3 smbfs 9p afs lustre gpfs beegfs ceph glusterfs fuse.glusterfs fuse.sshfs fuse.s3fs "
+    "fuse.gcsfuse fuse.rclone fuse.juicefs orangefs pvfs2 ocfs2 gfs2 vboxsf"
+).split()
+
+
+@dataclass(frozen=True)
+class Places:
+    """What ``--cache`` says.
+
+    Attributes:
+        folder: of the tier on this machine's disk.
+        url: of the database that is shared with others; None without one.
+    """
+
+    folder: Path
+    url: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.folder) if self.url is None else f"{self.folder},{shown(self.url)}"
+
+    @classmethod
+    def parse(cls, text: str | Path) -> Self:
+        """Read ``DIR``, ``URL`` (whose local tier is `DEFAULT_FOLDER`) or ``DIR,URL``.
+
+        Raises:
+            StorageError: the URL is none of a database that can be shared.
+        """
+        folder, comma, url = str(text).rpartition(",")
+        if "://" not in url:
+            return cls(Path(text))
+        check_url(url, "--cache")
+        return cls(Path(folder if comma else DEFAULT_FOLDER), url)
+
+
+def shown(url: str) -> str:
+    """A database URL for people and logs: without its password."""
+    return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+
+
+def check_url(url: str, option: str = "--storage") -> None:
+    """Refuse a URL that no database could stand behind, before anything is written.
+
+    Args:
+        option: the command-line option it was given with, for the message.
+
+    Raises:
+        StorageError: not a URL, of an unknown kind of database, or a file that could not be written.
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except ArgumentError:
+        raise StorageError(f"{option} {url!r} is not a URL: write sqlite:///storage/study.db") from None
+    if parsed.get_backend_name() not in _SCHEMES:
+        raise StorageError(
+            f"{option} {shown(url)!r}: unknown database {parsed.get_backend_name()!r}; use sqlite:///FILE or "
+            "postgresql+psycopg://USER@HOST/DATABASE"
+        )
+    if file := sqlite_file(url):
+        check_writable(file.parent)
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file behind a SQLite URL; None for servers and for databases in memory."""
+    parsed = sqlalchemy.make_url(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(str(parsed.database))
+
+
+def private_folder(folder: Path, create: bool = True) -> None:
+    """Make a folder for its user alone, or see that it is one.
+
+    Raises:
+        StorageError: it cannot be made, others own it or may write to it, or it lies on a network file system.
+    """
+    try:
+        if create:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        info = folder.stat()
+    except OSError as error:
+        raise StorageError(f"cannot use cache folder {str(folder)!r}: {error.strerror}") from None
+    if info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o022:
+        raise StorageError(
+            f"cache folder {str(folder)!r} can be written by others: "
+            "chown it to yourself and chmod 700, or give another --cache"
+        )
+    kind = file_system(folder)
+    if kind in _NETWORK:
+        raise StorageError(
+            f"cache folder {str(folder)!r} lies on a network file system ({kind}), where locks do not hold: "
+            "give a folder on this machine's disk; share evaluations with --cache postgresql+psycopg://…"
+        )
+
+
+def file_system(path: Path) -> str | None:
+    """The type of file system that a path lies on, as in ``/proc/mounts``; None where that is not known."""
+    try:
+        lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    resolved = path.resolve()
+    best: tuple[int, str | None] = (-1, None)
+    for line in lines:
+        fields, _, kind = line.partition(" - ")
+        mount = fields.split()[4].encode().decode("unicode_escape")  # spaces are written \040
+        if resolved.is_relative_to(mount) and len(mount) >= best[0]:  # of two at one place the later hides the earlier
+            best = len(mount), kind.split()[0]
+    return best[1]
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that could not be made or written, and leave nothing behind.
+
+    Raises:
+        StorageError: nothing can be written to it, or to its nearest existing parent.
+    """
+    # os.path.exists, because Path.exists raises where a parent may not be entered.
+    parent = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110
+    try:
+        tempfile.TemporaryDirectory(prefix=".prunesearch-", dir=parent).cleanup()
+    except OSError as error:
+        raise StorageError(f"cannot write to {str(folder)!r} ({error.strerror}): choose another folder") from None

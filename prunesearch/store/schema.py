@@ -1,0 +1,69 @@
+"""Making and migrating our tables in a database that may hold other people's."""
+
+from pathlib import Path
+
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine
+
+from prunesearch.errors import StorageError
+
+VERSION_TABLE = "prunesearch_alembic_version"
+_LOCK = 0x70727573  # PostgreSQL's advisory lock while the schema changes: "prus"
+
+
+def revision(connection: Connection) -> str | None:
+    """The schema's revision; None where there is none yet."""
+    if not sqlalchemy.inspect(connection).has_table(VERSION_TABLE):
+        return None
+    found: str | None = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()
+    return found
+
+
+def head() -> str:
+    """The revision that this version of prunesearch works with."""
+    return str(_scripts().get_current_head())
+
+
+def ensure(engine: Engine, name: str) -> None:
+    """Make the tables, or bring them to this version's schema.
+
+    Raises:
+        StorageError: a newer prunesearch made them.
+    """
+    with engine.connect() as connection:
+        found = revision(connection)
+    if found == head():
+        return
+    _refuse_unknown(found, name)
+    with engine.begin() as connection:  # on SQLite this holds the file
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+        found = revision(connection)
+        if found == head():
+            return  # another process was faster
+        _refuse_unknown(found, name)
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _refuse_unknown(found: str | None, name: str) -> None:
+    known = {script.revision for script in _scripts().walk_revisions()}
+    if found is not None and found not in known:
+        raise StorageError(
+            f"the shared cache {name} was made by a newer prunesearch (schema {found}, known: {head()}): "
+            "upgrade prunesearch on this machine, or give another --cache"
+        )
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())

@@ -1,0 +1,255 @@
+"""The tier that machines share: tables of our own in a SQL database, beside Optuna's or alone.
+
+PostgreSQL for teams; SQLite for several processes of one host. The schema is migrated by Alembic under a version table
+of its own, `prunesearch_alembic_version`: Optuna (and MLflow) keep theirs in ``alembic_version``.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+
+from prunesearch.errors import CorruptEntryError, StorageError, UnavailableError, one_line
+from prunesearch.store.alarms import DISAGREEMENT, Alarm
+from prunesearch.store.entry import Entry, unseal
+from prunesearch.store.places import check_url, shown, sqlite_file
+from prunesearch.store.tables import ALARMS, EVALUATIONS, connect
+from prunesearch.store.tier import Found, Group, Rule, settle
+
+_MOST = 500  # keys in one statement; every database takes that many parameters
+_PAGE = 1000
+
+
+class SqlTier:
+    """Entries by key in a SQL database.
+
+    Args:
+        url: its SQLAlchemy URL.
+
+    Attributes:
+        damaged: entries that were found damaged and taken out.
+
+    Raises:
+        StorageError: no driver, no answer, no access, or a newer schema.
+    """
+
+    def __init__(self, url: str) -> None:
+        check_url(url, "--cache")
+        self.name = shown(url)
+        self.damaged = 0
+        try:
+            if file := sqlite_file(url):
+                file.parent.mkdir(parents=True, exist_ok=True)
+            self.engine = connect(url)
+        except (ImportError, NoSuchModuleError):
+            raise StorageError(
+                f"--cache {self.name!r} needs a driver: pip install 'prunesearch[postgres]' and write "
+                "postgresql+psycopg://"
+            ) from None
+        except OSError as error:
+            raise StorageError(f"cannot open --cache {self.name!r}: {error.strerror}") from None
+        from prunesearch.store.schema import ensure  # Alembic takes a while to import
+
+        try:
+            with self.failures():
+                ensure(self.engine, self.name)
+        except UnavailableError as error:
+            raise StorageError(str(error)) from None
+
+    def get(self, digests: Iterable[str]) -> Found:
+        """The entries of those keys that there are. A damaged one is taken out and is not there.
+
+        Raises:
+            UnavailableError: the database does not answer.
+        """
+        found: Found = {}
+        damaged: list[tuple[str, str]] = []
+        with self._reading() as connection:
+            for digest, text in self._texts(connection, list(digests)):
+                try:
+                    found[digest] = unseal(digest, text)
+                except CorruptEntryError:
+                    damaged.append((digest, text))
+        if damaged:
+            with self.failures(), self.engine.begin() as connection:
+                for digest, text in damaged:
+                    self._take_out(connection, digest, text)
+            self.damaged += len(damaged)
+        return found
+
+    def _texts(self, connection: Connection, digests: Sequence[str]) -> Iterator[tuple[str, str]]:
+        columns = sqlalchemy.select(EVALUATIONS.c.key, EVALUATIONS.c.sealed)
+        for start in range(0, len(digests), _MOST):
+            some = digests[start : start + _MOST]
+            rows = connection.execute(columns.where(EVALUATIONS.c.key.in_(some)))
+            yield from ((digest, text) for digest, text in rows.all())
+
+    def _take_out(self, connection: Connection, digest: str, text: str) -> None:
+        self._alarm(connection, Alarm.damage(digest, text))
+        connection.execute(EVALUATIONS.delete().where(EVALUATIONS.c.key == digest, EVALUATIONS.c.sealed == text))
+
+    def _alarm(self, connection: Connection, alarm: Alarm) -> None:
+        if (
+            alarm.kind == DISAGREEMENT
+            and connection.execute(
+                sqlalchemy.select(ALARMS.c.id).where(ALARMS.c.key == alarm.key, ALARMS.c.detail == alarm.detail)
+            ).first()
+        ):
+            return  # the same two values, once more
+        alarm.say(self.name)
+        connection.execute(ALARMS.insert().values(**asdict(alarm)))
+
+    def put(self, entries: Iterable[Entry], rule: Rule = "first") -> Found:
+        """Keep entries, in one transaction; see `DiskTier.put`.
+
+        Raises:
+            UnavailableError: the database does not answer.
+        """
+        with self.failures(), self.engine.begin() as connection:
+            return self.put_in(connection, entries, rule)
+
+    def put_in(self, connection: Connection, entries: Iterable[Entry], rule: Rule = "first") -> Found:
+        """Keep entries in a transaction that is under way."""
+        given = {entry.key.digest: entry for entry in entries}
+        insert = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
+        order = sorted(given)  # of rows, so that two transactions never wait for each other
+        standing: Found = {}
+        for start in range(0, len(order), _MOST):
+            some = order[start : start + _MOST]
+            rows = [_row(given[digest]) for digest in some]
+            connection.execute(insert(EVALUATIONS).on_conflict_do_nothing(), rows)
+            for digest, text in self._texts(connection, some):
+                standing[digest] = self._settle(connection, given[digest], text, rule)
+        return standing
+
+    def _settle(self, connection: Connection, entry: Entry, text: str, rule: Rule) -> Entry:
+        digest = entry.key.digest
+        if text == entry.sealed:
+            return entry
+        try:
+            there: Entry | None = unseal(digest, text)
+        except CorruptEntryError:
+            self._alarm(connection, Alarm.damage(digest, text))
+            there = None
+        stays, alarm = settle(there, entry, rule)
+        if stays is not there:
+            connection.execute(EVALUATIONS.update().where(EVALUATIONS.c.key == digest).values(sealed=stays.sealed))
+        if alarm is not None:
+            self._alarm(connection, alarm)
+        return stays
+
+    def alarm(self, alarm: Alarm) -> None:
+        """Keep an alarm."""
+        with self.failures(), self.engine.begin() as connection:
+            self._alarm(connection, alarm)
+
+    def discard(self, digests: Iterable[str]) -> None:
+        """Forget entries."""
+        given = sorted(digests)
+        with self.failures(), self.engine.begin() as connection:
+            for start in range(0, len(given), _MOST):
+                connection.execute(EVALUATIONS.delete().where(EVALUATIONS.c.key.in_(given[start : start + _MOST])))
+
+    def scan(self) -> Iterator[tuple[str, Entry | None]]:
+        """Every row's key and entry, by key; None where it is damaged."""
+        last = ""
+        columns = sqlalchemy.select(EVALUATIONS.c.key, EVALUATIONS.c.sealed).order_by(EVALUATIONS.c.key).limit(_PAGE)
+        while True:
+            with self._reading() as connection:
+                rows = connection.execute(columns.where(EVALUATIONS.c.key > last)).all()
+            for digest, text in rows:
+                try:
+                    yield digest, unseal(digest, text)
+                except CorruptEntryError:
+                    yield digest, None
+            if not rows:
+                return
+            last = rows[-1][0]
+
+    def groups(self) -> list[Group]:
+        """Entries and bytes by model and kind of data."""
+        columns = (EVALUATIONS.c.model, EVALUATIONS.c.kind)
+        query = sqlalchemy.select(
+            *columns, sqlalchemy.func.count(), sqlalchemy.func.sum(sqlalchemy.func.length(EVALUATIONS.c.sealed))
+        )
+        with self._reading() as connection:
+            rows = connection.execute(query.group_by(*columns).order_by(*columns)).all()
+        return [Group(model, kind, count, int(size)) for model, kind, count, size in rows]
+
+    def check(self) -> list[str]:
+        """What SQLite finds wrong with its file; PostgreSQL watches over its own."""
+        if self.engine.dialect.name != "sqlite":
+            return []
+        with self._reading() as connection:
+            lines = list(connection.exec_driver_sql("PRAGMA integrity_check").scalars())
+        return [] if lines == ["ok"] else lines
+
+    def older_than(self, before: float) -> list[str]:
+        """Digests of entries that were stored before a time."""
+        query = sqlalchemy.select(EVALUATIONS.c.key).where(EVALUATIONS.c.stored < before)
+        with self._reading() as connection:
+            return list(connection.execute(query).scalars())
+
+    def read_alarms(self) -> list[Alarm]:
+        """What was found damaged or in disagreement, oldest first."""
+        columns = (ALARMS.c.kind, ALARMS.c.key, ALARMS.c.detail, ALARMS.c.at)
+        with self._reading() as connection:
+            return [Alarm(*row) for row in connection.execute(sqlalchemy.select(*columns).order_by(ALARMS.c.id))]
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """A transaction that writes nothing, and on SQLite stops no writer."""
+        with self.failures(), self.engine.connect() as connection, connection.execution_options(reading=True).begin():
+            yield connection
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Say in one line that the database failed.
+
+        Raises:
+            UnavailableError: it did.
+        """
+        with unavailable(self.name):
+            yield
+
+    def __len__(self) -> int:
+        query = sqlalchemy.select(sqlalchemy.func.count()).select_from(EVALUATIONS)
+        with self._reading() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def close(self) -> None:
+        """Close all connections."""
+        with contextlib.suppress(SQLAlchemyError):
+            self.engine.dispose()
+
+
+@contextmanager
+def unavailable(name: str) -> Iterator[None]:
+    """Turn a database's failures into one line.
+
+    Raises:
+        UnavailableError: it failed.
+    """
+    try:
+        yield
+    except SQLAlchemyError as error:
+        reason = one_line(getattr(error, "orig", None) or error)
+        raise UnavailableError(f"the shared cache {name} does not work: {reason}; mend it and run again") from None
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    model, kind = entry.labels
+    return {
+        "key": entry.key.digest,
+        "model": model[:64],
+        "kind": kind[:64],
+        "stored": time.time(),
+        "sealed": entry.sealed,
+    }

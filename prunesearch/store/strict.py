@@ -1,0 +1,156 @@
+"""diskcache, used so that it neither evicts, unpickles, opens files nor obeys what a cache file says about itself.
+
+diskcache as it comes drops rows at 1 GiB without a word, unpickles whatever a row says is a pickle (CVE-2025-69872),
+reads and deletes the file that a row names, and sets any attribute of itself that the file's Settings table lists.
+"""
+
+import contextlib
+import random
+import sqlite3
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import diskcache
+
+from prunesearch.errors import CorruptEntryError, StorageError
+from prunesearch.store.entry import MAX_BYTES
+
+_RAW = 1  # diskcache's mode for a value kept in its row as it is
+FIXED_WAL = (3, 51, 3)
+"""Earlier SQLite can lose commits when two processes checkpoint a WAL at once."""
+_PATIENCE = 60.0  # seconds
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_OBJECTS = {"Settings", "Cache", "Cache_key_raw", "Cache_expire_time", "sqlite_autoindex_Settings_1"} | {
+    f"Settings_{what}" for what in "count_insert count_delete size_insert size_update size_delete".split()
+}
+SCHEMA_VERSION = 2
+"""Of the cache file, in its ``user_version``; 0 is a file of early development versions, which has the same layout."""
+
+SETTINGS: Mapping[str, Any] = MappingProxyType(
+    {
+        "eviction_policy": "none",
+        "cull_limit": 0,
+        "size_limit": 2**62,
+        "statistics": 0,
+        "tag_index": 0,
+        "disk_min_file_size": 2**30,
+        "disk_pickle_protocol": 5,
+        "sqlite_auto_vacuum": 1,
+        "sqlite_cache_size": 2**13,
+        "sqlite_mmap_size": 0,
+        "sqlite_synchronous": 2,
+        "sqlite_journal_mode": "wal" if sqlite3.sqlite_version_info >= FIXED_WAL else "delete",
+    }
+)
+"""All that diskcache knows, passed and asserted on every opening: it otherwise obeys what the file says."""
+
+
+class StrictDisk(diskcache.Disk):  # type: ignore[misc]
+    """Text keys and text values inside the SQLite row; files and pickles are refused, whoever wrote them."""
+
+    def put(self, key: object) -> tuple[str, bool]:
+        """Accept text keys only."""
+        if not isinstance(key, str):
+            raise TypeError(f"store keys are text, not {type(key).__name__}")
+        return key, True
+
+    def get(self, key: object, raw: object) -> str:
+        """Refuse keys that diskcache would unpickle."""
+        if not isinstance(key, str) or not raw:
+            raise CorruptEntryError("the cache holds a key that prunesearch did not write")
+        return key
+
+    def store(self, value: object, read: bool, key: object = None) -> tuple[int, int, None, str]:
+        """Keep text values in the row."""
+        if read or not isinstance(value, str):
+            raise TypeError(f"store values are text, not {type(value).__name__}")
+        return 0, _RAW, None, value
+
+    def fetch(self, mode: int, filename: object, value: object, read: bool) -> str:
+        """Refuse rows that diskcache would unpickle or read from a file."""
+        if mode != _RAW or filename is not None or read or not isinstance(value, str):
+            raise CorruptEntryError("the cache holds a row that prunesearch did not write")
+        return value
+
+    def remove(self, file_path: object) -> None:
+        """Leave the file alone that a row of somebody else's names: none of ours has one."""
+
+
+class StrictCache(diskcache.Cache):  # type: ignore[misc]
+    """A diskcache whose settings are ours and whose connections distrust the file."""
+
+    def __init__(self, folder: Path) -> None:
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                super().__init__(str(folder), timeout=60, disk=StrictDisk, **SETTINGS)
+                break
+            except sqlite3.OperationalError as error:
+                # While it opens, diskcache writes without waiting for a lock: other processes may be in its way.
+                self.close()
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+                time.sleep(random.uniform(0.002, 0.02))
+        found = {name: getattr(self, name) for name in SETTINGS}
+        assert found == dict(SETTINGS), f"diskcache did not take its settings: {found}"
+
+    @property
+    def _con(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection = super()._con
+        if getattr(self._local, "distrusted", None) is not connection:
+            distrust(connection)
+            self._local.distrusted = connection
+        return connection
+
+
+def distrust(connection: sqlite3.Connection) -> None:
+    """Keep a connection from being led astray by a damaged or hostile file."""
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2 * MAX_BYTES)  # a larger row is refused, not read
+    connection.text_factory = _text
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")  # a checksum finds what was replaced
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether SQLite says that the file itself is broken."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in _DAMAGED
+
+
+def inspect(file: Path) -> None:
+    """Look at a cache file before diskcache does, and take out what would lead it astray.
+
+    Raises:
+        StorageError: a newer prunesearch made it.
+        sqlite3.DatabaseError: it is damaged, or somebody else's.
+    """
+    with contextlib.closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as connection:
+        distrust(connection)
+        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if names - _OBJECTS:
+            raise _foreign(f"it holds {min(names - _OBJECTS)!r}")
+        if version > SCHEMA_VERSION:
+            raise StorageError(
+                f"the cache in {str(file.parent)!r} was made by a newer prunesearch (schema {version}, known: "
+                f"{SCHEMA_VERSION}): upgrade prunesearch, or give another --cache"
+            )
+        if "Settings" in names:
+            known = (*SETTINGS, "count", "size", "hits", "misses")
+            marks = ",".join("?" * len(known))
+            connection.execute(f"DELETE FROM Settings WHERE key NOT IN ({marks})", known)
+        if version != SCHEMA_VERSION:
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _foreign(why: str) -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError(f"this is not a file of prunesearch's: {why}")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error

@@ -1,0 +1,265 @@
+"""The disk tier serves what was put or nothing, whatever lies in its file, and touches no other."""
+
+import pickle
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunesearch.errors import StorageError, UnavailableError
+from prunesearch.store import places
+from prunesearch.store.alarms import DAMAGE, DISAGREEMENT
+from prunesearch.store.census import verified
+from prunesearch.store.disk import DiskTier
+from prunesearch.store.disk_file import DiskFile
+from prunesearch.store.entry import Entry, checksum, unseal
+from prunesearch.store.keys import Key, canonical_json, evaluation_key, latency_key
+from prunesearch.store.places import Places, check_writable
+from prunesearch.store.strict import SCHEMA_VERSION, SETTINGS
+
+KEY = evaluation_key("f" * 64, "blocks/6:1", {"kind": "calibration"})
+MakeKey = Callable[[int], Key]
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(value=json_values)
+@settings(max_examples=50, deadline=None)
+def test_what_is_sealed_is_unsealed(value: object) -> None:
+    entry = Entry(KEY, value, 1.5, 1e9)
+    assert unseal(KEY.digest, entry.sealed) == entry
+
+
+def _put(folder: Path, *entries: Entry) -> None:
+    with closing(DiskTier(folder)) as tier:
+        tier.put(entries or [Entry(KEY, [[1.5, 2.5, 3]])])
+
+
+def _rows(folder: Path) -> sqlite3.Connection:
+    return sqlite3.connect(folder / "cache.db", isolation_level=None)
+
+
+def test_what_is_put_is_got_after_reopening(tmp_path: Path, key: MakeKey) -> None:
+    _put(tmp_path / "c", *(Entry(key(i), [i], seconds=i, made=1e9) for i in range(5)))
+    with closing(DiskTier(tmp_path / "c")) as tier:
+        found = tier.get([key(i).digest for i in range(7)])
+        assert [found[key(i).digest].value for i in range(5)] == [[i] for i in range(5)]
+        assert len(tier) == len(found) == 5
+        assert [(g.kind, g.entries) for g in tier.groups()] == [("calibration", 5)]
+        assert sorted(digest for digest, entry in tier.scan() if entry) == sorted(found)
+        assert tier.check() == []
+
+
+def test_the_first_value_stays_and_a_second_that_differs_raises_an_alarm(tmp_path: Path) -> None:
+    with closing(DiskTier(tmp_path / "c")) as tier:
+        tier.put([Entry(KEY, [[1.0]])])
+        assert tier.put([Entry(KEY, [[1.0005]])])[KEY.digest].value == [[1.0]]
+        assert tier.read_alarms() == []
+        for _ in range(2):
+            assert tier.put([Entry(KEY, [[1.1]])])[KEY.digest].value == [[1.0]]
+        (alarm,) = tier.read_alarms()
+        assert (alarm.kind, alarm.key) == (DISAGREEMENT, KEY.digest)
+        assert "1.1" in alarm.detail
+
+
+def test_measured_times_may_differ(tmp_path: Path) -> None:
+    latency = latency_key("f" * 64, "a machine", {"dtype": "float32"}, 256)
+    with closing(DiskTier(tmp_path / "c")) as tier:
+        for milliseconds in (1.0, 2.0):
+            assert tier.put([Entry(latency, [milliseconds])])[latency.digest].value == [1.0]
+        assert tier.read_alarms() == []
+
+
+def test_a_changed_value_is_taken_out_and_reported(tmp_path: Path) -> None:
+    _put(tmp_path / "c")
+    with _rows(tmp_path / "c") as rows:
+        rows.execute("UPDATE Cache SET value = replace(value, '1.5', '1.6')")
+    with closing(DiskTier(tmp_path / "c")) as tier:
+        assert [entry for _, entry in tier.scan()] == [None]
+        assert tier.get([KEY.digest]) == {}
+        assert len(tier) == 0
+        (alarm,) = tier.read_alarms()
+        assert (alarm.kind, alarm.key) == (DAMAGE, KEY.digest)
+        assert "1.6" in alarm.detail, "what was found is kept"
+
+
+def test_a_row_under_anothers_key_is_not_served(tmp_path: Path, key: MakeKey) -> None:
+    _put(tmp_path / "c")
+    with _rows(tmp_path / "c") as rows:
+        rows.execute("UPDATE Cache SET key = ?", (key(2).digest,))
+    with closing(DiskTier(tmp_path / "c")) as tier:
+        assert tier.get([key(2).digest, KEY.digest]) == {}
+
+
+class Trap:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (pytest.fail, ("a pickle from the cache was run",))
+
+
+HOSTILE = {
+    "pickle": "UPDATE Cache SET mode = 4, value = :pickle",
+    "pickled key": "UPDATE Cache SET raw = 0, key = :pickle",
+    "file to read": "UPDATE Cache SET mode = 3, filename = :outside",
+    "file to delete": "UPDATE Cache SET filename = :outside",
+    "blob": "UPDATE Cache SET value = CAST(value AS BLOB)",
+    "not UTF-8": "UPDATE Cache SET value = CAST(X'FF' || value AS TEXT)",
+    "huge row": "UPDATE Cache SET value = CAST(zeroblob(300000000) AS TEXT)",
+    "huge key": "UPDATE Cache SET key = CAST(zeroblob(20000000) AS TEXT)",
+    "attribute": "INSERT INTO Settings VALUES ('_directory', :outside)",
+    "disk setting": "INSERT INTO Settings VALUES ('disk_nonsense', 1)",
+    "eviction": "UPDATE Settings SET value = 1 WHERE key IN ('size_limit', 'cull_limit')",
+    "trigger": "CREATE TRIGGER t AFTER INSERT ON Cache BEGIN DELETE FROM Cache; END",
+    "view": "CREATE VIEW v AS SELECT * FROM Cache",
+    "no table": "DROP TABLE Settings",
+}
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_hostile_files_run_nothing_and_reach_nothing(tmp_path: Path, key: MakeKey, attack: str) -> None:
+    folder, outside = tmp_path / "c", tmp_path / "precious.txt"
+    outside.write_text("precious")
+    _put(folder)
+    with _rows(folder) as rows:
+        values = {"pickle": pickle.dumps(Trap()), "outside": str(outside)}
+        rows.execute(HOSTILE[attack], {name: value for name, value in values.items() if f":{name}" in HOSTILE[attack]})
+    with closing(DiskTier(folder)) as tier:
+        assert tier.get([KEY.digest]).get(KEY.digest, Entry(KEY, [[1.5, 2.5, 3]])).value == [[1.5, 2.5, 3]]
+        list(tier.scan())
+        tier.put([Entry(KEY, [[9]]), *(Entry(key(i), [i]) for i in range(2, 30))])
+        assert len(tier.get([key(i).digest for i in range(2, 30)])) == 28, "nothing is evicted"
+        tier.discard([KEY.digest])
+        assert {name: getattr(tier._cache, name) for name in SETTINGS} == dict(SETTINGS)
+    document = verified(Places(folder))
+    assert document["tiers"][0]["sound"] == 28
+    assert verified(Places(folder))["tiers"][0]["damaged"] == 0, "what is damaged is gone"
+    assert outside.read_text() == "precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"c", "precious.txt"}
+
+
+def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir(mode=0o700)
+    (tmp_path / "c" / "cache.db").write_bytes(b"this is no database" * 100)
+    with closing(DiskTier(tmp_path / "c")) as tier:
+        tier.put([Entry(KEY, 1)])
+        assert [alarm.key for alarm in tier.read_alarms()] == ["cache.db"]
+    (aside,) = (tmp_path / "c" / "quarantine").glob("*/cache.db")
+    assert aside.read_bytes().startswith(b"this is no database")
+
+
+def test_what_is_sound_in_a_damaged_file_is_kept(tmp_path: Path, key: MakeKey) -> None:
+    folder = tmp_path / "c"
+    _put(folder, *(Entry(key(i), ["x" * 3000, i]) for i in range(200)))
+    content = bytearray((folder / "cache.db").read_bytes())
+    middle = len(content) // 2 // 4096 * 4096
+    content[middle : middle + 4096] = b"\xff" * 4096
+    (folder / "cache.db").write_bytes(content)
+    with closing(DiskTier(folder)) as tier:
+        found = tier.get([key(i).digest for i in range(200)])
+        assert 150 < len(found) < 200
+        assert all(found[key(i).digest].value[1] == i for i in range(200) if key(i).digest in found)
+
+
+def test_a_writer_notices_that_the_file_was_set_aside(tmp_path: Path, key: MakeKey) -> None:
+    with closing(DiskTier(tmp_path / "c")) as first, closing(DiskTier(tmp_path / "c")) as second:
+        first.put([Entry(key(1), 1)])
+        second._set_aside()
+        first.put([Entry(key(2), 2)])
+        assert set(second.get([key(2).digest])) == {key(2).digest}
+
+
+def test_a_newer_schema_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    _put(tmp_path / "c")
+    with _rows(tmp_path / "c") as rows:
+        assert rows.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        rows.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    with pytest.raises(StorageError, match=r"newer prunesearch .* upgrade prunesearch"):
+        DiskTier(tmp_path / "c")
+
+
+def test_files_of_early_versions_are_read(tmp_path: Path) -> None:
+    _put(tmp_path / "c")
+    body = canonical_json({"preimage": KEY.preimage, "value": [[1, 2, 3]]})
+    with _rows(tmp_path / "c") as rows:
+        rows.execute("UPDATE Cache SET value = ?, tag = NULL", (f"{checksum(KEY.digest, body)}\n{body}",))
+        rows.execute("PRAGMA user_version = 0")
+    with closing(DiskTier(tmp_path / "c")) as tier:
+        assert tier.get([KEY.digest])[KEY.digest].value == [[1, 2, 3]]
+        assert [(g.model, g.entries) for g in tier.groups()] == [("unknown", 1)]
+
+
+def test_folders_that_cannot_be_trusted_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(StorageError, match="written by others"):
+        DiskTier(folder)
+    assert (DiskTier(tmp_path / "new").folder.stat().st_mode & 0o777) == 0o700
+    monkeypatch.setattr(places.os, "getuid", lambda: 12345)
+    with pytest.raises(StorageError, match="chown it to yourself"):
+        DiskTier(tmp_path / "new")
+    monkeypatch.undo()
+    monkeypatch.setattr(places, "file_system", lambda path: "nfs4")
+    with pytest.raises(StorageError, match=r"network file system \(nfs4\)"):
+        DiskTier(tmp_path / "new")
+
+
+def test_the_file_system_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert places.file_system(Path("/proc")) == "proc"
+    mounts = (
+        "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:9 / /net/my\\040home rw - nfs4 host:/home rw\n"
+        "3 2 0:8 / /net/my\\040home/local rw - tmpfs tmpfs rw\n"
+    )
+    table = tmp_path / "mountinfo"
+    table.write_text(mounts)
+    monkeypatch.setattr(places, "_MOUNTS", table)
+    found = [places.file_system(Path(p)) for p in ("/x", "/net/my home/cache", "/net/my home/local/c", "/net/my homes")]
+    assert found == ["ext4", "nfs4", "tmpfs", "ext4"]
+
+
+def test_a_full_disk_is_said_and_earlier_entries_stay(
+    tmp_path: Path, key: MakeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(DiskTier(tmp_path / "c")) as tier:
+        tier.put([Entry(KEY, 1)])
+
+        def full(*_: object, **__: object) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(tier._cache, "set", full)
+        with pytest.raises(UnavailableError, match="disk is full; free space and run again"):
+            tier.put([Entry(key(2), 2)])
+        assert tier.get([KEY.digest])[KEY.digest].value == 1
+
+
+def test_a_folder_that_became_read_only_can_be_read(tmp_path: Path) -> None:
+    """As nobody: root may write everywhere."""
+    _put(tmp_path / "c")
+    found = DiskFile(tmp_path / "c")
+    (tmp_path / "c" / "cache.db").chmod(0o400)
+    (tmp_path / "c").chmod(0o500)
+    assert [entry.value for _, entry in found.scan() if entry] == [[[1.5, 2.5, 3]]]
+    (tmp_path / "c").chmod(0o700)
+
+
+def test_unusable_places_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
+        with pytest.raises(StorageError, match="cannot"):
+            check_writable(place)
+    check_writable(tmp_path / "a" / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_places_are_read() -> None:
+    assert Places.parse("some/dir") == Places(Path("some/dir"))
+    assert Places.parse("postgresql+psycopg://me@h/d") == Places(Path("storage/cache"), "postgresql+psycopg://me@h/d")
+    assert Places.parse("/fast,postgresql+psycopg://me:x@h/d").folder == Path("/fast")
+    assert str(Places.parse("/fast,postgresql+psycopg://me:x@h/d")) == "/fast,postgresql+psycopg://me:***@h/d"
+    with pytest.raises(StorageError, match="--cache 'mysql://h/d': unknown database 'mysql'"):
+        Places.parse("mysql://h/d")

@@ -1,0 +1,334 @@
+"""The store over its tiers: single flight, and either tier vanishing."""
+
+import logging
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy
+
+from benchmarks import postgres
+from prunesearch.errors import StorageError, UnavailableError
+from prunesearch.recipe import Recipe
+from prunesearch.store import evaluations, faults, schema, studies, tiers
+from prunesearch.store.alarms import DAMAGE, DISAGREEMENT
+from prunesearch.store.disk import DiskTier
+from prunesearch.store.entry import Entry
+from prunesearch.store.evaluations import EvaluationStore
+from prunesearch.store.keys import Key
+from prunesearch.store.sql import SqlTier
+from prunesearch.store.tables import EVALUATIONS, LEASES, METADATA
+
+MakeKey = Callable[[int], Key]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/team.db"
+    found: str = request.getfixturevalue("database")
+    return found
+
+
+def test_a_flight_computes_what_nobody_has(tmp_path: Path, key: MakeKey) -> None:
+    with EvaluationStore(tmp_path) as store:
+        store.put(key(1), "known", seconds=2.5)
+        with store.flight() as flight:
+            found = flight.claim([key(1), key(2)])
+            assert {digest: entry.seconds for digest, entry in found.items()} == {key(1).digest: 2.5}
+            assert flight.mine == {key(2).digest}
+            with store.flight() as other:
+                assert other.claim([key(2)]) == {}
+                assert other.mine == set()
+            stands = flight.commit(key(2), "new", 1.0)
+            assert stands is not None
+            assert stands.value == "new"
+        assert len(store) == 2
+
+
+def test_what_is_given_up_is_left_to_others(tmp_path: Path, key: MakeKey) -> None:
+    with EvaluationStore(tmp_path) as store, store.flight() as second:
+        with pytest.raises(KeyError), store.flight() as first:
+            first.claim([key(1), key(2), key(3)])
+            first.give_back([key(1)])
+            second.claim([key(1), key(2)])
+            assert second.mine == {key(1).digest}
+            raise KeyError
+        second.claim([key(2), key(3)])
+        assert len(second.mine) == 3
+
+
+def test_once_is_once(tmp_path: Path, key: MakeKey) -> None:
+    computed: list[int] = []
+
+    def compute() -> int:
+        computed.append(1)
+        time.sleep(0.1)
+        return 7
+
+    def ask() -> None:
+        with EvaluationStore(tmp_path) as store:
+            assert store.once(key(1), compute) == 7
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert computed == [1]
+
+
+def test_a_value_that_is_no_json_is_refused_and_its_lease_kept(tmp_path: Path, key: MakeKey) -> None:
+    with EvaluationStore(tmp_path) as store, store.flight() as flight:
+        flight.claim([key(1)])
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            flight.commit(key(1), float("inf"))
+        with pytest.raises(ValueError, match="too large to store"):
+            flight.commit(key(1), "x" * 9_000_000)
+        assert flight.mine == {key(1).digest}
+
+
+def test_threads_that_want_the_same_compute_it_once(url: str, tmp_path: Path, key: MakeKey) -> None:
+    computed: list[str] = []
+    keys = [key(i) for i in range(20)]
+
+    def work(folder: Path) -> None:
+        with EvaluationStore(f"{folder},{url}") as store, store.flight() as flight:
+            left = {k.digest: k for k in keys}
+            while left:
+                for digest in flight.claim(left.values()):
+                    del left[digest]
+                for digest in flight.mine:
+                    computed.append(digest)
+                    flight.commit(left.pop(digest), digest)
+                flight.wait(lambda: False)
+
+    threads = [threading.Thread(target=work, args=(tmp_path / f"m{i % 2}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(computed) == sorted(k.digest for k in keys)
+
+
+def test_colleagues_find_what_was_computed(url: str, tmp_path: Path, key: MakeKey) -> None:
+    with EvaluationStore(f"{tmp_path}/a,{url}") as store:
+        store.put(key(1), [1.5])
+    with EvaluationStore(f"{tmp_path}/b,{url}") as store:
+        found = store.get(key(1))
+        assert found is not None
+        assert found.value == [1.5]
+        assert store.local is not None
+        assert len(store.local) == 1, "the next hit comes from the disk"
+        assert store.get(key(2)) is None
+
+
+def test_the_first_value_stays_and_another_raises_an_alarm(url: str, tmp_path: Path, key: MakeKey) -> None:
+    with EvaluationStore(f"{tmp_path}/a,{url}") as store, closing(SqlTier(url)) as tier:
+        store.put(key(1), [1.0])
+        assert tier.put([Entry(key(1), [2.0])])[key(1).digest].value == [1.0]
+        assert tier.put([Entry(key(1), [2.0])])[key(1).digest].value == [1.0]
+        (alarm,) = tier.read_alarms()
+        assert (alarm.kind, alarm.key) == (DISAGREEMENT, key(1).digest)
+
+
+def test_damage_in_the_database_is_taken_out(url: str, tmp_path: Path, key: MakeKey) -> None:
+    with closing(SqlTier(url)) as tier:
+        tier.put([Entry(key(i), i) for i in range(3)])
+        with tier.engine.begin() as connection:
+            connection.execute(EVALUATIONS.update().where(EVALUATIONS.c.key == key(1).digest).values(sealed="x\ny"))
+        assert [entry is None for _, entry in tier.scan()].count(True) == 1
+        assert set(tier.get(key(i).digest for i in range(3))) == {key(0).digest, key(2).digest}
+        assert [alarm.kind for alarm in tier.read_alarms()] == [DAMAGE]
+        assert len(tier) == 2
+
+
+def test_the_tables_live_beside_optunas(url: str, tmp_path: Path, key: MakeKey) -> None:
+    with EvaluationStore(f"{tmp_path}/a,{url}") as store:
+        store.put(key(1), 1)
+    storage = studies.open_storage(url, create=True)
+    recipe = Recipe(model="m", drop="2")
+    study = studies.create_or_resume(storage, "s", recipe, {"a": 1}, metrics=["kl"], maximize=[False])
+    study.add_trial(optuna.trial.create_trial(value=0.5))
+    with EvaluationStore(f"{tmp_path}/b,{url}") as store:
+        assert store.get(key(1)) is not None
+    names = set(sqlalchemy.inspect(storage.engine).get_table_names())
+    assert {"trials", "alembic_version", schema.VERSION_TABLE, *METADATA.tables} <= names
+    assert optuna.load_study(study_name="s", storage=url).best_value == 0.5
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(url: str) -> None:
+    with closing(SqlTier(url)) as tier, tier.engine.connect() as connection:
+        found = sqlalchemy.inspect(connection)
+        for table in METADATA.sorted_tables:
+            columns = {column["name"]: column["nullable"] for column in found.get_columns(table.name)}
+            assert columns == {column.name: column.nullable for column in table.columns}
+            indexed = {tuple(index["column_names"]) for index in found.get_indexes(table.name)}
+            assert indexed == {tuple(column.name for column in index.columns) for index in table.indexes}
+
+
+def test_a_newer_schema_is_refused_with_the_remedy(url: str) -> None:
+    with closing(SqlTier(url)) as tier, tier.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999'")
+    with pytest.raises(StorageError, match=r"newer prunesearch .schema 9999, known: 0001.: upgrade prunesearch"):
+        SqlTier(url)
+
+
+def test_several_processes_may_open_a_new_database_at_once(url: str) -> None:
+    failures: list[Exception] = []
+
+    def open_it() -> None:
+        try:
+            SqlTier(url).close()
+        except StorageError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=open_it) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_database_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"shared cache .* does not work") as caught:
+        EvaluationStore(f"{tmp_path}/a,postgresql+psycopg://me:secret@127.0.0.1:9/nowhere")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(StorageError, match="unknown database 'mysql'"):
+        EvaluationStore("mysql://me@host/d")
+
+
+def test_a_search_goes_on_without_its_database_and_catches_up(
+    tmp_path: Path, key: MakeKey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not postgres.AVAILABLE:
+        pytest.skip("PostgreSQL's server is not installed")
+    monkeypatch.setattr(tiers, "RETRY_SECONDS", 0.3)
+    with postgres.Server() as server, EvaluationStore(f"{tmp_path}/a,{server.url}") as store:
+        with store.flight() as flight:
+            flight.claim([key(i) for i in range(4)])
+            flight.commit(key(0), 0)
+            server.stop()
+            assert flight.commit(key(1), 1) is not None, "leased before, committed now"
+            flight.claim([key(5)])
+            assert flight.commit(key(5), 5) is not None, "leased while it is down"
+            assert store.unsent == 2
+            assert store.get(key(5)) is not None
+            server.start()
+            end = time.monotonic() + 10
+            while len(DiskTier(tmp_path / "a" / "unsent")) and time.monotonic() < end:
+                time.sleep(0.1)
+        with closing(SqlTier(server.url)) as tier:
+            assert len(tier.get(key(i).digest for i in range(6))) == 3
+    said = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert "results are kept here until it is back" in said[0]
+    assert said[1] == "the shared cache works again"
+
+
+def test_what_was_not_sent_is_sent_by_the_next_run(tmp_path: Path, key: MakeKey) -> None:
+    url = f"sqlite:///{tmp_path}/team.db"
+    with closing(DiskTier(tmp_path / "a" / "unsent")) as outbox:
+        outbox.put([Entry(key(1), 1)])
+    with EvaluationStore(f"{tmp_path}/a,{url}") as store, closing(SqlTier(url)) as tier:
+        assert set(tier.get([key(1).digest])) == {key(1).digest}
+        assert store.get(key(1)) is not None
+    assert len(DiskTier(tmp_path / "a" / "unsent")) == 0
+
+
+def test_a_search_goes_on_without_its_disk(url: str, tmp_path: Path, key: MakeKey) -> None:
+    with EvaluationStore(f"{tmp_path}/a,{url}") as store, store.flight() as flight:
+        flight.claim([key(1), key(2)])
+        flight.commit(key(1), 1)
+        assert store.local is not None
+        store.local.put = _fail  # type: ignore[method-assign]
+        assert flight.commit(key(2), 2) is not None
+        assert store.local is None
+        assert store.get(key(1)) is not None
+        flight.claim([key(3)])
+        assert flight.commit(key(3), 3) is not None
+
+
+def _fail(*_: object, **__: object) -> None:
+    raise UnavailableError("cannot write the cache in 'a': database or disk is full; free space and run again")
+
+
+def test_without_any_tier_the_failure_is_said(tmp_path: Path, key: MakeKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    with EvaluationStore(tmp_path / "a") as store, store.flight() as flight:
+        flight.claim([key(1)])
+        monkeypatch.setattr(store.local, "put", _fail)
+        with pytest.raises(UnavailableError, match="free space and run again"):
+            flight.commit(key(1), 1)
+    monkeypatch.setattr(tiers, "PATIENCE", 0.1)
+    monkeypatch.setattr(tiers, "RETRY_SECONDS", 0.1)
+    url = f"sqlite:///{tmp_path}/team.db"
+    with EvaluationStore(f"{tmp_path}/b,{url}") as store:
+        assert store.shared is not None
+        with store.shared.engine.begin() as connection:
+            METADATA.drop_all(connection)
+        monkeypatch.setattr(store.local, "put", _fail)
+        with pytest.raises(UnavailableError, match="no such table"):
+            store.put(key(1), 1)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
+def test_a_full_disk_fails_soon_and_what_is_there_can_be_read(tmp_path: Path, key: MakeKey) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], check=False)
+    if mounted.returncode:
+        pytest.skip("may not mount")
+    try:
+        with EvaluationStore(small / "c") as store:
+            before = time.monotonic()
+            with pytest.raises(UnavailableError, match=r"full.*free space") as caught:
+                for i in range(1000):
+                    before = time.monotonic()
+                    store.put(key(i), "x" * 20_000)
+            assert time.monotonic() - before < 5
+            assert "\n" not in str(caught.value)
+            assert store.get(key(0)) is not None
+            with store.flight() as flight, pytest.raises(UnavailableError):
+                for i in range(1000, 2000):
+                    flight.claim([key(i)])
+                    flight.commit(key(i), "x" * 20_000)
+        with EvaluationStore(f"{small}/d,sqlite:///{tmp_path}/team.db") as store:
+            for i in range(200):
+                store.put(key(i), "x" * 20_000)
+            assert store.local is None
+            assert store.get(key(150)) is not None
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_fault_points_are_reached_under_test_only(tmp_path: Path, key: MakeKey) -> None:
+    reached = []
+    faults.arm(lambda point, subject: reached.append((point, subject)))
+    try:
+        with EvaluationStore(tmp_path) as store, store.flight() as flight:
+            flight.claim([key(1)])
+            flight.commit(key(1), 1)
+    finally:
+        faults.arm(None)
+    assert reached == [(point, key(1).digest) for point in ("after_claim", "before_commit", "after_commit")]
+    package = Path(evaluations.__file__).parent.parent
+    sources = [path for path in package.rglob("*.py") if path.name != "faults.py"]
+    texts = "\n".join(path.read_text() for path in sources)
+    assert "faults.arm" not in texts
+    assert "import arm" not in texts
+    assert {point for point in faults.POINTS if f'"{point}"' in texts} == set(faults.POINTS)
+
+
+def test_leases_hold_in_the_shared_table(url: str, tmp_path: Path, key: MakeKey) -> None:
+    with EvaluationStore(f"{tmp_path}/a,{url}") as store, store.flight() as flight:
+        flight.claim([key(1)])
+        assert store.shared is not None
+        with store.shared.engine.connect() as connection:
+            assert connection.execute(sqlalchemy.select(LEASES.c.key)).scalars().all() == [key(1).digest]

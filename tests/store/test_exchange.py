@@ -1,0 +1,169 @@
+"""Exports travel; merging them is idempotent, order-free and trusts nothing."""
+
+import gzip
+import itertools
+import json
+import os
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from prunesearch.errors import InputError, RunError
+from prunesearch.store import exchange, faults
+from prunesearch.store.disk import DiskTier
+from prunesearch.store.entry import Entry
+from prunesearch.store.exchange import Imported, add, check, export
+from prunesearch.store.keys import Key
+from prunesearch.store.sql import SqlTier
+from prunesearch.store.tier import Tier
+
+MakeKey = Callable[[int], Key]
+
+
+def cache(folder: Path, *entries: Entry) -> DiskTier:
+    tier = DiskTier(folder)
+    tier.put(entries)
+    return tier
+
+
+@pytest.fixture
+def exported(tmp_path: Path, key: MakeKey) -> Path:
+    with closing(cache(tmp_path / "a", *(Entry(key(i), [[i / 3, True]], 0.5, 1e9 + i) for i in range(5)))) as tier:
+        export([tier], tmp_path / "a.jsonl")
+    return tmp_path / "a.jsonl"
+
+
+def merge(files: list[Path], tiers: list[Tier]) -> Imported:
+    check(files)
+    return add(files, tiers)
+
+
+def content(tier: DiskTier) -> dict[str, Entry | None]:
+    return dict(tier.scan())
+
+
+def test_what_is_exported_is_imported(tmp_path: Path, exported: Path) -> None:
+    with closing(DiskTier(tmp_path / "a")) as before, closing(DiskTier(tmp_path / "b")) as after:
+        assert merge([exported], [after]) == Imported(5, 5, 0)
+        assert content(after) == content(before)
+        assert merge([exported, exported], [after]) == Imported(10, 0, 0)
+        export([after], tmp_path / "b.jsonl")
+        export([after], tmp_path / "b.jsonl.gz")
+    assert (tmp_path / "b.jsonl").read_bytes() == exported.read_bytes()
+    assert gzip.decompress((tmp_path / "b.jsonl.gz").read_bytes()) == exported.read_bytes()
+    lines = exported.read_text().splitlines()
+    assert json.loads(lines[0]) == {"format": "prunesearch evaluations", "schema": 1}
+    assert json.loads(lines[1]).keys() == {"key", "made", "preimage", "seconds", "sha256", "value"}
+    with closing(SqlTier(f"sqlite:///{tmp_path}/t.db")) as shared, closing(DiskTier(tmp_path / "c")) as local:
+        merge([tmp_path / "b.jsonl.gz"], [shared, local])
+        assert len(shared) == len(local) == 5
+
+
+def test_merging_is_order_free_and_says_what_disagrees(tmp_path: Path, key: MakeKey) -> None:
+    files = []
+    for name, entries in {
+        "a": [Entry(key(1), [[1.0]], 1, 100), Entry(key(2), [[2.0]], 1, 100), Entry(key(4), [[4.0]], 1, 100)],
+        "b": [Entry(key(1), [[1.0001]], 1, 50), Entry(key(2), [[2.5]], 1, 90), Entry(key(3), [[3.0]], 1, 90)],
+        "c": [Entry(key(2), [[2.0]], 1, 120), Entry(key(3), [[3.3]], 1, 90), Entry(key(5), [[5.0]], 1, 90)],
+    }.items():
+        with closing(cache(tmp_path / name, *entries)) as tier:
+            export([tier], tmp_path / f"{name}.jsonl")
+        files.append(tmp_path / f"{name}.jsonl")
+    results = set()
+    for number, order in enumerate(itertools.permutations(files)):
+        with closing(DiskTier(tmp_path / f"merged{number}")) as tier:
+            for file in (*order, *order):
+                merge([file], [tier])
+            assert {alarm.key for alarm in tier.read_alarms()} == {key(2).digest, key(3).digest}
+            export([tier], tmp_path / "merged.jsonl")
+            values = {d: e.value for d, e in content(tier).items() if e}
+        assert values[key(2).digest] == [[2.5]], "the one that was computed first"
+        assert values[key(1).digest] == [[1.0001]]
+        results.add((tmp_path / "merged.jsonl").read_bytes())
+    assert len(results) == 1
+
+
+def forged(line: str, **changes: object) -> str:
+    return json.dumps({**json.loads(line), **changes}, sort_keys=True, separators=(",", ":"))
+
+
+FORGERIES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
+    "value": (lambda x: [x[0], forged(x[1], value=[[9]]), *x[2:]], "line 2: it does not match its checksum"),
+    "checksum": (lambda x: [x[0], forged(x[1], sha256="0" * 64), *x[2:]], "does not match its checksum"),
+    "key": (lambda x: [x[0], forged(x[1], key="0" * 64), *x[2:]], "its key is not that of its pre-image"),
+    "no key": (lambda x: [x[0], forged(x[1], key="../../etc/passwd"), *x[2:]], "its key is none"),
+    "pre-image": (lambda x: [x[0], forged(x[1], preimage="{}"), *x[2:]], "its key is not that"),
+    "future": (lambda x: [x[0], forged(x[1], made=9e12), *x[2:]], "its times are impossible"),
+    "NaN": (lambda x: [x[0], forged(x[1], seconds=float("nan")), *x[2:]], "its times are impossible"),
+    "code": (lambda x: [x[0], forged(x[1], value={"a": {"b": 1}}), *x[2:]], "its value is no result"),
+    "field": (lambda x: [x[0], forged(x[1], more=1), *x[2:]], "it has not the fields of an entry"),
+    "deep": (lambda x: [x[0], "[" * 100_000, *x[2:]], "line 2: it is no JSON"),
+    "binary": (lambda x: [x[0], "\x00\x01", *x[2:]], "line 2: it is no JSON"),
+    "dropped line": (lambda x: [x[0], *x[2:]], "line 6: the file does not match its checksum"),
+    "order": (lambda x: [x[0], x[2], x[1], *x[3:]], "the file does not match its checksum"),
+    "cut": (lambda x: x[:-1], "is cut short"),
+    "longer": (lambda x: [*x, x[1]], "something follows the last line"),
+    "other file": (lambda x: ['{"name":"x"}'], "is no export of a cache"),
+    "newer": (lambda x: ['{"format":"prunesearch evaluations","schema":2}', *x[1:]], "schema 2, known is 1: upgrade"),
+    "long line": (lambda x: [x[0], "1" * 20_000_000, *x[2:]], "the line is too long"),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_nothing_is_imported_from_a_file_that_is_not_sound(tmp_path: Path, exported: Path, forgery: str) -> None:
+    forge, complaint = FORGERIES[forgery]
+    lines = exported.read_text().splitlines()
+    exported.write_text("\n".join(forge(lines)) + "\n")
+    with closing(DiskTier(tmp_path / "b")) as tier:
+        with pytest.raises(InputError) as caught:
+            merge([exported], [tier])
+        assert complaint in str(caught.value)
+        assert len(tier) == 0
+
+
+def test_bombs_and_broken_archives_are_refused(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.jsonl.gz"
+    with gzip.open(bomb, "wb") as file:
+        file.write(b'{"format":"prunesearch evaluations","schema":1}\n')
+        for _ in range(3000):
+            file.write(b" " * 99_999 + b"\n")
+    with closing(DiskTier(tmp_path / "b")) as tier:
+        with pytest.raises(InputError, match="it is no JSON"):
+            merge([bomb], [tier])
+        cut = tmp_path / "cut.jsonl.gz"
+        cut.write_bytes(bomb.read_bytes()[:-2000])
+        with pytest.raises(InputError):
+            merge([cut], [tier])
+        with pytest.raises(InputError, match="cannot read"):
+            merge([tmp_path / "missing"], [tier])
+        assert len(tier) == 0
+
+
+def test_a_file_that_unfolds_beyond_measure_is_refused(
+    tmp_path: Path, key: MakeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_SLACK", 0)
+    monkeypatch.setattr(exchange, "_RATIO", 2)
+    with closing(cache(tmp_path / "a", *(Entry(key(i), [[0.0] * 1000]) for i in range(20)))) as tier:
+        export([tier], tmp_path / "a.jsonl.gz")
+        with pytest.raises(InputError, match="larger than any export"):
+            merge([tmp_path / "a.jsonl.gz"], [tier])
+
+
+def test_a_process_that_dies_while_it_exports_leaves_the_old_file(tmp_path: Path, exported: Path, key: MakeKey) -> None:
+    before = exported.read_bytes()
+    child = os.fork()
+    if child == 0:
+        faults.arm(lambda point, _: os._exit(9) if point == "mid_export" else None)
+        with closing(DiskTier(tmp_path / "a")) as tier:
+            tier.put([Entry(key(9), [[9.0]])])
+            export([tier], exported)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert exported.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    with closing(DiskTier(tmp_path / "a")) as tier, pytest.raises(RunError, match="give another file"):
+        export([tier], tmp_path / "no" / "where.jsonl")

@@ -1,0 +1,179 @@
+"""Leases: one owner at a time, by the database's clock, fenced."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from prunesearch.store import tables
+from prunesearch.store.evaluations import EvaluationStore
+from prunesearch.store.keys import Key
+from prunesearch.store.leases import Leases, Presence, folder_leases
+from prunesearch.store.sql import SqlTier
+
+FORK = multiprocessing.get_context("fork")
+MakeKey = Callable[[int], Key]
+
+
+class Clock:
+    """The host's monotonic clock, which tests turn."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    turned = Clock()
+    monkeypatch.setattr(tables, "monotonic", turned.monotonic)
+    return turned
+
+
+@contextmanager
+def committing(leases: Leases, owner: str, tokens: dict[str, int]) -> Iterator[set[str]]:
+    with leases.held(owner, tokens) as (_, held):
+        yield held
+
+
+def test_a_lease_has_one_owner_until_it_runs_out(tmp_path: Path, clock: Clock) -> None:
+    first, second = folder_leases(tmp_path, 10.0), folder_leases(tmp_path, 10.0)
+    assert first.claim("a", ["k", "l"]) == {"k": 1, "l": 1}
+    assert second.claim("b", ["k", "m"]) == {"m": 1}
+    assert second.owners(["k", "l", "m"]) == {"a", "b"}
+    assert first.claim("a", ["k"]) == {}, "nor may its owner begin twice"
+    clock.now += 9.9
+    first.renew("a")
+    clock.now += 9.9
+    assert second.claim("b", ["k"]) == {}, "renewed"
+    assert first.count() == (2, 1)
+    clock.now += 0.2
+    assert second.claim("b", ["k"]) == {"k": 2}
+    first.renew("a")
+    assert second.owners(["k"]) == {"b"}, "a late renewal brings nothing back"
+
+
+def test_a_superseded_token_is_refused(tmp_path: Path, clock: Clock) -> None:
+    leases = folder_leases(tmp_path, 10.0)
+    stale = leases.claim("a", ["k"])
+    clock.now += 11
+    fresh = leases.claim("b", ["k"])
+    with committing(leases, "a", stale) as held:
+        assert held == set()
+    with committing(leases, "b", stale) as held:
+        assert held == set(), "the owner with an earlier token"
+    with committing(leases, "b", fresh) as held:
+        assert held == {"k"}
+    assert leases.owners(["k"]) == set(), "a commit gives the lease back"
+
+
+def test_an_owner_that_slept_but_was_not_replaced_goes_on(tmp_path: Path, clock: Clock) -> None:
+    leases = folder_leases(tmp_path, 10.0)
+    tokens = leases.claim("a", ["k"])
+    clock.now += 100
+    with committing(leases, "a", tokens) as held:
+        assert held == {"k"}
+
+
+def test_leases_from_before_a_reboot_do_not_last(tmp_path: Path, clock: Clock) -> None:
+    leases = folder_leases(tmp_path, 10.0)
+    clock.now = 1e6
+    leases.claim("a", ["k"])
+    clock.now = 5.0  # the monotonic clock begins anew
+    assert leases.claim("b", ["k"]) == {"k": 2}
+
+
+def test_a_failed_commit_keeps_the_lease(tmp_path: Path) -> None:
+    leases = folder_leases(tmp_path)
+    tokens = leases.claim("a", ["k"])
+    with pytest.raises(ZeroDivisionError), leases.held("a", tokens):
+        raise ZeroDivisionError
+    assert leases.owners(["k"]) == {"a"}
+
+
+def test_damaged_leases_are_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "leases.db").write_bytes(b"nonsense" * 1000)
+    assert folder_leases(tmp_path).claim("a", ["k"]) == {"k": 1}
+
+
+def test_postgresql_keeps_the_time_itself(database: str) -> None:
+    tier = SqlTier(database)
+    leases = Leases(tier.engine, tier.name, 0.5)
+    assert leases.claim("a", ["k", "l"]) == {"k": 1, "l": 1}
+    assert leases.claim("b", ["k"]) == {}
+    time.sleep(0.6)
+    assert leases.claim("b", ["k"]) == {"k": 2}
+    with leases.held("a", {"k": 1, "l": 1}) as (_, held):
+        assert held == {"l"}, "run out, and nobody else's yet"
+    assert leases.sweep() == 0
+    tier.close()
+
+
+def test_a_dead_process_of_this_host_is_known_to_be_dead(tmp_path: Path) -> None:
+    reader, writer = FORK.Pipe()
+
+    def live() -> None:
+        living = Presence(tmp_path)
+        writer.send(living.owner)
+        time.sleep(60)
+
+    process = FORK.Process(target=live)
+    process.start()
+    owner, mine = reader.recv(), Presence(tmp_path)
+    assert not mine.is_dead(owner)
+    assert not mine.is_dead(mine.owner)
+    assert not mine.is_dead("0" * 32), "on another host, for all we know"
+    assert not mine.is_dead("../../etc/passwd")
+    process.kill()
+    process.join()
+    assert mine.is_dead(owner)
+    assert mine.dead() == [owner]
+    mine.bury(owner)
+    assert not mine.is_dead(owner)
+    mine.leave()
+    assert list((tmp_path / "owners").iterdir()) == []
+
+
+def test_what_a_killed_process_was_computing_is_taken_over_at_once(tmp_path: Path, key: MakeKey) -> None:
+    reader, writer = FORK.Pipe()
+
+    def claim_and_hang() -> None:
+        with EvaluationStore(tmp_path) as store, store.flight() as flight:
+            flight.claim([key(1)])
+            writer.send(flight.mine)
+            time.sleep(60)
+
+    process = FORK.Process(target=claim_and_hang)
+    process.start()
+    assert reader.recv() == {key(1).digest}
+    with EvaluationStore(tmp_path) as store, store.flight() as flight:
+        flight.claim([key(1)])
+        assert flight.mine == set()
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        flight.claim([key(1)])
+        assert flight.mine == {key(1).digest}, "its lease would live for a minute"
+
+
+def test_leases_are_renewed_while_their_owner_computes(tmp_path: Path, key: MakeKey) -> None:
+    with (
+        EvaluationStore(tmp_path, ttl=0.3) as first,
+        EvaluationStore(tmp_path, ttl=0.3) as second,
+        first.flight() as computing,
+        second.flight() as waiting,
+    ):
+        computing.claim([key(1)])
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            waiting.claim([key(1)])
+            waiting.wait(lambda: False)
+        assert waiting.mine == set()
+        assert computing.commit(key(1), 5) is not None
+        assert waiting.claim([key(1)])[key(1).digest].value == 5
