@@ -26,7 +26,7 @@ from prunesearch.scoring.forward import Forward, Head, through
 
 TOKENS = 256
 """Length of the one sequence whose prefill is timed."""
-_SECONDS = 10.0  # a slow model is timed less often than a fast one
+_SECONDS = 5.0  # a slow model is timed less often than a fast one
 
 
 @dataclass(frozen=True)
