@@ -1,6 +1,7 @@
 """Time: per-block latencies measured once, from which any candidate's is predicted, and the real thing for winners.
 
-Sizes are exact and come from `model.anatomy.Sizes`.
+Sizes are exact and come from `model.anatomy.Sizes`. 16-bit products are timed as the engine makes them: nobody would
+deploy a model on a CPU that takes eight times as long over them (see `model.arithmetic`).
 """
 
 import platform
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.model.anatomy import blocks_of, family_of, input_device, lost, parts_of
+from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.layers import Layers
 from prunesearch.model.surgery import pruned
 from prunesearch.scoring.batches import Rows
@@ -24,7 +26,7 @@ from prunesearch.scoring.forward import Forward, Head, through
 
 TOKENS = 256
 """Length of the one sequence whose prefill is timed."""
-_SECONDS = 10.0  # a slow model is timed less often than a fast one
+_SECONDS = 5.0  # a slow model is timed less often than a fast one
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class LatencyModel:
 
 
 @torch.inference_mode()
+@wide_products()
 def measure_latency_model(model: PreTrainedModel, layers: Layers, repeats: int = 7) -> LatencyModel:
     """Time each block inside whole forward passes, by hooks; where its weights are streamed, while it is there.
 
@@ -103,6 +106,7 @@ def measure_latency_model(model: PreTrainedModel, layers: Layers, repeats: int =
 
 
 @torch.inference_mode()
+@wide_products()
 def compare_latency(model: PreTrainedModel, candidate: LayerSubset, repeats: int = 11) -> tuple[float, float]:
     """Median milliseconds of one prefill of `TOKENS` tokens, dense and pruned.
 

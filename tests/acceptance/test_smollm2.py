@@ -44,13 +44,13 @@ def home(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(home: Path) -> dict[str, object]:
-    return prunesearch(home, "demo", "--trials", 20)[0]
+    return prunesearch(home, "demo", "--trials", 12)[0]
 
 
 def test_the_demo_ends_with_a_smaller_model_that_works(demo: dict[str, object], home: Path) -> None:
     first, second = demo["searches"]
     assert (first["sampler"], second["sampler"]) == ("pso", "woa")
-    assert first["computed"] == 20
+    assert first["computed"] == 12
     assert second["hits"] >= 6, "the second sampler finds the first's start in the store"
     assert demo["dense"]["params"] == 134_515_008
     assert demo["pruned"]["params"] == 134_515_008 - 6 * 3_540_096
@@ -61,7 +61,7 @@ def test_the_demo_ends_with_a_smaller_model_that_works(demo: dict[str, object], 
 
 
 def test_the_demo_again_scores_nothing(demo: dict[str, object], home: Path) -> None:
-    again, said = prunesearch(home, "demo", "--trials", 20)
+    again, said = prunesearch(home, "demo", "--trials", 12)
     assert [run["computed"] for run in again["searches"]] == [0, 0]
     assert again["pruned"]["kl"] == demo["pruned"]["kl"]
     assert again["seconds"] < 40
