@@ -237,7 +237,7 @@ def export(
     else:
         recipe = _recipe({**settings, "model": target, "drop": "1"})  # nothing is searched
         chosen = delivery.from_layers(recipe, options, dropped)
-    _emit(as_json, delivery.deliver(chosen, wish), render.delivered)
+    emit(as_json, delivery.deliver(chosen, wish), render.delivered)
 
 
 @cli.command()
@@ -254,7 +254,7 @@ def verify(folder: str, base: str | None, as_json: bool, **settings: Any) -> Non
     from prunesearch.delivery import verify_again
     from prunesearch.report import render
 
-    _emit(as_json, verify_again(Path(folder), recipe, options, settings["trust_remote_code"]), render.verified)
+    emit(as_json, verify_again(Path(folder), recipe, options, settings["trust_remote_code"]), render.verified)
 
 
 @cli.command()

@@ -75,7 +75,7 @@ class Wish:
             check_destination(Path(out))
         if push_to_hub is not None:
             hub.check_name(push_to_hub)
-        size = parse_size(max_shard)
+        size = parse_size(max_shard, "--max-shard")
         if size < 1:
             raise InputError(f"--max-shard {max_shard} is no size: write 5GB or 500MiB")
         return cls(Path(out) if out else None, form, gguf, size, push_to_hub, program)

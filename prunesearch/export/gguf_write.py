@@ -81,8 +81,7 @@ def write(loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bo
         writer.write_tensors_to_file()
         writer.close()
         kind = _TYPES[model.dtype].name
-        checked = llama_cpp.check(path, loaded, candidate, kind) if compare else None
-    return checked
+        return llama_cpp.check(path, loaded, candidate, kind) if compare else None
 
 
 def _add_settings(writer: Any, model: PreTrainedModel, name: str) -> None:  # noqa: ANN401

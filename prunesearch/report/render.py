@@ -135,7 +135,7 @@ def delivered(document: Document) -> Parts:
 
 def verified(document: Document) -> Parts:
     """What a second verification found."""
-    lines = [
+    lines: Parts = [
         f"{document['folder']} is what was exported: {document['weights']} tensors, logits differ by "
         f"{document['difference']:.3g}"
     ]

@@ -3,15 +3,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from prunesearch import export as export_module
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import StorageError, VerificationError
-from prunesearch.export import MANIFEST, export
+from prunesearch.export import MANIFEST, checkpoint, export
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.surgery import pruned
 from tests.conftest import FAMILIES, N_LAYERS
@@ -41,7 +41,7 @@ def test_plain_from_pretrained_gives_the_candidate(
 def test_the_manifest_and_card_say_what_was_done(loaded: LoadedModel, tmp_path: Path) -> None:
     export(loaded, CANDIDATE, tmp_path / "out", {"study": "s", "metrics": {"kl": 0.25}})
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
-    assert manifest["dropped"] == [0, 3]
+    assert manifest["dropped"] == "0,3"
     assert manifest["base_fingerprint"] == loaded.fingerprint
     assert manifest["study"] == "s"
     card = (tmp_path / "out" / "README.md").read_text()
@@ -70,20 +70,21 @@ def test_an_earlier_export_gives_way_when_asked(loaded: LoadedModel, tmp_path: P
         export(loaded, CANDIDATE, tmp_path / "out")
     other = LayerSubset.of(N_LAYERS, (2,))
     export(loaded, other, tmp_path / "out", replace=True)
-    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["dropped"] == [2]
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["dropped"] == "2"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_failed_verification_leaves_nothing(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save_other_weights(folder: Path, model: torch.nn.Module, tokenizer: object) -> object:
+    def load_other_weights(*args: Any, **kwargs: Any) -> PreTrainedModel:  # noqa: ANN401
+        model = reload(*args, **kwargs)
         with torch.no_grad():
             model.get_parameter("model.norm.weight").mul_(1.1)
-        return verify(folder, model, tokenizer)  # type: ignore[arg-type]
+        return model
 
-    verify = export_module.verify
-    monkeypatch.setattr(export_module, "verify", save_other_weights)
+    reload = checkpoint.reload
+    monkeypatch.setattr(checkpoint, "reload", load_other_weights)
     with pytest.raises(VerificationError, match="differs from the scored candidate"):
         export(loaded, CANDIDATE, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -93,7 +94,7 @@ def test_a_full_disk_leaves_nothing(loaded: LoadedModel, tmp_path: Path, monkeyp
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_module, "_sync", full)
+    monkeypatch.setattr(checkpoint, "_sync", full)
     with pytest.raises(StorageError, match="No space left"):
         export(loaded, CANDIDATE, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
