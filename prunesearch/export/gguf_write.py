@@ -70,17 +70,18 @@ def write(loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bo
         raise InputError("a GGUF is written from weights in memory: leave out --weights")
     architecture = _ARCHITECTURES[config.model_type]
     gguf_edit.check_architecture(gguf.MODEL_ARCH_NAMES[architecture], candidate)
-    with pruned(loaded.model, candidate) as model, new_file(out) as path:
-        writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
-        _add_settings(writer, model, out.stem)
-        _add_tokenizer(writer, loaded, config.vocab_size)
-        for name, tensor in _tensors(model, architecture):
-            _add(writer, name, tensor)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        kind = _TYPES[model.dtype].name
+    with new_file(out) as path:
+        with pruned(loaded.model, candidate) as model:
+            writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
+            _add_settings(writer, model, out.stem)
+            _add_tokenizer(writer, loaded, config.vocab_size)
+            for name, tensor in _tensors(model, architecture):
+                _add(writer, name, tensor)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            kind = _TYPES[model.dtype].name
         return llama_cpp.check(path, loaded, candidate, kind) if compare else None
 
 

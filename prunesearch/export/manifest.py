@@ -97,7 +97,7 @@ def _card(loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any]) -
 # {base} without layers {candidate.text}
 
 {len(candidate.kept)} of {candidate.n_layers} blocks of {base}, chosen by \
-[prunesearch](https://pypi.org/project/prunesearch/); {exported.params:,} parameters, {exported.bytes:,} bytes. \
+prunesearch; {exported.params:,} parameters, {exported.bytes:,} bytes. \
 {PROMISES[exported.form]}
 {_figures(facts)}
 ```python
