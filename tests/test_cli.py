@@ -354,7 +354,7 @@ def test_sublayers_are_searched_and_evaluated_but_not_exported(
     measured = run_json("evaluate", tiny_folder, "--drop", found["best"]["dropped"], "--calibration", prose, *FAST[:4])
     assert measured["metrics"]["kl"] == found["value"]
     assert measured["params"] == found["best"]["cost"]["params"]
-    assert "--units blocks" in refused(capsys, monkeypatch, "export", found["study"], "--out", "out")
+    assert "--as zeroed" in refused(capsys, monkeypatch, "export", found["study"], "--out", "out")
     assert not Path("out").exists()
 
 
