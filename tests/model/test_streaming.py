@@ -180,7 +180,7 @@ NORM = "model.layers.3.input_layernorm.weight"
         (lambda f: _instead(f, NORM, torch.ones(7)), f"holds in another shape {NORM}"),
         (lambda f: _instead(f, NORM, torch.ones(32, dtype=torch.int8)), f"holds {NORM} quantised .int8."),
         (lambda f: _configured(f, quantization_config={"quant_method": "fp8"}), "is quantised"),
-        (lambda f: _configured(f, model_type="recurrent_gemma"), "'recurrent_gemma'"),
+        (lambda f: _configured(f, model_type="diffllama"), "'diffllama' cannot be pruned"),
         (lambda f: (f / "model.safetensors").unlink(), "streamed from safetensors only"),
         (lambda f: os.truncate(f / "model.safetensors", 9000), "is cut short"),
         (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "cannot load the tokenizer"),
