@@ -114,6 +114,7 @@ class LocalEngine:
             await asyncio.sleep(0)  # every study that is about to ask does so first
             batch, self._waiting = self._waiting, {}
             error: BaseException | None = None
+            self._stop.clear()  # here and not in the thread, which may start after everybody has left
             try:
                 scoring = asyncio.to_thread(self._evaluate, list(batch), settle)
                 (error,) = await asyncio.gather(scoring, return_exceptions=True)
@@ -141,6 +142,7 @@ class LocalEngine:
         """Evaluate candidates in this thread, all on all data; in the order given."""
         asked = list(dict.fromkeys(candidates))
         done: dict[LayerSubset, Evaluation] = {}
+        self._stop.clear()
         self._evaluate([_Task(c) for c in asked], lambda task, e: done.update({task.candidate: e}))
         return [done[candidate] for candidate in asked]
 
@@ -153,7 +155,6 @@ class LocalEngine:
 
     def _evaluate(self, tasks: Sequence["_Task"], settle: Callable[["_Task", Evaluation], None]) -> None:
         """Evaluate tasks together, rung by rung; without rivals there is one rung, all data."""
-        self._stop.clear()
         sheet = _Sheet(self, tasks)
         chunks = len(self.objective.chunks)
         try:

@@ -80,6 +80,7 @@ class StoredScorer:
         """
         left = {self._key(c, chunk): (chunk, c) for chunk, candidates in work for c in candidates}
         chunks = {chunk.index: chunk for chunk, _ in work}
+        failure = ""
         try:
             for index, candidate, results in self._scorer.score(work, self._stop.is_set) if work else ():
                 key = self._key(candidate, chunks[index])
@@ -90,12 +91,14 @@ class StoredScorer:
         except FAILURES as error:
             if isinstance(error, PruneSearchError) and not isinstance(error, ScoringError):
                 raise
-            candidates = dict.fromkeys(candidate for _, candidate in left.values())
-            if len(candidates) < 2:
-                for key in left:
-                    flight.give_back([key])
-                    yield key, ScoringError(f"{type(error).__name__}: {one_line(error)}")
-                return
+            failure = f"{type(error).__name__}: {one_line(error)}"
+        # Outside the handler: until it is left, the error keeps the tensors of the pass that failed.
+        candidates = dict.fromkeys(candidate for _, candidate in left.values())
+        if failure and len(candidates) == 1:
+            for key in left:
+                flight.give_back([key])
+                yield key, ScoringError(failure)
+        elif failure:
             for alone in candidates:
                 yield from self._score(_work(pair for pair in left.values() if pair[1] == alone), flight)
 
