@@ -70,7 +70,7 @@ def main() -> None:
     options = arguments("KL of a generation: shared prefixes against one by one")
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(2)
-    tokens, repeats, count = (256, 1, 4) if options.quick else (1024, 3, 10)
+    tokens, repeats, count = (256, 1, 4) if options.quick else (1024, 2, 8)
     record = Record("prefix_sharing", options.quick)
     path = str(obtain(Path("storage/models"), print))
     searched = generations(path, count)
