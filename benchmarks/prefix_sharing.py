@@ -1,6 +1,6 @@
 """How much does a generation save by computing what its candidates share only once?
 
-KL of 20 candidates (8 of SmolLM2's 30 blocks dropped, 1,024 tokens): one by one with the model's own forward pass and
+KL of 20 candidates (8 of SmolLM2's 30 blocks dropped, 512 tokens): one by one with the model's own forward pass and
 the whole logits, against one generation in our engine. Populations: uniform subsets, and generations of a PSO search of
 20 particles: its first, one from its middle, and its last.
 
@@ -18,7 +18,7 @@ import torch
 import transformers
 from optuna.trial import TrialState
 
-from benchmarks.record import Record, arguments
+from benchmarks.record import Record, arguments, precision
 from prunesearch.candidate import LayerSubset
 from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.demo_weights import obtain
@@ -37,7 +37,7 @@ DROPPED = 8
 
 def generations(model: str, count: int) -> list[list[LayerSubset]]:
     """The generations of a PSO search on few tokens: what matters here is which subsets it asks for."""
-    recipe = Recipe(model=model, drop=str(DROPPED), population=POPULATION, tokens=128, window=128)
+    recipe = Recipe(model=model, dtype=precision(), drop=str(DROPPED), population=POPULATION, tokens=128, window=128)
     with tempfile.TemporaryDirectory() as scratch:
         options = RunOptions(
             storage=f"sqlite:///{scratch}/study.db", cache=f"{scratch}/cache", trials=count * POPULATION
@@ -70,11 +70,11 @@ def main() -> None:
     options = arguments("KL of a generation: shared prefixes against one by one")
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(2)
-    tokens, repeats, count = (256, 1, 4) if options.quick else (1024, 2, 8)
+    tokens, repeats, count = (256, 1, 3) if options.quick else (512, 2, 6)
     record = Record("prefix_sharing", options.quick)
     path = str(obtain(Path("storage/models"), print))
     searched = generations(path, count)
-    loaded = load(path)
+    loaded = load(path, dtype=precision())
     rng = np.random.default_rng(0)
     uniform = [
         LayerSubset.of(loaded.n_layers, rng.choice(loaded.n_layers, DROPPED, replace=False).tolist())

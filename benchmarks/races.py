@@ -16,7 +16,7 @@ import torch
 import transformers
 from optuna.trial import FrozenTrial
 
-from benchmarks.record import Record, arguments
+from benchmarks.record import Record, arguments, precision
 from prunesearch.candidate import LayerSubset
 from prunesearch.engine.local import LocalEngine
 from prunesearch.model.demo_weights import obtain
@@ -29,7 +29,7 @@ from prunesearch.scoring.text import token_windows
 from prunesearch.store import studies
 from prunesearch.store.evaluations import EvaluationStore
 
-CHUNK_TOKENS, WINDOW = 256, 64
+CHUNK_TOKENS, WINDOW = 128, 32
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def main() -> None:
     """Run the benchmark."""
     options = arguments(
         "Races against full searches",
-        {"--trials": {"type": int, "default": 36}, "--tokens": {"type": int, "default": 2048}},
+        {"--trials": {"type": int, "default": 36}, "--tokens": {"type": int, "default": 1024}},
     )
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(2)
@@ -93,7 +93,9 @@ def main() -> None:
     tokens = 512 if options.quick else options.tokens
     record = Record("races", options.quick)
     model = str(obtain(Path("storage/models"), print))
-    recipes = [Recipe(model=model, drop="8", tokens=tokens, window=WINDOW, seed=seed) for seed in seeds]
+    recipes = [
+        Recipe(model=model, dtype=precision(), drop="8", tokens=tokens, window=WINDOW, seed=seed) for seed in seeds
+    ]
     loaded = load_for(recipes[0], RunOptions())
     record.notes["searches"] = []
     worst = 0.0

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+
+from prunesearch.model.arithmetic import widens
 
 _PACKAGES = ("prunesearch", "torch", "transformers", "optuna", "lm-eval", "diskcache", "numpy")
 _COMPARE = {"<=": float.__le__, ">=": float.__ge__, "==": float.__eq__}
@@ -82,6 +84,11 @@ def arguments(description: str, extra: Mapping[str, dict[str, Any]] | None = Non
     for name, options in (extra or {}).items():
         parser.add_argument(name, **options)
     return parser.parse_args()
+
+
+def precision() -> Literal["auto", "float32"]:
+    """The precision to measure in: as stored, or float32 where the CPU has no instructions for less."""
+    return "float32" if widens() else "auto"
 
 
 def _public(words: list[str]) -> list[str]:
