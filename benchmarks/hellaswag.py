@@ -14,8 +14,9 @@ import transformers
 
 from benchmarks.record import Record, arguments
 from benchmarks.stock import stock_hellaswag
+from prunesearch.bench import open_bench
 from prunesearch.model.demo_weights import obtain
-from prunesearch.pipeline import open_bench, run_search
+from prunesearch.pipeline import run_search
 from prunesearch.recipe import Recipe, RunOptions
 from prunesearch.report.progress import ProgressView
 

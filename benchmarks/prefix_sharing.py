@@ -19,12 +19,13 @@ import transformers
 from optuna.trial import TrialState
 
 from benchmarks.record import Record, arguments, precision
+from prunesearch.bench import open_bench
 from prunesearch.candidate import LayerSubset
 from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.demo_weights import obtain
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.surgery import pruned
-from prunesearch.pipeline import open_bench, run_search
+from prunesearch.pipeline import run_search
 from prunesearch.recipe import BUILTIN_TEXT, Recipe, RunOptions, study_name
 from prunesearch.scoring.forward import Forward
 from prunesearch.scoring.objectives import CalibrationObjective

@@ -17,11 +17,12 @@ import transformers
 from optuna.trial import FrozenTrial
 
 from benchmarks.record import Record, arguments, precision
+from prunesearch.bench import Bench, load_for
 from prunesearch.candidate import LayerSubset
 from prunesearch.engine.local import LocalEngine
 from prunesearch.model.demo_weights import obtain
 from prunesearch.model.loading import LoadedModel
-from prunesearch.pipeline import Bench, load_for, run_search
+from prunesearch.pipeline import run_search
 from prunesearch.recipe import BUILTIN_TEXT, Recipe, RunOptions, study_name
 from prunesearch.scoring.objectives import CalibrationObjective
 from prunesearch.scoring.race import is_worse, rungs

@@ -202,7 +202,7 @@ def landscape(path: Path) -> tuple[Problem, float]:
 @contextmanager
 def live_problem(model: str, drop: str, calibration: str, cache: str) -> Iterator[Problem]:
     """The real thing: KL on 4 x 256 tokens, through the store."""
-    from prunesearch.pipeline import open_bench, require
+    from prunesearch.bench import open_bench, require
     from prunesearch.recipe import Recipe, RunOptions
     from prunesearch.scoring.rankings import rank_units
     from prunesearch.scoring.text import token_windows

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from prunesearch.bench import load_for, space_of
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, StudyError, UnknownNameError
 from prunesearch.export import (
@@ -18,7 +19,6 @@ from prunesearch.export import (
     recheck,
 )
 from prunesearch.model.loading import LoadedModel
-from prunesearch.pipeline import load_for, space_of
 from prunesearch.quantity import parse_size
 from prunesearch.recipe import Recipe, RunOptions
 from prunesearch.store import selection, studies

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunesearch.bench import Bench, objective_for, open_bench, require
 from prunesearch.candidate import Evaluation
 from prunesearch.engine.local import LocalEngine
 from prunesearch.export import Exported, export
 from prunesearch.model.demo_weights import obtain
-from prunesearch.pipeline import Bench, Outcome, facts_of, objective_for, open_bench, require, run_search
+from prunesearch.pipeline import Outcome, facts_of, run_search
 from prunesearch.recipe import Recipe, RunOptions
 from prunesearch.scoring.text import HELD_OUT
 from prunesearch.search import Listener

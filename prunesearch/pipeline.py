@@ -1,39 +1,31 @@
 """The whole story, from a recipe to a verified checkpoint. A newcomer reads `run` first."""
 
 import asyncio
-import functools
-import os
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-import torch
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from prunesearch.bench import Bench, load_for, objective_for, open_bench, require, space_of
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.local import LocalEngine
-from prunesearch.engine.pool import WorkerPool
 from prunesearch.errors import InputError, RunError
 from prunesearch.export import Exported, check_destination, export
 from prunesearch.model.anatomy import Sizes
 from prunesearch.model.arithmetic import wide_products
-from prunesearch.model.loading import LoadedModel, load
-from prunesearch.model.streaming import open_streamed
-from prunesearch.recipe import CALIBRATED, Recipe, RunOptions, study_name
+from prunesearch.recipe import Recipe, RunOptions, study_name
 from prunesearch.samplers import SubsetSampler, build
 from prunesearch.scoring.cost import LatencyModel, compare_latency
 from prunesearch.scoring.fitness import Fitness, objectives
-from prunesearch.scoring.forward import Forward
-from prunesearch.scoring.mix import MixObjective
-from prunesearch.scoring.objectives import CalibrationObjective, Objective, numerics_of
+from prunesearch.scoring.objectives import numerics_of
 from prunesearch.scoring.rankings import rank_units
-from prunesearch.scoring.reference import ReferenceStore
 from prunesearch.scoring.text import token_windows
 from prunesearch.search import Listener, SearchResult, search
 from prunesearch.space import SearchSpace, split_drop
@@ -102,16 +94,6 @@ class Outcome:
         }
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A model on the bench: loaded, with an objective to score it by and a store for what was scored."""
-
-    loaded: LoadedModel
-    objective: Objective
-    engine: LocalEngine
-    store: EvaluationStore
-
-
 def run(
     recipe: Recipe,
     options: RunOptions = RunOptions(),  # noqa: B008 (frozen)
@@ -143,107 +125,6 @@ def run(
         return outcome, export(bench.loaded, outcome.best.candidate, out, facts_of(recipe, outcome))
 
 
-@contextmanager
-def open_bench(recipe: Recipe, options: RunOptions) -> Iterator[Bench]:
-    """Load the recipe's model and data; nothing is written before both are known to be good.
-
-    Raises:
-        InputError: the model, the data, the number of layers, or where results shall go.
-    """
-    studies.check_url(options.storage)
-    check_writable(Places.parse(options.cache).folder)
-    loaded = load_for(recipe, options)
-    space_of(recipe, loaded)
-    objective = objective_for(recipe, loaded, options)
-    with EvaluationStore(options.cache) as store, _scorer(recipe, options) as scorer:
-        yield Bench(loaded, objective, LocalEngine(loaded, objective, store, scorer, options.state_bytes), store)
-
-
-@contextmanager
-def _scorer(recipe: Recipe, options: RunOptions) -> Iterator[WorkerPool | None]:
-    """Worker processes, where more than one is asked for."""
-    if options.workers == 1:
-        yield None
-        return
-    with WorkerPool(functools.partial(_worker, recipe, options), options.workers) as pool:
-        yield pool
-
-
-def _worker(recipe: Recipe, options: RunOptions, number: int) -> tuple[Objective, Forward]:
-    """A worker's own model and objective: on a GPU of its own, or with its share of the cores."""
-    gpus = torch.cuda.device_count()
-    if gpus and options.device in (None, "cuda"):
-        options = options.model_copy(update={"device": f"cuda:{number % gpus}"})
-    threads = max(1, (options.threads or os.cpu_count() or 1) // options.workers)
-    options = options.model_copy(update={"threads": threads})
-    loaded = load_for(recipe, options)
-    return objective_for(recipe, loaded, options), Forward(loaded.model, loaded.layers, options.state_bytes)
-
-
-def load_for(recipe: Recipe, options: RunOptions) -> LoadedModel:
-    """Load the recipe's model as the options say."""
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    if options.weights_in != "memory":
-        return open_streamed(
-            recipe.model,
-            revision=recipe.revision,
-            dtype=recipe.dtype,
-            device=options.device,
-            trust_remote_code=recipe.trust_remote_code,
-            host=options.weights_in == "host",
-        )
-    return load(
-        recipe.model,
-        revision=recipe.revision,
-        dtype=recipe.dtype,
-        device=options.device,
-        device_map=options.device_map,
-        trust_remote_code=recipe.trust_remote_code,
-    )
-
-
-def objective_for(recipe: Recipe, loaded: LoadedModel, options: RunOptions, generate: bool = False) -> Objective:
-    """Build the recipe's objective and its data.
-
-    Args:
-        generate: allow tasks that generate text.
-    """
-    if recipe.objective == "task":
-        return _task_objective(recipe, loaded, recipe.task or "", generate)
-    if recipe.objective in CALIBRATED:
-        return _calibration_objective(recipe, loaded, options, recipe.objective)
-    parts: dict[str, Objective] = {
-        name: _task_objective(recipe, loaded, name, generate) for name in recipe.terms if name not in CALIBRATED
-    }
-    calibrated = [name for name in recipe.terms if name in CALIBRATED]
-    if calibrated:
-        parts["calibration"] = _calibration_objective(recipe, loaded, options, calibrated[0])
-    return MixObjective(parts, recipe.terms)
-
-
-def _calibration_objective(recipe: Recipe, loaded: LoadedModel, options: RunOptions, metric: str) -> Objective:
-    windows = token_windows(recipe.calibration, loaded.tokenizer, recipe.tokens, recipe.window)
-    references = ReferenceStore(Places.parse(options.cache).folder / "references")
-    return CalibrationObjective(loaded, windows, metric, recipe.kl_top, references)
-
-
-def _task_objective(recipe: Recipe, loaded: LoadedModel, task: str, generate: bool) -> Objective:
-    from prunesearch.scoring.harness import TaskObjective  # lm-eval takes seconds to import
-
-    return TaskObjective(
-        loaded,
-        task,
-        metric=recipe.metric,
-        data=recipe.task_data,
-        include_path=recipe.include_path,
-        limit=recipe.limit,
-        num_fewshot=recipe.num_fewshot,
-        batch_tokens=recipe.batch_tokens,
-        generate=generate,
-    )
-
-
 def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: Listener | None = None) -> Outcome:
     """Make or resume the recipe's study and bring it to the asked number of trials.
 
@@ -268,6 +149,8 @@ def run_searches(
     """
     start = time.perf_counter()
     check_grid(recipes, options)
+    for recipe in recipes:
+        space_of(recipe, bench.loaded)
     storage = studies.open_storage(options.storage, create=True)
     names = [options.study or study_name(recipe) for recipe in recipes]
     with ExitStack() as held:
@@ -370,11 +253,6 @@ def _open_study(bench: Bench, recipe: Recipe, storage: RDBStorage, name: str) ->
     return studies.create_or_resume(storage, name, recipe, identity, metrics=metrics, maximize=maximize)
 
 
-def space_of(recipe: Recipe, loaded: LoadedModel) -> SearchSpace:
-    """The recipe's search space on a model."""
-    return SearchSpace.parse(loaded.n_layers, recipe.drop, recipe.protect, recipe.units)
-
-
 def against_of(recipe: Recipe) -> str | None:
     """What a Pareto recipe weighs quality against; None for others."""
     return recipe.against if split_drop(recipe.drop)[0] == "pareto" else None
@@ -441,18 +319,6 @@ def _run_to_end(searching: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run(searching)
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, searching).result()
-
-
-def require(evaluation: Evaluation) -> Evaluation:
-    """Return an evaluation that succeeded.
-
-    Raises:
-        RunError: it failed.
-    """
-    if evaluation.failure is not None:
-        what = evaluation.candidate.text
-        raise RunError(f"scoring the model without layers {what} failed: {evaluation.failure}")
-    return evaluation
 
 
 def facts_of(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import re
 
 from prunesearch.errors import InputError
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
 
 def parse_size(text: str, option: str) -> int:
     """Read a size in bytes: ``512MiB`` and ``1.5G`` as well as plain bytes.
@@ -14,24 +16,19 @@ def parse_size(text: str, option: str) -> int:
     Raises:
         InputError: it cannot be read.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise InputError(f"{option} {text!r} cannot be read: give bytes, or write 100MiB or 1.5GiB")
-    unit = (match[2] or "").upper()
+    number, unit = _read(text, r"([KMGT]i?)?B?", option, "give bytes, or write 100MiB or 1.5GiB")
     base = 1024 if unit.endswith("I") else 1000
-    return int(float(match[1]) * base ** (" KMGT".index(unit[0]) if unit else 0))
+    return int(number * base ** (" KMGT".index(unit[0]) if unit else 0))
 
 
 def parse_duration(text: str, option: str) -> float:
-    """Read a span of time in seconds: ``90d``, ``12h``, ``30m``, ``45s``.
+    """Read a span of time in seconds: ``90d``, ``12h``, ``30m``, ``45s``; see `parse_size`."""
+    number, unit = _read(text, "([smhdw])", option, "write 90d, 12h or 30m")
+    return number * _SECONDS[unit.lower()]
 
-    Args:
-        option: the command-line option it was given with, for the message.
 
-    Raises:
-        InputError: it cannot be read.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip(), re.IGNORECASE)
+def _read(text: str, unit: str, option: str, how: str) -> tuple[float, str]:
+    match = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*{unit}", text.strip(), re.IGNORECASE)
     if match is None:
-        raise InputError(f"{option} {text!r} cannot be read: write 90d, 12h or 30m")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2].lower()]
+        raise InputError(f"{option} {text!r} cannot be read: {how}")
+    return float(match[1]), (match[2] or "").upper()

@@ -94,6 +94,25 @@ def test_search_show_best_export_evaluate_and_remove(here: Path, tiny_folder: Pa
     assert "nothing was deleted" in kept.stderr
 
 
+def test_a_grid_is_searched_at_once(
+    here: Path, tiny_folder: Path, prose: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = ["search", str(tiny_folder), "--sampler", "pso,random", "--calibration", str(prose), *FAST]
+    for bad, complaint in {"1,1": "would be searched twice", "1,9": "9", "1,": "drop"}.items():
+        assert complaint in refused(capsys, monkeypatch, *grid, "--drop", bad)
+    assert "leave it out" in refused(capsys, monkeypatch, *grid, "--drop", "1,2", "--study", "s")
+    assert not (here / "storage" / "study.db").exists(), "nothing was begun"
+    together = run_json(*grid, "--drop", "1,2", "--trials", 6)["searches"]
+    assert {s["study"] for s in together} == {f"tiny-llama-drop{k}-kl-{s}" for k in (1, 2) for s in ("pso", "random")}
+    assert all(s["trials"] == 6 for s in together)
+    one = ["search", tiny_folder, "--drop", 2, "--calibration", prose, *FAST, "--trials", 6, "--study", "alone"]
+    alone = run_json(*one)
+    (same,) = (s for s in together if s["study"] == "tiny-llama-drop2-kl-pso")
+    assert alone["best"]["metrics"] == same["best"]["metrics"], "searching together changes no trial"
+    assert alone["hits"] == 6, "and what was scored together is found"
+    assert "4 studies over one engine" in run(*grid, "--drop", "1,2", "--trials", 6).stdout
+
+
 def test_a_recipe_file_is_run_to_the_end(here: Path, tiny_folder: Path, prose: Path) -> None:
     Path("recipe.yaml").write_text(
         f"model: {tiny_folder}\ndrop: 2\nsampler: woa\npopulation: 4\n"

@@ -4,31 +4,20 @@ lm-eval tokenises, cuts rolling texts into windows, filters, aggregates and give
 the forward passes are replaced (`scoring.answers`). Tasks that generate text go through `HFLM` whole.
 """
 
-import contextlib
-import functools
-import io
-import logging
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import datasets
-import jinja2
 import lm_eval.evaluator
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import DataError, InputError, UnknownNameError, one_line
+from prunesearch.errors import InputError
 from prunesearch.model.anatomy import input_device
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import pruned
@@ -43,6 +32,16 @@ from prunesearch.scoring.answers import (
     tree_depth_fits,
 )
 from prunesearch.scoring.forward import Forward, Head
+from prunesearch.scoring.lm_eval_tasks import (
+    bootstrap_here,
+    choose_metric,
+    configure,
+    data_errors,
+    flat_metrics,
+    freeze,
+    load_tasks,
+    quiet_lm_eval,
+)
 from prunesearch.scoring.objectives import (
     SCORING_VERSION,
     Chunk,
@@ -53,7 +52,6 @@ from prunesearch.scoring.objectives import (
     numerics_of,
     tokens_digest,
 )
-from prunesearch.scoring.text import read_jsonl
 
 CHUNK_REQUESTS = 256
 """Requests of a chunk, up to the end of a document: 64 of HellaSwag's."""
@@ -62,7 +60,6 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 BOOTSTRAP_ITERS = 1000
 """Resamples for standard errors without a formula (perplexity, f1); lm-eval's default of 100,000 takes minutes."""
 _WORTH = 0.8  # share of a plain pass's tokens below which a token tree is faster
-FEWSHOT_SEED = 1234  # lm_eval.simple_evaluate's default
 
 Request = tuple[Any, list[int], list[int]]  # lm-eval's: (texts, context ids, continuation ids)
 
@@ -101,14 +98,14 @@ class TaskObjective:
         self._model = loaded.model
         self._name = task
         self._limit = limit
-        self._tasks = _load_tasks(task, data, include_path, generate)
-        _configure(self._tasks, num_fewshot)
-        with _quiet_lm_eval(), _data_errors(task, data):
+        self._tasks = load_tasks(task, data, include_path, generate)
+        configure(self._tasks, num_fewshot)
+        with quiet_lm_eval(), data_errors(task, data):
             self._lm = _Recorder(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=1)
             dummy = self._evaluate(self._lm)
             for leaf in self._tasks["tasks"].values():
-                _freeze(leaf)
-        self.metric, self.maximize = _choose_metric(dummy, task, metric)
+                freeze(leaf)
+        self.metric, self.maximize = choose_metric(dummy, task, metric)
         device = input_device(loaded.model).type
         self._batch_tokens = batch_tokens or BATCH_TOKENS.get(device, 2048)
         self._head = Head(loaded.model)
@@ -169,7 +166,7 @@ class TaskObjective:
 
     def metrics(self, results: Sequence[list[Any]]) -> Metrics:
         """Let lm-eval's filters, metrics and aggregation read the answers."""
-        table = _flat_metrics(self._evaluate(self._replay(results)), self._name)
+        table = flat_metrics(self._evaluate(self._replay(results)), self._name)
         values = {name: value for name, value in table.items() if not name.endswith("_stderr")}
         stderr = {name.removesuffix("_stderr"): v for name, v in table.items() if name.endswith("_stderr")}
         return Metrics(values, stderr)
@@ -220,7 +217,7 @@ class TaskObjective:
         return _Replay(answers, self._lm.windows, texts + [""] * (len(self._prompts) - len(texts)))
 
     def _evaluate(self, lm: Any, samples: bool = False) -> dict[str, Any]:  # noqa: ANN401 (lm-eval is untyped)
-        with _bootstrap_here():
+        with bootstrap_here():
             outcome: dict[str, Any] = lm_eval.evaluator.evaluate(
                 lm=lm, task_dict=self._tasks, limit=self._limit, log_samples=samples, bootstrap_iters=BOOTSTRAP_ITERS
             )
@@ -270,7 +267,7 @@ class _Recorder(HFLM):  # type: ignore[misc]
 
     def generate(self, prompts: list[Instance]) -> list[str]:
         """Generate with the model as it stands."""
-        with torch.inference_mode(), _quiet_lm_eval():
+        with torch.inference_mode(), quiet_lm_eval():
             return list(super().generate_until(prompts, disable_tqdm=True))
 
 
@@ -295,134 +292,3 @@ class _Replay:
 
     def _next(self) -> list[Answer]:
         return [next(self._answers) for _ in range(next(self._windows))]
-
-
-@functools.lru_cache(maxsize=4)
-def _task_manager(include_path: str | None) -> TaskManager:
-    """lm-eval's index of tasks; it reads thousands of files, so it is made once a process."""
-    return TaskManager(include_path=include_path)
-
-
-def _load_tasks(task: str, data: str | None, include_path: str | None, generate: bool) -> dict[str, Any]:
-    if include_path is not None and not Path(include_path).is_dir():
-        raise DataError(f"no folder {include_path!r} for --include-path")
-    rows = read_jsonl(Path(data)) if data is not None else None
-    with _quiet_lm_eval():
-        manager = _task_manager(include_path)
-        if task not in manager.all_tasks:
-            raise UnknownNameError("task", task, manager.all_tasks)
-        if rows is not None and task not in manager.all_subtasks:
-            raise InputError(f"--task-data replaces the data of one task; {task!r} is a group of several")
-        with _data_errors(task, data):
-            tasks: dict[str, Any] = manager.load([task] if rows is None else [_with_rows(task, rows)])
-    if rows is not None:
-        tasks = {"tasks": tasks["tasks"], "groups": {}, "group_map": {}}
-    for name, leaf in tasks["tasks"].items():
-        if leaf.OUTPUT_TYPE == "generate_until" and not generate:
-            raise InputError(
-                f"task {name!r} generates text; a search needs a multiple-choice or log-likelihood task "
-                "(prunesearch evaluate takes it)"
-            )
-    return tasks
-
-
-def _with_rows(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The stock task with its data source replaced; a one-task group is lm-eval's public way to override fields."""
-    splits = {"local": datasets.Dataset.from_list(rows)}
-    overrides = {
-        "custom_dataset": lambda **_: splits,
-        "training_split": None,
-        "validation_split": "local",
-        "test_split": None,
-        "fewshot_split": "local",
-    }
-    return {"group": "local", "task": [{"task": task, **overrides}]}
-
-
-def _configure(tasks: dict[str, Any], num_fewshot: int | None) -> None:
-    """What `lm_eval.simple_evaluate` sets on tasks before it evaluates them."""
-    for leaf in tasks["tasks"].values():
-        default = leaf.get_config("num_fewshot")
-        if num_fewshot is not None and default != 0:
-            leaf.set_config(key="num_fewshot", value=num_fewshot)
-        elif default is None:
-            leaf.set_config(key="num_fewshot", value=0)
-        leaf.set_fewshot_seed(seed=FEWSHOT_SEED)
-
-
-def _freeze(leaf: Any) -> None:  # noqa: ANN401
-    """Keep a task's processed documents and built requests for every later evaluation; only answers are cleared."""
-
-    def reuse(**_: object) -> None:
-        for instance in leaf.instances:
-            instance.resps = []
-            instance.filtered_resps = {}
-
-    leaf.build_all_requests = reuse
-    if leaf.config.process_docs is not None:  # lm-eval would process all documents again at every look
-        split = leaf.config.test_split or leaf.config.validation_split
-        leaf.dataset = {**leaf.dataset, split: leaf.eval_docs}
-        leaf.config.process_docs = None
-
-
-def _flat_metrics(outcome: dict[str, Any], task: str) -> dict[str, float]:
-    """Metrics of the task or group as ``acc_norm`` and ``acc_norm_stderr``; a tag's are averaged over its tasks."""
-    results = outcome["results"]
-    tables = [results[task]] if task in results else list(results.values())
-    flat: dict[str, list[float]] = {}
-    for table in tables:
-        for name, value in table.items():
-            if isinstance(value, int | float) and "," in name:
-                flat.setdefault(name.split(",")[0], []).append(float(value))
-    return {
-        name: sum(values) / len(values)
-        for name, values in flat.items()
-        if len(values) == len(tables) and not (name.endswith("_stderr") and len(tables) > 1)
-    }
-
-
-def _choose_metric(outcome: dict[str, Any], task: str, asked: str | None) -> tuple[str, bool]:
-    names = [name for name in _flat_metrics(outcome, task) if not name.endswith("_stderr")]
-    if not names:
-        raise InputError(f"task {task!r} has no metric that all its tasks share: search one of them instead")
-    if asked is not None and asked not in names:
-        raise UnknownNameError(f"metric of task {task!r}", asked, names)
-    metric = asked or ("acc_norm" if "acc_norm" in names else names[0])
-    directions = {d[metric] for d in outcome["higher_is_better"].values() if metric in d}
-    return metric, directions != {False}
-
-
-@contextmanager
-def _data_errors(task: str, data: str | None) -> Iterator[None]:
-    """Translate what lm-eval and jinja say when documents do not fit the task's template."""
-    where = repr(data) if data else "its own data set"
-    try:
-        yield
-    except KeyError as error:
-        raise DataError(f"task {task!r} needs a field {error} that {where} does not have") from None
-    except (ValueError, TypeError, AttributeError, IndexError, OSError, RuntimeError, jinja2.TemplateError) as error:
-        fix = "" if data else "; without a network give --task-data FILE.jsonl"
-        raise DataError(f"task {task!r} cannot use {where}: {one_line(error)}{fix}") from None
-
-
-@contextmanager
-def _bootstrap_here() -> Iterator[None]:
-    """Keep lm-eval's bootstrap in this process (it would fork one that holds a model) and off stdout."""
-    with mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}), contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-@contextmanager
-def _quiet_lm_eval() -> Iterator[None]:
-    """Keep lm-eval's warnings and the bars that it and datasets draw off the terminal."""
-    logger = logging.getLogger("lm_eval")
-    before, bars = logger.level, not datasets.are_progress_bars_disabled()
-    logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(before)
-        if bars:
-            datasets.enable_progress_bars()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from prunesearch.pipeline import open_bench, run_search
+from prunesearch.bench import open_bench
+from prunesearch.pipeline import run_search
 from prunesearch.recipe import Recipe, RunOptions
 from prunesearch.report.progress import ProgressView
 

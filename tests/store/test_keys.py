@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from prunesearch.bench import load_for, objective_for
 from prunesearch.candidate import LayerSubset
-from prunesearch.pipeline import load_for, objective_for
 from prunesearch.recipe import Recipe, RunOptions
 from prunesearch.scoring import harness, objectives
 from prunesearch.store.keys import canonical_json, evaluation_key, latency_key

@@ -1,0 +1,139 @@
+"""What the commands share: their options, and how these become a recipe and the way it is run."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from prunesearch.errors import InputError, UnknownNameError, one_line
+from prunesearch.recipe import (
+    FORMS,
+    OBJECTIVES,
+    RANKINGS,
+    SAMPLERS,
+    WEIGHT_PLACES,
+    Recipe,
+    RunOptions,
+    Weights,
+    validated,
+)
+from prunesearch.space import UNITS
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--drop", required=True, help="How much to drop: 8, 25%, ..8 (up to), pareto[:25%]; or several: 4,8."),
+    click.option("--protect", default="", help="Blocks that stay: first:1,last:1 or 0,5-8."),
+    click.option("--units", default="blocks", show_default=True, help=f"What is dropped: {' or '.join(UNITS)}."),
+    click.option("--against", help="Weigh quality against size or latency in --drop pareto; default size."),
+    click.option("--sampler", default="pso", show_default=True, help=f"{', '.join(SAMPLERS)}; or several: pso,woa."),
+    click.option("--form", help=f"PSO and WOA as: {', '.join(FORMS)}; default set."),
+    click.option("--preselect/--no-preselect", default=True, help="A surrogate chooses among the swarm's moves."),
+    click.option("--ranking", help=f"What to start from: {', '.join(RANKINGS)}; default by sampler."),
+    click.option("--asynchronous", is_flag=True, help="PSO and WOA: never wait for a generation."),
+    click.option("--population", type=int, help="Trials per generation; default 6 for PSO and WOA, else 16."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers."),
+    click.option("--race", is_flag=True, help="Stop scoring a candidate once it is surely worse than the best."),
+)
+DATA_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--objective", help=f"{', '.join(OBJECTIVES)}, or a mix: kl=1,hellaswag=2; default kl, or the task."),
+    click.option("--kl-top", type=int, help="KL over the K likeliest tokens and the rest as one; default over all."),
+    click.option("--calibration", help="Text file, JSONL, or dataset id[:config[:split]]; default: builtin prose."),
+    click.option("--tokens", type=int, default=1024, show_default=True, help="Calibration tokens scored."),
+    click.option("--window", type=int, default=256, show_default=True, help="Tokens per calibration sequence."),
+    click.option("--task", help="lm-eval task or group of multiple-choice or log-likelihood type."),
+    click.option("--task-data", help="Local .jsonl[.gz|.bz2] instead of the task's own data."),
+    click.option("--include-path", help="Folder with task YAML files of your own."),
+    click.option("--metric", help="Metric of the task; default acc_norm where it has it, else its first."),
+    click.option("--limit", type=int, help="Documents of the task; default all."),
+    click.option("--num-fewshot", type=int, help="Few-shot examples; default the task's."),
+    click.option("--batch-tokens", type=int, help="Tokens per pass of a task; default 2048, on a GPU 16384."),
+)
+REVISION = click.option("--revision", help="Branch, tag or commit of a Hugging Face id.")
+TRUST = click.option("--trust-remote-code", is_flag=True, help="Run modelling code that ships with the model.")
+DTYPE = click.option("--dtype", default="auto", show_default=True, help="auto, bfloat16, float16 or float32.")
+MODEL_OPTIONS: tuple[Callable[[Any], Any], ...] = (REVISION, DTYPE, TRUST)
+RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--device", help="Torch device; default cuda where there is one, else cpu."),
+    click.option("--device-map", help="Given to accelerate, e.g. auto."),
+    click.option("--threads", type=int, help="Torch CPU threads."),
+    click.option(
+        "--weights",
+        multiple=True,
+        callback=lambda _, __, given: _split_weights(given),
+        help="memory, stream (from disk, layer by layer) or host; also quality=1,size=0,latency=0, the optimised sum.",
+    ),
+    click.option("--state-memory", default=RunOptions().state_memory, show_default=True, help="For hidden states."),
+    click.option("--workers", type=int, default=1, show_default=True, help="Processes that score, each with a model."),
+    click.option("--cache", default=RunOptions().cache, show_default=True, help="The cache: DIR, URL or DIR,URL."),
+)
+STORAGE = click.option(
+    "--storage", default=RunOptions().storage, show_default=True, help="Optuna RDB URL of the studies."
+)
+WANTED: tuple[Callable[[Any], Any], ...] = (
+    click.option("--max-loss", help="The smallest that loses no more: 2% of the dense quality, or 0.05 of the metric."),
+    click.option("--max-size", help="The best that is no larger: 100MiB."),
+)
+DELIVERY = ("out", "form", "gguf", "max_shard", "push_to_hub", "program")
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def with_options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Decorate a command with options, in the order of its help."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def recipe_of(settings: dict[str, Any]) -> Recipe:
+    """The recipe in a command's settings; what was not given keeps the recipe's default."""
+    values = {name: settings[name] for name in Recipe.model_fields if settings.get(name) is not None}
+    if "objective" not in values:
+        values["objective"] = "task" if values.get("task") else "kl"
+    values["weights"] = Weights.parse((settings.get("weights") or ("", ""))[0])
+    return validated(Recipe, values)
+
+
+def grid_of(settings: dict[str, Any]) -> list[Recipe]:
+    """The recipes of ``--sampler pso,woa --drop 4,8``: every sampler with every number."""
+    samplers, drops = ([word.strip() for word in settings[name].split(",")] for name in ("sampler", "drop"))
+    return [recipe_of({**settings, "sampler": sampler, "drop": drop}) for sampler in samplers for drop in drops]
+
+
+def _split_weights(given: Sequence[str]) -> tuple[str, str | None]:
+    """``--weights`` says two things by one name: what is optimised, and where the model's weights are."""
+    places = [word for word in given if word in WEIGHT_PLACES]
+    sums = [word for word in given if word not in WEIGHT_PLACES]
+    if any("=" not in word for word in sums):
+        raise UnknownNameError("place of weights", next(w for w in sums if "=" not in w), WEIGHT_PLACES)
+    return ",".join(sums), "memory" if "resident" in places else places[-1] if places else None
+
+
+def options_of(settings: dict[str, Any]) -> RunOptions:
+    """How a command's settings ask for the recipe to be run."""
+    values = {name: settings[name] for name in RunOptions.model_fields if settings.get(name) is not None}
+    place = (settings.get("weights") or ("", None))[1]
+    return validated(RunOptions, values if place is None else {**values, "weights_in": place})
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file.
+
+    Raises:
+        InputError: it cannot be read, or is no recipe.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read recipe {str(path)!r}: {one_line(error)}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InputError(f"recipe {str(path)!r} is not a mapping: write lines such as 'model: NAME' and 'drop: 8'")
+    if "drop" in values:
+        values["drop"] = str(values["drop"])
+    return validated(Recipe, values)

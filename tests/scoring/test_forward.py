@@ -1,0 +1,66 @@
+"""What candidates share is computed once, and nobody can tell from the numbers."""
+
+import pytest
+import torch
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.model.loading import LoadedModel
+from prunesearch.model.surgery import pruned
+from prunesearch.scoring.batches import Rows
+from prunesearch.scoring.forward import Forward, Head, Stopped
+from tests.conftest import N_LAYERS
+
+IDS = (torch.arange(60) * 7 % 250).view(3, 20)
+CANDIDATES = [
+    LayerSubset.of(N_LAYERS),
+    LayerSubset.of(N_LAYERS, [4]),
+    LayerSubset.of(N_LAYERS, [4, 5]),
+    LayerSubset.of(N_LAYERS, [0]),
+    LayerSubset.of(N_LAYERS, [2], attention=[4], mlp=[1]),
+    LayerSubset.of(N_LAYERS, attention=[4]),
+]
+
+
+def states(forward: Forward, candidates: list[LayerSubset] = CANDIDATES) -> dict[LayerSubset, torch.Tensor]:
+    return {candidate: state for _, candidate, state in forward.run([(Rows(IDS), candidates)])}
+
+
+@torch.inference_mode()
+def test_shared_states_are_those_of_each_candidate_alone(loaded: LoadedModel) -> None:
+    head = Head(loaded.model)
+    shared = states(Forward(loaded.model, loaded.layers))
+    assert set(shared) == set(CANDIDATES)
+    for candidate, state in shared.items():
+        with pruned(loaded.model, candidate) as model:
+            expected = model(input_ids=IDS, use_cache=False).logits.flatten(0, 1)
+        torch.testing.assert_close(head.logits(head.finish(state.flatten(0, 1))), expected, rtol=1e-4, atol=1e-4)
+        (alone,) = states(Forward(loaded.model, loaded.layers), [candidate]).values()
+        assert torch.equal(alone, state), "to the bit"
+
+
+def test_a_common_beginning_is_computed_once(loaded: LoadedModel) -> None:
+    forward = Forward(loaded.model, loaded.layers)
+    states(forward, CANDIDATES[:3])  # blocks 0 to 3 once, 4 and 5 of the dense model, 5 of the second
+    assert forward.tally.computed == 7 * IDS.numel()
+    assert forward.tally.separate == (6 + 5 + 4) * IDS.numel()
+    assert forward.tally.saved == pytest.approx(8 / 15)
+
+
+@pytest.mark.parametrize("held", [1, 2, 100])
+def test_little_memory_costs_work_and_no_bit(loaded: LoadedModel, held: int) -> None:
+    state_bytes = IDS.numel() * loaded.model.config.hidden_size * 4
+    ample = Forward(loaded.model, loaded.layers)
+    tight = Forward(loaded.model, loaded.layers, held * state_bytes)
+    assert tight.lot(Rows(IDS)) == held
+    expected, found = states(ample), states(tight)
+    assert all(torch.equal(found[c], expected[c]) for c in CANDIDATES)
+    assert (tight.tally.computed > ample.tally.computed) == (held < len(CANDIDATES))
+
+
+def test_a_pass_is_left_between_two_blocks(loaded: LoadedModel) -> None:
+    forward = Forward(loaded.model, loaded.layers)
+    forward.stopped = lambda: forward.tally.computed >= 3 * IDS.numel()
+    with pytest.raises(Stopped):
+        states(forward)
+    assert forward.tally.computed == 3 * IDS.numel()
+    assert len(states(Forward(loaded.model, loaded.layers))) == len(CANDIDATES), "the model is whole again"
