@@ -2,7 +2,7 @@
 
 KL of 20 candidates (8 of SmolLM2's 30 blocks dropped, 512 tokens): one by one with the model's own forward pass and
 the whole logits, against one generation in our engine. Populations: uniform subsets, and generations of a PSO search of
-20 particles: its first, one from its middle, and its last.
+20 particles: its first, one from its middle, and its last of ten, which is the default of 200 trials.
 
     python -m benchmarks.prefix_sharing --json benchmarks/results/prefix_sharing.json
 """
@@ -71,7 +71,7 @@ def main() -> None:
     options = arguments("KL of a generation: shared prefixes against one by one")
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(2)
-    tokens, repeats, count = (256, 1, 3) if options.quick else (512, 2, 6)
+    tokens, repeats, count = (256, 1, 3) if options.quick else (512, 3, 10)
     record = Record("prefix_sharing", options.quick)
     path = str(obtain(Path("storage/models"), print))
     searched = generations(path, count)

@@ -12,6 +12,8 @@ from prunesearch.candidate import Evaluation
 from prunesearch.engine.local import LocalEngine
 from prunesearch.engine.pool import WorkerPool
 from prunesearch.errors import RunError
+from prunesearch.model.anatomy import settings_of
+from prunesearch.model.fields import period_of
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.streaming import open_streamed
 from prunesearch.recipe import CALIBRATED, Recipe, RunOptions
@@ -138,8 +140,15 @@ def _task_objective(recipe: Recipe, loaded: LoadedModel, task: str, generate: bo
 
 
 def space_of(recipe: Recipe, loaded: LoadedModel) -> SearchSpace:
-    """The recipe's search space on a model."""
-    return SearchSpace.parse(loaded.n_layers, recipe.drop, recipe.protect, recipe.units)
+    """The recipe's search space on a model.
+
+    Raises:
+        InputError: what the recipe wants dropped cannot be.
+    """
+    period = 1
+    if recipe.keep_pattern:
+        period = period_of(settings_of(loaded.model.config), loaded.n_layers)
+    return SearchSpace.parse(loaded.n_layers, recipe.drop, recipe.protect, recipe.units, period)
 
 
 def require(evaluation: Evaluation) -> Evaluation:

@@ -25,6 +25,7 @@ RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--drop", required=True, help="How much to drop: 8, 25%, ..8 (up to), pareto[:25%]; or several: 4,8."),
     click.option("--protect", default="", help="Blocks that stay: first:1,last:1 or 0,5-8."),
     click.option("--units", default="blocks", show_default=True, help=f"What is dropped: {' or '.join(UNITS)}."),
+    click.option("--keep-pattern", is_flag=True, help="Drop whole periods of unlike blocks, as llama.cpp needs it."),
     click.option("--against", help="Weigh quality against size or latency in --drop pareto; default size."),
     click.option("--sampler", default="pso", show_default=True, help=f"{', '.join(SAMPLERS)}; or several: pso,woa."),
     click.option("--form", help=f"PSO and WOA as: {', '.join(FORMS)}; default set."),

@@ -264,7 +264,7 @@ def _sampler(bench: Bench, recipe: Recipe, study: Study, space: SearchSpace) -> 
     if recipe.start == "single":
         ranking = "single"
     elif recipe.start != "none":
-        ranking = studies.remembered(study, "ranking", lambda: _ranking(bench, recipe))
+        ranking = studies.remembered(study, "ranking", lambda: _ranking(bench, recipe, space))
     return build(
         recipe.sampler,
         space,
@@ -277,11 +277,14 @@ def _sampler(bench: Bench, recipe: Recipe, study: Study, space: SearchSpace) -> 
     )
 
 
-def _ranking(bench: Bench, recipe: Recipe) -> list[float]:
+def _ranking(bench: Bench, recipe: Recipe, space: SearchSpace) -> list[float]:
     """Rank the units on the recipe's calibration text; a task has none, and takes the built-in."""
     windows = token_windows(recipe.calibration, bench.loaded.tokenizer, recipe.tokens, recipe.window)
     with wide_products():
-        return rank_units(bench.loaded.model, bench.loaded.layers, windows, recipe.start, recipe.units)
+        harm = rank_units(bench.loaded.model, bench.loaded.layers, windows, recipe.start, recipe.units)
+    if recipe.units == "sublayers":
+        return harm
+    return [sum(harm[block] for block in space.blocks_of(unit)) for unit in range(space.n_units)]
 
 
 def knee(front: Sequence[FrozenTrial], dense: Sequence[float]) -> FrozenTrial:

@@ -85,6 +85,8 @@ class Recipe(BaseModel):
     """Blocks that stay: ``first:1,last:1``, single indices and ranges (``0,5-8``), mixed."""
     units: Literal["blocks", "sublayers"] = "blocks"
     """What is dropped: whole blocks, or attention and MLP sublayers one by one."""
+    keep_pattern: bool = False
+    """Drop blocks by whole periods of the pattern in which their kinds repeat (see `model.fields.period_of`)."""
     against: Literal["size", "latency"] = "size"
     """What quality is weighed against when `drop` is ``pareto``."""
 
@@ -176,6 +178,8 @@ class Recipe(BaseModel):
         if self.sampler not in SAMPLERS:
             raise UnknownNameError("sampler", self.sampler, SAMPLERS)
         budget, _ = split_drop(self.drop)
+        if self.keep_pattern and self.units != "blocks":
+            raise ValueError("--keep-pattern drops whole blocks: leave out --units sublayers")
         if budget == "pareto" and self.sampler not in PARETO_SAMPLERS:
             raise ValueError(f"--sampler {self.sampler} cannot search --drop {self.drop}: use {_or(PARETO_SAMPLERS)}")
         if budget == "pareto" and (self.weights.size or self.weights.latency):
@@ -314,7 +318,7 @@ def study_name(recipe: Recipe) -> str:
     what = recipe.task if recipe.objective == "task" and recipe.task else recipe.objective
     model = Path(recipe.model).name.removesuffix(".gguf") if recipe.model else "model"
     drop = recipe.drop.replace("%", "pct").replace("..", "upto").replace(":", "")
-    units = "-sublayers" if recipe.units == "sublayers" else ""
+    units = "-sublayers" if recipe.units == "sublayers" else "-pattern" if recipe.keep_pattern else ""
     sampler = recipe.sampler + ("" if recipe.form == "set" else f"-{recipe.form}")
     parts = [slug(model), f"drop{drop}{units}", slug(what), sampler]
     return "-".join(parts) + (f"-s{recipe.seed}" if recipe.seed else "")

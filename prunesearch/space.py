@@ -23,6 +23,7 @@ class SearchSpace:
         protected: blocks that stay whole.
         budget: ``exactly`` k, ``up to`` k, or ``pareto``: up to k, with the size as a second objective.
         units: ``blocks``, or ``sublayers``: each block's attention and each block's MLP is a unit of its own.
+        period: with ``blocks``, so many in a row are one unit, counted from the first; what is left over stays.
 
     Raises:
         InputError: `k` cannot be reached.
@@ -33,9 +34,10 @@ class SearchSpace:
     protected: frozenset[int] = frozenset()
     budget: Budget = "exactly"
     units: Literal["blocks", "sublayers"] = "blocks"
+    period: int = 1
 
     def __post_init__(self) -> None:
-        what = "layers" if self.units == "blocks" else "sublayers"
+        what = "sublayers" if self.units == "sublayers" else "layers" if self.period == 1 else "periods of layers"
         if self.k <= 0:
             raise InputError(f"--drop {self.k} removes nothing: drop at least 1 of {self.n_units} {what}")
         if self.k >= self.n_units:
@@ -51,36 +53,48 @@ class SearchSpace:
 
     @classmethod
     def parse(
-        cls, n_layers: int, drop: str, protect: str = "", units: Literal["blocks", "sublayers"] = "blocks"
+        cls,
+        n_layers: int,
+        drop: str,
+        protect: str = "",
+        units: Literal["blocks", "sublayers"] = "blocks",
+        period: int = 1,
     ) -> Self:
-        """Read the command line's ``--drop`` and ``--protect``.
+        """Read the command line's ``--drop``, which counts layers or sublayers, and ``--protect``.
 
         Raises:
             InputError: either cannot be read or cannot be met.
         """
         budget, amount = split_drop(drop)
         protected = _parse_protect(protect, n_layers)
-        n_units = n_layers if units == "blocks" else 2 * n_layers
-        if amount is None:  # everything but one block
-            free = n_units - len(protected) * n_units // n_layers
-            return cls(n_layers, min(free, n_units - 1), protected, budget, units)
-        return cls(n_layers, _parse_amount(amount, drop, n_units), protected, budget, units)
+        if amount is None:  # everything but one unit
+            whole = cls(n_layers, 1, frozenset(), budget, units, period)
+            free = sum(not protected & whole.blocks_of(unit) for unit in range(whole.n_units))
+            k = min(free, whole.n_units - 1)
+        else:
+            k = _parse_amount(amount, drop, n_layers if units == "blocks" else 2 * n_layers, period)
+        return cls(n_layers, k, protected, budget, units, period)
 
     @property
     def n_units(self) -> int:
         """Number of units, protected ones included."""
-        return self.n_layers if self.units == "blocks" else 2 * self.n_layers
+        return self.n_layers // self.period if self.units == "blocks" else 2 * self.n_layers
+
+    def blocks_of(self, unit: int) -> frozenset[int]:
+        """The blocks that a unit consists of, or is part of."""
+        if self.units == "sublayers":
+            return frozenset({unit // 2})
+        return frozenset(range(unit * self.period, (unit + 1) * self.period))
 
     @property
     def kinds(self) -> tuple[int, ...]:
         """The kind of each unit: 0 for blocks and attention, 1 for MLPs."""
-        return (0,) * self.n_layers if self.units == "blocks" else (0, 1) * self.n_layers
+        return (0,) * self.n_units if self.units == "blocks" else (0, 1) * self.n_layers
 
     @property
     def droppable(self) -> tuple[int, ...]:
         """The units that may go."""
-        share = self.n_units // self.n_layers
-        return tuple(u for u in range(self.n_units) if u // share not in self.protected)
+        return tuple(unit for unit in range(self.n_units) if not self.protected & self.blocks_of(unit))
 
     @property
     def k_min(self) -> int:
@@ -96,16 +110,19 @@ class SearchSpace:
     def param_names(self) -> tuple[str, ...]:
         """One binary parameter per unit, padded so that they sort.
 
-        ``drop_00 … drop_NN``; for sublayers ``drop_00_attn, drop_00_mlp …``.
+        ``drop_00 … drop_NN``; for sublayers ``drop_00_attn, drop_00_mlp …``; for periods ``drop_00-01 …``.
         """
         digits = max(2, len(str(self.n_layers - 1)))
-        ends = ("",) if self.units == "blocks" else ("_attn", "_mlp")
-        return tuple(f"drop_{i:0{digits}d}{end}" for i in range(self.n_layers) for end in ends)
+        if self.period > 1:
+            ends = [(min(blocks), max(blocks)) for blocks in map(self.blocks_of, range(self.n_units))]
+            return tuple(f"drop_{first:0{digits}d}-{last:0{digits}d}" for first, last in ends)
+        suffixes = ("",) if self.units == "blocks" else ("_attn", "_mlp")
+        return tuple(f"drop_{i:0{digits}d}{suffix}" for i in range(self.n_layers) for suffix in suffixes)
 
     def candidate(self, dropped: Iterable[int]) -> LayerSubset:
         """The candidate that drops these units."""
         if self.units == "blocks":
-            return LayerSubset.of(self.n_layers, dropped)
+            return LayerSubset.of(self.n_layers, [block for unit in dropped for block in self.blocks_of(unit)])
         halves = [divmod(unit, 2) for unit in dropped]
         return LayerSubset.of(
             self.n_layers, (), [i for i, half in halves if half == 0], [i for i, half in halves if half == 1]
@@ -114,7 +131,8 @@ class SearchSpace:
     def to_params(self, candidate: LayerSubset) -> dict[str, int]:
         """Write a candidate as Optuna parameters."""
         if self.units == "blocks":
-            gone = set(candidate.dropped)
+            blocks = set(candidate.dropped)
+            gone = {unit for unit in range(self.n_units) if self.blocks_of(unit) <= blocks}
         else:
             gone = {2 * i for i in (*candidate.dropped, *candidate.attention)}
             gone |= {2 * i + 1 for i in (*candidate.dropped, *candidate.mlp)}
@@ -128,7 +146,8 @@ class SearchSpace:
         """
         candidate = self.any_subset(params)
         if not self.k_min <= self.count(candidate) <= self.k:
-            number = str(self.k) if self.budget == "exactly" else f"up to {self.k}"
+            k = self.k * self.period
+            number = str(k) if self.budget == "exactly" else f"up to {k}"
             raise InputError(f"layers {candidate.text} are not {number} droppable layers of this search")
         return candidate
 
@@ -144,7 +163,7 @@ class SearchSpace:
         units = [unit for unit, name in enumerate(self.param_names) if params[name]]
         candidate = self.candidate(units)
         if not set(units) <= set(self.droppable):
-            raise InputError(f"layers {candidate.text} are not {self.k} droppable layers of this search")
+            raise InputError(f"layers {candidate.text} are not {self.k * self.period} droppable layers of this search")
         return candidate
 
     def count(self, candidate: LayerSubset) -> int:
@@ -168,11 +187,18 @@ def split_drop(text: str) -> tuple[Budget, str | None]:
     return "exactly", words
 
 
-def _parse_amount(amount: str, text: str, n_units: int) -> int:
+def _parse_amount(amount: str, text: str, of: int, period: int) -> int:
+    """How many units a number of layers, or of sublayers, is."""
     if re.fullmatch(r"-?\d+", amount):
-        return int(amount)
+        units, rest = divmod(int(amount), period)
+        if rest:
+            raise InputError(
+                f"--drop {text} cannot keep a pattern that repeats every {period} layers: "
+                f"drop a multiple of {period}, such as {max(units, 1) * period}"
+            )
+        return units
     if percent := re.fullmatch(r"(\d+(?:\.\d+)?)%", amount):
-        return round(float(percent[1]) / 100 * n_units)
+        return round(float(percent[1]) / 100 * of / period)
     raise InputError(
         f"--drop {text!r} cannot be read: give a number of layers (8), a share (25%), a limit (..8), "
         "pareto, or pareto:8"

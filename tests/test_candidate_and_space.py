@@ -79,6 +79,18 @@ def test_impossible_spaces_are_refused(drop: str, protect: str, complaint: str) 
         SearchSpace.parse(6, drop, protect)
 
 
+def test_blocks_go_in_whole_periods() -> None:
+    space = SearchSpace.parse(14, "8", "0,13", period=4)
+    assert (space.n_units, space.k, space.droppable) == (3, 2, (1, 2))
+    assert space.param_names == ("drop_00-03", "drop_04-07", "drop_08-11")
+    candidate = space.candidate((1, 2))
+    assert candidate.dropped == tuple(range(4, 12)), "the two blocks that are left over stay"
+    assert space.from_params(space.to_params(candidate)) == candidate
+    assert SearchSpace.parse(14, "pareto", "0", period=4).k == 2
+    with pytest.raises(InputError, match="a multiple of 4, such as 8"):
+        SearchSpace.parse(14, "9", period=4)
+
+
 def test_foreign_params_are_refused() -> None:
     with pytest.raises(InputError, match="no parameter drop_00"):
         SearchSpace(6, 2).from_params({"x": 1})

@@ -7,9 +7,8 @@ destination, reloaded, compared, synced and only then renamed into place: it is 
 import dataclasses
 import os
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, StorageError, UnknownNameError, VerificationError, one_line
 from prunesearch.export import manifest, sublayers
+from prunesearch.export.atomic import scratch_beside
 from prunesearch.export.layout import Layout, layout_of
 from prunesearch.export.verification import Verification, compare, compare_streamed
 from prunesearch.export.writer import MAX_SHARD, Written, digest, write_shards
@@ -46,6 +46,7 @@ class Exported:
     Attributes:
         form: one of `FORMS`.
         params, bytes: of the checkpoint as it is loaded, and of its weight files.
+        changed: what was done to the weights before they were written; empty: they are the base model's.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Exported:
     params: int
     bytes: int
     verification: Verification
+    changed: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """As JSON values."""
@@ -74,6 +76,7 @@ def export(
     facts: Mapping[str, Any] | None = None,
     *,
     form: str = "plain",
+    changed: Sequence[str] = (),
     replace: bool = False,
     max_shard: int = MAX_SHARD,
 ) -> Exported:
@@ -82,6 +85,7 @@ def export(
     Args:
         facts: what is known of the candidate (recipe, metrics); kept in the manifest and shown on the card.
         form: ``plain``: the blocks are gone, any program loads it; the others are for dropped sublayers.
+        changed: what was done to the weights in memory, as ``compensated``; then these are written, not the files'.
         replace: an earlier export at `out` gives way, after the new one was verified.
         max_shard: bytes of the largest weight file.
 
@@ -94,25 +98,19 @@ def export(
     if not (replace and (out / manifest.MANIFEST).is_file()):
         check_destination(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise StorageError(f"cannot write to {str(out.parent)!r}: {error.strerror}") from None
-    try:
-        new = scratch / out.name
-        new.mkdir()
-        written, layout = _write(loaded, candidate, form, new, scratch / "dense", max_shard)
-        _check_digests(new, written)
-        verification, params = _reload_and_compare(loaded, candidate, form, new)
-        verification = dataclasses.replace(verification, weights=len(written.digests))
-        exported = Exported(out, candidate, form, params, written.nbytes, verification)
-        manifest.write(new, loaded, exported, written.digests, layout.unread, facts or {})
-        _sync(new)
-        _put_in_place(new, out)
+        with scratch_beside(out) as scratch:
+            new = scratch / out.name
+            new.mkdir()
+            written, layout = _write(loaded, candidate, form, new, scratch / "dense", max_shard, changed)
+            _check_digests(new, written)
+            verification, params = _reload_and_compare(loaded, candidate, form, new)
+            verification = dataclasses.replace(verification, weights=len(written.digests))
+            exported = Exported(out, candidate, form, params, written.nbytes, verification, tuple(changed))
+            manifest.write(new, loaded, exported, written.digests, layout.unread, facts or {})
+            _sync(new)
+            _put_in_place(new, out)
     except OSError as error:
         raise StorageError(f"cannot write the checkpoint to {str(out)!r}: {one_line(error)}") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return exported
 
 
@@ -183,13 +181,19 @@ def edited_config(config: PretrainedConfig, candidate: LayerSubset) -> Pretraine
 
 
 def _write(
-    loaded: LoadedModel, candidate: LayerSubset, form: str, new: Path, dense: Path, max_shard: int
+    loaded: LoadedModel,
+    candidate: LayerSubset,
+    form: str,
+    new: Path,
+    dense: Path,
+    max_shard: int,
+    changed: Sequence[str],
 ) -> tuple[Written, Layout]:
-    """Write all but the manifest; weights that are in no safetensors are stored as such first."""
+    """Write all but the manifest; weights that are in no safetensors, or not as scored, are stored as such first."""
     folder = source_folder(loaded)
     stored_as_scored = folder is not None and _precision(tensors_in(folder)) == loaded.model.dtype
     manifest.copy_companions(loaded, folder, new)
-    if folder is None or not stored_as_scored:
+    if folder is None or not stored_as_scored or changed:
         loaded.model.save_pretrained(dense)
         folder = dense
     config = loaded.model.config

@@ -51,7 +51,7 @@ def check_architecture(name: str, candidate: LayerSubset) -> None:
     if period is not None and not keeps_pattern(candidate, period):
         raise InputError(
             f"llama.cpp has the kinds of {name} blocks by number, in periods of {period}, and without layers "
-            f"{candidate.text} they would be wrong: drop whole periods"
+            f"{candidate.text} they would be wrong: drop whole periods (search with --keep-pattern)"
         )
     if not candidate.whole_blocks:
         raise InputError(f"layers {candidate.text} name sublayers, which llama.cpp has no place for: drop whole blocks")

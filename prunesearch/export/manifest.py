@@ -65,6 +65,7 @@ def write(
             "base_layers": candidate.n_layers,
             "dropped": candidate.text,
             "form": exported.form,
+            "changed": list(exported.changed),
             "params": exported.params,
             "bytes": exported.bytes,
             "left_out": list(unread),
@@ -91,6 +92,8 @@ def _card(loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any]) -
     candidate, check = exported.candidate, exported.verification
     name, base = exported.folder.name, base_name(loaded)
     trust = ", trust_remote_code=True" if exported.form in ("remote-code", "deci") else ""
+    changed = f" The weights that stay were {' and '.join(exported.changed)}." if exported.changed else ""
+    source = "what was scored" if exported.changed else "their source"
     narrow = "" if check.narrow_difference is None else f", {check.narrow_difference:.3g} with narrow windows"
     return f"""---
 {_front_matter(loaded)}---
@@ -98,7 +101,7 @@ def _card(loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any]) -
 
 {len(candidate.kept)} of {candidate.n_layers} blocks of {base}, chosen by \
 prunesearch; {exported.params:,} parameters, {exported.bytes:,} bytes. \
-{PROMISES[exported.form]}
+{PROMISES[exported.form]}{changed}
 {_figures(facts)}
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -108,7 +111,7 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 
 Verified by reloading: logits differ from the scored candidate's by at most {check.prefill_difference:.3g} on a \
 prompt{narrow} and {check.decode_difference:.3g} over {check.decoded} steps of cached decoding (allowed \
-{check.allowed:.3g}); {check.weights} tensors equal their source. `prunesearch verify {name}` repeats it. Details: \
+{check.allowed:.3g}); {check.weights} tensors equal {source}. `prunesearch verify {name}` repeats it. Details: \
 `{MANIFEST}`, `{REPORT}`.
 
 The licence of the base model applies: {_licence(loaded)}.

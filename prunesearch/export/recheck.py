@@ -44,6 +44,11 @@ def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bo
         "difference": matches(model, report["reference"]),
     }
     if base is not None:
+        if changed := manifest.get("changed"):
+            raise InputError(
+                f"the weights of {str(folder)!r} were {' and '.join(changed)}, so they are no longer the base model's: "
+                "leave out --base"
+            )
         if base.fingerprint != manifest["base_fingerprint"]:
             raise InputError(f"{base.name!r} is not the model that {str(folder)!r} was made from: its weights differ")
         candidate = LayerSubset.parse(manifest["dropped"], manifest["base_layers"])

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from prunesearch.errors import ModelError
+from prunesearch.errors import InputError, ModelError
 
 Kept = Sequence[int]
 """The blocks that stay, by their old numbers, in order."""
@@ -152,6 +152,26 @@ def edits(config: PretrainedConfig, count: str, kept: Kept) -> dict[str, Any]:
         if name not in changed and name not in RULES and _one_each(value, number):
             changed[name] = [value[i] for i in kept]
     return changed | {count: len(kept)}
+
+
+def period_of(config: PretrainedConfig, number: int) -> int:
+    """After how many blocks the kinds of blocks repeat, by the config's lists of one entry a block.
+
+    Dropping whole periods keeps the pattern, which matters to programs that know a block's kind by its number alone.
+
+    Args:
+        config: of the whole model.
+        number: its blocks.
+
+    Raises:
+        InputError: they do not repeat.
+    """
+    stored = config.to_dict()
+    lists = [v for n, v in stored.items() if (RULES.get(n) is _slice or n not in RULES) and _one_each(v, number)]
+    for period in range(1, number // 2 + 1):
+        if all(values[i] == values[i % period] for values in lists for i in range(number)):
+            return period
+    raise InputError(f"the kinds of this {config.model_type} model's blocks do not repeat: leave out --keep-pattern")
 
 
 def _one_each(value: object, number: int) -> bool:

@@ -29,6 +29,12 @@ from prunesearch.model.surgery import silenced
 from prunesearch.scoring.batches import Batch, no_masks
 from prunesearch.scoring.shelf import Shelf
 
+HEAD_ROWS = {"cpu": 128, "cuda": 1024}
+"""Rows that the vocabulary head is given at a time, by device.
+
+With fewer, reading its weights takes longer than multiplying; with more, logits leave the cache before they are used.
+On 2 CPU cores 22,850 rows took 2.0 s by 128, 2.8 by 64 and 2.7 by 512.
+"""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """What the model passes to a block beside the hidden state."""
 

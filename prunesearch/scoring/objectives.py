@@ -21,7 +21,7 @@ from prunesearch.errors import ScoringError
 from prunesearch.model.anatomy import input_device
 from prunesearch.model.loading import LoadedModel
 from prunesearch.scoring.batches import Rows
-from prunesearch.scoring.forward import Forward, Head
+from prunesearch.scoring.forward import HEAD_ROWS, Forward, Head
 from prunesearch.scoring.reference import Reference, ReferenceStore
 
 SCORING_VERSION = 2
@@ -185,13 +185,17 @@ class CalibrationObjective:
         next_R = torch.cat([ids_BL[:, 1:], ids_BL[:, :1]], dim=1).flatten()  # a last position's is masked below
         kl_R = {c: torch.empty(len(next_R), device=ids_BL.device) for c in finished}
         nll_R = {c: torch.empty(len(next_R), device=ids_BL.device) for c in finished}
-        for start in range(0, len(next_R), _ROWS):
-            rows = slice(start, start + _ROWS)
-            dense = reference.rows(rows, ids_BL.device)
+        step = HEAD_ROWS.get(ids_BL.device.type, HEAD_ROWS["cpu"])
+        for start in range(0, len(next_R), step):
+            every = slice(start, min(start + step, len(next_R)))
+            parts = [slice(first, min(first + _ROWS, every.stop)) for first in range(start, every.stop, _ROWS)]
+            dense = [reference.rows(rows, ids_BL.device) for rows in parts]
             for candidate, finished_RE in finished.items():
-                log_q_RV = torch.log_softmax(self._head.logits(finished_RE[rows]), dim=-1, dtype=torch.float32)
-                kl_R[candidate][rows] = dense.divergence(log_q_RV)
-                nll_R[candidate][rows] = -log_q_RV.gather(1, next_R[rows, None])[:, 0]
+                logits = self._head.logits(finished_RE[every]).split(_ROWS)
+                for rows, dense_rows, logits_RV in zip(parts, dense, logits, strict=True):
+                    log_q_RV = torch.log_softmax(logits_RV, dim=-1, dtype=torch.float32)
+                    kl_R[candidate][rows] = dense_rows.divergence(log_q_RV)
+                    nll_R[candidate][rows] = -log_q_RV.gather(1, next_R[rows, None])[:, 0]
         for candidate in finished:
             kl_B = kl_R[candidate].view(ids_BL.shape).double().sum(1).tolist()
             nll_B = nll_R[candidate].view(ids_BL.shape)[:, :-1].double().sum(1).tolist()

@@ -39,6 +39,7 @@ from prunesearch.model.anatomy import family_of, read_config, sizes_of, skeleton
 from prunesearch.model.arithmetic import widens
 from prunesearch.model.checkpoint import INDEX, SINGLE, Stored, tensors_in
 from prunesearch.model.loading import device_named, looks_local
+from prunesearch.scoring.forward import HEAD_ROWS
 from prunesearch.scoring.objectives import CHUNK_TOKENS
 from prunesearch.scoring.speed import Speed, measure
 from prunesearch.space import SearchSpace
@@ -46,7 +47,6 @@ from prunesearch.space import SearchSpace
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 KL_TOP = 512
 """Of the dense model's answers, where all of them do not fit."""
-_HEAD_ROWS = 64
 _SCORED = 1 / 3  # of a task's tokens that are read: of HellaSwag's 34,867, 10,963
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # of a task, as `scoring.harness` has it
 _TASK_BYTES = 300 * 2**20  # lm-eval, datasets and a task's documents
@@ -267,7 +267,7 @@ class _Need:
         if self._on_cpu and model.size == 2 and widens():
             parts["widened weight"] = 4 * max(model.largest, vocabulary * hidden)
         parts["block at work"] = model.size * t * (3 * inner + 6 * hidden)
-        parts["logits"] = _HEAD_ROWS * vocabulary * (model.size + 16)
+        parts["logits"] = HEAD_ROWS["cpu" if self._on_cpu else "cuda"] * vocabulary * (model.size + 12)
         if self._asked.tokens is not None:
             answers = vocabulary * model.size if kl_top is None else 8 * kl_top
             parts["dense answers"] = self._tokens * answers

