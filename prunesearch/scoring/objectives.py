@@ -191,7 +191,7 @@ class CalibrationObjective:
             parts = [slice(first, min(first + _ROWS, every.stop)) for first in range(start, every.stop, _ROWS)]
             dense = [reference.rows(rows, ids_BL.device) for rows in parts]
             for candidate, finished_RE in finished.items():
-                logits = self._head.logits(finished_RE[every]).split(_ROWS)
+                logits = torch.split(self._head.logits(finished_RE[every]), _ROWS)
                 for rows, dense_rows, logits_RV in zip(parts, dense, logits, strict=True):
                     log_q_RV = torch.log_softmax(logits_RV, dim=-1, dtype=torch.float32)
                     kl_R[candidate][rows] = dense_rows.divergence(log_q_RV)
