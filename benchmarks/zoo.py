@@ -32,8 +32,29 @@ _SMALL: dict[str, Any] = {
 }  # fmt: skip
 # Fields that are None by default and have to be small all the same.
 _FILLED = ("head_dim", "num_key_value_heads", "intermediate_size", "pad_token_id")
-_LATENT = {"num_key_value_heads": 4, "head_dim": 8}
-_SPECIAL: dict[str, dict[str, Any]] = {}
+# What a type needs beside: latent attention has no grouped heads, hybrids have both kinds of blocks among six.
+_LATENT = """axk1 axk2 bailing_hybrid deepseek_v2 deepseek_v3 deepseek_v32 dots3_note dots3_note_text glm4_moe_lite
+    glm_moe_dsa kimi_linear longcat_flash minicpm3 youtu""".split()
+_ENCODERS = "reformer bert bert-generation big_bird electra ernie megatron-bert roberta".split()
+_SHARED_KV = ["sliding_attention", "full_attention"] * 3
+_SPECIAL: dict[str, dict[str, Any]] = {
+    **{name: {"num_key_value_heads": 4} for name in _LATENT},
+    "bamba": {"attn_layer_indices": [2, 5]},
+    "deepseek_v2": {"num_key_value_heads": 4, "topk_group": 1, "n_group": 1, "num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
+    "gemma3n_text": {"layer_types": _SHARED_KV, "num_kv_shared_layers": 2},
+    "gemma4_text": {"layer_types": _SHARED_KV, "num_kv_shared_layers": 2},
+    "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
+    "granitemoehybrid": {"layer_types": ["mamba", "mamba", "attention"] * 2},
+    "lfm2": {"layer_types": ["conv", "conv", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"] * 2},
+    "longcat_flash": {"num_layers": 6, "num_key_value_heads": 4},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "xlstm": {"num_heads": 4},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+    **{name: {"is_decoder": True} for name in _ENCODERS},
+}
 
 
 def tiny_config(model_type: str, **changes: object) -> PretrainedConfig:

@@ -30,10 +30,11 @@ torch.set_num_threads(2)
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte; 0 begins and ends texts."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({"<s>": 0} | {letter: i + 1 for i, letter in enumerate(alphabet)}, []))
+def byte_tokenizer(*merges: tuple[str, str], ascii_only: bool = False) -> PreTrainedTokenizerFast:
+    """One token per byte, and one for each merge; 0 begins and ends texts."""
+    letters = [letter for letter in pre_tokenizers.ByteLevel.alphabet() if letter.isascii() or not ascii_only]
+    words = [*sorted({*letters, "Ġ"}), *map("".join, merges)]
+    tokenizer = Tokenizer(models.BPE({"<s>": 0} | {word: i + 1 for i, word in enumerate(words)}, list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(

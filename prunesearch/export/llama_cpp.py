@@ -32,7 +32,7 @@ params.model.path, params.n_ctx, params.n_gpu_layers, params.n_parallel = path, 
 params.verbosity = -1
 server = xllamacpp.Server(params)
 answer = server.handle_completions({"prompt": ids, "max_tokens": tokens, "temperature": 0.0, "logprobs": top,
-                                    "cache_prompt": False})
+                                    "cache_prompt": False, "ignore_eos": True})
 print("\\nANSWER" + json.dumps(answer), flush=True)
 os._exit(0)
 """
@@ -95,7 +95,10 @@ def check(path: Path, loaded: LoadedModel, candidate: LayerSubset, tensor_type: 
 
 
 def _ask(path: Path, ids: list[int], tokens: int = 20) -> tuple[str, list[dict[str, Any]]]:
-    """Let llama.cpp continue a prompt greedily; gives the text and for each token the likeliest ones."""
+    """Let llama.cpp continue a prompt greedily; gives the text and for each token the likeliest ones.
+
+    It gives none for tokens that end inside a character, and then only the first is known to be in its place.
+    """
     order = json.dumps([str(path), ids, tokens, _TOP])
     done = subprocess.run([sys.executable, "-c", _CHILD, order], capture_output=True, text=True, check=False)
     _, found, answer = done.stdout.partition("\nANSWER")
@@ -103,4 +106,7 @@ def _ask(path: Path, ids: list[int], tokens: int = 20) -> tuple[str, list[dict[s
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise VerificationError(f"llama.cpp cannot run {path.name} (exit status {done.returncode}): {last[:200]}")
     choice = json.loads(answer)["choices"][0]
-    return str(choice["text"]), list(choice["logprobs"]["content"])
+    steps = list((choice["logprobs"] or {}).get("content", ()))
+    if not steps:
+        raise VerificationError(f"llama.cpp says nothing from {path.name}: {choice['text']!r}")
+    return str(choice["text"]), steps if len(steps) == tokens else steps[:1]

@@ -6,7 +6,7 @@ for cached decoding. Windows of attention are longer than a prompt and would hid
 comparison is made once more with windows of a few tokens.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import VerificationError
-from prunesearch.model.anatomy import blocks_of, input_device, returned, settings_of
+from prunesearch.model.anatomy import blocks_of, input_device, settings_of
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import pruned, silenced
 from prunesearch.scoring.batches import Rows
@@ -147,15 +147,24 @@ def _streamed(loaded: LoadedModel, candidate: LayerSubset, ids: torch.Tensor) ->
 
 @contextmanager
 def bypassed(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[None]:
-    """Let the dropped blocks of a dense model hand on what they get, each other block with its own number and mask."""
+    """Let the dropped blocks of a dense model hand on what they get, each other block with its own number and mask.
 
-    def hand_on(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        return returned(model, args[0] if args else kwargs["hidden_states"])
+    They compute all the same, which shows in what form a block of any type returns its states.
+    """
+
+    def handing_on(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def hand_on(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            out = forward(*args, **kwargs)
+            hidden = args[0] if args else kwargs["hidden_states"]
+            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+        return hand_on
 
     blocks = blocks_of(model)
     with ExitStack() as stack:
         for number in candidate.dropped:
-            stack.enter_context(mock.patch.object(blocks[number], "forward", hand_on))
+            forward = blocks[number].forward
+            stack.enter_context(mock.patch.object(blocks[number], "forward", handing_on(forward)))
         for number in {*candidate.attention, *candidate.mlp}:
             use = (number in candidate.attention, number in candidate.mlp)
             stack.enter_context(silenced(model, blocks[number], *use))

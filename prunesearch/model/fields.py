@@ -92,7 +92,7 @@ def _moe_span(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, A
 
 def _by_number(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
     """Settings keyed by block number."""
-    stored = {int(number): value for number, value in (getattr(config, name) or {}).items()}
+    stored = {int(number): value for number, value in config.to_dict()[name].items()}
     return {name: {new: stored[old] for new, old in enumerate(kept) if old in stored}} if stored else {}
 
 
@@ -143,6 +143,7 @@ def edits(config: PretrainedConfig, count: str, kept: Kept) -> dict[str, Any]:
     number = getattr(config, count)
     if len(kept) == number:
         return {}
+    _check_attention(config, kept)
     stored = config.to_dict()
     changed: dict[str, Any] = {}
     for name, rule in RULES.items():
@@ -152,6 +153,21 @@ def edits(config: PretrainedConfig, count: str, kept: Kept) -> dict[str, Any]:
         if name not in changed and name not in RULES and _one_each(value, number):
             changed[name] = [value[i] for i in kept]
     return changed | {count: len(kept)}
+
+
+def _check_attention(config: PretrainedConfig, kept: Kept) -> None:
+    """Refuse to take a hybrid's last block with attention, by which transformers' caches count tokens.
+
+    Raises:
+        ModelError: no block with attention would be left.
+    """
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
+    attention = [i for i, kind in enumerate(kinds) if "attention" in kind and kind != "linear_attention"]
+    if attention and not set(attention) & set(kept):
+        raise ModelError(
+            f"blocks {', '.join(map(str, attention))} are all that have attention, and without one of them "
+            f"transformers cannot decode: keep one with --protect {attention[-1]}"
+        )
 
 
 def period_of(config: PretrainedConfig, number: int) -> int:
