@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError
-from prunesearch.model.anatomy import blocks_of, family_of, parts_of, sublayer_of
+from prunesearch.model.anatomy import blocks_of, family_of, parts_of, per_layer_tensors, sublayer_of
 from prunesearch.model.checkpoint import Stored
 from prunesearch.model.sources import parameters_of
 
@@ -91,7 +91,7 @@ def layout_of(
     """
     family, makes = family_of(model.config), parameters_of(model, stored)
     new_number = {old: new for new, old in enumerate(candidate.kept)}
-    slices = {n: Slice(axis, candidate.n_layers, candidate.kept) for n, axis in dict(family.per_layer_tensors).items()}
+    slices = {n: Slice(axis, candidate.n_layers, candidate.kept) for n, axis in per_layer_tensors(model).items()}
     entries, unread = [], []
     for name, place in sorted(stored.items(), key=lambda item: (item[1].path, item[1].offset)):
         parameter, _ = makes.get(name, (None, None))

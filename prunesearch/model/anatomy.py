@@ -86,6 +86,14 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     return blocks
 
 
+def per_layer_tensors(model: PreTrainedModel) -> dict[str, int]:
+    """Parameters outside the blocks with a part for each block, by name, and the axis that has these parts."""
+    family = family_of(model.config)
+    parent, _, _ = family.blocks.rpartition(".")
+    named = {f"{parent}.{name}": axis for name, axis in dict(family.per_layer_tensors).items()}
+    return {name: axis for name, axis in named.items() if name in dict(model.named_parameters())} if named else {}
+
+
 def sublayer_of(model: PreTrainedModel, kind: str) -> Sublayer:
     """The family's ``attention`` or ``mlp``.
 

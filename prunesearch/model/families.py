@@ -42,7 +42,7 @@ class Family:
         count: config field with their number.
         attention, mlp: the sublayers of a block; None where they cannot be silenced alone.
         returns: length of the tuple that a block returns; 0 for hidden states alone.
-        per_layer_tensors: parameters outside the blocks with a part for each: name and axis; the axis has n parts.
+        per_layer_tensors: parameters beside the list of blocks with a part for each: name and axis, which has n parts.
         refused: why models of this type cannot be pruned, or None.
         known: in the table; what is not in it is only as good as its verification.
     """
@@ -132,6 +132,10 @@ FAMILIES: Mapping[str, Family] = {
         attention=Sublayer(("self_attention",), returns={"self_attention": 2}),
         mlp=replace(_MLP, norm=_PLAIN),
         returns=2,
+    ),
+    **dict.fromkeys(
+        "gemma3n_text gemma4_text".split(),
+        Family(per_layer_tensors={"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.weight": 0}),
     ),
     "glm4": replace(
         _PRE,

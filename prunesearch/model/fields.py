@@ -144,6 +144,7 @@ def edits(config: PretrainedConfig, count: str, kept: Kept) -> dict[str, Any]:
     if len(kept) == number:
         return {}
     _check_attention(config, kept)
+    _check_last(config, kept)
     stored = config.to_dict()
     changed: dict[str, Any] = {}
     for name, rule in RULES.items():
@@ -153,6 +154,21 @@ def edits(config: PretrainedConfig, count: str, kept: Kept) -> dict[str, Any]:
         if name not in changed and name not in RULES and _one_each(value, number):
             changed[name] = [value[i] for i in kept]
     return changed | {count: len(kept)}
+
+
+def _check_last(config: PretrainedConfig, kept: Kept) -> None:
+    """Refuse what Gemma 4's config would change on its own: its last block always has full attention.
+
+    Raises:
+        ModelError: the last block that is left has another kind.
+    """
+    kinds = getattr(config, "layer_types", None)
+    if config.model_type.startswith("gemma4") and kinds and kinds[kept[-1]] != "full_attention":
+        last = max(i for i, kind in enumerate(kinds) if kind == "full_attention")
+        raise ModelError(
+            f"block {kept[-1]} has sliding attention, and the last block of a {config.model_type} model always has "
+            f"full attention: keep the last with --protect {last}"
+        )
 
 
 def _check_attention(config: PretrainedConfig, kept: Kept) -> None:

@@ -19,7 +19,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
-from prunesearch.model.anatomy import blocks_of, family_of, parts_of, settings_of, sublayer_of
+from prunesearch.model.anatomy import blocks_of, family_of, parts_of, per_layer_tensors, settings_of, sublayer_of
 from prunesearch.model.families import Sublayer
 from prunesearch.model.fields import edits
 
@@ -39,13 +39,14 @@ def pruned(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[PreTraine
         for index in candidate.kept if not candidate.whole_blocks else ():
             use = (index in candidate.attention, index in candidate.mlp)
             stack.enter_context(silenced(model, whole[index], *use))
-        before = {name: getattr(config, name) for name in _edits(model, candidate)}
+        stored = config.to_dict()  # some attributes are views, which cannot be set again
+        before = {name: stored.get(name, getattr(config, name)) for name in _edits(model, candidate)}
         tensors = {name: model.get_parameter(name).data for name in _sliced_tensors(model, candidate)}
         try:
             remove(model, LayerSubset(candidate.n_layers, candidate.dropped))
             yield model
         finally:
-            _install(model, whole, before, tensors)
+            _install(model, whole, dict(reversed(before.items())), tensors)  # the number of blocks first
 
 
 @contextmanager
@@ -131,7 +132,7 @@ def _sliced_tensors(model: PreTrainedModel, candidate: LayerSubset) -> dict[str,
         return {}
     return {
         name: slice_parts(model.get_parameter(name).data, axis, candidate.n_layers, candidate.kept)
-        for name, axis in dict(family_of(model.config).per_layer_tensors).items()
+        for name, axis in per_layer_tensors(model).items()
     }
 
 
