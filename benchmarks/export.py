@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from unittest import mock
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.record import Record
@@ -183,7 +184,7 @@ def _stale(field: str, value: object) -> Callable[[Path], None]:
 
 
 def _swap_shards(folder: Path) -> None:
-    """Exchange the contents of two files, so that each block's tensors are another's."""
+    """Exchange two files, so that the index is wrong; transformers reads each file's own header and does not mind."""
     index = json.loads((folder / INDEX).read_text())
     first, second, *_ = sorted(set(index["weight_map"].values()))
     spare = folder / "spare"
@@ -192,10 +193,15 @@ def _swap_shards(folder: Path) -> None:
     spare.rename(folder / second)
 
 
+def _another_checkpoints_shard(folder: Path) -> None:
+    """The same names and shapes, other weights."""
+    index = json.loads((folder / INDEX).read_text())
+    path = folder / sorted(set(index["weight_map"].values()))[1]
+    save_file({name: tensor.flip(0) for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+
+
 def _swap_tensors(folder: Path) -> None:
     """Two blocks' tensors under each other's names, as a renumbering that is off by one makes them."""
-    from safetensors.torch import load_file, save_file
-
     path = folder / "model.safetensors"
     tensors = load_file(path)
     for name in [name for name in tensors if ".layers.1." in name]:
@@ -206,7 +212,11 @@ def _swap_tensors(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A mistake in the files of an export of a tiny model of some type, or in the model that is loaded from them."""
+    """A mistake in the files of an export of a tiny model of some type, or in the model that is loaded from them.
+
+    Attributes:
+        harmless: to transformers, so that no logit can tell.
+    """
 
     name: str
     model_type: str
@@ -214,11 +224,17 @@ class Mistake:
     in_memory: Callable[[PreTrainedModel], None] | None = None
     tied: bool = False
     max_shard: int = 10**9
+    harmless: bool = False
 
 
 def _number_caches_as_before(model: PreTrainedModel) -> None:
     for old, block in zip((1, 2, 4, 5), blocks_of(model), strict=True):
         block.self_attn.layer_idx = old  # type: ignore[union-attr]
+
+
+def _share_a_cache(model: PreTrainedModel) -> None:
+    for number, block in zip((0, 1, 1, 2), blocks_of(model), strict=True):
+        block.self_attn.layer_idx = number  # type: ignore[union-attr]
 
 
 MISTAKES = (
@@ -228,7 +244,9 @@ MISTAKES = (
     ),
     Mistake("stale no_rope_layers", "smollm3", _stale("no_rope_layers", [1, 1, 1, 0])),
     Mistake("unrenumbered cache index", "llama", in_memory=_number_caches_as_before),
-    Mistake("swapped shards", "llama", _swap_shards, max_shard=60_000),
+    Mistake("two blocks with one cache index", "llama", in_memory=_share_a_cache),
+    Mistake("swapped shards", "llama", _swap_shards, max_shard=60_000, harmless=True),
+    Mistake("another checkpoint's shard", "llama", _another_checkpoints_shard, max_shard=60_000),
     Mistake("swapped blocks", "llama", _swap_tensors),
     Mistake("untied head", "llama", _stale("tie_word_embeddings", False), tied=True),
     Mistake("stale count of dense blocks", "deepseek_v3", _stale("first_k_dense_replace", 3)),
@@ -266,7 +284,7 @@ def complaint(mistake: Mistake, folder: Path, *, digests: bool = True) -> str | 
     tiny_model(mistake.model_type, tie_word_embeddings=mistake.tied).save_pretrained(source)
     byte_tokenizer().save_pretrained(source)
     loaded = load(str(source), device="cpu")
-    checks = mock.patch.object(checkpoint, "_check_digests") if not digests else mock.MagicMock()
+    checks = nullcontext() if digests else mock.patch.object(checkpoint, "_check_digests")
     with planted(mistake), checks:
         try:
             export(loaded, LayerSubset.of(N_LAYERS, (0, 3)), folder / "out", max_shard=mistake.max_shard)
@@ -281,11 +299,10 @@ def mistakes(record: Record, folder: Path) -> None:
     for i, mistake in enumerate(MISTAKES):
         said = [complaint(mistake, folder / f"{i}-{digests}", digests=digests) for digests in (True, False)]
         found[mistake.name] = {"caught": said[0], "caught by the logits alone": said[1]}
+    silent = [m.name for m in MISTAKES if found[m.name]["caught by the logits alone"] is None and not m.harmless]
     record.add("mistakes_planted", len(found))
     record.add("mistakes_missed", sum(one["caught"] is None for one in found.values()), "== 0")
-    record.add(
-        "mistakes_missed_by_logits_alone", sum(one["caught by the logits alone"] is None for one in found.values())
-    )
+    record.add("mistakes_missed_by_logits_alone", len(silent), "== 0")
     record.notes["mistakes"] = found
 
 

@@ -28,7 +28,7 @@ from prunesearch.export.layout import Layout, layout_of
 from prunesearch.export.verification import Verification, compare, compare_streamed
 from prunesearch.export.writer import MAX_SHARD, Written, digest, write_shards
 from prunesearch.model.anatomy import family_of, input_device, settings_of, skeleton
-from prunesearch.model.checkpoint import INDEX, SINGLE, Stored, tensors_in
+from prunesearch.model.checkpoint import INDEX, SINGLE, Stored, misplaced, tensors_in
 from prunesearch.model.fields import edits
 from prunesearch.model.loading import LoadedModel, looks_local, refuse_incomplete
 from prunesearch.model.streaming import open_streamed
@@ -231,6 +231,8 @@ def _check_digests(folder: Path, written: Written) -> None:
         VerificationError: one does not.
     """
     stored = tensors_in(folder)
+    if (wrong := misplaced(folder)) is not None:
+        raise VerificationError(f"tensor {wrong} is not in the file where the index says: the export was not kept")
     for name, expected in written.digests.items():
         if name not in stored or digest(stored[name]) != expected:
             raise VerificationError(f"the written tensor {name} is not what was read: the export was not kept")

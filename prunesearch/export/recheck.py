@@ -11,7 +11,7 @@ from prunesearch.export.checkpoint import reload
 from prunesearch.export.manifest import MANIFEST, REPORT
 from prunesearch.export.verification import compare, matches
 from prunesearch.export.writer import digest
-from prunesearch.model.checkpoint import tensors_in
+from prunesearch.model.checkpoint import misplaced, tensors_in
 from prunesearch.model.loading import LoadedModel
 
 
@@ -68,6 +68,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _check_weights(folder: Path, digests: dict[str, str]) -> None:
     stored = tensors_in(folder)
+    if (wrong := misplaced(folder)) is not None:
+        raise VerificationError(f"tensor {wrong} is not in the file where the index says: export again")
     if missing := sorted(set(digests) ^ set(stored)):
         raise VerificationError(f"the export has other tensors than were written, the first is {missing[0]}")
     for name, expected in digests.items():

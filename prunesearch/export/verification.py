@@ -16,7 +16,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import VerificationError
+from prunesearch.errors import VerificationError, one_line
 from prunesearch.model.anatomy import blocks_of, input_device, settings_of
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import pruned, silenced
@@ -101,7 +101,8 @@ def compare(
     with bypassed(dense, candidate):
         expected = _prefill(dense, ids)
     limit = _TOLERANCE.get(found.dtype, 1e-2) * max(float(expected.abs().max()), 1e-6)
-    actual = _prefill(found, ids)
+    with _running("a prompt"):
+        actual = _prefill(found, ids)
     prefill = _difference(expected, actual, limit, "in the prompt")
     narrow = None
     with ExitStack() as stack:
@@ -111,11 +112,23 @@ def compare(
             narrow = _difference(wanted, _prefill(found, ids), limit, "where attention windows end")
     with pruned(dense, candidate):
         in_memory = generate(dense, ids)
-    continuation = generate(found, ids)
+    with _running("cached decoding"):
+        continuation = generate(found, ids)
     decode, decoded = _same_steps(in_memory, continuation, limit)
     text = "" if tokenizer is None else str(tokenizer.decode(continuation[0], skip_special_tokens=True))
     reference = Reference(ids[0].tolist(), likeliest(actual), continuation[0].tolist())
     return Verification(prefill, narrow, decode, limit, decoded, text, reference)
+
+
+@contextmanager
+def _running(what: str) -> Iterator[None]:
+    """Whatever a wrong checkpoint makes a model's code stumble over is a failed verification."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise VerificationError(
+            f"the reloaded export fails on {what} ({type(error).__name__}: {one_line(error)}): it was not kept"
+        ) from error
 
 
 @torch.inference_mode()

@@ -45,6 +45,15 @@ class Stored:
     modified: int
 
 
+def misplaced(folder: Path) -> str | None:
+    """A tensor that is not in the file where the index says it is; None where all are, or there is no index."""
+    if not (folder / INDEX).is_file():
+        return None
+    weight_map, stored = json.loads((folder / INDEX).read_text())["weight_map"], tensors_in(folder)
+    wrong = (n for n in {*weight_map, *stored} if n not in stored or weight_map.get(n) != stored[n].path.name)
+    return min(wrong, default=None)
+
+
 def tensors_in(folder: Path) -> dict[str, Stored]:
     """Find every tensor of a checkpoint.
 

