@@ -123,8 +123,9 @@ def delivered(document: Document) -> Parts:
     if "gguf" in document:
         check = document["llama_cpp"]
         proof = (
-            f"verified in llama.cpp: log-probabilities differ by {check['difference']:.3g} nats over {check['steps']} "
-            f"greedy tokens (allowed {check['allowed']}); it says: {' '.join(check['generated'].split())}"
+            f"verified in llama.cpp: log-probabilities differ by {check['difference']:.3g} nats in the mean (allowed "
+            f"{check['allowed']}), {check['largest']:.3g} at most, over {check['steps']} greedy tokens; it says: "
+            f"{' '.join(check['generated'].split())}"
             if check
             else "not verified: llama.cpp is not installed; pip install 'prunesearch[gguf]' and run it again"
         )
