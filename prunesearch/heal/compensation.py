@@ -51,7 +51,7 @@ from prunesearch.scoring.text import HELD_OUT, token_windows
 
 METHODS = ("auto", "scaling", "linear")
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Strengths that are tried, as multiples of the mean square of an input of the linear map."""
+"""Strengths that are tried, from the middle on: multiples of an input's mean square, over the weighed tokens."""
 _KL_TOP = 512  # of the dense model's likeliest tokens: keeps its answers to a few thousand tokens in a few megabytes
 _ALIKE = 0.02  # relative difference: more than eps or 16-bit rounding make, less than a norm in the way
 
@@ -385,9 +385,11 @@ class _Bridges:
             if self._improves(self._scaled(gap, unit / self._unit)):
                 alpha, self._unit = self._unit / unit, unit
         if self._fits[gap]:
-            base = self.edit
-            for strength in RIDGES:
-                if self._improves(self._mapped(gap, base, sums.solve(strength, self._unit))):
+            base, middle = self.edit, len(RIDGES) // 2
+            for walk in (RIDGES[middle::-1], RIDGES[middle + 1 :]):
+                for strength in walk:
+                    if not self._improves(self._mapped(gap, base, sums.solve(strength, self._unit))):
+                        break  # the loss has one minimum over them
                     ridge = strength
         seconds = time.perf_counter() - start
         return Bridged(gap, alpha, ridge, before, self.metrics["cross_entropy"], seconds)
