@@ -152,6 +152,13 @@ def test_the_report_is_what_the_changed_model_gives() -> None:
     assert found == pytest.approx(done.compensated["cross_entropy"], rel=1e-4)
 
 
+def test_weights_keep_their_precision() -> None:
+    loaded = held(taught(tiny(tie_word_embeddings=False)).model.to(torch.bfloat16))
+    done = compensate(loaded, SCATTERED, windows(24, 3)[:16], windows(24, 3)[16:])
+    assert done.recovered > 0
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.bfloat16}
+
+
 def test_undo_brings_back_the_very_same_tensors() -> None:
     loaded = taught(tiny(tie_word_embeddings=False))
     before = {name: (p.data_ptr(), p.detach().clone()) for name, p in loaded.model.named_parameters()}
