@@ -6,14 +6,14 @@ the loss on held-out text:
 * ``scaling``, Prune&Comp (arXiv 2507.18212): a dropped block would have made the hidden state longer, by the mean ratio
   of norms alpha. Instead of the state before the gap, all that later sublayers add to it is scaled, by 1/alpha. Norms
   make both the same (but for their eps), and embeddings, which the head may share, stay as they are.
-* ``linear``, after ReplaceMe (arXiv 2505.02819, eq. 4): with H the state before the gap in the compensated model, T the
+* ``linear``, after ReplaceMe (arXiv 2505.02819): with H the state before the gap in the compensated model, T the
   dense model's behind it and Z the input of the last linear map W of the MLP before the gap, it is W + D, where
 
       D = argmin sum_t |H_t + Z_t D - T_t|^2 / |T_t|^2 + ridge |D|^2 .
 
-  ReplaceMe maps the MLP's output Z W instead, which gives those D that are W times a matrix; D reaches further. The
-  ridge pulls towards no change, not towards zero. A token weighs by the inverse of its squared length, as norms will
-  make them all equally long; else the few tokens with huge states would decide alone.
+  ReplaceMe maps the MLP's output M = Z W by (M^T M)^-1 M^T (T - H + M), which gives those D that are W times a matrix;
+  D reaches further. The ridge pulls towards no change, not towards zero. A token weighs by the inverse of its squared
+  length, as norms will make them all equally long; else the few tokens with huge states would decide alone.
 
 Gaps are bridged from the first to the last, each in the model in which those before it are. Which module is a
 sublayer's last linear map is observed, and that it can be changed as said is tried out on a window of the text.
@@ -199,12 +199,12 @@ def compensate(
         )
     if any(parameter.is_meta for parameter in loaded.model.parameters()):
         raise InputError("weights that are not in memory cannot be compensated: leave out --weights and --device-map")
-    held_out = _HeldOut(loaded, candidate, held_out_BL)
-    bridges = _Bridges(loaded, candidate, fit_BL, held_out, method)
-    gap_reports = tuple(bridges.bridge(gap) for gap in gaps)
+    bridges = _Bridges(loaded, candidate, fit_BL, held_out_BL, method)
+    held_out = bridges.held_out
+    done = tuple(bridges.bridge(gap) for gap in gaps)
     dense_weights = {parameter: parameter.data for parameter in bridges.edit}
     _put(bridges.edit)
-    return Compensation(candidate, gap_reports, held_out.dense, held_out.pruned, bridges.metrics, dense_weights)
+    return Compensation(candidate, done, held_out.dense, held_out.pruned, bridges.metrics, dense_weights)
 
 
 def compensate_and_export(
@@ -350,13 +350,16 @@ class _Bridges:
     """
 
     def __init__(
-        self, loaded: LoadedModel, candidate: LayerSubset, fit_BL: torch.Tensor, held_out: _HeldOut, method: str
+        self,
+        loaded: LoadedModel,
+        candidate: LayerSubset,
+        fit_BL: torch.Tensor,
+        held_out_BL: torch.Tensor,
+        method: str,
     ) -> None:
         self.edit: Edit = {}
-        self.metrics = held_out.pruned
         self._unit = 1.0  # what the dense model's states are multiplied by to be the compensated model's
         self._candidate = candidate
-        self._held_out = held_out
         self._blocks = blocks_of(loaded.model)
         self._forward = Forward(loaded.model, loaded.layers)
         tokens = CHUNK_TOKENS.get(loaded.model.device.type, CHUNK_TOKENS["cpu"])
@@ -374,6 +377,8 @@ class _Bridges:
                 f"models of type {loaded.model.config.model_type!r} cannot be {what[method]}: what their sublayers "
                 "compute is not the output of one linear map that is added as it is (norms behind sublayers, experts)"
             )
+        self.held_out = _HeldOut(loaded, candidate, held_out_BL)
+        self.metrics = self.held_out.pruned
 
     def bridge(self, gap: Gap) -> Bridged:
         """Try what is possible and keep what lowers the loss."""
@@ -395,7 +400,7 @@ class _Bridges:
         return Bridged(gap, alpha, ridge, before, self.metrics["cross_entropy"], seconds)
 
     def _improves(self, edit: Edit) -> bool:
-        metrics = self._held_out.metrics(edit)
+        metrics = self.held_out.metrics(edit)
         if metrics["cross_entropy"] < self.metrics["cross_entropy"]:
             self.edit, self.metrics = edit, metrics
             return True

@@ -83,7 +83,7 @@ def test_a_block_that_is_linear_in_what_the_mlp_before_it_reads_is_made_up_for(
 
 
 def _always(bridges: compensation._Bridges, edit: compensation.Edit) -> bool:
-    bridges.edit, bridges.metrics = edit, bridges._held_out.metrics(edit)
+    bridges.edit, bridges.metrics = edit, bridges.held_out.metrics(edit)
     return True
 
 
