@@ -98,7 +98,7 @@ def rendered(document: Mapping[str, Any]) -> "list[Group | str]":
     ]
     models = ("dense", "pruned", "compensated")
     metrics = [
-        (title, *(f"{done[model][metric]:.4f}" for model in models))
+        (title, *(f"{round(done[model][metric], 4) + 0.0:.4f}" for model in models))  # + 0.0: no -0.0000
         for metric, title in (
             ("cross_entropy", "log-perplexity (nats/token)"),
             ("perplexity", "perplexity"),
