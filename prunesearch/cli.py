@@ -4,7 +4,6 @@ Results go to stdout, progress and errors to stderr. Exit status 0; 2 for bad in
 for a failure or Ctrl-C, with nothing finished lost.
 """
 
-import logging
 import os
 import shlex
 import signal
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import prunesearch
+from prunesearch.cli_compensate import compensate
 from prunesearch.cli_options import (
     DATA_OPTIONS,
     DELIVERY,
@@ -27,8 +27,11 @@ from prunesearch.cli_options import (
     STORAGE,
     TRUST,
     WANTED,
+    chosen_by,
     grid_of,
     options_of,
+    quiet,
+    quiet_optuna,
     read_recipe,
     recipe_of,
     with_options,
@@ -60,7 +63,7 @@ def cli() -> None:
 @JSON
 def demo(model: str | None, trials: int | None, home: str, threads: int | None, as_json: bool) -> None:
     """Search, export and verify a small real model, from nothing, in minutes."""
-    _quiet()
+    quiet()
     from prunesearch.demo import TRIALS, run_demo
     from prunesearch.report import render
 
@@ -92,7 +95,7 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     Several samplers and numbers, as in --sampler pso,woa --drop 4,8,12, are searched at once, each as its own study.
     """
     recipes, options = grid_of(settings), options_of(settings)
-    _quiet()
+    quiet()
     from prunesearch.bench import open_bench
     from prunesearch.pipeline import check_grid, run_searches
     from prunesearch.report import render
@@ -117,7 +120,7 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
 def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Do what the YAML file RECIPE says: search, export the best, verify it."""
     recipe, options = read_recipe(Path(recipe_file)), options_of(settings)
-    _quiet()
+    quiet()
     from prunesearch import pipeline
     from prunesearch.report import render
 
@@ -136,7 +139,7 @@ def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None: 
     """Evaluate MODEL, or an export, on --task or --calibration text, with standard errors."""
     recipe = recipe_of({**settings, "model": model, "drop": "1"})  # nothing is searched: the budget is not read
     options = options_of(settings)
-    _quiet()
+    quiet()
     from prunesearch.pipeline import evaluate_model
     from prunesearch.report import render
 
@@ -165,21 +168,13 @@ def export(
     **settings: Any,  # noqa: ANN401
 ) -> None:
     """Write a pruned checkpoint that plain transformers loads, reload it, and compare it with what was scored."""
-    options, made = options_of(settings), {name: settings.pop(name) for name in DELIVERY}
-    if dropped is None and (settings["revision"] is not None or settings["dtype"] != "auto"):
-        raise InputError("--revision and --dtype go with MODEL --drop; a study's model is the one it searched")
-    _quiet()
+    made = {name: settings.pop(name) for name in DELIVERY}
+    quiet()
     from prunesearch import delivery
     from prunesearch.report import render
-    from prunesearch.store.selection import Wanted
 
     wish = delivery.Wish.parse(**made)
-    if dropped is None:
-        wanted = Wanted.parse(max_loss, max_size)
-        chosen = delivery.from_study(target, options, wanted, settings["trust_remote_code"])
-    else:
-        recipe = recipe_of({**settings, "model": target, "drop": "1"})  # nothing is searched
-        chosen = delivery.from_layers(recipe, options, dropped)
+    chosen = chosen_by(target, dropped, max_loss, max_size, settings)
     emit(as_json, delivery.deliver(chosen, wish), render.delivered)
 
 
@@ -193,7 +188,7 @@ def verify(folder: str, base: str | None, as_json: bool, **settings: Any) -> Non
     """Verify the export in FOLDER again: files, weights, and what it computes."""
     options = options_of(settings)
     recipe = None if base is None else recipe_of({**settings, "model": base, "drop": "1"})
-    _quiet()
+    quiet()
     from prunesearch.delivery import verify_again
     from prunesearch.report import render
 
@@ -206,7 +201,7 @@ def verify(folder: str, base: str | None, as_json: bool, **settings: Any) -> Non
 @JSON
 def analyze(model: str, revision: str | None, trust_remote_code: bool, as_json: bool) -> None:
     """Count parameters and bytes per layer of MODEL; a bare config.json will do."""
-    _quiet()
+    quiet()
     from prunesearch.model.inventory import take_inventory
     from prunesearch.report import render
 
@@ -236,7 +231,7 @@ def plan(
 ) -> None:
     """Predict memory, reading and time of a generation of MODEL, a bare config.json too, and say how to run it."""
     size = None if memory is None else parse_size(memory, "--memory")
-    _quiet()
+    quiet()
     from prunesearch.report import render
     from prunesearch.scoring.plan import Asked, plan
 
@@ -260,7 +255,7 @@ def study_list(storage: str, as_json: bool) -> None:
     from prunesearch.report import render
     from prunesearch.store import studies
 
-    _quiet_optuna()
+    quiet_optuna()
     found = studies.summaries(studies.open_storage(storage, create=False))
     emit(as_json, [asdict(summary) for summary in found], render.study_list)
 
@@ -275,7 +270,7 @@ def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
     from prunesearch.report import render
     from prunesearch.store import selection, studies
 
-    _quiet_optuna()
+    quiet_optuna()
     found = studies.load(studies.open_storage(storage, create=False), name)
     document = {
         **asdict(studies.summarise(found)),
@@ -298,7 +293,7 @@ def study_best(name: str, max_loss: str | None, max_size: str | None, storage: s
     from prunesearch.report import render
     from prunesearch.store import selection, studies
 
-    _quiet_optuna()
+    quiet_optuna()
     wanted = selection.Wanted.parse(max_loss, max_size)
     trial = selection.choose(studies.load(studies.open_storage(storage, create=False), name), wanted)
     emit(as_json, studies.trial_document(trial), render.study_best)
@@ -314,7 +309,7 @@ def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
     from prunesearch.report import render
     from prunesearch.store import studies
 
-    _quiet_optuna()
+    quiet_optuna()
     database = studies.open_storage(storage, create=False)
     summary = studies.summarise(studies.load(database, name))  # refuses studies that are not ours
     if not yes and not click.confirm(f"Delete study {name} with {summary.trials} trials?", err=True):
@@ -325,31 +320,15 @@ def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
 
 
 cli.add_command(cache)
+cli.add_command(compensate)
 cli.add_command(doctor)
 
 
 def _progress() -> "ProgressView":
-    _quiet()
+    quiet()
     from prunesearch.report.progress import ProgressView
 
     return ProgressView()
-
-
-def _quiet_optuna() -> None:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def _quiet() -> None:
-    """Leave the terminal to our own progress; what libraries have to say is in the errors we raise."""
-    import transformers
-
-    _quiet_optuna()
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for name in ("huggingface_hub", "datasets", "lm_eval"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -1,8 +1,9 @@
 """What the commands share: their options, and how these become a recipe and the way it is run."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,6 +20,9 @@ from prunesearch.recipe import (
     validated,
 )
 from prunesearch.space import UNITS
+
+if TYPE_CHECKING:
+    from prunesearch.delivery import Chosen
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
@@ -103,6 +107,44 @@ def grid_of(settings: dict[str, Any]) -> list[Recipe]:
     """The recipes of ``--sampler pso,woa --drop 4,8``: every sampler with every number."""
     samplers, drops = ([word.strip() for word in settings[name].split(",")] for name in ("sampler", "drop"))
     return [recipe_of({**settings, "sampler": sampler, "drop": drop}) for sampler in samplers for drop in drops]
+
+
+def chosen_by(
+    target: str, dropped: str | None, max_loss: str | None, max_size: str | None, settings: dict[str, Any]
+) -> "Chosen":
+    """The candidate that ``STUDY|MODEL --drop --max-loss --max-size`` and the options on models name.
+
+    Raises:
+        InputError: options that do not go together, or see `delivery`.
+    """
+    from prunesearch import delivery
+    from prunesearch.store.selection import Wanted
+
+    options = options_of(settings)
+    if dropped is not None:
+        recipe = recipe_of({**settings, "model": target, "drop": "1"})  # nothing is searched
+        return delivery.from_layers(recipe, options, dropped)
+    if settings["revision"] is not None or settings["dtype"] != "auto":
+        raise InputError("--revision and --dtype go with MODEL --drop; a study's model is the one it searched")
+    return delivery.from_study(target, options, Wanted.parse(max_loss, max_size), settings["trust_remote_code"])
+
+
+def quiet_optuna() -> None:
+    """Let Optuna warn and nothing else."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def quiet() -> None:
+    """Leave the terminal to our own progress; what libraries have to say is in the errors we raise."""
+    import transformers
+
+    quiet_optuna()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    for name in ("huggingface_hub", "datasets", "lm_eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _split_weights(given: Sequence[str]) -> tuple[str, str | None]:

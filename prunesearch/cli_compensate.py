@@ -1,0 +1,114 @@
+"""The command `compensate`. It starts without torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prunesearch.cli_options import (
+    JSON,
+    MODEL_OPTIONS,
+    RUN_OPTIONS,
+    STORAGE,
+    WANTED,
+    chosen_by,
+    quiet,
+    with_options,
+)
+from prunesearch.errors import InputError
+from prunesearch.quantity import parse_size
+from prunesearch.recipe import BUILTIN_TEXT
+from prunesearch.report.emit import emit
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+@click.command()
+@click.argument("target", metavar="STUDY|MODEL")
+@click.option("--drop", "dropped", help="Layers to drop from MODEL: 3,7,12. Without it, STUDY's best is compensated.")
+@with_options(*WANTED)
+@click.option("--out", required=True, help="New or empty folder for the checkpoint.")
+@click.option("--method", default="auto", show_default=True, help="scaling, linear, or auto: both where they help.")
+@click.option("--calibration", default=BUILTIN_TEXT, show_default=True, help="Text it is fitted to, as for search.")
+@click.option("--tokens", type=click.IntRange(16), default=16384, show_default=True, help="Tokens it is fitted to.")
+@click.option("--window", type=click.IntRange(16), default=256, show_default=True, help="Tokens per sequence.")
+@click.option("--held-out", help="Text that decides; default: other parts of the calibration text.")
+@click.option("--held-out-tokens", type=click.IntRange(16), default=2048, show_default=True, help="Of these, so many.")
+@click.option("--max-shard", default="5GB", show_default=True, help="Size of the largest weight file.")
+@STORAGE
+@with_options(*MODEL_OPTIONS, *RUN_OPTIONS)
+@JSON
+def compensate(
+    target: str,
+    dropped: str | None,
+    max_loss: str | None,
+    max_size: str | None,
+    out: str,
+    method: str,
+    calibration: str,
+    tokens: int,
+    window: int,
+    held_out: str | None,
+    held_out_tokens: int,
+    max_shard: str,
+    as_json: bool,
+    **settings: Any,  # noqa: ANN401
+) -> None:
+    """Let the blocks that stay make up for the dropped ones, without training, and write the verified checkpoint.
+
+    Nothing is added to the model. What is changed lowers the loss on held-out text; where nothing does, nothing is
+    written.
+    """
+    size = parse_size(max_shard, "--max-shard")
+    if size < 1:
+        raise InputError(f"--max-shard {max_shard} is no size: write 5GB or 500MiB")
+    quiet()
+    from prunesearch.export import check_destination
+    from prunesearch.heal.compensation import compensate_and_export, fit_and_held_out
+
+    check_destination(Path(out))
+    chosen = chosen_by(target, dropped, max_loss, max_size, settings)
+    loaded = chosen.loaded
+    windows = fit_and_held_out(loaded.tokenizer, calibration, tokens, window, held_out, held_out_tokens)
+    document = compensate_and_export(
+        loaded, chosen.candidate, Path(out), windows, facts=chosen.facts, method=method, max_shard=size
+    )
+    emit(as_json, document, rendered)
+
+
+def rendered(document: Mapping[str, Any]) -> "list[Group | str]":
+    """What was done about each gap, what it gave, and where it is."""
+    from prunesearch.report.render import exported
+    from prunesearch.report.tables import table
+
+    done = document["compensation"]
+    gaps = [
+        (
+            gap["dropped"],
+            gap["method"],
+            "-" if gap["alpha"] is None else f"{gap['alpha']:.3f}",
+            "-" if gap["ridge"] is None else f"{gap['ridge']:g}",
+            f"{gap['loss_before']:.4f}",
+            f"{gap['loss_after']:.4f}",
+            f"{gap['seconds']:.1f}",
+        )
+        for gap in done["gaps"]
+    ]
+    models = ("dense", "pruned", "compensated")
+    metrics = [
+        (title, *(f"{round(done[model][metric], 4) + 0.0:.4f}" for model in models))  # + 0.0: no -0.0000
+        for metric, title in (
+            ("cross_entropy", "log-perplexity (nats/token)"),
+            ("perplexity", "perplexity"),
+            ("kl", "KL to dense (nats/token)"),
+        )
+    ]
+    columns = ("gap", "method", "alpha", "ridge", "loss before", "after", "seconds")
+    return [
+        table("Gaps, with the loss on held-out tokens", columns, gaps),
+        table("Held-out tokens", ("", *models), metrics),
+        f"recovered {done['recovered']:.1%} of the log-perplexity that pruning lost",
+        *exported(document["export"]),
+    ]

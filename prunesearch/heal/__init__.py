@@ -1,0 +1,1 @@
+"""Getting quality back after layers were dropped, in the same architecture."""
