@@ -4,7 +4,6 @@ Results go to stdout, progress and errors to stderr. Exit status 0; 2 for bad in
 for a failure or Ctrl-C, with nothing finished lost.
 """
 
-import logging
 import os
 import shlex
 import signal
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import prunesearch
+from prunesearch.cli_heal import heal
 from prunesearch.cli_options import (
     DATA_OPTIONS,
     DELIVERY,
@@ -29,6 +29,8 @@ from prunesearch.cli_options import (
     WANTED,
     grid_of,
     options_of,
+    quiet,
+    quiet_optuna,
     read_recipe,
     recipe_of,
     with_options,
@@ -60,7 +62,7 @@ def cli() -> None:
 @JSON
 def demo(model: str | None, trials: int | None, home: str, threads: int | None, as_json: bool) -> None:
     """Search, export and verify a small real model, from nothing, in minutes."""
-    _quiet()
+    quiet()
     from prunesearch.demo import TRIALS, run_demo
     from prunesearch.report import render
 
@@ -92,7 +94,7 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     Several samplers and numbers, as in --sampler pso,woa --drop 4,8,12, are searched at once, each as its own study.
     """
     recipes, options = grid_of(settings), options_of(settings)
-    _quiet()
+    quiet()
     from prunesearch.bench import open_bench
     from prunesearch.pipeline import check_grid, run_searches
     from prunesearch.report import render
@@ -117,7 +119,7 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
 def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Do what the YAML file RECIPE says: search, export the best, verify it."""
     recipe, options = read_recipe(Path(recipe_file)), options_of(settings)
-    _quiet()
+    quiet()
     from prunesearch import pipeline
     from prunesearch.report import render
 
@@ -136,7 +138,7 @@ def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None: 
     """Evaluate MODEL, or an export, on --task or --calibration text, with standard errors."""
     recipe = recipe_of({**settings, "model": model, "drop": "1"})  # nothing is searched: the budget is not read
     options = options_of(settings)
-    _quiet()
+    quiet()
     from prunesearch.pipeline import evaluate_model
     from prunesearch.report import render
 
@@ -168,7 +170,7 @@ def export(
     options, made = options_of(settings), {name: settings.pop(name) for name in DELIVERY}
     if dropped is None and (settings["revision"] is not None or settings["dtype"] != "auto"):
         raise InputError("--revision and --dtype go with MODEL --drop; a study's model is the one it searched")
-    _quiet()
+    quiet()
     from prunesearch import delivery
     from prunesearch.report import render
     from prunesearch.store.selection import Wanted
@@ -193,7 +195,7 @@ def verify(folder: str, base: str | None, as_json: bool, **settings: Any) -> Non
     """Verify the export in FOLDER again: files, weights, and what it computes."""
     options = options_of(settings)
     recipe = None if base is None else recipe_of({**settings, "model": base, "drop": "1"})
-    _quiet()
+    quiet()
     from prunesearch.delivery import verify_again
     from prunesearch.report import render
 
@@ -206,7 +208,7 @@ def verify(folder: str, base: str | None, as_json: bool, **settings: Any) -> Non
 @JSON
 def analyze(model: str, revision: str | None, trust_remote_code: bool, as_json: bool) -> None:
     """Count parameters and bytes per layer of MODEL; a bare config.json will do."""
-    _quiet()
+    quiet()
     from prunesearch.model.inventory import take_inventory
     from prunesearch.report import render
 
@@ -236,7 +238,7 @@ def plan(
 ) -> None:
     """Predict memory, reading and time of a generation of MODEL, a bare config.json too, and say how to run it."""
     size = None if memory is None else parse_size(memory, "--memory")
-    _quiet()
+    quiet()
     from prunesearch.report import render
     from prunesearch.scoring.plan import Asked, plan
 
@@ -260,7 +262,7 @@ def study_list(storage: str, as_json: bool) -> None:
     from prunesearch.report import render
     from prunesearch.store import studies
 
-    _quiet_optuna()
+    quiet_optuna()
     found = studies.summaries(studies.open_storage(storage, create=False))
     emit(as_json, [asdict(summary) for summary in found], render.study_list)
 
@@ -275,7 +277,7 @@ def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
     from prunesearch.report import render
     from prunesearch.store import selection, studies
 
-    _quiet_optuna()
+    quiet_optuna()
     found = studies.load(studies.open_storage(storage, create=False), name)
     document = {
         **asdict(studies.summarise(found)),
@@ -298,7 +300,7 @@ def study_best(name: str, max_loss: str | None, max_size: str | None, storage: s
     from prunesearch.report import render
     from prunesearch.store import selection, studies
 
-    _quiet_optuna()
+    quiet_optuna()
     wanted = selection.Wanted.parse(max_loss, max_size)
     trial = selection.choose(studies.load(studies.open_storage(storage, create=False), name), wanted)
     emit(as_json, studies.trial_document(trial), render.study_best)
@@ -314,7 +316,7 @@ def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
     from prunesearch.report import render
     from prunesearch.store import studies
 
-    _quiet_optuna()
+    quiet_optuna()
     database = studies.open_storage(storage, create=False)
     summary = studies.summarise(studies.load(database, name))  # refuses studies that are not ours
     if not yes and not click.confirm(f"Delete study {name} with {summary.trials} trials?", err=True):
@@ -326,30 +328,14 @@ def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
 
 cli.add_command(cache)
 cli.add_command(doctor)
+cli.add_command(heal)
 
 
 def _progress() -> "ProgressView":
-    _quiet()
+    quiet()
     from prunesearch.report.progress import ProgressView
 
     return ProgressView()
-
-
-def _quiet_optuna() -> None:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def _quiet() -> None:
-    """Leave the terminal to our own progress; what libraries have to say is in the errors we raise."""
-    import transformers
-
-    _quiet_optuna()
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for name in ("huggingface_hub", "datasets", "lm_eval"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -1,5 +1,6 @@
 """What the commands share: their options, and how these become a recipe and the way it is run."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -138,3 +139,21 @@ def read_recipe(path: Path) -> Recipe:
     if "drop" in values:
         values["drop"] = str(values["drop"])
     return validated(Recipe, values)
+
+
+def quiet_optuna() -> None:
+    """Keep Optuna from printing."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def quiet() -> None:
+    """Leave the terminal to our own progress; what libraries have to say is in the errors we raise."""
+    import transformers
+
+    quiet_optuna()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    for name in ("huggingface_hub", "datasets", "lm_eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -4,6 +4,7 @@ Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models*, eq. 3: W x
 the start, so that training begins at the pruned model.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, StorageError, VerificationError, one_line
 from prunesearch.heal.recipe import ALL_LINEAR, HealRecipe
-from prunesearch.model.anatomy import blocks_of, family_of, input_device
+from prunesearch.model.anatomy import blocks_of, family_of
 
 _NARROW = (torch.bfloat16, torch.float16)
 # Largest difference of a logit by which merging may show, as a share of the largest logit: one more rounding.
@@ -119,7 +120,7 @@ class Adapter:
 
     def _logits(self, ids_BL: torch.Tensor) -> torch.Tensor:
         self.model.eval()
-        device = input_device(self.model.get_base_model())
+        device = next(self.model.parameters()).device
         logits: torch.Tensor = self.model(input_ids=ids_BL.to(device), use_cache=False).logits
         return logits.float()
 
@@ -140,7 +141,9 @@ def adapted(model: PreTrainedModel, recipe: HealRecipe) -> Iterator[Adapter]:
         task_type="CAUSAL_LM",
     )
     set_seed(recipe.seed)  # A is drawn at random
-    adapter = Adapter(get_peft_model(model, settings))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that will go
+        adapter = Adapter(get_peft_model(model, settings))
     settings.base_model_name_or_path = None  # or each checkpoint would look for the base model's config on a hub
     try:
         yield adapter
@@ -152,7 +155,7 @@ def adapted(model: PreTrainedModel, recipe: HealRecipe) -> Iterator[Adapter]:
 
 @contextmanager
 def wide_weights(model: PreTrainedModel, wide: bool) -> Iterator[None]:
-    """16-bit weights as float32 inside the ``with`` block, rounded behind it; those that did not change come back equal.
+    """16-bit weights as float32 inside the ``with`` block, rounded behind it; what did not change comes back equal.
 
     Args:
         wide: false does nothing.
@@ -169,7 +172,9 @@ def wide_weights(model: PreTrainedModel, wide: bool) -> Iterator[None]:
 
 
 @contextmanager
-def weights_restored(model: PreTrainedModel, candidates: Sequence[LayerSubset], wanted: str = ALL_LINEAR) -> Iterator[None]:
+def weights_restored(
+    model: PreTrainedModel, candidates: Sequence[LayerSubset], wanted: str = ALL_LINEAR
+) -> Iterator[None]:
     """Give the model its weights back behind the ``with`` block, whatever was healed inside.
 
     Args:

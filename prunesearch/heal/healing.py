@@ -30,11 +30,12 @@ from prunesearch.heal.recipe import HealRecipe
 from prunesearch.heal.teacher import Teacher
 from prunesearch.heal.training import (
     Curves,
+    Examples,
     HealProgress,
     HealTrainer,
     Listener,
     checkpoint_at,
-    held_out_loss,
+    held_out_losses,
     newest_checkpoint,
 )
 from prunesearch.model.anatomy import input_device
@@ -65,8 +66,9 @@ class Healed:
         digest: of everything that determines it.
         steps: taken, of `planned`.
         best_step: whose weights were kept; 0: the pruned model was never beaten.
-        training_loss: by step; in the units of the recipe's loss.
-        held_out_loss: next-token cross-entropy by step, from 0, the pruned model, on.
+        training_loss: by step: cross-entropy, KL or their sum, as the recipe says.
+        watched_loss: the same on the held-out text, by which the best was chosen; from step 0, the pruned model, on.
+        held_out_loss: next-token cross-entropy there, whatever was trained.
         dense_loss: the same of the model with all its blocks.
         tokens: trained on, repetitions counted.
         seconds: of training, over all processes that took part.
@@ -83,6 +85,7 @@ class Healed:
     planned: int
     best_step: int
     training_loss: Curve
+    watched_loss: Curve
     held_out_loss: Curve
     dense_loss: float
     tokens: int
@@ -103,6 +106,11 @@ class Healed:
     def after(self) -> float:
         """Held-out loss of the weights that were kept."""
         return dict(self.held_out_loss)[self.best_step] or math.nan
+
+    @property
+    def watched(self) -> float:
+        """The least watched loss, which is that of the weights that were kept."""
+        return dict(self.watched_loss)[self.best_step] or math.nan
 
     def document(self) -> dict[str, Any]:
         """As JSON values."""
@@ -154,7 +162,8 @@ def plan(loaded: LoadedModel, candidate: LayerSubset, recipe: HealRecipe) -> Pla
         "targets": targets,
         "data": tokens_digest(sequences.train_BL.tolist()),
         "held_out": tokens_digest(sequences.held_out_BL.tolist()),
-        "numerics": numerics_of(loaded.model) | {"trained in": "bfloat16" if bf16 else "float32" if wide else "its own"},
+        "numerics": numerics_of(loaded.model)
+        | {"trained in": "bfloat16" if bf16 else "float32" if wide else "as it is"},
     }
     dense = content == loaded.fingerprint
     return Plan(loaded, candidate, recipe, sequences, identity, bf16, wide, dense)
@@ -280,8 +289,8 @@ def _train(
     finally:
         model.config.use_cache = use_cache
         if checkpointing:
-            model.activation_checkpointing_disable()
-        model.eval()
+            model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
+        model.eval()  # type: ignore[no-untyped-call]
     return _Trained(curves, int(started.name.rpartition("-")[2]) if started is not None else 0)
 
 
@@ -294,7 +303,7 @@ def _keep_best(curves: Curves, folder: Path, adapter: Adapter) -> None:
         adapter.reset()
     scratch = folder / f".{_ADAPTER}"
     shutil.rmtree(scratch, ignore_errors=True)
-    adapter.model.save_pretrained(scratch)
+    adapter.model.save_pretrained(str(scratch))
     shutil.rmtree(folder / _ADAPTER, ignore_errors=True)
     scratch.rename(folder / _ADAPTER)
 
@@ -308,6 +317,7 @@ def _report(planned: Plan, trained: _Trained, dense_loss: float, difference: flo
         planned=recipe.steps,
         best_step=curves.best[0],
         training_loss=_finite(curves.training),
+        watched_loss=_finite(curves.watched),
         held_out_loss=_finite(curves.held_out),
         dense_loss=dense_loss,
         tokens=steps * recipe.batch_tokens,
@@ -327,9 +337,8 @@ def _finite(curve: list[tuple[int, float]]) -> Curve:
 def _dense_loss(planned: Plan) -> float:
     model = planned.loaded.model
     with wide_products():
-        return held_out_loss(
-            model, planned.sequences.held_out_BL, planned.recipe.batch_size, input_device(model)
-        )
+        lm = planned.recipe.model_copy(update={"loss": "lm"})
+        return held_out_losses(model, Examples(planned.sequences.held_out_BL, None), lm, input_device(model))[1]
 
 
 def _teacher(planned: Plan, references: Path | None, listener: Listener) -> Teacher | None:
@@ -337,9 +346,8 @@ def _teacher(planned: Plan, references: Path | None, listener: Listener) -> Teac
     if planned.recipe.loss == "lm":
         return None
     teacher = Teacher(planned.loaded, planned.recipe.kl_top, references, planned.dense)
-    teacher.prepare(
-        planned.sequences.train_BL, lambda done, total: listener(HealProgress("teacher", done, total))
-    )
+    every_BL = torch.cat([planned.sequences.train_BL, planned.sequences.held_out_BL])
+    teacher.prepare(every_BL, lambda done, total: listener(HealProgress("teacher", done, total)))
     return teacher
 
 
@@ -398,9 +406,8 @@ def _differing(stored: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
     for name in sorted({*stored, *asked}):
         old, new = stored.get(name), asked.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from (
-                f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in sorted({*old, *new}) if old.get(k) != new.get(k)
-            )
+            changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+            yield from (f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed)
         elif old != new:
             yield f"{name}: {old} there, {new} now" if name == "candidate" else f"the {name.replace('_', '-')}"
 
@@ -415,7 +422,7 @@ def _finished(folder: Path) -> Healed | None:
         return None
     for name in ("before", "after"):
         del stored[name]
-    for name in ("training_loss", "held_out_loss"):
+    for name in ("training_loss", "watched_loss", "held_out_loss"):
         stored[name] = tuple((step, loss) for step, loss in stored[name])
     return Healed(**{**stored, "cached": True})
 

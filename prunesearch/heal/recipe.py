@@ -69,7 +69,7 @@ class HealRecipe(BaseModel):
     @model_validator(mode="after")
     def _training_sees_no_held_out_text(self) -> "HealRecipe":
         if self.held_out == self.data:
-            raise ValueError(f"--held-out {self.held_out} is what is trained on: leave it out, and a part is kept apart")
+            raise ValueError(f"--held-out {self.held_out} is what is trained on: leave it out to keep a part apart")
         return self
 
     @property

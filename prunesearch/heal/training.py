@@ -41,14 +41,14 @@ class HealProgress:
         phase: ``teacher`` (sequences that the dense model was asked about) or ``training`` (steps).
         done, total: of the phase.
         loss: training loss of the last step.
-        held_out: step and held-out loss of every look so far.
+        watched: step and loss on the held-out text of every look so far.
     """
 
     phase: str
     done: int
     total: int
     loss: float | None = None
-    held_out: Sequence[tuple[int, float]] = ()
+    watched: Sequence[tuple[int, float]] = ()
 
 
 Listener = Callable[[HealProgress], None]
@@ -62,39 +62,53 @@ class Curves:
         log: its ``log_history``.
 
     Attributes:
-        training, held_out: step and loss, in order.
+        training: step and loss, in order.
+        watched: the same loss on the held-out text, from step 0, the pruned model, on.
+        held_out: next-token cross-entropy there, whatever is trained.
         seconds: spent on the steps so far, by this process and those before it.
     """
 
-    def __init__(self, log: Sequence[Mapping[str, float]]) -> None:
-        self.training = [(int(entry["step"]), float(entry["loss"])) for entry in log if "loss" in entry]
-        self.held_out = [(int(entry["step"]), float(entry["eval_loss"])) for entry in log if "eval_loss" in entry]
-        self.seconds = max((float(entry["seconds"]) for entry in log if "seconds" in entry), default=0.0)
+    def __init__(self, log: Sequence[Mapping[str, float]] = ()) -> None:
+        self.training: list[tuple[int, float]] = []
+        self.watched: list[tuple[int, float]] = []
+        self.held_out: list[tuple[int, float]] = []
+        self.seconds = 0.0
+        self._read = 0
+        self.read(log)
+
+    def read(self, log: Sequence[Mapping[str, float]]) -> None:
+        """Take in what is new in the log."""
+        for entry in log[self._read :]:
+            curves = {"loss": self.training, "eval_loss": self.watched, "eval_cross_entropy": self.held_out}
+            for name, curve in curves.items():
+                if name in entry:
+                    curve.append((int(entry["step"]), float(entry[name])))
+            self.seconds = max(self.seconds, float(entry.get("seconds", 0.0)))
+        self._read = len(log)
 
     @property
     def best(self) -> tuple[int, float]:
-        """Step and value of the least held-out loss; the first of equals. Step 0 is the pruned model."""
-        return min(self.held_out, key=lambda look: (look[1] if math.isfinite(look[1]) else math.inf, look[0]))
+        """Step and value of the least watched loss; the first of equals."""
+        return min(self.watched, key=lambda look: (look[1] if math.isfinite(look[1]) else math.inf, look[0]))
 
     @property
     def diverged(self) -> bool:
         """Whether a loss is no number, or the last few are all far above the first."""
-        values = [loss for _, loss in self.training]
-        if not all(map(math.isfinite, (*values[-1:], *(loss for _, loss in self.held_out[1:])))):
+        last = [loss for _, loss in self.training[-_FAR_STEPS:]]
+        if not all(math.isfinite(loss) for loss in (*last, *(loss for _, loss in self.watched[-1:]))):
             return True
-        return len(values) > _FAR_STEPS and min(values[-_FAR_STEPS:]) > values[0] + _FAR
-
-    def idle(self, patience: int) -> bool:
-        """Whether the last `patience` looks brought no new best."""
-        return sum(step > self.best[0] for step, _ in self.held_out) >= patience
+        return len(self.training) > _FAR_STEPS and min(last) > self.training[0][1] + _FAR
 
     def over(self, recipe: HealRecipe) -> bool:
-        """Whether there is no more to train."""
-        steps = self.held_out[-1][0] if self.held_out else 0
-        return steps >= recipe.steps or (bool(self.held_out) and self.idle(recipe.patience)) or self.diverged
+        """Whether there is no more to train: all steps are done, the last looks brought no new best, or it diverged."""
+        if not self.watched:
+            return False
+        best = self.best[0]
+        idle = sum(step > best for step, _ in self.watched)
+        return self.watched[-1][0] >= recipe.steps or idle >= recipe.patience or self.diverged
 
 
-class _Examples(Dataset[dict[str, torch.Tensor]]):
+class Examples(Dataset[dict[str, torch.Tensor]]):
     """Sequences, with what the teacher says of them."""
 
     def __init__(self, ids_BL: torch.Tensor, teacher: Teacher | None) -> None:
@@ -119,10 +133,10 @@ def _collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]
 def loss_of(logits_BLV: torch.Tensor, batch: Mapping[str, torch.Tensor], recipe: HealRecipe) -> torch.Tensor:
     """The recipe's loss of a batch, in nats per token; no part of it is computed that has no weight.
 
-    ``lm``: mean over the L - 1 tokens that have a predecessor of -log q(next). ``distill``: mean over all L positions of
-    KL(teacher || student) as the search's ``--kl-top`` takes it, over the teacher's K likeliest tokens and one lump of
-    the rest; it bounds the KL over the vocabulary from below, and unlike a renormalised one it also learns how much
-    the teacher leaves to other tokens. ``mix``: (1 - w) lm + w distill.
+    ``lm``: mean of -log q(next) over the L - 1 tokens that have a predecessor. ``distill``: mean over all L positions
+    of KL(teacher || student) as the search's ``--kl-top`` takes it, over the teacher's K likeliest tokens and one lump
+    of the rest; it bounds the KL over the vocabulary from below, and unlike a renormalised one it also teaches how much
+    is left to other tokens. ``mix``: (1 - w) lm + w distill.
     """
     if recipe.loss == "lm":
         return _cross_entropy(logits_BLV, batch["input_ids"])
@@ -143,13 +157,19 @@ def _cross_entropy(logits_BLV: torch.Tensor, ids_BL: torch.Tensor) -> torch.Tens
 
 
 @torch.no_grad()
-def held_out_loss(model: nn.Module, ids_BL: torch.Tensor, batch_size: int, device: torch.device) -> float:
-    """Next-token cross-entropy of a model in nats per token, whatever it was trained by."""
-    total = 0.0
-    for rows_BL in torch.split(ids_BL, batch_size):
-        ids = rows_BL.to(device)
-        total += float(_cross_entropy(model(input_ids=ids, use_cache=False).logits, ids)) * len(ids)
-    return total / len(ids_BL)
+def held_out_losses(
+    model: nn.Module, examples: Examples, recipe: HealRecipe, device: torch.device
+) -> tuple[float, float]:
+    """The recipe's loss of a model on held-out text, and its next-token cross-entropy; both in nats per token."""
+    sums = [0.0, 0.0]
+    for start in range(0, len(examples), recipe.batch_size):
+        rows = [examples[i] for i in range(start, min(start + recipe.batch_size, len(examples)))]
+        batch = {name: tensor.to(device) for name, tensor in _collate(rows).items()}
+        logits_BLV = model(input_ids=batch["input_ids"], use_cache=False).logits
+        lm = float(_cross_entropy(logits_BLV, batch["input_ids"]))
+        own = lm if recipe.loss == "lm" else float(loss_of(logits_BLV, batch, recipe))
+        sums = [total + value * len(rows) for total, value in zip(sums, (own, lm), strict=True)]
+    return sums[0] / len(examples), sums[1] / len(examples)
 
 
 class HealTrainer(Trainer):
@@ -177,14 +197,15 @@ class HealTrainer(Trainer):
         bf16: bool,
         checkpointing: bool,
     ) -> None:
-        self._recipe, self._held_out_BL, self._folder = recipe, sequences.held_out_BL, folder
+        self._recipe, self._folder = recipe, folder
+        self._held_out = Examples(sequences.held_out_BL, teacher)
         arguments = _arguments(recipe, folder, device, bf16=bf16, checkpointing=checkpointing)
         super().__init__(
             model,
             arguments,
             data_collator=_collate,
-            train_dataset=_Examples(sequences.train_BL, teacher),
-            eval_dataset=_Examples(sequences.held_out_BL, None),
+            train_dataset=Examples(sequences.train_BL, teacher),
+            eval_dataset=self._held_out,
             callbacks=[_Stop(recipe, listener)],
         )
         self.remove_callback(PrinterCallback)
@@ -221,11 +242,12 @@ class HealTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401 (the Trainer's own)
-        """Held-out cross-entropy; nothing else is computed and no logit is kept."""
-        self.model.eval()
+        """The losses on the held-out text; no logit is kept."""
+        model: Any = self.model
+        model.eval()
         with self.compute_loss_context_manager():
-            loss = held_out_loss(self.model, self._held_out_BL, self._recipe.batch_size, self.args.device)
-        metrics = {"eval_loss": loss}
+            own, lm = held_out_losses(model, self._held_out, self._recipe, self.args.device)
+        metrics = {"eval_loss": own, "eval_cross_entropy": lm}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -259,6 +281,7 @@ def _arguments(
         optim="adamw_torch",
         bf16=bf16,
         activation_checkpointing=checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
         logging_steps=1,
         logging_nan_inf_filter=False,  # or a loss that is no number is replaced by the mean of those before
         eval_strategy="steps",
@@ -285,7 +308,7 @@ class _Stop(TrainerCallback):
     """Says when to look, to save and to stop; tells the listener."""
 
     def __init__(self, recipe: HealRecipe, listener: Listener) -> None:
-        self._recipe, self._listener = recipe, listener
+        self._recipe, self._listener, self._curves = recipe, listener, Curves()
 
     def on_step_end(
         self,
@@ -307,13 +330,14 @@ class _Stop(TrainerCallback):
     ) -> None:
         if "train_runtime" in (logs or {}):
             return  # the Trainer's last word, which is no step
-        curves = Curves(state.log_history)
-        if curves.diverged or (curves.held_out and curves.idle(self._recipe.patience)):
+        curves = self._curves
+        curves.read(state.log_history)
+        if curves.diverged or curves.over(self._recipe):
             control.should_training_stop = True
         if curves.diverged:
             control.should_save = control.should_evaluate = False
         loss = curves.training[-1][1] if curves.training else None
-        self._listener(HealProgress("training", state.global_step, self._recipe.steps, loss, curves.held_out))
+        self._listener(HealProgress("training", state.global_step, self._recipe.steps, loss, tuple(curves.watched)))
 
 
 def mark_whole(checkpoint: Path) -> None:
@@ -365,5 +389,3 @@ def curves_of(checkpoint: Path) -> Curves:
 def checkpoint_at(folder: Path, step: int) -> Path:
     """The checkpoint behind a step."""
     return folder / f"{_CHECKPOINT}{step}"
-
-
