@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -25,6 +26,9 @@ from prunesearch.errors import InputError, StorageError, VerificationError, one_
 from prunesearch.heal.recipe import ALL_LINEAR, HealRecipe
 from prunesearch.model.anatomy import blocks_of, family_of
 
+# peft takes names such as `gate_proj` in a model with experts for those of an older transformers, in which each expert
+# had its own, and would adapt the fused experts instead; our names are the model's own.
+_RENAMING = "peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers"
 _NARROW = (torch.bfloat16, torch.float16)
 # Largest difference of a logit by which merging may show, as a share of the largest logit: one more rounding.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -87,9 +91,9 @@ class Adapter:
             ) from None
 
     def reset(self) -> None:
-        """Make the adapted model the pruned one: B = 0."""
+        """Make the adapted model the pruned one: B = 0, and A too, as it may hold what is no number."""
         for name, parameter in self.model.named_parameters():
-            if "lora_B" in name:
+            if "lora_" in name:
                 nn.init.zeros_(parameter)
 
     @torch.no_grad()
@@ -141,8 +145,8 @@ def adapted(model: PreTrainedModel, recipe: HealRecipe) -> Iterator[Adapter]:
         task_type="CAUSAL_LM",
     )
     set_seed(recipe.seed)  # A is drawn at random
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that will go
+    with warnings.catch_warnings(), mock.patch(_RENAMING, lambda *args, **kwargs: None):
+        warnings.simplefilter("ignore")  # on names that transformers will drop, and on transposed layers
         adapter = Adapter(get_peft_model(model, settings))
     settings.base_model_name_or_path = None  # or each checkpoint would look for the base model's config on a hub
     try:

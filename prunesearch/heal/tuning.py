@@ -8,12 +8,14 @@ import hashlib
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
@@ -171,7 +173,7 @@ def _run_trial(
         healed = carry_out(planned, folder, _reporter(trial, listener), references, merge=False)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         return
     trial.set_user_attr("steps", healed.steps)
     trial.set_user_attr("seconds", healed.seconds)
@@ -219,7 +221,9 @@ def _inscribe(study: Study, identity: dict[str, Any]) -> None:
     if held is None and study.get_trials(deepcopy=False):
         raise StudyError(f"study {study.study_name!r} was not made by prunesearch heal: rename it")
     if held is None:
-        study.set_metric_names(["held-out loss"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(["held-out loss"])
         study.set_user_attr(IDENTITY_ATTR, text)
     elif json.loads(held) != identity:
         raise StudyError(f"study {study.study_name!r} was made with other settings: delete it to tune anew")
