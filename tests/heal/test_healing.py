@@ -115,15 +115,15 @@ def test_training_stops_without_progress(loaded: LoadedModel, recipe: HealRecipe
     assert healed.steps - healed.best_step == 3
 
 
-@pytest.mark.parametrize("rate", [3.0, 1e30])
+@pytest.mark.parametrize("rate", [30.0, 1e30])
 def test_divergence_is_stopped_and_the_best_is_kept(
     rate: float, loaded: LoadedModel, recipe: HealRecipe, tmp_path: Path
 ) -> None:
-    wild = recipe.model_copy(update={"learning_rate": rate, "steps": 60, "warmup": 0.5, "eval_every": 4})
+    wild = recipe.model_copy(update={"learning_rate": rate, "steps": 30, "warmup": 0.5, "eval_every": 4})
     wild = wild.model_copy(update={"patience": 100})
     healed = heal(loaded, CANDIDATE, wild, tmp_path / "work")
     assert healed.diverged
-    assert healed.steps < 60
+    assert healed.steps < 30
     assert healed.after <= healed.before
     assert all(bool(p.isfinite().all()) for p in loaded.model.parameters())
     json.dumps(healed.document(), allow_nan=False)

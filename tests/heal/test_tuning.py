@@ -115,7 +115,7 @@ def test_bad_input_is_refused(
         raise optuna.TrialPruned
 
     monkeypatch.setattr(tuning, "carry_out", pruned)
-    with pytest.raises(RunError, match="all 4 trials of study .* were stopped"):
+    with pytest.raises(RunError, match=r"all 4 trials of study .* were stopped"):
         run(loaded, recipe, storage, tmp_path)
     (name,) = optuna.get_all_study_names(storage)
     study = optuna.load_study(study_name=name, storage=storage)
