@@ -125,7 +125,8 @@ class Adapter:
     def _logits(self, ids_BL: torch.Tensor) -> torch.Tensor:
         self.model.eval()
         device = next(self.model.parameters()).device
-        logits: torch.Tensor = self.model(input_ids=ids_BL.to(device), use_cache=False).logits
+        bare = self.model.base_model  # the Trainer leaves an autocast on the forward of the model round it
+        logits: torch.Tensor = bare(input_ids=ids_BL.to(device), use_cache=False).logits
         return logits.float()
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from prunesearch.candidate import LayerSubset
 from prunesearch.export import MANIFEST, check_destination, export
 from prunesearch.export.checkpoint import check_form
-from prunesearch.heal.healing import WORK, carry_out, plan
+from prunesearch.heal.healing import WORK, Healed, carry_out, plan
 from prunesearch.heal.recipe import HealRecipe
 from prunesearch.heal.training import HealProgress
 from prunesearch.heal.tuning import Tuning, tune
@@ -52,7 +52,7 @@ def check_out(out: Path) -> None:
     Raises:
         StorageError: something else lies there, or it cannot be written.
     """
-    if _digest_at(out) is None:
+    if _report_at(out) is None:
         check_destination(out)
 
 
@@ -94,30 +94,39 @@ def heal_and_export(
         document["tuning"] = tuned.document()
     planned = plan(loaded, candidate, recipe)
     work = options.work or WORK / planned.digest[:16]
-    there = _digest_at(options.out) == planned.digest
-    if not there:
-        check_destination(options.out)
+    document |= {"recipe": recipe.portable(), "work": str(work), "out": str(options.out)}
+    there = _report_at(options.out)
+    if there is not None and there["digest"] == planned.digest:
+        return {**document, "healed": {**there, "cached": True}, "export": None}
+    check_destination(options.out)
     healed = carry_out(
         planned,
         work,
         lambda progress: view.progress("heal", progress),
         options.references,
         options.checkpointing,
-        merge=not there,
     )
-    document |= {"recipe": recipe.portable(), "healed": healed.document(), "work": str(work), "out": str(options.out)}
-    if there:
-        return {**document, "export": None}
-    report = {name: value for name, value in healed.document().items() if not isinstance(value, list | tuple)}
-    told = {**facts, _FACT: {"recipe": recipe.portable(), **report}}
+    told = _facts(facts, healed, recipe)
     made = export(loaded, candidate, options.out, told, form=options.form, changed=("healed",))
-    return {**document, "export": made.document()}
+    return {**document, "healed": healed.document(), "export": made.document()}
 
 
-def _digest_at(out: Path) -> str | None:
-    """The digest of the healing whose export lies there."""
+def _facts(known: Mapping[str, Any], healed: Healed, recipe: HealRecipe) -> dict[str, Any]:
+    """What the export's manifest and card say; what the search measured was measured before healing."""
+    report = {name: value for name, value in healed.document().items() if not isinstance(value, list | tuple)}
+    return {
+        **{name: value for name, value in known.items() if name not in ("metrics", "stderr", "dense_metrics")},
+        "metrics_before_healing": known.get("metrics", {}),
+        "metrics": {"held-out cross-entropy": healed.after},
+        "dense_metrics": {"held-out cross-entropy": healed.dense_loss},
+        _FACT: {**report, "recipe": recipe.portable()},
+    }
+
+
+def _report_at(out: Path) -> dict[str, Any] | None:
+    """The report of the healing whose export lies there, without its curves."""
     try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        return str(manifest[_FACT]["digest"])
+        report = json.loads((out / MANIFEST).read_text(encoding="utf-8"))[_FACT]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return report if isinstance(report, dict) and "digest" in report else None

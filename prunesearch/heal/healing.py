@@ -100,21 +100,26 @@ class Healed:
     @property
     def before(self) -> float:
         """Held-out loss of the pruned model."""
-        return self.held_out_loss[0][1] or math.nan
+        return _number(self.held_out_loss, 0)
 
     @property
     def after(self) -> float:
         """Held-out loss of the weights that were kept."""
-        return dict(self.held_out_loss)[self.best_step] or math.nan
+        return _number(self.held_out_loss, self.best_step)
 
     @property
     def watched(self) -> float:
         """The least watched loss, which is that of the weights that were kept."""
-        return dict(self.watched_loss)[self.best_step] or math.nan
+        return _number(self.watched_loss, self.best_step)
 
     def document(self) -> dict[str, Any]:
         """As JSON values."""
         return {**asdict(self), "before": self.before, "after": self.after}
+
+
+def _number(curve: Curve, step: int) -> float:
+    loss = dict(curve)[step]
+    return math.nan if loss is None else loss
 
 
 @dataclass(frozen=True)
@@ -235,9 +240,11 @@ def carry_out(
     check_writable(folder)
     with _held(folder, planned.identity):
         healed = _finished(folder)
-        if healed is not None and not merge:
-            return healed
-        if healed is None:
+        if healed is not None:
+            _tidy(folder)
+            if not merge:
+                return healed
+        else:
             dense_loss = _dense_loss(planned)
             teacher = _teacher(planned, references, listener)
         with (

@@ -274,6 +274,18 @@ def test_16_bit_weights_are_trained_wide_and_come_back(
         assert torch.equal(buffer, buffers[name])
 
 
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"data": "builtin", "held_out_tokens": 64}])
+def test_sublayers_stay_silent_while_the_rest_is_trained(
+    changes: dict[str, Any], loaded: LoadedModel, recipe: HealRecipe, tmp_path: Path
+) -> None:
+    silent = LayerSubset.of(N_LAYERS, (1,), attention=(2,), mlp=(4,))
+    kept = {n: p.detach().clone() for n, p in loaded.model.named_parameters() if "2.self_attn" in n or "4.mlp" in n}
+    healed = heal(loaded, silent, recipe.model_copy(update=changes), tmp_path / "work")
+    assert healed.after < healed.before
+    for name, weight in kept.items():
+        assert torch.equal(loaded.model.get_parameter(name), weight)
+
+
 def test_the_export_loads_as_any_model_and_is_the_healed_one(
     loaded: LoadedModel, recipe: HealRecipe, tmp_path: Path
 ) -> None:
@@ -411,6 +423,7 @@ def test_the_command_heals_exports_and_repeats_nothing(
     manifest = json.loads(Path("out/prunesearch.json").read_text())
     assert manifest["changed"] == ["healed"]
     assert manifest["healing"]["digest"] == first["healed"]["digest"]
+    assert manifest["metrics"] == {"held-out cross-entropy": first["healed"]["after"]}
     assert str(tmp_path) not in json.dumps(manifest)
     began = time.time()
     again = run(words)
