@@ -16,6 +16,7 @@ import click
 
 import prunesearch
 from prunesearch.cli_compensate import compensate
+from prunesearch.cli_heal import heal
 from prunesearch.cli_options import (
     DATA_OPTIONS,
     DELIVERY,
@@ -322,6 +323,7 @@ def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
 cli.add_command(cache)
 cli.add_command(compensate)
 cli.add_command(doctor)
+cli.add_command(heal)
 
 
 def _progress() -> "ProgressView":

@@ -1,0 +1,112 @@
+"""`prunesearch heal`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prunesearch.cli_options import (
+    DTYPE,
+    JSON,
+    REVISION,
+    STORAGE,
+    TRUST,
+    WANTED,
+    chosen_by,
+    options_of,
+    quiet,
+    with_options,
+)
+from prunesearch.errors import InputError
+from prunesearch.recipe import validated
+from prunesearch.report.emit import emit
+
+# Options whose default is the recipe's: none is given here, so that there is one place for them.
+TRAINING = (
+    click.option("--data", help="Text file, JSONL, or dataset id[:config[:split]]; default: builtin prose."),
+    click.option("--held-out", help="What the loss is watched on, likewise; default: a part that training never sees."),
+    click.option("--held-out-tokens", type=int, help="How much of it; default 8192."),
+    click.option("--window", type=int, help="Tokens of a packed sequence; default 256."),
+    click.option("--loss", help="lm (next token), distill (KL to the dense model) or mix; default lm."),
+    click.option("--distill-weight", type=float, help="Share of the KL in mix; default 0.5."),
+    click.option("--kl-top", type=int, help="KL over the dense model's K likeliest tokens and the rest; default 64."),
+    click.option("--steps", type=int, help="Optimiser steps; default 4000."),
+    click.option("--batch-size", type=int, help="Sequences of a pass; default 8."),
+    click.option("--accumulation", type=int, help="Passes of a step; default 1."),
+    click.option("--lr", "learning_rate", type=float, help="Peak learning rate; default 2e-4."),
+    click.option("--warmup", type=float, help="Share of the steps in which it rises; default 0.03."),
+    click.option("--weight-decay", type=float, help="Default 0."),
+    click.option("--rank", type=int, help="Of the adapter; default 8."),
+    click.option("--alpha", type=float, help="The adapter is scaled by alpha / rank; default 16."),
+    click.option("--dropout", type=float, help="Before the adapter; default 0."),
+    click.option("--target-modules", help="Linear layers: q_proj,v_proj; default all of the blocks."),
+    click.option("--precision", help="float32 or bfloat16; default: bfloat16 where the device computes in it."),
+    click.option("--eval-every", type=int, help="Steps between looks at the held-out text, and checkpoints; 100."),
+    click.option("--patience", type=int, help="Looks without a new best before it stops; default 5."),
+    click.option("--seed", type=int, help="Of adapter and data order; default 0."),
+)
+
+
+@click.command()
+@click.argument("target", metavar="STUDY|MODEL")
+@click.option("--drop", "dropped", help="Layers to drop from MODEL: 3,7,12a. Without it, STUDY's best is healed.")
+@with_options(*WANTED)
+@click.option("--out", required=True, help="New or empty folder for the checkpoint.")
+@click.option("--as", "form", default="plain", show_default=True, help="For sublayers: zeroed, deci or remote-code.")
+@with_options(*TRAINING)
+@click.option("--tune", type=int, help="Search for learning rate, batch, rank and steps in so many short trials first.")
+@click.option("--tune-steps", type=int, help="Steps of a trial; default 200.")
+@click.option("--tune-sampler", help="pso, woa or tpe; default pso.")
+@click.option("--tune-pruner", help="median or halving; default median.")
+@click.option("--checkpointing", is_flag=True, help="Compute activations twice: less memory, a third more time.")
+@click.option("--work", help="Folder of this run's checkpoints; default storage/heal/DIGEST.")
+@STORAGE
+@with_options(REVISION, DTYPE, TRUST)
+@click.option("--device", help="Torch device; default cuda where there is one, else cpu.")
+@click.option("--device-map", help="Given to accelerate, e.g. auto.")
+@click.option("--threads", type=int, help="Torch CPU threads.")
+@click.option("--cache", help="Where the dense model's answers are kept; default storage/cache.")
+@JSON
+def heal(
+    target: str,
+    dropped: str | None,
+    max_loss: str | None,
+    max_size: str | None,
+    out: str,
+    form: str,
+    checkpointing: bool,
+    work: str | None,
+    as_json: bool,
+    **settings: Any,  # noqa: ANN401
+) -> None:
+    """Train a pruned model with LoRA, merge it, and write a verified checkpoint. Run again to resume."""
+    run_settings = {name: settings[name] for name in ("storage", "device", "device_map", "threads", "cache")}
+    run_options = options_of(run_settings)
+    quiet()
+    from prunesearch.heal.finish import HealOptions, check_out, heal_and_export
+    from prunesearch.heal.recipe import HealRecipe
+    from prunesearch.heal.tuning import Tuning
+    from prunesearch.report.healing import HealingView, healed
+    from prunesearch.store.places import Places
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    recipe = validated(HealRecipe, {name: given[name] for name in HealRecipe.model_fields if name in given})
+    tuning = None
+    tuned = {name: given[f"tune_{name}"] for name in ("steps", "sampler", "pruner") if f"tune_{name}" in given}
+    if settings["tune"] is not None:
+        tuning = validated(Tuning, {"trials": settings["tune"], **tuned})
+    elif tuned:
+        raise InputError(f"--tune-{next(iter(tuned))} goes with --tune N")
+    check_out(Path(out))
+    model_settings = {name: settings[name] for name in ("revision", "dtype", "trust_remote_code")}
+    chosen = chosen_by(target, dropped, max_loss, max_size, {**model_settings, **run_settings})
+    options = HealOptions(
+        Path(out),
+        Places.parse(run_options.cache).folder / "references",
+        run_options.storage,
+        Path(work) if work else None,
+        checkpointing,
+        form,
+    )
+    document = heal_and_export(chosen.loaded, chosen.candidate, chosen.facts, recipe, options, tuning, HealingView())
+    emit(as_json, document, healed)

@@ -1,0 +1,256 @@
+"""Hyper-parameters of healing, searched by Optuna: learning rate, batch size, rank, and how many of the steps.
+
+A trial is a short healing whose weights are thrown away; its value is the best loss on the held-out text. A pruner
+stops it where it is hopeless. What a killed process had under way is enqueued again and goes on from its checkpoints.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+from pydantic import BaseModel, ConfigDict, Field
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import RunError, StudyError
+from prunesearch.heal.healing import WORK, carry_out, plan
+from prunesearch.heal.recipe import HealRecipe
+from prunesearch.heal.training import HealProgress, Listener
+from prunesearch.model.loading import LoadedModel
+from prunesearch.recipe import slug
+from prunesearch.samplers.plain import PlainSwarm
+from prunesearch.store import studies
+from prunesearch.store.keys import canonical_json
+
+IDENTITY_ATTR = "healing"
+"""User attribute of a tuning study: all that determines its trials."""
+_LOOKS = 4  # of a trial at the held-out text, the pruned model's not counted: where it can be stopped
+_POPULATION = 4  # particles of a swarm: a tuning study has few trials
+
+
+class Tuning(BaseModel):
+    """How hyper-parameters are searched."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trials: int = Field(ge=1)
+    """Finished or stopped trials in all."""
+    steps: int = Field(default=200, ge=_LOOKS)
+    """Steps of a trial that takes all of them."""
+    sampler: Literal["pso", "woa", "tpe"] = "pso"
+    pruner: Literal["median", "halving"] = "median"
+    learning_rate: tuple[float, float] = (2e-5, 5e-3)
+    batch_size: tuple[int, ...] = (2, 4, 8, 16)
+    rank: tuple[int, ...] = (4, 8, 16, 32)
+    share: tuple[float, float] = (0.25, 1.0)
+    """Of the steps."""
+
+    def suggest(self, trial: Trial, recipe: HealRecipe, steps: int) -> HealRecipe:
+        """The recipe with a trial's parameters, over so many steps."""
+        params = {
+            "learning_rate": trial.suggest_float("learning_rate", *self.learning_rate, log=True),
+            "batch_size": trial.suggest_categorical("batch_size", self.batch_size),
+            "rank": trial.suggest_categorical("rank", self.rank),
+            "steps_share": trial.suggest_float("steps_share", *self.share),
+        }
+        return with_params(recipe, params, steps)
+
+
+def with_params(recipe: HealRecipe, params: dict[str, Any], steps: int) -> HealRecipe:
+    """The recipe with tuned parameters, over their share of so many steps."""
+    found = {name: params[name] for name in ("learning_rate", "batch_size", "rank")}
+    taken = max(1, round(steps * params["steps_share"]))
+    scaled = recipe.alpha * params["rank"] / recipe.rank  # alpha / rank stays: the rank alone is varied
+    return recipe.model_copy(update={**found, "steps": taken, "alpha": scaled})
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a tuning study found.
+
+    Attributes:
+        study: its name.
+        params: the best trial's.
+        value: its watched loss in nats per token.
+        trials, pruned: finished ones, and those that were stopped.
+        computed: trials that this process ran.
+        recipe: the given one with the best parameters.
+    """
+
+    study: str
+    params: dict[str, Any]
+    value: float
+    trials: int
+    pruned: int
+    computed: int
+    recipe: HealRecipe
+
+    def document(self) -> dict[str, Any]:
+        """As JSON values."""
+        shown = {name: value for name, value in vars(self).items() if name != "recipe"}
+        return {**shown, "recipe": self.recipe.portable()}
+
+
+TrialListener = Callable[[int, HealProgress], None]
+"""Told which trial is where."""
+
+
+def tune(
+    loaded: LoadedModel,
+    candidate: LayerSubset,
+    recipe: HealRecipe,
+    tuning: Tuning,
+    storage: str,
+    *,
+    work: Path = WORK,
+    references: Path | None = None,
+    listener: TrialListener = lambda number, progress: None,
+) -> Tuned:
+    """Search for the recipe's hyper-parameters in a study of the storage, which the same call resumes.
+
+    Args:
+        storage: Optuna RDB URL.
+        work: folder of the trials' work folders.
+
+    Raises:
+        InputError: see `healing.plan`; the data do not suffice for the largest batch.
+        StudyError: another process is at work on the study.
+        RunError: no trial came to an end.
+    """
+    largest = recipe.model_copy(update={"batch_size": max(tuning.batch_size), "steps": tuning.steps})
+    identity = {
+        **plan(loaded, candidate, largest).identity,
+        "tuning": tuning.model_dump(mode="json", exclude={"trials"}),
+    }
+    digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+    name = f"heal-{slug(Path(loaded.name).name, 30)}-{digest[:8]}"
+    database = studies.open_storage(storage, create=True)
+    with studies.sole_writer(database, name), studies.database_failures(name):
+        study = optuna.create_study(
+            storage=database,
+            study_name=name,
+            sampler=_sampler(tuning.sampler, recipe.seed),
+            pruner=_pruner(tuning.pruner),
+            load_if_exists=True,
+        )
+        _inscribe(study, identity)
+        _adopt(study)
+        computed = 0
+        while len(_done(study)) < tuning.trials:
+            _run_trial(study, loaded, candidate, recipe, tuning, work / name, references, listener)
+            computed += 1
+        return _tuned(study, recipe, computed)
+
+
+def _run_trial(
+    study: Study,
+    loaded: LoadedModel,
+    candidate: LayerSubset,
+    recipe: HealRecipe,
+    tuning: Tuning,
+    work: Path,
+    references: Path | None,
+    listener: TrialListener,
+) -> None:
+    """One trial, from asking to telling."""
+    trial = study.ask()
+    short = tuning.suggest(trial, recipe, tuning.steps)
+    every = max(1, math.ceil(short.steps / _LOOKS))
+    planned = plan(loaded, candidate, short.model_copy(update={"eval_every": every, "patience": _LOOKS}))
+    folder = work / planned.digest[:16]
+    try:
+        healed = carry_out(planned, folder, _reporter(trial, listener), references, merge=False)
+    except optuna.TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED)
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    trial.set_user_attr("steps", healed.steps)
+    trial.set_user_attr("seconds", healed.seconds)
+    trial.set_user_attr("held_out_loss", healed.after)
+    trial.set_user_attr("diverged", healed.diverged)
+    study.tell(trial, healed.watched)
+
+
+def _reporter(trial: Trial, listener: TrialListener) -> Listener:
+    """Hands a trial's losses to its study's pruner, by the number of the look, and stops it where that says so."""
+    reported = 0
+
+    def report(progress: HealProgress) -> None:
+        nonlocal reported
+        listener(trial.number, progress)
+        for look in range(reported, len(progress.watched)):
+            trial.report(progress.watched[look][1], look)
+        news, reported = len(progress.watched) > reported, len(progress.watched)
+        if news and reported > 1 and trial.should_prune():
+            raise optuna.TrialPruned
+
+    return report
+
+
+def _sampler(name: str, seed: int) -> BaseSampler:
+    if name == "tpe":
+        return TPESampler(seed=seed)
+    return PlainSwarm("woa" if name == "woa" else "pso", seed=seed, population=_POPULATION)
+
+
+def _pruner(name: str) -> BasePruner:
+    if name == "halving":
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
+    return MedianPruner(n_startup_trials=2, n_warmup_steps=0)
+
+
+def _inscribe(study: Study, identity: dict[str, Any]) -> None:
+    """Hold a study to what determines its trials.
+
+    Raises:
+        StudyError: it is somebody else's.
+    """
+    text = canonical_json(identity)
+    held = study.user_attrs.get(IDENTITY_ATTR)
+    if held is None and study.get_trials(deepcopy=False):
+        raise StudyError(f"study {study.study_name!r} was not made by prunesearch heal: rename it")
+    if held is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(["held-out loss"])
+        study.set_user_attr(IDENTITY_ATTR, text)
+    elif json.loads(held) != identity:
+        raise StudyError(f"study {study.study_name!r} was made with other settings: delete it to tune anew")
+
+
+def _adopt(study: Study) -> None:
+    """Fail the trials that a killed process left running, and enqueue them again with their parameters.
+
+    There is one writer, so nobody else is running them.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        if trial.params:
+            study.enqueue_trial(trial.params)
+
+
+def _done(study: Study) -> Sequence[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def _tuned(study: Study, recipe: HealRecipe, computed: int) -> Tuned:
+    done = _done(study)
+    complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
+    if not complete:
+        raise RunError(f"all {len(done)} trials of study {study.study_name!r} were stopped: raise --tune")
+    best = min(complete, key=lambda trial: (trial.values[0], trial.number))
+    chosen = with_params(recipe, best.params, recipe.steps)
+    return Tuned(
+        study.study_name, best.params, best.values[0], len(complete), len(done) - len(complete), computed, chosen
+    )

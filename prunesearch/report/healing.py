@@ -1,0 +1,108 @@
+"""Progress and result of healing, for people."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+
+from prunesearch.report.render import exported
+from prunesearch.report.tables import duration, gib, table
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_EVERY = 10.0  # seconds between lines
+
+
+class Standing(Protocol):
+    """Where healing stands (see `heal.HealProgress`)."""
+
+    @property
+    def phase(self) -> str:
+        """``teacher`` or ``training``."""
+
+    @property
+    def done(self) -> int:
+        """Sequences or steps."""
+
+    @property
+    def total(self) -> int:
+        """Of these."""
+
+    @property
+    def loss(self) -> float | None:
+        """Of the last step."""
+
+    @property
+    def watched(self) -> Sequence[tuple[int, float]]:
+        """Steps and losses on the held-out text."""
+
+
+class HealingView:
+    """Prints a line on stderr every few seconds, and at every look at the held-out text."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._printed = float("-inf")
+        self._said: tuple[str, str, int] = ("", "", 0)
+
+    def progress(self, name: str, progress: Standing) -> None:
+        """Show where something named stands."""
+        now = time.monotonic()
+        state = (name, progress.phase, len(progress.watched))
+        if state == self._said and now - self._printed < _EVERY and progress.done < progress.total:
+            return
+        self._said, self._printed = state, now
+        what = "sequences asked of the dense model" if progress.phase == "teacher" else "steps"
+        line = f"{name}: {progress.done}/{progress.total} {what}"
+        if progress.loss is not None:
+            line += f", loss {progress.loss:.4f}"
+        if progress.watched:
+            best = min(loss for _, loss in progress.watched)
+            line += f", held-out {progress.watched[-1][1]:.4f} (start {progress.watched[0][1]:.4f}, best {best:.4f})"
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def healed(document: Mapping[str, Any]) -> "list[Group | str]":
+    """What a heal command did."""
+    report, recipe = document["healed"], document["recipe"]
+    parts: list[Group | str] = []
+    if tuning := document.get("tuning"):
+        params = ", ".join(f"{name} {value:.3g}" for name, value in tuning["params"].items())
+        parts.append(
+            f"study {tuning['study']}: {tuning['trials']} trials finished, {tuning['pruned']} stopped, "
+            f"{tuning['computed']} of them now; best {tuning['value']:.4f} with {params}"
+        )
+    losses = [
+        ("dense", "", f"{report['dense_loss']:.4f}"),
+        ("pruned", "", f"{report['before']:.4f}"),
+        ("healed", str(report["best_step"]), f"{report['after']:.4f}"),
+    ]
+    title = f"Held-out loss (nats/token) without layers {document['dropped']}"
+    parts += [table(title, ("model", "step", "cross-entropy"), losses), _trained(report, recipe)]
+    if report["diverged"]:
+        parts.append(
+            f"training diverged at step {report['steps']} and was stopped; step {report['best_step']} was kept: "
+            "try a smaller --lr"
+        )
+    elif report["stopped_early"]:
+        parts.append(f"stopped early: {recipe['patience']} looks were no better than step {report['best_step']}")
+    if report["best_step"] == 0:
+        parts.append("no step was better than the pruned model, whose weights were kept")
+    if report["cached"]:
+        parts.append(f"nothing was trained: this run was finished before and is kept in {document['work']}")
+    elif report["resumed_from"]:
+        parts.append(f"went on from step {report['resumed_from']}")
+    if document["export"] is None:
+        return [*parts, f"{document['out']} holds this very export already and was left as it is"]
+    return [*parts, *exported(document["export"])]
+
+
+def _trained(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    speed = f", {report['steps'] / report['seconds']:.3g} steps/s" if report["seconds"] else ""
+    return (
+        f"{report['steps']} of {report['planned']} steps of {recipe['batch_size'] * recipe['accumulation']} × "
+        f"{recipe['window']} tokens, loss {recipe['loss']}, rank {recipe['rank']}: {report['tokens']:,} tokens in "
+        f"{duration(report['seconds'])}{speed}, peak memory {gib(report['peak_memory'])}"
+    )
