@@ -50,6 +50,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"] * 2},
     "longcat_flash": {"num_layers": 6, "num_key_value_heads": 4},
     "mamba2": {"num_heads": 8, "head_dim": 8},
+    "nemotron_h": {"layers_block_type": ["mamba", "moe", "full_attention"] * 2},
     "xlstm": {"num_heads": 4},
     "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},

@@ -169,7 +169,7 @@ def bypassed(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[None]:
         def hand_on(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             out = forward(*args, **kwargs)
             hidden = args[0] if args else kwargs["hidden_states"]
-            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+            return (hidden, *out[1:]) if isinstance(out, tuple | list) else hidden
 
         return hand_on
 

@@ -5,6 +5,7 @@ many modules as its config says blocks. Whether that was right is proven by veri
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,9 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
     Raises:
         ModelError: transformers has no causal LM for this config.
     """
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    config = deepcopy(config)  # transformers notes the precision in it
+    named = getattr(torch, config.dtype, None) if isinstance(config.dtype, str) else config.dtype
+    dtype = named if isinstance(named, torch.dtype) else torch.float32
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]

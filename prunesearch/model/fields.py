@@ -4,6 +4,7 @@ The same names mean the same in all model types, so the rules are by field. A li
 sliced, a list of block numbers is renumbered, a number of first blocks is counted anew.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,11 @@ def _gpt_neo(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, An
     """``attention_layers`` is spelled out from ``attention_types``: [[kinds, repeats], ...]."""
     kinds = [getattr(config, "attention_layers")[i] for i in kept]  # noqa: B009 (no attribute of the base class)
     return {name: [[[kind], 1] for kind in kinds], "attention_layers": kinds}
+
+
+def _scale_depth(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
+    """MiniCPM scales what a block adds by this, divided by the square root of the number of blocks."""
+    return {name: getattr(config, name) * math.sqrt(len(kept) / config.num_hidden_layers)}
 
 
 def _block_types(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
@@ -117,6 +123,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys("first_k_dense_replace num_dense_layers".split(), _first),
     "max_window_layers": _window,
     "decoder_sparse_step": _sparse_step,
+    "scale_depth": _scale_depth,
     "attention_types": _gpt_neo,
     "block_types": _block_types,
     "num_kv_shared_layers": _shared_kv,
@@ -144,6 +151,7 @@ def edits(config: PretrainedConfig, count: str, kept: Kept) -> dict[str, Any]:
     if len(kept) == number:
         return {}
     _check_attention(config, kept)
+    _check_first(config, kept)
     _check_last(config, kept)
     stored = config.to_dict()
     changed: dict[str, Any] = {}
@@ -169,6 +177,16 @@ def _check_last(config: PretrainedConfig, kept: Kept) -> None:
             f"block {kept[-1]} has sliding attention, and the last block of a {config.model_type} model always has "
             f"full attention: keep the last with --protect {last}"
         )
+
+
+def _check_first(config: PretrainedConfig, kept: Kept) -> None:
+    """Refuse to take the first block of a type whose code builds another module there.
+
+    Raises:
+        ModelError: it is dropped.
+    """
+    if config.model_type == "modernbert-decoder" and 0 not in kept:
+        raise ModelError("block 0 alone has no norm before its attention, and another cannot take its place: protect 0")
 
 
 def _check_attention(config: PretrainedConfig, kept: Kept) -> None:

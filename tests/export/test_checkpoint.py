@@ -123,3 +123,10 @@ def test_weights_that_were_changed_in_memory_are_what_is_written(loaded: LoadedM
     recheck(tmp_path / "out")
     with pytest.raises(InputError, match="no longer the base model's"):
         recheck(tmp_path / "out", loaded)
+
+
+def test_the_precision_of_changed_weights_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
+    loaded = load(str(tiny_folder), dtype="bfloat16", device="cpu")
+    export(loaded, CANDIDATE, tmp_path / "out", changed=("healed",))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
