@@ -119,12 +119,29 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
 @with_options(*RUN_OPTIONS)
 @JSON
 def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
-    """Do what the YAML file RECIPE says: search, export the best, verify it."""
-    recipe, options = read_recipe(Path(recipe_file)), options_of(settings)
+    """Do what the YAML file RECIPE says: search, choose and recover the best, export, verify, evaluate."""
+    (recipe, recover), options = read_recipe(Path(recipe_file)), options_of(settings)
     quiet()
     from prunesearch import pipeline
     from prunesearch.report import render
 
+    if recover is not None:
+        from prunesearch.recovery import Recovery, search_and_recover
+        from prunesearch.report.healing import HealingView, recovered
+
+        recovery, healing = validated(Recovery, recover), HealingView()
+        with _progress() as view:
+            document = search_and_recover(
+                recipe,
+                recovery,
+                options,
+                Path(out) if out else None,
+                view,
+                lambda candidate, progress: healing.progress(candidate.text, progress),
+                view.say,
+            )
+        emit(as_json, document, recovered)
+        return
     with _progress() as view:
         outcome, exported = pipeline.run(recipe, options, Path(out) if out else None, view)
     document = {**outcome.document(options), "export": exported.document()}

@@ -163,8 +163,8 @@ def options_of(settings: dict[str, Any]) -> RunOptions:
     return validated(RunOptions, values if place is None else {**values, "weights_in": place})
 
 
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in a YAML file.
+def read_recipe(path: Path) -> tuple[Recipe, dict[str, Any] | None]:
+    """The recipe in a YAML file, and its section ``recover`` where it has one.
 
     Raises:
         InputError: it cannot be read, or is no recipe.
@@ -179,4 +179,7 @@ def read_recipe(path: Path) -> Recipe:
         raise InputError(f"recipe {str(path)!r} is not a mapping: write lines such as 'model: NAME' and 'drop: 8'")
     if "drop" in values:
         values["drop"] = str(values["drop"])
-    return validated(Recipe, values)
+    recover = values.pop("recover") or {} if "recover" in values else None
+    if recover is not None and not isinstance(recover, dict):
+        raise InputError(f"recover: {recover!r} is no section: write lines such as 'finalists: 5' below it")
+    return validated(Recipe, values), recover

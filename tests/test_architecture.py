@@ -13,7 +13,7 @@ PACKAGE = Path(prunesearch.__file__).parent
 # A module imports only what stands before it here, or beside it in its own folder.
 ORDER = (
     "errors quantity candidate space recipe swarm store samplers model scoring engine export heal report search bench "
-    "pipeline delivery demo doctor cli_options cli_store cli_compensate cli_heal cli"
+    "pipeline recovery delivery demo doctor cli_options cli_store cli_compensate cli_heal cli"
 ).split()
 FORBIDDEN = {
     "swarm": {"torch", "optuna", "transformers"},

@@ -25,7 +25,7 @@ _TOP = 5
 # activations, each in its own places, and llama.cpp rounds them to 8 bits for quantised weights. Blocks in a wrong
 # order make differences of several nats.
 _ALLOWED = {"F32": 0.01, "F16": 0.05, "BF16": 0.15}
-_ALLOWED_QUANTISED = 0.25
+_ALLOWED_QUANTISED = 0.5
 _PEAK = 5
 _CHILD = """
 import json, os, sys

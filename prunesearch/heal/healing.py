@@ -69,7 +69,7 @@ class Healed:
         training_loss: by step: cross-entropy, KL or their sum, as the recipe says.
         watched_loss: the same on the held-out text, by which the best was chosen; from step 0, the pruned model, on.
         held_out_loss: next-token cross-entropy there, whatever was trained.
-        dense_loss: the same of the model with all its blocks.
+        dense_loss: the same of the model with all its blocks; None where its weights had been changed before.
         tokens: trained on, repetitions counted.
         seconds: of training, over all processes that took part.
         peak_memory: bytes, of the process, or of the GPU.
@@ -87,7 +87,7 @@ class Healed:
     training_loss: Curve
     watched_loss: Curve
     held_out_loss: Curve
-    dense_loss: float
+    dense_loss: float | None
     tokens: int
     seconds: float
     peak_memory: int
@@ -246,7 +246,7 @@ def carry_out(
                 return healed
         else:
             dense_loss = _dense_loss(planned)
-            teacher = _teacher(planned, references, listener)
+            teacher = ask_teacher(planned, references, listener)
         with (
             torch.random.fork_rng(),
             pruned(model, planned.candidate),
@@ -315,7 +315,7 @@ def _keep_best(curves: Curves, folder: Path, adapter: Adapter) -> None:
     scratch.rename(folder / _ADAPTER)
 
 
-def _report(planned: Plan, trained: _Trained, dense_loss: float, difference: float) -> Healed:
+def _report(planned: Plan, trained: _Trained, dense_loss: float | None, difference: float) -> Healed:
     curves, recipe = trained.curves, planned.recipe
     steps = curves.training[-1][0] if curves.training else 0
     return Healed(
@@ -341,15 +341,23 @@ def _finite(curve: list[tuple[int, float]]) -> Curve:
     return tuple((step, loss if math.isfinite(loss) else None) for step, loss in curve)
 
 
-def _dense_loss(planned: Plan) -> float:
-    model = planned.loaded.model
-    with wide_products():
-        lm = planned.recipe.model_copy(update={"loss": "lm"})
+def held_out_loss(planned: Plan, candidate: LayerSubset) -> float:
+    """Cross-entropy of the held-out text without a candidate's blocks, in nats per token, with weights as they are."""
+    lm = planned.recipe.model_copy(update={"loss": "lm"})
+    with wide_products(), pruned(planned.loaded.model, candidate) as model:
         return held_out_losses(model, Examples(planned.sequences.held_out_BL, None), lm, input_device(model))[1]
 
 
-def _teacher(planned: Plan, references: Path | None, listener: Listener) -> Teacher | None:
-    """The dense model's answers, all of them known; None where the loss does not want them."""
+def _dense_loss(planned: Plan) -> float | None:
+    return held_out_loss(planned, LayerSubset.of(planned.loaded.n_layers)) if planned.dense else None
+
+
+def ask_teacher(planned: Plan, references: Path | None, listener: Listener = lambda progress: None) -> Teacher | None:
+    """The dense model's answers, all of them known; None where the loss does not want them.
+
+    Raises:
+        InputError: some are not, and the weights in memory are no longer the dense model's.
+    """
     if planned.recipe.loss == "lm":
         return None
     teacher = Teacher(planned.loaded, planned.recipe.kl_top, references, planned.dense)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
-from prunesearch.report.render import exported
+from prunesearch.report.render import evaluation, exported, search
 from prunesearch.report.tables import duration, gib, table
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def healed(document: Mapping[str, Any]) -> "list[Group | str]":
             f"{tuning['computed']} of them now; best {tuning['value']:.4f} with {params}"
         )
     losses = [
-        ("dense", "", f"{report['dense_loss']:.4f}"),
+        *([("dense", "", f"{report['dense_loss']:.4f}")] if report["dense_loss"] is not None else []),
         ("pruned", "", f"{report['before']:.4f}"),
         ("healed", str(report["best_step"]), f"{report['after']:.4f}"),
     ]
@@ -106,3 +106,37 @@ def _trained(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         f"{recipe['window']} tokens, loss {recipe['loss']}, rank {recipe['rank']}: {report['tokens']:,} tokens in "
         f"{duration(report['seconds'])}{speed}, peak memory {gib(report['peak_memory'])}"
     )
+
+
+def recovered(document: Mapping[str, Any]) -> "list[Group | str]":
+    """A search and what followed it."""
+    parts: list[Group | str] = list(search(document))
+    if document["finalists"]:
+        rows = [
+            (
+                finalist["candidate"],
+                finalist["place"],
+                place,
+                f"{finalist['pruned']:.4f}",
+                "-" if finalist["compensated"] is None else f"{finalist['compensated']:.4f}",
+                f"{finalist['healed']:.4f}",
+                f"{finalist['seconds']:.0f}",
+            )
+            for place, finalist in enumerate(document["finalists"], 1)
+        ]
+        columns = ("dropped", "place in search", "in the final", "pruned", "compensated", "healed", "seconds")
+        parts.append(table("Finalists, with the held-out loss (nats/token)", columns, rows))
+    if done := document.get("compensation"):
+        parts.append(f"compensation recovered {done['recovered']:.1%} of the log-perplexity that pruning lost")
+    if report := document.get("healing"):
+        parts.append(
+            f"healing: held-out loss {report['before']:.4f} -> {report['after']:.4f} at step {report['best_step']}; "
+            + _trained(report, report["recipe"])
+        )
+    if document["export"] is None:
+        parts.append(f"{document['out']} holds this very export already and was left as it is")
+    else:
+        parts += exported(document["export"])
+    if "evaluation" in document:
+        parts += evaluation(document["evaluation"])
+    return parts

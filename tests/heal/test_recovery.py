@@ -1,0 +1,100 @@
+"""Finalists, and the whole way from a recipe to an evaluated, healed checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.cli import cli
+from prunesearch.errors import InputError
+from prunesearch.export import MANIFEST
+from prunesearch.heal import HealRecipe, finalists
+from prunesearch.heal.finalists import diverse, run_off
+from prunesearch.model.loading import LoadedModel
+from prunesearch.recipe import validated
+from prunesearch.recovery import Recovery
+from tests.conftest import N_LAYERS
+
+SHORT: dict[str, Any] = {
+    "loss": "distill", "steps": 4, "eval_every": 2, "batch_size": 2, "window": 32, "held_out_tokens": 128,
+    "learning_rate": 1e-2,
+}  # fmt: skip
+
+
+def subset(*dropped: int) -> LayerSubset:
+    return LayerSubset.of(N_LAYERS, dropped)
+
+
+def test_finalists_differ_from_all_that_are_better() -> None:
+    ranked = [subset(1, 2), subset(1, 3), subset(3, 4), subset(0, 5), subset(2, 3)]
+    assert diverse(ranked, 3) == [subset(1, 2), subset(3, 4), subset(0, 5)]
+    assert diverse(ranked, 9, distance=1) == ranked
+
+
+def test_a_final_is_fair_and_leaves_the_dense_model(
+    loaded: LoadedModel, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(finalists, "FIT_TOKENS", 512)
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    recipe = HealRecipe(data=str(prose), **SHORT)
+    candidates = [subset(1), subset(3)]
+    final = run_off(loaded, candidates, recipe, references=tmp_path / "references")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.model.state_dict().items())
+    assert {f.candidate for f in final} == set(candidates)
+    assert final[0].healed <= final[1].healed
+    assert {f.candidate: f.place for f in final} == {subset(1): 1, subset(3): 2}
+    alone = run_off(loaded, [subset(3)], recipe, references=tmp_path / "references")
+    expected = next(f for f in final if f.candidate == subset(3))
+    assert alone[0].healed == expected.healed, "who came before does not matter"
+
+
+@pytest.mark.parametrize(
+    ("section", "complaint"),
+    [
+        ({"finalists": 3, "heal": None}, "told apart by healing"),
+        ({"compensate": False, "heal": None}, "nothing is recovered"),
+        ({"finalist": 3}, "finalists"),
+    ],
+)
+def test_sections_that_make_no_sense_are_refused(section: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        validated(Recovery, section)
+
+
+def test_one_recipe_does_all_of_it_once(
+    tiny_folder: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(finalists, "FIT_TOKENS", 512)
+    recipe = tmp_path / "recipe.yaml"
+    heal = "\n".join(f"    {name}: {value}" for name, value in {**SHORT, "data": prose}.items())
+    recipe.write_text(
+        f"model: {tiny_folder}\ndrop: 2\ncalibration: {prose}\ntokens: 128\nwindow: 32\n"
+        f"recover:\n  finalists: 2\n  finalist_steps: 2\n  heal:\n{heal}\n"
+        f"  evaluate:\n    calibration: {prose}\n    tokens: 64\n"
+    )
+    words = ["run", str(recipe), "--out", "healed", "--trials", "8", "--device", "cpu", "--json"]
+    first = CliRunner().invoke(cli, words)
+    assert first.exit_code == 0, first.output
+    document = json.loads(first.stdout)
+    assert len(document["finalists"]) == 2
+    assert document["dropped"] == document["finalists"][0]["candidate"]
+    assert document["healing"]["steps"] == 4
+    assert document["evaluation"]["metrics"]["perplexity"] > 1
+    assert json.loads((tmp_path / "healed" / MANIFEST).read_text())["changed"][-1] == "healed"
+    assert AutoModelForCausalLM.from_pretrained("healed").config.num_hidden_layers == N_LAYERS - 2
+    again = CliRunner().invoke(cli, words)
+    assert again.exit_code == 0, again.output
+    repeated = json.loads(again.stdout)
+    assert repeated["export"] is None
+    assert repeated["computed"] == 0
+    assert repeated["evaluation"]["cached"]
+    shown = CliRunner().invoke(cli, words[:-1])
+    assert "Finalists" in shown.stdout
+    assert "holds this very export already" in shown.stdout
