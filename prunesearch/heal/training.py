@@ -153,7 +153,8 @@ def loss_of(logits_BLV: torch.Tensor, batch: Mapping[str, torch.Tensor], recipe:
 
 
 def _cross_entropy(logits_BLV: torch.Tensor, ids_BL: torch.Tensor) -> torch.Tensor:
-    return nn.functional.cross_entropy(logits_BLV[:, :-1].flatten(0, 1).float(), ids_BL[:, 1:].flatten())
+    next_BL = nn.functional.pad(ids_BL[:, 1:], (0, 1), value=-100)  # ignored; to cut off the logits would copy them
+    return nn.functional.cross_entropy(logits_BLV.flatten(0, 1).float(), next_BL.flatten())
 
 
 @torch.no_grad()
