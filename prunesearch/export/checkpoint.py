@@ -25,13 +25,13 @@ from prunesearch.errors import InputError, ModelError, StorageError, UnknownName
 from prunesearch.export import manifest, sublayers
 from prunesearch.export.atomic import scratch_beside
 from prunesearch.export.layout import Layout, layout_of
-from prunesearch.export.verification import Verification, compare, compare_streamed
+from prunesearch.export.verification import Expected, Verification, compare, compare_streamed, expected_streamed
 from prunesearch.export.writer import MAX_SHARD, Written, digest, write_shards
 from prunesearch.model.anatomy import family_of, input_device, settings_of, skeleton
 from prunesearch.model.checkpoint import INDEX, SINGLE, Stored, misplaced, tensors_in
 from prunesearch.model.fields import edits
 from prunesearch.model.loading import LoadedModel, looks_local, refuse_incomplete
-from prunesearch.model.streaming import open_streamed
+from prunesearch.model.streaming import open_streamed, set_aside
 from prunesearch.model.surgery import check_removable
 from prunesearch.store.places import check_writable
 
@@ -244,10 +244,19 @@ def _reload_and_compare(
     if loaded.layers.one_pass:
         if form in ("deci", "remote-code"):
             raise InputError(f"--as {form} is verified in memory: leave out --weights")
-        found = open_streamed(str(folder), device=str(input_device(loaded.model)))
-        return compare_streamed(loaded, candidate, found), found.sizes.params()
+        source = source_folder(loaded)
+        assert source is not None  # or there were nothing to stream
+        expected, device = expected_streamed(loaded, candidate), str(input_device(loaded.model))
+        with set_aside(loaded, source):
+            return _reopen_and_compare(expected, folder, device)
     model = reload(folder, loaded.model, sublayers.trusts(form) or hasattr(loaded.model.config, "auto_map"))
     return compare(loaded.model, candidate, model, loaded.tokenizer), sum(p.numel() for p in model.parameters())
+
+
+def _reopen_and_compare(expected: Expected, folder: Path, device: str) -> tuple[Verification, int]:
+    """Nothing of the opened checkpoint is left behind this."""
+    found = open_streamed(str(folder), device=device)
+    return compare_streamed(expected, found), found.sizes.params()
 
 
 def reload(folder: Path, beside: PreTrainedModel | None = None, trust_remote_code: bool = False) -> PreTrainedModel:

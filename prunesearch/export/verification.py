@@ -131,23 +131,39 @@ def _running(what: str) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a candidate gives on a prompt: its logits, shape (L, V), and those with narrow windows where it has any."""
+
+    ids: torch.Tensor
+    logits: torch.Tensor
+    narrow: torch.Tensor | None
+
+
 @torch.inference_mode()
-def compare_streamed(loaded: LoadedModel, candidate: LayerSubset, found: LoadedModel) -> Verification:
-    """Compare prefill alone, block by block as the weights come, of models that are larger than memory.
+def expected_streamed(loaded: LoadedModel, candidate: LayerSubset) -> Expected:
+    """The candidate's prefill, block by block as the weights come, of models that are larger than memory."""
+    ids = prompt_ids(loaded.model, loaded.tokenizer)
+    logits = _streamed(loaded, candidate, ids)
+    with narrowed(loaded.model.config) as narrows:
+        return Expected(ids, logits, _streamed(loaded, candidate, ids) if narrows else None)
+
+
+@torch.inference_mode()
+def compare_streamed(expected: Expected, found: LoadedModel) -> Verification:
+    """Compare a streamed checkpoint's prefill with what is expected.
 
     Raises:
         VerificationError: a logit differs by more than rounding.
     """
-    ids = prompt_ids(loaded.model, loaded.tokenizer)
-    whole = LayerSubset.of(found.n_layers)
-    expected, actual = _streamed(loaded, candidate, ids), _streamed(found, whole, ids)
-    limit = _TOLERANCE.get(found.model.dtype, 1e-2) * max(float(expected.abs().max()), 1e-6)
-    prefill = _difference(expected, actual, limit, "in the prompt")
+    ids, whole = expected.ids, LayerSubset.of(found.n_layers)
+    actual = _streamed(found, whole, ids)
+    limit = _TOLERANCE.get(found.model.dtype, 1e-2) * max(float(expected.logits.abs().max()), 1e-6)
+    prefill = _difference(expected.logits, actual, limit, "in the prompt")
     narrow = None
-    with ExitStack() as stack:
-        if [stack.enter_context(narrowed(one.model.config)) for one in (loaded, found)] == [True, True]:
-            wanted = _streamed(loaded, candidate, ids)
-            narrow = _difference(wanted, _streamed(found, whole, ids), limit, "where attention windows end")
+    with narrowed(found.model.config) as narrows:
+        if narrows and expected.narrow is not None:
+            narrow = _difference(expected.narrow, _streamed(found, whole, ids), limit, "where attention windows end")
     return Verification(prefill, narrow, 0.0, limit, 0, "", Reference(ids[0].tolist(), likeliest(actual[None]), []))
 
 

@@ -87,6 +87,11 @@ class StreamedLayers:
                 finally:
                     _install(self._blocks[index], self._empty[index])
 
+    def release(self) -> None:
+        """Give back the memory that blocks are read into; the next walk takes it again."""
+        self._slots = [None, None]
+        self._staging = torch.empty(0, dtype=torch.uint8)
+
     def _read(self, index: int, slot: int) -> dict[str, torch.Tensor]:
         """Read a block's parameters into one of the two slots."""
         weights: dict[str, torch.Tensor] = {}

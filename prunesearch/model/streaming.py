@@ -1,6 +1,7 @@
 """Opening a model that is larger than memory: all but its blocks is loaded, these are read when they are used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 from transformers.initialization import no_init_weights
 
 from prunesearch.errors import ModelError, one_line
-from prunesearch.model.anatomy import blocks_of, family_of, read_config, sizes_of
+from prunesearch.model.anatomy import blocks_of, family_of, input_device, read_config, sizes_of
 from prunesearch.model.checkpoint import tensors_in
 from prunesearch.model.fingerprint import fingerprint
 from prunesearch.model.layers import StreamedLayers
@@ -81,6 +82,32 @@ def open_streamed(
     layers = StreamedLayers(blocks, per_block, place)
     model.train(False)
     return LoadedModel(name, model, tokenizer, digest, sizes_of(model), layers)
+
+
+@contextmanager
+def set_aside(loaded: LoadedModel, folder: Path) -> Iterator[None]:
+    """Give back the memory of what is not streamed inside the ``with`` block; behind it, it is read again.
+
+    Args:
+        folder: where the model's safetensors lie.
+
+    Raises:
+        OSError: they cannot be read again.
+    """
+    model, place = loaded.model, input_device(loaded.model)
+    sources: dict[str, Source] = {**locate(model, tensors_in(folder), loaded.name)}
+    prefix = family_of(model.config).blocks + "."
+    named = dict(model.named_parameters(remove_duplicate=False))
+    in_blocks = {name for name in named if name.startswith(prefix)}
+    if isinstance(loaded.layers, StreamedLayers):
+        loaded.layers.release()
+    for name in named.keys() & sources.keys() - in_blocks:
+        _put(model, name, nn.Parameter(torch.empty_like(named[name], device="meta"), requires_grad=False))
+    named.clear()
+    try:
+        yield
+    finally:
+        _fill(model, sources, in_blocks, place)
 
 
 def _folder(name: str, revision: str | None) -> Path:
