@@ -259,7 +259,7 @@ def unbroken(tiny_folder: Path, prose: Path, tmp_path_factory: pytest.TempPathFa
     return list(_finished(folder))
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
 def test_a_stopped_search_loses_nothing_and_resumes_identically(
     here: Path, tiny_folder: Path, prose: Path, how: signal.Signals, unbroken: list[object]
 ) -> None:

@@ -1,25 +1,14 @@
 """What the tests of healing share."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.heal import HealRecipe
 from tests.conftest import N_LAYERS
 
 CANDIDATE = LayerSubset.of(N_LAYERS, (1, 3))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Matrices of 32 columns: two threads would wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def manager() -> TaskManager:
     return TaskManager()
 
 
-@pytest.mark.parametrize(("dropped", "shots"), [((), None), ((1, 4), None), ((0,), 2)])
+@pytest.mark.parametrize(("dropped", "shots"), [((), None), ((0, 4), 2)])
 def test_hellaswag_on_local_data_equals_simple_evaluate(
     loaded: LoadedModel, hellaswag_like: Path, manager: TaskManager, dropped: tuple[int, ...], shots: int | None
 ) -> None:
