@@ -136,6 +136,11 @@ class Compensation:
     _dense_weights: Edit = field(repr=False)
 
     @property
+    def changed(self) -> tuple[nn.Parameter, ...]:
+        """The parameters whose weights were replaced."""
+        return tuple(self._dense_weights)
+
+    @property
     def helped(self) -> bool:
         """Whether any weight was changed."""
         return any(done.method != "none" for done in self.gaps)
