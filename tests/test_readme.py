@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from prunesearch.cli import cli
-from prunesearch.recipe import Recipe, validated
+from prunesearch.cli_options import read_recipe
+from prunesearch.recipe import validated
+from prunesearch.recovery import Recovery
 from tests.conftest import REPOSITORY
 from tests.test_architecture import ORDER, PACKAGE
 
@@ -37,9 +38,15 @@ def test_every_command_is_understood(line: str) -> None:
     command.make_context("prunesearch", words).close()
 
 
-def test_the_recipe_is_valid() -> None:
-    (recipe,) = [block for kind, block in BLOCKS if kind == "yaml"]
-    assert validated(Recipe, yaml.safe_load(recipe)).drop == "25%"
+def test_the_recipes_are_valid(tmp_path: Path) -> None:
+    recipes = [block for kind, block in BLOCKS if kind == "yaml"]
+    read = []
+    for number, text in enumerate(recipes):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text)
+        read.append(read_recipe(path))
+    assert [recipe.drop for recipe, _ in read] == ["25%", "25%"]
+    assert [section and validated(Recovery, section).finalists for _, section in read] == [5, None]
 
 
 def test_the_set_up_commands_are_the_ones_that_ci_runs() -> None:

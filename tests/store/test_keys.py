@@ -53,6 +53,7 @@ KEEPS: dict[str, object] = {
     "seed": 7,
     "objective": "perplexity",
     "race": True,
+    "keep_pattern": True,
     "weights": {"size": 2.0},
     "trust_remote_code": True,
 }
