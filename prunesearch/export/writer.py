@@ -127,6 +127,8 @@ def _reopened(file: Any, stored: Stored | None) -> Any:  # noqa: ANN401
     if os.fstat(opened.fileno()).st_mtime_ns != stored.modified:
         opened.close()
         raise OSError(f"{stored.path.name} was written to since it was opened")
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # reads ahead twice as far
     return opened
 
 
