@@ -166,7 +166,7 @@ FAMILIES: Mapping[str, Family] = {
     "beam": Family(refused=f"{_POSITION} (attn_residual_add_idx)"),
     "zaya": Family(refused="its blocks hand on their routers' states, which its first block begins"),
     "openai-gpt": Family("transformer.h", returns=1),
-    "prophetnet": Family("prophetnet.decoder.layers", "num_decoder_layers"),
+    "prophetnet": Family(refused="what was left of it did not compute what was scored when this was tried"),
     "rwkv": Family(refused=f"{_POSITION} (rescale_every)"),
     "minimax": Family(refused=f"{_POSITION} (slopes of lightning attention)"),
     "xlm": Family(refused="its blocks are spread over four lists of parts"),
