@@ -73,9 +73,17 @@ def new_file(out: Path) -> Iterator[Path]:
         with scratch_beside(out) as folder:
             scratch = folder / out.name
             yield scratch
-            with scratch.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(scratch)
             scratch.chmod(0o644)
             scratch.rename(out)
     except OSError as error:
         raise StorageError(f"cannot write {str(out)!r}: {one_line(error)}") from None
+
+
+def sync(path: Path) -> None:
+    """Bring a file or a folder's list of names to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -5,7 +5,6 @@ destination, reloaded, compared, synced and only then renamed into place: it is 
 """
 
 import dataclasses
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, StorageError, UnknownNameError, VerificationError, one_line
 from prunesearch.export import manifest, sublayers
-from prunesearch.export.atomic import scratch_beside
+from prunesearch.export.atomic import scratch_beside, sync
 from prunesearch.export.layout import Layout, layout_of
 from prunesearch.export.verification import Expected, Verification, compare, compare_streamed, expected_streamed
 from prunesearch.export.writer import MAX_SHARD, Written, digest, write_shards
@@ -107,7 +106,7 @@ def export(
             verification = dataclasses.replace(verification, weights=len(written.digests))
             exported = Exported(out, candidate, form, params, written.nbytes, verification, tuple(changed))
             manifest.write(new, loaded, exported, written.digests, layout.unread, facts or {})
-            _sync(new)
+            _sync_all(new)
             _put_in_place(new, out)
     except OSError as error:
         raise StorageError(f"cannot write the checkpoint to {str(out)!r}: {one_line(error)}") from None
@@ -296,19 +295,11 @@ def _put_in_place(finished: Path, out: Path) -> None:
         out.rename(old)
         finished.rename(out)
         shutil.rmtree(old)
-    _sync_one(out.parent)
+    sync(out.parent)
 
 
-def _sync(folder: Path) -> None:
+def _sync_all(folder: Path) -> None:
     """Bring every file and the folder itself to disk before the rename makes them visible."""
     for path in [*folder.rglob("*"), folder]:
         path.chmod(0o755 if path.is_dir() else 0o644)  # the temporary folder was private
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)

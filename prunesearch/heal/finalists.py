@@ -13,7 +13,8 @@ from typing import Any
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.heal.adapter import weights_restored
-from prunesearch.heal.compensation import Compensation, compensate, fit_and_held_out, gaps_of
+from prunesearch.heal.bridges import gaps_of
+from prunesearch.heal.compensation import Compensation, compensate, fit_and_held_out
 from prunesearch.heal.healing import ask_teacher, heal, held_out_loss, plan
 from prunesearch.heal.recipe import HealRecipe
 from prunesearch.heal.training import HealProgress

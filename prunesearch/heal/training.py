@@ -6,7 +6,6 @@ unbroken one. Losses are in nats per token. Shapes: B sequences of L tokens, K l
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from prunesearch.export.atomic import sync
 from prunesearch.heal.data import Sequences
 from prunesearch.heal.recipe import HealRecipe
 from prunesearch.heal.teacher import Teacher
@@ -347,20 +347,12 @@ def mark_whole(checkpoint: Path) -> None:
     for path in sorted(checkpoint.rglob("*")):
         if path.is_file():
             sizes[str(path.relative_to(checkpoint))] = path.stat().st_size
-            _sync(path)
+            sync(path)
     scratch = checkpoint / f".{WHOLE}"
     scratch.write_text(json.dumps(sizes), encoding="utf-8")
-    _sync(scratch)
+    sync(scratch)
     scratch.rename(checkpoint / WHOLE)
-    _sync(checkpoint)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(checkpoint)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -44,7 +44,7 @@ class Family:
         returns: length of the tuple that a block returns; 0 for hidden states alone.
         per_layer_tensors: parameters beside the list of blocks with a part for each: name and axis, which has n parts.
         refused: why models of this type cannot be pruned, or None.
-        known: in the table; what is not in it is only as good as its verification.
+        known: its blocks, one after the other, are the model; of other types that is tried before they are scored.
     """
 
     blocks: str = "model.layers"
@@ -97,6 +97,7 @@ _LFM = Family(
     attention=Sublayer(("self_attn", "conv", "short_conv"), "operator_norm", returns={"self_attn": 2}),
     mlp=Sublayer(("feed_forward",), "ffn_norm"),
 )
+_PER_LAYER = {"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.weight": 0}
 _POSITION = "its blocks compute with their own number"
 
 FAMILIES: Mapping[str, Family] = {
@@ -114,7 +115,8 @@ FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys("qwen3_next qwen3_5_text qwen3_5_moe_text olmo_hybrid".split(), _LINEAR),
     **dict.fromkeys("granitemoe granitemoeshared granitemoe_swa".split(), replace(_PRE, mlp=_MOE)),
     **dict.fromkeys("lfm2 lfm2_moe lfm3".split(), _LFM),
-    **dict.fromkeys("gpt2 gpt-sw3 gpt_bigcode gpt_neo".split(), _GPT2),
+    **dict.fromkeys("gpt2 gpt-sw3 gpt_bigcode".split(), _GPT2),
+    "gpt_neo": replace(_GPT2, returns=2),
     **dict.fromkeys("gptj codegen".split(), _GPTJ),
     "afmoe": replace(
         _PRE,
@@ -133,16 +135,14 @@ FAMILIES: Mapping[str, Family] = {
         mlp=replace(_MLP, norm=_PLAIN),
         returns=2,
     ),
-    **dict.fromkeys(
-        "gemma3n_text gemma4_text".split(),
-        Family(per_layer_tensors={"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.weight": 0}),
-    ),
+    "gemma3n_text": Family(per_layer_tensors=_PER_LAYER, known=False),
+    "gemma4_text": Family(per_layer_tensors=_PER_LAYER),
     "glm4": replace(
         _PRE,
         attention=replace(_SELF, behind=("post_self_attn_layernorm",)),
         mlp=replace(_MLP, norm="post_attention_layernorm", behind=("post_mlp_layernorm",)),
     ),
-    "glm_moe_dsa": replace(_PRE, attention=replace(_SELF, returns={"self_attn": 3})),
+    "glm_moe_dsa": replace(_PRE, attention=replace(_SELF, returns={"self_attn": 3}), known=False),
     "gpt_neox": _NEOX,
     "gpt_oss": replace(_PRE, mlp=replace(_MLP, returns={"mlp": 2})),
     "llama4_text": replace(_PRE, mlp=replace(_MLP, modules=("feed_forward",), returns={"feed_forward": 2})),
@@ -158,9 +158,12 @@ FAMILIES: Mapping[str, Family] = {
     "xglm": replace(_OPT, blocks="model.layers"),
     "biogpt": replace(_OPT, blocks="biogpt.layers"),
     **dict.fromkeys(
-        "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart trocr whisper".split(),
+        "bart bigbird_pegasus blenderbot blenderbot-small marian mbart pegasus plbart whisper".split(),
         Family("model.decoder.layers", "decoder_layers"),
     ),
+    **dict.fromkeys("mvp trocr".split(), Family("model.decoder.layers", "decoder_layers", returns=1)),
+    "bamba": Family(returns=2),
+    "falcon_h1": Family(returns=1),
     **dict.fromkeys("falcon_mamba mamba mamba2".split(), Family("backbone.layers")),
     "diffllama": Family(refused=f"{_POSITION} (lambda_init)"),
     "beam": Family(refused=f"{_POSITION} (attn_residual_add_idx)"),

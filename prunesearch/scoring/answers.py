@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.model.anatomy import input_device
+from prunesearch.model.anatomy import blocks_of, input_device, settings_of
 from prunesearch.scoring.batches import Batch, row_batches, tree_batches
 from prunesearch.scoring.forward import HEAD_ROWS, Forward, Head
 
@@ -119,11 +119,11 @@ def reads_trees(model: PreTrainedModel, forward: Forward) -> bool:
     Recurrent and linear-attention layers carry one state along the row, and biases by distance (ALiBi) ignore
     position ids; both would mix branches. What the config does not tell, one block of each kind shows.
     """
-    config = model.config
+    config = settings_of(model.config)
     kinds: list[str] = list(getattr(config, "layer_types", None) or [])
     if set(kinds) - _EXACT_TYPES or getattr(config, "alibi", False) or _window(config) < sum(map(len, _sample())):
         return False
-    n = int(config.num_hidden_layers)
+    n = len(blocks_of(model))
     kept = {kinds.index(kind) for kind in set(kinds)} if kinds else {0}
     candidate = LayerSubset.of(n, set(range(n)) - kept)
     tokens = [tuple(t % int(config.vocab_size) for t in sequence) for sequence in _sample()]
@@ -146,7 +146,7 @@ def tree_depth_fits(config: PretrainedConfig, sequences: Sequence[Sequence[int]]
 
 
 def _window(config: PretrainedConfig) -> float:
-    return getattr(config, "sliding_window", None) or float("inf")
+    return getattr(settings_of(config), "sliding_window", None) or float("inf")
 
 
 def _sample() -> list[tuple[int, ...]]:

@@ -12,7 +12,7 @@ Q query and K key tokens.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 
-from prunesearch.model.anatomy import input_device
+from prunesearch.model.anatomy import input_device, settings_of
 
 MIN_SHARED = 8
 """Shorter common beginnings are read again: a segment more costs more than a few tokens."""
@@ -124,7 +124,7 @@ class Tree:
         """Let the blocks of a model attend along this tree."""
         token = _TREE.set(self)
         try:
-            with no_masks(config):
+            with _attention_as(config, _NAME):
                 yield
         finally:
             _TREE.reset(token)
@@ -312,6 +312,7 @@ def _bucket(segments: list[_Segment]) -> _Bucket:
 
 
 _NAME = "prunesearch_tree"
+_NO_BLOCKS = "prunesearch_no_blocks"
 _TREE: ContextVar[Tree] = ContextVar("tree")
 
 
@@ -346,20 +347,31 @@ def _attend(
     return out_THD[None], None
 
 
+def no_masks(config: PretrainedConfig) -> AbstractContextManager[None]:
+    """Keep a model from making attention masks while its blocks are not called."""
+    return _attention_as(config, _NO_BLOCKS)
+
+
 @contextmanager
-def no_masks(config: PretrainedConfig) -> Iterator[None]:
-    """Keep a model from making attention masks; its blocks, if they are called, attend along a tree."""
-    before = config._attn_implementation
-    config._attn_implementation = _NAME
+def _attention_as(config: PretrainedConfig, name: str) -> Iterator[None]:
+    settings = settings_of(config)
+    before = settings._attn_implementation
+    settings._attn_implementation = name
     try:
         yield
     finally:
-        config._attn_implementation = before
+        settings._attn_implementation = before
 
 
 def _no_mask(*_: object, **__: object) -> None:
     """transformers' mask interface: the tree has its own masks."""
 
 
+def _unread_mask(*_: object, **__: object) -> torch.Tensor:
+    """The same where no block reads it; some models convert theirs before they call one."""
+    return torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+
+
 AttentionInterface.register(_NAME, _attend)
 AttentionMaskInterface.register(_NAME, _no_mask)
+AttentionMaskInterface.register(_NO_BLOCKS, _unread_mask)

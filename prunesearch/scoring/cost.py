@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.model.anatomy import blocks_of, family_of, input_device, lost, parts_of
+from prunesearch.model.anatomy import blocks_of, family_of, input_device, lost, parts_of, settings_of
 from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.layers import Layers
 from prunesearch.model.surgery import pruned
@@ -141,7 +141,7 @@ def machine(model: PreTrainedModel) -> str:
 
 
 def _input(model: PreTrainedModel) -> torch.Tensor:
-    vocabulary = int(model.config.vocab_size)
+    vocabulary = int(settings_of(model.config).vocab_size)
     return (torch.arange(TOKENS, device=input_device(model)) * 7919 % vocabulary)[None]
 
 

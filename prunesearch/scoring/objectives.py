@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ScoringError
-from prunesearch.model.anatomy import input_device
+from prunesearch.model.anatomy import blocks_of, input_device
 from prunesearch.model.loading import LoadedModel
 from prunesearch.scoring.batches import Rows
 from prunesearch.scoring.forward import HEAD_ROWS, Forward, Head
@@ -152,7 +152,7 @@ class CalibrationObjective:
 
         Where the dense model's answers to a chunk are not known yet, it takes part as one more candidate.
         """
-        dense = LayerSubset.of(self._model.config.num_hidden_layers)
+        dense = LayerSubset.of(len(blocks_of(self._model)))
         chunks = [chunk for chunk, candidates in work if candidates]
         references = {c.index: self._references.get(self._fingerprint, c.identity) for c in chunks}
         wanted = [set(candidates) for _, candidates in work if candidates]

@@ -35,7 +35,7 @@ from transformers import PretrainedConfig
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, UnknownNameError
-from prunesearch.model.anatomy import family_of, read_config, sizes_of, skeleton
+from prunesearch.model.anatomy import family_of, read_config, settings_of, sizes_of, skeleton
 from prunesearch.model.arithmetic import widens
 from prunesearch.model.checkpoint import INDEX, SINGLE, Stored, tensors_in
 from prunesearch.model.loading import device_named, looks_local
@@ -162,7 +162,9 @@ def plan(name: str, asked: Asked, *, revision: str | None = None, trust_remote_c
     chunk = _BATCH_TOKENS if asked.tokens is None else CHUNK_TOKENS
     at_once = min(chunk.get(device.type, chunk["cpu"]), _tokens(asked))
     types = {model.dtype} | ({torch.float32} if device.type == "cpu" else set())
-    speed = measure(device, int(model.config.hidden_size), min(at_once, 256), types, list(model.stored.values()))
+    speed = measure(
+        device, int(settings_of(model.config).hidden_size), min(at_once, 256), types, list(model.stored.values())
+    )
     need = _Need(model, asked, generation, speed, device, at_once)
     modes = need.modes(asked.kl_top)
     top = asked.kl_top
@@ -232,7 +234,7 @@ class _Need:
         in_host = model.stored_bytes if place == "host" else 0
         if self._on_cpu and in_host:
             parts["blocks in memory"] = in_host
-        state = int(model.config.hidden_size) * model.size
+        state = int(settings_of(model.config).hidden_size) * model.size
         wanted = state * (self._tokens if streamed else self._at_once) * (asked.candidates + 2)
         room = max(asked.memory - sum(parts.values()), 0)
         final = state * self._at_once * asked.candidates
@@ -255,7 +257,7 @@ class _Need:
         )
 
     def _fixed(self, streamed: bool, kl_top: int | None) -> dict[str, int]:
-        model, config, t = self._model, self._model.config, self._at_once
+        model, config, t = self._model, settings_of(self._model.config), self._at_once
         vocabulary, hidden = int(config.vocab_size), int(config.hidden_size)
         inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
         parts = {"this process": _resident() if self._on_cpu else 600 * 2**20}  # a CUDA context, by and large
@@ -276,7 +278,7 @@ class _Need:
     def _seconds(self, read: int, in_host: int, spilled: int, memory: int) -> float:
         model, speed = self._model, self._speed
         rows = self._asked.candidates * self._tokens * (1.0 if self._asked.tokens is not None else _SCORED)
-        head = rows * int(model.config.hidden_size) * int(model.config.vocab_size)
+        head = rows * int(settings_of(model.config).hidden_size) * int(settings_of(model.config).vocab_size)
         compute = 2 * (self.forwards * self._tokens + head) / speed.flops[str(model.dtype).removeprefix("torch.")]
         cached = read + memory < speed.free
         reading = read / (speed.cached if cached else speed.disk)

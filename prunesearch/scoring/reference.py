@@ -3,19 +3,15 @@
 Names of shapes: R rows (tokens), V vocabulary, K likeliest tokens.
 """
 
-import hashlib
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from prunesearch.errors import StorageError
+from prunesearch.scoring.tensor_files import read_tensors, write_tensors
 from prunesearch.store.keys import evaluation_key
 
 _TINY = 1e-12  # the least mass of the lump
@@ -95,10 +91,10 @@ class ReferenceStore:
     def get(self, fingerprint: str, chunk: dict[str, Any]) -> Reference | None:
         """The dense model's answers to a chunk, where they are known."""
         name = _name(fingerprint, chunk)
-        if name not in self._held and self._folder is not None and (self._folder / name).is_file():
-            reference = _read(self._folder / name)
-            if reference is not None:
-                self._held[name] = reference
+        if name not in self._held and self._folder is not None:
+            found = read_tensors(self._folder / name)
+            if found is not None:
+                self._held[name] = Reference(**found[0])
         return self._held.get(name)
 
     def put(self, fingerprint: str, chunk: dict[str, Any], reference: Reference) -> None:
@@ -111,39 +107,13 @@ class ReferenceStore:
         self._held[name] = reference
         if self._folder is None:
             return
-        tensors = {k: t.contiguous().cpu() for k, t in vars(reference).items() if t is not None}
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, scratch = tempfile.mkstemp(prefix=".", dir=self._folder)
-            os.close(handle)
-            save_file(tensors, scratch, {"sha256": _digest(tensors)})
-            with Path(scratch).open("rb") as file:
-                os.fsync(file.fileno())
-            Path(scratch).replace(self._folder / name)
+            write_tensors(self._folder / name, {k: t for k, t in vars(reference).items() if t is not None})
         except OSError as error:
-            Path(scratch).unlink(missing_ok=True)
             raise StorageError(
                 f"cannot keep the dense model's answers in {str(self._folder)!r}: {error.strerror}; "
                 "free space, or give --kl-top 512, which takes a fraction of it"
             ) from None
-
-
-def _read(path: Path) -> Reference | None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            whole = (file.metadata() or {}).get("sha256") == _digest(tensors)
-    except (SafetensorError, OSError):
-        return None
-    return Reference(**tensors) if whole else None
-
-
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _name(fingerprint: str, chunk: dict[str, Any]) -> str:

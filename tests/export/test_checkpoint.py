@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_nothing(loaded: LoadedModel, tmp_path: Path, monkeyp
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_sync", full)
+    monkeypatch.setattr(checkpoint, "_sync_all", full)
     with pytest.raises(StorageError, match="No space left"):
         export(loaded, CANDIDATE, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -13,14 +13,10 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.cli import cli
 from prunesearch.errors import InputError, ModelError, RunError, UnknownNameError
 from prunesearch.export import recheck
-from prunesearch.heal import compensation
-from prunesearch.heal.compensation import (
-    LeastSquares,
-    compensate,
-    compensate_and_export,
-    fit_and_held_out,
-    gaps_of,
-)
+from prunesearch.heal import bridges
+from prunesearch.heal.bridges import Bridges, LeastSquares, gaps_of
+from prunesearch.heal.compensation import compensate, compensate_and_export, fit_and_held_out
+from prunesearch.heal.writers import Edit
 from prunesearch.model.anatomy import blocks_of, sizes_of
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.surgery import pruned
@@ -55,35 +51,36 @@ def taught(model: PreTrainedModel, text: torch.Tensor | None = None) -> LoadedMo
     return held(model)
 
 
-def test_gaps_have_a_kept_block_on_both_sides() -> None:
+def test_gaps_have_a_kept_block_before_them() -> None:
     gaps = gaps_of(LayerSubset.of(10, (0, 2, 4, 5, 9)))
-    assert [(gap.before, gap.dropped) for gap in gaps] == [(1, (2,)), (3, (4, 5))]
+    assert [(gap.before, gap.dropped) for gap in gaps] == [(1, (2,)), (3, (4, 5)), (8, (9,))]
 
 
+@pytest.mark.parametrize("index", [2, N_LAYERS - 1])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_block_that_is_linear_in_what_the_mlp_before_it_reads_is_made_up_for(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    family: str, index: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny(family, tie_word_embeddings=False)
-    before, dropped = blocks_of(model)[1], blocks_of(model)[2]
+    before, dropped = blocks_of(model)[index - 1], blocks_of(model)[index]
     last = before.mlp.c_proj if family == "gpt2" else before.mlp.down_proj
     inner: list[torch.Tensor] = []
     last.register_forward_pre_hook(lambda _, args: inner.append(args[0]))
     change = torch.randn(64, 32, generator=torch.Generator().manual_seed(0)) / 8
     known = lambda hidden, *_, **__: hidden + inner[-1] @ change  # noqa: E731
     monkeypatch.setattr(dropped, "forward", known)
-    candidate = LayerSubset.of(N_LAYERS, (2,))
+    candidate = LayerSubset.of(N_LAYERS, (index,))
     wanted, without = logits(model, LayerSubset.of(N_LAYERS)), logits(model, candidate)
-    monkeypatch.setattr(compensation, "RIDGES", (1e-9,))
-    monkeypatch.setattr(compensation._Bridges, "_improves", _always)
+    monkeypatch.setattr(bridges, "RIDGES", (1e-9,))
+    monkeypatch.setattr(Bridges, "_improves", _always)
     with compensate(held(model), candidate, windows(8), windows(2), "linear") as done:
         found = logits(model, candidate)
     assert done.gaps[0].method == "linear"
     assert (found - wanted).abs().max() < 1e-3 * (without - wanted).abs().max()
 
 
-def _always(bridges: compensation._Bridges, edit: compensation.Edit) -> bool:
-    bridges.edit, bridges.metrics = edit, bridges.held_out.metrics(edit)
+def _always(finder: Bridges, edit: Edit) -> bool:
+    finder.edit, finder._metrics = edit, finder._held_out.metrics(edit)
     return True
 
 
@@ -93,7 +90,7 @@ def test_the_folded_scale_is_the_scale_of_the_hidden_state(
     family: str, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny(family, tie_word_embeddings=tied)
-    monkeypatch.setattr(compensation._Bridges, "_improves", _always)
+    monkeypatch.setattr(Bridges, "_improves", _always)
     dense = logits(model, LayerSubset.of(N_LAYERS))
     with compensate(held(model), SCATTERED, windows(4), windows(2), "scaling") as done:
         folded = logits(model, SCATTERED)
@@ -126,7 +123,7 @@ def test_sums_do_not_depend_on_how_tokens_are_batched(sizes: list[int]) -> None:
     weight = 1 / target.double().square().sum(1, keepdim=True)
     gram = inputs.T.double() @ (weight * inputs)
     gram += 0.5 * gram.diagonal().mean() * torch.eye(6)
-    expected = torch.linalg.solve(gram, inputs.T.double() @ (weight * (2 * target - state)))
+    expected = torch.linalg.solve(gram, inputs.T.double() @ (weight * (2 * target - state))).float()
     assert torch.allclose(sums.solve(0.5, 2.0), expected, atol=1e-5)
     assert sums.ratio == pytest.approx(float((target.norm(dim=1) / state.norm(dim=1)).mean()), rel=1e-5)
 
@@ -170,6 +167,25 @@ def test_undo_brings_back_the_very_same_tensors() -> None:
         assert parameter.data_ptr() == before[name][0] and torch.equal(parameter, before[name][1])
 
 
+def test_what_was_found_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = taught(tiny(tie_word_embeddings=False))
+    text = (windows(24, 3)[:16], windows(24, 3)[16:])
+    with compensate(loaded, SCATTERED, *text, folder=tmp_path) as first:
+        weights = [parameter.data.clone() for parameter in first.changed]
+    other = compensate(loaded, SCATTERED, *text, "linear", folder=tmp_path)
+    other.undo()
+    assert not first.cached and not other.cached and len(list(tmp_path.iterdir())) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Bridges, "find", lambda *_: pytest.fail("found again"))
+        with compensate(loaded, SCATTERED, *text, folder=tmp_path) as again:
+            assert all(torch.equal(p.data, w) for p, w in zip(again.changed, weights, strict=True))
+    assert again.cached
+    assert {**again.document(), "cached": False} == first.document()
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    assert not compensate(loaded, SCATTERED, *text, folder=tmp_path).cached
+
+
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "olmo2", "mixtral", "qwen3_next"])
 def test_types_that_cannot_be_compensated_are_named(family: str) -> None:
     with pytest.raises(ModelError, match=f"models of type '{family}' cannot be compensated: .*norms behind sublayers"):
@@ -188,7 +204,7 @@ def test_a_model_with_some_blocks_of_experts_is_mapped_where_it_can_be() -> None
 @pytest.mark.parametrize(
     ("candidate", "method", "error", "message"),
     [
-        (LayerSubset.of(N_LAYERS, (0, 5)), "auto", InputError, "leaves no gap between kept ones"),
+        (LayerSubset.of(N_LAYERS, (0,)), "auto", InputError, "leaves no gap behind a kept one"),
         (LayerSubset.of(N_LAYERS, (), (2,)), "auto", InputError, "name sublayers"),
         (SCATTERED, "linaer", UnknownNameError, "did you mean 'linear'"),
     ],
@@ -239,7 +255,7 @@ def test_an_export_of_compensated_weights_verifies(make_model: Callable[..., Pat
 def test_nothing_is_written_where_nothing_helps(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compensation._Bridges, "_improves", lambda *_: False)
+    monkeypatch.setattr(Bridges, "_improves", lambda *_: False)
     with pytest.raises(RunError, match="does not help on the held-out tokens"):
         compensate_and_export(loaded, SCATTERED, tmp_path / "out", (windows(2), windows(2)), facts={})
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,60 @@
+"""Tensors in files that are complete and undamaged, or as good as absent: each carries the digest of its content."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+_SHA256 = "sha256"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, in place of one that is there; its folder is made, for its owner alone.
+
+    Args:
+        notes: short texts that go with them.
+
+    Raises:
+        OSError: it cannot be written; nothing of it stays.
+    """
+    held = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    notes = dict(notes or {})
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        save_file(held, scratch, {**notes, _SHA256: _digest(held, notes)})
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+    """The tensors of a file and its notes; None where it is not there, damaged, or cut short."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            notes = dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return None
+    return (tensors, notes) if notes.pop(_SHA256, None) == _digest(tensors, notes) else None
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    for name, text in sorted(notes.items()):
+        digest.update(f"{name}={text}".encode())
+    return digest.hexdigest()
