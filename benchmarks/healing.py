@@ -7,13 +7,16 @@ SmolLM2-135M without 8 of its 30 blocks. Compensation is fitted to, and healing 
 kept apart to choose by. Losses are next-token cross-entropies (log-perplexities, nats per token) on `--test`, which
 chose nothing.
 
-* A table of two by two at equal steps and batches: plain LoRA against distillation, with and without compensation.
-* One longer healing, compensated and distilled, with HellaSwag's acc_norm before and after.
+* A table of two by two at equal time: plain LoRA against distillation, with and without compensation. A cell's time is
+  that of the dense model's answers, the compensation and the training; its steps follow from the speeds of each.
+* One longer healing: compensated, then next-token loss and distillation, on `--train` and documents of HellaSwag
+  (contexts with the right ending), with HellaSwag's acc_norm of other documents before and behind it.
 * Seconds of a step against a bare peft + Trainer loop on the same batches.
 * A run that is killed (SIGKILL) and run again, against one that is not: largest difference of the loss curves.
 """
 
 import argparse
+import itertools
 import json
 import signal
 import statistics
@@ -23,11 +26,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from lm_eval.tasks.hellaswag.utils import preprocess
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -46,11 +51,14 @@ from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.surgery import pruned
 from prunesearch.scoring.forward import Forward
 from prunesearch.scoring.harness import TaskObjective
-from prunesearch.scoring.text import token_windows
+from prunesearch.scoring.text import open_text, token_windows
 
 CANDIDATE = LayerSubset.parse("4,12,13,14,15,16,17,18", 30)
 DENSE = LayerSubset.of(30)
 FIT_TOKENS = 8192
+_PARAGRAPH = 200  # characters; shorter lines are titles
+UNUSED = 1000
+"""The documents of HellaSwag from here on were used by no search, calibration or evaluation of this project."""
 
 
 @torch.inference_mode()
@@ -106,11 +114,8 @@ class Bench:
         """Share of the lost log-perplexity that came back."""
         return (self.pruned - loss) / (self.pruned - self.dense)
 
-    def healed(
-        self, recipe: HealRecipe, compensated: bool, objective: TaskObjective | None = None
-    ) -> tuple[float, Healed, float, dict[str, float] | None]:
-        """Loss on the test text behind healing, the report, all seconds, and the accuracy where a task is given."""
-        start = time.perf_counter()
+    def healed(self, recipe: HealRecipe, compensated: bool) -> tuple[float, Healed]:
+        """Loss on the test text behind healing, and the report."""
         references = self.folder / "references"
         ask_teacher(plan(self.loaded, CANDIDATE, recipe), references)
         with weights_restored(self.loaded.model, [CANDIDATE], recipe.target_modules), ExitStack() as stack:
@@ -118,51 +123,109 @@ class Bench:
                 stack.enter_context(self.compensation())
             work = Path(tempfile.mkdtemp(dir=self.folder))
             report = heal(self.loaded, CANDIDATE, recipe, work, references=references)
-            seconds = time.perf_counter() - start + compensated * self.seconds_of_compensation
-            loss = log_perplexity(self.loaded, CANDIDATE, self.test_BL)
-            found = accuracy(self.loaded, CANDIDATE, objective) if objective is not None else None
-        return loss, report, seconds, found
+            return log_perplexity(self.loaded, CANDIDATE, self.test_BL), report
 
 
-def table(record: Record, bench: Bench, recipe: HealRecipe, seeds: int) -> None:
-    """Plain LoRA against distillation, compensation on and off."""
+@dataclass(frozen=True)
+class Speeds:
+    """Seconds of a training step, of the dense model's answers to a sequence, and of a compensation."""
+
+    step: float
+    answer: float
+    compensation: float
+
+    def steps(self, seconds: float, recipe: HealRecipe, compensated: bool) -> int:
+        """How many steps a cell of the table has."""
+        a_step = self.step + self._answers(recipe) * recipe.batch
+        return max(1, int((seconds - compensated * self.compensation) / a_step))
+
+    def seconds(self, recipe: HealRecipe, compensated: bool, training: float) -> float:
+        """What a healing took in all, where answers and compensation had been found before."""
+        return training + self._answers(recipe) * recipe.batch * recipe.steps + compensated * self.compensation
+
+    def _answers(self, recipe: HealRecipe) -> float:
+        return self.answer if recipe.loss != "lm" else 0.0
+
+
+def table(record: Record, bench: Bench, recipe: HealRecipe, speeds: Speeds, options: argparse.Namespace) -> None:
+    """Plain LoRA against distillation, compensation on and off, at equal time."""
     rows = []
     for compensated in (False, True):
         for loss in ("lm", "distill"):
             shares = []
-            for seed in range(seeds):
+            for seed in range(options.seeds):
                 mine = recipe.model_copy(update={"loss": loss, "seed": seed})
-                after, report, seconds, _ = bench.healed(mine, compensated)
+                steps = speeds.steps(options.cell_seconds, mine, compensated)
+                mine = mine.model_copy(update={"steps": steps, "eval_every": max(1, steps // 4)})
+                after, report = bench.healed(mine, compensated)
                 shares.append(bench.recovered(after))
-                rows.append({"loss": loss, "compensated": compensated, "seed": seed, "log_perplexity": after,
-                             "recovered": shares[-1], "seconds": seconds, "curve": report.held_out_loss})  # fmt: skip
+                rows.append({"loss": loss, "compensated": compensated, "seed": seed, "steps": steps,
+                             "log_perplexity": after, "recovered": shares[-1], "curve": report.held_out_loss,
+                             "seconds": speeds.seconds(mine, compensated, report.seconds)})  # fmt: skip
                 print({k: v for k, v in rows[-1].items() if k != "curve"}, flush=True)
             name = f"{loss}{'_compensated' if compensated else ''}"
             record.add(f"recovered_by_{name}", statistics.fmean(shares))
+            record.add(f"least_recovered_by_{name}", min(shares))
+            record.add(f"most_recovered_by_{name}", max(shares))
     record.notes["table"] = rows
 
 
+def mixed(options: argparse.Namespace, path: Path) -> tuple[Path, Path]:
+    """HellaSwag documents to measure on, and those behind them, with paragraphs of the training text, to train on."""
+    with open_text(options.hellaswag) as file:
+        lines = list(file)[UNUSED:]
+    measured = path / "measured.jsonl"
+    measured.write_text("".join(lines[: options.documents]), encoding="utf-8")
+    documents = [_told(json.loads(line)) for line in lines[options.documents :][: options.train_documents]]
+    with open_text(options.train) as file:
+        paragraphs = [line.strip() for line in file if len(line) > _PARAGRAPH]
+    wanted = options.train_share / (1 - options.train_share) * sum(map(len, documents))
+    lengths = itertools.accumulate(map(len, paragraphs))
+    documents += [p for p, before in zip(paragraphs, [0, *lengths], strict=False) if before < wanted]
+    trained = path / "trained.jsonl"
+    trained.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    return measured, trained
+
+
+def _told(document: dict[str, Any]) -> str:
+    """A document with its right ending, as lm-eval puts it to the model."""
+    context = f"{document['ctx_a']} {document['ctx_b'].capitalize()}"
+    return preprocess(f"{document['activity_label']}: {context} {document['endings'][int(document['label'])]}")
+
+
 def long_run(record: Record, bench: Bench, recipe: HealRecipe, options: argparse.Namespace) -> None:
-    """Compensated and distilled for longer."""
-    objective = None
-    if options.hellaswag is not None:
-        objective = TaskObjective(bench.loaded, "hellaswag", data=str(options.hellaswag), limit=options.documents)
-        before = {name: accuracy(bench.loaded, c, objective) for name, c in (("dense", DENSE), ("pruned", CANDIDATE))}
-        print(before, flush=True)
-    after, report, seconds, found = bench.healed(recipe, True, objective)
+    """Compensated and healed for longer, on text of the task too."""
+    measured, trained = mixed(options, bench.folder)
+    loaded, references = bench.loaded, bench.folder / "references"
+    objective = TaskObjective(loaded, "hellaswag", data=str(measured), limit=options.documents)
+    found = {name: accuracy(loaded, c, objective) for name, c in (("dense", DENSE), ("pruned", CANDIDATE))}
+    print(found, flush=True)
+    recipe = recipe.model_copy(update={"data": str(trained)})
+    start = time.perf_counter()
+    ask_teacher(plan(loaded, CANDIDATE, recipe), references)
+    teacher = time.perf_counter() - start
+    windows = fit_and_held_out(loaded.tokenizer, recipe.data, FIT_TOKENS, recipe.window)
+    with weights_restored(loaded.model, [CANDIDATE]), compensate(loaded, CANDIDATE, *windows) as done:
+        compensated = log_perplexity(loaded, CANDIDATE, bench.test_BL)
+        begun = time.perf_counter()
+        report = heal(loaded, CANDIDATE, recipe, bench.folder / "long", references=references)
+        training = time.perf_counter() - begun
+        after = log_perplexity(loaded, CANDIDATE, bench.test_BL)
+        found["healed"] = accuracy(loaded, CANDIDATE, objective)
+    seconds = {"teacher": teacher, "compensation": sum(gap.seconds for gap in done.gaps), "training": training}
     record.add("long_steps", report.steps)
-    record.add("long_seconds_with_teacher_and_compensation", seconds, "<= 900")
+    record.add("long_seconds", sum(seconds.values()), "<= 900")
+    record.add("long_log_perplexity_compensated", compensated)
     record.add("long_log_perplexity", after)
     record.add("long_recovered", bench.recovered(after), ">= 0.7")
     record.add("peak_gib", report.peak_memory / 2**30)
-    record.notes["long"] = {**report.document(), "test": after}
-    if found is not None:
-        lost = before["dense"]["acc_norm"] - before["pruned"]["acc_norm"]
-        for name, value in {**before, "healed": found}.items():
-            record.add(f"hellaswag_acc_norm_{name}", value["acc_norm"])
-        record.add("hellaswag_stderr", found["stderr"])
-        record.add("hellaswag_documents", options.documents)
-        record.add("hellaswag_recovered", (found["acc_norm"] - before["pruned"]["acc_norm"]) / lost, ">= 0.5")
+    record.notes["long"] = {**report.document(), "test": after, "seconds_of": seconds, "hellaswag": found}
+    for name, value in found.items():
+        record.add(f"hellaswag_acc_norm_{name}", value["acc_norm"])
+    record.add("hellaswag_stderr", found["healed"]["stderr"])
+    record.add("hellaswag_documents", options.documents)
+    lost = found["dense"]["acc_norm"] - found["pruned"]["acc_norm"]
+    record.add("hellaswag_recovered", (found["healed"]["acc_norm"] - found["pruned"]["acc_norm"]) / lost, ">= 0.5")
 
 
 class _Clock(TrainerCallback):
@@ -187,7 +250,16 @@ class _Rows(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": self._ids_BL[index], "labels": self._ids_BL[index]}
 
 
-def throughput(record: Record, bench: Bench, recipe: HealRecipe) -> None:
+def seconds_of_an_answer(bench: Bench, recipe: HealRecipe) -> float:
+    """What the dense model needs for a sequence of the training text."""
+    planned = plan(bench.loaded, CANDIDATE, recipe.model_copy(update={"loss": "distill", "steps": 4}))
+    start = time.perf_counter()
+    ask_teacher(planned, None)
+    asked = len(planned.sequences.train_BL) + len(planned.sequences.held_out_BL)
+    return (time.perf_counter() - start) / asked
+
+
+def throughput(record: Record, bench: Bench, recipe: HealRecipe) -> float:
     """Seconds of a step, ours and a bare loop's, turn about."""
     recipe = recipe.model_copy(update={"steps": 6, "eval_every": 10_000, "loss": "lm"})
     sequences = sequences_of(recipe, bench.loaded.tokenizer)
@@ -216,7 +288,9 @@ def throughput(record: Record, bench: Bench, recipe: HealRecipe) -> None:
     def bare(model: Any) -> None:  # noqa: ANN401
         clock = _Clock()
         names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        adapter = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=names, task_type="CAUSAL_LM"))
+        adapter = get_peft_model(
+            model, LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=names, task_type="CAUSAL_LM")
+        )
         arguments = TrainingArguments(
             tempfile.mkdtemp(dir=bench.folder), max_steps=6, per_device_train_batch_size=recipe.batch_size,
             learning_rate=recipe.learning_rate, lr_scheduler_type="cosine", logging_steps=1, save_strategy="no",
@@ -232,6 +306,7 @@ def throughput(record: Record, bench: Bench, recipe: HealRecipe) -> None:
     medians = {name: statistics.median(spent) for name, spent in times.items()}
     record.add("seconds_per_step", medians["ours"])
     record.add("throughput_to_a_bare_loop", medians["bare"] / medians["ours"], ">= 0.9")
+    return medians["ours"]
 
 
 _CHILD = """
@@ -278,14 +353,16 @@ def draw(record: Record, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4))
-    for row in record.notes.get("table", []):
-        label = f"{row['loss']}{', compensated' if row['compensated'] else ''}"
-        axes.plot(*zip(*row["curve"], strict=True), marker="o", label=label if row["seed"] == 0 else None)
-    if "long" in record.notes:
-        axes.plot(
-            *zip(*record.notes["long"]["held_out_loss"], strict=True), marker="s", label="longer: distill, compensated"
-        )
-    axes.set(xlabel="step", ylabel="held-out cross-entropy (nats/token)", title="SmolLM2-135M without 8 of 30 blocks")
+    colours = {(loss, on): f"C{2 * on + (loss == 'distill')}" for loss in ("lm", "distill") for on in (False, True)}
+    for row in record.notes["table"]:
+        kind = (row["loss"], row["compensated"])
+        label = f"{'plain LoRA' if kind[0] == 'lm' else 'distillation'}{', compensated' if kind[1] else ''}"
+        label = label if row["seed"] == 0 else "_"
+        axes.plot(*zip(*row["curve"], strict=True), marker="o", markersize=3, color=colours[kind], label=label)
+    axes.set(
+        xlabel="step", ylabel="held-out cross-entropy (nats/token)",
+        title="SmolLM2-135M without 8 of 30 blocks: all cells take the same time",
+    )  # fmt: skip
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
@@ -298,17 +375,29 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the document here, and the plot beside it")
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--hellaswag", type=Path, help="HellaSwag .jsonl[.gz|.bz2]")
-    parser.add_argument("--documents", type=int, default=1000)
+    parser.add_argument("--hellaswag", type=Path, required=True, help="HellaSwag .jsonl[.gz|.bz2]")
+    parser.add_argument("--documents", type=int, default=1000, help="of HellaSwag, to measure on")
+    parser.add_argument("--train-documents", type=int, default=2000, help="of HellaSwag, to train on")
+    parser.add_argument("--train-share", type=float, default=0.2, help="of --train in the long run's text")
     parser.add_argument("--test-tokens", type=int, default=8192)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40, help="of each cell of the table")
-    parser.add_argument("--long-steps", type=int, default=160)
+    parser.add_argument("--cell-seconds", type=float, default=600, help="of each cell of the table")
+    parser.add_argument("--long-steps", type=int, default=210)
+    parser.add_argument("--long-loss", default="mix")
     options = parser.parse_args()
+    if options.quick:
+        small = {
+            "documents": 20,
+            "train_documents": 200,
+            "seeds": 1,
+            "cell_seconds": 1,
+            "long_steps": 4,
+            "test_tokens": 512,
+        }
+        vars(options).update(small)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(2)
-    steps, long_steps, seeds = (2, 4, 1) if options.quick else (options.steps, options.long_steps, options.seeds)
     record = Record("healing", options.quick)
     with tempfile.TemporaryDirectory(prefix="prunesearch-healing-") as folder:
         bench = Bench(options, Path(folder))
@@ -319,18 +408,19 @@ def main() -> None:
         record.add("seconds_of_compensation", bench.seconds_of_compensation)
         print(record.figures, flush=True)
         recipe = HealRecipe(
-            data=str(options.train), window=256, batch_size=4, learning_rate=1e-3, held_out_tokens=2048, steps=steps,
-            eval_every=max(1, steps // 2), patience=100,
+            data=str(options.train), window=256, batch_size=2, learning_rate=3e-3, rank=32, alpha=64, steps=1,
+            distill_weight=0.3, held_out_tokens=2048, eval_every=1, patience=100,
         )  # fmt: skip
-        throughput(record, bench, recipe)
+        step = throughput(record, bench, recipe)
+        speeds = Speeds(step, seconds_of_an_answer(bench, recipe), bench.seconds_of_compensation)
         resumed(record, bench, recipe)
         print(record.figures, flush=True)
-        longer = {"loss": "distill", "steps": long_steps, "eval_every": max(1, long_steps // 4)}
+        longer = {"loss": options.long_loss, "steps": options.long_steps, "eval_every": max(1, options.long_steps // 6)}
         long_run(record, bench, recipe.model_copy(update=longer), options)
         print(record.figures, flush=True)
         if options.json is not None:
             options.json.write_text(json.dumps(record.document(), indent=2) + "\n")  # the table may take hours
-        table(record, bench, recipe, seeds)
+        table(record, bench, recipe, speeds, options)
     record.finish(options.json)
     if options.json is not None:
         draw(record, options.json.with_suffix(".png"))

@@ -126,20 +126,12 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
     from prunesearch.report import render
 
     if recover is not None:
-        from prunesearch.recovery import Recovery, search_and_recover
+        from prunesearch.recovery import RecoverySection, search_and_recover
         from prunesearch.report.healing import HealingView, recovered
 
-        recovery, healing = validated(Recovery, recover), HealingView()
+        section = validated(RecoverySection, recover)
         with _progress() as view:
-            document = search_and_recover(
-                recipe,
-                recovery,
-                options,
-                Path(out) if out else None,
-                view,
-                lambda candidate, progress: healing.progress(candidate.text, progress),
-                view.say,
-            )
+            document = search_and_recover(recipe, section, options, HealingView(), Path(out) if out else None, view)
         emit(as_json, document, recovered)
         return
     with _progress() as view:

@@ -13,6 +13,7 @@ from prunesearch.cli_options import (
     STORAGE,
     WANTED,
     chosen_by,
+    options_of,
     quiet,
     with_options,
 )
@@ -67,13 +68,21 @@ def compensate(
     quiet()
     from prunesearch.export import check_destination
     from prunesearch.heal.compensation import compensate_and_export, fit_and_held_out
+    from prunesearch.store.places import Places
 
     check_destination(Path(out))
     chosen = chosen_by(target, dropped, max_loss, max_size, settings)
     loaded = chosen.loaded
     windows = fit_and_held_out(loaded.tokenizer, calibration, tokens, window, held_out, held_out_tokens)
     document = compensate_and_export(
-        loaded, chosen.candidate, Path(out), windows, facts=chosen.facts, method=method, max_shard=size
+        loaded,
+        chosen.candidate,
+        Path(out),
+        windows,
+        facts=chosen.facts,
+        method=method,
+        folder=Places.parse(options_of(settings).cache).folder / "compensations",
+        max_shard=size,
     )
     emit(as_json, document, rendered)
 
@@ -109,6 +118,7 @@ def rendered(document: Mapping[str, Any]) -> "list[Group | str]":
     return [
         table("Gaps, with the loss on held-out tokens", columns, gaps),
         table("Held-out tokens", ("", *models), metrics),
-        f"recovered {done['recovered']:.1%} of the log-perplexity that pruning lost",
+        f"recovered {done['recovered']:.1%} of the log-perplexity that pruning lost"
+        + (" (found before, and put in place)" if done["cached"] else ""),
         *exported(document["export"]),
     ]

@@ -53,6 +53,9 @@ TRAINING = (
 @with_options(*WANTED)
 @click.option("--out", required=True, help="New or empty folder for the checkpoint.")
 @click.option("--as", "form", default="plain", show_default=True, help="For sublayers: zeroed, deci or remote-code.")
+@click.option("--compensate", is_flag=True, help="Let the blocks that stay make up for the dropped ones first.")
+@click.option("--finalists", type=int, help="Heal so many diverse candidates of STUDY shortly; the best is healed on.")
+@click.option("--finalist-steps", type=int, help="Steps of that short healing; default 50.")
 @with_options(*TRAINING)
 @click.option("--tune", type=int, help="Search for learning rate, batch, rank and steps in so many short trials first.")
 @click.option("--tune-steps", type=int, help="Steps of a trial; default 200.")
@@ -74,6 +77,7 @@ def heal(
     max_size: str | None,
     out: str,
     form: str,
+    compensate: bool,
     checkpointing: bool,
     work: str | None,
     as_json: bool,
@@ -83,7 +87,7 @@ def heal(
     run_settings = {name: settings[name] for name in ("storage", "device", "device_map", "threads", "cache")}
     run_options = options_of(run_settings)
     quiet()
-    from prunesearch.heal.finish import HealOptions, check_out, heal_and_export
+    from prunesearch.heal.finish import HealOptions, Recovery, check_out, heal_and_export
     from prunesearch.heal.recipe import HealRecipe
     from prunesearch.heal.tuning import Tuning
     from prunesearch.report.healing import HealingView, healed
@@ -93,20 +97,26 @@ def heal(
     recipe = validated(HealRecipe, {name: given[name] for name in HealRecipe.model_fields if name in given})
     tuning = None
     tuned = {name: given[f"tune_{name}"] for name in ("steps", "sampler", "pruner") if f"tune_{name}" in given}
-    if settings["tune"] is not None:
-        tuning = validated(Tuning, {"trials": settings["tune"], **tuned})
+    if "tune" in given:
+        tuning = validated(Tuning, {"trials": given["tune"], **tuned})
     elif tuned:
         raise InputError(f"--tune-{next(iter(tuned))} goes with --tune N")
+    final: dict[str, Any] = {name: given[name] for name in ("finalists", "finalist_steps") if name in given}
+    if "finalist_steps" in final and "finalists" not in final:
+        raise InputError("--finalist-steps goes with --finalists N")
+    if "finalists" in final and (dropped is not None or max_loss is not None or max_size is not None):
+        raise InputError("--finalists are a study's best: give STUDY, and leave out --drop, --max-loss and --max-size")
+    recovery = validated(Recovery, {**final, "compensate": compensate, "tune": tuning, "heal": recipe})
     check_out(Path(out))
     model_settings = {name: settings[name] for name in ("revision", "dtype", "trust_remote_code")}
     chosen = chosen_by(target, dropped, max_loss, max_size, {**model_settings, **run_settings})
     options = HealOptions(
         Path(out),
-        Places.parse(run_options.cache).folder / "references",
+        Places.parse(run_options.cache).folder,
         run_options.storage,
         Path(work) if work else None,
         checkpointing,
         form,
     )
-    document = heal_and_export(chosen.loaded, chosen.candidate, chosen.facts, recipe, options, tuning, HealingView())
+    document = heal_and_export(chosen.loaded, chosen.ranked, recovery, chosen.facts, options, HealingView())
     emit(as_json, document, healed)

@@ -26,11 +26,16 @@ from prunesearch.store import selection, studies
 
 @dataclass(frozen=True)
 class Chosen:
-    """A candidate of a loaded model, and what is known of it."""
+    """A candidate of a loaded model, and what is known of it.
+
+    Attributes:
+        ranked: it and those behind it in its study, best first; it alone where it is not simply a study's best.
+    """
 
     loaded: LoadedModel
     candidate: LayerSubset
     facts: dict[str, Any] = field(default_factory=dict)
+    ranked: tuple[LayerSubset, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,15 +104,18 @@ def from_study(name: str, options: RunOptions, wanted: selection.Wanted, trust_r
         raise StudyError(
             f"model {recipe.model!r} is no longer the one that study {name!r} searched: its weights differ"
         )
-    candidate = space_of(recipe, loaded).from_params(trial.params)
+    space = space_of(recipe, loaded)
+    others = selection.best_trials(study, None) if wanted == selection.Wanted() else [trial]
     shown = {k: v for k, v in trial.user_attrs.items() if isinstance(v, float)}
-    return Chosen(loaded, candidate, {"study": name, "recipe": recipe.portable(), "metrics": shown})
+    facts = {"study": name, "recipe": recipe.portable(), "metrics": shown}
+    return Chosen(loaded, space.from_params(trial.params), facts, tuple(space.from_params(t.params) for t in others))
 
 
 def from_layers(recipe: Recipe, options: RunOptions, dropped: str) -> Chosen:
     """The recipe's model without the layers that are named, as in ``3,7a,12``."""
     loaded = load_for(recipe, options)
-    return Chosen(loaded, LayerSubset.parse(dropped, loaded.n_layers))
+    candidate = LayerSubset.parse(dropped, loaded.n_layers)
+    return Chosen(loaded, candidate, ranked=(candidate,))
 
 
 def deliver(chosen: Chosen, wish: Wish) -> dict[str, Any]:

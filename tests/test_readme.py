@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from prunesearch.cli import cli
 from prunesearch.cli_options import read_recipe
 from prunesearch.recipe import validated
-from prunesearch.recovery import Recovery
+from prunesearch.recovery import RecoverySection
 from tests.conftest import REPOSITORY
 from tests.test_architecture import ORDER, PACKAGE
 
@@ -46,7 +46,7 @@ def test_the_recipes_are_valid(tmp_path: Path) -> None:
         path.write_text(text)
         read.append(read_recipe(path))
     assert [recipe.drop for recipe, _ in read] == ["25%", "25%"]
-    assert [section and validated(Recovery, section).finalists for _, section in read] == [5, None]
+    assert [section and validated(RecoverySection, section).finalists for _, section in read] == [5, None]
 
 
 def test_the_set_up_commands_are_the_ones_that_ci_runs() -> None:

@@ -1,8 +1,9 @@
 """Getting quality back after layers were dropped, in the same architecture. The only importer of peft."""
 
 from prunesearch.heal.adapter import weights_restored
-from prunesearch.heal.healing import Healed, heal
+from prunesearch.heal.healing import heal
 from prunesearch.heal.recipe import HealRecipe
 from prunesearch.heal.training import HealProgress
+from prunesearch.heal.work import Healed
 
 __all__ = ["HealProgress", "HealRecipe", "Healed", "heal", "weights_restored"]

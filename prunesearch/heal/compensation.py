@@ -159,12 +159,14 @@ def compensate_and_export(
     *,
     facts: Mapping[str, Any],
     method: str = "auto",
+    folder: Path | None = None,
     max_shard: int = MAX_SHARD,
 ) -> dict[str, Any]:
     """Write the compensated candidate; `loaded` is the dense model again afterwards.
 
     Args:
         windows: what `compensate` fits to, and what it decides by.
+        folder: where compensations are kept.
         facts: what is known of the candidate, for the manifest.
 
     Returns:
@@ -173,7 +175,7 @@ def compensate_and_export(
     Raises:
         RunError: the compensation does not help, or see `compensate` and `export`; nothing is written.
     """
-    with compensate(loaded, candidate, *windows, method) as done:
+    with compensate(loaded, candidate, *windows, method, folder) as done:
         document = done.document()
         if not done.helped:
             raise RunError(

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import InputError
+from prunesearch.errors import DataError, InputError
 from prunesearch.heal.adapter import weights_restored
-from prunesearch.heal.bridges import gaps_of
 from prunesearch.heal.compensation import Compensation, compensate, fit_and_held_out
 from prunesearch.heal.healing import ask_teacher, heal, held_out_loss, plan
 from prunesearch.heal.recipe import HealRecipe
@@ -80,6 +79,7 @@ def run_off(
     *,
     compensated: bool = True,
     references: Path | None = None,
+    compensations: Path | None = None,
     listener: CandidateListener = lambda candidate, progress: None,
 ) -> list[Finalist]:
     """Heal each candidate shortly, from the same dense weights, which are there again behind this.
@@ -92,6 +92,7 @@ def run_off(
         recipe: of the short healing; its steps are what each candidate gets.
         compensated: compensate first.
         references: folder of the dense model's answers.
+        compensations: folder of compensations that were found.
 
     Returns:
         The candidates, the one that healed best first.
@@ -105,9 +106,14 @@ def run_off(
         ask_teacher(planned, references)  # before a weight is changed
         pruned = held_out_loss(planned, candidate)
         with weights_restored(loaded.model, [candidate], recipe.target_modules), ExitStack() as stack:
-            done = compensation_of(loaded, candidate, recipe) if compensated else None
-            if done is not None:
-                stack.enter_context(done)
+            done = None
+            if compensated:
+                try:
+                    done = stack.enter_context(compensation_of(loaded, candidate, recipe, compensations))
+                except DataError:
+                    raise
+                except InputError:  # without a gap, or of a type that is not built for it: it can still be healed
+                    done = None
 
             def tell(progress: HealProgress, candidate: LayerSubset = candidate) -> None:
                 listener(candidate, progress)
@@ -119,18 +125,17 @@ def run_off(
     return sorted(found, key=lambda finalist: finalist.healed)
 
 
-def compensation_of(loaded: LoadedModel, candidate: LayerSubset, recipe: HealRecipe) -> Compensation | None:
-    """Compensate a candidate, fitted to the text that it will be healed with; None where that does not apply.
+def compensation_of(
+    loaded: LoadedModel, candidate: LayerSubset, recipe: HealRecipe, folder: Path | None = None
+) -> Compensation:
+    """Compensate a candidate, fitted to the text that it will be healed with.
 
-    It does not where no dropped block lies between kept ones, or the type's sublayers are not built for it.
+    Args:
+        folder: of compensations that were found; None: nothing is kept.
 
     Raises:
+        InputError: no dropped block has a kept one before it, or the type is not built for it (see `compensate`).
         DataError: the text is too short.
     """
-    if not gaps_of(candidate):
-        return None
     windows = fit_and_held_out(loaded.tokenizer, recipe.data, FIT_TOKENS, recipe.window, recipe.held_out)
-    try:
-        return compensate(loaded, candidate, *windows)
-    except InputError:  # a model whose type cannot be compensated can still be healed
-        return None
+    return compensate(loaded, candidate, *windows, folder=folder)

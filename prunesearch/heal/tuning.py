@@ -24,9 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import RunError, StudyError
-from prunesearch.heal.healing import WORK, carry_out, plan
+from prunesearch.heal.healing import carry_out, plan
 from prunesearch.heal.recipe import HealRecipe
 from prunesearch.heal.training import HealProgress, Listener
+from prunesearch.heal.work import WORK
 from prunesearch.model.loading import LoadedModel
 from prunesearch.recipe import slug
 from prunesearch.samplers.plain import PlainSwarm
@@ -73,6 +74,11 @@ def with_params(recipe: HealRecipe, params: dict[str, Any], steps: int) -> HealR
     taken = max(1, round(steps * params["steps_share"]))
     scaled = recipe.alpha * params["rank"] / recipe.rank  # alpha / rank stays: the rank alone is varied
     return recipe.model_copy(update={**found, "steps": taken, "alpha": scaled})
+
+
+def largest(recipe: HealRecipe, tuning: Tuning) -> HealRecipe:
+    """The recipe of a trial that sees most text; the text of all others is its beginning."""
+    return recipe.model_copy(update={"batch_size": max(tuning.batch_size), "steps": tuning.steps})
 
 
 @dataclass(frozen=True)
@@ -128,9 +134,8 @@ def tune(
         StudyError: another process is at work on the study.
         RunError: no trial came to an end.
     """
-    largest = recipe.model_copy(update={"batch_size": max(tuning.batch_size), "steps": tuning.steps})
     identity = {
-        **plan(loaded, candidate, largest).identity,
+        **plan(loaded, candidate, largest(recipe, tuning)).identity,
         "tuning": tuning.model_dump(mode="json", exclude={"trials"}),
     }
     digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()

@@ -47,6 +47,10 @@ class HealingView:
         self._printed = float("-inf")
         self._said: tuple[str, str, int] = ("", "", 0)
 
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self._console.print(line, highlight=False, soft_wrap=True)
+
     def progress(self, name: str, progress: Standing) -> None:
         """Show where something named stands."""
         now = time.monotonic()
@@ -61,26 +65,60 @@ class HealingView:
         if progress.watched:
             best = min(loss for _, loss in progress.watched)
             line += f", held-out {progress.watched[-1][1]:.4f} (start {progress.watched[0][1]:.4f}, best {best:.4f})"
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self.say(line)
 
 
 def healed(document: Mapping[str, Any]) -> "list[Group | str]":
     """What a heal command did."""
-    report, recipe = document["healed"], document["recipe"]
     parts: list[Group | str] = []
+    if finalists := document.get("finalists"):
+        parts.append(_final(finalists))
+    if done := document.get("compensation"):
+        parts.append(
+            f"compensation recovered {done['recovered']:.1%} of the log-perplexity that pruning lost, without training"
+        )
     if tuning := document.get("tuning"):
         params = ", ".join(f"{name} {value:.3g}" for name, value in tuning["params"].items())
         parts.append(
             f"study {tuning['study']}: {tuning['trials']} trials finished, {tuning['pruned']} stopped, "
             f"{tuning['computed']} of them now; best {tuning['value']:.4f} with {params}"
         )
-    losses = [
-        *([("dense", "", f"{report['dense_loss']:.4f}")] if report["dense_loss"] is not None else []),
-        ("pruned", "", f"{report['before']:.4f}"),
-        ("healed", str(report["best_step"]), f"{report['after']:.4f}"),
+    if "healed" in document:
+        parts += _healing(document)
+    if document["export"] is None:
+        return [*parts, f"{document['out']} holds this very export already and was left as it is"]
+    return [*parts, *exported(document["export"])]
+
+
+def _final(finalists: Sequence[Mapping[str, Any]]) -> "Group":
+    rows = [
+        (
+            finalist["candidate"],
+            finalist["place"],
+            place,
+            f"{finalist['pruned']:.4f}",
+            "-" if finalist["compensated"] is None else f"{finalist['compensated']:.4f}",
+            f"{finalist['healed']:.4f}",
+            f"{finalist['seconds']:.0f}",
+        )
+        for place, finalist in enumerate(finalists, 1)
     ]
+    columns = ("dropped", "place in search", "in the final", "pruned", "compensated", "healed", "seconds")
+    return table("Finalists, with the held-out loss (nats/token)", columns, rows)
+
+
+def _healing(document: Mapping[str, Any]) -> "list[Group | str]":
+    """Losses, speed, and how it ended."""
+    report, recipe = document["healed"], document["recipe"]
+    losses = [(model, "", f"{loss:.4f}") for model, loss in document["losses"].items()]
+    if "compensation" in document:
+        losses.append(("compensated", "", f"{report['before']:.4f}"))
+    losses.append(("healed", str(report["best_step"]), f"{report['after']:.4f}"))
     title = f"Held-out loss (nats/token) without layers {document['dropped']}"
-    parts += [table(title, ("model", "step", "cross-entropy"), losses), _trained(report, recipe)]
+    parts: list[Group | str] = [
+        table(title, ("model", "step", "cross-entropy"), losses),
+        _trained(report, recipe),
+    ]
     if report["diverged"]:
         parts.append(
             f"training diverged at step {report['steps']} and was stopped; step {report['best_step']} was kept: "
@@ -89,14 +127,12 @@ def healed(document: Mapping[str, Any]) -> "list[Group | str]":
     elif report["stopped_early"]:
         parts.append(f"stopped early: {recipe['patience']} looks were no better than step {report['best_step']}")
     if report["best_step"] == 0:
-        parts.append("no step was better than the pruned model, whose weights were kept")
+        parts.append("no step was better than the start, whose weights were kept")
     if report["cached"]:
         parts.append(f"nothing was trained: this run was finished before and is kept in {document['work']}")
     elif report["resumed_from"]:
         parts.append(f"went on from step {report['resumed_from']}")
-    if document["export"] is None:
-        return [*parts, f"{document['out']} holds this very export already and was left as it is"]
-    return [*parts, *exported(document["export"])]
+    return parts
 
 
 def _trained(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
@@ -110,33 +146,7 @@ def _trained(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
 
 def recovered(document: Mapping[str, Any]) -> "list[Group | str]":
     """A search and what followed it."""
-    parts: list[Group | str] = list(search(document))
-    if document["finalists"]:
-        rows = [
-            (
-                finalist["candidate"],
-                finalist["place"],
-                place,
-                f"{finalist['pruned']:.4f}",
-                "-" if finalist["compensated"] is None else f"{finalist['compensated']:.4f}",
-                f"{finalist['healed']:.4f}",
-                f"{finalist['seconds']:.0f}",
-            )
-            for place, finalist in enumerate(document["finalists"], 1)
-        ]
-        columns = ("dropped", "place in search", "in the final", "pruned", "compensated", "healed", "seconds")
-        parts.append(table("Finalists, with the held-out loss (nats/token)", columns, rows))
-    if done := document.get("compensation"):
-        parts.append(f"compensation recovered {done['recovered']:.1%} of the log-perplexity that pruning lost")
-    if report := document.get("healing"):
-        parts.append(
-            f"healing: held-out loss {report['before']:.4f} -> {report['after']:.4f} at step {report['best_step']}; "
-            + _trained(report, report["recipe"])
-        )
-    if document["export"] is None:
-        parts.append(f"{document['out']} holds this very export already and was left as it is")
-    else:
-        parts += exported(document["export"])
+    parts: list[Group | str] = [*search(document), *healed(document)]
     if "evaluation" in document:
         parts += evaluation(document["evaluation"])
     return parts

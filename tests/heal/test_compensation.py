@@ -278,4 +278,6 @@ def test_the_command_prints_what_was_done(make_model: Callable[..., Path], prose
     result = CliRunner().invoke(cli, short.split(), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "recovered" in result.output and "verified" in result.output
+    again = CliRunner().invoke(cli, short.replace("/out", "/other").split(), catch_exceptions=False)
+    assert "found before" in again.output and "verified" in again.output
     assert (tmp_path / "out" / "model.safetensors").is_file()

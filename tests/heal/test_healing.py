@@ -422,7 +422,7 @@ def test_the_command_heals_exports_and_repeats_nothing(
     assert first["export"]["verification"]["prefill_difference"] < 1e-3
     manifest = json.loads(Path("out/prunesearch.json").read_text())
     assert manifest["changed"] == ["healed"]
-    assert manifest["healing"]["digest"] == first["healed"]["digest"]
+    assert manifest["recovery"]["healed"]["digest"] == first["healed"]["digest"]
     assert manifest["metrics"] == {"held-out cross-entropy": first["healed"]["after"]}
     assert str(tmp_path) not in json.dumps(manifest)
     began = time.time()

@@ -17,7 +17,7 @@ from prunesearch.heal import HealRecipe, finalists
 from prunesearch.heal.finalists import diverse, run_off
 from prunesearch.model.loading import LoadedModel
 from prunesearch.recipe import validated
-from prunesearch.recovery import Recovery
+from prunesearch.recovery import RecoverySection
 from tests.conftest import N_LAYERS
 
 SHORT: dict[str, Any] = {
@@ -64,7 +64,7 @@ def test_a_final_is_fair_and_leaves_the_dense_model(
 )
 def test_sections_that_make_no_sense_are_refused(section: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
-        validated(Recovery, section)
+        validated(RecoverySection, section)
 
 
 def test_one_recipe_does_all_of_it_once(
@@ -85,7 +85,7 @@ def test_one_recipe_does_all_of_it_once(
     document = json.loads(first.stdout)
     assert len(document["finalists"]) == 2
     assert document["dropped"] == document["finalists"][0]["candidate"]
-    assert document["healing"]["steps"] == 4
+    assert document["healed"]["steps"] == 4
     assert document["evaluation"]["metrics"]["perplexity"] > 1
     assert json.loads((tmp_path / "healed" / MANIFEST).read_text())["changed"][-1] == "healed"
     assert AutoModelForCausalLM.from_pretrained("healed").config.num_hidden_layers == N_LAYERS - 2
@@ -98,3 +98,24 @@ def test_one_recipe_does_all_of_it_once(
     shown = CliRunner().invoke(cli, words[:-1])
     assert "Finalists" in shown.stdout
     assert "holds this very export already" in shown.stdout
+    final = f"heal {document['study']} --finalists 2 --finalist-steps 2 --compensate --data {prose} --loss distill"
+    small = (
+        "--steps 4 --eval-every 2 --batch-size 2 --window 32 --held-out-tokens 128 --lr 1e-2 --out other --device cpu"
+    )
+    chosen = CliRunner().invoke(cli, [*final.split(), *small.split(), "--json"])
+    assert chosen.exit_code == 0, chosen.output
+    assert json.loads(chosen.stdout)["finalists"] == document["finalists"], "what was healed is known"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("--finalists 3 --drop 1", "are a study's best: give STUDY"),
+        ("--finalist-steps 3 --drop 1", "goes with --finalists N"),
+        ("--tune-steps 30 --drop 1", "goes with --tune N"),
+        ("--finalists 0", "finalists"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(words: str, complaint: str, tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match=complaint):
+        CliRunner().invoke(cli, ["heal", str(tiny_folder), "--out", "out", *words.split()], catch_exceptions=False)
