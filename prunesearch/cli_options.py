@@ -124,6 +124,8 @@ def chosen_by(
     if dropped is not None:
         recipe = recipe_of({**settings, "model": target, "drop": "1"})  # nothing is searched
         return delivery.from_layers(recipe, options, dropped)
+    if Path(target).exists():
+        raise InputError(f"{target!r} is a model: say which of its layers to leave out with --drop, or give a STUDY")
     if settings["revision"] is not None or settings["dtype"] != "auto":
         raise InputError("--revision and --dtype go with MODEL --drop; a study's model is the one it searched")
     return delivery.from_study(target, options, Wanted.parse(max_loss, max_size), settings["trust_remote_code"])

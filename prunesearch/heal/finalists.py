@@ -108,6 +108,7 @@ def run_off(
         with weights_restored(loaded.model, [candidate], recipe.target_modules), ExitStack() as stack:
             done = None
             if compensated:
+                listener(candidate, HealProgress("compensation", 0, 1))
                 try:
                     done = stack.enter_context(compensation_of(loaded, candidate, recipe, compensations))
                 except DataError:

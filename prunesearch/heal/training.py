@@ -38,7 +38,8 @@ class HealProgress:
     """Where healing stands.
 
     Attributes:
-        phase: ``teacher`` (sequences that the dense model was asked about) or ``training`` (steps).
+        phase: ``teacher`` (sequences that the dense model was asked about), ``compensation`` (of a finalist) or
+            ``training`` (steps).
         done, total: of the phase.
         loss: training loss of the last step.
         watched: step and loss on the held-out text of every look so far.

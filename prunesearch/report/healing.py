@@ -20,7 +20,7 @@ class Standing(Protocol):
 
     @property
     def phase(self) -> str:
-        """``teacher`` or ``training``."""
+        """``teacher``, ``compensation`` or ``training``."""
 
     @property
     def done(self) -> int:
@@ -58,6 +58,9 @@ class HealingView:
         if state == self._said and now - self._printed < _EVERY and progress.done < progress.total:
             return
         self._said, self._printed = state, now
+        if progress.phase == "compensation":
+            self.say(f"{name}: compensating")
+            return
         what = "sequences asked of the dense model" if progress.phase == "teacher" else "steps"
         line = f"{name}: {progress.done}/{progress.total} {what}"
         if progress.loss is not None:
