@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import (
     InputError,
+    ModelError,
     RunError,
     StorageError,
     UnknownNameError,
@@ -121,9 +122,9 @@ def compensate(
         folder: where what is found is kept, and found again; None: nowhere.
 
     Raises:
-        InputError: the candidate drops sublayers or leaves no gap, or weights are not in memory.
+        InputError: the candidate drops sublayers, or weights are not in memory.
         StorageError: the folder cannot be written.
-        ModelError: the method does not fit this type of model.
+        ModelError: the method does not fit this type of model, or the candidate leaves no gap.
         ScoringError: the pruned model's loss is not finite.
     """
     if method not in METHODS:
@@ -131,7 +132,7 @@ def compensate(
     check_removable(candidate)
     gaps = gaps_of(candidate)
     if not gaps:
-        raise InputError(
+        raise ModelError(
             f"dropping layers {candidate.text} leaves no gap behind a kept one: there is nothing to compensate"
         )
     if any(parameter.is_meta for parameter in loaded.model.parameters()):
@@ -166,8 +167,8 @@ def compensate_and_export(
 
     Args:
         windows: what `compensate` fits to, and what it decides by.
-        folder: where compensations are kept.
         facts: what is known of the candidate, for the manifest.
+        folder: where compensations are kept.
 
     Returns:
         What was done and what was made, as JSON values.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import DataError, InputError
+from prunesearch.errors import ModelError
 from prunesearch.heal.adapter import weights_restored
 from prunesearch.heal.compensation import Compensation, compensate, fit_and_held_out
 from prunesearch.heal.healing import ask_teacher, heal, held_out_loss, plan
@@ -111,9 +111,7 @@ def run_off(
                 listener(candidate, HealProgress("compensation", 0, 1))
                 try:
                     done = stack.enter_context(compensation_of(loaded, candidate, recipe, compensations))
-                except DataError:
-                    raise
-                except InputError:  # without a gap, or of a type that is not built for it: it can still be healed
+                except ModelError:  # without a gap, or of a type that is not built for it: it can still be healed
                     done = None
 
             def tell(progress: HealProgress, candidate: LayerSubset = candidate) -> None:
@@ -135,8 +133,8 @@ def compensation_of(
         folder: of compensations that were found; None: nothing is kept.
 
     Raises:
-        InputError: no dropped block has a kept one before it, or the type is not built for it (see `compensate`).
-        DataError: the text is too short.
+        ModelError: no dropped block has a kept one before it, or the type is not built for it.
+        PruneSearchError: see `compensate` and `fit_and_held_out`.
     """
     windows = fit_and_held_out(loaded.tokenizer, recipe.data, FIT_TOKENS, recipe.window, recipe.held_out)
     return compensate(loaded, candidate, *windows, folder=folder)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import DataError, InputError, RunError
+from prunesearch.errors import ModelError, RunError
 from prunesearch.export import MANIFEST, check_destination, export
 from prunesearch.export.checkpoint import check_form
 from prunesearch.heal.compensation import Compensation
@@ -232,9 +232,7 @@ class _Job:
                 try:
                     done = compensation_of(self._loaded, candidate, recipe, self._options.compensations)
                     stack.enter_context(done)
-                except DataError:
-                    raise
-                except InputError as error:  # it can still be healed
+                except ModelError as error:  # it can still be healed
                     self._view.say(f"not compensated: {error}")
             if done is not None and done.helped:
                 self.report["compensation"] = done.document()
