@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli import cli
-from prunesearch.errors import InputError
+from prunesearch.errors import InputError, StorageError
 from prunesearch.export import MANIFEST
 from prunesearch.heal import HealRecipe, finalists
 from prunesearch.heal.finalists import diverse, run_off
@@ -119,3 +119,19 @@ def test_one_recipe_does_all_of_it_once(
 def test_options_that_do_not_go_together_are_refused(words: str, complaint: str, tiny_folder: Path) -> None:
     with pytest.raises(InputError, match=complaint):
         CliRunner().invoke(cli, ["heal", str(tiny_folder), "--out", "out", *words.split()], catch_exceptions=False)
+
+
+def test_what_cannot_be_compensated_is_healed(
+    tiny_folder: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(finalists, "FIT_TOKENS", 512)
+    small = "--steps 2 --eval-every 2 --batch-size 2 --window 32 --held-out-tokens 128 --device cpu"
+    words = f"heal {tiny_folder} --drop 0 --compensate --data {prose} --out out {small}"
+    result = CliRunner().invoke(cli, words.split())
+    assert result.exit_code == 0, result.output
+    assert "not compensated: dropping layers 0 leaves no gap" in result.stderr
+    assert json.loads(Path("out", MANIFEST).read_text())["changed"] == ["healed"]
+    (tmp_path / "taken").write_text("no folder")
+    other = words.replace("--drop 0", "--drop 1").replace("--out out", "--out two --cache taken/cache")
+    assert isinstance(CliRunner().invoke(cli, other.split()).exception, StorageError)
