@@ -43,7 +43,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, VerificationError
 from prunesearch.export import checkpoint, export, gguf_edit, gguf_write, recheck
 from prunesearch.model.anatomy import blocks_of
-from prunesearch.model.checkpoint import INDEX
+from prunesearch.model.checkpoint import INDEX, tensors_in
 from prunesearch.model.demo_weights import obtain
 from prunesearch.model.loading import load
 from prunesearch.model.streaming import open_streamed
@@ -425,7 +425,7 @@ def child(what: str, source: Path, dropped: str, out: Path) -> None:
     start = time.perf_counter()
     if what == "write":
         out.mkdir()
-        written, _ = checkpoint.write_checkpoint(source, loaded.model.config, candidate, out)
+        written, _ = checkpoint.write_checkpoint(tensors_in(source), loaded.model.config, candidate, out)
         checkpoint._sync(out)
         nbytes = written.nbytes
     else:

@@ -143,8 +143,8 @@ def deliver(chosen: Chosen, wish: Wish) -> dict[str, Any]:
 
 def _gguf(loaded: LoadedModel, candidate: LayerSubset, out: Path) -> dict[str, Any]:
     """Write a GGUF: from a GGUF by editing it, from a checkpoint by converting it."""
-    if loaded.name.endswith(".gguf"):
-        check = gguf_edit.edit(Path(loaded.name), candidate, out, loaded if llama_cpp.available() else None)
+    if loaded.source.gguf is not None:
+        check = gguf_edit.edit(loaded.source.gguf, candidate, out, loaded if llama_cpp.available() else None)
     else:
         check = gguf_write.write(loaded, candidate, out, compare=llama_cpp.available())
     return {

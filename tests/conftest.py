@@ -1,6 +1,7 @@
 """Fixtures: tiny random models built in milliseconds, and SmolLM2 for the acceptance tests."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,24 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(tiny_folder: Path) -> LoadedModel:
     """The tiny Llama, loaded afresh."""
     return load(str(tiny_folder), device="cpu")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Put a folder into an empty Hugging Face cache, without network, as a commit of a hub id; gives its snapshot."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def put(folder: Path, name: str, commit: str, *branches: str) -> Path:
+        home = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        snapshot = home / "snapshots" / commit
+        shutil.copytree(folder, snapshot)
+        (home / "refs").mkdir(exist_ok=True)
+        for branch in branches:
+            (home / "refs" / branch).write_text(commit)
+        return snapshot
+
+    return put
 
 
 @pytest.fixture(scope="session")

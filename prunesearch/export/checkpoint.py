@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -27,9 +25,9 @@ from prunesearch.export.layout import Layout, layout_of
 from prunesearch.export.verification import Expected, Verification, compare, compare_streamed, expected_streamed
 from prunesearch.export.writer import MAX_SHARD, Written, digest, write_shards
 from prunesearch.model.anatomy import family_of, input_device, settings_of, skeleton
-from prunesearch.model.checkpoint import INDEX, SINGLE, Stored, misplaced, tensors_in
+from prunesearch.model.checkpoint import Stored, misplaced, tensors_in, tensors_of
 from prunesearch.model.fields import edits
-from prunesearch.model.loading import LoadedModel, looks_local, refuse_incomplete
+from prunesearch.model.loading import LoadedModel, refuse_incomplete
 from prunesearch.model.streaming import open_streamed, set_aside
 from prunesearch.model.surgery import check_removable
 from prunesearch.store.places import check_writable
@@ -142,14 +140,17 @@ def check_destination(out: Path) -> None:
 
 
 def write_checkpoint(
-    folder: Path,
+    stored: Mapping[str, Stored],
     config: PretrainedConfig,
     candidate: LayerSubset,
     out: Path,
     form: str = "plain",
     max_shard: int = MAX_SHARD,
 ) -> tuple[Written, Layout]:
-    """Write config and weights of a candidate of the dense safetensors checkpoint in `folder`; nothing is verified.
+    """Write config and weights of a candidate of a dense checkpoint in safetensors; nothing is verified.
+
+    Args:
+        stored: the dense checkpoint's tensors.
 
     Raises:
         ModelError: the checkpoint is damaged, or no config says what would be left.
@@ -159,7 +160,7 @@ def write_checkpoint(
     silent = LayerSubset(candidate.n_layers, (), candidate.attention, candidate.mlp)
     layout = layout_of(
         model,
-        tensors_in(folder),
+        stored,
         candidate,
         zeroed=sublayers.zeroed_parameters(model, silent, form),
         dropped=sublayers.dropped_parameters(model, silent, form),
@@ -189,30 +190,17 @@ def _write(
     changed: Sequence[str],
 ) -> tuple[Written, Layout]:
     """Write all but the manifest; weights that are in no safetensors, or not as scored, are stored as such first."""
-    folder = source_folder(loaded)
-    stored_as_scored = folder is not None and _precision(tensors_in(folder)) == loaded.model.dtype
-    manifest.copy_companions(loaded, folder, new)
-    if folder is None or not stored_as_scored or changed:
+    stored = tensors_of(loaded.source.weights) if loaded.source.safetensors else {}
+    stored_as_scored = bool(stored) and _precision(stored) == loaded.model.dtype
+    manifest.copy_companions(loaded, loaded.source.folder, new)
+    if not stored_as_scored or changed:
         loaded.model.save_pretrained(dense)
-        folder = dense
+        stored = tensors_in(dense)
     config = loaded.model.config
     try:
-        return write_checkpoint(folder, config, candidate, new, form, max_shard)
+        return write_checkpoint(stored, config, candidate, new, form, max_shard)
     finally:
         shutil.rmtree(dense, ignore_errors=True)
-
-
-def source_folder(loaded: LoadedModel) -> Path | None:
-    """Where a model's safetensors lie; None if it came from something else."""
-    folder = Path(loaded.name)
-    if not looks_local(loaded.name):
-        commit = getattr(loaded.model.config, "_commit_hash", None)
-        try:
-            folder = Path(snapshot_download(loaded.name, revision=commit, local_files_only=True))
-        except (OSError, ValueError, LocalEntryNotFoundError):
-            return None
-    has_weights = (folder / INDEX).is_file() or (folder / SINGLE).is_file()
-    return folder if folder.is_dir() and has_weights else None
 
 
 def _precision(stored: Mapping[str, Stored]) -> torch.dtype:
@@ -243,18 +231,16 @@ def _reload_and_compare(
     if loaded.layers.one_pass:
         if form in ("deci", "remote-code"):
             raise InputError(f"--as {form} is verified in memory: leave out --weights")
-        source = source_folder(loaded)
-        assert source is not None  # or there were nothing to stream
         expected, device = expected_streamed(loaded, candidate), str(input_device(loaded.model))
-        with set_aside(loaded, source):
-            return _reopen_and_compare(expected, folder, device)
-    model = reload(folder, loaded.model, sublayers.trusts(form) or hasattr(loaded.model.config, "auto_map"))
+        with set_aside(loaded):
+            return _reopen_and_compare(expected, folder, device, loaded.trusted)
+    model = reload(folder, loaded.model, sublayers.trusts(form) or loaded.trusted)
     return compare(loaded.model, candidate, model, loaded.tokenizer), sum(p.numel() for p in model.parameters())
 
 
-def _reopen_and_compare(expected: Expected, folder: Path, device: str) -> tuple[Verification, int]:
+def _reopen_and_compare(expected: Expected, folder: Path, device: str, trusted: bool) -> tuple[Verification, int]:
     """Nothing of the opened checkpoint is left behind this."""
-    found = open_streamed(str(folder), device=device)
+    found = open_streamed(str(folder), device=device, trust_remote_code=trusted)
     return compare_streamed(expected, found), found.sizes.params()
 
 

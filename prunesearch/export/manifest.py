@@ -12,7 +12,7 @@ from huggingface_hub import metadata_load
 
 import prunesearch
 from prunesearch.export.sublayers import PROMISES
-from prunesearch.model.loading import LoadedModel, looks_local
+from prunesearch.model.loading import LoadedModel
 
 if TYPE_CHECKING:
     from prunesearch.export.checkpoint import Exported
@@ -22,23 +22,39 @@ REPORT = "verification.json"
 _COMPANIONS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
     "chat_template*", "additional_chat_templates/*", "generation_config.json", "*processor_config.json", "LICENSE*",
-    "LICENCE*", "NOTICE*", "USE_POLICY*", "*.py",
+    "LICENCE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
+_CODE = ("**/*.py",)
 _LICENCE = ("license", "license_name", "license_link", "language")
 
 
 def copy_companions(loaded: LoadedModel, folder: Path | None, out: Path) -> None:
-    """Copy the base model's small files as they are; write tokenizer and generation config where there are none."""
-    found = [path for pattern in _COMPANIONS for path in sorted(folder.glob(pattern))] if folder is not None else []
+    """Copy the base model's small files as they are; write tokenizer and generation config where there are none.
+
+    Code goes along only if the user trusted it. If not, the tokenizer's config no longer asks for it either.
+    """
+    patterns = (*_COMPANIONS, *_CODE) if loaded.trusted else _COMPANIONS
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern))] if folder is not None else []
     for path in found:
         if path.is_file() and folder is not None:
             target = out / path.relative_to(folder)
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+    if not loaded.trusted:
+        _drop_auto_map(out / "tokenizer_config.json")
     if not any(out.glob("tokenizer*")):
         loaded.tokenizer.save_pretrained(out)
     if not (out / "generation_config.json").exists() and loaded.model.generation_config is not None:
         loaded.model.generation_config.save_pretrained(out)
+
+
+def _drop_auto_map(path: Path) -> None:
+    """Let a config file no longer name code; one that names none stays as it is."""
+    if not path.is_file():
+        return
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(document, dict) and document.pop("auto_map", None) is not None:
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write(
@@ -61,6 +77,8 @@ def write(
         folder / MANIFEST,
         {
             "base_model": base_name(loaded),
+            "base_revision": loaded.source.revision,
+            "base_commit": loaded.source.commit,
             "base_fingerprint": loaded.fingerprint,
             "base_layers": candidate.n_layers,
             "dropped": candidate.text,
@@ -81,7 +99,7 @@ def write(
 
 def base_name(loaded: LoadedModel) -> str:
     """The base model's id, or the last part of its path: no path of this machine travels with a model."""
-    return Path(loaded.name).name if looks_local(loaded.name) else loaded.name
+    return loaded.name if loaded.source.from_hub else Path(loaded.name).name
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -119,8 +137,8 @@ The licence of the base model applies: {_licence(loaded)}.
 
 
 def _base_metadata(loaded: LoadedModel) -> dict[str, Any]:
-    readme = Path(loaded.name) / "README.md"
-    found = metadata_load(readme) if readme.is_file() else None
+    readme = None if loaded.source.folder is None else loaded.source.folder / "README.md"
+    found = metadata_load(readme) if readme is not None and readme.is_file() else None
     return found or {}
 
 
@@ -130,7 +148,7 @@ def _front_matter(loaded: LoadedModel) -> str:
     base = _base_metadata(loaded)
     fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     fields["tags"] = ["pruned", "prunesearch"]
-    if not looks_local(loaded.name):
+    if loaded.source.from_hub:
         fields["base_model"] = loaded.name
     fields |= {name: base[name] for name in _LICENCE if name in base}
     return yaml.safe_dump(fields, sort_keys=False)

@@ -8,7 +8,7 @@ limit counts and which tells neither what was read nor when.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ TYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in _TYPES.i
 """How the format writes tensor types."""
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_ORDER = (SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -46,32 +47,97 @@ class Stored:
 
 
 def misplaced(folder: Path) -> str | None:
-    """A tensor that is not in the file where the index says it is; None where all are, or there is no index."""
-    if not (folder / INDEX).is_file():
+    """A tensor that is not in the file where the index says it is; None where all are, or no index is read."""
+    if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
         return None
-    weight_map, stored = json.loads((folder / INDEX).read_text())["weight_map"], tensors_in(folder)
+    weight_map, stored = _weight_map(folder / INDEX), tensors_in(folder)
     wrong = (n for n in {*weight_map, *stored} if n not in stored or weight_map.get(n) != stored[n].path.name)
     return min(wrong, default=None)
 
 
+def weight_names(folder: Path) -> tuple[str, ...]:
+    """File names under which transformers looks for weights, in its order; the first that is there is read.
+
+    Args:
+        folder: with the config, which may name another file.
+
+    Raises:
+        ModelError: the config names something that is no file of the folder.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        named = config.get("transformers_weights")
+    except (OSError, ValueError, AttributeError):
+        named = None  # a config that cannot be read is refused by its own reader
+    if named is None:
+        return _ORDER
+    return (_inside(named, folder / "config.json"),)
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The weight files of a checkpoint that transformers reads, in its order; empty if there are none.
+
+    Whether the shards that an index names are there is not looked at.
+
+    Raises:
+        ModelError: an index is damaged, or names a file outside the folder.
+    """
+    for name in weight_names(folder):
+        if not (folder / name).is_file():
+            continue
+        if not name.endswith(".index.json"):
+            return (folder / name,)
+        return tuple(folder / shard for shard in sorted(set(_weight_map(folder / name).values())))
+    return ()
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Read an index of shards: the file of each tensor."""
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        weight_map = dict(index["weight_map"])
+        dict(index["metadata"])  # transformers reads none without it
+    except OSError as error:
+        raise ModelError(f"cannot read {str(path)!r}: {error.strerror}; get it again") from None
+    except (ValueError, LookupError, TypeError) as error:
+        raise ModelError(f"{str(path)!r} is damaged: {one_line(error)}; get it again") from None
+    return {name: _inside(file, path) for name, file in weight_map.items()}
+
+
+def _inside(name: object, said_by: Path) -> str:
+    """The name of a file, if it can only lie in the folder of the file that says it.
+
+    Raises:
+        ModelError: it can lie elsewhere.
+    """
+    if not isinstance(name, str) or not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ModelError(
+            f"{str(said_by)!r} names the weight file {name!r}, which is no file of its folder: get the model again"
+        )
+    return name
+
+
 def tensors_in(folder: Path) -> dict[str, Stored]:
-    """Find every tensor of a checkpoint.
+    """Find every tensor of a checkpoint in safetensors.
 
     Raises:
         ModelError: no safetensors, damaged, or cut short.
     """
-    if (folder / INDEX).is_file():
-        try:
-            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-            raise ModelError(f"{str(folder / INDEX)!r} is damaged: {one_line(error)}; get it again") from None
-    elif (folder / SINGLE).is_file():
-        names = [SINGLE]
-    else:
+    files = weight_files(folder)
+    if not files or any(path.suffix != ".safetensors" for path in files):
         raise ModelError(f"{str(folder)!r} holds no {SINGLE} or {INDEX}: weights can be streamed from safetensors only")
+    return tensors_of(files)
+
+
+def tensors_of(files: Iterable[Path]) -> dict[str, Stored]:
+    """Find every tensor of some safetensors files; of tensors of one name the last file's, as transformers does it.
+
+    Raises:
+        ModelError: one is missing, damaged, or cut short.
+    """
     found: dict[str, Stored] = {}
-    for name in names:
-        found |= _header(folder / name)
+    for path in files:
+        found |= _header(path)
     return found
 
 

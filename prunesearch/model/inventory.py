@@ -9,7 +9,8 @@ from pathlib import Path
 
 from prunesearch.errors import ModelError, one_line
 from prunesearch.model.anatomy import read_config, skeleton
-from prunesearch.model.loading import check_gguf, looks_local
+from prunesearch.model.loading import check_gguf
+from prunesearch.model.source import looks_local
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|blk)\.(\d+)\.(.+)")
 

@@ -1,6 +1,5 @@
 """Loading a causal LM and its tokenizer from a hub id, a folder or a ``.gguf`` file."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -19,6 +19,7 @@ from prunesearch.errors import InputError, ModelError, one_line
 from prunesearch.model.anatomy import Sizes, blocks_of, family_of, read_config, sizes_of
 from prunesearch.model.fingerprint import fingerprint
 from prunesearch.model.layers import Layers, ResidentLayers
+from prunesearch.model.source import IN_MEMORY, ResolvedSource, resolve, with_weights
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class LoadedModel:
     sizes: Sizes
     layers: Layers
     """Its blocks: part of `model`, or streamed (then those of `model` have no weights)."""
+    source: ResolvedSource = IN_MEMORY
+    """The files it was read from. Nothing else of it is read later; `name` is for messages."""
+    trusted: bool = False
+    """Whether the user allowed code that ships with the model to run (``--trust-remote-code``)."""
 
     @property
     def n_layers(self) -> int:
@@ -68,33 +73,32 @@ def load(
         ModelError: missing, unreadable, cut short or of an unsupported architecture.
     """
     place = device_named(device)
-    source: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    path = name
-    if name.endswith(".gguf"):
-        check_gguf(Path(name))
-        path = str(Path(name).parent)
-        source["gguf_file"] = Path(name).name
-    elif looks_local(name):
-        if not Path(name).is_dir():
-            raise ModelError(f"no model folder or file {name!r}: give a folder, a .gguf file or a Hugging Face id")
-        if not (Path(name) / "config.json").is_file():
-            raise ModelError(f"{name!r} holds no config.json: it is not a Hugging Face checkpoint")
+    source = resolve(name, revision=revision, trust_remote_code=trust_remote_code)
+    how: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if source.gguf is not None:
+        check_gguf(source.gguf)
+        path = source.gguf.parent
+        how["gguf_file"] = source.gguf.name
     else:
-        source["revision"] = revision
-    if "gguf_file" not in source:
-        family_of(read_config(path, **source))  # an unsupported type is refused before its weights are read
+        assert source.folder is not None
+        path = source.folder
+        # An unsupported type is refused before its weights are read.
+        family_of(read_config(str(path), **how))
+        source = with_weights(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **source)
-        if "gguf_file" in source:
-            source["quantization_config"] = GgufConfig(dequantize=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, **how)
+        if source.gguf is not None:
+            how["quantization_config"] = GgufConfig(dequantize=True)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=_dtype(dtype, "gguf_file" in source), device_map=device_map, output_loading_info=True, **source
+            path, dtype=_dtype(dtype, source.gguf is not None), device_map=device_map, output_loading_info=True, **how
         )
         model, report = loaded
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"cannot load model {name!r}: {one_line(error)}") from None
     refuse_incomplete(name, report)
-    if "gguf_file" in source:
+    if not trust_remote_code:
+        forget_code(model.config, tokenizer)
+    if source.gguf is not None:
         _forget_gguf(model)
     if device_map is None:
         try:
@@ -105,7 +109,16 @@ def load(
             ) from None
     model.eval()
     blocks_of(model)
-    return LoadedModel(name, model, tokenizer, fingerprint(model), sizes_of(model), ResidentLayers(blocks_of(model)))
+    return LoadedModel(
+        name,
+        model,
+        tokenizer,
+        fingerprint(model),
+        sizes_of(model),
+        ResidentLayers(blocks_of(model)),
+        source,
+        trust_remote_code,
+    )
 
 
 def refuse_incomplete(name: str, report: dict[str, Any]) -> None:
@@ -123,11 +136,6 @@ def refuse_incomplete(name: str, report: dict[str, Any]) -> None:
                 f"checkpoint {name!r} is not complete: {len(keys)} {problem.replace('_keys', '')} "
                 f"weight(s), the first is {keys[0]}; get it again"
             )
-
-
-def looks_local(name: str) -> bool:
-    """Whether a model name is meant as a path: it exists, or could not be a hub id (``owner/name`` or ``name``)."""
-    return Path(name).exists() or name.startswith((".", os.sep, "~")) or name.count("/") > 1
 
 
 def check_gguf(path: Path) -> None:
@@ -163,6 +171,14 @@ def device_named(name: str | None) -> torch.device:
         reason = "no such device type" if "device type" in str(error) else one_line(error).partition(".")[0]
         raise InputError(f"--device {name!r} cannot be used here ({reason}): try cpu or cuda") from None
     return device
+
+
+def forget_code(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a model and its tokenizer forget code that was not trusted, so that no copy of them asks for it."""
+    if hasattr(config, "auto_map"):
+        del config.auto_map
+    tokenizer.init_kwargs.pop("auto_map", None)
+    tokenizer._auto_map = None
 
 
 def _dtype(name: str, is_gguf: bool) -> torch.dtype | str:

@@ -2,13 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -16,14 +13,12 @@ from transformers.initialization import no_init_weights
 
 from prunesearch.errors import ModelError, one_line
 from prunesearch.model.anatomy import blocks_of, family_of, input_device, read_config, sizes_of
-from prunesearch.model.checkpoint import tensors_in
+from prunesearch.model.checkpoint import tensors_of
 from prunesearch.model.fingerprint import fingerprint
 from prunesearch.model.layers import StreamedLayers
-from prunesearch.model.loading import LoadedModel, device_named, looks_local
+from prunesearch.model.loading import LoadedModel, device_named, forget_code
+from prunesearch.model.source import resolve, with_weights
 from prunesearch.model.sources import Source, keep_exact_parts, locate, read_source
-
-_WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "*.py")
-_NOT_WANTED = ("*/*", "consolidated*")  # the same weights in other formats
 
 
 def open_streamed(
@@ -49,17 +44,25 @@ def open_streamed(
         ModelError: missing, damaged, quantised, of an unsupported architecture, or stored in pieces that are not known.
     """
     place = device_named(device)
-    folder = _folder(name, revision)
+    source = resolve(name, revision=revision, trust_remote_code=trust_remote_code)
+    folder = source.folder
+    if folder is None:
+        raise ModelError(f"{name!r} is a GGUF, which cannot be streamed: use --weights memory, or its safetensors")
     config = read_config(str(folder), trust_remote_code=trust_remote_code)
     family_of(config)
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"model {name!r} is quantised, which cannot be streamed: use --weights memory")
-    stored = tensors_in(folder)
+    source = with_weights(source)
+    if not source.safetensors:
+        raise ModelError(f"{name!r} holds no safetensors, only those can be streamed: use --weights memory")
+    stored = tensors_of(source.weights)
     model = _empty(config, dtype, trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load the tokenizer of {name!r}: {one_line(error)}") from None
+    if not trust_remote_code:
+        forget_code(model.config, tokenizer)
     sources: dict[str, Source] = {**locate(model, stored, name)}
     prefix = family_of(config).blocks + "."
     in_blocks = {p for p, _ in model.named_parameters(remove_duplicate=False) if p.startswith(prefix)}
@@ -81,21 +84,18 @@ def open_streamed(
     ]
     layers = StreamedLayers(blocks, per_block, place)
     model.train(False)
-    return LoadedModel(name, model, tokenizer, digest, sizes_of(model), layers)
+    return LoadedModel(name, model, tokenizer, digest, sizes_of(model), layers, source, trust_remote_code)
 
 
 @contextmanager
-def set_aside(loaded: LoadedModel, folder: Path) -> Iterator[None]:
-    """Give back the memory of what is not streamed inside the ``with`` block; behind it, it is read again.
-
-    Args:
-        folder: where the model's safetensors lie.
+def set_aside(loaded: LoadedModel) -> Iterator[None]:
+    """Give back the memory of what is not streamed inside the ``with`` block; after it, it is read again.
 
     Raises:
         OSError: they cannot be read again.
     """
     model, place = loaded.model, input_device(loaded.model)
-    sources: dict[str, Source] = {**locate(model, tensors_in(folder), loaded.name)}
+    sources: dict[str, Source] = {**locate(model, tensors_of(loaded.source.weights), loaded.name)}
     prefix = family_of(model.config).blocks + "."
     named = dict(model.named_parameters(remove_duplicate=False))
     in_blocks = {name for name in named if name.startswith(prefix)}
@@ -108,21 +108,6 @@ def set_aside(loaded: LoadedModel, folder: Path) -> Iterator[None]:
         yield
     finally:
         _fill(model, sources, in_blocks, place)
-
-
-def _folder(name: str, revision: str | None) -> Path:
-    if name.endswith(".gguf"):
-        raise ModelError(f"{name!r} is a GGUF, which cannot be streamed: use --weights memory, or its safetensors")
-    if looks_local(name):
-        if not (Path(name) / "config.json").is_file():
-            raise ModelError(f"no checkpoint folder {name!r}: give a folder with config.json or a Hugging Face id")
-        return Path(name)
-    try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_NOT_WANTED))
-        )
-    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ModelError(f"cannot download model {name!r}: {one_line(error)}") from None
 
 
 class _WeightsOnMeta(TorchFunctionMode):

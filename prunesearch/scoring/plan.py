@@ -38,7 +38,8 @@ from prunesearch.errors import InputError, ModelError, UnknownNameError
 from prunesearch.model.anatomy import family_of, read_config, settings_of, sizes_of, skeleton
 from prunesearch.model.arithmetic import widens
 from prunesearch.model.checkpoint import INDEX, SINGLE, Stored, tensors_in
-from prunesearch.model.loading import device_named, looks_local
+from prunesearch.model.loading import device_named
+from prunesearch.model.source import looks_local
 from prunesearch.scoring.forward import HEAD_ROWS
 from prunesearch.scoring.objectives import CHUNK_TOKENS
 from prunesearch.scoring.speed import Speed, measure

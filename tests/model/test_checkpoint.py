@@ -69,7 +69,14 @@ def test_damage_is_one_line(tmp_path: Path, content: bytes, complaint: str) -> N
         ("{", "is damaged"),
         ("[]", "is damaged"),
         ('{"weight_map": 3}', "is damaged"),
-        ('{"weight_map": {"a": "gone.safetensors"}}', "cannot read .*gone.safetensors.*No such file"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', "is damaged: 'metadata'"),
+        (
+            '{"metadata": {}, "weight_map": {"a": "gone.safetensors"}}',
+            "cannot read .*gone.safetensors.*No such file",
+        ),
+        ('{"metadata": {}, "weight_map": {"a": "../b.safetensors"}}', "'../b.safetensors', which is no file of its"),
+        ('{"metadata": {}, "weight_map": {"a": "/b.safetensors"}}', "'/b.safetensors', which is no file of its"),
+        ('{"metadata": {}, "weight_map": {"a": 3}}', "names the weight file 3"),
     ],
 )
 def test_a_bad_index_is_one_line(tmp_path: Path, index: str, complaint: str) -> None:
