@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, StorageError, UnknownNameError, VerificationError, one_line
 from prunesearch.export import manifest, sublayers
-from prunesearch.export.atomic import scratch_beside, sync
+from prunesearch.export.atomic import cannot_write, place_folder, replace_folder, scratch_beside, sync_tree
 from prunesearch.export.layout import Layout, layout_of
 from prunesearch.export.verification import Expected, Verification, compare, compare_streamed, expected_streamed
 from prunesearch.export.writer import MAX_SHARD, Written, digest, write_shards
@@ -90,24 +90,33 @@ def export(
         InputError: the candidate cannot be written in this form.
         StorageError: `out` is not empty or cannot be written.
         VerificationError: the reloaded checkpoint does not equal the candidate.
+        RunError: something was put at `out` meanwhile. It stays, and the export has another name, which is said.
     """
     check_form(loaded.model.config, candidate, form)
-    if not (replace and (out / manifest.MANIFEST).is_file()):
+    replace = replace and (out / manifest.MANIFEST).is_file()
+    if replace:
+        manifest.check_replaceable(out)
+    else:
         check_destination(out)
+    place = out.resolve()  # a link to a folder stays, and the folder is filled
     try:
-        with scratch_beside(out) as scratch:
-            new = scratch / out.name
-            new.mkdir()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_beside(place) as scratch:
+            new = scratch / "new" / place.name
+            new.mkdir(parents=True)
             written, layout = _write(loaded, candidate, form, new, scratch / "dense", max_shard, changed)
             _check_digests(new, written)
             verification, params = _reload_and_compare(loaded, candidate, form, new)
             verification = dataclasses.replace(verification, weights=len(written.digests))
             exported = Exported(out, candidate, form, params, written.nbytes, verification, tuple(changed))
             manifest.write(new, loaded, exported, written.digests, layout.unread, facts or {})
-            _sync_all(new)
-            _put_in_place(new, out)
+            sync_tree(new)
+            if replace and not manifest.foreign_files(place):
+                replace_folder(new, place, scratch)
+            else:
+                place_folder(new, place)
     except OSError as error:
-        raise StorageError(f"cannot write the checkpoint to {str(out)!r}: {one_line(error)}") from None
+        raise StorageError(cannot_write(out, error)) from None
     return exported
 
 
@@ -137,6 +146,8 @@ def check_destination(out: Path) -> None:
     check_writable(out)
     if out.exists() and any(out.iterdir()):
         raise StorageError(f"--out {str(out)!r} is not empty: choose a new folder, or empty it first")
+    if out.is_mount() or out.resolve() == Path.cwd():
+        raise StorageError(f"--out {str(out)!r} is a folder that cannot be renamed: name a new folder inside it")
 
 
 def write_checkpoint(
@@ -270,22 +281,3 @@ def reload(folder: Path, beside: PreTrainedModel | None = None, trust_remote_cod
         ) from None
     model: PreTrainedModel = found.eval()
     return model
-
-
-def _put_in_place(finished: Path, out: Path) -> None:
-    """Rename the finished folder to its name; what was there (nothing, or an export to be replaced) goes last."""
-    if not out.exists():
-        finished.rename(out)
-    else:
-        old = finished.parent / "old"
-        out.rename(old)
-        finished.rename(out)
-        shutil.rmtree(old)
-    sync(out.parent)
-
-
-def _sync_all(folder: Path) -> None:
-    """Bring every file and the folder itself to disk before the rename makes them visible."""
-    for path in [*folder.rglob("*"), folder]:
-        path.chmod(0o755 if path.is_dir() else 0o644)  # the temporary folder was private
-        sync(path)

@@ -11,6 +11,7 @@ import transformers
 from huggingface_hub import metadata_load
 
 import prunesearch
+from prunesearch.errors import StorageError
 from prunesearch.export.sublayers import PROMISES
 from prunesearch.model.loading import LoadedModel
 
@@ -73,6 +74,10 @@ def write(
         facts: what is known of the candidate.
     """
     candidate, check = exported.candidate, exported.verification
+    versions = {"prunesearch": prunesearch.__version__, "transformers": transformers.__version__}
+    report = {**asdict(check), "versions": versions, "digests": dict(digests)}
+    _write_json(folder / REPORT, report)
+    (folder / "README.md").write_text(_card(loaded, exported, facts), encoding="utf-8")
     _write_json(
         folder / MANIFEST,
         {
@@ -88,13 +93,40 @@ def write(
             "bytes": exported.bytes,
             "left_out": list(unread),
             "verification": check.document(),
+            "files": _sizes(folder),
             **facts,
         },
     )
-    versions = {"prunesearch": prunesearch.__version__, "transformers": transformers.__version__}
-    report = {**asdict(check), "versions": versions, "digests": dict(digests)}
-    _write_json(folder / REPORT, report)
-    (folder / "README.md").write_text(_card(loaded, exported, facts), encoding="utf-8")
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file but the manifest itself, by its path inside the folder."""
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    sizes = {str(path.relative_to(folder)): path.lstat().st_size for path in files}
+    sizes.pop(MANIFEST, None)
+    return sizes
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """The files of an export's folder that the export did not write, or that were changed since."""
+    try:
+        written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return [name for name, size in _sizes(folder).items() if written.get(name) != size]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return [MANIFEST]  # it does not say what was written
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to replace an export in whose folder the user has put or changed anything.
+
+    Raises:
+        StorageError: there is such a file.
+    """
+    if foreign := foreign_files(folder):
+        raise StorageError(
+            f"{str(folder)!r} would be replaced, and it holds {foreign[0]!r}, which this version did not write: "
+            "move the folder away"
+        )
 
 
 def base_name(loaded: LoadedModel) -> str:

@@ -22,7 +22,6 @@ from prunesearch.errors import (
     RunError,
     StorageError,
     UnknownNameError,
-    one_line,
 )
 from prunesearch.export import export
 from prunesearch.export.writer import MAX_SHARD
@@ -35,6 +34,7 @@ from prunesearch.recipe import BUILTIN_TEXT
 from prunesearch.scoring.objectives import numerics_of, tokens_digest
 from prunesearch.scoring.tensor_files import read_tensors, write_tensors
 from prunesearch.scoring.text import HELD_OUT, token_windows
+from prunesearch.store.files import cannot_write
 from prunesearch.store.keys import canonical_json
 
 COMPENSATION_VERSION = 1
@@ -239,7 +239,7 @@ def _keep(path: Path, found: Found) -> None:
     try:
         write_tensors(path, changes, {_NOTE: json.dumps({**notes, "gaps": gaps})})
     except OSError as error:
-        raise StorageError(f"cannot keep the compensation in {str(path.parent)!r}: {one_line(error)}") from None
+        raise StorageError(f"cannot keep the compensation: {cannot_write(path.parent, error)}") from None
 
 
 def _read(path: Path, gaps: Sequence[Gap]) -> Found | None:

@@ -6,7 +6,6 @@ A run has a work folder (see `work`); when it is finished, the same run again me
 import hashlib
 import math
 import resource
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from prunesearch.heal.training import (
     held_out_losses,
     newest_checkpoint,
 )
-from prunesearch.heal.work import ADAPTER, WORK, Curve, Healed, finish, finished, held, tidy
+from prunesearch.heal.work import ADAPTER, WORK, Curve, Healed, finish, finished, held, keep_adapter, tidy
 from prunesearch.model.anatomy import input_device
 from prunesearch.model.arithmetic import wide_products, widens
 from prunesearch.model.fingerprint import fingerprint
@@ -231,11 +230,7 @@ def _keep_best(curves: Curves, folder: Path, adapter: Adapter) -> None:
         adapter.read(checkpoint_at(folder, step))
     else:
         adapter.reset()
-    scratch = folder / f".{ADAPTER}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    adapter.model.save_pretrained(str(scratch))
-    shutil.rmtree(folder / ADAPTER, ignore_errors=True)
-    scratch.rename(folder / ADAPTER)
+    keep_adapter(folder, lambda new: adapter.model.save_pretrained(str(new)))
 
 
 def _report(planned: Plan, trained: _Trained, difference: float) -> Healed:

@@ -23,6 +23,7 @@ from prunesearch.export.atomic import sync
 from prunesearch.heal.data import Sequences
 from prunesearch.heal.recipe import HealRecipe
 from prunesearch.heal.teacher import Teacher
+from prunesearch.heal.work import checkpoints
 from prunesearch.scoring.reference import DenseRows
 
 WHOLE = "whole.json"
@@ -359,7 +360,7 @@ def mark_whole(checkpoint: Path) -> None:
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that is whole; those that a killed process left half written are deleted."""
     found = []
-    for path in folder.glob(f"{_CHECKPOINT}*"):
+    for path in checkpoints(folder):
         if _is_whole(path):
             found.append((int(path.name.removeprefix(_CHECKPOINT)), path))
         else:

@@ -6,7 +6,7 @@ When a run is finished, the best adapter and the report are all that stays there
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,6 +16,16 @@ from filelock import FileLock, Timeout
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from prunesearch.errors import InputError, StorageError, one_line
+from prunesearch.store.files import (
+    PREFIX,
+    cannot_write,
+    foreign_writer,
+    place_folder,
+    replace_folder,
+    replaced_file,
+    scratch_beside,
+    sync_tree,
+)
 
 WORK = Path("storage/heal")
 """Where work folders lie by default, by digest."""
@@ -106,17 +116,18 @@ def held(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"cannot use the work folder {str(folder)!r}: {one_line(error)}") from None
     try:
-        _check_owner(folder, identity)
-        yield
+        with foreign_writer():
+            _check_owner(folder, identity)
+            yield
     except OSError as error:
-        raise StorageError(f"cannot work in {str(folder)!r}: {one_line(error)}; free space and run it again") from None
+        raise StorageError(f"{cannot_write(folder, error)}, and run it again: it goes on where it was") from None
     finally:
         lock.release()
 
 
 def _check_owner(folder: Path, identity: dict[str, Any]) -> None:
     if not (folder / _RUN).exists():
-        if any(path.name not in (_LOCK, f".{_RUN}") for path in folder.iterdir()):
+        if any(path.name not in (_LOCK, f".{_RUN}") and not _is_scratch(path) for path in folder.iterdir()):
             raise InputError(f"work folder {str(folder)!r} holds something else: give an empty one, or none")
         _write(folder / _RUN, identity)
         return
@@ -157,20 +168,50 @@ def finished(folder: Path) -> Healed | None:
     return Healed(**{**known, "cached": True})
 
 
+def _is_scratch(path: Path) -> bool:
+    """Whether it may be what a process that was killed left; nothing is in its way."""
+    return path.name.startswith(PREFIX)
+
+
+def keep_adapter(folder: Path, save: Callable[[Path], None]) -> None:
+    """Keep the best adapter of a run, in place of one that a process which was stopped has kept.
+
+    Args:
+        save: writes its files into a folder.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    adapter = folder / ADAPTER
+    with scratch_beside(adapter) as scratch:
+        new = scratch / "new" / ADAPTER
+        new.mkdir(parents=True)
+        save(new)
+        sync_tree(new)
+        if adapter.exists():
+            replace_folder(new, adapter, scratch)
+        else:
+            place_folder(new, adapter)
+
+
 def finish(folder: Path, healed: Healed) -> None:
-    """Keep the report of a run that is done; its adapter is there already."""
+    """Keep the report of a run that is done; its adapter is there already, and all is on disk before the rest goes."""
     _write(folder / _RESULT, healed.document())
     tidy(folder)
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
     """Write JSON that is there as a whole or not at all."""
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_text(json.dumps(document, indent=1, sort_keys=True), encoding="utf-8")
-    scratch.replace(path)
+    with replaced_file(path) as scratch:
+        scratch.write_text(json.dumps(document, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def tidy(folder: Path) -> None:
     """Delete the checkpoints of a finished run."""
-    for path in folder.glob("checkpoint-*"):
+    for path in checkpoints(folder):
         shutil.rmtree(path)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The folders of a run's checkpoints, whole or not; other names are not the tool's."""
+    return [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit() and not path.is_symlink()]

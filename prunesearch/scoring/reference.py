@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from prunesearch.errors import StorageError
+from prunesearch.errors import StorageError, one_line
 from prunesearch.scoring.tensor_files import read_tensors, write_tensors
 from prunesearch.store.keys import evaluation_key
 
@@ -111,7 +111,7 @@ class ReferenceStore:
             write_tensors(self._folder / name, {k: t for k, t in vars(reference).items() if t is not None})
         except OSError as error:
             raise StorageError(
-                f"cannot keep the dense model's answers in {str(self._folder)!r}: {error.strerror}; "
+                f"cannot keep the dense model's answers in {str(self._folder)!r}: {error.strerror or one_line(error)}; "
                 "free space, or give --kl-top 512, which takes a fraction of it"
             ) from None
 

@@ -1,14 +1,14 @@
 """Tensors in files that are complete and undamaged, or as good as absent: each carries the digest of its content."""
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from prunesearch.store.files import replaced_file
 
 _SHA256 = "sha256"
 
@@ -25,16 +25,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], notes: Mappin
     held = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     notes = dict(notes or {})
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
-    os.close(handle)
-    scratch = Path(name)
-    try:
+    with replaced_file(path) as scratch:
         save_file(held, scratch, {**notes, _SHA256: _digest(held, notes)})
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:

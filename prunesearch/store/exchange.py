@@ -12,7 +12,6 @@ import heapq
 import itertools
 import json
 import math
-import os
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from typing import IO, Any
 from prunesearch.errors import InputError, RunError
 from prunesearch.store import faults
 from prunesearch.store.entry import MAX_BYTES, Entry, is_digest, seal_of
+from prunesearch.store.files import cannot_write, replaced_file
 from prunesearch.store.keys import SCHEMA_VERSION, Key, canonical_json
 from prunesearch.store.tier import Readable, Tier, settle
 
@@ -58,18 +58,11 @@ def export(tiers: Sequence[Readable], path: Path) -> int:
     Raises:
         RunError: the file cannot be written.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with scratch.open("wb") as file:
-            count = _write(file, entries_of(tiers), compress=path.suffix == ".gz")
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        with replaced_file(path) as scratch, scratch.open("wb") as file:
+            return _write(file, entries_of(tiers), compress=path.suffix == ".gz")
     except OSError as error:
-        raise RunError(f"cannot write {str(path)!r}: {error.strerror}; give another file") from None
-    finally:
-        scratch.unlink(missing_ok=True)
-    return count
+        raise RunError(cannot_write(path, error)) from None
 
 
 def _write(file: IO[bytes], entries: Iterable[Entry], *, compress: bool) -> int:

@@ -1,6 +1,7 @@
 """An export is complete and verified, or it is not there."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import InputError, StorageError, VerificationError
+from prunesearch.errors import InputError, RunError, StorageError, VerificationError
 from prunesearch.export import MANIFEST, checkpoint, export, recheck
-from prunesearch.export.atomic import scratch_beside
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.surgery import pruned
 from tests.conftest import FAMILIES, N_LAYERS
@@ -95,21 +95,81 @@ def test_a_full_disk_leaves_nothing(loaded: LoadedModel, tmp_path: Path, monkeyp
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_sync_all", full)
+    monkeypatch.setattr(checkpoint, "sync_tree", full)
     with pytest.raises(StorageError, match="No space left"):
         export(loaded, CANDIDATE, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_export_left_is_swept_by_the_next(loaded: LoadedModel, tmp_path: Path) -> None:
-    left, other = tmp_path / ".out-abandoned", tmp_path / ".other-abandoned"
-    for folder in (left, other):
-        folder.mkdir()
-        (folder / "model.safetensors").write_text("half")
-    with scratch_beside(tmp_path / "out") as busy:
+def test_what_is_put_into_the_destination_meanwhile_survives(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(folder: Path) -> None:
+        sync_tree(folder)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "thesis.tex").write_text("precious")
+
+    sync_tree = checkpoint.sync_tree
+    (tmp_path / ".out-server").mkdir()
+    monkeypatch.setattr(checkpoint, "sync_tree", meanwhile)
+    with pytest.raises(RunError, match=r"the finished result is '.*out-2'"):
         export(loaded, CANDIDATE, tmp_path / "out")
-        assert busy.is_dir(), "another process is at work in it"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other-abandoned", "out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+    assert recheck(tmp_path / "out-2")["dropped"] == CANDIDATE.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out-server", "out", "out-2"]
+
+
+def test_a_second_export_to_one_destination_keeps_the_first(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(folder: Path) -> None:
+        monkeypatch.setattr(checkpoint, "sync_tree", sync_tree)
+        export(loaded, LayerSubset.of(N_LAYERS, (2,)), tmp_path / "out")
+
+    sync_tree = checkpoint.sync_tree
+    monkeypatch.setattr(checkpoint, "sync_tree", meanwhile)
+    with pytest.raises(RunError, match="out-2"):
+        export(loaded, CANDIDATE, tmp_path / "out")
+    assert recheck(tmp_path / "out")["dropped"] == "2"
+    assert recheck(tmp_path / "out-2")["dropped"] == CANDIDATE.text
+
+
+def test_an_export_with_files_of_the_users_is_not_replaced(loaded: LoadedModel, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(loaded, CANDIDATE, out)
+    (out / "notes").mkdir()
+    (out / "notes" / "results.csv").write_text("mine")
+    with pytest.raises(StorageError, match=r"notes/results\.csv"):
+        export(loaded, CANDIDATE, out, replace=True)
+    (out / "notes" / "results.csv").unlink()
+    (out / "README.md").write_text("my own card")
+    with pytest.raises(StorageError, match=r"README\.md"):
+        export(loaded, CANDIDATE, out, replace=True)
+    assert (out / "README.md").read_text() == "my own card"
+
+
+def test_places_that_cannot_be_renamed_are_refused(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(StorageError, match="name a new folder inside it"):
+        export(loaded, CANDIDATE, Path())
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    export(loaded, CANDIDATE, Path("link"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "here" / MANIFEST).is_file()
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
+def test_exports_have_the_modes_that_the_user_wants(mask: int, mode: int, loaded: LoadedModel, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        export(loaded, CANDIDATE, tmp_path / "out", changed=("healed",))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {mode}
 
 
 def test_weights_that_were_changed_in_memory_are_what_is_written(loaded: LoadedModel, tmp_path: Path) -> None:

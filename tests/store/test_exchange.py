@@ -165,5 +165,5 @@ def test_a_process_that_dies_while_it_exports_leaves_the_old_file(tmp_path: Path
 
 
 def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    with closing(DiskTier(tmp_path / "a")) as tier, pytest.raises(RunError, match="give another file"):
+    with closing(DiskTier(tmp_path / "a")) as tier, pytest.raises(RunError, match="give another place"):
         export([tier], tmp_path / "no" / "where.jsonl")
