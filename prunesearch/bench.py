@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from prunesearch import stopping
 from prunesearch.candidate import Evaluation
 from prunesearch.engine.local import LocalEngine
 from prunesearch.engine.pool import WorkerPool
@@ -51,7 +52,9 @@ def open_bench(recipe: Recipe, options: RunOptions) -> Iterator[Bench]:
     space_of(recipe, loaded)
     objective = objective_for(recipe, loaded, options)
     with EvaluationStore(options.cache) as store, _scorer(recipe, options) as scorer:
-        yield Bench(loaded, objective, LocalEngine(loaded, objective, store, scorer, options.state_bytes), store)
+        engine = LocalEngine(loaded, objective, store, scorer, options.state_bytes)
+        with stopping.deferred():
+            yield Bench(loaded, objective, engine, store)
 
 
 @contextmanager
@@ -77,6 +80,11 @@ def _worker(recipe: Recipe, options: RunOptions, number: int) -> tuple[Objective
 
 def load_for(recipe: Recipe, options: RunOptions) -> LoadedModel:
     """Load the recipe's model as the options say."""
+    with stopping.interruptible():
+        return _load(recipe, options)
+
+
+def _load(recipe: Recipe, options: RunOptions) -> LoadedModel:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.weights_in != "memory":

@@ -1,11 +1,12 @@
 """The command line: commands parse, call and print.
 
 Results go to stdout, progress and errors to stderr. Exit status 0; 2 for bad input, with one line that names the fix; 1
-for a failure or Ctrl-C, with nothing finished lost.
+for a failure; 130 for Ctrl-C and 143 for SIGTERM; in each case nothing finished is lost. With ``--json`` a failure is
+one JSON document on stdout too.
 """
 
+import json
 import os
-import shlex
 import signal
 import sys
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import prunesearch
+from prunesearch import stopping
 from prunesearch.cli_compensate import compensate
 from prunesearch.cli_heal import heal
 from prunesearch.cli_options import (
@@ -38,7 +40,8 @@ from prunesearch.cli_options import (
     with_options,
 )
 from prunesearch.cli_store import cache, doctor
-from prunesearch.errors import InputError, PruneSearchError
+from prunesearch.errors import InputError, PruneSearchError, one_line
+from prunesearch.masking import command, masked_text
 from prunesearch.quantity import parse_size
 from prunesearch.recipe import (
     RunOptions,
@@ -342,32 +345,56 @@ def _progress() -> "ProgressView":
     return ProgressView()
 
 
-def _fail(message: str, status: int) -> NoReturn:
-    click.echo(message, err=True)
-    sys.exit(status)
-
-
 def main() -> None:
     """Run the command line and turn what goes wrong into one line and an exit status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of transformers and datasets, in a log
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
     try:
-        cli.main(standalone_mode=False)
+        with stopping.handled():
+            cli.main(standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
-        _fail(f"error: {' '.join(error.format_message().split())}", 2)
+        _fail("error", " ".join(error.format_message().split()), error, 2)
     except InputError as error:
-        _fail(f"error: {error}", 2)
+        _fail("error", str(error), error, 2)
     except PruneSearchError as error:
-        _fail(f"failed: {error}", 1)
-    except (KeyboardInterrupt, click.Abort):
-        _fail(
-            f"stopped; every finished evaluation is kept. Resume with:\n  {shlex.join(['prunesearch', *sys.argv[1:]])}",
-            1,
-        )
+        _fail("failed", str(error), error, 1)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        why = stop.__cause__ or stop  # click makes an Abort of every KeyboardInterrupt
+        _stopped(128 + (why.number if isinstance(why, stopping.StopRequested) else signal.SIGINT))
+    except BrokenPipeError:  # whoever read our output has enough, as in `prunesearch study list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:  # a fault of ours, or of a library: the user gets one line all the same
+        if os.environ.get("PRUNESEARCH_TRACEBACK"):
+            raise
+        _fail("failed", f"{type(error).__name__}: {one_line(error)} (PRUNESEARCH_TRACEBACK=1 shows where)", error, 1)
+
+
+def _fail(kind: str, message: str, error: Exception, status: int) -> NoReturn:
+    """Say in one line what went wrong, and with ``--json`` in a document too; no secret is in either."""
+    message = masked_text(message)
+    click.echo(f"{kind}: {message}", err=True)
+    _document_of_failure(message, type(error).__name__, status)
+    sys.exit(status)
+
+
+def _stopped(status: int) -> NoReturn:
+    """Say how the command is resumed, as a line that can be pasted: no secret is in it."""
+    line, variables = command(["prunesearch", *sys.argv[1:]])
+    click.echo("stopped; every finished evaluation is kept. Resume with:", err=True)
+    if variables:
+        click.echo(f"  # first: export {' '.join(f'{name}=URL' for name in variables)}", err=True)
+    click.echo(f"  {line}", err=True)
+    _document_of_failure("stopped", "StopRequested", status, resume=line)
+    sys.exit(status)
+
+
+def _document_of_failure(message: str, kind: str, status: int, **more: str) -> None:
+    if "--json" in sys.argv[1:]:
+        click.echo(json.dumps({"error": message, "kind": kind, "exit": status, **more}, indent=2))
 
 
 if __name__ == "__main__":

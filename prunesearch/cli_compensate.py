@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prunesearch import stopping
 from prunesearch.cli_options import (
     JSON,
     MODEL_OPTIONS,
@@ -74,16 +75,17 @@ def compensate(
     chosen = chosen_by(target, dropped, max_loss, max_size, settings)
     loaded = chosen.loaded
     windows = fit_and_held_out(loaded.tokenizer, calibration, tokens, window, held_out, held_out_tokens)
-    document = compensate_and_export(
-        loaded,
-        chosen.candidate,
-        Path(out),
-        windows,
-        facts=chosen.facts,
-        method=method,
-        folder=Places.parse(options_of(settings).cache).folder / "compensations",
-        max_shard=size,
-    )
+    with stopping.deferred():
+        document = compensate_and_export(
+            loaded,
+            chosen.candidate,
+            Path(out),
+            windows,
+            facts=chosen.facts,
+            method=method,
+            folder=Places.parse(options_of(settings).cache).folder / "compensations",
+            max_shard=size,
+        )
     emit(as_json, document, rendered)
 
 

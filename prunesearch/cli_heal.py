@@ -5,7 +5,9 @@ from typing import Any
 
 import click
 
+from prunesearch import stopping
 from prunesearch.cli_options import (
+    CACHE,
     DTYPE,
     JSON,
     REVISION,
@@ -68,7 +70,7 @@ TRAINING = (
 @click.option("--device", help="Torch device; default cuda where there is one, else cpu.")
 @click.option("--device-map", help="Given to accelerate, e.g. auto.")
 @click.option("--threads", type=int, help="Torch CPU threads.")
-@click.option("--cache", help="Where the dense model's answers are kept; default storage/cache.")
+@CACHE
 @JSON
 def heal(
     target: str,
@@ -118,5 +120,6 @@ def heal(
         checkpointing,
         form,
     )
-    document = heal_and_export(chosen.loaded, chosen.ranked, recovery, chosen.facts, options, HealingView())
+    with stopping.deferred():
+        document = heal_and_export(chosen.loaded, chosen.ranked, recovery, chosen.facts, options, HealingView())
     emit(as_json, document, healed)

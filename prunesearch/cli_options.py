@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from prunesearch.errors import InputError, UnknownNameError, one_line
+from prunesearch.masking import CACHE_VARIABLE, STORAGE_VARIABLE
 from prunesearch.recipe import (
     FORMS,
     OBJECTIVES,
@@ -54,6 +55,23 @@ DATA_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--num-fewshot", type=int, help="Few-shot examples; default the task's."),
     click.option("--batch-tokens", type=int, help="Tokens per pass of a task; default 2048, on a GPU 16384."),
 )
+# A password belongs into ~/.pgpass or into the variable: other users of the machine can read command lines.
+STORAGE = click.option(
+    "--storage",
+    default=RunOptions().storage,
+    show_default=True,
+    envvar=STORAGE_VARIABLE,
+    show_envvar=True,
+    help="Optuna RDB URL of the studies. Keep its password in ~/.pgpass.",
+)
+CACHE = click.option(
+    "--cache",
+    default=RunOptions().cache,
+    show_default=True,
+    envvar=CACHE_VARIABLE,
+    show_envvar=True,
+    help="The cache: DIR, URL or DIR,URL. Keep a password in ~/.pgpass.",
+)
 REVISION = click.option("--revision", help="Branch, tag or commit of a Hugging Face id.")
 TRUST = click.option("--trust-remote-code", is_flag=True, help="Run modelling code that ships with the model.")
 DTYPE = click.option("--dtype", default="auto", show_default=True, help="auto, bfloat16, float16 or float32.")
@@ -70,10 +88,7 @@ RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--state-memory", default=RunOptions().state_memory, show_default=True, help="For hidden states."),
     click.option("--workers", type=int, default=1, show_default=True, help="Processes that score, each with a model."),
-    click.option("--cache", default=RunOptions().cache, show_default=True, help="The cache: DIR, URL or DIR,URL."),
-)
-STORAGE = click.option(
-    "--storage", default=RunOptions().storage, show_default=True, help="Optuna RDB URL of the studies."
+    CACHE,
 )
 WANTED: tuple[Callable[[Any], Any], ...] = (
     click.option("--max-loss", help="The smallest that loses no more: 2% of the dense quality, or 0.05 of the metric."),

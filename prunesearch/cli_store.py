@@ -9,17 +9,9 @@ from typing import Any
 
 import click
 
+from prunesearch.cli_options import CACHE, JSON, STORAGE
 from prunesearch.quantity import parse_duration
-from prunesearch.recipe import RunOptions
 from prunesearch.report.emit import emit
-
-_CACHE = click.option(
-    "--cache", "place", default=RunOptions().cache, show_default=True, help="The cache: DIR, URL or DIR,URL."
-)
-_STORAGE = click.option(
-    "--storage", default=RunOptions().storage, show_default=True, help="Optuna RDB URL of the studies."
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
 @click.group()
@@ -28,16 +20,16 @@ def cache() -> None:
 
 
 @cache.command()
-@_CACHE
-@_STORAGE
-@_JSON
-def stats(place: str, storage: str, as_json: bool) -> None:
+@CACHE
+@STORAGE
+@JSON
+def stats(cache: str, storage: str, as_json: bool) -> None:
     """Count entries by model and objective, and what they saved each study."""
     from prunesearch.report import store as render
     from prunesearch.store import census
     from prunesearch.store.places import Places
 
-    places = Places.parse(place)
+    places = Places.parse(cache)
     studies = census.studies_of(storage)
     with census.reading(places) as tiers:
         groups = tiers[0].groups()
@@ -65,15 +57,15 @@ def stats(place: str, storage: str, as_json: bool) -> None:
 
 
 @cache.command()
-@_CACHE
-@_JSON
-def verify(place: str, as_json: bool) -> None:
+@CACHE
+@JSON
+def verify(cache: str, as_json: bool) -> None:
     """Check every entry. Damaged ones are taken out; exit status 1 says that there were any."""
     from prunesearch.report import store as render
     from prunesearch.store import census
     from prunesearch.store.places import Places
 
-    document = census.verified(Places.parse(place))
+    document = census.verified(Places.parse(cache))
     for alarm in document["alarms"]:
         alarm["at"] = _when(alarm["at"])
     emit(as_json, document, render.verified)
@@ -83,71 +75,71 @@ def verify(place: str, as_json: bool) -> None:
 
 @cache.command("export")
 @click.argument("file")
-@_CACHE
-@_JSON
-def export_(file: str, place: str, as_json: bool) -> None:
+@CACHE
+@JSON
+def export_(file: str, cache: str, as_json: bool) -> None:
     """Write all entries to FILE as checksummed JSON lines; FILE.gz is compressed."""
     from prunesearch.report import store as render
     from prunesearch.store import census, exchange
     from prunesearch.store.places import Places
 
-    with census.reading(Places.parse(place)) as tiers:
+    with census.reading(Places.parse(cache)) as tiers:
         count = exchange.export(tiers, Path(file))
     emit(as_json, {"file": file, "entries": count}, render.exported)
 
 
 @cache.command("import")
 @click.argument("files", nargs=-1, required=True)
-@_CACHE
-@_JSON
-def import_(files: tuple[str, ...], place: str, as_json: bool) -> None:
+@CACHE
+@JSON
+def import_(files: tuple[str, ...], cache: str, as_json: bool) -> None:
     """Add the entries of exported FILES. Every line is checked before anything is written."""
     from prunesearch.report import store as render
     from prunesearch.store import census
     from prunesearch.store.places import Places
 
-    done = census.merge(Places.parse(place), [Path(file) for file in files])
+    done = census.merge(Places.parse(cache), [Path(file) for file in files])
     emit(as_json, asdict(done), render.imported)
 
 
 @cache.command()
 @click.option("--older-than", required=True, help="Remove what was stored longer ago: 90d, 12h.")
-@_CACHE
-@_JSON
-def gc(older_than: str, place: str, as_json: bool) -> None:
+@CACHE
+@JSON
+def gc(older_than: str, cache: str, as_json: bool) -> None:
     """Remove old entries, leases that have run out, and damaged files that were set aside."""
     from prunesearch.report import store as render
     from prunesearch.store import census
     from prunesearch.store.places import Places
 
     before = time.time() - parse_duration(older_than, "--older-than")
-    document: dict[str, Any] = census.sweep(Places.parse(place), before)
+    document: dict[str, Any] = census.sweep(Places.parse(cache), before)
     emit(as_json, {**document, "before": _when(before)}, render.swept)
 
 
 @cache.command()
-@_CACHE
-@_JSON
-def path(place: str, as_json: bool) -> None:
+@CACHE
+@JSON
+def path(cache: str, as_json: bool) -> None:
     """Print where the cache is."""
     from prunesearch.report import store as render
     from prunesearch.store.places import Places, shown
 
-    places = Places.parse(place)
+    places = Places.parse(cache)
     url = None if places.url is None else shown(places.url)
     emit(as_json, {"folder": str(places.folder.absolute()), "url": url}, render.path)
 
 
 @click.command()
-@_CACHE
-@_STORAGE
-@_JSON
-def doctor(place: str, storage: str, as_json: bool) -> None:
+@CACHE
+@STORAGE
+@JSON
+def doctor(cache: str, storage: str, as_json: bool) -> None:
     """Check this machine, the cache and the studies; say what to mend. Exit status 1: something is broken."""
     from prunesearch.doctor import examine
     from prunesearch.report import store as render
 
-    checks = examine(place, storage)
+    checks = examine(cache, storage)
     emit(as_json, {"checks": [asdict(check) for check in checks]}, render.doctor)
     if any(check.status == "broken" for check in checks):
         sys.exit(1)

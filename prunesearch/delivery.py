@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from prunesearch import stopping
 from prunesearch.bench import load_for, space_of
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, StudyError, UnknownNameError
@@ -127,6 +128,11 @@ def deliver(chosen: Chosen, wish: Wish) -> dict[str, Any]:
     Raises:
         PruneSearchError: see `errors`; nothing half-made stays.
     """
+    with stopping.deferred():
+        return _deliver(chosen, wish)
+
+
+def _deliver(chosen: Chosen, wish: Wish) -> dict[str, Any]:
     loaded, candidate = chosen.loaded, chosen.candidate
     if wish.program is not None:
         dtype = str(loaded.model.dtype).removeprefix("torch.")

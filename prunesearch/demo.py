@@ -20,6 +20,7 @@ from prunesearch.recipe import Recipe, RunOptions
 from prunesearch.scoring.text import HELD_OUT
 from prunesearch.search import Listener
 from prunesearch.store import studies
+from prunesearch.store.places import Places
 
 DROP = "20%"  # 6 of SmolLM2's 30 blocks
 TRIALS = 160
@@ -51,7 +52,7 @@ class DemoResult:
         return {
             "model": self.model,
             "storage": studies.shown(options.storage),
-            "cache": options.cache,
+            "cache": str(Places.parse(options.cache)),
             "searches": searches,
             "best": best["best"],
             "dense": _shown(best["dense"], self.held_out_dense),

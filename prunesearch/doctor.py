@@ -14,6 +14,7 @@ import sqlalchemy
 from sqlalchemy import Connection
 
 from prunesearch.errors import PruneSearchError
+from prunesearch.masking import CACHE_VARIABLE, pasted
 from prunesearch.store import census
 from prunesearch.store.disk_file import FILE
 from prunesearch.store.leases import Leases, Presence, folder_leases
@@ -144,16 +145,19 @@ def _leases(text: str) -> Iterator[Check]:
     presence.leave()
     if dead:
         what = f"{len(dead)} processes died while they were scoring"
-        remedy = f"nothing: the next search takes over; prunesearch cache gc --older-than 365d --cache {text} tidies up"
+        remedy = f"nothing: the next search takes over; {_tidy(text)} tidies up"
         yield Check("orphaned owners", what, NOTE, remedy)
 
 
 def _lease_check(name: str, leases: Leases, text: str) -> Iterator[Check]:
     alive, over = leases.count()
-    remedy = (
-        f"nothing: whoever wants them takes over; prunesearch cache gc --older-than 365d --cache {text} removes them"
-    )
+    remedy = f"nothing: the next search takes over; {_tidy(text)} removes them"
     yield Check(name, f"{alive} alive, {over} run out", NOTE if over else FINE, remedy if over else "")
+
+
+def _tidy(cache: str) -> str:
+    """The command that removes what dead processes left, without a password in it."""
+    return f"prunesearch cache gc --older-than 365d --cache {pasted(cache, CACHE_VARIABLE)}"
 
 
 def _studies(url: str) -> Iterator[Check]:

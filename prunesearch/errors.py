@@ -20,6 +20,8 @@ Every message says what happened, with which value, and what to do next. Catch `
 import difflib
 from collections.abc import Iterable
 
+from prunesearch.masking import masked_text
+
 
 class PruneSearchError(Exception):
     """Root of all errors raised on purpose."""
@@ -91,6 +93,6 @@ class VerificationError(RunError):
 
 
 def one_line(error: BaseException) -> str:
-    """Fold an exception's text into one line of at most 300 characters, for messages and attributes."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Fold an exception's text into one line of at most 300 characters, for messages and attributes; no secrets."""
+    text = masked_text(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."

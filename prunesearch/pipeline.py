@@ -13,6 +13,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from prunesearch import stopping
 from prunesearch.bench import Bench, load_for, objective_for, open_bench, require, space_of
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.local import LocalEngine
@@ -319,9 +320,28 @@ def _run_to_end(searching: Coroutine[Any, Any, Result]) -> Result:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(searching)
+        return asyncio.run(_until_stopped(searching))
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, searching).result()
+
+
+async def _until_stopped(searching: Coroutine[Any, Any, Result]) -> Result:
+    """Run searches until they are done, or a signal cancels them.
+
+    Raises:
+        StopRequested: it did.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(searching)
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(task.cancel)
+
+    with stopping.waking(wake):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            stopping.check()
+            raise
 
 
 def facts_of(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
@@ -351,7 +371,8 @@ def evaluate_model(recipe: Recipe, options: RunOptions, dropped: str) -> dict[st
     objective = objective_for(recipe, loaded, options, generate=True)
     with EvaluationStore(options.cache) as store:
         engine = LocalEngine(loaded, objective, store, state_memory=options.state_bytes)
-        evaluation = require(*engine.evaluate_now([candidate]))
+        with stopping.deferred():
+            evaluation = require(*engine.evaluate_now([candidate]))
     # A model's KL to itself says nothing.
     hidden = ("kl",) if candidate.text == "none" else ()
     return {

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prunesearch import stopping
 from prunesearch.bench import load_for, open_bench, space_of
 from prunesearch.errors import InputError
 from prunesearch.heal.finish import HealOptions, Recovery, View, check_out, heal_and_export
@@ -72,7 +73,8 @@ def search_and_recover(
         ranked = [space.from_params(trial.params) for trial in selection.best_trials(study, None)]
     loaded = load_for(recipe, options)
     heal_options = HealOptions(out, Places.parse(options.cache).folder, options.storage)
-    document = heal_and_export(loaded, ranked, recovery, _facts(recipe, outcome), heal_options, view)
+    with stopping.deferred():
+        document = heal_and_export(loaded, ranked, recovery, _facts(recipe, outcome), heal_options, view)
     document = {**outcome.document(options), **document}
     if recovery.evaluate is not None:
         view.say(f"evaluating {out}")

@@ -273,7 +273,7 @@ def test_a_stopped_search_loses_nothing_and_resumes_identically(
     kept = _finished(here)
     assert 3 <= len(kept) < 18, said
     if how != signal.SIGKILL:
-        assert process.returncode == 1
+        assert process.returncode == 143
         assert said.splitlines()[-1].startswith("  prunesearch search ")
         assert "Traceback" not in said
     document = json.loads(_start(here, *words, "--json").communicate(timeout=120)[0])
@@ -297,6 +297,78 @@ def test_the_python_call_works_where_an_event_loop_runs(here: Path, tiny_folder:
     assert outcome.trials == 3
     assert exported.folder == Path("storage/exports/tiny-llama-drop2-kl-pso")
     assert (here / exported.folder / "config.json").is_file()
+
+
+SECRET = "postgresql+psycopg://me:s3,cret@127.0.0.1:9/team"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["search", "MODEL", "--drop", "2", "--storage", SECRET],
+        ["search", "MODEL", "--drop", "2", "--cache", f"mine,{SECRET}"],
+        ["study", "list", "--storage", SECRET],
+        ["study", "list", "--storage", "postgresql+psycopg://127.0.0.1:9/team?user=me&password=s3,cret"],
+        ["study", "list", "--storage", "postgresql+psycopg://me:s3,cret@host:port/team"],
+        ["study", "list", "--storage", "me:s3,cret@host/team"],
+        ["cache", "stats", "--cache", SECRET],
+        ["cache", "verify", "--cache", f"mine,{SECRET}"],
+    ],
+    ids=lambda words: " ".join(words[:4]),
+)
+def test_no_error_holds_a_password(
+    here: Path, tiny_folder: Path, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = refused(capsys, monkeypatch, *(str(tiny_folder) if word == "MODEL" else word for word in words))
+    assert "cret" not in said
+    assert not any("cret" in path.name for path in here.rglob("*"))
+
+
+def test_storage_and_cache_come_from_the_environment(
+    here: Path, tiny_folder: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNESEARCH_STORAGE", "sqlite:///team.db")
+    monkeypatch.setenv("PRUNESEARCH_CACHE", "shared")
+    found = run_json("search", tiny_folder, "--drop", 2, "--trials", 2, "--calibration", prose, *FAST)
+    assert found["storage"] == "sqlite:///team.db"
+    assert run_json("cache", "path")["folder"] == str(here / "shared")
+    assert [study["name"] for study in run_json("study", "list")] == [found["study"]]
+    assert {path.name for path in here.iterdir()} >= {"team.db", "shared"}
+    assert not (here / "storage").exists()
+    with_storage = [command for command in _commands(cli) if any(o.name == "storage" for o in command.params)]
+    for command in with_storage:
+        assert [o.envvar for o in command.params if o.name == "storage"] == ["PRUNESEARCH_STORAGE"], command.name
+
+
+def _commands(command: click.Command) -> list[click.Command]:
+    children = getattr(command, "commands", {}).values()
+    return [command, *(found for child in children for found in _commands(child))]
+
+
+def test_errors_are_a_document_with_json(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["prunesearch", "study", "list", "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: no study database")
+    document = json.loads(captured.out)
+    assert (document["kind"], document["exit"]) == ("StorageError", 2)
+    assert captured.err == f"error: {document['error']}\n"
+
+
+def test_an_unforeseen_fault_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise KeyError("password=s3cret")
+
+    monkeypatch.setattr(cli_module.cli, "main", fail)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("failed: KeyError: 'password=***'")
+    assert said.count("\n") == 1
 
 
 def test_every_command_and_option_has_help() -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prunesearch import stopping
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine import FAILURES
 from prunesearch.engine.memory import keep_freed_memory
@@ -71,11 +72,15 @@ class LocalEngine:
         self.workers = scorer.workers
         self._store = store
         self._stop = threading.Event()
-        self.scores = StoredScorer(scorer, store, loaded.fingerprint, self._stop)
+        self.scores = StoredScorer(scorer, store, loaded.fingerprint, self._stopped)
         self._consumers = 0
         self._futures: dict[_Task, asyncio.Future[Evaluation]] = {}
         self._waiting: dict[_Task, asyncio.Future[Evaluation]] = {}
         self._pump: asyncio.Task[None] | None = None
+
+    def _stopped(self) -> bool:
+        """Whether nobody waits for results any more."""
+        return self._stop.is_set() or stopping.requested()
 
     async def evaluate(
         self, candidates: Sequence[LayerSubset], rival: LayerSubset | None = None
@@ -139,11 +144,16 @@ class LocalEngine:
                 future.exception()  # it was seen, even where its consumer has left already
 
     def evaluate_now(self, candidates: Iterable[LayerSubset]) -> list[Evaluation]:
-        """Evaluate candidates in this thread, all on all data; in the order given."""
+        """Evaluate candidates in this thread, all on all data; in the order given.
+
+        Raises:
+            StopRequested: that was asked for meanwhile.
+        """
         asked = list(dict.fromkeys(candidates))
         done: dict[LayerSubset, Evaluation] = {}
         self._stop.clear()
         self._evaluate([_Task(c) for c in asked], lambda task, e: done.update({task.candidate: e}))
+        stopping.check()
         return [done[candidate] for candidate in asked]
 
     def latency_model(self) -> LatencyModel:

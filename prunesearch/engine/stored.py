@@ -1,6 +1,5 @@
 """Scoring through the store: what is known is looked up, what others are scoring is waited for, the rest is scored."""
 
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -32,15 +31,15 @@ class StoredScorer:
     """Gives one model's results on chunks, each scored once by all that share the store.
 
     Args:
-        stop: set when nobody waits any more.
+        stopped: whether nobody waits any more.
 
     Attributes:
         tokens: tokens that candidates were scored on here.
     """
 
-    def __init__(self, scorer: Scorer, store: EvaluationStore, fingerprint: str, stop: threading.Event) -> None:
+    def __init__(self, scorer: Scorer, store: EvaluationStore, fingerprint: str, stopped: Callable[[], bool]) -> None:
         self.tokens = 0
-        self._scorer, self._store, self._fingerprint, self._stop = scorer, store, fingerprint, stop
+        self._scorer, self._store, self._fingerprint, self._stopped = scorer, store, fingerprint, stopped
         self._pace = _Pace()
 
     def results(self, wanted: Iterable[tuple[Chunk, LayerSubset]]) -> Iterator[tuple[Scored, float | None]]:
@@ -69,8 +68,8 @@ class StoredScorer:
                     for chunk, candidate in left.pop(key):
                         yield (chunk.index, candidate, results), None
                 if not work and left:
-                    flight.wait(self._stop.is_set)
-                    if self._stop.is_set():
+                    flight.wait(self._stopped)
+                    if self._stopped():
                         raise Stopped
 
     def _score(self, work: Work, flight: Flight) -> Iterator[tuple[Key, list[Any] | ScoringError]]:
@@ -82,7 +81,7 @@ class StoredScorer:
         chunks = {chunk.index: chunk for chunk, _ in work}
         failure = ""
         try:
-            for index, candidate, results in self._scorer.score(work, self._stop.is_set) if work else ():
+            for index, candidate, results in self._scorer.score(work, self._stopped) if work else ():
                 key = self._key(candidate, chunks[index])
                 kept = self._keep(key, chunks[index], results, flight)
                 del left[key]

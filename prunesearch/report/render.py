@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Group
 
+from prunesearch.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
 from prunesearch.report.tables import dense_against_pruned, duration, gib, label, number, table
 
 Document = Mapping[str, Any]
@@ -28,7 +29,7 @@ def search(document: Document) -> Parts:
         _next(
             f"prunesearch export {study} --out {study}{_storage_flag(document)}",
             f"prunesearch study show {study}{_storage_flag(document)}",
-            f"optuna-dashboard {document['storage']}",
+            f"optuna-dashboard {_storage_word(document)}",
         ),
     ]
 
@@ -57,7 +58,7 @@ def grid(document: Document) -> Parts:
         _next(
             f"prunesearch study show {studies[0]}{flag}",
             f"prunesearch export {studies[0]} --out {studies[0]}{flag}",
-            f"optuna-dashboard {searches[0]['storage']}",
+            f"optuna-dashboard {_storage_word(searches[0])}",
         ),
     ]
 
@@ -77,7 +78,7 @@ def _pareto(document: Document) -> Parts:
         _next(
             f"prunesearch study best {study} --max-loss 10%{flag}",
             f"prunesearch export {study} --max-size {int(best['cost']['bytes'])} --out {study}{flag}",
-            f"optuna-dashboard {document['storage']}",
+            f"optuna-dashboard {_storage_word(document)}",
         ),
     ]
 
@@ -156,6 +157,7 @@ def searched_and_exported(document: Document) -> Parts:
 def demo(document: Document) -> Parts:
     """The demo's final screen."""
     best, export = document["best"], document["export"]
+    cache = "" if document["cache"] == "storage/cache" else f" --cache {pasted(document['cache'], CACHE_VARIABLE)}"
     runs = [
         (
             run["sampler"],
@@ -180,10 +182,9 @@ def demo(document: Document) -> Parts:
         f"wall time {document['seconds']:.0f} s",
         *exported(export),
         _next(
-            f"optuna-dashboard {document['storage']}",
+            f"optuna-dashboard {_storage_word(document)}",
             f"prunesearch evaluate {export['folder']} --calibration builtin-held-out",
-            f"prunesearch search {document['model']} --drop 25% --trials 300{_storage_flag(document)}"
-            f"{'' if document['cache'] == 'storage/cache' else ' --cache ' + document['cache']}",
+            f"prunesearch search {document['model']} --drop 25% --trials 300{_storage_flag(document)}{cache}",
         ),
     ]
 
@@ -327,7 +328,12 @@ def _run_line(document: Document) -> str:
 
 
 def _storage_flag(document: Document) -> str:
-    return "" if document["storage"] == "sqlite:///storage/study.db" else f" --storage {document['storage']}"
+    return "" if document["storage"] == "sqlite:///storage/study.db" else f" --storage {_storage_word(document)}"
+
+
+def _storage_word(document: Document) -> str:
+    """The URL of the studies in a command that can be pasted; the variable that holds it where it has a password."""
+    return pasted(document["storage"], STORAGE_VARIABLE)
 
 
 class Commands(str):

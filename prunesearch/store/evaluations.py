@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from prunesearch import stopping
 from prunesearch.errors import UnavailableError
 from prunesearch.store.alarms import Alarm
 from prunesearch.store.disk import DiskTier
@@ -86,6 +87,7 @@ class EvaluationStore(Tiers):
 
         Raises:
             UnavailableError: no tier works.
+            StopRequested: that was asked for while another process was computing it.
         """
         with self.flight() as flight:
             while True:
@@ -96,7 +98,8 @@ class EvaluationStore(Tiers):
                     entry = flight.commit(key, value, time.perf_counter() - begun)
                 if entry is not None:
                     return entry.value
-                flight.wait(self._closed.is_set)
+                flight.wait(lambda: self._closed.is_set() or stopping.requested())
+                stopping.check()
 
     def lease(self, digests: Iterable[str]) -> tuple[Desk, dict[str, int]]:
         """Lease keys at the desk that works; what dead processes of this host left is taken over."""

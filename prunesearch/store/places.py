@@ -1,6 +1,7 @@
 """Where evaluations may be kept: folders that belong to their user alone, on file systems that SQLite can trust."""
 
 import os
+import re
 import stat
 import tempfile
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import sqlalchemy
 from sqlalchemy.exc import ArgumentError
 
 from prunesearch.errors import StorageError
+from prunesearch.masking import masked_url
 
 _MOUNTS = Path("/proc/self/mountinfo")
 DEFAULT_FOLDER = "storage/cache"
@@ -41,19 +43,35 @@ class Places:
     def parse(cls, text: str | Path) -> Self:
         """Read ``DIR``, ``URL`` (whose local tier is `DEFAULT_FOLDER`) or ``DIR,URL``.
 
+        Everything after the first ``SCHEME://`` is the URL, so it may have commas.
+
         Raises:
-            StorageError: the URL is none of a database that can be shared.
+            StorageError: the URL is none of a database that can be shared, or the text may be a URL that was mistyped:
+                it must not become the name of a folder.
         """
-        folder, comma, url = str(text).rpartition(",")
-        if "://" not in url:
-            return cls(Path(text))
-        check_url(url, "--cache")
-        return cls(Path(folder if comma else DEFAULT_FOLDER), url)
+        words = str(text)
+        match = re.match(r"(?:(?P<folder>.*?),)??(?P<url>[A-Za-z][A-Za-z0-9+.-]*://.*)", words, re.DOTALL)
+        if match is None:
+            if _may_be_url(words):
+                raise StorageError(
+                    "--cache is neither a folder nor a URL (not shown, since it may hold a password): write DIR, "
+                    "postgresql+psycopg://USER@HOST/DATABASE or DIR,URL; a folder of that name as ./DIR"
+                )
+            return cls(Path(words))
+        check_url(match["url"], "--cache")
+        return cls(Path(match["folder"] or DEFAULT_FOLDER), match["url"])
+
+
+def _may_be_url(text: str) -> bool:
+    """Whether a text that is no URL looks like one, or like the settings of a connection."""
+    if text.startswith(("/", "./", "../", "~")) and "://" not in text:
+        return "password=" in text
+    return re.search(r"://|:.*@|:/|password=", text, re.DOTALL) is not None
 
 
 def shown(url: str) -> str:
-    """A database URL for people and logs: without its password."""
-    return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    """A database URL for people and logs: without its secrets."""
+    return masked_url(url)
 
 
 def check_url(url: str, option: str = "--storage") -> None:
@@ -65,17 +83,43 @@ def check_url(url: str, option: str = "--storage") -> None:
     Raises:
         StorageError: not a URL, of an unknown kind of database, or a file that could not be written.
     """
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except ArgumentError:
-        raise StorageError(f"{option} {url!r} is not a URL: write sqlite:///storage/study.db") from None
+    parsed = _parsed(url, option)
     if parsed.get_backend_name() not in _SCHEMES:
         raise StorageError(
             f"{option} {shown(url)!r}: unknown database {parsed.get_backend_name()!r}; use sqlite:///FILE or "
             "postgresql+psycopg://USER@HOST/DATABASE"
         )
+    if parsed.get_backend_name() != "sqlite" and "@" in f"{parsed.host}{parsed.database}":
+        raise StorageError(
+            f"{option} {shown(url)!r} cannot be read in one way only: in the password write @ as %40, : as %3A, / as "
+            "%2F, or keep the password in ~/.pgpass"
+        )
     if file := sqlite_file(url):
         check_writable(file.parent)
+
+
+def _parsed(url: str, option: str) -> sqlalchemy.URL:
+    """The parts of a URL.
+
+    Raises:
+        StorageError: it is none. The message holds it only where it cannot hold a secret.
+    """
+    try:
+        return sqlalchemy.make_url(url)
+    except ValueError:  # its port
+        raise StorageError(
+            f"{option} {shown(url)!r}: after the host's : comes a port, a number; in a password write @ as %40, "
+            ": as %3A, / as %2F; several hosts as ?host=HOST1:PORT&host=HOST2:PORT"
+        ) from None
+    except ArgumentError:
+        if _may_be_url(url):
+            raise StorageError(
+                f"{option} is not a URL (not shown, since it may hold a password): write sqlite:///FILE or "
+                "postgresql+psycopg://USER@HOST/DATABASE"
+            ) from None
+        path = Path(url or "storage")
+        file = path / "study.db" if path.is_dir() or not path.suffix else path
+        raise StorageError(f"{option} {url!r} is not a URL: for that file write sqlite:///{file}") from None
 
 
 def sqlite_file(url: str) -> Path | None:

@@ -27,6 +27,7 @@ from sqlalchemy.exc import (
 )
 
 from prunesearch.errors import RunError, StorageError, StudyError, UnknownNameError, one_line
+from prunesearch.masking import STORAGE_VARIABLE, pasted
 from prunesearch.recipe import Recipe, differences, slug
 from prunesearch.store.places import check_url as check_url
 from prunesearch.store.places import shown as shown
@@ -68,7 +69,7 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
     except RuntimeError:
         raise StorageError(
             f"--storage {shown(url)!r} was made by another version of Optuna: upgrade prunesearch, "
-            f"or run: optuna storage upgrade --storage {shown(url)}"
+            f"or run: optuna storage upgrade --storage {pasted(url, STORAGE_VARIABLE)}"
         ) from None
 
 

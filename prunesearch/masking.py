@@ -1,0 +1,134 @@
+"""Passwords never reach a screen, a log or a file. Whatever prints a URL, or a command line, asks here first.
+
+A URL whose parts cannot be told apart is shown as ``postgresql://***``: it is better to show too little.
+"""
+
+import re
+import shlex
+from collections.abc import Sequence
+from urllib.parse import unquote, urlsplit
+
+MASK = "***"
+STORAGE_VARIABLE = "PRUNESEARCH_STORAGE"
+"""Environment variable that ``--storage`` takes its default from."""
+CACHE_VARIABLE = "PRUNESEARCH_CACHE"
+"""Environment variable that ``--cache`` takes its default from."""
+_VARIABLES = {"--storage": STORAGE_VARIABLE, "--cache": CACHE_VARIABLE}
+
+# Of a database URL only these parameters are shown: a driver may take a secret by a name that we do not know.
+_SHOWN = frozenset(
+    "application_name channel_binding client_encoding connect_timeout dbname gssencmode host hostaddr keepalives "
+    "keepalives_idle load_balance_hosts mode port require_auth service sslmode target_session_attrs timeout uri "
+    "user".split()
+)
+_SECRET_NAME = (
+    r"[\w-]*(?:password|passwd|passphrase|passfile|secret|credential|api_?key|auth_?key|(?:_|access|auth)token)"
+)
+_SECRET = re.compile(rf"(?i)(?<![\w-])(-*{_SECRET_NAME})(\s*=\s*)('(?:[^'\\]|\\.)*'|\"[^\"]*\"|[^\s&;,'\")]+)")
+_WEB = ("http", "https", "ftp", "s3", "gs", "hf", "file")  # no database: of its parameters only the secret are hidden
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_TAIL = "'\"`)]}>,;.:"  # what ends a sentence and no URL
+
+
+def masked_url(url: str) -> str:
+    """A URL without its secrets: password and parameters; what cannot be told apart is left out."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        return MASK
+    try:
+        parts = urlsplit(f"x://{rest}")
+    except ValueError:  # brackets that do not match
+        return f"{scheme}://{MASK}"
+    # After sqlite:/// comes a path, in which @ and # are letters like others.
+    local = scheme.partition("+")[0] == "sqlite" and not parts.netloc
+    user_info, _, host = parts.netloc.rpartition("@")
+    if not local and ("@" in user_info + parts.path + parts.query + parts.fragment or not _is_host(host)):
+        return f"{scheme}://{MASK}"
+    user, colon, _ = user_info.partition(":")
+    shown = f"{scheme}://"
+    if user_info:
+        shown += f"{user}{colon}{MASK if colon else ''}@"
+    shown += host + parts.path
+    if parts.query:
+        pairs = [_shown_pair(pair, web=scheme.lower() in _WEB) for pair in parts.query.split("&")]
+        shown += "?" + "&".join(pairs)
+    if parts.fragment:
+        shown += f"#{parts.fragment}" if local or scheme.lower() in _WEB else f"#{MASK}"
+    return shown
+
+
+def _is_host(text: str) -> bool:
+    """Whether this is ``host:port`` or several of them: a password may hold a character that ends a URL's host."""
+    hosts = re.sub(r"\[[0-9A-Fa-f:.%]*\]", "6", text).split(",")
+    return all(re.fullmatch(r"[^:\s]*(?::\d*)?", host) for host in hosts)
+
+
+def _shown_pair(pair: str, *, web: bool) -> str:
+    """A parameter of a URL, its value hidden unless it is known to be harmless."""
+    name, equals, value = pair.partition("=")
+    if web:
+        secret = re.fullmatch(rf"(?i){_SECRET_NAME}|token|key|sig|signature", unquote(name)) is not None
+    else:
+        secret = name not in _SHOWN or ":" in re.sub(r":\d+(?=,|$)", "", value)
+    return f"{name if equals else ''}{equals}{MASK}" if secret else pair
+
+
+def masked_text(text: str) -> str:
+    """A text, such as a library's error message, without the secrets of the URLs and settings that it mentions."""
+    found: list[str] = []
+    at = 0
+    while match := _SCHEME.search(text, at):
+        found.append(text[at : match.start()])
+        end = match.start() + len(text[match.start() :].split(maxsplit=1)[0])
+        url = text[match.start() : end].rstrip(_TAIL)
+        masked = masked_url(url)
+        end = match.start() + len(url)
+        last_at = text.rfind("@", end)
+        if "@" not in url and masked.endswith(f"://{MASK}") and last_at > 0:
+            end = last_at + 1  # a password with a blank in it: hide everything up to the @
+            masked += "@"
+        found.append(masked)
+        at = end
+    found.append(text[at:])
+    return _SECRET.sub(rf"\1\2{MASK}", "".join(found))
+
+
+def masked(value: str) -> str:
+    """The value of an option, which may be a URL, ``DIR,URL`` or none of them, without secrets."""
+    match = re.search(rf"(?:^|,|=)({_SCHEME.pattern})", value)
+    if match is None:
+        return _SECRET.sub(rf"\1\2{MASK}", value)
+    return value[: match.start(1)] + masked_url(value[match.start(1) :])
+
+
+def pasted(value: str, variable: str) -> str:
+    """A shell word for a place, in a command that is printed to be pasted.
+
+    Args:
+        value: as it was given, or masked already.
+        variable: names it where it holds a secret.
+    """
+    if MASK in value or masked(value) != value:
+        return f'"${variable}"'
+    return shlex.quote(value)
+
+
+def command(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """A command line that can be pasted and holds no secret.
+
+    Returns:
+        The command, and the environment variables that stand in it for secrets.
+    """
+    words: list[str] = []
+    before = ""
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if before in _VARIABLES:
+            words.append(pasted(argument, _VARIABLES[before]))
+        elif equals and option in _VARIABLES:
+            words.append(f"{option}={pasted(value, _VARIABLES[option])}")
+        else:
+            words.append(shlex.quote(masked(argument)))
+        before = argument
+    line = " ".join(words)
+    return line, [name for name in _VARIABLES.values() if f'"${name}"' in line]
