@@ -42,6 +42,7 @@ from benchmarks.zoo import N_LAYERS, TYPES, tiny_model
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, VerificationError
 from prunesearch.export import checkpoint, export, gguf_edit, gguf_write, recheck
+from prunesearch.export.config_file import ConfigFile
 from prunesearch.model.anatomy import blocks_of
 from prunesearch.model.checkpoint import INDEX, tensors_in
 from prunesearch.model.demo_weights import obtain
@@ -425,7 +426,9 @@ def child(what: str, source: Path, dropped: str, out: Path) -> None:
     start = time.perf_counter()
     if what == "write":
         out.mkdir()
-        written, _ = checkpoint.write_checkpoint(tensors_in(source), loaded.model.config, candidate, out)
+        written, _ = checkpoint.write_checkpoint(
+            tensors_in(source), loaded.model.config, ConfigFile.read(source), candidate, out
+        )
         checkpoint._sync(out)
         nbytes = written.nbytes
     else:

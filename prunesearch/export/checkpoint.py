@@ -8,7 +8,6 @@ import dataclasses
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, StorageError, UnknownNameError, VerificationError, one_line
 from prunesearch.export import manifest, sublayers
 from prunesearch.export.atomic import cannot_write, place_folder, replace_folder, scratch_beside, sync_tree
+from prunesearch.export.config_file import ConfigFile, edited_file
 from prunesearch.export.layout import Layout, layout_of
 from prunesearch.export.verification import Expected, Verification, compare, compare_streamed, expected_streamed
 from prunesearch.export.writer import MAX_SHARD, Written, digest, write_shards
@@ -153,6 +153,7 @@ def check_destination(out: Path) -> None:
 def write_checkpoint(
     stored: Mapping[str, Stored],
     config: PretrainedConfig,
+    file: ConfigFile,
     candidate: LayerSubset,
     out: Path,
     form: str = "plain",
@@ -162,6 +163,8 @@ def write_checkpoint(
 
     Args:
         stored: the dense checkpoint's tensors.
+        config: of the dense model.
+        file: the config file that is edited.
 
     Raises:
         ModelError: the checkpoint is damaged, or no config says what would be left.
@@ -176,19 +179,10 @@ def write_checkpoint(
         zeroed=sublayers.zeroed_parameters(model, silent, form),
         dropped=sublayers.dropped_parameters(model, silent, form),
     )
-    sublayers.write_config(edited_config(config, candidate), candidate, form, out)
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else model.dtype
+    edited = edited_file(file, config, candidate, dtype)
+    sublayers.write_config(edited, config, candidate, form, out)
     return write_shards(layout.entries, out, max_shard), layout
-
-
-def edited_config(config: PretrainedConfig, candidate: LayerSubset) -> PretrainedConfig:
-    """The config without the dropped blocks, a copy."""
-    copied = deepcopy(config)
-    settings = settings_of(copied)
-    for name, value in edits(settings, family_of(config).count, candidate.kept).items():
-        setattr(settings, name, value)
-    if candidate.dropped and getattr(settings, "num_nextn_predict_layers", None):
-        settings.num_nextn_predict_layers = 0  # blocks for speculation, stored behind the others and not read
-    return copied
 
 
 def _write(
@@ -201,15 +195,19 @@ def _write(
     changed: Sequence[str],
 ) -> tuple[Written, Layout]:
     """Write all but the manifest; weights that are in no safetensors, or not as scored, are stored as such first."""
-    stored = tensors_of(loaded.source.weights) if loaded.source.safetensors else {}
+    config, source = loaded.model.config, loaded.source
+    stored = tensors_of(source.weights) if source.safetensors else {}
     stored_as_scored = bool(stored) and _precision(stored) == loaded.model.dtype
-    manifest.copy_companions(loaded, loaded.source.folder, new)
+    manifest.copy_companions(loaded, source.folder, new)
+    file = ConfigFile.of(config) if source.folder is None else ConfigFile.read(source.folder)
     if not stored_as_scored or changed:
         loaded.model.save_pretrained(dense)
         stored = tensors_in(dense)
-    config = loaded.model.config
+        file = file.of_part(config, type(loaded.model).__name__)
+    if not loaded.trusted:
+        file = file.without("auto_map")
     try:
-        return write_checkpoint(stored, config, candidate, new, form, max_shard)
+        return write_checkpoint(stored, config, file, candidate, new, form, max_shard)
     finally:
         shutil.rmtree(dense, ignore_errors=True)
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError
-from prunesearch.model.anatomy import blocks_of, family_of, parts_of, per_layer_tensors, sublayer_of
+from prunesearch.model.anatomy import OTHER_PARTS, blocks_of, family_of, parts_of, per_layer_tensors, sublayer_of
 from prunesearch.model.checkpoint import Stored
 from prunesearch.model.sources import parameters_of
 
@@ -135,6 +135,9 @@ def _block_of(parameter: str, path: str) -> int | None:
 
 
 def _names_a_block(name: str, path: str) -> bool:
+    """Whether a stored name is one of a block of the language model, as far as a name can tell."""
+    if any(word in name for word in OTHER_PARTS):
+        return False
     return re.search(rf"(?:^|\.){re.escape(path.rpartition('.')[2])}\.\d+\.", name) is not None
 
 

@@ -9,7 +9,6 @@ transformers' own ``per_layer_config`` with ``skip`` is written by none: no mode
 and a model would silently keep the sublayers.
 """
 
-import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError
+from prunesearch.export.config_file import ConfigFile
 from prunesearch.export.layout import sublayer_parameters
 from prunesearch.model.anatomy import family_of
 
@@ -32,7 +32,7 @@ PROMISES: Mapping[str, str] = {
     "remote-code": "Dropped sublayers are gone, and are saved in memory and time. transformers runs it with "
     "trust_remote_code=True and the bundled modelling file.",
 }
-_CODE = "modeling_pruned.py"
+_CODE = "modeling_pruned"
 _DECI = ("llama",)
 
 
@@ -48,6 +48,8 @@ def check(config: PretrainedConfig, candidate: LayerSubset, form: str) -> None:
         raise InputError(f"--as {form} is for dropped sublayers; layers {candidate.text} are whole: leave it out")
     if not candidate.whole_blocks and (family.attention is None or family.mlp is None):
         raise ModelError(f"the sublayers of {config.model_type!r} models cannot be dropped one by one")
+    if trusts(form) and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"--as {form} builds on code of transformers, and this model brings its own: use --as zeroed")
     if form == "deci":
         _check_deci(config, candidate)
 
@@ -82,53 +84,72 @@ def dropped_parameters(model: PreTrainedModel, silent: LayerSubset, form: str) -
     return sublayer_parameters(model, silent, norms=form == "deci") if trusts(form) else set()
 
 
-def write_config(edited: PretrainedConfig, candidate: LayerSubset, form: str, out: Path) -> None:
-    """Write the config of a form, and the code it needs."""
-    if trusts(form):
-        number = {old: new for new, old in enumerate(candidate.kept)}
-        gone = {
-            "attention": [number[i] for i in candidate.attention],
-            "mlp": [number[i] for i in candidate.mlp],
-        }
-        _write_code(edited, gone, form, out)
-    else:
-        edited.save_pretrained(out)
+def write_config(edited: ConfigFile, config: PretrainedConfig, candidate: LayerSubset, form: str, out: Path) -> None:
+    """Write the config of a form, and the code it needs.
 
-
-def _write_code(edited: PretrainedConfig, gone: dict[str, list[int]], form: str, out: Path) -> None:
-    """Write config and modelling file; the model type is one that stock transformers refuses, lest it ignore them."""
-    family = family_of(edited)
-    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(edited)]
-    assert family.attention is not None and family.mlp is not None
-    model_type = "nemotron-nas" if form == "deci" else f"pruned_{edited.model_type}"
-    fill = {
-        "config": type(edited).__name__,
-        "model": stock.__name__,
-        "model_type": model_type,
-        "stock_type": edited.model_type,
-        "config_class": "DeciLMConfig" if form == "deci" else "PrunedConfig",
-        "model_class": "DeciLMForCausalLM" if form == "deci" else "PrunedForCausalLM",
-        "blocks": family.blocks,
-        "attention": repr(_lengths(family.attention)),
-        "mlp": repr(_lengths(family.mlp)),
-        "norms": repr([family.attention.norm, family.mlp.norm] if form == "deci" else [None, None]),
+    Args:
+        edited: without the dropped blocks.
+        config: of the dense model.
+    """
+    if not trusts(form):
+        edited.write(out)
+        return
+    number = {old: new for new, old in enumerate(candidate.kept)}
+    gone = {
+        "attention": [number[i] for i in candidate.attention],
+        "mlp": [number[i] for i in candidate.mlp],
     }
-    template = Template(resources.files("prunesearch.export").joinpath("modeling_pruned.py.txt").read_text())
-    (out / _CODE).write_text(template.substitute(fill))
-    stored: dict[str, Any] = json.loads(edited.to_json_string())
-    stored |= {
-        "model_type": model_type,
-        "architectures": [fill["model_class"]],
-        "auto_map": {
-            "AutoConfig": f"modeling_pruned.{fill['config_class']}",
-            "AutoModelForCausalLM": f"modeling_pruned.{fill['model_class']}",
-        },
+    _code_config(edited, config, gone, len(candidate.kept), form).write(out)
+    (out / f"{_CODE}.py").write_text(_code(config, form), encoding="utf-8")
+
+
+def _code_config(
+    edited: ConfigFile, config: PretrainedConfig, gone: dict[str, list[int]], number: int, form: str
+) -> ConfigFile:
+    """The config of a form with code; the model type is one that stock transformers refuses, lest it ignore them."""
+    config_class, model_class = _class_names(form)
+    stored = {
+        **edited.values,
+        "model_type": _model_type(config, form),
+        "architectures": [model_class],
+        "auto_map": {"AutoConfig": f"{_CODE}.{config_class}", "AutoModelForCausalLM": f"{_CODE}.{model_class}"},
         "dropped_attention": gone["attention"],
         "dropped_mlp": gone["mlp"],
     }
     if form == "deci":
-        stored["block_configs"] = _block_configs(edited, gone)
-    (out / "config.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
+        stored["block_configs"] = _block_configs(config, gone, number)
+    return edited.with_values(stored)
+
+
+def _code(config: PretrainedConfig, form: str) -> str:
+    """The modelling file of a form."""
+    family = family_of(config)
+    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    assert family.attention is not None and family.mlp is not None
+    config_class, model_class = _class_names(form)
+    template = Template(resources.files("prunesearch.export").joinpath("modeling_pruned.py.txt").read_text())
+    return template.substitute(
+        config=type(config).__name__,
+        model=stock.__name__,
+        model_type=_model_type(config, form),
+        stock_type=config.model_type,
+        config_class=config_class,
+        model_class=model_class,
+        blocks=family.blocks,
+        attention=repr(_lengths(family.attention)),
+        mlp=repr(_lengths(family.mlp)),
+        norms=repr([family.attention.norm, family.mlp.norm] if form == "deci" else [None, None]),
+    )
+
+
+def _class_names(form: str) -> tuple[str, str]:
+    """Names of the config's and of the model's class."""
+    prefix = "DeciLM" if form == "deci" else "Pruned"
+    return f"{prefix}Config", f"{prefix}ForCausalLM"
+
+
+def _model_type(config: PretrainedConfig, form: str) -> str:
+    return "nemotron-nas" if form == "deci" else f"pruned_{config.model_type}"
 
 
 def _lengths(sublayer: Any) -> dict[str, int]:  # noqa: ANN401
@@ -136,13 +157,13 @@ def _lengths(sublayer: Any) -> dict[str, int]:  # noqa: ANN401
     return {name: returns.get(name, 0) for name in sublayer.modules}
 
 
-def _block_configs(config: PretrainedConfig, gone: dict[str, list[int]]) -> list[dict[str, Any]]:
-    """What vLLM's `DeciLMForCausalLM` reads of each block."""
+def _block_configs(config: PretrainedConfig, gone: dict[str, list[int]], number: int) -> list[dict[str, Any]]:
+    """What vLLM's `DeciLMForCausalLM` reads of each of the `number` blocks."""
     group = config.num_attention_heads // config.num_key_value_heads
     multiplier = 3 * config.intermediate_size / (2 * config.hidden_size)
 
-    def block(number: int) -> dict[str, Any]:
-        no_attention, no_mlp = number in gone["attention"], number in gone["mlp"]
+    def block(i: int) -> dict[str, Any]:
+        no_attention, no_mlp = i in gone["attention"], i in gone["mlp"]
         return {
             "attention": {
                 "n_heads_in_group": None if no_attention else group,
@@ -157,4 +178,4 @@ def _block_configs(config: PretrainedConfig, gone: dict[str, list[int]]) -> list
             },
         }
 
-    return [block(number) for number in range(config.num_hidden_layers)]
+    return [block(i) for i in range(number)]

@@ -19,6 +19,8 @@ from prunesearch.errors import ModelError, one_line
 from prunesearch.model.families import FAMILIES, Family, Sublayer
 
 _COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
+OTHER_PARTS = ("vision", "visual", "audio", "encoder.")
+"""Words in the names of modules that are no part of the language model."""
 _found: dict[str, Family] = {}
 """Families of types outside the table, as they were met."""
 
@@ -57,7 +59,7 @@ def _look_at(config: PretrainedConfig) -> Family:
         inside = any(path.startswith(f"{outer}.") for outer, _ in found)
         if isinstance(module, nn.ModuleList) and not inside:
             found += [(path, c) for c in counts if len(module) == getattr(settings, c)][:1]
-    text = [pair for pair in found if not any(word in pair[0] for word in ("vision", "visual", "audio", "encoder."))]
+    text = [pair for pair in found if not any(word in pair[0] for word in OTHER_PARTS)]
     if len(text) != 1:
         many = f"{len(text)} lists" if text else "no list"
         return Family(refused=f"{many} of modules could be its blocks, and this version does not know it")

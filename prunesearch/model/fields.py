@@ -129,8 +129,26 @@ RULES: Mapping[str, Rule] = {
     "num_kv_shared_layers": _shared_kv,
     "moe_layer_start_index": _moe_span,
     "per_layer_config": _by_number,
+    # of exports without some sublayers
+    **dict.fromkeys("dropped_attention dropped_mlp".split(), _renumber),
     "scale_attn_by_inverse_layer_idx": _fixed("its attention is scaled by the block's number"),
 }
+
+PERIODS: Mapping[str, str] = {
+    **dict.fromkeys(
+        """sliding_window_pattern _sliding_window_pattern prefix_dense_sliding_window_pattern window_pattern
+        full_attention_interval global_attn_every_n_layers""".split(),
+        "layer_types",
+    ),
+    "no_rope_layer_interval": "no_rope_layers",
+    "interleave_moe_layer_step": "moe_layers",
+    "moe_layer_freq": "mlp_layer_types",
+    "index_topk_freq": "indexer_types",
+}
+"""Fields that say after how many blocks the kinds of blocks repeat, and the list that spells it out.
+
+transformers 4.57 and 5 read the list wherever there is one.
+"""
 
 
 def edits(config: PretrainedConfig, count: str, kept: Kept) -> dict[str, Any]:
@@ -159,7 +177,7 @@ def edits(config: PretrainedConfig, count: str, kept: Kept) -> dict[str, Any]:
         if stored.get(name) is not None:
             changed |= rule(config, name, kept)
     for name, value in stored.items():
-        if name not in changed and name not in RULES and _one_each(value, number):
+        if name not in changed and name not in RULES and not _is_of_tokens(name) and _one_each(value, number):
             changed[name] = [value[i] for i in kept]
     return changed | {count: len(kept)}
 
@@ -222,6 +240,11 @@ def period_of(config: PretrainedConfig, number: int) -> int:
         if all(values[i] == values[i % period] for values in lists for i in range(number)):
             return period
     raise InputError(f"the kinds of this {config.model_type} model's blocks do not repeat: leave out --keep-pattern")
+
+
+def _is_of_tokens(name: str) -> bool:
+    """Whether a field holds ids of tokens, which may be as many as blocks."""
+    return name.endswith(("_token_id", "_token_ids"))
 
 
 def _one_each(value: object, number: int) -> bool:
