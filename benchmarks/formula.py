@@ -29,10 +29,10 @@ from prunesearch.scoring.objectives import Chunk, Metrics, Scored, Work
 from prunesearch.search import search
 from prunesearch.space import SearchSpace
 from prunesearch.store import faults
-from prunesearch.store.disk_file import FILE
 from prunesearch.store.evaluations import EvaluationStore
 from prunesearch.store.keys import evaluation_key
 from prunesearch.store.places import Places
+from prunesearch.store.repair import FILE
 from prunesearch.store.studies import open_storage, sole_writer
 
 SPACE = SearchSpace(24, 6)

@@ -31,11 +31,11 @@ from benchmarks.record import Record, arguments
 from prunesearch.errors import InputError, PruneSearchError, StorageError, UnavailableError
 from prunesearch.store import census, exchange
 from prunesearch.store.disk import DiskTier
-from prunesearch.store.disk_file import FILE
 from prunesearch.store.entry import Entry
 from prunesearch.store.evaluations import EvaluationStore
 from prunesearch.store.keys import Key, evaluation_key
 from prunesearch.store.places import Places
+from prunesearch.store.repair import FILE
 
 FORK = multiprocessing.get_context("fork")
 ENTRIES = 300

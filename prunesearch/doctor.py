@@ -16,9 +16,9 @@ from sqlalchemy import Connection
 from prunesearch.errors import PruneSearchError
 from prunesearch.masking import CACHE_VARIABLE, pasted
 from prunesearch.store import census
-from prunesearch.store.disk_file import FILE
 from prunesearch.store.leases import Leases, Presence, folder_leases
 from prunesearch.store.places import Places, check_url, file_system, private_folder, shown, sqlite_file
+from prunesearch.store.repair import FILE
 from prunesearch.store.sql import SqlTier
 from prunesearch.store.strict import FIXED_WAL, SCHEMA_VERSION
 from prunesearch.store.tables import connect

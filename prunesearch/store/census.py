@@ -1,5 +1,6 @@
 """What a cache holds and what it has saved; checking it and thinning it out."""
 
+import contextlib
 import json
 import shutil
 from collections import defaultdict
@@ -14,13 +15,13 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from prunesearch.errors import StorageError, one_line
-from prunesearch.store import exchange
+from prunesearch.store import exchange, repair
 from prunesearch.store.alarms import Alarm
 from prunesearch.store.disk import DiskTier
-from prunesearch.store.disk_file import FILE, DiskFile
-from prunesearch.store.entry import is_digest
+from prunesearch.store.disk_file import DiskFile
 from prunesearch.store.leases import Leases, Presence, folder_leases
 from prunesearch.store.places import Places, check_url, shown, sqlite_file
+from prunesearch.store.repair import FILE
 from prunesearch.store.sql import SqlTier
 from prunesearch.store.tables import connect
 from prunesearch.store.tier import Group, Readable, Tier
@@ -59,6 +60,8 @@ def reading(places: Places) -> Iterator[list[Readable]]:
     tiers: list[Readable] = []
     if places.url is not None:
         tiers.append(SqlTier(places.url))
+    if repair.unsalvaged(places.folder):
+        DiskTier(places.folder).close()  # which first copies back what is sound
     if (places.folder / FILE).is_file():
         tiers.append(DiskFile(places.folder))
     if not tiers:
@@ -166,18 +169,24 @@ def verified(places: Places) -> dict[str, Any]:
         pass  # there is a cache to check
     tiers = []
     alarms: list[Alarm] = []
-    with writing(places) as opened:
+    with writing(places) as opened, contextlib.ExitStack() as closing:
+        if (places.folder / UNSENT / FILE).is_file():
+            opened.append(closing.enter_context(contextlib.closing(DiskTier(places.folder / UNSENT))))
         for tier in opened:
-            damaged = [digest for digest, entry in tier.scan() if entry is None]
-            for digest in damaged:
-                tier.alarm(Alarm.damage(digest, "found by cache verify"))
-            tier.discard(damaged)
             faults = tier.check()
-            if isinstance(tier, DiskTier) and (faults or not all(map(is_digest, damaged))):
+            if faults and isinstance(tier, DiskTier):
+                tier.rebuild()
+            damaged = _damaged(tier)
+            tier.take_out(damaged)
+            if damaged and isinstance(tier, DiskTier) and _damaged(tier):  # rows without a key that could be named
                 tier.rebuild()
             tiers.append({"place": tier.name, "sound": len(tier), "damaged": len(damaged), "file": faults})
             alarms += tier.read_alarms()
     return {"tiers": tiers, "alarms": [asdict(alarm) for alarm in alarms]}
+
+
+def _damaged(tier: Tier) -> list[str]:
+    return [digest for digest, entry in tier.scan() if entry is None]
 
 
 @contextmanager
@@ -230,7 +239,21 @@ def sweep(places: Places, before: float) -> dict[str, Any]:
         presence.bury(owner)
     presence.leave()
     local.engine.dispose()
-    aside = [p for p in (places.folder / "quarantine").glob("*") if p.stat().st_mtime < before]
-    for folder in aside:
-        shutil.rmtree(folder)
-    return {"entries": counts[0], "leases": leases, "owners": len(dead), "quarantined": len(aside)}
+    return {
+        "entries": counts[0],
+        "leases": leases,
+        "owners": len(dead),
+        "quarantined": sum(_sweep_quarantine(folder, before) for folder in (places.folder, places.folder / UNSENT)),
+    }
+
+
+def _sweep_quarantine(folder: Path, before: float) -> int:
+    """Delete damaged files that were set aside before a time, if all that is sound in them is in the cache."""
+    waiting = set(repair.unsalvaged(folder))
+    count = 0
+    for place in repair.quarantined(folder):
+        with contextlib.suppress(FileNotFoundError):  # another process is sweeping too
+            if place not in waiting and place.stat().st_mtime < before:
+                shutil.rmtree(place)
+                count += 1
+    return count

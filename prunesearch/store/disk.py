@@ -1,14 +1,12 @@
 """The tier on this machine's disk: one SQLite file in a folder that belongs to its user alone.
 
 What is damaged is taken out, kept aside, reported and computed again; it is never served. A row is checked whenever it
-is read; a file that SQLite cannot read is set aside whole, and what is sound in it is copied into a new one.
+is read; a file that SQLite cannot read is set aside whole, and what is sound in it is copied into a new one. A process
+that dies while it copies leaves the rest to the next one that opens the cache.
 """
 
-import contextlib
-import functools
 import itertools
 import sqlite3
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -17,15 +15,17 @@ import diskcache
 from filelock import FileLock
 
 from prunesearch.errors import CorruptEntryError, UnavailableError
+from prunesearch.store import faults, repair
 from prunesearch.store.alarms import Alarm
-from prunesearch.store.disk_file import FILE, DiskFile, reason, sound
+from prunesearch.store.disk_file import DiskFile, reason, sound
 from prunesearch.store.entry import Entry, unseal
 from prunesearch.store.places import private_folder
+from prunesearch.store.repair import FILE
 from prunesearch.store.strict import StrictCache, inspect, is_damage
 from prunesearch.store.tier import Found, Rule, settle
 
 _BATCH = 1000  # rows copied in one transaction
-_ATTEMPTS = 3
+_ATTEMPTS = 10  # at a file that other processes keep replacing
 _Result = TypeVar("_Result")
 
 
@@ -55,9 +55,12 @@ class DiskTier(DiskFile):
             for _ in range(_ATTEMPTS):
                 inode = self._present()
                 try:
+                    self._salvage_rest()
                     return self._opened()
-                except sqlite3.Error as error:
+                except (sqlite3.Error, diskcache.Timeout) as error:
                     if not is_damage(error):
+                        if self._present() != inode:
+                            continue  # another process has just replaced the file
                         raise
                 self._replace(inode)
             return self._opened()
@@ -68,14 +71,17 @@ class DiskTier(DiskFile):
             ) from None
 
     def _opened(self) -> StrictCache:
-        known = self.file.exists()
-        if known:
-            inspect(self.file)
-        cache = StrictCache(self.folder)
-        if not known:
-            inspect(self.file)  # which writes our schema's version
-        self._inode = self.file.stat().st_ino
-        return cache
+        while True:
+            inode = self._present()
+            if inode is not None:
+                inspect(self.file)
+            cache = StrictCache(self.folder)
+            if inode is None:
+                inspect(self.file)  # which writes our schema's version
+            if inode == self._present():
+                self._inode = inode
+                return cache
+            cache.close()  # new, or replaced meanwhile: the connection must be to the file that is there now
 
     def get(self, digests: Iterable[str]) -> Found:
         """The entries of those keys that there are. A damaged one is taken out and is not there.
@@ -84,27 +90,54 @@ class DiskTier(DiskFile):
             UnavailableError: the file cannot be read.
         """
         found: Found = {}
+        damaged = []
         for digest in digests:
-            text = self._guarded("read", functools.partial(self._row, digest))
+            text = self._guarded("read", lambda digest=digest: self._row(digest, self._cache))  # type: ignore[misc]
             if text is not None:
                 try:
                     found[digest] = unseal(digest, text)
                 except CorruptEntryError:
-                    self._take_out(digest, text)
-        return found
+                    damaged.append(digest)
+        return found | self.take_out(damaged) if damaged else found
 
-    def _row(self, digest: str) -> object:
+    def _row(self, digest: str, cache: StrictCache) -> object:
         try:
-            return self._cache.get(digest, default=None, retry=False)
+            return cache.get(digest, default=None, retry=False)
         except CorruptEntryError as error:
             return error
         except sqlite3.DataError as error:  # larger than a row may be
             return error
 
-    def _take_out(self, digest: str, found: object) -> None:
-        self.damaged += 1
-        self._alarms.add(Alarm.damage(digest, found))
-        self.discard([digest])
+    def take_out(self, digests: Iterable[str]) -> Found:
+        """Remove those of these entries that are damaged.
+
+        Each is read again in the transaction that removes it: another process may have taken the damaged one out by
+        now, and stored a sound one.
+
+        Returns:
+            The entries that were found sound.
+        """
+        given = list(digests)
+
+        def remove() -> tuple[Found, list[Alarm]]:
+            sound_ones, alarms = {}, []
+            with self._cache.transact():
+                for digest in given:
+                    row = self._row(digest, self._cache)
+                    if row is None:
+                        continue
+                    try:
+                        sound_ones[digest] = unseal(digest, row)
+                    except CorruptEntryError:
+                        alarms.append(Alarm.damage(digest, row))
+                        self._cache.delete(digest, retry=False)
+            return sound_ones, alarms
+
+        sound_ones, alarms = self._guarded("write", remove)
+        self.damaged += len(alarms)
+        for alarm in alarms:
+            self._alarms.add(alarm)
+        return sound_ones
 
     def put(self, entries: Iterable[Entry], rule: Rule = "first") -> Found:
         """Keep entries, in one transaction; on return they have been synced to disk.
@@ -116,31 +149,32 @@ class DiskTier(DiskFile):
             UnavailableError: the disk is full or read-only.
         """
         given = list(entries)
-
-        def write() -> tuple[Found, list[Alarm]]:
-            standing, alarms = {}, []
-            with self._cache.transact():
-                for entry in given:
-                    there, row = None, self._row(entry.key.digest)
-                    if row is not None:
-                        try:
-                            there = unseal(entry.key.digest, row)
-                        except CorruptEntryError:
-                            alarms.append(Alarm.damage(entry.key.digest, row))
-                    stays, alarm = settle(there, entry, rule)
-                    if stays is not there:
-                        self._cache.set(entry.key.digest, stays.sealed, tag="\n".join(stays.labels), retry=False)
-                    standing[entry.key.digest] = stays
-                    alarms += [alarm] if alarm else []
-            return standing, alarms
-
-        standing, alarms = self._guarded("write", write)
+        standing, alarms = self._guarded("write", lambda: self._write(self._cache, given, rule))
         while self._moved():  # by a process that found the file damaged: what was written may be lost with it
-            self._cache = self._open()
-            standing, alarms = self._guarded("write", write)
+            standing, alarms = self._guarded("write", lambda: self._write(self._cache, given, rule))
         for alarm in alarms:
             self._alarms.add(alarm)
         return standing
+
+    def _write(self, cache: StrictCache, entries: Iterable[Entry], rule: Rule) -> tuple[Found, list[Alarm]]:
+        """Put entries in one transaction; those that stand, and what must be reported."""
+        standing: Found = {}
+        alarms: list[Alarm] = []
+        with cache.transact():
+            for entry in entries:
+                digest = entry.key.digest
+                there, row = None, self._row(digest, cache)
+                if row is not None:
+                    try:
+                        there = unseal(digest, row)
+                    except CorruptEntryError:
+                        alarms.append(Alarm.damage(digest, row))
+                stays, alarm = settle(there, entry, rule)
+                if stays is not there:
+                    cache.set(digest, stays.sealed, tag="\n".join(stays.labels), retry=False)
+                standing[digest] = stays
+                alarms += [alarm] if alarm else []
+        return standing, alarms
 
     def discard(self, digests: Iterable[str]) -> None:
         """Forget entries."""
@@ -158,25 +192,29 @@ class DiskTier(DiskFile):
         with self.failures("write"):
             self._cache.close()
             self._replace(self._inode)
-            self._cache = self._opened()
+        self._cache = self._open()
 
     def alarm(self, alarm: Alarm) -> None:
         """Keep an alarm."""
         self._alarms.add(alarm)
 
     def _guarded(self, verb: str, action: Callable[[], _Result]) -> _Result:
-        """Do something with the file; if it is damaged, set it aside and do it with a new one."""
-        if self._moved():
-            self._cache = self._open()
-        with self.failures(verb):
-            try:
-                return action()
-            except sqlite3.Error as error:
-                if not is_damage(error):
-                    self._cache.close()  # a failed COMMIT leaves its transaction open
-                    raise
-            self.rebuild()
-            return action()
+        """Do something with the file, and once more if the file is damaged or another process has replaced it."""
+        for attempt in range(_ATTEMPTS):
+            if self._moved():
+                self._cache = self._open()
+            cache = self._cache
+            with self.failures(verb):
+                try:
+                    return action()
+                except (sqlite3.Error, diskcache.Timeout) as error:
+                    cache.close()  # a failed COMMIT leaves its transaction open
+                    replaced = self._moved() or self._cache is not cache  # the latter by another thread
+                    if attempt + 1 == _ATTEMPTS or not (replaced or is_damage(error)):
+                        raise
+            if not replaced:
+                self.rebuild()
+        raise AssertionError("the last attempt returns or raises")
 
     def _present(self) -> int | None:
         try:
@@ -189,34 +227,36 @@ class DiskTier(DiskFile):
 
     def _replace(self, inode: int | None) -> None:
         """Begin a new file in the place of a damaged one, unless another process has just done so."""
-        with FileLock(self.folder / "repair.lock"):
+        with self._repairing():
             if self._present() == inode:
-                aside = self._set_aside()
-                fresh = self._opened()
-                self._salvage(fresh, aside)
-                fresh.close()
+                self._set_aside()
+            self._copy_back()
 
-    def _set_aside(self) -> Path:
+    def _salvage_rest(self) -> None:
+        """Finish what a process was doing that died while it replaced a damaged file."""
+        if repair.unsalvaged(self.folder):
+            with self._repairing():
+                self._copy_back()
+
+    def _repairing(self) -> FileLock:
+        return FileLock(self.folder / "repair.lock")
+
+    def _set_aside(self) -> None:
         """Move the damaged file, with its journal, out of the way."""
-        place = self.folder / "quarantine" / time.strftime("%Y%m%dT%H%M%S")
-        number = 0
-        while place.exists():
-            number += 1
-            place = place.with_name(f"{place.name.partition('-')[0]}-{number}")
-        place.mkdir(parents=True, mode=0o700)
-        for suffix in ("-journal", "-wal", "-shm", ""):
-            with contextlib.suppress(FileNotFoundError):
-                Path(f"{self.file}{suffix}").replace(place / (FILE + suffix))
+        place = repair.set_aside(self.folder)
         self._alarms.add(Alarm.damage(FILE, f"moved to {place}"))
-        return place / FILE
 
-    def _salvage(self, cache: StrictCache, aside: Path) -> None:
-        """Copy what is sound in a damaged file."""
-        entries = sound(aside)
-        while batch := list(itertools.islice(entries, _BATCH)):
-            with cache.transact():
-                for entry in batch:
-                    cache.add(entry.key.digest, entry.sealed, tag="\n".join(entry.labels), retry=False)
+    def _copy_back(self) -> None:
+        """Copy what is sound in the files that were set aside."""
+        for place in repair.unsalvaged(self.folder):
+            repair.complete(self.folder, place)
+            fresh = self._opened()
+            entries = sound(place / FILE)
+            while batch := list(itertools.islice(entries, _BATCH)):
+                self._write(fresh, batch, "earliest")
+                faults.reach("mid_salvage", place.name)
+            fresh.close()
+            repair.mark_copied(place)
 
     def close(self) -> None:
         """Close this thread's connection."""

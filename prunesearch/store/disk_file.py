@@ -2,7 +2,7 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -13,11 +13,13 @@ import diskcache
 from prunesearch.errors import CorruptEntryError, UnavailableError, one_line
 from prunesearch.store.alarms import Alarm, AlarmFile
 from prunesearch.store.entry import Entry, unseal
-from prunesearch.store.strict import distrust
+from prunesearch.store.repair import FILE
+from prunesearch.store.strict import distrust, is_damage
 from prunesearch.store.tier import Group
 
-FILE = "cache.db"
 _PAGE = 1000  # rows read at a time, so that no reader holds writers up
+_LEAST_ROW = 128  # bytes: no row with its key and its checksum takes less
+_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL)
 
 
 class DiskFile:
@@ -84,6 +86,8 @@ class DiskFile:
             yield
         except (sqlite3.Error, OSError, diskcache.Timeout) as error:
             remedy = "free space and run again" if verb == "write" else "move the folder away and run again"
+            if is_damage(error):
+                remedy = f"repair it with prunesearch cache verify --cache {self.name}"
             raise UnavailableError(f"cannot {verb} the cache in {self.name!r}: {reason(error)}; {remedy}") from None
 
     def __len__(self) -> int:
@@ -103,26 +107,58 @@ def _reading(file: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def rows(file: Path, *, backwards: bool = False) -> Iterator[tuple[str, object]]:
+def rows(file: Path) -> Iterator[tuple[str, object]]:
     """Key and value of every row, whatever it holds; what is no text of ours comes as something `unseal` refuses."""
+    for _, key, value in _numbered(file):
+        yield key, value
+
+
+def _numbered(file: Path, *, backwards: bool = False) -> Iterator[tuple[int, str, object]]:
+    """The same with the number of the row."""
     query, last = "SELECT rowid FROM Cache WHERE rowid > ? ORDER BY rowid", -(2**63)
     if backwards:
         query, last = "SELECT rowid FROM Cache WHERE rowid < ? ORDER BY rowid DESC", 2**63 - 1
     with _reading(file) as connection:
         for (number,) in _paged(connection, query, last):
-            yield from _row(connection, number)
+            for key, value in _row(connection, number):
+                yield number, key, value
 
 
 def sound(file: Path) -> Iterator[Entry]:
-    """The entries of a damaged file that are whole: up to the first page that cannot be read, from both ends."""
+    """The entries of a damaged file that are whole: from both ends up to an unreadable page, then one by one."""
+    lowest, highest = 0, file.stat().st_size // _LEAST_ROW  # of the rows that were not read yet
     for backwards in (False, True):
         try:
-            for digest, text in rows(file, backwards=backwards):
+            for number, digest, text in _numbered(file, backwards=backwards):
+                lowest, highest = (lowest, number) if backwards else (number, highest)
                 with contextlib.suppress(CorruptEntryError):
                     yield unseal(digest, text)
             return
-        except sqlite3.Error:
-            continue
+        except sqlite3.Error as error:
+            _raise_unless_damage(error)
+    yield from _one_by_one(file, range(lowest + 1, highest))
+
+
+def _one_by_one(file: Path, numbers: Iterable[int]) -> Iterator[Entry]:
+    """Entries between damaged pages."""
+    try:
+        with _reading(file) as connection:
+            for number in numbers:
+                try:
+                    for digest, text in _row(connection, number):
+                        with contextlib.suppress(CorruptEntryError):
+                            yield unseal(digest, text)
+                except sqlite3.DatabaseError as error:
+                    if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
+                        raise
+    except sqlite3.Error as error:
+        _raise_unless_damage(error)
+
+
+def _raise_unless_damage(error: sqlite3.Error) -> None:
+    """Go on where the file is to blame. Where it is not (busy, no memory, a full disk), another try may read more."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
+        raise error
 
 
 def _by_key(file: Path) -> Iterator[tuple[str, object]]:

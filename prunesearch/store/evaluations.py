@@ -1,6 +1,7 @@
 """The evaluation store: results by key, in two tiers, each computed by one of all that want it."""
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from prunesearch import stopping
-from prunesearch.errors import UnavailableError
+from prunesearch.errors import UnavailableError, one_line
 from prunesearch.store.alarms import Alarm
 from prunesearch.store.disk import DiskTier
 from prunesearch.store.entry import Entry
@@ -21,6 +22,7 @@ from prunesearch.store.places import Places
 from prunesearch.store.sql import SqlTier, unavailable
 from prunesearch.store.tiers import Tiers
 
+_log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0  # between looks whether a database that failed is back
 
 
@@ -66,8 +68,8 @@ class EvaluationStore(Tiers):
         if self.shared is not None:
             self._shared_desk = Desk(Leases(self.shared.engine, self.shared.name, ttl), self.shared)
         self._desks: list[Desk] = []
-        self._keeper = threading.Thread(target=self._keep, name="prunesearch-leases", daemon=True)
-        self._keeper.start()
+        self._complaint = ""
+        self._keeper = self._start_keeper()
 
     def put(self, key: Key, value: Any, seconds: float = 0.0) -> Entry:  # noqa: ANN401 (any JSON value)
         """Keep a value that no lease was needed for; on return it is safe. The first value of a key stays.
@@ -103,6 +105,7 @@ class EvaluationStore(Tiers):
 
     def lease(self, digests: Iterable[str]) -> tuple[Desk, dict[str, int]]:
         """Lease keys at the desk that works; what dead processes of this host left is taken over."""
+        self._watch_keeper()
         wanted = set(digests)
         if self._shared_desk is not None:
             desk = self._shared_desk
@@ -168,14 +171,37 @@ class EvaluationStore(Tiers):
             if time.monotonic() >= due - pause / 2:
                 due = time.monotonic() + self._ttl / 3
                 self._renew()
-            self._look_again()
+            self._survive(self._look_again)
 
     def _renew(self) -> None:
         with self._lock:
             desks = list(self._desks)
         for desk in desks:
-            with contextlib.suppress(UnavailableError):
-                desk.leases.renew(self._presence.owner)
+            self._survive(lambda desk=desk: desk.leases.renew(self._presence.owner))  # type: ignore[misc]
+
+    def _survive(self, task: Callable[[], None]) -> None:
+        """Do one of the keeper's tasks. Without its thread every lease would run out unseen, so nothing may end it."""
+        try:
+            task()
+        except UnavailableError:
+            pass  # the database or the disk is down, which those that score say
+        except Exception as error:  # noqa: BLE001 (whatever it is, the next round may succeed)
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                _log.warning(
+                    "renewing leases failed, which is tried again: %s: %s", type(error).__name__, one_line(error)
+                )
+
+    def _start_keeper(self) -> threading.Thread:
+        keeper = threading.Thread(target=self._keep, name="prunesearch-leases", daemon=True)
+        keeper.start()
+        return keeper
+
+    def _watch_keeper(self) -> None:
+        """See that leases are being renewed: a process that was forked, say, has no thread of its parent's."""
+        if not self._keeper.is_alive() and not self._closed.is_set():
+            _log.warning("the thread that renews leases has died: starting it again")
+            self._keeper = self._start_keeper()
 
     def close(self) -> None:
         """Give leases back, send what waits, and let go of everything."""

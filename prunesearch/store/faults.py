@@ -5,7 +5,10 @@ The package names the points and never arms them; a test enforces that. No optio
 
 from collections.abc import Callable
 
-POINTS = ("after_claim", "after_score", "before_commit", "after_commit", "before_tell", "after_tell", "mid_export")
+POINTS = (
+    *("after_claim", "after_score", "before_commit", "after_commit"),
+    *("before_tell", "after_tell", "mid_export", "mid_salvage"),
+)
 
 Action = Callable[[str, str], None]
 """Called with the point's name and what the code is about there: a key's digest, or a trial's number."""

@@ -70,19 +70,29 @@ class SqlTier:
             UnavailableError: the database does not answer.
         """
         found: Found = {}
-        damaged: list[tuple[str, str]] = []
+        damaged: list[str] = []
         with self._reading() as connection:
             for digest, text in self._texts(connection, list(digests)):
                 try:
                     found[digest] = unseal(digest, text)
                 except CorruptEntryError:
-                    damaged.append((digest, text))
-        if damaged:
-            with self.failures(), self.engine.begin() as connection:
-                for digest, text in damaged:
-                    self._take_out(connection, digest, text)
-            self.damaged += len(damaged)
-        return found
+                    damaged.append(digest)
+        return found | self.take_out(damaged) if damaged else found
+
+    def take_out(self, digests: Iterable[str]) -> Found:
+        """Remove those of these entries that are damaged by now; see `DiskTier.take_out`."""
+        sound: Found = {}
+        with self.failures(), self.engine.begin() as connection:
+            for digest, text in list(self._texts(connection, sorted(digests))):
+                try:
+                    sound[digest] = unseal(digest, text)
+                    continue
+                except CorruptEntryError:
+                    this = sqlalchemy.and_(EVALUATIONS.c.key == digest, EVALUATIONS.c.sealed == text)
+                if connection.execute(EVALUATIONS.delete().where(this)).rowcount:
+                    self._alarm(connection, Alarm.damage(digest, text))
+                    self.damaged += 1
+        return sound
 
     def _texts(self, connection: Connection, digests: Sequence[str]) -> Iterator[tuple[str, str]]:
         columns = sqlalchemy.select(EVALUATIONS.c.key, EVALUATIONS.c.sealed)
@@ -90,10 +100,6 @@ class SqlTier:
             some = digests[start : start + _MOST]
             rows = connection.execute(columns.where(EVALUATIONS.c.key.in_(some)))
             yield from ((digest, text) for digest, text in rows.all())
-
-    def _take_out(self, connection: Connection, digest: str, text: str) -> None:
-        self._alarm(connection, Alarm.damage(digest, text))
-        connection.execute(EVALUATIONS.delete().where(EVALUATIONS.c.key == digest, EVALUATIONS.c.sealed == text))
 
     def _alarm(self, connection: Connection, alarm: Alarm) -> None:
         if (
@@ -118,16 +124,26 @@ class SqlTier:
     def put_in(self, connection: Connection, entries: Iterable[Entry], rule: Rule = "first") -> Found:
         """Keep entries in a transaction that is under way."""
         given = {entry.key.digest: entry for entry in entries}
-        insert = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
         order = sorted(given)  # of rows, so that two transactions never wait for each other
         standing: Found = {}
         for start in range(0, len(order), _MOST):
-            some = order[start : start + _MOST]
-            rows = [_row(given[digest]) for digest in some]
-            connection.execute(insert(EVALUATIONS).on_conflict_do_nothing(), rows)
-            for digest, text in self._texts(connection, some):
+            rows = [_row(given[digest]) for digest in order[start : start + _MOST]]
+            for digest, text in connection.execute(self._keep(rows)).all():
                 standing[digest] = self._settle(connection, given[digest], text, rule)
         return standing
+
+    def _keep(self, rows: Sequence[dict[str, Any]]) -> sqlalchemy.Executable:
+        """One statement that inserts rows, or else locks the ones that are there, and returns what then stands.
+
+        An update that changes nothing takes the lock: until the transaction ends nobody deletes or changes the row, so
+        what is decided about it holds.
+        """
+        if self.engine.dialect.name == "postgresql":
+            insert: postgresql.Insert | sqlite.Insert = postgresql.insert(EVALUATIONS).values(rows)
+        else:
+            insert = sqlite.insert(EVALUATIONS).values(rows)
+        kept = insert.on_conflict_do_update(index_elements=[EVALUATIONS.c.key], set_={"key": insert.excluded.key})
+        return kept.returning(EVALUATIONS.c.key, EVALUATIONS.c.sealed)
 
     def _settle(self, connection: Connection, entry: Entry, text: str, rule: Rule) -> Entry:
         digest = entry.key.digest

@@ -59,7 +59,7 @@ def connect(url: str) -> Engine:
     return engine
 
 
-def sqlite_engine(url: str, pragmas: Sequence[str] = ()) -> Engine:
+def sqlite_engine(url: str | sqlalchemy.URL, pragmas: Sequence[str] = ()) -> Engine:
     """An engine for a SQLite file. It has no clock that cannot jump, so it is given the host's monotonic one."""
     engine = sqlalchemy.create_engine(url, connect_args={"timeout": 60})
 

@@ -71,6 +71,10 @@ class Tier(Readable, Protocol):
         """Keep entries durably, in one transaction; return those that stand now."""
         ...
 
+    def take_out(self, digests: Iterable[str]) -> Found:
+        """Remove those of these entries that are damaged by now; return those that are sound."""
+        ...
+
     def discard(self, digests: Iterable[str]) -> None:
         """Forget entries."""
         ...

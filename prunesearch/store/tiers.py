@@ -54,6 +54,7 @@ class Tiers:
                 raise StorageError(str(error)) from None
             self._local_failed(error)
         self._waiting: DiskTier | None = None
+        self._outbox_is_broken = False
         self._down_until = 0.0
         self._was_down = False
         self._lock = threading.RLock()
@@ -85,8 +86,7 @@ class Tiers:
         if self.shared is not None:
             stands = self._shared(lambda tier: tier.put([entry]))
             if stands is None:
-                self._locally(lambda _: self._outbox().put([entry]))
-                self.unsent += 1
+                self._keep_unsent(entry)
             else:
                 entry = stands[digest]
         kept = self._locally(lambda tier: tier.put([entry], "first" if stands is None else "given"))
@@ -157,18 +157,48 @@ class Tiers:
         """Send the database what it has missed; returns how much that was.
 
         Raises:
-            UnavailableError: it does not work.
+            UnavailableError: the database does not work.
         """
         if self.shared is None or self.local is None or not (self.folder / UNSENT).is_dir():
             return 0
         with self._lock:
-            outbox = self._outbox()
-            waiting = [entry for _, entry in outbox.scan() if entry is not None]
+            waiting = self._unsent_entries()
             if waiting:
                 standing = self.shared.put(waiting)
-                self.local.put(standing.values(), "given")
-                outbox.discard(entry.key.digest for entry in waiting)
+                self._locally(lambda tier: tier.put(standing.values(), "given"))
+                try:
+                    self._outbox().discard(entry.key.digest for entry in waiting)
+                except (UnavailableError, StorageError) as error:
+                    self._outbox_failed(error)  # they will be sent once more, which changes nothing
             return len(waiting)
+
+    def _unsent_entries(self) -> list[Entry]:
+        """What waits in the outbox. One that is damaged is made anew from what is sound in it.
+
+        An outbox that does not work says nothing about the database, which is used as before.
+        """
+        try:
+            outbox = self._outbox()
+            try:
+                return [entry for _, entry in outbox.scan() if entry is not None]
+            except UnavailableError:
+                outbox.rebuild()
+            return [entry for _, entry in outbox.scan() if entry is not None]
+        except (UnavailableError, StorageError) as error:
+            self._outbox_failed(error)
+            return []
+
+    def _keep_unsent(self, entry: Entry) -> None:
+        try:
+            self._locally(lambda _: self._outbox().put([entry]))
+            self.unsent += 1
+        except StorageError as error:
+            self._outbox_failed(error)
+
+    def _outbox_failed(self, error: Exception) -> None:
+        if not self._outbox_is_broken:
+            self._outbox_is_broken = True
+            _log.warning("%s; results that the shared cache misses while it is down are kept on this machine", error)
 
     def _outbox(self) -> DiskTier:
         """Results that the database has not seen: they are safe on the disk."""

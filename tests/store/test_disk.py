@@ -1,7 +1,9 @@
 """The disk tier serves what was put or nothing, whatever lies in its file, and touches no other."""
 
+import os
 import pickle
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -11,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunesearch.errors import StorageError, UnavailableError
-from prunesearch.store import places
+from prunesearch.store import disk, faults, places
 from prunesearch.store.alarms import DAMAGE, DISAGREEMENT
-from prunesearch.store.census import verified
+from prunesearch.store.census import reading, sweep, verified
 from prunesearch.store.disk import DiskTier
 from prunesearch.store.disk_file import DiskFile
 from prunesearch.store.entry import Entry, checksum, unseal
 from prunesearch.store.keys import Key, canonical_json, evaluation_key, latency_key
 from prunesearch.store.places import Places, check_writable
+from prunesearch.store.sql import SqlTier
 from prunesearch.store.strict import SCHEMA_VERSION, SETTINGS
 
 KEY = evaluation_key("f" * 64, "blocks/6:1", {"kind": "calibration"})
@@ -263,3 +266,90 @@ def test_places_are_read() -> None:
     assert str(Places.parse("/fast,postgresql+psycopg://me:x@h/d")) == "/fast,postgresql+psycopg://me:***@h/d"
     with pytest.raises(StorageError, match="--cache 'mysql://h/d': unknown database 'mysql'"):
         Places.parse("mysql://h/d")
+
+
+def _damage(file: Path, *shares: float) -> None:
+    """Overwrite pages at these places of a file."""
+    content = bytearray(file.read_bytes())
+    for share in shares:
+        at = int(len(content) * share) // 4096 * 4096
+        content[at : at + 4096] = b"\xff" * 4096
+    file.write_bytes(content)
+
+
+def _die_while_salvaging(folder: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        faults.arm(lambda point, _: os._exit(9) if point == "mid_salvage" else None)
+        with closing(DiskTier(folder)) as tier:
+            tier.rebuild()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_a_kill_while_a_damaged_file_is_copied_loses_nothing(
+    tmp_path: Path, key: MakeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "_BATCH", 10)
+    places = Places(tmp_path / "c")
+    _put(places.folder, *(Entry(key(i), [i]) for i in range(100)))
+    for _ in range(2):
+        _die_while_salvaging(places.folder)
+    (aside,) = (places.folder / "quarantine").iterdir()
+    for swept in (0, 1):
+        os.utime(aside, (0, 0))
+        assert sweep(places, time.time() - 3600)["quarantined"] == swept, "it is copied first"
+    with closing(DiskTier(places.folder)) as tier:
+        assert len(tier.get(key(i).digest for i in range(100))) == 100
+    _die_while_salvaging(places.folder)
+    with reading(places) as (file,):
+        assert len(file) == 100, "those that only read see everything too"
+
+
+def test_a_kill_between_a_file_and_its_journal_loses_nothing(tmp_path: Path, key: MakeKey) -> None:
+    folder = tmp_path / "c"
+    _put(folder, *(Entry(key(i), [i]) for i in range(10)))
+    aside = folder / "quarantine" / "20260101T000000"
+    aside.mkdir(parents=True)
+    (folder / "cache.db").replace(aside / "cache.db")
+    (folder / "cache.db-journal").write_bytes(b"")
+    with closing(DiskTier(folder)) as tier:
+        assert len(tier) == 10
+    assert (aside / "cache.db-journal").exists()
+
+
+def test_what_lies_between_damaged_pages_is_kept(tmp_path: Path, key: MakeKey) -> None:
+    folder = tmp_path / "c"
+    _put(folder, *(Entry(key(i), ["x" * 3000, i]) for i in range(200)))
+    _damage(folder / "cache.db", 0.3, 0.7)
+    with closing(DiskTier(folder)) as tier:
+        tier.rebuild()
+        assert 190 < len(tier) < 200
+
+
+def test_what_another_has_stored_in_the_place_of_a_damaged_entry_stays(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/team.db"
+    with closing(DiskTier(tmp_path / "c")) as local, closing(SqlTier(url)) as shared:
+        for tier in (local, shared):
+            tier.put([Entry(KEY, [5])])  # by now: it was damaged when it was read
+            assert tier.take_out([KEY.digest])[KEY.digest].value == [5]
+            assert tier.get([KEY.digest])[KEY.digest].value == [5]
+            assert tier.damaged == 0
+            assert tier.read_alarms() == []
+
+
+def test_a_writer_whose_file_is_rebuilt_by_another_opens_the_new_one(tmp_path: Path, key: MakeKey) -> None:
+    with closing(DiskTier(tmp_path / "c")) as writer, closing(DiskTier(tmp_path / "c")) as other:
+        set_entry = writer._cache.set
+
+        def set_after_the_rebuild(*words: object, **names: object) -> object:
+            other._cache.close()
+            other._set_aside()  # while the writer's transaction is under way
+            return set_entry(*words, **names)
+
+        writer.put([Entry(key(1), 1)])
+        writer._cache.set = set_after_the_rebuild
+        writer.put([Entry(key(2), 2)])
+        other.rebuild()
+        writer.put([Entry(key(3), 3)])
+        assert len(other.get(key(i).digest for i in (1, 2, 3))) == 3

@@ -2,12 +2,14 @@
 
 import logging
 import shutil
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -16,12 +18,13 @@ import sqlalchemy
 from benchmarks import postgres
 from prunesearch.errors import StorageError, UnavailableError
 from prunesearch.recipe import Recipe
-from prunesearch.store import evaluations, faults, schema, studies, tiers
+from prunesearch.store import census, evaluations, faults, schema, studies, tiers
 from prunesearch.store.alarms import DAMAGE, DISAGREEMENT
 from prunesearch.store.disk import DiskTier
 from prunesearch.store.entry import Entry
 from prunesearch.store.evaluations import EvaluationStore
 from prunesearch.store.keys import Key
+from prunesearch.store.places import Places
 from prunesearch.store.sql import SqlTier
 from prunesearch.store.tables import EVALUATIONS, LEASES, METADATA
 
@@ -332,3 +335,76 @@ def test_leases_hold_in_the_shared_table(url: str, tmp_path: Path, key: MakeKey)
         assert store.shared is not None
         with store.shared.engine.connect() as connection:
             assert connection.execute(sqlalchemy.select(LEASES.c.key)).scalars().all() == [key(1).digest]
+
+
+def test_a_damaged_outbox_is_made_anew_and_says_nothing_about_the_database(
+    tmp_path: Path, key: MakeKey, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, url = tmp_path / "a", f"sqlite:///{tmp_path}/team.db"
+    with closing(DiskTier(folder / "unsent")) as outbox:
+        outbox.put([Entry(key(i), ["x" * 3000, i]) for i in range(50)])
+    file = folder / "unsent" / "cache.db"
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2 // 4096 * 4096
+    content[middle : middle + 4096] = b"\xff" * 4096
+    file.write_bytes(content)
+    folder.chmod(0o700)
+    with EvaluationStore(f"{folder},{url}") as store:
+        store.put(key(99), 1)
+        assert store.unsent == 0
+        assert 45 < len(store) <= 51, "what was sound has been sent"
+    assert "are kept here until it is back" not in caplog.text
+    (folder / "unsent").chmod(0o777)
+    with EvaluationStore(f"{folder},{url}") as store:
+        store.put(key(100), 1)
+        assert store.unsent == 0
+    assert caplog.text.count("can be written by others") == 1
+
+
+def test_verify_looks_at_what_waits_to_be_sent(tmp_path: Path, key: MakeKey) -> None:
+    with closing(DiskTier(tmp_path / "c")), closing(DiskTier(tmp_path / "c" / "unsent")) as outbox:
+        outbox.put([Entry(key(i), [[i, 1.5, 2]]) for i in range(3)])
+    with sqlite3.connect(tmp_path / "c" / "unsent" / "cache.db") as rows:
+        rows.execute("UPDATE Cache SET value = replace(value, '[1,1.5,2]', '[1,1.6,2]')")
+    found = census.verified(Places(tmp_path / "c"))["tiers"]
+    assert [(tier["sound"], tier["damaged"]) for tier in found] == [(0, 0), (2, 1)]
+
+
+def test_an_entry_that_is_deleted_while_it_is_put_is_stored(
+    url: str, tmp_path: Path, key: MakeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `cache gc` comes between: it waits for the transaction, or the entry is inserted anew."""
+    with closing(SqlTier(url)) as tier, closing(SqlTier(url)) as gc:
+        tier.put([Entry(key(1), 1)])
+        deleting = threading.Thread(target=gc.discard, args=([key(1).digest],))
+        settle = tier._settle
+
+        def settle_slowly(*words: Any) -> Entry:  # noqa: ANN401
+            deleting.start()
+            deleting.join(0.3)
+            return settle(*words)
+
+        monkeypatch.setattr(tier, "_settle", settle_slowly)
+        assert tier.put([Entry(key(1), 1)])[key(1).digest].value == 1
+        deleting.join()
+        assert len(tier) == 0
+
+
+def test_concurrent_merges_keep_the_entry_that_was_made_first(url: str, key: MakeKey) -> None:
+    with closing(SqlTier(url)) as tier:
+        tier.put([Entry(key(1), 1, made=10.0)])
+        slow, fast = SqlTier(url), SqlTier(url)
+        settle = slow._settle
+        merging = threading.Thread(target=fast.put, args=([Entry(key(1), 1, made=5.0)], "earliest"))
+
+        def settle_late(*words: Any) -> Entry:  # noqa: ANN401
+            merging.start()
+            merging.join(0.3)
+            return settle(*words)
+
+        slow._settle = settle_late  # type: ignore[method-assign]
+        slow.put([Entry(key(1), 1, made=7.0)], "earliest")
+        merging.join()
+        assert tier.get([key(1).digest])[key(1).digest].made == 5.0
+        slow.close()
+        fast.close()

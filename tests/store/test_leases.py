@@ -177,3 +177,77 @@ def test_leases_are_renewed_while_their_owner_computes(tmp_path: Path, key: Make
         assert waiting.mine == set()
         assert computing.commit(key(1), 5) is not None
         assert waiting.claim([key(1)])[key(1).digest].value == 5
+
+
+@pytest.fixture
+def full_leases(tmp_path: Path) -> Leases:
+    """A file of several pages, opened."""
+    leases = folder_leases(tmp_path)
+    leases.claim("a", [f"{i:064}" for i in range(300)])
+    return leases
+
+
+def damage(folder: Path) -> None:
+    file = folder / "leases.db"
+    content = bytearray(file.read_bytes())
+    for at in range(4096, len(content), 4096):
+        content[at : at + 4096] = b"\xff" * 4096
+    file.write_bytes(content)
+
+
+def test_a_file_of_leases_that_is_damaged_under_way_is_made_anew(tmp_path: Path, full_leases: Leases) -> None:
+    other = folder_leases(tmp_path)
+    other.claim("b", ["k"])
+    damage(tmp_path)
+    assert full_leases.count() == (0, 0), "what leases said is worth nothing by then"
+    assert full_leases.claim("a", ["k"]) == {"k": 1}
+    assert other.claim("b", ["k", "l"]) == {"l": 1}, "all processes see the new file"
+    assert folder_leases(tmp_path).owners(["k", "l"]) == {"a", "b"}
+
+
+def test_a_result_is_kept_though_the_leases_were_damaged(tmp_path: Path, full_leases: Leases) -> None:
+    tokens = full_leases.claim("a", ["k"])
+    damage(tmp_path)
+    with committing(full_leases, "a", tokens) as held:
+        assert held == {"k"}, "nobody else has claimed it since"
+    tokens = full_leases.claim("a", ["k"])
+    full_leases.claim("a", [f"{i:064}" for i in range(300)])
+    with committing(full_leases, "a", tokens) as held:
+        assert held == {"k"}
+        damage(tmp_path)
+    assert full_leases.claim("b", ["k"]) == {"k": 1}
+
+
+def test_the_keeper_outlives_what_goes_wrong(
+    tmp_path: Path, key: MakeKey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    renew, failures = Leases.renew, [KeyError("first"), ValueError("second")]
+
+    def failing(self: Leases, owner: str) -> None:
+        if failures:
+            raise failures.pop()
+        renew(self, owner)
+
+    monkeypatch.setattr(Leases, "renew", failing)
+    with EvaluationStore(tmp_path, ttl=0.3) as store, store.flight() as flight:
+        flight.claim([key(1)])
+        end = time.monotonic() + 10
+        while failures and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not failures
+        assert store._keeper.is_alive()
+        assert "tried again: ValueError: second" in caplog.text
+
+
+def test_a_keeper_that_is_gone_is_replaced(tmp_path: Path, key: MakeKey) -> None:
+    reader, writer = FORK.Pipe()
+    with EvaluationStore(tmp_path) as store, store.flight() as flight:
+
+        def claim() -> None:  # a fork has no thread of its parent's
+            flight.claim([key(1)])
+            writer.send(store._keeper.is_alive())
+
+        process = FORK.Process(target=claim)
+        process.start()
+        assert reader.recv() is True
+        process.join()
