@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
@@ -27,6 +26,7 @@ from prunesearch.export.writer import MAX_SHARD, Written, digest, write_shards
 from prunesearch.model.anatomy import family_of, input_device, settings_of, skeleton
 from prunesearch.model.checkpoint import Stored, misplaced, tensors_in, tensors_of
 from prunesearch.model.fields import edits
+from prunesearch.model.guard import guarded
 from prunesearch.model.loading import LoadedModel, refuse_incomplete
 from prunesearch.model.streaming import open_streamed, set_aside
 from prunesearch.model.surgery import check_removable
@@ -34,6 +34,8 @@ from prunesearch.store.places import check_writable
 
 FORMS = ("plain", "zeroed", "deci", "remote-code")
 """How a candidate can be written; see `sublayers`."""
+
+_SHORT_OF_MEMORY = "where memory is short, export with --weights stream"
 
 
 @dataclass(frozen=True)
@@ -264,18 +266,17 @@ def reload(folder: Path, beside: PreTrainedModel | None = None, trust_remote_cod
     """
     spread = {"device_map": "auto"} if len(set(getattr(beside, "hf_device_map", {}).values())) > 1 else {}
     try:
-        reloaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, output_loading_info=True, trust_remote_code=trust_remote_code, **spread
-        )
+        with guarded("the export could not be reloaded", folder, advice=_SHORT_OF_MEMORY, kind=VerificationError):
+            reloaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, output_loading_info=True, trust_remote_code=trust_remote_code, **spread
+            )
         found, report = reloaded
         refuse_incomplete(folder.name, report)
         if beside is not None and not spread:
             found.to(input_device(beside))
     except ModelError as error:
         raise VerificationError(f"the export is not complete: {one_line(error)}") from None
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise VerificationError(
-            f"the export could not be reloaded ({one_line(error)}): where memory is short, export with --weights stream"
-        ) from None
+    except RuntimeError as error:  # torch: out of memory
+        raise VerificationError(f"the export could not be reloaded: {one_line(error)}; {_SHORT_OF_MEMORY}") from None
     model: PreTrainedModel = found.eval()
     return model

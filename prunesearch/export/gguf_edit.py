@@ -15,9 +15,10 @@ import gguf
 import numpy as np
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import InputError, ModelError, one_line
+from prunesearch.errors import InputError, ModelError
 from prunesearch.export import llama_cpp
 from prunesearch.export.atomic import new_file
+from prunesearch.model.gguf_file import open_gguf
 from prunesearch.model.loading import LoadedModel
 
 PERIODS: Mapping[str, int] = {
@@ -63,8 +64,8 @@ def block_count(path: Path) -> int:
     Raises:
         ModelError: it cannot be read.
     """
-    reader = _open(path)
-    return int(_value(reader, f"{_architecture(reader)}.block_count"))
+    reader = open_gguf(path)
+    return _count(reader, f"{_architecture(reader)}.block_count")
 
 
 def edit(
@@ -81,10 +82,10 @@ def edit(
         VerificationError: llama.cpp predicts something else.
         StorageError: `out` cannot be written.
     """
-    reader = _open(source)
+    reader = open_gguf(source)
     name = _architecture(reader)
     check_architecture(name, candidate)
-    count = int(_value(reader, f"{name}.block_count"))
+    count = _count(reader, f"{name}.block_count")
     if count != candidate.n_layers:
         raise InputError(f"the candidate is of a model with {candidate.n_layers} layers, {source.name} has {count}")
     if int(_value(reader, f"{name}.nextn_predict_layers") or 0):
@@ -98,16 +99,16 @@ def edit(
         return llama_cpp.check(path, compare, candidate, kind) if compare is not None else None
 
 
-def _open(path: Path) -> Any:  # noqa: ANN401
-    try:
-        return gguf.GGUFReader(path)
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise ModelError(f"cannot read {str(path)!r} as GGUF: {one_line(error)}") from None
-
-
 def _value(reader: Any, key: str) -> Any:  # noqa: ANN401
     field = reader.get_field(key)
     return None if field is None else field.contents()
+
+
+def _count(reader: Any, key: str) -> int:  # noqa: ANN401
+    value = _value(reader, key)
+    if not isinstance(value, int):
+        raise ModelError(f"this GGUF file has {key} = {value!r}, which is no number: convert it again")
+    return value
 
 
 def _architecture(reader: Any) -> str:  # noqa: ANN401

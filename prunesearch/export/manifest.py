@@ -11,8 +11,9 @@ import transformers
 from huggingface_hub import metadata_load
 
 import prunesearch
-from prunesearch.errors import StorageError
+from prunesearch.errors import ModelError, StorageError
 from prunesearch.export.sublayers import PROMISES
+from prunesearch.model.guard import guarded
 from prunesearch.model.loading import LoadedModel
 
 if TYPE_CHECKING:
@@ -169,9 +170,23 @@ The licence of the base model applies: {_licence(loaded)}.
 
 
 def _base_metadata(loaded: LoadedModel) -> dict[str, Any]:
+    """The front matter of the base model's card; a card that cannot be read says nothing, and stops no export."""
     readme = None if loaded.source.folder is None else loaded.source.folder / "README.md"
-    found = metadata_load(readme) if readme is not None and readme.is_file() else None
-    return found or {}
+    if readme is None or not readme.is_file():
+        return {}
+    try:
+        with guarded(f"cannot read {str(readme)!r}", readme):
+            found: object = metadata_load(readme)
+    except ModelError:
+        return {}
+    return {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value can be written to the new card: text that UTF-8 can say, or a list of such."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return isinstance(value, str) and value.encode("utf-8", "ignore").decode("utf-8") == value
 
 
 def _front_matter(loaded: LoadedModel) -> str:
@@ -182,13 +197,14 @@ def _front_matter(loaded: LoadedModel) -> str:
     fields["tags"] = ["pruned", "prunesearch"]
     if loaded.source.from_hub:
         fields["base_model"] = loaded.name
-    fields |= {name: base[name] for name in _LICENCE if name in base}
+    fields |= {name: base[name] for name in _LICENCE if _is_plain(base.get(name))}
     return yaml.safe_dump(fields, sort_keys=False)
 
 
 def _licence(loaded: LoadedModel) -> str:
     base = _base_metadata(loaded)
-    return str(base.get("license_name") or base.get("license") or "see its model card")
+    named = (base.get(field) for field in ("license_name", "license"))
+    return next((name for name in named if isinstance(name, str) and name and _is_plain(name)), "see its model card")
 
 
 def _figures(facts: Mapping[str, Any]) -> str:

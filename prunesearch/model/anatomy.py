@@ -15,12 +15,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import ModelError, one_line
+from prunesearch.errors import ModelError
 from prunesearch.model.families import FAMILIES, Family, Sublayer
+from prunesearch.model.guard import guarded
 
 _COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
 OTHER_PARTS = ("vision", "visual", "audio", "encoder.")
 """Words in the names of modules that are no part of the language model."""
+NO_MODEL = "no causal language model can be built from this config"
 _found: dict[str, Family] = {}
 """Families of types outside the table, as they were met."""
 
@@ -184,11 +186,8 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
     config = deepcopy(config)  # transformers notes the precision in it
     named = getattr(torch, config.dtype, None) if isinstance(config.dtype, str) else config.dtype
     dtype = named if isinstance(named, torch.dtype) else torch.float32
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ModelError(f"no causal language model can be built from this config: {one_line(error)}") from None
+    with guarded(NO_MODEL, advice="correct it"), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     return model
 
 
@@ -201,9 +200,27 @@ def read_config(name: str, **hub: Any) -> PretrainedConfig:  # noqa: ANN401 (pas
     path = Path(name)
     if path.suffix == ".json" and not path.is_file():
         raise ModelError(f"no config file {name!r}: give a config.json, a model folder or a Hugging Face id")
-    try:
+    where = "" if path.exists() else ", which is no local folder or file either"
+    with guarded(f"cannot read the config of {name!r}{where}", path):
         config: PretrainedConfig = AutoConfig.from_pretrained(name, **hub)
-    except (OSError, ValueError, KeyError) as error:
-        where = "" if path.exists() else ", which is no local folder or file either"
-        raise ModelError(f"cannot read the config of {name!r}{where}: {one_line(error)}") from None
+    _check_numbers(config, name)
     return config
+
+
+def _check_numbers(config: PretrainedConfig, name: str) -> None:
+    """Refuse a config whose numbers no model can have; transformers checks their types and little else.
+
+    Raises:
+        ModelError: names the field and its value.
+    """
+    settings = settings_of(config)
+    for field in (*_COUNTS, "vocab_size", "hidden_size"):
+        value = getattr(settings, field, None)
+        if isinstance(value, int) and value < 1:
+            raise ModelError(f"the config of {name!r} has {field} = {value}: it must be 1 or more")
+    heads, shared = (getattr(settings, field, None) for field in ("num_attention_heads", "num_key_value_heads"))
+    if isinstance(heads, int) and isinstance(shared, int) and shared > 0 and heads % shared:
+        raise ModelError(
+            f"the config of {name!r} has num_attention_heads = {heads}, which is no multiple of its "
+            f"num_key_value_heads = {shared}"
+        )

@@ -11,10 +11,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 
 from prunesearch.errors import ModelError, one_line
+from prunesearch.model.guard import guarded, refuse_pointers
 
 _TYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
@@ -27,6 +29,8 @@ TYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in _TYPES.i
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _ORDER = (SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+_MOST_HEADER = 100_000_000
+"""Bytes of the longest header, as the `safetensors` package has it."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,13 @@ def misplaced(folder: Path) -> str | None:
     if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
         return None
     weight_map, stored = _weight_map(folder / INDEX), tensors_in(folder)
-    wrong = (n for n in {*weight_map, *stored} if n not in stored or weight_map.get(n) != stored[n].path.name)
+    wrong = (n for n in {*weight_map, *stored} if n not in stored or weight_map.get(n) != _said(folder, stored[n]))
     return min(wrong, default=None)
+
+
+def _said(folder: Path, stored: Stored) -> str:
+    """The file of a tensor as an index names it."""
+    return stored.path.relative_to(folder).as_posix()
 
 
 def weight_names(folder: Path) -> tuple[str, ...]:
@@ -67,7 +76,7 @@ def weight_names(folder: Path) -> tuple[str, ...]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         named = config.get("transformers_weights")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         named = None  # a config that cannot be read is refused by its own reader
     if named is None:
         return _ORDER
@@ -84,6 +93,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """
     for name in weight_names(folder):
         if not (folder / name).is_file():
+            if (folder / name).exists():
+                raise ModelError(f"{str(folder / name)!r} is a folder and no file of weights: get the model again")
             continue
         if not name.endswith(".index.json"):
             return (folder / name,)
@@ -99,7 +110,8 @@ def _weight_map(path: Path) -> dict[str, str]:
         dict(index["metadata"])  # transformers reads none without it
     except OSError as error:
         raise ModelError(f"cannot read {str(path)!r}: {error.strerror}; get it again") from None
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        refuse_pointers(path)
         raise ModelError(f"{str(path)!r} is damaged: {one_line(error)}; get it again") from None
     return {name: _inside(file, path) for name, file in weight_map.items()}
 
@@ -142,36 +154,74 @@ def tensors_of(files: Iterable[Path]) -> dict[str, Stored]:
 
 
 def _header(path: Path) -> dict[str, Stored]:
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            length = int.from_bytes(file.read(8), "little")
-            if length > status.st_size:
-                raise ModelError(f"{str(path)!r} is cut short or no safetensors file: get it again")
-            header = json.loads(file.read(length))
-        found = {
-            name: Stored(
-                path,
-                8 + length + entry["data_offsets"][0],
-                entry["data_offsets"][1] - entry["data_offsets"][0],
-                _TYPES[entry["dtype"]],
-                tuple(entry["shape"]),
-                status.st_mtime_ns,
-            )
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-        wrong = [n for n, s in found.items() if s.nbytes != math.prod(s.shape) * s.dtype.itemsize]
-    except OSError as error:
-        raise ModelError(f"cannot read {str(path)!r}: {error.strerror}; get it again") from None
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ModelError(f"{str(path)!r} is no safetensors file: {one_line(error)}; get it again") from None
-    if wrong:
-        raise ModelError(f"{str(path)!r} is damaged: {wrong[0]} has not the size of its shape; get it again")
-    end = max((s.offset + s.nbytes for s in found.values()), default=0)
-    if end > status.st_size:
-        raise ModelError(f"{str(path)!r} is cut short: {end - status.st_size} bytes are missing; get it again")
+    """The tensors of one file.
+
+    Raises:
+        ModelError: it cannot be read, or is not what the format says.
+    """
+    refuse_pointers(path)
+    with guarded(f"cannot read {str(path)!r}", path, advice="get it again"), path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        length = int.from_bytes(file.read(8), "little")
+        if status.st_size < 8 or length > min(status.st_size - 8, _MOST_HEADER):
+            raise ModelError(f"{str(path)!r} is cut short or no safetensors file: get it again")
+        text = file.read(length)
+    with guarded(f"{str(path)!r} is no safetensors file", path, advice="get it again"):
+        header = json.loads(text)
+    if not isinstance(header, dict):
+        raise ModelError(f"{str(path)!r} is no safetensors file: its header is no JSON object; get it again")
+    found: dict[str, Stored] = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            found[name] = _entry(path, name, entry, 8 + length, status.st_mtime_ns)
+    _check_places(path, found, 8 + length, status.st_size)
     return found
+
+
+def _entry(path: Path, name: str, entry: object, start: int, modified: int) -> Stored:
+    """What the header says of one tensor.
+
+    Raises:
+        ModelError: no type, shape and place that fit each other.
+    """
+    if not isinstance(entry, dict):
+        raise ModelError(f"{str(path)!r} is no safetensors file: {name} is {entry!r:.60}; get it again")
+    kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(kind, str) or kind not in _TYPES:
+        raise ModelError(f"{str(path)!r} holds {name} in the type {kind!r:.60}, which this version does not know")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        raise ModelError(
+            f"{str(path)!r} is damaged: {name} has the shape {shape!r:.60} and lies at {offsets!r:.60}; get it again"
+        )
+    stored = Stored(path, start + offsets[0], offsets[1] - offsets[0], _TYPES[kind], tuple(shape), modified)
+    if stored.nbytes != math.prod(stored.shape) * stored.dtype.itemsize:
+        raise ModelError(f"{str(path)!r} is damaged: {name} has not the size of its shape; get it again")
+    return stored
+
+
+def _are_sizes(values: object) -> TypeGuard[list[int]]:
+    """Whether a JSON value is a list of whole numbers from 0 on."""
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _check_places(path: Path, found: Mapping[str, Stored], start: int, size: int) -> None:
+    """Make sure that the tensors lie end to end from the header to the end of the file, as the format has it.
+
+    Raises:
+        ModelError: the file is cut short, or two tensors share bytes, or some bytes are no tensor's.
+    """
+    at = start
+    for name, stored in sorted(found.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if stored.offset != at:
+            wrong = "overlaps another tensor" if stored.offset < at else "does not follow the tensor before it"
+            raise ModelError(f"{str(path)!r} is damaged: {name} {wrong}; get it again")
+        at += stored.nbytes
+    if at > size:
+        raise ModelError(f"{str(path)!r} is cut short: {at - size} bytes are missing; get it again")
+    if at < size:
+        raise ModelError(
+            f"{str(path)!r} is damaged: {size - at} bytes behind its tensors are no tensor's; get it again"
+        )
 
 
 def read_into(buffer: torch.Tensor, stored: Stored) -> torch.Tensor:

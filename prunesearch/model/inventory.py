@@ -1,15 +1,16 @@
 """What a checkpoint is made of, block by block, without building it: for `prunesearch analyze`."""
 
-import json
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunesearch.errors import ModelError, one_line
+from prunesearch.errors import ModelError
 from prunesearch.model.anatomy import read_config, skeleton
-from prunesearch.model.loading import check_gguf
+from prunesearch.model.checkpoint import weight_files
+from prunesearch.model.gguf_file import open_gguf
+from prunesearch.model.guard import guarded
 from prunesearch.model.source import looks_local
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|blk)\.(\d+)\.(.+)")
@@ -65,9 +66,9 @@ def take_inventory(name: str, *, revision: str | None = None, trust_remote_code:
     """
     path = Path(name)
     if name.endswith(".gguf"):
-        check_gguf(path)
         return _group("gguf", list(_from_gguf(path)))
-    if path.is_dir() and (shards := _shards(path)):
+    shards = weight_files(path) if path.is_dir() else ()
+    if shards and all(shard.suffix == ".safetensors" for shard in shards):
         return _group("safetensors", [tensor for shard in shards for tensor in _from_safetensors(shard)])
     if looks_local(name) and not path.exists():
         raise ModelError(f"no model folder or file {name!r}: give a config.json, a folder or a Hugging Face id")
@@ -104,29 +105,17 @@ def _block(index: int, parts: list[tuple[str, _Tensor]]) -> BlockInventory:
     )
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The files that transformers would load; a folder may hold others, such as consolidated or adapter weights."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if not index.is_file():
-        return [single] if single.is_file() else []
-    try:
-        files = json.loads(index.read_text())["weight_map"].values()
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"cannot read {str(index)!r}: {one_line(error)}") from None
-    return [folder / name for name in sorted(set(files))]
-
-
 def _from_safetensors(shard: Path) -> Iterator[_Tensor]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                tensor = file.get_slice(name)
-                params = math.prod(tensor.get_shape())
-                yield _Tensor(name, params, params * _bits(tensor.get_dtype()) // 8)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"cannot read {str(shard)!r}: {one_line(error)}; download it again") from None
+    found: dict[str, tuple[int, int]] = {}
+    failure = f"cannot read {str(shard)!r}"
+    with guarded(failure, shard, advice="download it again"), safe_open(shard, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            tensor = file.get_slice(name)
+            found[name] = math.prod(tensor.get_shape()), _bits(tensor.get_dtype())
+    for name, (params, bits) in found.items():
+        yield _Tensor(name, params, params * bits // 8)
 
 
 def _bits(dtype: str) -> int:
@@ -136,7 +125,5 @@ def _bits(dtype: str) -> int:
 
 
 def _from_gguf(path: Path) -> Iterator[_Tensor]:
-    import gguf
-
-    for tensor in gguf.GGUFReader(path).tensors:
+    for tensor in open_gguf(path).tensors:
         yield _Tensor(tensor.name, int(tensor.n_elements), int(tensor.n_bytes))

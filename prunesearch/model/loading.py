@@ -1,11 +1,9 @@
 """Loading a causal LM and its tokenizer from a hub id, a folder or a ``.gguf`` file."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,8 +16,12 @@ from transformers import (
 from prunesearch.errors import InputError, ModelError, one_line
 from prunesearch.model.anatomy import Sizes, blocks_of, family_of, read_config, sizes_of
 from prunesearch.model.fingerprint import fingerprint
+from prunesearch.model.gguf_file import open_gguf
+from prunesearch.model.guard import guarded
 from prunesearch.model.layers import Layers, ResidentLayers
 from prunesearch.model.source import IN_MEMORY, ResolvedSource, resolve, with_weights
+
+TOKENIZER_ADVICE = "get its files again, or a newer version of transformers and tokenizers"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def load(
     source = resolve(name, revision=revision, trust_remote_code=trust_remote_code)
     how: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.gguf is not None:
-        check_gguf(source.gguf)
+        open_gguf(source.gguf)  # a damaged one is refused before transformers spends minutes on it
         path = source.gguf.parent
         how["gguf_file"] = source.gguf.name
     else:
@@ -85,16 +87,16 @@ def load(
         # An unsupported type is refused before its weights are read.
         family_of(read_config(str(path), **how))
         source = with_weights(source)
-    try:
+    with guarded(f"cannot load the tokenizer of {name!r}", path, advice=TOKENIZER_ADVICE):
         tokenizer = AutoTokenizer.from_pretrained(path, **how)
-        if source.gguf is not None:
-            how["quantization_config"] = GgufConfig(dequantize=True)
+    if source.gguf is not None:
+        how["quantization_config"] = GgufConfig(dequantize=True)
+    precision = _dtype(dtype, source.gguf is not None)
+    with guarded(f"cannot load model {name!r}", (path, *source.weights)):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=_dtype(dtype, source.gguf is not None), device_map=device_map, output_loading_info=True, **how
+            path, dtype=precision, device_map=device_map, output_loading_info=True, **how
         )
-        model, report = loaded
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"cannot load model {name!r}: {one_line(error)}") from None
+    model, report = loaded
     refuse_incomplete(name, report)
     if not trust_remote_code:
         forget_code(model.config, tokenizer)
@@ -136,26 +138,6 @@ def refuse_incomplete(name: str, report: dict[str, Any]) -> None:
                 f"checkpoint {name!r} is not complete: {len(keys)} {problem.replace('_keys', '')} "
                 f"weight(s), the first is {keys[0]}; get it again"
             )
-
-
-def check_gguf(path: Path) -> None:
-    """Make sure that a GGUF file is whole before transformers spends minutes on it.
-
-    Raises:
-        ModelError: missing, not a GGUF, or shorter than its own table of tensors says.
-    """
-    import gguf
-
-    if not path.is_file():
-        raise ModelError(f"no model file {str(path)!r}: check the path")
-    try:
-        reader = gguf.GGUFReader(path)
-        end = max(int(t.data_offset) + int(t.n_bytes) for t in reader.tensors)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise ModelError(f"{str(path)!r} is not a whole GGUF file ({one_line(error)}): download it again") from None
-    if end > path.stat().st_size:
-        missing = end - path.stat().st_size
-        raise ModelError(f"{str(path)!r} is cut short: {missing} bytes are missing; download it again")
 
 
 def device_named(name: str | None) -> torch.device:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError
 
 from prunesearch.errors import InputError, ModelError, one_line
 from prunesearch.model.checkpoint import weight_files, weight_names
+from prunesearch.model.guard import guarded
 
 ADAPTER = "adapter_config.json"
 CONFIG = "config.json"
@@ -146,15 +147,11 @@ def _refuse_adapter(folder: Path, name: str) -> None:
 
 def _snapshot(name: str, revision: str | None, wanted: tuple[str, ...]) -> Path:
     """Download small files of one commit."""
-    try:
+    which = f" at revision {revision!r}" if revision is not None else ""
+    with guarded(f"cannot get model {name!r}{which}, which is no local folder or file either"):
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(_NOT_WANTED))
         )
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        which = f" at revision {revision!r}" if revision is not None else ""
-        raise ModelError(
-            f"cannot get model {name!r}{which}, which is no local folder or file either: {one_line(error)}"
-        ) from None
 
 
 def _downloaded_weights(name: str, commit: str | None, folder: Path) -> tuple[Path, ...]:
@@ -162,14 +159,15 @@ def _downloaded_weights(name: str, commit: str | None, folder: Path) -> tuple[Pa
     missing: Exception | None = None
     for entry in weight_names(folder):
         try:
-            hf_hub_download(name, entry, revision=commit)
-            files = weight_files(folder)
-            for path in files:
-                hf_hub_download(name, path.relative_to(folder).as_posix(), revision=commit)
-        except EntryNotFoundError as error:  # absent; without network also: not in the cache
-            missing = missing or error
+            with guarded(f"cannot download the weights of model {name!r}"):
+                hf_hub_download(name, entry, revision=commit)
+                files = weight_files(folder)
+                for path in files:
+                    hf_hub_download(name, path.relative_to(folder).as_posix(), revision=commit)
+        except ModelError as error:
+            if not isinstance(error.__cause__, EntryNotFoundError):
+                raise
+            missing = missing or error.__cause__  # absent; without network also: not in the cache
             continue
-        except (OSError, ValueError, HfHubHTTPError) as error:
-            raise ModelError(f"cannot download the weights of model {name!r}: {one_line(error)}") from None
         return files
     raise ModelError(f"cannot find the weights of model {name!r}: {one_line(missing) if missing else 'none'}")

@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 from transformers.initialization import no_init_weights
 
 from prunesearch.errors import ModelError, one_line
-from prunesearch.model.anatomy import blocks_of, family_of, input_device, read_config, sizes_of
+from prunesearch.model.anatomy import NO_MODEL, blocks_of, family_of, input_device, read_config, sizes_of
 from prunesearch.model.checkpoint import tensors_of
 from prunesearch.model.fingerprint import fingerprint
+from prunesearch.model.guard import guarded
 from prunesearch.model.layers import StreamedLayers
-from prunesearch.model.loading import LoadedModel, device_named, forget_code
+from prunesearch.model.loading import TOKENIZER_ADVICE, LoadedModel, device_named, forget_code
 from prunesearch.model.source import resolve, with_weights
 from prunesearch.model.sources import Source, keep_exact_parts, locate, read_source
 
@@ -57,10 +58,8 @@ def open_streamed(
         raise ModelError(f"{name!r} holds no safetensors, only those can be streamed: use --weights memory")
     stored = tensors_of(source.weights)
     model = _empty(config, dtype, trust_remote_code)
-    try:
+    with guarded(f"cannot load the tokenizer of {name!r}", folder, advice=TOKENIZER_ADVICE):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot load the tokenizer of {name!r}: {one_line(error)}") from None
     if not trust_remote_code:
         forget_code(model.config, tokenizer)
     sources: dict[str, Source] = {**locate(model, stored, name)}
@@ -131,13 +130,10 @@ def _empty(config: PretrainedConfig, dtype: str, trust_remote_code: bool) -> Pre
     """The model with its parameters on the meta device and its buffers (rotary frequencies) real."""
     wanted = config.dtype if dtype == "auto" else getattr(torch, dtype)
     wanted = wanted if isinstance(wanted, torch.dtype) else torch.float32
-    try:
-        with init_empty_weights(include_buffers=False), _WeightsOnMeta(), no_init_weights():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, dtype=wanted, trust_remote_code=trust_remote_code
-            )
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ModelError(f"no causal language model can be built from this config: {one_line(error)}") from None
+    with guarded(NO_MODEL), init_empty_weights(include_buffers=False), _WeightsOnMeta(), no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=wanted, trust_remote_code=trust_remote_code
+        )
     keep_exact_parts(model)
     return model.requires_grad_(False)
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prunesearch.errors import ModelError
-from prunesearch.model.checkpoint import INDEX, SINGLE, Stored, read, tensors_in
+from prunesearch.model.checkpoint import INDEX, SINGLE, Stored, misplaced, read, tensors_in
 from tests.conftest import tiny
 
 TENSORS = {
@@ -37,36 +37,67 @@ def test_shards_are_found_through_their_index(tmp_path: Path) -> None:
     assert all(torch.equal(read(place), whole[name]) for name, place in stored.items())
 
 
+def _file(header: object, data: int = 8) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(data)
+
+
 def _header(**entry: object) -> bytes:
-    text = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **entry}}).encode()
-    return len(text).to_bytes(8, "little") + text + bytes(8)
+    return _file({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **entry}})
+
+
+def _two(first: list[int], second: list[int], data: int = 12) -> bytes:
+    entries = {"a": {"dtype": "U8", "shape": [6], "data_offsets": first}}
+    return _file(entries | {"b": {"dtype": "U8", "shape": [6], "data_offsets": second}}, data)
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "is no safetensors file"),
+        (b"", "cut short or no safetensors file"),
         (b"\xff" * 64, "cut short or no safetensors file"),
-        ((4).to_bytes(8, "little") + b"[1,2", "is no safetensors file"),
+        ((20).to_bytes(8, "little") + b"{}", "cut short or no safetensors file"),
+        (_file(b"[1,2", 0), "is no safetensors file"),
+        (_file([1], 0), "its header is no JSON object"),
+        (_file(b"[" * 50_000, 0), "is no safetensors file: maximum recursion"),
+        (_file(b'{"\xff": 1}', 0), "is not UTF-8"),
+        (_file({"a": 3}), "a is 3"),
         (_header()[:-3], "is cut short: 3 bytes are missing"),
+        (_header() + b"xy", "2 bytes behind its tensors are no tensor's"),
         (_header(shape=[3]), "is damaged: a has not the size of its shape"),
-        (_header(dtype="F4"), "is no safetensors file: 'F4'"),
-        (_header(data_offsets="xy"), "is no safetensors file"),
+        (_header(shape=[-2]), "a has the shape .-2."),
+        (_header(shape=[2.0]), "a has the shape .2.0."),
+        (_header(shape=[True, 2]), "a has the shape .True"),
+        (_header(shape=None), "a has the shape None"),
+        (_header(dtype="F4"), "in the type 'F4', which this version does not know"),
+        (_header(dtype=[]), "in the type .., which"),
+        (_header(data_offsets="xy"), "lies at 'xy'"),
+        (_header(data_offsets=[8, 0]), "has not the size"),
+        (_header(data_offsets=[-8, 0]), "lies at .-8, 0."),
+        (_header(data_offsets=[0, 8, 9]), "lies at"),
+        (_header(data_offsets=[0, 2**70]), "has not the size"),
+        (_two([0, 6], [3, 9]), "b overlaps another tensor"),
+        (_two([0, 6], [8, 14], 14), "b does not follow the tensor before it"),
     ],
-    ids=["empty", "noise", "no mapping", "truncated", "shape", "type", "offsets"],
 )
 def test_damage_is_one_line(tmp_path: Path, content: bytes, complaint: str) -> None:
     (tmp_path / SINGLE).write_bytes(content)
     with pytest.raises(ModelError, match=complaint) as raised:
         tensors_in(tmp_path)
     assert "\n" not in str(raised.value)
-    assert "get it again" in str(raised.value)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / SINGLE).mkdir()
+    with pytest.raises(ModelError, match=r"model.safetensors' is a folder"):
+        tensors_in(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("index", "complaint"),
     [
         ("{", "is damaged"),
+        ("[" * 50_000, "is damaged: maximum recursion"),
         ("[]", "is damaged"),
         ('{"weight_map": 3}', "is damaged"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "is damaged: 'metadata'"),
@@ -81,8 +112,9 @@ def test_damage_is_one_line(tmp_path: Path, content: bytes, complaint: str) -> N
 )
 def test_a_bad_index_is_one_line(tmp_path: Path, index: str, complaint: str) -> None:
     (tmp_path / INDEX).write_text(index)
-    with pytest.raises(ModelError, match=complaint):
-        tensors_in(tmp_path)
+    for read_index in (tensors_in, misplaced):
+        with pytest.raises(ModelError, match=complaint):
+            read_index(tmp_path)
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
