@@ -27,6 +27,8 @@ _SAYS = "Made by prunesearch, which deletes this folder when it is done.\nhost: 
 _OLD = "old"
 _OS_ERROR = re.compile(r"(.*?)\(os error (\d+)\)", re.DOTALL)
 _TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|iostream error|file write failed")
+_NUMPY_WRITER = re.compile(r"\d+ requested and \d+ written")
+_CUT_SHORT = "a file could not be written whole, as on a full disk"
 
 
 @contextmanager
@@ -145,9 +147,7 @@ def new_file(out: Path) -> Iterator[Path]:
             sync(scratch)
             place_file(scratch, out)
     except OSError as error:
-        raise StorageError(
-            f"cannot write {str(out)!r}: {one_line(error)}; free space there, or give another place"
-        ) from None
+        raise StorageError(cannot_write(out, error)) from None
 
 
 def place_file(finished: Path, out: Path) -> None:
@@ -274,9 +274,11 @@ def open_to_others(folder: Path, like: Path) -> None:
 
 def cannot_write(place: Path, error: OSError) -> str:
     """One line about a write that failed, with what to do."""
+    reason = error.strerror or one_line(error)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-    remedy = "free space on its disk" if full else "give another place"
-    return f"cannot write {str(place)!r}: {error.strerror or one_line(error)}; {remedy}"
+    if _NUMPY_WRITER.search(reason):
+        reason, full = _CUT_SHORT, True
+    return f"cannot write {str(place)!r}: {reason}; {'free space on its disk' if full else 'give another place'}"
 
 
 @contextmanager
@@ -303,5 +305,5 @@ def _system_error(error: Exception) -> OSError | None:
         number = int(match[2])
         return OSError(number, os.strerror(number))
     if isinstance(error, RuntimeError) and _TORCH_WRITER.search(text):
-        return OSError(errno.EIO, "a file could not be written whole, as on a full disk")
+        return OSError(errno.EIO, _CUT_SHORT)
     return None
