@@ -168,6 +168,7 @@ def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None: 
 @click.option("--gguf", is_flag=True, help="Write a GGUF for llama.cpp instead.")
 @click.option("--max-shard", default="5GB", show_default=True, help="Size of the largest weight file.")
 @click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the verified checkpoint, to a private repository.")
+@click.option("--public", is_flag=True, help="Let --push-to-hub upload to a repository that is public.")
 @click.option("--print", "program", help="Write nothing; say it to mergekit or llama-quantize.")
 @STORAGE
 @with_options(*MODEL_OPTIONS, *RUN_OPTIONS)

@@ -94,7 +94,7 @@ WANTED: tuple[Callable[[Any], Any], ...] = (
     click.option("--max-loss", help="The smallest that loses no more: 2% of the dense quality, or 0.05 of the metric."),
     click.option("--max-size", help="The best that is no larger: 100MiB."),
 )
-DELIVERY = ("out", "form", "gguf", "max_shard", "push_to_hub", "program")
+DELIVERY = ("out", "form", "gguf", "max_shard", "push_to_hub", "public", "program")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 

@@ -46,6 +46,7 @@ class Wish:
     Attributes:
         out: folder, or the file of a GGUF.
         form: one of `export.FORMS`.
+        public: upload even to a repository that anybody can read.
         program: say it to this program and write nothing.
     """
 
@@ -54,11 +55,19 @@ class Wish:
     gguf: bool = False
     max_shard: int = 5 * 10**9
     push_to_hub: str | None = None
+    public: bool = False
     program: str | None = None
 
     @classmethod
     def parse(
-        cls, out: str | None, form: str, gguf: bool, max_shard: str, push_to_hub: str | None, program: str | None
+        cls,
+        out: str | None,
+        form: str,
+        gguf: bool,
+        max_shard: str,
+        push_to_hub: str | None,
+        public: bool,
+        program: str | None,
     ) -> Self:
         """Read the command line's options, and refuse before any work what cannot be done.
 
@@ -79,12 +88,16 @@ class Wish:
                 raise InputError("--gguf goes neither with --as nor with --push-to-hub")
         else:
             check_destination(Path(out))
+        if public and push_to_hub is None:
+            raise InputError("--public goes with --push-to-hub OWNER/NAME")
         if push_to_hub is not None:
             hub.check_name(push_to_hub)
+            if out is not None and program is None:
+                hub.check_access(push_to_hub, Path(out), public)
         size = parse_size(max_shard, "--max-shard")
         if size < 1:
             raise InputError(f"--max-shard {max_shard} is no size: write 5GB or 500MiB")
-        return cls(Path(out) if out else None, form, gguf, size, push_to_hub, program)
+        return cls(Path(out) if out else None, form, gguf, size, push_to_hub, public, program)
 
 
 def from_study(name: str, options: RunOptions, wanted: selection.Wanted, trust_remote_code: bool) -> Chosen:
@@ -143,7 +156,7 @@ def _deliver(chosen: Chosen, wish: Wish) -> dict[str, Any]:
     made = export(loaded, candidate, wish.out, chosen.facts, form=wish.form, max_shard=wish.max_shard)
     document = made.document()
     if wish.push_to_hub is not None:
-        document["pushed"] = hub.push(made.folder, wish.push_to_hub, candidate.text)
+        document["pushed"] = hub.push(made.folder, wish.push_to_hub, candidate.text, public=wish.public)
     return document
 
 

@@ -3,14 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
+from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.cli import cli
 from prunesearch.errors import InputError, RunError, VerificationError
 from prunesearch.export import checkpoint, elsewhere, export, gguf_edit, hub, recheck
 from prunesearch.model.loading import LoadedModel, load
@@ -125,26 +130,95 @@ def test_other_programs_are_told_the_same() -> None:
 
 
 class _Api:
-    """The hub's double."""
+    """The hub's double.
 
-    def __init__(self, works: bool) -> None:
-        self.works, self.calls = works, []  # type: ignore[var-annotated]
+    Args:
+        private: of the repository; None where there is none.
+        fails: what its network raises, from which call on.
+    """
+
+    def __init__(self, private: bool | None = None, fails: Exception | None = None, at: str = "") -> None:
+        self.private, self.fails, self.at = private, fails, at
+        self.calls: list[object] = []
+        self.role = "write"
+
+    def _reached(self, call: str) -> None:
+        self.calls.append(call)
+        if self.fails is not None and self.at == call:
+            raise self.fails
+
+    def whoami(self) -> dict[str, Any]:
+        self._reached("whoami")
+        return {"name": "me", "orgs": [{"name": "us"}], "auth": {"accessToken": {"role": self.role}}}
+
+    def repo_info(self, name: str, repo_type: str) -> object:
+        self._reached("repo_info")
+        if self.private is None:
+            raise RepositoryNotFoundError("404", response=httpx_response())
+        return SimpleNamespace(private=self.private)
 
     def create_repo(self, name: str, **settings: object) -> None:
-        self.calls.append((name, settings["private"]))
+        self._reached("create_repo")
+        if self.private is None:
+            self.private = bool(settings["private"])
 
     def upload_folder(self, **settings: object) -> str:
-        if not self.works:
-            raise OSError("no route to host")
-        self.calls.append(settings["folder_path"])
+        self._reached("upload_folder")
         return "https://hub/commit"
 
 
+def httpx_response() -> Any:  # noqa: ANN401
+    return SimpleNamespace(headers={}, request=None, status_code=404)
+
+
+class _NoRouteError(Exception):
+    """As of an HTTP library: no OSError."""
+
+
 def test_an_export_is_uploaded_to_a_private_repository(tmp_path: Path) -> None:
-    api = _Api(works=True)
-    assert hub.push(tmp_path, "me/model", "0,3", api) == "https://hub/commit"  # type: ignore[arg-type]
-    assert api.calls == [("me/model", True), tmp_path]
-    with pytest.raises(RunError, match="exported and verified, but could not be uploaded"):
-        hub.push(tmp_path, "me/model", "0,3", _Api(works=False))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="OWNER/NAME"):
-        hub.check_name("model")
+    for api in (_Api(), _Api(private=True)):
+        hub.check_access("me/model", tmp_path, False, api)  # type: ignore[arg-type]
+        assert hub.push(tmp_path, "me/model", "0,3", api) == "https://hub/commit"  # type: ignore[arg-type]
+        assert api.private
+    hub.check_access("us/model", tmp_path, False, api)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="who is not in 'them'"):
+        hub.check_access("them/model", tmp_path, False, api)  # type: ignore[arg-type]
+    api.role = "read"
+    with pytest.raises(InputError, match="may read only"):
+        hub.check_access("me/model", tmp_path, False, api)  # type: ignore[arg-type]
+    for name in ("model", "me/", "me/a b", "me/--x", "a/b/c"):
+        with pytest.raises(InputError, match="is no repository"):
+            hub.check_name(name)
+
+
+def test_nothing_is_uploaded_to_a_public_repository_unasked(tmp_path: Path) -> None:
+    api = _Api(private=False)
+    with pytest.raises(InputError, match="add --public"):
+        hub.check_access("me/model", tmp_path, False, api)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=r"is exported and verified, but could not be uploaded .*--public"):
+        hub.push(tmp_path, "me/model", "0,3", api)  # type: ignore[arg-type]
+    assert "upload_folder" not in api.calls
+    hub.check_access("me/model", tmp_path, True, api)  # type: ignore[arg-type]
+    hub.push(tmp_path, "me/model", "0,3", api, public=True)  # type: ignore[arg-type]
+    assert api.calls[-1] == "upload_folder"
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), _NoRouteError("no route"), RuntimeError("bad header hf_s3cret")])
+def test_a_hub_that_cannot_be_reached_is_one_line_before_and_after_the_export(error: Exception) -> None:
+    for at in ("whoami", "repo_info"):
+        with pytest.raises(InputError, match=r"nothing was exported: .*hf upload --private me/model 'my out'") as told:
+            hub.check_access("me/model", Path("my out"), False, _Api(fails=error, at=at))  # type: ignore[arg-type]
+        assert "s3cret" not in str(told.value)
+    for at in ("create_repo", "upload_folder"):
+        with pytest.raises(RunError, match=r"is exported and verified, but .*hf upload --private me/model 'my out'"):
+            hub.push(Path("my out"), "me/model", "0,3", _Api(fails=error, at=at))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="hf auth login"):
+        hub.check_access("me/model", Path(), False, _Api(fails=LocalTokenNotFoundError("none"), at="whoami"))  # type: ignore[arg-type]
+
+
+def test_without_network_nothing_is_exported(tiny_folder: Path, tmp_path: Path) -> None:
+    words = ["export", str(tiny_folder), "--drop", "3", "--out", str(tmp_path / "out"), "--push-to-hub", "me/x"]
+    result = CliRunner(env={"HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_x"}).invoke(cli, words)
+    assert isinstance(result.exception, InputError)
+    assert "nothing was exported" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
