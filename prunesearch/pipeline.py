@@ -19,6 +19,7 @@ from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.local import LocalEngine
 from prunesearch.errors import InputError, RunError
 from prunesearch.export import Exported, check_destination, export
+from prunesearch.export.manifest import companions
 from prunesearch.model.anatomy import Sizes
 from prunesearch.model.arithmetic import wide_products
 from prunesearch.recipe import Recipe, RunOptions, study_name
@@ -122,6 +123,7 @@ def run(
     out = out or Path("storage/exports") / (options.study or study_name(recipe))
     check_destination(out)
     with open_bench(recipe, options) as bench:
+        companions(bench.loaded)  # what an export would refuse is refused before any work
         outcome = run_search(bench, recipe, options, listener)
         return outcome, export(bench.loaded, outcome.best.candidate, out, facts_of(recipe, outcome))
 

@@ -21,6 +21,7 @@ from prunesearch.export import manifest, sublayers
 from prunesearch.export.atomic import cannot_write, place_folder, replace_folder, scratch_beside, sync_tree
 from prunesearch.export.config_file import ConfigFile, edited_file
 from prunesearch.export.layout import Layout, layout_of
+from prunesearch.export.manifest import companions
 from prunesearch.export.verification import Expected, Verification, compare, compare_streamed, expected_streamed
 from prunesearch.export.writer import MAX_SHARD, Written, digest, write_shards
 from prunesearch.model.anatomy import family_of, input_device, settings_of, skeleton
@@ -95,6 +96,7 @@ def export(
         RunError: something was put at `out` meanwhile. It stays, and the export has another name, which is said.
     """
     check_form(loaded.model.config, candidate, form)
+    companions(loaded)
     replace = replace and (out / manifest.MANIFEST).is_file()
     if replace:
         manifest.check_replaceable(out)

@@ -30,18 +30,39 @@ _CODE = ("**/*.py",)
 _LICENCE = ("license", "license_name", "license_link", "language")
 
 
+def companions(loaded: LoadedModel) -> list[Path]:
+    """The base model's small files that travel with an export.
+
+    Raises:
+        ModelError: one is a link to a file outside the model's folder, which may be meant for nobody else.
+    """
+    folder = loaded.source.folder
+    if folder is None:
+        return []
+    patterns = (*_COMPANIONS, *_CODE) if loaded.trusted else _COMPANIONS
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
+    own = [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":  # in the Hugging Face cache, files are links to the blobs beside it
+        own.append(folder.resolve().parent.parent / "blobs")
+    for path in found:
+        if not any(path.resolve().is_relative_to(place) for place in own):
+            raise ModelError(
+                f"{str(path)!r} is a link to a file outside the model's folder and is not copied into an export: "
+                "put the file itself there, or delete the link"
+            )
+    return found
+
+
 def copy_companions(loaded: LoadedModel, folder: Path | None, out: Path) -> None:
     """Copy the base model's small files as they are; write tokenizer and generation config where there are none.
 
     Code goes along only if the user trusted it. If not, the tokenizer's config no longer asks for it either.
     """
-    patterns = (*_COMPANIONS, *_CODE) if loaded.trusted else _COMPANIONS
-    found = [path for pattern in patterns for path in sorted(folder.glob(pattern))] if folder is not None else []
-    for path in found:
-        if path.is_file() and folder is not None:
-            target = out / path.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+    for path in companions(loaded):
+        assert folder is not None
+        target = out / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
     if not loaded.trusted:
         _drop_auto_map(out / "tokenizer_config.json")
     if not any(out.glob("tokenizer*")):

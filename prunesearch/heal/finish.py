@@ -18,6 +18,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError, RunError
 from prunesearch.export import MANIFEST, check_destination, export
 from prunesearch.export.checkpoint import check_form
+from prunesearch.export.manifest import companions
 from prunesearch.heal.compensation import Compensation
 from prunesearch.heal.finalists import compensation_of, diverse, run_off
 from prunesearch.heal.healing import Plan, ask_teacher, carry_out, held_out_loss, plan
@@ -140,6 +141,7 @@ def heal_and_export(
     candidates = diverse(ranked, recovery.finalists)
     for candidate in candidates:
         check_form(loaded.model.config, candidate, options.form)
+    companions(loaded)  # refused before any work, too
     digest = _digest(loaded, candidates, recovery)
     document: dict[str, Any] = {"model": loaded.name, "out": str(options.out)}
     there = _report_at(options.out)

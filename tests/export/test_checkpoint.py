@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import InputError, RunError, StorageError, VerificationError
+from prunesearch.errors import InputError, ModelError, RunError, StorageError, VerificationError
 from prunesearch.export import MANIFEST, checkpoint, export, recheck
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.surgery import pruned
@@ -190,3 +190,38 @@ def test_the_precision_of_changed_weights_is_kept(tiny_folder: Path, tmp_path: P
     export(loaded, CANDIDATE, tmp_path / "out", changed=("healed",))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+
+
+def test_links_out_of_the_models_folder_are_refused_before_any_work(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_model()
+    (tmp_path / "secret.key").write_text("secret")
+    (folder / "LICENSE").symlink_to(tmp_path / "secret.key")
+    loaded = load(str(folder))
+    with pytest.raises(ModelError, match=r"LICENSE.*link to a file outside the model's folder"):
+        export(loaded, CANDIDATE, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.key", "tiny"]
+    (folder / "LICENSE").unlink()
+    (folder / "LICENSE").symlink_to("config.json")
+    (tmp_path / "link").symlink_to(folder)
+    export(load(str(tmp_path / "link")), CANDIDATE, tmp_path / "out")
+    assert not (tmp_path / "out" / "LICENSE").is_symlink()
+
+
+def test_links_into_the_blobs_of_the_same_repository_are_followed(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    repository, other = tmp_path / "models--me--x", tmp_path / "models--me--y"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    for blobs in (repository / "blobs", other / "blobs"):
+        blobs.mkdir(parents=True)
+        (blobs / "abc").write_text("a licence")
+    snapshot.parent.mkdir()
+    make_model().rename(snapshot)
+    (snapshot / "LICENSE").symlink_to("../../blobs/abc")
+    export(load(str(snapshot)), CANDIDATE, tmp_path / "out")
+    assert (tmp_path / "out" / "LICENSE").read_text() == "a licence"
+    (snapshot / "NOTICE").symlink_to("../../../models--me--y/blobs/abc")
+    with pytest.raises(ModelError, match="NOTICE"):
+        export(load(str(snapshot)), CANDIDATE, tmp_path / "other")

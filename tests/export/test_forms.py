@@ -203,7 +203,7 @@ def test_nothing_is_uploaded_to_a_public_repository_unasked(tmp_path: Path) -> N
     assert api.calls[-1] == "upload_folder"
 
 
-@pytest.mark.parametrize("error", [OSError("no route"), _NoRouteError("no route"), RuntimeError("bad header hf_s3cret")])
+@pytest.mark.parametrize("error", [OSError("no route"), _NoRouteError("no route"), RuntimeError("header hf_s3cret")])
 def test_a_hub_that_cannot_be_reached_is_one_line_before_and_after_the_export(error: Exception) -> None:
     for at in ("whoami", "repo_info"):
         with pytest.raises(InputError, match=r"nothing was exported: .*hf upload --private me/model 'my out'") as told:
