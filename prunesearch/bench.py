@@ -2,13 +2,14 @@
 
 import functools
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from prunesearch import stopping
+from prunesearch import events, stopping
 from prunesearch.candidate import Evaluation
 from prunesearch.engine.local import LocalEngine
 from prunesearch.engine.pool import WorkerPool
@@ -87,6 +88,7 @@ def load_for(recipe: Recipe, options: RunOptions) -> LoadedModel:
 def _load(recipe: Recipe, options: RunOptions) -> LoadedModel:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    events.tell(f"loading the model {recipe.model}")
     if options.weights_in != "memory":
         return open_streamed(
             recipe.model,
@@ -132,8 +134,11 @@ def _calibration_objective(recipe: Recipe, loaded: LoadedModel, options: RunOpti
 
 
 def _task_objective(recipe: Recipe, loaded: LoadedModel, task: str, generate: bool) -> Objective:
+    if "lm_eval" not in sys.modules:
+        events.tell("loading lm-eval")
     from prunesearch.scoring.harness import TaskObjective  # lm-eval takes seconds to import
 
+    events.tell(f"reading the documents of {task}")
     return TaskObjective(
         loaded,
         task,

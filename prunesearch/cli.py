@@ -105,7 +105,7 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     from prunesearch.report import render
 
     check_grid(recipes, options)
-    with open_bench(recipes[0], options) as bench, _progress() as view:
+    with _progress() as view, open_bench(recipes[0], options) as bench:
         documents = [outcome.document(options) for outcome in run_searches(bench, recipes, options, view)]
     if len(documents) == 1:
         emit(as_json, documents[0], render.search)
@@ -134,7 +134,8 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
 
         section = validated(RecoverySection, recover)
         with _progress() as view:
-            document = search_and_recover(recipe, section, options, HealingView(), Path(out) if out else None, view)
+            healing = HealingView(view)
+            document = search_and_recover(recipe, section, options, healing, Path(out) if out else None, view)
         emit(as_json, document, recovered)
         return
     with _progress() as view:
@@ -156,7 +157,9 @@ def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None: 
     from prunesearch.pipeline import evaluate_model
     from prunesearch.report import render
 
-    emit(as_json, evaluate_model(recipe, options, dropped), render.evaluation)
+    with _progress():
+        document = evaluate_model(recipe, options, dropped)
+    emit(as_json, document, render.evaluation)
 
 
 @cli.command()
@@ -188,8 +191,9 @@ def export(
     from prunesearch.report import render
 
     wish = delivery.Wish.parse(**made)
-    chosen = chosen_by(target, dropped, max_loss, max_size, settings)
-    emit(as_json, delivery.deliver(chosen, wish), render.delivered)
+    with _progress():
+        document = delivery.deliver(chosen_by(target, dropped, max_loss, max_size, settings), wish)
+    emit(as_json, document, render.delivered)
 
 
 @cli.command()
@@ -206,7 +210,9 @@ def verify(folder: str, base: str | None, as_json: bool, **settings: Any) -> Non
     from prunesearch.delivery import verify_again
     from prunesearch.report import render
 
-    emit(as_json, verify_again(Path(folder), recipe, options, settings["trust_remote_code"]), render.verified)
+    with _progress():
+        document = verify_again(Path(folder), recipe, options, settings["trust_remote_code"])
+    emit(as_json, document, render.verified)
 
 
 @cli.command()
@@ -219,7 +225,8 @@ def analyze(model: str, revision: str | None, trust_remote_code: bool, as_json: 
     from prunesearch.model.inventory import take_inventory
     from prunesearch.report import render
 
-    inventory = take_inventory(model, revision=revision, trust_remote_code=trust_remote_code)
+    with _progress():
+        inventory = take_inventory(model, revision=revision, trust_remote_code=trust_remote_code)
     emit(as_json, {"model": model, **asdict(inventory)}, render.inventory)
 
 
@@ -266,12 +273,12 @@ def study() -> None:
 @JSON
 def study_list(storage: str, as_json: bool) -> None:
     """List the studies of a database."""
-    from prunesearch.report import render
+    from prunesearch.report import study as rendered
     from prunesearch.store import studies
 
     quiet_optuna()
     found = studies.summaries(studies.open_storage(storage, create=False))
-    emit(as_json, [asdict(summary) for summary in found], render.study_list)
+    emit(as_json, [asdict(summary) for summary in found], rendered.study_list)
 
 
 @study.command("show")
@@ -281,7 +288,7 @@ def study_list(storage: str, as_json: bool) -> None:
 @JSON
 def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
     """Show a study: its recipe, its counts and its best trials."""
-    from prunesearch.report import render
+    from prunesearch.report import study as rendered
     from prunesearch.store import selection, studies
 
     quiet_optuna()
@@ -294,7 +301,7 @@ def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
             for trial in selection.best_trials(found, best if len(found.directions) == 1 else None)
         ],
     }
-    emit(as_json, document, render.study_show)
+    emit(as_json, document, rendered.study_show)
 
 
 @study.command("best")
@@ -304,13 +311,13 @@ def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
 @JSON
 def study_best(name: str, max_loss: str | None, max_size: str | None, storage: str, as_json: bool) -> None:
     """Print the layers that a study's best trial drops, as --drop of export takes them."""
-    from prunesearch.report import render
+    from prunesearch.report import study as rendered
     from prunesearch.store import selection, studies
 
     quiet_optuna()
     wanted = selection.Wanted.parse(max_loss, max_size)
     trial = selection.choose(studies.load(studies.open_storage(storage, create=False), name), wanted)
-    emit(as_json, studies.trial_document(trial), render.study_best)
+    emit(as_json, studies.trial_document(trial), rendered.study_best)
 
 
 @study.command("rm")
@@ -320,7 +327,7 @@ def study_best(name: str, max_loss: str | None, max_size: str | None, storage: s
 @JSON
 def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
     """Delete a study and its trials. Evaluations stay in the cache."""
-    from prunesearch.report import render
+    from prunesearch.report import study as rendered
     from prunesearch.store import studies
 
     quiet_optuna()
@@ -330,7 +337,7 @@ def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
         click.echo("nothing was deleted", err=True)
         return
     studies.delete(database, name)
-    emit(as_json, {"deleted": name, "trials": summary.trials}, render.study_rm)
+    emit(as_json, {"deleted": name, "trials": summary.trials}, rendered.study_rm)
 
 
 cli.add_command(cache)
@@ -356,6 +363,8 @@ def main() -> None:
             cli.main(standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:  # the help of a group, which is no mistake to be named
+        _fail(error.format_message(), 2)
     except click.ClickException as error:
         _fail("error", " ".join(error.format_message().split()), error, 2)
     except InputError as error:

@@ -69,35 +69,37 @@ def compensate(
     quiet()
     from prunesearch.export import check_destination
     from prunesearch.heal.compensation import compensate_and_export, fit_and_held_out
+    from prunesearch.report.progress import ProgressView
     from prunesearch.store.places import Places
 
     check_destination(Path(out))
-    chosen = chosen_by(target, dropped, max_loss, max_size, settings)
-    loaded = chosen.loaded
-    windows = fit_and_held_out(loaded.tokenizer, calibration, tokens, window, held_out, held_out_tokens)
-    with stopping.deferred():
-        document = compensate_and_export(
-            loaded,
-            chosen.candidate,
-            Path(out),
-            windows,
-            facts=chosen.facts,
-            method=method,
-            folder=Places.parse(options_of(settings).cache).folder / "compensations",
-            max_shard=size,
-        )
+    with ProgressView():
+        chosen = chosen_by(target, dropped, max_loss, max_size, settings)
+        loaded = chosen.loaded
+        windows = fit_and_held_out(loaded.tokenizer, calibration, tokens, window, held_out, held_out_tokens)
+        with stopping.deferred():
+            document = compensate_and_export(
+                loaded,
+                chosen.candidate,
+                Path(out),
+                windows,
+                facts=chosen.facts,
+                method=method,
+                folder=Places.parse(options_of(settings).cache).folder / "compensations",
+                max_shard=size,
+            )
     emit(as_json, document, rendered)
 
 
 def rendered(document: Mapping[str, Any]) -> "list[Group | str]":
     """What was done about each gap, what it gave, and where it is."""
     from prunesearch.report.render import exported
-    from prunesearch.report.tables import table
+    from prunesearch.report.tables import Layers, table
 
     done = document["compensation"]
     gaps = [
         (
-            gap["dropped"],
+            Layers(gap["dropped"]),
             gap["method"],
             "-" if gap["alpha"] is None else f"{gap['alpha']:.3f}",
             "-" if gap["ridge"] is None else f"{gap['ridge']:g}",

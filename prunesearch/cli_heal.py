@@ -93,6 +93,7 @@ def heal(
     from prunesearch.heal.recipe import HealRecipe
     from prunesearch.heal.tuning import Tuning
     from prunesearch.report.healing import HealingView, healed
+    from prunesearch.report.progress import ProgressView
     from prunesearch.store.places import Places
 
     given = {name: value for name, value in settings.items() if value is not None}
@@ -111,7 +112,6 @@ def heal(
     recovery = validated(Recovery, {**final, "compensate": compensate, "tune": tuning, "heal": recipe})
     check_out(Path(out))
     model_settings = {name: settings[name] for name in ("revision", "dtype", "trust_remote_code")}
-    chosen = chosen_by(target, dropped, max_loss, max_size, {**model_settings, **run_settings})
     options = HealOptions(
         Path(out),
         Places.parse(run_options.cache).folder,
@@ -120,6 +120,8 @@ def heal(
         checkpointing,
         form,
     )
-    with stopping.deferred():
-        document = heal_and_export(chosen.loaded, chosen.ranked, recovery, chosen.facts, options, HealingView())
+    with ProgressView() as view:
+        chosen = chosen_by(target, dropped, max_loss, max_size, {**model_settings, **run_settings})
+        with stopping.deferred():
+            document = heal_and_export(chosen.loaded, chosen.ranked, recovery, chosen.facts, options, HealingView(view))
     emit(as_json, document, healed)

@@ -1,10 +1,13 @@
 """The whole story, from a recipe to a verified checkpoint. A newcomer reads `run` first."""
 
 import asyncio
+import math
+import statistics
 import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -13,7 +16,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from prunesearch import stopping
+from prunesearch import events, stopping
 from prunesearch.bench import Bench, load_for, objective_for, open_bench, require, space_of
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.local import LocalEngine
@@ -47,7 +50,10 @@ class Outcome:
             member of its front that saves most for what it loses (the knee).
         value: the best trial's first value.
         front: documents of a Pareto study's non-dominated trials, best quality first; empty for others.
-        dense_ms, best_ms: latency of one prefill in milliseconds: measured, or predicted where weights are streamed.
+        dense_ms, best_ms: latency of one prefill in milliseconds.
+        latency_measured: whether these were measured; they are predicted where weights are streamed.
+        lost: share of the dense model's quality that the best has lost; see `selection.quality_lost`.
+        paired: of a task, the difference between both on the same documents; None for others.
         result: what this run did.
         damaged: stored evaluations that were found damaged and computed again.
         seconds: wall time of the whole run.
@@ -62,6 +68,9 @@ class Outcome:
     front: tuple[dict[str, Any], ...]
     dense_ms: float
     best_ms: float
+    latency_measured: bool
+    lost: float
+    paired: dict[str, Any] | None
     result: SearchResult
     damaged: int
     sizes: Sizes
@@ -78,6 +87,9 @@ class Outcome:
             "front": list(self.front),
             "dense": self._evaluation(self.dense, self.dense_ms),
             "best": self._evaluation(self.best, self.best_ms),
+            "latency_measured": self.latency_measured,
+            "lost": self.lost,
+            "paired": self.paired,
             **asdict(self.result),
             "damaged": self.damaged,
             "seconds": round(self.seconds, 3),
@@ -161,6 +173,7 @@ def run_searches(
             held.enter_context(studies.database_failures(name))
             held.enter_context(studies.sole_writer(storage, name))
         opened = [_open_study(bench, recipe, storage, name) for recipe, name in zip(recipes, names, strict=True)]
+        events.tell("scoring the dense model")
         dense = require(*bench.engine.evaluate_now([LayerSubset.of(bench.loaded.n_layers)]))
         prepared = [_Prepared.of(bench, *pair, dense) for pair in zip(recipes, opened, strict=True)]
         results = _run_to_end(_search_all(bench, prepared, options.trials, listener))
@@ -220,6 +233,9 @@ class _Prepared:
         pareto = self.space.budget == "pareto"
         chosen = knee(ranked, self.fitness.values(dense)) if pareto else ranked[0]
         best = require(*bench.engine.evaluate_now([self.space.from_params(chosen.params)]))
+        measured = not bench.loaded.layers.one_pass
+        if measured:
+            events.tell("timing the winner beside the dense model")
         dense_ms, best_ms = _latencies(bench, self.fitness, best.candidate)
         return Outcome(
             study=name,
@@ -231,6 +247,9 @@ class _Prepared:
             front=tuple(studies.trial_document(t) for t in ranked) if pareto else (),
             dense_ms=dense_ms,
             best_ms=best_ms,
+            latency_measured=measured,
+            lost=selection.quality_lost(self.study, chosen, relative=True),
+            paired=_paired(bench, dense, best) if self.recipe.objective == "task" else None,
             result=result,
             damaged=bench.store.damaged,
             sizes=bench.loaded.sizes,
@@ -243,6 +262,24 @@ def _latencies(bench: Bench, fitness: Fitness, best: LayerSubset) -> tuple[float
     if bench.loaded.layers.one_pass:
         return fitness.latency.predict(), fitness.latency.predict(best)
     return compare_latency(bench.loaded.model, best)
+
+
+def _paired(bench: Bench, dense: Evaluation, best: Evaluation) -> dict[str, Any] | None:
+    """The searched metric's mean difference, best - dense, over the documents of a task, with its standard error."""
+    try:
+        before, after = bench.engine.losses([dense.candidate, best.candidate])
+    except InputError:  # the metric is no number per document
+        return None
+    sign = -1.0 if bench.objective.maximize else 1.0
+    differences = [sign * (b - a) for a, b in zip(before, after, strict=True)]
+    if len(differences) < 2:
+        return None
+    return {
+        "metric": bench.objective.metric,
+        "documents": len(differences),
+        "difference": statistics.fmean(differences),
+        "stderr": statistics.stdev(differences) / math.sqrt(len(differences)),
+    }
 
 
 def _open_study(bench: Bench, recipe: Recipe, storage: RDBStorage, name: str) -> Study:
@@ -282,6 +319,7 @@ def _sampler(bench: Bench, recipe: Recipe, study: Study, space: SearchSpace) -> 
 
 def _ranking(bench: Bench, recipe: Recipe, space: SearchSpace) -> list[float]:
     """Rank the units on the recipe's calibration text; a task has none, and takes the built-in."""
+    events.tell(f"ranking the layers by {recipe.start}")
     windows = token_windows(recipe.calibration, bench.loaded.tokenizer, recipe.tokens, recipe.window)
     with wide_products():
         harm = rank_units(bench.loaded.model, bench.loaded.layers, windows, recipe.start, recipe.units)
@@ -324,7 +362,7 @@ def _run_to_end(searching: Coroutine[Any, Any, Result]) -> Result:
     except RuntimeError:
         return asyncio.run(_until_stopped(searching))
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, searching).result()
+        return thread.submit(copy_context().run, asyncio.run, searching).result()
 
 
 async def _until_stopped(searching: Coroutine[Any, Any, Result]) -> Result:

@@ -99,6 +99,8 @@ class _Run:
         self._left = max(0, sampler.space.size - sum(sampler.holds(t) for t in trials))
         best = best_trials(study, 1)
         self._best = (best[0].values[0], best[0].user_attrs.get("dropped")) if best else (None, None)
+        self._front = len(study.directions) > 1
+        self._under_way = 0
 
     def adopt(self) -> list[tuple[int, LayerSubset]]:
         """The running trials that a killed run left."""
@@ -142,6 +144,8 @@ class _Run:
         for number, candidate in batch:
             numbers.setdefault(candidate, []).append(number)
         rival = self._rival(min(number for number, _ in batch)) if self._race and batch else None
+        self._under_way += len(batch)
+        self.announce()
         async for evaluation in engine.evaluate(list(numbers), rival):
             for number in numbers[evaluation.candidate]:
                 self._tell(number, evaluation)
@@ -158,6 +162,7 @@ class _Run:
             self._tell_values(number, evaluation)
         faults.reach("after_tell", str(number))
         self._done += 1
+        self._under_way -= 1
         self.announce(evaluation)
 
     def _rival(self, number: int) -> LayerSubset | None:
@@ -199,9 +204,11 @@ class _Run:
                 total=max(min(self._total, self._asked + self._left), self._done),
                 hits=self.hits,
                 computed=self.computed,
-                best_value=self._best[0],
-                best_dropped=self._best[1],
+                best_value=None if self._front else self._best[0],
+                best_dropped=None if self._front else self._best[1],
                 evaluation=evaluation,
+                under_way=self._under_way,
+                front=len(best_trials(self._study, None)) if self._front else 0,
             )
         )
 

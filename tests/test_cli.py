@@ -485,3 +485,17 @@ def test_an_enqueued_subset_is_evaluated(here: Path, tiny_folder: Path, prose: P
     assert states == ["COMPLETE"] * 4 + ["FAIL"] + ["COMPLETE"] * 4
     assert study.trials[3].user_attrs["dropped"] == "1,5"
     assert "no parameter drop_01" in study.trials[4].user_attrs["failure"]
+
+
+@pytest.mark.parametrize("words", [[], ["study"], ["cache"]], ids=lambda words: " ".join(words) or "alone")
+def test_a_group_without_a_command_prints_its_help(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["prunesearch", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert said.startswith("Usage: ")
+    assert "error" not in said.splitlines()[0]
+    assert "\nCommands:\n" in said

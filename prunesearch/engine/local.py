@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prunesearch import stopping
+from prunesearch import events, stopping
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine import FAILURES
 from prunesearch.engine.memory import keep_freed_memory
@@ -156,12 +156,28 @@ class LocalEngine:
         stopping.check()
         return [done[candidate] for candidate in asked]
 
+    def losses(self, candidates: Iterable[LayerSubset]) -> list[Sequence[float]]:
+        """Losses of candidates on each item of the data, in the order given; see `Objective.losses`.
+
+        Raises:
+            InputError: the metric is none of single items.
+        """
+        asked = list(dict.fromkeys(candidates))
+        self._stop.clear()
+        sheet = _Sheet(self, [_Task(candidate) for candidate in asked])
+        chunks = len(self.objective.chunks)
+        for _ in sheet.fill(chunks):
+            pass
+        return [self.objective.losses(sheet.leading(candidate, chunks)) for candidate in asked]
+
     def latency_model(self) -> LatencyModel:
         """Per-block latencies of the model on this machine, measured once and kept in the store."""
         key = latency_key(self.loaded.fingerprint, machine(self.loaded.model), numerics_of(self.loaded.model), TOKENS)
-        return LatencyModel.from_json(
-            self._store.once(key, lambda: measure_latency_model(self.loaded.model, self.loaded.layers).as_json())
-        )
+        return LatencyModel.from_json(self._store.once(key, self._measure_latency))
+
+    def _measure_latency(self) -> Any:  # noqa: ANN401 (a JSON value)
+        events.tell("timing the blocks")
+        return measure_latency_model(self.loaded.model, self.loaded.layers).as_json()
 
     def _evaluate(self, tasks: Sequence["_Task"], settle: Callable[["_Task", Evaluation], None]) -> None:
         """Evaluate tasks together, rung by rung; without rivals there is one rung, all data."""
@@ -212,6 +228,7 @@ class _Sheet:
             if candidate not in self._failure:
                 wanted += [(chunk, candidate) for chunk in chunks[:rung] if chunk.index not in have]
         yield from self._done_of(runners)
+        self._tell(len(runners))
         for (index, candidate, results), saved in self._engine.scores.results(wanted):
             if saved is None:
                 self._computed.add(candidate)
@@ -221,7 +238,15 @@ class _Sheet:
                 self._failure.setdefault(candidate, str(results))
             else:
                 self._results[candidate][index] = results
+            self._tell(len(runners))
             yield from self._done_of([candidate])
+
+    def _tell(self, candidates: int) -> None:
+        """Say how many pieces (a candidate on a chunk of the data) are done of all."""
+        chunks = len(self._objective.chunks)
+        done = sum(chunks if c in self._failure else len(found) for c, found in self._results.items())
+        name = f"scoring {candidates} candidates" if candidates > 1 else "scoring"
+        events.tell(name, done, chunks * len(self._results), "pieces")
 
     def _done_of(self, candidates: Iterable[LayerSubset]) -> Iterator[_Task]:
         for task in [_Task(candidate) for candidate in candidates]:
@@ -268,7 +293,7 @@ class _Sheet:
         if candidate in self._failure:
             return None
         try:
-            metrics = self._objective.metrics(self._leading(candidate, chunks))
+            metrics = self._objective.metrics(self.leading(candidate, chunks))
         except FAILURES as error:
             self._failure[candidate] = f"{type(error).__name__}: {one_line(error)}"
             return None
@@ -278,11 +303,12 @@ class _Sheet:
             return None
         return metrics
 
-    def _leading(self, candidate: LayerSubset, chunks: int) -> list[list[Any]]:
+    def leading(self, candidate: LayerSubset, chunks: int) -> list[list[Any]]:
+        """A candidate's results on the first chunks."""
         return [self._results[candidate][index] for index in range(chunks)]
 
     def _is_worse(self, candidate: LayerSubset, rival: LayerSubset, chunks: int) -> bool:
         if rival in self._failure:
             return False
         losses = self._objective.losses
-        return is_worse(losses(self._leading(candidate, chunks)), losses(self._leading(rival, chunks)))
+        return is_worse(losses(self.leading(candidate, chunks)), losses(self.leading(rival, chunks)))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, StorageError, UnknownNameError, VerificationError, one_line
 from prunesearch.export import manifest, sublayers
@@ -108,7 +109,9 @@ def export(
         with scratch_beside(place) as scratch:
             new = scratch / "new" / place.name
             new.mkdir(parents=True)
+            events.tell(f"writing the checkpoint to {out}")
             written, layout = _write(loaded, candidate, form, new, scratch / "dense", max_shard, changed)
+            events.tell("verifying it: files, then its logits after reloading")
             _check_digests(new, written)
             verification, params = _reload_and_compare(loaded, candidate, form, new)
             verification = dataclasses.replace(verification, weights=len(written.digests))

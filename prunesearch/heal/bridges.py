@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError, ScoringError
 from prunesearch.heal.writers import Edit, applied, flat, look, observed, times
@@ -209,8 +210,11 @@ class Bridges:
     def find(self, held_out: "HeldOut") -> Found:
         """Try on each gap what is possible, and keep what lowers the loss."""
         self._held_out, self._metrics = held_out, held_out.pruned
-        gaps = tuple(self._bridge(gap) for gap in self._gaps)
-        return Found(gaps, held_out.dense, held_out.pruned, self._metrics)
+        gaps = []
+        for number, gap in enumerate(self._gaps, 1):
+            events.tell(f"compensating gap {number} of {len(self._gaps)}: layers {gap.text}")
+            gaps.append(self._bridge(gap))
+        return Found(tuple(gaps), held_out.dense, held_out.pruned, self._metrics)
 
     def repeat(self, found: Found) -> None:
         """Do again what was found, without its search: the weights are the same to the bit."""

@@ -9,6 +9,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import Group
 
+_PIPE = 100_000  # columns; more than any row has
+
 
 def emit(as_json: bool, document: Any, render: "Callable[[Any], list[Group | str]]") -> None:  # noqa: ANN401 (any JSON value)
     """Print a document on stdout."""
@@ -18,10 +20,11 @@ def emit(as_json: bool, document: Any, render: "Callable[[Any], list[Group | str
     from rich.console import Console
 
     from prunesearch.report.render import Commands
+    from prunesearch.report.tables import Paragraph
 
-    console = Console()
+    console = Console(emoji=False, markup=False, highlight=False)
     if not console.is_terminal:
-        console.width = 160
+        console.width = _PIPE  # a row is a line there
     for part in filter(None, render(document)):
-        whole = isinstance(part, Commands) or (isinstance(part, str) and not console.is_terminal)
-        console.print(part, highlight=False, soft_wrap=whole, markup=False)
+        whole = isinstance(part, Commands) or not console.is_terminal
+        console.print(Paragraph(part) if isinstance(part, str) and not whole else part, soft_wrap=whole, crop=False)

@@ -4,10 +4,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
-
-from prunesearch.report.render import evaluation, exported, search
-from prunesearch.report.tables import duration, gib, table
+from prunesearch import events
+from prunesearch.report.progress import ProgressView
+from prunesearch.report.render import evaluation, exported, found
+from prunesearch.report.tables import Layers, duration, gib, table
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -40,35 +40,57 @@ class Standing(Protocol):
 
 
 class HealingView:
-    """Prints a line on stderr every few seconds, and at every look at the held-out text."""
+    """Shows where healing is: a bar on a terminal, and a line at every look at the held-out text; else plain lines.
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+    Args:
+        view: the view of all progress.
+    """
+
+    def __init__(self, view: ProgressView | None = None) -> None:
+        self._view = view or ProgressView()
         self._printed = float("-inf")
         self._said: tuple[str, str, int] = ("", "", 0)
+        self._phase = ("", "")
+        self._began = (0.0, 0)  # when the phase was first heard of, and how much of it had been done by then
 
     def say(self, line: str) -> None:
         """Print a line."""
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._view.say(line)
 
     def progress(self, name: str, progress: Standing) -> None:
         """Show where something named stands."""
         now = time.monotonic()
-        state = (name, progress.phase, len(progress.watched))
-        if state == self._said and now - self._printed < _EVERY and progress.done < progress.total:
-            return
-        self._said, self._printed = state, now
+        if (name, progress.phase) != self._phase:
+            self._phase, self._began = (name, progress.phase), (now, progress.done)
         if progress.phase == "compensation":
             self.say(f"{name}: compensating")
             return
+        left = self._left(progress, now)
         what = "sequences asked of the dense model" if progress.phase == "teacher" else "steps"
+        terminal = self._view.console.is_terminal
+        if terminal:
+            self._view.stage(events.Stage(name, progress.done, progress.total, what + left))
+        state = (name, progress.phase, len(progress.watched))
+        looked = state != self._said
+        due = not terminal and (now - self._printed >= _EVERY or progress.done >= progress.total)
+        if not (due or looked) or (terminal and not progress.watched):
+            return
+        self._said, self._printed = state, now
         line = f"{name}: {progress.done}/{progress.total} {what}"
         if progress.loss is not None:
             line += f", loss {progress.loss:.4f}"
         if progress.watched:
             best = min(loss for _, loss in progress.watched)
             line += f", held-out {progress.watched[-1][1]:.4f} (start {progress.watched[0][1]:.4f}, best {best:.4f})"
-        self.say(line)
+        self.say(line + left)
+
+    def _left(self, progress: Standing, now: float) -> str:
+        """The time left at the rate of this phase so far; a resumed training counts from where it goes on."""
+        start, before = self._began
+        if progress.done <= before or progress.done >= progress.total:
+            return ""
+        seconds = (now - start) / (progress.done - before) * (progress.total - progress.done)
+        return f", {duration(round(seconds))} left"
 
 
 def healed(document: Mapping[str, Any]) -> "list[Group | str]":
@@ -96,17 +118,17 @@ def healed(document: Mapping[str, Any]) -> "list[Group | str]":
 def _final(finalists: Sequence[Mapping[str, Any]]) -> "Group":
     rows = [
         (
-            finalist["candidate"],
-            finalist["place"],
             place,
+            finalist["place"],
             f"{finalist['pruned']:.4f}",
             "-" if finalist["compensated"] is None else f"{finalist['compensated']:.4f}",
             f"{finalist['healed']:.4f}",
             f"{finalist['seconds']:.0f}",
+            Layers(finalist["candidate"]),
         )
         for place, finalist in enumerate(finalists, 1)
     ]
-    columns = ("dropped", "place in search", "in the final", "pruned", "compensated", "healed", "seconds")
+    columns = ("place", "in the search", "pruned", "compensated", "healed", "seconds", "layers dropped")
     return table("Finalists, with the held-out loss (nats/token)", columns, rows)
 
 
@@ -149,7 +171,7 @@ def _trained(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
 
 def recovered(document: Mapping[str, Any]) -> "list[Group | str]":
     """A search and what followed it."""
-    parts: list[Group | str] = [*search(document), *healed(document)]
+    parts: list[Group | str] = [*found(document), *healed(document)]
     if "evaluation" in document:
         parts += evaluation(document["evaluation"])
     return parts

@@ -1,18 +1,27 @@
-"""Progress of searches: rich bars on a terminal, plain lines elsewhere; always on stderr."""
+"""Progress of long work: bars on a terminal, plain lines elsewhere; always on stderr."""
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichBars
-from rich.table import Column
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
+from prunesearch import events
 from prunesearch.candidate import Evaluation
+from prunesearch.report.tables import Paragraph, duration
 
-_EVERY = 5.0  # seconds between plain lines
+_EVERY = 5.0  # seconds between plain lines about a study
+_EVERY_STAGE = 15.0  # seconds between plain lines about a stage that is counted
+_HOLD = 1.0  # seconds that the first stages of a log wait for what comes of them
+_BAR, _LEFT = 12, 13  # columns for a bar at least, and for the time left
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,8 @@ class Progress:
         hits, computed: how this run's evaluations came about.
         best_value, best_dropped: the study's best trial, None while there is none.
         evaluation: the one just told, or None at the start.
+        under_way: trials that are being evaluated.
+        front: non-dominated trials of a Pareto study, which has no best one; 0 for others.
     """
 
     study: str
@@ -34,77 +45,211 @@ class Progress:
     best_value: float | None = None
     best_dropped: str | None = None
     evaluation: Evaluation | None = None
+    under_way: int = 0
+    front: int = 0
+
+
+class _Clock:
+    """Estimates the time left of a study from its plain rate: the time spent, divided by what was done in it.
+
+    Trials are told in bursts, a generation at a time. So those under way count by the share of the generation's work
+    that is done, and the estimate neither jumps with a burst nor stands still between two.
+
+    Attributes:
+        each: seconds per evaluation of this run, None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.each: float | None = None
+        self._start = time.monotonic()
+        self._end: float | None = None
+
+    def read(self, progress: Progress, share: float) -> None:
+        """Take in where the study stands.
+
+        Args:
+            share: of the work on the trials under way, what is done.
+        """
+        now = time.monotonic()
+        spent = now - self._start
+        run = progress.hits + progress.computed
+        in_part = share * progress.under_way
+        if run:
+            self.each = spent / run
+        if run + in_part:
+            self._end = now + spent / (run + in_part) * max(0.0, progress.total - progress.done - in_part)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left, None while nothing was done."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
 
 
 class ProgressView:
-    """Shows each study's progress: a bar, the best so far with its layers, hit rate and seconds per evaluation."""
+    """Shows the stage from the start, and each study's progress: a bar, time left, the best so far with its layers.
+
+    As a context manager it hears of the stages that are told inside the ``with`` block.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
-        self._bars = RichBars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=8),
-            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, ratio=1, overflow="ellipsis")),
-            expand=True,
-            console=self._console,
-            transient=False,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
+        self.console = console or Console(stderr=True)
+        self._lock = threading.RLock()
+        self._live: Live | None = None
+        self._studies: dict[str, Progress] = {}
+        self._clocks: dict[str, _Clock] = {}
+        self._stage: events.Stage | None = None
+        self._share = 0.0
         self._printed: dict[str, float] = {}
+        self._subscription = ExitStack()
+        self._held: list[str] | None = []  # the first plain lines; None once they are out
+        self._timer: threading.Timer | None = None
 
     def __enter__(self) -> Self:
+        self._subscription.enter_context(events.heard_by(self.stage))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._tasks:
-            self._bars.stop()
+        self._subscription.close()
+        self._stop()
+        if error is None:
+            self._release()
+        elif self._timer is not None:
+            self._timer.cancel()
 
     def say(self, line: str) -> None:
-        """Print a line above the bars."""
-        self._console.print(line, highlight=False, soft_wrap=not self._console.is_terminal)
+        """Print a line, above the bars where there are some."""
+        self._release()
+        self.console.print(Paragraph(line) if self.console.is_terminal else Text(line), soft_wrap=True)
+
+    def stage(self, stage: events.Stage) -> None:
+        """Show the stage: one that is counted as a bar, another as a line."""
+        with self._lock:
+            if not stage.total:
+                self._begin(stage.name)
+                return
+            self._stage = stage if stage.done < stage.total else None
+            self._share = stage.done / stage.total
+            for name, progress in self._studies.items():
+                self._clocks[name].read(progress, self._share)
+            if self.console.is_terminal:
+                self._show()
+            elif 0 < stage.done < stage.total and self._is_due(stage.name, _EVERY_STAGE, at_once=False):
+                self.say(f"{stage.name}: {stage.done}/{stage.total} {stage.unit}")
 
     def progress(self, progress: Progress) -> None:
         """Show where a study stands."""
-        self._started.setdefault(progress.study, time.monotonic())
-        state = self._describe(progress)
-        if self._console.is_terminal:
-            task = self._tasks.get(progress.study)
-            if task is None:
-                self._bars.start()  # not before: a running display breaks the bars that downloads draw
-                task = self._bars.add_task(
-                    _short(progress.study), total=progress.total, completed=progress.done, state=""
+        with self._lock:
+            before = self._studies.get(progress.study)
+            if before is not None and progress.under_way > before.under_way:
+                self._share = 0.0  # another generation has begun
+            self._studies[progress.study] = progress
+            self._clocks.setdefault(progress.study, _Clock()).read(progress, self._share)
+            if self.console.is_terminal:
+                self._show()
+                return
+            ended = progress.done == progress.total and before is not None and before.done < before.total
+            if ended or before is None or self._is_due(progress.study, _EVERY):
+                self._printed[progress.study] = time.monotonic()
+                left = self._left(progress)
+                self.say(
+                    f"{progress.study}: {progress.done}/{progress.total} trials, {self._describe(progress)}"
+                    + (f", {left}" if left else "")
                 )
-                self._tasks[progress.study] = task
-            self._bars.update(task, completed=progress.done, total=progress.total, state=state)
+
+    def _begin(self, name: str) -> None:
+        """Print a stage that is not counted; studies that are finished keep their last lines on the screen."""
+        self._stage = None
+        if all(study.done == study.total for study in self._studies.values()):
+            self._stop()
+        if self._held is None or self.console.is_terminal:
+            self.say(name)
             return
-        now, last = time.monotonic(), self._printed.get(progress.study, float("-inf"))
-        if progress.done == progress.total or now - last >= _EVERY:
-            self._printed[progress.study] = now
-            self.say(f"{progress.study}: {progress.done}/{progress.total} trials, {state}{self._left(progress)}")
+        # In a log, input that is refused at once shall be one line: the first stages are said once work goes on.
+        self._held.append(name)
+        if self._timer is None:
+            self._timer = threading.Timer(_HOLD, self._release)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _release(self) -> None:
+        """Print the lines that were held back."""
+        with self._lock:
+            held, self._held = self._held, None
+            if self._timer is not None:
+                self._timer.cancel()
+            for line in held or ():
+                self.say(line)
+
+    def _is_due(self, name: str, seconds: float, at_once: bool = True) -> bool:
+        """Whether a plain line about something may be printed: not too often."""
+        now = time.monotonic()
+        last = self._printed.setdefault(name, float("-inf") if at_once else now)
+        if now - last < seconds:
+            return False
+        self._printed[name] = now
+        return True
+
+    def _show(self) -> None:
+        """Begin to draw; not before there is something, since downloads draw bars of their own."""
+        if self._live is None:
+            self._live = Live(
+                console=self.console, get_renderable=self._picture, refresh_per_second=4, vertical_overflow="visible"
+            )
+            self._live.start()
+
+    def _stop(self) -> None:
+        """Leave the last picture on the screen and forget its studies."""
+        with self._lock:
+            live, self._live, self._stage = self._live, None, None
+        if live is not None:  # outside the lock, for which the drawing thread may wait
+            live.stop()
+        with self._lock:
+            self._studies, self._clocks = {}, {}
+
+    def _picture(self) -> RenderableType:
+        with self._lock:
+            return Group(*self._lines())
+
+    def _lines(self) -> Iterator[RenderableType]:
+        for name, progress in self._studies.items():
+            left = self._left(progress) or ("done" if progress.done == progress.total else "")
+            if len(name) > self.console.width - _BAR - 30:
+                yield Text(name, no_wrap=True, overflow="fold")
+                name = " "
+            yield _bar(name, progress.done, progress.total, "", left)
+            yield Paragraph(f"  {self._describe(progress)}", indent="    ")
+        if self._stage is not None:
+            yield _bar(f"  {self._stage.name}", self._stage.done, self._stage.total, self._stage.unit, "")
 
     def _describe(self, progress: Progress) -> str:
-        run = progress.hits + progress.computed
-        if progress.best_value is None:
+        """What a study has found, and at what pace."""
+        if progress.front:
+            text = f"{progress.front} trials on the front"
+        elif progress.best_value is None:
             return "no result yet"
-        text = f"best {progress.best_value:.4f} without {progress.best_dropped}"
-        if run:
-            seconds = (time.monotonic() - self._started[progress.study]) / run
-            text += f", {progress.hits / run:.0%} hits, {seconds:.2f} s/eval"
-        return text
+        else:
+            text = f"best {progress.best_value:.4f} without {progress.best_dropped}"
+        each = self._clocks[progress.study].each
+        if each is None:
+            return text
+        return f"{text}, {progress.hits / (progress.hits + progress.computed):.0%} hits, {each:.2f} s/eval"
 
     def _left(self, progress: Progress) -> str:
-        run = progress.hits + progress.computed
-        if not run or progress.done == progress.total:
+        seconds = self._clocks[progress.study].left
+        if seconds is None or progress.done >= progress.total:
             return ""
-        spent = time.monotonic() - self._started[progress.study]
-        return f", {spent / run * (progress.total - progress.done):.0f} s left"
+        return f"{duration(round(seconds))} left"
 
 
-def _short(name: str, limit: int = 22) -> str:
-    """A study's name cut to its end, which says what is searched."""
-    return name if len(name) <= limit else "…" + name[-limit + 1 :]
+def _bar(name: str, done: int, total: int, unit: str, left: str) -> Table:
+    """A line whose bar takes what the width leaves, and keeps its place when the numbers change."""
+    counts = f"{done:>{len(str(total))}}/{total} {unit}".rstrip()
+    line = Table.grid(padding=(0, 1), expand=True)
+    line.add_column(no_wrap=True, min_width=len(name))
+    line.add_column(ratio=1)
+    line.add_column(no_wrap=True, min_width=len(counts))
+    line.add_column(no_wrap=True, min_width=_LEFT)
+    line.add_row(Text(name), ProgressBar(total, done), Text(counts), Text(left))
+    return line

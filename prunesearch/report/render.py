@@ -1,63 +1,108 @@
 """What commands print: each function turns one command's JSON document into tables and lines."""
 
-from collections.abc import Mapping, Sequence
 from itertools import groupby
+from shlex import quote
 from typing import Any
 
 from rich.console import Group
 
 from prunesearch.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
-from prunesearch.report.tables import dense_against_pruned, duration, gib, label, number, table
+from prunesearch.report.study import Document, Parts, front_table
+from prunesearch.report.tables import Layers, dense_against_pruned, duration, gib, label, number, stderr_of, table
 
-Document = Mapping[str, Any]
-Parts = list[Group | str]
+_MUCH = 0.1  # share of the dense model's quality, above which ways to bring it back are named
 
 
 def search(document: Document) -> Parts:
     """The winner against the dense model, what the run cost, and what to do next."""
-    best, study = document["best"], document["study"]
     if document["front"]:
         return _pareto(document)
+    study, flag, sublayers = quote(document["study"]), _storage_flag(document), _drops_sublayers(document)
     return [
-        dense_against_pruned(
-            f"{study}: best of {document['trials']} trials drops layers {best['dropped']}",
-            {**document["dense"]["metrics"], **document["dense"]["cost"]},
-            {**best["metrics"], **best["cost"]},
-            best["stderr"],
-        ),
-        _run_line(document),
+        *found(document),
         _next(
-            f"prunesearch export {study} --out {study}{_storage_flag(document)}",
-            f"prunesearch study show {study}{_storage_flag(document)}",
+            f"prunesearch export {study} --out {study}{' --as zeroed' if sublayers else ''}{flag}",
+            *_recovery(document),
+            f"prunesearch study layers {study}{flag}",
             f"optuna-dashboard {_storage_word(document)}",
         ),
     ]
 
 
+def found(document: Document) -> Parts:
+    """The winner against the dense model, and what the run cost."""
+    title = f"{document['study']}: best of {document['trials']} trials drops layers {document['best']['dropped']}"
+    return [_compared(title, document), *_paired(document), _run_line(document)]
+
+
+def _compared(title: str, document: Document) -> Group:
+    """The dense model beside the best."""
+    dense, best = document["dense"], document["best"]
+    return dense_against_pruned(
+        title,
+        {**dense["metrics"], **_cost(document, "dense")},
+        {**best["metrics"], **_cost(document, "best")},
+        best["stderr"],
+        dense["stderr"],
+    )
+
+
+def _cost(document: Document, model: str) -> Document:
+    """What a model costs, with its latency under a name that says where it is from."""
+    cost = dict(document[model]["cost"])
+    cost["measured_ms" if document["latency_measured"] else "predicted_ms"] = cost.pop("latency_ms")
+    return cost
+
+
+def _paired(document: Document) -> Parts:
+    """How sure the difference from the dense model is: both were scored on the same documents."""
+    paired = document["paired"]
+    if paired is None:
+        return []
+    name, difference, error = paired["metric"], paired["difference"], paired["stderr"]
+    return [f"{name}, pruned - dense on the same {paired['documents']:,} documents: {difference:+.4f} ± {error:.4f}"]
+
+
+def _recovery(document: Document) -> list[str]:
+    """Commands that bring quality back, where much was lost."""
+    if document["lost"] < _MUCH:
+        return []
+    study, flag = quote(document["study"]), _storage_flag(document)
+    heal = f"prunesearch heal {study} --loss distill --steps 1000 --out {study}-healed"
+    if _drops_sublayers(document):
+        return [f"{heal} --as zeroed{flag}"]
+    return [f"prunesearch compensate {study} --out {study}-compensated{flag}", f"{heal} --compensate{flag}"]
+
+
+def _drops_sublayers(document: Document) -> bool:
+    return any(letter in document["best"]["dropped"] for letter in "am")
+
+
 def grid(document: Document) -> Parts:
     """Several studies that were searched at once, and what to do next."""
     searches = document["searches"]
-    studies = [s["study"] for s in searches]
-    flag = _storage_flag(searches[0])
+    first, flag = quote(searches[0]["study"]), _storage_flag(searches[0])
     rows = [
         (
             s["study"],
-            f"{s['value']:.4f}",
+            f"{len(s['front'])} on the front" if s["front"] else f"{s['value']:.4f}",
             f"{s['best']['cost']['params'] / s['dense']['cost']['params']:.3f}",
             f"{s['best']['cost']['latency_ms'] / s['dense']['cost']['latency_ms']:.3f}",
             s["trials"],
             s["computed"],
             s["hits"],
-            s["best"]["dropped"],
+            Layers(s["best"]["dropped"]),
         )
         for s in searches
     ]
     columns = ("study", "best", "parameters", "latency", "trials", "evaluated", "cache hits", "layers dropped")
+    where = "measured" if searches[0]["latency_measured"] else "predicted"
     return [
         table(f"{len(rows)} studies over one engine and store, {duration(searches[-1]['seconds'])}", columns, rows),
+        f"parameters and latency ({where}) as a share of the dense model's",
         _next(
-            f"prunesearch study show {studies[0]}{flag}",
-            f"prunesearch export {studies[0]} --out {studies[0]}{flag}",
+            f"prunesearch study show {first}{flag}",
+            f"prunesearch export {first} --out {first}{flag}",
             f"optuna-dashboard {_storage_word(searches[0])}",
         ),
     ]
@@ -65,15 +110,12 @@ def grid(document: Document) -> Parts:
 
 def _pareto(document: Document) -> Parts:
     """The front, its knee against the dense model, and how to choose from it."""
-    best, study, flag = document["best"], document["study"], _storage_flag(document)
+    best, study, flag = document["best"], quote(document["study"]), _storage_flag(document)
+    title = f"{document['study']}: {len(document['front'])} best of {document['trials']} trials"
     return [
-        front_table(f"{study}: {len(document['front'])} best of {document['trials']} trials", document["front"]),
-        dense_against_pruned(
-            f"The knee drops layers {best['dropped']}",
-            {**document["dense"]["metrics"], **document["dense"]["cost"]},
-            {**best["metrics"], **best["cost"]},
-            best["stderr"],
-        ),
+        front_table(title, document["front"]),
+        _compared(f"The knee drops layers {best['dropped']}", document),
+        *_paired(document),
         _run_line(document),
         _next(
             f"prunesearch study best {study} --max-loss 10%{flag}",
@@ -81,24 +123,6 @@ def _pareto(document: Document) -> Parts:
             f"optuna-dashboard {_storage_word(document)}",
         ),
     ]
-
-
-def front_table(title: str, trials: Sequence[Document]) -> Group:
-    """Non-dominated trials: what they drop, both values, and what is left."""
-    rows = [
-        (
-            f"{t['values'][0]:.4f}",
-            f"{t['attributes'].get('perplexity', float('nan')):.4g}" if "perplexity" in t["attributes"] else "-",
-            f"{int(t['attributes']['params']):,}",
-            gib(t["attributes"]["bytes"]),
-            f"{t['attributes']['latency_ms']:.1f}",
-            t["dropped"].count(",") + 1,
-            t["dropped"],
-        )
-        for t in trials
-    ]
-    columns = ("quality", "perplexity", "parameters", "size", "latency (ms)", "dropped", "layers")
-    return table(title, columns, rows)
 
 
 def exported(document: Document) -> Parts:
@@ -151,7 +175,16 @@ def verified(document: Document) -> Parts:
 
 def searched_and_exported(document: Document) -> Parts:
     """A whole run."""
-    return [*search(document), *exported(document["export"])]
+    folder = quote(document["export"]["folder"])
+    return [
+        *found(document),
+        *exported(document["export"]),
+        _next(
+            f"prunesearch evaluate {folder} --calibration builtin-held-out",
+            *_recovery(document),
+            f"optuna-dashboard {_storage_word(document)}",
+        ),
+    ]
 
 
 def demo(document: Document) -> Parts:
@@ -162,31 +195,38 @@ def demo(document: Document) -> Parts:
         (
             run["sampler"],
             f"{run['value']:.4f}",
-            run["best"]["dropped"],
             run["trials"],
             run["computed"],
             run["hits"],
             f"{run['seconds']:.0f}",
+            Layers(run["best"]["dropped"]),
         )
         for run in document["searches"]
     ]
     return [
         table(
             "Searches (one store: what one sampler scored, the next finds)",
-            ("sampler", "best KL", "layers dropped", "trials", "evaluated", "cache hits", "seconds"),
+            ("sampler", "best KL", "trials", "evaluated", "cache hits", "seconds", "layers dropped"),
             runs,
         ),
         dense_against_pruned(
-            f"Dense against pruned: layers {best['dropped']} dropped", document["dense"], document["pruned"]
+            f"Dense against pruned: layers {best['dropped']} dropped",
+            _measured(document["dense"]),
+            _measured(document["pruned"]),
         ),
         f"wall time {document['seconds']:.0f} s",
         *exported(export),
         _next(
             f"optuna-dashboard {_storage_word(document)}",
-            f"prunesearch evaluate {export['folder']} --calibration builtin-held-out",
-            f"prunesearch search {document['model']} --drop 25% --trials 300{_storage_flag(document)}{cache}",
+            f"prunesearch evaluate {quote(export['folder'])} --calibration builtin-held-out",
+            f"prunesearch search {quote(document['model'])} --drop 25% --trials 300{_storage_flag(document)}{cache}",
         ),
     ]
+
+
+def _measured(figures: Document) -> Document:
+    """Figures whose latency was measured, as it is in memory."""
+    return {"measured_ms" if name == "latency_ms" else name: value for name, value in figures.items()}
 
 
 def evaluation(document: Document) -> Parts:
@@ -194,7 +234,7 @@ def evaluation(document: Document) -> Parts:
     rows = []
     for name, value in document["metrics"].items():
         error = document["stderr"].get(name)
-        rows.append((label(name), number(name, value), "-" if error is None else number(name, error)))
+        rows.append((label(name), number(name, value), "-" if error is None else stderr_of(name, value, error)))
     rows.append((label("params"), number("params", document["params"]), "-"))
     rows.append((label("bytes"), number("bytes", document["bytes"]), "-"))
     title = document["model"]
@@ -254,67 +294,6 @@ def plan(document: Document) -> Parts:
         *document["notes"],
         _next(document["command"]) if document["command"] else "",
     ]
-
-
-def study_list(document: Sequence[Document]) -> Parts:
-    """One line per study."""
-    columns = (
-        "study",
-        "objective",
-        "drop",
-        "sampler",
-        "trials",
-        "running",
-        "failed",
-        "best",
-        "layers dropped",
-    )
-    rows = [
-        (
-            s["name"],
-            s["objective"],
-            s["drop"],
-            s["sampler"],
-            s["trials"],
-            s["running"],
-            s["failed"],
-            "-" if s["best_value"] is None else f"{s['best_value']:.4f}",
-            s["best_dropped"] or "-",
-        )
-        for s in document
-    ]
-    return [table("Studies", columns, rows)] if rows else ["no studies yet: run prunesearch search"]
-
-
-def study_show(document: Document) -> Parts:
-    """A study's recipe and best trials."""
-    shown = {name: value for name, value in document["recipe"].items() if value not in (None, "", False)}
-    shown["weights"] = ",".join(f"{name}={value:g}" for name, value in shown["weights"].items())
-    stones = f", {document['stones']} partial" if document["stones"] else ""
-    counts = f"{document['trials']} trials finished, {document['running']} running, {document['failed']} failed{stones}"
-    recipe = table(document["name"], ("recipe", ""), shown.items())
-    if document["best"] and len(document["best"][0]["values"]) > 1:
-        return [recipe, counts, front_table("Best trials, one for each size", document["best"])]
-    names = [name for name in document["best"][0]["attributes"] if name != "dropped"] if document["best"] else []
-    rows = [
-        (t["number"], f"{t['value']:.4f}", t["dropped"], *(t["attributes"].get(name, "-") for name in names))
-        for t in document["best"]
-    ]
-    return [
-        recipe,
-        counts,
-        table("Best trials", ("trial", "value", "layers dropped", *map(label, names)), rows),
-    ]
-
-
-def study_best(document: Document) -> Parts:
-    """The layers alone, for scripts."""
-    return [str(document["dropped"])]
-
-
-def study_rm(document: Document) -> Parts:
-    """What is gone."""
-    return [f"deleted {document['deleted']} ({document['trials']} trials); its evaluations stay in the cache"]
 
 
 def _run_line(document: Document) -> str:

@@ -1,12 +1,12 @@
 """What the commands on the store print."""
 
-from prunesearch.report.render import Document, Parts
-from prunesearch.report.tables import table
+from prunesearch.report.study import Document, Parts
+from prunesearch.report.tables import Prose, size, table
 
 
 def stats(document: Document) -> Parts:
     """Entries by model and kind of data, what they did for each study, and what must be looked at."""
-    groups = [(g["model"], g["objective"], f"{g['entries']:,}", _mib(g["bytes"])) for g in document["groups"]]
+    groups = [(g["model"], g["objective"], f"{g['entries']:,}", size(g["bytes"])) for g in document["groups"]]
     studies = [
         (s["study"], s["hits"], s["computed"], f"{s['hit_rate']:.1%}", f"{s['saved_seconds']:,.0f}")
         for s in document["studies"]
@@ -14,7 +14,7 @@ def stats(document: Document) -> Parts:
     alarms = document["alarms"]
     return [
         table(
-            f"{document['place']}: {document['entries']:,} entries, {_mib(document['bytes'])}",
+            f"{document['place']}: {document['entries']:,} entries, {size(document['bytes'])}",
             ("model", "objective", "entries", "size"),
             groups,
         ),
@@ -35,7 +35,7 @@ def verified(document: Document) -> Parts:
     ]
     parts += [f"{t['place']}: {line}" for t in document["tiers"] for line in t["file"]]
     if document["alarms"]:
-        rows = [(a["kind"], a["at"], a["key"][:12], a["detail"][:200]) for a in document["alarms"]]
+        rows = [(a["kind"], a["at"], a["key"][:12], Prose(a["detail"][:200])) for a in document["alarms"]]
         parts.append(table("Alarms so far", ("kind", "when", "entry", "found"), rows))
     return parts
 
@@ -78,7 +78,3 @@ def doctor(document: Document) -> Parts:
         + (f"\n{'':<{width + 9}}-> {check['remedy']}" if check["remedy"] else "")
         for check in document["checks"]
     ]
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB"

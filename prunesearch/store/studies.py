@@ -256,7 +256,14 @@ def delete(storage: RDBStorage, name: str) -> None:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """One line of `prunesearch study list`."""
+    """One line of `prunesearch study list`.
+
+    Attributes:
+        stones: pruned trials: partial subsets, and candidates that lost a race.
+        best_value, best_dropped: of the best trial; None where there is none, and for a Pareto study.
+        front: trials on the front of a Pareto study; 0 for others.
+        started: with its time zone.
+    """
 
     name: str
     model: str
@@ -269,6 +276,7 @@ class StudySummary:
     stones: int
     best_value: float | None
     best_dropped: str | None
+    front: int
     started: datetime | None
 
 
@@ -280,7 +288,10 @@ def summarise(study: Study) -> StudySummary:
     """
     recipe = recipe_of(study)
     trials = study.get_trials(deepcopy=False)
-    best = best_trials(study, 1)
+    ranked = best_trials(study, None)
+    pareto = len(study.directions) > 1
+    best = [] if pareto else ranked[:1]
+    started = min((t.datetime_start for t in trials if t.datetime_start), default=None)
     return StudySummary(
         name=study.study_name,
         model=recipe.model,
@@ -293,7 +304,8 @@ def summarise(study: Study) -> StudySummary:
         stones=sum(t.state == TrialState.PRUNED for t in trials),
         best_value=best[0].values[0] if best else None,
         best_dropped=best[0].user_attrs.get("dropped") if best else None,
-        started=min((t.datetime_start for t in trials if t.datetime_start), default=None),
+        front=len(ranked) if pareto else 0,
+        started=None if started is None else started.astimezone(),
     )
 
 

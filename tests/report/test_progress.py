@@ -1,9 +1,16 @@
 import io
+import time
+from dataclasses import dataclass
 
+import pytest
 from rich.console import Console
 
+from prunesearch import events
+from prunesearch.report import healing as healing_module
+from prunesearch.report import progress as progress_module
+from prunesearch.report.healing import HealingView
 from prunesearch.report.progress import Progress, ProgressView
-from prunesearch.report.render import study_list
+from prunesearch.report.study import study_list
 from prunesearch.report.tables import dense_against_pruned, gib, number
 
 
@@ -49,3 +56,139 @@ def test_tables_say_units_and_ratios() -> None:
 
 def test_no_studies_is_said() -> None:
     assert study_list([]) == ["no studies yet: run prunesearch search"]
+
+
+def plain() -> Console:
+    return Console(file=io.StringIO(), width=80)
+
+
+def said(view: ProgressView) -> list[str]:
+    return view.console.file.getvalue().splitlines()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_log_says_the_stages_in_order() -> None:
+    with ProgressView(plain()) as view:
+        events.tell("loading the model m[0]")
+        events.tell("scoring the dense model")
+        view.progress(Progress("s", 0, 12))
+        events.tell("timing the winner")
+    assert [line.partition(":")[0] for line in said(view)] == [
+        "loading the model m[0]",
+        "scoring the dense model",
+        "s",
+        "timing the winner",
+    ]
+    events.tell("nobody hears this any more")
+    assert len(said(view)) == 4
+
+
+def test_input_that_is_refused_at_once_is_one_line() -> None:
+    view = ProgressView(plain())
+    with pytest.raises(ValueError, match="bad"), view:
+        events.tell("loading the model")
+        raise ValueError("bad")
+    assert said(view) == []
+
+
+def test_a_long_first_stage_is_said_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_module, "_HOLD", 0.01)
+    with ProgressView(plain()) as view:
+        events.tell("loading the model")
+        deadline = time.monotonic() + 10
+        while not said(view) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert said(view) == ["loading the model"]
+
+
+class Time:
+    """A clock that is set."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
+    made = Time()
+    monkeypatch.setattr(progress_module, "time", made)
+    monkeypatch.setattr(healing_module, "time", made)
+    return made
+
+
+def test_the_time_left_follows_the_work_and_not_the_bursts(clock: Time) -> None:
+    """Six trials take 30 s and are told together, so 12 take 60 s."""
+    with ProgressView(plain()) as view:
+        view.progress(Progress("s", 0, 12, under_way=6))
+        for piece in range(6):
+            clock.now += 5
+            events.tell("scoring 6 candidates", piece + 1, 6, "pieces")
+            left = view._clocks["s"].left
+            assert left is not None
+            assert abs(left - (60 - 5 * (piece + 1))) < 1e-6
+        for done in range(1, 7):
+            view.progress(Progress("s", done, 12, computed=done, best_value=1.0, best_dropped="1", under_way=6 - done))
+            assert abs((view._clocks["s"].left or 0) - 30) < 1e-6
+        view.progress(Progress("s", 6, 12, computed=6, best_value=1.0, best_dropped="1", under_way=6))
+        clock.now += 10
+        assert abs((view._clocks["s"].left or 0) - 20) < 1e-6, "and goes down between two"
+    lines = said(view)
+    assert "s: 1/12 trials, best 1.0000 without 1, 0% hits, 30.00 s/eval, 30 s left" in lines
+    assert "scoring 6 candidates: 4/6 pieces" in lines
+
+
+def test_a_resumed_study_shows_its_best_at_once() -> None:
+    with ProgressView(plain()) as view:
+        view.progress(Progress("s", 6, 12, best_value=1.25, best_dropped="3,4"))
+    assert said(view) == ["s: 6/12 trials, best 1.2500 without 3,4"]
+    with ProgressView(plain()) as view:
+        view.progress(Progress("s", 6, 12, best_value=None, front=5))
+    assert said(view) == ["s: 6/12 trials, 5 trials on the front"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_terminal_shows_whole_names_and_layers_and_ends_each_line_once(width: int) -> None:
+    name, layers = "smollm2-135m-instruct-drop25pct-hellaswag-pso", ",".join(map(str, range(10, 30)))
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, legacy_windows=False)
+    with ProgressView(console) as view:
+        events.tell("loading the model")
+        view.progress(Progress(name, 6, 12, best_value=0.8651, best_dropped=layers, under_way=6))
+        events.tell("scoring 6 candidates", 5, 24, "pieces")
+        assert "5/24 pieces" in picture(view, width)
+        drawn = picture(view, width)
+        view.progress(Progress(name, 12, 12, computed=6, best_value=0.8651, best_dropped=layers))
+        ends = {
+            line.index("/12") for text in (drawn, picture(view, width)) for line in text.splitlines() if "/12" in line
+        }
+        assert len(ends) == 1, "the bar keeps its width"
+        events.tell("timing the winner")
+    assert name in drawn
+    assert f"best 0.8651 without {layers}" in " ".join(drawn.split()).replace(", ", ",")
+    after = view.console.file.getvalue().rpartition("12/12")  # type: ignore[attr-defined]
+    assert after[2].count("timing the winner") == 1
+    assert after[2].count("best 0.8651") == 1
+
+
+def picture(view: ProgressView, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(view._picture())
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_healing_says_the_time_left(clock: Time) -> None:
+    view = HealingView(ProgressView(plain()))
+    view.progress("heal", Standing(100, 500))
+    clock.now += 20
+    view.progress("heal", Standing(200, 500))
+    assert said(view._view)[-1] == "heal: 200/500 steps, 1 min left" or said(view._view)[-1].endswith("60 s left")
+
+
+@dataclass
+class Standing:
+    done: int
+    total: int
+    phase: str = "training"
+    loss: float | None = None
+    watched: tuple[tuple[int, float], ...] = ()

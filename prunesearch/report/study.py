@@ -1,0 +1,125 @@
+"""What the commands on studies print, from their JSON documents."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+
+from prunesearch.report.tables import Layers, Prose, gib, label, number, table, without_constant
+
+Document = Mapping[str, Any]
+Parts = list[Group | str]
+
+
+def study_list(document: Sequence[Document]) -> Parts:
+    """One line per study."""
+    columns = ("study", "objective", "drop", "sampler", "trials", "running", "failed", "best", "layers dropped")
+    rows = [
+        (
+            s["name"],
+            s["objective"],
+            s["drop"],
+            s["sampler"],
+            s["trials"],
+            s["running"] or "-",
+            s["failed"] or "-",
+            _best_of(s),
+            Layers(s["best_dropped"] or "-"),
+        )
+        for s in document
+    ]
+    if not rows:
+        return ["no studies yet: run prunesearch search"]
+    return [table("Studies", *without_constant(columns, rows, {"-"}))]
+
+
+def _best_of(summary: Document) -> str:
+    if summary["front"]:
+        return f"{summary['front']} on the front"
+    return "-" if summary["best_value"] is None else f"{summary['best_value']:.4f}"
+
+
+def study_show(document: Document) -> Parts:
+    """A study's recipe and best trials."""
+    shown = {
+        name: value for name, value in document["recipe"].items() if value not in (None, "") and value is not False
+    }
+    for name, value in shown.items():
+        if isinstance(value, Mapping):
+            shown[name] = ",".join(f"{key}={weight:g}" for key, weight in value.items())
+    stones = f", {document['stones']} partial" if document["stones"] else ""
+    counts = f"{document['trials']} trials finished, {document['running']} running, {document['failed']} failed{stones}"
+    settings = table(document["name"], ("recipe", ""), [(name, Prose(value)) for name, value in shown.items()])
+    best = document["best"]
+    if not best:
+        return [settings, counts]
+    if len(best[0]["values"]) > 1:
+        return [settings, counts, front_table("Best trials, one for each size", best)]
+    metric = _metric_of(best)
+    # Attributes that are long, or that say again what the value says, are for --json.
+    names = [n for n, v in best[0]["attributes"].items() if n not in ("dropped", metric) and isinstance(v, float | int)]
+    names += [n for n in ("cache",) if n in best[0]["attributes"]]
+    rows = [
+        (
+            t["number"],
+            f"{t['value']:.4f}",
+            *(_shown(name, t["attributes"].get(name)) for name in names),
+            Layers(t["dropped"]),
+        )
+        for t in best
+    ]
+    heads = {"latency_ms": label("predicted_ms"), "bytes": "size", "seconds": "seconds scored"}
+    columns = ("trial", label(metric or "value"), *(heads.get(name, label(name)) for name in names), "layers dropped")
+    return [settings, counts, table("Best trials", *without_constant(columns, rows))]
+
+
+def study_best(document: Document) -> Parts:
+    """The layers alone, for scripts."""
+    return [str(document["dropped"])]
+
+
+def study_rm(document: Document) -> Parts:
+    """What is gone."""
+    return [f"deleted {document['deleted']} ({document['trials']} trials); its evaluations stay in the cache"]
+
+
+def front_table(title: str, trials: Sequence[Document]) -> Group:
+    """Non-dominated trials: what they drop, both values, and what is left."""
+    metric = _metric_of(trials) or "quality"
+    rows = [
+        (
+            f"{t['values'][0]:.4f}",
+            *([_shown("perplexity", t["attributes"].get("perplexity"))] if metric != "perplexity" else []),
+            f"{int(t['attributes']['params']):,}",
+            gib(t["attributes"]["bytes"]),
+            f"{t['attributes']['latency_ms']:.1f}",
+            t["dropped"].count(",") + 1,
+            Layers(t["dropped"]),
+        )
+        for t in trials
+    ]
+    perplexity = ["perplexity"] if metric != "perplexity" else []
+    columns = (label(metric), *perplexity, "parameters", "size", "latency, predicted (ms)", "dropped", "layers dropped")
+    return table(title, *without_constant(columns, rows, {"-"}))
+
+
+def _metric_of(trials: Sequence[Document]) -> str | None:
+    """The metric whose value is the trials' first value."""
+    for name in trials[0]["attributes"] if trials else ():
+        if all(_equals(t["attributes"].get(name), t["values"][0]) for t in trials):
+            return str(name)
+    return None
+
+
+def _equals(attribute: object, value: float) -> bool:
+    """Whether an attribute, which is kept with six digits, is a trial's value."""
+    return isinstance(attribute, int | float) and abs(attribute - value) <= 1e-6
+
+
+def _shown(name: str, value: object) -> str:
+    """An attribute of a trial for people."""
+    if name == "bytes" and isinstance(value, int | float):
+        return gib(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:.3g}" if name.endswith("seconds") else number(name, value)
+    return "-" if value is None else str(value)
