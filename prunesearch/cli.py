@@ -364,7 +364,8 @@ def main() -> None:
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:  # the help of a group, which is no mistake to be named
-        _fail(error.format_message(), 2)
+        click.echo(error.format_message(), err=True)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         _fail("error", " ".join(error.format_message().split()), error, 2)
     except InputError as error:
