@@ -20,7 +20,7 @@ from prunesearch.report.tables import Paragraph, duration
 
 _EVERY = 5.0  # seconds between plain lines about a study
 _EVERY_STAGE = 15.0  # seconds between plain lines about a stage that is counted
-_HOLD = 1.0  # seconds that the first stages of a log wait for what comes of them
+_HOLD = 4.0  # seconds that the first stages of a log wait for what comes of them
 _BAR, _LEFT = 12, 13  # columns for a bar at least, and for the time left
 
 
