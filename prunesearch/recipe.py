@@ -30,6 +30,9 @@ WEIGHT_PLACES = ("memory", "resident", "stream", "host")
 BUILTIN_TEXT = "builtin"
 """Name of the calibration text every machine has (see `scoring.text`)."""
 
+ADDED_LATER = ("numpy version", "lm-eval version", "task truncation", "task scoring")
+"""Fields of a study's identity that older studies lack; of a mixed objective, the task's name stands before them."""
+
 # Where things are, as opposed to what they are: the engine replaces these by digests of their content.
 _TASK_ONLY = ("task_data", "include_path", "metric", "limit", "num_fewshot", "batch_tokens")
 _PATHS = ("model", "calibration", "task_data", "include_path")
@@ -296,7 +299,10 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
 
 
 def differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """Name what differs between two identities, as ``tokens: 1024 in the study, 2048 now``; digests are cut short."""
+    """Name what differs between two identities, as ``tokens: 1024 in the study, 2048 now``; digests are cut short.
+
+    What a study cannot say because it is older than the field (see `ADDED_LATER`) is no difference.
+    """
 
     def show(value: object) -> str:
         return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
@@ -304,7 +310,7 @@ def differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     return [
         f"{name}: {show(stored.get(name))} in the study, {show(asked.get(name))} now"
         for name in sorted({*stored, *asked})
-        if stored.get(name) != asked.get(name)
+        if stored.get(name) != asked.get(name) and not (name not in stored and name.endswith(ADDED_LATER))
     ]
 
 

@@ -29,6 +29,7 @@ from prunesearch.model.anatomy import family_of, input_device, settings_of, skel
 from prunesearch.model.checkpoint import Stored, misplaced, tensors_in, tensors_of
 from prunesearch.model.fields import edits
 from prunesearch.model.guard import guarded
+from prunesearch.model.handover import unchanged_by
 from prunesearch.model.loading import LoadedModel, refuse_incomplete
 from prunesearch.model.streaming import open_streamed, set_aside
 from prunesearch.model.surgery import check_removable
@@ -208,7 +209,8 @@ def _write(
     manifest.copy_companions(loaded, source.folder, new)
     file = ConfigFile.of(config) if source.folder is None else ConfigFile.read(source.folder)
     if not stored_as_scored or changed:
-        loaded.model.save_pretrained(dense)
+        with unchanged_by("transformers", loaded.model):
+            loaded.model.save_pretrained(dense)
         stored = tensors_in(dense)
         file = file.of_part(config, type(loaded.model).__name__)
     if not loaded.trusted:
