@@ -23,7 +23,7 @@ from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.local import LocalEngine
 from prunesearch.errors import InputError, RunError
 from prunesearch.export import Exported, check_destination, export
-from prunesearch.export.manifest import companions
+from prunesearch.export.companions import companions
 from prunesearch.model.anatomy import Sizes
 from prunesearch.model.arithmetic import wide_products
 from prunesearch.recipe import Recipe, RunOptions, study_name
