@@ -114,7 +114,7 @@ def _pareto(document: Document) -> Parts:
     title = f"{document['study']}: {len(document['front'])} best of {document['trials']} trials"
     return [
         front_table(title, document["front"]),
-        _differences(f"The knee drops layers {best['dropped']}", document),
+        _compared(f"The knee drops layers {best['dropped']}", document),
         *_paired(document),
         _run_line(document),
         _next(
