@@ -105,8 +105,9 @@ def try_type(model_type: str, dropped: str, folder: Path) -> Tried:
     scale = found.allowed / 1e-4
     otherwise = by_other_means(loaded.model, candidate, out)
     outcome = "verified" if otherwise <= _AGREES else "silently wrong"
-    difference = max(found.prefill_difference, found.decode_difference or 0.0)
-    return Tried(model_type, dropped, outcome, "", difference / scale, otherwise)
+    return Tried(
+        model_type, dropped, outcome, "", max(found.prefill_difference, found.decode_difference) / scale, otherwise
+    )
 
 
 @torch.inference_mode()

@@ -4,15 +4,18 @@ Every stage is found again by its content (the study by its recipe, the rest see
 store), so the same command again does what is left to do.
 """
 
+import gc
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from prunesearch import stopping
-from prunesearch.bench import load_for, open_bench, space_of
+from prunesearch.bench import open_bench, space_of
+from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.heal.finish import HealOptions, Recovery, View, check_out, heal_and_export
+from prunesearch.model.loading import LoadedModel
 from prunesearch.pipeline import Outcome, evaluate_model, facts_of, run_search
 from prunesearch.recipe import Recipe, RunOptions, study_name, validated
 from prunesearch.search import Listener
@@ -66,20 +69,35 @@ def search_and_recover(
     name = options.study or study_name(recipe)
     out = out or Path("storage/exports") / f"{name}-recovered"
     check_out(out)
+    loaded, outcome, ranked = _searched(recipe, options, name, listener)
+    heal_options = HealOptions(out, Places.parse(options.cache).folder, options.storage)
+    with stopping.deferred():
+        document = heal_and_export(loaded, ranked, recovery, _facts(recipe, outcome), heal_options, view)
+    document = {**outcome.document(options), **document}
+    # The healed model is loaded next, and two may not fit. Parts of a model refer to each other, so only the collector
+    # frees it.
+    del loaded
+    gc.collect()
+    if recovery.evaluate is not None:
+        view.say(f"evaluating {out}")
+        document["evaluation"] = evaluate_model(_evaluation(recovery.evaluate, out), options, "none")
+    return document
+
+
+def _searched(
+    recipe: Recipe, options: RunOptions, name: str, listener: Listener | None
+) -> tuple[LoadedModel, Outcome, list[LayerSubset]]:
+    """Search, and hand on the model that was searched: what follows loads no second one.
+
+    Returns:
+        The dense model, what was found, and the study's candidates, best first.
+    """
     with open_bench(recipe, options) as bench:
         outcome = run_search(bench, recipe, options, listener)
         study = studies.load(studies.open_storage(options.storage, create=False), name)
         space = space_of(recipe, bench.loaded)
         ranked = [space.from_params(trial.params) for trial in selection.best_trials(study, None)]
-    loaded = load_for(recipe, options)
-    heal_options = HealOptions(out, Places.parse(options.cache).folder, options.storage)
-    with stopping.deferred():
-        document = heal_and_export(loaded, ranked, recovery, _facts(recipe, outcome), heal_options, view)
-    document = {**outcome.document(options), **document}
-    if recovery.evaluate is not None:
-        view.say(f"evaluating {out}")
-        document["evaluation"] = evaluate_model(_evaluation(recovery.evaluate, out), options, "none")
-    return document
+        return bench.loaded, outcome, ranked
 
 
 def _facts(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from prunesearch.export.verification import compare, matches
 from prunesearch.export.writer import digest
 from prunesearch.model.checkpoint import misplaced, tensors_in
 from prunesearch.model.loading import LoadedModel
+from prunesearch.model.source import refuse_adapter
 
 
 def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -30,8 +31,9 @@ def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bo
         VerificationError: it is not what it was.
     """
     manifest, report = _read(folder / MANIFEST), _read(folder / REPORT)
+    refuse_adapter(folder, str(folder))
     form = manifest["form"]
-    if sublayers.trusts(form) and not trust_remote_code:
+    if (sublayers.trusts(form) or manifest.get("own_code")) and not trust_remote_code:
         raise InputError(f"{str(folder)!r} was exported --as {form} and runs its own code: add --trust-remote-code")
     _check_weights(folder, report["digests"])
     model = reload(folder, base.model if base else None, trust_remote_code)

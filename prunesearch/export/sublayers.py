@@ -44,6 +44,10 @@ def check(config: PretrainedConfig, candidate: LayerSubset, form: str) -> None:
         ModelError: the model type's sublayers cannot be dropped one by one.
     """
     family = family_of(config)
+    if trusts(form) and hasattr(config, "auto_map"):
+        raise InputError(
+            f"--as {form} writes code for stock models, and this one runs code of its own: use --as zeroed"
+        )
     if candidate.whole_blocks and form != "deci":
         raise InputError(f"--as {form} is for dropped sublayers; layers {candidate.text} are whole: leave it out")
     if not candidate.whole_blocks and (family.attention is None or family.mlp is None):

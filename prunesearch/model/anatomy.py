@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -27,8 +26,11 @@ _found: dict[str, Family] = {}
 """Families of types outside the table, as they were met."""
 
 
-def family_of(config: PretrainedConfig) -> Family:
+def family_of(config: PretrainedConfig, trust_remote_code: bool = False) -> Family:
     """Look up a model's family, or find out about it.
+
+    Args:
+        trust_remote_code: build it with code that ships with it, to find out about a type that is met first.
 
     Raises:
         ModelError: models of this type cannot be pruned; says why.
@@ -36,7 +38,7 @@ def family_of(config: PretrainedConfig) -> Family:
     name = config.model_type
     family = FAMILIES.get(name) or _found.get(name)
     if family is None:
-        family = _found[name] = _look_at(config)
+        family = _found[name] = _look_at(config, trust_remote_code)
     if family.refused is not None:
         raise ModelError(f"models of type {name!r} cannot be pruned: {family.refused}")
     return family
@@ -48,13 +50,13 @@ def settings_of(config: PretrainedConfig) -> PretrainedConfig:
     return text if isinstance(text, PretrainedConfig) else config
 
 
-def _look_at(config: PretrainedConfig) -> Family:
+def _look_at(config: PretrainedConfig, trust_remote_code: bool) -> Family:
     """Find the blocks of a type that the table does not have."""
     settings = settings_of(config)
     like = FAMILIES.get(settings.model_type) if settings is not config else None
     if like is not None and like.refused is not None:
         return like
-    model = skeleton(config)
+    model = skeleton(config, trust_remote_code)
     counts = [count for count in _COUNTS if isinstance(getattr(settings, count, None), int)]
     found: list[tuple[str, str]] = []
     for path, module in model.named_modules():
@@ -177,8 +179,11 @@ def lost(block: Sequence[float], attention: Sequence[float], candidate: LayerSub
     return whole + sum(attention[i] for i in candidate.attention) + sum(block[i] - attention[i] for i in candidate.mlp)
 
 
-def skeleton(config: PretrainedConfig) -> PreTrainedModel:
+def skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """Build the model on the meta device: shapes without weights.
+
+    Args:
+        trust_remote_code: with code that ships with it.
 
     Raises:
         ModelError: transformers has no causal LM for this config.
@@ -187,12 +192,17 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
     named = getattr(torch, config.dtype, None) if isinstance(config.dtype, str) else config.dtype
     dtype = named if isinstance(named, torch.dtype) else torch.float32
     with guarded(NO_MODEL, advice="correct it"), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=dtype, trust_remote_code=trust_remote_code
+        )
     return model
 
 
-def read_config(name: str, **hub: Any) -> PretrainedConfig:  # noqa: ANN401 (passed through to transformers)
-    """Read a model's config from a hub id, a folder, or a bare ``config.json`` without weights.
+def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Read a model's config from a folder, or a bare ``config.json`` without weights.
+
+    Args:
+        trust_remote_code: run code that ships with the model. If not, the config names none afterwards.
 
     Raises:
         ModelError: there is none, or it cannot be read.
@@ -202,8 +212,10 @@ def read_config(name: str, **hub: Any) -> PretrainedConfig:  # noqa: ANN401 (pas
         raise ModelError(f"no config file {name!r}: give a config.json, a model folder or a Hugging Face id")
     where = "" if path.exists() else ", which is no local folder or file either"
     with guarded(f"cannot read the config of {name!r}{where}", path):
-        config: PretrainedConfig = AutoConfig.from_pretrained(name, **hub)
+        config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     _check_numbers(config, name)
+    if not trust_remote_code and hasattr(config, "auto_map"):
+        del config.auto_map
     return config
 
 

@@ -59,6 +59,8 @@ def reason_of(error: BaseException) -> str:
         return f"it is not UTF-8 text (byte {error.start})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+        return "it needs code that ships with it; read that code, then add --trust-remote-code to run it"
     text = one_line(error)
     name = type(error).__name__
     return text if isinstance(error, _SPEAK_FOR_THEMSELVES) or text == name else f"{name}: {text}"

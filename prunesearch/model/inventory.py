@@ -11,7 +11,7 @@ from prunesearch.model.anatomy import read_config, skeleton
 from prunesearch.model.checkpoint import weight_files
 from prunesearch.model.gguf_file import open_gguf
 from prunesearch.model.guard import guarded
-from prunesearch.model.source import looks_local
+from prunesearch.model.source import resolve
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|blk)\.(\d+)\.(.+)")
 
@@ -64,16 +64,20 @@ def take_inventory(name: str, *, revision: str | None = None, trust_remote_code:
     Raises:
         ModelError: missing, unreadable, or without blocks.
     """
-    path = Path(name)
-    if name.endswith(".gguf"):
-        return _group("gguf", list(_from_gguf(path)))
-    shards = weight_files(path) if path.is_dir() else ()
-    if shards and all(shard.suffix == ".safetensors" for shard in shards):
-        return _group("safetensors", [tensor for shard in shards for tensor in _from_safetensors(shard)])
-    if looks_local(name) and not path.exists():
-        raise ModelError(f"no model folder or file {name!r}: give a config.json, a folder or a Hugging Face id")
-    config = read_config(name, revision=revision, trust_remote_code=trust_remote_code)
-    model = skeleton(config)
+    if name.endswith(".json"):
+        config = read_config(name, trust_remote_code)
+    else:
+        source = resolve(name, revision=revision, trust_remote_code=trust_remote_code, config_only=True)
+        if source.gguf is not None:
+            return _group("gguf", list(_from_gguf(source.gguf)))
+        assert source.folder is not None
+        shards = () if source.from_hub else weight_files(source.folder)
+        if shards and all(shard.suffix == ".safetensors" for shard in shards):
+            # Of tensors of one name the last file's counts, as when the model is loaded.
+            tensors = {tensor.name: tensor for shard in shards for tensor in _from_safetensors(shard)}
+            return _group("safetensors", list(tensors.values()))
+        config = read_config(str(source.folder), trust_remote_code)
+    model = skeleton(config, trust_remote_code)
     return _group("config", [_Tensor(n, p.numel(), p.numel() * p.element_size()) for n, p in model.named_parameters()])
 
 

@@ -14,12 +14,14 @@ from transformers import (
 )
 
 from prunesearch.errors import InputError, ModelError, one_line
-from prunesearch.model.anatomy import Sizes, blocks_of, family_of, read_config, sizes_of
+from prunesearch.model.anatomy import Sizes, blocks_of, family_of, read_config, settings_of, sizes_of
+from prunesearch.model.checkpoint import tensors_of
 from prunesearch.model.fingerprint import fingerprint
 from prunesearch.model.gguf_file import open_gguf
 from prunesearch.model.guard import guarded
 from prunesearch.model.layers import Layers, ResidentLayers
 from prunesearch.model.source import IN_MEMORY, ResolvedSource, resolve, with_weights
+from prunesearch.model.sources import refuse_quantised_weights
 
 TOKENIZER_ADVICE = "get its files again, or a newer version of transformers and tokenizers"
 
@@ -60,6 +62,7 @@ def load(
     device: str | None = None,
     device_map: str | None = None,
     trust_remote_code: bool = False,
+    quantised: bool = False,
 ) -> LoadedModel:
     """Load a model for scoring, in evaluation mode.
 
@@ -70,9 +73,10 @@ def load(
         device: torch device; default: cuda where there is one, else cpu.
         device_map: given to accelerate instead of a device, e.g. ``auto``.
         trust_remote_code: run modelling code that ships with the checkpoint.
+        quantised: take a quantised checkpoint, which can be scored but not exported.
 
     Raises:
-        ModelError: missing, unreadable, cut short or of an unsupported architecture.
+        ModelError: missing, unreadable, cut short, quantised or of an unsupported architecture.
     """
     place = device_named(device)
     source = resolve(name, revision=revision, trust_remote_code=trust_remote_code)
@@ -85,7 +89,10 @@ def load(
         assert source.folder is not None
         path = source.folder
         # An unsupported type is refused before its weights are read.
-        family_of(read_config(str(path), **how))
+        config = read_config(str(path), trust_remote_code)
+        family_of(config, trust_remote_code)
+        if not quantised:
+            refuse_quantised(config, name)
         source = with_weights(source)
     with guarded(f"cannot load the tokenizer of {name!r}", path, advice=TOKENIZER_ADVICE):
         tokenizer = AutoTokenizer.from_pretrained(path, **how)
@@ -98,6 +105,8 @@ def load(
         )
     model, report = loaded
     refuse_incomplete(name, report)
+    if source.safetensors and not is_quantised(model.config):
+        refuse_quantised_weights(model, tensors_of(source.weights), name)
     if not trust_remote_code:
         forget_code(model.config, tokenizer)
     if source.gguf is not None:
@@ -138,6 +147,25 @@ def refuse_incomplete(name: str, report: dict[str, Any]) -> None:
                 f"checkpoint {name!r} is not complete: {len(keys)} {problem.replace('_keys', '')} "
                 f"weight(s), the first is {keys[0]}; get it again"
             )
+
+
+def is_quantised(config: PretrainedConfig) -> bool:
+    """Whether a config says that the weights are quantised."""
+    parts = (config, settings_of(config))
+    return any(getattr(part, "quantization_config", None) is not None for part in parts)
+
+
+def refuse_quantised(config: PretrainedConfig, name: str) -> None:
+    """Refuse a quantised checkpoint, whose pruned copies cannot be written.
+
+    Raises:
+        ModelError: its config says that it is quantised.
+    """
+    if is_quantised(config):
+        raise ModelError(
+            f"the weights of {name!r} are quantised (quantization_config), and what is searched in them could not be "
+            "exported: give the unquantised model and quantise the result"
+        )
 
 
 def device_named(name: str | None) -> torch.device:

@@ -88,7 +88,7 @@ def resolve(
         return _local_file(name) if name.endswith(".gguf") else _local_folder(Path(name), name)
     wanted = _CONFIGS if config_only else (*_SMALL, *(_CODE if trust_remote_code else ()))
     folder = _snapshot(name, revision, wanted)
-    _refuse_adapter(folder, name)
+    refuse_adapter(folder, name)
     if not (folder / CONFIG).is_file():
         raise ModelError(f"model {name!r} holds no {CONFIG}: it is not a Hugging Face checkpoint")
     commit = folder.name if _COMMIT.fullmatch(folder.name) else None
@@ -126,13 +126,13 @@ def _local_file(name: str) -> ResolvedSource:
 def _local_folder(folder: Path, name: str) -> ResolvedSource:
     if not folder.is_dir():
         raise ModelError(f"no model folder or file {name!r}: give a folder, a .gguf file or a Hugging Face id")
-    _refuse_adapter(folder, name)
+    refuse_adapter(folder, name)
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{name!r} holds no {CONFIG}: it is not a Hugging Face checkpoint")
     return ResolvedSource(name, folder)
 
 
-def _refuse_adapter(folder: Path, name: str) -> None:
+def refuse_adapter(folder: Path, name: str) -> None:
     """Refuse a folder with an adapter: transformers applies it where peft is installed, other readers never do.
 
     Raises:

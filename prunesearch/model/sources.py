@@ -81,6 +81,7 @@ def locate(model: PreTrainedModel, stored: Mapping[str, Stored], name: str) -> d
     Raises:
         ModelError: one is not there, has another shape, or is quantised.
     """
+    refuse_quantised_weights(model, stored, name)
     state = model.state_dict()
     found = _match(model, stored, state)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
@@ -95,13 +96,28 @@ def locate(model: PreTrainedModel, stored: Mapping[str, Stored], name: str) -> d
                 f"checkpoint {name!r} {what} {parameter}: it is not complete, or stored in other pieces than "
                 f"{type(model).__name__} is built of; use --weights memory"
             )
-        for part in [whole] if whole is not None else [piece for _, piece in place.pieces]:  # type: ignore[union-attr]
-            if tensor.is_floating_point() and (not part.dtype.is_floating_point or part.dtype.itemsize < 2):
-                raise ModelError(
-                    f"checkpoint {name!r} holds {parameter} quantised ({str(part.dtype).removeprefix('torch.')}), "
-                    "which cannot be streamed: use --weights memory"
-                )
     return {parameter: place for parameter, place in found.items() if parameter in state}
+
+
+def refuse_quantised_weights(model: PreTrainedModel, stored: Mapping[str, Stored], name: str) -> None:
+    """Refuse weights that are stored as integers or in 8 bits while no config says how they are to be read.
+
+    transformers would take such numbers as they are.
+
+    Args:
+        name: of the checkpoint, for messages.
+
+    Raises:
+        ModelError: there are such weights.
+    """
+    state = model.state_dict()
+    for key, (parameter, _) in parameters_of(model, stored, state).items():
+        dtype = stored[key].dtype
+        if state[parameter].is_floating_point() and (not dtype.is_floating_point or dtype.itemsize < 2):
+            raise ModelError(
+                f"checkpoint {name!r} holds {parameter} quantised ({str(dtype).removeprefix('torch.')}), and its "
+                "config does not say how to read it: give the unquantised model"
+            )
 
 
 def _match(

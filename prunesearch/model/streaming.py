@@ -17,7 +17,7 @@ from prunesearch.model.checkpoint import tensors_of
 from prunesearch.model.fingerprint import fingerprint
 from prunesearch.model.guard import guarded
 from prunesearch.model.layers import StreamedLayers
-from prunesearch.model.loading import TOKENIZER_ADVICE, LoadedModel, device_named, forget_code
+from prunesearch.model.loading import TOKENIZER_ADVICE, LoadedModel, device_named, forget_code, is_quantised
 from prunesearch.model.source import resolve, with_weights
 from prunesearch.model.sources import Source, keep_exact_parts, locate, read_source
 
@@ -49,10 +49,10 @@ def open_streamed(
     folder = source.folder
     if folder is None:
         raise ModelError(f"{name!r} is a GGUF, which cannot be streamed: use --weights memory, or its safetensors")
-    config = read_config(str(folder), trust_remote_code=trust_remote_code)
-    family_of(config)
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(f"model {name!r} is quantised, which cannot be streamed: use --weights memory")
+    config = read_config(str(folder), trust_remote_code)
+    family_of(config, trust_remote_code)
+    if is_quantised(config):
+        raise ModelError(f"model {name!r} is quantised, which cannot be streamed: give the unquantised model")
     source = with_weights(source)
     if not source.safetensors:
         raise ModelError(f"{name!r} holds no safetensors, only those can be streamed: use --weights memory")

@@ -149,9 +149,7 @@ def _install(
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
     parent, _, name = family_of(model.config).blocks.rpartition(".")
-    kept = nn.ModuleList(blocks)
-    kept.training = model.training
-    setattr(model.get_submodule(parent), name, kept)
+    setattr(model.get_submodule(parent), name, nn.ModuleList(blocks))
     config: PretrainedConfig = settings_of(model.config)
     for field, value in fields.items():
         setattr(config, field, value)

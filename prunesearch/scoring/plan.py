@@ -37,9 +37,9 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, UnknownNameError
 from prunesearch.model.anatomy import family_of, read_config, settings_of, sizes_of, skeleton
 from prunesearch.model.arithmetic import widens
-from prunesearch.model.checkpoint import INDEX, SINGLE, Stored, tensors_in
-from prunesearch.model.loading import device_named
-from prunesearch.model.source import looks_local
+from prunesearch.model.checkpoint import Stored, tensors_of, weight_files
+from prunesearch.model.loading import device_named, refuse_quantised
+from prunesearch.model.source import resolve
 from prunesearch.scoring.forward import HEAD_ROWS
 from prunesearch.scoring.objectives import CHUNK_TOKENS
 from prunesearch.scoring.speed import Speed, measure
@@ -297,13 +297,18 @@ def _tokens(asked: Asked) -> int:
 def _examine(name: str, dtype: str, revision: str | None, trust_remote_code: bool) -> _Model:
     if name.endswith(".gguf"):
         raise ModelError(f"{name!r} is a GGUF, which is dequantised into memory: plan its safetensors or config.json")
-    if looks_local(name) and not Path(name).exists():
-        raise ModelError(f"no model folder or file {name!r}: give a config.json, a folder or a Hugging Face id")
-    config = read_config(name, revision=revision, trust_remote_code=trust_remote_code)
-    family_of(config)
-    folder = Path(name)
-    stored = tensors_in(folder) if (folder / INDEX).is_file() or (folder / SINGLE).is_file() else {}
-    model = skeleton(config)
+    weights: tuple[Path, ...] = ()
+    if name.endswith(".json"):
+        config = read_config(name, trust_remote_code)
+    else:
+        source = resolve(name, revision=revision, trust_remote_code=trust_remote_code, config_only=True)
+        assert source.folder is not None
+        config = read_config(str(source.folder), trust_remote_code)
+        weights = () if source.from_hub else weight_files(source.folder)
+    family_of(config, trust_remote_code)
+    refuse_quantised(config, name)
+    stored = tensors_of(weights) if all(path.suffix == ".safetensors" for path in weights) else {}
+    model = skeleton(config, trust_remote_code)
     sizes = sizes_of(model)
     wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
     prefix = family_of(config).blocks + "."

@@ -1,6 +1,7 @@
 """Finalists, and the whole way from a recipe to an evaluated, healed checkpoint."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
+from prunesearch import bench
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli import cli
 from prunesearch.errors import InputError, StorageError
 from prunesearch.export import MANIFEST
 from prunesearch.heal import HealRecipe, finalists
 from prunesearch.heal.finalists import diverse, run_off
-from prunesearch.model.loading import LoadedModel
+from prunesearch.model.loading import LoadedModel, load
 from prunesearch.recipe import validated
 from prunesearch.recovery import RecoverySection
 from tests.conftest import N_LAYERS
@@ -79,8 +81,18 @@ def test_one_recipe_does_all_of_it_once(
         f"recover:\n  finalists: 2\n  finalist_steps: 2\n  heal:\n{heal}\n"
         f"  evaluate:\n    calibration: {prose}\n    tokens: 64\n"
     )
+    models: list[weakref.ref[torch.nn.Module]] = []
+
+    def load_and_count(name: str, **options: Any) -> LoadedModel:  # noqa: ANN401
+        assert all(model() is None for model in models), "a model is held while another is loaded"
+        found = load(name, **options)
+        models.append(weakref.ref(found.model))
+        return found
+
+    monkeypatch.setattr(bench, "load", load_and_count)
     words = ["run", str(recipe), "--out", "healed", "--trials", "8", "--device", "cpu", "--json"]
     first = CliRunner().invoke(cli, words)
+    assert len(models) == 2, "the dense model once, and the healed one for its evaluation"
     assert first.exit_code == 0, first.output
     document = json.loads(first.stdout)
     assert len(document["finalists"]) == 2
@@ -89,6 +101,7 @@ def test_one_recipe_does_all_of_it_once(
     assert document["evaluation"]["metrics"]["perplexity"] > 1
     assert json.loads((tmp_path / "healed" / MANIFEST).read_text())["changed"][-1] == "healed"
     assert AutoModelForCausalLM.from_pretrained("healed").config.num_hidden_layers == N_LAYERS - 2
+    monkeypatch.setattr(bench, "load", load)
     again = CliRunner().invoke(cli, words)
     assert again.exit_code == 0, again.output
     repeated = json.loads(again.stdout)

@@ -1,13 +1,18 @@
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from prunesearch.cli import cli
 from prunesearch.errors import InputError, ModelError
+from prunesearch.model.fingerprint import fingerprint, numeric_config
+from prunesearch.model.inventory import take_inventory
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.source import resolve, with_weights
 from prunesearch.model.streaming import open_streamed
@@ -124,3 +129,60 @@ def test_a_hub_model_without_weights_is_refused(hub: Callable[..., Path], tmp_pa
     hub(folder, "acme/tiny", OLD, "main")
     with pytest.raises(ModelError, match="cannot find the weights of model 'acme/tiny'"):
         with_weights(resolve("acme/tiny"))
+
+
+QUANTISED = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+
+
+@BOTH
+def test_a_quantised_checkpoint_is_refused_before_its_weights_are_read(tmp_path: Path, loader: Loader) -> None:
+    folder = saved(tmp_path / "m")
+    edited(folder / "config.json", quantization_config=QUANTISED)
+    (folder / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(ModelError, match="quantised"):
+        loader(str(folder), device="cpu")
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_numbers_that_no_config_explains_are_refused(tmp_path: Path, loader: Loader, dtype: torch.dtype) -> None:
+    folder = saved(tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.3.mlp.up_proj.weight"
+    save_file({**weights, name: weights[name].to(dtype)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=f"holds {name} quantised"):
+        loader(str(folder), device="cpu")
+
+
+def test_how_weights_are_quantised_is_part_of_the_fingerprint() -> None:
+    model = tiny()
+    before = fingerprint(model)
+    prints = {before}
+    for skipped in (["lm_head"], ["lm_head", "model.layers.0"]):
+        model.config.quantization_config = {"quant_method": "bitsandbytes", "llm_int8_skip_modules": skipped}
+        prints.add(fingerprint(model))
+    assert len(prints) == 3
+    model.config.quantization_config = None
+    assert fingerprint(model) == before
+
+
+def test_commands_that_read_headers_alone_read_the_same_files(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "m", max_shard_size="20KB")
+    clean = take_inventory(str(folder))
+    last = sorted(folder.glob("*.safetensors"))[-1]
+    save_file({**load_file(last), "model.norm.weight": torch.zeros(32)}, last, {"format": "pt"})
+    assert take_inventory(str(folder)) == clean, "a repeated tensor counts once"
+    (folder / "adapter_config.json").write_text("{}")
+    for command in (["analyze", str(folder)], ["plan", str(folder)]):
+        with pytest.raises(ModelError, match=r"holds an adapter \(adapter_config.json\)"):
+            CliRunner().invoke(cli, command, catch_exceptions=False)
+
+
+def test_the_fingerprint_of_an_ordinary_model_stays(tiny_folder: Path) -> None:
+    """Stored evaluations and studies are found by it: change it only where what it names changes."""
+    model = tiny()
+    plain = hashlib.sha256(json.dumps(numeric_config(model.config), sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        plain.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        plain.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    assert fingerprint(model) == plain.hexdigest() == load(str(tiny_folder), device="cpu").fingerprint
