@@ -320,6 +320,28 @@ def study_best(name: str, max_loss: str | None, max_size: str | None, storage: s
     emit(as_json, studies.trial_document(trial), rendered.study_best)
 
 
+@study.command("layers")
+@click.argument("name")
+@STORAGE
+@JSON
+def study_layers(name: str, storage: str, as_json: bool) -> None:
+    """Show which layers matter: what dropping each costs, and how often the best trials drop it."""
+    from prunesearch.report import study as rendered
+    from prunesearch.store import studies
+    from prunesearch.store.importance import layer_importances
+
+    quiet_optuna()
+    found = studies.load(studies.open_storage(storage, create=False), name)
+    summary = studies.summarise(found)  # refuses studies that are not ours
+    document = {
+        "study": name,
+        "metric": found.metric_names[0] if found.metric_names else "value",
+        "trials": summary.trials,
+        "layers": [asdict(layer) for layer in layer_importances(found)],
+    }
+    emit(as_json, document, rendered.study_layers)
+
+
 @study.command("rm")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")

@@ -26,6 +26,7 @@ from prunesearch.export.manifest import companions
 from prunesearch.model.anatomy import Sizes
 from prunesearch.model.arithmetic import wide_products
 from prunesearch.recipe import Recipe, RunOptions, study_name
+from prunesearch.report.notes import Noter
 from prunesearch.samplers import SubsetSampler, build
 from prunesearch.scoring.cost import LatencyModel, compare_latency
 from prunesearch.scoring.fitness import Fitness, objectives
@@ -175,7 +176,7 @@ def run_searches(
         opened = [_open_study(bench, recipe, storage, name) for recipe, name in zip(recipes, names, strict=True)]
         events.tell("scoring the dense model")
         dense = require(*bench.engine.evaluate_now([LayerSubset.of(bench.loaded.n_layers)]))
-        prepared = [_Prepared.of(bench, *pair, dense) for pair in zip(recipes, opened, strict=True)]
+        prepared = [_Prepared.of(bench, *pair, dense, options) for pair in zip(recipes, opened, strict=True)]
         results = _run_to_end(_search_all(bench, prepared, options.trials, listener))
         return [p.outcome(bench, dense, result, start) for p, result in zip(prepared, results, strict=True)]
 
@@ -198,7 +199,10 @@ async def _search_all(
     bench: Bench, prepared: Sequence["_Prepared"], trials: int, listener: Listener | None
 ) -> list[SearchResult]:
     return await asyncio.gather(
-        *(search(p.study, p.sampler, bench.engine, p.fitness, trials, listener, p.recipe.race) for p in prepared)
+        *(
+            search(p.study, p.sampler, bench.engine, p.fitness, trials, listener, p.recipe.race, p.noter.now_and_then)
+            for p in prepared
+        )
     )
 
 
@@ -211,19 +215,23 @@ class _Prepared:
     space: SearchSpace
     sampler: SubsetSampler
     fitness: Fitness
+    noter: Noter
 
     @classmethod
-    def of(cls, bench: Bench, recipe: Recipe, study: Study, dense: Evaluation) -> Self:
+    def of(cls, bench: Bench, recipe: Recipe, study: Study, dense: Evaluation, options: RunOptions) -> Self:
         fitness = _fitness(bench, recipe, study)
         studies.remembered(
             study, selection.DENSE_ATTR, lambda: {"metric": bench.objective.metric, "metrics": dict(dense.metrics)}
         )
         space = space_of(recipe, bench.loaded)
-        return cls(recipe, study, space, _sampler(bench, recipe, study, space), fitness)
+        figures = {**dense.metrics, **fitness.costs(dense.candidate)}
+        noter = Noter(study, recipe, options, figures)
+        return cls(recipe, study, space, _sampler(bench, recipe, study, space), fitness, noter)
 
     def outcome(self, bench: Bench, dense: Evaluation, result: SearchResult, start: float) -> Outcome:
         """What the finished search came to."""
         name = self.study.study_name
+        self.noter.write()
         ranked = selection.best_trials(self.study, None)
         if not ranked:
             reason = studies.last_failure(self.study)
@@ -304,7 +312,7 @@ def _sampler(bench: Bench, recipe: Recipe, study: Study, space: SearchSpace) -> 
     if recipe.start == "single":
         ranking = "single"
     elif recipe.start != "none":
-        ranking = studies.remembered(study, "ranking", lambda: _ranking(bench, recipe, space))
+        ranking = studies.remembered(study, "ranking", lambda: _short(_ranking(bench, recipe, space)))
     return build(
         recipe.sampler,
         space,
@@ -315,6 +323,15 @@ def _sampler(bench: Bench, recipe: Recipe, study: Study, space: SearchSpace) -> 
         ranking=ranking,
         asynchronous=recipe.asynchronous,
     )
+
+
+def _short(numbers: Any) -> Any:  # noqa: ANN401 (JSON values)
+    """JSON values with six digits, which is as exact as they were measured, so that a dashboard can show them."""
+    if isinstance(numbers, dict):
+        return {name: _short(value) for name, value in numbers.items()}
+    if isinstance(numbers, list | tuple):
+        return [_short(value) for value in numbers]
+    return float(f"{numbers:.6g}")
 
 
 def _ranking(bench: Bench, recipe: Recipe, space: SearchSpace) -> list[float]:
@@ -344,7 +361,7 @@ def knee(front: Sequence[FrozenTrial], dense: Sequence[float]) -> FrozenTrial:
 
 def _fitness(bench: Bench, recipe: Recipe, study: Study) -> Fitness:
     """The study's ranking; its latency model is the one it began with, whatever machine it is resumed on."""
-    latency = studies.remembered(study, "latency_model", lambda: bench.engine.latency_model().as_json())
+    latency = studies.remembered(study, "latency_model", lambda: _short(bench.engine.latency_model().as_json()))
     return Fitness(
         bench.objective.metric,
         bench.objective.maximize,

@@ -6,7 +6,7 @@ under its own number, so that the sequence of trials is the one an unbroken run 
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -54,17 +54,19 @@ async def search(
     total: int,
     listener: Listener | None = None,
     race: bool = False,
+    after_generation: Callable[[], None] = lambda: None,
 ) -> SearchResult:
     """Bring `study` to `total` finished trials (fewer where the space has fewer candidates).
 
     Args:
         race: drop a candidate, as a pruned trial, once part of the data shows it worse than the best before its
             generation.
+        after_generation: called whenever the trials that were asked for together are told.
 
     Raises:
         InputError: the study's trials are not of this search space.
     """
-    run = _Run(study, sampler, fitness, total, listener, race)
+    run = _Run(study, sampler, fitness, total, listener, race, after_generation)
     orphans = run.adopt()
     run.announce()
     await run.evaluate(engine, orphans)
@@ -87,11 +89,12 @@ class _Run:
         total: int,
         listener: Listener | None,
         race: bool,
+        after_generation: Callable[[], None],
     ) -> None:
         self.hits = self.computed = self.failed = 0
         self._study, self._sampler, self._fitness = study, sampler, fitness
         self._total, self._listener = total, listener
-        self._race = race
+        self._race, self._after_generation = race, after_generation
         trials = study.get_trials(deepcopy=False)
         self._asked = len(trials)
         self._done = sum(t.state.is_finished() for t in trials)
@@ -149,6 +152,7 @@ class _Run:
         async for evaluation in engine.evaluate(list(numbers), rival):
             for number in numbers[evaluation.candidate]:
                 self._tell(number, evaluation)
+        self._after_generation()
 
     def _tell(self, number: int, evaluation: Evaluation) -> None:
         faults.reach("before_tell", str(number))

@@ -76,6 +76,10 @@ def test_search_show_best_export_evaluate_and_remove(here: Path, tiny_folder: Pa
     assert {"cache", "seconds", "kl", "perplexity", "bytes", "latency_ms"} <= set(shown["best"][0]["attributes"])
     assert found["best"]["dropped"] in run("study", "show", name).stdout
     assert run("study", "best", name).stdout.strip() == found["best"]["dropped"]
+    layers = run_json("study", "layers", name)
+    assert [layer["layer"] for layer in layers["layers"]] == ["0", "1", "2", "3", "4", "5"]
+    assert (layers["metric"], layers["trials"]) == ("kl", 8)
+    assert "what dropping each layer costs, from 8 trials" in run("study", "layers", name).stdout
 
     exported = run_json("export", name, "--out", "out")
     assert exported["dropped"] == found["best"]["dropped"]

@@ -73,6 +73,32 @@ def study_show(document: Document) -> Parts:
     return [settings, counts, table("Best trials", *without_constant(columns, rows))]
 
 
+def study_layers(document: Document) -> Parts:
+    """How much each layer matters."""
+    layers = document["layers"]
+    if not layers:
+        return [f"{document['study']}: no finished trial yet"]
+    metric = label(document["metric"])
+    rows = [
+        (
+            layer["layer"],
+            "-" if layer["rank"] is None else layer["rank"],
+            "-" if layer["harm"] is None else f"{layer['harm']:+.4f} ± {layer['stderr']:.4f}",
+            f"{layer['dropped']:.0%}",
+            f"{layer['dropped_best']:.0%}",
+            _shown(document["metric"], layer["with_"]),
+            _shown(document["metric"], layer["without"]),
+        )
+        for layer in layers
+    ]
+    columns = ("layer", "rank", "harm", "dropped", "in the best", "mean if dropped", "mean if kept")
+    return [
+        table(f"{document['study']}: what dropping each layer costs, from {document['trials']} trials", columns, rows),
+        f"harm: how much worse {metric} gets when the layer is dropped, beyond the mean layer (ridge regression, "
+        "± standard error); rank 1 matters most; -: dropped in no trial, or in all",
+    ]
+
+
 def study_best(document: Document) -> Parts:
     """The layers alone, for scripts."""
     return [str(document["dropped"])]

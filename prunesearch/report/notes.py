@@ -1,0 +1,123 @@
+"""The notes of a study and its best trial, in Markdown; see `store.notes`."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from prunesearch.masking import STORAGE_VARIABLE, pasted
+from prunesearch.recipe import Recipe, RunOptions
+from prunesearch.report.tables import gib, label, number
+from prunesearch.store import notes, selection, studies
+
+Document = Mapping[str, Any]
+_SECONDS = 5.0  # between two writings of a study's notes
+_MOST = 2000  # characters; a longer note takes several attributes of the database
+
+
+def study_note(document: Document) -> str:
+    """What the study has found so far, in what it differs from the dense model, and what to do next.
+
+    Args:
+        document: ``study``, ``storage``, ``recipe``, ``done`` and ``total`` trials, ``best`` (None while there is none)
+            and ``front`` (how many trials are on it; 0 for one objective). ``best`` has ``number``, ``dropped``,
+            ``dense`` and ``pruned``, figures by name.
+    """
+    recipe, best = document["recipe"], document["best"]
+    what = f"`{Path(recipe['model']).name}`, drop `{recipe['drop']}`, `{recipe['sampler']}`, {_objective(recipe)}"
+    lines = [what, f"{document['done']} of {document['total']} trials are finished."]
+    if document["front"]:
+        lines.append(f"{document['front']} trials are on the front of quality and size: see the Pareto plot.")
+        lines.append(_commands(document, "study show {study}", "export {study} --max-loss 10% --out {study}"))
+    elif best is not None:
+        lines.append(f"**Best: trial {best['number']} drops layers {best['dropped']}**")
+        lines.append(_figures(best))
+        lines.append(_commands(document, "study layers {study}", "export {study} --out {study}"))
+        lines.append(
+            "*Hyperparameter importance* tells the best trials from good ones. `study layers` says what matters."
+        )
+    return "\n\n".join(lines)[:_MOST]
+
+
+def trial_note(document: Document) -> str:
+    """What the best trial drops, and how it is exported."""
+    best = document["best"]
+    lines = [f"**The best so far. It drops layers {best['dropped']}.**", _figures(best)]
+    return "\n\n".join([*lines, _commands(document, "export {study} --out {study}")])[:_MOST]
+
+
+def _objective(recipe: Document) -> str:
+    if recipe.get("task"):
+        return f"task `{recipe['task']}`"
+    calibration = recipe["calibration"]
+    return f"`{recipe['objective']}` on {recipe['tokens']} tokens of `{Path(calibration).name}`"
+
+
+def _figures(best: Document) -> str:
+    """The dense model beside the best trial's."""
+    rows = ["| | dense | pruned |", "|---|---|---|"]
+    for name, after in best["pruned"].items():
+        before = best["dense"].get(name)
+        title = label("predicted_ms" if name == "latency_ms" else name)
+        rows.append(f"| {title} | {'-' if before is None else _shown(name, before)} | {_shown(name, after)} |")
+    return "\n".join(rows)
+
+
+def _shown(name: str, value: float) -> str:
+    return gib(value) if name == "bytes" else number(name, value)
+
+
+def _commands(document: Document, *commands: str) -> str:
+    """Commands as a block of code; a URL with a password is named by its environment variable."""
+    storage = document["storage"]
+    flag = "" if storage == "sqlite:///storage/study.db" else f" --storage {pasted(storage, STORAGE_VARIABLE)}"
+    study = quote(document["study"])
+    return "\n".join(["```", *(f"prunesearch {command.format(study=study)}{flag}" for command in commands), "```"])
+
+
+class Noter:
+    """Keeps the notes of a study, which optuna-dashboard shows, up to date.
+
+    Args:
+        dense: figures of the dense model, by the names that trials have them under.
+    """
+
+    def __init__(self, study: Study, recipe: Recipe, options: RunOptions, dense: Mapping[str, float]) -> None:
+        self._study, self._recipe, self._options, self._dense = study, recipe, options, dense
+        self._written = time.monotonic()
+
+    def now_and_then(self) -> None:
+        """Write the notes if the last time is some seconds ago."""
+        if time.monotonic() - self._written >= _SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write the notes."""
+        ranked = selection.best_trials(self._study, None)
+        pareto = len(self._study.directions) > 1
+        best = ranked[0] if ranked and not pareto else None
+        trials = self._study.get_trials(deepcopy=False)
+        document = {
+            "study": self._study.study_name,
+            "storage": studies.shown(self._options.storage),
+            "recipe": self._recipe.model_dump(mode="json"),
+            "done": sum(trial.state.is_finished() for trial in trials),
+            "total": max(len(trials), self._options.trials),
+            "front": len(ranked) if pareto else 0,
+            "best": None if best is None else self._best(best),
+        }
+        notes.write(self._study, notes.Notes(study_note(document), best, trial_note(document) if best else ""))
+        self._written = time.monotonic()
+
+    def _best(self, trial: FrozenTrial) -> dict[str, Any]:
+        pruned = {name: trial.user_attrs[name] for name in self._dense if name in trial.user_attrs}
+        return {
+            "number": trial.number,
+            "dropped": trial.user_attrs.get("dropped", ""),
+            "dense": dict(self._dense),
+            "pruned": pruned,
+        }
