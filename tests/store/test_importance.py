@@ -10,7 +10,7 @@ from prunesearch.store.importance import layer_importances, ridge
 
 def study_of(
     dropped_TD: np.ndarray, values_T: Sequence[float], direction: str = "minimize", names: str = "drop_{:02d}"
-):  # type: ignore[no-untyped-def]
+) -> optuna.Study:
     study = optuna.create_study(direction=direction)
     for row, value in zip(dropped_TD, values_T, strict=True):
         params = {names.format(i): int(gone) for i, gone in enumerate(row)}
