@@ -105,9 +105,8 @@ def try_type(model_type: str, dropped: str, folder: Path) -> Tried:
     scale = found.allowed / 1e-4
     otherwise = by_other_means(loaded.model, candidate, out)
     outcome = "verified" if otherwise <= _AGREES else "silently wrong"
-    return Tried(
-        model_type, dropped, outcome, "", max(found.prefill_difference, found.decode_difference) / scale, otherwise
-    )
+    difference = max(found.prefill_difference, found.decode_difference or 0.0)
+    return Tried(model_type, dropped, outcome, "", difference / scale, otherwise)
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 import sqlalchemy
@@ -58,6 +58,7 @@ class Formula:
     """An objective without data."""
 
     metric, maximize, digest = "kl", False, "formula"
+    settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, chunks: int) -> None:
         self.chunks = [Chunk(i, {"kind": "formula", "part": i}, 16) for i in range(chunks)]

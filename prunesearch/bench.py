@@ -12,7 +12,7 @@ import torch
 from prunesearch import events, stopping
 from prunesearch.candidate import Evaluation
 from prunesearch.engine.local import LocalEngine
-from prunesearch.engine.pool import WorkerPool
+from prunesearch.engine.pool import Content, WorkerPool
 from prunesearch.errors import RunError
 from prunesearch.model.anatomy import settings_of
 from prunesearch.model.fields import period_of
@@ -52,7 +52,11 @@ def open_bench(recipe: Recipe, options: RunOptions) -> Iterator[Bench]:
     loaded = load_for(recipe, options)
     space_of(recipe, loaded)
     objective = objective_for(recipe, loaded, options)
-    with EvaluationStore(options.cache) as store, _scorer(_pinned(recipe, loaded), options) as scorer:
+    content = Content.of(loaded.fingerprint, objective)
+    with (
+        EvaluationStore(options.cache) as store,
+        _scorer(_pinned(recipe, loaded), options, content) as scorer,
+    ):
         engine = LocalEngine(loaded, objective, store, scorer, options.state_bytes)
         with stopping.deferred():
             yield Bench(loaded, objective, engine, store)
@@ -65,24 +69,28 @@ def _pinned(recipe: Recipe, loaded: LoadedModel) -> Recipe:
 
 
 @contextmanager
-def _scorer(recipe: Recipe, options: RunOptions) -> Iterator[WorkerPool | None]:
+def _scorer(recipe: Recipe, options: RunOptions, content: Content) -> Iterator[WorkerPool | None]:
     """Worker processes, where more than one is asked for."""
     if options.workers == 1:
         yield None
         return
-    with WorkerPool(functools.partial(_worker, recipe, options), options.workers) as pool:
+    with WorkerPool(functools.partial(_worker, recipe, options), options.workers, content) as pool:
         yield pool
 
 
-def _worker(recipe: Recipe, options: RunOptions, number: int) -> tuple[Objective, Forward]:
-    """A worker's own model and objective: on a GPU of its own, or with its share of the cores."""
+def _worker(recipe: Recipe, options: RunOptions, number: int) -> tuple[Objective, Forward, str]:
+    """A worker's own model and objective, with the model's fingerprint.
+
+    It has a GPU of its own, or its share of the cores.
+    """
     gpus = torch.cuda.device_count()
     if gpus and options.device in (None, "cuda"):
         options = options.model_copy(update={"device": f"cuda:{number % gpus}"})
     threads = max(1, (options.threads or os.cpu_count() or 1) // options.workers)
     options = options.model_copy(update={"threads": threads})
     loaded = load_for(recipe, options)
-    return objective_for(recipe, loaded, options), Forward(loaded.model, loaded.layers, options.state_bytes)
+    forward = Forward(loaded.model, loaded.layers, options.state_bytes)
+    return objective_for(recipe, loaded, options), forward, loaded.fingerprint
 
 
 def load_for(recipe: Recipe, options: RunOptions, quantised: bool = False) -> LoadedModel:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
+import numpy as np
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
@@ -22,7 +23,7 @@ from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.local import LocalEngine
 from prunesearch.errors import InputError, RunError
 from prunesearch.export import Exported, check_destination, export
-from prunesearch.export.manifest import companions
+from prunesearch.export.companions import companions
 from prunesearch.model.anatomy import Sizes
 from prunesearch.model.arithmetic import wide_products
 from prunesearch.recipe import Recipe, RunOptions, study_name
@@ -37,6 +38,7 @@ from prunesearch.search import Listener, SearchResult, search
 from prunesearch.space import SearchSpace, split_drop
 from prunesearch.store import selection, studies
 from prunesearch.store.evaluations import EvaluationStore
+from prunesearch.store.keys import minor
 from prunesearch.store.places import Places, check_writable
 
 Result = TypeVar("Result")
@@ -293,9 +295,11 @@ def _paired(bench: Bench, dense: Evaluation, best: Evaluation) -> dict[str, Any]
 def _open_study(bench: Bench, recipe: Recipe, storage: RDBStorage, name: str) -> Study:
     identity = {
         **recipe.identity(),
+        **bench.objective.settings,
         "data content": bench.objective.digest,
         "model content": bench.loaded.fingerprint,
         "numerics": numerics_of(bench.loaded.model),
+        "numpy version": minor(np.__version__),  # its random numbers decide what is proposed
     }
     metrics, maximize = objectives(bench.objective.metric, bench.objective.maximize, recipe.weights, against_of(recipe))
     return studies.create_or_resume(storage, name, recipe, identity, metrics=metrics, maximize=maximize)

@@ -7,7 +7,7 @@ are not part of it: the engine adds the content of model and data as digests.
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -30,9 +30,13 @@ WEIGHT_PLACES = ("memory", "resident", "stream", "host")
 BUILTIN_TEXT = "builtin"
 """Name of the calibration text every machine has (see `scoring.text`)."""
 
+ADDED_LATER = ("numpy version", "lm-eval version", "task truncation", "task scoring")
+"""Fields of a study's identity that older studies lack; of a mixed objective, the task's name stands before them."""
+
 # Where things are, as opposed to what they are: the engine replaces these by digests of their content.
 _TASK_ONLY = ("task_data", "include_path", "metric", "limit", "num_fewshot", "batch_tokens")
 _PATHS = ("model", "calibration", "task_data", "include_path")
+_LOCAL_ONLY = ("task_data", "include_path")
 _LOCATIONS = (*_PATHS, "revision", "trust_remote_code")
 
 
@@ -219,11 +223,11 @@ class Recipe(BaseModel):
         return self.model_dump(mode="json", exclude=set(_LOCATIONS))
 
     def portable(self) -> dict[str, Any]:
-        """The recipe as plain JSON values with the folders of this machine left out, to travel with a model."""
+        """The recipe as plain JSON values without the folders of any machine, to travel with a model."""
         values = self.model_dump(mode="json")
         for name in _PATHS:
-            if values[name] is not None and Path(values[name]).exists():
-                values[name] = Path(values[name]).name
+            if values[name] is not None:
+                values[name] = portable_name(values[name], always=name in _LOCAL_ONLY)
         return values
 
 
@@ -270,6 +274,26 @@ def _or(words: Sequence[str]) -> str:
     return ", ".join(words[:-1]) + " or " + words[-1]
 
 
+_FILE = re.compile(r"\.(txt|jsonl?|csv|tsv|parquet|arrow|md|ya?ml|gguf|gz|bz2|xz|zst)$", re.IGNORECASE)
+
+
+def portable_name(text: str, *, always: bool = False) -> str:
+    """The last part of a path, of this machine or another; ids of hub models and datasets stay as they are.
+
+    Args:
+        always: it is a path, whatever it looks like.
+
+    >>> portable_name("/home/me/customer-x/mails.txt"), portable_name("Qwen/Qwen2.5-0.5B"), portable_name("wiki:en")
+    ('mails.txt', 'Qwen/Qwen2.5-0.5B', 'wiki:en')
+    """
+    path = PureWindowsPath(text) if "\\" in text or re.match(r"[A-Za-z]:/", text) else PurePosixPath(text)
+    begins = text.startswith(("/", "\\", ".", "~")) or bool(path.drive)
+    several = text.partition(":")[0].count("/") > 1 or "\\" in text or "://" in text
+    if not (always or begins or several or _FILE.search(text) or Path(text).exists()):
+        return text
+    return path.name if path.name not in ("", "..") else Path(text).resolve().name
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -296,7 +320,10 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
 
 
 def differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """Name what differs between two identities, as ``tokens: 1024 in the study, 2048 now``; digests are cut short."""
+    """Name what differs between two identities, as ``tokens: 1024 in the study, 2048 now``; digests are cut short.
+
+    What a study cannot say because it is older than the field (see `ADDED_LATER`) is no difference.
+    """
 
     def show(value: object) -> str:
         return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
@@ -304,7 +331,7 @@ def differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     return [
         f"{name}: {show(stored.get(name))} in the study, {show(asked.get(name))} now"
         for name in sorted({*stored, *asked})
-        if stored.get(name) != asked.get(name)
+        if stored.get(name) != asked.get(name) and not (name not in stored and name.endswith(ADDED_LATER))
     ]
 
 

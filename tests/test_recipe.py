@@ -56,6 +56,14 @@ def test_identity_holds_what_determines_trials_and_no_location() -> None:
         assert recipe(**{field: value}).identity() != before, field
 
 
+def test_what_an_older_study_cannot_say_is_no_difference() -> None:
+    old = {"seed": 0}
+    now = {"seed": 0, "numpy version": "2.4", "lm-eval version": "0.4", "hellaswag task scoring": "0"}
+    assert differences(old, now) == []
+    assert differences({**now, "numpy version": "2.3"}, now) == ["numpy version: '2.3' in the study, '2.4' now"]
+    assert differences(old, {"seed": 0, "tokens": 1}) == ["tokens: None in the study, 1 now"]
+
+
 def test_differences_are_named() -> None:
     named = differences(recipe().identity(), recipe(tokens=2048).identity())
     assert named == ["tokens: 1024 in the study, 2048 now"]

@@ -16,7 +16,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.engine import FAILURES
@@ -24,15 +24,44 @@ from prunesearch.engine.memory import keep_freed_memory
 from prunesearch.errors import PruneSearchError, RunError, one_line
 from prunesearch.model.arithmetic import wide_products
 from prunesearch.scoring.forward import Forward, Stopped
-from prunesearch.scoring.objectives import Chunk, Objective, Scored, Work
+from prunesearch.scoring.objectives import Chunk, Objective, Scored, Work, content_digest
 
-Build = Callable[[int], tuple[Objective, Forward]]
-"""Makes worker n's objective and forward pass, in its own process; it travels there, so it must be picklable."""
+Build = Callable[[int], tuple[Objective, Forward, str]]
+"""Makes worker n's objective, forward pass and model fingerprint, in its own process; it travels there, so it must be
+picklable."""
 
 _POLL_SECONDS = 0.2
 _ATTEMPTS = 3  # a candidate whose worker dies so often kills its workers
 _PATIENCE_SECONDS = 30.0  # a worker leaves its pass at the next block; one that does not is ended
-_READY = "ready"
+
+
+class Content(NamedTuple):
+    """What a process scores with, by content: results of processes that differ in it must not be mixed.
+
+    Attributes:
+        model: fingerprint of the dense model.
+        data: digest of the objective's data and settings.
+        chunks: digest of what the chunks are and how they are computed.
+    """
+
+    model: str
+    data: str
+    chunks: str
+
+    @classmethod
+    def of(cls, fingerprint: str, objective: Objective) -> Self:
+        """The content of an objective on a model."""
+        data = content_digest([objective.digest, dict(objective.settings)])
+        return cls(fingerprint, data, content_digest([chunk.identity for chunk in objective.chunks]))
+
+    def unlike(self, other: "Content") -> str | None:
+        """What differs first, for people; None where all is the same."""
+        words = {
+            "model": "weights or config of the model",
+            "data": "calibration text or task data",
+            "chunks": "versions of the libraries, or how the data is computed",
+        }
+        return next((what for name, what in words.items() if getattr(self, name) != getattr(other, name)), None)
 
 
 class WorkerPool:
@@ -43,17 +72,18 @@ class WorkerPool:
     Args:
         build: see `Build`.
         workers: how many.
+        content: what this process scores with; a worker that reads anything else is refused.
 
     Attributes:
         restarts: workers that died and were started again.
     """
 
-    def __init__(self, build: Build, workers: int) -> None:
+    def __init__(self, build: Build, workers: int, content: Content) -> None:
         self.workers = workers
         self.restarts = 0
         context = multiprocessing.get_context("spawn")
         self._stop: Any = context.RawValue(ctypes.c_bool, False)
-        self._members = [_Member(context, build, number, self._stop) for number in range(workers)]
+        self._members = [_Member(context, build, number, content, self._stop) for number in range(workers)]
 
     def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
         """Score candidates on chunks, in all workers at once; each result is yielded when it arrives.
@@ -126,8 +156,16 @@ class WorkerPool:
 class _Member:
     """A worker as its parent sees it: a process, the line to it, and what it was asked for."""
 
-    def __init__(self, context: SpawnContext, build: Build, number: int, stop: Any) -> None:  # noqa: ANN401 (ctypes)
+    def __init__(
+        self,
+        context: SpawnContext,
+        build: Build,
+        number: int,
+        content: Content,
+        stop: Any,  # noqa: ANN401 (ctypes)
+    ) -> None:
         self._context, self._build, self._number, self._stop = context, build, number, stop
+        self._content = content
         self._share: Work = []
         self._done: set[tuple[int, LayerSubset]] = set()
         self._deaths = 0
@@ -174,19 +212,29 @@ class _Member:
             EOFError: the worker is dead.
         """
         try:
-            message: Scored | Exception | str | None = self.line.recv()
+            message: Scored | Exception | Content | None = self.line.recv()
         except OSError as error:  # it died within a message
             raise EOFError from error
-        if isinstance(message, str):
-            self._ready = True
-            self._ask()
-            return None
+        if isinstance(message, Content):
+            return self._begin(message)
         if isinstance(message, tuple):
             self._done.add(message[:2])
             self._deaths = 0
         else:
             self._share = []
         return message
+
+    def _begin(self, content: Content) -> RunError | None:
+        """Ask a worker that has its model; one that scores with anything else than this process is ended."""
+        if (what := content.unlike(self._content)) is not None:
+            self.end()
+            return RunError(
+                f"worker {self._number} found other content on disk than this process did ({what} changed since the "
+                "start): nothing of it was used; run the command again"
+            )
+        self._ready = True
+        self._ask()
+        return None
 
     def revive(self) -> RunError | None:
         """Start a dead worker again, for what it has not done yet; returns why not."""
@@ -255,12 +303,12 @@ def _serve(line: Connection, build: Build, number: int, stop: Any) -> None:  # n
     keep_freed_memory()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # nobody is at the other end any more
         try:
-            objective, forward = build(number)
+            objective, forward, fingerprint = build(number)
         except (PruneSearchError, *FAILURES) as error:
             line.send(RunError(f"worker {number} cannot start: {one_line(error)}"))
             return
         forward.stopped = lambda: stop.value
-        line.send(_READY)
+        line.send(Content.of(fingerprint, objective))
         while True:
             share: Work = line.recv()
             line.send(_work_off(share, objective, forward, line))

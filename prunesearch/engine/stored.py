@@ -53,8 +53,14 @@ class StoredScorer:
             UnavailableError: no tier of the store works.
         """
         left: defaultdict[Key, list[tuple[Chunk, LayerSubset]]] = defaultdict(list)
+        sampled: list[tuple[Chunk, LayerSubset]] = []
         for chunk, candidate in wanted:
-            left[self._key(candidate, chunk)].append((chunk, candidate))  # chunks of equal content have one key
+            if chunk.stored:
+                left[self._key(candidate, chunk)].append((chunk, candidate))  # chunks of equal content have one key
+            else:
+                sampled.append((chunk, candidate))
+        for pair in sampled:
+            yield self._once(*pair), None
         with self._store.flight() as flight:
             while left:
                 found = flight.claim(left)
@@ -100,6 +106,19 @@ class StoredScorer:
         elif failure:
             for alone in candidates:
                 yield from self._score(_work(pair for pair in left.values() if pair[1] == alone), flight)
+
+    def _once(self, chunk: Chunk, candidate: LayerSubset) -> Scored:
+        """Score what is not stored, since the next time it would come out otherwise."""
+        failure = "nothing was scored"
+        try:
+            for scored in self._scorer.score([(chunk, [candidate])], self._stopped):
+                self.tokens += chunk.tokens
+                return scored
+        except FAILURES as error:
+            if isinstance(error, PruneSearchError) and not isinstance(error, ScoringError):
+                raise
+            failure = f"{type(error).__name__}: {one_line(error)}"
+        return chunk.index, candidate, ScoringError(failure)
 
     def _keep(
         self, key: Key, chunk: Chunk, results: list[Any] | ScoringError, flight: Flight

@@ -20,15 +20,16 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, StorageError, UnknownNameError, VerificationError, one_line
 from prunesearch.export import manifest, sublayers
 from prunesearch.export.atomic import cannot_write, place_folder, replace_folder, scratch_beside, sync_tree
+from prunesearch.export.companions import companions, copy_companions
 from prunesearch.export.config_file import ConfigFile, edited_file
 from prunesearch.export.layout import Layout, layout_of
-from prunesearch.export.manifest import companions
 from prunesearch.export.verification import Expected, Verification, compare, compare_streamed, expected_streamed
 from prunesearch.export.writer import MAX_SHARD, Written, digest, write_shards
 from prunesearch.model.anatomy import family_of, input_device, settings_of, skeleton
 from prunesearch.model.checkpoint import Stored, misplaced, tensors_in, tensors_of
 from prunesearch.model.fields import edits
 from prunesearch.model.guard import guarded
+from prunesearch.model.handover import unchanged_by
 from prunesearch.model.loading import LoadedModel, refuse_incomplete
 from prunesearch.model.streaming import open_streamed, set_aside
 from prunesearch.model.surgery import check_removable
@@ -207,10 +208,11 @@ def _write(
     config, source = loaded.model.config, loaded.source
     stored = tensors_of(source.weights) if source.safetensors else {}
     stored_as_scored = bool(stored) and _precision(stored) == loaded.model.dtype
-    manifest.copy_companions(loaded, source.folder, new)
+    copy_companions(loaded, new, own_type=sublayers.trusts(form))
     file = ConfigFile.of(config) if source.folder is None else ConfigFile.read(source.folder)
     if not stored_as_scored or changed:
-        loaded.model.save_pretrained(dense)
+        with unchanged_by("transformers", loaded.model):
+            loaded.model.save_pretrained(dense)
         stored = tensors_in(dense)
         file = file.of_part(config, type(loaded.model).__name__)
     if not loaded.trusted:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError, one_line
 from prunesearch.model.anatomy import family_of, settings_of
 from prunesearch.model.fields import PERIODS, edits
+from prunesearch.model.guard import guarded
 
 NAME = "config.json"
 _OTHER_FILE = "transformers_weights"
@@ -181,10 +181,8 @@ def _parsed(values: Mapping[str, Any], like: PretrainedConfig) -> PretrainedConf
     kind: Any = type(like)
     if named not in (None, like.model_type) and named in CONFIG_MAPPING:
         kind = CONFIG_MAPPING[named]
-    try:
+    with guarded("the edited config cannot be read"):
         parsed: PretrainedConfig = kind.from_dict(_with_floats(dict(values)))
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ModelError(f"the edited config cannot be read: {one_line(error)}") from None
     return parsed
 
 

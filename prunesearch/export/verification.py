@@ -9,11 +9,12 @@ comparison is made once more with windows of a few tokens.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import VerificationError, one_line
@@ -54,18 +55,20 @@ class Verification:
     Attributes:
         prefill_difference: largest absolute difference of a logit over a prompt.
         narrow_difference: the same with attention windows of a few tokens; None for models without windows.
-        decode_difference: the same over greedy steps with a cache, one token at a time.
+        decode_difference: the same over greedy steps; None where none was compared, because weights are streamed.
         allowed: the limit of all of these.
-        decoded: how many such steps were compared.
+        decoded: how many greedy steps were compared.
+        cached: whether these steps read one token each and the rest from a cache; some model types have none.
         generated: the text that the reloaded model generated.
         weights: how many tensors equal their source, by digest; None where they were made in memory.
     """
 
     prefill_difference: float
     narrow_difference: float | None
-    decode_difference: float
+    decode_difference: float | None
     allowed: float
     decoded: int
+    cached: bool
     generated: str
     reference: Reference = field(repr=False)
     weights: int | None = None
@@ -115,9 +118,10 @@ def compare(
     with _running("cached decoding"):
         continuation = generate(found, ids)
     decode, decoded = _same_steps(in_memory, continuation, limit)
-    text = "" if tokenizer is None else str(tokenizer.decode(continuation[0], skip_special_tokens=True))
-    reference = Reference(ids[0].tolist(), likeliest(actual), continuation[0].tolist())
-    return Verification(prefill, narrow, decode, limit, decoded, text, reference)
+    text = "" if tokenizer is None else str(tokenizer.decode(continuation.ids, skip_special_tokens=True))
+    reference = Reference(ids[0].tolist(), likeliest(actual), continuation.ids.tolist())
+    cached = in_memory.cached and continuation.cached
+    return Verification(prefill, narrow, decode, limit, decoded, cached, text, reference)
 
 
 @contextmanager
@@ -127,7 +131,7 @@ def _running(what: str) -> Iterator[None]:
         yield
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise VerificationError(
-            f"the reloaded export fails on {what} ({type(error).__name__}: {one_line(error)}): it was not kept"
+            f"the reloaded export fails on {what} ({type(error).__name__}: {one_line(error)})"
         ) from error
 
 
@@ -164,7 +168,8 @@ def compare_streamed(expected: Expected, found: LoadedModel) -> Verification:
     with narrowed(found.model.config) as narrows:
         if narrows and expected.narrow is not None:
             narrow = _difference(expected.narrow, _streamed(found, whole, ids), limit, "where attention windows end")
-    return Verification(prefill, narrow, 0.0, limit, 0, "", Reference(ids[0].tolist(), likeliest(actual[None]), []))
+    reference = Reference(ids[0].tolist(), likeliest(actual[None]), [])
+    return Verification(prefill, narrow, None, limit, 0, False, "", reference)
 
 
 def _streamed(loaded: LoadedModel, candidate: LayerSubset, ids: torch.Tensor) -> torch.Tensor:
@@ -239,10 +244,11 @@ def matches(found: PreTrainedModel, reference: Mapping[str, Any]) -> float:
         )
     if not reference["continuation"]:
         return worst
-    continuation, steps = generate(found, ids)
-    for step, token in enumerate(reference["continuation"][: len(steps)]):
-        if (chosen := int(continuation[step])) != token:
-            if float(steps[step][chosen] - steps[step][token]) > limit:
+    with _running("cached decoding"):
+        found_now = generate(found, ids)
+    for step, token in enumerate(reference["continuation"][: len(found_now.ids)]):
+        if (chosen := int(found_now.ids[step])) != token:
+            if float(found_now.logits[step][chosen] - found_now.logits[step][token]) > limit:
                 raise VerificationError("the checkpoint generates another text than it did when it was exported")
             break  # a tie, after which the texts may part
     return worst
@@ -256,23 +262,51 @@ def likeliest(logits_BLV: torch.Tensor, number: int = 4) -> list[list[tuple[int,
     ]
 
 
-def generate(model: PreTrainedModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+class Decoded(NamedTuple):
+    """Greedy steps of a model.
+
+    Attributes:
+        ids: new tokens, shape (T,).
+        logits: at each step, shape (T, V).
+        cached: whether each step behind the first read less than the whole text, and the rest from a cache.
+    """
+
+    ids: torch.Tensor
+    logits: torch.Tensor
+    cached: bool
+
+
+def generate(model: PreTrainedModel, ids: torch.Tensor) -> Decoded:
     """Continue greedily with a cache.
 
-    Returns:
-        New ids, shape (T,), and the logits at each step, shape (T, V).
+    Settings that come with the model (`generation_config.json`, ``use_cache``, code that generates) have no say: they
+    would sample, stop early, leave the cache out, or ask for what is not here.
     """
-    answer: Any = model.generate(  # type: ignore[operator]
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        num_beams=1,
-        min_new_tokens=NEW_TOKENS,
-        max_new_tokens=NEW_TOKENS,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    return answer.sequences[0, ids.shape[1] :], torch.stack(answer.logits)[:, 0].float()
+    lengths: list[int] = []
+
+    def note_length(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        read = kwargs.get("input_ids", args[0] if args else None)
+        read = kwargs.get("inputs_embeds") if read is None else read
+        lengths.append(ids.shape[1] if read is None else read.shape[1])
+
+    hook = model.register_forward_pre_hook(note_length, with_kwargs=True)
+    try:
+        clean = GenerationConfig()  # type: ignore[no-untyped-call]
+        with mock.patch.object(model, "generation_config", clean):
+            answer: Any = type(model).generate(  # type: ignore[attr-defined]
+                model,
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                use_cache=True,
+                max_new_tokens=NEW_TOKENS,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+    finally:
+        hook.remove()
+    cached = all(length < ids.shape[1] for length in lengths[1:])
+    return Decoded(answer.sequences[0, ids.shape[1] :], torch.stack(answer.logits)[:, 0].float(), cached)
 
 
 def _prefill(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
@@ -290,15 +324,13 @@ def _difference(expected: torch.Tensor, actual: torch.Tensor, limit: float, wher
     return difference
 
 
-def _same_steps(
-    expected: tuple[torch.Tensor, torch.Tensor], actual: tuple[torch.Tensor, torch.Tensor], limit: float
-) -> tuple[float, int]:
+def _same_steps(expected: Decoded, actual: Decoded, limit: float) -> tuple[float, int]:
     """Compare greedy steps as long as their tokens agree; where they part, it must be over a tie."""
     steps = 0
     worst = 0.0
-    for step in range(min(len(expected[1]), len(actual[1]))):
-        worst = max(worst, _difference(expected[1][step], actual[1][step], limit, "in cached decoding"))
+    for step in range(min(len(expected.ids), len(actual.ids))):
+        worst = max(worst, _difference(expected.logits[step], actual.logits[step], limit, "in cached decoding"))
         steps += 1
-        if expected[0][step] != actual[0][step]:
+        if expected.ids[step] != actual.ids[step]:
             break
     return worst, steps

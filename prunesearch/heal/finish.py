@@ -18,7 +18,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError, RunError
 from prunesearch.export import MANIFEST, check_destination, export
 from prunesearch.export.checkpoint import check_form
-from prunesearch.export.manifest import companions
+from prunesearch.export.companions import companions
 from prunesearch.heal.compensation import Compensation
 from prunesearch.heal.finalists import compensation_of, diverse, run_off
 from prunesearch.heal.healing import Plan, ask_teacher, carry_out, held_out_loss, plan
@@ -273,7 +273,7 @@ def _facts(
     known: Mapping[str, Any], done: Compensation | None, healed: Healed | None, report: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the export's manifest and card say; what the search measured was measured before."""
-    kept = dict(report)
+    kept = {name: value for name, value in report.items() if name != "work"}  # a folder of this machine
     metrics: Mapping[str, Any] = {} if done is None else done.compensated
     dense: Mapping[str, Any] = {} if done is None else done.dense
     if healed is not None:

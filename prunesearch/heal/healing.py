@@ -35,6 +35,7 @@ from prunesearch.heal.work import ADAPTER, WORK, Curve, Healed, finish, finished
 from prunesearch.model.anatomy import input_device
 from prunesearch.model.arithmetic import wide_products, widens
 from prunesearch.model.fingerprint import fingerprint
+from prunesearch.model.handover import unchanged_by
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import pruned
 from prunesearch.scoring.objectives import numerics_of, tokens_digest
@@ -171,6 +172,7 @@ def carry_out(
         else:
             teacher = ask_teacher(planned, references, listener)
         with (
+            unchanged_by("peft or transformers", model, trains=True),
             torch.random.fork_rng(),
             pruned(model, planned.candidate),
             wide_weights(model, planned.wide),
@@ -200,7 +202,6 @@ def _train(
 ) -> _Trained:
     """Train to the end."""
     model, started = planned.loaded.model, newest_checkpoint(folder)
-    use_cache = model.config.use_cache  # the Trainer sets it
     keep_freed_memory()
     trainer = HealTrainer(
         adapter.model,
@@ -216,7 +217,6 @@ def _train(
     try:
         curves = trainer.heal()
     finally:
-        model.config.use_cache = use_cache
         if checkpointing:
             model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
         model.eval()  # type: ignore[no-untyped-call]

@@ -1,11 +1,10 @@
 """`HealRecipe`: all that determines a healed model beside the model itself and the content of its data."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from prunesearch.recipe import BUILTIN_TEXT
+from prunesearch.recipe import BUILTIN_TEXT, portable_name
 
 ALL_LINEAR = "all-linear"
 """Name of all linear layers of the blocks, as target modules."""
@@ -91,9 +90,9 @@ class HealRecipe(BaseModel):
         return self.model_dump(mode="json", exclude={*_SOURCES, *idle})
 
     def portable(self) -> dict[str, Any]:
-        """As plain JSON values with the folders of this machine left out, to travel with a model."""
+        """As plain JSON values without the folders of any machine, to travel with a model."""
         values = self.model_dump(mode="json")
         for name in _SOURCES:
-            if values[name] is not None and Path(values[name]).exists():
-                values[name] = Path(values[name]).name
+            if values[name] is not None:
+                values[name] = portable_name(values[name])
         return values

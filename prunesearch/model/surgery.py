@@ -149,7 +149,9 @@ def _install(
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
     parent, _, name = family_of(model.config).blocks.rpartition(".")
-    setattr(model.get_submodule(parent), name, nn.ModuleList(blocks))
+    kept = nn.ModuleList(blocks)
+    kept.training = model.training
+    setattr(model.get_submodule(parent), name, kept)
     config: PretrainedConfig = settings_of(model.config)
     for field, value in fields.items():
         setattr(config, field, value)

@@ -129,16 +129,24 @@ def exported(document: Document) -> Parts:
     """Where the checkpoint is and how it was verified."""
     check = document["verification"]
     said = " ".join(check["generated"].split())
-    windows = check["narrow_difference"]
-    narrow = "" if windows is None else f"{windows:.3g} (with narrow attention windows), "
     return [
         f"exported {document['folder']}: {number('params', document['params'])} parameters, "
         f"{document['bytes']:,} bytes ({gib(document['bytes'])}), without layers {document['dropped']}",
-        f"verified: {check['weights']} tensors equal their source; reloaded with from_pretrained, logits differ by "
-        f"{check['prefill_difference']:.3g} (prompt), {narrow}{check['decode_difference']:.3g} (cached decoding, "
-        f"{check['decoded']} steps); allowed {check['allowed']:.3g}",
+        f"verified: {check['weights']} tensors equal what was read; reloaded with from_pretrained, logits differ by "
+        f"{_differences(check)}; allowed {check['allowed']:.3g}",
         f"it says: {said}" if said else "",
     ]
+
+
+def _differences(check: Document) -> str:
+    """The differences of a verification, each with what was compared."""
+    parts = [f"{check['prefill_difference']:.3g} (prompt)"]
+    if check["narrow_difference"] is not None:
+        parts.append(f"{check['narrow_difference']:.3g} (with narrow attention windows)")
+    if check["decode_difference"] is not None:
+        how = "cached decoding" if check["cached"] else "decoding without a cache"
+        parts.append(f"{check['decode_difference']:.3g} ({how}, {check['decoded']} steps)")
+    return ", ".join(parts)
 
 
 def delivered(document: Document) -> Parts:
@@ -167,8 +175,7 @@ def verified(document: Document) -> Parts:
     ]
     if base := document.get("against_base"):
         lines.append(
-            f"against {document['base_model']} without layers {document['dropped']}: logits differ by "
-            f"{base['prefill_difference']:.3g} (prompt) and {base['decode_difference']:.3g} (cached decoding)"
+            f"against {document['base_model']} without layers {document['dropped']}: logits differ by {_differences(base)}"
         )
     return lines
 

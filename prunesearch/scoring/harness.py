@@ -6,7 +6,7 @@ the forward passes are replaced (`scoring.answers`). Tasks that generate text go
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -19,6 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.model.anatomy import input_device
+from prunesearch.model.handover import tokenizer_copy, unchanged_by
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import pruned
 from prunesearch.scoring.answers import (
@@ -32,7 +33,9 @@ from prunesearch.scoring.answers import (
     tree_depth_fits,
 )
 from prunesearch.scoring.forward import Forward, Head
+from prunesearch.scoring.generation import generation_chunk
 from prunesearch.scoring.lm_eval_tasks import (
+    LM_EVAL,
     bootstrap_here,
     choose_metric,
     configure,
@@ -41,6 +44,7 @@ from prunesearch.scoring.lm_eval_tasks import (
     freeze,
     load_tasks,
     quiet_lm_eval,
+    rules_of,
 )
 from prunesearch.scoring.objectives import (
     SCORING_VERSION,
@@ -48,6 +52,7 @@ from prunesearch.scoring.objectives import (
     Metrics,
     Scored,
     Work,
+    content_digest,
     not_finite,
     numerics_of,
     tokens_digest,
@@ -100,8 +105,9 @@ class TaskObjective:
         self._limit = limit
         self._tasks = load_tasks(task, data, include_path, generate)
         configure(self._tasks, num_fewshot)
-        with quiet_lm_eval(), data_errors(task, data):
-            self._lm = _Recorder(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=1)
+        tokenizer = tokenizer_copy(loaded.tokenizer)  # HFLM gives it a padding token
+        with unchanged_by("lm-eval", loaded.model), quiet_lm_eval(), data_errors(task, data):
+            self._lm = _Recorder(pretrained=loaded.model, tokenizer=tokenizer, batch_size=1)
             dummy = self._evaluate(self._lm)
             for leaf in self._tasks["tasks"].values():
                 freeze(leaf)
@@ -116,24 +122,27 @@ class TaskObjective:
         self._readings: dict[int, list[Reading]] = {}
         self._trees: bool | None = None
         numerics = {**numerics_of(loaded.model), "batch_tokens": str(self._batch_tokens)}
-        identities = [("loglikelihood", tokens_digest(questions)) for questions in self._questions]
-        if self._prompts:
-            identities.append(("generation", tokens_digest([repr(p.args) for p in self._prompts])))
         self.chunks = [
-            Chunk(
-                index,
-                {"kind": kind, "version": SCORING_VERSION, "numerics": numerics, "tokens": digest},
-                sum(len(c) + len(t) - 1 for c, t in self._questions[index]) if kind == "loglikelihood" else 0,
-            )
-            for index, (kind, digest) in enumerate(identities)
+            Chunk(index, _identity(questions, numerics, self._lm.max_length), _tokens(questions))
+            for index, questions in enumerate(self._questions)
         ]
-        # What is asked and what counts as right: the study's identity, not the store's key.
+        if self._prompts:
+            index = len(self._questions)
+            with unchanged_by("lm-eval", loaded.model), quiet_lm_eval(), data_errors(task, data):
+                self.chunks.append(generation_chunk(index, self._lm, self._prompts, loaded.tokenizer, numerics))
+        # What is asked, what counts as right and how: the study's identity, not the store's key.
         targets = [
             leaf.doc_to_target(doc)
             for leaf in self._tasks["tasks"].values()
             for _, doc in leaf.doc_iterator(rank=0, limit=limit, world_size=1)
         ]
-        self.digest = tokens_digest([task, self.metric, [digest for _, digest in identities], targets])
+        asked = [chunk.identity.get("tokens", chunk.identity) for chunk in self.chunks]
+        self.digest = tokens_digest([task, self.metric, asked, targets])
+        self.settings: Mapping[str, Any] = {
+            "lm-eval version": LM_EVAL,
+            "task truncation": max(chunk.identity.get("truncation", 0) for chunk in self.chunks),
+            "task scoring": content_digest([targets, *map(rules_of, self._tasks["tasks"].values())]),
+        }
 
     def score(self, work: Work, forward: Forward) -> Iterator[Scored]:
         """Yield ``[log-likelihood, greedy]`` per request, or its text, of each chunk for each of its candidates."""
@@ -236,6 +245,23 @@ def _by_document(questions: list[Question]) -> list[list[Question]]:
     return chunks
 
 
+def _tokens(questions: list[Question]) -> int:
+    return sum(len(context) + len(continuation) - 1 for context, continuation in questions)
+
+
+def _identity(questions: list[Question], numerics: dict[str, str], longest: int) -> dict[str, Any]:
+    """What a chunk of log-likelihoods is; the truncation length is part of it where something is cut."""
+    identity = {
+        "kind": "loglikelihood",
+        "version": SCORING_VERSION,
+        "numerics": numerics,
+        "tokens": tokens_digest(questions),
+    }
+    if any(len(context) + len(continuation) > longest + 1 for context, continuation in questions):
+        identity["truncation"] = longest
+    return identity
+
+
 class _Recorder(HFLM):  # type: ignore[misc]
     """lm-eval's own model, which notes tokenised requests instead of answering until it is asked to."""
 
@@ -267,7 +293,7 @@ class _Recorder(HFLM):  # type: ignore[misc]
 
     def generate(self, prompts: list[Instance]) -> list[str]:
         """Generate with the model as it stands."""
-        with torch.inference_mode(), quiet_lm_eval():
+        with unchanged_by("lm-eval", self.model), torch.inference_mode(), quiet_lm_eval():
             return list(super().generate_until(prompts, disable_tqdm=True))
 
 

@@ -2,9 +2,12 @@
 
 import contextlib
 import functools
+import importlib.metadata
 import io
+import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +20,10 @@ from lm_eval.tasks import TaskManager
 
 from prunesearch.errors import DataError, InputError, UnknownNameError, one_line
 from prunesearch.scoring.text import read_jsonl
+from prunesearch.store.keys import minor
 
+LM_EVAL = minor(importlib.metadata.version("lm_eval"))
+"""Major and minor part of lm-eval's version: its filters and metrics decide what a study's trials are worth."""
 FEWSHOT_SEED = 1234  # lm_eval.simple_evaluate's default
 
 
@@ -92,6 +98,16 @@ def freeze(leaf: Any) -> None:  # noqa: ANN401
         split = leaf.config.test_split or leaf.config.validation_split
         leaf.dataset = {**leaf.dataset, split: leaf.eval_docs}
         leaf.config.process_docs = None
+
+
+def rules_of(leaf: Any) -> dict[str, Any]:  # noqa: ANN401
+    """How a task turns answers into metrics: the fields of its config that say so, functions by their source."""
+    config = leaf.dump_config()
+    rules = {name: config.get(name) for name in ("output_type", "metric_list", "filter_list", "process_results")}
+    # A function without source is shown with its address, which is another one in each process.
+    text = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(rules, sort_keys=True, default=str))
+    plain: dict[str, Any] = json.loads(text)
+    return plain
 
 
 def flat_metrics(outcome: dict[str, Any], task: str) -> dict[str, float]:

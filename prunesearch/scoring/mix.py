@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from prunesearch.errors import InputError
@@ -29,8 +30,12 @@ class MixObjective:
         for name, part in self._parts.items():
             self._first[name] = len(self.chunks)
             first = len(self.chunks)
-            self.chunks += [Chunk(first + c.index, c.identity, c.tokens) for c in part.chunks]
+            self.chunks += [replace(chunk, index=first + chunk.index) for chunk in part.chunks]
         self.digest = tokens_digest([[name, part.digest] for name, part in self._parts.items()])
+        settings: dict[str, Any] = {}
+        for name, part in self._parts.items():
+            settings |= {f"{name} {setting}": value for setting, value in part.settings.items()}
+        self.settings: Mapping[str, Any] = settings
 
     def score(self, work: Work, forward: Forward) -> Iterator[Scored]:
         """Let each part score its chunks."""

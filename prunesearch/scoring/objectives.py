@@ -5,6 +5,7 @@ store keeps), and turns all chunks' results into metrics. Shapes: B sequences of
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from prunesearch.model.loading import LoadedModel
 from prunesearch.scoring.batches import Rows
 from prunesearch.scoring.forward import HEAD_ROWS, Forward, Head
 from prunesearch.scoring.reference import Reference, ReferenceStore
+from prunesearch.store.keys import minor
 
 SCORING_VERSION = 2
 """Raised whenever a change of this package may change a stored number."""
@@ -40,11 +42,13 @@ class Chunk:
         index: its place among the objective's chunks.
         identity: what is scored and how, as JSON values; with weights and candidate it makes the store's key.
         tokens: tokens that a candidate's forward pass over it takes.
+        stored: whether its results are a function of `identity`; sampled texts are not, and nothing keeps them.
     """
 
     index: int
     identity: dict[str, Any]
     tokens: int
+    stored: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Objective(Protocol):
     """Whether more of the metric is better."""
     digest: str
     """Digest of the data, for the study's identity."""
+    settings: Mapping[str, Any]
+    """What else decides the metrics, by name, for the study's identity; JSON values."""
 
     @property
     def chunks(self) -> Sequence[Chunk]:
@@ -133,6 +139,7 @@ class CalibrationObjective:
         self._windows = [chunk_BL.to(device) for chunk_BL in torch.split(windows_BL, per_chunk)]
         numerics = numerics_of(loaded.model)
         self.digest = tokens_digest(windows_BL.tolist())
+        self.settings: Mapping[str, Any] = {}
         self.chunks = [
             Chunk(
                 index,
@@ -242,16 +249,16 @@ def numerics_of(model: PreTrainedModel) -> dict[str, str]:
         "attention": str(model.config._attn_implementation),
         "device": input_device(model).type,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "torch": _minor(torch.__version__),
-        "transformers": _minor(transformers.__version__),
+        "torch": minor(torch.__version__),
+        "transformers": minor(transformers.__version__),
     }
 
 
-def _minor(version: str) -> str:
-    """Major and minor part: a patch release changes no number on purpose."""
-    return ".".join(version.split("+")[0].split(".")[:2])
-
-
 def tokens_digest(sequences: Sequence[Any]) -> str:
-    """Digest nested lists of token ids."""
+    """Digest nested lists of token ids. Spaces do not count, so text needs `content_digest`."""
     return hashlib.sha256(repr(sequences).replace(" ", "").encode()).hexdigest()
+
+
+def content_digest(value: Any) -> str:  # noqa: ANN401 (any JSON value)
+    """Digest JSON values, text included; what JSON does not know is taken by its text."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -50,6 +50,11 @@ def latency_key(fingerprint: str, machine: str, numerics: dict[str, str], tokens
     return _key({"kind": LATENCY, "machine": machine, "model": fingerprint, "numerics": numerics, "tokens": tokens})
 
 
+def minor(version: str) -> str:
+    """Major and minor part of a library's version: a patch release changes no number on purpose."""
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
 def canonical_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)
     """One spelling for each JSON value: sorted keys, no spaces, no NaN.
 

@@ -9,18 +9,20 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.engine.local import LocalEngine
-from prunesearch.engine.pool import WorkerPool, split
+from prunesearch.engine.pool import Content, WorkerPool, split
 from prunesearch.errors import DataError, RunError, ScoringError
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.streaming import open_streamed
 from prunesearch.scoring.forward import Forward, Stopped
 from prunesearch.scoring.objectives import CalibrationObjective, Chunk, Scored, Work
+from prunesearch.scoring.text import token_windows
 from prunesearch.store.evaluations import EvaluationStore
 from tests.conftest import N_LAYERS
 
@@ -33,6 +35,10 @@ WELL, DIES_ONCE, DIES, NO_MEMORY, NO_DATA, SLOW = range(30, 36)
 
 class Toy:
     """An objective that misbehaves where it is told to: the MLP that a candidate drops says how."""
+
+    digest = "toys"
+    settings: ClassVar[dict[str, str]] = {}
+    chunks = ()
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -70,19 +76,22 @@ class Still:
     stopped: Callable[[], bool]
 
 
-def build_toy(folder: Path, number: int) -> tuple[Toy, Still]:
-    return Toy(folder), Still()
+def build_toy(folder: Path, number: int) -> tuple[Toy, Still, str]:
+    return Toy(folder), Still(), "a toy"
 
 
-def build_nothing(number: int) -> tuple[Toy, Still]:
+TOYS = Content.of("a toy", Toy(Path()))  # type: ignore[arg-type]
+
+
+def build_nothing(number: int) -> tuple[Toy, Still, str]:
     raise ScoringError("there is no model")
 
 
-def build_real(folder: str, number: int) -> tuple[CalibrationObjective, Forward]:
+def build_real(folder: str, number: int) -> tuple[CalibrationObjective, Forward, str]:
     """Workers stream their weights; the process that they are compared with has them in memory."""
     torch.set_num_threads(1)
     loaded = open_streamed(folder, device="cpu")
-    return CalibrationObjective(loaded, WINDOWS), Forward(loaded.model, loaded.layers)
+    return CalibrationObjective(loaded, WINDOWS), Forward(loaded.model, loaded.layers), loaded.fingerprint
 
 
 def toys(*acts: int) -> list[LayerSubset]:
@@ -113,18 +122,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool(folder: Path) -> Iterator[WorkerPool]:
-    with WorkerPool(functools.partial(build_toy, folder), 2) as pool:
+    with WorkerPool(functools.partial(build_toy, folder), 2, TOYS) as pool:
         yield pool
 
 
 def test_two_workers_give_the_numbers_of_one_process(tiny_folder: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     build = functools.partial(build_real, str(tiny_folder))
-    objective, _ = build(0)
+    objective, _, fingerprint = build(0)
     loaded: LoadedModel = load(str(tiny_folder), device="cpu")
     found = []
     try:
-        with WorkerPool(build, 2) as pool:
+        with WorkerPool(build, 2, Content.of(fingerprint, objective)) as pool:
             for scorer in (None, pool):
                 with EvaluationStore(tmp_path / str(len(found))) as store:
                     engine = LocalEngine(loaded, objective, store, scorer)
@@ -219,10 +228,62 @@ def test_results_that_nobody_wants_any_more_do_not_get_into_the_next_generation(
 
 def test_a_worker_that_cannot_start_says_why() -> None:
     with (
-        WorkerPool(build_nothing, 1) as pool,
+        WorkerPool(build_nothing, 1, TOYS) as pool,
         pytest.raises(RunError, match="worker 0 cannot start: there is no model"),
     ):
         list(pool.score(chunks(toys(WELL)), never))
+
+
+def build_changing(folder: str, text: Path, number: int) -> tuple[CalibrationObjective, Forward, str]:
+    """Reads model and text from disk, as a worker of a search does."""
+    torch.set_num_threads(1)
+    loaded = load(folder, device="cpu")
+    windows = token_windows(str(text), loaded.tokenizer, 64, 32)
+    return CalibrationObjective(loaded, windows), Forward(loaded.model, loaded.layers), loaded.fingerprint
+
+
+def test_a_worker_that_reads_something_else_is_refused_and_nothing_is_stored(
+    make_model: Callable[..., Path], prose: Path, tmp_path: Path
+) -> None:
+    folder, text = make_model(), tmp_path / "text.txt"
+    text.write_text(prose.read_text())
+    build = functools.partial(build_changing, str(folder), text)
+    objective, _, fingerprint = build(0)
+    loaded = load(str(folder), device="cpu")
+    text.write_text(prose.read_text().replace("ships", "boats"))
+    with (
+        EvaluationStore(tmp_path / "cache") as store,
+        WorkerPool(build, 1, Content.of(fingerprint, objective)) as pool,
+        pytest.raises(RunError, match=r"worker 0 found other content on disk.*calibration text.*run the command again"),
+    ):
+        LocalEngine(loaded, objective, store, pool).evaluate_now(CANDIDATES[:2])
+    with EvaluationStore(tmp_path / "cache") as store:
+        engine = LocalEngine(loaded, objective, store)
+        assert not any(evaluation.cached for evaluation in engine.evaluate_now(CANDIDATES[:2]))
+
+
+def test_a_worker_that_is_started_again_after_a_change_is_refused(folder: Path) -> None:
+    """The first worker is right; the one that replaces it finds another model."""
+    mark = folder / "changed"
+    mark.unlink(missing_ok=True)
+    work = chunks(toys(WELL, WELL, DIES_ONCE, WELL))
+    (folder / work[0][1][2].text).unlink(missing_ok=True)
+    scored = []
+    with (
+        WorkerPool(functools.partial(build_other_once, folder), 1, TOYS) as pool,
+        pytest.raises(RunError, match="weights or config of the model changed since the start"),
+    ):
+        for found in pool.score(work, never):
+            scored.append(found)
+    assert len(scored) < 4
+
+
+def build_other_once(folder: Path, number: int) -> tuple[Toy, Still, str]:
+    """A toy, and another one from the second time on."""
+    mark = folder / "changed"
+    name = "another toy" if mark.exists() else "a toy"
+    mark.touch()
+    return Toy(folder), Still(), name
 
 
 def test_neighbours_stay_together_and_few_candidates_make_work_for_all() -> None:
@@ -245,11 +306,12 @@ SCRIPT = """
 import functools, signal, sys, time
 from pathlib import Path
 from prunesearch.engine.pool import WorkerPool
-from tests.engine.test_pool import SLOW, build_toy, chunks, toys
+from tests.engine.test_pool import SLOW, TOYS, build_toy, chunks, toys
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with WorkerPool(functools.partial(build_toy, Path(sys.argv[1])), 1) as pool:
+    for number in (signal.SIGINT, signal.SIGTERM):  # whatever the shell does with them, as under nohup
+        signal.signal(number, signal.default_int_handler)
+    with WorkerPool(functools.partial(build_toy, Path(sys.argv[1])), 1, TOYS) as pool:
         print(*(member._process.pid for member in pool._members), flush=True)
         try:
             list(pool.score(chunks(*[toys(*[SLOW] * 20)] * 10), lambda: False))

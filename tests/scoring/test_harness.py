@@ -2,24 +2,36 @@
 
 import contextlib
 import io
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import lm_eval
 import pytest
+import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from safetensors.torch import load_file, save_file
+from tokenizers import decoders
+from tokenizers.processors import TemplateProcessing
+from transformers import BloomConfig, BloomForCausalLM
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.engine.local import LocalEngine
 from prunesearch.errors import DataError, InputError, ScoringError, UnknownNameError
-from prunesearch.model.loading import LoadedModel
+from prunesearch.model.anatomy import sizes_of
+from prunesearch.model.fingerprint import fingerprint
+from prunesearch.model.loading import LoadedModel, load
+from prunesearch.model.streaming import open_streamed
 from prunesearch.model.surgery import pruned
 from prunesearch.scoring.harness import TaskObjective
-from prunesearch.scoring.objectives import Metrics
+from prunesearch.scoring.objectives import Chunk, Metrics
 from prunesearch.scoring.text import read_jsonl
-from tests.conftest import N_LAYERS, results_of
+from prunesearch.store.evaluations import EvaluationStore
+from tests.conftest import N_LAYERS, byte_tokenizer, resident, results_of
 
 OWN_TASK = """
 task: {name}
@@ -77,22 +89,32 @@ def test_hellaswag_on_local_data_equals_simple_evaluate(
     assert score(loaded, objective, dropped) == ours, "the same answers give the same metrics again"
 
 
-@pytest.fixture
-def own_tasks(tmp_path: Path) -> Path:
-    """Own task files: one of log-likelihood, one of rolling type, one that generates, in a folder of its own."""
-    data = tmp_path / "rows.jsonl"
+@pytest.fixture(scope="module")
+def own_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Own task files of log-likelihood and rolling type, and some that generate, in a folder of its own."""
+    here = tmp_path_factory.mktemp("own")
+    data = here / "rows.jsonl"
     data.write_text("".join(f'{{"q": "What is {i}?", "a": "It is {i}."}}\n' for i in range(6)))
-    folder = tmp_path / "tasks"
+    folder = here / "tasks"
     folder.mkdir()
 
-    def add(name: str, kind: str, text: str, target: str, *metrics: tuple[str, str, str]) -> None:
+    def add(name: str, kind: str, text: str, target: str, *metrics: tuple[str, str, str], end: str = "") -> None:
         lines = "".join(f"  - {{metric: {m}, aggregation: {a}, higher_is_better: {h}}}\n" for m, a, h in metrics)
         settings = {"name": name, "data": data, "kind": kind, "text": text, "target": target, "choices": ""}
-        (folder / f"{name}.yaml").write_text(OWN_TASK.format(metrics=lines, **settings))
+        (folder / f"{name}.yaml").write_text(OWN_TASK.format(metrics=lines, **settings) + end)
 
     add("own_ll", "loglikelihood", "{{q}}", " {{a}}", ("perplexity", "perplexity", "false"), ("acc", "mean", "true"))
     add("own_roll", "loglikelihood_rolling", "", "{{q}} {{a}}", ("word_perplexity", "weighted_perplexity", "false"))
-    add("own_gen", "generate_until", "{{q}}", "{{a}}", ("exact_match", "mean", "true"))
+    add("own_med", "loglikelihood", "{{q}}", " {{a}}", ("perplexity", "perplexity", "false"), ("acc", "median", "true"))
+    generating = {
+        "own_gen": "",
+        "own_gen_stops": 'generation_kwargs: {until: ["w", " x"]}',
+        "own_gen_short": "generation_kwargs: {max_gen_toks: 7}",
+        "own_gen_long": "generation_kwargs: {max_gen_toks: 5000}",
+        "own_gen_sampled": "generation_kwargs: {do_sample: true, temperature: 1.0, max_gen_toks: 3}",
+    }
+    for name, settings in generating.items():
+        add(name, "generate_until", "{{q}}", "{{a}}", ("exact_match", "mean", "true"), end=settings)
     return folder
 
 
@@ -150,3 +172,106 @@ def test_broken_output_is_an_error(loaded: LoadedModel, hellaswag_like: Path) ->
     loaded.model.model.norm.weight.data.fill_(float("nan"))
     (found,) = results_of(loaded, objective, LayerSubset.of(N_LAYERS, (1,)))
     assert all(isinstance(result, ScoringError) and "not finite" in str(result) for result in found)
+
+
+@pytest.fixture
+def apart(make_model: Callable[..., Path]) -> Path:
+    """A model whose config says that its head is the embedding, while its file has a head of its own."""
+    folder = make_model(name="apart", tie_word_embeddings=True)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("opened", [load, open_streamed], ids=["memory", "streamed"])
+def test_a_task_leaves_weights_tokenizer_and_settings_as_they_were(
+    opened: Callable[..., LoadedModel], apart: Path, own_tasks: Path
+) -> None:
+    edited = json.loads((apart / "tokenizer_config.json").read_text())
+    for name in ("pad_token", "eos_token"):  # lm-eval makes one then
+        edited.pop(name, None)
+    (apart / "tokenizer_config.json").write_text(json.dumps(edited))
+    loaded = opened(str(apart), device="cpu")
+    head, words = loaded.model.lm_head.weight.clone(), len(loaded.tokenizer)
+    configs = loaded.model.config.to_json_string(), loaded.model.generation_config.to_json_string()  # type: ignore[union-attr]
+    TaskObjective(loaded, "own_ll", include_path=str(own_tasks))
+    assert torch.equal(loaded.model.lm_head.weight, head)
+    assert not torch.equal(head, loaded.model.model.embed_tokens.weight)
+    assert (len(loaded.tokenizer), loaded.tokenizer.pad_token) == (words, None)
+    assert configs == (loaded.model.config.to_json_string(), loaded.model.generation_config.to_json_string())  # type: ignore[union-attr]
+    if opened is load:
+        assert fingerprint(loaded.model) == loaded.fingerprint
+
+
+def generation(loaded: LoadedModel, own_tasks: Path, task: str = "own_gen") -> Chunk:
+    (chunk,) = TaskObjective(loaded, task, include_path=str(own_tasks), generate=True).chunks
+    return chunk
+
+
+@pytest.mark.parametrize(
+    "changed", ["repetition_penalty", "eos_token_id", "decoder", "first token", "own_gen_stops", "own_gen_short"]
+)
+def test_whatever_decides_a_generated_text_is_in_its_key(loaded: LoadedModel, own_tasks: Path, changed: str) -> None:
+    before, task = generation(loaded, own_tasks), "own_gen"
+    assert before.stored
+    assert before.identity == generation(loaded, own_tasks).identity, "the same twice"
+    if changed in ("repetition_penalty", "eos_token_id"):
+        setattr(loaded.model.generation_config, changed, 5)
+    elif changed == "decoder":  # the same ids, read as other text
+        loaded.tokenizer.backend_tokenizer.decoder = decoders.Fuse()
+    elif changed == "first token":
+        loaded.tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    else:
+        task = changed
+    after = generation(loaded, own_tasks, task)
+    assert before.identity != after.identity
+    assert after.stored
+
+
+def test_sampled_text_is_generated_anew_each_time(loaded: LoadedModel, own_tasks: Path, tmp_path: Path) -> None:
+    objective = TaskObjective(loaded, "own_gen_sampled", include_path=str(own_tasks), generate=True)
+    assert not objective.chunks[0].stored
+    candidate = LayerSubset.of(N_LAYERS, (1,))
+    with EvaluationStore(tmp_path / "cache") as store:
+        engine = LocalEngine(loaded, objective, store)
+        for _ in range(2):
+            (evaluation,) = engine.evaluate_now([candidate])
+            assert evaluation.failure is None
+            assert not evaluation.cached
+    assert fingerprint(loaded.model) == loaded.fingerprint
+
+
+def test_a_text_too_long_for_the_model_is_one_line(loaded: LoadedModel, own_tasks: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot generate what the task asks for: .*5000"):
+        TaskObjective(loaded, "own_gen_long", include_path=str(own_tasks), generate=True)
+
+
+def test_the_truncation_length_is_in_the_key_of_what_is_truncated(
+    make_model: Callable[..., Path], hellaswag_like: Path
+) -> None:
+    """Bloom's config has no length, so that the tokenizer's counts."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 264, "hidden_size": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
+    model = BloomForCausalLM(BloomConfig(**sizes)).eval()
+    found = []
+    for longest in (512, 256, 24):
+        tokenizer = byte_tokenizer()
+        tokenizer.model_max_length = longest
+        loaded = LoadedModel("tiny", model, tokenizer, "0" * 64, sizes_of(model), resident(model))
+        found.append(TaskObjective(loaded, "hellaswag", data=str(hellaswag_like), limit=2))
+    whole, also_whole, cut = ([chunk.identity for chunk in objective.chunks] for objective in found)
+    assert whole == also_whole, "nothing was cut"
+    assert "truncation" not in whole[0]
+    assert cut[0] == {**whole[0], "truncation": 24}
+    assert [objective.settings["task truncation"] for objective in found] == [0, 0, 24]
+
+
+def test_how_answers_are_judged_is_in_the_studys_identity(loaded: LoadedModel, own_tasks: Path) -> None:
+    before, again, after = (
+        TaskObjective(loaded, task, include_path=str(own_tasks)) for task in ("own_ll", "own_ll", "own_med")
+    )
+    assert before.settings == again.settings
+    assert before.settings["lm-eval version"] == ".".join(lm_eval.__version__.split(".")[:2])
+    assert after.settings["task scoring"] != before.settings["task scoring"]
+    assert [c.identity for c in after.chunks] == [c.identity for c in before.chunks], "the answers stay valid"

@@ -1,0 +1,84 @@
+"""Verification decodes by itself, with a cache, whatever settings come with the model; and says what it compared."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedModel
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import VerificationError
+from prunesearch.export import checkpoint, export, recheck
+from prunesearch.export.verification import NEW_TOKENS
+from prunesearch.model.loading import LoadedModel, load
+from prunesearch.model.streaming import open_streamed
+from tests.conftest import N_LAYERS
+
+CANDIDATE = LayerSubset.of(N_LAYERS, (1,))
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"stop_strings": ["a"], "token_healing": True},
+    {"penalty_alpha": 0.6, "top_k": 4, "use_cache": False},
+    {"dola_layers": "high", "max_time": 0.0001},
+    {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 0.5, "force_words_ids": [[5]]},
+    {"prompt_lookup_num_tokens": 3, "custom_generate": "x/y", "is_assistant": True},
+    {"cache_implementation": "quantized", "max_length": 5, "eos_token_id": [*range(200)]},
+    {"do_sample": True, "temperature": 0.6, "repetition_penalty": 1.3, "guidance_scale": 1.5, "constraints": []},
+)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
+def test_no_setting_for_generation_has_a_say(
+    settings: dict[str, Any], make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = make_model()
+    text = json.dumps(settings, indent=4)
+    (base / "generation_config.json").write_text(text)
+    check = export(load(str(base), device="cpu"), CANDIDATE, tmp_path / "out").verification
+    assert (check.decoded, check.cached) == (NEW_TOKENS, True)
+    assert (tmp_path / "out" / "generation_config.json").read_text() == text
+    recheck(tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_next"])
+def test_a_wrong_number_of_a_cache_is_found_where_the_config_wants_no_cache(
+    family: str, make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_model(family, use_cache=False)
+    check = export(load(str(base), device="cpu"), CANDIDATE, tmp_path / "right").verification
+    assert check.cached
+    assert json.loads((tmp_path / "right" / "config.json").read_text())["use_cache"] is False
+    card = (tmp_path / "right" / "README.md").read_text()
+    assert f"over {NEW_TOKENS} steps of cached decoding" in card
+
+    def sabotaged(*args: Any, **kwargs: Any) -> PreTrainedModel:  # noqa: ANN401
+        model = reload(*args, **kwargs)
+        for module in model.modules():
+            if getattr(module, "layer_idx", None) in (1, 2):
+                module.layer_idx = 4  # type: ignore[assignment]
+        return model
+
+    reload = checkpoint.reload
+    monkeypatch.setattr(checkpoint, "reload", sabotaged)
+    with pytest.raises(VerificationError):
+        export(load(str(base), device="cpu"), CANDIDATE, tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_verify_finds_other_decoding_too(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(loaded, CANDIDATE, tmp_path / "out")
+    path = tmp_path / "out" / "verification.json"
+    report = json.loads(path.read_text())
+    report["reference"]["continuation"] = [t + 1 for t in report["reference"]["continuation"]]
+    path.write_text(json.dumps(report))
+    with pytest.raises(VerificationError, match="generates another text"):
+        recheck(tmp_path / "out")
+
+
+def test_a_model_type_without_a_cache_and_a_streamed_one_say_so(tiny_folder: Path, tmp_path: Path) -> None:
+    check = export(open_streamed(str(tiny_folder), device="cpu"), CANDIDATE, tmp_path / "out").verification
+    assert (check.decode_difference, check.decoded, check.cached) == (None, 0, False)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "decoding was not compared" in card
+    assert "cached decoding" not in card
