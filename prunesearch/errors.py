@@ -6,6 +6,7 @@
     │   ├── ModelError               a model that is missing, damaged or of an unsupported architecture
     │   ├── DataError                calibration text or task data that cannot be used
     │   ├── StudyError               a study that is missing or was made with another recipe
+    │   │   └── StudyBusyError       a study that another process is searching
     │   └── StorageError             a database, cache or output folder that cannot be used
     └── RunError                     it was asked for rightly and failed; exit status 1, nothing finished is lost
         ├── ScoringError             one candidate could not be scored
@@ -62,6 +63,10 @@ class DataError(InputError):
 
 class StudyError(InputError):
     """A study that is missing, or that another recipe or model has made."""
+
+
+class StudyBusyError(StudyError):
+    """A study that another process is searching."""
 
 
 class StorageError(InputError):

@@ -1,6 +1,7 @@
 """The whole story, from a recipe to a verified checkpoint. A newcomer reads `run` first."""
 
 import asyncio
+import logging
 import math
 import statistics
 import time
@@ -21,7 +22,7 @@ from prunesearch import events, stopping
 from prunesearch.bench import Bench, load_for, objective_for, open_bench, require, space_of
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.local import LocalEngine
-from prunesearch.errors import InputError, RunError
+from prunesearch.errors import InputError, RunError, StudyBusyError
 from prunesearch.export import Exported, check_destination, export
 from prunesearch.export.companions import companions
 from prunesearch.model.anatomy import Sizes
@@ -42,6 +43,7 @@ from prunesearch.store.keys import minor
 from prunesearch.store.places import Places, check_writable
 
 Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def run(
         )
     out = out or Path("storage/exports") / (options.study or study_name(recipe))
     check_destination(out)
+    check_grid([recipe], options)
     with open_bench(recipe, options) as bench:
         companions(bench.loaded)  # what an export would refuse is refused before any work
         outcome = run_search(bench, recipe, options, listener)
@@ -171,23 +174,35 @@ def run_searches(
         space_of(recipe, bench.loaded)
     storage = studies.open_storage(options.storage, create=True)
     names = [options.study or study_name(recipe) for recipe in recipes]
+    complete: set[str] = set()  # of the studies that another process writes: they are only reported
     with ExitStack() as held:
         for name in names:
-            held.enter_context(studies.database_failures(name))
-            held.enter_context(studies.sole_writer(storage, name))
+            held.enter_context(studies.database_failures(name, storage))
+            try:
+                held.enter_context(studies.sole_writer(storage, name))
+            except StudyBusyError:
+                if not studies.is_complete(storage, name, options.trials):
+                    raise
+                complete.add(name)
         opened = [_open_study(bench, recipe, storage, name) for recipe, name in zip(recipes, names, strict=True)]
         events.tell("scoring the dense model")
         dense = require(*bench.engine.evaluate_now([LayerSubset.of(bench.loaded.n_layers)]))
         prepared = [_Prepared.of(bench, *pair, dense, options) for pair in zip(recipes, opened, strict=True)]
-        results = _run_to_end(_search_all(bench, prepared, options.trials, listener))
+        left = [p for p in prepared if p.study.study_name not in complete]
+        searched = iter(_run_to_end(_search_all(bench, left, options.trials, listener)))
+        for p in left:
+            p.write_notes()
+        nothing = SearchResult(0, 0, 0, 0)
+        results = [nothing if p.study.study_name in complete else next(searched) for p in prepared]
         return [p.outcome(bench, dense, result, start) for p, result in zip(prepared, results, strict=True)]
 
 
 def check_grid(recipes: Sequence[Recipe], options: RunOptions) -> None:
-    """Refuse recipes that would write one study.
+    """Refuse recipes that would write one study, or one that another process is searching: before a model is loaded.
 
     Raises:
         InputError: ``--study`` names one study for several recipes, or a recipe is there twice.
+        StudyBusyError: another process is searching a study that has more to do.
     """
     if options.study is not None and len(recipes) > 1:
         raise InputError(f"--study names one study, and {len(recipes)} are searched: leave it out")
@@ -195,6 +210,7 @@ def check_grid(recipes: Sequence[Recipe], options: RunOptions) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"study {twice!r} would be searched twice at once: name each sampler and number once")
+    studies.refuse_busy(options.storage, [options.study] if options.study else names, options.trials)
 
 
 async def _search_all(
@@ -230,10 +246,18 @@ class _Prepared:
         noter = Noter(study, recipe, options, figures)
         return cls(recipe, study, space, _sampler(bench, recipe, study, space), fitness, noter)
 
+    def write_notes(self) -> None:
+        """Bring the study's notes up to date. A search that is done does not fail with them."""
+        name = self.study.study_name
+        try:
+            with studies.database_failures(name):
+                self.noter.write()
+        except RunError as error:
+            _log.warning("the notes of study %r were not written: %s", name, error)
+
     def outcome(self, bench: Bench, dense: Evaluation, result: SearchResult, start: float) -> Outcome:
         """What the finished search came to."""
         name = self.study.study_name
-        self.noter.write()
         ranked = selection.best_trials(self.study, None)
         if not ranked:
             reason = studies.last_failure(self.study)

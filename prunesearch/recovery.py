@@ -16,7 +16,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.heal.finish import HealOptions, Recovery, View, check_out, heal_and_export
 from prunesearch.model.loading import LoadedModel
-from prunesearch.pipeline import Outcome, evaluate_model, facts_of, run_search
+from prunesearch.pipeline import Outcome, check_grid, evaluate_model, facts_of, run_search
 from prunesearch.recipe import Recipe, RunOptions, study_name, validated
 from prunesearch.search import Listener
 from prunesearch.store import selection, studies
@@ -69,6 +69,7 @@ def search_and_recover(
     name = options.study or study_name(recipe)
     out = out or Path("storage/exports") / f"{name}-recovered"
     check_out(out)
+    check_grid([recipe], options)
     loaded, outcome, ranked = _searched(recipe, options, name, listener)
     heal_options = HealOptions(out, Places.parse(options.cache).folder, options.storage)
     with stopping.deferred():

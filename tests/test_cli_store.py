@@ -1,6 +1,7 @@
 """`prunesearch cache` and `prunesearch doctor` as a user meets them."""
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from prunesearch.cli import cli
+from prunesearch.store import studies
 from prunesearch.store.evaluations import EvaluationStore
 from prunesearch.store.keys import evaluation_key
 from tests.test_cli import FAST, here, refused, run, run_json
@@ -143,3 +145,27 @@ def test_the_cache_commands_start_without_torch_or_optuna(here: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_complete_study_is_reported_though_another_process_writes_it(
+    here: Path,
+    tiny_folder: Path,
+    prose: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    search = ["search", tiny_folder, "--calibration", prose, *SEARCH]
+    found = run_json(*search)
+    with sqlite3.connect("storage/study.db") as rows:  # as the other process is about to evaluate it
+        rows.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 7")
+    storage = studies.open_storage("sqlite:///storage/study.db", create=False)
+    with studies.sole_writer(storage, found["study"]):
+        again = run_json(*search, "--trials", 7)
+        assert (again["value"], again["computed"], again["adopted"]) == (found["value"], 0, 0)
+        (listed,) = run_json("study", "list")
+        assert (listed["running"], listed["writer"]["pid"]) == (1, os.getpid())
+        assert "1 running, by a search that is under way" in run("study", "show", found["study"]).stdout
+        monkeypatch.setattr("prunesearch.bench.load_for", lambda *_: pytest.fail("a model was loaded"))
+        assert f"(pid {os.getpid()} on " in refused(capsys, monkeypatch, *search)
+    assert run_json("study", "list")[0]["writer"] is None
+    assert "1 left by a search that was stopped" in run("study", "show", found["study"]).stdout

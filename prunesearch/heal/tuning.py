@@ -10,6 +10,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import BaseModel, ConfigDict, Field
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import RunError, StudyError
+from prunesearch.errors import RunError, StudyBusyError, StudyError
 from prunesearch.heal.healing import carry_out, plan
 from prunesearch.heal.recipe import HealRecipe
 from prunesearch.heal.training import HealProgress, Listener
@@ -141,7 +142,15 @@ def tune(
     digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
     name = f"heal-{slug(Path(loaded.name).name, 30)}-{digest[:8]}"
     database = studies.open_storage(storage, create=True)
-    with studies.sole_writer(database, name), studies.database_failures(name):
+    with ExitStack() as held:
+        held.enter_context(studies.database_failures(name, database))
+        try:
+            held.enter_context(studies.sole_writer(database, name))
+        except StudyBusyError:
+            finished = studies.load(database, name)
+            if len(_done(finished)) < tuning.trials:
+                raise
+            return _tuned(finished, recipe, 0)
         study = optuna.create_study(
             storage=database,
             study_name=name,

@@ -21,7 +21,7 @@ def study_list(document: Sequence[Document]) -> Parts:
             s["drop"],
             s["sampler"],
             s["trials"],
-            s["running"] or "-",
+            _running(s),
             s["failed"] or "-",
             _best_of(s),
             Layers(s["best_dropped"] or "-"),
@@ -31,6 +31,13 @@ def study_list(document: Sequence[Document]) -> Parts:
     if not rows:
         return ["no studies yet: run prunesearch search"]
     return [table("Studies", *without_constant(columns, rows, {"-"}))]
+
+
+def _running(summary: Document) -> str:
+    """How many trials are being evaluated, or were when their search was killed."""
+    if summary.get("writer") is not None:
+        return f"{summary['running']}"
+    return f"{summary['running']} (stopped)" if summary["running"] else "-"
 
 
 def _best_of(summary: Document) -> str:
@@ -48,7 +55,7 @@ def study_show(document: Document) -> Parts:
         if isinstance(value, Mapping):
             shown[name] = ",".join(f"{key}={weight:g}" for key, weight in value.items())
     stones = f", {document['stones']} partial" if document["stones"] else ""
-    counts = f"{document['trials']} trials finished, {document['running']} running, {document['failed']} failed{stones}"
+    counts = f"{document['trials']} trials finished, {_running_of(document)}, {document['failed']} failed{stones}"
     settings = table(document["name"], ("recipe", ""), [(name, Prose(value)) for name, value in shown.items()])
     best = document["best"]
     if not best:
@@ -97,6 +104,14 @@ def study_layers(document: Document) -> Parts:
         f"harm: how much worse {metric} gets when the layer is dropped, beyond the mean layer (ridge regression, "
         "± standard error); rank 1 matters most; -: dropped in no trial, or in all",
     ]
+
+
+def _running_of(document: Document) -> str:
+    running, writer = document["running"], document.get("writer")
+    if writer is None:
+        return f"{running} left by a search that was stopped" if running else "0 running"
+    where = "" if writer["pid"] is None else f" (pid {writer['pid']} on {writer['host']})"
+    return f"{running} running, by a search that is under way{where}"
 
 
 def study_best(document: Document) -> Parts:

@@ -10,7 +10,8 @@ The tables and their meaning stay Optuna's: any other Optuna client reads and wr
 import copy
 import json
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,10 +25,12 @@ from optuna.distributions import (
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import ColumnElement
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Connection, event
+from sqlalchemy.orm import ORMExecuteState, Session
 
+_WROTE = "prunesearch wrote"  # in a session's notes
 _MOST_IDS = 500  # ids in one IN clause; every database takes that many
 
 
@@ -40,6 +43,25 @@ class StudyStorage(RDBStorage):
         self._checked: dict[tuple[int, str], str] = {}  # distributions that are known to fit their study
         self._attributes: dict[int, dict[str, Any]] = {}
         self._reports: dict[int, dict[int, float]] = {}
+        self._fences: list[Callable[[Connection], None]] = []
+        event.listen(self.scoped_session, "after_flush", _note_flush)
+        event.listen(self.scoped_session, "do_orm_execute", _note_statement)
+        event.listen(self.scoped_session, "before_commit", self._check_fences)
+
+    @contextmanager
+    def fenced(self, fence: Callable[[Connection], None]) -> Iterator[None]:
+        """Call `fence` in every transaction that writes, before it is committed, until the block ends."""
+        self._fences.append(fence)
+        try:
+            yield
+        finally:
+            self._fences.remove(fence)
+
+    def _check_fences(self, session: Session) -> None:
+        wrote = session.info.pop(_WROTE, False)
+        if wrote or session.new or session.dirty or session.deleted:
+            for fence in self._fences:
+                fence(session.connection())
 
     def with_end(
         self, trial_id: int, attributes: Mapping[str, Any], reports: Mapping[int, float] | None = None
@@ -139,6 +161,22 @@ class StudyStorage(RDBStorage):
                 chosen = sqlalchemy.or_(chosen, models.TrialModel.trial_id.in_(listed))
             chosen = sqlalchemy.and_(models.TrialModel.study_id == study_id, chosen)
             return _Reader(session.connection(), chosen, self._distributions).trials()
+
+
+def backend_of(study: Study) -> RDBStorage:
+    """A study's storage, under Optuna's cache of it."""
+    storage: Any = study._storage
+    backend: RDBStorage = getattr(storage, "_backend", storage)
+    return backend
+
+
+def _note_flush(session: Session, _: object) -> None:
+    session.info[_WROTE] = True
+
+
+def _note_statement(statement: ORMExecuteState) -> None:
+    if not statement.is_select:
+        statement.session.info[_WROTE] = True
 
 
 class _Reader:

@@ -1,6 +1,5 @@
 """Studies in an Optuna RDB: opening the database, finding a study, and holding it to the recipe that made it."""
 
-import hashlib
 import json
 import time
 import warnings
@@ -11,8 +10,6 @@ from datetime import datetime
 from typing import Any
 
 import optuna
-import sqlalchemy
-from filelock import FileLock, Timeout
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
@@ -28,12 +25,15 @@ from sqlalchemy.exc import (
 
 from prunesearch.errors import RunError, StorageError, StudyError, UnknownNameError, one_line
 from prunesearch.masking import STORAGE_VARIABLE, pasted
-from prunesearch.recipe import Recipe, differences, slug
+from prunesearch.recipe import Recipe, differences
+from prunesearch.store import writers
 from prunesearch.store.places import check_url as check_url
 from prunesearch.store.places import shown as shown
 from prunesearch.store.places import sqlite_file as sqlite_file
-from prunesearch.store.rdb import StudyStorage
+from prunesearch.store.rdb import StudyStorage, backend_of
 from prunesearch.store.selection import best_trials
+from prunesearch.store.tables import postgres_arguments
+from prunesearch.store.writers import Writer
 
 RECIPE_ATTR = "recipe"
 IDENTITY_ATTR = "identity"
@@ -49,7 +49,7 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
         StorageError: unknown URL, missing file, no access, or a schema of a newer Optuna.
     """
     check_url(url)
-    options: dict[str, Any] = {"pool_pre_ping": True}
+    options: dict[str, Any] = {"pool_pre_ping": True, "connect_args": postgres_arguments(url)}
     if file := sqlite_file(url):
         options = {"connect_args": {"timeout": 60}}
         if not file.exists() and not create:
@@ -133,51 +133,68 @@ def _inscribe(study: Study, recipe: Recipe, identity: dict[str, Any], metrics: S
 
 @contextmanager
 def sole_writer(storage: RDBStorage, name: str) -> Iterator[None]:
-    """Hold a study for writing until the block or the process ends.
-
-    SQLite: an operating-system lock on a file beside the database. PostgreSQL: an advisory lock of a session.
+    """Hold a study for writing until the block or the process ends; see `writers`.
 
     Raises:
-        StudyError: another process holds it.
+        StudyBusyError: another process holds it.
+        RunError: from what writes to the storage: the study has passed to another process.
     """
-    digest = hashlib.sha256(f"prunesearch:{name}".encode()).digest()
-    if storage.engine.dialect.name == "sqlite":
-        file = sqlite_file(storage.url)
-        if file is None:  # in memory: nobody else can reach it
+    with writers.held(storage.engine, name) as fence:
+        if fence is None:
             yield
             return
-        lock = FileLock(f"{file}.{slug(name)}-{digest.hex()[:8]}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise _busy(name) from None
-        try:
+        assert isinstance(storage, StudyStorage), "a storage that checks its writer"
+        with storage.fenced(fence):
             yield
-        finally:
-            lock.release()
+
+
+def writer_of(storage: RDBStorage, name: str) -> Writer | None:
+    """The process that is searching a study; None if nobody is."""
+    return writers.writer_in(storage.engine, name)
+
+
+def is_complete(storage: RDBStorage, name: str, trials: int) -> bool:
+    """Whether a study has that many finished trials, so that a search of it only reports."""
+    if name not in optuna.get_all_study_names(storage):
+        return False
+    found = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
+    return sum(trial.state.is_finished() for trial in found) >= trials
+
+
+def refuse_busy(url: str, names: Sequence[str], trials: int) -> None:
+    """Refuse studies that another process is searching and that have more to do: before a model is loaded.
+
+    Raises:
+        StorageError: see `open_storage`.
+        StudyBusyError: one is being searched.
+    """
+    check_url(url)
+    if (file := sqlite_file(url)) and not file.exists():
         return
-    number = int.from_bytes(digest[:8], signed=True)
-    # Autocommit: the lock belongs to the session, and no transaction may stay open for the length of a search.
-    with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        take = sqlalchemy.text("SELECT pg_try_advisory_lock(:number)")
-        if not connection.execute(take, {"number": number}).scalar_one():
-            raise _busy(name)
-        try:
-            yield
-        finally:  # or the lock would go back to the pool with its connection
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:number)"), {"number": number})
+    storage = open_storage(url, create=False)
+    for name in names:
+        writer = writer_of(storage, name)
+        if writer is not None and not is_complete(storage, name, trials):
+            raise writers.busy(name, writer)
 
 
 @contextmanager
-def database_failures(name: str) -> Iterator[None]:
-    """Say in one line that the database failed under a running search.
+def database_failures(name: str, storage: RDBStorage | None = None) -> Iterator[None]:
+    """Say in one line that the database failed under a running search, or lost its study.
 
     Raises:
-        RunError: the disk is full, the server is gone.
+        RunError: the disk is full, the server is gone, or somebody has deleted the study.
     """
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError) as error:
+    except (SQLAlchemyError, StorageInternalError, KeyError) as error:
+        if storage is not None and _is_gone(storage, name):
+            raise RunError(
+                f"study {name!r} was deleted or renamed while it was searched; finished evaluations are in the cache: "
+                "run again to search it anew"
+            ) from None
+        if isinstance(error, KeyError):  # of some other cause
+            raise
         reason = one_line(error.__cause__ or error)
         raise RunError(
             f"the database of study {name!r} failed ({reason}); finished evaluations are in the cache: "
@@ -185,8 +202,11 @@ def database_failures(name: str) -> Iterator[None]:
         ) from None
 
 
-def _busy(name: str) -> StudyError:
-    return StudyError(f"study {name!r} is being searched by another process: wait for it, or give --study NAME")
+def _is_gone(storage: RDBStorage, name: str) -> bool:
+    try:
+        return name not in optuna.get_all_study_names(storage)
+    except (SQLAlchemyError, StorageInternalError):
+        return False  # the database does not answer
 
 
 def load(storage: RDBStorage, name: str) -> Study:
@@ -263,6 +283,9 @@ class StudySummary:
         best_value, best_dropped: of the best trial; None where there is none, and for a Pareto study.
         front: trials on the front of a Pareto study; 0 for others.
         started: with its time zone.
+        running: trials that `writer` is evaluating; without a writer, trials that a killed search left, which the next
+            one finishes.
+        writer: the process that is searching the study.
     """
 
     name: str
@@ -278,6 +301,7 @@ class StudySummary:
     best_dropped: str | None
     front: int
     started: datetime | None
+    writer: Writer | None
 
 
 def summarise(study: Study) -> StudySummary:
@@ -306,6 +330,7 @@ def summarise(study: Study) -> StudySummary:
         best_dropped=best[0].user_attrs.get("dropped") if best else None,
         front=len(ranked) if pareto else 0,
         started=None if started is None else started.astimezone(),
+        writer=writer_of(backend_of(study), study.study_name),
     )
 
 

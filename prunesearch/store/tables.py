@@ -44,19 +44,40 @@ def connect(url: str) -> Engine:
     if sqlalchemy.make_url(url).get_backend_name() == "sqlite":
         return sqlite_engine(url)
     engine = sqlalchemy.create_engine(
-        url, pool_pre_ping=True, pool_size=2, max_overflow=2, connect_args={"connect_timeout": 5}
+        url, pool_pre_ping=True, pool_size=2, max_overflow=2, connect_args=postgres_arguments(url)
     )
 
-    @event.listens_for(engine, "connect")
-    def limit(connection: Any, _: object) -> None:  # noqa: ANN401 (any driver's connection)
-        # What hangs longer has lost its network; no statement of ours takes a second.
-        cursor = connection.cursor()
-        cursor.execute("SET statement_timeout = '30s'")
-        cursor.execute("SET idle_in_transaction_session_timeout = '60s'")
-        cursor.close()
-        connection.commit()
+    @event.listens_for(engine, "begin")
+    def limit(connection: Connection) -> None:
+        # What hangs longer has lost its network; no statement of ours takes a second. For the transaction alone: a pool
+        # such as PgBouncer hands the session on to other programs.
+        connection.exec_driver_sql(
+            "SELECT set_config('statement_timeout', '30s', true), "
+            "set_config('idle_in_transaction_session_timeout', '60s', true)"
+        )
 
     return engine
+
+
+def postgres_arguments(url: str | sqlalchemy.URL) -> dict[str, Any]:
+    """What a PostgreSQL driver is told beside the URL: to notice a dead connection, and to bear a pool of sessions.
+
+    What the URL says goes before it.
+    """
+    parsed = sqlalchemy.make_url(url)
+    if parsed.get_driver_name() not in ("psycopg", "psycopg2"):
+        return {}
+    arguments: dict[str, Any] = {
+        "connect_timeout": 5,
+        "keepalives": 1,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,
+    }
+    if parsed.get_driver_name() == "psycopg":
+        arguments["prepare_threshold"] = None  # prepared statements belong to a session, of which a pool has many
+    return {name: value for name, value in arguments.items() if name not in parsed.query}
 
 
 def sqlite_engine(url: str | sqlalchemy.URL, pragmas: Sequence[str] = ()) -> Engine:
