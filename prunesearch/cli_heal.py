@@ -25,7 +25,9 @@ from prunesearch.report.emit import emit
 
 # Options whose default is the recipe's: none is given here, so that there is one place for them.
 TRAINING = (
-    click.option("--data", help="Text file, JSONL, or dataset id[:config[:split]]; default: builtin prose."),
+    click.option(
+        "--data", help="Text, JSONL, JSON, CSV or Parquet file, or dataset id[:config[:split]]; default: builtin prose."
+    ),
     click.option("--held-out", help="What the loss is watched on, likewise; default: a part that training never sees."),
     click.option("--held-out-tokens", type=int, help="How much of it; default 8192."),
     click.option("--window", type=int, help="Tokens of a packed sequence; default 256."),

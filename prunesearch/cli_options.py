@@ -44,9 +44,14 @@ RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
 DATA_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--objective", help=f"{', '.join(OBJECTIVES)}, or a mix: kl=1,hellaswag=2; default kl, or the task."),
     click.option("--kl-top", type=int, help="KL over the K likeliest tokens and the rest as one; default over all."),
-    click.option("--calibration", help="Text file, JSONL, or dataset id[:config[:split]]; default: builtin prose."),
+    click.option(
+        "--calibration",
+        help="Text, JSONL, JSON, CSV or Parquet file, or dataset id[:config[:split]]; default: builtin prose.",
+    ),
     click.option("--tokens", type=int, default=1024, show_default=True, help="Calibration tokens scored."),
-    click.option("--window", type=int, default=256, show_default=True, help="Tokens per calibration sequence."),
+    click.option(
+        "--window", type=int, default=256, show_default=True, help="Tokens per calibration sequence, BOS included."
+    ),
     click.option("--task", help="lm-eval task or group of multiple-choice or log-likelihood type."),
     click.option("--task-data", help="Local .jsonl[.gz|.bz2] instead of the task's own data."),
     click.option("--include-path", help="Folder with task YAML files of your own."),

@@ -25,7 +25,7 @@ from prunesearch.engine.local import LocalEngine
 from prunesearch.errors import InputError, RunError, StudyBusyError
 from prunesearch.export import Exported, check_destination, export
 from prunesearch.export.companions import companions
-from prunesearch.model.anatomy import Sizes
+from prunesearch.model.anatomy import Sizes, most_positions
 from prunesearch.model.arithmetic import wide_products
 from prunesearch.recipe import Recipe, RunOptions, study_name
 from prunesearch.report.notes import Noter
@@ -365,7 +365,9 @@ def _short(numbers: Any) -> Any:  # noqa: ANN401 (JSON values)
 def _ranking(bench: Bench, recipe: Recipe, space: SearchSpace) -> list[float]:
     """Rank the units on the recipe's calibration text; a task has none, and takes the built-in."""
     events.tell(f"ranking the layers by {recipe.start}")
-    windows = token_windows(recipe.calibration, bench.loaded.tokenizer, recipe.tokens, recipe.window)
+    loaded = bench.loaded
+    window = min(recipe.window, most_positions(loaded.model) or recipe.window)
+    windows = token_windows(recipe.calibration, loaded.tokenizer, recipe.tokens, window)
     with wide_products():
         harm = rank_units(bench.loaded.model, bench.loaded.layers, windows, recipe.start, recipe.units)
     if recipe.units == "sublayers":

@@ -117,7 +117,8 @@ class Recipe(BaseModel):
     """Drop a candidate once part of the data shows that it is worse than the best so far."""
     weights: Weights = Weights()
     calibration: str = BUILTIN_TEXT
-    """Text for ``kl`` and ``perplexity``: a text or JSONL file, a dataset (``id[:config[:split]]``) or ``builtin``."""
+    """Text for ``kl`` and ``perplexity``: a file (see `scoring.text_files`), a dataset (``id[:config[:split]]``) or
+    ``builtin``."""
     tokens: Annotated[int, Field(ge=16)] = 1024
     """How many calibration tokens are scored."""
     window: Annotated[int, Field(ge=16)] = 256

@@ -17,7 +17,7 @@ from prunesearch.engine.stored import Scorer, StoredScorer
 from prunesearch.errors import ScoringError, one_line
 from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.loading import LoadedModel
-from prunesearch.scoring.cost import TOKENS, LatencyModel, machine, measure_latency_model
+from prunesearch.scoring.cost import LatencyModel, machine, measure_latency_model, timed_tokens
 from prunesearch.scoring.forward import Forward, Stopped
 from prunesearch.scoring.objectives import Metrics, Objective, Scored, Work, numerics_of
 from prunesearch.scoring.race import is_worse, rungs
@@ -172,7 +172,8 @@ class LocalEngine:
 
     def latency_model(self) -> LatencyModel:
         """Per-block latencies of the model on this machine, measured once and kept in the store."""
-        key = latency_key(self.loaded.fingerprint, machine(self.loaded.model), numerics_of(self.loaded.model), TOKENS)
+        model = self.loaded.model
+        key = latency_key(self.loaded.fingerprint, machine(model), numerics_of(model), timed_tokens(model))
         return LatencyModel.from_json(self._store.once(key, self._measure_latency))
 
     def _measure_latency(self) -> Any:  # noqa: ANN401 (a JSON value)

@@ -18,11 +18,12 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import VerificationError, one_line
-from prunesearch.model.anatomy import blocks_of, input_device, settings_of
+from prunesearch.model.anatomy import blocks_of, input_device, most_positions, settings_of
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import pruned, silenced
 from prunesearch.scoring.batches import Rows
 from prunesearch.scoring.forward import Forward, Head
+from prunesearch.scoring.text import check_ids
 
 NEW_TOKENS = 20
 _NARROW = 4
@@ -85,6 +86,10 @@ def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
         ids = [(7 * i + 5) % most for i in range(24)]
     else:
         ids = tokenizer(_PROMPT)["input_ids"]
+        positions = most_positions(model)
+        if positions is not None:
+            ids = ids[: max(1, positions - NEW_TOKENS)]
+        check_ids(model, max(ids))
     return torch.tensor([ids], device=input_device(model))
 
 

@@ -33,7 +33,7 @@ from prunesearch.model.surgery import check_removable
 from prunesearch.recipe import BUILTIN_TEXT
 from prunesearch.scoring.objectives import numerics_of, tokens_digest
 from prunesearch.scoring.tensor_files import read_tensors, write_tensors
-from prunesearch.scoring.text import HELD_OUT, token_windows
+from prunesearch.scoring.text import HELD_OUT, check_fits, token_windows
 from prunesearch.store.files import cannot_write
 from prunesearch.store.keys import canonical_json
 
@@ -123,6 +123,7 @@ def compensate(
 
     Raises:
         InputError: the candidate drops sublayers, or weights are not in memory.
+        DataError: the windows do not fit the model.
         StorageError: the folder cannot be written.
         ModelError: the method does not fit this type of model, or the candidate leaves no gap.
         ScoringError: the pruned model's loss is not finite.
@@ -130,6 +131,8 @@ def compensate(
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
     check_removable(candidate)
+    check_fits(loaded.model, fit_BL)
+    check_fits(loaded.model, held_out_BL)
     gaps = gaps_of(candidate)
     if not gaps:
         raise ModelError(

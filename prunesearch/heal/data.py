@@ -1,10 +1,13 @@
 """Text as packed sequences: documents one after another, each ended by the end-of-text token, cut to windows.
 
+Where the tokenizer begins texts with a token of its own (BOS), each document and each window begins with it.
+
 Shapes: B sequences of L tokens.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -13,9 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from prunesearch.errors import DataError
 from prunesearch.heal.recipe import HealRecipe
 from prunesearch.recipe import BUILTIN_TEXT
-from prunesearch.scoring.text import HELD_OUT, read_text
+from prunesearch.scoring.text import HELD_OUT, LONG_TEXT, ids_of, opening_of, read_text
 
 _LOT = 256  # documents that are tokenised at a time
+_PART = 2**17  # characters that are tokenised at a time
 
 
 @dataclass(frozen=True)
@@ -67,24 +71,52 @@ def packed(source: str, tokenizer: PreTrainedTokenizerBase, window: int, most: i
     Raises:
         DataError: nothing there, or no text in it.
     """
+    opening = opening_of(tokenizer)
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     ids: list[int] = []
-    for document in _documents(source):
+    for lot in _lots(read_text(source, tokenizer)):
         if len(ids) >= most * window:
             break
-        ids += _ids(tokenizer, document)
-    count = min(most, len(ids) // window)
-    return torch.tensor(ids[: count * window], dtype=torch.int64).view(count, window), len(ids)
+        for (_, first, last), row in zip(lot, ids_of(tokenizer, [text for text, _, _ in lot]), strict=True):
+            # A chat template may have written BOS, and a document before may have ended with the same token.
+            begun = not opening or row[: len(opening)] == opening or ids[-len(opening) :] == opening
+            ended = row[-1:] == end and bool(opening)
+            ids += [] if begun or not first else opening
+            ids += row
+            ids += [] if ended or not last else end
+    windows = list(islice(_windows(ids, opening, window), most))
+    return torch.tensor(windows, dtype=torch.int64).view(len(windows), window), len(ids)
 
 
-def _documents(source: str) -> Iterator[list[str]]:
-    """The documents of a source, shuffled, in lots."""
-    documents = read_text(source)
+def _windows(ids: list[int], opening: list[int], window: int) -> Iterator[list[int]]:
+    """Cut ids to windows; one that does not begin where a document does gets the opening before it."""
+    at = 0
+    while True:
+        ahead = [] if ids[at : at + len(opening)] == opening else opening
+        length = window - len(ahead)
+        if at + length > len(ids):
+            return
+        yield ahead + ids[at : at + length]
+        at += length
+
+
+_Part = tuple[str, bool, bool]
+"""A document, or a part of a long one: its text, and whether the document begins and ends with it."""
+
+
+def _lots(documents: list[str]) -> Iterator[list[_Part]]:
+    """The documents of a source, shuffled, a few at a time; a long one comes in parts."""
     order = np.random.Generator(np.random.Philox(key=len(documents))).permutation(len(documents))
-    for start in range(0, len(order), _LOT):
-        yield [documents[i] for i in order[start : start + _LOT]]
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> list[int]:
-    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    rows: list[list[int]] = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
-    return [token for row in rows for token in (*row, *end)]
+    lot: list[_Part] = []
+    letters = 0
+    for place in order.tolist():
+        text = documents[place]
+        size = _PART if len(text) > LONG_TEXT else max(1, len(text))
+        for start in range(0, len(text), size):
+            lot.append((text[start : start + size], start == 0, start + size >= len(text)))
+            letters += size
+            if len(lot) == _LOT or letters >= _PART:
+                yield lot
+                lot, letters = [], 0
+    if lot:
+        yield lot

@@ -39,6 +39,7 @@ from prunesearch.model.handover import unchanged_by
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import pruned
 from prunesearch.scoring.objectives import numerics_of, tokens_digest
+from prunesearch.scoring.text import check_fits
 from prunesearch.store.keys import canonical_json
 from prunesearch.store.places import check_writable
 
@@ -80,6 +81,8 @@ def plan(loaded: LoadedModel, candidate: LayerSubset, recipe: HealRecipe) -> Pla
     if loaded.layers.one_pass:
         raise InputError("training needs the weights in memory: leave --weights out")
     sequences = sequences_of(recipe, loaded.tokenizer)
+    check_fits(loaded.model, sequences.train_BL)
+    check_fits(loaded.model, sequences.held_out_BL)
     bf16, wide = _arithmetic(loaded.model, recipe)
     content = fingerprint(loaded.model)
     with pruned(loaded.model, candidate) as model:

@@ -20,7 +20,7 @@ class HealRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str = BUILTIN_TEXT
-    """What is trained on: a text or JSONL file, a dataset (``id[:config[:split]]``) or ``builtin``."""
+    """What is trained on: a file (see `scoring.text_files`), a dataset (``id[:config[:split]]``) or ``builtin``."""
     held_out: str | None = None
     """What the loss is watched on; default: of ``builtin`` its held-out part, else a part of `data` kept apart."""
     held_out_tokens: Annotated[int, Field(ge=16)] = 8192

@@ -4,9 +4,11 @@ What is known of a model type is in `families.FAMILIES`. Another type is looked 
 many modules as its config says blocks. Whether that was right is proven by verification, never assumed.
 """
 
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,6 +23,8 @@ from prunesearch.model.guard import guarded
 _COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
 OTHER_PARTS = ("vision", "visual", "audio", "encoder.")
 """Words in the names of modules that are no part of the language model."""
+_POSITIONS = re.compile(r"(?:^|\.)(?:wpe|positions_embed|pos_encoding|embed_positions?|position_embeddings?)(?:\.|$)")
+"""Names of tables of positions: learned ones, and those of sines that are not computed anew."""
 NO_MODEL = "no causal language model can be built from this config"
 _found: dict[str, Family] = {}
 """Families of types outside the table, as they were met."""
@@ -125,6 +129,21 @@ def returned(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor | tup
     """Hidden states in the form in which the model's blocks return them."""
     length = family_of(model.config).returns
     return (hidden, *(None,) * (length - 1)) if length else hidden
+
+
+def most_positions(model: PreTrainedModel) -> int | None:
+    """How many positions a model has, where it looks them up in a table; None where it computes them, as RoPE does."""
+    settings = settings_of(model.config)
+    rows = [
+        len(tensor)
+        for name, tensor in chain(model.named_parameters(), model.named_buffers())
+        if tensor.ndim == 2 and tensor.is_floating_point() and _POSITIONS.search(name)
+        if not any(part in name for part in OTHER_PARTS)
+    ]
+    if not rows:
+        return None
+    said = (getattr(settings, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx"))
+    return min([*rows, *(number for number in said if isinstance(number, int) and number > 0)])
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.model.anatomy import blocks_of, family_of, input_device, lost, parts_of, settings_of
+from prunesearch.model.anatomy import blocks_of, family_of, input_device, lost, most_positions, parts_of, settings_of
 from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.layers import Layers
 from prunesearch.model.surgery import pruned
@@ -25,13 +25,13 @@ from prunesearch.scoring.batches import Rows
 from prunesearch.scoring.forward import Forward, Head, through
 
 TOKENS = 256
-"""Length of the one sequence whose prefill is timed."""
+"""Length of the one sequence whose prefill is timed, of models that have so many positions."""
 _SECONDS = 5.0  # a slow model is timed less often than a fast one
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Milliseconds of one prefill of `TOKENS` tokens, by part.
+    """Milliseconds of one prefill of `timed_tokens` tokens, by part.
 
     Attributes:
         block_ms: each block's share.
@@ -108,7 +108,7 @@ def measure_latency_model(model: PreTrainedModel, layers: Layers, repeats: int =
 @torch.inference_mode()
 @wide_products()
 def compare_latency(model: PreTrainedModel, candidate: LayerSubset, repeats: int = 11) -> tuple[float, float]:
-    """Median milliseconds of one prefill of `TOKENS` tokens, dense and pruned.
+    """Median milliseconds of one prefill of `timed_tokens` tokens, dense and pruned.
 
     The two take turns, so that whatever else the machine does falls on both.
     """
@@ -140,9 +140,14 @@ def machine(model: PreTrainedModel) -> str:
     return f"{name or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def timed_tokens(model: PreTrainedModel) -> int:
+    """How many tokens are timed: `TOKENS`, or as many as the model has positions for."""
+    return min(TOKENS, most_positions(model) or TOKENS)
+
+
 def _input(model: PreTrainedModel) -> torch.Tensor:
     vocabulary = int(settings_of(model.config).vocab_size)
-    return (torch.arange(TOKENS, device=input_device(model)) * 7919 % vocabulary)[None]
+    return (torch.arange(timed_tokens(model), device=input_device(model)) * 7919 % vocabulary)[None]
 
 
 def _time_streamed(model: PreTrainedModel, layers: Layers, ids: torch.Tensor, repeats: int) -> float:

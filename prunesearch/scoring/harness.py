@@ -57,6 +57,7 @@ from prunesearch.scoring.objectives import (
     numerics_of,
     tokens_digest,
 )
+from prunesearch.scoring.text import check_ids
 
 CHUNK_REQUESTS = 256
 """Requests of a chunk, up to the end of a document: 64 of HellaSwag's."""
@@ -117,6 +118,7 @@ class TaskObjective:
         self._head = Head(loaded.model)
         self._questions = _by_document([(c, t) for _, c, t in self._lm.requests])
         self._prompts = self._lm.prompts
+        check_ids(loaded.model, max((max((*c, *t), default=0) for _, c, t in self._lm.requests), default=0))
         if self._prompts and loaded.layers.one_pass:
             raise InputError(f"task {task!r} generates text, which needs all weights in memory: leave --weights out")
         self._readings: dict[int, list[Reading]] = {}

@@ -19,7 +19,7 @@ import jinja2
 from lm_eval.tasks import TaskManager
 
 from prunesearch.errors import DataError, InputError, UnknownNameError, one_line
-from prunesearch.scoring.text import read_jsonl
+from prunesearch.scoring.text_files import read_rows
 from prunesearch.store.keys import minor
 
 LM_EVAL = minor(importlib.metadata.version("lm_eval"))
@@ -41,7 +41,7 @@ def load_tasks(task: str, data: str | None, include_path: str | None, generate: 
     """
     if include_path is not None and not Path(include_path).is_dir():
         raise DataError(f"no folder {include_path!r} for --include-path")
-    rows = read_jsonl(Path(data)) if data is not None else None
+    rows = read_rows(Path(data)) if data is not None else None
     with quiet_lm_eval():
         manager = _task_manager(include_path)
         if task not in manager.all_tasks:

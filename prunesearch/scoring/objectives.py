@@ -24,6 +24,7 @@ from prunesearch.model.loading import LoadedModel
 from prunesearch.scoring.batches import Rows
 from prunesearch.scoring.forward import HEAD_ROWS, Forward, Head
 from prunesearch.scoring.reference import Reference, ReferenceStore
+from prunesearch.scoring.text import check_fits
 from prunesearch.store.keys import minor
 
 SCORING_VERSION = 2
@@ -128,6 +129,7 @@ class CalibrationObjective:
         references: ReferenceStore | None = None,
         chunk_tokens: int | None = None,
     ) -> None:
+        check_fits(loaded.model, windows_BL)
         self.metric = metric
         self._model = loaded.model
         self._head = Head(loaded.model)

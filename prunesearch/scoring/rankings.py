@@ -23,6 +23,7 @@ from prunesearch.model.anatomy import blocks_of, input_device, parts_of, sublaye
 from prunesearch.model.layers import Layers
 from prunesearch.scoring.batches import Rows
 from prunesearch.scoring.forward import Forward, through
+from prunesearch.scoring.text import check_fits
 
 
 def rank_units(
@@ -36,11 +37,13 @@ def rank_units(
         units: ``blocks`` or ``sublayers``, in the order of `SearchSpace`.
 
     Raises:
+        DataError: the windows do not fit the model.
         InputError: `taylor`, which goes back through all blocks, and these are streamed.
         ScoringError: the numbers are not finite.
     """
     if ranking == "taylor" and layers.one_pass:
         raise InputError("--ranking taylor needs all weights in memory: use influence or magnitude with streamed ones")
+    check_fits(model, windows_BL)
     rank: Callable[[PreTrainedModel, Layers, torch.Tensor, list[list[nn.Module]]], list[float]]
     rank = {"influence": _influence, "magnitude": _magnitude, "taylor": _taylor}[ranking]
     harm = rank(model, layers, windows_BL.to(input_device(model)), _units(model, units))
