@@ -21,6 +21,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAME_SECONDS = 0.25  # timeout(1) and other wrappers deliver one stop twice, to the process and to its group
 
 
+STOPPING = "stopping after the step that is under way; once more stops at once"
+"""What is said when a stop was asked for."""
+
+
 class StopRequested(KeyboardInterrupt):
     """The user, or a scheduler, wants the command to end. As a KeyboardInterrupt it passes every ``except Exception``.
 
@@ -40,11 +44,20 @@ class _State:
     at = 0.0
     deferred = 0
     wakers: tuple[Callable[[], None], ...] = ()
+    drawn = False
 
 
 def requested() -> bool:
     """Whether a stop was asked for."""
     return _State.number is not None
+
+
+def drawn(on: bool) -> None:
+    """Say that a display on the terminal shows `STOPPING` itself, once a stop is requested, or does so no more.
+
+    A line that the handler wrote between two of its pictures would leave a part of the first on the screen.
+    """
+    _State.drawn = on
 
 
 def check() -> None:
@@ -132,7 +145,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
         wake()
     if not _State.deferred:
         raise StopRequested(number)
-    os.write(2, b"stopping after the step that is under way; once more stops at once\n")
+    if not _State.drawn:
+        os.write(2, f"{STOPPING}\n".encode())
 
 
 def _end_at_once(number: int) -> None:

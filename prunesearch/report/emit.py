@@ -1,6 +1,8 @@
 """Printing a command's result: as JSON, or as tables for people."""
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +24,13 @@ def emit(as_json: bool, document: Any, render: "Callable[[Any], list[Group | str
     from prunesearch.report.render import Commands
     from prunesearch.report.tables import Paragraph
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name with letters that the terminal has not is still shown
+        sys.stdout.reconfigure(errors="backslashreplace")
     console = Console(emoji=False, markup=False, highlight=False)
     if not console.is_terminal:
         console.width = _PIPE  # a row is a line there
     for part in filter(None, render(document)):
-        whole = isinstance(part, Commands) or not console.is_terminal
-        console.print(Paragraph(part) if isinstance(part, str) and not whole else part, soft_wrap=whole, crop=False)
+        if isinstance(part, Commands):
+            console.print(part, soft_wrap=True)
+        else:
+            console.print(Paragraph(part) if isinstance(part, str) else part, crop=False)

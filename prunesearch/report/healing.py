@@ -72,7 +72,9 @@ class HealingView:
             self._view.stage(events.Stage(name, progress.done, progress.total, what + left))
         state = (name, progress.phase, len(progress.watched))
         looked = state != self._said
-        due = not terminal and (now - self._printed >= _EVERY or progress.done >= progress.total)
+        # Training ends with a look, which has its own line.
+        ended = progress.done >= progress.total and progress.phase == "teacher"
+        due = not terminal and (now - self._printed >= _EVERY or ended)
         if not (due or looked) or (terminal and not progress.watched):
             return
         self._said, self._printed = state, now

@@ -14,8 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from prunesearch import events
+from prunesearch import events, stopping
 from prunesearch.candidate import Evaluation
+from prunesearch.errors import InputError
 from prunesearch.report.tables import Paragraph, duration
 
 _EVERY = 5.0  # seconds between plain lines about a study
@@ -113,7 +114,7 @@ class ProgressView:
     ) -> None:
         self._subscription.close()
         self._stop()
-        if error is None:
+        if not isinstance(error, InputError):
             self._release()
         elif self._timer is not None:
             self._timer.cancel()
@@ -198,6 +199,7 @@ class ProgressView:
                 console=self.console, get_renderable=self._picture, refresh_per_second=4, vertical_overflow="visible"
             )
             self._live.start()
+            stopping.drawn(True)
 
     def _stop(self) -> None:
         """Leave the last picture on the screen and forget its studies."""
@@ -205,6 +207,7 @@ class ProgressView:
             live, self._live, self._stage = self._live, None, None
         if live is not None:  # outside the lock, for which the drawing thread may wait
             live.stop()
+            stopping.drawn(False)
         with self._lock:
             self._studies, self._clocks = {}, {}
 
@@ -222,6 +225,8 @@ class ProgressView:
             yield Paragraph(f"  {self._describe(progress)}", indent="    ")
         if self._stage is not None:
             yield _bar(f"  {self._stage.name}", self._stage.done, self._stage.total, self._stage.unit, "")
+        if stopping.requested():
+            yield Paragraph(stopping.STOPPING)
 
     def _describe(self, progress: Progress) -> str:
         """What a study has found, and at what pace."""

@@ -1,7 +1,9 @@
 """What the commands on the store print."""
 
+from rich.console import Group
+
 from prunesearch.report.study import Document, Parts
-from prunesearch.report.tables import Prose, size, table
+from prunesearch.report.tables import Paragraph, Prose, size, table
 
 
 def stats(document: Document) -> Parts:
@@ -73,8 +75,10 @@ def path(document: Document) -> Parts:
 def doctor(document: Document) -> Parts:
     """Every check, and what to do about those that found something."""
     width = max(len(check["name"]) for check in document["checks"])
-    return [
-        f"{check['status']:<7}{check['name']:<{width}}  {check['found']}"
-        + (f"\n{'':<{width + 9}}-> {check['remedy']}" if check["remedy"] else "")
-        for check in document["checks"]
-    ]
+    begin = " " * (width + 9)
+    lines = []
+    for check in document["checks"]:
+        lines.append(Paragraph(f"{check['status']:<7}{check['name']:<{width}}  {check['found']}", indent=begin))
+        if check["remedy"]:
+            lines.append(Paragraph(f"{begin}-> {check['remedy']}", indent=begin + "   "))
+    return [Group(*lines)]

@@ -32,7 +32,7 @@ class Paragraph:
     """A line of text that is folded between words, and inside a long list after a comma.
 
     Args:
-        indent: what the lines after the first begin with.
+        indent: what a line that goes on begins with.
     """
 
     def __init__(self, text: str, indent: str = "", style: str = "") -> None:
@@ -40,10 +40,9 @@ class Paragraph:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         text = _encodable(self._text, options)
-        for number, line in enumerate(text.split("\n")):
+        for line in text.split("\n"):
             for part, folded in enumerate(_folded(line, options.max_width, self._indent)):
-                begin = self._indent if part or (number and self._indent) else ""
-                yield _line(begin + folded, self._style)
+                yield _line((self._indent if part else "") + folded, self._style)
 
 
 def _encodable(text: str, options: ConsoleOptions) -> str:
@@ -136,7 +135,7 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) ->
     if sum(least) > room:
         return None
     widths = list(least)
-    for index in range(len(widths)):  # what is left goes to the first columns that can use it
+    for index in reversed(range(len(widths))):  # what is left goes to the last columns, where the lists are
         widths[index] += min(most[index] - widths[index], room - sum(widths))
     return widths
 

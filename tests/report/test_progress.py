@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 from rich.console import Console
 
-from prunesearch import events
+from prunesearch import events, stopping
+from prunesearch.errors import InputError, RunError
 from prunesearch.report import healing as healing_module
 from prunesearch.report import progress as progress_module
 from prunesearch.report.healing import HealingView
@@ -84,10 +85,15 @@ def test_a_log_says_the_stages_in_order() -> None:
 
 def test_input_that_is_refused_at_once_is_one_line() -> None:
     view = ProgressView(plain())
-    with pytest.raises(ValueError, match="bad"), view:
+    with pytest.raises(InputError), view:
         events.tell("loading the model")
-        raise ValueError("bad")
+        raise InputError("bad")
     assert said(view) == []
+    view = ProgressView(plain())
+    with pytest.raises(RunError), view:
+        events.tell("loading the model")
+        raise RunError("failed")
+    assert said(view) == ["loading the model"]
 
 
 def test_a_long_first_stage_is_said_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,3 +198,25 @@ class Standing:
     phase: str = "training"
     loss: float | None = None
     watched: tuple[tuple[int, float], ...] = ()
+
+
+def test_the_end_of_training_is_one_line_with_its_last_look() -> None:
+    view = HealingView(ProgressView(plain()))
+    looks = ((0, 2.0), (10, 1.5))
+    view.progress("heal", Standing(0, 10, watched=looks[:1]))
+    view.progress("heal", Standing(10, 10, loss=1.0, watched=looks[:1]))
+    view.progress("heal", Standing(10, 10, loss=1.0, watched=looks))
+    assert [line for line in said(view._view) if "10/10" in line] == [
+        "heal: 10/10 steps, loss 1.0000, held-out 1.5000 (start 2.0000, best 1.5000)"
+    ]
+
+
+def test_a_stop_is_shown_in_the_picture_and_not_across_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    with ProgressView(console) as view:
+        view.progress(Progress("s", 1, 12))
+        assert stopping._State.drawn
+        assert stopping.STOPPING not in picture(view, 80)
+        monkeypatch.setattr(stopping, "requested", lambda: True)
+        assert stopping.STOPPING in picture(view, 80)
+    assert not stopping._State.drawn

@@ -163,3 +163,13 @@ def test_in_a_pipe_a_row_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_sizes_have_a_unit_that_shows_them(count: int, said: str) -> None:
     assert size(count) == said
+
+
+def test_an_ascii_pipe_gets_every_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", file)
+    emit(False, outcome(study="übung"), search)
+    file.flush()
+    text = file.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
+    assert "0.6667 +/- 0.0875" in text
+    assert "\\xfcbung" in text
