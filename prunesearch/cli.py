@@ -19,9 +19,11 @@ import prunesearch
 from prunesearch import stopping
 from prunesearch.cli_compensate import compensate
 from prunesearch.cli_heal import heal
+from prunesearch.cli_help import Group
 from prunesearch.cli_options import (
     DATA_OPTIONS,
     DELIVERY,
+    FORM,
     JSON,
     MODEL_OPTIONS,
     RECIPE_OPTIONS,
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     from prunesearch.report.progress import ProgressView
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(prunesearch.__version__, prog_name="prunesearch")
 def cli() -> None:
     """Find the layers a large language model does not need, drop them, get a checkpoint that just loads."""
@@ -167,7 +169,7 @@ def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None: 
 @click.option("--drop", "dropped", help="Layers to drop from MODEL: 3,7,12a. Without it, STUDY's best is exported.")
 @with_options(*WANTED)
 @click.option("--out", help="New or empty folder for the checkpoint; with --gguf a new file.")
-@click.option("--as", "form", default="plain", show_default=True, help="For sublayers: zeroed, deci or remote-code.")
+@FORM
 @click.option("--gguf", is_flag=True, help="Write a GGUF for llama.cpp instead.")
 @click.option("--max-shard", default="5GB", show_default=True, help="Size of the largest weight file.")
 @click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the verified checkpoint, to a private repository.")

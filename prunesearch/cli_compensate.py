@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunesearch import stopping
+from prunesearch.cli_help import Command, Words
 from prunesearch.cli_options import (
     JSON,
     MODEL_OPTIONS,
@@ -27,12 +28,18 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("target", metavar="STUDY|MODEL")
 @click.option("--drop", "dropped", help="Layers to drop from MODEL: 3,7,12. Without it, STUDY's best is compensated.")
 @with_options(*WANTED)
 @click.option("--out", required=True, help="New or empty folder for the checkpoint.")
-@click.option("--method", default="auto", show_default=True, help="scaling, linear, or auto: both where they help.")
+@click.option(
+    "--method",
+    type=Words(("auto", "scaling", "linear")),
+    default="auto",
+    show_default=True,
+    help="What gaps are bridged by; auto: both where they help.",
+)
 @click.option("--calibration", default=BUILTIN_TEXT, show_default=True, help="Text it is fitted to, as for search.")
 @click.option("--tokens", type=click.IntRange(16), default=16384, show_default=True, help="Tokens it is fitted to.")
 @click.option("--window", type=click.IntRange(16), default=256, show_default=True, help="Tokens per sequence.")

@@ -6,9 +6,11 @@ from typing import Any
 import click
 
 from prunesearch import stopping
+from prunesearch.cli_help import Command, Words
 from prunesearch.cli_options import (
     CACHE,
     DTYPE,
+    FORM,
     JSON,
     REVISION,
     STORAGE,
@@ -31,7 +33,11 @@ TRAINING = (
     click.option("--held-out", help="What the loss is watched on, likewise; default: a part that training never sees."),
     click.option("--held-out-tokens", type=int, help="How much of it; default 8192."),
     click.option("--window", type=int, help="Tokens of a packed sequence; default 256."),
-    click.option("--loss", help="lm (next token), distill (KL to the dense model) or mix; default lm."),
+    click.option(
+        "--loss",
+        type=Words(("lm", "distill", "mix")),
+        help="lm: next token; distill: KL to the dense model; default lm.",
+    ),
     click.option("--distill-weight", type=float, help="Share of the KL in mix; default 0.5."),
     click.option("--kl-top", type=int, help="KL over the dense model's K likeliest tokens and the rest; default 64."),
     click.option("--steps", type=int, help="Optimiser steps; default 4000."),
@@ -44,27 +50,31 @@ TRAINING = (
     click.option("--alpha", type=float, help="The adapter is scaled by alpha / rank; default 16."),
     click.option("--dropout", type=float, help="Before the adapter; default 0."),
     click.option("--target-modules", help="Linear layers: q_proj,v_proj; default all of the blocks."),
-    click.option("--precision", help="float32 or bfloat16; default: bfloat16 where the device computes in it."),
+    click.option(
+        "--precision",
+        type=Words(("float32", "bfloat16")),
+        help="Default: bfloat16 where the device computes in it.",
+    ),
     click.option("--eval-every", type=int, help="Steps between looks at the held-out text, and checkpoints; 100."),
     click.option("--patience", type=int, help="Looks without a new best before it stops; default 5."),
     click.option("--seed", type=int, help="Of adapter and data order; default 0."),
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("target", metavar="STUDY|MODEL")
 @click.option("--drop", "dropped", help="Layers to drop from MODEL: 3,7,12a. Without it, STUDY's best is healed.")
 @with_options(*WANTED)
 @click.option("--out", required=True, help="New or empty folder for the checkpoint.")
-@click.option("--as", "form", default="plain", show_default=True, help="For sublayers: zeroed, deci or remote-code.")
+@FORM
 @click.option("--compensate", is_flag=True, help="Let the blocks that stay make up for the dropped ones first.")
 @click.option("--finalists", type=int, help="Heal so many diverse candidates of STUDY shortly; the best is healed on.")
 @click.option("--finalist-steps", type=int, help="Steps of that short healing; default 50.")
 @with_options(*TRAINING)
 @click.option("--tune", type=int, help="Search for learning rate, batch, rank and steps in so many short trials first.")
 @click.option("--tune-steps", type=int, help="Steps of a trial; default 200.")
-@click.option("--tune-sampler", help="pso, woa or tpe; default pso.")
-@click.option("--tune-pruner", help="median or halving; default median.")
+@click.option("--tune-sampler", type=Words(("pso", "woa", "tpe")), help="Default pso.")
+@click.option("--tune-pruner", type=Words(("median", "halving")), help="Default median.")
 @click.option("--checkpointing", is_flag=True, help="Compute activations twice: less memory, a third more time.")
 @click.option("--work", help="Folder of this run's checkpoints; default storage/heal/DIGEST.")
 @STORAGE

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from prunesearch.cli_help import Words
 from prunesearch.errors import InputError, UnknownNameError, one_line
 from prunesearch.masking import CACHE_VARIABLE, STORAGE_VARIABLE
 from prunesearch.recipe import (
@@ -29,13 +30,17 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--drop", required=True, help="How much to drop: 8, 25%, ..8 (up to), pareto[:25%]; or several: 4,8."),
     click.option("--protect", default="", help="Blocks that stay: first:1,last:1 or 0,5-8."),
-    click.option("--units", default="blocks", show_default=True, help=f"What is dropped: {' or '.join(UNITS)}."),
+    click.option("--units", type=Words(UNITS), default="blocks", show_default=True, help="What is dropped."),
     click.option("--keep-pattern", is_flag=True, help="Drop whole periods of unlike blocks, as llama.cpp needs it."),
-    click.option("--against", help="Weigh quality against size or latency in --drop pareto; default size."),
-    click.option("--sampler", default="pso", show_default=True, help=f"{', '.join(SAMPLERS)}; or several: pso,woa."),
-    click.option("--form", help=f"PSO and WOA as: {', '.join(FORMS)}; default set."),
+    click.option(
+        "--against",
+        type=Words(("size", "latency")),
+        help="What quality is weighed against in --drop pareto; default size.",
+    ),
+    click.option("--sampler", type=Words(SAMPLERS), default="pso", show_default=True, help="One, or several: pso,woa."),
+    click.option("--form", type=Words(FORMS), help="What PSO and WOA move; default set."),
     click.option("--preselect/--no-preselect", default=True, help="A surrogate chooses among the swarm's moves."),
-    click.option("--ranking", help=f"What to start from: {', '.join(RANKINGS)}; default by sampler."),
+    click.option("--ranking", type=Words(RANKINGS), help="What to start from; default by sampler."),
     click.option("--asynchronous", is_flag=True, help="PSO and WOA: never wait for a generation."),
     click.option("--population", type=int, help="Trials per generation; default 6 for PSO and WOA, else 16."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers."),
@@ -79,7 +84,13 @@ CACHE = click.option(
 )
 REVISION = click.option("--revision", help="Branch, tag or commit of a Hugging Face id.")
 TRUST = click.option("--trust-remote-code", is_flag=True, help="Run modelling code that ships with the model.")
-DTYPE = click.option("--dtype", default="auto", show_default=True, help="auto, bfloat16, float16 or float32.")
+DTYPE = click.option(
+    "--dtype",
+    type=Words(("auto", "bfloat16", "float16", "float32")),
+    default="auto",
+    show_default=True,
+    help="Of weights and arithmetic.",
+)
 MODEL_OPTIONS: tuple[Callable[[Any], Any], ...] = (REVISION, DTYPE, TRUST)
 RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--device", help="Torch device; default cuda where there is one, else cpu."),
@@ -98,6 +109,14 @@ RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
 WANTED: tuple[Callable[[Any], Any], ...] = (
     click.option("--max-loss", help="The smallest that loses no more: 2% of the dense quality, or 0.05 of the metric."),
     click.option("--max-size", help="The best that is no larger: 100MiB."),
+)
+FORM = click.option(
+    "--as",
+    "form",
+    type=Words(("plain", "zeroed", "deci", "remote-code")),
+    default="plain",
+    show_default=True,
+    help="How it is written; dropped sublayers need another than plain.",
 )
 DELIVERY = ("out", "form", "gguf", "max_shard", "push_to_hub", "public", "program")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")

@@ -9,12 +9,13 @@ from typing import Any
 
 import click
 
+from prunesearch.cli_help import Command, Group
 from prunesearch.cli_options import CACHE, JSON, STORAGE
 from prunesearch.quantity import parse_duration
 from prunesearch.report.emit import emit
 
 
-@click.group()
+@click.group(cls=Group)
 def cache() -> None:
     """Look at the evaluation cache, check it, share it, thin it out."""
 
@@ -130,7 +131,7 @@ def path(cache: str, as_json: bool) -> None:
     emit(as_json, {"folder": str(places.folder.absolute()), "url": url}, render.path)
 
 
-@click.command()
+@click.command(cls=Command)
 @CACHE
 @STORAGE
 @JSON

@@ -13,8 +13,8 @@ PACKAGE = Path(prunesearch.__file__).parent
 # A module imports only what stands before it here, or beside it in its own folder.
 ORDER = (
     "masking stopping errors quantity events candidate space recipe swarm store samplers model scoring engine export "
-    "heal report search bench pipeline recovery delivery demo doctor cli_options cli_store cli_compensate cli_heal cli "
-    "__main__"
+    "heal report search bench pipeline recovery delivery demo doctor cli_help cli_options cli_store cli_compensate "
+    "cli_heal cli __main__"
 ).split()
 FORBIDDEN = {
     "swarm": {"torch", "optuna", "transformers"},

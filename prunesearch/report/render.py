@@ -175,7 +175,8 @@ def verified(document: Document) -> Parts:
     ]
     if base := document.get("against_base"):
         lines.append(
-            f"against {document['base_model']} without layers {document['dropped']}: logits differ by {_differences(base)}"
+            f"against {document['base_model']} without layers {document['dropped']}: logits differ by "
+            f"{_differences(base)}"
         )
     return lines
 
