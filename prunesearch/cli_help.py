@@ -53,7 +53,7 @@ EXAMPLES = {
 }
 
 
-class Words(click.ParamType):
+class Words(click.ParamType[str]):
     """One of some words, or where they can be listed several with commas: help shows them, shells complete them.
 
     Whether a word is right is checked where it is used: the nearest right one is suggested there.

@@ -35,7 +35,7 @@ RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--against",
         type=Words(("size", "latency")),
-        help="What quality is weighed against in --drop pareto; default size.",
+        help="What --drop pareto weighs quality against; default size.",
     ),
     click.option("--sampler", type=Words(SAMPLERS), default="pso", show_default=True, help="One, or several: pso,woa."),
     click.option("--form", type=Words(FORMS), help="What PSO and WOA move; default set."),

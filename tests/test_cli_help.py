@@ -25,7 +25,7 @@ def test_no_summary_is_cut(width: int) -> None:
     for words, command in commands():
         shown = " ".join(help_of(*words[:-1], width=width).split())
         assert summary(command) in shown
-        assert "..." not in shown
+        assert "..." not in shown.partition("Commands:")[2]
     assert summary(cli.commands["run"]).endswith("evaluate")
 
 
