@@ -53,7 +53,7 @@ EXAMPLES = {
 }
 
 
-class Words(click.ParamType[str]):
+class Words(click.ParamType):  # type: ignore[type-arg]  # older versions have no argument
     """One of some words, or where they can be listed several with commas: help shows them, shells complete them.
 
     Whether a word is right is checked where it is used: the nearest right one is suggested there.
