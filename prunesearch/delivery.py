@@ -120,8 +120,8 @@ def from_study(name: str, options: RunOptions, wanted: selection.Wanted, trust_r
         )
     space = space_of(recipe, loaded)
     others = selection.best_trials(study, None) if wanted == selection.Wanted() else [trial]
-    shown = {k: v for k, v in trial.user_attrs.items() if isinstance(v, float)}
-    facts = {"study": name, "recipe": recipe.portable(), "metrics": shown}
+    trials = len(study.get_trials(deepcopy=False))
+    facts = {"study": name, "trials": trials, "recipe": recipe.portable(), **selection.figures(study, trial)}
     return Chosen(loaded, space.from_params(trial.params), facts, tuple(space.from_params(t.params) for t in others))
 
 

@@ -19,7 +19,7 @@ from prunesearch.errors import InputError
 from prunesearch.report.progress import Progress
 from prunesearch.samplers import GenerationPendingError, SubsetSampler, annotate, report
 from prunesearch.scoring.fitness import Fitness
-from prunesearch.store import faults
+from prunesearch.store import faults, selection
 from prunesearch.store.selection import best_trials
 
 
@@ -228,9 +228,11 @@ def _attributes(evaluation: Evaluation) -> Mapping[str, Any]:
     if evaluation.failure is not None:
         return {"failure": evaluation.failure}
     metrics = {name: round(value, 6) for name, value in evaluation.metrics.items()}
+    errors = {f"{name}{selection.STDERR}": float(f"{value:.4g}") for name, value in evaluation.stderr.items()}
     return {
         "cache": "hit" if evaluation.cached else "computed",
         "seconds": round(evaluation.seconds, 3),
         **({"saved_seconds": round(evaluation.saved, 3)} if evaluation.cached else {}),
         **metrics,
+        **errors,
     }

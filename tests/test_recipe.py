@@ -1,6 +1,7 @@
 import pytest
 
 from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.heal.recipe import HealRecipe
 from prunesearch.recipe import Recipe, RunOptions, Weights, differences, study_name, validated
 
 
@@ -85,3 +86,30 @@ def test_study_names_say_what_is_searched() -> None:
 
 def test_options_are_no_part_of_a_recipe() -> None:
     assert not set(RunOptions.model_fields) & set(Recipe.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("/home/me/customer-x/mails.txt", "mails.txt"),
+        ("C:\\Users\\me\\mails.txt", "mails.txt"),
+        ("C:/Users/me/model", "model"),
+        ("customer-x/mails.jsonl.gz", "mails.jsonl.gz"),
+        ("../me/model", "model"),
+        ("~/model", "model"),
+        ("a/b/model", "model"),
+        ("file:///home/me/model", "model"),
+        ("models/me.GGUF", "me.GGUF"),
+        ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
+        ("gpt2", "gpt2"),
+        ("wikitext:wikitext-2-raw-v1:test", "wikitext:wikitext-2-raw-v1:test"),
+        ("builtin", "builtin"),
+    ],
+)
+def test_no_path_of_any_machine_travels(text: str, name: str) -> None:
+    assert recipe(model=text).portable()["model"] == name
+    assert recipe(calibration=text).portable()["calibration"] == name
+    assert HealRecipe(data=text).portable()["data"] == name
+    task = {"objective": "task", "task": "hellaswag", "task_data": "customer-x/documents", "include_path": "customer-x"}
+    said = recipe(**task).portable()
+    assert (said["task_data"], said["include_path"]) == ("documents", "customer-x")

@@ -21,13 +21,15 @@ from prunesearch.errors import ModelError, one_line
 from prunesearch.model.anatomy import family_of, settings_of
 from prunesearch.model.fields import PERIODS, edits
 from prunesearch.model.guard import guarded
+from prunesearch.recipe import portable_name
 
 NAME = "config.json"
 _OTHER_FILE = "transformers_weights"
 """Names a weight file of the base, which an export does not have."""
+_READ_FROM = "_name_or_path"
 _DTYPES = ("dtype", "torch_dtype")
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
-_UNCOMPARED = frozenset(("transformers_version", "_name_or_path", "name_or_path", *_DTYPES, *PERIODS))
+_UNCOMPARED = frozenset(("transformers_version", _READ_FROM, "name_or_path", *_DTYPES, *PERIODS))
 """Fields that say nothing of blocks, or that are looked at by themselves."""
 
 
@@ -118,6 +120,9 @@ def edited_file(stored: ConfigFile, config: PretrainedConfig, candidate: LayerSu
     if candidate.dropped:
         _edit_blocks(values, config, candidate)
     _set_dtype(values, dtype)
+    for part in [values, *_parts(values)]:  # some programs write where they read the model
+        if isinstance(part.get(_READ_FROM), str):
+            part[_READ_FROM] = portable_name(part[_READ_FROM])
     return stored.with_values(values)
 
 
@@ -248,8 +253,13 @@ def _set_dtype(values: dict[str, Any], dtype: torch.dtype) -> None:
     stated = [part[key] for part in describing for key in _DTYPES if _names_a_dtype(part.get(key))]
     if not stated or stated[0].removeprefix("torch.") == name:
         return
-    for part in [values, *(part for part in values.values() if isinstance(part, dict))]:
+    for part in [values, *_parts(values)]:
         part.update({key: name for key in _DTYPES if _names_a_dtype(part.get(key))})
+
+
+def _parts(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The configs of a model's parts."""
+    return [part for part in values.values() if isinstance(part, dict)]
 
 
 def _names_a_dtype(value: object) -> bool:

@@ -14,6 +14,8 @@ from prunesearch.quantity import parse_size
 
 DENSE_ATTR = "dense"
 """User attribute of a study: the dense model's metrics, and which of them is searched."""
+STDERR = "_stderr"
+"""What the name of a metric ends with where its standard error is kept, as in lm-eval."""
 
 
 def best_trials(study: Study, count: int | None) -> Sequence[FrozenTrial]:
@@ -122,3 +124,15 @@ def quality_lost(study: Study, trial: FrozenTrial, *, relative: bool) -> float:
     before, after = dense["metrics"][metric], trial.user_attrs[metric]
     lost = before - after if study.directions[0] == StudyDirection.MAXIMIZE else after - before
     return float(lost / abs(before)) if relative and before else float(lost)
+
+
+def figures(study: Study, trial: FrozenTrial) -> dict[str, dict[str, float]]:
+    """A trial's metrics, their standard errors, and the dense model's metrics; not what the search itself took."""
+    dense: dict[str, float] = json.loads(study.user_attrs.get(DENSE_ATTR, "{}")).get("metrics", {})
+    kept = trial.user_attrs
+    names = [name for name in dense if isinstance(kept.get(name), int | float)]
+    return {
+        "metrics": {name: kept[name] for name in names},
+        "stderr": {name: kept[name + STDERR] for name in names if name + STDERR in kept},
+        "dense_metrics": {name: dense[name] for name in names},
+    }

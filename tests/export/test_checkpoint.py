@@ -1,5 +1,6 @@
 """An export is complete and verified, or it is not there."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from prunesearch.errors import InputError, ModelError, RunError, StorageError, V
 from prunesearch.export import MANIFEST, checkpoint, export, recheck
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.surgery import pruned
+from prunesearch.recipe import Recipe
 from tests.conftest import FAMILIES, N_LAYERS
 
 CANDIDATE = LayerSubset.of(N_LAYERS, (0, 3))
@@ -41,15 +43,39 @@ def test_plain_from_pretrained_gives_the_candidate(
     assert tokenizer("harbour")["input_ids"] == loaded.tokenizer("harbour")["input_ids"]
 
 
-def test_the_manifest_and_card_say_what_was_done(loaded: LoadedModel, tmp_path: Path) -> None:
-    export(loaded, CANDIDATE, tmp_path / "out", {"study": "s", "metrics": {"kl": 0.25}})
+def test_the_manifest_and_card_say_what_was_done(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    loaded = load(str(make_model()), device="cpu")
+    recipe = Recipe(model="/home/me/tiny-llama", drop="2", sampler="woa", calibration="/home/me/prose.txt")
+    facts = {
+        "study": "s",
+        "trials": 7,
+        "recipe": recipe.portable(),
+        "metrics": {"kl": 0.25, "perplexity": 30.0},
+        "stderr": {"kl": 0.01},
+        "dense_metrics": {"kl": 0.0, "perplexity": 20.5},
+    }
+    commit = "0123456789" * 4
+    loaded = dataclasses.replace(
+        loaded, source=dataclasses.replace(loaded.source, from_hub=True, revision="v1", commit=commit), name="me/tiny"
+    )
+    assert loaded.source.folder is not None
+    (loaded.source.folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
+    export(loaded, CANDIDATE, tmp_path / "out", facts)
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert manifest["dropped"] == "0,3"
     assert manifest["base_fingerprint"] == loaded.fingerprint
     assert manifest["study"] == "s"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "without layers 0,3" in card
-    assert "| kl | 0.25 |" in card
+    assert "| kl | 0.25 ± 0.01 | 0 |" in card
+    assert "| perplexity | 30 | 20.5 |" in card
+    assert (manifest["base_revision"], manifest["base_commit"]) == ("v1", commit)
+    assert f"`prunesearch export me/tiny --revision {commit} --drop 0,3 --out NAME`" in card
+    assert "`woa`, objective `kl` on `prose.txt`) in 7 trials, study `s`" in card
+    assert "model: tiny-llama\ndrop: '2'\nsampler: woa\ncalibration: prose.txt\n```" in card
+    assert "license: apache-2.0\n" in card
+    assert "base_model: me/tiny\n" in card
+    assert "applies: apache-2.0" in card
     assert str(tmp_path) not in card + json.dumps(manifest), "no path of this machine travels with the model"
     assert all(file.stat().st_mode & 0o777 == 0o644 for file in (tmp_path / "out").iterdir())
 

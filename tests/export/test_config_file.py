@@ -156,3 +156,9 @@ def test_a_config_that_cannot_be_read_is_refused(text: str, tmp_path: Path) -> N
     (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ModelError, match=r"config\.json"):
         ConfigFile.read(tmp_path)
+
+
+def test_no_path_of_a_machine_travels_in_a_config() -> None:
+    base = {"model_type": "gemma3", "_name_or_path": "/home/me/x", "text_config": {"num_hidden_layers": N}}
+    base["vision_config"] = {"_name_or_path": "google/siglip"}
+    assert edited(base) == {**base, "_name_or_path": "x"}

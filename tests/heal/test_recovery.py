@@ -92,14 +92,16 @@ def test_one_recipe_does_all_of_it_once(
     monkeypatch.setattr(bench, "load", load_and_count)
     words = ["run", str(recipe), "--out", "healed", "--trials", "8", "--device", "cpu", "--json"]
     first = CliRunner().invoke(cli, words)
-    assert len(models) == 2, "the dense model once, and the healed one for its evaluation"
     assert first.exit_code == 0, first.output
+    assert len(models) == 2, "the dense model once, and the healed one for its evaluation"
     document = json.loads(first.stdout)
     assert len(document["finalists"]) == 2
     assert document["dropped"] == document["finalists"][0]["candidate"]
     assert document["healed"]["steps"] == 4
     assert document["evaluation"]["metrics"]["perplexity"] > 1
-    assert json.loads((tmp_path / "healed" / MANIFEST).read_text())["changed"][-1] == "healed"
+    told = json.loads((tmp_path / "healed" / MANIFEST).read_text())
+    assert told["changed"][-1] == "healed"
+    assert "work" not in told["recovery"], "no folder of this machine travels"
     assert AutoModelForCausalLM.from_pretrained("healed").config.num_hidden_layers == N_LAYERS - 2
     monkeypatch.setattr(bench, "load", load)
     again = CliRunner().invoke(cli, words)

@@ -1,3 +1,4 @@
+import json
 import sqlite3
 import subprocess
 import sys
@@ -160,3 +161,16 @@ def test_a_newer_schema_is_refused_with_the_remedy(url: str) -> None:
     (Path(url.removeprefix("sqlite:///"))).write_bytes(b"no database" * 1000)
     with pytest.raises(StorageError, match="cannot open --storage"):
         studies.open_storage(url, create=False)
+
+
+def test_a_trials_figures_are_metrics_and_not_what_the_search_took() -> None:
+    study = optuna.create_study()
+    dense = {"metric": "kl", "metrics": {"kl": 0.0, "perplexity": 20.0}}
+    study.set_user_attr(selection.DENSE_ATTR, json.dumps(dense))
+    kept = {"kl": 0.5, "kl_stderr": 0.01, "perplexity": 30.0, "seconds": 0.2, "latency_ms": 12.5, "dropped": "1"}
+    study.add_trial(create_trial(value=0.5, user_attrs=kept))
+    assert selection.figures(study, study.trials[0]) == {
+        "metrics": {"kl": 0.5, "perplexity": 30.0},
+        "stderr": {"kl": 0.01},
+        "dense_metrics": {"kl": 0.0, "perplexity": 20.0},
+    }
