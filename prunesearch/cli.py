@@ -205,7 +205,7 @@ def export(
 @with_options(*RUN_OPTIONS)
 @JSON
 def verify(folder: str, base: str | None, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
-    """Verify the export in FOLDER again: files, weights, and what it computes."""
+    """Verify the export in FOLDER, or a GGUF export, again: files, weights, and what it computes."""
     options = options_of(settings)
     recipe = None if base is None else recipe_of({**settings, "model": base, "drop": "1"})
     quiet()

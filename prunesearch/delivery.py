@@ -1,5 +1,6 @@
 """From a study, or from layers that are named, to something that runs: a checkpoint, a GGUF, a repository, a line."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -14,12 +15,14 @@ from prunesearch.export import (
     elsewhere,
     export,
     gguf_edit,
+    gguf_record,
     gguf_write,
     hub,
     llama_cpp,
     recheck,
 )
 from prunesearch.model.loading import LoadedModel
+from prunesearch.model.source import is_gguf
 from prunesearch.quantity import parse_size
 from prunesearch.recipe import Recipe, RunOptions
 from prunesearch.store import selection, studies
@@ -82,7 +85,7 @@ class Wish:
         elif out is None:
             raise InputError("--out is needed: a new folder for the checkpoint, or with --gguf a new file")
         elif gguf:
-            if not out.endswith(".gguf") or Path(out).exists():
+            if Path(out).suffix.lower() != ".gguf" or os.path.lexists(out):
                 raise InputError(f"--gguf writes a new file, and --out {out!r} is none: write --out NAME.gguf")
             if form != "plain" or push_to_hub is not None:
                 raise InputError("--gguf goes neither with --as nor with --push-to-hub")
@@ -148,8 +151,7 @@ def deliver(chosen: Chosen, wish: Wish) -> dict[str, Any]:
 def _deliver(chosen: Chosen, wish: Wish) -> dict[str, Any]:
     loaded, candidate = chosen.loaded, chosen.candidate
     if wish.program is not None:
-        dtype = str(loaded.model.dtype).removeprefix("torch.")
-        return {"dropped": candidate.text, "said": elsewhere.say(wish.program, loaded.name, candidate, dtype)}
+        return {"dropped": candidate.text, "said": elsewhere.say(wish.program, loaded, candidate)}
     assert wish.out is not None
     if wish.gguf:
         return _gguf(loaded, candidate, wish.out)
@@ -163,7 +165,8 @@ def _deliver(chosen: Chosen, wish: Wish) -> dict[str, Any]:
 def _gguf(loaded: LoadedModel, candidate: LayerSubset, out: Path) -> dict[str, Any]:
     """Write a GGUF: from a GGUF by editing it, from a checkpoint by converting it."""
     if loaded.source.gguf is not None:
-        check = gguf_edit.edit(loaded.source.gguf, candidate, out, loaded if llama_cpp.available() else None)
+        compare = loaded if llama_cpp.available() else None
+        check = gguf_edit.edit(loaded.source.gguf, candidate, out, compare, loaded.fingerprint)
     else:
         check = gguf_write.write(loaded, candidate, out, compare=llama_cpp.available())
     return {
@@ -174,6 +177,9 @@ def _gguf(loaded: LoadedModel, candidate: LayerSubset, out: Path) -> dict[str, A
     }
 
 
-def verify_again(folder: Path, base: Recipe | None, options: RunOptions, trust_remote_code: bool) -> dict[str, Any]:
-    """Verify an export, and compare it with its base model where that is named."""
-    return recheck(folder, None if base is None else load_for(base, options), trust_remote_code)
+def verify_again(path: Path, base: Recipe | None, options: RunOptions, trust_remote_code: bool) -> dict[str, Any]:
+    """Verify an export, a folder or a GGUF, and compare it with its base model where that is named."""
+    dense = None if base is None else load_for(base, options)
+    if is_gguf(str(path)):
+        return gguf_record.recheck(path, dense)
+    return recheck(path, dense, trust_remote_code)

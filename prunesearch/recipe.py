@@ -344,7 +344,7 @@ def slug(text: str, limit: int = 60) -> str:
 def study_name(recipe: Recipe) -> str:
     """The name of the study that the recipe's command makes and resumes."""
     what = recipe.task if recipe.objective == "task" and recipe.task else recipe.objective
-    model = Path(recipe.model).name.removesuffix(".gguf") if recipe.model else "model"
+    model = re.sub(r"\.gguf$", "", Path(recipe.model).name, flags=re.IGNORECASE) if recipe.model else "model"
     drop = recipe.drop.replace("%", "pct").replace("..", "upto").replace(":", "")
     units = "-sublayers" if recipe.units == "sublayers" else "-pattern" if recipe.keep_pattern else ""
     sampler = recipe.sampler + ("" if recipe.form == "set" else f"-{recipe.form}")

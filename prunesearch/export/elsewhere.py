@@ -1,39 +1,144 @@
-"""The same removal said to other programs."""
+"""The same removal said to other programs, for models of which these make what was scored.
 
+mergekit copies tensors and sets the number of blocks; llama-quantize does the same with a GGUF. Whatever else a config
+says of single blocks stays as it was, so a model that has such fields would not load, or would compute something else.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
+from transformers import PretrainedConfig
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
+from prunesearch.export import gguf_edit
+from prunesearch.export.checkpoint import check_form
+from prunesearch.export.config_file import edited_config
+from prunesearch.model.anatomy import family_of, per_layer_tensors, settings_of
+from prunesearch.model.fields import period_of
+from prunesearch.model.loading import LoadedModel
 
 PROGRAMS = ("mergekit", "llama-quantize")
+_INSTEAD = "use prunesearch export --out FOLDER"
+_MERGEKIT_TYPES = ("bfloat16", "float16", "float32")
+_ARCHITECTURES: Mapping[str, str] = {
+    **{name: name for name in "bloom falcon gemma gemma2 granite granitemoe gpt2 llama mpt nemotron olmo".split()},
+    **{name: name for name in "cohere2 exaone4 olmo2 olmoe phi3 qwen2 qwen3 smollm3 stablelm starcoder2".split()},
+    "gemma3_text": "gemma3", "gpt_neox": "gptneox", "gpt_oss": "gpt-oss", "mistral": "llama", "mixtral": "llama",
+    "phi": "phi2", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
+}  # fmt: skip
+"""What llama.cpp's converter makes of a model type."""
 
 
-def say(program: str, model: str, candidate: LayerSubset, dtype: str) -> str:
+def say(program: str, loaded: LoadedModel, candidate: LayerSubset) -> str:
     """How `program` is told to drop the candidate's blocks.
 
-    Args:
-        dtype: of the weights, for mergekit.
-
     Raises:
-        InputError: an unknown program, or a candidate with sublayers.
+        InputError: an unknown program, or one that would make something else of this model.
     """
     if not candidate.whole_blocks:
         raise InputError(f"layers {candidate.text} name sublayers, and {program} drops whole blocks only")
-    return _mergekit(model, candidate, dtype) if program == "mergekit" else _llama_quantize(model, candidate)
+    return _mergekit(loaded, candidate) if program == "mergekit" else _llama_quantize(loaded, candidate)
 
 
-def _mergekit(model: str, candidate: LayerSubset, dtype: str) -> str:
-    """A passthrough merge; mergekit sets the number of blocks only, so it suits models without per-layer settings."""
+def _mergekit(loaded: LoadedModel, candidate: LayerSubset) -> str:
+    """A passthrough merge.
+
+    Raises:
+        InputError: mergekit would make something else.
+    """
+    source, dtype = loaded.source, str(loaded.model.dtype).removeprefix("torch.")
+    if source.folder is None:
+        raise InputError(f"mergekit reads no GGUF: {_INSTEAD}, or --gguf --out NAME.gguf")
+    check_form(loaded.model.config, candidate, "plain")
+    stored = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    if stored.get("model_type") != loaded.model.config.model_type:
+        raise InputError(f"mergekit's slices are of plain language models, and this is a part of another: {_INSTEAD}")
+    following = [*followers(loaded.model.config, candidate), *per_layer_tensors(loaded.model)]
+    if candidate.dropped and following:
+        raise InputError(
+            f"mergekit sets the number of blocks and nothing else, and without layers {candidate.text} "
+            f"{', '.join(following)} of this {loaded.model.config.model_type} model would be wrong: {_INSTEAD}"
+        )
+    if dtype not in _MERGEKIT_TYPES:
+        raise InputError(f"mergekit writes {', '.join(_MERGEKIT_TYPES)}, not {dtype}: give --dtype")
+    # As a mapping: in a text, @ begins a revision and + an adapter.
+    model = {"model": {"path": loaded.name, **({"revision": source.commit} if source.from_hub else {})}}
     slices = [{"sources": [{"model": model, "layer_range": list(run)}]} for run in runs(candidate.kept)]
-    return str(yaml.safe_dump({"slices": slices, "merge_method": "passthrough", "dtype": dtype}, sort_keys=False))
+    recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
+    return str(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
 
 
-def _llama_quantize(model: str, candidate: LayerSubset) -> str:
-    name = model if model.endswith(".gguf") else f"{Path(model).name}.gguf"
+def followers(config: PretrainedConfig, candidate: LayerSubset) -> list[str]:
+    """The config fields, beside the number of blocks, that change when a candidate's blocks are gone.
+
+    Raises:
+        ModelError: no config says what would be left.
+    """
+    settings, number = settings_of(config), candidate.n_layers
+    before, after = settings.to_dict(), settings_of(edited_config(config, candidate)).to_dict()
+    count = family_of(config).count
+    counts = {count, settings.attribute_map.get(count, count)}
+    found = [name for name in before if name not in counts and before[name] != after.get(name)]
+    patterns = [n for n, v in before.items() if isinstance(v, str) and "pattern" in n and len(v) == number]
+    return sorted({*found, *patterns})
+
+
+def _llama_quantize(loaded: LoadedModel, candidate: LayerSubset) -> str:
+    """The commands, one a line; a checkpoint is converted first.
+
+    Raises:
+        InputError: llama-quantize would make something else.
+    """
+    lines, source = [], loaded.source
+    if source.gguf is not None:
+        gguf_edit.check_count_alone(source.gguf, candidate)
+        dense = source.gguf
+    else:
+        _check_convertible(loaded.model.config, candidate)
+        dense = Path(f"{Path(loaded.name).resolve().name}.gguf")
+        lines.append(["convert_hf_to_gguf.py", "--outfile", _path(dense), _path(source.folder)])
     layers = ",".join(str(i) for i in candidate.dropped)
-    return f"llama-quantize --prune-layers {layers} {name} {Path(name).stem}-pruned.gguf COPY\n"
+    out = dense.with_name(f"{dense.stem}-pruned.gguf")
+    lines.append(["llama-quantize", "--prune-layers", layers, _path(dense), _path(out), "COPY"])
+    return "".join(f"{shlex.join(words)}\n" for words in lines)
+
+
+def _check_convertible(config: PretrainedConfig, candidate: LayerSubset) -> None:
+    """Refuse a checkpoint whose GGUF would be of other blocks than those that stay.
+
+    Raises:
+        InputError: it would.
+    """
+    check_form(config, candidate, "plain")
+    architecture = _ARCHITECTURES.get(config.model_type)
+    if architecture is None:
+        raise InputError(f"a GGUF of a {config.model_type} model is not known to stay right: {_INSTEAD}")
+    gguf_edit.check_architecture(architecture, candidate)
+    settings = settings_of(config)
+    # Where all blocks are alike, a list of their kinds says nothing, and no GGUF has it.
+    uneven = [name for name in followers(config, candidate) if not _alike(getattr(settings, name, None))]
+    period = gguf_edit.PERIODS.get(architecture)
+    fits = period is not None and period % period_of(settings, candidate.n_layers) == 0
+    if uneven and not fits:
+        raise InputError(
+            f"llama-quantize sets the number of blocks and nothing else, and without layers {candidate.text} "
+            f"{', '.join(uneven)} of this {config.model_type} model would be wrong: {_INSTEAD}"
+        )
+
+
+def _alike(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, list | tuple) and all(entry == value[0] for entry in value)
+
+
+def _path(path: Path | None) -> str:
+    """A path that no program takes for an option."""
+    text = str(path)
+    return f"./{text}" if text.startswith("-") else text
 
 
 def runs(kept: tuple[int, ...]) -> list[tuple[int, int]]:

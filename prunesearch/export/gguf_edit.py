@@ -6,7 +6,6 @@ those only subsets that keep the pattern can be written.
 """
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError
-from prunesearch.export import llama_cpp
+from prunesearch.export import gguf_record, llama_cpp
 from prunesearch.export.atomic import new_file
 from prunesearch.model.gguf_file import open_gguf
 from prunesearch.model.loading import LoadedModel
@@ -69,12 +68,13 @@ def block_count(path: Path) -> int:
 
 
 def edit(
-    source: Path, candidate: LayerSubset, out: Path, compare: LoadedModel | None = None
+    source: Path, candidate: LayerSubset, out: Path, compare: LoadedModel | None = None, fingerprint: str = ""
 ) -> llama_cpp.LlamaCppCheck | None:
     """Write `source` without the candidate's blocks.
 
     Args:
         compare: the dense model; what llama.cpp predicts from the new file is compared with its candidate.
+        fingerprint: of the dense model, for the file's header.
 
     Raises:
         InputError: `check_architecture`, or the candidate is of a model with another number of blocks.
@@ -83,6 +83,24 @@ def edit(
         StorageError: `out` cannot be written.
     """
     reader = open_gguf(source)
+    name = _check(reader, source, candidate)
+    if compare is not None:
+        fingerprint = compare.fingerprint
+    with new_file(out) as path:
+        writer = gguf.GGUFWriter(path, name, endianess=reader.endianess)
+        _copy_metadata(reader, writer, name, candidate)
+        _copy_tensors(reader, writer, candidate, gguf_record.Record(candidate, fingerprint))
+        if compare is None:
+            return None
+        return llama_cpp.check(path, compare, candidate, gguf_record.most_common_type(reader))
+
+
+def _check(reader: Any, source: Path, candidate: LayerSubset) -> str:  # noqa: ANN401
+    """The architecture of a file from which the candidate's blocks can be taken.
+
+    Raises:
+        InputError: they cannot.
+    """
     name = _architecture(reader)
     check_architecture(name, candidate)
     count = _count(reader, f"{name}.block_count")
@@ -90,13 +108,26 @@ def edit(
         raise InputError(f"the candidate is of a model with {candidate.n_layers} layers, {source.name} has {count}")
     if int(_value(reader, f"{name}.nextn_predict_layers") or 0):
         raise InputError(f"{source.name} has blocks for speculation behind the others: write it without them first")
-    with new_file(out) as path:
-        writer = gguf.GGUFWriter(path, name, endianess=reader.endianess)
-        _copy_metadata(reader, writer, name, candidate)
-        _copy_tensors(reader, writer, candidate)
-        types = Counter(tensor.tensor_type.name for tensor in reader.tensors if tensor.name.endswith("_down.weight"))
-        kind = types.most_common(1)[0][0] if types else "F32"
-        return llama_cpp.check(path, compare, candidate, kind) if compare is not None else None
+    return name
+
+
+def check_count_alone(source: Path, candidate: LayerSubset) -> None:
+    """Refuse a file in which more than the number of blocks changes: llama-quantize changes nothing else.
+
+    Raises:
+        InputError: more changes, or `edit` would refuse it.
+    """
+    reader = open_gguf(source)
+    name = _check(reader, source, candidate)
+    for key, field in reader.fields.items():
+        if not key.startswith(f"{name}.") or key == f"{name}.block_count":
+            continue
+        value = field.contents()
+        if _edited(key.removeprefix(f"{name}."), value, candidate) != value:
+            raise InputError(
+                f"llama-quantize sets the number of blocks and nothing else, and without layers {candidate.text} {key} "
+                f"of {source.name} would be wrong: use prunesearch export --gguf --out NAME.gguf"
+            )
 
 
 def _value(reader: Any, key: str) -> Any:  # noqa: ANN401
@@ -117,7 +148,7 @@ def _architecture(reader: Any) -> str:  # noqa: ANN401
 
 def _copy_metadata(reader: Any, writer: Any, name: str, candidate: LayerSubset) -> None:  # noqa: ANN401
     for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
+        if key.startswith(("GGUF.", gguf_record.PREFIX)) or key == "general.architecture":
             continue
         kind, value = field.types[0], field.contents()
         if key.startswith(f"{name}."):
@@ -141,7 +172,12 @@ def _edited(key: str, value: Any, candidate: LayerSubset) -> Any:  # noqa: ANN40
     return value
 
 
-def _copy_tensors(reader: Any, writer: Any, candidate: LayerSubset) -> None:  # noqa: ANN401
+def _copy_tensors(
+    reader: Any,  # noqa: ANN401
+    writer: Any,  # noqa: ANN401
+    candidate: LayerSubset,
+    record: gguf_record.Record,
+) -> None:
     number = {old: new for new, old in enumerate(candidate.kept)}
     kept = []
     for tensor in reader.tensors:
@@ -151,7 +187,9 @@ def _copy_tensors(reader: Any, writer: Any, candidate: LayerSubset) -> None:  # 
         name = tensor.name if match is None else f"blk.{number[int(match[1])]}.{match[2]}"
         data: np.ndarray[Any, Any] = tensor.data
         writer.add_tensor_info(name, data.shape, data.dtype, data.nbytes, raw_dtype=tensor.tensor_type)
+        record.see(name, tensor.tensor_type.name, data)
         kept.append(data)
+    record.add_to(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

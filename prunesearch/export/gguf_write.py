@@ -1,14 +1,12 @@
 """Writing a GGUF of a pruned Llama, Mistral, Qwen2 or Qwen3 checkpoint, in the precision that it is stored in.
 
 Names of tensors and metadata are the `gguf` package's; what must be known besides is how llama.cpp orders rotary
-dimensions (Llama's queries and keys are stored interleaved) and which of its tokenisers is a model's.
+dimensions (Llama's queries and keys are stored interleaved). Its tokenisers are in `gguf_tokenizer`.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
@@ -18,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
-from prunesearch.export import gguf_edit, llama_cpp
+from prunesearch.export import gguf_edit, gguf_record, gguf_tokenizer, llama_cpp
 from prunesearch.export.atomic import new_file
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import pruned
@@ -39,13 +37,6 @@ _FILE_TYPES: Mapping[torch.dtype, Any] = {
     torch.float16: gguf.LlamaFileType.MOSTLY_F16,
     torch.bfloat16: gguf.LlamaFileType.MOSTLY_BF16,
 }
-# llama.cpp's name for the rule that cuts text before byte-pair encoding, by the rule's regular expression.
-_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CUTS: Mapping[str, str] = {
-    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_WORD}|\p{{N}}{{1,3}}|{_TAIL}": "llama-bpe",
-    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_WORD}|\p{{N}}|{_TAIL}": "qwen2",
-}
 
 
 def write(loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bool) -> llama_cpp.LlamaCppCheck | None:
@@ -64,25 +55,28 @@ def write(loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bo
         known = ", ".join(_ARCHITECTURES)
         raise InputError(
             f"a GGUF can be written of {known} checkpoints, not of {config.model_type}: give the model as .gguf, or "
-            "export a checkpoint and use llama.cpp's convert_hf_to_gguf.py"
+            f"{llama_cpp.OTHER_WAY}"
         )
     if loaded.layers.one_pass:
         raise InputError("a GGUF is written from weights in memory: leave out --weights")
     architecture = _ARCHITECTURES[config.model_type]
     gguf_edit.check_architecture(gguf.MODEL_ARCH_NAMES[architecture], candidate)
+    tokenizer = gguf_tokenizer.read(loaded.tokenizer)
     with new_file(out) as path:
         with pruned(loaded.model, candidate) as model:
             writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
             _add_settings(writer, model, out.stem)
-            _add_tokenizer(writer, loaded, config.vocab_size)
+            tokenizer.add_to(writer, config.vocab_size)
+            record = gguf_record.Record(candidate, loaded.fingerprint)
             for name, tensor in _tensors(model, architecture):
-                _add(writer, name, tensor)
+                _add(writer, record, name, tensor)
+            record.add_to(writer)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
             writer.close()
             kind = _TYPES[model.dtype].name
-        return llama_cpp.check(path, loaded, candidate, kind) if compare else None
+        return llama_cpp.check(path, loaded, candidate, kind, tokenizer.probes()) if compare else None
 
 
 def _add_settings(writer: Any, model: PreTrainedModel, name: str) -> None:  # noqa: ANN401
@@ -118,13 +112,15 @@ def _tensors(model: PreTrainedModel, architecture: Any) -> Iterator[tuple[str, t
     config = model.config
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    written: set[int] = set()
     interleaved = architecture == gguf.MODEL_ARCH.LLAMA
     rope = config.rope_parameters
     if rope.get("rope_type") == "llama3":
         yield "rope_freqs.weight", _llama3_factors(config)
     for parameter, tensor in model.state_dict().items():
-        if parameter in tied:
-            continue
+        if parameter in tied and tensor.data_ptr() in written:
+            continue  # it is the very tensor; one that is only said to be may hold other weights
+        written.add(tensor.data_ptr())
         name = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise InputError(f"{parameter} has no place in a GGUF of this architecture")
@@ -159,63 +155,16 @@ def _llama3_factors(config: PretrainedConfig) -> torch.Tensor:
     return torch.tensor([divisor(rope["rope_theta"] ** (-i / head)) for i in range(0, head, 2)])
 
 
-def _add(writer: Any, name: str, tensor: torch.Tensor) -> None:  # noqa: ANN401
+def _add(writer: Any, record: gguf_record.Record, name: str, tensor: torch.Tensor) -> None:  # noqa: ANN401
     """Add a tensor; vectors are float32, as llama.cpp wants them."""
     tensor = tensor.detach().cpu().contiguous()
-    if tensor.ndim == 1 or tensor.dtype == torch.float32:
-        writer.add_tensor(name, tensor.float().numpy())
-    elif tensor.dtype == torch.float16:
-        writer.add_tensor(name, tensor.numpy())
+    kind = gguf.GGMLQuantizationType.F32 if tensor.ndim == 1 else _TYPES[tensor.dtype]
+    data: np.ndarray[Any, Any]
+    if kind == gguf.GGMLQuantizationType.F32:
+        data = tensor.float().numpy()
+    elif kind == gguf.GGMLQuantizationType.F16:
+        data = tensor.numpy()
     else:
-        data: np.ndarray[Any, Any] = tensor.view(torch.uint8).numpy()
-        writer.add_tensor(name, data, raw_dtype=_TYPES[tensor.dtype])
-
-
-def _add_tokenizer(writer: Any, loaded: LoadedModel, vocab_size: int) -> None:  # noqa: ANN401
-    """Add a byte-level BPE tokeniser.
-
-    Raises:
-        InputError: it is of another kind.
-    """
-    with TemporaryDirectory() as folder:
-        loaded.tokenizer.save_pretrained(folder)
-        stored = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
-        model = stored["model"]
-        if model["type"] != "BPE" or model.get("byte_fallback") or stored["decoder"]["type"] != "ByteLevel":
-            raise InputError(
-                "only byte-level BPE tokenisers can be written to a GGUF: export a checkpoint and use llama.cpp's "
-                "convert_hf_to_gguf.py"
-            )
-        words = {number: word for word, number in model["vocab"].items()}
-        added = {entry["id"]: entry for entry in stored["added_tokens"]}
-        special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocab_size)
-    words |= {number: entry["content"] for number, entry in added.items()}
-    normal, control, user = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED
-    kinds = {number: control if entry["special"] else user for number, entry in added.items()}
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_cut(stored["pre_tokenizer"]))
-    writer.add_token_list([words.get(i, f"[PAD{i}]") for i in range(vocab_size)])
-    writer.add_token_types([kinds.get(i, normal if i in words else gguf.TokenType.UNUSED) for i in range(vocab_size)])
-    special.add_to_gguf(writer, quiet=True)
-
-
-def _cut(stored: Mapping[str, Any]) -> str:
-    """llama.cpp's name for a pre-tokeniser.
-
-    Raises:
-        InputError: it has none that this version knows.
-    """
-    steps = stored["pretokenizers"] if stored["type"] == "Sequence" else [stored]
-    kinds = [step["type"] for step in steps]
-    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
-        return "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1].get("use_regex", True):
-        return "smollm"
-    if kinds == ["Split", "ByteLevel"]:
-        rule = steps[0]["pattern"].get("Regex", "")
-        if rule in _CUTS:
-            return _CUTS[rule]
-    raise InputError(
-        "llama.cpp's name for this model's pre-tokeniser is not known: export a checkpoint and use llama.cpp's "
-        "convert_hf_to_gguf.py"
-    )
+        data = tensor.view(torch.uint8).numpy()
+    record.see(name, kind.name, data)
+    writer.add_tensor(name, data, raw_dtype=kind)

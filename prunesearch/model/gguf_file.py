@@ -56,6 +56,12 @@ def open_gguf(path: Path) -> Any:  # noqa: ANN401 (gguf.GGUFReader, whose packag
         reader = gguf.GGUFReader(path)
     if not reader.tensors:
         raise ModelError(_NOT_WHOLE.format(path=str(path), reason="it holds no tensors"))
+    parts = reader.get_field("split.count")
+    if parts is not None and parts.contents() not in (0, 1):
+        raise ModelError(
+            f"{str(path)!r} is one of {parts.contents()} parts of a GGUF: put them together with llama-gguf-split "
+            "--merge FIRST WHOLE, and give that"
+        )
     return reader
 
 

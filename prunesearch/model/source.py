@@ -24,6 +24,7 @@ _SMALL = (
 _CODE = ("*.py",)
 _CONFIGS = (CONFIG, ADAPTER)
 _NOT_WANTED = ("*/*.json", "*/*.txt", "*/*.model", "*/*.md")  # the same model in other formats
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.gguf)", re.IGNORECASE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -65,6 +66,20 @@ def looks_local(name: str) -> bool:
     return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
+def is_gguf(name: str) -> bool:
+    """Whether a name means a GGUF file: by its suffix, or, as of a blob in the Hugging Face cache, by its content."""
+    path = Path(name)
+    if path.is_dir():
+        return False
+    if path.suffix.lower() == ".gguf":
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
 def resolve(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False, config_only: bool = False
 ) -> ResolvedSource:
@@ -80,12 +95,12 @@ def resolve(
         ModelError: missing, unreadable, not a whole model, or a folder with an adapter in it.
         InputError: a revision of something that has none.
     """
-    if name.endswith(".gguf") or looks_local(name):
+    if is_gguf(name) or looks_local(name):
         if revision is not None:
             raise InputError(
                 f"--revision {revision!r} goes with a Hugging Face id, and {name!r} is a path: leave it out"
             )
-        return _local_file(name) if name.endswith(".gguf") else _local_folder(Path(name), name)
+        return _local_file(name) if is_gguf(name) else _local_folder(Path(name), name)
     wanted = _CONFIGS if config_only else (*_SMALL, *(_CODE if trust_remote_code else ()))
     folder = _snapshot(name, revision, wanted)
     refuse_adapter(folder, name)
@@ -120,7 +135,22 @@ def _local_file(name: str) -> ResolvedSource:
     path = Path(name)
     if not path.is_file():
         raise ModelError(f"no model file {name!r}: check the path")
+    refuse_part(path)
     return ResolvedSource(name, gguf=path, weights=(path,))
+
+
+def refuse_part(path: Path) -> None:
+    """Refuse one of several files that make a GGUF together.
+
+    Raises:
+        ModelError: it is one, by its name.
+    """
+    if (part := _PART.fullmatch(path.name)) is not None:
+        first = f"{part[1]}-00001-of-{part[2]}{part[3]}"
+        raise ModelError(
+            f"{str(path)!r} is one of {int(part[2])} parts of a GGUF: put them together with llama-gguf-split --merge "
+            f"{first} {part[1]}{part[3]}, and give that"
+        )
 
 
 def _local_folder(folder: Path, name: str) -> ResolvedSource:

@@ -169,6 +169,8 @@ def delivered(document: Document) -> Parts:
 
 def verified(document: Document) -> Parts:
     """What a second verification found."""
+    if "gguf" in document:
+        return [_verified_gguf(document)]
     lines: Parts = [
         f"{document['folder']} is what was exported: {document['weights']} tensors, logits differ by "
         f"{document['difference']:.3g}"
@@ -179,6 +181,23 @@ def verified(document: Document) -> Parts:
             f"{_differences(base)}"
         )
     return lines
+
+
+def _verified_gguf(document: Document) -> str:
+    """What a second verification found of a GGUF."""
+    said = (
+        f"{document['gguf']} is what was exported without layers {document['dropped']}: {document['tensors']} tensors"
+    )
+    check = document["llama_cpp"]
+    if check is None:
+        return f"{said}; not run: llama.cpp is not installed (pip install 'prunesearch[gguf]')"
+    text = " ".join(check["generated"].split())
+    if not document["compared"]:
+        return f"{said}; llama.cpp runs it and says: {text} (--base MODEL compares it with the dense model)"
+    return (
+        f"{said}; in llama.cpp log-probabilities differ from the base model's candidate by {check['difference']:.3g} "
+        f"nats in the mean (allowed {check['allowed']:.3g}); it says: {text}"
+    )
 
 
 def searched_and_exported(document: Document) -> Parts:

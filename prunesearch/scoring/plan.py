@@ -39,7 +39,7 @@ from prunesearch.model.anatomy import family_of, read_config, settings_of, sizes
 from prunesearch.model.arithmetic import widens
 from prunesearch.model.checkpoint import Stored, tensors_of, weight_files
 from prunesearch.model.loading import device_named, refuse_quantised
-from prunesearch.model.source import resolve
+from prunesearch.model.source import is_gguf, resolve
 from prunesearch.scoring.forward import HEAD_ROWS
 from prunesearch.scoring.objectives import CHUNK_TOKENS
 from prunesearch.scoring.speed import Speed, measure
@@ -295,7 +295,7 @@ def _tokens(asked: Asked) -> int:
 
 
 def _examine(name: str, dtype: str, revision: str | None, trust_remote_code: bool) -> _Model:
-    if name.endswith(".gguf"):
+    if is_gguf(name):
         raise ModelError(f"{name!r} is a GGUF, which is dequantised into memory: plan its safetensors or config.json")
     weights: tuple[Path, ...] = ()
     if name.endswith(".json"):

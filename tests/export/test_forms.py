@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from click.testing import CliRunner
 from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
@@ -17,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli import cli
 from prunesearch.errors import InputError, RunError, VerificationError
-from prunesearch.export import checkpoint, elsewhere, export, gguf_edit, hub, recheck
+from prunesearch.export import checkpoint, export, gguf_edit, hub, recheck
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.surgery import pruned
 from tests.conftest import N_LAYERS
@@ -119,14 +118,6 @@ def test_llama_cpps_periods_are_kept_or_refused() -> None:
         gguf_edit.check_architecture("gemma2", LayerSubset.of(N_LAYERS, (3,)))
     with pytest.raises(InputError, match="does not know it"):
         gguf_edit.check_architecture("unheard-of", BLOCKS)
-
-
-def test_other_programs_are_told_the_same() -> None:
-    slices = yaml.safe_load(elsewhere.say("mergekit", "org/model", BLOCKS, "bfloat16"))["slices"]
-    assert [s["sources"][0]["layer_range"] for s in slices] == [[1, 3], [4, 6]]
-    assert "--prune-layers 0,3 m.gguf" in elsewhere.say("llama-quantize", "m.gguf", BLOCKS, "bfloat16")
-    with pytest.raises(InputError, match="whole blocks only"):
-        elsewhere.say("mergekit", "org/model", SUBLAYERS, "bfloat16")
 
 
 class _Api:
