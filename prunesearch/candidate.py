@@ -56,18 +56,24 @@ class LayerSubset:
 
     @classmethod
     def parse(cls, text: str, n_layers: int) -> Self:
-        """Read a comma-separated list such as ``3,7a,12m``; ``none`` is the dense model.
+        """Read a comma-separated list such as ``3,7a,12m`` or ``1-4,9``; ``none`` is the dense model.
 
-        ``7a`` is the attention of block 7, ``12m`` the MLP of block 12.
+        ``7a`` is the attention of block 7, ``12m`` the MLP of block 12, ``1-4`` are blocks 1 to 4.
 
         Raises:
             InputError: the text is not such a list, or the layers are not in the model.
         """
         parts: dict[str, list[int]] = {"": [], "a": [], "m": []}
         for word in [] if text.strip() in ("", "none") else text.split(","):
+            if span := re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", word):
+                low, high = int(span[1]), int(span[2])
+                if not low <= high < n_layers:  # also before a list of all of them is made
+                    raise InputError(f"cannot drop layers {word.strip()}: the model has layers 0 to {n_layers - 1}")
+                parts[""] += range(low, high + 1)
+                continue
             match = re.fullmatch(r"\s*(-?\d+)([am]?)\s*", word)
             if match is None:
-                raise InputError(f"cannot read layers {text!r}: write indices with commas, as in 3,7,12")
+                raise InputError(f"cannot read layers {text!r}: write indices with commas, as in 3,7,12 or 1-4,9")
             parts[match[2]].append(int(match[1]))
         return cls.of(n_layers, parts[""], parts["a"], parts["m"])
 

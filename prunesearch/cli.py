@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 import prunesearch
 from prunesearch import stopping
@@ -21,6 +22,7 @@ from prunesearch.cli_compensate import compensate
 from prunesearch.cli_heal import heal
 from prunesearch.cli_help import Group
 from prunesearch.cli_options import (
+    AT,
     DATA_OPTIONS,
     DELIVERY,
     FORM,
@@ -30,6 +32,7 @@ from prunesearch.cli_options import (
     REVISION,
     RUN_OPTIONS,
     STORAGE,
+    TRIALS,
     TRUST,
     WANTED,
     chosen_by,
@@ -90,7 +93,7 @@ def demo(model: str | None, trials: int | None, home: str, threads: int | None, 
 @cli.command()
 @click.argument("model")
 @with_options(*RECIPE_OPTIONS, *DATA_OPTIONS, *MODEL_OPTIONS)
-@click.option("--trials", type=int, default=RunOptions().trials, show_default=True, help="Trials in all.")
+@TRIALS
 @click.option("--study", help="Name of the study; default: made from the settings.")
 @STORAGE
 @with_options(*RUN_OPTIONS)
@@ -118,32 +121,41 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
 @cli.command()
 @click.argument("recipe_file", metavar="RECIPE")
 @click.option("--out", help="Folder for the pruned checkpoint; default storage/exports/STUDY.")
-@click.option("--trials", type=int, default=RunOptions().trials, show_default=True, help="Trials in all.")
+@TRIALS
 @click.option("--study", help="Name of the study; default: made from the recipe.")
 @STORAGE
 @with_options(*RUN_OPTIONS)
 @JSON
 def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
-    """Do what the YAML file RECIPE says: search, choose and recover the best, export, verify, evaluate."""
-    (recipe, recover), options = read_recipe(Path(recipe_file)), options_of(settings)
+    """Do what the YAML file RECIPE says: search, choose and recover the best, export, verify, evaluate.
+
+    The file may hold what `search` takes, by the same names; what is typed here goes before it.
+    """
+    context = click.get_current_context()
+    typed = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
+    file = read_recipe(Path(recipe_file), {**settings, "out": out}, typed)
+    recipe, options, folder = file.recipes[0], file.options, None if file.out is None else Path(file.out)
     quiet()
     from prunesearch import pipeline
     from prunesearch.report import render
 
-    if recover is not None:
+    if file.recover is not None:
         from prunesearch.recovery import RecoverySection, search_and_recover
         from prunesearch.report.healing import HealingView, recovered
 
-        section = validated(RecoverySection, recover)
+        section = validated(RecoverySection, file.recover)
         with _progress() as view:
             healing = HealingView(view)
-            document = search_and_recover(recipe, section, options, healing, Path(out) if out else None, view)
+            document = search_and_recover(recipe, section, options, healing, folder, view)
         emit(as_json, document, recovered)
         return
     with _progress() as view:
-        outcome, exported = pipeline.run(recipe, options, Path(out) if out else None, view)
-    document = {**outcome.document(options), "export": exported.document()}
-    emit(as_json, document, render.searched_and_exported)
+        outcomes, exports = pipeline.search_and_export(file.recipes, options, folder, view)
+    if len(outcomes) == 1:
+        emit(as_json, {**outcomes[0].document(options), "export": exports[0].document()}, render.searched_and_exported)
+        return
+    searches = [outcome.document(options) for outcome in outcomes]
+    emit(as_json, {"searches": searches, "exports": [made.document() for made in exports]}, render.grid_and_exports)
 
 
 @cli.command()
@@ -167,6 +179,7 @@ def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None: 
 @cli.command()
 @click.argument("target", metavar="STUDY|MODEL")
 @click.option("--drop", "dropped", help="Layers to drop from MODEL: 3,7,12a. Without it, STUDY's best is exported.")
+@AT
 @with_options(*WANTED)
 @click.option("--out", help="New or empty folder for the checkpoint; with --gguf a new file.")
 @FORM
@@ -342,6 +355,33 @@ def study_layers(name: str, storage: str, as_json: bool) -> None:
         "layers": [asdict(layer) for layer in layer_importances(found)],
     }
     emit(as_json, document, rendered.study_layers)
+
+
+@study.command("resume")
+@click.argument("name")
+@AT
+@click.option("--calibration", help="Where its calibration text is now, likewise.")
+@click.option("--task-data", help="Where its task's data is now, likewise.")
+@click.option("--include-path", help="Where its task's YAML files are now, likewise.")
+@click.option("--trials", type=int, help="Trials in all; default: as many as were asked for last.")
+@TRUST
+@STORAGE
+@with_options(*RUN_OPTIONS)
+@JSON
+def study_resume(name: str, trust_remote_code: bool, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+    """Go on with the study NAME, from any folder or machine."""
+    if (settings["weights"] or ("", None))[0]:
+        raise InputError("--weights quality=…: the study has its own; give only where the model's weights are")
+    options = options_of(settings)
+    quiet()
+    from prunesearch import pipeline
+    from prunesearch.recipe import PATHS
+    from prunesearch.report import render
+
+    places = {place: settings[place] for place in PATHS}
+    with _progress() as view:
+        outcome = pipeline.resume(name, options, trust_remote_code=trust_remote_code, listener=view, **places)
+    emit(as_json, outcome.document(options), render.search)
 
 
 @study.command("rm")

@@ -9,6 +9,7 @@ import click
 from prunesearch import stopping
 from prunesearch.cli_help import Command, Words
 from prunesearch.cli_options import (
+    AT,
     JSON,
     MODEL_OPTIONS,
     RUN_OPTIONS,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.command(cls=Command)
 @click.argument("target", metavar="STUDY|MODEL")
 @click.option("--drop", "dropped", help="Layers to drop from MODEL: 3,7,12. Without it, STUDY's best is compensated.")
+@AT
 @with_options(*WANTED)
 @click.option("--out", required=True, help="New or empty folder for the checkpoint.")
 @click.option(

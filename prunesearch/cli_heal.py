@@ -8,6 +8,7 @@ import click
 from prunesearch import stopping
 from prunesearch.cli_help import Command, Words
 from prunesearch.cli_options import (
+    AT,
     CACHE,
     DTYPE,
     FORM,
@@ -64,6 +65,7 @@ TRAINING = (
 @click.command(cls=Command)
 @click.argument("target", metavar="STUDY|MODEL")
 @click.option("--drop", "dropped", help="Layers to drop from MODEL: 3,7,12a. Without it, STUDY's best is healed.")
+@AT
 @with_options(*WANTED)
 @click.option("--out", required=True, help="New or empty folder for the checkpoint.")
 @FORM
@@ -123,7 +125,7 @@ def heal(
         raise InputError("--finalists are a study's best: give STUDY, and leave out --drop, --max-loss and --max-size")
     recovery = validated(Recovery, {**final, "compensate": compensate, "tune": tuning, "heal": recipe})
     check_out(Path(out))
-    model_settings = {name: settings[name] for name in ("revision", "dtype", "trust_remote_code")}
+    model_settings = {name: settings[name] for name in ("revision", "dtype", "trust_remote_code", "model")}
     options = HealOptions(
         Path(out),
         Places.parse(run_options.cache).folder,

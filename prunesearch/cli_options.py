@@ -1,7 +1,9 @@
 """What the commands share: their options, and how these become a recipe and the way it is run."""
 
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -106,6 +108,10 @@ RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--workers", type=int, default=1, show_default=True, help="Processes that score, each with a model."),
     CACHE,
 )
+AT = click.option("--model", help="Where STUDY's model is now; its content must be what was searched.")
+TRIALS = click.option(
+    "--trials", type=int, help=f"Trials in all.  [default: {RunOptions().trials}, or what the sampler needs]"
+)
 WANTED: tuple[Callable[[Any], Any], ...] = (
     click.option("--max-loss", help="The smallest that loses no more: 2% of the dense quality, or 0.05 of the metric."),
     click.option("--max-size", help="The best that is no larger: 100MiB."),
@@ -136,8 +142,6 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]
 def recipe_of(settings: dict[str, Any]) -> Recipe:
     """The recipe in a command's settings; what was not given keeps the recipe's default."""
     values = {name: settings[name] for name in Recipe.model_fields if settings.get(name) is not None}
-    if "objective" not in values:
-        values["objective"] = "task" if values.get("task") else "kl"
     values["weights"] = Weights.parse((settings.get("weights") or ("", ""))[0])
     return validated(Recipe, values)
 
@@ -159,15 +163,18 @@ def chosen_by(
     from prunesearch import delivery
     from prunesearch.store.selection import Wanted
 
-    options = options_of(settings)
+    options, model = options_of(settings), settings.get("model")
     if dropped is not None:
+        if model is not None:
+            raise InputError(f"--model goes with STUDY; with --drop the model is {target!r}")
         recipe = recipe_of({**settings, "model": target, "drop": "1"})  # nothing is searched
         return delivery.from_layers(recipe, options, dropped)
     if Path(target).exists():
         raise InputError(f"{target!r} is a model: say which of its layers to leave out with --drop, or give a STUDY")
     if settings["revision"] is not None or settings["dtype"] != "auto":
         raise InputError("--revision and --dtype go with MODEL --drop; a study's model is the one it searched")
-    return delivery.from_study(target, options, Wanted.parse(max_loss, max_size), settings["trust_remote_code"])
+    wanted = Wanted.parse(max_loss, max_size)
+    return delivery.from_study(target, options, wanted, settings["trust_remote_code"], model)
 
 
 def quiet_optuna() -> None:
@@ -197,18 +204,67 @@ def _split_weights(given: Sequence[str]) -> tuple[str, str | None]:
     return ",".join(sums), "memory" if "resident" in places else places[-1] if places else None
 
 
-def options_of(settings: dict[str, Any]) -> RunOptions:
+def options_of(settings: Mapping[str, Any]) -> RunOptions:
     """How a command's settings ask for the recipe to be run."""
     values = {name: settings[name] for name in RunOptions.model_fields if settings.get(name) is not None}
     place = (settings.get("weights") or ("", None))[1]
     return validated(RunOptions, values if place is None else {**values, "weights_in": place})
 
 
-def read_recipe(path: Path) -> tuple[Recipe, dict[str, Any] | None]:
-    """The recipe in a YAML file, and its section ``recover`` where it has one.
+@dataclass(frozen=True)
+class RecipeFile:
+    """What a YAML file says: what the command line of `search` and `run` takes, by the same names.
+
+    Attributes:
+        recipes: several where it lists samplers or numbers.
+        recover: the section of that name, where there is one.
+    """
+
+    recipes: list[Recipe]
+    options: RunOptions
+    out: str | None
+    recover: dict[str, Any] | None
+
+
+def read_recipe(path: Path, settings: Mapping[str, Any], given: Container[str]) -> RecipeFile:
+    """Read a recipe file.
+
+    Args:
+        settings: the command's options.
+        given: those of them that the user typed: they go before the file's.
 
     Raises:
         InputError: it cannot be read, or is no recipe.
+    """
+    values = _mapping_in(path)
+    recover = values.pop("recover") or {} if "recover" in values else None
+    if recover is not None and not isinstance(recover, dict):
+        raise InputError(f"recover: {recover!r} is no section: write lines such as 'finalists: 5' below it")
+    run = {name: values.pop(name) for name in (*RunOptions.model_fields, "out") if name in values}
+    merged = dict(settings) | {name: value for name, value in run.items() if name not in given}
+    lists = {name: _several(values.pop(name)) for name in ("sampler", "drop") if name in values}
+    grid = [
+        {**values, **dict(zip(lists, chosen, strict=True))} for chosen in itertools.product(*lists.values())
+    ]  # every sampler with every number
+    recipes = [validated(Recipe, one) for one in grid]
+    if recover is not None and len(recipes) > 1:
+        raise InputError("recover: goes with one sampler and one number to drop: give one of each")
+    out = merged.get("out")
+    return RecipeFile(recipes, options_of(merged), None if out is None else str(out), recover)
+
+
+def _several(value: object) -> list[object]:
+    """The values of ``[pso, woa]`` and of ``pso,woa``."""
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",")]
+    return list(value) if isinstance(value, list) and value else [value]
+
+
+def _mapping_in(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
     """
     import yaml
 
@@ -218,9 +274,4 @@ def read_recipe(path: Path) -> tuple[Recipe, dict[str, Any] | None]:
         raise InputError(f"cannot read recipe {str(path)!r}: {one_line(error)}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(f"recipe {str(path)!r} is not a mapping: write lines such as 'model: NAME' and 'drop: 8'")
-    if "drop" in values:
-        values["drop"] = str(values["drop"])
-    recover = values.pop("recover") or {} if "recover" in values else None
-    if recover is not None and not isinstance(recover, dict):
-        raise InputError(f"recover: {recover!r} is no section: write lines such as 'finalists: 5' below it")
-    return validated(Recipe, values), recover
+    return values

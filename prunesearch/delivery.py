@@ -8,7 +8,7 @@ from typing import Any, Self
 from prunesearch import stopping
 from prunesearch.bench import load_for, space_of
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import InputError, StudyError, UnknownNameError
+from prunesearch.errors import InputError, ModelError, StudyError, UnknownNameError
 from prunesearch.export import (
     FORMS,
     check_destination,
@@ -103,23 +103,34 @@ class Wish:
         return cls(Path(out) if out else None, form, gguf, size, push_to_hub, public, program)
 
 
-def from_study(name: str, options: RunOptions, wanted: selection.Wanted, trust_remote_code: bool) -> Chosen:
+def from_study(
+    name: str, options: RunOptions, wanted: selection.Wanted, trust_remote_code: bool, model: str | None = None
+) -> Chosen:
     """A study's best candidate.
 
     Args:
         wanted: which one, where it is not simply the best.
         trust_remote_code: run the checkpoint's own code; what the study's maker trusted does not count.
+        model: where the model is, on another machine or in another folder than the study knows; its content must be
+            the one that was searched.
 
     Raises:
-        StudyError: no finished trial, or the model is no longer the one that was searched.
+        StudyError: no finished trial, or the model is not here or not the one that was searched.
     """
     study = studies.load(studies.open_storage(options.storage, create=False), name)
-    recipe = studies.recipe_of(study)
     trial = selection.choose(study, wanted)
-    loaded = load_for(recipe.model_copy(update={"trust_remote_code": trust_remote_code}), options)
-    if loaded.fingerprint != studies.identity_of(study)["model content"]:
+    recipe = studies.located(study, {"model": model}, needed=("model",))
+    try:
+        loaded = load_for(recipe.model_copy(update={"trust_remote_code": trust_remote_code}), options)
+    except ModelError as error:
+        hint = "" if model else f"; if it lies elsewhere, give --model PATH: study {name!r} knows its content"
+        raise ModelError(f"{error}{hint}") from None
+    searched = studies.identity_of(study)["model content"]
+    if loaded.fingerprint != searched:
         raise StudyError(
-            f"model {recipe.model!r} is no longer the one that study {name!r} searched: its weights differ"
+            f"model {recipe.model!r} is not the one that study {name!r} searched: its weights differ (fingerprint "
+            f"{loaded.fingerprint[:12]}, searched was {searched[:12]}): give --model PATH of that one, or search this "
+            "one with --study NAME"
         )
     space = space_of(recipe, loaded)
     others = selection.best_trials(study, None) if wanted == selection.Wanted() else [trial]

@@ -169,11 +169,19 @@ def _studies(url: str) -> Iterator[Check]:
     if file:
         yield Check("studies on", f"{file} on {file_system(file) or 'an unknown file system'}")
     yield Check("studies", f"{shown(url)}: Optuna schema {_revision(url)}")
-    for use in census.studies_of(url).uses:
-        if use.running:
-            what = f"{use.running} trials of study {use.study!r} are running, or were when their search was killed"
-            remedy = "run the same search again: it finishes them under their own numbers"
-            yield Check("running trials", what, NOTE, remedy)
+    running = [use for use in census.studies_of(url).uses if use.running]
+    if not running:
+        return
+    from prunesearch.store import studies  # Optuna takes a while to import
+
+    storage = studies.open_storage(url, create=False)
+    for use in running:
+        if studies.writer_of(storage, use.study) is not None:
+            yield Check("running trials", f"{use.running} trials of study {use.study!r} are being evaluated")
+            continue
+        what = f"{use.running} trials of study {use.study!r} were left by a search that was stopped"
+        remedy = f"prunesearch study resume {use.study} finishes them under their own numbers"
+        yield Check("unfinished trials", what, NOTE, remedy)
 
 
 def _revision(url: str) -> str:

@@ -22,14 +22,14 @@ from prunesearch import events, stopping
 from prunesearch.bench import Bench, load_for, objective_for, open_bench, require, space_of
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.engine.local import LocalEngine
-from prunesearch.errors import InputError, RunError, StudyBusyError
+from prunesearch.errors import InputError, PruneSearchError, RunError, StudyBusyError
 from prunesearch.export import Exported, check_destination, export
 from prunesearch.export.companions import companions
 from prunesearch.model.anatomy import Sizes, most_positions
 from prunesearch.model.arithmetic import wide_products
-from prunesearch.recipe import Recipe, RunOptions, study_name
+from prunesearch.recipe import Recipe, RunOptions, in_arguments, slug, study_name
 from prunesearch.report.notes import Noter
-from prunesearch.samplers import SubsetSampler, build
+from prunesearch.samplers import SubsetSampler, build, trials_needed
 from prunesearch.scoring.cost import LatencyModel, compare_latency
 from prunesearch.scoring.fitness import Fitness, objectives
 from prunesearch.scoring.objectives import numerics_of
@@ -116,7 +116,7 @@ class Outcome:
 def run(
     recipe: Recipe,
     options: RunOptions = RunOptions(),  # noqa: B008 (frozen)
-    out: Path | None = None,
+    out: str | Path | None = None,
     listener: Listener | None = None,
 ) -> tuple[Outcome, Exported]:
     """Search, then export and verify the best candidate.
@@ -128,6 +128,53 @@ def run(
     Raises:
         PruneSearchError: see `errors`; what was evaluated before is kept.
     """
+    try:
+        (outcome,), (exported,) = search_and_export([recipe], options, None if out is None else Path(out), listener)
+    except PruneSearchError as error:
+        raise in_arguments(error) from error
+    return outcome, exported
+
+
+def search_and_export(
+    recipes: Sequence[Recipe], options: RunOptions, out: Path | None, listener: Listener | None = None
+) -> tuple[list[Outcome], list[Exported]]:
+    """Search recipes that differ in sampler and number, and for each number export the best that a sampler found.
+
+    Args:
+        out: folder for the checkpoint; of several numbers each gets one in it; default: ``storage/exports/`` and the
+            name of the study.
+
+    Returns:
+        What each search found, and one export for each number.
+
+    Raises:
+        PruneSearchError: see `errors`.
+    """
+    numbers = list(dict.fromkeys(recipe.drop for recipe in recipes))
+    folders = {recipe: _folder(recipe, options, out, several=len(numbers) > 1) for recipe in recipes}
+    for recipe, folder in folders.items():
+        _check_exportable(recipe)
+        check_destination(folder)
+    check_grid(recipes, options)
+    with open_bench(recipes[0], options) as bench:
+        companions(bench.loaded)  # what an export would refuse is refused before any work
+        outcomes = run_searches(bench, recipes, options, listener)
+        exports = []
+        for number in numbers:
+            found = [pair for pair in zip(recipes, outcomes, strict=True) if pair[0].drop == number]
+            _, (maximize, *_) = objectives(bench.objective.metric, bench.objective.maximize, recipes[0].weights, None)
+            recipe, best = (max if maximize else min)(found, key=lambda pair: pair[1].value)
+            exports.append(export(bench.loaded, best.best.candidate, folders[recipe], facts_of(recipe, best)))
+    return outcomes, exports
+
+
+def _folder(recipe: Recipe, options: RunOptions, out: Path | None, *, several: bool) -> Path:
+    if out is None:
+        return Path("storage/exports") / (options.study or study_name(recipe))
+    return out / f"drop{slug(recipe.drop)}" if several else out
+
+
+def _check_exportable(recipe: Recipe) -> None:
     if against_of(recipe) is not None:
         raise InputError(
             f"drop: {recipe.drop} gives a front, not one best: use prunesearch search, then export STUDY --max-loss 2%"
@@ -137,13 +184,6 @@ def run(
             "units: sublayers leaves a choice of how to write the result: use prunesearch search, then export STUDY "
             "--as zeroed, deci or remote-code"
         )
-    out = out or Path("storage/exports") / (options.study or study_name(recipe))
-    check_destination(out)
-    check_grid([recipe], options)
-    with open_bench(recipe, options) as bench:
-        companions(bench.loaded)  # what an export would refuse is refused before any work
-        outcome = run_search(bench, recipe, options, listener)
-        return outcome, export(bench.loaded, outcome.best.candidate, out, facts_of(recipe, outcome))
 
 
 def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: Listener | None = None) -> Outcome:
@@ -170,27 +210,29 @@ def run_searches(
     """
     start = time.perf_counter()
     check_grid(recipes, options)
-    for recipe in recipes:
-        space_of(recipe, bench.loaded)
+    totals = [trials_of(recipe, space_of(recipe, bench.loaded), options) for recipe in recipes]
     storage = studies.open_storage(options.storage, create=True)
     names = [options.study or study_name(recipe) for recipe in recipes]
     complete: set[str] = set()  # of the studies that another process writes: they are only reported
     with ExitStack() as held:
-        for name in names:
+        for name, total in zip(names, totals, strict=True):
             held.enter_context(studies.database_failures(name, storage))
             try:
                 held.enter_context(studies.sole_writer(storage, name))
             except StudyBusyError:
-                if not studies.is_complete(storage, name, options.trials):
+                if not studies.is_complete(storage, name, total):
                     raise
                 complete.add(name)
         opened = [_open_study(bench, recipe, storage, name) for recipe, name in zip(recipes, names, strict=True)]
         events.tell("scoring the dense model")
         dense = require(*bench.engine.evaluate_now([LayerSubset.of(bench.loaded.n_layers)]))
         prepared = [_Prepared.of(bench, *pair, dense, options) for pair in zip(recipes, opened, strict=True)]
-        left = [p for p in prepared if p.study.study_name not in complete]
-        searched = iter(_run_to_end(_search_all(bench, left, options.trials, listener)))
-        for p in left:
+        left = [(p, total) for p, total in zip(prepared, totals, strict=True) if p.study.study_name not in complete]
+        for p, total in left:
+            studies.remember_places(p.study, p.recipe)
+            p.study.set_user_attr(studies.TRIALS_ATTR, total)
+        searched = iter(_run_to_end(_search_all(bench, left, listener)))
+        for p, _ in left:
             p.write_notes()
         nothing = SearchResult(0, 0, 0, 0)
         results = [nothing if p.study.study_name in complete else next(searched) for p in prepared]
@@ -198,11 +240,12 @@ def run_searches(
 
 
 def check_grid(recipes: Sequence[Recipe], options: RunOptions) -> None:
-    """Refuse recipes that would write one study, or one that another process is searching: before a model is loaded.
+    """Refuse recipes that would write one study, or one that cannot be written, before anything is loaded.
 
     Raises:
         InputError: ``--study`` names one study for several recipes, or a recipe is there twice.
         StudyBusyError: another process is searching a study that has more to do.
+        StudyError: a study was made with another recipe.
     """
     if options.study is not None and len(recipes) > 1:
         raise InputError(f"--study names one study, and {len(recipes)} are searched: leave it out")
@@ -210,18 +253,68 @@ def check_grid(recipes: Sequence[Recipe], options: RunOptions) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"study {twice!r} would be searched twice at once: name each sampler and number once")
-    studies.refuse_busy(options.storage, [options.study] if options.study else names, options.trials)
+    asked = [(options.study or study_name(recipe), recipe) for recipe in recipes]
+    studies.refuse_busy(options.storage, [name for name, _ in asked], options.trials)
+    studies.refuse_others(options.storage, asked)
+
+
+def resume(
+    name: str,
+    options: RunOptions,
+    *,
+    trust_remote_code: bool = False,
+    listener: Listener | None = None,
+    **places: str | None,
+) -> Outcome:
+    """Go on with a study, from whatever folder or machine.
+
+    Args:
+        options: without trials, the study gets as many as were asked for last.
+        trust_remote_code: run the checkpoint's own code; what the study's maker trusted does not count.
+        places: where model and data are now, by the recipe's names; their content must be what was searched.
+
+    Raises:
+        StudyError: there is no such study, or its model or data is not here.
+    """
+    study = studies.load(studies.open_storage(options.storage, create=False), name)
+    recipe = studies.located(study, places).model_copy(update={"trust_remote_code": trust_remote_code})
+    changed: dict[str, Any] = {"study": name}
+    if "trials" not in options.model_fields_set and studies.TRIALS_ATTR in study.user_attrs:
+        changed["trials"] = study.user_attrs[studies.TRIALS_ATTR]
+    options = options.model_copy(update=changed)
+    check_grid([recipe], options)
+    with open_bench(recipe, options) as bench:
+        return run_search(bench, recipe, options, listener)
 
 
 async def _search_all(
-    bench: Bench, prepared: Sequence["_Prepared"], trials: int, listener: Listener | None
+    bench: Bench, prepared: Sequence[tuple["_Prepared", int]], listener: Listener | None
 ) -> list[SearchResult]:
     return await asyncio.gather(
         *(
-            search(p.study, p.sampler, bench.engine, p.fitness, trials, listener, p.recipe.race, p.noter.now_and_then)
-            for p in prepared
+            search(p.study, p.sampler, bench.engine, p.fitness, total, listener, p.recipe.race, p.noter.now_and_then)
+            for p, total in prepared
         )
     )
+
+
+def trials_of(recipe: Recipe, space: SearchSpace, options: RunOptions) -> int:
+    """How many trials a search shall have: as asked, or where nothing was asked at least as many as its sampler needs.
+
+    Raises:
+        InputError: so few were asked for that there could be no result.
+    """
+    first, whole = trials_needed(recipe.sampler, recipe.start, space)
+    if "trials" not in options.model_fields_set:
+        return max(options.trials, whole)
+    if options.trials < first:
+        why = "--sampler greedy" if recipe.sampler == "greedy" else f"--sampler {recipe.sampler} --ranking single"
+        what = "tries one layer after the other" if recipe.sampler == "greedy" else "first drops each layer alone"
+        raise InputError(
+            f"--trials {options.trials} would give no result: {why} {what}, which takes {first} trials here until the "
+            f"first result and {whole} in all: give --trials {whole}, or leave --trials out"
+        )
+    return options.trials
 
 
 @dataclass(frozen=True)
@@ -260,6 +353,9 @@ class _Prepared:
         name = self.study.study_name
         ranked = selection.best_trials(self.study, None)
         if not ranked:
+            if not result.failed:
+                count = len(self.study.get_trials(deepcopy=False))
+                raise RunError(f"study {name!r} has {count} trials and no result yet: run it again with more --trials")
             reason = studies.last_failure(self.study)
             raise RunError(
                 f"none of the {result.failed} candidates could be scored ({reason}); the study {name!r} is kept"

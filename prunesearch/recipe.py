@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.errors import InputError, PruneSearchError, UnknownNameError
 from prunesearch.quantity import parse_size
 from prunesearch.space import split_drop
 
@@ -35,15 +35,25 @@ ADDED_LATER = ("numpy version", "lm-eval version", "task truncation", "task scor
 
 # Where things are, as opposed to what they are: the engine replaces these by digests of their content.
 _TASK_ONLY = ("task_data", "include_path", "metric", "limit", "num_fewshot", "batch_tokens")
-_PATHS = ("model", "calibration", "task_data", "include_path")
+PATHS = ("model", "calibration", "task_data", "include_path")
 _LOCAL_ONLY = ("task_data", "include_path")
-_LOCATIONS = (*_PATHS, "revision", "trust_remote_code")
+_LOCATIONS = (*PATHS, "revision", "trust_remote_code")
 
 
-class Weights(BaseModel):
-    """Weights of the weighted sum that trials are ranked by (Ratsapa et al. 2025: accuracy, size, inference time)."""
+class Settings(BaseModel):
+    """Settings that are checked when they are made. In Python a bad one is an `InputError` that names the argument."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **values: Any) -> None:  # noqa: ANN401 (pydantic checks them)
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise in_arguments(complaint(type(self), error)) from error
+
+
+class Weights(Settings):
+    """Weights of the weighted sum that trials are ranked by (Ratsapa et al. 2025: accuracy, size, inference time)."""
 
     quality: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     size: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -68,10 +78,8 @@ class Weights(BaseModel):
         return validated(cls, values)
 
 
-class Recipe(BaseModel):
+class Recipe(Settings):
     """A search, completely described. Unknown keys are refused with the nearest known one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     """Hugging Face id, local folder or ``.gguf`` file."""
@@ -137,6 +145,24 @@ class Recipe(BaseModel):
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     batch_tokens: Annotated[int, Field(ge=16)] | None = None
     """Tokens per forward pass of a task; default: 2,048 on a CPU, 16,384 on a GPU. It changes bfloat16 sums."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_command_takes_it(cls, values: Any) -> Any:  # noqa: ANN401 (whatever was given)
+        """Numbers for text, ``quality=1,size=2`` for weights, and a task alone, which is then the objective."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for name in ("drop", "protect"):
+            if isinstance(values.get(name), int) and not isinstance(values[name], bool):
+                values[name] = str(values[name])
+        if isinstance(values.get("protect"), list | tuple):
+            values["protect"] = ",".join(map(str, values["protect"]))
+        if isinstance(values.get("weights"), str):
+            values["weights"] = Weights.parse(values["weights"])
+        if values.get("task") and "objective" not in values:
+            values["objective"] = "task"
+        return values
 
     @model_validator(mode="after")
     def _objective_has_its_data(self) -> Self:
@@ -226,16 +252,14 @@ class Recipe(BaseModel):
     def portable(self) -> dict[str, Any]:
         """The recipe as plain JSON values without the folders of any machine, to travel with a model."""
         values = self.model_dump(mode="json")
-        for name in _PATHS:
+        for name in PATHS:
             if values[name] is not None:
                 values[name] = portable_name(values[name], always=name in _LOCAL_ONLY)
         return values
 
 
-class RunOptions(BaseModel):
+class RunOptions(Settings):
     """How a recipe is run. Only the device changes numbers, and the store and studies keep devices apart."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     storage: str = "sqlite:///storage/study.db"
     """Optuna RDB URL."""
@@ -244,7 +268,7 @@ class RunOptions(BaseModel):
     study: str | None = None
     """Name of the study; default: made from the recipe."""
     trials: Annotated[int, Field(ge=1)] = 200
-    """How many trials the study shall have in all."""
+    """How many trials the study shall have in all; where none is given, as many as the sampler needs, if more."""
     device: str | None = None
     """Torch device; default: cuda where there is one, else cpu."""
     device_map: str | None = None
@@ -308,16 +332,57 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
     try:
         return model(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            owner = Weights if first["loc"][0] == "weights" else model
-            raise UnknownNameError(f"{owner.__name__.lower()} key", str(first["loc"][-1]), owner.model_fields) from None
-        if first["type"] == "literal_error" and isinstance(first["input"], str):
-            choices = re.findall(r"'([^']+)'", first.get("ctx", {}).get("expected", ""))
-            raise UnknownNameError(name, first["input"], choices) from None
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{name} = {first['input']!r}: {message}" if name else message) from None
+        raise complaint(model, error) from None
+    except InputError as error:
+        if isinstance(error.__cause__, ValidationError):  # said for Python; here the options are named
+            raise complaint(model, error.__cause__) from None
+        raise
+
+
+def complaint(model: type[BaseModel], error: ValidationError) -> InputError:
+    """The first of pydantic's complaints, in one line that names the option."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return cause
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return UnknownNameError(f"{model.__name__.lower()} key", str(first["loc"][-1]), model.model_fields)
+    if first["type"] == "missing":
+        return InputError(f"{name} is missing: every {model.__name__.lower()} needs it")
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        choices = re.findall(r"'([^']+)'", first.get("ctx", {}).get("expected", ""))
+        return UnknownNameError(name, first["input"], choices)
+    message = first["msg"].removeprefix("Value error, ")
+    return InputError(f"{name} = {first['input']!r}: {message}" if name else message)
+
+
+Complaint = TypeVar("Complaint", bound=PruneSearchError)
+
+
+def in_arguments(error: Complaint) -> Complaint:
+    """The same error for Python, where ``--task-data`` is the argument ``task_data``."""
+    text = re.sub(r"(?<![\w-])--no-([a-z][a-z-]*)", r"\1=False", str(error))
+    text = re.sub(r"(?<![\w-])--([a-z][a-z-]*)", lambda option: option[1].replace("-", "_"), text)
+    return type(error).__new__(type(error), text)  # without __init__: the text is whole already
+
+
+def advice(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+    """The options that would resume a study, as ``--tokens 1024``; empty where an option cannot say it."""
+    words = []
+    for name, was in sorted(stored.items()):
+        if name not in Recipe.model_fields or was == asked.get(name):
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(was, bool):
+            words.append(option if was else f"no {option}")
+        elif isinstance(was, dict):
+            words.append(f"{option} {','.join(f'{key}={value:g}' for key, value in was.items())}")
+        elif was in (None, ""):
+            words.append(f"no {option}")
+        else:
+            words.append(f"{option} {was}")
+    return " ".join(words)
 
 
 def differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:

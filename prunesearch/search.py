@@ -37,13 +37,15 @@ class SearchResult:
 
     Attributes:
         hits, computed, failed: this run's evaluations: found in the store, scored, failed.
-        adopted: trials of a killed run that were finished.
+        adopted: trials that an interrupted run had begun, and this one finished.
+        missing: trials that the sampler's plan still needs (greedy's rounds): until then the result is not its result.
     """
 
     hits: int
     computed: int
     failed: int
     adopted: int
+    missing: int = 0
 
 
 async def search(
@@ -75,7 +77,7 @@ async def search(
     else:
         while batch := run.enqueued() or run.ask(sampler.batch):
             await run.evaluate(engine, batch)
-    return SearchResult(run.hits, run.computed, run.failed, len(orphans))
+    return SearchResult(run.hits, run.computed, run.failed, len(orphans), sampler.missing(study))
 
 
 class _Run:

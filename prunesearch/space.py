@@ -72,7 +72,10 @@ class SearchSpace:
             free = sum(not protected & whole.blocks_of(unit) for unit in range(whole.n_units))
             k = min(free, whole.n_units - 1)
         else:
-            k = _parse_amount(amount, drop, n_layers if units == "blocks" else 2 * n_layers, period)
+            of = n_layers if units == "blocks" else 2 * n_layers
+            k = _parse_amount(amount, drop, of, period)
+            if k >= of // period and amount.endswith("%"):
+                raise InputError(f"--drop {drop} leaves no layer of {of // period}: give less than 100%")
         return cls(n_layers, k, protected, budget, units, period)
 
     @property

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -301,6 +302,128 @@ def test_the_python_call_works_where_an_event_loop_runs(here: Path, tiny_folder:
     assert outcome.trials == 3
     assert exported.folder == Path("storage/exports/tiny-llama-drop2-kl-pso")
     assert (here / exported.folder / "config.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def searched(tiny_folder: Path, prose: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which ``model`` was searched as study ``s``."""
+    folder = tmp_path_factory.mktemp("searched")
+    shutil.copytree(tiny_folder, folder / "model")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        run("search", "model", "--drop", 2, "--trials", 4, "--calibration", prose, "--study", "s", *FAST)
+    return folder
+
+
+def test_a_study_is_used_from_another_folder(
+    here: Path, searched: Path, make_model: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{searched}/storage/study.db"
+    exported = run_json("export", "s", "--out", "out", "--storage", url)
+    assert exported["dropped"] == run("study", "best", "s", "--storage", url).stdout.strip()
+    (searched / "model").rename(here / "moved")
+    gone = refused(capsys, monkeypatch, "export", "s", "--out", "out2", "--storage", url)
+    assert f"it was {searched}/model)" in gone
+    assert "give --model PATH" in gone
+    other = make_model(name="other", seed=5)  # type: ignore[operator]
+    differs = refused(capsys, monkeypatch, "export", "s", "--model", other, "--out", "out2", "--storage", url)
+    assert "its weights differ (fingerprint " in differs
+    assert (
+        run_json("export", "s", "--model", "moved", "--out", "out2", "--storage", url)["dropped"] == exported["dropped"]
+    )
+    assert "--model goes with STUDY" in refused(
+        capsys, monkeypatch, "export", "moved", "--drop", "1", "--model", "moved", "--out", "out3"
+    )
+    resumed = run_json("study", "resume", "s", "--model", "moved", "--storage", url)
+    assert (resumed["trials"], resumed["computed"]) == (4, 0), "as many as were asked for"
+    (here / "moved").rename(searched / "model")
+    assert run_json("study", "resume", "s", "--trials", 6, "--storage", url)["trials"] == 6
+
+
+def test_what_a_study_refuses_is_said_before_loading(
+    here: Path,
+    tiny_folder: Path,
+    searched: Path,
+    prose: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prunesearch import bench
+    from prunesearch.store import studies
+
+    monkeypatch.setattr(bench, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    url = f"sqlite:///{searched}/storage/study.db"
+    words = ["search", tiny_folder, "--drop", 2, "--calibration", prose, "--study", "s", *FAST, "--storage", url]
+    said = refused(capsys, monkeypatch, *words, "--tokens", 128)
+    assert "to resume it give --tokens 256; for a new one --study s-" in said
+    with studies.sole_writer(studies.open_storage(url, create=False), "s"):
+        assert "is being searched" in refused(capsys, monkeypatch, *words)
+
+
+def test_too_few_trials_for_a_result_are_refused_with_the_number(
+    here: Path, tiny_folder: Path, prose: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["search", tiny_folder, "--drop", 2, "--calibration", prose, *FAST]
+    said = refused(capsys, monkeypatch, *words, "--sampler", "greedy", "--trials", 6)
+    assert "takes 7 trials here until the first result and 11 in all: give --trials 11" in said
+    assert "until the first result and 7 in all" in refused(
+        capsys, monkeypatch, *words, "--ranking", "single", "--trials", 6
+    )
+    assert not (here / "storage" / "study.db").exists()
+    part = run(*words, "--sampler", "greedy", "--trials", 8).stdout
+    assert "not finished: greedy has 3 trials of its rounds to go" in part
+    assert "--trials 11" in part
+    assert run_json(*words, "--sampler", "greedy", "--trials", 8)["missing"] == 3
+    assert run_json(*words, "--sampler", "greedy", "--trials", 11)["missing"] == 0
+
+
+def test_a_recipe_file_says_all_that_the_command_says(
+    here: Path, tiny_folder: Path, prose: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("recipe.yaml").write_text(
+        f"model: {tiny_folder}\ndrop: [1, 2]\nsampler: [pso, random]\npopulation: 4\ncalibration: {prose}\n"
+        "tokens: 256\nwindow: 64\ntrials: 3\nstorage: sqlite:///my.db\nout: made\n"
+    )
+    document = run_json("run", "recipe.yaml", "--trials", 4)
+    assert [(s["sampler"], s["trials"]) for s in document["searches"]] == [("pso", 4)] * 2 + [("random", 4)] * 2
+    assert (here / "my.db").is_file()
+    for number, made in zip((1, 2), document["exports"], strict=True):
+        assert made["folder"] == f"made/drop{number}"
+        found = [s for s in document["searches"] if f"drop{number}-" in s["study"]]
+        assert made["dropped"] == min(found, key=lambda s: s["value"])["best"]["dropped"]
+    Path("recipe.yaml").write_text(f"model: {tiny_folder}\ndrop: [1, 2]\nrecover: {{}}\n")
+    assert "one sampler and one number" in refused(capsys, monkeypatch, "run", "recipe.yaml")
+
+
+def test_python_runs_a_recipe_into_a_folder_and_is_told_of_arguments(
+    here: Path, tiny_folder: Path, prose: Path
+) -> None:
+    recipe = prunesearch.Recipe(
+        model=str(tiny_folder), drop=2, calibration=str(prose), tokens=128, window=64, population=2
+    )  # type: ignore[arg-type]
+    _, exported = prunesearch.run(recipe, prunesearch.RunOptions(trials=2), out="dir")  # type: ignore[misc]
+    assert exported.folder == Path("dir")
+    with pytest.raises(prunesearch.PruneSearchError, match="trials 2 would give no result: sampler greedy"):
+        prunesearch.run(recipe.model_copy(update={"sampler": "greedy"}), prunesearch.RunOptions(trials=2))
+
+
+def test_ranges_of_layers_are_dropped(
+    here: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["evaluate", tiny_folder, "--tokens", 128, "--window", 64]
+    assert run_json(*words, "--drop", "1-3,5")["dropped"] == "1,2,3,5"
+    for bad, complaint in {"1-9": "layers 0 to 5", "3-1": "layers 0 to 5", "1a-3": "as in 3,7,12 or 1-4,9"}.items():
+        assert complaint in refused(capsys, monkeypatch, *words, "--drop", bad)
+    assert "--drop 200% leaves no layer of 6" in refused(capsys, monkeypatch, "search", tiny_folder, "--drop", "200%")
+    assert "try cpu" in (said := refused(capsys, monkeypatch, *words, "--device", "nosuch"))
+    assert "cuda" not in said
+
+
+def test_it_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "prunesearch", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("prunesearch, version")
 
 
 SECRET = "postgresql+psycopg://me:s3,cret@127.0.0.1:9/team"

@@ -116,11 +116,11 @@ def test_the_doctor_examines_a_healthy_machine(here: Path, tiny_folder: Path, pr
         rows.execute("INSERT INTO prunesearch_leases VALUES (?, ?, 1, 0)", ("0" * 64, "1" * 32))
     checks = {check["name"]: check for check in run_json("doctor")["checks"]}
     assert {"Python", "libraries", "SQLite", "cache", "free space", "cache file", "leases", "studies"} <= set(checks)
-    assert {"torch threads", "GPU", "running trials"} <= set(checks)
+    assert {"torch threads", "GPU", "unfinished trials"} <= set(checks)
     assert "schema 2, journal delete" in checks["cache file"]["found"]
     assert checks["leases"]["found"] == "0 alive, 1 run out"
     assert "gc" in checks["leases"]["remedy"]
-    assert "run the same search again" in checks["running trials"]["remedy"]
+    assert "prunesearch study resume" in checks["unfinished trials"]["remedy"]
     assert not any(check["status"] == "broken" for check in checks.values())
     assert run_json("cache", "gc", "--older-than", "365d")["leases"] == 1
 

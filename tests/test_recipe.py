@@ -1,6 +1,9 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
-from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.errors import InputError, PruneSearchError, UnknownNameError
 from prunesearch.heal.recipe import HealRecipe
 from prunesearch.recipe import Recipe, RunOptions, Weights, differences, study_name, validated
 
@@ -21,7 +24,7 @@ def test_unknown_keys_are_refused_with_the_nearest() -> None:
         ({"objective": "perplexty"}, "did you mean 'perplexity'"),
         ({"dtype": "bf16"}, "unknown dtype 'bf16'"),
         ({"objective": "task"}, "--task NAME"),
-        ({"task": "hellaswag"}, "goes with --objective task"),
+        ({"task": "hellaswag", "objective": "kl"}, "goes with --objective task"),
         ({"tokens": 3}, "tokens = 3"),
         ({"limit": 200}, "--limit goes with --task NAME"),
         ({"task_data": "x.jsonl"}, "--task-data goes with --task NAME"),
@@ -35,6 +38,41 @@ def test_bad_values_are_refused_in_one_line(changes: dict[str, object], complain
     with pytest.raises(InputError, match=complaint) as caught:
         recipe(**changes)
     assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_takes_what_the_command_takes() -> None:
+    assert recipe(drop=8) == Recipe(model="some/model", drop=8) == recipe()  # type: ignore[arg-type]
+    assert recipe(task="hellaswag").objective == "task"
+    assert recipe(protect=[0, 5]).protect == "0,5"
+    assert recipe(protect=3).protect == "3"
+    assert recipe(weights="size=0.2").weights == Weights(size=0.2)
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: Recipe(model="m", drop="8", tokns=3), "unknown recipe key 'tokns': did you mean 'tokens'?"),
+        (lambda: Recipe(model="m"), "drop is missing: every recipe needs it"),
+        (lambda: Recipe(model="m", drop="8", task_data="x"), "task_data goes with task NAME, and no task is given"),
+        (lambda: Recipe(model="m", drop="8", preselect=False, sampler="ga"), "preselect=False goes with sampler pso"),
+        (lambda: Recipe(model="m", drop="8", sampler="wao"), "unknown sampler 'wao': did you mean 'woa'?"),
+        (lambda: RunOptions(trials=0), "trials = 0"),
+        (lambda: RunOptions(weights_in="stream", device_map="auto"), "leave device_map out"),
+        (lambda: Weights(quality=-1), "quality = -1"),
+    ],
+)
+def test_python_is_told_of_arguments(make: Callable[[], object], complaint: str) -> None:
+    with pytest.raises(PruneSearchError) as caught:
+        make()
+    assert str(caught.value).startswith(complaint) or complaint in str(caught.value)
+    assert "--" not in str(caught.value)
+
+
+def test_what_travels_names_no_folder() -> None:
+    for path in ("/home/me/customer/mails.txt", "data/mails.txt", "../mails"):
+        assert recipe(calibration=path).portable()["calibration"] == Path(path).name
+    assert recipe(calibration="owner/texts").portable()["calibration"] == "owner/texts"
+    assert recipe().portable()["model"] == "some/model"
 
 
 def test_weights() -> None:

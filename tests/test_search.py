@@ -16,7 +16,7 @@ from prunesearch.errors import InputError
 from prunesearch.model.loading import LoadedModel
 from prunesearch.recipe import Weights
 from prunesearch.report.progress import Progress
-from prunesearch.samplers import PSOSampler, WOASampler
+from prunesearch.samplers import PSOSampler, WOASampler, build, trials_needed
 from prunesearch.scoring.cost import LatencyModel
 from prunesearch.scoring.fitness import Fitness
 from prunesearch.scoring.forward import Forward
@@ -99,6 +99,28 @@ def test_total_means_total(fitness: Fitness) -> None:
     assert run(study, TableEngine(), fitness, 9)[0].computed == 0
     result, listener = run(study, TableEngine(), fitness, 1000)
     assert len(study.trials) == SPACE.size == listener[-1].total, "the space has no more candidates"
+
+
+@pytest.mark.parametrize(
+    ("name", "ranking", "k"),
+    [("greedy", "none", 3), ("greedy", "none", 1), ("one-shot", "single", 2), ("pso", "single", 2)],
+)
+def test_the_trials_that_a_plan_needs_are_known_before(name: str, ranking: str, k: int, fitness: Fitness) -> None:
+    space = SearchSpace(N_LAYERS, k)
+    first, whole = trials_needed(name, ranking, space)
+
+    def results(total: int) -> tuple[int, int]:
+        study = optuna.create_study()
+        sampler = build(name, space, population=4, ranking="single" if ranking == "single" else None)
+        result = asyncio.run(search(study, sampler, TableEngine(), fitness, total))  # type: ignore[arg-type]
+        return sum(t.state == TrialState.COMPLETE for t in study.trials), result.missing
+
+    assert results(first - 1)[0] == 0
+    assert results(first)[0] == 1
+    assert results(whole)[1] == 0
+    if name == "greedy":
+        assert (first, whole) == {3: (12, 15), 1: (1, 6)}[k]
+        assert results(whole - 2)[1] == 2
 
 
 def test_a_failing_evaluation_fails_its_trial_only(fitness: Fitness) -> None:

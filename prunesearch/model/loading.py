@@ -179,8 +179,19 @@ def device_named(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = "no such device type" if "device type" in str(error) else one_line(error).partition(".")[0]
-        raise InputError(f"--device {name!r} cannot be used here ({reason}): try cpu or cuda") from None
+        usable = [str(other) for other in _devices() if other != str(name)]
+        raise InputError(f"--device {name!r} cannot be used here ({reason}): try {' or '.join(usable)}") from None
     return device
+
+
+def _devices() -> list[str]:
+    """The torch devices of this machine."""
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found += [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found
 
 
 def forget_code(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:

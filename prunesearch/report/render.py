@@ -214,6 +214,11 @@ def searched_and_exported(document: Document) -> Parts:
     ]
 
 
+def grid_and_exports(document: Document) -> Parts:
+    """A run of several searches, and what was exported of them."""
+    return [*grid(document), *(part for made in document["exports"] for part in exported(made))]
+
+
 def demo(document: Document) -> Parts:
     """The demo's final screen."""
     best, export = document["best"], document["export"]
@@ -325,11 +330,22 @@ def plan(document: Document) -> Parts:
 
 def _run_line(document: Document) -> str:
     failed = f", {document['failed']} failed" if document["failed"] else ""
-    adopted = f", {document['adopted']} adopted from a killed run" if document["adopted"] else ""
+    adopted = f", {document['adopted']} of them begun by an interrupted run" if document["adopted"] else ""
     damaged = f", {document['damaged']} damaged cache entries computed again" if document["damaged"] else ""
     return (
         f"this run: {document['computed']} evaluated, {document['hits']} cache hits{failed}{adopted}{damaged}, "
-        f"{document['seconds']:.0f} s"
+        f"{document['seconds']:.0f} s{_unfinished(document)}"
+    )
+
+
+def _unfinished(document: Document) -> str:
+    """That a result is of a round which was not finished, and how to finish it."""
+    missing = document["missing"]
+    if not missing:
+        return ""
+    return (
+        f"\nnot finished: {document['sampler']} has {missing} trials of its rounds to go, so this is not its result "
+        f"yet; run it again with --trials {document['trials'] + missing}"
     )
 
 

@@ -106,6 +106,12 @@ def study_layers(document: Document) -> Parts:
     ]
 
 
+def _running_in_list(summary: Document) -> str:
+    if not summary["running"]:
+        return "-"
+    return str(summary["running"]) if summary["writer"] else f"none, {summary['running']} left"
+
+
 def _running_of(document: Document) -> str:
     running, writer = document["running"], document.get("writer")
     if writer is None:

@@ -37,6 +37,7 @@ __all__ = [
     "annotate",
     "build",
     "report",
+    "trials_needed",
 ]
 
 _RIVALS: Mapping[str, Callable[[], Algorithm]] = {
@@ -96,3 +97,22 @@ def build(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return OptunaSampler(space, _OPTUNA[name](seed, size), name, seed=seed, population=size)
+
+
+def trials_needed(name: str, ranking: str, space: SearchSpace) -> tuple[int, int]:
+    """How many trials a search takes that first tries subsets which are no results.
+
+    Args:
+        name: as `build` takes it.
+        ranking: the recipe's; ``single`` measures every unit alone first.
+
+    Returns:
+        Trials until the first result is there, and until the plan is complete; 1 and 1 where there is no plan.
+    """
+    free, partial = len(space.droppable), space.k_min > 1
+    if name == "greedy":  # round j tries each of the units that are left: free, free - 1, ...
+        whole = sum(free - dropped for dropped in range(space.k))
+        return (whole - (free - space.k + 1) + 1 if partial else 1), whole
+    if ranking == "single" or (name == "one-shot" and ranking == "none"):
+        return (free + 1 if partial else 1), free + 1
+    return 1, 1

@@ -121,6 +121,10 @@ class SubsetSampler(Rebuilt, BaseSampler):
             "a study has one writer: stop the other and run again"
         )
 
+    def missing(self, study: Study) -> int:
+        """How many trials the plan of a study still needs; 0 where the sampler has no plan to complete."""
+        return 0
+
     def enqueued(self, study: Study) -> list[tuple[int, LayerSubset]]:
         """Start the trials that somebody enqueued; those that are no subset of these units fail."""
         started = []

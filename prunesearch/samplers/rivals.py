@@ -77,6 +77,18 @@ class GreedySampler(ConstructiveSampler):
 
     name = "greedy"
 
+    def missing(self, study: Study) -> int:
+        """How many trials the rounds of a study still need."""
+        ledger = self.ledger(study)
+        with self._lock:
+            ledger.refresh(ledger.count())
+            base_D, unfinished = greedy_step(self.units, self._loss_of)
+        if not unfinished:
+            return 0
+        free = int(self.units.free_D.sum())
+        later_rounds = range(int(base_D.sum()) + 1, self.units.k_max)
+        return len(unfinished) + sum(free - dropped for dropped in later_rounds)
+
     def _next(self, running: set[bytes], number: int) -> Mask | None:
         base_D, unfinished = greedy_step(self.units, self._loss_of)
         for X_D in unfinished:

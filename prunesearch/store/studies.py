@@ -1,12 +1,15 @@
 """Studies in an Optuna RDB: opening the database, finding a study, and holding it to the recipe that made it."""
 
+import hashlib
 import json
+import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -25,7 +28,7 @@ from sqlalchemy.exc import (
 
 from prunesearch.errors import RunError, StorageError, StudyError, UnknownNameError, one_line
 from prunesearch.masking import STORAGE_VARIABLE, pasted
-from prunesearch.recipe import Recipe, differences
+from prunesearch.recipe import PATHS, Recipe, advice, differences
 from prunesearch.store import writers
 from prunesearch.store.places import check_url as check_url
 from prunesearch.store.places import shown as shown
@@ -37,6 +40,11 @@ from prunesearch.store.writers import Writer
 
 RECIPE_ATTR = "recipe"
 IDENTITY_ATTR = "identity"
+PLACES_ATTR = "places"
+"""User attribute of a study: by host, the absolute paths of its model and data, the latest first."""
+_PLACES_KEPT = 4  # of a host
+TRIALS_ATTR = "asked_trials"
+"""User attribute of a study: how many trials it shall have, as last asked."""
 
 
 def open_storage(url: str, *, create: bool) -> RDBStorage:
@@ -110,15 +118,65 @@ def create_or_resume(
             if study.get_trials(deepcopy=False):
                 raise StudyError(f"study {name!r} was not made by prunesearch: choose another name with --study")
             return _inscribe(study, recipe, identity, metrics)  # a process was killed while it made the study
-        if differing := differences(identity_of(study), identity):
-            raise StudyError(
-                f"study {name!r} was made with another recipe ({'; '.join(differing)}): "
-                "use the same settings to resume it, or --study NAME for a new one"
-            )
+        refuse_other(study, identity)
         return study
     directions = [StudyDirection.MAXIMIZE if more else StudyDirection.MINIMIZE for more in maximize]
     study = optuna.create_study(storage=storage, study_name=name, directions=directions)
     return _inscribe(study, recipe, identity, metrics)
+
+
+def refuse_other(study: Study, identity: dict[str, Any]) -> None:
+    """Refuse a study that was made otherwise, with the options that would resume it and a name for a new one.
+
+    Args:
+        identity: all of what is asked, or the part that is known before the model is loaded.
+
+    Raises:
+        StudyError: it was.
+    """
+    stored = identity_of(study)
+    # Of a part, only what is in it can differ; of the whole, also what it lacks.
+    whole = "model content" in identity
+    known = stored if whole else {name: value for name, value in stored.items() if name in identity}
+    differing = differences(known, identity)
+    if not differing:
+        return
+    name, recipe = study.study_name, recipe_of(study)
+    to_resume = [options] if (options := advice(known, identity)) else []
+    if known.get("model content") != identity.get("model content"):
+        to_resume.append(f"the model as it was when {recipe.model} was searched")
+    if known.get("data content") != identity.get("data content"):
+        source = recipe.task_data or recipe.task or recipe.calibration
+        to_resume.append(f"the text as it was when {source} was read")
+    if known.get("numerics") != identity.get("numerics"):
+        to_resume.append("the same --device and --dtype")
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    raise StudyError(
+        f"study {name!r} was made with another recipe ({'; '.join(differing)}): to resume it give "
+        f"{', '.join(to_resume) or 'the same settings'}; for a new one --study {name}-{digest[:6]}"
+    )
+
+
+def refuse_others(url: str, asked: Sequence[tuple[str, Recipe]]) -> None:
+    """Refuse, before anything is loaded, studies that were made with other recipes.
+
+    Args:
+        asked: names and recipes. A study that does not exist yet is fine.
+
+    Raises:
+        StudyError: a study was made otherwise.
+        StorageError: see `open_storage`.
+    """
+    check_url(url)
+    if (file := sqlite_file(url)) and not file.exists():
+        return
+    storage = open_storage(url, create=False)
+    names = set(optuna.get_all_study_names(storage))
+    for name, recipe in asked:
+        if name in names:
+            study = optuna.load_study(study_name=name, storage=storage)
+            if RECIPE_ATTR in study.user_attrs:
+                refuse_other(study, recipe.identity())
 
 
 def _inscribe(study: Study, recipe: Recipe, identity: dict[str, Any], metrics: Sequence[str]) -> Study:
@@ -254,6 +312,66 @@ def remembered(study: Study, name: str, make: Callable[[], Any]) -> Any:  # noqa
     if name not in study.user_attrs:
         study.set_user_attr(name, json.dumps(make()))
     return json.loads(study.user_attrs[name])
+
+
+def remember_places(study: Study, recipe: Recipe) -> None:
+    """Note where this host has the recipe's model and data, so that they are found from every folder of it."""
+    places = _places_of(study)
+    own = {name: str(Path(value).absolute()) for name, value in _paths(recipe).items() if Path(value).exists()}
+    host = socket.gethostname()
+    before = places.get(host, [])
+    if own and before[:1] != [own]:
+        places[host] = [own, *(place for place in before if place != own)][:_PLACES_KEPT]
+        study.set_user_attr(PLACES_ATTR, json.dumps(places))
+
+
+def located(study: Study, given: Mapping[str, str | None], needed: Sequence[str] = PATHS) -> Recipe:
+    """A study's recipe, with its model and data where they are on this host.
+
+    Args:
+        given: where the user says they are, by the recipe's names; that goes first.
+        needed: what of them must be here.
+
+    Raises:
+        StudyError: the model or the data is not here.
+    """
+    recipe, found = recipe_of(study), dict[str, Any]()
+    for name, typed in _paths(recipe).items():
+        if given.get(name):
+            found[name] = given[name]
+            found |= {"revision": None} if name == "model" else {}
+            continue
+        own, others = _known_places(study, name)
+        here = [path for path in (*own, typed, *others) if Path(path).exists()]
+        if here:
+            found[name] = here[0]
+        elif (own or others) and name in needed:
+            raise StudyError(
+                f"the {name.replace('_', ' ')} {typed!r} of study {study.study_name!r} is not here (it was "
+                f"{(own or others)[0]}): give --{name.replace('_', '-')} PATH; its content is compared with what was "
+                "searched"
+            )
+    return recipe.model_copy(update=found)
+
+
+def _known_places(study: Study, name: str) -> tuple[list[str], list[str]]:
+    """Where this host had something, the latest first, and where others had it: their disk may be shared."""
+    own: list[str] = []
+    others: list[str] = []
+    for host, places in _places_of(study).items():
+        (own if host == socket.gethostname() else others).extend(place[name] for place in places if name in place)
+    return own, others
+
+
+def _places_of(study: Study) -> dict[str, list[dict[str, str]]]:
+    places: dict[str, list[dict[str, str]]] = json.loads(study.user_attrs.get(PLACES_ATTR, "{}"))
+    return places
+
+
+def _paths(recipe: Recipe) -> dict[str, str]:
+    """What of a recipe may be a path."""
+    values = {name: getattr(recipe, name) for name in PATHS}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def last_failure(study: Study) -> str:

@@ -116,6 +116,7 @@ def outcome(**changes: object) -> dict[str, object]:
         "hits": 0,
         "failed": 0,
         "adopted": 0,
+        "missing": 0,
         "damaged": 0,
         "seconds": 1.0,
         **changes,

@@ -30,12 +30,48 @@ def test_a_study_is_held_to_its_recipe(url: str) -> None:
     assert studies.recipe_of(made) == RECIPE
     assert studies.identity_of(made) == identity
     assert made.metric_names == ["kl"]
-    with pytest.raises(StudyError, match=r"tokens: 1024 in the study, 99 now\).*--study NAME"):
+    with pytest.raises(StudyError, match=r"tokens: 1024 in the study, 99 now\).*give --tokens 1024; .* --study s-"):
         studies.create_or_resume(storage, "s", RECIPE, identity | {"tokens": 99}, metrics=["kl"], maximize=[True])
     with pytest.raises(StudyError, match=r"model content: aaaaaaaaaaaa\.\.\. in the study"):
         studies.create_or_resume(
             storage, "s", RECIPE, identity | {"model content": "b" * 64}, metrics=["kl"], maximize=[True]
         )
+    with pytest.raises(StudyError, match=r"to resume it give --tokens 1024, the model as it was when m was searched"):
+        studies.create_or_resume(
+            storage, "s", RECIPE, identity | {"tokens": 99, "model content": "b"}, metrics=["kl"], maximize=[True]
+        )
+
+
+def test_what_is_known_before_loading_is_refused_before_it(url: str) -> None:
+    studies.refuse_others(url, [("s", RECIPE)])
+    storage = studies.open_storage(url, create=True)
+    identity = {**RECIPE.identity(), "model content": "a" * 64, "numerics": "cpu"}
+    studies.create_or_resume(storage, "s", RECIPE, identity, metrics=["kl"], maximize=[False])
+    studies.refuse_others(url, [("s", RECIPE), ("other", RECIPE)])
+    with pytest.raises(StudyError, match=r"seed: 0 in the study, 3 now\): to resume it give --seed 0; .* --study s-"):
+        studies.refuse_others(url, [("s", RECIPE.model_copy(update={"seed": 3}))])
+
+
+def test_a_model_is_found_from_every_folder(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("model", "elsewhere/model"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe(model="model", drop="2", calibration="owner/texts", revision="main")
+    storage = studies.open_storage(url, create=True)
+    study = studies.create_or_resume(storage, "s", recipe, {}, metrics=["kl"], maximize=[False])
+    studies.remember_places(study, recipe)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = studies.located(study, {})
+    assert (found.model, found.calibration) == (str(tmp_path / "model"), "owner/texts")
+    given = studies.located(study, {"model": "model"})
+    assert (given.model, given.revision) == ("model", None)
+    (tmp_path / "model").rmdir()
+    assert studies.located(study, {}).model == "model", "as it was typed: its content decides"
+    monkeypatch.chdir(tmp_path / "new")
+    with pytest.raises(
+        StudyError, match=rf"'model' of study 's' is not here \(it was {tmp_path}/model\): give --model PATH"
+    ):
+        studies.located(study, {})
 
 
 def test_somebody_elses_study_is_left_alone(url: str) -> None:
