@@ -3,7 +3,7 @@
 * ``zeroed``: the sublayers' weights are zeros in the unchanged architecture. Loads anywhere and computes the same, as
   much of it and as slowly as before.
 * ``deci``: `block_configs` of DeciLM (nemotron-nas), which vLLM runs; for Llama.
-* ``remote-code``: a bundled modelling file on top of the stock one that has no such sublayers.
+* ``remote-code``: a bundled modelling file on top of the stock one that has no such sublayers; for transformers 5.
 
 transformers' own ``per_layer_config`` with ``skip`` is written by none: no modelling code of this version honours it,
 and a model would silently keep the sublayers.
@@ -27,10 +27,10 @@ PROMISES: Mapping[str, str] = {
     "plain": "An ordinary checkpoint: whatever loads the base model loads it.",
     "zeroed": "Dropped sublayers are there with weights of zero: it loads wherever the base model does, and is neither "
     "smaller nor faster for them.",
-    "deci": "Dropped sublayers are gone. vLLM runs it as DeciLM (nemotron-nas); transformers with "
-    "trust_remote_code=True.",
-    "remote-code": "Dropped sublayers are gone, and are saved in memory and time. transformers runs it with "
-    "trust_remote_code=True and the bundled modelling file.",
+    "deci": "Dropped sublayers are gone. vLLM runs it as DeciLM (nemotron-nas); transformers 5 "
+    "or newer with trust_remote_code=True.",
+    "remote-code": "Dropped sublayers are gone, and are saved in memory and time. transformers 5 or newer runs it "
+    "with trust_remote_code=True and the bundled modelling file.",
 }
 _CODE = "modeling_pruned"
 _DECI = ("llama",)

@@ -156,7 +156,8 @@ def _healing(document: Mapping[str, Any]) -> "list[Group | str]":
     if report["best_step"] == 0:
         parts.append("no step was better than the start, whose weights were kept")
     if report["cached"]:
-        parts.append(f"nothing was trained: this run was finished before and is kept in {document['work']}")
+        where = document.get("work", document["out"])  # of a finished export, its own folder
+        parts.append(f"nothing was trained: this run was finished before and is kept in {where}")
     elif report["resumed_from"]:
         parts.append(f"went on from step {report['resumed_from']}")
     return parts

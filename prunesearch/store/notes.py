@@ -5,8 +5,10 @@ them and without.
 """
 
 import hashlib
+import importlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from optuna.study import Study
@@ -46,16 +48,25 @@ def write(study: Study, notes: Notes) -> None:
 
 def _put(study: Study, trial: FrozenTrial | None, kind: str, text: str, **more: Any) -> None:  # noqa: ANN401 (JSON values)
     """Write one note, unless it is there, or is not ours."""
-    from optuna_dashboard import get_note, save_note  # it takes a second to import
-
+    dashboard = _dashboard()
     target = study if trial is None else _noted(study, trial)
-    there, ours = get_note(target), _ours(study)
+    there, ours = dashboard.get_note(target), _ours(study)
     if there == text or (there and _digest(there) not in ours.get(kind, ())):
         return
     # First which texts are ours, the old one and the new one: after a kill in between both are known.
     known = {**ours, kind: [_digest(there), _digest(text)], **more}
     study._storage.set_study_system_attr(study._study_id, _OURS_ATTR, known)
-    save_note(target, text)
+    dashboard.save_note(target, text)
+
+
+def _dashboard() -> ModuleType:
+    """Import optuna_dashboard, which takes a second.
+
+    Where an optional package is missing, the import keeps the exception and with it all frames below it for good. In a
+    thread there are none that hold a model.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(importlib.import_module, "optuna_dashboard").result()
 
 
 def _ours(study: Study) -> dict[str, Any]:

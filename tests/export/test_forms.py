@@ -42,6 +42,28 @@ def test_sublayers_are_exported_in_each_form(form: str, loaded: LoadedModel, tmp
     recheck(tmp_path / "out", trust_remote_code=form != "zeroed")
 
 
+@pytest.mark.parametrize("form", ["zeroed", "deci", "remote-code"])
+def test_an_export_without_sublayers_can_lose_blocks(form: str, loaded: LoadedModel, tmp_path: Path) -> None:
+    first = LayerSubset.of(N_LAYERS, attention=(4,), mlp=(1,))
+    export(loaded, first, tmp_path / "first", form=form)
+    trusted = form != "zeroed"
+    assert "transformers 5 or newer" in (tmp_path / "first" / "README.md").read_text() or not trusted
+    again = load(str(tmp_path / "first"), device="cpu", trust_remote_code=trusted)
+    export(again, LayerSubset.of(N_LAYERS, (0,)), tmp_path / "second")
+    recheck(tmp_path / "second", trust_remote_code=trusted)
+    both = load(str(tmp_path / "second"), device="cpu", trust_remote_code=trusted)
+    with (
+        torch.inference_mode(),
+        pruned(loaded.model, LayerSubset.of(N_LAYERS, (0,), attention=(4,), mlp=(1,))) as wanted,
+    ):
+        torch.testing.assert_close(both.model(IDS).logits, wanted(IDS).logits, rtol=1e-4, atol=1e-4)
+    config = json.loads((tmp_path / "second" / "config.json").read_text())
+    if trusted:
+        assert (config["dropped_attention"], config["dropped_mlp"]) == ([3], [0])
+    if form == "deci":
+        assert len(config["block_configs"]) == N_LAYERS - 1
+
+
 def test_sublayers_have_no_place_in_a_plain_export(loaded: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--as"):
         export(loaded, SUBLAYERS, tmp_path / "out")

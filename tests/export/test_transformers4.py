@@ -36,7 +36,13 @@ def hand_on(module, args, kwargs, output):
     hidden = args[0] if args else kwargs["hidden_states"]
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-found = {}
+def refusal(folder):
+    try:
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    except ImportError as error:
+        return str(error)
+
+found = {"refused": [refusal(folder) for folder in json.loads(sys.argv[2])]}
 for name, base, export, dropped in json.loads(sys.argv[1]):
     exported = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32).eval()
     tokens = AutoTokenizer.from_pretrained(export)("the ship")["input_ids"]
@@ -113,11 +119,15 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     gguf_write.write(load(str(home / "dense"), device="cpu"), whole, home / "dense.gguf", compare=False)
     export(load(str(home / "dense.gguf"), device="cpu"), LayerSubset.of(N_LAYERS, (1,)), home / "gguf")
     work.append(("gguf", None, str(home / "gguf"), (1,)))
+    forms = [str(home / form) for form in ("remote-code", "deci")]
+    without = LayerSubset.of(N_LAYERS, attention=(2,), mlp=(4,))
+    for form in forms:
+        export(load(str(home / "dense"), device="cpu"), without, Path(form), form=Path(form).name)
     done = subprocess.run(
-        [sys.executable, "-c", READER, json.dumps(work)],
+        [sys.executable, "-c", READER, json.dumps(work), json.dumps(forms)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": FOLDER},
+        env={**os.environ, "PYTHONPATH": FOLDER, "HF_MODULES_CACHE": str(home / "modules")},
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -136,3 +146,7 @@ def test_an_export_computes_what_its_base_does_without_the_blocks(name: str, rea
 def test_an_export_of_a_gguf_is_read_with_its_rotary_embedding(read: dict[str, Any]) -> None:
     assert read["gguf"]["theta"] == 1e5
     assert read["gguf"]["tokens"] == byte_tokenizer(("t", "h"), ascii_only=True)("the ship")["input_ids"]
+
+
+def test_exports_with_code_say_what_they_need(read: dict[str, Any]) -> None:
+    assert all("needs transformers 5 or newer, and this is 4." in told for told in read["refused"])
