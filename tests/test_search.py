@@ -65,7 +65,7 @@ def fitness(loaded: LoadedModel) -> Fitness:
 
 def run(study: optuna.Study, engine: object, fitness: Fitness, total: int) -> tuple[SearchResult, Listener]:
     listener = Listener()
-    sampler = PSOSampler(SPACE, population=4).subsets
+    sampler = PSOSampler(SPACE, seed=0, population=4).subsets
     return asyncio.run(search(study, sampler, engine, fitness, total, listener)), listener  # type: ignore[arg-type]
 
 
@@ -225,7 +225,7 @@ def test_damaged_entries_are_computed_again(engine: LocalEngine) -> None:
 
 def test_two_samplers_share_the_store(engine: LocalEngine, fitness: Fitness) -> None:
     results = []
-    for sampler in (PSOSampler(SPACE, population=4).subsets, WOASampler(SPACE, population=4).subsets):
+    for sampler in (PSOSampler(SPACE, seed=0, population=4).subsets, WOASampler(SPACE, seed=0, population=4).subsets):
         results.append(asyncio.run(search(optuna.create_study(), sampler, engine, fitness, 12, Listener())))
     assert (results[0].hits, results[0].computed) == (0, 12)
     assert results[1].hits >= 9, "15 candidates exist, 12 are known"

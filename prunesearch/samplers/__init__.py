@@ -15,7 +15,7 @@ from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.recipe import SAMPLERS
 from prunesearch.samplers.base import STATE_ATTR, GenerationPendingError, Proposal, SubsetSampler
 from prunesearch.samplers.ledger import annotate, report
-from prunesearch.samplers.pso_woa import PSOSampler, WOASampler, swarm
+from prunesearch.samplers.pso_woa import Options, PSOSampler, WOASampler, swarm
 from prunesearch.samplers.rivals import GreedySampler, OneShotSampler, OptunaSampler
 from prunesearch.samplers.swarms import DEFAULT_POPULATION, SwarmSampler
 from prunesearch.space import SearchSpace
@@ -80,8 +80,8 @@ def build(
     if name not in ("pso", "woa") and (form != "set" or asynchronous):
         raise InputError(f"{'asynchronous' if asynchronous else 'form'} goes with --sampler pso or woa, not {name}")
     if name in ("pso", "woa"):
-        options = {"preselect": preselect, "ranking": ranking, "asynchronous": asynchronous}
-        made = swarm("pso" if name == "pso" else "woa", space, form, seed, size, options)
+        options = Options(preselect, ranking, asynchronous=asynchronous)
+        made = swarm("pso" if name == "pso" else "woa", space, form, seed, size, options, name)
         assert isinstance(made, SwarmSampler)
         return made
     if name in _RIVALS:

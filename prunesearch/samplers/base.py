@@ -1,6 +1,7 @@
 """What every sampler of subsets shares: parameters, trials written whole, and the way into ``study.optimize``."""
 
 import json
+import secrets
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,21 @@ from optuna.trial import create_trial as trial_template
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, RunError
 from prunesearch.recipe import PARETO_SAMPLERS
-from prunesearch.samplers.ledger import Ledger, Rebuilt, create_trial, fail, set_attribute, start, under_optimize
+from prunesearch.samplers.ledger import (
+    Ledger,
+    Rebuilt,
+    create_trial,
+    fail,
+    logger,
+    put_back,
+    set_attribute,
+    start,
+    under_optimize,
+)
 from prunesearch.space import SearchSpace
+from prunesearch.store.keys import minor
 from prunesearch.swarm.history import History, Outcome
-from prunesearch.swarm.moves import Mask, Units, generator
+from prunesearch.swarm.moves import Mask, Real, Units, generator
 
 STATE_ATTR = "ps:s"
 _CONFIG_ATTR = "ps:config:"
@@ -51,8 +63,11 @@ class SubsetSampler(Rebuilt, BaseSampler):
 
     Args:
         space: which blocks may be dropped and how many must be.
-        seed: of the random numbers.
+        seed: of the random numbers; None: the study's own, drawn when it is new.
         population: trials per generation.
+
+    Attributes:
+        study_seed: the seed of the study that was proposed for last.
     """
 
     name = "subset"
@@ -61,10 +76,15 @@ class SubsetSampler(Rebuilt, BaseSampler):
     asynchronous = False
     """Whether a trial can be asked for at any time."""
 
-    def __init__(self, space: SearchSpace, *, seed: int = 0, population: int = 16) -> None:
+    def __init__(self, space: SearchSpace, *, seed: int | None = 0, population: int = 16) -> None:
+        if not isinstance(space, SearchSpace):
+            raise InputError(
+                f"{type(self).__name__} needs a prunesearch.SearchSpace, not {type(space).__name__} {space!r:.60}"
+            )
         self.space = space
-        self.seed = seed
-        self.population = population
+        self.seed = checked_seed(seed)
+        self.study_seed = self.seed or 0
+        self.population = checked_population(population)
         self.units = units_of(space)
         self._distributions: dict[str, BaseDistribution] = {name: IntDistribution(0, 1) for name in space.param_names}
         self._lock = threading.RLock()
@@ -165,7 +185,7 @@ class SubsetSampler(Rebuilt, BaseSampler):
                         f"the sampler {self.name!r} searches one objective and the study has {objectives}: "
                         f"use one of {', '.join(PARETO_SAMPLERS)}"
                     )
-                hold_to(study, self.name, self.config)
+                self.study_seed = hold_to(study, self.name, self.config)
                 self._forget()
                 self._ledger = known = Ledger(study, History(self.space.n_units, objectives), self._read)
             return known
@@ -193,6 +213,14 @@ class SubsetSampler(Rebuilt, BaseSampler):
 
     def reseed_rng(self) -> None:
         """Nothing to do: the random numbers are keyed by trial."""
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Refuse a study that was sampled otherwise before it gets another trial.
+
+        Raises:
+            InputError: see `ledger`.
+        """
+        refuse_first(study, trial, lambda: self.ledger(study))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The space's binary parameters, whatever the study has seen."""
@@ -236,7 +264,8 @@ class SubsetSampler(Rebuilt, BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:  # noqa: ANN401 (the type is Optuna's)
         """Parameters that are not of the space are drawn at random."""
-        return draw(self.seed, trial.number, param_name, param_distribution)
+        self.ledger(study)
+        return draw(self.study_seed, trial.number, param_name, param_distribution)
 
 
 def draw(seed: int, number: int, name: str, distribution: BaseDistribution) -> Any:  # noqa: ANN401
@@ -244,7 +273,13 @@ def draw(seed: int, number: int, name: str, distribution: BaseDistribution) -> A
     rng = generator(seed, number, zlib.crc32(name.encode()), stream=8)
     transform = _SearchSpaceTransform({name: distribution})
     low, high = transform.bounds.T
-    return transform.untransform(rng.uniform(low, high))[name]
+    return untransform(transform, rng.uniform(low, high))[name]
+
+
+def untransform(transform: _SearchSpaceTransform, x_D: Real) -> dict[str, Any]:
+    """Parameters from coordinates, as plain Python numbers; Optuna's own clipping leaves some of numpy's."""
+    params = transform.untransform(x_D)
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in params.items()}
 
 
 def units_of(space: SearchSpace) -> Units:
@@ -273,21 +308,74 @@ def unpack(stored: Mapping[str, Any], own: bool) -> dict[str, Any]:
     return memory
 
 
-def hold_to(study: Study, name: str, config: Mapping[str, Any]) -> None:
+def checked_seed(seed: int | None) -> int | None:
+    """A seed that the random generator takes.
+
+    Raises:
+        InputError: it is no whole number from 0 to 2**63 - 1.
+    """
+    if seed is None or (isinstance(seed, int | np.integer) and 0 <= seed < 2**63):
+        return None if seed is None else int(seed)
+    raise InputError(f"seed = {seed!r}: give a whole number from 0 to 2**63 - 1, or None")
+
+
+def checked_population(population: int, least: int = 1) -> int:
+    """A number of trials per generation.
+
+    Raises:
+        InputError: it is no whole number, or too small.
+    """
+    if isinstance(population, bool) or not isinstance(population, int | np.integer):
+        raise InputError(f"population = {population!r}: give a whole number")
+    if population < least:
+        raise InputError(f"population {population} is no swarm: use at least {least} particles")
+    return int(population)
+
+
+def refuse_first(study: Study, trial: FrozenTrial, check: Callable[[], object]) -> None:
+    """Run a check before a trial that Optuna has just created gets parameters.
+
+    If it is refused, the trial waits for a sampler that is not; a failed one would take a place in its generation.
+
+    Raises:
+        InputError: the check's.
+    """
+    try:
+        check()
+    except InputError:
+        put_back(study, trial)
+        raise
+
+
+def hold_to(study: Study, name: str, config: Mapping[str, Any]) -> int:
     """Remember how a study is sampled, and refuse to go on otherwise.
+
+    Returns:
+        The study's seed: the one in `config`; if that is None, the one that was drawn when the study was new.
 
     Raises:
         InputError: the study was sampled with other settings before.
     """
+    numpy_now = minor(np.__version__)
     attributes = study._storage.get_study_system_attrs(study._study_id)
     key = _CONFIG_ATTR + name
     if key not in attributes:
-        study._storage.set_study_system_attr(study._study_id, key, json.dumps(config, sort_keys=True))
-        return
+        new = {**config, "numpy": numpy_now}
+        if config["seed"] is None:
+            new["seed"] = secrets.randbits(32)
+        study._storage.set_study_system_attr(study._study_id, key, json.dumps(new, sort_keys=True))
+        return int(new["seed"])
     stored = json.loads(attributes[key])
-    differing = [f"{k} was {stored.get(k)!r}, is {config.get(k)!r}" for k in config if stored.get(k) != config[k]]
+    asked = {k: v for k, v in config.items() if not (k == "seed" and v is None)}
+    differing = [f"{k} was {stored.get(k)!r}, is {v!r}" for k, v in asked.items() if stored.get(k) != v]
     if differing:
         raise InputError(
             f"study {study.study_name!r} was sampled by {name} with other settings ({'; '.join(differing)}): "
             "use the same, or a new study"
         )
+    if stored.get("numpy", numpy_now) != numpy_now:
+        logger.warning(
+            f"study {study.study_name!r} was begun with numpy {stored['numpy']}, this is {numpy_now}: what is proposed "
+            "from here on may differ from what that version would propose"
+        )
+    return int(stored["seed"])

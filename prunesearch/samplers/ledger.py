@@ -1,13 +1,17 @@
 """What a study's storage says, read once per trial: the only state a sampler has, and it can be rebuilt at any time."""
 
+import statistics
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -16,7 +20,10 @@ from prunesearch.swarm.history import History, Outcome
 
 logger = optuna.logging.get_logger("prunesearch")
 _POLL_SECONDS = (0.005, 0.1)  # first and longest pause between two looks at a study that others are working on
-_PATIENCE_SECONDS = 60.0  # after which a wait is said
+_PATIENCE_SECONDS = 60.0  # how long a trial is waited for at least
+_PATIENCE_TRIALS = 10.0  # and for how many median trials
+_STALE_SECONDS = 1.0  # between two looks for workers whose heart has stopped
+_ENOUGH = 12  # equal trials after which that is said
 
 
 @dataclass(frozen=True)
@@ -40,15 +47,20 @@ class Ledger:
 
     Args:
         read: turns a finished trial into an outcome, with its losses to be minimised.
+        hinted: whether it has been said that all trials come out the same, or they do not.
     """
 
     study: Study
     history: History
     read: Callable[[FrozenTrial, Sequence[float]], Outcome]
     open: set[int] = field(default_factory=set)
+    hinted: bool = False
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
+        self._gone: set[int] = set()  # trials that are not waited for any more
+        self._seconds: list[float] = []  # that finished trials took
+        self._alike: tuple[list[float], int] = ([], 0)  # the losses of all trials so far, and their number
         self._signs = [-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in self.study.directions]
 
     def refresh(self, end: int) -> None:
@@ -97,18 +109,55 @@ class Ledger:
             self._read_missing(end)
             return tuple(sorted(n for n in self.open if n < end))
 
-    def wait(self, end: int) -> None:
-        """Return when all trials before `end` have finished; other threads or processes are working on them."""
-        pause, start, said = _POLL_SECONDS[0], time.monotonic(), False
-        while waiting := self.unfinished(end):
+    def wait(self, end: int) -> bool:
+        """Wait until all trials before `end` have finished; other threads or processes are working on them.
+
+        A trial that takes much longer than others did is taken for one whose worker was killed. With a storage that
+        has a heartbeat such a trial fails as soon as that stops.
+
+        Returns:
+            Whether all have finished; if not, the caller goes on without those.
+        """
+        pause, start, looked = _POLL_SECONDS[0], time.monotonic(), time.monotonic()
+        while waiting := [number for number in self.unfinished(end) if number not in self._gone]:
             time.sleep(pause)
             pause = min(2.0 * pause, _POLL_SECONDS[1])
-            if not said and time.monotonic() - start > _PATIENCE_SECONDS:
-                said = True
+            now = time.monotonic()
+            if now - looked > _STALE_SECONDS and is_heartbeat_enabled(self.study._storage):
+                looked = now
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ExperimentalWarning)
+                    optuna.storages.fail_stale_trials(self.study)
+            if now - start > self._patience:
+                self._gone |= set(waiting)
                 logger.warning(
-                    f"study {self.study.study_name!r}: waiting for trial(s) {', '.join(map(str, waiting[:5]))}; if "
-                    f"their worker is gone, finish them: study.tell({waiting[0]}, state=optuna.trial.TrialState.FAIL)"
+                    f"study {self.study.study_name!r}: going on without trial(s) {', '.join(map(str, waiting[:5]))}, "
+                    f"which have not finished after {now - start:.0f} s; if their worker is gone, finish them: "
+                    f"study.tell({waiting[0]}, state=optuna.trial.TrialState.FAIL)"
                 )
+        return not self.unfinished(end)
+
+    @property
+    def _patience(self) -> float:
+        usual = statistics.median(self._seconds) if self._seconds else 0.0
+        return max(_PATIENCE_SECONDS, _PATIENCE_TRIALS * usual)
+
+    def _note(self, trial: FrozenTrial, losses: list[float] | None) -> None:
+        """Remember how long a finished trial took, and say it once where all come out the same."""
+        if trial.duration is not None:
+            self._seconds.append(trial.duration.total_seconds())
+        if self.hinted or trial.state != TrialState.COMPLETE or losses is None:
+            return
+        before, number = self._alike
+        self._alike = losses, number + 1
+        self.hinted = before not in ([], losses)
+        if not self.hinted and number + 1 == _ENOUGH:
+            self.hinted = True
+            logger.warning(
+                f"study {self.study.study_name!r}: the first {_ENOUGH} trials all have the same value, from which "
+                "nothing can be learnt: score more data, or use an objective that tells candidates apart (KL rather "
+                "than accuracy)"
+            )
 
     def _outcome(self, trial: FrozenTrial) -> Outcome:
         values = trial.values
@@ -118,6 +167,7 @@ class Ledger:
             losses: list[float] | None = None
         else:
             losses = [sign * value for sign, value in zip(self._signs, values, strict=True)]
+        self._note(trial, losses)
         outcome = self.read(trial, losses or ())
         steps = {step: self._signs[0] * value for step, value in trial.intermediate_values.items()}
         return Outcome(
@@ -126,6 +176,7 @@ class Ledger:
             trial.state == TrialState.PRUNED,
             steps,
             outcome.memory,
+            sum(max(0.0, violated) for violated in trial.constraints.values()),
         )
 
 
@@ -157,6 +208,11 @@ def create_trial(study: Study, template: FrozenTrial) -> int:
 def set_attribute(study: Study, trial: FrozenTrial, name: str, value: Any) -> None:  # noqa: ANN401 (any JSON value)
     """Set a system attribute of a running trial."""
     study._storage.set_trial_system_attr(trial._trial_id, name, value)
+
+
+def put_back(study: Study, trial: FrozenTrial) -> None:
+    """Let a trial that was just created wait, so that whoever asks next gets it and no number is lost."""
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
 
 def create_running(study: Study) -> FrozenTrial:

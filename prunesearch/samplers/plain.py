@@ -18,8 +18,17 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from prunesearch.errors import InputError
-from prunesearch.samplers.base import STATE_ATTR, draw, hold_to, pack, unpack
+from prunesearch.samplers.base import (
+    STATE_ATTR,
+    checked_population,
+    checked_seed,
+    draw,
+    hold_to,
+    pack,
+    refuse_first,
+    unpack,
+    untransform,
+)
 from prunesearch.samplers.ledger import Basis, Ledger, Rebuilt, set_attribute, under_optimize
 from prunesearch.swarm.history import History, Outcome, gather
 from prunesearch.swarm.moves import Real, Units, generator
@@ -34,21 +43,29 @@ class PlainSwarm(Rebuilt, BaseSampler):
 
     Args:
         law: ``pso`` or ``woa``.
-        seed: of the random numbers.
+        seed: of the random numbers; None: the study's own, drawn when it is new.
         population: particles; at least 2.
         asynchronous: never wait for a generation.
     """
 
     def __init__(
-        self, law: Literal["pso", "woa"], *, seed: int = 0, population: int = 20, asynchronous: bool = False
+        self, law: Literal["pso", "woa"], *, seed: int | None = None, population: int = 20, asynchronous: bool = False
     ) -> None:
-        if population < 2:
-            raise InputError(f"population {population} is no swarm: use at least 2 particles")
-        self.name, self.seed, self.population, self.asynchronous = law, seed, population, asynchronous
+        self.name, self.asynchronous = law, asynchronous
+        self.seed, self.population = checked_seed(seed), checked_population(population, 2)
+        self.study_seed = self.seed or 0
         self._lock = threading.RLock()
         self._ledger: Ledger | None = None
         self._space: Space = {}
         self._memo: tuple[Basis | None, Space] = None, {}
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Refuse a study that was sampled otherwise before it gets another trial.
+
+        Raises:
+            InputError: the study was sampled with another seed or population.
+        """
+        refuse_first(study, trial, lambda: self._study_ledger(study))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
         """The parameters that every completed trial before the generation had alike."""
@@ -59,16 +76,17 @@ class PlainSwarm(Rebuilt, BaseSampler):
         basis = self._basis(study, trial.number)
         memory = self._move(study, trial.number, search_space, basis) if search_space else None
         if memory is None:
-            return {name: draw(self.seed, trial.number, name, d) for name, d in search_space.items()}
+            return {name: draw(self.study_seed, trial.number, name, d) for name, d in search_space.items()}
         kept = {"basis": {"open": basis.open}} if basis.open else {}
         set_attribute(study, trial, STATE_ATTR, json.dumps({"by": self.name, "m": pack(memory), **kept}))
-        return _transform(search_space).untransform(_inside(memory["x"]))
+        return untransform(_transform(search_space), _inside(memory["x"]))
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:  # noqa: ANN401 (the type is Optuna's)
         """Draw a value that depends on seed, trial and name alone."""
-        return draw(self.seed, trial.number, param_name, param_distribution)
+        self._study_ledger(study)
+        return draw(self.study_seed, trial.number, param_name, param_distribution)
 
     def reseed_rng(self) -> None:
         """Nothing to do: the random numbers are keyed by trial."""
@@ -93,11 +111,11 @@ class PlainSwarm(Rebuilt, BaseSampler):
             ledger = self._study_ledger(study)
             ledger.refresh(basis.end)
             view = ledger.history.view(basis.end, basis.open)
-            leaders = generator(self.seed, generation, particle, stream=1)
+            leaders = generator(self.study_seed, generation, particle, stream=1)
             swarm = gather(view, _NO_UNITS, generation, self.population, leaders) if generation else None
             if swarm is None:
                 return None
-            rng = generator(self.seed, generation, particle)
+            rng = generator(self.study_seed, generation, particle)
             x_PD = np.stack([memory["x"] for memory in swarm.memory_P])
             leader_D = ledger.history.memories[int(swarm.leader_P[particle])]["x"]
             if self.name == "woa":
@@ -125,7 +143,7 @@ class PlainSwarm(Rebuilt, BaseSampler):
         with self._lock:
             known = self._ledger
             if known is None or known.study._storage is not study._storage or known.study._study_id != study._study_id:
-                hold_to(study, self.name, {"seed": self.seed, "population": self.population})
+                self.study_seed = hold_to(study, self.name, {"seed": self.seed, "population": self.population})
                 self._memo = None, {}
                 self._ledger = known = Ledger(study, History(0, len(study.directions)), self._read)
             return known
@@ -133,7 +151,9 @@ class PlainSwarm(Rebuilt, BaseSampler):
     def _fit(self, study: Study, search_space: Space) -> None:
         """Read the history anew when the parameters have changed: coordinates are theirs."""
         if search_space != self._space:
+            hinted = self._study_ledger(study).hinted
             self._space, self._ledger = search_space, None
+            self._study_ledger(study).hinted = hinted
         self._study_ledger(study)
 
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:

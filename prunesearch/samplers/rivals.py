@@ -43,8 +43,7 @@ class ConstructiveSampler(SubsetSampler):
             running = [X_D for X_D in (self.mask_of(study, n) for n in unfinished) if X_D is not None]
             X_D = self._next({X_D.tobytes() for X_D in running}, number)
         if X_D is None:
-            if under_optimize(study):
-                ledger.wait(number)
+            if under_optimize(study) and ledger.wait(number):
                 return self.propose(study, number)
             raise GenerationPendingError(
                 f"trial {number} needs the results of trial(s) {', '.join(map(str, unfinished))}: tell them first"
@@ -63,7 +62,7 @@ class ConstructiveSampler(SubsetSampler):
 
     def _after(self, X_D: Mask, running: set[bytes], number: int) -> Mask:
         """Once the plan is done: the nearest new subset to its result."""
-        return unseen(X_D, self.units, {*self._loss_of, *running}, generator(self.seed, number, 0))
+        return unseen(X_D, self.units, {*self._loss_of, *running}, generator(self.study_seed, number, 0))
 
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
         X_D = self.mask(trial)
@@ -183,7 +182,7 @@ class OptunaSampler(SubsetSampler):
             for name, distribution in search_space.items():
                 if name not in params:
                     params[name] = self.inner.sample_independent(study, trial, name, distribution)
-            rng = generator(self.seed, trial.number, 0)
+            rng = generator(self.study_seed, trial.number, 0)
             wanted_D = np.array([params[name] for name in self.space.param_names], dtype=np.bool_) & self.units.free_D
             size = int(np.clip(wanted_D.sum(), self.units.k_min, self.units.k_max))
             score_D = np.where(self.units.free_D, 2.0 * wanted_D + rng.random(wanted_D.size), -1.0)
@@ -192,7 +191,8 @@ class OptunaSampler(SubsetSampler):
         return self.space.to_params(self.space.candidate(np.flatnonzero(X_D).tolist()))
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Pass on."""
+        """Refuse what `SubsetSampler` does, and pass on."""
+        super().before_trial(study, trial)
         self.inner.before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:

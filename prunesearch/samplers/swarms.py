@@ -18,7 +18,14 @@ from optuna.trial import FrozenTrial
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, UnknownNameError
-from prunesearch.samplers.base import STATE_ATTR, GenerationPendingError, Proposal, SubsetSampler, pack
+from prunesearch.samplers.base import (
+    STATE_ATTR,
+    GenerationPendingError,
+    Proposal,
+    SubsetSampler,
+    checked_population,
+    pack,
+)
 from prunesearch.samplers.ledger import Basis, Ledger, under_optimize
 from prunesearch.space import SearchSpace
 from prunesearch.swarm.algorithm import Algorithm
@@ -38,7 +45,7 @@ class SwarmSampler(SubsetSampler):
     Args:
         space: which blocks may be dropped and how many must be.
         algorithm: how a particle moves.
-        seed: of the random numbers.
+        seed: of the random numbers; None: the study's own, drawn when it is new.
         population: particles, which is trials per generation; at least 2.
         preselect: let a surrogate choose among many moves of each particle, or its settings.
         ranking: what dropping each unit alone costs, on any positive scale, or ``"single"`` to measure it: the study's
@@ -52,16 +59,14 @@ class SwarmSampler(SubsetSampler):
         space: SearchSpace,
         algorithm: Algorithm,
         *,
-        seed: int = 0,
+        seed: int | None = 0,
         population: int = DEFAULT_POPULATION,
         preselect: bool | Preselection = True,
         ranking: Sequence[float] | Literal["single"] | None = None,
         novelty: bool = True,
         asynchronous: bool = False,
     ) -> None:
-        if population < 2:
-            raise InputError(f"population {population} is no swarm: use at least 2 particles")
-        super().__init__(space, seed=seed, population=population)
+        super().__init__(space, seed=seed, population=checked_population(population, 2))
         self.algorithm = algorithm
         self.name = algorithm.name
         self.several_objectives = algorithm.name != "annealing"  # its chains compare single losses
@@ -105,13 +110,13 @@ class SwarmSampler(SubsetSampler):
         generation, slot = divmod(number, self.population)
         end = generation * self.population
         if waiting := ledger.unfinished(end):
-            if under_optimize(study):
-                ledger.wait(end)
-            else:
+            if not under_optimize(study):
                 raise GenerationPendingError(
                     f"generation {generation} needs the results of trial(s) {', '.join(map(str, waiting))}: "
                     "tell them first"
                 )
+            if not ledger.wait(end):  # a worker was killed, and nobody finishes its trial
+                return self._steady(ledger, number)
         with self._lock:
             if self._plan is None or self._plan[0] != generation:
                 self._plan = generation, self._generation(ledger, generation, range(self.population), Basis(end))
@@ -174,7 +179,7 @@ class SwarmSampler(SubsetSampler):
         planner = Planner(
             self.algorithm,
             self.units,
-            self.seed,
+            self.study_seed,
             self.population,
             self.preselection,
             self._ranking(basis),
@@ -199,7 +204,7 @@ class SwarmSampler(SubsetSampler):
         if number < len(free):
             X_D = np.isin(np.arange(self.space.n_units), free[number])
         else:  # the rest of the last generation of stones
-            planner = Planner(self.algorithm, self.units, self.seed, self.population, None)
+            planner = Planner(self.algorithm, self.units, self.study_seed, self.population, None)
             X_D = planner.first(slot)
         return self._proposal(number, X_D, {}, {})
 

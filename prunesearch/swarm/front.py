@@ -26,8 +26,11 @@ def archive(loss_NO: Real) -> Counts:
 def crowding(loss_NO: Real) -> Real:
     """Crowding distance of each row, the box between its neighbours; inf at the ends (NSGA-II, sec. III-B)."""
     distance_N = np.zeros(len(loss_NO))
-    for loss_N in loss_NO.T:
-        order = np.argsort(loss_N, kind="stable")
+    for column_N in loss_NO.T:
+        # An infinite loss counts as the worst, or best, finite one.
+        finite = column_N[np.isfinite(column_N)]
+        loss_N = np.clip(column_N, finite.min(), finite.max()) if finite.size else np.zeros_like(column_N)
+        order = np.argsort(column_N, kind="stable")
         span = float(loss_N[order[-1]] - loss_N[order[0]]) or 1.0
         distance_N[order[[0, -1]]] = np.inf
         distance_N[order[1:-1]] += (loss_N[order[2:]] - loss_N[order[:-2]]) / span

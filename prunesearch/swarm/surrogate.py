@@ -34,6 +34,7 @@ _NOISE = 0.1  # variance of what the model does not explain, on the scale of the
 _GRID = tuple(
     (a1, a2, r, ar) for a1 in (1.0, 4.0) for a2, r in ((0.05, 0.5), (0.2, 0.9), (0.6, 0.5)) for ar in (0.0, 0.2)
 )
+_LEAST = 1e-12  # variance
 LARGEST = 128  # trials that are modelled: the best and the latest
 FEWEST = 6  # below this nothing is known
 
@@ -93,7 +94,7 @@ class Surrogate:
             )
             K[np.arange(n), np.arange(n)] += _NOISE
             L = np.linalg.cholesky(K)
-            variance = float(L[n, :n] @ L[n, :n]) / n
+            variance = max(float(L[n, :n] @ L[n, :n]) / n, _LEAST)  # 0 where all scores tie
             evidence = -0.5 * n * np.log(variance) - float(np.log(np.diag(L)[:n]).sum())
             if evidence > best:
                 best, self._amplitudes, self._variance = evidence, amplitudes, variance

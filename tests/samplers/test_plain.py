@@ -1,16 +1,22 @@
 """The swarms in a plain ``study.optimize``, by users who never heard of layers."""
 
+import inspect
 import json
+import time
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from prunesearch import PSOSampler, WOASampler
+from prunesearch import PSOSampler, SearchSpace, WOASampler
 from prunesearch.errors import InputError
-from prunesearch.samplers import STATE_ATTR
+from prunesearch.samplers import STATE_ATTR, SubsetSampler, build, ledger
 
 Maker = type[PSOSampler] | type[WOASampler]
 both = pytest.mark.parametrize("make", [PSOSampler, WOASampler], ids=["pso", "woa"])
@@ -116,3 +122,189 @@ def test_settings_are_held_to() -> None:
         study.optimize(objective, n_trials=1)
     with pytest.raises(InputError, match="at least 2"):
         WOASampler(population=1)
+
+
+def parabola(trial: optuna.Trial) -> float:
+    return (trial.suggest_float("x", -5.0, 5.0) - 1) ** 2
+
+
+@both
+def test_a_killed_worker_holds_nobody_up(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "_PATIENCE_SECONDS", 0.2)
+    url = f"sqlite:///{tmp_path}/s.db"
+
+    def resume(trials: int) -> optuna.Study:
+        study = optuna.load_study(study_name="s", storage=url, sampler=make(seed=0, population=4))
+        study.optimize(parabola, n_trials=trials)
+        return study
+
+    optuna.create_study(study_name="s", storage=url)
+    study = resume(2)
+    study.ask().suggest_float("x", -5.0, 5.0)  # its worker is killed
+    begun = time.monotonic()
+    study = resume(9)
+    assert time.monotonic() - begun < 20
+    states = [trial.state for trial in study.trials]
+    assert states[2] == TrialState.RUNNING
+    assert states.count(TrialState.COMPLETE) == 11
+    bases = [json.loads(t.system_attrs[STATE_ATTR]).get("basis") for t in study.trials if STATE_ATTR in t.system_attrs]
+    assert bases
+    assert all(basis == {"open": [2]} for basis in bases)
+
+
+def test_subsets_go_on_without_a_killed_worker_and_can_be_derived_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "_PATIENCE_SECONDS", 0.2)
+    space = SearchSpace(8, 2)
+    study = optuna.create_study(sampler=PSOSampler(space, seed=1, population=3))
+    study.ask().suggest_int(space.param_names[0], 0, 1)  # its worker is killed
+    study.optimize(lambda t: sum(i * t.suggest_int(n, 0, 1) for i, n in enumerate(space.param_names)), n_trials=7)
+    assert [t.number for t in study.trials if t.state == TrialState.RUNNING] == [0]
+    later = PSOSampler(space, seed=1, population=3)
+    for trial in study.trials[3:]:
+        assert later.rederive(study, trial.number) == space.from_params(trial.params)
+
+
+def test_a_worker_whose_heart_has_stopped_fails_while_others_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "_STALE_SECONDS", 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/s.db", heartbeat_interval=1, grace_period=1)
+        study = optuna.create_study(storage=storage, sampler=PSOSampler(seed=0, population=2))
+        lost = study.ask()
+        storage.record_heartbeat(lost._trial_id)
+        study.optimize(parabola, n_trials=4)
+    assert study.trials[0].state == TrialState.FAIL
+
+
+@both
+@pytest.mark.parametrize("given", ["constraints_func", "set_constraint"])
+def test_constraints_come_before_values(make: Maker, given: str) -> None:
+    """The least of x + y is at the origin, where nothing is feasible."""
+
+    def objective(trial: optuna.Trial) -> float:
+        x, y = trial.suggest_float("x", 0, 5), trial.suggest_float("y", 0, 5)
+        if given == "set_constraint":
+            trial.set_constraint("sum", 3 - (x + y))
+        return x + y
+
+    def constraints(trial: optuna.trial.FrozenTrial) -> list[float]:
+        return [3 - sum(trial.params.values())]
+
+    options = {"constraints_func": constraints} if given == "constraints_func" else {}
+    study = optuna.create_study(sampler=make(seed=0, population=10, **options))  # type: ignore[arg-type]
+    study.optimize(objective, n_trials=120)
+    late = study.trials[60:]
+    assert sum(sum(trial.params.values()) >= 3 for trial in late) >= 25
+    assert study.best_value < 3.3
+
+
+def test_constraints_hold_for_subsets_and_several_objectives_too() -> None:
+    space = SearchSpace(12, 3)
+    for directions in (["minimize"], ["minimize", "minimize"]):
+        sampler = PSOSampler(
+            space, seed=0, population=5, constraints_func=lambda t: [1 - t.params[space.param_names[11]]]
+        )
+        study = optuna.create_study(directions=directions, sampler=sampler)
+
+        def objective(trial: optuna.Trial, several: int = len(directions)) -> list[float]:
+            chosen = [i for i, n in enumerate(space.param_names) if trial.suggest_int(n, 0, 1)]
+            return [float(sum(chosen)), float(max(chosen))][:several]
+
+        study.optimize(objective, n_trials=40)
+        late = [trial.params[space.param_names[11]] for trial in study.trials[15:]]
+        assert np.mean(late) > 0.5, "of all subsets one in four has unit 11"
+
+
+@both
+def test_equal_values_give_no_warning_but_one_hint(make: Maker, caplog: pytest.LogCaptureFixture) -> None:
+    space = SearchSpace(16, 4)
+    for sampler in (make(space, seed=0), make(seed=0)):
+        caplog.clear()
+        names = sampler.inner.space.param_names if isinstance(sampler.inner, SubsetSampler) else ["x"]
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(lambda trial, names=names: 0.0 * sum(trial.suggest_int(n, 0, 1) for n in names), n_trials=45)
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "the first 12 trials all have the same value" in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1e308, 0.0])
+@pytest.mark.parametrize("name", ["pso", "woa", "evolution", "ga", "annealing"])
+def test_extreme_values_give_no_warning(name: str, value: float) -> None:
+    space = SearchSpace(10, 3)
+    for directions in (["minimize"], ["minimize", "maximize"]):
+        if name == "annealing" and len(directions) > 1:
+            continue
+        study = optuna.create_study(directions=directions)
+        sampler = build(name, space, population=4)
+        for number in range(20):
+            proposal = sampler.ask(study)
+            own = value if number % 3 else float(number)
+            study.tell(proposal.number, [own] * len(directions))
+
+
+@both
+def test_unseeded_studies_differ_and_each_goes_on_as_it_began(make: Maker) -> None:
+    first, second = (run(make(population=4), 6) for _ in range(2))
+    assert [t.params for t in first.trials] != [t.params for t in second.trials]
+    first.sampler = make(population=4)
+    first.optimize(objective, n_trials=4)
+    seed = first.sampler.inner.study_seed
+    again = run(make(seed=seed, population=4), 10)
+    assert [t.params for t in first.trials] == [t.params for t in again.trials]
+
+
+@both
+def test_arguments_are_named(make: Maker) -> None:
+    name = make.__name__
+    with pytest.raises(TypeError, match=rf"{name}.__init__\(\) got an unexpected keyword argument 'inertia'"):
+        make(inertia=0.5)  # type: ignore[call-arg]
+    with pytest.raises(InputError, match=f"{name} takes a prunesearch.SearchSpace of layers, not dict {{'x'"):
+        make({"x": optuna.distributions.FloatDistribution(0, 1)})  # type: ignore[arg-type]
+    for wrong in ({"seed": -1}, {"seed": 1.5}, {"seed": "a"}, {"population": 2.5}, {"population": 1}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            make(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="constraints_func"):
+        make(constraints_func=[1.0])  # type: ignore[arg-type]
+    shown = inspect.signature(make).parameters
+    assert {"seed", "population", "ranking", "asynchronous", "constraints_func"} <= set(shown)
+    assert shown["seed"].default is None
+
+
+def test_parameters_are_plain_python_numbers() -> None:
+    study = run(PSOSampler(seed=0, population=4), 40)
+    study.optimize(lambda trial: -trial.suggest_float("late", 0.0, 5.0), n_trials=20)
+    kinds = {type(value) for trial in study.trials for value in trial.params.values()}
+    assert kinds == {float, int, str}
+
+
+@both
+@pytest.mark.parametrize("kind", ["memory", "rdb", "journal"])
+def test_other_settings_are_refused_at_once_and_cost_no_number(make: Maker, kind: str, tmp_path: Path) -> None:
+    storage: Any = {
+        "memory": optuna.storages.InMemoryStorage,
+        "rdb": lambda: optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/s.db"),
+        "journal": lambda: JournalStorage(JournalFileBackend(str(tmp_path / "journal"))),
+    }[kind]()
+    study = optuna.create_study(storage=storage, sampler=make(seed=1, population=4))
+    study.optimize(parabola, n_trials=5)
+    for wrong in (make(seed=2, population=4), make(seed=1, population=5)):
+        study.sampler = wrong
+        for _ in range(2):
+            with pytest.raises(InputError, match="use the same, or a new study"):
+                study.optimize(parabola, n_trials=3)
+    assert [trial.state for trial in study.trials[5:]] == [TrialState.WAITING]
+    study.sampler = make(seed=1, population=4)
+    study.optimize(parabola, n_trials=7)
+    unbroken = optuna.create_study(sampler=make(seed=1, population=4))
+    unbroken.optimize(parabola, n_trials=12)
+    assert [t.params for t in study.trials] == [t.params for t in unbroken.trials]
+
+
+def test_another_numpy_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = run(PSOSampler(seed=1), 2)
+    monkeypatch.setattr(np, "__version__", "9.8.7")
+    study.sampler = PSOSampler(seed=1)
+    study.optimize(objective, n_trials=1)
+    assert "this is 9.8" in caplog.text

@@ -101,7 +101,7 @@ def test_swarms_beat_chance(make: Maker) -> None:
 
 @both
 def test_failed_foreign_and_enqueued_trials_do_no_harm(make: Maker) -> None:
-    sampler = make(SPACE, population=4)
+    sampler = make(SPACE, seed=0, population=4)
     study = optuna.create_study(sampler=sampler)
     study.add_trial(create_trial(value=0.0))  # no parameters at all
     study.enqueue_trial(SPACE.to_params(LayerSubset.of(12, [1, 2, 3, 4])))
@@ -128,7 +128,7 @@ def test_optimize_proposes_what_the_search_loop_does(make: Maker) -> None:
 
 
 def test_a_generation_waits_for_the_last() -> None:
-    sampler, study = PSOSampler(SPACE, population=3), optuna.create_study()
+    sampler, study = PSOSampler(SPACE, seed=0, population=3), optuna.create_study()
     for _ in range(3):
         sampler.ask(study)
     with pytest.raises(GenerationPendingError, match="tell them first"):
@@ -145,7 +145,7 @@ def test_one_sampler_serves_study_after_study() -> None:
 
 def test_a_trial_is_written_whole() -> None:
     study = optuna.create_study()
-    proposal = PSOSampler(SPACE).ask(study, lambda candidate: {"bytes": 7})
+    proposal = PSOSampler(SPACE, seed=0).ask(study, lambda candidate: {"bytes": 7})
     trial = study.trials[0]
     assert trial.state == TrialState.RUNNING
     assert SPACE.from_params(trial.params) == proposal.candidate
@@ -166,7 +166,7 @@ def test_two_studies_of_one_database_do_not_mix(tmp_path: Path) -> None:
 
 def test_what_the_samplers_cannot_do_is_refused() -> None:
     with pytest.raises(InputError, match="at least 2"):
-        PSOSampler(SPACE, population=1)
+        PSOSampler(SPACE, seed=0, population=1)
     with pytest.raises(InputError, match=r"unknown form 'sets'.*set"):
         WOASampler(SPACE, form="sets")
     with pytest.raises(InputError, match="preselect is for subsets"):
@@ -197,10 +197,10 @@ def test_other_settings_on_a_begun_study_are_refused(make: Maker) -> None:
 @both
 def test_every_form_resumes_and_keeps_its_promises(make: Maker, form: str) -> None:
     for preselect in (True, False):
-        unbroken = drive(optuna.create_study(), make(SPACE, form=form, preselect=preselect, population=4), 30)
+        unbroken = drive(optuna.create_study(), make(SPACE, form=form, preselect=preselect, seed=0, population=4), 30)
         study = optuna.create_study()
         for stop in (3, 4, 18, 30):
-            resumed = drive(study, make(SPACE, form=form, preselect=preselect, population=4), stop)
+            resumed = drive(study, make(SPACE, form=form, preselect=preselect, seed=0, population=4), stop)
         assert resumed == unbroken
         assert len({dropped for dropped, _ in unbroken}) == 30
 
@@ -235,7 +235,7 @@ def test_a_generation_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(self, view, generation, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Planner, "propose", counting)
-    drive(optuna.create_study(), PSOSampler(SPACE, population=5), 20)
+    drive(optuna.create_study(), PSOSampler(SPACE, seed=0, population=5), 20)
     assert planned == [0, 1, 2, 3]
 
 
@@ -302,19 +302,19 @@ def test_an_asynchronous_study_that_ranks_itself_can_be_derived_again() -> None:
 
 
 def test_partial_subsets_are_no_results_of_optimize() -> None:
-    study = optuna.create_study(sampler=PSOSampler(SPACE, ranking="single"))
+    study = optuna.create_study(sampler=PSOSampler(SPACE, seed=0, ranking="single"))
     with pytest.raises(InputError, match="tell those as pruned"):
         study.optimize(lambda trial: trial.suggest_int("drop_01", 0, 1), n_trials=1)
 
 
 @both
 def test_asking_past_a_generation_neither_locks_up_nor_leaves_a_trial_behind(make: Maker) -> None:
-    study = optuna.create_study(sampler=make(SPACE, population=3))
+    study = optuna.create_study(sampler=make(SPACE, seed=0, population=3))
     trials = [study.ask(dict(SPACE_DISTRIBUTIONS)) for _ in range(8)]
     for trial in trials:
         study.tell(trial, loss(SPACE.from_params(trial.params)))
     assert len({str(t.params) for t in study.trials}) == 8
-    again = make(SPACE, population=3)
+    again = make(SPACE, seed=0, population=3)
     assert all(again.rederive(study, t.number) == SPACE.from_params(t.params) for t in study.trials)
 
 
@@ -322,7 +322,7 @@ def test_asking_past_a_generation_neither_locks_up_nor_leaves_a_trial_behind(mak
 def test_a_pruned_candidate_informs_but_never_leads(make: Maker) -> None:
     """Values at a lower fidelity look better than they are; here by half."""
     study = optuna.create_study()
-    sampler = make(SPACE, population=4, preselect=False)
+    sampler = make(SPACE, seed=0, population=4, preselect=False)
     for _ in range(40):
         proposal = sampler.ask(study)
         value = loss(proposal.candidate)
@@ -346,18 +346,18 @@ def test_a_pruned_candidate_informs_but_never_leads(make: Maker) -> None:
 
 def test_enqueued_subsets_become_members_of_the_swarm() -> None:
     good = LayerSubset.of(12, np.argsort(COST[1:])[:4] + 1)
-    study = optuna.create_study(sampler=PSOSampler(SPACE, population=4, preselect=False))
+    study = optuna.create_study(sampler=PSOSampler(SPACE, seed=0, population=4, preselect=False))
     for _ in range(3):
         study.enqueue_trial(SPACE.to_params(good))
     study.enqueue_trial({"drop_01": 1})  # the rest is the sampler's
-    optimize_with(study, PSOSampler(SPACE, population=4, preselect=False), 30, jobs=1)
+    optimize_with(study, PSOSampler(SPACE, seed=0, population=4, preselect=False), 30, jobs=1)
     near = [len(set(SPACE.any_subset(t.params).dropped) & set(good.dropped)) for t in study.trials[4:12]]
     assert max(near) >= 3, "the swarm gathers round what was enqueued"
 
 
 def test_single_blocks_first_when_the_study_ranks_itself() -> None:
     study = optuna.create_study()
-    sampler = PSOSampler(SPACE, population=4, ranking="single")
+    sampler = PSOSampler(SPACE, seed=0, population=4, ranking="single")
     singles = []
     for _ in range(24):
         proposal = sampler.ask(study)

@@ -56,7 +56,7 @@ def raced(engine: LocalEngine, study: optuna.Study, total: int) -> None:
     space = SearchSpace(N_LAYERS, 3)
     latency = LatencyModel((1.0,) * N_LAYERS, (0.4,) * N_LAYERS, 1.0)
     fitness = Fitness("kl", False, Weights(), engine.loaded.sizes, latency)
-    sampler = PSOSampler(space, population=4).subsets
+    sampler = PSOSampler(space, seed=0, population=4).subsets
     asyncio.run(search(study, sampler, engine, fitness, total, race=True))
 
 
