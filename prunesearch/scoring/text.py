@@ -52,7 +52,7 @@ _DESCRIBED = """
     accelerate alembic click datasets diskcache hf-xet huggingface-hub joblib lm-eval multiprocess nltk numpy
     optuna pandas peft psutil pydantic rich safetensors scikit-learn scipy sqlalchemy tokenizers torch tqdm
     transformers""".split()
-LONG_TEXT = 2**21
+LONG_TEXT = 3 * 2**19
 """Characters up to which a text is tokenised whole; of a longer one only parts are."""
 _PIECE = 16  # characters of a part, for each token that is taken of it: more than any language has in a token
 Read = Callable[[str], list[int]]
