@@ -25,6 +25,7 @@ OTHER_PARTS = ("vision", "visual", "audio", "encoder.")
 """Words in the names of modules that are no part of the language model."""
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|positions_embed|pos_encoding|embed_positions?|position_embeddings?)(?:\.|$)")
 """Names of tables of positions: learned ones, and those of sines that are not computed anew."""
+_MOST_BLOCKS = 10_000
 NO_MODEL = "no causal language model can be built from this config"
 _found: dict[str, Family] = {}
 """Families of types outside the table, as they were met."""
@@ -249,6 +250,10 @@ def _check_numbers(config: PretrainedConfig, name: str) -> None:
         value = getattr(settings, field, None)
         if isinstance(value, int) and value < 1:
             raise ModelError(f"the config of {name!r} has {field} = {value}: it must be 1 or more")
+        if field in _COUNTS and isinstance(value, int) and value > _MOST_BLOCKS:
+            raise ModelError(
+                f"the config of {name!r} has {field} = {value}: no model has more than {_MOST_BLOCKS} blocks"
+            )
     heads, shared = (getattr(settings, field, None) for field in ("num_attention_heads", "num_key_value_heads"))
     if isinstance(heads, int) and isinstance(shared, int) and shared > 0 and heads % shared:
         raise ModelError(

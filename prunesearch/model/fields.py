@@ -175,11 +175,35 @@ def edits(config: PretrainedConfig, count: str, kept: Kept) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     for name, rule in RULES.items():
         if stored.get(name) is not None:
+            _check_value(name, rule, getattr(config, name), number)
             changed |= rule(config, name, kept)
     for name, value in stored.items():
         if name not in changed and name not in RULES and not _is_of_tokens(name) and _one_each(value, number):
             changed[name] = [value[i] for i in kept]
     return changed | {count: len(kept)}
+
+
+def _check_value(name: str, rule: Rule, value: object, number: int) -> None:
+    """Refuse a value that its rule cannot read; transformers does not look at all of them.
+
+    Raises:
+        ModelError: names the field and its value.
+    """
+    fits = True
+    if rule is _slice and isinstance(value, list | tuple):
+        fits = len(value) >= number
+    elif rule is _renumber:
+        fits = isinstance(value, list | tuple) and all(isinstance(entry, int) for entry in value)
+    elif rule in (_first, _window):
+        fits = isinstance(value, int)
+    elif rule is _sparse_step:
+        fits = isinstance(value, int) and value > 0
+    elif rule is _block_types:
+        fits = isinstance(value, list | tuple) and len(value) > 0
+    if not fits:
+        raise ModelError(
+            f"the config has {name} = {value!r:.60}, which says nothing of its {number} blocks: correct it"
+        )
 
 
 def _check_last(config: PretrainedConfig, kept: Kept) -> None:

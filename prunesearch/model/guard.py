@@ -28,6 +28,7 @@ def guarded(
     *,
     advice: str = "",
     kind: type[PruneSearchError] = ModelError,
+    passes: tuple[type[BaseException], ...] = (),
 ) -> Iterator[None]:
     """Turn whatever foreign code raises inside the ``with`` block into one line.
 
@@ -36,13 +37,14 @@ def guarded(
         place: what is read: see `refuse_pointers`. A git-lfs pointer there is the reason, whatever was raised.
         advice: what the user can do.
         kind: type of the error raised instead.
+        passes: types that are let through, because the caller knows what to do about them.
 
     Raises:
         PruneSearchError: of that kind; one that is raised inside is let through as it is.
     """
     try:
         yield
-    except (PruneSearchError, KeyboardInterrupt, GeneratorExit):
+    except (PruneSearchError, KeyboardInterrupt, GeneratorExit, *passes):
         raise
     except BaseException as error:  # a catch-all: foreign code raises anything, SystemExit and panics of Rust too
         if not isinstance(error, Exception | SystemExit) and type(error).__name__ != "PanicException":

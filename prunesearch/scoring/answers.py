@@ -14,6 +14,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.errors import ScoringError
 from prunesearch.model.anatomy import blocks_of, input_device, settings_of
 from prunesearch.scoring.batches import Batch, row_batches, tree_batches
 from prunesearch.scoring.forward import HEAD_ROWS, Forward, Head
@@ -130,7 +131,7 @@ def reads_trees(model: PreTrainedModel, forward: Forward) -> bool:
     (tree,) = (t.on(model) for t in tree_batches(tokens, 64))
     try:
         ((_, _, packed_1TE),) = forward.run([(tree, [candidate])])
-    except (NotImplementedError, TypeError):  # attention that our function does not know
+    except (NotImplementedError, ScoringError):  # attention that our function does not know
         return False
     for batch, (i,) in row_batches(tokens, 1):
         ((_, _, plain_1LE),) = forward.run([(batch.on(model), [candidate])])

@@ -12,7 +12,7 @@ Shapes: B sequences, L tokens, E hidden size, R rows that are read, V vocabulary
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -23,8 +23,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import ModelError, one_line
+from prunesearch.errors import ModelError, ScoringError, one_line
 from prunesearch.model.anatomy import blocks_of, family_of, input_device, returned, settings_of
+from prunesearch.model.guard import guarded
 from prunesearch.model.layers import Layers
 from prunesearch.model.surgery import pruned, silenced
 from prunesearch.scoring.batches import Batch, Rows, no_masks
@@ -39,6 +40,8 @@ On 2 CPU cores 22,850 rows took 2.0 s by 128, 2.8 by 64 and 2.7 by 512.
 _ALIKE = 0.02  # relative difference: more than 16-bit rounding makes
 _checked: set[str] = set()
 """Types outside the table of which that is known."""
+_KNOWN_FAILURES = (RuntimeError, MemoryError, ArithmeticError, ValueError, LookupError)
+"""What computing may raise; RuntimeError is torch's, out of memory among others."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """What the model passes to a block beside the hidden state."""
 
@@ -107,7 +110,7 @@ class Forward:
             return
         try:
             why = "" if self._composes() else ": what they give differs"
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (ScoringError, AttributeError, TypeError, *_KNOWN_FAILURES) as error:
             why = f": {one_line(error)}"
         if why:
             raise ModelError(
@@ -220,10 +223,20 @@ class Forward:
             for block in blocks_of(self.model):
                 stack.enter_context(mock.patch.object(block, "forward", note))
             stack.enter_context(batch.attention(self.model.config))
+            stack.enter_context(code_of(self.model))
             trunk_of(self.model)(
                 input_ids=batch.ids.to(input_device(self.model)), position_ids=batch.positions, use_cache=False
             )
         return first[0], calls
+
+
+def code_of(module: nn.Module) -> AbstractContextManager[None]:
+    """A guard around a model's own code, which may be older than transformers, or ask for what its config lacks.
+
+    What engines expect of any computation (`_KNOWN_FAILURES`) is let through.
+    """
+    failure = f"the code of {type(module).__name__} does not work with this config and this version of transformers"
+    return guarded(failure, kind=ScoringError, passes=_KNOWN_FAILURES)
 
 
 def _in_order(candidates: Sequence[LayerSubset]) -> tuple[LayerSubset, ...]:
@@ -233,7 +246,8 @@ def _in_order(candidates: Sequence[LayerSubset]) -> tuple[LayerSubset, ...]:
 def through(block: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
     """Hidden states behind a block; some blocks return them alone, others with attention weights."""
     args, kwargs = call
-    out: torch.Tensor | tuple[torch.Tensor, ...] = block(hidden, *args, **kwargs)
+    with code_of(block):
+        out: torch.Tensor | tuple[torch.Tensor, ...] = block(hidden, *args, **kwargs)
     return out if isinstance(out, torch.Tensor) else out[0]
 
 
@@ -261,6 +275,7 @@ class Head:
             for block in blocks_of(self._model):
                 stack.enter_context(mock.patch.object(block, "forward", lambda *_, **__: answer))
             stack.enter_context(no_masks(self._model.config))
+            stack.enter_context(code_of(self._model))
             nothing_1R = torch.zeros(1, len(states_RE), dtype=torch.int64, device=device)
             finished: torch.Tensor = self._trunk(
                 input_ids=nothing_1R, position_ids=nothing_1R, use_cache=False
@@ -272,7 +287,7 @@ class Head:
         """Logits of finished rows, shape (R, V)."""
         answer = _Finished(last_hidden_state=finished_RE[None])
         ids_1R = torch.zeros(1, len(finished_RE), dtype=torch.int64, device=finished_RE.device)
-        with mock.patch.object(self._trunk, "forward", lambda *_, **__: answer):
+        with mock.patch.object(self._trunk, "forward", lambda *_, **__: answer), code_of(self._model):
             logits: torch.Tensor = self._model(input_ids=ids_1R, use_cache=False).logits
         return logits[0]
 

@@ -11,6 +11,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import DataError, ModelError, PruneSearchError
 from prunesearch.export import export
 from prunesearch.model.anatomy import read_config, skeleton
+from prunesearch.model.fields import edits
 from prunesearch.model.guard import guarded, refuse_pointers
 from prunesearch.model.loading import load
 from prunesearch.model.streaming import open_streamed
@@ -75,6 +76,7 @@ def test_a_git_lfs_pointer_is_named_as_such(tmp_path: Path) -> None:
         {"num_hidden_layers": 0},
         {"num_hidden_layers": "6"},
         {"num_hidden_layers": 4},
+        {"num_hidden_layers": 10**7},
         {"hidden_size": "32"},
         {"hidden_size": -32},
         {"rms_norm_eps": "1e-5"},
@@ -98,6 +100,26 @@ def test_a_config_that_does_not_add_up_is_one_line(make_config: Callable[[], Pat
     with pytest.raises(ModelError) as caught:
         skeleton(read_config(str(folder)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("qwen3", {"layer_types": ["full_attention"] * 5}),
+        ("llama", {"indexer_types": ["full"] * 5}),
+        ("qwen3_moe", {"decoder_sparse_step": 0}),
+        ("llama", {"decoder_sparse_step": "2"}),
+        ("llama", {"rope_scaling_layers": ["x"]}),
+        ("llama", {"first_k_dense_replace": "3"}),
+    ],
+    ids=str,
+)
+def test_fields_about_single_blocks_that_say_nothing_are_refused(family: str, change: dict[str, object]) -> None:
+    config = tiny(family).config
+    for name, value in change.items():
+        setattr(config, name, value)
+    with pytest.raises(ModelError, match=f"{next(iter(change))} = .* correct it"):
+        edits(config, "num_hidden_layers", (0, 1, 2, 3, 5))
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.errors import ScoringError, VerificationError
+from prunesearch.export.verification import compare
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import pruned
 from prunesearch.scoring.batches import Rows
@@ -64,3 +66,21 @@ def test_a_pass_is_left_between_two_blocks(loaded: LoadedModel) -> None:
         states(forward)
     assert forward.tally.computed == 3 * IDS.numel()
     assert len(states(Forward(loaded.model, loaded.layers))) == len(CANDIDATES), "the model is whole again"
+
+
+@pytest.mark.parametrize("place", ["model.layers.1", "model", "lm_head"])
+def test_code_of_a_model_that_fails_fails_the_candidate(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """As code that ships with a checkpoint does when it was written for an older transformers."""
+
+    def fail(*_: object, **__: object) -> torch.Tensor:
+        raise AttributeError("no attribute seen_tokens")
+
+    monkeypatch.setattr(loaded.model.get_submodule(place), "forward", fail)
+    with pytest.raises(ScoringError, match="the code of .* does not work .*seen_tokens"):
+        for _, _, state in Forward(loaded.model, loaded.layers).run([(Rows(IDS), CANDIDATES[:1])]):
+            head = Head(loaded.model)
+            head.logits(head.finish(state[0]))
+    with pytest.raises(VerificationError, match="the dense model fails on a prompt, .*seen_tokens"):
+        compare(loaded.model, CANDIDATES[1], loaded.model)
