@@ -28,7 +28,7 @@ from prunesearch.export.writer import MAX_SHARD, Written, digest, write_shards
 from prunesearch.model.anatomy import family_of, input_device, settings_of, skeleton
 from prunesearch.model.checkpoint import Stored, misplaced, tensors_in, tensors_of
 from prunesearch.model.fields import edits
-from prunesearch.model.guard import guarded
+from prunesearch.model.guard import guarded, guarded_writing
 from prunesearch.model.handover import unchanged_by
 from prunesearch.model.loading import LoadedModel, refuse_incomplete
 from prunesearch.model.streaming import open_streamed, set_aside
@@ -211,7 +211,7 @@ def _write(
     copy_companions(loaded, new, own_type=sublayers.trusts(form))
     file = ConfigFile.of(config) if source.folder is None else ConfigFile.read(source.folder)
     if not stored_as_scored or changed:
-        with unchanged_by("transformers", loaded.model):
+        with guarded_writing("the model in memory"), unchanged_by("transformers", loaded.model):
             loaded.model.save_pretrained(dense)
         stored = tensors_in(dense)
         file = file.of_part(config, type(loaded.model).__name__)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prunesearch.errors import ModelError
+from prunesearch.model.guard import guarded_writing
 from prunesearch.model.loading import LoadedModel
 
 TEXTS = frozenset(".json .txt .md .model .spm .tiktoken .jinja .jinja2 .vocab .bpe .codes .merges .dict .tsv".split())
@@ -101,10 +102,12 @@ def copy_companions(loaded: LoadedModel, out: Path, *, own_type: bool) -> None:
             _drop_auto_map(target)
     no_files = loaded.source.folder is None
     if no_files or (own_type and not (out / "tokenizer_config.json").exists()):
-        loaded.tokenizer.save_pretrained(out)
+        with guarded_writing("the tokenizer"):
+            loaded.tokenizer.save_pretrained(out)
         _name_tokenizer_for_older_programs(out / "tokenizer_config.json")
     if no_files and loaded.model.generation_config is not None:
-        loaded.model.generation_config.save_pretrained(out)
+        with guarded_writing("the generation config"):
+            loaded.model.generation_config.save_pretrained(out)
 
 
 def _folder_of(loaded: LoadedModel) -> Path | None:

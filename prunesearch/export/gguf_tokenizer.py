@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunesearch.errors import InputError
 from prunesearch.export.llama_cpp import OTHER_WAY
+from prunesearch.model.guard import guarded_writing
 
 # llama.cpp's name for the rule that cuts text before byte-pair encoding, by the rule's regular expression.
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -69,7 +70,8 @@ class Tokenizer:
         for number, entry in self.added.items():
             types[number] = gguf.TokenType.CONTROL if entry["special"] else gguf.TokenType.USER_DEFINED
         with TemporaryDirectory() as folder:
-            self.tokenizer.save_pretrained(folder)
+            with guarded_writing("the tokenizer"):
+                self.tokenizer.save_pretrained(folder)
             special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocab_size)
         # What is not said, llama.cpp decides by the rule's name.
         special.add_special_token = {"bos": self.begins, "eos": self.ends}

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prunesearch.errors import ModelError, PruneSearchError, one_line
+from prunesearch.errors import ModelError, PruneSearchError, RunError, one_line
+from prunesearch.store.files import foreign_writer
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _WEIGHTS = frozenset(".safetensors .bin .pt .pth .gguf .onnx .msgpack .h5 .ot .tflite".split())
@@ -42,15 +43,31 @@ def guarded(
     Raises:
         PruneSearchError: of that kind; one that is raised inside is let through as it is.
     """
+    let_through: tuple[type[BaseException], ...] = (PruneSearchError, KeyboardInterrupt, GeneratorExit, *passes)
     try:
         yield
-    except (PruneSearchError, KeyboardInterrupt, GeneratorExit, *passes):
+    except let_through:
         raise
     except BaseException as error:  # a catch-all: foreign code raises anything, SystemExit and panics of Rust too
         if not isinstance(error, Exception | SystemExit) and type(error).__name__ != "PanicException":
             raise
         refuse_pointers(place, kind)
         raise kind(f"{failure}: {reason_of(error)}{'; ' if advice else ''}{advice}") from error
+
+
+@contextmanager
+def guarded_writing(what: str) -> Iterator[None]:
+    """Turn whatever a foreign writer raises into one line.
+
+    Args:
+        what: is written, as in ``the tokenizer``.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written; the caller knows which place that is.
+        RunError: anything else: the writer does not take what it is given.
+    """
+    with guarded(f"{what} cannot be written", kind=RunError, passes=(OSError,)), foreign_writer():
+        yield
 
 
 def reason_of(error: BaseException) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 from unittest import mock
 
 import datasets
-import jinja2
 from lm_eval.tasks import TaskManager
 
-from prunesearch.errors import DataError, InputError, UnknownNameError, one_line
+from prunesearch.errors import DataError, InputError, UnknownNameError
+from prunesearch.model.guard import guarded
 from prunesearch.scoring.text_files import read_rows
 from prunesearch.store.keys import minor
 
@@ -43,7 +43,8 @@ def load_tasks(task: str, data: str | None, include_path: str | None, generate: 
         raise DataError(f"no folder {include_path!r} for --include-path")
     rows = read_rows(Path(data)) if data is not None else None
     with quiet_lm_eval():
-        manager = _task_manager(include_path)
+        with guarded(f"cannot read the tasks in {include_path!r}", include_path or (), kind=DataError):
+            manager = _task_manager(include_path)
         if task not in manager.all_tasks:
             raise UnknownNameError("task", task, manager.all_tasks)
         if rows is not None and task not in manager.all_subtasks:
@@ -142,13 +143,12 @@ def choose_metric(outcome: dict[str, Any], task: str, asked: str | None) -> tupl
 def data_errors(task: str, data: str | None) -> Iterator[None]:
     """Translate what lm-eval and jinja say when documents do not fit the task's template."""
     where = repr(data) if data else "its own data set"
+    advice = "" if data else "without a network give --task-data FILE.jsonl"
     try:
-        yield
+        with guarded(f"task {task!r} cannot use {where}", kind=DataError, advice=advice, passes=(KeyError,)):
+            yield
     except KeyError as error:
         raise DataError(f"task {task!r} needs a field {error} that {where} does not have") from None
-    except (ValueError, TypeError, AttributeError, IndexError, OSError, RuntimeError, jinja2.TemplateError) as error:
-        fix = "" if data else "; without a network give --task-data FILE.jsonl"
-        raise DataError(f"task {task!r} cannot use {where}: {one_line(error)}{fix}") from None
 
 
 @contextmanager

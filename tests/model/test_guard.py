@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import DataError, ModelError, PruneSearchError
+from prunesearch.errors import DataError, ModelError, PruneSearchError, RunError
 from prunesearch.export import export
 from prunesearch.model.anatomy import read_config, skeleton
 from prunesearch.model.fields import edits
-from prunesearch.model.guard import guarded, refuse_pointers
+from prunesearch.model.guard import guarded, guarded_writing, refuse_pointers
 from prunesearch.model.loading import load
 from prunesearch.model.streaming import open_streamed
 from tests.conftest import tiny
@@ -46,6 +46,16 @@ def test_anything_that_foreign_code_raises_is_one_line(raised: BaseException, sa
         raise raised
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is raised
+
+
+def test_writers_fail_in_one_line_and_full_disks_are_the_callers_matter() -> None:
+    with (
+        pytest.raises(RunError, match="the tokenizer cannot be written: TypeError: no"),
+        guarded_writing("the tokenizer"),
+    ):
+        raise TypeError("no")
+    with pytest.raises(OSError, match="No space left"), guarded_writing("the tokenizer"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt(), GeneratorExit(), ModelError("said already")])

@@ -78,9 +78,9 @@ def test_code_of_a_model_that_fails_fails_the_candidate(
         raise AttributeError("no attribute seen_tokens")
 
     monkeypatch.setattr(loaded.model.get_submodule(place), "forward", fail)
-    with pytest.raises(ScoringError, match="the code of .* does not work .*seen_tokens"):
+    with pytest.raises(ScoringError, match=r"the code of .* does not work .*seen_tokens"):
         for _, _, state in Forward(loaded.model, loaded.layers).run([(Rows(IDS), CANDIDATES[:1])]):
             head = Head(loaded.model)
             head.logits(head.finish(state[0]))
-    with pytest.raises(VerificationError, match="the dense model fails on a prompt, .*seen_tokens"):
+    with pytest.raises(VerificationError, match=r"the dense model fails on a prompt, .*seen_tokens"):
         compare(loaded.model, CANDIDATES[1], loaded.model)
