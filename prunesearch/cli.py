@@ -456,8 +456,16 @@ def _fail(kind: str, message: str, error: Exception, status: int) -> NoReturn:
     sys.exit(status)
 
 
+_RESUMED = ("search", "run", "demo", "evaluate", "export", "heal", "compensate")
+"""Commands that go on where they were stopped, beside ``study resume``."""
+
+
 def _stopped(status: int) -> NoReturn:
     """Say how the command is resumed, as a line that can be pasted: no secret is in it."""
+    if not sys.argv[1:] or (sys.argv[1] not in _RESUMED and sys.argv[1:3] != ["study", "resume"]):
+        click.echo("stopped", err=True)
+        _document_of_failure("stopped", "StopRequested", status)
+        sys.exit(status)
     line, variables = command(["prunesearch", *sys.argv[1:]])
     click.echo("stopped; every finished evaluation is kept. Resume with:", err=True)
     if variables:

@@ -211,6 +211,9 @@ def run_searches(
     start = time.perf_counter()
     check_grid(recipes, options)
     totals = [trials_of(recipe, space_of(recipe, bench.loaded), options) for recipe in recipes]
+    for recipe, total in zip(recipes, totals, strict=True):
+        if total > options.trials:
+            events.tell(f"{recipe.sampler} needs {total} trials here, so it gets them")
     storage = studies.open_storage(options.storage, create=True)
     names = [options.study or study_name(recipe) for recipe in recipes]
     complete: set[str] = set()  # of the studies that another process writes: they are only reported

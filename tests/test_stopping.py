@@ -8,8 +8,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,3 +149,42 @@ def test_a_waiting_loop_is_woken_and_threads_install_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_an_export_and_a_healing_end_between_two_steps(
+    here: Path, tiny_folder: Path, prose: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunesearch.export import writer
+    from prunesearch.heal import training
+
+    def signalled(function: Callable[..., Any], at: int) -> Callable[..., Any]:
+        calls = iter(range(at))
+
+        def call(*args: Any) -> Any:  # noqa: ANN401
+            if next(calls, None) == at - 1:
+                signal.raise_signal(signal.SIGTERM)
+            return function(*args)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "_header", signalled(writer._header, 1))
+        export = ["export", tiny_folder, "--drop", "1", "--out", "out"]
+        assert stopped(capsys, patched, *export)[0] == 143
+    assert not list(here.iterdir()), "no half export stays"
+    heal = ["heal", tiny_folder, "--drop", "1", "--data", prose, "--steps", 4, "--batch-size", 2, "--window", 32]
+    heal += ["--held-out-tokens", 64, "--eval-every", 1, "--out", "healed"]
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "loss_of", signalled(training.loss_of, 3))
+        assert stopped(capsys, patched, *heal)[0] == 143
+    assert not Path("healed").exists()
+    assert run_json(*heal)["healed"]["resumed_from"] > 0
+
+
+def test_what_cannot_be_resumed_only_stops(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunesearch import doctor
+
+    monkeypatch.setattr(doctor, "examine", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert stopped(capsys, monkeypatch, "doctor") == (130, "", "\nstopped\n")

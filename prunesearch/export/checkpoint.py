@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from prunesearch import events
+from prunesearch import events, stopping
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, StorageError, UnknownNameError, VerificationError, one_line
 from prunesearch.export import manifest, sublayers
@@ -241,6 +241,7 @@ def _check_digests(folder: Path, written: Written) -> None:
     if (wrong := misplaced(folder)) is not None:
         raise VerificationError(f"tensor {wrong} is not in the file where the index says: the export was not kept")
     for name, expected in written.digests.items():
+        stopping.check()
         if name not in stored or digest(stored[name]) != expected:
             raise VerificationError(f"the written tensor {name} is not what was read: the export was not kept")
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from prunesearch import stopping
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.export import gguf_edit, gguf_record, gguf_tokenizer, llama_cpp
@@ -69,6 +70,7 @@ def write(loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bo
             tokenizer.add_to(writer, config.vocab_size)
             record = gguf_record.Record(candidate, loaded.fingerprint)
             for name, tensor in _tensors(model, architecture):
+                stopping.check()
                 _add(writer, record, name, tensor)
             record.add_to(writer)
             writer.write_header_to_file()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from prunesearch import stopping
 from prunesearch.export.layout import Entry
 from prunesearch.model.checkpoint import INDEX, SINGLE, TYPE_NAMES, Stored
 
@@ -103,6 +104,7 @@ def _write_shard(shard: Sequence[Entry], path: Path, writer: ThreadPoolExecutor)
         _write_all(file.fileno(), memoryview(_header(shard)))
         try:
             for entry in shard:
+                stopping.check()
                 if source is None or source.name != str(entry.source.path):
                     source = _reopened(source, entry.source)
                 hashed = xxhash.xxh3_128()

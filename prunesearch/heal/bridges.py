@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from prunesearch import events
+from prunesearch import events, stopping
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError, ScoringError
 from prunesearch.heal.writers import Edit, applied, flat, look, observed, times
@@ -172,6 +172,7 @@ class HeldOut:
     def _score(self, candidates: Sequence[LayerSubset]) -> list[Mapping[str, float] | ScoringError]:
         results: dict[LayerSubset, list[Any]] = {candidate: [] for candidate in candidates}
         for chunk in self._objective.chunks:  # one by one: they arrive in order
+            stopping.check()
             for _, candidate, found in self._objective.score([(chunk, candidates)], self._forward):
                 results[candidate].append(found)
         failures = {c: next((f for f in found if isinstance(f, ScoringError)), None) for c, found in results.items()}
@@ -255,6 +256,7 @@ class Bridges:
         """Go over the text, with the dense weights and with those so far."""
         sums, last = LeastSquares(), self._looks[gap.before].writers[-1]
         for batch in self._batches:
+            stopping.check()
             hidden_BLE, calls = self._forward.enter(batch)
             target_BLE = hidden_BLE
             for index in range(gap.dropped[-1] + 1):

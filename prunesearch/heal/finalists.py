@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunesearch import stopping
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError
 from prunesearch.heal.adapter import weights_restored
@@ -102,6 +103,7 @@ def run_off(
     """
     found = []
     for place, candidate in enumerate(candidates, 1):
+        stopping.check()
         planned = plan(loaded, candidate, recipe)
         ask_teacher(planned, references)  # before a weight is changed
         pruned = held_out_loss(planned, candidate)

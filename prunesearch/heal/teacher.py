@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from prunesearch import stopping
 from prunesearch.errors import InputError
 from prunesearch.model.anatomy import input_device
 from prunesearch.model.arithmetic import wide_products
@@ -54,6 +55,7 @@ class Teacher:
             )
         done = len(ids_BL) - len(missing)
         for rows in self._passes(missing):
+            stopping.check()
             self._ask(torch.stack(rows))
             done += len(rows)
             progress(done, len(ids_BL))

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from prunesearch import stopping
 from prunesearch.export.atomic import sync
 from prunesearch.heal.data import Sequences
 from prunesearch.heal.recipe import HealRecipe
@@ -166,6 +167,7 @@ def held_out_losses(
     """The recipe's loss of a model on held-out text, and its next-token cross-entropy; both in nats per token."""
     sums = [0.0, 0.0]
     for start in range(0, len(examples), recipe.batch_size):
+        stopping.check()
         rows = [examples[i] for i in range(start, min(start + recipe.batch_size, len(examples)))]
         batch = {name: tensor.to(device) for name, tensor in _collate(rows).items()}
         logits_BLV = model(input_ids=batch["input_ids"], use_cache=False).logits
@@ -320,6 +322,7 @@ class _Stop(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
+        stopping.check()  # the checkpoints stay
         if state.global_step >= self._recipe.steps:
             control.should_evaluate = control.should_save = True
 

@@ -23,6 +23,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import BaseModel, ConfigDict, Field
 
+from prunesearch import stopping
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import RunError, StudyBusyError, StudyError
 from prunesearch.heal.healing import carry_out, plan
@@ -162,6 +163,7 @@ def tune(
         _adopt(study)
         computed = 0
         while len(_done(study)) < tuning.trials:
+            stopping.check()
             _run_trial(study, loaded, candidate, recipe, tuning, work / name, references, listener)
             computed += 1
         return _tuned(study, recipe, computed)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from prunesearch import stopping
 from prunesearch.candidate import LayerSubset
 from prunesearch.model.anatomy import blocks_of, family_of, input_device, lost, most_positions, parts_of, settings_of
 from prunesearch.model.arithmetic import wide_products
@@ -125,6 +126,7 @@ def _turns(most: int) -> Iterator[int]:
     """Repeat a measurement `most` times, or as often as there is time for; three times at least."""
     start = time.perf_counter()
     for turn in range(most):
+        stopping.check()
         if turn >= 3 and time.perf_counter() - start > _SECONDS:
             return
         yield turn
@@ -157,6 +159,7 @@ def _time_streamed(model: PreTrainedModel, layers: Layers, ids: torch.Tensor, re
     hidden_1LE, calls = forward.enter(Rows(ids))
     entering = _now(model) - start
     for index, block in layers.walk(range(len(calls))):
+        stopping.check()
         for _ in range(repeats):
             through(block, hidden_1LE, calls[index])
     start = _now(model)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from prunesearch import stopping
 from prunesearch.errors import InputError, ScoringError
 from prunesearch.model.anatomy import blocks_of, input_device, parts_of, sublayer_of
 from prunesearch.model.layers import Layers
@@ -95,6 +96,7 @@ def _influence(
         hooks.append(modules[-1].register_forward_hook(leave(unit, adds=len(units) > len(blocks_of(model)))))
     try:
         for index, block in layers.walk(range(len(blocks_of(model)))):
+            stopping.check()
             states_W = [
                 through(block, hidden, calls[index]) for hidden, (_, calls) in zip(states_W, entered_W, strict=True)
             ]
@@ -110,6 +112,7 @@ def _magnitude(
     means = []
     per_block = len(units) // len(blocks_of(model))
     for index, _ in layers.walk(range(len(blocks_of(model)))):
+        stopping.check()
         for modules in units[index * per_block : (index + 1) * per_block]:
             weights = [p.detach() for module in modules for p in module.parameters()]
             total = sum(float(w.abs().sum(dtype=torch.float32)) for w in weights)
@@ -123,6 +126,7 @@ def _taylor(
     sums = [0.0] * len(units)
     with torch.enable_grad(), _trainable(model):
         for window_L in windows_BL:
+            stopping.check()
             model(input_ids=window_L[None], labels=window_L[None], use_cache=False).loss.backward()
             for unit, modules in enumerate(units):
                 for weight in (p for module in modules for p in module.parameters()):
