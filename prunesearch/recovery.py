@@ -8,6 +8,7 @@ import gc
 from pathlib import Path
 from typing import Annotated, Any
 
+import optuna_dashboard  # noqa: F401 (its first import keeps its callers' variables, so not while a model is held)
 from pydantic import BaseModel, ConfigDict, Field
 
 from prunesearch import stopping

@@ -18,9 +18,10 @@ from prunesearch.model.guard import guarded
 ADAPTER = "adapter_config.json"
 CONFIG = "config.json"
 _SMALL = (
-    "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "README.md", "LICENSE*", "LICENCE*", "COPYING*",
-    "NOTICE*", "USE_POLICY*",
+    "*.json", "*.txt", "*.md", "*.model", "*.spm", "*.tiktoken", "*.jinja", "*.jinja2", "*.vocab", "*.bpe", "*.codes",
+    "*.merges", "*.dict", "*.tsv", "*LICEN[CS]E*", "*NOTICE*", "*COPYING*", "*POLICY*",
 )  # fmt: skip
+"""The small files that travel with an export (`export.companions`)."""
 _CODE = ("*.py",)
 _CONFIGS = (CONFIG, ADAPTER)
 _NOT_WANTED = ("*/*.json", "*/*.txt", "*/*.model", "*/*.md")  # the same model in other formats

@@ -92,7 +92,7 @@ def test_one_recipe_does_all_of_it_once(
     monkeypatch.setattr(bench, "load", load_and_count)
     words = ["run", str(recipe), "--out", "healed", "--trials", "8", "--device", "cpu", "--json"]
     first = CliRunner().invoke(cli, words)
-    assert first.exit_code == 0, first.output
+    assert first.exit_code == 0, (first.output, first.exception)
     assert len(models) == 2, "the dense model once, and the healed one for its evaluation"
     document = json.loads(first.stdout)
     assert len(document["finalists"]) == 2
