@@ -42,7 +42,7 @@ def stats(cache: str, storage: str, as_json: bool) -> None:
         "bytes": size,
         "groups": [
             {
-                "model": studies.models.get(group.model, group.model[:12]),
+                "model": studies.models.get(group.model) or census.named(places.folder, group.model),
                 "fingerprint": group.model,
                 "objective": group.kind,
                 "entries": group.entries,

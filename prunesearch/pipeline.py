@@ -37,7 +37,7 @@ from prunesearch.scoring.rankings import rank_units
 from prunesearch.scoring.text import token_windows
 from prunesearch.search import Listener, SearchResult, search
 from prunesearch.space import SearchSpace, split_drop
-from prunesearch.store import selection, studies
+from prunesearch.store import census, selection, studies
 from prunesearch.store.evaluations import EvaluationStore
 from prunesearch.store.keys import minor
 from prunesearch.store.places import Places, check_writable
@@ -559,6 +559,7 @@ def evaluate_model(recipe: Recipe, options: RunOptions, dropped: str) -> dict[st
         engine = LocalEngine(loaded, objective, store, state_memory=options.state_bytes)
         with stopping.deferred():
             evaluation = require(*engine.evaluate_now([candidate]))
+    census.remember_name(Places.parse(options.cache).folder, loaded.fingerprint, recipe.model)
     # A model's KL to itself says nothing.
     hidden = ("kl",) if candidate.text == "none" else ()
     return {

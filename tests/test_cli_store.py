@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from prunesearch.cli import cli
-from prunesearch.store import studies
+from prunesearch.store import census, studies
 from prunesearch.store.evaluations import EvaluationStore
 from prunesearch.store.keys import evaluation_key
 from tests.test_cli import FAST, here, refused, run, run_json
@@ -169,3 +169,14 @@ def test_a_complete_study_is_reported_though_another_process_writes_it(
         assert f"(pid {os.getpid()} on " in refused(capsys, monkeypatch, *search)
     assert run_json("study", "list")[0]["writer"] is None
     assert "1 left by a search that was stopped" in run("study", "show", found["study"]).stdout
+
+
+def test_a_model_that_no_study_names_is_called_by_its_name(here: Path, tiny_folder: Path, prose: Path) -> None:
+    run_json("evaluate", tiny_folder, "--calibration", prose, "--tokens", 64, "--window", 32)
+    (group,) = run_json("cache", "stats")["groups"]
+    assert group["model"] == tiny_folder.name
+    (name,) = (here / "storage" / "cache" / census.NAMES).iterdir()
+    assert name.name == group["fingerprint"]
+    name.write_text("a\x1b[31mb")
+    assert run_json("cache", "stats")["groups"][0]["model"] == group["fingerprint"][:12]
+    assert run_json("cache", "verify")["tiers"][0]["file"] == []

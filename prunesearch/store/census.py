@@ -5,7 +5,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from prunesearch.store import exchange, repair
 from prunesearch.store.alarms import Alarm
 from prunesearch.store.disk import DiskTier
 from prunesearch.store.disk_file import DiskFile
+from prunesearch.store.entry import is_digest
+from prunesearch.store.files import replaced_file
 from prunesearch.store.leases import Leases, Presence, folder_leases
 from prunesearch.store.places import Places, check_url, shown, sqlite_file
 from prunesearch.store.repair import FILE
@@ -26,6 +28,9 @@ from prunesearch.store.sql import SqlTier
 from prunesearch.store.tables import connect
 from prunesearch.store.tier import Group, Readable, Tier
 from prunesearch.store.tiers import UNSENT
+
+NAMES = "names"
+"""Folder of a cache in which the names of models lie, a file for each, by their fingerprints."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,30 @@ def _models(connection: Connection) -> dict[str, str]:
         if {"identity", "recipe"} <= attributes.keys()
     }
     return {str(digest): Path(str(name)).name for digest, name in named.items() if digest}
+
+
+def remember_name(folder: Path, fingerprint: str, name: str) -> None:
+    """Keep the name of a model that no study names, for `named`. It is for people: where it cannot be kept, none is.
+
+    Args:
+        folder: of the cache.
+    """
+    path = folder / NAMES / fingerprint
+    if path.exists():
+        return
+    with suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        with replaced_file(path) as new:
+            new.write_text(Path(name).name, encoding="utf-8", errors="surrogateescape")
+
+
+def named(folder: Path, fingerprint: str) -> str:
+    """A model's name, or the beginning of its fingerprint where none is known."""
+    name = ""
+    if is_digest(fingerprint):
+        with suppress(OSError):
+            name = (folder / NAMES / fingerprint).read_text(encoding="utf-8", errors="replace")[:100].strip()
+    return name if name.isprintable() and name else fingerprint[:12]
 
 
 def total(groups: list[Group]) -> tuple[int, int]:
