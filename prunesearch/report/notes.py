@@ -106,7 +106,7 @@ class Noter:
             "storage": studies.shown(self._options.storage),
             "recipe": self._recipe.model_dump(mode="json"),
             "done": sum(trial.state.is_finished() for trial in trials),
-            "total": max(len(trials), self._options.trials),
+            "total": max(len(trials), self._study.user_attrs.get(studies.TRIALS_ATTR, self._options.trials)),
             "front": len(ranked) if pareto else 0,
             "best": None if best is None else self._best(best),
         }
