@@ -26,6 +26,7 @@ from prunesearch.model.source import is_gguf
 from prunesearch.quantity import parse_size
 from prunesearch.recipe import Recipe, RunOptions
 from prunesearch.store import selection, studies
+from prunesearch.store.places import check_writable
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Wish:
                 raise InputError(f"--gguf writes a new file, and --out {out!r} is none: write --out NAME.gguf")
             if form != "plain" or push_to_hub is not None:
                 raise InputError("--gguf goes neither with --as nor with --push-to-hub")
+            check_writable(Path(out))
         else:
             check_destination(Path(out))
         if public and push_to_hub is None:

@@ -92,11 +92,14 @@ class Tokenizer:
         return {text: list(self.tokenizer(text)["input_ids"]) for text in texts}
 
 
-def read(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+def read(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tokenizer:
     """Look at a tokenizer.
 
+    Args:
+        vocab_size: rows of the model's embedding.
+
     Raises:
-        InputError: it is no byte-level BPE, or does something to a text that llama.cpp does not.
+        InputError: it is no byte-level BPE, does something to a text that llama.cpp does not, or has more tokens.
     """
     stored = _stored(tokenizer)
     _refuse_others(stored)
@@ -105,6 +108,10 @@ def read(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
         raise InputError(f"llama.cpp's rule {cut!r} merges words otherwise than this tokenizer: {OTHER_WAY}")
     words = {number: word for word, number in stored["model"]["vocab"].items()}
     added = {entry["id"]: entry for entry in stored["added_tokens"]}
+    if (most := max([*words, *added])) >= vocab_size:
+        raise InputError(
+            f"the tokenizer has a token {most}, and the model's embedding {vocab_size} rows: export a checkpoint"
+        )
     return Tokenizer(tokenizer, words, added, cut, *_ends(tokenizer))
 
 

@@ -62,7 +62,8 @@ def write(loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bo
         raise InputError("a GGUF is written from weights in memory: leave out --weights")
     architecture = _ARCHITECTURES[config.model_type]
     gguf_edit.check_architecture(gguf.MODEL_ARCH_NAMES[architecture], candidate)
-    tokenizer = gguf_tokenizer.read(loaded.tokenizer)
+    _check_settings(loaded.model)
+    tokenizer = gguf_tokenizer.read(loaded.tokenizer, config.vocab_size)
     with new_file(out) as path:
         with pruned(loaded.model, candidate) as model:
             writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
@@ -102,8 +103,24 @@ def _add_settings(writer: Any, model: PreTrainedModel, name: str) -> None:  # no
     if rope.get("rope_type", "default") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    elif rope.get("rope_type", "default") not in ("default", "llama3"):
+
+
+def _check_settings(model: PreTrainedModel) -> None:
+    """Refuse what llama.cpp would compute otherwise.
+
+    Raises:
+        InputError: there is such a setting.
+    """
+    config = model.config
+    rope = config.rope_parameters
+    if rope.get("rope_type", "default") not in ("default", "linear", "llama3"):
         raise InputError(f"rotary embeddings of type {rope['rope_type']!r} cannot be written to a GGUF yet")
+    if (share := rope.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise InputError(f"llama.cpp turns whole heads, and this model {share} of each: {llama_cpp.OTHER_WAY}")
+    if config.hidden_act not in ("silu", "swish"):
+        raise InputError(f"llama.cpp's {config.model_type} computes silu, not {config.hidden_act}: export a checkpoint")
+    if other := {tensor.dtype for tensor in model.state_dict().values()} - set(_TYPES):
+        raise InputError(f"a GGUF has no weights of {min(map(str, other))}: give --dtype bfloat16, float16 or float32")
     types = set(getattr(config, "layer_types", None) or ())
     if "sliding_attention" in types or (config.model_type == "mistral" and config.sliding_window):
         raise InputError("llama.cpp's Llama and Qwen have no sliding windows, and this model has: export a checkpoint")

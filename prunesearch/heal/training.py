@@ -266,9 +266,14 @@ class HealTrainer(Trainer):
         return 0
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401 (the Trainer's own)
-        """Save, and mark as whole what has reached the disk."""
-        super()._save_checkpoint(model, trial)
-        mark_whole(self._folder / f"{_CHECKPOINT}{self.state.global_step}")
+        """Save, and mark as whole what has reached the disk; a half of it does not stay on a disk that is full."""
+        checkpoint = self._folder / f"{_CHECKPOINT}{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            mark_whole(checkpoint)
+        except BaseException:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            raise
 
 
 def _arguments(

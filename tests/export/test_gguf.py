@@ -1,5 +1,6 @@
 """GGUF files: written from a checkpoint, edited block by block, exported as safetensors."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_tokens_are_those_of_llama_cpp(rule: str, begins: bool, tmp_path: Path) 
     normalizer = normalizers.NFC() if rule == "qwen2" else None
     tokenizer = whole_tokenizer(rule, begins=begins, normalizer=normalizer, added=added)
     loaded = with_tokenizer(tokenizer, tmp_path / "m")
-    assert len(gguf_tokenizer.read(loaded.tokenizer).probes()) >= 9
+    assert len(gguf_tokenizer.read(loaded.tokenizer, len(tokenizer)).probes()) >= 9
     gguf_write.write(loaded, BLOCKS, tmp_path / "out.gguf", compare=True)
     fields, _ = contents(tmp_path / "out.gguf")
     assert fields["tokenizer.ggml.pre"] == rule
@@ -158,6 +159,24 @@ def test_tokenizers_that_llama_cpp_cannot_follow_are_refused(reason: str, tmp_pa
     with pytest.raises(InputError, match=reason):
         gguf_write.write(loaded, BLOCKS, tmp_path / "out.gguf", compare=False)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("complaint", "changes"),
+    [
+        ("silu, not gelu", {"hidden_act": "gelu"}),
+        ("0.5 of each", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+        ("no weights of torch.float64", {"dtype": torch.float64}),
+        ("the model's embedding 64 rows", {"vocab_size": 64}),
+    ],
+)
+def test_models_that_llama_cpp_would_compute_otherwise_are_refused(
+    complaint: str, changes: dict[str, object], loaded: LoadedModel, tmp_path: Path
+) -> None:
+    other = replace(loaded, model=tiny(**{"vocab_size": len(loaded.tokenizer), **changes}))
+    with pytest.raises(InputError, match=re.escape(complaint)):
+        gguf_write.write(other, BLOCKS, tmp_path / "out.gguf", compare=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("reason", ["NFKC"])
