@@ -11,8 +11,6 @@ import hashlib
 import heapq
 import itertools
 import json
-import math
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +19,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
-from prunesearch.errors import InputError, RunError
+from prunesearch.errors import InputError, RunError, UnavailableError
 from prunesearch.store import faults
 from prunesearch.store.entry import MAX_BYTES, Entry, is_digest, seal_of
 from prunesearch.store.files import cannot_write, replaced_file
 from prunesearch.store.keys import SCHEMA_VERSION, Key, canonical_json
+from prunesearch.store.shapes import fits
 from prunesearch.store.tier import Readable, Tier, settle
 
 FORMAT = "prunesearch evaluations"
@@ -34,7 +33,8 @@ _FIELDS = {"key", "made", "preimage", "seconds", "sha256", "value"}
 _RATIO = 200  # how far a compressed file may unfold; real ones do less than thirty times
 _SLACK = 64 * 2**20  # bytes that may unfold in any case
 _BATCH = 500
-_DAY = 86400.0
+_NOTHING = "; nothing was imported"
+_LATEST = 253402300800.0  # the end of the year 9999, in seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ def export(tiers: Sequence[Readable], path: Path) -> int:
     Raises:
         RunError: the file cannot be written.
     """
+    if path.exists() and not path.is_file():
+        raise RunError(f"cannot write {str(path)!r}: it is no ordinary file; give another file")
     try:
         with replaced_file(path) as scratch, scratch.open("wb") as file:
             return _write(file, entries_of(tiers), compress=path.suffix == ".gz")
@@ -148,21 +150,37 @@ def add(paths: Sequence[Path], tiers: Sequence[Tier]) -> Imported:
     """Add the entries of files that were checked to all tiers, the first of which has the say.
 
     Raises:
-        UnavailableError: a tier cannot be written.
+        RunError: a tier cannot be written, or a file has changed since. What was imported before stays.
     """
-    count = new = conflicts = 0
-    first, *others = tiers
+    done = Imported(0, 0, 0)
     for path in paths:
-        entries = read(path)
-        while batch := list(itertools.islice(entries, _BATCH)):
-            before = first.get(entry.key.digest for entry in batch)
-            count += len(batch)
-            new += len({entry.key.digest for entry in batch} - set(before))
-            conflicts += sum(not before[e.key.digest].agrees(e) for e in batch if e.key.digest in before)
-            standing = first.put(batch, "earliest")
-            for tier in others:
-                tier.put(standing.values(), "given")
-    return Imported(count, new, conflicts)
+        try:
+            entries = read(path)
+            while batch := list(itertools.islice(entries, _BATCH)):
+                done = _add_batch(batch, tiers, done)
+        except (InputError, UnavailableError) as error:
+            # An InputError, too: the file was sound when it was checked.
+            what = str(error).removesuffix(_NOTHING)
+            raise RunError(
+                f"{what}; {done.read:,} entries were imported before that and stay: import the same files again"
+            ) from None
+    return done
+
+
+def _add_batch(batch: Sequence[Entry], tiers: Sequence[Tier], done: Imported) -> Imported:
+    first, *others = tiers
+    before = first.get(entry.key.digest for entry in batch)
+    standing = first.put(batch, "earliest")
+    for tier in others:
+        copied = None
+        while copied != standing:  # another import may have put an earlier entry into the first tier meanwhile
+            tier.put(standing.values(), "given")
+            copied, standing = standing, standing | first.get(standing)
+    return Imported(
+        done.read + len(batch),
+        done.new + len({entry.key.digest for entry in batch} - set(before)),
+        done.conflicts + sum(not before[e.key.digest].agrees(e) for e in batch if e.key.digest in before),
+    )
 
 
 @contextmanager
@@ -216,12 +234,16 @@ def _entry(path: Path, number: int, fields: dict[str, Any]) -> Entry:
     digest, made, seconds = fields["key"], fields["made"], fields["seconds"]
     if not is_digest(digest) or not isinstance(fields["preimage"], str):
         raise _bad(path, number, "its key is none")
-    if not _is_number(made, 0, time.time() + _DAY) or not _is_number(seconds, 0, math.inf):
+    # A clock that was ahead only lets an entry lose to others: the first that was made stays.
+    if not _is_number(made, 0, _LATEST) or not _is_number(seconds, 0, _LATEST):
         raise _bad(path, number, "its times are impossible")
     key = Key(digest, fields["preimage"])
     if key != Key.of(fields["preimage"]) or not _is_canonical(key.preimage):
         raise _bad(path, number, "its key is not that of its pre-image")
-    if not _is_result(fields["value"]):
+    kind = _kind(key.preimage)
+    if kind is None:
+        raise _bad(path, number, "its pre-image is none of an evaluation")
+    if not _is_text(fields["value"]) or not fits(kind, fields["value"]):
         raise _bad(path, number, "its value is no result")
     try:
         entry = Entry(key, fields["value"], seconds, made)
@@ -243,16 +265,26 @@ def _is_canonical(preimage: str) -> bool:
         return False
 
 
-def _is_result(value: object) -> bool:
-    """Numbers, texts and truth values, at most two deep: one row per sequence or request, or a table by name."""
-    rows = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else None
-    return rows is not None and all(
-        all(map(_is_plain, row)) if isinstance(row, list) else _is_plain(row) for row in rows
-    )
+def _kind(preimage: str) -> str | None:
+    """The kind of data that a key is of; None if it names no model or no kind, as words that can be shown."""
+    fields = json.loads(preimage)
+    chunk = fields.get("chunk")
+    kind = chunk.get("kind") if isinstance(chunk, dict) else fields.get("kind")
+    if not all(isinstance(word, str) and word and word.isprintable() for word in (kind, fields.get("model"))):
+        return None
+    if not _is_text(fields):
+        return None
+    # A scoring of ours always has a version; what has none is somebody's own, whose shapes are not known.
+    return str(kind) if not isinstance(chunk, dict) or "version" in chunk else f"unversioned {kind}"
 
 
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+def _is_text(value: object) -> bool:
+    """Whether all strings in a JSON value are text: half a surrogate pair is none, and cannot be stored or printed."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
 
 
 def _is_number(value: object, least: float, most: float) -> bool:
@@ -260,4 +292,4 @@ def _is_number(value: object, least: float, most: float) -> bool:
 
 
 def _bad(path: Path, number: int, why: str) -> InputError:
-    return InputError(f"{str(path)!r}, line {number}: {why}; nothing was imported")
+    return InputError(f"{str(path)!r}, line {number}: {why}{_NOTHING}")

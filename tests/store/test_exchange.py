@@ -1,21 +1,24 @@
 """Exports travel; merging them is idempotent, order-free and trusts nothing."""
 
 import gzip
+import hashlib
 import itertools
 import json
 import os
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prunesearch.errors import InputError, RunError
 from prunesearch.store import exchange, faults
 from prunesearch.store.disk import DiskTier
-from prunesearch.store.entry import Entry
+from prunesearch.store.entry import Entry, checksum
 from prunesearch.store.exchange import Imported, add, check, export
-from prunesearch.store.keys import Key
+from prunesearch.store.keys import Key, canonical_json
 from prunesearch.store.sql import SqlTier
 from prunesearch.store.tier import Tier
 
@@ -167,3 +170,133 @@ def test_a_process_that_dies_while_it_exports_leaves_the_old_file(tmp_path: Path
 def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     with closing(DiskTier(tmp_path / "a")) as tier, pytest.raises(RunError, match="give another place"):
         export([tier], tmp_path / "no" / "where.jsonl")
+
+
+def line_of(preimage: dict[str, Any], value: object, *, seconds: str = "1.0", made: str = "1.0") -> str:
+    """An entry as a file may have it whose maker means harm: well formed, with its right checksum."""
+    digest = Key.of(canonical_json(preimage))
+    number = {"seconds": json.loads(seconds), "made": json.loads(made)}
+    body = canonical_json({**number, "preimage": digest.preimage, "value": value})
+    fields = {**number, "key": digest.digest, "preimage": digest.preimage, "value": value}
+    return canonical_json({**fields, "sha256": checksum(digest.digest, body)})
+
+
+def sealed_file(path: Path, *lines: str) -> Path:
+    text = "".join(f"{line}\n" for line in ('{"format":"prunesearch evaluations","schema":1}', *lines))
+    last = canonical_json({"entries": len(lines), "sha256": hashlib.sha256(text.encode()).hexdigest()})
+    path.write_text(f"{text}{last}\n")
+    return path
+
+
+def of(kind: str, model: str = "f" * 64) -> dict[str, Any]:
+    chunk = {"kind": kind, "version": 2, "tokens": "t"}
+    return {"schema": 1, "model": model, "candidate": "blocks/6:1", "chunk": chunk}
+
+
+SUMS, LATENCIES = [[1.5, 2.5, 3]], {"block_ms": [1.0, 2.0], "attention_ms": [0.5, 0.5], "other_ms": 1.0}
+LATENCY_KEY = {"schema": 1, "model": "f" * 64, "kind": "sublayer latency", "machine": "m", "tokens": 256}
+ODD: dict[str, str] = {
+    "lone surrogate in the model": line_of(of("calibration", "\ud800"), SUMS),
+    "lone surrogate in the kind": line_of(of("\udfff"), [[1.0]]),
+    "lone surrogate in a text": line_of(of("generated text"), ["\ud800"]),
+    "lone surrogate deep in the key": line_of({**of("k"), "candidate": ["\ud800"]}, [[1.0]]),
+    "NUL in the model": line_of(of("calibration", "a\x00b"), SUMS),
+    "line break in the kind": line_of(of("a\nb"), [[1.0]]),
+    "no model": line_of({"schema": 1, "chunk": {"kind": "calibration", "version": 2}}, SUMS),
+    "no kind": line_of({"schema": 1, "model": "m", "chunk": {}}, SUMS),
+    "400 digits": line_of(of("calibration"), [[10**399, 1, 1]]),
+    "400 digits of an unknown kind": line_of(of("k"), [[10**399]]),
+    "400 digits of seconds": line_of(of("calibration"), SUMS, seconds="9" * 400),
+    "after the year 9999": line_of(of("calibration"), SUMS, made="9e12"),
+    "nothing": line_of(of("calibration"), []),
+    "an empty row": line_of(of("k"), [[]]),
+    "texts for sums": line_of(of("calibration"), [["x", "y", "z"]]),
+    "truth values for sums": line_of(of("calibration top 512"), [[True, True, True]]),
+    "two sums": line_of(of("calibration"), [[1.0, 2.0]]),
+    "no tokens": line_of(of("calibration"), [[1.0, 2.0, 0]]),
+    "sums for answers": line_of(of("loglikelihood"), SUMS),
+    "numbers for truth values": line_of(of("loglikelihood"), [[-1.0, 1]]),
+    "numbers for texts": line_of(of("generated text"), [1.0]),
+    "deep": line_of(of("k"), [[[[1.0]]]]),
+    "a table for sums": line_of(of("calibration"), {"a": 1}),
+    "latencies without one": line_of(LATENCY_KEY, {"block_ms": [1.0], "attention_ms": [1.0]}),
+    "latencies of text": line_of(LATENCY_KEY, {**LATENCIES, "block_ms": ["x"]}),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_entry_that_could_not_be_used_is_refused_before_anything_is_written(tmp_path: Path, odd: str) -> None:
+    sound = [line_of({**of("calibration"), "candidate": f"blocks/6:{i}"}, SUMS) for i in range(3)]
+    with pytest.raises(InputError, match=r"line 5: .*; nothing was imported") as caught:
+        check([sealed_file(tmp_path / "odd.jsonl", *sound, ODD[odd])])
+    str(caught.value).encode()
+
+
+def test_every_kind_of_result_is_imported_also_from_a_clock_that_is_ahead(tmp_path: Path) -> None:
+    lines = [
+        line_of(of("calibration"), SUMS, made=str(time.time() + 10 * 86400)),
+        line_of(of("calibration top 512"), SUMS),
+        line_of(of("loglikelihood"), [[-1.5, True], [-2, False]]),
+        line_of(of("generated text"), ["a", "", "\x00é😀"]),
+        line_of(LATENCY_KEY, LATENCIES),
+        line_of(of("of somebody's own"), {"a": [1, "b", True], "c": 2}),
+    ]
+    with closing(DiskTier(tmp_path / "b")) as tier, closing(SqlTier(f"sqlite:///{tmp_path}/t.db")) as shared:
+        assert merge([sealed_file(tmp_path / "a.jsonl", *lines)], [shared, tier]) == Imported(6, 6, 0)
+        assert len(tier) == len(shared) == 6
+
+
+def test_labels_that_no_database_stores_are_stored_as_others(tmp_path: Path, database: str) -> None:
+    entry = Entry(Key.of(canonical_json(of("a\nb\x00", "\ud800"))), 1)
+    assert entry.labels == ("?", "a?b?")
+    with closing(DiskTier(tmp_path / "b")) as local, closing(SqlTier(database)) as shared:
+        for tier in (local, shared):
+            tier.put([entry])
+            assert [(group.model, group.kind) for group in tier.groups()] == [("?", "a?b?")]
+
+
+def test_a_whole_number_beyond_all_floats_is_compared(tmp_path: Path, key: MakeKey) -> None:
+    assert Entry(key(1), [10**400]).agrees(Entry(key(1), [10**400]))
+    assert not Entry(key(1), [10**400]).agrees(Entry(key(1), [1.0]))
+
+
+def test_an_import_that_fails_half_way_says_what_is_there(
+    tmp_path: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_BATCH", 2)
+    check([exported])
+    lines = exported.read_text().splitlines()
+    exported.write_text("\n".join([*lines[:4], "nonsense"]))  # changed after it was checked
+    with closing(DiskTier(tmp_path / "b")) as tier:
+        with pytest.raises(RunError, match="line 5: it is no JSON; 2 entries were imported before that and stay"):
+            add([exported], [tier])
+        assert len(tier) == 2
+
+
+def test_an_import_copies_what_another_import_put_first(
+    tmp_path: Path, key: MakeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(cache(tmp_path / "a", Entry(key(1), [[7.0]], 1, 7.0))) as tier:
+        export([tier], tmp_path / "a.jsonl")
+    with closing(SqlTier(f"sqlite:///{tmp_path}/t.db")) as shared, closing(DiskTier(tmp_path / "b")) as local:
+        put = local.put
+
+        def put_late(*words: Any) -> Any:  # noqa: ANN401
+            shared.put([Entry(key(1), [[7.0]], 1, 5.0)], "earliest")
+            return put(*words)
+
+        monkeypatch.setattr(local, "put", put_late)
+        merge([tmp_path / "a.jsonl"], [shared, local])
+        assert local.get([key(1).digest])[key(1).digest].made == 5.0
+
+
+def test_an_export_follows_no_link_and_replaces_no_device(tmp_path: Path, exported: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "out.jsonl").symlink_to(victim)
+    with closing(DiskTier(tmp_path / "a")) as tier:
+        export([tier], tmp_path / "out.jsonl")
+        with pytest.raises(RunError, match="is no ordinary file"):
+            export([tier], Path("/dev/null"))
+    assert victim.read_text() == "precious"
+    assert (tmp_path / "out.jsonl").read_bytes() == exported.read_bytes()
