@@ -113,7 +113,7 @@ def gc(older_than: str, cache: str, as_json: bool) -> None:
     from prunesearch.store import census
     from prunesearch.store.places import Places
 
-    before = time.time() - parse_duration(older_than, "--older-than")
+    before = max(0.0, time.time() - parse_duration(older_than, "--older-than"))  # nothing is older than 1970
     document: dict[str, Any] = census.sweep(Places.parse(cache), before)
     emit(as_json, {**document, "before": _when(before)}, render.swept)
 
@@ -147,4 +147,7 @@ def doctor(cache: str, storage: str, as_json: bool) -> None:
 
 
 def _when(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):  # from a file that somebody has changed
+        return f"{at:g}"

@@ -23,6 +23,7 @@ from prunesearch.store.sql import SqlTier
 from prunesearch.store.strict import FIXED_WAL, SCHEMA_VERSION
 from prunesearch.store.tables import connect
 from prunesearch.store.tiers import UNSENT
+from prunesearch.store.writers import writer_at
 
 FINE, NOTE, BROKEN = "fine", "note", "broken"
 _PACKAGES = "prunesearch torch transformers optuna lm-eval diskcache sqlalchemy alembic psycopg".split()
@@ -169,19 +170,15 @@ def _studies(url: str) -> Iterator[Check]:
     if file:
         yield Check("studies on", f"{file} on {file_system(file) or 'an unknown file system'}")
     yield Check("studies", f"{shown(url)}: Optuna schema {_revision(url)}")
-    running = [use for use in census.studies_of(url).uses if use.running]
-    if not running:
-        return
-    from prunesearch.store import studies  # Optuna takes a while to import
-
-    storage = studies.open_storage(url, create=False)
-    for use in running:
-        if studies.writer_of(storage, use.study) is not None:
-            yield Check("running trials", f"{use.running} trials of study {use.study!r} are being evaluated")
+    for use in census.studies_of(url).uses:
+        if not use.running:
             continue
-        what = f"{use.running} trials of study {use.study!r} were left by a search that was stopped"
+        trials = f"{use.running} trials of study {use.study!r}"
+        if writer := writer_at(url, use.study):
+            yield Check("running trials", f"{trials} are being evaluated by {writer}")
+            continue
         remedy = f"prunesearch study resume {use.study} finishes them under their own numbers"
-        yield Check("unfinished trials", what, NOTE, remedy)
+        yield Check("unfinished trials", f"{trials} were left by a search that was stopped", NOTE, remedy)
 
 
 def _revision(url: str) -> str:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 from click.testing import CliRunner, Result
 
@@ -180,3 +181,33 @@ def test_a_model_that_no_study_names_is_called_by_its_name(here: Path, tiny_fold
     name.write_text("a\x1b[31mb")
     assert run_json("cache", "stats")["groups"][0]["model"] == group["fingerprint"][:12]
     assert run_json("cache", "verify")["tiers"][0]["file"] == []
+
+
+def test_studies_of_others_do_not_disturb(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with EvaluationStore("storage/cache") as store:
+        store.put(evaluation_key("f" * 64, "blocks/6:1", {"kind": "calibration"}), [[1, 1, 2]])
+    storage = studies.open_storage("sqlite:///storage/study.db", create=True)
+    odd: list[object] = ["sourdough", {"a": 1}, [1], None, 3, json.dumps({"model content": ["x"]}), "[" * 5000]
+    for number, value in enumerate(odd):
+        study = optuna.create_study(storage=storage, study_name=f"theirs{number}")
+        study.set_user_attr("recipe", value)
+        study.set_user_attr("identity", value)
+        trial = study.ask()
+        trial.set_user_attr("cache", value)
+        trial.set_user_attr("saved_seconds", value)
+    found = run_json("cache", "stats")
+    assert found["entries"] == 1
+    assert [study["hits"] for study in found["studies"]] == [0], "the one whose attributes look like ours"
+    checks = {check["name"]: check for check in run_json("doctor")["checks"]}
+    assert checks["studies"]["status"] == "fine"
+    assert run_json("study", "list") == []
+
+
+def test_a_span_that_is_longer_than_all_time_removes_nothing(here: Path) -> None:
+    with EvaluationStore("storage/cache") as store:
+        store.put(evaluation_key("f" * 64, "blocks/6:1", {"kind": "calibration"}), [[1, 1, 2]])
+    for span in ("999999999d", "9" * 400 + "w"):
+        found = run_json("cache", "gc", "--older-than", span)
+        assert (found["entries"], found["before"]) == (0, "1970-01-01 00:00:00 UTC")
+    Path("storage/cache/alarms.jsonl").write_text('{"kind":"damage","key":"k","detail":"","at":1e300}\n')
+    assert run_json("cache", "verify")["alarms"][0]["at"] == "1e+300"

@@ -26,6 +26,7 @@ from prunesearch.store.files import (
     scratch_beside,
     sync_tree,
 )
+from prunesearch.store.places import refuse_network
 
 WORK = Path("storage/heal")
 """Where work folders lie by default, by digest."""
@@ -107,6 +108,7 @@ def held(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
         InputError: it belongs to another run, or another process is at work in it.
         StorageError: it cannot be written.
     """
+    refuse_network(folder, f"the work folder {str(folder)!r}", "give a folder on this machine's disk with --work")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / _LOCK, timeout=0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from prunesearch.store.tiers import UNSENT
 
 NAMES = "names"
 """Folder of a cache in which the names of models lie, a file for each, by their fingerprints."""
+_OPTUNA_TABLES = ("studies", "trials", "study_user_attributes", "trial_user_attributes")
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,15 @@ def studies_of(url: str) -> Studies:
     engine = connect(url)
     try:
         with engine.connect().execution_options(reading=True) as connection:
-            if not sqlalchemy.inspect(connection).has_table("trials"):
+            if not set(_OPTUNA_TABLES) <= set(sqlalchemy.inspect(connection).get_table_names()):
                 return Studies((), {})
-            return Studies(tuple(_uses(connection)), _models(connection))
+            ours = _ours(connection)
+            tuned = connection.exec_driver_sql(
+                "SELECT s.study_name FROM studies s JOIN study_user_attributes a ON a.study_id = s.study_id "
+                "WHERE a.key = 'healing'"
+            )
+            names = {*ours, *tuned.scalars()}
+            return Studies(tuple(_uses(connection, names)), _models(ours))
     except SQLAlchemyError as error:
         reason = one_line(getattr(error, "orig", None) or error)
         raise StorageError(f"cannot read --storage {shown(url)!r}: {reason}") from None
@@ -113,44 +121,58 @@ def studies_of(url: str) -> Studies:
         engine.dispose()
 
 
-def _uses(connection: Connection) -> Iterator[StudyUse]:
-    joined = "FROM studies s JOIN trials t ON t.study_id = s.study_id"
-    states: dict[str, int] = defaultdict(int)
-    for name, state, count in connection.exec_driver_sql(
-        f"SELECT s.study_name, t.state, COUNT(*) {joined} GROUP BY s.study_name, t.state"
-    ):
-        states[name] += count if str(state) == "RUNNING" else 0
-    attributes = f"{joined} JOIN trial_user_attributes a ON a.trial_id = t.trial_id"
-    counts: dict[str, dict[str, int]] = defaultdict(dict)
-    for name, text, count in connection.exec_driver_sql(
-        f"SELECT s.study_name, a.value_json, COUNT(*) {attributes} WHERE a.key = 'cache' "
-        "GROUP BY s.study_name, a.value_json"
-    ):
-        counts[name][json.loads(text)] = count
-    saved = {
-        name: float(total)
-        for name, total in connection.exec_driver_sql(
-            f"SELECT s.study_name, SUM(CAST(a.value_json AS FLOAT)) {attributes} WHERE a.key = 'saved_seconds' "
-            "GROUP BY s.study_name"
-        )
-    }
-    for name in sorted(states):
-        found = counts[name]
-        yield StudyUse(name, found.get("hit", 0), found.get("computed", 0), saved.get(name, 0.0), states[name])
-
-
-def _models(connection: Connection) -> dict[str, str]:
-    found: dict[int, dict[str, Any]] = defaultdict(dict)
+def _ours(connection: Connection) -> dict[str, dict[str, Any]]:
+    """Identity and recipe of the studies that prunesearch made, by name. Others may keep anything by these words."""
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
     for study, key, text in connection.exec_driver_sql(
-        "SELECT study_id, key, value_json FROM study_user_attributes WHERE key IN ('identity', 'recipe')"
+        "SELECT s.study_name, a.key, a.value_json FROM studies s JOIN study_user_attributes a "
+        "ON a.study_id = s.study_id WHERE a.key IN ('identity', 'recipe')"
     ):
-        found[study][key] = json.loads(json.loads(text))
-    named = {
-        attributes["identity"].get("model content"): attributes["recipe"].get("model")
-        for attributes in found.values()
-        if {"identity", "recipe"} <= attributes.keys()
-    }
-    return {str(digest): Path(str(name)).name for digest, name in named.items() if digest}
+        fields = _parsed(_parsed(text))
+        if isinstance(fields, dict):
+            found[study][key] = fields
+    return {study: attributes for study, attributes in found.items() if {"identity", "recipe"} <= attributes.keys()}
+
+
+def _parsed(text: object) -> object:
+    """The JSON value of a text; None if it is none."""
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _uses(connection: Connection, names: set[str]) -> Iterator[StudyUse]:
+    joined = "FROM studies s JOIN trials t ON t.study_id = s.study_id"
+    running = dict.fromkeys(names, 0)
+    for name, count in connection.exec_driver_sql(
+        f"SELECT s.study_name, COUNT(*) {joined} WHERE t.state = 'RUNNING' GROUP BY s.study_name"
+    ):
+        running[name] = count
+    attributes = f"{joined} JOIN trial_user_attributes a ON a.trial_id = t.trial_id"
+    counts: dict[tuple[str, object], int] = {}
+    saved: dict[str, float] = defaultdict(float)
+    for name, key, text, count in connection.exec_driver_sql(
+        f"SELECT s.study_name, a.key, a.value_json, COUNT(*) {attributes} WHERE a.key IN ('cache', 'saved_seconds') "
+        "GROUP BY s.study_name, a.key, a.value_json"
+    ):
+        value = _parsed(text)
+        if key == "cache" and isinstance(value, str):
+            counts[name, value] = count
+        elif key == "saved_seconds" and isinstance(value, int | float) and math.isfinite(value):
+            saved[name] += value * count
+    for name in sorted(names):
+        hits, computed = counts.get((name, "hit"), 0), counts.get((name, "computed"), 0)
+        yield StudyUse(name, hits, computed, saved[name], running[name])
+
+
+def _models(ours: dict[str, dict[str, Any]]) -> dict[str, str]:
+    found = {}
+    for attributes in ours.values():
+        digest, name = attributes["identity"].get("model content"), attributes["recipe"].get("model")
+        if digest:
+            found[str(digest)] = Path(str(name)).name
+    return found
 
 
 def remember_name(folder: Path, fingerprint: str, name: str) -> None:

@@ -1,6 +1,8 @@
 """Where evaluations may be kept: folders that belong to their user alone, on file systems that SQLite can trust."""
 
+import grp
 import os
+import pwd
 import re
 import stat
 import tempfile
@@ -17,11 +19,17 @@ from prunesearch.masking import masked_url
 _MOUNTS = Path("/proc/self/mountinfo")
 DEFAULT_FOLDER = "storage/cache"
 _SCHEMES = ("postgresql", "sqlite")  # those that studies and leases can lock
-# SQLite's locks, and the shared memory of its WAL, hold on one host only.
-_NETWORK = (
-    "nfs nfs4 cifs smb3 smbfs 9p afs lustre gpfs beegfs ceph glusterfs fuse.glusterfs fuse.sshfs fuse.s3fs "
-    "fuse.gcsfuse fuse.rclone fuse.juicefs orangefs pvfs2 ocfs2 gfs2 vboxsf"
-).split()
+# SQLite's locks, and the shared memory of its WAL, hold on one host only. Some of these are shared by virtual machines.
+_NETWORK = frozenset(
+    "9p acfs afs auristorfs beegfs beegfs_nodev ceph cephfs cifs coda davfs gfs gfs2 gfarm glusterfs gpfs hdfs ibrix "
+    "juicefs lustre lustre_lite mmfs moosefs ncpfs nfs nfs3 nfs4 ocfs2 orangefs panfs prl_fs pvfs2 quobyte smb "
+    "smb2 smb3 smbfs stornext cvfs vboxsf virtiofs vmhgfs weka wekafs".split()
+)
+# Of file systems in user space, which are mostly networks, only those that are known to be local are taken.
+_LOCAL_FUSE = frozenset(
+    "fuse.bindfs fuse.cryfs fuse.encfs fuse.exfat fuse.ext2 fuse.ext4 fuse.fuse-overlayfs fuse.fuse2fs fuse.gocryptfs "
+    "fuse.mergerfs fuse.ntfs fuse.ntfs-3g fuse.securefs fuse.squashfuse fuse.unionfs fuse.unionfs-fuse fuse.zfs".split()
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,10 @@ def check_url(url: str, option: str = "--storage") -> None:
             "%2F, or keep the password in ~/.pgpass"
         )
     if file := sqlite_file(url):
+        if str(file).startswith("file:"):
+            raise StorageError(f"{option} {shown(url)!r}: write the path itself, as in sqlite:///storage/study.db")
         check_writable(file.parent)
+        _check_database(file, option)
 
 
 def _parsed(url: str, option: str) -> sqlalchemy.URL:
@@ -147,12 +158,87 @@ def private_folder(folder: Path, create: bool = True) -> None:
             f"cache folder {str(folder)!r} can be written by others: "
             "chown it to yourself and chmod 700, or give another --cache"
         )
-    kind = file_system(folder)
-    if kind in _NETWORK:
+    refuse_network(
+        folder,
+        f"cache folder {str(folder)!r}",
+        "give a folder on this machine's disk; share evaluations with --cache postgresql+psycopg://…",
+    )
+
+
+def _check_database(file: Path, option: str) -> None:
+    """Refuse a SQLite file on a network file system, or one that others may write, or put another in its place.
+
+    Raises:
+        StorageError: it is one of these.
+    """
+    real = file.resolve()
+    refuse_network(
+        real, f"{option}: the database {str(file)!r}", "give a file on this machine's disk, or postgresql+psycopg://…"
+    )
+    folder = _info(real.parent)
+    # In a folder like /tmp nobody can replace the files of others.
+    if folder is not None and not folder.st_mode & stat.S_ISVTX and _is_open(folder):
         raise StorageError(
-            f"cache folder {str(folder)!r} lies on a network file system ({kind}), where locks do not hold: "
-            "give a folder on this machine's disk; share evaluations with --cache postgresql+psycopg://…"
+            f"{option}: the folder {str(real.parent)!r} of the database can be written by others: "
+            "chmod go-w it, or give a new folder in it"
         )
+    # SQLite obeys a journal that lies beside the file, whoever put it there.
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        part = real.with_name(real.name + suffix)
+        info = _info(part)
+        if info is not None and _is_open(info):
+            raise StorageError(
+                f"{option}: the database file {str(part)!r} can be written by others: "
+                "chown it to yourself and chmod go-w it, or give another"
+            )
+
+
+def _info(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _is_open(info: os.stat_result) -> bool:
+    """Whether somebody else may write to a file or folder, the administrator apart."""
+    me = os.getuid()
+    # As root one works with what users have made, in containers above all.
+    if info.st_uid not in (me, 0) and me != 0:
+        return True
+    mode = stat.S_IMODE(info.st_mode)
+    return bool(mode & stat.S_IWOTH) or (bool(mode & stat.S_IWGRP) and not _is_own_group(info.st_gid, info.st_uid))
+
+
+def _is_own_group(group: int, owner: int) -> bool:
+    """Whether a group has one member: many systems give each user such a group, and files that it may write."""
+    try:
+        found, user = grp.getgrgid(group), pwd.getpwuid(owner)
+    except KeyError:
+        return False
+    return found.gr_name == user.pw_name and set(found.gr_mem) <= {user.pw_name}
+
+
+def refuse_network(path: Path, what: str, remedy: str) -> None:
+    """Refuse a place where locks do not hold between all that can reach it.
+
+    Args:
+        what: the place, for the message.
+
+    Raises:
+        StorageError: it lies on a network file system.
+    """
+    kind = file_system(path)
+    if kind is not None and is_network(kind):
+        raise StorageError(f"{what} lies on a network file system ({kind}), where locks do not hold: {remedy}")
+
+
+def is_network(kind: str) -> bool:
+    """Whether a type of file system is one of a network, or shared by virtual machines."""
+    kind = kind.lower()
+    if kind == "fuse" or kind.startswith("fuse."):
+        return kind not in _LOCAL_FUSE
+    return kind in _NETWORK
 
 
 def file_system(path: Path) -> str | None:

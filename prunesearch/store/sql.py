@@ -46,7 +46,7 @@ class SqlTier:
         self.damaged = 0
         try:
             if file := sqlite_file(url):
-                file.parent.mkdir(parents=True, exist_ok=True)
+                file.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             self.engine = connect(url)
         except (ImportError, NoSuchModuleError):
             raise StorageError(

@@ -63,7 +63,7 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
         if not file.exists() and not create:
             raise StorageError(f"no study database {str(file)!r}: run prunesearch search first, or give --storage")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         except OSError as error:
             raise StorageError(f"cannot write to {str(file.parent)!r}: {error.strerror}") from None
     try:

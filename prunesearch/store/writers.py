@@ -36,7 +36,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from prunesearch.errors import RunError, StorageError, StudyBusyError, one_line
 from prunesearch.recipe import slug
-from prunesearch.store.tables import PREFIX
+from prunesearch.store.tables import PREFIX, connect
 
 TTL = 30.0
 """Seconds until the study of a writer that is not heard of may pass on; it is renewed three times in that span."""
@@ -114,6 +114,15 @@ def writer_in(engine: Engine, name: str) -> Writer | None:
     with engine.connect() as connection:
         row = _row(connection, name)
     return None if row is None or row.left <= 0 or _is_dead(row.process) else Writer(row.pid, row.host, row.since)
+
+
+def writer_at(url: str, name: str) -> Writer | None:
+    """The writer of a study in the database of a URL."""
+    engine = connect(url)
+    try:
+        return writer_in(engine, name)
+    finally:
+        engine.dispose()
 
 
 def busy(name: str, writer: Writer, more: str = "") -> StudyBusyError:
