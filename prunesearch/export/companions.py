@@ -14,14 +14,14 @@ from typing import Any
 from prunesearch.errors import ModelError
 from prunesearch.model.guard import guarded_writing
 from prunesearch.model.loading import LoadedModel
+from prunesearch.model.source import SMALL_KINDS
 
-TEXTS = frozenset(".json .txt .md .model .spm .tiktoken .jinja .jinja2 .vocab .bpe .codes .merges .dict .tsv".split())
-"""Kinds of files that tokenizers, templates, processors and licences are kept in."""
 LARGEST = 128 * 2**20
 """Bytes of the largest companion; a larger file of these kinds is data. Tokenizers have up to 40 MB."""
 _ALWAYS = re.compile(r"(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|generation_config)")
 _LEGAL = re.compile(r"licen[sc]e|notice|copying|copyright|policy|terms|patents|authors|attribution|acknowledg", re.I)
 _LEGAL_KINDS = frozenset(("", ".txt", ".md", ".rst", ".html", ".pdf"))
+_CODE_KINDS = frozenset(".py .pyc .pyd .so .dll .pkl .pickle .sh".split())
 _TEMPLATES = ("additional_chat_templates", "chat_templates")
 _WRITTEN_ANEW = re.compile(r"config\.json|readme(\.\w+)?|prunesearch\.json|verification\.json", re.I)
 _OF_OTHER_WEIGHTS = re.compile(r".*\.index\.json|params\.json|adapter_.*|quant(ize)?_config\.json")
@@ -69,19 +69,19 @@ def companions_of(folder: Path, *, code: bool) -> list[Path]:
 
 
 def is_companion(name: str) -> bool:
-    """Whether a file of this name, at the top of a checkpoint's folder, belongs to the model and holds no weights."""
+    """Whether a file of this name, at the top of a checkpoint's folder, belongs to the model; not weights and code."""
     kind = Path(name).suffix.lower()
-    if name.startswith(".") or _WRITTEN_ANEW.fullmatch(name):
+    if name.startswith(".") or kind in _CODE_KINDS or _WRITTEN_ANEW.fullmatch(name):
         return False
     if _ALWAYS.match(name) or _is_legal(name):
         return True
-    return kind in TEXTS and not _OF_OTHER_WEIGHTS.fullmatch(name) and not _OF_A_TRAINING.fullmatch(name)
+    return kind in SMALL_KINDS and not _OF_OTHER_WEIGHTS.fullmatch(name) and not _OF_A_TRAINING.fullmatch(name)
 
 
 def _is_legal(name: str) -> bool:
     """Whether a file is a licence or belongs to one: ``LICENSE``, ``COPYING.LESSER``, ``MODEL_LICENSE.txt``."""
     kind = Path(name).suffix.lower()
-    return bool(_LEGAL.search(name)) and (kind in _LEGAL_KINDS or (name.split(".")[0].isupper() and kind != ".py"))
+    return bool(_LEGAL.search(name)) and (kind in _LEGAL_KINDS or name.split(".")[0].isupper())
 
 
 def copy_companions(loaded: LoadedModel, out: Path, *, own_type: bool) -> None:

@@ -34,7 +34,7 @@ def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bo
     refuse_adapter(folder, str(folder))
     form = manifest["form"]
     if (sublayers.trusts(form) or manifest.get("own_code")) and not trust_remote_code:
-        raise InputError(f"{str(folder)!r} was exported --as {form} and runs its own code: add --trust-remote-code")
+        raise InputError(f"{str(folder)!r} (--as {form}) runs code that it brings along: add --trust-remote-code")
     _check_weights(folder, report["digests"])
     model = reload(folder, base.model if base else None, trust_remote_code)
     found: dict[str, Any] = {

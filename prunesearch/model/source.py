@@ -17,14 +17,18 @@ from prunesearch.model.guard import guarded
 
 ADAPTER = "adapter_config.json"
 CONFIG = "config.json"
+SMALL_KINDS = tuple(
+    ".json .txt .md .model .spm .tiktoken .jinja .jinja2 .vocab .bpe .codes .merges .dict .tsv".split()
+)  # fmt: skip
+"""Kinds of files that tokenizers, templates, processors, cards and licences are kept in."""
 _SMALL = (
-    "*.json", "*.txt", "*.md", "*.model", "*.spm", "*.tiktoken", "*.jinja", "*.jinja2", "*.vocab", "*.bpe", "*.codes",
-    "*.merges", "*.dict", "*.tsv", "*LICEN[CS]E*", "*NOTICE*", "*COPYING*", "*POLICY*",
+    *(f"*{kind}" for kind in SMALL_KINDS), "tokenizer*", "vocab*", "*LICENSE*", "*LICENCE*", "*License*", "*license*",
+    "*COPYING*", "*COPYRIGHT*", "*NOTICE*", "*Notice*", "*POLICY*", "*TERMS*", "AUTHORS*", "PATENTS*",
 )  # fmt: skip
 """The small files that travel with an export (`export.companions`)."""
 _CODE = ("*.py",)
 _CONFIGS = (CONFIG, ADAPTER)
-_NOT_WANTED = ("*/*.json", "*/*.txt", "*/*.model", "*/*.md")  # the same model in other formats
+_NOT_WANTED = tuple(f"*/*{kind}" for kind in SMALL_KINDS if "jinja" not in kind)  # the same model in other formats
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.gguf)", re.IGNORECASE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, RunError, StorageError, VerificationError
@@ -17,7 +23,7 @@ from prunesearch.export import MANIFEST, checkpoint, export, recheck
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.surgery import pruned
 from prunesearch.recipe import Recipe
-from tests.conftest import FAMILIES, N_LAYERS
+from tests.conftest import FAMILIES, N_LAYERS, byte_tokenizer
 
 CANDIDATE = LayerSubset.of(N_LAYERS, (0, 3))
 IDS = torch.arange(1, 20)[None]
@@ -253,3 +259,22 @@ def test_links_into_the_blobs_of_the_same_repository_are_followed(
     (snapshot / "NOTICE").symlink_to("../../../models--me--y/blobs/abc")
     with pytest.raises(ModelError, match="NOTICE"):
         export(load(str(snapshot)), CANDIDATE, tmp_path / "other")
+
+
+def test_a_model_that_also_sees_keeps_its_eyes(tmp_path: Path) -> None:
+    text = {"vocab_size": 264, "hidden_size": 32, "intermediate_size": 64, "intermediate_size_mlp": 64, "head_dim": 8}
+    text |= {"num_hidden_layers": N_LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2}
+    vision = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16}
+    config = CONFIG_MAPPING["llama4"](text_config=text, vision_config=vision)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    out = export(load(str(tmp_path / "base"), device="cpu"), CANDIDATE, tmp_path / "out").folder
+    whole, report = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert whole.config.text_config.num_hidden_layers == N_LAYERS - 2
+    assert whole.config.vision_config.num_hidden_layers == 2
+    part = export(load(str(tmp_path / "base"), device="cpu", dtype="bfloat16"), CANDIDATE, tmp_path / "part").folder
+    said = json.loads((part / "config.json").read_text())
+    assert (said["model_type"], said["architectures"]) == ("llama4_text", ["Llama4ForCausalLM"])
+    assert said["dtype"] == "bfloat16"

@@ -1,5 +1,6 @@
 """The base's small files travel as they are; weights, keys, data and code that was not trusted stay where they are."""
 
+import fnmatch
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 from prunesearch.candidate import LayerSubset
 from prunesearch.export import export, gguf_write
 from prunesearch.export.companions import companions_of, is_companion
+from prunesearch.model import source
 from prunesearch.model.loading import load
 from tests.conftest import N_LAYERS, byte_tokenizer, tiny
 
@@ -27,6 +29,7 @@ CANDIDATE = LayerSubset.of(N_LAYERS, (1,))
 )
 def test_a_file_of_the_model_goes_along(name: str) -> None:
     assert is_companion(name)
+    assert any(fnmatch.fnmatch(name, pattern) for pattern in source._SMALL), "it is downloaded, too"
 
 
 @pytest.mark.parametrize(
@@ -34,7 +37,7 @@ def test_a_file_of_the_model_goes_along(name: str) -> None:
     """model.safetensors pytorch_model.bin consolidated.00.pth tf_model.h5 model.onnx model.gguf params.json
     model.safetensors.index.json config.json README.md prunesearch.json verification.json adapter_config.json
     trainer_state.json training_args.bin all_results.json optimizer.pt .env .gitattributes id_rsa secret.key token
-    train.jsonl data.parquet picture.png script.sh modeling.py""".split(),
+    train.jsonl data.parquet picture.png script.sh modeling.py tokenizer.py vocab.pkl""".split(),
 )
 def test_a_file_of_something_else_stays(name: str) -> None:
     assert not is_companion(name)
