@@ -100,6 +100,7 @@ class ProgressView:
         self._clocks: dict[str, _Clock] = {}
         self._stage: events.Stage | None = None
         self._share = 0.0
+        self._begun = ""  # the last stage that was not counted
         self._printed: dict[str, float] = {}
         self._subscription = ExitStack()
         self._held: list[str] | None = []  # the first plain lines; None once they are out
@@ -162,6 +163,9 @@ class ProgressView:
     def _begin(self, name: str) -> None:
         """Print a stage that is not counted; studies that are finished keep their last lines on the screen."""
         self._stage = None
+        if name == self._begun:  # several studies go through the same stages
+            return
+        self._begun = name
         if all(study.done == study.total for study in self._studies.values()):
             self._stop()
         if self._held is None or self.console.is_terminal:

@@ -89,17 +89,17 @@ def grid(document: Document) -> Parts:
             f"{s['best']['cost']['params'] / s['dense']['cost']['params']:.3f}",
             f"{s['best']['cost']['latency_ms'] / s['dense']['cost']['latency_ms']:.3f}",
             s["trials"],
-            s["computed"],
-            s["hits"],
             Layers(s["best"]["dropped"]),
         )
         for s in searches
     ]
-    columns = ("study", "best", "parameters", "latency", "trials", "evaluated", "cache hits", "layers dropped")
+    columns = ("study", "best", "parameters", "latency", "trials", "layers dropped")
+    computed, hits = (sum(s[name] for s in searches) for name in ("computed", "hits"))
     where = "measured" if searches[0]["latency_measured"] else "predicted"
     return [
         table(f"{len(rows)} studies over one engine and store, {duration(searches[-1]['seconds'])}", columns, rows),
-        f"parameters and latency ({where}) as a share of the dense model's",
+        f"parameters and latency ({where}) as a share of the dense model's; this run: {computed} evaluated, "
+        f"{hits} cache hits",
         _next(
             f"prunesearch study show {first}{flag}",
             f"prunesearch export {first} --out {first}{flag}",

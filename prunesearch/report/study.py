@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Group
 
-from prunesearch.report.tables import Layers, Prose, gib, label, number, table, without_constant
+from prunesearch.report.tables import Layers, Prose, gib, label, number, stderr_of, table, without_constant
 
 Document = Mapping[str, Any]
 Parts = list[Group | str]
@@ -65,12 +65,13 @@ def study_show(document: Document) -> Parts:
     metric = _metric_of(best)
     # Attributes that are long, or that say again what the value says, are for --json.
     names = [n for n, v in best[0]["attributes"].items() if n not in ("dropped", metric) and isinstance(v, float | int)]
+    names = [n for n in names if not n.endswith("_stderr")]
     names += [n for n in ("cache",) if n in best[0]["attributes"]]
     rows = [
         (
             t["number"],
-            f"{t['value']:.4f}",
-            *(_shown(name, t["attributes"].get(name)) for name in names),
+            f"{t['value']:.4f}" + _error(t, metric),
+            *(_shown(name, t["attributes"].get(name)) + _error(t, name) for name in names),
             Layers(t["dropped"]),
         )
         for t in best
@@ -128,6 +129,12 @@ def study_best(document: Document) -> Parts:
 def study_rm(document: Document) -> Parts:
     """What is gone."""
     return [f"deleted {document['deleted']} ({document['trials']} trials); its evaluations stay in the cache"]
+
+
+def _error(trial: Document, metric: str | None) -> str:
+    """The standard error of a trial's metric, as it is written after it."""
+    value, error = (trial["attributes"].get(name) for name in (metric, f"{metric}_stderr"))
+    return f" ± {stderr_of(str(metric), value, error)}" if error and isinstance(value, int | float) else ""
 
 
 def front_table(title: str, trials: Sequence[Document]) -> Group:

@@ -73,6 +73,7 @@ def test_a_log_says_the_stages_in_order() -> None:
         events.tell("scoring the dense model")
         view.progress(Progress("s", 0, 12))
         events.tell("timing the winner")
+        events.tell("timing the winner")
     assert [line.partition(":")[0] for line in said(view)] == [
         "loading the model m[0]",
         "scoring the dense model",

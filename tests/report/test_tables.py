@@ -81,7 +81,14 @@ def test_a_front_has_no_best_trial_and_empty_columns_are_left_out() -> None:
 
 
 def test_best_trials_show_no_column_twice_and_sizes_in_units() -> None:
-    attributes = {"kl": 1.969312, "perplexity": 30.5, "bytes": 2**28, "params": 10, "cache": "computed"}
+    attributes = {
+        "kl": 1.969312,
+        "perplexity": 30.5,
+        "bytes": 2**28,
+        "params": 10,
+        "cache": "computed",
+        "kl_stderr": 0.012,
+    }
     best = [
         {"number": n, "value": 1.9693123 + n, "values": [1.9693123 + n], "dropped": "12,13", "attributes": values}
         for n, values in enumerate([attributes, {**attributes, "kl": 2.969312, "bytes": 2**29}])
@@ -93,6 +100,7 @@ def test_best_trials_show_no_column_twice_and_sizes_in_units() -> None:
     for absent in ("value", "parameters", "computed", "268435456"):
         assert absent not in "\n".join(lines), absent
     assert "0.250 GiB" in "\n".join(lines)
+    assert "1.9693 ± 0.0120" in "\n".join(lines)
     assert any(line.split() == ["seed", "0"] for line in shown(settings, 200))
 
 
