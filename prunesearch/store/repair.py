@@ -6,9 +6,10 @@ alone until then. Copying twice does no harm.
 """
 
 import contextlib
-import os
 import time
 from pathlib import Path
+
+from prunesearch.store.files import sync
 
 QUARANTINE = "quarantine"
 FILE = "cache.db"
@@ -52,16 +53,5 @@ def complete(folder: Path, place: Path) -> None:
 
 def mark_copied(place: Path) -> None:
     """Say that the cache holds all that is sound in a quarantined file."""
-    handle = os.open(place / _COPIED, os.O_WRONLY | os.O_CREAT, 0o600)
-    os.fsync(handle)
-    os.close(handle)
-    sync_folder(place)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last over a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    (place / _COPIED).touch(mode=0o600)
+    sync(place)
