@@ -66,11 +66,17 @@ def _mergekit(loaded: LoadedModel, candidate: LayerSubset) -> str:
         )
     if dtype not in _MERGEKIT_TYPES:
         raise InputError(f"mergekit writes {', '.join(_MERGEKIT_TYPES)}, not {dtype}: give --dtype")
-    # As a mapping: in a text, @ begins a revision and + an adapter.
-    model = {"model": {"path": loaded.name, **({"revision": source.commit} if source.from_hub else {})}}
-    slices = [{"sources": [{"model": model, "layer_range": list(run)}]} for run in runs(candidate.kept)]
+    slices = [{"sources": [_source(loaded, run)]} for run in runs(candidate.kept)]
     recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
     return str(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+
+
+def _source(loaded: LoadedModel, run: tuple[int, int]) -> dict[str, Any]:
+    """A range of blocks. The model is a mapping, because in a text @ begins a revision and + an adapter."""
+    place = {"path": loaded.name}
+    if loaded.source.from_hub and loaded.source.commit is not None:
+        place["revision"] = loaded.source.commit
+    return {"model": {"model": place}, "layer_range": list(run)}
 
 
 def followers(config: PretrainedConfig, candidate: LayerSubset) -> list[str]:

@@ -61,7 +61,9 @@ def test_a_mergekit_recipe_gives_the_candidate_or_is_refused(
             elsewhere.say("mergekit", loaded, BLOCKS)
         assert "\n" not in str(told.value)
         return
-    recipe = yaml.safe_load(elsewhere.say("mergekit", loaded, BLOCKS))
+    text = elsewhere.say("mergekit", loaded, BLOCKS)
+    assert "&" not in text
+    recipe = yaml.safe_load(text)
     assert (recipe["merge_method"], recipe["dtype"]) == ("passthrough", "float32")
     found = AutoModelForCausalLM.from_pretrained(merged(recipe, loaded, tmp_path / "merged"))
     with pruned(loaded.model, BLOCKS) as candidate:
