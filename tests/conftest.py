@@ -1,7 +1,9 @@
 """Fixtures: tiny random models built in milliseconds, and SmolLM2 for the acceptance tests."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,15 @@ N_LAYERS = 6
 
 torch.set_num_threads(1)  # on matrices of 32 columns a second thread is waited for longer than it computes
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def pytest_configure() -> None:
+    """Take back what a shell hands down to its children: ``nohup`` and job schedulers ignore signals."""
+    os.umask(0o022)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def byte_tokenizer(*merges: tuple[str, str], ascii_only: bool = False) -> PreTrainedTokenizerFast:

@@ -1,5 +1,6 @@
 """A pruned model gets better, whatever happens on the way, and what is written is what was trained."""
 
+import itertools
 import json
 import os
 import signal
@@ -14,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli import cli
 from prunesearch.errors import DataError, InputError, StorageError, VerificationError
 from prunesearch.export import export
-from prunesearch.heal import HealProgress, HealRecipe, heal, weights_restored, work
+from prunesearch.heal import HealProgress, HealRecipe, heal, training, weights_restored, work
 from prunesearch.heal.adapter import adapted, target_names
 from prunesearch.heal.data import packed, sequences_of
 from prunesearch.heal.healing import carry_out, plan
@@ -83,6 +85,26 @@ def test_gradients_of_several_passes_are_those_of_one(tiny_folder: Path, recipe:
     )
 
 
+def test_nothing_but_healed_weights_comes_back(make_model: Callable[..., Path], prose: Path, tmp_path: Path) -> None:
+    """The head is stored apart although the config says that it is the embedding; peft and the Trainer set fields."""
+    folder = make_model(name="apart", tie_word_embeddings=True)
+    weights = load_file(folder / "model.safetensors")
+    head = weights["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file({**weights, "lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    loaded = load(str(folder), device="cpu")
+    loaded.model.config.pretraining_tp = 2  # peft sets it to 1
+    before = loaded.model.config.to_json_string(), loaded.model.generation_config.to_json_string()  # type: ignore[union-attr]
+    attributes = set(vars(loaded.model))
+    brief = HealRecipe(data=str(prose), held_out_tokens=64, window=32, steps=2, batch_size=2)
+    heal(loaded, CANDIDATE, brief, tmp_path / "work", checkpointing=True)
+    assert torch.equal(loaded.model.lm_head.weight, head)
+    assert torch.equal(loaded.model.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
+    assert before == (loaded.model.config.to_json_string(), loaded.model.generation_config.to_json_string())  # type: ignore[union-attr]
+    assert set(vars(loaded.model)) == attributes
+    assert not any(module.training or module._forward_hooks for module in loaded.model.modules())
+    assert all(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
 def test_activations_may_be_computed_again(tiny_folder: Path, recipe: HealRecipe, tmp_path: Path) -> None:
     plain = heal(load(str(tiny_folder)), CANDIDATE, recipe, tmp_path / "plain")
     loaded = load(str(tiny_folder))
@@ -116,12 +138,20 @@ def test_training_stops_without_progress(loaded: LoadedModel, recipe: HealRecipe
     assert healed.steps - healed.best_step == 3
 
 
-@pytest.mark.parametrize("rate", [30.0, 1e30])
+@pytest.mark.parametrize("kind", ["far above", "not finite"])
 def test_divergence_is_stopped_and_the_best_is_kept(
-    rate: float, loaded: LoadedModel, recipe: HealRecipe, tmp_path: Path
+    kind: str, loaded: LoadedModel, recipe: HealRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wild = recipe.model_copy(update={"learning_rate": rate, "steps": 30, "warmup": 0.5, "eval_every": 4})
-    wild = wild.model_copy(update={"patience": 100})
+    """The loss itself is made to leave, since where training diverges by itself depends on the arithmetic."""
+    steps = itertools.count(1)
+    loss_of = training.loss_of
+
+    def leaving(*args: Any) -> torch.Tensor:  # noqa: ANN401 (those of `loss_of`)
+        beyond = max(0, next(steps) - 6)
+        return loss_of(*args) + (float("nan") if kind == "not finite" and beyond else float(beyond))
+
+    monkeypatch.setattr(training, "loss_of", leaving)
+    wild = recipe.model_copy(update={"steps": 30, "warmup": 0.5, "eval_every": 4, "patience": 100})
     healed = heal(loaded, CANDIDATE, wild, tmp_path / "work")
     assert healed.diverged
     assert healed.steps < 30

@@ -1,6 +1,6 @@
 """Types unlike Llama are scored as they compute, or refused before they are scored wrongly.
 
-Those that once went wrong are tried always, of all others a twelfth, another one each day.
+Those that once went wrong are tried, and every twelfth of all.
 """
 
 import pytest
