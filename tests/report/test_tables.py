@@ -81,7 +81,7 @@ def test_a_front_has_no_best_trial_and_empty_columns_are_left_out() -> None:
 
 
 def test_best_trials_show_no_column_twice_and_sizes_in_units() -> None:
-    attributes = {
+    attributes: dict[str, object] = {
         "kl": 1.969312,
         "perplexity": 30.5,
         "bytes": 2**28,
