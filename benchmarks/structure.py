@@ -1,0 +1,183 @@
+"""The shape of the code in numbers: size of the root, density, private words, circles, untyped dictionaries, README.
+
+    python -m benchmarks.structure --json FILE            # this checkout
+    python -m benchmarks.structure --against COMMIT       # the same figures of an older commit, beside it
+
+Lines are counted without blank ones. Docstrings and string literals hold no comprehensions and no comments, since all
+but the comments is counted in the syntax tree. A nested comprehension is one that holds another. `dict[str, Any]`-like
+annotations are `dict`, `Mapping` or `MutableMapping` whose values are `Any` or `object`.
+"""
+
+import argparse
+import ast
+import io
+import re
+import subprocess
+import tarfile
+import tempfile
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.record import Record
+
+ROOT = Path(__file__).parent.parent
+BANNED = (
+    r"\bbehind\b", r"\bis no\b", r"\bwhoever\b", r"\bso many\b", r"\blump\b", r"\bmend(s|ed)?\b", r"\bdear\b",
+    r"\bBench\b", r"\bDesk\b", r"\bFlight\b", r"\bShelf\b", r"\bWish\b", r"\bstones?\b", r"\bLedger\b", r"\bTally\b",
+    r"\bcensus\b", r"\bBridges?\b", r"\bseal(ed)?\b", r"\bunseal\b",
+)  # fmt: skip
+"""Words that the glossary in prunesearch/README.md replaces by standard ones."""
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_TARGETS = {
+    "root_modules": "<= 6",
+    "comprehensions_per_1000_lines": "<= 18",
+    "nested_comprehensions_per_1000_lines": "<= 0.3",
+    "conditional_expressions_per_1000_lines": "<= 11",
+    "comment_lines_per_1000_lines": ">= 25",
+    "import_circles": "== 0",
+    "uses_of_unittest_mock": "== 0",
+    "untyped_dictionaries": "<= 60",
+    "readme_lines": "<= 200",
+    "readme_line_of_first_search": "<= 40",
+    "banned_words": "== 0",
+}
+
+
+@dataclass
+class Counts:
+    """What is counted over the package."""
+
+    lines: int = 0
+    totals: Counter[str] = field(default_factory=Counter)
+    imports: dict[str, set[str]] = field(default_factory=dict)
+
+
+def count(package: Path) -> Counts:
+    """Count over every module of a package."""
+    counts = Counts()
+    for path in sorted(package.rglob("*.py")):
+        text = path.read_text()
+        tree = ast.parse(text)
+        counts.lines += sum(1 for line in text.splitlines() if line.strip())
+        counts.totals["comments"] += _comment_lines(text)
+        _count_tree(tree, counts.totals)
+        module = ".".join((package.name, *path.relative_to(package).with_suffix("").parts)).removesuffix(".__init__")
+        counts.imports[module] = set(_imported(tree))
+    return counts
+
+
+def _count_tree(tree: ast.AST, totals: Counter[str]) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, _COMPREHENSIONS):
+            totals["comprehensions"] += 1
+            totals["nested"] += sum(isinstance(inner, _COMPREHENSIONS) for inner in ast.walk(node)) > 1
+        elif isinstance(node, ast.IfExp):
+            totals["conditional"] += 1
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mock":
+            totals["mock"] += 1
+        elif isinstance(node, ast.Subscript):
+            totals["untyped"] += _is_untyped_dictionary(node)
+
+
+def _is_untyped_dictionary(node: ast.Subscript) -> bool:
+    name = ast.unparse(node.value).rpartition(".")[2]
+    if name not in ("dict", "Mapping", "MutableMapping") or not isinstance(node.slice, ast.Tuple):
+        return False
+    return ast.unparse(node.slice.elts[-1]) in ("Any", "object")
+
+
+def _comment_lines(text: str) -> int:
+    """Number of lines that hold nothing but a comment."""
+    found = 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT and not token.line[: token.start[1]].strip():
+            found += 1
+    return found
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+
+
+def circles(imports: dict[str, set[str]]) -> list[tuple[str, str]]:
+    """Pairs of modules that import each other, directly."""
+    found = []
+    for module, names in imports.items():
+        for name in names:
+            if module < name and name in imports and module in imports[name]:
+                found.append((module, name))
+    return sorted(found)
+
+
+def banned_words(root: Path) -> Counter[str]:
+    """How often each banned word stands in the package and in the README files."""
+    found: Counter[str] = Counter()
+    pages = [root / "README.md", *(root / "prunesearch").rglob("*.py"), *(root / "prunesearch").rglob("*.md")]
+    for path in pages:
+        text = path.read_text()
+        if path.name == "README.md" and "## Glossary" in text:
+            # The glossary names the words that it replaces.
+            before, _, after = text.partition("## Glossary")
+            text = before + after.partition("\n## ")[2]
+        for pattern in BANNED:
+            found[pattern] += len(re.findall(pattern, text))
+    return +found
+
+
+def figures(root: Path) -> tuple[dict[str, float], Counter[str]]:
+    """All figures of a checkout, and its banned words."""
+    package = root / "prunesearch"
+    counts = count(package)
+    readme = (root / "README.md").read_text().splitlines()
+    first = next((n for n, line in enumerate(readme, 1) if line.startswith("prunesearch search")), len(readme))
+    words = banned_words(root)
+    per_1000 = 1000 / counts.lines
+    return {
+        "lines": counts.lines,
+        "root_modules": sum(1 for p in package.glob("*.py") if p.name != "__init__.py"),
+        "comprehensions_per_1000_lines": counts.totals["comprehensions"] * per_1000,
+        "nested_comprehensions_per_1000_lines": counts.totals["nested"] * per_1000,
+        "conditional_expressions_per_1000_lines": counts.totals["conditional"] * per_1000,
+        "comment_lines_per_1000_lines": counts.totals["comments"] * per_1000,
+        "import_circles": len(circles(counts.imports)),
+        "uses_of_unittest_mock": counts.totals["mock"],
+        "untyped_dictionaries": counts.totals["untyped"],
+        "readme_lines": len(readme),
+        "readme_line_of_first_search": first,
+        "banned_words": words.total(),
+    }, words
+
+
+def main() -> None:
+    """Count, compare with an older commit where one is named, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the same; it takes seconds")
+    parser.add_argument("--json", type=Path, help="write the document here")
+    parser.add_argument("--against", metavar="COMMIT", help="count this commit too")
+    options = parser.parse_args()
+    record = Record("structure", options.quick)
+    found, words = figures(ROOT)
+    for name, value in found.items():
+        record.add(name, value, _TARGETS.get(name))
+    record.notes["banned words"] = dict(words)
+    if options.against:
+        with tempfile.TemporaryDirectory() as folder:
+            archive = subprocess.run(
+                ["git", "-C", str(ROOT), "archive", options.against], capture_output=True, check=True
+            ).stdout
+            with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+                tar.extractall(folder, filter="data")
+            before, _ = figures(Path(folder))
+        record.notes["before"] = {"commit": options.against, **before}
+    record.finish(options.json)
+
+
+if __name__ == "__main__":
+    main()
