@@ -4,8 +4,10 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import click
+import optuna
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -18,18 +20,31 @@ from tests.conftest import REPOSITORY
 from tests.test_architecture import ORDER, PACKAGE
 
 README = (REPOSITORY / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
-    line
-    for kind, block in BLOCKS
-    if kind == "bash"
-    for part in block.splitlines()
-    for line in part.split(" && ")
-    if line.startswith("prunesearch ")
-]
+ARCHITECTURE = (PACKAGE / "README.md").read_text()
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "storage" / "README.md", *sorted(PACKAGE.rglob("README.md"))]
+BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+def blocks(kind: str) -> list[tuple[Path, str]]:
+    """The blocks of one kind on all pages."""
+    found = []
+    for page in PAGES:
+        for language, text in BLOCK.findall(page.read_text()):
+            if language == kind:
+                found.append((page, text))
+    return found
+
+
+def commands() -> list[str]:
+    """Every prunesearch command on all pages."""
+    found = []
+    for _, block in blocks("bash"):
+        for line in block.splitlines():
+            found += [part for part in line.split(" && ") if part.startswith("prunesearch ")]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("line", commands())
 def test_every_command_is_understood(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
     command: click.Command = cli
@@ -39,14 +54,32 @@ def test_every_command_is_understood(line: str) -> None:
 
 
 def test_the_recipes_are_valid(tmp_path: Path) -> None:
-    recipes = [block for kind, block in BLOCKS if kind == "yaml"]
-    read = []
-    for number, text in enumerate(recipes):
+    finalists = []
+    for number, (_, text) in enumerate(blocks("yaml")):
         path = tmp_path / f"{number}.yaml"
         path.write_text(text)
-        read.append(read_recipe(path))
-    assert [recipe.drop for recipe, _ in read] == ["25%", "25%"]
-    assert [section and validated(RecoverySection, section).finalists for _, section in read] == [5, None]
+        read = read_recipe(path, {}, ())
+        assert [recipe.drop for recipe in read.recipes] == ["25%"]
+        assert read.recover is not None
+        finalists.append(validated(RecoverySection, read.recover).finalists)
+    assert finalists == [1, 5]
+
+
+def test_the_python_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = blocks("python")
+    assert len(examples) == 2
+    create_study = optuna.create_study
+    for _, text in examples:
+        studies = []
+
+        def created(found: list[optuna.Study] = studies, **options: Any) -> optuna.Study:  # noqa: ANN401 (of optuna)
+            found.append(create_study(**options))
+            return found[-1]
+
+        monkeypatch.setattr(optuna, "create_study", created)
+        few = re.sub(r"n_trials=\d+", "n_trials=8", text)
+        exec(few, {"my_loss": lambda dropped: float(sum(dropped)), "my_score": lambda rate: rate})
+        assert len(studies[0].trials) == 8
 
 
 def test_the_set_up_commands_are_the_ones_that_ci_runs() -> None:
@@ -58,17 +91,24 @@ def test_the_set_up_commands_are_the_ones_that_ci_runs() -> None:
     assert ci.rstrip().endswith(test)
 
 
-def test_every_module_has_its_place_in_the_architecture_section() -> None:
-    section = README.partition("## Architecture")[2].partition("**Read the code")[0]
+def test_every_module_has_its_place_on_the_architecture_page() -> None:
+    table, _, order = ARCHITECTURE.partition("**Read the code")
     for module in ORDER:
-        assert re.search(rf"`{module}/?`", section), module
-    for path in re.findall(r"`([a-z_/]+\.py)`", README.partition("**Read the code")[2]):
+        assert re.search(rf"`{module}/?`", table), module
+    for path in re.findall(r"`([a-z_/]+\.py)`", order.partition("\n#")[0]):
         assert (PACKAGE / path).is_file(), path
 
 
-def test_every_link_leads_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (REPOSITORY / Path(target)).exists(), target
+def test_the_readme_is_short() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 200
+    assert next(n for n, line in enumerate(lines, 1) if line.startswith("prunesearch search")) <= 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
 
 
 def test_every_dependency_is_pinned() -> None:
