@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,15 @@ def results_of(loaded: LoadedModel, objective: Objective, *candidates: LayerSubs
     work = [(chunk, candidates) for chunk in objective.chunks]
     scored = {(index, c): found for index, c, found in objective.score(work, Forward(loaded.model, loaded.layers))}
     return [[scored[chunk.index, c] for chunk in objective.chunks] for c in candidates]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the code of checkpoints that tests trust in one folder of their own; it cannot change within a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder)
+        yield
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from prunesearch.model.gguf_file import open_gguf
 from prunesearch.model.guard import guarded
 from prunesearch.model.layers import Layers, ResidentLayers
 from prunesearch.model.source import IN_MEMORY, ResolvedSource, resolve, with_weights
-from prunesearch.model.sources import refuse_quantised_weights
+from prunesearch.model.sources import check_stored
 
 TOKENIZER_ADVICE = "get its files again, or a newer version of transformers and tokenizers"
 
@@ -106,7 +106,7 @@ def load(
     model, report = loaded
     refuse_incomplete(name, report)
     if source.safetensors and not is_quantised(model.config):
-        refuse_quantised_weights(model, tensors_of(source.weights), name)
+        check_stored(model, tensors_of(source.weights), name)
     if not trust_remote_code:
         forget_code(model.config, tokenizer)
     if source.gguf is not None:

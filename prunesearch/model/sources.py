@@ -19,7 +19,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from prunesearch.errors import ModelError
+from prunesearch.errors import ModelError, one_line
 from prunesearch.model.checkpoint import Stored, read
 
 
@@ -57,6 +57,10 @@ class Fused:
         return whole
 
 
+_TWICE = (
+    "checkpoint {name!r} holds {parameter} twice, as {first} and as {second}, and they differ: delete the wrong one"
+)
+
 Source = Stored | Fused | torch.Tensor
 """Where a parameter is: whole in a file, in pieces in a file, or in host memory."""
 
@@ -81,10 +85,13 @@ def locate(model: PreTrainedModel, stored: Mapping[str, Stored], name: str) -> d
     Raises:
         ModelError: one is not there, has another shape, or is quantised.
     """
-    refuse_quantised_weights(model, stored, name)
+    check_stored(model, stored, name)
     state = model.state_dict()
     found = _match(model, stored, state)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    tied: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    for follower, parameter in tied.items():
+        if parameter not in found and follower in found:
+            found[parameter] = found[follower]  # the checkpoint has the tensor under the other name
     for parameter, tensor in state.items():
         place = found.get(parameter)
         if place is None and parameter in tied:
@@ -99,10 +106,11 @@ def locate(model: PreTrainedModel, stored: Mapping[str, Stored], name: str) -> d
     return {parameter: place for parameter, place in found.items() if parameter in state}
 
 
-def refuse_quantised_weights(model: PreTrainedModel, stored: Mapping[str, Stored], name: str) -> None:
-    """Refuse weights that are stored as integers or in 8 bits while no config says how they are to be read.
+def check_stored(model: PreTrainedModel, stored: Mapping[str, Stored], name: str) -> None:
+    """Refuse a checkpoint that readers understand differently.
 
-    transformers would take such numbers as they are.
+    Weights stored as integers or in 8 bits, while no config says how they are to be read, are taken by transformers as
+    they are. Of two tensors that make one parameter, as under an old and a new name, each reader takes another.
 
     Args:
         name: of the checkpoint, for messages.
@@ -111,13 +119,34 @@ def refuse_quantised_weights(model: PreTrainedModel, stored: Mapping[str, Stored
         ModelError: there are such weights.
     """
     state = model.state_dict()
-    for key, (parameter, _) in parameters_of(model, stored, state).items():
+    whole: dict[str, str] = {}
+    in_pieces: dict[str, str] = {}
+    for key, (parameter, pattern) in parameters_of(model, stored, state).items():
         dtype = stored[key].dtype
         if state[parameter].is_floating_point() and (not dtype.is_floating_point or dtype.itemsize < 2):
             raise ModelError(
                 f"checkpoint {name!r} holds {parameter} quantised ({str(dtype).removeprefix('torch.')}), and its "
                 "config does not say how to read it: give the unquantised model"
             )
+        if pattern is not None:
+            in_pieces.setdefault(parameter, key)
+            continue
+        first = whole.setdefault(parameter, key)
+        if first != key and not _same(stored[first], stored[key]):
+            raise ModelError(_TWICE.format(name=name, parameter=parameter, first=first, second=key))
+    for parameter in sorted(whole.keys() & in_pieces.keys()):
+        first, second = whole[parameter], in_pieces[parameter]
+        raise ModelError(_TWICE.format(name=name, parameter=parameter, first=first, second=second))
+
+
+def _same(one: Stored, other: Stored) -> bool:
+    """Whether two stored tensors hold the same."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    try:
+        return torch.equal(read(one), read(other))
+    except OSError as error:
+        raise ModelError(f"cannot read {str(one.path)!r}: {one_line(error)}; get it again") from None
 
 
 def _match(

@@ -1,6 +1,6 @@
 """Opening a model that is larger than memory: all but its blocks is loaded, these are read when they are used."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers.initialization import no_init_weights
 
 from prunesearch.errors import ModelError, one_line
 from prunesearch.model.anatomy import NO_MODEL, blocks_of, family_of, input_device, read_config, sizes_of
-from prunesearch.model.checkpoint import tensors_of
+from prunesearch.model.checkpoint import Stored, tensors_of
 from prunesearch.model.fingerprint import fingerprint
 from prunesearch.model.guard import guarded
 from prunesearch.model.layers import StreamedLayers
@@ -57,7 +57,7 @@ def open_streamed(
     if not source.safetensors:
         raise ModelError(f"{name!r} holds no safetensors, only those can be streamed: use --weights memory")
     stored = tensors_of(source.weights)
-    model = _empty(config, dtype, trust_remote_code)
+    model = _empty(config, dtype, stored, trust_remote_code)
     with guarded(f"cannot load the tokenizer of {name!r}", folder, advice=TOKENIZER_ADVICE):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if not trust_remote_code:
@@ -126,16 +126,26 @@ class _WeightsOnMeta(TorchFunctionMode):
         return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
-def _empty(config: PretrainedConfig, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
+def _empty(
+    config: PretrainedConfig, dtype: str, stored: Mapping[str, Stored], trust_remote_code: bool
+) -> PreTrainedModel:
     """The model with its parameters on the meta device and its buffers (rotary frequencies) real."""
-    wanted = config.dtype if dtype == "auto" else getattr(torch, dtype)
-    wanted = wanted if isinstance(wanted, torch.dtype) else torch.float32
+    wanted = getattr(torch, dtype) if dtype != "auto" else config.dtype
+    if not isinstance(wanted, torch.dtype):
+        wanted = _first_type(stored)
     with guarded(NO_MODEL), init_empty_weights(include_buffers=False), _WeightsOnMeta(), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=wanted, trust_remote_code=trust_remote_code
         )
     keep_exact_parts(model)
     return model.requires_grad_(False)
+
+
+def _first_type(stored: Mapping[str, Stored]) -> torch.dtype:
+    """The precision of a checkpoint whose config names none: of the first weight of its first file, by name."""
+    ordered = sorted(stored.items(), key=lambda item: (item[1].path, item[0]))
+    types = (place.dtype for _, place in ordered)
+    return next((dtype for dtype in types if dtype.is_floating_point and dtype.itemsize > 1), torch.float32)
 
 
 def _fill(model: PreTrainedModel, sources: dict[str, Source], in_blocks: set[str], place: torch.device) -> None:

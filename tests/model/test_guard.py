@@ -197,10 +197,7 @@ def test_weights_of_junk_are_one_line(make_model: Callable[..., Path]) -> None:
         "def f(:",
     ],
 )
-def test_code_of_a_checkpoint_that_fails_is_one_line(
-    make_config: Callable[[], Path], code: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_code_of_a_checkpoint_that_fails_is_one_line(make_config: Callable[[], Path], code: str) -> None:
     folder = make_config()
     (folder / "own.py").write_text(f"from transformers import LlamaConfig\n{code}\nclass C(LlamaConfig):\n    pass\n")
     _edit(folder, "config.json", auto_map={"AutoConfig": "own.C"})

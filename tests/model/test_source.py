@@ -186,3 +186,32 @@ def test_the_fingerprint_of_an_ordinary_model_stays(tiny_folder: Path) -> None:
         plain.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         plain.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     assert fingerprint(model) == plain.hexdigest() == load(str(tiny_folder), device="cpu").fingerprint
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    """Change a folder's stored tensors."""
+    weights = change(load_file(folder / "model.safetensors"))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@BOTH
+def test_a_parameter_stored_under_two_names_must_be_one(tmp_path: Path, loader: Loader) -> None:
+    folder = saved(tmp_path / "m")
+    plain = loader(str(folder), device="cpu").fingerprint
+    rewritten(folder, lambda w: {**w, "norm.weight": w["model.norm.weight"].clone()})
+    assert loader(str(folder), device="cpu").fingerprint == plain
+    rewritten(folder, lambda w: {**w, "norm.weight": w["model.norm.weight"] * 2})
+    with pytest.raises(ModelError, match=r"holds model.norm.weight twice, as model.norm.weight and as norm.weight"):
+        loader(str(folder), device="cpu")
+
+
+def test_memory_and_stream_agree_on_what_configs_leave_open(tmp_path: Path) -> None:
+    tied = saved(tmp_path / "tied")
+    edited(tied / "config.json", tie_word_embeddings=True)
+    rewritten(tied, lambda w: {name: tensor for name, tensor in w.items() if name != EMBEDDING})
+    untyped = rewritten(saved(tmp_path / "untyped"), lambda w: {name: tensor.half() for name, tensor in w.items()})
+    edited(untyped / "config.json", dtype=None)
+    for folder in (tied, untyped):
+        assert load(str(folder), device="cpu").fingerprint == open_streamed(str(folder), device="cpu").fingerprint
+    assert load(str(untyped), device="cpu").model.dtype == torch.float16
