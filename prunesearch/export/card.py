@@ -89,7 +89,7 @@ def _origin(loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any])
         trials = f" in {facts['trials']} trials" if "trials" in facts else ""
         text += (
             f"Chosen by prunesearch (`{recipe['sampler']}`, objective `{recipe['objective']}` on `{data}`){trials}, "
-            f"study `{facts.get('study')}`. `prunesearch run recipe.yaml` repeats the search, with this recipe:\n\n"
+            f"study `{facts.get('study')}`. {_repeated(recipe, facts)}\n\n"
             f"```yaml\n{yaml.safe_dump(_chosen(recipe), sort_keys=False, allow_unicode=True)}```\n\n"
         )
     if not exported.changed:
@@ -100,6 +100,14 @@ def _origin(loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any])
             "--out NAME` writes this checkpoint again.\n"
         )
     return text
+
+
+def _repeated(recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """The command that searches again, where one command does."""
+    if recipe.get("units") == "sublayers" or str(recipe.get("drop", "")).startswith("pareto"):
+        return "The recipe:"
+    trials = f" --trials {facts['trials']}" if "trials" in facts else ""
+    return f"`prunesearch run recipe.yaml{trials}` repeats the search, with this recipe:"
 
 
 def _chosen(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def test_the_manifest_and_card_say_what_was_done(make_model: Callable[..., Path]
     assert f"`prunesearch export me/tiny --revision {commit} --drop 0,3 --out NAME`" in card
     assert "`woa`, objective `kl` on `prose.txt`) in 7 trials, study `s`" in card
     assert "model: tiny-llama\ndrop: '2'\nsampler: woa\ncalibration: prose.txt\n```" in card
+    assert "`prunesearch run recipe.yaml --trials 7`" in card
     assert "license: apache-2.0\n" in card
     assert "base_model: me/tiny\n" in card
     assert "applies: apache-2.0" in card
