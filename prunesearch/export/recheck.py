@@ -1,6 +1,7 @@
 """Checking an export again, at any time and on any machine."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from prunesearch.export.writer import digest
 from prunesearch.model.checkpoint import misplaced, tensors_in
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.source import refuse_adapter
+
+_MANIFEST = ("form", "base_model", "base_fingerprint", "base_layers", "dropped")
+_REPORT = ("digests", "reference")
 
 
 def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -30,7 +34,7 @@ def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bo
         InputError: no export, or one that needs its own code.
         VerificationError: it is not what it was.
     """
-    manifest, report = _read(folder / MANIFEST), _read(folder / REPORT)
+    manifest, report = _read(folder / MANIFEST, _MANIFEST), _read(folder / REPORT, _REPORT)
     refuse_adapter(folder, str(folder))
     form = manifest["form"]
     if (sublayers.trusts(form) or manifest.get("own_code")) and not trust_remote_code:
@@ -58,13 +62,16 @@ def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bo
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, needed: Sequence[str]) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise InputError(f"{str(path.parent)!r} holds no {path.name}: it is not an export of prunesearch") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VerificationError(f"{str(path)!r} is damaged: {one_line(error)}") from None
+    missing = [name for name in needed if not isinstance(document, dict) or name not in document]
+    if missing:
+        raise VerificationError(f"{str(path)!r} is damaged: it does not say {missing[0]}")
     return document
 
 

@@ -40,8 +40,6 @@ On 2 CPU cores 22,850 rows took 2.0 s by 128, 2.8 by 64 and 2.7 by 512.
 _ALIKE = 0.02  # relative difference: more than 16-bit rounding makes
 _checked: set[str] = set()
 """Types outside the table of which that is known."""
-_KNOWN_FAILURES = (RuntimeError, MemoryError, ArithmeticError, ValueError, LookupError)
-"""What computing may raise; RuntimeError is torch's, out of memory among others."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """What the model passes to a block beside the hidden state."""
 
@@ -110,7 +108,15 @@ class Forward:
             return
         try:
             why = "" if self._composes() else ": what they give differs"
-        except (ScoringError, AttributeError, TypeError, *_KNOWN_FAILURES) as error:
+        except (
+            ScoringError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             why = f": {one_line(error)}"
         if why:
             raise ModelError(
@@ -231,12 +237,8 @@ class Forward:
 
 
 def code_of(module: nn.Module) -> AbstractContextManager[None]:
-    """A guard around a model's own code, which may be older than transformers, or ask for what its config lacks.
-
-    What engines expect of any computation (`_KNOWN_FAILURES`) is let through.
-    """
-    failure = f"the code of {type(module).__name__} does not work with this config and this version of transformers"
-    return guarded(failure, kind=ScoringError, passes=_KNOWN_FAILURES)
+    """A guard around a model's own code: older than transformers, lacking a setting, or short of memory."""
+    return guarded(f"{type(module).__name__} cannot compute", kind=ScoringError)
 
 
 def _in_order(candidates: Sequence[LayerSubset]) -> tuple[LayerSubset, ...]:

@@ -235,3 +235,12 @@ def test_without_network_nothing_is_exported(tiny_folder: Path, tmp_path: Path) 
     assert isinstance(result.exception, InputError)
     assert "nothing was exported" in str(result.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "{", '{"form": "plain"}', "[" * 50_000])
+def test_a_damaged_manifest_is_one_line(tmp_path: Path, content: str) -> None:
+    for name in ("prunesearch.json", "verification.json"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(VerificationError, match=r"prunesearch.json' is damaged") as caught:
+        recheck(tmp_path)
+    assert "\n" not in str(caught.value)
