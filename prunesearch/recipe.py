@@ -30,6 +30,8 @@ WEIGHT_PLACES = ("memory", "resident", "stream", "host")
 BUILTIN_TEXT = "builtin"
 """Name of the calibration text every machine has (see `scoring.text`)."""
 
+VERSION = " version"
+"""How fields of a study's identity end that name a library's version."""
 ADDED_LATER = ("numpy version", "lm-eval version", "task truncation", "task scoring")
 """Fields of a study's identity that older studies lack; of a mixed objective, the task's name stands before them."""
 

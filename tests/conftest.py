@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -149,6 +150,14 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+def store_head_apart(folder: Path) -> torch.Tensor:
+    """Give a model on disk a head of its own, whatever its config says of tying, and return the head."""
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return weights["lm_head.weight"]
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from sqlalchemy.exc import (
 
 from prunesearch.errors import RunError, StorageError, StudyError, UnknownNameError, one_line
 from prunesearch.masking import STORAGE_VARIABLE, pasted
-from prunesearch.recipe import PATHS, Recipe, advice, differences
+from prunesearch.recipe import PATHS, VERSION, Recipe, advice, differences
 from prunesearch.store import writers
 from prunesearch.store.places import check_url as check_url
 from prunesearch.store.places import shown as shown
@@ -150,6 +150,8 @@ def refuse_other(study: Study, identity: dict[str, Any]) -> None:
         to_resume.append(f"the text as it was when {source} was read")
     if known.get("numerics") != identity.get("numerics"):
         to_resume.append("the same --device and --dtype")
+    if any(name.endswith(VERSION) and known[name] != identity.get(name) for name in known):
+        to_resume.append("the versions of the libraries that it was made with")
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     raise StudyError(
         f"study {name!r} was made with another recipe ({'; '.join(differing)}): to resume it give "

@@ -21,9 +21,10 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, RunError, StorageError, VerificationError
 from prunesearch.export import MANIFEST, checkpoint, export, recheck
 from prunesearch.model.loading import LoadedModel, load
+from prunesearch.model.streaming import open_streamed
 from prunesearch.model.surgery import pruned
 from prunesearch.recipe import Recipe
-from tests.conftest import FAMILIES, N_LAYERS, byte_tokenizer
+from tests.conftest import FAMILIES, N_LAYERS, byte_tokenizer, store_head_apart
 
 CANDIDATE = LayerSubset.of(N_LAYERS, (0, 3))
 IDS = torch.arange(1, 20)[None]
@@ -218,6 +219,20 @@ def test_weights_that_were_changed_in_memory_are_what_is_written(loaded: LoadedM
     recheck(tmp_path / "out")
     with pytest.raises(InputError, match="no longer the base model's"):
         recheck(tmp_path / "out", loaded)
+
+
+@pytest.mark.parametrize("how", ["plain", "changed", "streamed"])
+def test_a_head_that_is_stored_apart_stays_apart(how: str, make_model: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_model(tie_word_embeddings=True)
+    head = store_head_apart(folder)
+    loaded = (open_streamed if how == "streamed" else load)(str(folder), device="cpu")
+    said = loaded.model.config.to_json_string()
+    export(loaded, LayerSubset.of(N_LAYERS, (1,)), tmp_path / "out", changed=["healed"] if how == "changed" else [])
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(found.lm_head.weight, head)
+    assert torch.equal(found.model.embed_tokens.weight, head.flip(0))
+    assert torch.equal(loaded.model.lm_head.weight, head)
+    assert loaded.model.config.to_json_string() == said
 
 
 def test_the_precision_of_changed_weights_is_kept(tiny_folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from prunesearch.errors import InputError, ModelError, VerificationError
 from prunesearch.export import export, gguf_edit, gguf_record, gguf_tokenizer, gguf_write, llama_cpp
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.surgery import pruned
-from tests.conftest import N_LAYERS, byte_tokenizer, tiny
+from tests.conftest import N_LAYERS, byte_tokenizer, store_head_apart, tiny
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("Ġ", "Ġ"), ("1", "2"), ("'", "s"), ("Ċ", "Ċ"), ("e", "r")]
@@ -62,6 +62,17 @@ def test_an_edited_file_is_the_one_that_is_written(loaded: LoadedModel, dense_fi
     assert fields["llama.block_count"] == 4
     assert tensors.keys() == edited_tensors.keys()
     assert all(np.array_equal(tensors[name], edited_tensors[name]) for name in tensors)
+
+
+def test_a_head_that_is_stored_apart_is_written_apart(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(("t", "h"), ascii_only=True)
+    tiny(vocab_size=len(tokenizer), tie_word_embeddings=True).save_pretrained(tmp_path / "apart")
+    tokenizer.save_pretrained(tmp_path / "apart")
+    head = store_head_apart(tmp_path / "apart")
+    gguf_write.write(load(str(tmp_path / "apart"), device="cpu"), BLOCKS, tmp_path / "out.gguf", compare=True)
+    _, tensors = contents(tmp_path / "out.gguf")
+    assert np.array_equal(tensors["output.weight"], head.numpy())
+    assert np.array_equal(tensors["token_embd.weight"], head.flip(0).numpy())
 
 
 def test_llama_cpp_finds_the_wrong_blocks(loaded: LoadedModel, dense_file: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
@@ -32,7 +31,7 @@ from prunesearch.model.fingerprint import fingerprint
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.surgery import pruned
 from prunesearch.recipe import validated
-from tests.conftest import N_LAYERS, REPOSITORY
+from tests.conftest import N_LAYERS, REPOSITORY, store_head_apart
 from tests.heal.conftest import CANDIDATE
 
 IDS = torch.arange(1, 20)[None]
@@ -88,9 +87,7 @@ def test_gradients_of_several_passes_are_those_of_one(tiny_folder: Path, recipe:
 def test_nothing_but_healed_weights_comes_back(make_model: Callable[..., Path], prose: Path, tmp_path: Path) -> None:
     """The head is stored apart although the config says that it is the embedding; peft and the Trainer set fields."""
     folder = make_model(name="apart", tie_word_embeddings=True)
-    weights = load_file(folder / "model.safetensors")
-    head = weights["model.embed_tokens.weight"].flip(0).contiguous()
-    save_file({**weights, "lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    head = store_head_apart(folder)
     loaded = load(str(folder), device="cpu")
     loaded.model.config.pretraining_tp = 2  # peft sets it to 1
     before = loaded.model.config.to_json_string(), loaded.model.generation_config.to_json_string()  # type: ignore[union-attr]
@@ -98,7 +95,7 @@ def test_nothing_but_healed_weights_comes_back(make_model: Callable[..., Path], 
     brief = HealRecipe(data=str(prose), held_out_tokens=64, window=32, steps=2, batch_size=2)
     heal(loaded, CANDIDATE, brief, tmp_path / "work", checkpointing=True)
     assert torch.equal(loaded.model.lm_head.weight, head)
-    assert torch.equal(loaded.model.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
+    assert torch.equal(loaded.model.model.embed_tokens.weight, head.flip(0))
     assert before == (loaded.model.config.to_json_string(), loaded.model.generation_config.to_json_string())  # type: ignore[union-attr]
     assert set(vars(loaded.model)) == attributes
     assert not any(module.training or module._forward_hooks for module in loaded.model.modules())

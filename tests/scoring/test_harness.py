@@ -14,7 +14,6 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from safetensors.torch import load_file, save_file
 from tokenizers import decoders
 from tokenizers.processors import TemplateProcessing
 from transformers import BloomConfig, BloomForCausalLM
@@ -31,7 +30,7 @@ from prunesearch.scoring.harness import TaskObjective
 from prunesearch.scoring.objectives import Chunk, Metrics
 from prunesearch.scoring.text import read_jsonl
 from prunesearch.store.evaluations import EvaluationStore
-from tests.conftest import N_LAYERS, byte_tokenizer, resident, results_of
+from tests.conftest import N_LAYERS, byte_tokenizer, resident, results_of, store_head_apart
 
 OWN_TASK = """
 task: {name}
@@ -178,9 +177,7 @@ def test_broken_output_is_an_error(loaded: LoadedModel, hellaswag_like: Path) ->
 def apart(make_model: Callable[..., Path]) -> Path:
     """A model whose config says that its head is the embedding, while its file has a head of its own."""
     folder = make_model(name="apart", tie_word_embeddings=True)
-    weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].flip(0).contiguous()
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    store_head_apart(folder)
     return folder
 
 
