@@ -163,6 +163,10 @@ def deliver(chosen: Chosen, wish: Wish) -> dict[str, Any]:
 
 def _deliver(chosen: Chosen, wish: Wish) -> dict[str, Any]:
     loaded, candidate = chosen.loaded, chosen.candidate
+    if (wish.program is not None or wish.gguf) and hasattr(loaded.model.config, "auto_map"):
+        raise InputError(
+            f"model {loaded.name!r} runs code of its own, which other programs do not know: use export --out FOLDER"
+        )
     if wish.program is not None:
         return {"dropped": candidate.text, "said": elsewhere.say(wish.program, loaded, candidate)}
     assert wish.out is not None

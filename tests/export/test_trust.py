@@ -139,6 +139,13 @@ def test_own_code_cannot_be_built_upon(own: Path, tmp_path: Path) -> None:
         export(trusted, LayerSubset.of(N_LAYERS, attention=(2,)), tmp_path / "out", form="remote-code")
 
 
+@pytest.mark.parametrize("words", [["--print", "mergekit"], ["--gguf", "--out", "own.gguf"]])
+def test_other_programs_do_not_know_own_code(words: list[str], own: Path) -> None:
+    given = ["export", str(own), "--drop", "1", "--device", "cpu", "--trust-remote-code", *words]
+    with pytest.raises(InputError, match="runs code of its own, which other programs do not know"):
+        CliRunner().invoke(cli, given, catch_exceptions=False)
+
+
 def test_the_fingerprint_sees_code_that_computes(own: Path, tmp_path: Path) -> None:
     def copied(name: str, factor: str) -> LoadedModel:
         folder = tmp_path / name
