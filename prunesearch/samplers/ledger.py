@@ -63,6 +63,10 @@ class Ledger:
         self._alike: tuple[list[float], int] = ([], 0)  # the losses of all trials so far, and their number
         self._signs = [-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in self.study.directions]
 
+    def take_over(self, before: "Ledger") -> None:
+        """Know what another ledger of the study has said and whom it waited for in vain."""
+        self.hinted, self._gone = before.hinted, before._gone
+
     def refresh(self, end: int) -> None:
         """Read what is new among the trials before `end`: those not seen yet and those that had not finished."""
         with self._lock:

@@ -151,9 +151,9 @@ class PlainSwarm(Rebuilt, BaseSampler):
     def _fit(self, study: Study, search_space: Space) -> None:
         """Read the history anew when the parameters have changed: coordinates are theirs."""
         if search_space != self._space:
-            hinted = self._study_ledger(study).hinted
+            before = self._study_ledger(study)
             self._space, self._ledger = search_space, None
-            self._study_ledger(study).hinted = hinted
+            self._study_ledger(study).take_over(before)
         self._study_ledger(study)
 
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -129,7 +128,9 @@ def parabola(trial: optuna.Trial) -> float:
 
 
 @both
-def test_a_killed_worker_holds_nobody_up(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_worker_holds_nobody_up(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(ledger, "_PATIENCE_SECONDS", 0.2)
     url = f"sqlite:///{tmp_path}/s.db"
 
@@ -141,9 +142,8 @@ def test_a_killed_worker_holds_nobody_up(make: Maker, tmp_path: Path, monkeypatc
     optuna.create_study(study_name="s", storage=url)
     study = resume(2)
     study.ask().suggest_float("x", -5.0, 5.0)  # its worker is killed
-    begun = time.monotonic()
     study = resume(9)
-    assert time.monotonic() - begun < 20
+    assert caplog.text.count("going on without trial(s) 2") == 1, "it is waited for once"
     states = [trial.state for trial in study.trials]
     assert states[2] == TrialState.RUNNING
     assert states.count(TrialState.COMPLETE) == 11
