@@ -39,15 +39,15 @@ class SearchSpace:
     def __post_init__(self) -> None:
         what = "sublayers" if self.units == "sublayers" else "layers" if self.period == 1 else "periods of layers"
         if self.k <= 0:
-            raise InputError(f"--drop {self.k} removes nothing: drop at least 1 of {self.n_units} {what}")
+            raise InputError(f"k = {self.k} removes nothing: drop at least 1 of {self.n_units} {what}")
         if self.k >= self.n_units:
             raise InputError(
-                f"--drop {self.k} leaves no layer: the model has {self.n_units} {what}, "
+                f"k = {self.k} leaves no layer: the model has {self.n_units} {what}, "
                 f"so the largest is {self.n_units - 1}"
             )
         if self.k > len(self.droppable):
             raise InputError(
-                f"--drop {self.k} is more than the {len(self.droppable)} {what} that are not protected; "
+                f"k = {self.k} is more than the {len(self.droppable)} {what} that are not protected; "
                 f"protect fewer or drop at most {len(self.droppable)}"
             )
 
@@ -74,9 +74,10 @@ class SearchSpace:
         else:
             of = n_layers if units == "blocks" else 2 * n_layers
             k = _parse_amount(amount, drop, of, period)
-            if k >= of // period and amount.endswith("%"):
-                raise InputError(f"--drop {drop} leaves no layer of {of // period}: give less than 100%")
-        return cls(n_layers, k, protected, budget, units, period)
+        try:
+            return cls(n_layers, k, protected, budget, units, period)
+        except InputError as error:  # which speaks of the argument
+            raise InputError(str(error).replace(f"k = {k}", f"--drop {drop}", 1)) from None
 
     @property
     def n_units(self) -> int:

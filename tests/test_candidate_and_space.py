@@ -137,3 +137,10 @@ def test_budgets() -> None:
     assert SearchSpace.parse(12, "pareto", "last:1", "sublayers").k == 22
     with pytest.raises(InputError, match="up to 3 droppable"):
         up_to.from_params(up_to.to_params(LayerSubset.of(12, [1, 2, 3, 4])))
+
+
+def test_a_space_speaks_of_its_argument_and_the_command_of_its_option() -> None:
+    with pytest.raises(InputError, match=r"^k = 6 leaves no layer"):
+        SearchSpace(6, 6)
+    with pytest.raises(InputError, match=r"^--drop 150% leaves no layer: the model has 6 layers"):
+        SearchSpace.parse(6, "150%")

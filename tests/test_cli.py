@@ -414,7 +414,9 @@ def test_ranges_of_layers_are_dropped(
     assert run_json(*words, "--drop", "1-3,5")["dropped"] == "1,2,3,5"
     for bad, complaint in {"1-9": "layers 0 to 5", "3-1": "layers 0 to 5", "1a-3": "as in 3,7,12 or 1-4,9"}.items():
         assert complaint in refused(capsys, monkeypatch, *words, "--drop", bad)
-    assert "--drop 200% leaves no layer of 6" in refused(capsys, monkeypatch, "search", tiny_folder, "--drop", "200%")
+    assert "--drop 200% leaves no layer: the model has 6" in refused(
+        capsys, monkeypatch, "search", tiny_folder, "--drop", "200%"
+    )
     assert "try cpu" in (said := refused(capsys, monkeypatch, *words, "--device", "nosuch"))
     assert "cuda" not in said
 
