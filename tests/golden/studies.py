@@ -21,7 +21,7 @@ from prunesearch.space import SearchSpace
 from prunesearch.store.studies import open_storage
 
 BLOCKS = 16
-TRIALS = 40
+TRIALS = 30
 SIZES = Sizes((10,) * BLOCKS, (4,) * BLOCKS, 100, 2)
 LATENCY = LatencyModel((1.0,) * BLOCKS, (0.4,) * BLOCKS, 2.0)
 
@@ -98,11 +98,11 @@ class FormulaEngine:
             yield Evaluation(candidate, {"kl": loss(candidate)}, seconds=1.0)
 
 
-def run_case(case: Case, url: str, trials: int = TRIALS) -> optuna.Study:
-    """Bring the study of a case to its end, in a database; a study that is there is resumed."""
+def run_case(case: Case, url: str | None, trials: int = TRIALS) -> optuna.Study:
+    """Bring the study of a case to its end, in a database or in memory; a study that is there is resumed."""
     _, maximise = objectives("kl", False, Weights(), case.fitness.against)
     study = optuna.create_study(
-        storage=open_storage(url, create=True),
+        storage=None if url is None else open_storage(url, create=True),
         study_name="golden",
         directions=["maximize" if more else "minimize" for more in maximise],
         load_if_exists=True,

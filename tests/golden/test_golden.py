@@ -1,0 +1,65 @@
+"""What earlier versions wrote is still what this version writes, reads, and continues."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from prunesearch.store import census
+from prunesearch.store.places import Places
+from tests.golden import results, studies
+from tests.golden.record import FILES
+
+STUDIES = json.loads((FILES / "studies.json").read_text())
+
+
+@pytest.mark.parametrize("name", studies.CASES)
+def test_a_seeded_study_proposes_the_same_trials(name: str) -> None:
+    assert studies.dump(studies.run_case(studies.CASES[name], None)) == STUDIES[name]
+
+
+def test_a_study_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
+    shutil.copyfile(FILES / "study.db", tmp_path / "pso.db")
+    study = studies.run_case(studies.CASES["pso"], studies.database(tmp_path, "pso"))
+    assert studies.dump(study) == STUDIES["pso"]
+
+
+def _private(folder: Path) -> Path:
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def test_a_cache_of_an_earlier_version_is_found(tmp_path: Path) -> None:
+    folder = _private(tmp_path / "cache")
+    shutil.copyfile(FILES / "cache.db", folder / "cache.db")
+    (folder / "cache.db").chmod(0o600)
+    assert results.fill_cache(folder) == (results.TRIALS, 0)
+
+
+def test_an_exchange_file_of_an_earlier_version_is_imported(tmp_path: Path) -> None:
+    folder = _private(tmp_path / "cache")
+    done = census.merge(Places.parse(str(folder)), [FILES / "evaluations.jsonl"])
+    assert (done.read, done.new, done.conflicts) == (2 * results.TRIALS, 2 * results.TRIALS, 0)
+    assert results.fill_cache(folder) == (results.TRIALS, 0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A model that is the same on every machine, a text and rows of a task."""
+    folder = tmp_path_factory.mktemp("golden")
+    results.write_model(folder / "model")
+    return folder / "model", *results.write_data(folder)
+
+
+def test_keys_are_made_of_the_same(model: tuple[Path, Path, Path]) -> None:
+    assert results.keys(*model) == json.loads((FILES / "keys.json").read_text())
+
+
+def test_json_documents_have_the_same_shape(
+    model: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = json.loads((FILES / "documents.json").read_text())
+    found = results.documents(*model)
+    assert {name: found[name] for name in expected} == expected
