@@ -5,6 +5,7 @@ for a failure; 130 for Ctrl-C and 143 for SIGTERM; in each case nothing finished
 one JSON document on stdout too.
 """
 
+import errno
 import json
 import os
 import signal
@@ -124,6 +125,7 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
 @TRIALS
 @click.option("--study", help="Name of the study; default: made from the recipe.")
 @STORAGE
+@TRUST
 @with_options(*RUN_OPTIONS)
 @JSON
 def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
@@ -445,15 +447,22 @@ def main() -> None:
     except Exception as error:  # a fault of ours, or of a library: the user gets one line all the same
         if os.environ.get("PRUNESEARCH_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            _fail("error", f"no file can have the name {str(error.filename)!r}: {error.strerror}", error, 2)
         _fail("failed", f"{type(error).__name__}: {one_line(error)} (PRUNESEARCH_TRACEBACK=1 shows where)", error, 1)
 
 
 def _fail(kind: str, message: str, error: Exception, status: int) -> NoReturn:
     """Say in one line what went wrong, and with ``--json`` in a document too; no secret is in either."""
-    message = masked_text(message)
+    message = _printable(masked_text(message))
     click.echo(f"{kind}: {message}", err=True)
     _document_of_failure(message, type(error).__name__, status)
     sys.exit(status)
+
+
+def _printable(text: str) -> str:
+    """A text without what breaks lines or steers a terminal: names of files and fields of configs may hold it."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 _RESUMED = ("search", "run", "demo", "evaluate", "export", "heal", "compensate")

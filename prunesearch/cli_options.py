@@ -247,6 +247,13 @@ def read_recipe(path: Path, settings: Mapping[str, Any], given: Container[str]) 
         {**values, **dict(zip(lists, chosen, strict=True))} for chosen in itertools.product(*lists.values())
     ]  # every sampler with every number
     recipes = [validated(Recipe, one) for one in grid]
+    if settings.get("trust_remote_code"):
+        recipes = [recipe.model_copy(update={"trust_remote_code": True}) for recipe in recipes]
+    elif any(recipe.trust_remote_code for recipe in recipes):
+        raise InputError(
+            f"recipe {str(path)!r} says trust_remote_code: a file may come from somebody else, so it cannot allow code "
+            "to run; read the model's code, then add --trust-remote-code"
+        )
     if recover is not None and len(recipes) > 1:
         raise InputError("recover: goes with one sampler and one number to drop: give one of each")
     out = merged.get("out")

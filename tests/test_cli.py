@@ -179,12 +179,19 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
         (["serach", "MODEL"], "Did you mean 'search'"),
         (["export", "MODEL", "--drop", "1", "--out", "full"], "is not empty"),
         (["export", "MODEL", "--drop", "7", "--out", "new"], "layers 0 to 5"),
+        (["export", "MODEL", "--drop", "1", "--out", "n" * 300], "File name too long"),
+        (["export", "MODEL", "--drop", "1", "--out", "loop/x"], "Too many levels of symbolic links"),
+        (["export", "MODEL", "--drop", "1", "--out", "not-\udcff-utf8"], "the name is not UTF-8"),
+        (["analyze", "n" * 300], "File name too long"),
+        (["export", "two\nlines\x1b[2J", "--out", "new"], "no study database"),
+        (["search", "./two\nlines\x1b[2J", "--drop", "1"], "two\\nlines\\x1b[2J"),
         (["export", "nostudy", "--out", "new"], "no study database"),
         (["evaluate", "MODEL", "--drop", "9"], "layers 0 to 5"),
         (["analyze", "MISSING"], "no model folder or file"),
         (["run", "none.yaml", "--out", "new"], "cannot read recipe"),
         (["run", "typo.yaml", "--out", "new"], "did you mean 'sampler'"),
         (["study", "list"], "no study database"),
+        (["study", "list", "--storage", "sqlite:///loop"], "no study database"),
         (["search", "MODEL", "--drop", "2", "--limit", "9"], "--limit goes with --task"),
         (["export", "nostudy", "--dtype", "float32", "--out", "new"], "go with MODEL --drop"),
     ],
@@ -202,6 +209,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     (here / "full" / "file").write_text("x")
     (here / "cut.gguf").write_bytes(b"GGUF\x03\x00\x00\x00\x05")
     (here / "short.txt").write_text("hello")
+    (here / "loop").symlink_to("loop")
     (here / "bad.jsonl").write_text('{"a": 1}\n')
     (here / "typo.yaml").write_text("model: m\ndrop: 2\nsamplr: pso\n")
     before = sorted(here.rglob("*"))

@@ -20,7 +20,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, StorageError, UnknownNameError, VerificationError, one_line
 from prunesearch.export import manifest, sublayers
 from prunesearch.export.atomic import cannot_write, place_folder, replace_folder, scratch_beside, sync_tree
-from prunesearch.export.companions import companions, copy_companions
+from prunesearch.export.companions import companions, copy_companions, without_code
 from prunesearch.export.config_file import ConfigFile, edited_file
 from prunesearch.export.layout import Layout, layout_of
 from prunesearch.export.verification import Expected, Verification, compare, compare_streamed, expected_streamed
@@ -216,7 +216,7 @@ def _write(
         stored = tensors_in(dense)
         file = file.of_part(config, type(loaded.model).__name__)
     if not loaded.trusted:
-        file = file.without("auto_map")
+        file = file.with_values(without_code(dict(file.values)))
     try:
         return write_checkpoint(stored, config, file, candidate, new, form, max_shard, loaded.trusted)
     finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prunesearch.errors import ModelError
+from prunesearch.export.config_file import json_text
 from prunesearch.model.guard import guarded_writing
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.source import SMALL_KINDS
@@ -27,6 +28,8 @@ _WRITTEN_ANEW = re.compile(r"config\.json|readme(\.\w+)?|prunesearch\.json|verif
 _OF_OTHER_WEIGHTS = re.compile(r".*\.index\.json|params\.json|adapter_.*|quant(ize)?_config\.json")
 _OF_A_TRAINING = re.compile(r"trainer_.*|training_.*|.*_results\.json|optimizer.*|scheduler.*|rng_state.*")
 _WITH_CODE = "config.json"
+_NAMES_CODE = ("auto_map", "custom_pipelines")
+"""Config fields with names of code that `transformers` would run."""
 
 
 def companions(loaded: LoadedModel) -> list[Path]:
@@ -99,7 +102,7 @@ def copy_companions(loaded: LoadedModel, out: Path, *, own_type: bool) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
         if not loaded.trusted and target.name.endswith(_WITH_CODE):
-            _drop_auto_map(target)
+            _drop_code(target)
     no_files = loaded.source.folder is None
     if no_files or (own_type and not (out / "tokenizer_config.json").exists()):
         with guarded_writing("the tokenizer"):
@@ -120,23 +123,24 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _drop_auto_map(path: Path) -> None:
+def _drop_code(path: Path) -> None:
     """Let a config file no longer name code; one that names none stays as it is."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):  # its reader refuses it too
         return
-    without = _without_auto_map(document)
+    without = without_code(document)
     if without != document:
-        path.write_text(json.dumps(without, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json_text(without, 2) + "\n", encoding="utf-8")
 
 
-def _without_auto_map(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
+def without_code(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
+    """A copy of a config that names no code, in none of its parts."""
     if isinstance(value, list):
-        return [_without_auto_map(part) for part in value]
+        return [without_code(part) for part in value]
     if not isinstance(value, dict):
         return value
-    return {name: _without_auto_map(part) for name, part in value.items() if name != "auto_map"}
+    return {name: without_code(part) for name, part in value.items() if name not in _NAMES_CODE}
 
 
 def _name_tokenizer_for_older_programs(path: Path) -> None:
@@ -150,4 +154,4 @@ def _name_tokenizer_for_older_programs(path: Path) -> None:
     if isinstance(extra, list):  # transformers 4 expects names there
         del document["extra_special_tokens"]
         document.setdefault("additional_special_tokens", extra)
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(document, 2) + "\n", encoding="utf-8")

@@ -85,12 +85,20 @@ class ConfigFile:
         if values == self.values:
             return self
         indent = re.search(r'\n([ \t]+)"', self.text)
-        text = json.dumps(values, indent=indent[1] if indent else None, ensure_ascii=self.text.isascii())
+        text = json_text(values, indent[1] if indent else None, ascii_only=self.text.isascii())
         return type(self)(values, text + "\n" * self.text.endswith("\n"))
 
     def write(self, folder: Path) -> None:
         """Write it, as ``config.json``."""
         (folder / NAME).write_text(self.text, encoding="utf-8")
+
+
+def json_text(values: Any, indent: int | str | None, *, ascii_only: bool = False) -> str:  # noqa: ANN401
+    """JSON that can be written to a file; half of a surrogate pair, which JSON can spell, stays spelled out."""
+    text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        return json.dumps(values, indent=indent)
+    return text
 
 
 def edited_config(config: PretrainedConfig, candidate: LayerSubset) -> PretrainedConfig:
@@ -139,8 +147,10 @@ def _edit_blocks(values: dict[str, Any], config: PretrainedConfig, candidate: La
     stored = _AsStored(section, settings_of(base))
     changes = edits(cast(PretrainedConfig, stored), count, candidate.kept)
     section.update({name: value for name, value in changes.items() if name in section})
-    for name in _names_of(count, settings_of(base)):
-        if name in section and section[name] == number:
+    read = _names_of(count, settings_of(base))  # by transformers; other programs have other names
+    counts = read | set(_COUNTS) if count == "num_hidden_layers" else read
+    for name in counts:
+        if name in section and (name in read or section[name] == number):
             section[name] = len(candidate.kept)
     for name, value in section.items():  # one letter a block, as hybrid_override_pattern
         if isinstance(value, str) and "pattern" in name and len(value) == number:
@@ -149,7 +159,7 @@ def _edit_blocks(values: dict[str, Any], config: PretrainedConfig, candidate: La
     # What is derived from other fields, or has a default, and is not what it should be.
     right, found = _plain(wanted), _plain(settings_of(_parsed(values, base)))
     for name, value in right.items():
-        if name not in _UNCOMPARED and found.get(name) != value:
+        if name not in _UNCOMPARED and name not in counts - read and found.get(name) != value:
             section[_name_in(section, name, wanted)] = value
 
     # Periods that no longer tell what the lists tell.
@@ -219,10 +229,9 @@ def _plain(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _names_of(count: str, settings: PretrainedConfig) -> set[str]:
-    """Under which names a file can have the number of blocks."""
+    """Under which names transformers reads the number of blocks."""
     aliases = settings.attribute_map
-    names = {count, aliases.get(count, count), *(name for name, real in aliases.items() if real == count)}
-    return names | set(_COUNTS) if count == "num_hidden_layers" else names
+    return {count, aliases.get(count, count), *(name for name, real in aliases.items() if real == count)}
 
 
 def _name_in(section: Mapping[str, Any], name: str, settings: PretrainedConfig) -> str:

@@ -6,6 +6,7 @@ exceptions of any type. `guarded` turns each of them into one line that says wha
 Only the foreign call belongs into the ``with`` block: an error of our own code there would be blamed on the file.
 """
 
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +81,8 @@ def reason_of(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, ValueError) and "trust_remote_code" in str(error):
         return "it needs code that ships with it; read that code, then add --trust-remote-code to run it"
+    if isinstance(error, pickle.UnpicklingError):  # torch's text tells how to load it all the same
+        return "it is damaged, or holds more than tensors, which could run code; get it as safetensors"
     text = one_line(error)
     name = type(error).__name__
     return text if isinstance(error, _SPEAK_FOR_THEMSELVES) or text == name else f"{name}: {text}"

@@ -106,6 +106,8 @@ def resolve(
                 f"--revision {revision!r} goes with a Hugging Face id, and {name!r} is a path: leave it out"
             )
         return _local_file(name) if is_gguf(name) else _local_folder(Path(name), name)
+    if revision is not None and not revision.strip():
+        raise InputError("--revision is empty: name a branch, tag or commit, or leave it out")
     wanted = _CONFIGS if config_only else (*_SMALL, *(_CODE if trust_remote_code else ()))
     folder = _snapshot(name, revision, wanted)
     refuse_adapter(folder, name)

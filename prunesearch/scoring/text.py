@@ -75,8 +75,12 @@ def read_text(source: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
     path = Path(source)
     if path.is_file():
         documents = documents_in(path, tokenizer)
-    elif path.suffix.lower() in LOOKS_LIKE_A_FILE:
+    elif path.suffix.lower() in LOOKS_LIKE_A_FILE or not source.strip():
         raise DataError(f"no calibration file {source!r}: check the path")
+    elif source == "-" or (path.exists() and not path.is_dir()):
+        raise DataError(
+            f"calibration {source!r} is a pipe or a device, and the text is read more than once: write it to a file"
+        )
     else:
         documents = _read_dataset(source, tokenizer)
     documents = [text for text in documents if text and not text.isspace()]

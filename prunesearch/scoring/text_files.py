@@ -125,6 +125,13 @@ def documents_of(rows: Iterable[object], where: str, tokenizer: PreTrainedTokeni
     documents = []
     for number, row in enumerate(rows, 1):
         value = row.get(field) if isinstance(row, dict) else row
+        if isinstance(row, dict) and field not in row:
+            other = next((name for name in known if row.get(name) is not None), None)
+            if other is not None:
+                raise DataError(
+                    f"{where} row {number} has the field {other!r}, and other rows have {field!r}: write all text in "
+                    "one field"
+                )
         if value is not None:
             documents.append(_document(value, field, f"{where} row {number}", tokenizer))
     return documents

@@ -171,7 +171,7 @@ def _check_database(file: Path, option: str) -> None:
     Raises:
         StorageError: it is one of these.
     """
-    real = file.resolve()
+    real = Path(os.path.realpath(file))  # Path.resolve fails on links that lead in a circle
     refuse_network(
         real, f"{option}: the database {str(file)!r}", "give a file on this machine's disk, or postgresql+psycopg://…"
     )
@@ -247,7 +247,7 @@ def file_system(path: Path) -> str | None:
         lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    resolved = path.resolve()
+    resolved = Path(os.path.realpath(path))
     best: tuple[int, str | None] = (-1, None)
     for line in lines:
         fields, _, kind = line.partition(" - ")
@@ -261,11 +261,30 @@ def check_writable(folder: Path) -> None:
     """Refuse a folder that could not be made or written, and leave nothing behind.
 
     Raises:
-        StorageError: nothing can be written to it, or to its nearest existing parent.
+        StorageError: nothing can be written to it, or to its nearest existing parent, or no file can have this name.
     """
+    _check_name(folder)
     # os.path.exists, because Path.exists raises where a parent may not be entered.
     parent = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110
     try:
         tempfile.TemporaryDirectory(prefix=".prunesearch-", dir=parent).cleanup()
     except OSError as error:
         raise StorageError(f"cannot write to {str(folder)!r} ({error.strerror}): choose another folder") from None
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a name that no file can have, or that not every library can write.
+
+    Raises:
+        StorageError: it is too long, a link leads back to itself, or it is not UTF-8.
+    """
+    try:
+        str(path).encode()
+        path.stat()
+    except UnicodeEncodeError:
+        raise StorageError(f"cannot write to {str(path)!r}: the name is not UTF-8, choose another") from None
+    except (FileNotFoundError, NotADirectoryError):
+        return  # the first is to be made, the second is refused where it is
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"cannot write to {str(path)!r} ({reason}): choose another folder") from None

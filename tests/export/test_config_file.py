@@ -59,6 +59,25 @@ def test_the_number_of_blocks_keeps_the_name_it_has(name: str) -> None:
     assert edited({"model_type": "gpt2", name: N}, 1) == {"model_type": "gpt2", name: 5}
 
 
+def test_every_name_of_the_number_of_blocks_says_the_same() -> None:
+    """llama.cpp, for one, reads ``n_layers`` before ``num_hidden_layers``."""
+    llama = {"model_type": "llama", "num_hidden_layers": N, "n_layers": N, "num_layers": N, "n_layer": 99}
+    assert edited(llama, 1) == {**llama, "num_hidden_layers": 5, "n_layers": 5, "num_layers": 5}
+    assert edited({"model_type": "gpt2", "n_layer": 12, "num_hidden_layers": N}, 1) == {
+        "model_type": "gpt2",
+        "n_layer": 5,
+        "num_hidden_layers": 5,
+    }
+
+
+@pytest.mark.parametrize("other", ["", "é"])
+def test_half_a_surrogate_pair_can_be_written(other: str, tmp_path: Path) -> None:
+    text = '{"odd": "\\ud83d", "other": OTHER, "gone": 1}'.replace("OTHER", json.dumps(other, ensure_ascii=False))
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    ConfigFile.read(tmp_path).without("gone").write(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == {"odd": "\ud83d", "other": other}
+
+
 @pytest.mark.parametrize(
     ("model_type", "period", "every", "listed", "whole"),
     [

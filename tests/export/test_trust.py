@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli import cli
+from prunesearch.cli_options import read_recipe
 from prunesearch.errors import InputError, ModelError
 from prunesearch.export import export, recheck
 from prunesearch.model.loading import LoadedModel, load
@@ -50,7 +51,12 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     byte_tokenizer().save_pretrained(folder)
     mark = folder.parent / "ran"
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\nraise AttributeError('too old')\n")
-    edited(folder / "config.json", auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "stranger/code--evil.M"})
+    edited(
+        folder / "config.json",
+        auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "stranger/code--evil.M"},
+        custom_pipelines={"text-generation": {"impl": "evil.P", "pt": ["AutoModelForCausalLM"]}},
+        of_the_maker={"auto_map": {"AutoConfig": "evil.C"}},
+    )
     edited(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "evil.T"]})
     return folder, mark
 
@@ -85,6 +91,20 @@ def test_code_that_is_not_trusted_neither_runs_nor_goes_along(
     assert done.exit_code == 0, done.output
     assert [path.name for path in Path("out").rglob("*.py")] == (["modeling_pruned.py"] if "remote" in words else [])
     assert "evil" not in "".join(path.read_text() for path in Path("out").glob("*.json"))
+
+
+def test_a_recipe_file_cannot_trust_for_the_user(
+    marked: tuple[Path, Path], prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, mark = marked
+    recipe = f"model: {folder}\ndrop: 1\ncalibration: {prose}\ntrust_remote_code: yes\n"
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    done = CliRunner().invoke(cli, ["run", "recipe.yaml", "--out", "out", "--cache", "cache"])
+    assert isinstance(done.exception, InputError)
+    assert "add --trust-remote-code" in str(done.exception)
+    assert not mark.exists()
+    assert read_recipe(Path("recipe.yaml"), {"trust_remote_code": True}, ()).recipes[0].trust_remote_code
 
 
 def test_verification_trusts_nothing_by_itself(marked: tuple[Path, Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 
 import pytest
 
@@ -37,6 +38,7 @@ class PanicException(BaseException):
         (AssertionError(), "cannot do it: AssertionError; try again"),
         (SyntaxError("bad"), "cannot do it: SyntaxError: bad; try again"),
         (SystemExit(7), r"its code ends the program \(exit status 7\)"),
+        (UnpicklingError("use weights_only=False"), "holds more than tensors, which could run code; get it as safe"),
         (PanicException("rust"), "cannot do it: PanicException: rust; try again"),
         (FileNotFoundError(2, "No such file"), "cannot do it: No such file; try again"),
     ],

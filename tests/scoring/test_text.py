@@ -2,6 +2,7 @@ import bz2
 import gzip
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,16 @@ def test_unusable_files_are_refused(tmp_path: Path, name: str, content: str, com
 def test_missing_files_are_refused() -> None:
     with pytest.raises(DataError, match="no calibration file"):
         read_text("nowhere.txt")
+
+
+@pytest.mark.parametrize(("source", "said"), [("pipe", "pipe or a device"), ("-", "pipe or a device"), ("", "no cal")])
+def test_what_can_be_read_only_once_is_refused(
+    source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(DataError, match=said):
+        read_text(source)
 
 
 def test_a_larger_sample_begins_with_the_smaller(prose: Path) -> None:

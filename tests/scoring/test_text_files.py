@@ -149,6 +149,12 @@ def test_rows_that_are_no_text_are_refused(
         assert "\n" not in str(caught.value)
 
 
+def test_no_text_is_left_out_because_it_is_in_another_field(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": null}\n{"id": 1}\n{"content": "two"}\n')
+    with pytest.raises(DataError, match="row 4 has the field 'content', and other rows have 'text'"):
+        read_text(str(tmp_path / "a.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
