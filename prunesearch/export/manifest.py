@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transformers
+import xxhash
 
 import prunesearch
 from prunesearch.errors import StorageError
 from prunesearch.export import card
+from prunesearch.model.checkpoint import INDEX
 from prunesearch.model.loading import LoadedModel
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "prunesearch.json"
 REPORT = "verification.json"
+_LOOKED_AT_OTHERWISE = ("config.json", INDEX, "README.md", MANIFEST, REPORT)
 
 
 def write(
@@ -37,7 +40,7 @@ def write(
     """
     candidate, check = exported.candidate, exported.verification
     versions = {"prunesearch": prunesearch.__version__, "transformers": transformers.__version__}
-    report = {**asdict(check), "versions": versions, "digests": dict(digests)}
+    report = {**asdict(check), "versions": versions, "digests": dict(digests), "files": _digests(folder)}
     _write_json(folder / REPORT, report)
     (folder / "README.md").write_text(card.text_of(loaded, exported, facts, MANIFEST, REPORT), encoding="utf-8")
     _write_json(
@@ -60,6 +63,28 @@ def write(
             **facts,
         },
     )
+
+
+def file_digest(path: Path) -> str:
+    """xxh3-128 of a small file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return xxhash.xxh3_128_hexdigest(path.read_bytes())
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Of each file whose changes neither logits nor weights tell: tokenizer, chat template, licence, code.
+
+    The model card is left out: people write into it.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and path.suffix != ".safetensors" and name not in _LOOKED_AT_OTHERWISE:
+            found[name] = file_digest(path)
+    return found
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, VerificationError, one_line
 from prunesearch.export import sublayers
 from prunesearch.export.checkpoint import reload
-from prunesearch.export.manifest import MANIFEST, REPORT
+from prunesearch.export.manifest import MANIFEST, REPORT, file_digest
 from prunesearch.export.verification import compare, matches
 from prunesearch.export.writer import digest
 from prunesearch.model.checkpoint import misplaced, tensors_in
+from prunesearch.model.guard import guarded
 from prunesearch.model.loading import LoadedModel
 from prunesearch.model.source import refuse_adapter
 
@@ -39,15 +41,19 @@ def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bo
     form = manifest["form"]
     if (sublayers.trusts(form) or manifest.get("own_code")) and not trust_remote_code:
         raise InputError(f"{str(folder)!r} (--as {form}) runs code that it brings along: add --trust-remote-code")
-    _check_weights(folder, report["digests"])
+    with _using(folder / REPORT):
+        _check_weights(folder, report["digests"])
+        _check_files(folder, report.get("files", {}))  # older exports do not have it
     model = reload(folder, base.model if base else None, trust_remote_code)
+    with _using(folder / REPORT):
+        difference = matches(model, report["reference"])
     found: dict[str, Any] = {
         "folder": str(folder),
         "base_model": manifest["base_model"],
         "dropped": manifest["dropped"],
         "form": form,
         "weights": len(report["digests"]),
-        "difference": matches(model, report["reference"]),
+        "difference": difference,
     }
     if base is not None:
         if changed := manifest.get("changed"):
@@ -60,6 +66,20 @@ def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bo
         candidate = LayerSubset.parse(manifest["dropped"], manifest["base_layers"])
         found["against_base"] = compare(base.model, candidate, model, base.tokenizer).document()
     return found
+
+
+def _using(report: Path) -> AbstractContextManager[None]:
+    """Whatever a damaged report makes us stumble over is a failed verification."""
+    return guarded(f"{str(report)!r} is damaged", kind=VerificationError, advice="export again")
+
+
+def _check_files(folder: Path, digests: dict[str, str]) -> None:
+    for name, expected in digests.items():
+        path = folder / name
+        if not path.is_file():
+            raise VerificationError(f"{str(path)!r} is missing, and was there after the export: put it back")
+        if file_digest(path) != expected:
+            raise VerificationError(f"{str(path)!r} has changed since the export: put it back, or export again")
 
 
 def _read(path: Path, needed: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Verification decodes by itself, with a cache, whatever settings come with the model; and says what it compared."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from prunesearch.export import checkpoint, export, recheck
 from prunesearch.export.verification import NEW_TOKENS
 from prunesearch.model.loading import LoadedModel, load
 from prunesearch.model.streaming import open_streamed
-from tests.conftest import N_LAYERS
+from tests.conftest import N_LAYERS, byte_tokenizer, tiny
 
 CANDIDATE = LayerSubset.of(N_LAYERS, (1,))
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -74,6 +75,54 @@ def test_verify_finds_other_decoding_too(loaded: LoadedModel, tmp_path: Path, mo
     path.write_text(json.dumps(report))
     with pytest.raises(VerificationError, match="generates another text"):
         recheck(tmp_path / "out")
+
+
+def test_verify_finds_files_that_change_what_is_read_and_said(loaded: LoadedModel, tmp_path: Path) -> None:
+    """Weights and logits are the same with another tokenizer."""
+    out = tmp_path / "out"
+    export(loaded, CANDIDATE, out)
+    (out / "README.md").write_text("mine")
+    recheck(out)
+    path = out / "tokenizer.json"
+    text = path.read_text()
+    path.write_text(text.replace('"e"', '"E"'))
+    with pytest.raises(VerificationError, match=r"tokenizer\.json' has changed since the export"):
+        recheck(out)
+    path.unlink()
+    with pytest.raises(VerificationError, match=r"tokenizer\.json' is missing"):
+        recheck(out)
+    path.write_text(text)
+    recheck(out)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"digests": [1]},
+        {"files": 5},
+        {"reference": 5},
+        {"reference": {"prompt": [], "likeliest": [], "continuation": []}},
+        {"reference": {"prompt": [99_999], "likeliest": [[[1, 2.0]]], "continuation": []}},
+    ],
+    ids=str,
+)
+def test_a_damaged_report_is_one_line(damage: dict[str, Any], verified: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(verified, out)
+    report = json.loads((out / "verification.json").read_text())
+    (out / "verification.json").write_text(json.dumps({**report, **damage}))
+    with pytest.raises(VerificationError, match=r"verification\.json' is damaged"):
+        recheck(out)
+
+
+@pytest.fixture(scope="module")
+def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export."""
+    folder = tmp_path_factory.mktemp("verified")
+    tiny().save_pretrained(folder / "base")
+    byte_tokenizer().save_pretrained(folder / "base")
+    export(load(str(folder / "base"), device="cpu"), CANDIDATE, folder / "out")
+    return folder / "out"
 
 
 def test_a_model_type_without_a_cache_and_a_streamed_one_say_so(tiny_folder: Path, tmp_path: Path) -> None:
