@@ -64,7 +64,7 @@ class LayerSubset:
             InputError: the text is not such a list, or the layers are not in the model.
         """
         parts: dict[str, list[int]] = {"": [], "a": [], "m": []}
-        for word in [] if text.strip() in ("", "none") else text.split(","):
+        for word in [] if text.strip() == "none" else text.split(","):
             if span := re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", word):
                 low, high = int(span[1]), int(span[2])
                 if not low <= high < n_layers:  # also before a list of all of them is made

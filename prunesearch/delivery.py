@@ -83,6 +83,8 @@ class Wish:
         if program is not None:
             if program not in elsewhere.PROGRAMS:
                 raise UnknownNameError("program", program, elsewhere.PROGRAMS)
+            if out is not None:
+                raise InputError(f"--print {program} prints a recipe and writes nothing: leave out --out")
         elif out is None:
             raise InputError("--out is needed: a new folder for the checkpoint, or with --gguf a new file")
         elif gguf:

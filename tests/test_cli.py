@@ -179,6 +179,8 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
         (["serach", "MODEL"], "Did you mean 'search'"),
         (["export", "MODEL", "--drop", "1", "--out", "full"], "is not empty"),
         (["export", "MODEL", "--drop", "7", "--out", "new"], "layers 0 to 5"),
+        (["export", "MODEL", "--drop", "", "--out", "new"], "cannot read layers ''"),
+        (["export", "MODEL", "--drop", "1", "--print", "mergekit", "--out", "new"], "leave out --out"),
         (["export", "MODEL", "--drop", "1", "--out", "n" * 300], "File name too long"),
         (["export", "MODEL", "--drop", "1", "--out", "loop/x"], "Too many levels of symbolic links"),
         (["export", "MODEL", "--drop", "1", "--out", "not-\udcff-utf8"], "the name is not UTF-8"),

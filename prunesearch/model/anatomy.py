@@ -234,6 +234,8 @@ def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
     with guarded(f"cannot read the config of {name!r}{where}", path):
         config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     _check_numbers(config, name)
+    if config.return_dict is False and not trust_remote_code:  # seen only when an export is compared, after the search
+        raise ModelError(f"the config of {name!r} has return_dict = false, with which transformers fails: delete it")
     if not trust_remote_code and hasattr(config, "auto_map"):
         del config.auto_map
     return config

@@ -102,6 +102,7 @@ def test_a_git_lfs_pointer_is_named_as_such(tmp_path: Path) -> None:
         {"layer_types": ["no_such"] * 6},
         {"model_type": 5},
         {"model_type": None},
+        {"return_dict": False},
         {"head_dim": None, "num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 2},
     ],
     ids=str,
