@@ -24,7 +24,7 @@ from prunesearch.export.companions import companions, copy_companions, without_c
 from prunesearch.export.config_file import ConfigFile, edited_file
 from prunesearch.export.layout import Layout, layout_of
 from prunesearch.export.verification import Expected, Verification, compare, compare_streamed, expected_streamed
-from prunesearch.export.writer import MAX_SHARD, Written, digest, write_shards
+from prunesearch.export.writer import MAX_SHARD, Written, digest, write_cast, write_shards
 from prunesearch.model.anatomy import family_of, input_device, settings_of, skeleton
 from prunesearch.model.checkpoint import Stored, misplaced, tensors_in, tensors_of
 from prunesearch.model.fields import edits
@@ -210,7 +210,10 @@ def _write(
     stored_as_scored = bool(stored) and _precision(stored) == loaded.model.dtype
     copy_companions(loaded, new, own_type=sublayers.trusts(form))
     file = ConfigFile.of(config) if source.folder is None else ConfigFile.read(source.folder)
-    if not stored_as_scored or changed:
+    if not stored_as_scored and loaded.layers.one_pass:
+        write_cast(loaded.model, stored, dense)
+        stored = tensors_in(dense)
+    elif not stored_as_scored or changed:
         with guarded_writing("the model in memory"), unchanged_by("transformers", loaded.model):
             loaded.model.save_pretrained(dense)
         stored = tensors_in(dense)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
 
 from prunesearch import stopping
 from prunesearch.export.layout import Entry
-from prunesearch.model.checkpoint import INDEX, SINGLE, TYPE_NAMES, Stored
+from prunesearch.model.checkpoint import INDEX, SINGLE, TYPE_NAMES, Stored, read
+from prunesearch.model.sources import parameters_of
 
 MAX_SHARD = 5 * 10**9
 """Bytes of the largest shard, as `save_pretrained` long had it; larger files trouble some stores."""
@@ -58,6 +61,32 @@ def write_shards(entries: Sequence[Entry], folder: Path, max_shard: int = MAX_SH
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     return Written(tuple(names), total, digests)
+
+
+def write_cast(model: PreTrainedModel, stored: Mapping[str, Stored], folder: Path) -> None:
+    """Write a dense checkpoint in the types that a model computes in, tensor by tensor, under the stored names.
+
+    What the model does not read, such as the vision tower beside it, keeps its type.
+
+    Args:
+        model: its weights may be on the meta device.
+
+    Raises:
+        OSError: a source cannot be read, or the disk is full.
+    """
+    folder.mkdir()
+    state = model.state_dict()
+    makes = parameters_of(model, stored, state)
+    weight_map: dict[str, str] = {}
+    for number, (name, place) in enumerate(sorted(stored.items())):
+        stopping.check()
+        tensor = read(place)
+        if name in makes and tensor.is_floating_point():
+            tensor = tensor.to(state[makes[name][0]].dtype)
+        weight_map[name] = _shard_name(number, max(2, len(stored)))
+        save_file({name: tensor}, folder / weight_map[name])
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
 def digest(stored: Stored) -> str:

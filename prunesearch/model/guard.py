@@ -81,6 +81,8 @@ def reason_of(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, ValueError) and "trust_remote_code" in str(error):
         return "it needs code that ships with it; read that code, then add --trust-remote-code to run it"
+    if "`ignore_mismatched_sizes`" in str(error):  # transformers logs which, and its log is not shown
+        return "a weight has another shape than the config says; get it again"
     if isinstance(error, pickle.UnpicklingError):  # torch's text tells how to load it all the same
         return "it is damaged, or holds more than tensors, which could run code; get it as safetensors"
     text = one_line(error)

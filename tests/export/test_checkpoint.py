@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -294,3 +295,19 @@ def test_a_model_that_also_sees_keeps_its_eyes(tmp_path: Path) -> None:
     said = json.loads((part / "config.json").read_text())
     assert (said["model_type"], said["architectures"]) == ("llama4_text", ["Llama4ForCausalLM"])
     assert said["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_streamed_model_is_written_as_it_was_scored(
+    family: str, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = str(make_model(family))
+    made = {}
+    for name, loader in (("memory", load), ("stream", open_streamed)):
+        export(loader(base, device="cpu", dtype="bfloat16"), CANDIDATE, tmp_path / name)
+        assert json.loads((tmp_path / name / "config.json").read_text())["dtype"] == "bfloat16"
+        made[name] = load_file(tmp_path / name / "model.safetensors")
+    assert made["memory"].keys() == made["stream"].keys()
+    for name, tensor in made["memory"].items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, made["stream"][name])

@@ -189,6 +189,13 @@ def test_weights_of_junk_are_one_line(make_model: Callable[..., Path]) -> None:
         load(str(folder), device="cpu")
 
 
+def test_weights_of_another_shape_are_one_line(make_model: Callable[..., Path]) -> None:
+    folder = make_model()
+    _edit(folder, "config.json", vocab_size=300)
+    with pytest.raises(ModelError, match="a weight has another shape than the config says"):
+        load(str(folder), device="cpu")
+
+
 @pytest.mark.parametrize(
     "code",
     [
