@@ -1,6 +1,15 @@
-"""``python -m prunesearch`` is the command ``prunesearch``."""
+"""The command ``prunesearch``, and ``python -m prunesearch``: signals are seen to before anything else is imported."""
 
-from prunesearch.cli import main
+from prunesearch import stopping
+
+
+def main() -> None:
+    """Run the command line. A signal that comes before its first step, or after its last, ends the process quietly."""
+    stopping.guard_process()
+    from prunesearch import cli  # takes half a second
+
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

@@ -65,13 +65,13 @@ class LayerSubset:
         """
         parts: dict[str, list[int]] = {"": [], "a": [], "m": []}
         for word in [] if text.strip() == "none" else text.split(","):
-            if span := re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", word):
+            if span := re.fullmatch(r"\s*(\d{1,9})\s*-\s*(\d{1,9})\s*", word):
                 low, high = int(span[1]), int(span[2])
                 if not low <= high < n_layers:  # also before a list of all of them is made
                     raise InputError(f"cannot drop layers {word.strip()}: the model has layers 0 to {n_layers - 1}")
                 parts[""] += range(low, high + 1)
                 continue
-            match = re.fullmatch(r"\s*(-?\d+)([am]?)\s*", word)
+            match = re.fullmatch(r"\s*(-?\d{1,9})([am]?)\s*", word)
             if match is None:
                 raise InputError(f"cannot read layers {text!r}: write indices with commas, as in 3,7,12 or 1-4,9")
             parts[match[2]].append(int(match[1]))

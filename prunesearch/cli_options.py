@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Container, Mapping, Sequence
+import os
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -169,7 +170,7 @@ def chosen_by(
             raise InputError(f"--model goes with STUDY; with --drop the model is {target!r}")
         recipe = recipe_of({**settings, "model": target, "drop": "1"})  # nothing is searched
         return delivery.from_layers(recipe, options, dropped)
-    if Path(target).exists():
+    if target and os.path.exists(target):  # noqa: PTH110 (a study's name may be longer than a file's)
         raise InputError(f"{target!r} is a model: say which of its layers to leave out with --drop, or give a STUDY")
     if settings["revision"] is not None or settings["dtype"] != "auto":
         raise InputError("--revision and --dtype go with MODEL --drop; a study's model is the one it searched")
@@ -257,7 +258,9 @@ def read_recipe(path: Path, settings: Mapping[str, Any], given: Container[str]) 
     if recover is not None and len(recipes) > 1:
         raise InputError("recover: goes with one sampler and one number to drop: give one of each")
     out = merged.get("out")
-    return RecipeFile(recipes, options_of(merged), None if out is None else str(out), recover)
+    if out is not None and not isinstance(out, str):
+        raise InputError(f"out = {out!r}: give the name of a folder, in quotes if it is a number")
+    return RecipeFile(recipes, options_of(merged), out, recover)
 
 
 def _several(value: object) -> list[object]:
@@ -275,9 +278,20 @@ def _mapping_in(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that stands there twice, of which YAML's own takes the last."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+                seen.add(str(key.value))
+            return super().construct_mapping(node, deep)
+
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"cannot read recipe {str(path)!r}: {one_line(error)}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(f"recipe {str(path)!r} is not a mapping: write lines such as 'model: NAME' and 'drop: 8'")

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import sqlalchemy
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
-from prunesearch.errors import PruneSearchError
+from prunesearch.errors import PruneSearchError, one_line
 from prunesearch.masking import CACHE_VARIABLE, pasted
 from prunesearch.store import census
 from prunesearch.store.leases import Leases, Presence, folder_leases
@@ -64,6 +65,9 @@ def examine(cache: str, storage: str) -> list[Check]:
         except PruneSearchError as error:
             what, _, remedy = str(error).partition(": ")
             checks.append(Check(name, what, BROKEN, remedy or what))
+        except (SQLAlchemyError, ImportError, OSError, sqlite3.Error) as error:  # a server or disk that does not work
+            reason = one_line(getattr(error, "orig", None) or error)
+            checks.append(Check(name, reason, BROKEN, "see that it is there and that you may use it"))
     return checks
 
 

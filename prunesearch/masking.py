@@ -24,7 +24,12 @@ _SHOWN = frozenset(
 _SECRET_NAME = (
     r"[\w-]*(?:password|passwd|passphrase|passfile|secret|credential|api_?key|auth_?key|(?:_|access|auth)token)"
 )
-_SECRET = re.compile(rf"(?i)(?<![\w-])(-*{_SECRET_NAME})(\s*=\s*)('(?:[^'\\]|\\.)*'|\"[^\"]*\"|[^\s&;,'\")]+)")
+_QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+# name=value; 'name': 'value', as in a dict or JSON; and the tokens of the hub, which are known by their look.
+_SECRET = re.compile(
+    rf"(?i)(?<![\w-])(-*{_SECRET_NAME})(?:(\s*=\s*)(?:{_QUOTED}|[^\s&;,'\")]+)|(['\"]\s*:\s*)(?:{_QUOTED}))"
+)
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=\bBearer )[^\s'\",]+")
 _WEB = ("http", "https", "ftp", "s3", "gs", "hf", "file")  # no database: of its parameters only the secret are hidden
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _TAIL = "'\"`)]}>,;.:"  # what ends a sentence and no URL
@@ -47,6 +52,8 @@ def masked_url(url: str) -> str:
     user, colon, _ = user_info.partition(":")
     shown = f"{scheme}://"
     if user_info:
+        if scheme.lower() in _WEB and not colon:
+            user = MASK  # https://TOKEN@host
         shown += f"{user}{colon}{MASK if colon else ''}@"
     shown += host + parts.path
     if parts.query:
@@ -70,6 +77,8 @@ def _shown_pair(pair: str, *, web: bool) -> str:
         secret = re.fullmatch(rf"(?i){_SECRET_NAME}|token|key|sig|signature", unquote(name)) is not None
     else:
         secret = name not in _SHOWN or ":" in re.sub(r":\d+(?=,|$)", "", value)
+        if not re.fullmatch("[a-z_]*", name):  # no driver's: the rest of a password with an & in it
+            name = MASK
     return f"{name if equals else ''}{equals}{MASK}" if secret else pair
 
 
@@ -90,14 +99,19 @@ def masked_text(text: str) -> str:
         found.append(masked)
         at = end
     found.append(text[at:])
-    return _SECRET.sub(rf"\1\2{MASK}", "".join(found))
+    return _without_settings("".join(found))
+
+
+def _without_settings(text: str) -> str:
+    """A text without the secrets that stand in it under their names, or alone."""
+    return _TOKEN.sub(MASK, _SECRET.sub(rf"\1\2\3{MASK}", text))
 
 
 def masked(value: str) -> str:
     """The value of an option, which may be a URL, ``DIR,URL`` or none of them, without secrets."""
     match = re.search(rf"(?:^|,|=)({_SCHEME.pattern})", value)
     if match is None:
-        return _SECRET.sub(rf"\1\2{MASK}", value)
+        return _without_settings(value)
     return value[: match.start(1)] + masked_url(value[match.start(1) :])
 
 

@@ -28,7 +28,7 @@ def parse_duration(text: str, option: str) -> float:
 
 
 def _read(text: str, unit: str, option: str, how: str) -> tuple[float, str]:
-    match = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*{unit}", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(rf"(\d{{1,15}}(?:\.\d+)?)\s*{unit}", text.strip(), re.IGNORECASE)
     if match is None:
         raise InputError(f"{option} {text!r} cannot be read: {how}")
     return float(match[1]), (match[2] or "").upper()

@@ -6,6 +6,7 @@ are not part of it: the engine adds the content of model and data as digests.
 
 import math
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -42,12 +43,20 @@ _LOCAL_ONLY = ("task_data", "include_path")
 _LOCATIONS = (*PATHS, "revision", "trust_remote_code")
 
 
+def is_text(value: str) -> bool:
+    """Whether these are characters that can be stored: neither NUL nor bytes that could not be decoded."""
+    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 class Settings(BaseModel):
     """Settings that are checked when they are made. In Python a bad one is an `InputError` that names the argument."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401 (pydantic checks them)
+        for name, value in values.items():
+            if isinstance(value, str) and not is_text(value):
+                raise InputError(f"{name} {value!r} holds a character that no database or file takes: leave it out")
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -356,7 +365,7 @@ def complaint(model: type[BaseModel], error: ValidationError) -> InputError:
         choices = re.findall(r"'([^']+)'", first.get("ctx", {}).get("expected", ""))
         return UnknownNameError(name, first["input"], choices)
     message = first["msg"].removeprefix("Value error, ")
-    return InputError(f"{name} = {first['input']!r}: {message}" if name else message)
+    return InputError(f"{name} = {reprlib.repr(first['input'])}: {message}" if name else message)
 
 
 Complaint = TypeVar("Complaint", bound=PruneSearchError)

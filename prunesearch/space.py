@@ -193,7 +193,7 @@ def split_drop(text: str) -> tuple[Budget, str | None]:
 
 def _parse_amount(amount: str, text: str, of: int, period: int) -> int:
     """How many units a number of layers, or of sublayers, is."""
-    if re.fullmatch(r"-?\d+", amount):
+    if re.fullmatch(r"-?\d{1,9}", amount):
         units, rest = divmod(int(amount), period)
         if rest:
             raise InputError(
@@ -201,7 +201,7 @@ def _parse_amount(amount: str, text: str, of: int, period: int) -> int:
                 f"drop a multiple of {period}, such as {max(units, 1) * period}"
             )
         return units
-    if percent := re.fullmatch(r"(\d+(?:\.\d+)?)%", amount):
+    if percent := re.fullmatch(r"(\d{1,9}(?:\.\d+)?)%", amount):
         return round(float(percent[1]) / 100 * of / period)
     raise InputError(
         f"--drop {text!r} cannot be read: give a number of layers (8), a share (25%), a limit (..8), "
@@ -212,12 +212,12 @@ def _parse_amount(amount: str, text: str, of: int, period: int) -> int:
 def _parse_protect(text: str, n_layers: int) -> frozenset[int]:
     layers: set[int] = set()
     for part in filter(None, (piece.strip() for piece in text.split(","))):
-        if match := re.fullmatch(r"(first|last):(\d+)", part):
+        if match := re.fullmatch(r"(first|last):(\d{1,9})", part):
             count = int(match[2])
             if count > n_layers:
                 raise InputError(f"--protect {part}: the model has only {n_layers} layers")
             layers.update(range(count) if match[1] == "first" else range(n_layers - count, n_layers))
-        elif match := re.fullmatch(r"(\d+)(?:-(\d+))?", part):
+        elif match := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part):
             low, high = int(match[1]), int(match[2] or match[1])
             if not low <= high < n_layers:
                 raise InputError(f"--protect {part}: the model has layers 0 to {n_layers - 1}")

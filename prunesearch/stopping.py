@@ -45,6 +45,7 @@ class _State:
     deferred = 0
     wakers: tuple[Callable[[], None], ...] = ()
     drawn = False
+    ended = False
 
 
 def requested() -> bool:
@@ -131,7 +132,24 @@ def handled() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _State.number = None
+        _State.number, _State.ended = None, True
+
+
+def guard_process() -> None:
+    """Have both signals end the process at once, without a traceback, outside of `handled`.
+
+    So it is while a command is imported, when nothing has been begun, and when it has said its last word: Python takes
+    a while to end, and schedulers like to send a signal twice.
+    """
+    for number in _SIGNALS:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            signal.signal(number, _end_quietly)
+
+
+def _end_quietly(number: int, frame: FrameType | None) -> None:
+    if not _State.ended:
+        os.write(2, b"stopped\n")
+    os._exit(128 + number)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

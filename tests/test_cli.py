@@ -43,6 +43,10 @@ def run_json(*words: object) -> object:
     return json.loads(run(*words, "--json").stdout)
 
 
+LONG, DIGITS = "x" * 300, "9" * 5000
+"""Longer than a file's name may be, and than a number that Python reads."""
+
+
 def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
     """Run as the installed command does; expect exit 2 and one line on stderr."""
     monkeypatch.setattr(sys, "argv", ["prunesearch", *map(str, words)])
@@ -192,12 +196,25 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
         (["analyze", "MISSING"], "no model folder or file"),
         (["run", "none.yaml", "--out", "new"], "cannot read recipe"),
         (["run", "typo.yaml", "--out", "new"], "did you mean 'sampler'"),
+        (["run", "twice.yaml", "--out", "new"], "'drop' is given twice"),
+        (["run", "deep.yaml", "--out", "new"], "cannot read recipe"),
+        (["run", "nul.yaml", "--out", "new"], "model 'a\\x00' holds a character"),
+        (["run", "out.yaml"], "out = ['a']"),
+        (["analyze", LONG], "no file can have the name"),
+        (["export", "MODEL", "--drop", "2", "--out", LONG], "File name too long"),
+        (["study", "list", "--storage", f"sqlite:///{LONG}"], "ile"),
+        (["export", LONG, "--out", "new"], "no study database"),
+        (["search", "MODEL", "--drop", DIGITS], "cannot be read"),
+        (["search", "MODEL", "--drop", f"{DIGITS}%"], "cannot be read"),
+        (["evaluate", "MODEL", "--drop", DIGITS], "cannot read layers"),
+        (["plan", "MODEL", "--memory", DIGITS], "cannot be read"),
+        (["search", "MODEL", "--drop", "2", "--protect", f"0-{DIGITS}"], "--protect"),
         (["study", "list"], "no study database"),
         (["study", "list", "--storage", "sqlite:///loop"], "no study database"),
         (["search", "MODEL", "--drop", "2", "--limit", "9"], "--limit goes with --task"),
         (["export", "nostudy", "--dtype", "float32", "--out", "new"], "go with MODEL --drop"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value)[:90] if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
     here: Path,
@@ -214,6 +231,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     (here / "loop").symlink_to("loop")
     (here / "bad.jsonl").write_text('{"a": 1}\n')
     (here / "typo.yaml").write_text("model: m\ndrop: 2\nsamplr: pso\n")
+    (here / "twice.yaml").write_text("model: m\ndrop: 2\ndrop: 3\n")
+    (here / "deep.yaml").write_text(f"model: {'[' * 2000}\n")
+    (here / "nul.yaml").write_text('model: "a\\0"\ndrop: 2\n')
+    (here / "out.yaml").write_text("model: m\ndrop: 2\nout: [a]\n")
     before = sorted(here.rglob("*"))
     places = {"MODEL": str(tiny_folder), "MISSING": str(here / "missing")}
     assert complaint in refused(capsys, monkeypatch, *(places.get(word, word) for word in words))

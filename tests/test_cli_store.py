@@ -136,6 +136,20 @@ def test_the_doctor_names_what_is_broken(here: Path) -> None:
     assert "free" not in found.stderr
 
 
+@pytest.mark.parametrize("url", ["postgresql+psycopg://me:s3cret@127.0.0.1:1/t", "postgresql+asyncpg://me:s3cret@h/t"])
+def test_the_doctor_goes_on_where_the_database_does_not_answer(
+    here: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("PRUNESEARCH_STORAGE", url)
+    found = invoke("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
+    assert found.exit_code == 1
+    assert checks["studies"]["status"] == "broken"
+    assert checks["studies"]["remedy"]
+    assert "torch threads" in checks, "what comes after it"
+    assert "s3cret" not in found.output
+
+
 def test_the_cache_commands_start_without_torch_or_optuna(here: Path) -> None:
     with EvaluationStore("storage/cache"):
         pass

@@ -15,10 +15,12 @@ SECRET = "s3cret"
         ("postgresql://me@host/team?sslmode=require", "postgresql://me@host/team?sslmode=require"),
         ("postgresql:///t?host=h1:5432,h2:5432&password=s3cret", "postgresql:///t?host=h1:5432,h2:5432&password=***"),
         ("postgresql://h/t?sslpassword=s3cret&passfile=s3cret", "postgresql://h/t?sslpassword=***&passfile=***"),
-        ("postgresql://h/t?p%61ssword=s3cret", "postgresql://h/t?p%61ssword=***"),
+        ("postgresql://h/t?p%61ssword=s3cret", "postgresql://h/t?***=***"),
         ("postgresql://h/t?options=-c%20x%3Ds3cret", "postgresql://h/t?options=***"),
         ("postgresql://h/t?host=me:s3cret", "postgresql://h/t?host=***"),
         ("sqlite:////home/a@b/c#d.db", "sqlite:////home/a@b/c#d.db"),
+        ("postgresql://h/t?password=a&S3cret=x", "postgresql://h/t?password=***&***=***"),
+        ("https://s3cret@github.com/x", "https://***@github.com/x"),
         ("https://me:s3cret@host/x?page=2&token=s3cret", "https://me:***@host/x?page=2&token=***"),
     ],
 )
@@ -41,6 +43,9 @@ def test_messages_of_libraries_are_masked() -> None:
     )
     assert SECRET not in masked_text("postgresql://me:a s3cret@host/t failed")
     assert masked_text("dsn password='s3cret 2' host=x, tokens=16") == "dsn password=*** host=x, tokens=16"
+    assert masked_text("connect({'password': 's3cret, 2', 'host': 'h'})") == "connect({'password': ***, 'host': 'h'})"
+    assert masked_text('{"password": "s3\\"cret"}') == '{"password": ***}'
+    assert masked_text("hf_s3cretS3CRETs3cret is wrong, Bearer s3cret too") == "*** is wrong, Bearer *** too"
 
 
 def test_a_printed_command_can_be_pasted() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -110,6 +111,27 @@ def test_a_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatc
         time.sleep(0.1)
         signal.raise_signal(signal.SIGINT)
     assert ends == [130]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_before_and_after_a_command_end_it_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setattr(stopping._State, "ended", False)
+    stopping.guard_process()
+    signal.raise_signal(number)  # while it is imported
+    with pytest.raises(stopping.StopRequested), stopping.handled():
+        signal.raise_signal(number)
+    signal.raise_signal(number)  # while Python ends
+    assert ends == [128 + number] * 2
+    assert capfd.readouterr().err == "stopped\n"
+
+
+def test_signals_are_seen_to_before_the_command_line_is_imported() -> None:
+    code = "import prunesearch.__main__, sys; print([name for name in ('click', 'pydantic') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

@@ -102,7 +102,10 @@ def studies_of(url: str) -> Studies:
     check_url(url)
     if (file := sqlite_file(url)) and not file.is_file():
         return Studies((), {})
-    engine = connect(url)
+    try:
+        engine = connect(url)
+    except (ImportError, SQLAlchemyError) as error:
+        raise StorageError(f"cannot read --storage {shown(url)!r}: {one_line(error)}") from None
     try:
         with engine.connect().execution_options(reading=True) as connection:
             if not set(_OPTUNA_TABLES) <= set(sqlalchemy.inspect(connection).get_table_names()):

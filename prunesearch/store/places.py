@@ -72,7 +72,7 @@ class Places:
 
 def _may_be_url(text: str) -> bool:
     """Whether a text that is no URL looks like one, or like the settings of a connection."""
-    if text.startswith(("/", "./", "../", "~")) and "://" not in text:
+    if text.startswith(("/", "./", "../", "~")) and not text.startswith("//") and "://" not in text:
         return "password=" in text
     return re.search(r"://|:.*@|:/|password=", text, re.DOTALL) is not None
 
