@@ -1,7 +1,8 @@
-"""Where the blocks of a model live, and what each of them weighs.
+"""Locate the blocks of a model, and count their parameters.
 
-What is known of a model type is in `families.FAMILIES`. Another type is looked at: its blocks are the one list of as
-many modules as its config says blocks. Whether that was right is proven by verification, never assumed.
+Known model types are listed in `families.FAMILIES`. For any other type the blocks are inferred: they are the
+only list of modules whose length is the number of blocks in the config. Verification proves the result; it
+is never assumed to be right.
 """
 
 import re
@@ -22,23 +23,24 @@ from prunesearch.model.guard import guarded
 
 _COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
 OTHER_PARTS = ("vision", "visual", "audio", "encoder.")
-"""Words in the names of modules that are no part of the language model."""
+"""Words in the names of modules that do not belong to the language model."""
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|positions_embed|pos_encoding|embed_positions?|position_embeddings?)(?:\.|$)")
-"""Names of tables of positions: learned ones, and those of sines that are not computed anew."""
+"""Names of position tables: learned ones, and stored tables of sines."""
 _MOST_BLOCKS = 10_000
 NO_MODEL = "no causal language model can be built from this config"
 _found: dict[str, Family] = {}
-"""Families of types outside the table, as they were met."""
+"""Inferred families of types that are not in the table, by type. They are kept for the whole process."""
 
 
 def family_of(config: PretrainedConfig, trust_remote_code: bool = False) -> Family:
-    """Look up a model's family, or find out about it.
+    """Look up the family of a model, or infer it.
 
     Args:
-        trust_remote_code: build it with code that ships with it, to find out about a type that is met first.
+        config: config of the model.
+        trust_remote_code: build the model with code that ships with it, if its family must be inferred.
 
     Raises:
-        ModelError: models of this type cannot be pruned; says why.
+        ModelError: models of this type cannot be pruned. The message says why.
     """
     name = config.model_type
     family = FAMILIES.get(name) or _found.get(name)
@@ -50,25 +52,35 @@ def family_of(config: PretrainedConfig, trust_remote_code: bool = False) -> Fami
 
 
 def settings_of(config: PretrainedConfig) -> PretrainedConfig:
-    """The part of a config that describes the blocks: of a model that also sees or hears, its language model's."""
+    """Return the part of a config that describes the blocks.
+
+    For a multimodal model this is the config of its language model.
+    """
     text = getattr(config, "text_config", None)
     return text if isinstance(text, PretrainedConfig) else config
 
 
 def _look_at(config: PretrainedConfig, trust_remote_code: bool) -> Family:
-    """Find the blocks of a type that the table does not have."""
+    """Infer the family of a type that is not in the table."""
+    # A multimodal model may have the blocks of a known language model.
     settings = settings_of(config)
     like = FAMILIES.get(settings.model_type) if settings is not config else None
     if like is not None and like.refused is not None:
         return like
     model = skeleton(config, trust_remote_code)
+    # Find the outermost lists of modules that are as long as the config says.
     counts = [count for count in _COUNTS if isinstance(getattr(settings, count, None), int)]
     found: list[tuple[str, str]] = []
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{outer}.") for outer, _ in found)
-        if isinstance(module, nn.ModuleList) and not inside:
-            found += [(path, c) for c in counts if len(module) == getattr(settings, c)][:1]
-    text = [pair for pair in found if not any(word in pair[0] for word in OTHER_PARTS)]
+        if not isinstance(module, nn.ModuleList) or inside:
+            continue
+        for count in counts:
+            if len(module) == getattr(settings, count):
+                found.append((path, count))
+                break
+    # Encoders for images and sound have lists of blocks too. Exactly one list must be left.
+    text = [(path, count) for path, count in found if not _is_other_part(path)]
     if len(text) != 1:
         many = f"{len(text)} lists" if text else "no list"
         return Family(refused=f"{many} of modules could be its blocks, and this version does not know it")
@@ -78,11 +90,16 @@ def _look_at(config: PretrainedConfig, trust_remote_code: bool) -> Family:
     return Family(path, count, known=False)
 
 
+def _is_other_part(name: str) -> bool:
+    """Return whether a module does not belong to the language model, judged by its name."""
+    return any(word in name for word in OTHER_PARTS)
+
+
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's list of blocks itself, not a copy.
+    """Return the model's list of blocks itself, not a copy.
 
     Raises:
-        ModelError: the type cannot be pruned, or the list is not where the table says.
+        ModelError: the type cannot be pruned, or the list is not where its family says.
     """
     family = family_of(model.config)
     number = getattr(settings_of(model.config), family.count)
@@ -99,18 +116,34 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def per_layer_tensors(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters outside the blocks with a part for each block, by name, and the axis that has these parts."""
+    """Return the parameters outside the blocks that have a part for each block.
+
+    Returns:
+        The axis that consists of these parts, by the parameter's name.
+    """
     family = family_of(model.config)
+    axes = dict(family.per_layer_tensors)
+    if not axes:
+        return {}
     parent, _, _ = family.blocks.rpartition(".")
-    named = {f"{parent}.{name}": axis for name, axis in dict(family.per_layer_tensors).items()}
-    return {name: axis for name, axis in named.items() if name in dict(model.named_parameters())} if named else {}
+    parameters = dict(model.named_parameters())
+    # A model of the family need not have each of them.
+    found = {}
+    for name, axis in axes.items():
+        if (path := f"{parent}.{name}") in parameters:
+            found[path] = axis
+    return found
 
 
 def sublayer_of(model: PreTrainedModel, kind: str) -> Sublayer:
-    """The family's ``attention`` or ``mlp``.
+    """Return the family's description of a sublayer.
+
+    Args:
+        model: model whose family is looked up.
+        kind: ``attention`` or ``mlp``.
 
     Raises:
-        ModelError: it cannot be silenced alone.
+        ModelError: the sublayers of this model type cannot be silenced one by one.
     """
     sublayer: Sublayer | None = getattr(family_of(model.config), kind)
     if sublayer is None:
@@ -121,34 +154,47 @@ def sublayer_of(model: PreTrainedModel, kind: str) -> Sublayer:
 
 
 def parts_of(block: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """Those of the named modules that a block has."""
+    """Return those of the named modules that a block has."""
     found = (getattr(block, name, None) for name in names)
     return [module for module in found if isinstance(module, nn.Module)]
 
 
 def returned(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor | None, ...]:
-    """Hidden states in the form in which the model's blocks return them."""
+    """Return hidden states in the form in which the model's blocks return them: a tensor or a tuple."""
     length = family_of(model.config).returns
-    return (hidden, *(None,) * (length - 1)) if length else hidden
+    if not length:
+        return hidden
+    return (hidden, *(None,) * (length - 1))
 
 
 def most_positions(model: PreTrainedModel) -> int | None:
-    """How many positions a model has, where it looks them up in a table; None where it computes them, as RoPE does."""
-    settings = settings_of(model.config)
-    rows = [
-        len(tensor)
-        for name, tensor in chain(model.named_parameters(), model.named_buffers())
-        if tensor.ndim == 2 and tensor.is_floating_point() and _POSITIONS.search(name)
-        if not any(part in name for part in OTHER_PARTS)
-    ]
-    if not rows:
+    """Return the number of positions of a model that looks them up in a table.
+
+    Returns:
+        None if the model computes its positions, as RoPE does.
+    """
+    # The tables of the model limit its positions.
+    limits = []
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        is_table = tensor.ndim == 2 and tensor.is_floating_point() and _POSITIONS.search(name)
+        if is_table and not _is_other_part(name):
+            limits.append(len(tensor))
+    if not limits:
         return None
-    said = (getattr(settings, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx"))
-    return min([*rows, *(number for number in said if isinstance(number, int) and number > 0)])
+    # A table may have more rows than the config allows.
+    settings = settings_of(model.config)
+    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
+        number = getattr(settings, name, None)
+        if isinstance(number, int) and number > 0:
+            limits.append(number)
+    return min(limits)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where token ids go: of weights that accelerate has offloaded, the device they are computed on."""
+    """Return the device that token ids must be on.
+
+    For weights that accelerate has offloaded, this is the device on which they compute.
+    """
     hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     return model.device if device is None else torch.device(device)
@@ -156,13 +202,14 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Exact parameter counts and bytes, from shapes alone.
+    """Exact parameter counts and bytes of a model, computed from shapes alone.
 
     Attributes:
-        block_params: parameters of each block.
-        attention_params: of these, each block's attention and its norms; the rest is the MLP's.
-        other_params: everything else (embeddings, final norm, head), tied weights counted once.
-        bytes_per_param: by the precision the checkpoint is stored in.
+        block_params: number of parameters of each block.
+        attention_params: number of parameters of each block's attention and its norms. The rest of a
+            block counts as its MLP.
+        other_params: number of all other parameters (embeddings, final norm, head). Tied weights count once.
+        bytes_per_param: bytes per parameter in the dtype of the model.
     """
 
     block_params: tuple[int, ...]
@@ -171,46 +218,68 @@ class Sizes:
     bytes_per_param: int
 
     def params(self, candidate: LayerSubset | None = None) -> int:
-        """Parameters left by a candidate; of the dense model without one."""
+        """Return the number of parameters that a candidate keeps. Without a candidate: of the dense model."""
         total = self.other_params + sum(self.block_params)
         return total - int(lost(self.block_params, self.attention_params, candidate))
 
     def bytes(self, candidate: LayerSubset | None = None) -> int:
-        """Bytes of the weights left by a candidate; of the dense model without one."""
+        """Return the bytes of the weights that a candidate keeps. Without a candidate: of the dense model."""
         return self.params(candidate) * self.bytes_per_param
 
 
 def sizes_of(model: PreTrainedModel) -> Sizes:
-    """Count a model's parameters; works on the meta device, where nothing is allocated."""
-    blocks = blocks_of(model)
-    per_block = tuple(sum(p.numel() for p in block.parameters()) for block in blocks)
+    """Count the parameters of a model. The model may be on the meta device."""
     sublayer = family_of(model.config).attention
     names = sublayer.parts if sublayer else ()
-    attention = tuple(sum(p.numel() for part in parts_of(block, names) for p in part.parameters()) for block in blocks)
-    total = sum(p.numel() for p in model.parameters())  # parameters() yields a tied weight once
-    return Sizes(per_block, attention, total - sum(per_block), model.dtype.itemsize)
+    per_block: list[int] = []
+    attention: list[int] = []
+    for block in blocks_of(model):
+        per_block.append(_params_of(block))
+        attention.append(sum(map(_params_of, parts_of(block, names))))
+    # parameters() yields a tied weight once.
+    other = _params_of(model) - sum(per_block)
+    return Sizes(tuple(per_block), tuple(attention), other, model.dtype.itemsize)
+
+
+def _params_of(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def lost(block: Sequence[float], attention: Sequence[float], candidate: LayerSubset | None) -> float:
-    """What a candidate saves of a quantity that each block has; the attention's share is part of its block's."""
+    """Return how much of a quantity a candidate saves.
+
+    Args:
+        block: the quantity of each block.
+        attention: the share of each block's attention. The rest of the block is the share of its MLP.
+        candidate: candidate that drops blocks or sublayers. None saves nothing.
+    """
     if candidate is None:
         return 0.0
-    whole = sum(block[i] for i in candidate.dropped)
-    return whole + sum(attention[i] for i in candidate.attention) + sum(block[i] - attention[i] for i in candidate.mlp)
+    # Whole blocks, then the attention of kept blocks, then their MLPs.
+    blocks = sum(block[i] for i in candidate.dropped)
+    attentions = sum(attention[i] for i in candidate.attention)
+    mlps = sum(block[i] - attention[i] for i in candidate.mlp)
+    return blocks + attentions + mlps
 
 
 def skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Build the model on the meta device: shapes without weights.
+    """Build a model on the meta device, which has shapes but no weights.
 
     Args:
-        trust_remote_code: with code that ships with it.
+        config: config of the model.
+        trust_remote_code: run code that ships with the model.
 
     Raises:
-        ModelError: transformers has no causal LM for this config.
+        ModelError: transformers cannot build a causal LM from this config.
     """
-    config = deepcopy(config)  # transformers notes the precision in it
-    named = getattr(torch, config.dtype, None) if isinstance(config.dtype, str) else config.dtype
-    dtype = named if isinstance(named, torch.dtype) else torch.float32
+    # transformers writes the dtype into the config, so it gets a copy.
+    config = deepcopy(config)
+    # A config names its dtype as a text or as a torch dtype, or has none.
+    dtype = config.dtype
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        dtype = torch.float32
     with guarded(NO_MODEL, advice="correct it"), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=dtype, trust_remote_code=trust_remote_code
@@ -219,22 +288,24 @@ def skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTr
 
 
 def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
-    """Read a model's config from a folder, or a bare ``config.json`` without weights.
+    """Read the config of a model.
 
     Args:
-        trust_remote_code: run code that ships with the model. If not, the config names none afterwards.
+        name: a model folder, a ``config.json`` without weights, or a Hugging Face id.
+        trust_remote_code: run code that ships with the model. If False, the returned config names no such code.
 
     Raises:
-        ModelError: there is none, or it cannot be read.
+        ModelError: there is no config, or it cannot be read or used.
     """
     path = Path(name)
     if path.suffix == ".json" and not path.is_file():
         raise ModelError(f"no config file {name!r}: give a config.json, a model folder or a Hugging Face id")
-    where = "" if path.exists() else ", which is no local folder or file either"
+    where = "" if path.exists() else ", which is not a local folder or file either"
     with guarded(f"cannot read the config of {name!r}{where}", path):
         config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     _check_numbers(config, name)
-    if config.return_dict is False and not trust_remote_code:  # seen only when an export is compared, after the search
+    # transformers would fail only when an export is compared, after the search.
+    if config.return_dict is False and not trust_remote_code:
         raise ModelError(f"the config of {name!r} has return_dict = false, with which transformers fails: delete it")
     if not trust_remote_code and hasattr(config, "auto_map"):
         del config.auto_map
@@ -242,12 +313,13 @@ def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
 
 
 def _check_numbers(config: PretrainedConfig, name: str) -> None:
-    """Refuse a config whose numbers no model can have; transformers checks their types and little else.
+    """Refuse a config with numbers that no model can have. transformers checks little but their types.
 
     Raises:
-        ModelError: names the field and its value.
+        ModelError: a number is out of its range, or two numbers contradict each other.
     """
     settings = settings_of(config)
+    # Sizes are positive, and the number of blocks has an upper limit.
     for field in (*_COUNTS, "vocab_size", "hidden_size"):
         value = getattr(settings, field, None)
         if isinstance(value, int) and value < 1:
@@ -256,9 +328,11 @@ def _check_numbers(config: PretrainedConfig, name: str) -> None:
             raise ModelError(
                 f"the config of {name!r} has {field} = {value}: no model has more than {_MOST_BLOCKS} blocks"
             )
-    heads, shared = (getattr(settings, field, None) for field in ("num_attention_heads", "num_key_value_heads"))
+    # Query heads share key and value heads evenly.
+    heads = getattr(settings, "num_attention_heads", None)
+    shared = getattr(settings, "num_key_value_heads", None)
     if isinstance(heads, int) and isinstance(shared, int) and shared > 0 and heads % shared:
         raise ModelError(
-            f"the config of {name!r} has num_attention_heads = {heads}, which is no multiple of its "
+            f"the config of {name!r} has num_attention_heads = {heads}, which is not a multiple of its "
             f"num_key_value_heads = {shared}"
         )

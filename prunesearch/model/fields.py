@@ -1,7 +1,8 @@
-"""What a config says of single blocks, and how it reads when blocks are gone.
+"""Per-block config fields, and how they change when blocks are removed.
 
-The same names mean the same in all model types, so the rules are by field. A list with an entry for each block is
-sliced, a list of block numbers is renumbered, a number of first blocks is counted anew.
+A field name means the same thing in every model type, so there is one rule per field. A list with one
+entry per block is sliced. A list of block indices is renumbered. A count of leading blocks is counted
+again over the kept blocks.
 """
 
 import math
@@ -13,65 +14,87 @@ from transformers import PretrainedConfig
 from prunesearch.errors import InputError, ModelError
 
 Kept = Sequence[int]
-"""The blocks that stay, by their old numbers, in order."""
+"""Indices of the kept blocks in the dense model, in ascending order."""
 Rule = Callable[[PretrainedConfig, str, Kept], Mapping[str, Any]]
+"""Takes the config, the field's name and the kept blocks; returns the new values by field."""
 
 
 def _slice(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
-    """One entry a block."""
+    """Keep the entries of the kept blocks, in a list with one entry per block."""
     values = getattr(config, name)
-    return {name: [values[i] for i in kept]} if isinstance(values, list | tuple) else {}
+    if not isinstance(values, list | tuple):
+        return {}
+    return {name: [values[i] for i in kept]}
 
 
 def _renumber(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
-    """A list of block numbers; of all blocks' they may be as many as blocks, so length tells nothing."""
+    """Renumber a list of block indices.
+
+    The list may contain every index, so its length cannot tell it apart from a per-block list.
+    """
     numbers = set(getattr(config, name))
     return {name: [new for new, old in enumerate(kept) if old in numbers]}
 
 
 def _first(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
-    """How many of the first blocks are of one kind."""
-    return {name: sum(old < getattr(config, name) for old in kept)}
+    """Count how many of the leading blocks, which are of one kind, are kept."""
+    limit = getattr(config, name)
+    return {name: sum(old < limit for old in kept)}
 
 
 def _window(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
-    """From which block on attention is sliding, where other programs read it instead of ``layer_types``."""
-    return _first(config, name, kept) if getattr(config, "use_sliding_window", False) else {}
+    """Count the blocks before the first one with sliding attention.
+
+    Some programs read this number instead of ``layer_types``.
+    """
+    if not getattr(config, "use_sliding_window", False):
+        return {}
+    return _first(config, name, kept)
 
 
 def _sparse_step(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
-    """Every so manieth block has experts, but for a list; behind a removal only the list can say so."""
+    """Every `step`-th block has experts, except those listed in ``mlp_only_layers``.
+
+    After blocks are removed, only the explicit list can express which blocks have experts.
+    """
     step, dense = getattr(config, name), set(getattr(config, "mlp_only_layers", None) or ())
     mlps = [new for new, old in enumerate(kept) if old in dense or (old + 1) % step]
     return {name: 1, "mlp_only_layers": mlps}
 
 
 def _gpt_neo(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
-    """``attention_layers`` is spelled out from ``attention_types``: [[kinds, repeats], ...]."""
+    """Slice ``attention_layers``, and write ``attention_types`` ([[kinds, repeats], ...]) to match it."""
     kinds = [getattr(config, "attention_layers")[i] for i in kept]  # noqa: B009 (no attribute of the base class)
     return {name: [[[kind], 1] for kind in kinds], "attention_layers": kinds}
 
 
 def _scale_depth(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
-    """MiniCPM scales what a block adds by this, divided by the square root of the number of blocks."""
+    """Keep the scale of a block's output the same.
+
+    MiniCPM multiplies what a block adds by this value, divided by the square root of the number of blocks.
+    """
     return {name: getattr(config, name) * math.sqrt(len(kept) / config.num_hidden_layers)}
 
 
 def _block_types(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
-    """Kinds that repeat; spelled out, they repeat once."""
+    """Spell out a repeating pattern of kinds, so that the kept blocks keep their kinds."""
     values = getattr(config, name)
     return {name: [values[i % len(values)] for i in kept]}
 
 
 def _shared_kv(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
-    """The last blocks read keys and values of the last blocks of each kind before them, their donors.
+    """Count the kept blocks that read the keys and values of another block.
+
+    The last blocks are readers. Each reads the keys and values of its donor: the last block of the same
+    kind that comes before all readers.
 
     Raises:
-        ModelError: a donor is dropped and a reader of it is not.
+        ModelError: a donor is dropped and one of its readers is kept.
     """
     shared, types = getattr(config, name) or 0, getattr(config, "layer_types")  # noqa: B009
     first = len(types) - shared
     readers = [i for i in kept if i >= first]
+    # Each kind that a kept reader has needs its donor.
     for kind in {types[i] for i in readers}:
         donor = max(i for i in range(first) if types[i] == kind)
         if donor not in kept:
@@ -83,26 +106,40 @@ def _shared_kv(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, 
 
 
 def _moe_span(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
-    """Blocks from a first to a last, at an interval, have experts.
+    """Find the range of blocks with experts again, which a first block, a last block and a step describe.
 
     Raises:
-        ModelError: those that are left are not in a row.
+        ModelError: the kept blocks with experts are not consecutive.
     """
     first, step, last = (getattr(config, f"moe_layer_{part}") for part in ("start_index", "interval", "end_index"))
     places = [new for new, old in enumerate(kept) if (old + 1) % step == 0 and first <= old <= last]
     if places and places[-1] + 1 - places[0] != len(places):
         raise ModelError("the blocks with experts that are left are not in a row, which this config cannot say")
-    first, last = (places[0], places[-1]) if places else (len(kept), len(kept))
+    if places:
+        first, last = places[0], places[-1]
+    else:
+        # No block with experts is kept, so the range starts after the last block.
+        first = last = len(kept)
     return {"moe_layer_start_index": first, "moe_layer_end_index": last, "moe_layer_interval": 1}
 
 
 def _by_number(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
-    """Settings keyed by block number."""
+    """Renumber settings that are keyed by block index."""
+    # JSON has text keys, so the indices are read as numbers first.
     stored = {int(number): value for number, value in config.to_dict()[name].items()}
-    return {name: {new: stored[old] for new, old in enumerate(kept) if old in stored}} if stored else {}
+    if not stored:
+        return {}
+    return {name: {new: stored[old] for new, old in enumerate(kept) if old in stored}}
 
 
 def _fixed(reason: str, harmless: Sequence[object] = (None, False, 0)) -> Rule:
+    """Make a rule that refuses to drop blocks.
+
+    Args:
+        reason: why no block can be dropped, for the message.
+        harmless: values of the field with which blocks can be dropped after all.
+    """
+
     def refuse(config: PretrainedConfig, name: str, _: Kept) -> Mapping[str, Any]:
         if getattr(config, name) not in harmless:
             raise ModelError(f"this {config.model_type} model cannot lose blocks: {reason} ({name})")
@@ -129,10 +166,11 @@ RULES: Mapping[str, Rule] = {
     "num_kv_shared_layers": _shared_kv,
     "moe_layer_start_index": _moe_span,
     "per_layer_config": _by_number,
-    # of exports without some sublayers
+    # Fields of exports that lack some sublayers.
     **dict.fromkeys("dropped_attention dropped_mlp".split(), _renumber),
     "scale_attn_by_inverse_layer_idx": _fixed("its attention is scaled by the block's number"),
 }
+"""The rule of each per-block field, by the field's name."""
 
 PERIODS: Mapping[str, str] = {
     **dict.fromkeys(
@@ -145,49 +183,53 @@ PERIODS: Mapping[str, str] = {
     "moe_layer_freq": "mlp_layer_types",
     "index_topk_freq": "indexer_types",
 }
-"""Fields that say after how many blocks the kinds of blocks repeat, and the list that spells it out.
+"""Fields that hold the period of the kinds of blocks, each with the list that spells the kinds out.
 
-transformers 4.57 and 5 read the list wherever there is one.
+transformers 4.57 and 5 read the list if there is one, so the period itself needs no rule.
 """
 
 
 def edits(config: PretrainedConfig, count: str, kept: Kept) -> dict[str, Any]:
-    """The config fields that change when only some blocks are kept.
+    """Return the config fields that change when only some blocks are kept.
 
     Args:
-        config: of the whole model; it is not changed.
-        count: its field with the number of blocks.
-        kept: those that stay.
+        config: config of the dense model; it is not changed.
+        count: name of the field that holds the number of blocks.
+        kept: indices of the kept blocks.
 
     Returns:
-        New values by field, in the order in which they can be set.
+        New values by field, in the order in which they must be set.
 
     Raises:
-        ModelError: no config says what would be left.
+        ModelError: no config can describe the kept blocks.
     """
     number = getattr(config, count)
     if len(kept) == number:
         return {}
+    # Some model types cannot lose certain blocks, whatever their config says.
     _check_attention(config, kept)
     _check_first(config, kept)
     _check_last(config, kept)
+    # Known fields follow their rules.
     stored = config.to_dict()
     changed: dict[str, Any] = {}
     for name, rule in RULES.items():
         if stored.get(name) is not None:
             _check_value(name, rule, getattr(config, name), number)
             changed |= rule(config, name, kept)
+    # A list of a type that nobody has described yet is sliced if it has one entry per block.
     for name, value in stored.items():
-        if name not in changed and name not in RULES and not _is_of_tokens(name) and _one_each(value, number):
+        known = name in changed or name in RULES
+        if not known and not _is_of_tokens(name) and _one_each(value, number):
             changed[name] = [value[i] for i in kept]
     return changed | {count: len(kept)}
 
 
 def _check_value(name: str, rule: Rule, value: object, number: int) -> None:
-    """Refuse a value that its rule cannot read; transformers does not look at all of them.
+    """Refuse a value that its rule cannot read. transformers does not check all of these fields.
 
     Raises:
-        ModelError: names the field and its value.
+        ModelError: the value has the wrong type or too few entries.
     """
     fits = True
     if rule is _slice and isinstance(value, list | tuple):
@@ -207,10 +249,12 @@ def _check_value(name: str, rule: Rule, value: object, number: int) -> None:
 
 
 def _check_last(config: PretrainedConfig, kept: Kept) -> None:
-    """Refuse what Gemma 4's config would change on its own: its last block always has full attention.
+    """Refuse a last block without full attention in a Gemma 4 model.
+
+    Gemma 4's config gives the last block full attention, whatever ``layer_types`` says.
 
     Raises:
-        ModelError: the last block that is left has another kind.
+        ModelError: the last kept block has another kind of attention.
     """
     kinds = getattr(config, "layer_types", None)
     if config.model_type.startswith("gemma4") and kinds and kinds[kept[-1]] != "full_attention":
@@ -222,20 +266,22 @@ def _check_last(config: PretrainedConfig, kept: Kept) -> None:
 
 
 def _check_first(config: PretrainedConfig, kept: Kept) -> None:
-    """Refuse to take the first block of a type whose code builds another module there.
+    """Refuse to drop the first block of a type whose code builds a different module there.
 
     Raises:
-        ModelError: it is dropped.
+        ModelError: the first block is dropped.
     """
     if config.model_type == "modernbert-decoder" and 0 not in kept:
         raise ModelError("block 0 alone has no norm before its attention, and another cannot take its place: protect 0")
 
 
 def _check_attention(config: PretrainedConfig, kept: Kept) -> None:
-    """Refuse to take a hybrid's last block with attention, by which transformers' caches count tokens.
+    """Refuse to drop every block with attention of a hybrid model.
+
+    The caches of transformers count tokens in a block with attention, so at least one must stay.
 
     Raises:
-        ModelError: no block with attention would be left.
+        ModelError: no block with attention would be kept.
     """
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
     attention = [i for i, kind in enumerate(kinds) if "attention" in kind and kind != "linear_attention"]
@@ -247,32 +293,41 @@ def _check_attention(config: PretrainedConfig, kept: Kept) -> None:
 
 
 def period_of(config: PretrainedConfig, number: int) -> int:
-    """After how many blocks the kinds of blocks repeat, by the config's lists of one entry a block.
+    """Return the number of blocks after which the kinds of blocks repeat.
 
-    Dropping whole periods keeps the pattern, which matters to programs that know a block's kind by its number alone.
+    Dropping whole periods keeps the pattern. This matters to programs that infer a block's kind from its
+    index alone.
 
     Args:
-        config: of the whole model.
-        number: its blocks.
+        config: config of the dense model.
+        number: number of blocks of the dense model.
 
     Raises:
-        InputError: they do not repeat.
+        InputError: the kinds do not repeat.
     """
-    stored = config.to_dict()
-    lists = [v for n, v in stored.items() if (RULES.get(n) is _slice or n not in RULES) and _one_each(v, number)]
+    # The lists with one entry per block tell the kinds of the blocks apart.
+    lists = []
+    for name, value in config.to_dict().items():
+        sliced = name not in RULES or RULES[name] is _slice
+        if sliced and _one_each(value, number):
+            lists.append(list(value))
+    # The shortest period that all lists share.
     for period in range(1, number // 2 + 1):
-        if all(values[i] == values[i % period] for values in lists for i in range(number)):
+        if all(values[period:] == values[:-period] for values in lists):
             return period
     raise InputError(f"the kinds of this {config.model_type} model's blocks do not repeat: leave out --keep-pattern")
 
 
 def _is_of_tokens(name: str) -> bool:
-    """Whether a field holds ids of tokens, which may be as many as blocks."""
+    """Return whether a field holds token ids. There may be as many of them as blocks."""
     return name.endswith(("_token_id", "_token_ids"))
 
 
 def _one_each(value: object, number: int) -> bool:
-    """Whether an unknown field looks like one entry a block: its length fits and it is no list of numbers of blocks."""
+    """Return whether the value of an unknown field looks like a list with one entry per block.
+
+    Its length must be the number of blocks, and it must not be a list of block indices.
+    """
     if not isinstance(value, list | tuple) or len(value) != number:
         return False
     numbers = all(isinstance(entry, int) and not isinstance(entry, bool) for entry in value)

@@ -28,12 +28,14 @@ TOKENIZER_ADVICE = "get its files again, or a newer version of transformers and 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be scored.
+    """A model that is ready to be scored.
 
     Attributes:
-        name: what the user called it.
-        fingerprint: digest of its content (`model.fingerprint`).
-        sizes: parameters and bytes, dense and of any candidate.
+        name: name that the user gave, for messages.
+        model: the model, in evaluation mode.
+        tokenizer: tokenizer of the model.
+        fingerprint: digest of the model's content (`model.fingerprint`).
+        sizes: parameters and bytes of the dense model and of any candidate.
     """
 
     name: str
@@ -42,15 +44,15 @@ class LoadedModel:
     fingerprint: str
     sizes: Sizes
     layers: Layers
-    """Its blocks: part of `model`, or streamed (then those of `model` have no weights)."""
+    """The blocks: part of `model`, or streamed. The blocks of a streamed `model` have no weights."""
     source: ResolvedSource = IN_MEMORY
-    """The files it was read from. Nothing else of it is read later; `name` is for messages."""
+    """The files that the model was read from. Later steps read these files only."""
     trusted: bool = False
-    """Whether the user allowed code that ships with the model to run (``--trust-remote-code``)."""
+    """True if the user allowed code that ships with the model to run (``--trust-remote-code``)."""
 
     @property
     def n_layers(self) -> int:
-        """How many blocks the dense model has."""
+        """Return the number of blocks of the dense model."""
         return len(self.sizes.block_params)
 
 
@@ -67,33 +69,35 @@ def load(
     """Load a model for scoring, in evaluation mode.
 
     Args:
-        name: a Hugging Face id, a local folder or a ``.gguf`` file (dequantised).
-        revision: branch, tag or commit of a hub id.
-        dtype: ``bfloat16``, ``float16``, ``float32``, or ``auto``: as stored (a GGUF: bfloat16).
-        device: torch device; default: cuda where there is one, else cpu.
-        device_map: given to accelerate instead of a device, e.g. ``auto``.
+        name: a Hugging Face id, a local folder or a ``.gguf`` file, which is dequantised.
+        revision: branch, tag or commit of a Hugging Face id.
+        dtype: ``bfloat16``, ``float16``, ``float32``, or ``auto`` for the stored dtype (GGUF: bfloat16).
+        device: torch device. Default: cuda if there is one, else cpu.
+        device_map: device map of accelerate, such as ``auto``; it replaces `device`.
         trust_remote_code: run modelling code that ships with the checkpoint.
-        quantised: take a quantised checkpoint, which can be scored but not exported.
+        quantised: accept a quantised checkpoint, which can be scored but not exported.
 
     Raises:
-        ModelError: missing, unreadable, cut short, quantised or of an unsupported architecture.
+        ModelError: the model is missing, unreadable, cut short, quantised or of an unsupported architecture.
     """
+    # Find the files, and refuse a model that cannot be used before its weights are read.
     place = device_named(device)
     source = resolve(name, revision=revision, trust_remote_code=trust_remote_code)
     how: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.gguf is not None:
-        open_gguf(source.gguf)  # a damaged one is refused before transformers spends minutes on it
+        # transformers spends minutes on a GGUF file before it notices that the file is damaged.
+        open_gguf(source.gguf)
         path = source.gguf.parent
         how["gguf_file"] = source.gguf.name
     else:
         assert source.folder is not None
         path = source.folder
-        # An unsupported type is refused before its weights are read.
         config = read_config(str(path), trust_remote_code)
         family_of(config, trust_remote_code)
         if not quantised:
             refuse_quantised(config, name)
         source = with_weights(source)
+    # Load the tokenizer and the weights.
     with guarded(f"cannot load the tokenizer of {name!r}", path, advice=TOKENIZER_ADVICE):
         tokenizer = AutoTokenizer.from_pretrained(path, **how)
     if source.gguf is not None:
@@ -104,9 +108,11 @@ def load(
             path, dtype=precision, device_map=device_map, output_loading_info=True, **how
         )
     model, report = loaded
+    # transformers accepts incomplete checkpoints and some ambiguous ones.
     refuse_incomplete(name, report)
     if source.safetensors and not is_quantised(model.config):
         check_stored(model, tensors_of(source.weights), name)
+    # Remove all traces that would make copies of the model unusable.
     if not trust_remote_code:
         forget_code(model.config, tokenizer)
     if source.gguf is not None:
@@ -114,7 +120,7 @@ def load(
     if device_map is None:
         try:
             model.to(place)
-        except RuntimeError as error:  # torch: out of memory
+        except RuntimeError as error:  # raised by torch when memory runs out
             raise ModelError(
                 f"model {name!r} does not fit {place} ({one_line(error)}): try --device-map auto or --device cpu"
             ) from None
@@ -133,13 +139,14 @@ def load(
 
 
 def refuse_incomplete(name: str, report: dict[str, Any]) -> None:
-    """Refuse a checkpoint that lacks weights: transformers fills them with random numbers and goes on.
+    """Refuse a checkpoint that lacks weights. transformers would fill them with random numbers.
 
     Args:
-        report: what `from_pretrained` says with ``output_loading_info``.
+        name: name of the checkpoint, for messages.
+        report: report that `from_pretrained` returns with ``output_loading_info``.
 
     Raises:
-        ModelError: a weight is missing or has another shape than the config says.
+        ModelError: a weight is missing, or its shape is not the shape in the config.
     """
     for problem in ("missing_keys", "mismatched_keys"):
         if keys := sorted(map(str, report.get(problem) or ())):
@@ -150,7 +157,7 @@ def refuse_incomplete(name: str, report: dict[str, Any]) -> None:
 
 
 def is_quantised(config: PretrainedConfig) -> bool:
-    """Whether a config says that the weights are quantised."""
+    """Return whether a config says that the weights are quantised."""
     parts = (config, settings_of(config))
     return any(getattr(part, "quantization_config", None) is not None for part in parts)
 
@@ -159,7 +166,7 @@ def refuse_quantised(config: PretrainedConfig, name: str) -> None:
     """Refuse a quantised checkpoint, whose pruned copies cannot be written.
 
     Raises:
-        ModelError: its config says that it is quantised.
+        ModelError: the config says that the weights are quantised.
     """
     if is_quantised(config):
         raise ModelError(
@@ -169,23 +176,28 @@ def refuse_quantised(config: PretrainedConfig, name: str) -> None:
 
 
 def device_named(name: str | None) -> torch.device:
-    """The torch device of that name; by default cuda where there is one, else cpu.
+    """Return the torch device of a name. Without a name: cuda if there is one, else cpu.
 
     Raises:
-        InputError: there is no such device here.
+        InputError: this machine does not have the device.
     """
+    default = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or default)
+        # Only an allocation shows whether the device exists.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = "no such device type" if "device type" in str(error) else one_line(error).partition(".")[0]
+        # The first sentence of torch's message is enough, but one message lists every device type.
+        reason = one_line(error).partition(".")[0]
+        if "device type" in str(error):
+            reason = "no such device type"
         usable = [str(other) for other in _devices() if other != str(name)]
         raise InputError(f"--device {name!r} cannot be used here ({reason}): try {' or '.join(usable)}") from None
     return device
 
 
 def _devices() -> list[str]:
-    """The torch devices of this machine."""
+    """Return the names of the torch devices of this machine."""
     found = ["cpu"]
     if torch.cuda.is_available():
         found += [f"cuda:{number}" for number in range(torch.cuda.device_count())]
@@ -195,7 +207,10 @@ def _devices() -> list[str]:
 
 
 def forget_code(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a model and its tokenizer forget code that was not trusted, so that no copy of them asks for it."""
+    """Remove references to untrusted code from a model's config and its tokenizer.
+
+    Otherwise a copy of the model would name code that was never run.
+    """
     if hasattr(config, "auto_map"):
         del config.auto_map
     tokenizer.init_kwargs.pop("auto_map", None)
@@ -203,6 +218,7 @@ def forget_code(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _dtype(name: str, is_gguf: bool) -> torch.dtype | str:
+    """Return the dtype of a name, in the form that `from_pretrained` takes."""
     if name == "auto":
         return torch.bfloat16 if is_gguf else "auto"
     dtype: torch.dtype = getattr(torch, name)
@@ -210,7 +226,7 @@ def _dtype(name: str, is_gguf: bool) -> torch.dtype | str:
 
 
 def _forget_gguf(model: Any) -> None:  # noqa: ANN401
-    """Make a dequantised GGUF an ordinary checkpoint, which `save_pretrained` refuses it to be otherwise."""
+    """Make a dequantised GGUF model an ordinary model. `save_pretrained` would refuse it otherwise."""
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

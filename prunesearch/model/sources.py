@@ -1,7 +1,8 @@
-"""Where each parameter of a model lies in a checkpoint, under whatever names and in whatever pieces it is stored there.
+"""Find where each parameter of a model lies in a checkpoint, whatever its stored name is.
 
-Names and pieces follow transformers' own rules (`conversion_mapping`): a checkpoint may lack or repeat the base model's
-prefix, use names of an older version, or hold one tensor an expert where the model has one for all.
+Names and pieces follow transformers' own rules (`conversion_mapping`). A checkpoint may lack or repeat the
+prefix of the base model, use names of an older version, or hold one tensor per expert where the model has
+one tensor for all experts.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,8 +29,10 @@ class Fused:
     """A tensor that is stored in pieces.
 
     Attributes:
-        name: of the parameter.
-        pieces: each with the pattern that its stored name matches, in the order in which they are put together.
+        name: name of the parameter.
+        model: model that has the parameter.
+        converter: rule of transformers that joins the pieces.
+        pieces: pairs of the pattern that a piece's stored name matches, and the piece, in the order of joining.
     """
 
     name: str
@@ -39,15 +42,16 @@ class Fused:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all pieces."""
+        """Return the bytes of all pieces."""
         return sum(stored.nbytes for _, stored in self.pieces)
 
     def read(self) -> torch.Tensor:
-        """Read the pieces and put them together.
+        """Read the pieces and join them.
 
         Raises:
-            OSError: one cannot be read.
+            OSError: a piece cannot be read.
         """
+        # A converter collects tensors, so each reading has a converter of its own.
         converter = deepcopy(self.converter)
         for pattern, stored in self.pieces:
             converter.add_tensor(self.name, self.name, pattern, read(stored))  # type: ignore[arg-type]
@@ -62,65 +66,80 @@ _TWICE = (
 )
 
 Source = Stored | Fused | torch.Tensor
-"""Where a parameter is: whole in a file, in pieces in a file, or in host memory."""
+"""The source of a parameter: whole in a file, in pieces in files, or a tensor in host memory."""
 
 
 def read_source(source: Source) -> torch.Tensor:
-    """The tensor, in memory.
+    """Return the tensor of a source, read into memory.
 
     Raises:
         OSError: it cannot be read.
     """
     if isinstance(source, Stored):
         return read(source)
-    return source.read() if isinstance(source, Fused) else source
+    if isinstance(source, Fused):
+        return source.read()
+    return source
 
 
 def locate(model: PreTrainedModel, stored: Mapping[str, Stored], name: str) -> dict[str, Stored | Fused]:
-    """Find every parameter and stored buffer of a model; one that is tied to another need not be stored.
+    """Find every parameter and every stored buffer of a model.
+
+    A parameter that is tied to another one need not be stored.
 
     Args:
-        name: of the checkpoint, for messages.
+        model: model whose parameters are looked up; it may be on the meta device.
+        stored: tensors of the checkpoint by name.
+        name: name of the checkpoint, for messages.
 
     Raises:
-        ModelError: one is not there, has another shape, or is quantised.
+        ModelError: a parameter is missing, has another shape, or is quantised.
     """
     check_stored(model, stored, name)
     state = model.state_dict()
     found = _match(model, stored, state)
+    # A checkpoint may hold a tied tensor under either of its names.
     tied: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})
     for follower, parameter in tied.items():
         if parameter not in found and follower in found:
-            found[parameter] = found[follower]  # the checkpoint has the tensor under the other name
+            found[parameter] = found[follower]
+    # Every parameter must be found, with the shape that the model has.
     for parameter, tensor in state.items():
         place = found.get(parameter)
         if place is None and parameter in tied:
             continue
-        whole = place if isinstance(place, Stored) else None
-        if place is None or (whole is not None and whole.shape != tuple(tensor.shape)):
-            what = "does not hold" if place is None else "holds in another shape"
+        problem = None
+        if place is None:
+            problem = "does not hold"
+        elif isinstance(place, Stored) and place.shape != tuple(tensor.shape):
+            problem = "holds in another shape"
+        if problem is not None:
             raise ModelError(
-                f"checkpoint {name!r} {what} {parameter}: it is not complete, or stored in other pieces than "
+                f"checkpoint {name!r} {problem} {parameter}: it is not complete, or stored in other pieces than "
                 f"{type(model).__name__} is built of; use --weights memory"
             )
     return {parameter: place for parameter, place in found.items() if parameter in state}
 
 
 def check_stored(model: PreTrainedModel, stored: Mapping[str, Stored], name: str) -> None:
-    """Refuse a checkpoint that readers understand differently.
+    """Refuse a checkpoint that programs read in different ways.
 
-    Weights stored as integers or in 8 bits, while no config says how they are to be read, are taken by transformers as
-    they are. Of two tensors that make one parameter, as under an old and a new name, each reader takes another.
+    transformers takes weights that are stored as integers or in 8 bits as they are, if the config does not
+    describe the quantisation. If two stored tensors make one parameter (under an old and a new name), each
+    program takes a different one.
 
     Args:
-        name: of the checkpoint, for messages.
+        model: model that the checkpoint is of; it may be on the meta device.
+        stored: tensors of the checkpoint by name.
+        name: name of the checkpoint, for messages.
 
     Raises:
-        ModelError: there are such weights.
+        ModelError: a weight is quantised, or two tensors make one parameter and differ.
     """
     state = model.state_dict()
     whole: dict[str, str] = {}
     in_pieces: dict[str, str] = {}
+    # Note under which name each parameter is stored first, whole or in pieces.
     for key, (parameter, pattern) in parameters_of(model, stored, state).items():
         dtype = stored[key].dtype
         if state[parameter].is_floating_point() and (not dtype.is_floating_point or dtype.itemsize < 2):
@@ -134,13 +153,18 @@ def check_stored(model: PreTrainedModel, stored: Mapping[str, Stored], name: str
         first = whole.setdefault(parameter, key)
         if first != key and not _same(stored[first], stored[key]):
             raise ModelError(_TWICE.format(name=name, parameter=parameter, first=first, second=key))
+    # No parameter may be stored both whole and in pieces.
     for parameter in sorted(whole.keys() & in_pieces.keys()):
         first, second = whole[parameter], in_pieces[parameter]
         raise ModelError(_TWICE.format(name=name, parameter=parameter, first=first, second=second))
 
 
 def _same(one: Stored, other: Stored) -> bool:
-    """Whether two stored tensors hold the same."""
+    """Return whether two stored tensors have the same content.
+
+    Raises:
+        ModelError: one of them cannot be read.
+    """
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     try:
@@ -152,13 +176,16 @@ def _same(one: Stored, other: Stored) -> bool:
 def _match(
     model: PreTrainedModel, stored: Mapping[str, Stored], state: dict[str, torch.Tensor]
 ) -> dict[str, Stored | Fused]:
-    """Give each stored tensor to the parameter it makes, as `from_pretrained` does."""
-    by_pattern = {pattern: converter for converter in _rules(model)[1] for pattern in converter.source_patterns}
+    """Assign each stored tensor to the parameter it makes, as `from_pretrained` does."""
+    by_pattern: dict[str, WeightConverter] = {}
+    for converter in _rules(model)[1]:
+        by_pattern.update(dict.fromkeys(converter.source_patterns, converter))
     found: dict[str, Stored | Fused] = {}
     for key, (target, pattern) in parameters_of(model, stored, state).items():
         if pattern is None:
             found[target] = stored[key]
             continue
+        # The tensor is one of the pieces of the parameter.
         fused = found.setdefault(target, Fused(target, model, by_pattern[pattern]))
         assert isinstance(fused, Fused)
         fused.pieces.append((pattern, stored[key]))
@@ -168,21 +195,23 @@ def _match(
 def parameters_of(
     model: PreTrainedModel, names: Iterable[str], state: dict[str, torch.Tensor] | None = None
 ) -> dict[str, tuple[str, str | None]]:
-    """Which parameter each stored tensor makes, or is a piece of.
+    """Find the parameter that each stored tensor makes, or that it is a piece of.
 
     Args:
-        model: may be on the meta device.
-        names: of stored tensors; those that the model does not read are left out.
-        state: the model's `state_dict`, where it is at hand.
+        model: model that reads the tensors; it may be on the meta device.
+        names: names of stored tensors. Those that the model does not read are not in the result.
+        state: the model's `state_dict`, if the caller has it already.
 
     Returns:
-        By stored name: the parameter, and for a piece the pattern that its name matches.
+        For each stored name the parameter and, for a piece, the pattern that its name matches.
     """
-    state = model.state_dict() if state is None else state
+    if state is None:
+        state = model.state_dict()
     renamings, converters = _rules(model)
     found: dict[str, tuple[str, str | None]] = {}
     for key in sorted(names, key=dot_natural_key):
         target, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        # A name that the model has needs no rule.
         if target not in state and key in state:
             target, pattern = key, None
         if target in state:
@@ -191,19 +220,22 @@ def parameters_of(
 
 
 def _rules(model: PreTrainedModel) -> tuple[list[WeightRenaming], list[WeightConverter]]:
+    """Return the rules of transformers for a model: those that rename, and those that join pieces."""
     rules = get_model_conversion_mapping(model)
-    return (
-        [rule for rule in rules if isinstance(rule, WeightRenaming)],
-        [rule for rule in rules if isinstance(rule, WeightConverter)],
-    )
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    return renamings, converters
 
 
 def keep_exact_parts(model: PreTrainedModel) -> None:
-    """Give the parameters that transformers keeps in float32, whatever is asked for, that type.
+    """Convert the parameters that transformers keeps in float32 to float32.
+
+    transformers does so whatever dtype the caller asks for.
 
     Args:
-        model: on the meta device.
+        model: model on the meta device.
     """
+    # Some parameters are kept in float32 in any 16-bit model, others only in a float16 model.
     patterns = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     if model.dtype == torch.float16:
         patterns |= set(getattr(model, "_keep_in_fp32_modules", None) or ())

@@ -1,10 +1,14 @@
-"""Taking blocks out: for a while, to score a candidate without copying a weight, or for good.
+"""Removal of blocks, either for a while or for good.
 
-What a shorter list of blocks needs besides itself: the config fields that speak of single blocks (masks are chosen by
-position), each block's number renewed, because the cache is addressed by it and its sequence length is read from the
-first, and tensors with a part for each block sliced.
+A temporary removal scores a candidate without copying any weight. A shorter list of blocks needs three more
+changes:
 
-A silenced sublayer is one that gives zeros of its input's shape; norms behind it make zeros of them again.
+* The per-block config fields change, because masks are chosen by a block's position.
+* Each block gets a new number. The cache is addressed by these numbers, and it takes its sequence length
+  from the first block.
+* Tensors with a part for each block are sliced.
+
+A silenced sublayer returns zeros of its input's shape. Norms after it turn zeros into zeros.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,81 +28,116 @@ from prunesearch.model.families import Sublayer
 from prunesearch.model.fields import edits
 
 _NUMBERS = ("layer_idx", "layer_id")
+"""Attributes in which modules keep the number of their block."""
 
 
 @contextmanager
 def pruned(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[PreTrainedModel]:
-    """Turn `model` into the candidate inside the ``with`` block; the very same blocks are used, none is copied.
+    """Turn `model` into the candidate inside the ``with`` block. No block is copied.
 
     Raises:
-        InputError: the candidate is of a model with another number of blocks, or its sublayers cannot be silenced.
+        InputError: the candidate is of a model with another number of blocks.
+        ModelError: no config can describe the candidate, or its sublayers cannot be silenced.
     """
     blocks = blocks_of(model)
     whole, config = list(blocks), settings_of(model.config)
     with ExitStack() as stack:
-        for index in candidate.kept if not candidate.whole_blocks else ():
-            use = (index in candidate.attention, index in candidate.mlp)
-            stack.enter_context(silenced(model, whole[index], *use))
-        stored = config.to_dict()  # some attributes are views, which cannot be set again
+        # Dropped sublayers of kept blocks stay in place, and return zeros.
+        if not candidate.whole_blocks:
+            for index in candidate.kept:
+                use = (index in candidate.attention, index in candidate.mlp)
+                stack.enter_context(silenced(model, whole[index], *use))
+        # Note everything that changes. Some attributes are views that cannot be set again, so stored values go first.
+        stored = config.to_dict()
         before = {name: stored.get(name, getattr(config, name)) for name in _edits(model, candidate)}
         tensors = {name: model.get_parameter(name).data for name in _sliced_tensors(model, candidate)}
         try:
             remove(model, LayerSubset(candidate.n_layers, candidate.dropped))
             yield model
         finally:
-            _install(model, whole, dict(reversed(before.items())), tensors)  # the number of blocks first
+            # In reverse order, so that the number of blocks is set first.
+            _install(model, whole, dict(reversed(before.items())), tensors)
 
 
 @contextmanager
 def silenced(model: PreTrainedModel, block: nn.Module, attention: bool, mlp: bool) -> Iterator[None]:
-    """Let a block of `model` compute nothing in these sublayers inside the ``with`` block.
+    """Make sublayers of a block return zeros inside the ``with`` block.
+
+    Args:
+        model: model that the block belongs to.
+        block: block of the model.
+        attention: silence the attention.
+        mlp: silence the MLP.
 
     Raises:
         ModelError: the sublayers of this model type cannot be silenced one by one.
     """
     with ExitStack() as stack:
         for kind, wanted in (("attention", attention), ("mlp", mlp)):
-            if wanted:
-                sublayer = sublayer_of(model, kind)
-                for name in sublayer.modules:
-                    for module in parts_of(block, (name,)):
-                        stack.enter_context(mock.patch.object(module, "forward", _nothing(module, name, sublayer)))
+            if not wanted:
+                continue
+            sublayer = sublayer_of(model, kind)
+            for name in sublayer.modules:
+                for module in parts_of(block, (name,)):
+                    silent = _nothing(module, name, sublayer)
+                    stack.enter_context(mock.patch.object(module, "forward", silent))
         yield
 
 
 def _nothing(module: nn.Module, name: str, sublayer: Sublayer) -> Callable[..., Any]:
-    """A forward that gives zeros, in the form in which `module` gives its output, and lets the cache count tokens."""
-    length = 0 if type(module).__name__ in sublayer.bare else dict(sublayer.returns).get(name, 0)
+    """Make a forward that returns zeros in the form of the module's output.
+
+    The cache still counts the tokens that pass.
+
+    Args:
+        module: module that is replaced.
+        name: name of the module in its block.
+        sublayer: description of the sublayer that the module belongs to.
+    """
+    # Length of the tuple that the module returns; 0 if it returns a tensor.
+    length = 0
+    if type(module).__name__ not in sublayer.bare:
+        length = dict(sublayer.returns).get(name, 0)
 
     def forward(*args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         given = (*args, *kwargs.values())
         hidden = next(value for value in given if isinstance(value, torch.Tensor))
-        for cache in (value for value in given if isinstance(value, Cache | EncoderDecoderCache)):
-            _count(cache, module, hidden)
+        for value in given:
+            if isinstance(value, Cache | EncoderDecoderCache):
+                _count(value, module, hidden)
         zeros = torch.zeros_like(hidden)
-        return (zeros, *(None,) * (length - 1)) if length else zeros
+        if not length:
+            return zeros
+        return (zeros, *(None,) * (length - 1))
 
     return forward
 
 
 def _count(cache: Cache | EncoderDecoderCache, module: nn.Module, hidden_BLE: torch.Tensor) -> None:
-    """Note in the cache that tokens have passed, as its sequence length is that of the first attention's."""
+    """Record in the cache that tokens have passed.
+
+    The sequence length of a cache is that of its first attention, which may be silenced.
+    """
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
-    number = next((n for part in module.modules() for n in _numbers(part).values()), None)
-    if number is None or (number < len(cache.layers) and not isinstance(cache.layers[number], CacheLayerMixin)):
-        return  # a recurrent state, which nobody asks for its length
+    number = _block_number(module)
+    if number is None:
+        return
+    # A recurrent state has no length.
+    if number < len(cache.layers) and not isinstance(cache.layers[number], CacheLayerMixin):
+        return
+    # The smallest keys and values that have the right length: one number per token.
     one_number_a_token = hidden_BLE.new_zeros(hidden_BLE.shape[0], 1, hidden_BLE.shape[1], 1)
     cache.update(one_number_a_token, one_number_a_token, number)
 
 
 def remove(model: PreTrainedModel, candidate: LayerSubset) -> PreTrainedModel:
-    """Take the candidate's blocks out of `model` for good and return it.
+    """Remove the candidate's blocks from `model` for good, and return the model.
 
     Raises:
-        InputError: the candidate is of a model with another number of blocks, or drops sublayers, for which no stock
-            architecture has a place.
-        ModelError: no config of this type says what would be left.
+        InputError: the candidate is of a model with another number of blocks, or it drops sublayers, which
+            no stock architecture supports.
+        ModelError: no config of this type can describe the kept blocks.
     """
     check_removable(candidate)
     blocks = blocks_of(model)
@@ -110,7 +149,7 @@ def remove(model: PreTrainedModel, candidate: LayerSubset) -> PreTrainedModel:
 
 
 def check_removable(candidate: LayerSubset) -> None:
-    """Refuse what can be scored but not taken out for good.
+    """Refuse a candidate that can be scored but cannot be removed for good.
 
     Raises:
         InputError: the candidate drops sublayers.
@@ -123,21 +162,30 @@ def check_removable(candidate: LayerSubset) -> None:
 
 
 def _edits(model: PreTrainedModel, candidate: LayerSubset) -> dict[str, Any]:
+    """Return the config fields that the candidate changes."""
     return edits(settings_of(model.config), family_of(model.config).count, candidate.kept)
 
 
 def _sliced_tensors(model: PreTrainedModel, candidate: LayerSubset) -> dict[str, torch.Tensor]:
-    """The kept blocks' parts of each parameter that has a part for every block."""
+    """Return the new value of each parameter that has a part for every block."""
     if not candidate.dropped:
         return {}
-    return {
-        name: slice_parts(model.get_parameter(name).data, axis, candidate.n_layers, candidate.kept)
-        for name, axis in per_layer_tensors(model).items()
-    }
+    sliced = {}
+    for name, axis in per_layer_tensors(model).items():
+        tensor = model.get_parameter(name).data
+        sliced[name] = slice_parts(tensor, axis, candidate.n_layers, candidate.kept)
+    return sliced
 
 
 def slice_parts(tensor: torch.Tensor, axis: int, n_parts: int, kept: Sequence[int]) -> torch.Tensor:
-    """Keep some of the `n_parts` equal parts that an axis consists of."""
+    """Keep some of the equal parts that an axis consists of.
+
+    Args:
+        tensor: tensor to slice.
+        axis: axis that consists of the parts.
+        n_parts: number of parts.
+        kept: indices of the parts to keep.
+    """
     chosen = [tensor.tensor_split(n_parts, axis)[i] for i in kept]
     return torch.cat(chosen, axis)
 
@@ -148,6 +196,14 @@ def _install(
     fields: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
+    """Give a model new blocks, and change all that depends on them.
+
+    Args:
+        model: model to change.
+        blocks: its new blocks, in order.
+        fields: new values of config fields.
+        tensors: new values of parameters that have a part for each block.
+    """
     parent, _, name = family_of(model.config).blocks.rpartition(".")
     kept = nn.ModuleList(blocks)
     kept.training = model.training
@@ -157,12 +213,21 @@ def _install(
         setattr(config, field, value)
     for parameter, tensor in tensors.items():
         model.get_parameter(parameter).data = tensor
+    # Each module that knows the number of its block gets the new one.
     for position, block in enumerate(blocks):
         for module in block.modules():
             for number in _numbers(module):
                 setattr(module, number, position)
 
 
+def _block_number(module: nn.Module) -> int | None:
+    """Return the number of the block that a module belongs to, if the module or a part of it knows the number."""
+    for part in module.modules():
+        for number in _numbers(part).values():
+            return number
+    return None
+
+
 def _numbers(module: nn.Module) -> dict[str, int]:
-    """The attributes in which a module knows the number of its block."""
+    """Return the attributes in which a module keeps the number of its block."""
     return {name: vars(module)[name] for name in _NUMBERS if isinstance(vars(module).get(name), int)}
