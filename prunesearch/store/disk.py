@@ -1,8 +1,9 @@
 """The tier on this machine's disk: one SQLite file in a folder that belongs to its user alone.
 
-What is damaged is taken out, kept aside, reported and computed again; it is never served. A row is checked whenever it
-is read; a file that SQLite cannot read is set aside whole, and what is sound in it is copied into a new one. A process
-that dies while it copies leaves the rest to the next one that opens the cache.
+A damaged entry is never returned. It is removed, reported and computed again. Every row is checked
+when it is read. A file that SQLite cannot read is moved to quarantine as a whole, and its sound
+entries are copied into a new file. If a process dies while it copies, the next process that opens the
+cache continues.
 """
 
 import itertools
@@ -24,23 +25,23 @@ from prunesearch.store.repair import FILE
 from prunesearch.store.strict import StrictCache, inspect, is_damage
 from prunesearch.store.tier import Found, Rule, settle
 
-_BATCH = 1000  # rows copied in one transaction
-_ATTEMPTS = 10  # at a file that other processes keep replacing
+_BATCH = 1000  # number of rows that are copied in one transaction
+_ATTEMPTS = 10  # attempts at a file that other processes keep replacing
 _Result = TypeVar("_Result")
 
 
 class DiskTier(DiskFile):
-    """Entries by key in a folder.
+    """Stores entries by key in a folder.
 
     Args:
-        folder: made (mode 0700) if it is not there.
+        folder: folder of the cache. It is made with mode 0700 if it does not exist.
 
     Attributes:
-        damaged: entries that were found damaged and taken out.
+        damaged: number of entries that were found damaged and removed.
 
     Raises:
-        StorageError: the folder cannot be made, others could write to it, it lies on a network file system, or its file
-            is of a newer schema.
+        StorageError: the folder cannot be made, others can write to it, it lies on a network file
+            system, or its file has a newer schema.
         UnavailableError: the disk is full or read-only.
     """
 
@@ -59,14 +60,15 @@ class DiskTier(DiskFile):
                     return self._opened()
                 except (sqlite3.Error, diskcache.Timeout) as error:
                     if not is_damage(error):
+                        # Try again if another process has just replaced the file.
                         if self._present() != inode:
-                            continue  # another process has just replaced the file
+                            continue
                         raise
                 self._replace(inode)
             return self._opened()
         except (sqlite3.Error, OSError, diskcache.Timeout) as error:
             raise UnavailableError(
-                f"cannot open the cache in {self.name!r}: {reason(error)}; free space or mend the folder's rights, "
+                f"cannot open the cache in {self.name!r}: {reason(error)}; free space or fix the folder's rights, "
                 "or give another --cache"
             ) from None
 
@@ -76,15 +78,18 @@ class DiskTier(DiskFile):
             if inode is not None:
                 inspect(self.file)
             cache = StrictCache(self.folder)
+            # A new file gets the version of the schema.
             if inode is None:
-                inspect(self.file)  # which writes our schema's version
+                inspect(self.file)
+            # The connection must be to the file that exists now. If the file is new, or another process
+            # has replaced it meanwhile, open it again.
             if inode == self._present():
                 self._inode = inode
                 return cache
-            cache.close()  # new, or replaced meanwhile: the connection must be to the file that is there now
+            cache.close()
 
     def get(self, digests: Iterable[str]) -> Found:
-        """The entries of those keys that there are. A damaged one is taken out and is not there.
+        """Return the entries of those keys that are stored. Damaged entries are removed.
 
         Raises:
             UnavailableError: the file cannot be read.
@@ -98,21 +103,25 @@ class DiskTier(DiskFile):
                     found[digest] = unseal(digest, text)
                 except CorruptEntryError:
                     damaged.append(digest)
-        return found | self.take_out(damaged) if damaged else found
+        if damaged:
+            # Another process may have replaced a damaged entry by a sound one meanwhile.
+            found |= self.take_out(damaged)
+        return found
 
     def _row(self, digest: str, cache: StrictCache) -> object:
+        # An error in the place of the text makes `unseal` refuse the row.
         try:
             return cache.get(digest, default=None, retry=False)
         except CorruptEntryError as error:
             return error
-        except sqlite3.DataError as error:  # larger than a row may be
+        except sqlite3.DataError as error:  # the row is larger than a row may be
             return error
 
     def take_out(self, digests: Iterable[str]) -> Found:
         """Remove those of these entries that are damaged.
 
-        Each is read again in the transaction that removes it: another process may have taken the damaged one out by
-        now, and stored a sound one.
+        Each entry is read again in the transaction that removes it. Another process may have removed the
+        damaged entry meanwhile, and stored a sound one.
 
         Returns:
             The entries that were found sound.
@@ -140,44 +149,54 @@ class DiskTier(DiskFile):
         return sound_ones
 
     def put(self, entries: Iterable[Entry], rule: Rule = "first") -> Found:
-        """Keep entries, in one transaction; on return they have been synced to disk.
+        """Store entries in one transaction. On return they have been synced to disk.
 
         Returns:
-            The entries that stand now, by digest.
+            The entries that are stored now, by digest.
 
         Raises:
             UnavailableError: the disk is full or read-only.
         """
         given = list(entries)
         standing, alarms = self._guarded("write", lambda: self._write(self._cache, given, rule))
-        while self._moved():  # by a process that found the file damaged: what was written may be lost with it
+        # A process that found the file damaged may have replaced it meanwhile. The entries may be lost
+        # with the old file, so write them again.
+        while self._moved():
             standing, alarms = self._guarded("write", lambda: self._write(self._cache, given, rule))
         for alarm in alarms:
             self._alarms.add(alarm)
         return standing
 
     def _write(self, cache: StrictCache, entries: Iterable[Entry], rule: Rule) -> tuple[Found, list[Alarm]]:
-        """Put entries in one transaction; those that stand, and what must be reported."""
+        """Write entries in one transaction.
+
+        Returns:
+            The entries that are stored now, and the alarms to report.
+        """
         standing: Found = {}
         alarms: list[Alarm] = []
         with cache.transact():
             for entry in entries:
                 digest = entry.key.digest
+                # 1. Read the entry that is stored. A damaged one is replaced.
                 there, row = None, self._row(digest, cache)
                 if row is not None:
                     try:
                         there = unseal(digest, row)
                     except CorruptEntryError:
                         alarms.append(Alarm.damage(digest, row))
+                # 2. Decide which of the two stays.
                 stays, alarm = settle(there, entry, rule)
+                # 3. Write it if it is the new one.
                 if stays is not there:
                     cache.set(digest, stays.sealed, tag="\n".join(stays.labels), retry=False)
                 standing[digest] = stays
-                alarms += [alarm] if alarm else []
+                if alarm:
+                    alarms.append(alarm)
         return standing, alarms
 
     def discard(self, digests: Iterable[str]) -> None:
-        """Forget entries."""
+        """Delete entries."""
         given = list(digests)
 
         def delete() -> None:
@@ -188,19 +207,20 @@ class DiskTier(DiskFile):
         self._guarded("write", delete)
 
     def rebuild(self) -> None:
-        """Set the file aside and begin a new one with what is sound in it."""
+        """Move the file to quarantine, and begin a new file with its sound entries."""
         with self.failures("write"):
             self._cache.close()
             self._replace(self._inode)
         self._cache = self._open()
 
     def alarm(self, alarm: Alarm) -> None:
-        """Keep an alarm."""
+        """Store and log an alarm."""
         self._alarms.add(alarm)
 
     def _guarded(self, verb: str, action: Callable[[], _Result]) -> _Result:
-        """Do something with the file, and once more if the file is damaged or another process has replaced it."""
+        """Run an action on the file. Run it again if the file is damaged or another process has replaced it."""
         for attempt in range(_ATTEMPTS):
+            # Connect to the file that exists now.
             if self._moved():
                 self._cache = self._open()
             cache = self._cache
@@ -208,8 +228,10 @@ class DiskTier(DiskFile):
                 try:
                     return action()
                 except (sqlite3.Error, diskcache.Timeout) as error:
-                    cache.close()  # a failed COMMIT leaves its transaction open
-                    replaced = self._moved() or self._cache is not cache  # the latter by another thread
+                    # A failed COMMIT leaves its transaction open.
+                    cache.close()
+                    # Another process may have replaced the file, and another thread the connection.
+                    replaced = self._moved() or self._cache is not cache
                     if attempt + 1 == _ATTEMPTS or not (replaced or is_damage(error)):
                         raise
             if not replaced:
@@ -226,14 +248,14 @@ class DiskTier(DiskFile):
         return self._present() != self._inode
 
     def _replace(self, inode: int | None) -> None:
-        """Begin a new file in the place of a damaged one, unless another process has just done so."""
+        """Replace a damaged file by a new one, unless another process has just done so."""
         with self._repairing():
             if self._present() == inode:
                 self._set_aside()
             self._copy_back()
 
     def _salvage_rest(self) -> None:
-        """Finish what a process was doing that died while it replaced a damaged file."""
+        """Copy the entries that a process did not copy because it died while it replaced a damaged file."""
         if repair.unsalvaged(self.folder):
             with self._repairing():
                 self._copy_back()
@@ -242,13 +264,14 @@ class DiskTier(DiskFile):
         return FileLock(self.folder / "repair.lock")
 
     def _set_aside(self) -> None:
-        """Move the damaged file, with its journal, out of the way."""
+        """Move the damaged file and its journal to quarantine."""
         place = repair.set_aside(self.folder)
         self._alarms.add(Alarm.damage(FILE, f"moved to {place}"))
 
     def _copy_back(self) -> None:
-        """Copy what is sound in the files that were set aside."""
+        """Copy the sound entries of the files in quarantine into the new file."""
         for place in repair.unsalvaged(self.folder):
+            # A process may have died before it moved the journal.
             repair.complete(self.folder, place)
             fresh = self._opened()
             entries = sound(place / FILE)

@@ -1,4 +1,4 @@
-"""Reading a cache file without diskcache: whole, safely, and where the folder is read-only too."""
+"""Reads a cache file without diskcache: safely, and also where the folder is read-only."""
 
 import contextlib
 import sqlite3
@@ -17,16 +17,16 @@ from prunesearch.store.repair import FILE
 from prunesearch.store.strict import distrust, is_damage
 from prunesearch.store.tier import Group
 
-_PAGE = 1000  # rows read at a time, so that no reader holds writers up
-_LEAST_ROW = 128  # bytes: no row with its key and its checksum takes less
+_PAGE = 1000  # number of rows that are read at once, so that a reader does not block writers for long
+_LEAST_ROW = 128  # smallest size of a row in bytes: its key and its checksum alone take more
 _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL)
 
 
 class DiskFile:
-    """What a folder's cache file holds.
+    """Reads the cache file of a folder.
 
     Args:
-        folder: where it is.
+        folder: folder of the cache.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,10 +36,12 @@ class DiskFile:
         self._alarms = AlarmFile(folder / "alarms.jsonl")
 
     def scan(self) -> Iterator[tuple[str, Entry | None]]:
-        """Every row's key and entry; None where it is damaged. Works on a folder that is read-only too.
+        """Yield the key and the entry of every row. A damaged entry is None.
+
+        This works on a read-only folder, too.
 
         Raises:
-            UnavailableError: the file cannot be read on.
+            UnavailableError: the rest of the file cannot be read.
         """
         with self.failures("read"):
             for digest, text in _by_key(self.file):
@@ -49,43 +51,54 @@ class DiskFile:
                     yield digest, None
 
     def groups(self) -> list[Group]:
-        """Entries and bytes by model and kind of data."""
+        """Count entries and bytes by model and kind of data."""
         query = "SELECT tag, COUNT(*), SUM(LENGTH(CAST(value AS BLOB))) FROM Cache GROUP BY tag ORDER BY tag"
         with self.failures("read"), _reading(self.file) as connection:
             rows = connection.execute(query).fetchall()
-        split = [(str(tag or "unknown").partition("\n"), count, size) for tag, count, size in rows]
-        return [Group(model, kind or "unknown", count, size or 0) for (model, _, kind), count, size in split]
+        groups = []
+        for tag, count, size in rows:
+            # A tag holds the model and the kind, each on a line.
+            model, _, kind = str(tag or "unknown").partition("\n")
+            groups.append(Group(model, kind or "unknown", count, size or 0))
+        return groups
 
     def check(self) -> list[str]:
-        """What SQLite finds wrong with the file itself."""
+        """Return the faults that SQLite finds in the file."""
         with self.failures("read"), _reading(self.file) as connection:
             try:
                 lines = [str(line) for (line,) in connection.execute("PRAGMA integrity_check")]
             except sqlite3.DatabaseError as error:
                 lines = [one_line(error)]
-        return [] if lines == ["ok"] else lines
+        if lines == ["ok"]:
+            return []
+        return lines
 
     def older_than(self, before: float) -> list[str]:
-        """Digests of entries that were stored here before a time."""
+        """Return the digests of entries that were stored here before a time."""
         with self.failures("read"), _reading(self.file) as connection:
             rows = connection.execute("SELECT key FROM Cache WHERE store_time < ?", (before,)).fetchall()
         return [str(key) for (key,) in rows]
 
     def read_alarms(self) -> list[Alarm]:
-        """What was found damaged or in disagreement, oldest first."""
+        """Return all reports of damage and disagreement, oldest first."""
         return self._alarms.read()
 
     @contextmanager
     def failures(self, verb: str) -> Iterator[None]:
-        """Say in one line that the disk failed.
+        """Turn errors of the disk into a message of one line.
+
+        Args:
+            verb: "read" or "write", for the message.
 
         Raises:
-            UnavailableError: it did.
+            UnavailableError: the disk or the file failed.
         """
         try:
             yield
         except (sqlite3.Error, OSError, diskcache.Timeout) as error:
-            remedy = "free space and run again" if verb == "write" else "move the folder away and run again"
+            remedy = "move the folder away and run again"
+            if verb == "write":
+                remedy = "free space and run again"
             if is_damage(error):
                 remedy = f"repair it with prunesearch cache verify --cache {self.name}"
             raise UnavailableError(f"cannot {verb} the cache in {self.name!r}: {reason(error)}; {remedy}") from None
@@ -95,12 +108,12 @@ class DiskFile:
             return int(connection.execute("SELECT COUNT(*) FROM Cache").fetchone()[0])
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: no connection is kept open."""
 
 
 @contextmanager
 def _reading(file: Path) -> Iterator[sqlite3.Connection]:
-    # Read-write where that is possible: a reader rolls back what a killed writer left.
+    # Open the file for writing if possible: a reader rolls back the transaction of a killed writer.
     uri = f"{file.absolute().as_uri()}?mode=rw"
     with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=60)) as connection:
         distrust(connection)
@@ -108,13 +121,16 @@ def _reading(file: Path) -> Iterator[sqlite3.Connection]:
 
 
 def rows(file: Path) -> Iterator[tuple[str, object]]:
-    """Key and value of every row, whatever it holds; what is no text of ours comes as something `unseal` refuses."""
+    """Yield the key and the value of every row.
+
+    Values that prunesearch did not write are replaced by a placeholder that `unseal` refuses.
+    """
     for _, key, value in _numbered(file):
         yield key, value
 
 
 def _numbered(file: Path, *, backwards: bool = False) -> Iterator[tuple[int, str, object]]:
-    """The same with the number of the row."""
+    """Yield the number, the key and the value of every row, in the order of numbers."""
     query, last = "SELECT rowid FROM Cache WHERE rowid > ? ORDER BY rowid", -(2**63)
     if backwards:
         query, last = "SELECT rowid FROM Cache WHERE rowid < ? ORDER BY rowid DESC", 2**63 - 1
@@ -125,14 +141,22 @@ def _numbered(file: Path, *, backwards: bool = False) -> Iterator[tuple[int, str
 
 
 def sound(file: Path) -> Iterator[Entry]:
-    """The entries of a damaged file that are whole: from both ends up to an unreadable page, then one by one."""
-    lowest, highest = 0, file.stat().st_size // _LEAST_ROW  # of the rows that were not read yet
+    """Yield the sound entries of a damaged file.
+
+    Rows are read from both ends up to an unreadable page, and one by one in between.
+    """
+    # Rows between these two numbers were not read yet.
+    lowest, highest = 0, file.stat().st_size // _LEAST_ROW
     for backwards in (False, True):
         try:
             for number, digest, text in _numbered(file, backwards=backwards):
-                lowest, highest = (lowest, number) if backwards else (number, highest)
+                if backwards:
+                    highest = number
+                else:
+                    lowest = number
                 with contextlib.suppress(CorruptEntryError):
                     yield unseal(digest, text)
+            # The last row was reached without an error, so nothing is left.
             return
         except sqlite3.Error as error:
             _raise_unless_damage(error)
@@ -140,7 +164,7 @@ def sound(file: Path) -> Iterator[Entry]:
 
 
 def _one_by_one(file: Path, numbers: Iterable[int]) -> Iterator[Entry]:
-    """Entries between damaged pages."""
+    """Yield the sound entries between damaged pages."""
     try:
         with _reading(file) as connection:
             for number in numbers:
@@ -149,6 +173,7 @@ def _one_by_one(file: Path, numbers: Iterable[int]) -> Iterator[Entry]:
                         with contextlib.suppress(CorruptEntryError):
                             yield unseal(digest, text)
                 except sqlite3.DatabaseError as error:
+                    # Skip a row on a damaged page.
                     if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
                         raise
     except sqlite3.Error as error:
@@ -156,13 +181,16 @@ def _one_by_one(file: Path, numbers: Iterable[int]) -> Iterator[Entry]:
 
 
 def _raise_unless_damage(error: sqlite3.Error) -> None:
-    """Go on where the file is to blame. Where it is not (busy, no memory, a full disk), another try may read more."""
+    """Raise an error that may pass: a busy file, too little memory, a full disk.
+
+    Another attempt may then read more. All other errors count as damage of the file.
+    """
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
         raise error
 
 
 def _by_key(file: Path) -> Iterator[tuple[str, object]]:
-    """The same in the order of keys; what has no key of ours comes last."""
+    """Yield the key and the value of every row in the order of keys. Rows with foreign keys come last."""
     ours = "typeof(key) = 'text' AND length(key) = 64 AND key NOT GLOB '*[^0-9a-f]*'"
     last = ""
     with _reading(file) as connection:
@@ -171,15 +199,24 @@ def _by_key(file: Path) -> Iterator[tuple[str, object]]:
             for last, number in _paged(connection, query, ""):  # noqa: B007 (the error below needs it)
                 yield from _row(connection, number)
             others = connection.execute(f"SELECT rowid FROM Cache WHERE NOT ({ours})").fetchall()
-        except sqlite3.DataError:  # a key that is larger than a row may be: somebody else's
-            yield from sorted((pair for pair in rows(file) if pair[0] > last), key=itemgetter(0))
+        except sqlite3.DataError:
+            # A foreign key is larger than a row may be. Sort the remaining rows here instead.
+            left = [pair for pair in rows(file) if pair[0] > last]
+            yield from sorted(left, key=itemgetter(0))
             return
         for (number,) in others:
             yield from _row(connection, number)
 
 
 def _paged(connection: sqlite3.Connection, query: str, last: object) -> Iterator[tuple[Any, ...]]:
-    """Rows of a query that begins after its argument; each page is read at once, as far as it can be."""
+    """Yield the rows of a query in pages.
+
+    A page is read at once, as far as it is readable. Its rows are yielded before an error is raised.
+
+    Args:
+        query: statement that selects the rows after its argument.
+        last: first argument of the query.
+    """
     while True:
         page: list[tuple[Any, ...]] = []
         broken: sqlite3.Error | None = None
@@ -200,17 +237,18 @@ def _row(connection: sqlite3.Connection, number: object) -> Iterator[tuple[str, 
         row = connection.execute(
             "SELECT key, raw, mode, filename, value FROM Cache WHERE rowid = ?", (number,)
         ).fetchone()
-    except sqlite3.DataError:  # larger than a row may be
+    except sqlite3.DataError:  # the row is larger than a row may be
         yield f"row {number}", None
         return
     if row is not None:
         key, raw, mode, filename, value = row
+        # Only plain text values are our own. diskcache would unpickle others, or read them from a file.
         ours = raw == 1 and mode == 1 and filename is None
         yield str(key), value if ours else None
 
 
 def reason(error: BaseException) -> str:
-    """What SQLite said, also where diskcache or a failed rollback covers it."""
+    """Return SQLite's message, also where an error of diskcache or of a rollback hides it."""
     while isinstance(error.__context__, sqlite3.Error) and (
         isinstance(error, diskcache.Timeout) or "rollback" in str(error)
     ):

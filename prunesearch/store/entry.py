@@ -1,8 +1,9 @@
-"""What is kept of an evaluation, as one line of text that proves itself.
+"""A stored evaluation as text with a checksum.
 
-Both tiers and every export hold the same text, ``CHECKSUM\\nBODY``: BODY is canonical JSON and CHECKSUM the sha256 of
-``KEY\\0BODY``, so that a damaged entry, and a sound one under another's key, are both seen. The checksum keeps out
-accidents, not a forger who may write to the store: whom you let write is whom you trust with the numbers.
+Both tiers and every export hold the same text, ``CHECKSUM\\nBODY``. BODY is canonical JSON. CHECKSUM is
+the sha256 of ``KEY\\0BODY``, so it detects a damaged entry and also an entry under the wrong key. The
+checksum detects accidents. It does not stop a person who may write to the store from forging entries:
+give write access only to people whose results you trust.
 """
 
 import hashlib
@@ -17,12 +18,12 @@ from prunesearch.errors import CorruptEntryError
 from prunesearch.store.keys import LATENCY, Key, canonical_json
 
 MAX_BYTES = 8 * 2**20
-"""The largest entry that is written or read; results of 1,024 requests take about 40 KiB."""
+"""Largest size of an entry that is written or read. Results of 1,024 requests take about 40 KiB."""
 TOLERANCE = 1e-3
-"""Two values for one key agree when each number differs by no more than this share: arithmetic of one class on
-different processors differs by less, another model or other data by far more."""
+"""Two values of a key agree if no number differs by more than this share. Arithmetic of one class differs by less
+between processors. Another model or other data differ by far more."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_SMALL = 1e-6  # absolute difference of numbers about 0
+_SMALL = 1e-6  # absolute tolerance for numbers near 0
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Entry:
     """A stored value.
 
     Attributes:
-        key: what it is the value of.
+        key: key of the value.
         value: any JSON value.
-        seconds: what it cost to compute.
-        made: when it was computed, seconds since 1970; 0 for entries of early development versions.
+        seconds: time that the computation took.
+        made: time of the computation in seconds since 1970; 0 for entries of early development versions.
     """
 
     key: Key
@@ -46,7 +47,7 @@ class Entry:
         """The entry as text.
 
         Raises:
-            ValueError: the value is no portable JSON (NaN, infinities), or larger than `MAX_BYTES`.
+            ValueError: the value is not portable JSON (NaN, infinities), or is larger than `MAX_BYTES`.
         """
         body = canonical_json(
             {"made": self.made, "preimage": self.key.preimage, "seconds": self.seconds, "value": self.value}
@@ -57,9 +58,10 @@ class Entry:
 
     @property
     def labels(self) -> tuple[str, str]:
-        """Fingerprint of the model and kind of data, to count by."""
+        """Fingerprint of the model, and kind of the data. Statistics group entries by them."""
         try:
             fields = json.loads(self.key.preimage)
+            # Keys of evaluations hold the kind in their chunk.
             kind = fields["kind"] if "kind" in fields else fields["chunk"]["kind"]
             return _label(fields["model"]), _label(kind)
         except (ValueError, TypeError, KeyError, RecursionError):
@@ -67,41 +69,48 @@ class Entry:
 
     @property
     def rank(self) -> tuple[float, str]:
-        """Of several entries for a key the one of least rank stays: the first that was computed."""
+        """Sort key that orders the entries of a key. The entry of least rank, computed first, stays."""
         return self.made, self.sealed
 
     def agrees(self, other: "Entry") -> bool:
-        """Whether two values are the same within `TOLERANCE`; measured times are not expected to be."""
+        """Return whether two values are equal within `TOLERANCE`. Measured times always agree."""
         return self.labels[1] == LATENCY or _close(self.value, other.value)
 
 
 def _label(word: object) -> str:
-    """A word that every database stores, on one line."""
+    """Return a label on one line that every database can store."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(word))
 
 
 def is_digest(text: object) -> bool:
-    """Whether this could be a key's digest."""
+    """Return whether a value has the form of a key's digest."""
     return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
 
 def unseal(digest: str, text: object) -> Entry:
-    """Read an entry and check all that can be checked.
+    """Parse an entry's text and check it.
+
+    Args:
+        digest: digest of the key that the text is stored under.
+        text: text of `Entry.sealed`, or any other value.
 
     Raises:
-        CorruptEntryError: it is not what was sealed under this key.
+        CorruptEntryError: the text is not an intact entry of this key.
     """
+    # 1. Compare the checksum, before anything is parsed.
     if not isinstance(text, str) or len(text) > MAX_BYTES or not is_digest(digest):
         raise _corrupt(digest, "is not of prunesearch's making")
     stated, _, body = text.partition("\n")
     if stated != checksum(digest, body):
         raise _corrupt(digest, "does not match its checksum")
+    # 2. Parse the body.
     try:
         fields = json.loads(body, parse_constant=_refuse)
         preimage, value = fields["preimage"], fields["value"]
         seconds, made = float(fields.get("seconds", 0.0)), float(fields.get("made", 0.0))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         raise _corrupt(digest, "has no body that can be read") from None
+    # 3. Check that the key belongs to the pre-image, and that the times are possible.
     if not isinstance(preimage, str) or Key.of(preimage).digest != digest:
         raise _corrupt(digest, "is not the value of its key")
     if not (math.isfinite(made) and 0 <= seconds < math.inf):
@@ -110,12 +119,12 @@ def unseal(digest: str, text: object) -> Entry:
 
 
 def seal_of(entry: Entry) -> str:
-    """An entry's checksum."""
+    """Return the checksum of an entry."""
     return entry.sealed.partition("\n")[0]
 
 
 def checksum(digest: str, body: str) -> str:
-    """Sha256 that binds a body to its key."""
+    """Return the sha256 of a body together with its key."""
     return hashlib.sha256(f"{digest}\0{body}".encode(errors="replace")).hexdigest()
 
 
@@ -125,7 +134,7 @@ def _close(one: Any, other: Any) -> bool:  # noqa: ANN401 (any JSON value)
     if isinstance(one, int | float) and isinstance(other, int | float):
         try:
             return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=_SMALL)
-        except OverflowError:  # a whole number beyond all floats
+        except OverflowError:  # an integer is larger than any float
             return one == other
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_close, one, other))
@@ -139,4 +148,4 @@ def _corrupt(digest: object, why: str) -> CorruptEntryError:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

@@ -1,4 +1,7 @@
-"""The evaluation store: results by key, in two tiers, each computed by one of all that want it."""
+"""The evaluation store: results by key, in two tiers.
+
+Among all processes that need a result at the same time, one computes it and the others wait for it.
+"""
 
 import contextlib
 import logging
@@ -23,39 +26,48 @@ from prunesearch.store.sql import SqlTier, unavailable
 from prunesearch.store.tiers import Tiers
 
 _log = logging.getLogger(__name__)
-_LOOK_SECONDS = 1.0  # between looks whether a database that failed is back
+_LOOK_SECONDS = 1.0  # interval at which a database that failed is tried again
 
 
 @dataclass
 class Desk:
-    """Where leases are given out, and the tier that their results are committed to."""
+    """A tier, together with the leases that protect it.
+
+    A process leases a key before it computes it, and commits the result to the tier under the lease.
+    """
 
     leases: Leases
     tier: DiskTier | SqlTier
 
     def commit(self, owner: str, token: int, entry: Entry) -> Entry | None:
-        """Store a result if its lease still holds; the entry that stands, or None if it does not hold."""
+        """Store a result if its lease is still held.
+
+        Returns:
+            The entry that is stored now, or None if the lease has been lost.
+        """
         digest = entry.key.digest
+        # The transaction stays open while the entry is written, so the lease cannot pass on.
         with unavailable(self.tier.name), self.leases.held(owner, {digest: token}) as (connection, held):
             if digest not in held:
                 return None
             if isinstance(self.tier, SqlTier):
                 return self.tier.put_in(connection, [entry])[digest]
-            return self.tier.put([entry])[digest]  # while the transaction keeps the lease from passing on
+            return self.tier.put([entry])[digest]
 
 
 class EvaluationStore(Tiers):
-    """What was computed once is found by every later search, process and colleague.
+    """Stores results, so that later searches, other processes and colleagues find them.
 
     Args:
         place: ``DIR``, ``URL`` or ``DIR,URL``; see `Places`.
-        ttl: seconds until what a dead process was computing is taken over, where it is not known to have died.
+        ttl: lifetime of a lease in seconds. If a process dies and this host cannot tell, others wait
+            this long before they compute its keys.
 
     Attributes:
-        refused: results that came after their lease had passed to another.
+        refused: number of results that came after their lease had passed to another process.
 
     Raises:
-        StorageError: a tier that must not be used, or that cannot be opened.
+        StorageError: a tier must not be used, or cannot be opened.
     """
 
     def __init__(self, place: str | Path | Places, ttl: float = TTL) -> None:
@@ -72,7 +84,9 @@ class EvaluationStore(Tiers):
         self._keeper = self._start_keeper()
 
     def put(self, key: Key, value: Any, seconds: float = 0.0) -> Entry:  # noqa: ANN401 (any JSON value)
-        """Keep a value that no lease was needed for; on return it is safe. The first value of a key stays.
+        """Store a value without a lease. The first value of a key stays.
+
+        On return the value is stored durably.
 
         Raises:
             UnavailableError: no tier works.
@@ -81,39 +95,49 @@ class EvaluationStore(Tiers):
         return self._put(entry)
 
     def flight(self) -> Flight:
-        """Begin to compute keys that nobody else computes."""
+        """Return a context manager that leases keys to this process; see `Flight`."""
         return Flight(self)
 
     def once(self, key: Key, compute: Callable[[], Any]) -> Any:  # noqa: ANN401 (any JSON value)
-        """The value of a key, computed here if nobody has it and nobody is computing it.
+        """Return the value of a key, and compute it if it is neither stored nor being computed.
 
         Raises:
             UnavailableError: no tier works.
-            StopRequested: that was asked for while another process was computing it.
+            StopRequested: a stop was requested while another process was computing the value.
         """
         with self.flight() as flight:
             while True:
+                # 1. Look the key up, and lease it if it is missing.
                 entry = flight.claim([key]).get(key.digest)
+                # 2. Compute the value if this process got the lease.
                 if entry is None and key.digest in flight.mine:
                     begun = time.perf_counter()
                     value = compute()
                     entry = flight.commit(key, value, time.perf_counter() - begun)
                 if entry is not None:
                     return entry.value
+                # 3. Another process holds the lease, or has just taken it over: wait for it.
                 flight.wait(lambda: self._closed.is_set() or stopping.requested())
                 stopping.check()
 
     def lease(self, digests: Iterable[str]) -> tuple[Desk, dict[str, int]]:
-        """Lease keys at the desk that works; what dead processes of this host left is taken over."""
+        """Lease keys in the shared database, or on the local disk while the database does not work.
+
+        Leases of processes that died on this host are taken over.
+        """
         self._watch_keeper()
         wanted = set(digests)
+        # Prefer the database: its leases hold for all hosts.
         if self._shared_desk is not None:
             desk = self._shared_desk
             granted = self._shared(lambda _: self._lease_at(desk, wanted))
             if granted is not None:
                 return desk, granted
         found = self._locally(lambda tier: self._lease_locally(tier, wanted))
-        return found if found is not None else self.lease(wanted)  # the disk has just failed: wait for the database
+        if found is None:
+            # The disk has just failed, so only the database is left. Wait for it.
+            return self.lease(wanted)
+        return found
 
     def _lease_locally(self, tier: DiskTier, wanted: set[str]) -> tuple[Desk, dict[str, int]]:
         if self._local_desk is None:
@@ -126,13 +150,16 @@ class EvaluationStore(Tiers):
                 self._desks.append(desk)
         owner = self._presence.owner
         granted = desk.leases.claim(owner, wanted)
-        if left := wanted - set(granted):
-            dead = [other for other in desk.leases.owners(left) if self._presence.is_dead(other)]
-            for other in dead:
-                desk.leases.release(other)
-                self._presence.bury(other)
-            if dead:
-                granted |= desk.leases.claim(owner, left)
+        left = wanted - set(granted)
+        if not left:
+            return granted
+        # Release the leases of owners that died on this host, then try once more.
+        dead = [other for other in desk.leases.owners(left) if self._presence.is_dead(other)]
+        for other in dead:
+            desk.leases.release(other)
+            self._presence.bury(other)
+        if dead:
+            granted |= desk.leases.claim(owner, left)
         return granted
 
     def commit(self, desk: Desk, token: int, entry: Entry) -> Entry | None:
@@ -140,6 +167,7 @@ class EvaluationStore(Tiers):
         try:
             stands = desk.commit(self._presence.owner, token, entry)
         except UnavailableError as error:
+            # The tier failed. Store the result in the other tier, if there is one.
             if desk is self._shared_desk:
                 self._shared_failed(error)
             elif self.shared is not None:
@@ -148,26 +176,31 @@ class EvaluationStore(Tiers):
                 raise
             return self._put(entry)
         if stands is None:
+            # The lease had passed to another process. Report its value if it disagrees.
             self.refused += 1
             stands = self.get(entry.key)
             if stands is not None and not stands.agrees(entry):
                 desk.tier.alarm(Alarm.disagreement(stands, entry))
         elif desk is self._shared_desk:
             self._cache(stands)
-        elif self.shared is not None:  # leased here while it was down
+        elif self.shared is not None:
+            # The key was leased on the disk while the database was down.
             stands = self._put(stands)
         return stands
 
     def give_back(self, desk: Desk, digests: Iterable[str]) -> None:
-        """Let others have leases."""
-        with contextlib.suppress(UnavailableError):  # they run out by themselves
+        """Release leases, so that other processes can get them."""
+        with contextlib.suppress(UnavailableError):  # the leases run out by themselves
             desk.leases.release(self._presence.owner, digests)
 
     def _keep(self) -> None:
-        """Renew leases, and look whether the database is back, until the store is closed."""
-        pause = min(self._ttl / 3, _LOOK_SECONDS if self.shared is not None else self._ttl)
+        """Renew leases, and try a database that failed again, until the store is closed."""
+        pause = self._ttl / 3
+        if self.shared is not None:
+            pause = min(pause, _LOOK_SECONDS)
         due = time.monotonic() + self._ttl / 3
         while not self._closed.wait(pause):
+            # Renew three times in a lease's lifetime; look at the database in every round.
             if time.monotonic() >= due - pause / 2:
                 due = time.monotonic() + self._ttl / 3
                 self._renew()
@@ -180,12 +213,15 @@ class EvaluationStore(Tiers):
             self._survive(lambda desk=desk: desk.leases.renew(self._presence.owner))  # type: ignore[misc]
 
     def _survive(self, task: Callable[[], None]) -> None:
-        """Do one of the keeper's tasks. Without its thread every lease would run out unseen, so nothing may end it."""
+        """Run one task of the thread that renews leases, whatever it raises.
+
+        If that thread ended, all leases would run out unnoticed.
+        """
         try:
             task()
         except UnavailableError:
-            pass  # the database or the disk is down, which those that score say
-        except Exception as error:  # noqa: BLE001 (whatever it is, the next round may succeed)
+            pass  # the database or the disk does not work; the threads that score report it
+        except Exception as error:  # noqa: BLE001 (the next round may succeed)
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 _log.warning(
@@ -198,13 +234,16 @@ class EvaluationStore(Tiers):
         return keeper
 
     def _watch_keeper(self) -> None:
-        """See that leases are being renewed: a process that was forked, say, has no thread of its parent's."""
+        """Start the thread that renews leases again if it is gone.
+
+        A forked process, for example, does not have its parent's threads.
+        """
         if not self._keeper.is_alive() and not self._closed.is_set():
             _log.warning("the thread that renews leases has died: starting it again")
             self._keeper = self._start_keeper()
 
     def close(self) -> None:
-        """Give leases back, send what waits, and let go of everything."""
+        """Release all leases, send unsent results to the database, and close both tiers."""
         self._closed.set()
         self._keeper.join()
         for desk in self._desks:

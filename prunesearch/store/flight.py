@@ -1,9 +1,9 @@
-"""Single flight: of all that want a key at once, one computes it and the others take what it stored.
+"""Single flight: among all processes that need a key, one computes it and the others use its result.
 
 with store.flight() as flight:
-    found = flight.claim(keys)          # what is there already; flight.mine is ours to compute
-    flight.commit(key, value, seconds)  # what stands now; None: our lease had passed to another
-    flight.wait(stopped)                # until others may have stored what they hold
+    found = flight.claim(keys)          # the stored entries; this process computes `flight.mine`
+    flight.commit(key, value, seconds)  # the entry that is stored now; None if the lease was lost
+    flight.wait(stopped)                # until other processes may have stored their results
 """
 
 import time
@@ -23,9 +23,10 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.02, 1.0
 
 
 class Flight:
-    """Keys that this process alone computes, until it commits them, gives them back or dies.
+    """Leases keys to this process until it commits them, releases them or dies.
 
-    Leases are renewed by a thread of the store while the flight lasts; whatever is left at its end is given back.
+    A thread of the store renews the leases. Leases that are left at the end of the ``with`` block
+    are released.
     """
 
     def __init__(self, store: "EvaluationStore") -> None:
@@ -35,11 +36,14 @@ class Flight:
 
     @property
     def mine(self) -> set[str]:
-        """Digests that are leased to this flight."""
+        """Digests of the keys that are leased to this object."""
         return set(self._tokens)
 
     def claim(self, keys: Iterable[Key]) -> Found:
-        """Look keys up and lease those that are missing and that nobody else is computing.
+        """Look keys up, and lease those that are missing and that no other process is computing.
+
+        Returns:
+            The entries that are stored already.
 
         Raises:
             UnavailableError: no tier of the store works.
@@ -49,10 +53,11 @@ class Flight:
         missing = wanted - set(found)
         if missing:
             desk, granted = self._store.lease(missing)
-            self._tokens |= {digest: (desk, token) for digest, token in granted.items()}
+            for digest, token in granted.items():
+                self._tokens[digest] = (desk, token)
             for digest in granted:
                 faults.reach("after_claim", digest)
-            # A key may have been committed, and its lease given back, since it was looked up.
+            # Look again: a key may have been committed, and its lease released, since the first look.
             late = self._store.get_digests(granted)
             self._give_back(late)
             found |= late
@@ -61,18 +66,20 @@ class Flight:
         return found
 
     def commit(self, key: Key, value: Any, seconds: float = 0.0) -> Entry | None:  # noqa: ANN401 (any JSON value)
-        """Store the result of a key that is `mine`; on return it is safe.
+        """Store the result of a key that is in `mine`. On return it is stored durably.
 
         Returns:
-            The entry that stands: ours, or the first if there was one. None if the lease has passed to another, who has
-            not stored a result yet: ours was refused.
+            The entry that is stored now: this one, or an earlier one if there was one. None if the
+            lease has passed to another process that has not stored a result yet. This result was
+            refused then.
 
         Raises:
             UnavailableError: no tier of the store works.
-            ValueError: the value is no portable JSON.
+            ValueError: the value is not portable JSON.
         """
         entry = Entry(key, value, round(seconds, 4), round(time.time(), 3))
-        _ = entry.sealed  # a value that is no JSON is refused while the lease can still be given back
+        # Serialize first: a value that is not JSON is refused while the lease can still be released.
+        _ = entry.sealed
         desk, token = self._tokens.pop(key.digest)
         faults.reach("before_commit", key.digest)
         stands = self._store.commit(desk, token, entry)
@@ -81,16 +88,23 @@ class Flight:
         return stands
 
     def give_back(self, keys: Iterable[Key]) -> None:
-        """Leave keys to others, without a result."""
+        """Release keys without a result, so that other processes can compute them."""
         self._give_back(key.digest for key in keys)
 
     def _give_back(self, digests: Iterable[str]) -> None:
-        left = [(digest, self._tokens.pop(digest)) for digest in list(digests) if digest in self._tokens]
-        for desk in {id(desk): desk for _, (desk, _) in left}.values():
-            self._store.give_back(desk, [digest for digest, (at, _) in left if at is desk])
+        # Group the digests by the tier that they are leased in. A desk is not hashable.
+        desks: dict[int, Desk] = {}
+        left: dict[int, list[str]] = {}
+        for digest in list(digests):
+            if digest in self._tokens:
+                desk, _ = self._tokens.pop(digest)
+                desks[id(desk)] = desk
+                left.setdefault(id(desk), []).append(digest)
+        for number, desk in desks.items():
+            self._store.give_back(desk, left[number])
 
     def wait(self, stopped: Callable[[], bool]) -> None:
-        """Give others a moment to finish; longer each time."""
+        """Wait a moment for other processes to finish. Each wait is longer than the one before."""
         end = time.monotonic() + self._pause
         while time.monotonic() < end and not stopped():
             time.sleep(min(0.05, self._pause))

@@ -1,13 +1,14 @@
-"""Who computes what: leases on keys, so that what several want at once is computed once.
+"""Leases on keys, so that a key that several processes need is computed once.
 
-A lease is granted by one SQL statement, runs out by the database's clock unless its owner renews it, and carries a
-fencing token. The token is raised when a lease passes on without having been given back: a result is accepted in a
-transaction that sees the lease still held under its owner's name and token, so an owner that slept past its time is
-refused. A lease that is given back leaves nothing: the next one begins at 1, under a name that no other owner ever has.
-C. Gray, D. Cheriton, "Leases", SOSP 1989; the fencing is M. Kleppmann's, "How to do distributed locking", 2016.
+One SQL statement grants a lease. The lease runs out by the database's clock unless its owner renews
+it. It carries a fencing token, which is raised when the lease passes on without having been released.
+A result is accepted in a transaction that sees the lease still held under its owner's name and token,
+so an owner that slept past the end of its lease is refused. Releasing a lease deletes its row: the
+next lease begins with token 1, under an owner name that is never used again.
+C. Gray, D. Cheriton, "Leases", SOSP 1989. M. Kleppmann, "How to do distributed locking", 2016 (fencing).
 
-PostgreSQL has a clock of its own. SQLite has none, and is used by one host only: it is given the host's monotonic
-clock, which all processes share and nobody sets.
+PostgreSQL has a clock of its own. SQLite has no clock and serves one host only, so it gets the host's
+monotonic clock, which all processes share and which cannot be set.
 """
 
 import contextlib
@@ -29,12 +30,12 @@ from prunesearch.store.strict import is_damage
 from prunesearch.store.tables import CLOCK, LEASES, METADATA, sqlite_engine
 
 TTL = 60.0
-"""Seconds that a lease lives unless it is renewed, which happens three times in that span."""
+"""Seconds that a lease lives unless it is renewed. It is renewed three times in that span."""
 LONGEST = 3600.0
-"""No lease is longer; one that seems so was granted before the host started anew."""
+"""Longest lease in seconds. One that seems to last longer was granted before the host restarted."""
 _OWNER = re.compile(r"[0-9a-f]{32}")
-_MOST = 200  # keys in one statement
-_ATTEMPTS = 5  # at a file that is damaged, or that other processes keep replacing
+_MOST = 200  # largest number of keys in one statement
+_ATTEMPTS = 5  # attempts at a file that is damaged, or that other processes keep replacing
 _Result = TypeVar("_Result")
 
 
@@ -42,9 +43,9 @@ class Leases:
     """The leases in one database.
 
     Args:
-        engine: its tables are there.
-        name: where that is, for people.
-        ttl: seconds a lease lives.
+        engine: engine of the database. Its tables must exist.
+        name: location of the database, for messages.
+        ttl: lifetime of a lease in seconds.
     """
 
     def __init__(self, engine: Engine, name: str, ttl: float = TTL) -> None:
@@ -52,8 +53,9 @@ class Leases:
         self.ttl = ttl
         self.name = name
         self.engine = engine
-        self._insert: Callable[..., postgresql.Insert | sqlite.Insert]
-        self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+        self._insert: Callable[..., postgresql.Insert | sqlite.Insert] = sqlite.insert
+        if engine.dialect.name == "postgresql":
+            self._insert = postgresql.insert
 
     @property
     def _now(self) -> ColumnElement[float]:
@@ -66,7 +68,7 @@ class Leases:
         return sqlalchemy.or_(LEASES.c.expires <= self._now, LEASES.c.expires > self._now + LONGEST)
 
     def claim(self, owner: str, digests: Iterable[str]) -> dict[str, int]:
-        """Lease those keys that nobody holds, in one transaction.
+        """Lease those keys that no owner holds, in one transaction.
 
         Returns:
             The fencing token of each key that was granted.
@@ -74,7 +76,8 @@ class Leases:
         Raises:
             UnavailableError: the database does not answer.
         """
-        wanted = sorted(digests)  # so that two claims never wait for each other
+        # Rows are locked in one order, so that two transactions never wait for each other.
+        wanted = sorted(digests)
 
         def claim(connection: Connection) -> dict[str, int]:
             granted: dict[str, int] = {}
@@ -88,6 +91,7 @@ class Leases:
         until = self._now + self.ttl
         rows = [{"key": digest, "owner": owner, "token": 1, "expires": until} for digest in wanted]
         statement = self._insert(LEASES).values(rows)
+        # A row that exists is taken over only if its lease has run out.
         statement = statement.on_conflict_do_update(
             index_elements=[LEASES.c.key],
             set_={"owner": owner, "token": LEASES.c.token + 1, "expires": until},
@@ -97,12 +101,12 @@ class Leases:
         return {row.key: row.token for row in granted}
 
     def renew(self, owner: str) -> None:
-        """Let all leases of an owner live for another span."""
+        """Renew all leases of an owner for another `ttl` seconds."""
         renewed = LEASES.update().where(LEASES.c.owner == owner).values(expires=self._now + self.ttl)
         self._transact(lambda connection: connection.execute(renewed))
 
     def release(self, owner: str, digests: Iterable[str] | None = None) -> None:
-        """Give leases back; all of the owner's by default."""
+        """Release leases of an owner; all of them by default."""
         mine = LEASES.c.owner == owner
         given = None if digests is None else sorted(digests)
 
@@ -117,10 +121,11 @@ class Leases:
 
     @contextmanager
     def held(self, owner: str, tokens: Mapping[str, int]) -> Iterator[tuple[Connection, set[str]]]:
-        """A transaction in which leases cannot be lost; at its end those that were held are given back.
+        """Open a transaction in which leases cannot be lost, and release them at its end.
 
         Yields:
-            The transaction, and the digests that are still held under their tokens: results of others must be refused.
+            The transaction, and the digests that are still held under their tokens. Results of all
+            other digests must be refused.
         """
         with self.engine.begin() as connection:
             held = self._held(connection, owner, tokens)
@@ -137,7 +142,7 @@ class Leases:
             connection.execute(LEASES.delete().where(LEASES.c.owner == owner, LEASES.c.key.in_(sorted(held))))
 
     def owners(self, digests: Iterable[str]) -> set[str]:
-        """Who holds these keys."""
+        """Return the owners of these keys."""
         given = sorted(digests)
 
         def owners(connection: Connection) -> set[str]:
@@ -150,7 +155,7 @@ class Leases:
         return self._transact(owners)
 
     def count(self) -> tuple[int, int]:
-        """How many leases are alive, and how many have run out without being taken over."""
+        """Return the number of leases that are alive, and of leases that have run out."""
         query = sqlalchemy.select(sqlalchemy.func.count()).select_from(LEASES)
 
         def count(connection: Connection) -> tuple[int, int]:
@@ -161,11 +166,11 @@ class Leases:
         return self._transact(count)
 
     def sweep(self) -> int:
-        """Remove leases that have run out; returns how many."""
+        """Remove leases that have run out, and return their number."""
         return self._transact(lambda connection: int(connection.execute(LEASES.delete().where(self._over)).rowcount))
 
     def _transact(self, action: Callable[[Connection], _Result]) -> _Result:
-        """Do something in one transaction.
+        """Run an action in one transaction.
 
         Raises:
             UnavailableError: the database does not answer.
@@ -179,14 +184,15 @@ class Leases:
             yield
         except SQLAlchemyError as error:
             reason = one_line(getattr(error, "orig", None) or error)
-            raise UnavailableError(f"the leases in {self.name} do not work: {reason}; mend it and run again") from None
+            raise UnavailableError(f"the leases in {self.name} do not work: {reason}; fix it and run again") from None
 
 
 class FolderLeases(Leases):
-    """The leases of processes that share a folder, in a file ``leases.db``.
+    """The leases of processes that share a folder, in the file ``leases.db``.
 
-    The file is not synced to disk: after a power cut nobody is left who holds a lease. So its content is worth nothing:
-    one that turns out damaged, at whatever page and moment, is made anew. Two processes may then compute the same once.
+    The file is not synced to disk, because no process holds a lease after a power cut. For the same
+    reason a damaged file is simply replaced by a new one. Two processes may then compute the same key
+    once.
 
     Raises:
         UnavailableError: the folder cannot be written.
@@ -202,6 +208,7 @@ class FolderLeases(Leases):
 
     def _transact(self, action: Callable[[Connection], _Result]) -> _Result:
         with self._failures():
+            # Try again as long as the file turns out to be damaged, or was replaced meanwhile.
             for _ in range(_ATTEMPTS):
                 try:
                     self._ensure()
@@ -215,14 +222,18 @@ class FolderLeases(Leases):
 
     @contextmanager
     def held(self, owner: str, tokens: Mapping[str, int]) -> Iterator[tuple[Connection, set[str]]]:
-        """See `Leases.held`. Where the file has been made anew the owner gets its leases again, if they are free."""
+        """Open a transaction in which leases cannot be lost; see `Leases.held`.
+
+        If the file has been replaced by a new one, the owner gets its leases again, as far as they are free.
+        """
         with contextlib.ExitStack() as stack:
             connection, held = self._begin_held(stack, owner, tokens)
             yield connection, held
             try:
                 self._give_back(connection, owner, held)
                 stack.close()
-            except SQLAlchemyError as error:  # what was done in the meantime is done: leases run out by themselves
+            except SQLAlchemyError as error:
+                # The caller's work in the block is done. Leases that are left run out by themselves.
                 if not self._recovers(error):
                     raise
 
@@ -235,6 +246,7 @@ class FolderLeases(Leases):
                 renewed = self._ensure() or renewed
                 connection = stack.enter_context(self.engine.begin())
                 held = self._held(connection, owner, tokens)
+                # A new file has no leases yet: claim again those that are free.
                 if renewed:
                     held |= set(self._claim(connection, owner, sorted(set(tokens) - held)))
                 return connection, held
@@ -247,11 +259,16 @@ class FolderLeases(Leases):
         raise AssertionError("the last attempt returns or raises")
 
     def _ensure(self) -> bool:
-        """Have the file and its table; whether another file than before is there."""
+        """Make the file and its table if they are missing.
+
+        Returns:
+            True if the file is another one than before.
+        """
         before, self._inode = self._inode, self._present()
         if self._inode is not None and self._inode == before:
             return False
-        self.engine.dispose()  # connections to a file that another process has replaced
+        # Close connections to a file that another process has replaced.
+        self.engine.dispose()
         with self.engine.begin() as connection:
             METADATA.create_all(connection, tables=[LEASES])
             connection.execute(sqlalchemy.select(LEASES).limit(1))
@@ -259,10 +276,15 @@ class FolderLeases(Leases):
         return before is not None
 
     def _recovers(self, error: SQLAlchemyError) -> bool:
-        """Whether another try may succeed: the file has been replaced, or is damaged and replaced now."""
+        """Return whether another attempt may succeed.
+
+        This is so if another process has replaced the file, or if the file is damaged. A damaged file is
+        deleted here.
+        """
         self.engine.dispose()
         if self._present() != self._inode:
             return True
+        # A table of other columns counts as damage.
         if not (is_damage(getattr(error, "orig", None) or error) or "no such column" in str(error)):
             return False
         with FileLock(self._file.with_name("repair.lock")):
@@ -289,7 +311,7 @@ class FolderLeases(Leases):
 
 
 def folder_leases(folder: Path, ttl: float = TTL) -> Leases:
-    """The leases of processes that share a folder.
+    """Open the leases of processes that share a folder.
 
     Raises:
         UnavailableError: the folder cannot be written.
@@ -298,12 +320,13 @@ def folder_leases(folder: Path, ttl: float = TTL) -> Leases:
 
 
 class Presence:
-    """Shows the processes of this host that an owner of leases is alive: it holds a lock that dies with it.
+    """Shows other processes of this host that an owner of leases is alive.
 
-    So what a killed process left is taken over at once, not when its leases run out.
+    The owner holds a file lock, which ends with its process. So the leases of a killed process are
+    taken over at once, before they run out.
 
     Args:
-        folder: shared by the processes.
+        folder: folder that the processes share.
 
     Attributes:
         owner: name of this owner.
@@ -314,18 +337,19 @@ class Presence:
         self._folder = folder and folder / "owners"
         self._lock: FileLock | None = None
         if self._folder is not None:
-            with contextlib.suppress(OSError):  # a full disk: others wait until the leases run out
+            # If the disk is full, others wait until the leases run out.
+            with contextlib.suppress(OSError):
                 self._folder.mkdir(exist_ok=True, mode=0o700)
                 lock = FileLock(self._file(self.owner), thread_local=False)
                 lock.acquire(blocking=False)
                 self._lock = lock
 
     def is_dead(self, owner: str) -> bool:
-        """Whether an owner is known to have died: it left a lock that nobody holds."""
+        """Return whether an owner is known to have died: its lock file exists and is not locked."""
         if self._folder is None or owner == self.owner or not _OWNER.fullmatch(owner):
             return False
         if not self._file(owner).is_file():
-            return False  # it lives on another host, for all we know
+            return False  # the owner may live on another host
         lock = FileLock(self._file(owner))
         try:
             lock.acquire(blocking=False)
@@ -335,17 +359,19 @@ class Presence:
         return True
 
     def bury(self, owner: str) -> None:
-        """Remove what a dead owner left."""
+        """Remove the lock file of a dead owner."""
         if self._folder is not None and _OWNER.fullmatch(owner):
             self._file(owner).unlink(missing_ok=True)
 
     def dead(self) -> list[str]:
-        """The owners that died here and were not buried."""
-        files = [] if self._folder is None else sorted(self._folder.glob("*.lock"))
+        """Return the owners that died on this host and whose lock files are still there."""
+        if self._folder is None:
+            return []
+        files = sorted(self._folder.glob("*.lock"))
         return [file.stem for file in files if self.is_dead(file.stem)]
 
     def leave(self) -> None:
-        """Give up the lock."""
+        """Release the lock and remove its file."""
         if self._lock is not None:
             self.bury(self.owner)
             self._lock.release()

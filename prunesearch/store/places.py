@@ -1,4 +1,7 @@
-"""Where evaluations may be kept: folders that belong to their user alone, on file systems that SQLite can trust."""
+"""Checks of the places where evaluations are kept.
+
+A cache folder must belong to its user alone, and lie on a file system on which SQLite's locks work.
+"""
 
 import grp
 import os
@@ -18,14 +21,16 @@ from prunesearch.masking import masked_url
 
 _MOUNTS = Path("/proc/self/mountinfo")
 DEFAULT_FOLDER = "storage/cache"
-_SCHEMES = ("postgresql", "sqlite")  # those that studies and leases can lock
-# SQLite's locks, and the shared memory of its WAL, hold on one host only. Some of these are shared by virtual machines.
+_SCHEMES = ("postgresql", "sqlite")  # kinds of databases in which studies and leases can be locked
+# SQLite's locks, and the shared memory of its WAL, work on one host only. Some of these file systems
+# are shared by virtual machines.
 _NETWORK = frozenset(
     "9p acfs afs auristorfs beegfs beegfs_nodev ceph cephfs cifs coda davfs gfs gfs2 gfarm glusterfs gpfs hdfs ibrix "
     "juicefs lustre lustre_lite mmfs moosefs ncpfs nfs nfs3 nfs4 ocfs2 orangefs panfs prl_fs pvfs2 quobyte smb "
     "smb2 smb3 smbfs stornext cvfs vboxsf virtiofs vmhgfs weka wekafs".split()
 )
-# Of file systems in user space, which are mostly networks, only those that are known to be local are taken.
+# File systems in user space are mostly network file systems. Only those that are known to be local
+# are accepted.
 _LOCAL_FUSE = frozenset(
     "fuse.bindfs fuse.cryfs fuse.encfs fuse.exfat fuse.ext2 fuse.ext4 fuse.fuse-overlayfs fuse.fuse2fs fuse.gocryptfs "
     "fuse.mergerfs fuse.ntfs fuse.ntfs-3g fuse.securefs fuse.squashfuse fuse.unionfs fuse.unionfs-fuse fuse.zfs".split()
@@ -34,28 +39,30 @@ _LOCAL_FUSE = frozenset(
 
 @dataclass(frozen=True)
 class Places:
-    """What ``--cache`` says.
+    """The location of a cache, as given with ``--cache``.
 
     Attributes:
-        folder: of the tier on this machine's disk.
-        url: of the database that is shared with others; None without one.
+        folder: folder of the tier on this machine's disk.
+        url: URL of the shared database; None without one.
     """
 
     folder: Path
     url: str | None = None
 
     def __str__(self) -> str:
-        return str(self.folder) if self.url is None else f"{self.folder},{shown(self.url)}"
+        if self.url is None:
+            return str(self.folder)
+        return f"{self.folder},{shown(self.url)}"
 
     @classmethod
     def parse(cls, text: str | Path) -> Self:
-        """Read ``DIR``, ``URL`` (whose local tier is `DEFAULT_FOLDER`) or ``DIR,URL``.
+        """Parse ``DIR``, ``URL`` or ``DIR,URL``. For ``URL`` the local tier is in `DEFAULT_FOLDER`.
 
-        Everything after the first ``SCHEME://`` is the URL, so it may have commas.
+        The URL begins at the first ``SCHEME://``, so it may contain commas.
 
         Raises:
-            StorageError: the URL is none of a database that can be shared, or the text may be a URL that was mistyped:
-                it must not become the name of a folder.
+            StorageError: the URL is not one of a database that can be shared, or the text may be a
+                mistyped URL, which must not become the name of a folder.
         """
         words = str(text)
         match = re.match(r"(?:(?P<folder>.*?),)??(?P<url>[A-Za-z][A-Za-z0-9+.-]*://.*)", words, re.DOTALL)
@@ -71,37 +78,42 @@ class Places:
 
 
 def _may_be_url(text: str) -> bool:
-    """Whether a text that is no URL looks like one, or like the settings of a connection."""
+    """Return whether a text may be a mistyped URL, or the settings of a connection."""
+    # A path is taken as a path, unless it holds a password.
     if text.startswith(("/", "./", "../", "~")) and not text.startswith("//") and "://" not in text:
         return "password=" in text
     return re.search(r"://|:.*@|:/|password=", text, re.DOTALL) is not None
 
 
 def shown(url: str) -> str:
-    """A database URL for people and logs: without its secrets."""
+    """Return a database URL without its secrets, for messages and logs."""
     return masked_url(url)
 
 
 def check_url(url: str, option: str = "--storage") -> None:
-    """Refuse a URL that no database could stand behind, before anything is written.
+    """Refuse a URL that cannot be that of a database, before anything is written.
 
     Args:
-        option: the command-line option it was given with, for the message.
+        url: URL of the database.
+        option: command-line option that the URL was given with, for the message.
 
     Raises:
-        StorageError: not a URL, of an unknown kind of database, or a file that could not be written.
+        StorageError: the text is not a URL, the kind of database is unknown, or the file cannot be written.
     """
+    # 1. The text must be a URL, of a known kind of database.
     parsed = _parsed(url, option)
     if parsed.get_backend_name() not in _SCHEMES:
         raise StorageError(
             f"{option} {shown(url)!r}: unknown database {parsed.get_backend_name()!r}; use sqlite:///FILE or "
             "postgresql+psycopg://USER@HOST/DATABASE"
         )
+    # 2. An @ in the host means that a password was not encoded.
     if parsed.get_backend_name() != "sqlite" and "@" in f"{parsed.host}{parsed.database}":
         raise StorageError(
             f"{option} {shown(url)!r} cannot be read in one way only: in the password write @ as %40, : as %3A, / as "
             "%2F, or keep the password in ~/.pgpass"
         )
+    # 3. A file must be safe to use.
     if file := sqlite_file(url):
         if str(file).startswith("file:"):
             raise StorageError(f"{option} {shown(url)!r}: write the path itself, as in sqlite:///storage/study.db")
@@ -110,14 +122,14 @@ def check_url(url: str, option: str = "--storage") -> None:
 
 
 def _parsed(url: str, option: str) -> sqlalchemy.URL:
-    """The parts of a URL.
+    """Parse a URL.
 
     Raises:
-        StorageError: it is none. The message holds it only where it cannot hold a secret.
+        StorageError: the text is not a URL. The message shows the text only if it cannot hold a secret.
     """
     try:
         return sqlalchemy.make_url(url)
-    except ValueError:  # its port
+    except ValueError:  # the port is not a number
         raise StorageError(
             f"{option} {shown(url)!r}: after the host's : comes a port, a number; in a password write @ as %40, "
             ": as %3A, / as %2F; several hosts as ?host=HOST1:PORT&host=HOST2:PORT"
@@ -128,13 +140,15 @@ def _parsed(url: str, option: str) -> sqlalchemy.URL:
                 f"{option} is not a URL (not shown, since it may hold a password): write sqlite:///FILE or "
                 "postgresql+psycopg://USER@HOST/DATABASE"
             ) from None
-        path = Path(url or "storage")
-        file = path / "study.db" if path.is_dir() or not path.suffix else path
+        # Suggest the URL for a path. A path without a suffix counts as a folder.
+        file = Path(url or "storage")
+        if file.is_dir() or not file.suffix:
+            file = file / "study.db"
         raise StorageError(f"{option} {url!r} is not a URL: for that file write sqlite:///{file}") from None
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file behind a SQLite URL; None for servers and for databases in memory."""
+    """Return the file of a SQLite URL. Return None for servers and for databases in memory."""
     parsed = sqlalchemy.make_url(url)
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         return None
@@ -142,10 +156,15 @@ def sqlite_file(url: str) -> Path | None:
 
 
 def private_folder(folder: Path, create: bool = True) -> None:
-    """Make a folder for its user alone, or see that it is one.
+    """Make a folder for its user alone, or check an existing one.
+
+    Args:
+        folder: the folder.
+        create: whether to make the folder if it does not exist.
 
     Raises:
-        StorageError: it cannot be made, others own it or may write to it, or it lies on a network file system.
+        StorageError: the folder cannot be made, others own it or can write to it, or it lies on a
+            network file system.
     """
     try:
         if create:
@@ -166,23 +185,24 @@ def private_folder(folder: Path, create: bool = True) -> None:
 
 
 def _check_database(file: Path, option: str) -> None:
-    """Refuse a SQLite file on a network file system, or one that others may write, or put another in its place.
+    """Refuse a SQLite file on a network file system, or one that others can write or replace.
 
     Raises:
-        StorageError: it is one of these.
+        StorageError: the file is one of these.
     """
-    real = Path(os.path.realpath(file))  # Path.resolve fails on links that lead in a circle
+    # Path.resolve would fail on links that form a circle.
+    real = Path(os.path.realpath(file))
     refuse_network(
         real, f"{option}: the database {str(file)!r}", "give a file on this machine's disk, or postgresql+psycopg://…"
     )
     folder = _info(real.parent)
-    # In a folder like /tmp nobody can replace the files of others.
+    # In a folder with a sticky bit, such as /tmp, users cannot replace each other's files.
     if folder is not None and not folder.st_mode & stat.S_ISVTX and _is_open(folder):
         raise StorageError(
             f"{option}: the folder {str(real.parent)!r} of the database can be written by others: "
             "chmod go-w it, or give a new folder in it"
         )
-    # SQLite obeys a journal that lies beside the file, whoever put it there.
+    # SQLite applies a journal that lies next to the file, no matter which user wrote it.
     for suffix in ("", "-journal", "-wal", "-shm"):
         part = real.with_name(real.name + suffix)
         info = _info(part)
@@ -201,17 +221,22 @@ def _info(path: Path) -> os.stat_result | None:
 
 
 def _is_open(info: os.stat_result) -> bool:
-    """Whether somebody else may write to a file or folder, the administrator apart."""
+    """Return whether another user, apart from root, can write to a file or folder."""
     me = os.getuid()
-    # As root one works with what users have made, in containers above all.
+    # Root may use the files of other users, which is common in containers.
     if info.st_uid not in (me, 0) and me != 0:
         return True
     mode = stat.S_IMODE(info.st_mode)
-    return bool(mode & stat.S_IWOTH) or (bool(mode & stat.S_IWGRP) and not _is_own_group(info.st_gid, info.st_uid))
+    if mode & stat.S_IWOTH:
+        return True
+    return bool(mode & stat.S_IWGRP) and not _is_own_group(info.st_gid, info.st_uid)
 
 
 def _is_own_group(group: int, owner: int) -> bool:
-    """Whether a group has one member: many systems give each user such a group, and files that it may write."""
+    """Return whether the owner is the only member of a group.
+
+    Many systems give each user such a group, and make files that the group can write.
+    """
     try:
         found, user = grp.getgrgid(group), pwd.getpwuid(owner)
     except KeyError:
@@ -220,13 +245,15 @@ def _is_own_group(group: int, owner: int) -> bool:
 
 
 def refuse_network(path: Path, what: str, remedy: str) -> None:
-    """Refuse a place where locks do not hold between all that can reach it.
+    """Refuse a path on a network file system, where locks do not work between hosts.
 
     Args:
-        what: the place, for the message.
+        path: the path.
+        what: description of the path, for the message.
+        remedy: advice to the user, for the message.
 
     Raises:
-        StorageError: it lies on a network file system.
+        StorageError: the path lies on a network file system.
     """
     kind = file_system(path)
     if kind is not None and is_network(kind):
@@ -234,7 +261,7 @@ def refuse_network(path: Path, what: str, remedy: str) -> None:
 
 
 def is_network(kind: str) -> bool:
-    """Whether a type of file system is one of a network, or shared by virtual machines."""
+    """Return whether a type of file system is used over a network, or shared by virtual machines."""
     kind = kind.lower()
     if kind == "fuse" or kind.startswith("fuse."):
         return kind not in _LOCAL_FUSE
@@ -242,29 +269,33 @@ def is_network(kind: str) -> bool:
 
 
 def file_system(path: Path) -> str | None:
-    """The type of file system that a path lies on, as in ``/proc/mounts``; None where that is not known."""
+    """Return the type of file system of a path, as in ``/proc/mounts``. Return None if it is unknown."""
     try:
         lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     resolved = Path(os.path.realpath(path))
-    best: tuple[int, str | None] = (-1, None)
+    # The deepest mount point above the path counts.
+    length = -1
+    found: str | None = None
     for line in lines:
         fields, _, kind = line.partition(" - ")
         mount = fields.split()[4].encode().decode("unicode_escape")  # spaces are written \040
-        if resolved.is_relative_to(mount) and len(mount) >= best[0]:  # of two at one place the later hides the earlier
-            best = len(mount), kind.split()[0]
-    return best[1]
+        # Of two mounts at one place, the later hides the earlier.
+        if resolved.is_relative_to(mount) and len(mount) >= length:
+            length, found = len(mount), kind.split()[0]
+    return found
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that could not be made or written, and leave nothing behind.
+    """Refuse a folder that cannot be made or written. No files stay on the disk.
 
     Raises:
-        StorageError: nothing can be written to it, or to its nearest existing parent, or no file can have this name.
+        StorageError: the folder, or its nearest existing parent, cannot be written, or no file can have
+            this name.
     """
     _check_name(folder)
-    # os.path.exists, because Path.exists raises where a parent may not be entered.
+    # Path.exists raises if a parent folder cannot be entered, so os.path.exists is used.
     parent = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110
     try:
         tempfile.TemporaryDirectory(prefix=".prunesearch-", dir=parent).cleanup()
@@ -273,10 +304,10 @@ def check_writable(folder: Path) -> None:
 
 
 def _check_name(path: Path) -> None:
-    """Refuse a name that no file can have, or that not every library can write.
+    """Refuse a name that no file can have, or that some library cannot write.
 
     Raises:
-        StorageError: it is too long, a link leads back to itself, or it is not UTF-8.
+        StorageError: the name is too long or not UTF-8, or a link leads back to itself.
     """
     try:
         str(path).encode()
@@ -284,7 +315,8 @@ def _check_name(path: Path) -> None:
     except UnicodeEncodeError:
         raise StorageError(f"cannot write to {str(path)!r}: the name is not UTF-8, choose another") from None
     except (FileNotFoundError, NotADirectoryError):
-        return  # the first is to be made, the second is refused where it is
-    except (OSError, ValueError) as error:  # ValueError: a NUL
+        # A missing file will be made. A parent that is not a folder is refused later.
+        return
+    except (OSError, ValueError) as error:  # ValueError: the name holds a NUL
         reason = getattr(error, "strerror", None) or error
         raise StorageError(f"cannot write to {str(path)!r} ({reason}): choose another folder") from None

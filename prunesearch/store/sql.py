@@ -1,7 +1,8 @@
-"""The tier that machines share: tables of our own in a SQL database, beside Optuna's or alone.
+"""The tier that machines share: tables in a SQL database, which may also hold Optuna's tables.
 
-PostgreSQL for teams; SQLite for several processes of one host. The schema is migrated by Alembic under a version table
-of its own, `prunesearch_alembic_version`: Optuna (and MLflow) keep theirs in ``alembic_version``.
+The database is PostgreSQL for teams, or SQLite for several processes of one host. Alembic migrates the
+schema. Its version is kept in a table of its own, `prunesearch_alembic_version`, because Optuna and
+MLflow use ``alembic_version``.
 """
 
 import contextlib
@@ -23,21 +24,21 @@ from prunesearch.store.places import check_url, shown, sqlite_file
 from prunesearch.store.tables import ALARMS, EVALUATIONS, connect
 from prunesearch.store.tier import Found, Group, Rule, settle
 
-_MOST = 500  # keys in one statement; every database takes that many parameters
-_PAGE = 1000
+_MOST = 500  # largest number of keys in one statement; every database takes that many parameters
+_PAGE = 1000  # number of rows that are read at once
 
 
 class SqlTier:
-    """Entries by key in a SQL database.
+    """Stores entries by key in a SQL database.
 
     Args:
-        url: its SQLAlchemy URL.
+        url: SQLAlchemy URL of the database.
 
     Attributes:
-        damaged: entries that were found damaged and taken out.
+        damaged: number of entries that were found damaged and removed.
 
     Raises:
-        StorageError: no driver, no answer, no access, or a newer schema.
+        StorageError: there is no driver, no answer or no access, or the schema is newer.
     """
 
     def __init__(self, url: str) -> None:
@@ -64,7 +65,7 @@ class SqlTier:
             raise StorageError(str(error)) from None
 
     def get(self, digests: Iterable[str]) -> Found:
-        """The entries of those keys that there are. A damaged one is taken out and is not there.
+        """Return the entries of those keys that are stored. Damaged entries are removed.
 
         Raises:
             UnavailableError: the database does not answer.
@@ -77,10 +78,13 @@ class SqlTier:
                     found[digest] = unseal(digest, text)
                 except CorruptEntryError:
                     damaged.append(digest)
-        return found | self.take_out(damaged) if damaged else found
+        if damaged:
+            # Another process may have replaced a damaged entry by a sound one meanwhile.
+            found |= self.take_out(damaged)
+        return found
 
     def take_out(self, digests: Iterable[str]) -> Found:
-        """Remove those of these entries that are damaged by now; see `DiskTier.take_out`."""
+        """Remove those of these entries that are damaged; see `DiskTier.take_out`."""
         sound: Found = {}
         with self.failures(), self.engine.begin() as connection:
             for digest, text in list(self._texts(connection, sorted(digests))):
@@ -88,6 +92,7 @@ class SqlTier:
                     sound[digest] = unseal(digest, text)
                     continue
                 except CorruptEntryError:
+                    # Delete the row only while it still holds this text.
                     this = sqlalchemy.and_(EVALUATIONS.c.key == digest, EVALUATIONS.c.sealed == text)
                 if connection.execute(EVALUATIONS.delete().where(this)).rowcount:
                     self._alarm(connection, Alarm.damage(digest, text))
@@ -108,12 +113,12 @@ class SqlTier:
                 sqlalchemy.select(ALARMS.c.id).where(ALARMS.c.key == alarm.key, ALARMS.c.detail == alarm.detail)
             ).first()
         ):
-            return  # the same two values, once more
+            return  # the same two values were reported before
         alarm.say(self.name)
         connection.execute(ALARMS.insert().values(**asdict(alarm)))
 
     def put(self, entries: Iterable[Entry], rule: Rule = "first") -> Found:
-        """Keep entries, in one transaction; see `DiskTier.put`.
+        """Store entries in one transaction; see `DiskTier.put`.
 
         Raises:
             UnavailableError: the database does not answer.
@@ -122,9 +127,10 @@ class SqlTier:
             return self.put_in(connection, entries, rule)
 
     def put_in(self, connection: Connection, entries: Iterable[Entry], rule: Rule = "first") -> Found:
-        """Keep entries in a transaction that is under way."""
+        """Store entries in a transaction that has begun."""
         given = {entry.key.digest: entry for entry in entries}
-        order = sorted(given)  # of rows, so that two transactions never wait for each other
+        # Rows are locked in one order, so that two transactions never wait for each other.
+        order = sorted(given)
         standing: Found = {}
         for start in range(0, len(order), _MOST):
             rows = [_row(given[digest]) for digest in order[start : start + _MOST]]
@@ -133,10 +139,10 @@ class SqlTier:
         return standing
 
     def _keep(self, rows: Sequence[dict[str, Any]]) -> sqlalchemy.Executable:
-        """One statement that inserts rows, or else locks the ones that are there, and returns what then stands.
+        """Return a statement that inserts rows, or locks those that exist, and returns the stored rows.
 
-        An update that changes nothing takes the lock: until the transaction ends nobody deletes or changes the row, so
-        what is decided about it holds.
+        An update that changes nothing takes the lock. Until the transaction ends, no other transaction
+        deletes or changes the row.
         """
         if self.engine.dialect.name == "postgresql":
             insert: postgresql.Insert | sqlite.Insert = postgresql.insert(EVALUATIONS).values(rows)
@@ -147,8 +153,10 @@ class SqlTier:
 
     def _settle(self, connection: Connection, entry: Entry, text: str, rule: Rule) -> Entry:
         digest = entry.key.digest
+        # Most often the row was just inserted, or holds the same entry.
         if text == entry.sealed:
             return entry
+        # Otherwise read the entry that is stored. A damaged one is replaced.
         try:
             there: Entry | None = unseal(digest, text)
         except CorruptEntryError:
@@ -162,22 +170,23 @@ class SqlTier:
         return stays
 
     def alarm(self, alarm: Alarm) -> None:
-        """Keep an alarm."""
+        """Store and log an alarm."""
         with self.failures(), self.engine.begin() as connection:
             self._alarm(connection, alarm)
 
     def discard(self, digests: Iterable[str]) -> None:
-        """Forget entries."""
+        """Delete entries."""
         given = sorted(digests)
         with self.failures(), self.engine.begin() as connection:
             for start in range(0, len(given), _MOST):
                 connection.execute(EVALUATIONS.delete().where(EVALUATIONS.c.key.in_(given[start : start + _MOST])))
 
     def scan(self) -> Iterator[tuple[str, Entry | None]]:
-        """Every row's key and entry, by key; None where it is damaged."""
+        """Yield the key and the entry of every row, in the order of keys. A damaged entry is None."""
         last = ""
         columns = sqlalchemy.select(EVALUATIONS.c.key, EVALUATIONS.c.sealed).order_by(EVALUATIONS.c.key).limit(_PAGE)
         while True:
+            # Each page is read in a transaction of its own, so that no transaction stays open for long.
             with self._reading() as connection:
                 rows = connection.execute(columns.where(EVALUATIONS.c.key > last)).all()
             for digest, text in rows:
@@ -190,7 +199,7 @@ class SqlTier:
             last = rows[-1][0]
 
     def groups(self) -> list[Group]:
-        """Entries and bytes by model and kind of data."""
+        """Count entries and bytes by model and kind of data."""
         columns = (EVALUATIONS.c.model, EVALUATIONS.c.kind)
         query = sqlalchemy.select(
             *columns, sqlalchemy.func.count(), sqlalchemy.func.sum(sqlalchemy.func.length(EVALUATIONS.c.sealed))
@@ -200,37 +209,39 @@ class SqlTier:
         return [Group(model, kind, count, int(size)) for model, kind, count, size in rows]
 
     def check(self) -> list[str]:
-        """What SQLite finds wrong with its file; PostgreSQL watches over its own."""
+        """Return the faults that SQLite finds in its file. PostgreSQL checks its own files."""
         if self.engine.dialect.name != "sqlite":
             return []
         with self._reading() as connection:
             lines = list(connection.exec_driver_sql("PRAGMA integrity_check").scalars())
-        return [] if lines == ["ok"] else lines
+        if lines == ["ok"]:
+            return []
+        return lines
 
     def older_than(self, before: float) -> list[str]:
-        """Digests of entries that were stored before a time."""
+        """Return the digests of entries that were stored before a time."""
         query = sqlalchemy.select(EVALUATIONS.c.key).where(EVALUATIONS.c.stored < before)
         with self._reading() as connection:
             return list(connection.execute(query).scalars())
 
     def read_alarms(self) -> list[Alarm]:
-        """What was found damaged or in disagreement, oldest first."""
+        """Return all reports of damage and disagreement, oldest first."""
         columns = (ALARMS.c.kind, ALARMS.c.key, ALARMS.c.detail, ALARMS.c.at)
         with self._reading() as connection:
             return [Alarm(*row) for row in connection.execute(sqlalchemy.select(*columns).order_by(ALARMS.c.id))]
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        """A transaction that writes nothing, and on SQLite stops no writer."""
+        """Open a transaction that writes nothing. On SQLite it does not block writers."""
         with self.failures(), self.engine.connect() as connection, connection.execution_options(reading=True).begin():
             yield connection
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Say in one line that the database failed.
+        """Turn errors of the database into a message of one line.
 
         Raises:
-            UnavailableError: it did.
+            UnavailableError: the database failed.
         """
         with unavailable(self.name):
             yield
@@ -248,16 +259,19 @@ class SqlTier:
 
 @contextmanager
 def unavailable(name: str) -> Iterator[None]:
-    """Turn a database's failures into one line.
+    """Turn errors of a database into a message of one line.
+
+    Args:
+        name: location of the database, for the message.
 
     Raises:
-        UnavailableError: it failed.
+        UnavailableError: the database failed.
     """
     try:
         yield
     except SQLAlchemyError as error:
         reason = one_line(getattr(error, "orig", None) or error)
-        raise UnavailableError(f"the shared cache {name} does not work: {reason}; mend it and run again") from None
+        raise UnavailableError(f"the shared cache {name} does not work: {reason}; fix it and run again") from None
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Our tables, and how a database that holds them is connected to."""
+"""The tables of the cache, and connections to a database that holds them."""
 
 from collections.abc import Sequence
 from time import monotonic
@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, Column, Connection, Engine, Float, MetaData, 
 
 PREFIX = "prunesearch_"
 CLOCK = "prunesearch_clock"
-"""The SQL function that SQLite is given for a clock."""
+"""Name of the SQL function that serves as a clock on SQLite."""
 METADATA = MetaData()
 EVALUATIONS = Table(
     f"{PREFIX}evaluations",
@@ -40,7 +40,7 @@ ALARMS = Table(
 
 
 def connect(url: str) -> Engine:
-    """An engine for a database, with transactions that lock when they begin on SQLite."""
+    """Return an engine for a database. On SQLite a transaction takes the lock when it begins."""
     if sqlalchemy.make_url(url).get_backend_name() == "sqlite":
         return sqlite_engine(url)
     engine = sqlalchemy.create_engine(
@@ -49,8 +49,8 @@ def connect(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def limit(connection: Connection) -> None:
-        # What hangs longer has lost its network; no statement of ours takes a second. For the transaction alone: a pool
-        # such as PgBouncer hands the session on to other programs.
+        # None of the statements takes a second. One that hangs longer has lost its network. The limits
+        # are set for the transaction only: a pool such as PgBouncer passes the session on to other programs.
         connection.exec_driver_sql(
             "SELECT set_config('statement_timeout', '30s', true), "
             "set_config('idle_in_transaction_session_timeout', '60s', true)"
@@ -60,9 +60,9 @@ def connect(url: str) -> Engine:
 
 
 def postgres_arguments(url: str | sqlalchemy.URL) -> dict[str, Any]:
-    """What a PostgreSQL driver is told beside the URL: to notice a dead connection, and to bear a pool of sessions.
+    """Return arguments for a PostgreSQL driver. Settings in the URL take precedence.
 
-    What the URL says goes before it.
+    With these arguments the driver notices a dead connection, and works over a pool of sessions.
     """
     parsed = sqlalchemy.make_url(url)
     if parsed.get_driver_name() not in ("psycopg", "psycopg2"):
@@ -75,24 +75,34 @@ def postgres_arguments(url: str | sqlalchemy.URL) -> dict[str, Any]:
         "keepalives_count": 3,
         "tcp_user_timeout": 60_000,
     }
+    # Prepared statements belong to a session, and a pool uses many sessions.
     if parsed.get_driver_name() == "psycopg":
-        arguments["prepare_threshold"] = None  # prepared statements belong to a session, of which a pool has many
+        arguments["prepare_threshold"] = None
     return {name: value for name, value in arguments.items() if name not in parsed.query}
 
 
 def sqlite_engine(url: str | sqlalchemy.URL, pragmas: Sequence[str] = ()) -> Engine:
-    """An engine for a SQLite file. It has no clock that cannot jump, so it is given the host's monotonic one."""
+    """Return an engine for a SQLite file.
+
+    SQLite's own clock can jump, so the connection gets the host's monotonic clock as a function.
+
+    Args:
+        url: URL of the file.
+        pragmas: SQLite settings of each connection.
+    """
     engine = sqlalchemy.create_engine(url, connect_args={"timeout": 60})
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:  # noqa: ANN401 (sqlite3's connection in SQLAlchemy's wrapper)
-        connection.isolation_level = None  # the driver would begin late, and without the lock
+        # Otherwise the driver would begin transactions late, and without the lock.
+        connection.isolation_level = None
         connection.create_function(CLOCK, 0, lambda: monotonic())
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
+        # A transaction that only reads must not block writers.
         reading = connection.get_execution_options().get("reading", False)
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 

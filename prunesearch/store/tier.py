@@ -1,4 +1,4 @@
-"""What the two tiers of the store have in common."""
+"""The interface that both tiers of the store implement."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ Found = dict[str, Entry]
 
 
 Rule = Literal["first", "earliest", "given"]
-"""Which entry stays where a key has one already: the one that is there; the one that was computed earliest, whatever
-came into the store first, so that the order in which stores are merged does not matter; or the one that is given,
-because the tier that it comes from has the say."""
+"""Which of two entries of a key stays. "first": the entry that is stored already. "earliest": the entry that was
+computed first, so that the result of merging stores does not depend on their order. "given": the new entry, because it
+comes from the tier that decides."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Entries of one model and one kind of data, and their bytes."""
+    """Number and size of the entries of one model and one kind of data."""
 
     model: str
     kind: str
@@ -28,71 +28,78 @@ class Group:
 
 
 class Readable(Protocol):
-    """A place where entries are kept, to be looked at."""
+    """A tier that can be read."""
 
     name: str
-    """Where it is, for people: without passwords."""
+    """Location of the tier for messages, without passwords."""
 
     def scan(self) -> Iterator[tuple[str, Entry | None]]:
-        """Every key and its entry, in the order of keys; None where it is damaged."""
+        """Yield every key and its entry, in the order of keys. A damaged entry is None."""
         ...
 
     def groups(self) -> list[Group]:
-        """Entries and bytes by model and kind of data."""
+        """Count entries and bytes by model and kind of data."""
         ...
 
     def check(self) -> list[str]:
-        """What the database finds wrong with itself."""
+        """Return the faults that the database finds in its own file."""
         ...
 
     def older_than(self, before: float) -> list[str]:
-        """Digests of entries that were stored here before a time (seconds since 1970)."""
+        """Return the digests of entries that were stored here before a time in seconds since 1970."""
         ...
 
     def read_alarms(self) -> list[Alarm]:
-        """What was found damaged or in disagreement, oldest first."""
+        """Return all reports of damage and disagreement, oldest first."""
         ...
 
     def __len__(self) -> int: ...
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close all connections."""
         ...
 
 
 class Tier(Readable, Protocol):
-    """A place where entries are kept."""
+    """A tier that can be read and written."""
 
     def get(self, digests: Iterable[str]) -> Found:
-        """The entries of those keys that there are; damaged ones are taken out and are not."""
+        """Return the entries of those keys that are stored. Damaged entries are removed."""
         ...
 
     def put(self, entries: Iterable[Entry], rule: Rule = "first") -> Found:
-        """Keep entries durably, in one transaction; return those that stand now."""
+        """Store entries durably, in one transaction. Return the entries that are stored now."""
         ...
 
     def take_out(self, digests: Iterable[str]) -> Found:
-        """Remove those of these entries that are damaged by now; return those that are sound."""
+        """Remove those of these entries that are damaged. Return those that are sound."""
         ...
 
     def discard(self, digests: Iterable[str]) -> None:
-        """Forget entries."""
+        """Delete entries."""
         ...
 
     def alarm(self, alarm: Alarm) -> None:
-        """Keep an alarm."""
+        """Store and log an alarm."""
         ...
 
 
 def settle(there: Entry | None, new: Entry, rule: Rule) -> tuple[Entry, Alarm | None]:
-    """Which of two entries for a key stays, and an alarm if they disagree.
+    """Decide which of two entries of a key stays.
 
     Args:
-        there: the one in the store.
+        there: the entry in the store, or None.
+        new: the entry that is to be stored.
+        rule: see `Rule`.
+
+    Returns:
+        The entry that stays, and an alarm if the two disagree.
     """
     if there is None or rule == "given":
         return new, None
-    stays = new if rule == "earliest" and new.rank < there.rank else there
+    stays, other = there, new
+    if rule == "earliest" and new.rank < there.rank:
+        stays, other = new, there
     if there.agrees(new):
         return stays, None
-    return stays, Alarm.disagreement(stays, there if stays is new else new)
+    return stays, Alarm.disagreement(stays, other)

@@ -1,7 +1,7 @@
-"""Two tiers as one: a folder on this machine's disk, alone or in front of a database that is shared with others.
+"""Two tiers as one: a folder on this machine's disk, alone or in front of a shared database.
 
-Either may vanish while a search runs. Without the database, results go to the disk and wait there until it is back;
-without the disk, the database serves alone. Only when no tier is left does an operation fail.
+Either tier may fail while a search runs. Without the database, results are kept on the disk until it
+works again. Without the disk, only the database is used. An operation fails only when no tier is left.
 """
 
 import contextlib
@@ -17,35 +17,36 @@ from prunesearch.store.entry import Entry
 from prunesearch.store.keys import Key
 from prunesearch.store.places import Places
 from prunesearch.store.sql import SqlTier
-from prunesearch.store.tier import Found
+from prunesearch.store.tier import Found, Rule
 
 UNSENT = "unsent"
 RETRY_SECONDS = 2.0
-"""How long a database that failed is left alone."""
+"""Seconds until a database that failed is tried again."""
 PATIENCE = 120.0
-"""How long a database that is the only tier is waited for."""
+"""Seconds to wait for a database that is the only tier."""
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
 class Tiers:
-    """Entries in both tiers.
+    """Reads and writes entries in both tiers.
 
     Args:
-        places: where they are.
+        places: location of the tiers.
 
     Attributes:
-        local, shared: the tiers; None where there is none, or it was given up.
-        unsent: results that were kept on the disk because the database did not work.
+        local, shared: the tiers. None if there is none, or if it failed and is no longer used.
+        unsent: number of results that were kept on the disk because the database did not work.
 
     Raises:
-        StorageError: a tier that must not be used, or that cannot be opened.
+        StorageError: a tier must not be used, or cannot be opened.
     """
 
     def __init__(self, places: Places) -> None:
         self.folder = places.folder
         self.unsent = 0
         self.shared = SqlTier(places.url) if places.url else None
+        # The disk may fail if there is a database.
         self.local: DiskTier | None = None
         try:
             self.local = DiskTier(places.folder)
@@ -59,21 +60,26 @@ class Tiers:
         self._was_down = False
         self._lock = threading.RLock()
         self._closed = threading.Event()
-        self._send_if_possible()  # what an earlier process left
+        # Send the results that an earlier process could not send.
+        self._send_if_possible()
 
     def get(self, key: Key) -> Entry | None:
-        """The entry of a key, or None."""
+        """Return the entry of a key, or None."""
         return self.get_digests([key.digest]).get(key.digest)
 
     def get_digests(self, digests: Iterable[str]) -> Found:
-        """The entries of those keys that are in a tier; what only the database has is copied to the disk.
+        """Return the entries of those keys that are in a tier.
+
+        Entries that only the database has are copied to the disk.
 
         Raises:
             UnavailableError: no tier works.
         """
         wanted = list(digests)
+        # 1. The disk answers for most keys.
         found = self._locally(lambda tier: tier.get(wanted)) or {}
         missing = [digest for digest in wanted if digest not in found]
+        # 2. The database is asked for the others.
         if missing and self.shared is not None:
             fetched = self._shared(lambda tier: tier.get(missing)) or {}
             if fetched:
@@ -83,24 +89,29 @@ class Tiers:
 
     def _put(self, entry: Entry) -> Entry:
         digest, stands = entry.key.digest, None
+        rule: Rule = "first"
+        # 1. Write to the database. Its entry decides which entry the disk gets.
         if self.shared is not None:
             stands = self._shared(lambda tier: tier.put([entry]))
             if stands is None:
                 self._keep_unsent(entry)
             else:
-                entry = stands[digest]
-        kept = self._locally(lambda tier: tier.put([entry], "first" if stands is None else "given"))
+                entry, rule = stands[digest], "given"
+        # 2. Write to the disk.
+        kept = self._locally(lambda tier: tier.put([entry], rule))
         if kept is not None:
             return kept[digest]
-        # The disk has failed. If the database has the entry that is enough; else it is waited for.
-        return entry if stands is not None else self._put(entry)
+        # 3. The disk has failed. Without the database either, wait until the database works.
+        if stands is None:
+            return self._put(entry)
+        return entry
 
     def _cache(self, entry: Entry) -> None:
-        """Copy to the disk what is safe in the database."""
+        """Copy an entry of the database to the disk."""
         self._locally(lambda tier: tier.put([entry], "given"))
 
     def _locally(self, action: Callable[[DiskTier], _Result]) -> _Result | None:
-        """Do something with the disk; None where it does not work."""
+        """Run an action on the disk tier. Return None if the tier does not work."""
         if self.local is None:
             return None
         try:
@@ -117,10 +128,14 @@ class Tiers:
         self.local = None
 
     def _shared(self, action: Callable[[SqlTier], _Result]) -> _Result | None:
-        """Do something with the database; None where it does not work. If there is nothing else it is waited for."""
+        """Run an action on the database. Return None if the database does not work.
+
+        If the database is the only tier, wait for it up to `PATIENCE` seconds.
+        """
         assert self.shared is not None
         end = time.monotonic() + PATIENCE
         while True:
+            # After a failure the database is left alone for a while.
             if time.monotonic() >= self._down_until:
                 try:
                     result = action(self.shared)
@@ -154,7 +169,7 @@ class Tiers:
             self._shared_failed(error)
 
     def send(self) -> int:
-        """Send the database what it has missed; returns how much that was.
+        """Send the database the results that it has missed, and return their number.
 
         Raises:
             UnavailableError: the database does not work.
@@ -169,13 +184,14 @@ class Tiers:
                 try:
                     self._outbox().discard(entry.key.digest for entry in waiting)
                 except (UnavailableError, StorageError) as error:
-                    self._outbox_failed(error)  # they will be sent once more, which changes nothing
+                    # The entries will be sent again. That changes nothing.
+                    self._outbox_failed(error)
             return len(waiting)
 
     def _unsent_entries(self) -> list[Entry]:
-        """What waits in the outbox. One that is damaged is made anew from what is sound in it.
+        """Return the entries in the outbox. A damaged outbox is rebuilt from its sound entries.
 
-        An outbox that does not work says nothing about the database, which is used as before.
+        A failure of the outbox does not count as a failure of the database.
         """
         try:
             outbox = self._outbox()
@@ -201,30 +217,32 @@ class Tiers:
             _log.warning("%s; results that the shared cache misses while it is down are kept on this machine", error)
 
     def _outbox(self) -> DiskTier:
-        """Results that the database has not seen: they are safe on the disk."""
+        """Open the outbox: a tier on the disk for results that the database does not have yet."""
         with self._lock:
             if self._waiting is None:
                 self._waiting = DiskTier(self.folder / UNSENT)
             return self._waiting
 
     def _look_again(self) -> None:
-        """See whether a database that failed is back."""
+        """Try a database that failed again."""
         if self._was_down:
             with contextlib.suppress(UnavailableError):
                 self._shared(lambda tier: tier.get([""]))
 
     @property
     def damaged(self) -> int:
-        """Entries that were found damaged, and computed again."""
+        """Number of entries that were found damaged. They are computed again."""
         return sum(tier.damaged for tier in (self.local, self.shared) if tier is not None)
 
     def __len__(self) -> int:
         if self.shared is not None:
             return len(self.shared)
-        return 0 if self.local is None else len(self.local)
+        if self.local is not None:
+            return len(self.local)
+        return 0
 
     def close(self) -> None:
-        """Send what waits, and let go of everything."""
+        """Send unsent results to the database, and close both tiers."""
         self._closed.set()
         if self.shared is not None:
             self._send_if_possible()
