@@ -48,6 +48,7 @@ from prunesearch.model.checkpoint import INDEX, tensors_in
 from prunesearch.model.demo_weights import obtain
 from prunesearch.model.loading import load
 from prunesearch.model.streaming import open_streamed
+from prunesearch.store.files import sync_tree
 from tests.conftest import byte_tokenizer
 
 SUBSETS = ("0,3", "2", "5")
@@ -428,7 +429,7 @@ def child(what: str, source: Path, dropped: str, out: Path) -> None:
         written, _ = checkpoint.write_checkpoint(
             tensors_in(source), loaded.model.config, ConfigFile.read(source), candidate, out
         )
-        checkpoint._sync(out)
+        sync_tree(out)
         nbytes = written.nbytes
     else:
         nbytes = export(loaded, candidate, out).bytes
@@ -471,13 +472,13 @@ def kills(record: Record, folder: Path, number: int) -> None:
             shutil.rmtree(out)
         else:
             counts["absent"] += 1
-        counts["scratch"] += any(out.parent.glob(".out-*")) if out.parent.exists() else 0
+        counts["scratch"] += any(out.parent.glob(".prunesearch-*")) if out.parent.exists() else 0
     _child("export", source, LayerSubset.of(_KILL_BLOCKS, (1, 3)), out)
     record.add("kills", number)
     record.add("kills_with_a_complete_export", counts["complete"])
     record.add("kills_with_an_incomplete_export", number - counts["complete"] - counts["absent"], "== 0")
     record.add("kills_that_left_a_hidden_scratch_folder", counts["scratch"])
-    record.add("scratch_folders_after_the_next_export", len(list(out.parent.glob(".out-*"))), "== 0")
+    record.add("scratch_folders_after_the_next_export", len(list(out.parent.glob(".prunesearch-*"))), "== 0")
 
 
 def main() -> None:

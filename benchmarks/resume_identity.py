@@ -50,7 +50,9 @@ class Formula:
 
     workers = 1
 
-    async def evaluate(self, candidates: Sequence[LayerSubset]) -> AsyncIterator[Evaluation]:
+    async def evaluate(
+        self, candidates: Sequence[LayerSubset], rival: LayerSubset | None = None
+    ) -> AsyncIterator[Evaluation]:
         """Evaluate at once."""
         for candidate in candidates:
             yield Evaluation(candidate, {"kl": loss(candidate)}, seconds=1.0)

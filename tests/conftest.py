@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -223,7 +224,10 @@ def hellaswag_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct, downloaded once into the repository's ``storage/models``."""
+    models = REPOSITORY / "storage" / "models"
+    models.mkdir(parents=True, exist_ok=True)
     try:
-        return obtain(REPOSITORY / "storage" / "models")
+        with FileLock(models / ".tests.lock"):  # processes that test side by side download it once
+            return obtain(models)
     except DownloadError as error:
         pytest.skip(str(error))

@@ -301,7 +301,7 @@ def test_a_stopped_search_loses_nothing_and_resumes_identically(
 ) -> None:
     words = _slow_search(tiny_folder, prose)
     process = _start(here, *words)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while _count_finished(here) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(how)

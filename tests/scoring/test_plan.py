@@ -151,7 +151,8 @@ def test_on_the_command_line(tiny_folder: Path, tmp_path: Path, monkeypatch: pyt
     words = ["plan", str(tiny_folder), "--memory", "4GiB", "--candidates", "6", "--drop", "2", "--tokens", "128"]
     shown = CliRunner().invoke(cli, words)
     assert shown.exit_code == 0, shown.output
-    assert all(f" {place} " in shown.output for place in ("memory", "stream", "host"))
+    for place in ("memory", "stream", "host"):
+        assert f"\n{place} " in shown.output
     assert "in 4.00 GiB" in shown.output
     command = next(line for line in shown.output.splitlines() if "prunesearch search" in line)
     document = json.loads(CliRunner().invoke(cli, [*words, "--json"]).stdout)
