@@ -1,4 +1,4 @@
-"""The whole story, from a recipe to a verified checkpoint. A newcomer reads `run` first."""
+"""The complete pipeline, from a recipe to a verified checkpoint. Read `run` first."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NoReturn, Self, TypeVar
 
 import numpy as np
 from optuna.storages import RDBStorage
@@ -48,19 +48,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
-        dense, best: evaluations of the model as it came and of the study's best candidate; of a Pareto study, of the
-            member of its front that saves most for what it loses (the knee).
-        value: the best trial's first value.
-        front: documents of a Pareto study's non-dominated trials, best quality first; empty for others.
+        study: name of the study.
+        sampler: name of the sampler.
+        trials: number of trials in the study.
+        dense, best: evaluations of the dense model and of the study's best candidate. For a Pareto study, the best is
+            the knee of its front, which saves most for the quality it loses.
+        value: first value of the best trial.
+        front: documents of a Pareto study's non-dominated trials, best quality first; empty for other studies.
         dense_ms, best_ms: latency of one prefill in milliseconds.
-        latency_measured: whether these were measured; they are predicted where weights are streamed.
-        lost: share of the dense model's quality that the best has lost; see `selection.quality_lost`.
-        paired: of a task, the difference between both on the same documents; None for others.
-        result: what this run did.
-        damaged: stored evaluations that were found damaged and computed again.
+        latency_measured: True if the latencies were measured. They are predicted if weights are streamed.
+        lost: share of the dense model's quality that the best candidate lost (see `selection.quality_lost`).
+        paired: difference between both models on the same documents of a task; None for other objectives.
+        result: counts of this run.
+        damaged: number of damaged cache entries that were computed again.
+        sizes: parameters and bytes of the model's parts.
         seconds: wall time of the whole run.
     """
 
@@ -82,7 +86,7 @@ class Outcome:
     seconds: float
 
     def document(self, options: RunOptions) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the outcome as JSON values."""
         return {
             "study": self.study,
             "sampler": self.sampler,
@@ -122,14 +126,17 @@ def run(
     """Search, then export and verify the best candidate.
 
     Args:
+        recipe: description of the search.
+        options: how the recipe is run.
         out: folder for the checkpoint; default: ``storage/exports/`` and the study's name.
-        listener: hears the progress.
+        listener: receives the progress.
 
     Raises:
-        PruneSearchError: see `errors`; what was evaluated before is kept.
+        PruneSearchError: see `errors`. Finished evaluations are kept.
     """
+    folder = None if out is None else Path(out)
     try:
-        (outcome,), (exported,) = search_and_export([recipe], options, None if out is None else Path(out), listener)
+        (outcome,), (exported,) = search_and_export([recipe], options, folder, listener)
     except PruneSearchError as error:
         raise in_arguments(error) from error
     return outcome, exported
@@ -138,18 +145,22 @@ def run(
 def search_and_export(
     recipes: Sequence[Recipe], options: RunOptions, out: Path | None, listener: Listener | None = None
 ) -> tuple[list[Outcome], list[Exported]]:
-    """Search recipes that differ in sampler and number, and for each number export the best that a sampler found.
+    """Run several searches, and export the best result for each number of dropped layers.
 
     Args:
-        out: folder for the checkpoint; of several numbers each gets one in it; default: ``storage/exports/`` and the
-            name of the study.
+        recipes: recipes that differ in the sampler or the number of dropped layers only.
+        options: how the recipes are run.
+        out: folder for the checkpoint. With several numbers, each gets a folder inside it. Default:
+            ``storage/exports/`` and the name of the study.
+        listener: receives the progress.
 
     Returns:
-        What each search found, and one export for each number.
+        The outcome of each search, and one export for each number.
 
     Raises:
         PruneSearchError: see `errors`.
     """
+    # Refuse bad requests before the model is loaded.
     numbers = list(dict.fromkeys(recipe.drop for recipe in recipes))
     folders = {recipe: _folder(recipe, options, out, several=len(numbers) > 1) for recipe in recipes}
     for recipe, folder in folders.items():
@@ -157,24 +168,31 @@ def search_and_export(
         check_destination(folder)
     check_grid(recipes, options)
     with open_bench(recipes[0], options) as bench:
-        companions(bench.loaded)  # what an export would refuse is refused before any work
+        # Find out what an export would refuse before any candidate is scored.
+        companions(bench.loaded)
         outcomes = run_searches(bench, recipes, options, listener)
+        # Export the best sampler's candidate for each number.
         exports = []
         for number in numbers:
             found = [pair for pair in zip(recipes, outcomes, strict=True) if pair[0].drop == number]
-            _, (maximize, *_) = objectives(bench.objective.metric, bench.objective.maximize, recipes[0].weights, None)
-            recipe, best = (max if maximize else min)(found, key=lambda pair: pair[1].value)
-            exports.append(export(bench.loaded, best.best.candidate, folders[recipe], facts_of(recipe, best)))
+            objective = bench.objective
+            _, (maximize, *_) = objectives(objective.metric, objective.maximize, recipes[0].weights, None)
+            choose = max if maximize else min
+            recipe, best = choose(found, key=lambda pair: pair[1].value)
+            facts = facts_of(recipe, best)
+            exports.append(export(bench.loaded, best.best.candidate, folders[recipe], facts))
     return outcomes, exports
 
 
 def _folder(recipe: Recipe, options: RunOptions, out: Path | None, *, several: bool) -> Path:
+    """Return the folder that a recipe's checkpoint is written to."""
     if out is None:
         return Path("storage/exports") / (options.study or study_name(recipe))
     return out / f"drop{slug(recipe.drop)}" if several else out
 
 
 def _check_exportable(recipe: Recipe) -> None:
+    """Refuse a recipe whose result cannot be exported without a choice by the user."""
     if against_of(recipe) is not None:
         raise InputError(
             f"drop: {recipe.drop} gives a front, not one best: use prunesearch search, then export STUDY --max-loss 2%"
@@ -187,11 +205,11 @@ def _check_exportable(recipe: Recipe) -> None:
 
 
 def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: Listener | None = None) -> Outcome:
-    """Make or resume the recipe's study and bring it to the asked number of trials.
+    """Create or resume the recipe's study and bring it to the requested number of trials.
 
     Raises:
         StudyError: the study belongs to another recipe, model or data, or another process is writing it.
-        RunError: the dense model, or every candidate, could not be scored; or the database failed.
+        RunError: the dense model or every candidate could not be scored, or the database failed.
     """
     (outcome,) = run_searches(bench, [recipe], options, listener)
     return outcome
@@ -200,24 +218,30 @@ def run_search(bench: Bench, recipe: Recipe, options: RunOptions, listener: List
 def run_searches(
     bench: Bench, recipes: Sequence[Recipe], options: RunOptions, listener: Listener | None = None
 ) -> list[Outcome]:
-    """Bring several recipes' studies to their trials at once, over one engine: what waits is scored together.
+    """Search several recipes at once with one engine, which scores their candidates together.
 
     Args:
-        recipes: of the bench's model and objective.
+        bench: loaded model, objective and engine.
+        recipes: recipes with the model and objective of `bench`.
+        options: how the recipes are run.
+        listener: receives the progress.
 
     Raises:
         StudyError, RunError: see `run_search`.
     """
     start = time.perf_counter()
     check_grid(recipes, options)
+    # How many trials each study shall have.
     totals = [trials_of(recipe, space_of(recipe, bench.loaded), options) for recipe in recipes]
     for recipe, total in zip(recipes, totals, strict=True):
         if total > options.trials:
             events.tell(f"{recipe.sampler} needs {total} trials here, so it gets them")
     storage = studies.open_storage(options.storage, create=True)
     names = [options.study or study_name(recipe) for recipe in recipes]
-    complete: set[str] = set()  # of the studies that another process writes: they are only reported
+    # Complete studies that another process is writing are only reported.
+    complete: set[str] = set()
     with ExitStack() as held:
+        # Become the only writer of each study.
         for name, total in zip(names, totals, strict=True):
             held.enter_context(studies.database_failures(name, storage))
             try:
@@ -226,36 +250,48 @@ def run_searches(
                 if not studies.is_complete(storage, name, total):
                     raise
                 complete.add(name)
-        opened = [_open_study(bench, recipe, storage, name) for recipe, name in zip(recipes, names, strict=True)]
+        # All studies are opened before any work, so that a refusal costs nothing.
+        opened = []
+        for recipe, name in zip(recipes, names, strict=True):
+            opened.append(_open_study(bench, recipe, storage, name))
+        # The dense model is what every candidate is compared with.
         events.tell("scoring the dense model")
         dense = require(*bench.engine.evaluate_now([LayerSubset.of(bench.loaded.n_layers)]))
-        prepared = [_Prepared.of(bench, *pair, dense, options) for pair in zip(recipes, opened, strict=True)]
-        left = [(p, total) for p, total in zip(prepared, totals, strict=True) if p.study.study_name not in complete]
-        for p, total in left:
-            studies.remember_places(p.study, p.recipe)
-            p.study.set_user_attr(studies.TRIALS_ATTR, total)
+        prepared, left = [], []
+        for recipe, study, total in zip(recipes, opened, totals, strict=True):
+            ready = _Prepared.of(bench, recipe, study, dense, options)
+            prepared.append(ready)
+            if study.study_name not in complete:
+                left.append((ready, total))
+        for ready, total in left:
+            studies.remember_places(ready.study, ready.recipe)
+            ready.study.set_user_attr(studies.TRIALS_ATTR, total)
+        # Search, then collect the outcomes in the order of the recipes.
         searched = iter(_run_to_end(_search_all(bench, left, listener)))
-        for p, _ in left:
-            p.write_notes()
+        for ready, _ in left:
+            ready.write_notes()
         nothing = SearchResult(0, 0, 0, 0)
-        results = [nothing if p.study.study_name in complete else next(searched) for p in prepared]
-        return [p.outcome(bench, dense, result, start) for p, result in zip(prepared, results, strict=True)]
+        outcomes = []
+        for ready in prepared:
+            result = nothing if ready.study.study_name in complete else next(searched)
+            outcomes.append(ready.outcome(bench, dense, result, start))
+        return outcomes
 
 
 def check_grid(recipes: Sequence[Recipe], options: RunOptions) -> None:
-    """Refuse recipes that would write one study, or one that cannot be written, before anything is loaded.
+    """Refuse recipes whose studies cannot be written, before anything is loaded.
 
     Raises:
-        InputError: ``--study`` names one study for several recipes, or a recipe is there twice.
-        StudyBusyError: another process is searching a study that has more to do.
+        InputError: ``--study`` names one study for several recipes, or a recipe occurs twice.
+        StudyBusyError: another process is searching a study that is not complete.
         StudyError: a study was made with another recipe.
     """
     if options.study is not None and len(recipes) > 1:
         raise InputError(f"--study names one study, and {len(recipes)} are searched: leave it out")
     names = [study_name(recipe) for recipe in recipes]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"study {twice!r} would be searched twice at once: name each sampler and number once")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"study {name!r} would be searched twice at once: name each sampler and number once")
     asked = [(options.study or study_name(recipe), recipe) for recipe in recipes]
     studies.refuse_busy(options.storage, [name for name, _ in asked], options.trials)
     studies.refuse_others(options.storage, asked)
@@ -269,15 +305,17 @@ def resume(
     listener: Listener | None = None,
     **places: str | None,
 ) -> Outcome:
-    """Go on with a study, from whatever folder or machine.
+    """Resume a study, from any folder or machine.
 
     Args:
-        options: without trials, the study gets as many as were asked for last.
-        trust_remote_code: run the checkpoint's own code; what the study's maker trusted does not count.
-        places: where model and data are now, by the recipe's names; their content must be what was searched.
+        name: name of the study.
+        options: how it is run. Without trials, the study gets as many as were requested last.
+        trust_remote_code: run the checkpoint's own code. The setting of the study's creator does not count.
+        listener: receives the progress.
+        places: present locations of model and data, by the recipe's names. Their content must not have changed.
 
     Raises:
-        StudyError: there is no such study, or its model or data is not here.
+        StudyError: the study does not exist, or its model or data cannot be found.
     """
     study = studies.load(studies.open_storage(options.storage, create=False), name)
     recipe = studies.located(study, places).model_copy(update={"trust_remote_code": trust_remote_code})
@@ -293,26 +331,39 @@ def resume(
 async def _search_all(
     bench: Bench, prepared: Sequence[tuple["_Prepared", int]], listener: Listener | None
 ) -> list[SearchResult]:
-    return await asyncio.gather(
-        *(
-            search(p.study, p.sampler, bench.engine, p.fitness, total, listener, p.recipe.race, p.noter.now_and_then)
-            for p, total in prepared
+    """Search all prepared studies concurrently."""
+    searches = []
+    for ready, total in prepared:
+        searches.append(
+            search(
+                ready.study,
+                ready.sampler,
+                bench.engine,
+                ready.fitness,
+                total,
+                listener,
+                ready.recipe.race,
+                ready.noter.now_and_then,
+            )
         )
-    )
+    return await asyncio.gather(*searches)
 
 
 def trials_of(recipe: Recipe, space: SearchSpace, options: RunOptions) -> int:
-    """How many trials a search shall have: as asked, or where nothing was asked at least as many as its sampler needs.
+    """Return the number of trials that a search shall have.
+
+    It is the requested number. Without a request it is the default, or what the sampler needs if that is more.
 
     Raises:
-        InputError: so few were asked for that there could be no result.
+        InputError: the requested number is too small for a result.
     """
     first, whole = trials_needed(recipe.sampler, recipe.start, space)
     if "trials" not in options.model_fields_set:
         return max(options.trials, whole)
     if options.trials < first:
-        why = "--sampler greedy" if recipe.sampler == "greedy" else f"--sampler {recipe.sampler} --ranking single"
-        what = "tries one layer after the other" if recipe.sampler == "greedy" else "first drops each layer alone"
+        why, what = f"--sampler {recipe.sampler} --ranking single", "first drops each layer alone"
+        if recipe.sampler == "greedy":
+            why, what = "--sampler greedy", "tries one layer after the other"
         raise InputError(
             f"--trials {options.trials} would give no result: {why} {what}, which takes {first} trials here until the "
             f"first result and {whole} in all: give --trials {whole}, or leave --trials out"
@@ -333,17 +384,18 @@ class _Prepared:
 
     @classmethod
     def of(cls, bench: Bench, recipe: Recipe, study: Study, dense: Evaluation, options: RunOptions) -> Self:
+        """Prepare a study: its fitness, its sampler, and the notes that a dashboard shows."""
         fitness = _fitness(bench, recipe, study)
-        studies.remembered(
-            study, selection.DENSE_ATTR, lambda: {"metric": bench.objective.metric, "metrics": dict(dense.metrics)}
-        )
+        # Selection and notes compare trials with the dense model.
+        baseline = {"metric": bench.objective.metric, "metrics": dict(dense.metrics)}
+        studies.remembered(study, selection.DENSE_ATTR, lambda: baseline)
         space = space_of(recipe, bench.loaded)
         figures = {**dense.metrics, **fitness.costs(dense.candidate)}
         noter = Noter(study, recipe, options, figures)
         return cls(recipe, study, space, _sampler(bench, recipe, study, space), fitness, noter)
 
     def write_notes(self) -> None:
-        """Bring the study's notes up to date. A search that is done does not fail with them."""
+        """Update the study's notes. A failure is only logged, because the search itself is complete."""
         name = self.study.study_name
         try:
             with studies.database_failures(name):
@@ -352,20 +404,22 @@ class _Prepared:
             _log.warning("the notes of study %r were not written: %s", name, error)
 
     def outcome(self, bench: Bench, dense: Evaluation, result: SearchResult, start: float) -> Outcome:
-        """What the finished search came to."""
+        """Return the outcome of the finished search.
+
+        Raises:
+            RunError: the study has no result.
+        """
         name = self.study.study_name
         ranked = selection.best_trials(self.study, None)
         if not ranked:
-            if not result.failed:
-                count = len(self.study.get_trials(deepcopy=False))
-                raise RunError(f"study {name!r} has {count} trials and no result yet: run it again with more --trials")
-            reason = studies.last_failure(self.study)
-            raise RunError(
-                f"none of the {result.failed} candidates could be scored ({reason}); the study {name!r} is kept"
-            )
-        pareto = self.space.budget == "pareto"
-        chosen = knee(ranked, self.fitness.values(dense)) if pareto else ranked[0]
+            self._refuse(result)
+        # The best trial, or the knee and the whole front of a Pareto study.
+        chosen, front = ranked[0], []
+        if self.space.budget == "pareto":
+            chosen = knee(ranked, self.fitness.values(dense))
+            front = [studies.trial_document(trial) for trial in ranked]
         best = require(*bench.engine.evaluate_now([self.space.from_params(chosen.params)]))
+        # Measure its latency against the dense model's.
         measured = not bench.loaded.layers.one_pass
         if measured:
             events.tell("timing the winner beside the dense model")
@@ -377,7 +431,7 @@ class _Prepared:
             dense=dense,
             best=best,
             value=float(chosen.values[0]),
-            front=tuple(studies.trial_document(t) for t in ranked) if pareto else (),
+            front=tuple(front),
             dense_ms=dense_ms,
             best_ms=best_ms,
             latency_measured=measured,
@@ -389,20 +443,37 @@ class _Prepared:
             seconds=time.perf_counter() - start,
         )
 
+    def _refuse(self, result: SearchResult) -> NoReturn:
+        """Raise the error of a search without a result."""
+        name = self.study.study_name
+        if not result.failed:
+            count = len(self.study.get_trials(deepcopy=False))
+            raise RunError(f"study {name!r} has {count} trials and no result yet: run it again with more --trials")
+        reason = studies.last_failure(self.study)
+        raise RunError(f"none of the {result.failed} candidates could be scored ({reason}); the study {name!r} is kept")
+
 
 def _latencies(bench: Bench, fitness: Fitness, best: LayerSubset) -> tuple[float, float]:
-    """Measured milliseconds of the dense and the best model; predicted ones where its weights are not in memory."""
+    """Return the latencies of the dense and the best model in milliseconds.
+
+    They are measured if the weights are in memory, else predicted.
+    """
     if bench.loaded.layers.one_pass:
         return fitness.latency.predict(), fitness.latency.predict(best)
     return compare_latency(bench.loaded.model, best)
 
 
 def _paired(bench: Bench, dense: Evaluation, best: Evaluation) -> dict[str, Any] | None:
-    """The searched metric's mean difference, best - dense, over the documents of a task, with its standard error."""
+    """Return the metric's mean difference, best - dense, over the same documents of a task.
+
+    Returns:
+        The difference with its standard error; None if the metric has no value per document.
+    """
     try:
         before, after = bench.engine.losses([dense.candidate, best.candidate])
-    except InputError:  # the metric is no number per document
+    except InputError:
         return None
+    # Losses are minimised; the difference is that of the metric.
     sign = -1.0 if bench.objective.maximize else 1.0
     differences = [sign * (b - a) for a, b in zip(before, after, strict=True)]
     if len(differences) < 2:
@@ -416,25 +487,26 @@ def _paired(bench: Bench, dense: Evaluation, best: Evaluation) -> dict[str, Any]
 
 
 def _open_study(bench: Bench, recipe: Recipe, storage: RDBStorage, name: str) -> Study:
+    """Create or resume a study. An old study must have the same identity."""
     identity = {
         **recipe.identity(),
         **bench.objective.settings,
         "data content": bench.objective.digest,
         "model content": bench.loaded.fingerprint,
         "numerics": numerics_of(bench.loaded.model),
-        "numpy version": minor(np.__version__),  # its random numbers decide what is proposed
+        "numpy version": minor(np.__version__),  # the proposals depend on its random numbers
     }
     metrics, maximize = objectives(bench.objective.metric, bench.objective.maximize, recipe.weights, against_of(recipe))
     return studies.create_or_resume(storage, name, recipe, identity, metrics=metrics, maximize=maximize)
 
 
 def against_of(recipe: Recipe) -> str | None:
-    """What a Pareto recipe weighs quality against; None for others."""
+    """Return the second objective of a Pareto recipe; None for other recipes."""
     return recipe.against if split_drop(recipe.drop)[0] == "pareto" else None
 
 
 def _sampler(bench: Bench, recipe: Recipe, study: Study, space: SearchSpace) -> SubsetSampler:
-    """The recipe's sampler; a ranking of the dense model is the one the study began with."""
+    """Build the recipe's sampler. A resumed study keeps the ranking that it began with."""
     ranking: list[float] | Literal["single"] | None = None
     if recipe.start == "single":
         ranking = "single"
@@ -453,7 +525,7 @@ def _sampler(bench: Bench, recipe: Recipe, study: Study, space: SearchSpace) -> 
 
 
 def _short(numbers: Any) -> Any:  # noqa: ANN401 (JSON values)
-    """JSON values with six digits, which is as exact as they were measured, so that a dashboard can show them."""
+    """Round the numbers in JSON values to six digits, so that a dashboard can show them."""
     if isinstance(numbers, dict):
         return {name: _short(value) for name, value in numbers.items()}
     if isinstance(numbers, list | tuple):
@@ -462,7 +534,7 @@ def _short(numbers: Any) -> Any:  # noqa: ANN401 (JSON values)
 
 
 def _ranking(bench: Bench, recipe: Recipe, space: SearchSpace) -> list[float]:
-    """Rank the units on the recipe's calibration text; a task has none, and takes the built-in."""
+    """Rank the units on the recipe's calibration text. A task uses the built-in text."""
     events.tell(f"ranking the layers by {recipe.start}")
     loaded = bench.loaded
     window = min(recipe.window, most_positions(loaded.model) or recipe.window)
@@ -471,12 +543,17 @@ def _ranking(bench: Bench, recipe: Recipe, space: SearchSpace) -> list[float]:
         harm = rank_units(bench.loaded.model, bench.loaded.layers, windows, recipe.start, recipe.units)
     if recipe.units == "sublayers":
         return harm
-    return [sum(harm[block] for block in space.blocks_of(unit)) for unit in range(space.n_units)]
+    # The harm of a period is the sum of its blocks' harm.
+    harm_of_unit = []
+    for unit in range(space.n_units):
+        harm_of_unit.append(sum(harm[block] for block in space.blocks_of(unit)))
+    return harm_of_unit
 
 
 def knee(front: Sequence[FrozenTrial], dense: Sequence[float]) -> FrozenTrial:
-    """The member of a front that is farthest from the line between the dense model and the smallest, values scaled.
+    """Return the member of a front that is farthest from the line between the dense and the smallest model.
 
+    Values are scaled by the distance of these two.
     I. Das, "On characterizing the 'knee' of the Pareto curve", Struct. Optim. 18, 1999.
     """
     spans = [abs(a - b) or 1.0 for a, b in zip(dense, front[-1].values, strict=True)]
@@ -489,7 +566,7 @@ def knee(front: Sequence[FrozenTrial], dense: Sequence[float]) -> FrozenTrial:
 
 
 def _fitness(bench: Bench, recipe: Recipe, study: Study) -> Fitness:
-    """The study's ranking; its latency model is the one it began with, whatever machine it is resumed on."""
+    """Build the fitness of a study. A resumed study keeps the latency model that it began with."""
     latency = studies.remembered(study, "latency_model", lambda: _short(bench.engine.latency_model().as_json()))
     return Fitness(
         bench.objective.metric,
@@ -502,7 +579,10 @@ def _fitness(bench: Bench, recipe: Recipe, study: Study) -> Fitness:
 
 
 def _run_to_end(searching: Coroutine[Any, Any, Result]) -> Result:
-    """Run searches in an event loop of its own; in a thread where one is running already, as in a notebook."""
+    """Run searches in a new event loop.
+
+    If this thread has a running loop already, as in a notebook, the new loop runs in another thread.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -512,10 +592,10 @@ def _run_to_end(searching: Coroutine[Any, Any, Result]) -> Result:
 
 
 async def _until_stopped(searching: Coroutine[Any, Any, Result]) -> Result:
-    """Run searches until they are done, or a signal cancels them.
+    """Run searches until they are done or a signal cancels them.
 
     Raises:
-        StopRequested: it did.
+        StopRequested: a signal cancelled them.
     """
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(searching)
 
@@ -531,7 +611,7 @@ async def _until_stopped(searching: Coroutine[Any, Any, Result]) -> Result:
 
 
 def facts_of(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
-    """What an export's manifest says about the search that chose it."""
+    """Return the facts about a search that an export's manifest contains."""
     return {
         "study": outcome.study,
         "trials": outcome.trials,
@@ -543,13 +623,18 @@ def facts_of(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
 
 
 def evaluate_model(recipe: Recipe, options: RunOptions, dropped: str) -> dict[str, Any]:
-    """Evaluate the recipe's model, without the layers that are named, on the recipe's objective.
+    """Evaluate the recipe's model without some layers, on the recipe's objective.
+
+    Args:
+        recipe: names the model and the objective.
+        options: how it is run.
+        dropped: layers to leave out, as ``3,7,12``, or ``none``.
 
     Returns:
         Metrics, standard errors and sizes, as JSON values.
 
     Raises:
-        RunError: it could not be scored.
+        RunError: the model could not be scored.
     """
     check_writable(Places.parse(options.cache).folder)
     loaded = load_for(recipe, options, quantised=True)
@@ -560,13 +645,16 @@ def evaluate_model(recipe: Recipe, options: RunOptions, dropped: str) -> dict[st
         with stopping.deferred():
             evaluation = require(*engine.evaluate_now([candidate]))
     census.remember_name(Places.parse(options.cache).folder, loaded.fingerprint, recipe.model)
-    # A model's KL to itself says nothing.
-    hidden = ("kl",) if candidate.text == "none" else ()
+    metrics, stderr = dict(evaluation.metrics), dict(evaluation.stderr)
+    # The KL of the dense model to itself carries no information.
+    if candidate.text == "none":
+        metrics.pop("kl", None)
+        stderr.pop("kl", None)
     return {
         "model": recipe.model,
         "dropped": candidate.text,
-        "metrics": {k: v for k, v in evaluation.metrics.items() if k not in hidden},
-        "stderr": {k: v for k, v in evaluation.stderr.items() if k not in hidden},
+        "metrics": metrics,
+        "stderr": stderr,
         "params": loaded.sizes.params(candidate),
         "bytes": loaded.sizes.bytes(candidate),
         "cached": evaluation.cached,

@@ -1,8 +1,8 @@
-"""The ask, evaluate, tell loop: one study over one engine, resumable at any moment.
+"""The ask, evaluate and tell loop of one study, which can be resumed at any moment.
 
-As many trials are asked for as the sampler gives at once (each is written, running, in one transaction); they are
-evaluated together and told one by one, each in one transaction. What a killed run left running is evaluated first,
-under its own number, so that the sequence of trials is the one an unbroken run would have had.
+The loop asks for as many trials as the sampler proposes at once. Each is written as running, in one transaction. The
+trials are evaluated together and told one by one, each in one transaction. If an earlier run was killed, its running
+trials are evaluated first, under their own numbers, so that the sequence of trials equals that of an unbroken run.
 """
 
 import asyncio
@@ -24,21 +24,22 @@ from prunesearch.store.selection import best_trials
 
 
 class Listener(Protocol):
-    """Hears how a search goes on."""
+    """Receives the progress of a search."""
 
     def progress(self, progress: Progress) -> None:
-        """A study was opened or a trial was told."""
+        """Handle the news that a study was opened or a trial was told."""
         ...
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What one run of `search` did.
+    """Counts of one run of `search`.
 
     Attributes:
-        hits, computed, failed: this run's evaluations: found in the store, scored, failed.
-        adopted: trials that an interrupted run had begun, and this one finished.
-        missing: trials that the sampler's plan still needs (greedy's rounds): until then the result is not its result.
+        hits, computed, failed: evaluations of this run that were found in the cache, were scored, and failed.
+        adopted: trials that an interrupted run had begun and this run finished.
+        missing: trials that the sampler's plan still needs (greedy's rounds). Until then, the result is not the
+            sampler's final one.
     """
 
     hits: int
@@ -58,20 +59,28 @@ async def search(
     race: bool = False,
     after_generation: Callable[[], None] = lambda: None,
 ) -> SearchResult:
-    """Bring `study` to `total` finished trials (fewer where the space has fewer candidates).
+    """Bring `study` to `total` finished trials, or fewer if the space has fewer candidates.
 
     Args:
-        race: drop a candidate, as a pruned trial, once part of the data shows it worse than the best before its
-            generation.
-        after_generation: called whenever the trials that were asked for together are told.
+        study: study to extend.
+        sampler: sampler that proposes the candidates.
+        engine: engine that evaluates them.
+        fitness: objective values of an evaluation.
+        total: number of trials that the study shall have.
+        listener: receives the progress.
+        race: stop scoring a candidate once part of the data shows that it is worse than the best before its
+            generation. Its trial is pruned.
+        after_generation: function that is called after each batch of trials.
 
     Raises:
-        InputError: the study's trials are not of this search space.
+        InputError: the study's trials do not belong to this search space.
     """
     run = _Run(study, sampler, fitness, total, listener, race, after_generation)
+    # Finish the trials of a killed run first.
     orphans = run.adopt()
     run.announce()
     await run.evaluate(engine, orphans)
+    # Then ask for new ones: each worker on its own, or one batch after the other.
     if sampler.asynchronous:
         await asyncio.gather(*(run.keep_busy(engine) for _ in range(engine.workers)))
     else:
@@ -100,19 +109,22 @@ class _Run:
         trials = study.get_trials(deepcopy=False)
         self._asked = len(trials)
         self._done = sum(t.state.is_finished() for t in trials)
-        # Every candidate of the space once, beside what is no result of it.
+        # Each candidate is proposed once. Partial subsets are not results, so they do not count.
         self._left = max(0, sampler.space.size - sum(sampler.holds(t) for t in trials))
+        # The best value so far, and the layers that its trial drops.
+        self._best: tuple[float | None, str | None] = (None, None)
         best = best_trials(study, 1)
-        self._best = (best[0].values[0], best[0].user_attrs.get("dropped")) if best else (None, None)
+        if best:
+            self._best = (best[0].values[0], best[0].user_attrs.get("dropped"))
         self._front = len(study.directions) > 1
         self._under_way = 0
 
     def adopt(self) -> list[tuple[int, LayerSubset]]:
-        """The running trials that a killed run left."""
+        """Return the numbers and candidates of the running trials that a killed run left."""
         left = []
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if set(trial.params) < set(self._sampler.space.param_names):
-                # Optuna's samplers write a trial before its parameters: killed in between, it says nothing.
+                # Optuna's samplers write a trial before its parameters. The run was killed in between.
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 self._done += 1
             else:
@@ -120,13 +132,14 @@ class _Run:
         return left
 
     def enqueued(self) -> list[tuple[int, LayerSubset]]:
-        """Start the trials that somebody enqueued."""
+        """Start the enqueued trials and return their numbers and candidates."""
         started = self._sampler.enqueued(self._study)
-        self._asked = max(self._asked, 1 + max((number for number, _ in started), default=-1))
+        for number, _ in started:
+            self._asked = max(self._asked, number + 1)
         return started
 
     def ask(self, most: int) -> list[tuple[int, LayerSubset]]:
-        """Create the trials that can be evaluated now."""
+        """Create up to `most` new trials that can be evaluated now."""
         batch: list[tuple[int, LayerSubset]] = []
         while len(batch) < min(most, self._total - self._asked) and self._left > 0:
             try:
@@ -134,21 +147,25 @@ class _Run:
             except GenerationPendingError:
                 break
             self._asked += 1
-            self._left -= not proposal.stone
+            if not proposal.stone:
+                self._left -= 1
             batch.append((proposal.number, proposal.candidate))
         return batch
 
     async def keep_busy(self, engine: Engine) -> None:
-        """Ask for one trial after the other."""
+        """Ask for and evaluate one trial after the other."""
         while batch := self.enqueued() or self.ask(1):
             await self.evaluate(engine, batch)
 
     async def evaluate(self, engine: Engine, batch: Sequence[tuple[int, LayerSubset]]) -> None:
-        """Evaluate the batch's candidates and tell each of its trials."""
+        """Evaluate the candidates of a batch and tell each of its trials."""
+        # Several trials may have the same candidate.
         numbers: dict[LayerSubset, list[int]] = {}
         for number, candidate in batch:
             numbers.setdefault(candidate, []).append(number)
-        rival = self._rival(min(number for number, _ in batch)) if self._race and batch else None
+        rival = None
+        if self._race and batch:
+            rival = self._rival(min(number for number, _ in batch))
         self._under_way += len(batch)
         self.announce()
         async for evaluation in engine.evaluate(list(numbers), rival):
@@ -157,14 +174,17 @@ class _Run:
         self._after_generation()
 
     def _tell(self, number: int, evaluation: Evaluation) -> None:
+        """Finish a trial with its evaluation."""
         faults.reach("before_tell", str(number))
         annotate(self._study, number, _attributes(evaluation))
         if evaluation.failure is not None:
             self.failed += 1
             self._study.tell(number, state=TrialState.FAIL)
         else:
-            self.hits += evaluation.cached
-            self.computed += not evaluation.cached
+            if evaluation.cached:
+                self.hits += 1
+            else:
+                self.computed += 1
             self._tell_values(number, evaluation)
         faults.reach("after_tell", str(number))
         self._done += 1
@@ -172,18 +192,24 @@ class _Run:
         self.announce(evaluation)
 
     def _rival(self, number: int) -> LayerSubset | None:
-        """Whom the trials of a generation race against: the best before it, however often the run was killed since.
+        """Return the baseline of a race: the best candidate before the generation of trial `number`.
 
-        The first generation races against its first trial, which starts from a ranking if there is one.
+        It does not depend on interruptions. The first generation races against its first trial, which comes from the
+        ranking if there is one.
         """
         first = number if self._sampler.asynchronous else number - number % self._sampler.batch
-        rival = next((t for t in best_trials(self._study, None) if t.number < first), None)
-        if rival is None:
-            rival = next((t for t in self._study.get_trials(deepcopy=False) if t.number == first), None)
-        return None if rival is None else self._candidate(rival)
+        for trial in best_trials(self._study, None):
+            if trial.number < first:
+                return self._candidate(trial)
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.number == first:
+                return self._candidate(trial)
+        return None
 
     def _tell_values(self, number: int, evaluation: Evaluation) -> None:
+        """Finish a trial whose evaluation succeeded, as complete or as pruned."""
         values = self._fitness.values(evaluation)
+        # Intermediate values, for dashboards and for the estimate of pruned trials.
         for step, metric in evaluation.steps.items():
             at_step = replace(evaluation, metrics={**evaluation.metrics, self._fitness.metric: metric})
             report(self._study, number, step, self._fitness.values(at_step)[0])
@@ -191,7 +217,7 @@ class _Run:
             self._study.tell(number, state=TrialState.PRUNED)
             return
         if self._sampler.is_stone(evaluation.candidate):
-            # No result: it drops fewer units than the space demands. Pruned trials inform and never lead.
+            # A partial subset cannot be a result. As a pruned trial it informs the sampler and is never the best.
             report(self._study, number, self._sampler.space.count(evaluation.candidate), values[0])
             self._study.tell(number, state=TrialState.PRUNED)
             return
@@ -200,9 +226,15 @@ class _Run:
             self._best = (values[0], evaluation.candidate.text)
 
     def announce(self, evaluation: Evaluation | None = None) -> None:
-        """Tell the listener where the study stands."""
+        """Send the study's progress to the listener."""
         if self._listener is None:
             return
+        # A front has no best trial; its size is shown instead.
+        best_value, best_dropped = self._best
+        front = 0
+        if self._front:
+            best_value, best_dropped = None, None
+            front = len(best_trials(self._study, None))
         self._listener.progress(
             Progress(
                 study=self._study.study_name,
@@ -210,15 +242,16 @@ class _Run:
                 total=max(min(self._total, self._asked + self._left), self._done),
                 hits=self.hits,
                 computed=self.computed,
-                best_value=None if self._front else self._best[0],
-                best_dropped=None if self._front else self._best[1],
+                best_value=best_value,
+                best_dropped=best_dropped,
                 evaluation=evaluation,
                 under_way=self._under_way,
-                front=len(best_trials(self._study, None)) if self._front else 0,
+                front=front,
             )
         )
 
     def _candidate(self, trial: FrozenTrial) -> LayerSubset:
+        """Read a trial's candidate from its parameters."""
         try:
             return self._sampler.space.any_subset(trial.params)
         except InputError as error:
@@ -226,15 +259,17 @@ class _Run:
 
 
 def _attributes(evaluation: Evaluation) -> Mapping[str, Any]:
-    """What a dashboard shows of a trial beside its parameters and value."""
+    """Return the user attributes of a trial, which dashboards show."""
     if evaluation.failure is not None:
         return {"failure": evaluation.failure}
-    metrics = {name: round(value, 6) for name, value in evaluation.metrics.items()}
-    errors = {f"{name}{selection.STDERR}": float(f"{value:.4g}") for name, value in evaluation.stderr.items()}
-    return {
+    attributes: dict[str, Any] = {
         "cache": "hit" if evaluation.cached else "computed",
         "seconds": round(evaluation.seconds, 3),
-        **({"saved_seconds": round(evaluation.saved, 3)} if evaluation.cached else {}),
-        **metrics,
-        **errors,
     }
+    if evaluation.cached:
+        attributes["saved_seconds"] = round(evaluation.saved, 3)
+    for name, value in evaluation.metrics.items():
+        attributes[name] = round(value, 6)
+    for name, value in evaluation.stderr.items():
+        attributes[f"{name}{selection.STDERR}"] = float(f"{value:.4g}")
+    return attributes

@@ -1,4 +1,4 @@
-"""Printing a command's result: as JSON, or as tables for people."""
+"""Print the result of a command as JSON, or as tables for people."""
 
 import io
 import json
@@ -11,11 +11,17 @@ import click
 if TYPE_CHECKING:
     from rich.console import Group
 
-_PIPE = 100_000  # columns; more than any row has
+_PIPE = 100_000  # width of output that is not a terminal: wider than any row
 
 
 def emit(as_json: bool, document: Any, render: "Callable[[Any], list[Group | str]]") -> None:  # noqa: ANN401 (any JSON value)
-    """Print a document on stdout."""
+    """Print a document on stdout.
+
+    Args:
+        as_json: print JSON instead of tables.
+        document: JSON values.
+        render: function that turns the document into tables and lines.
+    """
     if as_json:
         click.echo(json.dumps(document, indent=2, default=str))
         return
@@ -24,11 +30,13 @@ def emit(as_json: bool, document: Any, render: "Callable[[Any], list[Group | str
     from prunesearch.report.render import Commands
     from prunesearch.report.tables import Paragraph
 
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name with letters that the terminal has not is still shown
+    # Letters that the terminal cannot show are escaped.
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     console = Console(emoji=False, markup=False, highlight=False)
+    # In a pipe each row is one line.
     if not console.is_terminal:
-        console.width = _PIPE  # a row is a line there
+        console.width = _PIPE
     for part in filter(None, render(document)):
         if isinstance(part, Commands):
             console.print(part, soft_wrap=True)

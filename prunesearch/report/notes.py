@@ -1,4 +1,4 @@
-"""The notes of a study and its best trial, in Markdown; see `store.notes`."""
+"""Markdown notes of a study and of its best trial, which optuna-dashboard shows (see `store.notes`)."""
 
 import time
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ from prunesearch.report.tables import gib, label, number
 from prunesearch.store import notes, selection, studies
 
 Document = Mapping[str, Any]
-_SECONDS = 5.0  # between two writings of a study's notes
-_MOST = 2000  # characters; a longer note takes several attributes of the database
+_SECONDS = 5.0  # shortest time between two updates of a study's notes
+_MOST = 2000  # most characters of a note; a longer one takes several attributes of the database
 
 
 def study_note(document: Document) -> str:
-    """What the study has found so far, in what it differs from the dense model, and what to do next.
+    """Return the note of a study: its best candidate, compared with the dense model, and the next commands.
 
     Args:
-        document: ``study``, ``storage``, ``recipe``, ``done`` and ``total`` trials, ``best`` (None while there is none)
-            and ``front`` (how many trials are on it; 0 for one objective). ``best`` has ``number``, ``dropped``,
-            ``dense`` and ``pruned``, figures by name.
+        document: ``study``, ``storage``, ``recipe``, ``done`` and ``total`` trials, ``best`` (None if there is none)
+            and ``front`` (number of trials on it; 0 for one objective). ``best`` has ``number`` and ``dropped``, and
+            figures by name in ``dense`` and ``pruned``.
     """
     recipe, best = document["recipe"], document["best"]
     what = f"`{Path(recipe['model']).name}`, drop `{recipe['drop']}`, `{recipe['sampler']}`, {_objective(recipe)}"
@@ -44,13 +44,14 @@ def study_note(document: Document) -> str:
 
 
 def trial_note(document: Document) -> str:
-    """What the best trial drops, and how it is exported."""
+    """Return the note of the best trial: the layers that it drops, and the command that exports it."""
     best = document["best"]
     lines = [f"**The best so far. It drops layers {best['dropped']}.**", _figures(best)]
     return "\n\n".join([*lines, _commands(document, "export {study} --out {study}")])[:_MOST]
 
 
 def _objective(recipe: Document) -> str:
+    """Describe a recipe's objective and its data."""
     if recipe.get("task"):
         return f"task `{recipe['task']}`"
     calibration = recipe["calibration"]
@@ -58,12 +59,13 @@ def _objective(recipe: Document) -> str:
 
 
 def _figures(best: Document) -> str:
-    """The dense model beside the best trial's."""
+    """Return a table of the dense model's figures beside the best trial's."""
     rows = ["| | dense | pruned |", "|---|---|---|"]
     for name, after in best["pruned"].items():
         before = best["dense"].get(name)
+        shown = "-" if before is None else _shown(name, before)
         title = label("predicted_ms" if name == "latency_ms" else name)
-        rows.append(f"| {title} | {'-' if before is None else _shown(name, before)} | {_shown(name, after)} |")
+        rows.append(f"| {title} | {shown} | {_shown(name, after)} |")
     return "\n".join(rows)
 
 
@@ -72,18 +74,26 @@ def _shown(name: str, value: float) -> str:
 
 
 def _commands(document: Document, *commands: str) -> str:
-    """Commands as a block of code; a URL with a password is named by its environment variable."""
+    """Format commands as a block of code. A URL with a password is replaced by its environment variable."""
     storage = document["storage"]
-    flag = "" if storage == "sqlite:///storage/study.db" else f" --storage {pasted(storage, STORAGE_VARIABLE)}"
+    flag = ""
+    if storage != "sqlite:///storage/study.db":
+        flag = f" --storage {pasted(storage, STORAGE_VARIABLE)}"
     study = quote(document["study"])
-    return "\n".join(["```", *(f"prunesearch {command.format(study=study)}{flag}" for command in commands), "```"])
+    lines = ["```"]
+    for command in commands:
+        lines.append(f"prunesearch {command.format(study=study)}{flag}")
+    return "\n".join([*lines, "```"])
 
 
 class Noter:
-    """Keeps the notes of a study, which optuna-dashboard shows, up to date.
+    """Updates the notes of a study, which optuna-dashboard shows.
 
     Args:
-        dense: figures of the dense model, by the names that trials have them under.
+        study: study whose notes are written.
+        recipe: recipe of the study.
+        options: how the recipe is run.
+        dense: figures of the dense model, by the names of the trials' user attributes.
     """
 
     def __init__(self, study: Study, recipe: Recipe, options: RunOptions, dense: Mapping[str, float]) -> None:
@@ -91,7 +101,7 @@ class Noter:
         self._written = time.monotonic()
 
     def now_and_then(self) -> None:
-        """Write the notes if the last time is some seconds ago."""
+        """Write the notes if the last update is some seconds ago."""
         if time.monotonic() - self._written >= _SECONDS:
             self.write()
 
@@ -101,19 +111,22 @@ class Noter:
         pareto = len(self._study.directions) > 1
         best = ranked[0] if ranked and not pareto else None
         trials = self._study.get_trials(deepcopy=False)
+        requested = self._study.user_attrs.get(studies.TRIALS_ATTR, self._options.trials)
         document = {
             "study": self._study.study_name,
             "storage": studies.shown(self._options.storage),
             "recipe": self._recipe.model_dump(mode="json"),
             "done": sum(trial.state.is_finished() for trial in trials),
-            "total": max(len(trials), self._study.user_attrs.get(studies.TRIALS_ATTR, self._options.trials)),
+            "total": max(len(trials), requested),
             "front": len(ranked) if pareto else 0,
             "best": None if best is None else self._best(best),
         }
-        notes.write(self._study, notes.Notes(study_note(document), best, trial_note(document) if best else ""))
+        note = trial_note(document) if best else ""
+        notes.write(self._study, notes.Notes(study_note(document), best, note))
         self._written = time.monotonic()
 
     def _best(self, trial: FrozenTrial) -> dict[str, Any]:
+        """Return the figures of the best trial beside the dense model's."""
         pruned = {name: trial.user_attrs[name] for name in self._dense if name in trial.user_attrs}
         return {
             "number": trial.number,

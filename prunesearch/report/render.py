@@ -1,4 +1,4 @@
-"""What commands print: each function turns one command's JSON document into tables and lines."""
+"""Output of the commands for people. Each function turns one command's JSON document into tables and lines."""
 
 from itertools import groupby
 from shlex import quote
@@ -10,18 +10,20 @@ from prunesearch.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
 from prunesearch.report.study import Document, Parts, front_table
 from prunesearch.report.tables import Layers, dense_against_pruned, duration, gib, label, number, stderr_of, table
 
-_MUCH = 0.1  # share of the dense model's quality, above which ways to bring it back are named
+_MUCH = 0.1  # lost share of the dense model's quality above which commands that recover it are suggested
 
 
 def search(document: Document) -> Parts:
-    """The winner against the dense model, what the run cost, and what to do next."""
+    """Show the best candidate against the dense model, the cost of the run, and the next commands."""
     if document["front"]:
         return _pareto(document)
-    study, flag, sublayers = quote(document["study"]), _storage_flag(document), _drops_sublayers(document)
+    study, flag = quote(document["study"]), _storage_flag(document)
+    # A plain checkpoint cannot leave out single sublayers.
+    form = " --as zeroed" if _drops_sublayers(document) else ""
     return [
         *found(document),
         _next(
-            f"prunesearch export {study} --out {study}{' --as zeroed' if sublayers else ''}{flag}",
+            f"prunesearch export {study} --out {study}{form}{flag}",
             *_recovery(document),
             f"prunesearch study layers {study}{flag}",
             f"optuna-dashboard {_storage_word(document)}",
@@ -30,13 +32,13 @@ def search(document: Document) -> Parts:
 
 
 def found(document: Document) -> Parts:
-    """The winner against the dense model, and what the run cost."""
+    """Show the best candidate against the dense model, and the cost of the run."""
     title = f"{document['study']}: best of {document['trials']} trials drops layers {document['best']['dropped']}"
     return [_compared(title, document), *_paired(document), _run_line(document)]
 
 
 def _compared(title: str, document: Document) -> Group:
-    """The dense model beside the best."""
+    """Show the metrics and costs of the dense and the best model side by side."""
     dense, best = document["dense"], document["best"]
     return dense_against_pruned(
         title,
@@ -48,14 +50,14 @@ def _compared(title: str, document: Document) -> Group:
 
 
 def _cost(document: Document, model: str) -> Document:
-    """What a model costs, with its latency under a name that says where it is from."""
+    """Return a model's costs, with the latency named as measured or predicted."""
     cost = dict(document[model]["cost"])
     cost["measured_ms" if document["latency_measured"] else "predicted_ms"] = cost.pop("latency_ms")
     return cost
 
 
 def _paired(document: Document) -> Parts:
-    """How sure the difference from the dense model is: both were scored on the same documents."""
+    """Show the difference from the dense model on the same documents, with its standard error."""
     paired = document["paired"]
     if paired is None:
         return []
@@ -64,7 +66,7 @@ def _paired(document: Document) -> Parts:
 
 
 def _recovery(document: Document) -> list[str]:
-    """Commands that bring quality back, where much was lost."""
+    """Return commands that recover quality, if much was lost."""
     if document["lost"] < _MUCH:
         return []
     study, flag = quote(document["study"]), _storage_flag(document)
@@ -75,26 +77,35 @@ def _recovery(document: Document) -> list[str]:
 
 
 def _drops_sublayers(document: Document) -> bool:
-    return any(letter in document["best"]["dropped"] for letter in "am")
+    """Return whether the best candidate drops single sublayers (written as ``7a`` or ``12m``)."""
+    dropped = document["best"]["dropped"]
+    return "a" in dropped or "m" in dropped
 
 
 def grid(document: Document) -> Parts:
-    """Several studies that were searched at once, and what to do next."""
+    """Show several studies that were searched at once, and the next commands."""
     searches = document["searches"]
     first, flag = quote(searches[0]["study"]), _storage_flag(searches[0])
-    rows = [
-        (
-            s["study"],
-            f"{len(s['front'])} on the front" if s["front"] else f"{s['value']:.4f}",
-            f"{s['best']['cost']['params'] / s['dense']['cost']['params']:.3f}",
-            f"{s['best']['cost']['latency_ms'] / s['dense']['cost']['latency_ms']:.3f}",
-            s["trials"],
-            Layers(s["best"]["dropped"]),
+    rows = []
+    computed = hits = 0
+    for each in searches:
+        best, dense = each["best"]["cost"], each["dense"]["cost"]
+        value = f"{each['value']:.4f}"
+        if each["front"]:
+            value = f"{len(each['front'])} on the front"
+        rows.append(
+            (
+                each["study"],
+                value,
+                f"{best['params'] / dense['params']:.3f}",
+                f"{best['latency_ms'] / dense['latency_ms']:.3f}",
+                each["trials"],
+                Layers(each["best"]["dropped"]),
+            )
         )
-        for s in searches
-    ]
+        computed += each["computed"]
+        hits += each["hits"]
     columns = ("study", "best", "parameters", "latency", "trials", "layers dropped")
-    computed, hits = (sum(s[name] for s in searches) for name in ("computed", "hits"))
     where = "measured" if searches[0]["latency_measured"] else "predicted"
     return [
         table(f"{len(rows)} studies over one engine and store, {duration(searches[-1]['seconds'])}", columns, rows),
@@ -109,7 +120,7 @@ def grid(document: Document) -> Parts:
 
 
 def _pareto(document: Document) -> Parts:
-    """The front, its knee against the dense model, and how to choose from it."""
+    """Show the front, its knee against the dense model, and the commands that choose from it."""
     best, study, flag = document["best"], quote(document["study"]), _storage_flag(document)
     title = f"{document['study']}: {len(document['front'])} best of {document['trials']} trials"
     return [
@@ -126,7 +137,7 @@ def _pareto(document: Document) -> Parts:
 
 
 def exported(document: Document) -> Parts:
-    """Where the checkpoint is and how it was verified."""
+    """Show where the checkpoint is and how it was verified."""
     check = document["verification"]
     said = " ".join(check["generated"].split())
     return [
@@ -139,7 +150,7 @@ def exported(document: Document) -> Parts:
 
 
 def _differences(check: Document) -> str:
-    """The differences of a verification, each with what was compared."""
+    """List the differences that a verification measured, each with the compared outputs."""
     parts = [f"{check['prefill_difference']:.3g} (prompt)"]
     if check["narrow_difference"] is not None:
         parts.append(f"{check['narrow_difference']:.3g} (with narrow attention windows)")
@@ -150,25 +161,25 @@ def _differences(check: Document) -> str:
 
 
 def delivered(document: Document) -> Parts:
-    """What an export command made."""
+    """Show the result of an export command: printed text, a GGUF file or a checkpoint."""
     if "said" in document:
         return [document["said"].rstrip()]
     if "gguf" in document:
         check = document["llama_cpp"]
-        proof = (
-            f"verified in llama.cpp: log-probabilities differ by {check['difference']:.3g} nats in the mean (allowed "
-            f"{check['allowed']}), {check['largest']:.3g} at most, over {check['steps']} greedy tokens; it says: "
-            f"{' '.join(check['generated'].split())}"
-            if check
-            else "not verified: llama.cpp is not installed; pip install 'prunesearch[gguf]' and run it again"
-        )
+        proof = "not verified: llama.cpp is not installed; pip install 'prunesearch[gguf]' and run it again"
+        if check:
+            proof = (
+                f"verified in llama.cpp: log-probabilities differ by {check['difference']:.3g} nats in the mean "
+                f"(allowed {check['allowed']}), {check['largest']:.3g} at most, over {check['steps']} greedy tokens; "
+                f"it says: {' '.join(check['generated'].split())}"
+            )
         return [f"wrote {document['gguf']}: {document['bytes']:,} bytes, without layers {document['dropped']}", proof]
     pushed = document.get("pushed")
     return [*exported(document), f"pushed to {pushed}" if pushed else ""]
 
 
 def verified(document: Document) -> Parts:
-    """What a second verification found."""
+    """Show the result of a repeated verification."""
     if "gguf" in document:
         return [_verified_gguf(document)]
     lines: Parts = [
@@ -184,7 +195,7 @@ def verified(document: Document) -> Parts:
 
 
 def _verified_gguf(document: Document) -> str:
-    """What a second verification found of a GGUF."""
+    """Describe the result of a repeated verification of a GGUF file."""
     said = (
         f"{document['gguf']} is what was exported without layers {document['dropped']}: {document['tensors']} tensors"
     )
@@ -201,7 +212,7 @@ def _verified_gguf(document: Document) -> str:
 
 
 def searched_and_exported(document: Document) -> Parts:
-    """A whole run."""
+    """Show a search and the export of its best candidate."""
     folder = quote(document["export"]["folder"])
     return [
         *found(document),
@@ -215,26 +226,32 @@ def searched_and_exported(document: Document) -> Parts:
 
 
 def grid_and_exports(document: Document) -> Parts:
-    """A run of several searches, and what was exported of them."""
-    return [*grid(document), *(part for made in document["exports"] for part in exported(made))]
+    """Show several searches and their exports."""
+    parts = grid(document)
+    for made in document["exports"]:
+        parts += exported(made)
+    return parts
 
 
 def demo(document: Document) -> Parts:
-    """The demo's final screen."""
+    """Show the final screen of the demo."""
     best, export = document["best"], document["export"]
-    cache = "" if document["cache"] == "storage/cache" else f" --cache {pasted(document['cache'], CACHE_VARIABLE)}"
-    runs = [
-        (
-            run["sampler"],
-            f"{run['value']:.4f}",
-            run["trials"],
-            run["computed"],
-            run["hits"],
-            f"{run['seconds']:.0f}",
-            Layers(run["best"]["dropped"]),
+    cache = ""
+    if document["cache"] != "storage/cache":
+        cache = f" --cache {pasted(document['cache'], CACHE_VARIABLE)}"
+    runs = []
+    for run in document["searches"]:
+        runs.append(
+            (
+                run["sampler"],
+                f"{run['value']:.4f}",
+                run["trials"],
+                run["computed"],
+                run["hits"],
+                f"{run['seconds']:.0f}",
+                Layers(run["best"]["dropped"]),
+            )
         )
-        for run in document["searches"]
-    ]
     return [
         table(
             "Searches (one store: what one sampler scored, the next finds)",
@@ -257,16 +274,20 @@ def demo(document: Document) -> Parts:
 
 
 def _measured(figures: Document) -> Document:
-    """Figures whose latency was measured, as it is in memory."""
-    return {"measured_ms" if name == "latency_ms" else name: value for name, value in figures.items()}
+    """Return figures with the latency named as measured. The demo's models are in memory, so it always is."""
+    named = {}
+    for name, value in figures.items():
+        named["measured_ms" if name == "latency_ms" else name] = value
+    return named
 
 
 def evaluation(document: Document) -> Parts:
-    """Metrics with standard errors."""
+    """Show metrics with their standard errors."""
     rows = []
     for name, value in document["metrics"].items():
         error = document["stderr"].get(name)
-        rows.append((label(name), number(name, value), "-" if error is None else stderr_of(name, value, error)))
+        shown = "-" if error is None else stderr_of(name, value, error)
+        rows.append((label(name), number(name, value), shown))
     rows.append((label("params"), number("params", document["params"]), "-"))
     rows.append((label("bytes"), number("bytes", document["bytes"]), "-"))
     title = document["model"]
@@ -279,16 +300,17 @@ def evaluation(document: Document) -> Parts:
 
 
 def inventory(document: Document) -> Parts:
-    """Parameters and bytes per block; equal neighbours share a line."""
+    """Show parameters and bytes of each block. Equal neighbours share a line."""
 
     def weight(block: Document) -> tuple[Any, ...]:
-        return tuple(block[name] for name in ("params", "attention", "mlp", "bytes"))
+        return block["params"], block["attention"], block["mlp"], block["bytes"]
 
     rows = []
     for (params, attention, mlp, size), group in groupby(document["blocks"], key=weight):
         indices = [block["index"] for block in group]
         span = str(indices[0]) if len(indices) == 1 else f"{indices[0]}-{indices[-1]}"
         rows.append((span, f"{params:,}", f"{attention:,}", f"{mlp:,}", gib(size)))
+    # The rest is the embedding, the final norm and the head.
     other = document["params"] - sum(block["params"] for block in document["blocks"])
     other_bytes = document["bytes"] - sum(block["bytes"] for block in document["blocks"])
     rows.append(("other", f"{other:,}", "", "", gib(other_bytes)))
@@ -298,21 +320,20 @@ def inventory(document: Document) -> Parts:
 
 
 def plan(document: Document) -> Parts:
-    """What each place of the weights takes, which to use, and how."""
+    """Show what each location of the weights costs, which one to use, and the command for it."""
     rows = []
     for mode in document["modes"]:
-        beside = f" + {gib(mode['host_memory'])} in host memory" if mode["host_memory"] else ""
-        rows.append(
-            (
-                mode["weights"],
-                gib(mode["memory"]) + beside,
-                "yes" if mode["fits"] else "no",
-                gib(mode["bytes_read"]) if mode["bytes_read"] else "-",
-                duration(mode["seconds"]),
-            )
-        )
+        memory = gib(mode["memory"])
+        if mode["host_memory"]:
+            memory += f" + {gib(mode['host_memory'])} in host memory"
+        fits = "yes" if mode["fits"] else "no"
+        read = gib(mode["bytes_read"]) if mode["bytes_read"] else "-"
+        rows.append((mode["weights"], memory, fits, read, duration(mode["seconds"])))
     speed = document["speed"]
-    products = ", ".join(f"{rate / 1e9:.4g} GFLOP/s in {name}" for name, rate in sorted(speed["flops"].items()))
+    rates = []
+    for name, rate in sorted(speed["flops"].items()):
+        rates.append(f"{rate / 1e9:.4g} GFLOP/s in {name}")
+    products = ", ".join(rates)
     title = (
         f"{document['model']}: {document['blocks']} blocks of {document['block_params']:,} parameters, "
         f"{document['params']:,} in all (from its {document['source']}), in {document['dtype']}"
@@ -329,17 +350,19 @@ def plan(document: Document) -> Parts:
 
 
 def _run_line(document: Document) -> str:
-    failed = f", {document['failed']} failed" if document["failed"] else ""
-    adopted = f", {document['adopted']} of them begun by an interrupted run" if document["adopted"] else ""
-    damaged = f", {document['damaged']} damaged cache entries computed again" if document["damaged"] else ""
-    return (
-        f"this run: {document['computed']} evaluated, {document['hits']} cache hits{failed}{adopted}{damaged}, "
-        f"{document['seconds']:.0f} s{_unfinished(document)}"
-    )
+    """Describe the evaluations of this run. Counts of rare events are left out if they are 0."""
+    line = f"this run: {document['computed']} evaluated, {document['hits']} cache hits"
+    if document["failed"]:
+        line += f", {document['failed']} failed"
+    if document["adopted"]:
+        line += f", {document['adopted']} of them begun by an interrupted run"
+    if document["damaged"]:
+        line += f", {document['damaged']} damaged cache entries computed again"
+    return f"{line}, {document['seconds']:.0f} s{_unfinished(document)}"
 
 
 def _unfinished(document: Document) -> str:
-    """That a result is of a round which was not finished, and how to finish it."""
+    """Return a note if the sampler's rounds are not complete, with the command that completes them."""
     missing = document["missing"]
     if not missing:
         return ""
@@ -350,19 +373,26 @@ def _unfinished(document: Document) -> str:
 
 
 def _storage_flag(document: Document) -> str:
-    return "" if document["storage"] == "sqlite:///storage/study.db" else f" --storage {_storage_word(document)}"
+    """Return the ``--storage`` option of a command; empty for the default storage."""
+    if document["storage"] == "sqlite:///storage/study.db":
+        return ""
+    return f" --storage {_storage_word(document)}"
 
 
 def _storage_word(document: Document) -> str:
-    """The URL of the studies in a command that can be pasted; the variable that holds it where it has a password."""
+    """Return the storage URL as a shell word. A URL with a password is replaced by its environment variable."""
     return pasted(document["storage"], STORAGE_VARIABLE)
 
 
 class Commands(str):
-    """Lines to be copied, which must not be wrapped."""
+    """Lines for copying. They are not wrapped."""
 
     __slots__ = ()
 
 
 def _next(*commands: str) -> Commands:
-    return Commands("\n".join(["next:", *(f"  {command}" for command in commands)]))
+    """Format commands that the user may run next."""
+    lines = ["next:"]
+    for command in commands:
+        lines.append(f"  {command}")
+    return Commands("\n".join(lines))

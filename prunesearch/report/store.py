@@ -1,4 +1,4 @@
-"""What the commands on the store print."""
+"""Output of the cache commands for people."""
 
 from rich.console import Group
 
@@ -7,60 +7,68 @@ from prunesearch.report.tables import Paragraph, Prose, size, table
 
 
 def stats(document: Document) -> Parts:
-    """Entries by model and kind of data, what they did for each study, and what must be looked at."""
-    groups = [(g["model"], g["objective"], f"{g['entries']:,}", size(g["bytes"])) for g in document["groups"]]
-    studies = [
-        (s["study"], s["hits"], s["computed"], f"{s['hit_rate']:.1%}", f"{s['saved_seconds']:,.0f}")
-        for s in document["studies"]
-    ]
+    """Show the entries by model and objective, their use by each study, and incidents."""
+    groups = []
+    for group in document["groups"]:
+        groups.append((group["model"], group["objective"], f"{group['entries']:,}", size(group["bytes"])))
+    title = f"{document['place']}: {document['entries']:,} entries, {size(document['bytes'])}"
+    parts: Parts = [table(title, ("model", "objective", "entries", "size"), groups)]
+    # The use by each study.
+    studies = []
+    for study in document["studies"]:
+        rate, saved = f"{study['hit_rate']:.1%}", f"{study['saved_seconds']:,.0f}"
+        studies.append((study["study"], study["hits"], study["computed"], rate, saved))
+    if studies:
+        parts.append(table("Trials", ("study", "hits", "computed", "hit rate", "seconds saved"), studies))
+    # Anything that the user may have to look at.
+    if document["unsent"]:
+        parts.append(f"{document['unsent']:,} entries wait to be sent to the shared cache")
     alarms = document["alarms"]
-    return [
-        table(
-            f"{document['place']}: {document['entries']:,} entries, {size(document['bytes'])}",
-            ("model", "objective", "entries", "size"),
-            groups,
-        ),
-        table("Trials", ("study", "hits", "computed", "hit rate", "seconds saved"), studies) if studies else "",
-        f"{document['unsent']:,} entries wait to be sent to the shared cache" if document["unsent"] else "",
-        f"alarms: {alarms['damage']} damaged, {alarms['disagreement']} in disagreement; see prunesearch cache verify"
-        if any(alarms.values())
-        else "",
-    ]
+    if any(alarms.values()):
+        parts.append(
+            f"alarms: {alarms['damage']} damaged, {alarms['disagreement']} in disagreement; "
+            "see prunesearch cache verify"
+        )
+    return parts
 
 
 def verified(document: Document) -> Parts:
-    """What was checked and what was found."""
-    parts: Parts = [
-        f"{t['place']}: {t['sound']:,} entries are sound, {t['damaged']:,} damaged"
-        + (" and taken out: they will be computed again" if t["damaged"] else "")
-        for t in document["tiers"]
-    ]
-    parts += [f"{t['place']}: {line}" for t in document["tiers"] for line in t["file"]]
+    """Show the result of a check of the cache, one line per backend, and the incidents so far."""
+    parts: Parts = []
+    for backend in document["tiers"]:
+        line = f"{backend['place']}: {backend['sound']:,} entries are sound, {backend['damaged']:,} damaged"
+        if backend["damaged"]:
+            line += " and taken out: they will be computed again"
+        parts.append(line)
+    for backend in document["tiers"]:
+        for line in backend["file"]:
+            parts.append(f"{backend['place']}: {line}")
     if document["alarms"]:
-        rows = [(a["kind"], a["at"], a["key"][:12], Prose(a["detail"][:200])) for a in document["alarms"]]
+        rows = []
+        for alarm in document["alarms"]:
+            rows.append((alarm["kind"], alarm["at"], alarm["key"][:12], Prose(alarm["detail"][:200])))
         parts.append(table("Alarms so far", ("kind", "when", "entry", "found"), rows))
     return parts
 
 
 def exported(document: Document) -> Parts:
-    """Where the file is."""
+    """Show the file that the entries were written to."""
     return [f"exported {document['entries']:,} entries to {document['file']}"]
 
 
 def imported(document: Document) -> Parts:
-    """What came in."""
-    conflicts = document["conflicts"]
-    return [
-        f"read {document['read']:,} entries, {document['new']:,} of them new",
-        f"{conflicts} disagree with the value for their key; the one that was computed first stays: see prunesearch "
-        "cache verify"
-        if conflicts
-        else "",
-    ]
+    """Show the number of imported entries, and those that contradict the cache."""
+    parts: Parts = [f"read {document['read']:,} entries, {document['new']:,} of them new"]
+    if conflicts := document["conflicts"]:
+        parts.append(
+            f"{conflicts} disagree with the value for their key; the one that was computed first stays: see "
+            "prunesearch cache verify"
+        )
+    return parts
 
 
 def swept(document: Document) -> Parts:
-    """What is gone."""
+    """Show what was removed from the cache."""
     return [
         f"removed {document['entries']:,} entries stored before {document['before']}, {document['leases']} leases that "
         f"had run out, {document['owners']} traces of dead processes, {document['quarantined']} damaged files"
@@ -68,12 +76,13 @@ def swept(document: Document) -> Parts:
 
 
 def path(document: Document) -> Parts:
-    """The places, one a line, for scripts."""
+    """Show the locations of the cache, one per line, for scripts."""
     return [document["folder"], document["url"] or ""]
 
 
 def doctor(document: Document) -> Parts:
-    """Every check, and what to do about those that found something."""
+    """Show every check, with a remedy for each problem."""
+    # Continuation lines are indented to the column of the findings.
     width = max(len(check["name"]) for check in document["checks"])
     begin = " " * (width + 9)
     lines = []

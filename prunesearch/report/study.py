@@ -1,4 +1,4 @@
-"""What the commands on studies print, from their JSON documents."""
+"""Output of the study commands for people, from their JSON documents."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,93 +12,122 @@ Parts = list[Group | str]
 
 
 def study_list(document: Sequence[Document]) -> Parts:
-    """One line per study."""
+    """Show one line per study."""
     columns = ("study", "objective", "drop", "sampler", "trials", "running", "failed", "best", "layers dropped")
-    rows = [
-        (
-            s["name"],
-            s["objective"],
-            s["drop"],
-            s["sampler"],
-            s["trials"],
-            _running(s),
-            s["failed"] or "-",
-            _best_of(s),
-            Layers(s["best_dropped"] or "-"),
+    rows = []
+    for summary in document:
+        rows.append(
+            (
+                summary["name"],
+                summary["objective"],
+                summary["drop"],
+                summary["sampler"],
+                summary["trials"],
+                _running(summary),
+                summary["failed"] or "-",
+                _best_of(summary),
+                Layers(summary["best_dropped"] or "-"),
+            )
         )
-        for s in document
-    ]
     if not rows:
         return ["no studies yet: run prunesearch search"]
     return [table("Studies", *without_constant(columns, rows, {"-"}))]
 
 
 def _running(summary: Document) -> str:
-    """How many trials are being evaluated, or were when their search was killed."""
+    """Return the number of running trials. Without a search under way, they are left by a killed one."""
     if summary.get("writer") is not None:
         return f"{summary['running']}"
-    return f"{summary['running']} (stopped)" if summary["running"] else "-"
+    if summary["running"]:
+        return f"{summary['running']} (stopped)"
+    return "-"
 
 
 def _best_of(summary: Document) -> str:
+    """Return a study's best value, or the size of its front."""
     if summary["front"]:
         return f"{summary['front']} on the front"
-    return "-" if summary["best_value"] is None else f"{summary['best_value']:.4f}"
+    if summary["best_value"] is None:
+        return "-"
+    return f"{summary['best_value']:.4f}"
 
 
 def study_show(document: Document) -> Parts:
-    """A study's recipe and best trials."""
-    shown = {
-        name: value for name, value in document["recipe"].items() if value not in (None, "") and value is not False
-    }
-    for name, value in shown.items():
-        if isinstance(value, Mapping):
-            shown[name] = ",".join(f"{key}={weight:g}" for key, weight in value.items())
-    stones = f", {document['stones']} partial" if document["stones"] else ""
-    counts = f"{document['trials']} trials finished, {_running_of(document)}, {document['failed']} failed{stones}"
-    settings = table(document["name"], ("recipe", ""), [(name, Prose(value)) for name, value in shown.items()])
+    """Show a study's recipe and best trials."""
+    settings = table(document["name"], ("recipe", ""), _recipe_rows(document["recipe"]))
+    counts = f"{document['trials']} trials finished, {_running_of(document)}, {document['failed']} failed"
+    if document["stones"]:
+        counts += f", {document['stones']} partial"
     best = document["best"]
     if not best:
         return [settings, counts]
     if len(best[0]["values"]) > 1:
         return [settings, counts, front_table("Best trials, one for each size", best)]
+    return [settings, counts, _best_table(best)]
+
+
+def _recipe_rows(recipe: Document) -> list[tuple[str, Prose]]:
+    """Return the settings of a recipe that are set, one per row."""
+    rows = []
+    for name, value in recipe.items():
+        if value in (None, "") or value is False:
+            continue
+        if isinstance(value, Mapping):
+            value = ",".join(f"{key}={weight:g}" for key, weight in value.items())
+        rows.append((name, Prose(value)))
+    return rows
+
+
+def _best_table(best: Sequence[Document]) -> Group:
+    """Show the best trials of a study with one objective, with their attributes."""
     metric = _metric_of(best)
-    # Attributes that are long, or that say again what the value says, are for --json.
-    names = [n for n, v in best[0]["attributes"].items() if n not in ("dropped", metric) and isinstance(v, float | int)]
-    names = [n for n in names if not n.endswith("_stderr")]
-    names += [n for n in ("cache",) if n in best[0]["attributes"]]
-    rows = [
-        (
-            t["number"],
-            f"{t['value']:.4f}" + _error(t, metric),
-            *(_shown(name, t["attributes"].get(name)) + _error(t, name) for name in names),
-            Layers(t["dropped"]),
-        )
-        for t in best
-    ]
+    # Attributes that are long, or that repeat the value, are only part of the --json output.
+    names = []
+    for name, value in best[0]["attributes"].items():
+        repeated = name in ("dropped", metric) or name.endswith("_stderr")
+        if not repeated and isinstance(value, float | int):
+            names.append(name)
+    if "cache" in best[0]["attributes"]:
+        names.append("cache")
+    rows = []
+    for trial in best:
+        row = [trial["number"], f"{trial['value']:.4f}" + _error(trial, metric)]
+        for name in names:
+            row.append(_shown(name, trial["attributes"].get(name)) + _error(trial, name))
+        rows.append([*row, Layers(trial["dropped"])])
     heads = {"latency_ms": label("predicted_ms"), "bytes": "size", "seconds": "seconds scored"}
-    columns = ("trial", label(metric or "value"), *(heads.get(name, label(name)) for name in names), "layers dropped")
-    return [settings, counts, table("Best trials", *without_constant(columns, rows))]
+    columns = ["trial", label(metric or "value")]
+    for name in names:
+        columns.append(heads.get(name, label(name)))
+    columns.append("layers dropped")
+    return table("Best trials", *without_constant(columns, rows))
 
 
 def study_layers(document: Document) -> Parts:
-    """How much each layer matters."""
+    """Show the cost of dropping each layer."""
     layers = document["layers"]
     if not layers:
         return [f"{document['study']}: no finished trial yet"]
     metric = label(document["metric"])
-    rows = [
-        (
-            layer["layer"],
-            "-" if layer["rank"] is None else layer["rank"],
-            "-" if layer["harm"] is None else f"{layer['harm']:+.4f} ± {layer['stderr']:.4f}",
-            f"{layer['dropped']:.0%}",
-            f"{layer['dropped_best']:.0%}",
-            _shown(document["metric"], layer["with_"]),
-            _shown(document["metric"], layer["without"]),
+    rows = []
+    for layer in layers:
+        # A layer that was dropped in no trial, or in all, has neither.
+        rank, harm = "-", "-"
+        if layer["rank"] is not None:
+            rank = layer["rank"]
+        if layer["harm"] is not None:
+            harm = f"{layer['harm']:+.4f} ± {layer['stderr']:.4f}"
+        rows.append(
+            (
+                layer["layer"],
+                rank,
+                harm,
+                f"{layer['dropped']:.0%}",
+                f"{layer['dropped_best']:.0%}",
+                _shown(document["metric"], layer["with_"]),
+                _shown(document["metric"], layer["without"]),
+            )
         )
-        for layer in layers
-    ]
     columns = ("layer", "rank", "harm", "dropped", "in the best", "mean if dropped", "mean if kept")
     return [
         table(f"{document['study']}: what dropping each layer costs, from {document['trials']} trials", columns, rows),
@@ -107,73 +136,85 @@ def study_layers(document: Document) -> Parts:
     ]
 
 
-def _running_in_list(summary: Document) -> str:
-    if not summary["running"]:
-        return "-"
-    return str(summary["running"]) if summary["writer"] else f"none, {summary['running']} left"
-
 
 def _running_of(document: Document) -> str:
+    """Describe the running trials of a study, and the search that evaluates them."""
     running, writer = document["running"], document.get("writer")
     if writer is None:
         return f"{running} left by a search that was stopped" if running else "0 running"
-    where = "" if writer["pid"] is None else f" (pid {writer['pid']} on {writer['host']})"
-    return f"{running} running, by a search that is under way{where}"
+    text = f"{running} running, by a search that is under way"
+    if writer["pid"] is not None:
+        text += f" (pid {writer['pid']} on {writer['host']})"
+    return text
 
 
 def study_best(document: Document) -> Parts:
-    """The layers alone, for scripts."""
+    """Show the dropped layers only, for scripts."""
     return [str(document["dropped"])]
 
 
 def study_rm(document: Document) -> Parts:
-    """What is gone."""
+    """Show what was deleted."""
     return [f"deleted {document['deleted']} ({document['trials']} trials); its evaluations stay in the cache"]
 
 
 def _error(trial: Document, metric: str | None) -> str:
-    """The standard error of a trial's metric, as it is written after it."""
-    value, error = (trial["attributes"].get(name) for name in (metric, f"{metric}_stderr"))
-    return f" ± {stderr_of(str(metric), value, error)}" if error and isinstance(value, int | float) else ""
+    """Return the standard error of a trial's metric, formatted to follow the value; empty if there is none."""
+    value = trial["attributes"].get(metric)
+    error = trial["attributes"].get(f"{metric}_stderr")
+    if not error or not isinstance(value, int | float):
+        return ""
+    return f" ± {stderr_of(str(metric), value, error)}"
 
 
 def front_table(title: str, trials: Sequence[Document]) -> Group:
-    """Non-dominated trials: what they drop, both values, and what is left."""
+    """Show non-dominated trials with both values, the costs, and the dropped layers."""
     metric = _metric_of(trials) or "quality"
-    rows = [
-        (
-            f"{t['values'][0]:.4f}",
-            *([_shown("perplexity", t["attributes"].get("perplexity"))] if metric != "perplexity" else []),
-            f"{int(t['attributes']['params']):,}",
-            gib(t["attributes"]["bytes"]),
-            f"{t['attributes']['latency_ms']:.1f}",
-            t["dropped"].count(",") + 1,
-            Layers(t["dropped"]),
+    columns = [label(metric), "parameters", "size", "latency, predicted (ms)", "dropped", "layers dropped"]
+    rows: list[list[object]] = []
+    for trial in trials:
+        attributes = trial["attributes"]
+        rows.append(
+            [
+                f"{trial['values'][0]:.4f}",
+                f"{int(attributes['params']):,}",
+                gib(attributes["bytes"]),
+                f"{attributes['latency_ms']:.1f}",
+                trial["dropped"].count(",") + 1,
+                Layers(trial["dropped"]),
+            ]
         )
-        for t in trials
-    ]
-    perplexity = ["perplexity"] if metric != "perplexity" else []
-    columns = (label(metric), *perplexity, "parameters", "size", "latency, predicted (ms)", "dropped", "layers dropped")
+    # Perplexity is easier to judge than another metric, so it is always shown.
+    if metric != "perplexity":
+        columns.insert(1, "perplexity")
+        for trial, row in zip(trials, rows, strict=True):
+            row.insert(1, _shown("perplexity", trial["attributes"].get("perplexity")))
     return table(title, *without_constant(columns, rows, {"-"}))
 
 
 def _metric_of(trials: Sequence[Document]) -> str | None:
-    """The metric whose value is the trials' first value."""
-    for name in trials[0]["attributes"] if trials else ():
-        if all(_equals(t["attributes"].get(name), t["values"][0]) for t in trials):
+    """Return the name of the metric that is the trials' first value; None if no attribute equals it."""
+    if not trials:
+        return None
+    for name in trials[0]["attributes"]:
+        if all(_equals(trial["attributes"].get(name), trial["values"][0]) for trial in trials):
             return str(name)
     return None
 
 
 def _equals(attribute: object, value: float) -> bool:
-    """Whether an attribute, which is kept with six digits, is a trial's value."""
+    """Return whether an attribute, which is stored with six digits, equals a trial's value."""
     return isinstance(attribute, int | float) and abs(attribute - value) <= 1e-6
 
 
 def _shown(name: str, value: object) -> str:
-    """An attribute of a trial for people."""
-    if name == "bytes" and isinstance(value, int | float):
+    """Format an attribute of a trial."""
+    if value is None:
+        return "-"
+    if not isinstance(value, int | float):
+        return str(value)
+    if name == "bytes":
         return gib(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:.3g}" if name.endswith("seconds") else number(name, value)
-    return "-" if value is None else str(value)
+    if isinstance(value, bool):
+        return str(value)
+    return f"{value:.3g}" if name.endswith("seconds") else number(name, value)

@@ -1,6 +1,7 @@
-"""The samplers: what each proposes is derived from a trial's number and the study's finished trials.
+"""Samplers of layer subsets.
 
-This folder and `store.rdb` alone touch Optuna's private API.
+Each sampler derives a proposal from the trial's number and the study's finished trials. Only this folder and
+`store.rdb` use Optuna's private API.
 """
 
 import warnings
@@ -52,7 +53,7 @@ _OPTUNA: Mapping[str, Callable[[int, int], BaseSampler]] = {
     "cmaes": lambda seed, population: optuna.samplers.CmaEsSampler(seed=seed, popsize=max(population, 4)),
 }
 _POPULATIONS = {"pso": DEFAULT_POPULATION, "woa": DEFAULT_POPULATION}
-"""Trials per generation where none is asked for; 16 for all others."""
+"""Default number of trials per generation. All other samplers use 16."""
 
 
 def build(
@@ -66,28 +67,42 @@ def build(
     ranking: Sequence[float] | Literal["single"] | None = None,
     asynchronous: bool = False,
 ) -> SubsetSampler:
-    """Build a sampler of subsets by the name that ``--sampler`` knows.
+    """Build a sampler of subsets by its command-line name.
 
     Args:
-        form, preselect: of the swarms, see `SwarmSampler`; ``pso`` and ``woa`` alone have them.
-        ranking: a warm start, see `SwarmSampler`; the order itself for ``one-shot``. Greedy and Optuna's have none.
+        name: sampler name, as ``--sampler`` takes it.
+        space: search space of the subsets.
+        seed: seed of the random generator.
+        population: trials per generation; None for the sampler's default.
+        form: encoding of a subset; only for ``pso`` and ``woa`` (see `SwarmSampler`).
+        preselect: use a surrogate to choose among moves; only for ``pso`` and ``woa``.
+        ranking: warm start of the swarms (see `SwarmSampler`), or the order of ``one-shot``. Greedy and Optuna's
+            samplers do not take one.
+        asynchronous: never wait for a generation; only for ``pso`` and ``woa``.
 
     Raises:
         UnknownNameError: no such sampler or form.
         InputError: an option that the sampler does not have.
     """
     size = population or _POPULATIONS.get(name, 16)
+    # The proposed algorithms: they alone have an encoding, a surrogate and an asynchronous mode.
     if name not in ("pso", "woa") and (form != "set" or asynchronous):
-        raise InputError(f"{'asynchronous' if asynchronous else 'form'} goes with --sampler pso or woa, not {name}")
+        option = "asynchronous" if asynchronous else "form"
+        raise InputError(f"{option} goes with --sampler pso or woa, not {name}")
     if name in ("pso", "woa"):
         options = Options(preselect, ranking, asynchronous=asynchronous)
-        made = swarm("pso" if name == "pso" else "woa", space, form, seed, size, options, name)
+        law: Literal["pso", "woa"] = "pso" if name == "pso" else "woa"
+        made = swarm(law, space, form, seed, size, options, name)
         assert isinstance(made, SwarmSampler)
         return made
+    # Baselines that start from a ranking.
     if name in _RIVALS:
-        return SwarmSampler(space, _RIVALS[name](), seed=seed, population=size, preselect=False, ranking=ranking)
+        algorithm = _RIVALS[name]()
+        return SwarmSampler(space, algorithm, seed=seed, population=size, preselect=False, ranking=ranking)
     if name == "one-shot":
-        return OneShotSampler(space, seed=seed, population=size, ranking="single" if ranking is None else ranking)
+        order = "single" if ranking is None else ranking
+        return OneShotSampler(space, seed=seed, population=size, ranking=order)
+    # Baselines that cannot start from a ranking.
     if name not in SAMPLERS:
         raise UnknownNameError("sampler", name, SAMPLERS)
     if ranking is not None:
@@ -100,19 +115,28 @@ def build(
 
 
 def trials_needed(name: str, ranking: str, space: SearchSpace) -> tuple[int, int]:
-    """How many trials a search takes that first tries subsets which are no results.
+    """Return how many trials a sampler needs that evaluates partial subsets first.
 
     Args:
-        name: as `build` takes it.
-        ranking: the recipe's; ``single`` measures every unit alone first.
+        name: sampler name, as `build` takes it.
+        ranking: ranking of the recipe; ``single`` measures every unit alone first.
+        space: search space of the subsets.
 
     Returns:
-        Trials until the first result is there, and until the plan is complete; 1 and 1 where there is no plan.
+        The number of trials until the first result, and until the plan is complete. Both are 1 for a sampler
+        without a plan.
     """
-    free, partial = len(space.droppable), space.k_min > 1
-    if name == "greedy":  # round j tries each of the units that are left: free, free - 1, ...
+    free = len(space.droppable)
+    # If a single unit may be a result, then the first trial is one.
+    partial = space.k_min > 1
+    if name == "greedy":
+        # Round j tries each of the remaining units: free, free - 1, ...
         whole = sum(free - dropped for dropped in range(space.k))
-        return (whole - (free - space.k + 1) + 1 if partial else 1), whole
+        last_round = free - space.k + 1
+        first = whole - last_round + 1 if partial else 1
+        return first, whole
     if ranking == "single" or (name == "one-shot" and ranking == "none"):
-        return (free + 1 if partial else 1), free + 1
+        # One trial for each unit alone, then the first result.
+        first = free + 1 if partial else 1
+        return first, free + 1
     return 1, 1

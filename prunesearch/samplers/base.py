@@ -1,4 +1,7 @@
-"""What every sampler of subsets shares: parameters, trials written whole, and the way into ``study.optimize``."""
+"""Base class of all subset samplers.
+
+It maps subsets to Optuna parameters, writes a whole trial in one transaction, and connects to ``study.optimize``.
+"""
 
 import json
 import secrets
@@ -41,15 +44,18 @@ _ASK_TRIES = 5
 
 
 class GenerationPendingError(RunError):
-    """A trial was asked for whose proposal depends on one that is still running."""
+    """The proposal of the requested trial depends on a trial that is still running."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A candidate for a trial number, with the algorithm's state to be stored beside it.
+    """A candidate for a trial number.
 
     Attributes:
-        stone: the candidate is a stepping stone: it drops fewer blocks than the space demands and is no result.
+        number: number of the trial.
+        candidate: proposed subset.
+        state: state of the algorithm as JSON, stored with the trial.
+        stone: True for a partial subset. It drops fewer blocks than the space demands, so it cannot be a result.
     """
 
     number: int
@@ -59,22 +65,22 @@ class Proposal:
 
 
 class SubsetSampler(Rebuilt, BaseSampler):
-    """Proposes subsets of a `SearchSpace`; subclasses say which.
+    """Base class of samplers that propose subsets of a `SearchSpace`. Subclasses implement `propose`.
 
     Args:
-        space: which blocks may be dropped and how many must be.
-        seed: of the random numbers; None: the study's own, drawn when it is new.
+        space: search space: the blocks that may be dropped, and how many must be.
+        seed: seed of the random generator; None to draw one when the study is new.
         population: trials per generation.
 
     Attributes:
-        study_seed: the seed of the study that was proposed for last.
+        study_seed: seed of the most recent study.
     """
 
     name = "subset"
     several_objectives = False
-    """Whether studies with more than one direction can be searched."""
+    """Whether the sampler can search studies with more than one direction."""
     asynchronous = False
-    """Whether a trial can be asked for at any time."""
+    """Whether a trial can be requested at any time, without waiting for a generation."""
 
     def __init__(self, space: SearchSpace, *, seed: int | None = 0, population: int = 16) -> None:
         if not isinstance(space, SearchSpace):
@@ -92,38 +98,40 @@ class SubsetSampler(Rebuilt, BaseSampler):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What determines the proposals beside the trials, as JSON values; a study is held to it."""
+        """Settings that determine the proposals, as JSON values. A study can only be resumed with the same ones."""
         return {"seed": self.seed, "population": self.population, "units": self.units.count}
 
     @property
     def batch(self) -> int:
-        """How many trials may usefully be under way at once."""
+        """Number of trials that can usefully run at once."""
         return self.population
 
     def propose(self, study: Study, number: int) -> Proposal:
-        """Return the candidate of trial `number`.
+        """Return the proposal for trial `number`.
 
         Raises:
-            GenerationPendingError: it depends on a trial that is still running.
+            GenerationPendingError: the proposal depends on a trial that is still running.
         """
         raise NotImplementedError
 
     def ask(
         self, study: Study, describe: Callable[[LayerSubset], Mapping[str, Any]] = lambda candidate: {}
     ) -> Proposal:
-        """Create the study's next trial, running, in one transaction, and return its proposal.
+        """Create the study's next trial as running, in one transaction, and return its proposal.
 
-        Only for a study with one writer: the number is foreseen. When somebody enqueues a trial in that very moment,
-        the trial that was created under a later number fails and another is made.
+        The study must have a single writer, because the trial's number is predicted. If another process enqueues a
+        trial at the same moment, the trial that was created under a later number fails and another is created.
 
         Args:
-            describe: user attributes of a candidate, written with the trial.
+            study: study to add the trial to.
+            describe: function that returns the user attributes of a candidate, which are written with the trial.
 
         Raises:
-            GenerationPendingError: it depends on a trial that is still running.
+            GenerationPendingError: the proposal depends on a trial that is still running.
             RunError: another process keeps adding trials.
         """
         for _ in range(_ASK_TRIES):
+            # Propose for the number that the next trial will get, and write the trial complete.
             proposal = self.propose(study, self.ledger(study).count())
             template = trial_template(
                 state=TrialState.RUNNING,
@@ -135,6 +143,7 @@ class SubsetSampler(Rebuilt, BaseSampler):
             number = create_trial(study, template)
             if number == proposal.number:
                 return proposal
+            # Another process was faster: the proposal is for another number than the trial has.
             fail(study, number, f"trial {proposal.number} was added by somebody else meanwhile")
         raise RunError(
             f"another process keeps adding trials to study {study.study_name!r}; "
@@ -142,18 +151,21 @@ class SubsetSampler(Rebuilt, BaseSampler):
         )
 
     def missing(self, study: Study) -> int:
-        """How many trials the plan of a study still needs; 0 where the sampler has no plan to complete."""
+        """Return how many trials the sampler's plan still needs; 0 for a sampler without a plan."""
         return 0
 
     def enqueued(self, study: Study) -> list[tuple[int, LayerSubset]]:
-        """Start the trials that somebody enqueued; those that are no subset of these units fail."""
+        """Start the enqueued trials and return their numbers and candidates.
+
+        An enqueued trial fails if its parameters are not a subset of the space's units.
+        """
         started = []
         for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             params = {**trial.params, **trial.system_attrs.get("fixed_params", {})}
             try:
                 candidate = self.space.any_subset(params)
                 if self.space.count(candidate) > self.space.k:
-                    candidate = self.space.from_params(params)  # says why it is refused
+                    candidate = self.space.from_params(params)  # raises an error with the reason
             except InputError as error:
                 fail(study, trial.number, str(error))
                 continue
@@ -162,22 +174,24 @@ class SubsetSampler(Rebuilt, BaseSampler):
         return started
 
     def holds(self, trial: FrozenTrial) -> bool:
-        """Whether a trial's subset is one of the space's."""
+        """Return whether a trial's subset belongs to the space."""
         X_D = self.mask(trial)
         return X_D is not None and self.units.holds(X_D)
 
     def is_stone(self, candidate: LayerSubset) -> bool:
-        """Whether a candidate drops fewer units than the space demands, so that it is no result."""
+        """Return whether a candidate drops fewer units than the space demands. It cannot be a result then."""
         return self.space.count(candidate) < self.space.k_min
 
     def ledger(self, study: Study) -> Ledger:
-        """The study's trials.
+        """Return the log of the study's trials.
 
         Raises:
-            InputError: the study has several objectives and the sampler knows one, or it was sampled otherwise before.
+            InputError: the study has several objectives and the sampler supports one, or the study was sampled with
+                other settings before.
         """
         with self._lock:
             known = self._ledger
+            # A sampler may be used with one study after the other: start again for another study.
             if known is None or known.study._storage is not study._storage or known.study._study_id != study._study_id:
                 objectives = len(study.directions)
                 if objectives > 1 and not self.several_objectives:
@@ -191,12 +205,13 @@ class SubsetSampler(Rebuilt, BaseSampler):
             return known
 
     def _forget(self) -> None:
-        """Drop what was derived from another study's trials."""
+        """Drop everything that was derived from another study's trials."""
 
     def mask(self, trial: FrozenTrial) -> Mask | None:
-        """The subset of a trial, of any size; None if it has none of these units."""
+        """Return the subset of a trial, of any size; None if the trial lacks some of the units."""
         values = [trial.params.get(name) for name in self.space.param_names]
         if None in values:
+            # Optuna has not written all parameters yet: use the subset stored by `sample_relative`.
             stored = json.loads(trial.system_attrs.get(STATE_ATTR, "{}")).get("d")
             if stored is None or trial.state.is_finished():
                 return None
@@ -204,7 +219,7 @@ class SubsetSampler(Rebuilt, BaseSampler):
         return np.array(values, dtype=np.bool_)
 
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
-        """A finished trial's subset, if it is of the space, and what the algorithm stored with it."""
+        """Return a finished trial's subset, if it belongs to the space, and the algorithm's stored memory."""
         X_D = self.mask(trial)
         if X_D is None or not self.units.holds(X_D):
             return Outcome(None, None)
@@ -212,10 +227,10 @@ class SubsetSampler(Rebuilt, BaseSampler):
         return Outcome(X_D, None, memory=unpack(stored.get("m", {}), stored.get("by") == self.name))
 
     def reseed_rng(self) -> None:
-        """Nothing to do: the random numbers are keyed by trial."""
+        """Do nothing: the random numbers depend on the trial's number only."""
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Refuse a study that was sampled otherwise before it gets another trial.
+        """Refuse a study that was sampled with other settings.
 
         Raises:
             InputError: see `ledger`.
@@ -223,11 +238,11 @@ class SubsetSampler(Rebuilt, BaseSampler):
         refuse_first(study, trial, lambda: self.ledger(study))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The space's binary parameters, whatever the study has seen."""
+        """Return the space's binary parameters, independent of the study's trials."""
         return self._distributions
 
     def proposal_for(self, study: Study, trial: FrozenTrial) -> Proposal:
-        """The candidate of a trial that Optuna has created; the trial fails if there is none yet."""
+        """Return the proposal for a trial that Optuna created. If there is none yet, the trial fails."""
         try:
             return self.propose(study, trial.number)
         except GenerationPendingError as error:
@@ -235,7 +250,7 @@ class SubsetSampler(Rebuilt, BaseSampler):
             raise
 
     def _give_up(self, study: Study, trial: FrozenTrial, reason: str) -> None:
-        """Finish a trial that gets no proposal; under ``study.optimize`` Optuna does."""
+        """Finish a trial that gets no proposal. Inside ``study.optimize``, Optuna finishes it."""
         if not under_optimize(study):
             fail(study, trial.number, reason)
 
@@ -245,31 +260,36 @@ class SubsetSampler(Rebuilt, BaseSampler):
         """Propose the trial's whole subset, for ``study.optimize`` and ``study.ask``.
 
         Raises:
-            InputError: the proposal is a stepping stone.
+            InputError: the proposal is a partial subset.
         """
         proposal = self.proposal_for(study, trial)
         if proposal.stone:
+            # Optuna would count the trial as complete, so it is refused here.
             self._give_up(study, trial, "a partial subset cannot be a result")
             raise InputError(
                 f"{self.name} proposes partial subsets first, which Optuna would take for results: "
                 "use its ask(), and tell those as pruned"
             )
         params = self.space.to_params(proposal.candidate)
-        # Optuna writes parameters one by one; until then "d" says which subset is under way.
-        state = {**json.loads(proposal.state), "d": [unit for unit, name in enumerate(params) if params[name]]}
+        # Optuna writes the parameters one by one. Until all are written, "d" holds the subset.
+        dropped = [unit for unit, name in enumerate(params) if params[name]]
+        state = {**json.loads(proposal.state), "d": dropped}
         set_attribute(study, trial, STATE_ATTR, json.dumps(state))
         return params
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:  # noqa: ANN401 (the type is Optuna's)
-        """Parameters that are not of the space are drawn at random."""
+        """Draw a parameter that is not part of the space at random."""
         self.ledger(study)
         return draw(self.study_seed, trial.number, param_name, param_distribution)
 
 
 def draw(seed: int, number: int, name: str, distribution: BaseDistribution) -> Any:  # noqa: ANN401
-    """A uniform random value (in the log domain where the distribution is) that depends on these four alone."""
+    """Draw a uniform random value that depends on the four arguments only.
+
+    The value is uniform in the log domain if the distribution is logarithmic.
+    """
     rng = generator(seed, number, zlib.crc32(name.encode()), stream=8)
     transform = _SearchSpaceTransform({name: distribution})
     low, high = transform.bounds.T
@@ -277,29 +297,44 @@ def draw(seed: int, number: int, name: str, distribution: BaseDistribution) -> A
 
 
 def untransform(transform: _SearchSpaceTransform, x_D: Real) -> dict[str, Any]:
-    """Parameters from coordinates, as plain Python numbers; Optuna's own clipping leaves some of numpy's."""
+    """Convert coordinates to parameters, as plain Python numbers."""
     params = transform.untransform(x_D)
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in params.items()}
+    for name, value in params.items():
+        # Optuna's clipping leaves some numpy scalars.
+        if isinstance(value, np.generic):
+            params[name] = value.item()
+    return params
 
 
 def units_of(space: SearchSpace) -> Units:
-    """The space's subsets, as the algorithms see them."""
+    """Return the constraints on the space's subsets, as the algorithms use them."""
     free_D = np.isin(np.arange(space.n_units), space.droppable)
     return Units.of(free_D, space.k_min, space.k, np.array(space.kinds, dtype=np.intp))
 
 
 def pack(memory: Mapping[str, Any]) -> dict[str, Any]:
-    """An algorithm's memory as JSON values: vectors by name, zeros left out."""
-    return {
-        name: {"n": len(values), **{str(i): v for i, v in enumerate(values.tolist()) if v}}
-        for name, values in memory.items()
-    }
+    """Convert an algorithm's memory to JSON values: sparse vectors by name."""
+    packed = {}
+    for name, values in memory.items():
+        sparse: dict[str, Any] = {"n": len(values)}
+        for index, value in enumerate(values.tolist()):
+            if value:
+                sparse[str(index)] = value
+        packed[name] = sparse
+    return packed
 
 
 def unpack(stored: Mapping[str, Any], own: bool) -> dict[str, Any]:
-    """The inverse of `pack`; nothing if another algorithm stored it."""
-    memory = {}
-    for name, values in stored.items() if own else ():
+    """Invert `pack`.
+
+    Args:
+        stored: JSON values that `pack` returned.
+        own: whether this algorithm stored them. If not, the result is empty.
+    """
+    memory: dict[str, Any] = {}
+    if not own:
+        return memory
+    for name, values in stored.items():
         vector = np.zeros(int(values["n"]))
         for index, value in values.items():
             if index != "n":
@@ -309,49 +344,55 @@ def unpack(stored: Mapping[str, Any], own: bool) -> dict[str, Any]:
 
 
 def checked_seed(seed: int | None) -> int | None:
-    """A seed that the random generator takes.
+    """Check a seed of the random generator and return it as a plain integer.
 
     Raises:
-        InputError: it is no whole number from 0 to 2**63 - 1.
+        InputError: the seed is not a whole number from 0 to 2**63 - 1.
     """
-    if seed is None or (isinstance(seed, int | np.integer) and 0 <= seed < 2**63):
-        return None if seed is None else int(seed)
+    if seed is None:
+        return None
+    if isinstance(seed, int | np.integer) and 0 <= seed < 2**63:
+        return int(seed)
     raise InputError(f"seed = {seed!r}: give a whole number from 0 to 2**63 - 1, or None")
 
 
 def checked_population(population: int, least: int = 1) -> int:
-    """A number of trials per generation.
+    """Check a number of trials per generation and return it as a plain integer.
 
     Raises:
-        InputError: it is no whole number, or too small.
+        InputError: the population is not a whole number, or is smaller than `least`.
     """
     if isinstance(population, bool) or not isinstance(population, int | np.integer):
         raise InputError(f"population = {population!r}: give a whole number")
     if population < least:
-        raise InputError(f"population {population} is no swarm: use at least {least} particles")
+        raise InputError(f"population {population} is too small for a swarm: use at least {least} particles")
     return int(population)
 
 
 def refuse_first(study: Study, trial: FrozenTrial, check: Callable[[], object]) -> None:
     """Run a check before a trial that Optuna has just created gets parameters.
 
-    If it is refused, the trial waits for a sampler that is not; a failed one would take a place in its generation.
-
     Raises:
-        InputError: the check's.
+        InputError: the error of the check.
     """
     try:
         check()
     except InputError:
+        # A failed trial would take a place in its generation, so the trial waits for a sampler that fits.
         put_back(study, trial)
         raise
 
 
 def hold_to(study: Study, name: str, config: Mapping[str, Any]) -> int:
-    """Remember how a study is sampled, and refuse to go on otherwise.
+    """Store the sampler's settings in a new study, and refuse an old study with other settings.
+
+    Args:
+        study: study that is going to be sampled.
+        name: name of the sampler.
+        config: settings of the sampler, with its ``seed``.
 
     Returns:
-        The study's seed: the one in `config`; if that is None, the one that was drawn when the study was new.
+        The study's seed: the one in `config`, or if that is None the one that was drawn when the study was new.
 
     Raises:
         InputError: the study was sampled with other settings before.
@@ -359,15 +400,21 @@ def hold_to(study: Study, name: str, config: Mapping[str, Any]) -> int:
     numpy_now = minor(np.__version__)
     attributes = study._storage.get_study_system_attrs(study._study_id)
     key = _CONFIG_ATTR + name
+    # A new study: store the settings.
     if key not in attributes:
         new = {**config, "numpy": numpy_now}
         if config["seed"] is None:
             new["seed"] = secrets.randbits(32)
         study._storage.set_study_system_attr(study._study_id, key, json.dumps(new, sort_keys=True))
         return int(new["seed"])
+    # An old study: compare. Without a seed of its own, the sampler takes the study's.
     stored = json.loads(attributes[key])
-    asked = {k: v for k, v in config.items() if not (k == "seed" and v is None)}
-    differing = [f"{k} was {stored.get(k)!r}, is {v!r}" for k, v in asked.items() if stored.get(k) != v]
+    differing = []
+    for k, v in config.items():
+        if k == "seed" and v is None:
+            continue
+        if stored.get(k) != v:
+            differing.append(f"{k} was {stored.get(k)!r}, is {v!r}")
     if differing:
         raise InputError(
             f"study {study.study_name!r} was sampled by {name} with other settings ({'; '.join(differing)}): "

@@ -1,4 +1,7 @@
-"""What a study's storage says, read once per trial: the only state a sampler has, and it can be rebuilt at any time."""
+"""A log of a study's trials, and functions that read and write trials in the storage.
+
+A sampler has no other state than the log. Each finished trial is read once, and the log can be rebuilt at any time.
+"""
 
 import statistics
 import threading
@@ -19,21 +22,21 @@ from prunesearch.store.rdb import StudyStorage
 from prunesearch.swarm.history import History, Outcome
 
 logger = optuna.logging.get_logger("prunesearch")
-_POLL_SECONDS = (0.005, 0.1)  # first and longest pause between two looks at a study that others are working on
-_PATIENCE_SECONDS = 60.0  # how long a trial is waited for at least
-_PATIENCE_TRIALS = 10.0  # and for how many median trials
-_STALE_SECONDS = 1.0  # between two looks for workers whose heart has stopped
-_ENOUGH = 12  # equal trials after which that is said
+_POLL_SECONDS = (0.005, 0.1)  # first and longest pause between two reads while waiting for trials
+_PATIENCE_SECONDS = 60.0  # shortest time to wait for a trial
+_PATIENCE_TRIALS = 10.0  # the same, in medians of the trials' durations
+_STALE_SECONDS = 1.0  # time between two searches for workers without a heartbeat
+_ENOUGH = 12  # number of equal trials after which a warning is logged
 
 
 @dataclass(frozen=True)
 class Basis:
-    """What a proposal was derived from, so that it can be derived again.
+    """Trials that a proposal was derived from, so that it can be derived again.
 
     Attributes:
-        end: the trials before this number.
-        open: those of them that had not finished.
-        known: trials under way, of any number, whose subsets were known.
+        end: the proposal used the trials before this number.
+        open: trials before `end` that had not finished.
+        known: running trials, of any number, whose subsets were known.
     """
 
     end: int
@@ -43,11 +46,14 @@ class Basis:
 
 @dataclass
 class Ledger:
-    """The trials of one study, by number.
+    """Log of one study's trials, by number.
 
     Args:
-        read: turns a finished trial into an outcome, with its losses to be minimised.
-        hinted: whether it has been said that all trials come out the same, or they do not.
+        study: study whose trials are read.
+        history: arrays of the finished trials.
+        read: function that turns a finished trial and its losses (to be minimised) into an outcome.
+        open: numbers of the trials that have not finished.
+        hinted: True once the check for equal values is done: the trials differ, or the warning was logged.
     """
 
     study: Study
@@ -58,80 +64,95 @@ class Ledger:
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
-        self._gone: set[int] = set()  # trials that are not waited for any more
-        self._seconds: list[float] = []  # that finished trials took
-        self._alike: tuple[list[float], int] = ([], 0)  # the losses of all trials so far, and their number
+        self._gone: set[int] = set()  # trials that `wait` no longer waits for
+        self._seconds: list[float] = []  # durations of the finished trials
+        self._alike: tuple[list[float], int] = ([], 0)  # losses that all trials share, and their number
+        # Losses are minimised, so values of a maximised objective change their sign.
         self._signs = [-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in self.study.directions]
 
     def take_over(self, before: "Ledger") -> None:
-        """Know what another ledger of the study has said and whom it waited for in vain."""
+        """Copy from an older log of the study which warnings were logged and which trials are given up."""
         self.hinted, self._gone = before.hinted, before._gone
 
     def refresh(self, end: int) -> None:
-        """Read what is new among the trials before `end`: those not seen yet and those that had not finished."""
+        """Read the trials before `end` that are new or had not finished."""
         with self._lock:
             self._read_missing(end)
 
     def _read_missing(self, end: int) -> None:
-        missing = [*sorted(n for n in self.open if n < end), *range(len(self.history), end)]
+        missing = [*self._open_before(end), *range(len(self.history), end)]
+        # Several trials are read with one query.
         trials: Sequence[FrozenTrial] = ()
-        if len(missing) > 1:  # one query for all
+        if len(missing) > 1:
             trials = self.study._storage.get_all_trials(self.study._study_id, deepcopy=False)
         for number in missing:
             trial = trials[number] if number < len(trials) else self.trial(number)
-            finished = trial is not None and trial.state.is_finished()
-            outcome = self._outcome(trial) if trial is not None and finished else None
+            outcome = None
+            if trial is not None and trial.state.is_finished():
+                outcome = self._outcome(trial)
+            # A trial that has not finished still takes its place in the history.
             if number == len(self.history):
                 self.history.append(outcome)
             elif outcome is not None:
                 self.history.settle(number, outcome)
-            (self.open.discard if finished else self.open.add)(number)
+            if outcome is None:
+                self.open.add(number)
+            else:
+                self.open.discard(number)
+
+    def _open_before(self, end: int) -> list[int]:
+        """Return the numbers before `end` that had not finished when last read, in order."""
+        return sorted(n for n in self.open if n < end)
 
     def trial(self, number: int) -> FrozenTrial | None:
-        """The trial of that number as it is now; None if there is none yet."""
+        """Read the current state of the trial with this number; None if it does not exist."""
         trial_id = self._id(number)
         return None if trial_id is None else self.study._storage.get_trial(trial_id)
 
     def _id(self, number: int) -> int | None:
+        """Return the storage's id of the trial with this number; None if it does not exist."""
         try:
             return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
         except KeyError:
             return None
 
     def count(self) -> int:
-        """How many trials the study has; where most are known, by looking for the next few numbers only."""
+        """Return the number of trials in the study."""
         number = len(self.history)
         if number == 0:
             return self.study._storage.get_n_trials(self.study._study_id)
+        # Most trials are known already: look up the next few numbers instead of counting all.
         while self._id(number) is not None:
             number += 1
         return number
 
     def unfinished(self, end: int) -> tuple[int, ...]:
-        """Numbers before `end` that have not finished."""
+        """Return the numbers of the trials before `end` that have not finished."""
         with self._lock:
             self._read_missing(end)
-            return tuple(sorted(n for n in self.open if n < end))
+            return tuple(self._open_before(end))
 
     def wait(self, end: int) -> bool:
-        """Wait until all trials before `end` have finished; other threads or processes are working on them.
+        """Wait until other threads or processes have finished all trials before `end`.
 
-        A trial that takes much longer than others did is taken for one whose worker was killed. With a storage that
-        has a heartbeat such a trial fails as soon as that stops.
+        A trial that takes much longer than the others is given up: its worker was probably killed. If the storage has
+        a heartbeat, such a trial fails as soon as its heartbeat stops.
 
         Returns:
-            Whether all have finished; if not, the caller goes on without those.
+            True if all have finished. If not, the caller continues without the unfinished trials.
         """
         pause, start, looked = _POLL_SECONDS[0], time.monotonic(), time.monotonic()
         while waiting := [number for number in self.unfinished(end) if number not in self._gone]:
             time.sleep(pause)
             pause = min(2.0 * pause, _POLL_SECONDS[1])
             now = time.monotonic()
+            # Let Optuna fail the trials of workers whose heartbeat has stopped.
             if now - looked > _STALE_SECONDS and is_heartbeat_enabled(self.study._storage):
                 looked = now
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ExperimentalWarning)
                     optuna.storages.fail_stale_trials(self.study)
+            # Give up the trials that are still running after a long time.
             if now - start > self._patience:
                 self._gone |= set(waiting)
                 logger.warning(
@@ -143,15 +164,17 @@ class Ledger:
 
     @property
     def _patience(self) -> float:
+        """Seconds to wait for a trial before it is given up."""
         usual = statistics.median(self._seconds) if self._seconds else 0.0
         return max(_PATIENCE_SECONDS, _PATIENCE_TRIALS * usual)
 
     def _note(self, trial: FrozenTrial, losses: list[float] | None) -> None:
-        """Remember how long a finished trial took, and say it once where all come out the same."""
+        """Record the duration of a finished trial, and warn once if the first trials all have the same value."""
         if trial.duration is not None:
             self._seconds.append(trial.duration.total_seconds())
         if self.hinted or trial.state != TrialState.COMPLETE or losses is None:
             return
+        # Compare with the losses that all trials had so far.
         before, number = self._alike
         self._alike = losses, number + 1
         self.hinted = before not in ([], losses)
@@ -164,7 +187,9 @@ class Ledger:
             )
 
     def _outcome(self, trial: FrozenTrial) -> Outcome:
+        """Convert a finished trial to an outcome, with losses that are to be minimised."""
         values = trial.values
+        # The value of a pruned trial is its last intermediate value.
         if trial.state == TrialState.PRUNED and trial.intermediate_values:
             values = [trial.intermediate_values[max(trial.intermediate_values)]]
         if trial.state == TrialState.FAIL or values is None or len(values) != len(self._signs):
@@ -185,7 +210,7 @@ class Ledger:
 
 
 class Rebuilt:
-    """A sampler that can be pickled: its lock and what it has read are left out, and made again."""
+    """Mixin that makes a sampler picklable. Its lock and its trial log are left out and created again."""
 
     _lock: threading.RLock
     _ledger: Ledger | None
@@ -199,7 +224,7 @@ class Rebuilt:
 
 
 def under_optimize(study: Study) -> bool:
-    """Whether this thread is inside ``study.optimize``, where waiting for other workers cannot lock up."""
+    """Return whether this thread is inside ``study.optimize``, where waiting for other workers cannot deadlock."""
     return bool(study._thread_local.in_optimize_loop)
 
 
@@ -215,12 +240,12 @@ def set_attribute(study: Study, trial: FrozenTrial, name: str, value: Any) -> No
 
 
 def put_back(study: Study, trial: FrozenTrial) -> None:
-    """Let a trial that was just created wait, so that whoever asks next gets it and no number is lost."""
+    """Set a new trial to waiting, so that the next caller gets it and its number is not lost."""
     study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
 
 def create_running(study: Study) -> FrozenTrial:
-    """Add an empty running trial."""
+    """Add an empty running trial and return it."""
     storage = study._storage
     return storage.get_trial(storage.create_new_trial(study._study_id))
 
@@ -248,14 +273,15 @@ def start(
     distributions: Mapping[str, BaseDistribution],
     user_attrs: Mapping[str, Any],
 ) -> None:
-    """Set a waiting trial running, with these parameters."""
+    """Set a waiting trial to running, with the given parameters."""
     study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+    # An enqueued trial may have some parameters already.
     missing = {name: value for name, value in params.items() if name not in trial.params}
     set_params(study, trial, missing, distributions, user_attrs)
 
 
 def fail(study: Study, number: int, reason: str) -> None:
-    """Finish a running or waiting trial as failed, and say why in its attributes."""
+    """Finish a running or waiting trial as failed, with the reason as a user attribute."""
     storage = study._storage
     trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
     storage.set_trial_user_attr(trial_id, "failure", reason)
@@ -263,21 +289,23 @@ def fail(study: Study, number: int, reason: str) -> None:
 
 
 def annotate(study: Study, number: int, attributes: Mapping[str, Any]) -> None:
-    """Set user attributes of a running trial by its number.
+    """Set user attributes of a running trial.
 
-    A `StudyStorage` keeps them for a moment and writes them in one transaction with the trial's end.
+    A `StudyStorage` writes them together with the trial's final state, in one transaction.
     """
     _before_end(study, number, attributes, {})
 
 
 def report(study: Study, number: int, step: int, value: float) -> None:
-    """Report an intermediate value of a running trial by its number, as `annotate` sets attributes."""
+    """Report an intermediate value of a running trial. It is written like the attributes of `annotate`."""
     _before_end(study, number, {}, {step: value})
 
 
 def _before_end(study: Study, number: int, attributes: Mapping[str, Any], reports: Mapping[int, float]) -> None:
+    """Write attributes and intermediate values, if possible in one transaction with the trial's final state."""
     storage = study._storage
     trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    # Optuna wraps a database storage in a cached one.
     backend = getattr(storage, "_backend", storage)
     if isinstance(backend, StudyStorage):
         backend.with_end(trial_id, attributes, reports)

@@ -1,4 +1,4 @@
-"""`PSOSampler` and `WOASampler` as a user of Optuna sees them: with a space of subsets, or without one."""
+"""`PSOSampler` and `WOASampler` for users of Optuna, with or without a space of subsets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ FORMS = ("set", *get_args(Form))
 
 
 Constraints = Callable[[FrozenTrial], Sequence[float]]
-"""Gives the constraints of a finished trial, as for Optuna's own samplers."""
+"""Function that returns the constraints of a finished trial, as Optuna's own samplers take it."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Those of `SwarmSampler`, with its defaults."""
+    """Options of `SwarmSampler`, with its defaults."""
 
     preselect: bool | Preselection = True
     ranking: Sequence[float] | Literal["single"] | None = None
@@ -40,7 +40,10 @@ class Options:
 
 
 class _Swarm(BaseSampler):
-    """Over a `SearchSpace` a `SwarmSampler`; without one a `PlainSwarm` over whatever the objective suggests."""
+    """Common base of the two samplers, which delegates to another sampler.
+
+    With a `SearchSpace` it delegates to a `SwarmSampler`, without one to a `PlainSwarm`.
+    """
 
     law: ClassVar[Literal["pso", "woa"]]
 
@@ -65,7 +68,7 @@ class _Swarm(BaseSampler):
 
     @property
     def subsets(self) -> SwarmSampler:
-        """The sampler of subsets.
+        """The underlying sampler of subsets.
 
         Raises:
             InputError: the sampler was made without a space.
@@ -77,60 +80,62 @@ class _Swarm(BaseSampler):
     def ask(
         self, study: Study, describe: Callable[[LayerSubset], Mapping[str, Any]] = lambda candidate: {}
     ) -> Proposal:
-        """Create the study's next trial in one transaction; see `SubsetSampler.ask`."""
+        """Create the study's next trial in one transaction (see `SubsetSampler.ask`)."""
         return self.subsets.ask(study, describe)
 
     def rederive(self, study: Study, number: int) -> LayerSubset:
-        """Derive once more what was proposed for a trial; see `SwarmSampler.rederive`."""
+        """Derive the candidate of a trial again (see `SwarmSampler.rederive`)."""
         return self.subsets.rederive(study, number)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Pass on."""
+        """Delegate to the underlying sampler."""
         self.inner.before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Store the constraints of the trial, if the user gave a function for them."""
+        """Store the trial's constraints, if the user gave a function for them."""
         if self._constraints_func is not None:
             _process_constraints_after_trial(self._constraints_func, study, trial, state)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Pass on."""
+        """Delegate to the underlying sampler."""
         return self.inner.infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Pass on."""
+        """Delegate to the underlying sampler."""
         return self.inner.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:  # noqa: ANN401 (the type is Optuna's)
-        """Pass on."""
+        """Delegate to the underlying sampler."""
         return self.inner.sample_independent(study, trial, param_name, param_distribution)
 
     def reseed_rng(self) -> None:
-        """Nothing to do: the random numbers are keyed by trial."""
+        """Do nothing: the random numbers depend on the trial's number only."""
 
 
 class PSOSampler(_Swarm):
-    """Particle swarm optimization, of subsets or of plain Optuna parameters.
+    """Particle swarm optimization of subsets, or of ordinary Optuna parameters.
 
-    Constraints, of `constraints_func` or ``trial.set_constraint``, are honoured: every feasible trial ranks before
-    every infeasible one.
+    The sampler respects constraints from `constraints_func` or ``trial.set_constraint``: every feasible trial ranks
+    before every infeasible one.
 
     Args:
-        space: the subsets; None for ordinary parameters (float, int, log, step, categorical).
-        form: ``set`` (`swarm.pso`, the best measured), or a textbook one of `swarm.textbook`: ``keys``, ``slots``,
-            ``binary``.
-        seed: of the random numbers; None: the study's own, drawn at random when it is new.
-        population: particles, which is trials per generation; default 6 with a space, 20 without.
-        preselect, ranking, novelty: with a space, see `SwarmSampler`.
+        space: search space of the subsets; None for ordinary parameters (float, int, log, step, categorical).
+        form: encoding of a subset: ``set`` (`swarm.pso`, the best in our measurements), or ``keys``, ``slots`` or
+            ``binary`` from the literature (`swarm.textbook`).
+        seed: seed of the random generator; None to draw one when the study is new.
+        population: number of particles, which is the number of trials per generation; default 6 with a space,
+            20 without.
+        preselect, ranking, novelty: only with a space, see `SwarmSampler`.
         asynchronous: never wait for a generation.
-        constraints_func: gives the constraints of a finished trial; it is feasible where none is above 0.
+        constraints_func: function that returns the constraints of a finished trial. The trial is feasible if no
+            constraint is above 0.
 
     Raises:
-        InputError: an unknown form, a wrong value, or an option that does not go with plain parameters.
+        InputError: an unknown encoding, a wrong value, or an option that needs a space.
     """
 
     law = "pso"
@@ -153,7 +158,7 @@ class PSOSampler(_Swarm):
 
 
 class WOASampler(_Swarm):
-    """Whale optimization, of subsets or of plain Optuna parameters; takes what `PSOSampler` takes."""
+    """Whale optimization of subsets, or of ordinary Optuna parameters. The arguments are those of `PSOSampler`."""
 
     law = "woa"
 
@@ -183,26 +188,34 @@ def swarm(
     options: Options,
     owner: str,
 ) -> SwarmSampler | PlainSwarm:
-    """Build the sampler that `PSOSampler` and `WOASampler` pass on to.
+    """Build the sampler that `PSOSampler` or `WOASampler` delegates to.
 
     Args:
-        owner: name of the class that the user called, for messages.
+        law: ``pso`` or ``woa``.
+        space, form, seed, population: as `PSOSampler` takes them.
+        options: the other options of `SwarmSampler`.
+        owner: name of the class that the user called, for error messages.
     """
     if form not in FORMS:
         raise UnknownNameError("form", form, FORMS)
     if space is None:
+        # Ordinary parameters: refuse the options that only subsets have.
         default = Options()
-        asked = [
-            name for name in ("preselect", "ranking", "novelty") if getattr(options, name) != getattr(default, name)
-        ]
-        asked += ["form"] if form != "set" else []
+        asked = []
+        for name in ("preselect", "ranking", "novelty"):
+            if getattr(options, name) != getattr(default, name):
+                asked.append(name)
+        if form != "set":
+            asked.append("form")
         if asked:
             raise InputError(
                 f"{owner}: {asked[0]} is for subsets of layers: give a SearchSpace, or leave {asked[0]} out"
             )
         size = 20 if population is None else population
         return PlainSwarm(law, seed=seed, population=size, asynchronous=options.asynchronous)
+    # Subsets: the encoding determines the algorithm.
     algorithms: dict[str, Algorithm] = {"set": ParticleSwarm() if law == "pso" else Whales()}
-    algorithms |= {name: Textbook(law, name) for name in get_args(Form)}
+    for name in get_args(Form):
+        algorithms[name] = Textbook(law, name)
     size = DEFAULT_POPULATION if population is None else population
     return SwarmSampler(space, algorithms[form], seed=seed, population=size, **vars(options))

@@ -1,4 +1,4 @@
-"""The rivals that do not move like swarms: greedy removal, one-shot rankings, and Optuna's own samplers."""
+"""Baseline samplers that are not swarms: greedy removal, one-shot rankings, and Optuna's own samplers."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from prunesearch.swarm.surrogate import harm_of
 
 
 class ConstructiveSampler(SubsetSampler):
-    """Proposes from the losses of whole and partial subsets alike."""
+    """Base class of samplers that use the losses of complete and partial subsets."""
 
     def __init__(self, space: SearchSpace, *, seed: int = 0, population: int = 16) -> None:
         super().__init__(space, seed=seed, population=population)
@@ -32,17 +32,23 @@ class ConstructiveSampler(SubsetSampler):
         self._loss_of: dict[bytes, float] = {}
 
     def propose(self, study: Study, number: int) -> Proposal:
-        """Return the candidate of trial `number`.
+        """Return the proposal for trial `number`.
 
         Raises:
-            GenerationPendingError: it depends on a trial that is still running.
+            GenerationPendingError: the proposal depends on a trial that is still running.
         """
         ledger = self.ledger(study)
         with self._lock:
+            # Running subsets are not proposed again.
             unfinished = ledger.unfinished(number)
-            running = [X_D for X_D in (self.mask_of(study, n) for n in unfinished) if X_D is not None]
-            X_D = self._next({X_D.tobytes() for X_D in running}, number)
+            running = set()
+            for other in unfinished:
+                other_D = self.mask_of(study, other)
+                if other_D is not None:
+                    running.add(other_D.tobytes())
+            X_D = self._next(running, number)
         if X_D is None:
+            # The next step needs the running trials: wait for them where that cannot deadlock.
             if under_optimize(study) and ledger.wait(number):
                 return self.propose(study, number)
             raise GenerationPendingError(
@@ -52,19 +58,20 @@ class ConstructiveSampler(SubsetSampler):
         return Proposal(number, candidate, json.dumps({"by": self.name}), stone=not self.units.holds(X_D))
 
     def mask_of(self, study: Study, number: int) -> Mask | None:
-        """The subset of a trial, of any size."""
+        """Return the subset of a trial, of any size; None if it is not known."""
         trial = self.ledger(study).trial(number)
         return None if trial is None else self.mask(trial)
 
     def _next(self, running: set[bytes], number: int) -> Mask | None:
-        """The next subset that is neither finished nor running; None while it depends on one that is."""
+        """Return the next subset that is neither finished nor running; None if it depends on a running one."""
         raise NotImplementedError
 
     def _after(self, X_D: Mask, running: set[bytes], number: int) -> Mask:
-        """Once the plan is done: the nearest new subset to its result."""
+        """Return a new subset close to `X_D`, the result of the completed plan."""
         return unseen(X_D, self.units, {*self._loss_of, *running}, generator(self.study_seed, number, 0))
 
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
+        """Record the loss of a finished subset; a failed trial has an infinite loss."""
         X_D = self.mask(trial)
         if X_D is not None:
             self._loss_of[X_D.tobytes()] = losses[0] if losses else float("inf")
@@ -72,18 +79,19 @@ class ConstructiveSampler(SubsetSampler):
 
 
 class GreedySampler(ConstructiveSampler):
-    """SLEB: remove the least harmful block, as often as the space demands, then look around the result."""
+    """SLEB: remove the least harmful block until the budget is reached, then try neighbours of the result."""
 
     name = "greedy"
 
     def missing(self, study: Study) -> int:
-        """How many trials the rounds of a study still need."""
+        """Return how many trials the greedy rounds still need."""
         ledger = self.ledger(study)
         with self._lock:
             ledger.refresh(ledger.count())
             base_D, unfinished = greedy_step(self.units, self._loss_of)
         if not unfinished:
             return 0
+        # The rest of this round, and one trial for each remaining unit in every later round.
         free = int(self.units.free_D.sum())
         later_rounds = range(int(base_D.sum()) + 1, self.units.k_max)
         return len(unfinished) + sum(free - dropped for dropped in later_rounds)
@@ -97,10 +105,11 @@ class GreedySampler(ConstructiveSampler):
 
 
 class OneShotSampler(ConstructiveSampler):
-    """Drops the blocks that a ranking finds cheapest, then the next cheapest selections in order of their sum.
+    """Drops the cheapest blocks of a ranking, then the next cheapest subsets in order of their total cost.
 
     Args:
-        ranking: what dropping each unit alone costs, or ``"single"`` to measure it first.
+        space, seed, population: see `SubsetSampler`.
+        ranking: cost of dropping each unit alone, or ``"single"`` to measure it first.
     """
 
     name = "one-shot"
@@ -118,35 +127,48 @@ class OneShotSampler(ConstructiveSampler):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What determines the proposals beside the trials."""
-        return {**super().config, "ranking": SINGLE if self._given is None else self._given.harm_D.round(9).tolist()}
+        """Settings that determine the proposals."""
+        ranking = SINGLE if self._given is None else self._given.harm_D.round(9).tolist()
+        return {**super().config, "ranking": ranking}
 
     def _next(self, running: set[bytes], number: int) -> Mask | None:
-        if self._given is None:
-            singles = np.eye(self.space.n_units, dtype=np.bool_)[list(self.space.droppable)]
-            waiting = [X_D for X_D in singles if X_D.tobytes() not in self._loss_of]
-            if waiting:
-                return next((X_D for X_D in waiting if X_D.tobytes() not in running), None)
-            loss_D = np.full(self.space.n_units, np.inf)
-            loss_D[list(self.space.droppable)] = [self._loss_of[X_D.tobytes()] for X_D in singles]
-            harm_D = harm_of(np.where(np.isfinite(loss_D), loss_D, np.nanmax(loss_D[np.isfinite(loss_D)], initial=1.0)))
-        else:
+        if self._given is not None:
             harm_D = self._given.harm_D
+        else:
+            # Measure each unit alone first.
+            droppable = list(self.space.droppable)
+            singles = np.eye(self.space.n_units, dtype=np.bool_)[droppable]
+            waiting: list[Mask] = [X_D for X_D in singles if X_D.tobytes() not in self._loss_of]
+            for X_D in waiting:
+                if X_D.tobytes() not in running:
+                    return X_D
+            if waiting:
+                return None
+            # A failed unit counts as the worst one.
+            loss_D = np.full(self.space.n_units, np.inf)
+            loss_D[droppable] = [self._loss_of[X_D.tobytes()] for X_D in singles]
+            finite_D = np.isfinite(loss_D)
+            worst = np.nanmax(loss_D[finite_D], initial=1.0)
+            harm_D = harm_of(np.where(finite_D, loss_D, worst))
+        # Walk through the subsets in order of their total cost, up to the first new one.
         done = {*self._loss_of, *running}
         for X_D in islice(by_total(harm_D, self.units, self.units.k_max), len(done) + 1):
             if X_D.tobytes() not in done:
                 return X_D
-        return self._after(top(-harm_D[None], np.array([self.units.k_max]))[0], running, number)
+        cheapest_D = top(-harm_D[None], np.array([self.units.k_max]))[0]
+        return self._after(cheapest_D, running, number)
 
 
 class OptunaSampler(SubsetSampler):
-    """One of Optuna's own samplers over the same binary parameters.
+    """Wraps one of Optuna's own samplers over the same binary parameters.
 
-    What it suggests is repaired to a subset of the space, dropping and adding units at random, and made new. Its own
-    random numbers live in memory, so a resumed study goes on with others.
+    Its suggestion is repaired: units are dropped or added at random until it is a new subset of the space. The random
+    state of Optuna's sampler lives in memory, so a resumed study continues with other random numbers.
 
     Args:
-        inner: the sampler.
+        space, seed, population: see `SubsetSampler`.
+        inner: Optuna's sampler.
+        name: name of the sampler on the command line.
     """
 
     def __init__(
@@ -163,8 +185,9 @@ class OptunaSampler(SubsetSampler):
     def ask(
         self, study: Study, describe: Callable[[LayerSubset], Mapping[str, Any]] = lambda candidate: {}
     ) -> Proposal:
-        """Create the study's next trial and return its proposal; the trial comes first, since `inner` writes to it."""
+        """Create the study's next trial and return its proposal."""
         self.ledger(study)
+        # The trial is created first, because `inner` writes to it.
         trial = create_running(study)
         self.before_trial(study, trial)
         params = self.sample_relative(study, trial, self._distributions)
@@ -173,34 +196,40 @@ class OptunaSampler(SubsetSampler):
         return Proposal(trial.number, candidate, "{}")
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Let `inner` suggest every parameter, then repair."""
+        """Let `inner` suggest every parameter, then repair the subset."""
         ledger = self.ledger(study)
         with self._lock:
             ledger.refresh(trial.number)
+            # Let Optuna's sampler suggest.
             space = self.inner.infer_relative_search_space(study, trial)
-            params = self.inner.sample_relative(study, trial, {n: d for n, d in space.items() if n in search_space})
+            relative = {name: d for name, d in space.items() if name in search_space}
+            params = self.inner.sample_relative(study, trial, relative)
             for name, distribution in search_space.items():
                 if name not in params:
                     params[name] = self.inner.sample_independent(study, trial, name, distribution)
+            # Repair: suggested units come first, in random order, then the others.
             rng = generator(self.study_seed, trial.number, 0)
-            wanted_D = np.array([params[name] for name in self.space.param_names], dtype=np.bool_) & self.units.free_D
+            suggested_D = np.array([params[name] for name in self.space.param_names], dtype=np.bool_)
+            wanted_D = suggested_D & self.units.free_D
             size = int(np.clip(wanted_D.sum(), self.units.k_min, self.units.k_max))
             score_D = np.where(self.units.free_D, 2.0 * wanted_D + rng.random(wanted_D.size), -1.0)
-            X_D = unseen(top(score_D[None], np.array([size]))[0], self.units, self._seen, rng)
+            # Replace a subset that was proposed before by a new one.
+            repaired_D = top(score_D[None], np.array([size]))[0]
+            X_D = unseen(repaired_D, self.units, self._seen, rng)
             self._seen.add(X_D.tobytes())
         return self.space.to_params(self.space.candidate(np.flatnonzero(X_D).tolist()))
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Refuse what `SubsetSampler` does, and pass on."""
+        """Check the study as `SubsetSampler` does, then delegate to Optuna's sampler."""
         super().before_trial(study, trial)
         self.inner.before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Pass on."""
+        """Delegate to Optuna's sampler."""
         self.inner.after_trial(study, trial, state, values)
 
     def reseed_rng(self) -> None:
-        """Pass on."""
+        """Delegate to Optuna's sampler."""
         self.inner.reseed_rng()
 
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:

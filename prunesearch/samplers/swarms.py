@@ -1,11 +1,11 @@
-"""`PSOSampler` and `WOASampler`, and their rivals that move like swarms.
+"""`SwarmSampler`: PSO, WOA, and the baselines that move a swarm.
 
-The samplers keep no state. A trial's number gives its place, ``generation, slot = divmod(number, population)``; the
-random numbers are keyed by (seed, generation, slot); and generation g is a function of the finished trials before
-it. So a killed and resumed study, another process, or several workers propose the identical sequence of trials.
+The sampler keeps no state. A trial's number determines its place, ``generation, slot = divmod(number, population)``.
+The random numbers depend on (seed, generation, slot), and generation g is a function of the finished trials before it.
+So a resumed study, another process, or several workers propose the same sequence of trials.
 
-With ``asynchronous=True`` no worker waits for a generation: each proposal is a function of the trials that have
-finished by then, and their numbers are stored with it, so that `rederive` gives the same proposal at any later time.
+With ``asynchronous=True`` no worker waits for a generation. Each proposal is a function of the trials that have
+finished at that moment. Their numbers are stored with it, so that `rederive` returns the same proposal later.
 """
 
 import json
@@ -35,21 +35,21 @@ from prunesearch.swarm.plan import Planner, Preselection
 from prunesearch.swarm.surrogate import Ranking, harm_of
 
 SINGLE = "single"
-"""Name of the ranking that a study measures itself: each block dropped alone."""
-DEFAULT_POPULATION = 6  # few evaluations between two fits of the surrogate: the best measured on landscapes
+"""Name of the ranking that a study measures itself, by dropping each block alone."""
+DEFAULT_POPULATION = 6  # the best measured on recorded landscapes: the surrogate is fitted often
 
 
 class SwarmSampler(SubsetSampler):
-    """Moves a swarm over the subsets of a space.
+    """Sampler that moves a swarm over the subsets of a space.
 
     Args:
-        space: which blocks may be dropped and how many must be.
-        algorithm: how a particle moves.
-        seed: of the random numbers; None: the study's own, drawn when it is new.
-        population: particles, which is trials per generation; at least 2.
-        preselect: let a surrogate choose among many moves of each particle, or its settings.
-        ranking: what dropping each unit alone costs, on any positive scale, or ``"single"`` to measure it: the study's
-            first trials then drop one block each.
+        space: search space: the blocks that may be dropped, and how many must be.
+        algorithm: algorithm that moves a particle.
+        seed: seed of the random generator; None to draw one when the study is new.
+        population: number of particles, which is the number of trials per generation; at least 2.
+        preselect: whether a surrogate chooses among many moves of each particle, or the settings of that choice.
+        ranking: cost of dropping each unit alone, on any positive scale, or ``"single"`` to measure it. In that case
+            the study's first trials drop one block each.
         novelty: never propose a subset twice while there are others.
         asynchronous: never wait for a generation.
     """
@@ -71,62 +71,85 @@ class SwarmSampler(SubsetSampler):
         self.name = algorithm.name
         self.several_objectives = algorithm.name != "annealing"  # its chains compare single losses
         self.asynchronous = asynchronous
-        self.preselection = preselect if isinstance(preselect, Preselection) else Preselection() if preselect else None
+        self.preselection: Preselection | None = None
+        if isinstance(preselect, Preselection):
+            self.preselection = preselect
+        elif preselect:
+            self.preselection = Preselection()
         self.novelty = novelty
+        # The ranking is measured (single), given, or absent.
         self._single = isinstance(ranking, str)
-        if isinstance(ranking, str) and ranking != SINGLE:
-            raise UnknownNameError("ranking", ranking, (SINGLE,))
-        self._given = None if ranking is None or isinstance(ranking, str) else checked_ranking(ranking, space.n_units)
+        self._given: Ranking | None = None
+        if isinstance(ranking, str):
+            if ranking != SINGLE:
+                raise UnknownNameError("ranking", ranking, (SINGLE,))
+        elif ranking is not None:
+            self._given = checked_ranking(ranking, space.n_units)
         self._forget()
 
     @property
     def config(self) -> dict[str, Any]:
-        """What determines the proposals beside the trials."""
-        ranking = SINGLE if self._single else None if self._given is None else [round(h, 9) for h in self._given.harm_D]
+        """Settings that determine the proposals."""
+        ranking: str | list[float] | None = None
+        if self._single:
+            ranking = SINGLE
+        elif self._given is not None:
+            ranking = [round(h, 9) for h in self._given.harm_D]
         chosen = None if self.preselection is None else vars(self.preselection)
-        return {**super().config, "preselect": chosen, "novelty": self.novelty, "ranking": ranking}
+        return {
+            **super().config,
+            "preselect": chosen,
+            "novelty": self.novelty,
+            "ranking": ranking,
+        }
 
     @property
     def stone_generations(self) -> int:
-        """Generations that are spent on dropping single blocks."""
-        return -(-len(self.space.droppable) // self.population) if self._single else 0
+        """Number of generations that drop single blocks."""
+        if not self._single:
+            return 0
+        # Round up: the last of them need not be full.
+        return -(-len(self.space.droppable) // self.population)
 
     def _forget(self) -> None:
-        self._stones: dict[int, tuple[int, float]] = {}  # by trial: the one unit it dropped, and its loss
-        self._plan: tuple[int, list[Proposal]] | None = None  # of the latest generation
-        self._seen: set[bytes] = set()
+        self._stones: dict[int, tuple[int, float]] = {}  # trial -> the only unit it dropped, and its loss
+        self._plan: tuple[int, list[Proposal]] | None = None  # the latest generation and its proposals
+        self._seen: set[bytes] = set()  # subsets of the finished trials before `_seen_end`
         self._seen_end = 0
-        self._handed: dict[int, Mask] = {}
+        self._handed: dict[int, Mask] = {}  # trial -> its subset, until the storage has it
 
     def propose(self, study: Study, number: int) -> Proposal:
-        """Return the candidate of trial `number`; the whole generation is planned with it.
+        """Return the proposal for trial `number`. The whole generation is planned with it.
 
         Raises:
-            GenerationPendingError: a trial of the generation before it is still running.
+            GenerationPendingError: a trial of the previous generation is still running.
         """
         ledger = self.ledger(study)
         if self.asynchronous:
             return self._steady(ledger, number)
         generation, slot = divmod(number, self.population)
         end = generation * self.population
+        # All trials of the previous generations must have finished.
         if waiting := ledger.unfinished(end):
             if not under_optimize(study):
                 raise GenerationPendingError(
                     f"generation {generation} needs the results of trial(s) {', '.join(map(str, waiting))}: "
                     "tell them first"
                 )
-            if not ledger.wait(end):  # a worker was killed, and nobody finishes its trial
+            # If a worker was killed, nobody finishes its trial: continue without it.
+            if not ledger.wait(end):
                 return self._steady(ledger, number)
         with self._lock:
             if self._plan is None or self._plan[0] != generation:
-                self._plan = generation, self._generation(ledger, generation, range(self.population), Basis(end))
+                slots = range(self.population)
+                self._plan = generation, self._generation(ledger, generation, slots, Basis(end))
             return self._plan[1][slot]
 
     def proposal_for(self, study: Study, trial: FrozenTrial) -> Proposal:
-        """The candidate of a trial that Optuna has created.
+        """Return the proposal for a trial that Optuna created.
 
-        Who asks past a generation that is under way gets a proposal from what has finished, with that basis stored: to
-        wait could lock up, and to refuse would leave a trial that nobody finishes.
+        If the previous generation is still running, the proposal is derived from the finished trials, and this basis
+        is stored. Waiting could deadlock, and an error would leave a trial that nobody finishes.
         """
         try:
             return self.propose(study, trial.number)
@@ -134,7 +157,7 @@ class SwarmSampler(SubsetSampler):
             return self._steady(self.ledger(study), trial.number)
 
     def rederive(self, study: Study, number: int) -> LayerSubset:
-        """Derive once more what was proposed for a trial, from the basis that is stored with it.
+        """Derive the candidate of a trial again, from the basis that is stored with it.
 
         Raises:
             InputError: the trial was not proposed by this sampler.
@@ -147,35 +170,47 @@ class SwarmSampler(SubsetSampler):
         ledger.refresh(number + 1)
         generation, slot = divmod(number, self.population)
         with self._lock:
+            # Without a stored basis, the trial was planned with its whole generation.
             if "basis" not in state:
-                end = generation * self.population
-                return self._generation(ledger, generation, range(self.population), Basis(end))[slot].candidate
+                slots = range(self.population)
+                basis = Basis(generation * self.population)
+                return self._generation(ledger, generation, slots, basis)[slot].candidate
             basis = Basis(number, tuple(state["basis"]["open"]), tuple(state["basis"]["known"]))
             return self._generation(ledger, generation, [slot], basis)[0].candidate
 
     def _steady(self, ledger: Ledger, number: int) -> Proposal:
-        """A proposal from whatever has finished by now, with that basis stored."""
+        """Return a proposal that is derived from the trials finished by now, with this basis stored."""
         with self._lock:
+            # The basis: finished trials count with their losses, running ones with their subsets.
             unfinished = ledger.unfinished(number)
             others = (*unfinished, *range(number + 1, ledger.count()))
             known = tuple(n for n in others if self._running_mask(ledger, n) is not None)
+            basis = Basis(number, unfinished, known)
             generation, slot = divmod(number, self.population)
-            proposal = self._generation(ledger, generation, [slot], Basis(number, unfinished, known))[0]
-            # Its trial says so only in a moment, and another thread may ask before that.
-            self._handed[number] = np.array(list(self.space.to_params(proposal.candidate).values()), dtype=np.bool_)
+            proposal = self._generation(ledger, generation, [slot], basis)[0]
+            # The caller writes the trial a moment later. Until then another thread finds the subset here.
+            params = self.space.to_params(proposal.candidate)
+            self._handed[number] = np.array(list(params.values()), dtype=np.bool_)
             self._handed.pop(number - 1000, None)
             return proposal
 
     def _generation(self, ledger: Ledger, generation: int, slots: Sequence[int], basis: Basis) -> list[Proposal]:
-        """The proposals of some slots; each is unlike every subset before it in the study."""
+        """Return the proposals of some slots. Each differs from every earlier subset of the study."""
         first = generation * self.population
         ledger.refresh(basis.end)
+        # The first generations measure single blocks, if the ranking is measured.
         begun = generation - self.stone_generations
         if begun < 0:
             return [self._stone(first + slot, slot) for slot in slots]
+        # Neither finished nor running subsets are proposed again.
         seen = self._seen_before(ledger, basis)
-        running = [X_D for X_D in (self._running_mask(ledger, n) for n in basis.known) if X_D is not None]
-        seen.update(X_D.tobytes() for X_D in running)
+        running = []
+        for number in basis.known:
+            running_D = self._running_mask(ledger, number)
+            if running_D is not None:
+                running.append(running_D)
+                seen.add(running_D.tobytes())
+        # Move the swarm.
         planner = Planner(
             self.algorithm,
             self.units,
@@ -187,12 +222,17 @@ class SwarmSampler(SubsetSampler):
         )
         view = ledger.history.view(basis.end, basis.open)
         planned = planner.propose(view, begun, slots, seen, running)
-        kept = {"basis": {"open": basis.open, "known": basis.known}} if self.asynchronous or basis.open else {}
-        return [
-            self._proposal(first + slot, X_D, memory, kept) for slot, (X_D, memory) in zip(slots, planned, strict=True)
-        ]
+        # Store the basis where the trial's number does not determine it.
+        kept: dict[str, Any] = {}
+        if self.asynchronous or basis.open:
+            kept["basis"] = {"open": basis.open, "known": basis.known}
+        proposals = []
+        for slot, (X_D, memory) in zip(slots, planned, strict=True):
+            proposals.append(self._proposal(first + slot, X_D, memory, kept))
+        return proposals
 
     def _proposal(self, number: int, X_D: Mask, memory: Memory, kept: dict[str, Any]) -> Proposal:
+        """Build the proposal of a subset, with the algorithm's memory and the basis in its state."""
         candidate = self.space.candidate(np.flatnonzero(X_D).tolist())
         state: dict[str, Any] = {"by": self.name, **kept}
         if memory:
@@ -200,18 +240,20 @@ class SwarmSampler(SubsetSampler):
         return Proposal(number, candidate, json.dumps(state), stone=not self.units.holds(X_D))
 
     def _stone(self, number: int, slot: int) -> Proposal:
+        """Propose to drop a single unit; once all units are measured, fill the generation with random subsets."""
         free = self.space.droppable
         if number < len(free):
             X_D = np.isin(np.arange(self.space.n_units), free[number])
-        else:  # the rest of the last generation of stones
+        else:
             planner = Planner(self.algorithm, self.units, self.study_seed, self.population, None)
             X_D = planner.first(slot)
         return self._proposal(number, X_D, {}, {})
 
     def _ranking(self, basis: Basis) -> Ranking | None:
-        """The ranking that was given, or the one that the study's first trials have measured by now."""
+        """Return the given ranking, or the one that the study's first trials have measured so far."""
         if not self._single:
             return self._given
+        # Collect the losses of single units; a unit that was not measured counts as the median.
         end = min(basis.end, self.stone_generations * self.population)
         loss_D = np.full(self.space.n_units, np.nan)
         for number, (unit, loss) in self._stones.items():
@@ -222,11 +264,13 @@ class SwarmSampler(SubsetSampler):
         return Ranking(harm_of(np.where(np.isnan(loss_D), np.nanmedian(loss_D), loss_D)))
 
     def _seen_before(self, ledger: Ledger, basis: Basis) -> set[bytes]:
-        """Subsets of the finished trials before the basis' end; a memo grows with the study while bases do."""
+        """Return the subsets of the finished trials before the end of the basis."""
         history = ledger.history
+        # An older basis, or one with gaps: collect the subsets again.
         if basis.open or basis.end < self._seen_end:
             view = history.view(basis.end, basis.open)
             return {X_D.tobytes() for X_D in view.X_ND[view.kind_N != history.UNKNOWN]}
+        # The usual case: add the new trials to the subsets known so far.
         view = history.view(basis.end)
         for number in range(self._seen_end, basis.end):
             if view.kind_N[number] != history.UNKNOWN:
@@ -235,12 +279,14 @@ class SwarmSampler(SubsetSampler):
         return set(self._seen)
 
     def _running_mask(self, ledger: Ledger, number: int) -> Mask | None:
+        """Return the subset of a running trial; None if it is not known yet."""
         if number in self._handed:
             return self._handed[number]
         trial = ledger.trial(number)
         return None if trial is None else self.mask(trial)
 
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
+        """Record the loss of a trial that dropped a single unit."""
         X_D = self.mask(trial)
         if X_D is not None and X_D.sum() == 1 and losses:
             self._stones[trial.number] = int(np.flatnonzero(X_D)[0]), losses[0]
@@ -248,10 +294,10 @@ class SwarmSampler(SubsetSampler):
 
 
 def checked_ranking(ranking: Sequence[float], units: int) -> Ranking:
-    """A ranking of as many units.
+    """Check a ranking of `units` units.
 
     Raises:
-        InputError: another number of them, or a number that is not finite.
+        InputError: the ranking has another length, or a number that is not finite.
     """
     harm_D = np.asarray(ranking, dtype=np.float64)
     if harm_D.shape != (units,):
