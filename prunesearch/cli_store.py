@@ -1,7 +1,8 @@
-"""The commands on the evaluation store, `cache …`, and `doctor`. They start without torch."""
+"""The commands `cache …` on the evaluation cache, and `doctor`. They do not import torch when they start."""
 
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,17 +31,19 @@ def stats(cache: str, storage: str, as_json: bool) -> None:
     from prunesearch.store import census
     from prunesearch.store.places import Places
 
+    # 1. Read the studies and the tiers of the cache. The first tier has all entries.
     places = Places.parse(cache)
     studies = census.studies_of(storage)
+    alarms: Counter[str] = Counter(damage=0, disagreement=0)
     with census.reading(places) as tiers:
         groups = tiers[0].groups()
-        alarms = [alarm.kind for tier in tiers for alarm in tier.read_alarms()]
-    entries, size = census.total(groups)
-    document = {
-        "place": str(places),
-        "entries": entries,
-        "bytes": size,
-        "groups": [
+        for tier in tiers:
+            for alarm in tier.read_alarms():
+                alarms[alarm.kind] += 1
+    # 2. Count entries by model and objective.
+    rows = []
+    for group in groups:
+        rows.append(
             {
                 "model": studies.models.get(group.model) or census.named(places.folder, group.model),
                 "fingerprint": group.model,
@@ -48,10 +51,16 @@ def stats(cache: str, storage: str, as_json: bool) -> None:
                 "entries": group.entries,
                 "bytes": group.bytes,
             }
-            for group in groups
-        ],
+        )
+    entries, size = census.total(groups)
+    # 3. Print everything.
+    document = {
+        "place": str(places),
+        "entries": entries,
+        "bytes": size,
+        "groups": rows,
         "studies": [asdict(use) | {"hit_rate": round(use.hit_rate, 4)} for use in studies.uses],
-        "alarms": {kind: alarms.count(kind) for kind in ("damage", "disagreement")},
+        "alarms": {kind: alarms[kind] for kind in ("damage", "disagreement")},
         "unsent": census.unsent(places),
     }
     emit(as_json, document, render.stats)
@@ -113,7 +122,8 @@ def gc(older_than: str, cache: str, as_json: bool) -> None:
     from prunesearch.store import census
     from prunesearch.store.places import Places
 
-    before = max(0.0, time.time() - parse_duration(older_than, "--older-than"))  # nothing is older than 1970
+    # No entry is older than 1970.
+    before = max(0.0, time.time() - parse_duration(older_than, "--older-than"))
     document: dict[str, Any] = census.sweep(Places.parse(cache), before)
     emit(as_json, {**document, "before": _when(before)}, render.swept)
 
@@ -136,7 +146,7 @@ def path(cache: str, as_json: bool) -> None:
 @STORAGE
 @JSON
 def doctor(cache: str, storage: str, as_json: bool) -> None:
-    """Check this machine, the cache and the studies; say what to mend. Exit status 1: something is broken."""
+    """Check this machine, the cache and the studies; say what to fix. Exit status 1: something is broken."""
     from prunesearch.doctor import examine
     from prunesearch.report import store as render
 
@@ -149,5 +159,5 @@ def doctor(cache: str, storage: str, as_json: bool) -> None:
 def _when(at: float) -> str:
     try:
         return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    except (ValueError, OverflowError, OSError):  # from a file that somebody has changed
+    except (ValueError, OverflowError, OSError):  # the time is from a file that was edited by hand
         return f"{at:g}"

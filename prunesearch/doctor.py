@@ -1,4 +1,4 @@
-"""What `prunesearch doctor` looks at: this machine, the cache, the studies; each check with what to do about it."""
+"""The checks of `prunesearch doctor`: this machine, the cache and the studies. Each check suggests a remedy."""
 
 import importlib.metadata
 import os
@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sqlalchemy
@@ -28,18 +28,19 @@ from prunesearch.store.writers import writer_at
 
 FINE, NOTE, BROKEN = "fine", "note", "broken"
 _PACKAGES = "prunesearch torch transformers optuna lm-eval diskcache sqlalchemy alembic psycopg".split()
-_LITTLE = 2**30  # bytes of free space
+_LITTLE = 2**30  # free space in bytes below which the user is warned
 _OPTUNA_TABLES = "alembic_version"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        found: what is there.
-        status: `FINE`, `NOTE` (worth knowing, nothing is broken) or `BROKEN`.
-        remedy: what to do; empty where there is nothing to do.
+        name: name of the check.
+        found: what was found.
+        status: `FINE`, `NOTE` (worth knowing, but nothing is broken) or `BROKEN`.
+        remedy: advice to the user; empty if there is nothing to do.
     """
 
     name: str
@@ -49,7 +50,12 @@ class Check:
 
 
 def examine(cache: str, storage: str) -> list[Check]:
-    """Look at everything; a check that fails is a finding, not an end."""
+    """Run all checks. A check that fails is reported, and the others still run.
+
+    Args:
+        cache: location of the cache, as given with ``--cache``.
+        storage: URL of the studies' database.
+    """
     checks: list[Check] = []
     for name, look in (
         ("versions", _versions),
@@ -63,6 +69,7 @@ def examine(cache: str, storage: str) -> list[Check]:
         try:
             checks += look()
         except PruneSearchError as error:
+            # Messages have the form "problem: remedy".
             what, _, remedy = str(error).partition(": ")
             checks.append(Check(name, what, BROKEN, remedy or what))
         except (SQLAlchemyError, ImportError, OSError, sqlite3.Error) as error:  # a server or disk that does not work
@@ -83,26 +90,28 @@ def _versions() -> Iterator[Check]:
 
 
 def _sqlite() -> Iterator[Check]:
-    wal = sqlite3.sqlite_version_info >= FIXED_WAL
-    why = "" if wal else " (a rollback journal is used: WAL before 3.51.3 can lose commits)"
+    why = ""
+    if sqlite3.sqlite_version_info < FIXED_WAL:
+        why = " (a rollback journal is used: WAL before 3.51.3 can lose commits)"
     yield Check("SQLite", sqlite3.sqlite_version + why)
 
 
 def _cache(text: str) -> Iterator[Check]:
+    # 1. The folder.
     folder = Places.parse(text).folder
     if not folder.exists():
         yield Check("cache", f"{folder}: not there yet", NOTE, "prunesearch search makes it")
         return
     private_folder(folder, create=False)
     yield Check("cache", f"{folder} on {file_system(folder) or 'an unknown file system'}, for its user alone")
+    # 2. The free space on its disk.
     free = shutil.disk_usage(folder).free
-    little = free < _LITTLE
-    yield Check(
-        "free space",
-        f"{free / 2**30:,.1f} GiB",
-        NOTE if little else FINE,
-        "free some: a full disk stops a search (nothing finished is lost)" if little else "",
-    )
+    space = Check("free space", f"{free / 2**30:,.1f} GiB")
+    if free < _LITTLE:
+        remedy = "free some: a full disk stops a search (nothing finished is lost)"
+        space = replace(space, status=NOTE, remedy=remedy)
+    yield space
+    # 3. The cache file, and the entries that wait for the shared cache.
     if (folder / FILE).is_file():
         yield _cache_file(folder / FILE)
     waiting = census.unsent(Places(folder))
@@ -145,6 +154,7 @@ def _leases(text: str) -> Iterator[Check]:
         yield from _lease_check("leases", leases, text)
     finally:
         leases.engine.dispose()
+    # Look for owners that died on this host.
     presence = Presence(folder)
     dead = presence.dead()
     presence.leave()
@@ -156,12 +166,15 @@ def _leases(text: str) -> Iterator[Check]:
 
 def _lease_check(name: str, leases: Leases, text: str) -> Iterator[Check]:
     alive, over = leases.count()
-    remedy = f"nothing: the next search takes over; {_tidy(text)} removes them"
-    yield Check(name, f"{alive} alive, {over} run out", NOTE if over else FINE, remedy if over else "")
+    check = Check(name, f"{alive} alive, {over} run out")
+    if over:
+        remedy = f"nothing: the next search takes over; {_tidy(text)} removes them"
+        check = replace(check, status=NOTE, remedy=remedy)
+    yield check
 
 
 def _tidy(cache: str) -> str:
-    """The command that removes what dead processes left, without a password in it."""
+    """Return the command that removes the leases of dead processes, without a password in it."""
     return f"prunesearch cache gc --older-than 365d --cache {pasted(cache, CACHE_VARIABLE)}"
 
 
@@ -174,6 +187,7 @@ def _studies(url: str) -> Iterator[Check]:
     if file:
         yield Check("studies on", f"{file} on {file_system(file) or 'an unknown file system'}")
     yield Check("studies", f"{shown(url)}: Optuna schema {_revision(url)}")
+    # A running trial without a writer was left by a search that was stopped.
     for use in census.studies_of(url).uses:
         if not use.running:
             continue
@@ -201,7 +215,7 @@ def _revision(url: str) -> str:
 
 
 def _compute() -> Iterator[Check]:
-    import torch  # last, and only here: it takes seconds
+    import torch  # here and not at the top, because the import takes seconds
 
     yield Check("torch threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores")
     if torch.cuda.is_available():

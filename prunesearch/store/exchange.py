@@ -1,9 +1,9 @@
-"""Evaluations as a file that can be mailed: checksummed JSON lines, and merging them without trusting them.
+"""Exports evaluations to a file of checksummed JSON lines, and imports such files without trusting them.
 
-The first line names the format, each further line is an entry, and the last one closes the file with the number of
-entries and the sha256 of all that stands before it. Entries come in the order of their keys, so that equal stores give
-equal files. Of several values for a key the one that was computed first stays: merging stores in any order, and any
-number of times, gives one result.
+The first line names the format. Each further line is an entry. The last line closes the file with the
+number of entries and the sha256 of everything before it. Entries are in the order of their keys, so that
+equal stores give equal files. Of several values of a key, the one that was computed first stays. So
+merging stores in any order, and any number of times, gives the same result.
 """
 
 import gzip
@@ -30,21 +30,21 @@ from prunesearch.store.tier import Readable, Tier, settle
 FORMAT = "prunesearch evaluations"
 VERSION = 1
 _FIELDS = {"key", "made", "preimage", "seconds", "sha256", "value"}
-_RATIO = 200  # how far a compressed file may unfold; real ones do less than thirty times
-_SLACK = 64 * 2**20  # bytes that may unfold in any case
-_BATCH = 500
+_RATIO = 200  # largest ratio of decompressed to compressed size; that of real files is below 30
+_SLACK = 64 * 2**20  # decompressed size in bytes that is allowed in any case
+_BATCH = 500  # number of entries that are imported in one transaction
 _NOTHING = "; nothing was imported"
 _LATEST = 253402300800.0  # the end of the year 9999, in seconds since 1970
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did.
+    """Result of an import.
 
     Attributes:
-        read: entries in the files.
-        new: keys that the store did not have.
-        conflicts: keys for which it had a value that disagrees.
+        read: number of entries in the files.
+        new: number of keys that the store did not have.
+        conflicts: number of keys for which the store had a value that disagrees.
     """
 
     read: int
@@ -53,13 +53,19 @@ class Imported:
 
 
 def export(tiers: Sequence[Readable], path: Path) -> int:
-    """Write all sound entries to a file (``.gz`` compresses); returns how many. It appears whole or not at all.
+    """Write all sound entries to a file, and return their number.
+
+    The file is either complete or not written at all.
+
+    Args:
+        tiers: tiers of the store.
+        path: path of the file. It is compressed if its name ends in ``.gz``.
 
     Raises:
         RunError: the file cannot be written.
     """
     if path.exists() and not path.is_file():
-        raise RunError(f"cannot write {str(path)!r}: it is no ordinary file; give another file")
+        raise RunError(f"cannot write {str(path)!r}: it is not a regular file; give another file")
     try:
         with replaced_file(path) as scratch, scratch.open("wb") as file:
             return _write(file, entries_of(tiers), compress=path.suffix == ".gz")
@@ -68,8 +74,10 @@ def export(tiers: Sequence[Readable], path: Path) -> int:
 
 
 def _write(file: IO[bytes], entries: Iterable[Entry], *, compress: bool) -> int:
-    # mtime 0: equal stores give equal files.
-    target = gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if compress else file
+    target: IO[bytes] | gzip.GzipFile = file
+    if compress:
+        # Without a time stamp equal stores give equal files.
+        target = gzip.GzipFile(fileobj=file, mode="wb", mtime=0)
     digest, count = hashlib.sha256(), 0
 
     def line(fields: dict[str, Any]) -> None:
@@ -89,15 +97,22 @@ def _write(file: IO[bytes], entries: Iterable[Entry], *, compress: bool) -> int:
 
 
 def entries_of(tiers: Sequence[Readable]) -> Iterator[Entry]:
-    """All sound entries of several tiers, by key, each key once."""
-    sound = ((pair for pair in tier.scan() if pair[1] is not None) for tier in tiers)
-    for _, same in itertools.groupby(heapq.merge(*sound, key=itemgetter(0)), key=itemgetter(0)):
+    """Yield all sound entries of several tiers in the order of keys. Each key comes once."""
+    # Every tier yields its entries in the order of keys, so a merge brings equal keys together.
+    merged = heapq.merge(*map(_sound, tiers), key=itemgetter(0))
+    for _, same in itertools.groupby(merged, key=itemgetter(0)):
         stays: Entry | None = None
         for _, entry in same:
-            assert entry is not None
             stays, _ = settle(stays, entry, "earliest")
         assert stays is not None
         yield stays
+
+
+def _sound(tier: Readable) -> Iterator[tuple[str, Entry]]:
+    """Yield the key and the entry of every sound row of a tier."""
+    for digest, entry in tier.scan():
+        if entry is not None:
+            yield digest, entry
 
 
 def _fields(entry: Entry) -> dict[str, Any]:
@@ -112,10 +127,11 @@ def _fields(entry: Entry) -> dict[str, Any]:
 
 
 def read(path: Path) -> Iterator[Entry]:
-    """The entries of an exported file; the first that cannot be trusted ends it.
+    """Yield the entries of an exported file, up to the first line that cannot be trusted.
 
     Raises:
-        InputError: it is no export, of a newer schema, damaged, cut short, or unfolds beyond all measure.
+        InputError: the file is not an export, has a newer schema, is damaged or incomplete, or is far too
+            large when it is decompressed.
     """
     digest, count, closed = hashlib.sha256(), 0, False
     with _lines(path) as lines:
@@ -123,6 +139,7 @@ def read(path: Path) -> Iterator[Entry]:
             if closed:
                 raise _bad(path, number, "something follows the last line")
             fields = _parsed(path, number, line)
+            # The first line is the header, the line with a number of entries is the last, others are entries.
             if number == 1:
                 _check_header(path, fields)
             elif "entries" in fields:
@@ -138,19 +155,28 @@ def read(path: Path) -> Iterator[Entry]:
 
 
 def check(paths: Sequence[Path]) -> int:
-    """Read files to their ends; returns how many entries they have.
+    """Read files to their ends, and return the number of their entries.
 
     Raises:
         InputError: see `read`.
     """
-    return sum(1 for path in paths for _ in read(path))
+    count = 0
+    for path in paths:
+        for _ in read(path):
+            count += 1
+    return count
 
 
 def add(paths: Sequence[Path], tiers: Sequence[Tier]) -> Imported:
-    """Add the entries of files that were checked to all tiers, the first of which has the say.
+    """Add the entries of files that were checked to all tiers.
+
+    Args:
+        paths: paths of the files.
+        tiers: tiers of the store. The first one decides which entry of a key stays.
 
     Raises:
-        RunError: a tier cannot be written, or a file has changed since. What was imported before stays.
+        RunError: a tier cannot be written, or a file has changed since it was checked. Entries that were
+            imported before stay.
     """
     done = Imported(0, 0, 0)
     for path in paths:
@@ -159,7 +185,7 @@ def add(paths: Sequence[Path], tiers: Sequence[Tier]) -> Imported:
             while batch := list(itertools.islice(entries, _BATCH)):
                 done = _add_batch(batch, tiers, done)
         except (InputError, UnavailableError) as error:
-            # An InputError, too: the file was sound when it was checked.
+            # An InputError is a failure here, too: the file was sound when it was checked.
             what = str(error).removesuffix(_NOTHING)
             raise RunError(
                 f"{what}; {done.read:,} entries were imported before that and stay: import the same files again"
@@ -169,18 +195,26 @@ def add(paths: Sequence[Path], tiers: Sequence[Tier]) -> Imported:
 
 def _add_batch(batch: Sequence[Entry], tiers: Sequence[Tier], done: Imported) -> Imported:
     first, *others = tiers
+    # 1. The first tier decides which entries stay.
     before = first.get(entry.key.digest for entry in batch)
     standing = first.put(batch, "earliest")
+    # 2. Copy its entries to the others. Another import may have stored an earlier entry in the first tier
+    # meanwhile, so repeat this until nothing changes.
     for tier in others:
         copied = None
-        while copied != standing:  # another import may have put an earlier entry into the first tier meanwhile
+        while copied != standing:
             tier.put(standing.values(), "given")
             copied, standing = standing, standing | first.get(standing)
-    return Imported(
-        done.read + len(batch),
-        done.new + len({entry.key.digest for entry in batch} - set(before)),
-        done.conflicts + sum(not before[e.key.digest].agrees(e) for e in batch if e.key.digest in before),
-    )
+    # 3. Count new keys, and entries that disagree with the store.
+    new: set[str] = set()
+    conflicts = 0
+    for entry in batch:
+        digest = entry.key.digest
+        if digest not in before:
+            new.add(digest)
+        elif not before[digest].agrees(entry):
+            conflicts += 1
+    return Imported(done.read + len(batch), done.new + len(new), done.conflicts + conflicts)
 
 
 @contextmanager
@@ -190,7 +224,10 @@ def _lines(path: Path) -> Iterator[Iterator[bytes]]:
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             most = _RATIO * path.stat().st_size + _SLACK
-            yield _limited(path, gzip.GzipFile(fileobj=file) if packed else file, most)
+            source: IO[bytes] | gzip.GzipFile = file
+            if packed:
+                source = gzip.GzipFile(fileobj=file)
+            yield _limited(path, source, most)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -201,8 +238,10 @@ def _limited(path: Path, file: IO[bytes] | gzip.GzipFile, most: int) -> Iterator
     for number in itertools.count(1):
         line = file.readline(longest)
         total += len(line)
-        if len(line) == longest or total > most:
-            raise _bad(path, number, "it is larger than any export" if total > most else "the line is too long")
+        if total > most:
+            raise _bad(path, number, "it is larger than any export")
+        if len(line) == longest:
+            raise _bad(path, number, "the line is too long")
         if not line:
             return
         yield line
@@ -212,15 +251,15 @@ def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
-        raise _bad(path, number, "it is no JSON") from None
+        raise _bad(path, number, "it is not JSON") from None
     if not isinstance(fields, dict):
-        raise _bad(path, number, "it is no JSON object")
+        raise _bad(path, number, "it is not a JSON object")
     return fields
 
 
 def _check_header(path: Path, fields: dict[str, Any]) -> None:
     if fields.get("format") != FORMAT:
-        raise InputError(f"{str(path)!r} is no export of a cache: make one with prunesearch cache export FILE")
+        raise InputError(f"{str(path)!r} is not an export of a cache: make one with prunesearch cache export FILE")
     if fields.get("schema") != VERSION:
         raise InputError(
             f"{str(path)!r} has schema {str(fields.get('schema'))[:20]}, known is {VERSION}: upgrade prunesearch here, "
@@ -229,22 +268,26 @@ def _check_header(path: Path, fields: dict[str, Any]) -> None:
 
 
 def _entry(path: Path, number: int, fields: dict[str, Any]) -> Entry:
+    # 1. Check the form of each field.
     if set(fields) != _FIELDS:
-        raise _bad(path, number, "it has not the fields of an entry")
+        raise _bad(path, number, "it does not have the fields of an entry")
     digest, made, seconds = fields["key"], fields["made"], fields["seconds"]
     if not is_digest(digest) or not isinstance(fields["preimage"], str):
-        raise _bad(path, number, "its key is none")
-    # A clock that was ahead only lets an entry lose to others: the first that was made stays.
+        raise _bad(path, number, "its key is not valid")
+    # A time in the future is accepted. Such an entry only loses against others, because the earliest stays.
     if not _is_number(made, 0, _LATEST) or not _is_number(seconds, 0, _LATEST):
         raise _bad(path, number, "its times are impossible")
+    # 2. The key must be one that prunesearch makes.
     key = Key(digest, fields["preimage"])
     if key != Key.of(fields["preimage"]) or not _is_canonical(key.preimage):
         raise _bad(path, number, "its key is not that of its pre-image")
     kind = _kind(key.preimage)
     if kind is None:
-        raise _bad(path, number, "its pre-image is none of an evaluation")
+        raise _bad(path, number, "its pre-image is not that of an evaluation")
+    # 3. The value must look like a result of that kind.
     if not _is_text(fields["value"]) or not fits(kind, fields["value"]):
-        raise _bad(path, number, "its value is no result")
+        raise _bad(path, number, "its value is not a result")
+    # 4. The checksum must match.
     try:
         entry = Entry(key, fields["value"], seconds, made)
         sound = seal_of(entry) == fields["sha256"]
@@ -266,20 +309,28 @@ def _is_canonical(preimage: str) -> bool:
 
 
 def _kind(preimage: str) -> str | None:
-    """The kind of data that a key is of; None if it names no model or no kind, as words that can be shown."""
+    """Return the kind of data of a key. Return None if the key lacks a printable model or kind."""
+    # Keys of evaluations hold the kind in their chunk.
     fields = json.loads(preimage)
     chunk = fields.get("chunk")
-    kind = chunk.get("kind") if isinstance(chunk, dict) else fields.get("kind")
-    if not all(isinstance(word, str) and word and word.isprintable() for word in (kind, fields.get("model"))):
+    if not isinstance(chunk, dict):
+        chunk = None
+    kind = fields.get("kind") if chunk is None else chunk.get("kind")
+    if not (_is_label(kind) and _is_label(fields.get("model")) and _is_text(fields)):
         return None
-    if not _is_text(fields):
-        return None
-    # A scoring of ours always has a version; what has none is somebody's own, whose shapes are not known.
-    return str(kind) if not isinstance(chunk, dict) or "version" in chunk else f"unversioned {kind}"
+    # prunesearch always stores a version. A key without one was made by other software, whose values may
+    # have any shape.
+    if chunk is not None and "version" not in chunk:
+        return f"unversioned {kind}"
+    return str(kind)
+
+
+def _is_label(word: object) -> bool:
+    return isinstance(word, str) and word != "" and word.isprintable()
 
 
 def _is_text(value: object) -> bool:
-    """Whether all strings in a JSON value are text: half a surrogate pair is none, and cannot be stored or printed."""
+    """Return whether all strings in a JSON value can be encoded. Half a surrogate pair cannot."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):

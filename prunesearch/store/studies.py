@@ -1,10 +1,11 @@
-"""Studies in an Optuna RDB: opening the database, finding a study, and holding it to the recipe that made it."""
+"""Studies in an Optuna RDB: opens the database, finds studies, and checks that a study fits its recipe."""
 
 import hashlib
 import json
 import socket
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,22 +42,25 @@ from prunesearch.store.writers import Writer
 RECIPE_ATTR = "recipe"
 IDENTITY_ATTR = "identity"
 PLACES_ATTR = "places"
-"""User attribute of a study: by host, the absolute paths of its model and data, the latest first."""
-_PLACES_KEPT = 4  # of a host
+"""User attribute of a study: the absolute paths of its model and data on each host, the latest first."""
+_PLACES_KEPT = 4  # number of places that are kept for each host
 TRIALS_ATTR = "asked_trials"
-"""User attribute of a study: how many trials it shall have, as last asked."""
+"""User attribute of a study: the number of trials that was asked for last."""
 
 
 def open_storage(url: str, *, create: bool) -> RDBStorage:
     """Open the database of studies.
 
     Args:
-        create: make the file or tables if they are not there; else a missing SQLite file is an error.
+        url: SQLAlchemy URL of the database.
+        create: whether to make a missing SQLite file. If False, a missing file is an error.
 
     Raises:
-        StorageError: unknown URL, missing file, no access, or a schema of a newer Optuna.
+        StorageError: the URL is unknown, the file is missing, there is no access, or the schema is that
+            of a newer Optuna.
     """
     check_url(url)
+    # 1. Choose the options of the connection; a SQLite file needs its folder.
     options: dict[str, Any] = {"pool_pre_ping": True, "connect_args": postgres_arguments(url)}
     if file := sqlite_file(url):
         options = {"connect_args": {"timeout": 60}}
@@ -66,6 +70,7 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         except OSError as error:
             raise StorageError(f"cannot write to {str(file.parent)!r}: {error.strerror}") from None
+    # 2. Open the database, and turn each failure into one line.
     try:
         return _rdb(url, options)
     except (SQLAlchemyError, NoSuchModuleError, StorageInternalError) as error:
@@ -82,7 +87,8 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
 
 
 def _rdb(url: str, options: dict[str, Any]) -> RDBStorage:
-    """Open the database; when another process is just making its tables, wait for it (Optuna races here)."""
+    """Open the database. If another process is making its tables right now, wait for it."""
+    # Optuna itself fails when two processes make the tables at the same time.
     for _ in range(20):
         try:
             return StudyStorage(url, engine_kwargs=options)
@@ -102,12 +108,15 @@ def create_or_resume(
     metrics: Sequence[str],
     maximize: Sequence[bool],
 ) -> Study:
-    """Open the recipe's study, making it the first time.
+    """Open a study, or make it if it does not exist.
 
     Args:
-        identity: all that determines the trials: `Recipe.identity` and the digests of model and data.
-        metrics: what a dashboard calls the trials' values.
-        maximize: for each of them, whether more is better.
+        storage: database of the study.
+        name: name of the study.
+        recipe: recipe of the study.
+        identity: everything that determines the trials: `Recipe.identity`, and the digests of model and data.
+        metrics: names of the trials' values in a dashboard.
+        maximize: for each value, whether more is better.
 
     Raises:
         StudyError: a study of that name was made with another recipe, model or data.
@@ -117,32 +126,41 @@ def create_or_resume(
         if RECIPE_ATTR not in study.user_attrs:
             if study.get_trials(deepcopy=False):
                 raise StudyError(f"study {name!r} was not made by prunesearch: choose another name with --study")
-            return _inscribe(study, recipe, identity, metrics)  # a process was killed while it made the study
+            # A process was killed while it made the study.
+            return _inscribe(study, recipe, identity, metrics)
         refuse_other(study, identity)
         return study
-    directions = [StudyDirection.MAXIMIZE if more else StudyDirection.MINIMIZE for more in maximize]
+    directions = []
+    for more in maximize:
+        directions.append(StudyDirection.MAXIMIZE if more else StudyDirection.MINIMIZE)
     study = optuna.create_study(storage=storage, study_name=name, directions=directions)
     return _inscribe(study, recipe, identity, metrics)
 
 
 def refuse_other(study: Study, identity: dict[str, Any]) -> None:
-    """Refuse a study that was made otherwise, with the options that would resume it and a name for a new one.
+    """Refuse a study that was made with other settings than those that are asked for.
+
+    The message names the options that would resume the study, and a name for a new study.
 
     Args:
-        identity: all of what is asked, or the part that is known before the model is loaded.
+        study: the study.
+        identity: the whole identity, or the part that is known before the model is loaded.
 
     Raises:
-        StudyError: it was.
+        StudyError: the study was made with other settings.
     """
-    stored = identity_of(study)
-    # Of a part, only what is in it can differ; of the whole, also what it lacks.
-    whole = "model content" in identity
-    known = stored if whole else {name: value for name, value in stored.items() if name in identity}
+    known = identity_of(study)
+    # A whole identity also differs in the fields that it lacks. A part is compared field by field.
+    if "model content" not in identity:
+        known = {name: value for name, value in known.items() if name in identity}
     differing = differences(known, identity)
     if not differing:
         return
     name, recipe = study.study_name, recipe_of(study)
-    to_resume = [options] if (options := advice(known, identity)) else []
+    # Collect everything that is needed to resume the study.
+    to_resume = []
+    if options := advice(known, identity):
+        to_resume.append(options)
     if known.get("model content") != identity.get("model content"):
         to_resume.append(f"the model as it was when {recipe.model} was searched")
     if known.get("data content") != identity.get("data content"):
@@ -152,6 +170,7 @@ def refuse_other(study: Study, identity: dict[str, Any]) -> None:
         to_resume.append("the same --device and --dtype")
     if any(name.endswith(VERSION) and known[name] != identity.get(name) for name in known):
         to_resume.append("the versions of the libraries that it was made with")
+    # The suggested name for a new study depends on what is asked for.
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     raise StudyError(
         f"study {name!r} was made with another recipe ({'; '.join(differing)}): to resume it give "
@@ -160,13 +179,14 @@ def refuse_other(study: Study, identity: dict[str, Any]) -> None:
 
 
 def refuse_others(url: str, asked: Sequence[tuple[str, Recipe]]) -> None:
-    """Refuse, before anything is loaded, studies that were made with other recipes.
+    """Refuse studies that were made with other recipes, before a model is loaded.
 
     Args:
-        asked: names and recipes. A study that does not exist yet is fine.
+        url: SQLAlchemy URL of the database.
+        asked: names and recipes of the studies. A study that does not exist yet is accepted.
 
     Raises:
-        StudyError: a study was made otherwise.
+        StudyError: a study was made with another recipe.
         StorageError: see `open_storage`.
     """
     check_url(url)
@@ -185,7 +205,7 @@ def _inscribe(study: Study, recipe: Recipe, identity: dict[str, Any], metrics: S
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names(list(metrics))
-    # The recipe comes last: a study that has it is complete.
+    # The recipe is written last, so a study that has a recipe is complete.
     study.set_user_attr(IDENTITY_ATTR, json.dumps(identity, sort_keys=True))
     study.set_user_attr(RECIPE_ATTR, recipe.model_dump_json())
     return study
@@ -193,11 +213,11 @@ def _inscribe(study: Study, recipe: Recipe, identity: dict[str, Any], metrics: S
 
 @contextmanager
 def sole_writer(storage: RDBStorage, name: str) -> Iterator[None]:
-    """Hold a study for writing until the block or the process ends; see `writers`.
+    """Lock a study for writing until the block or the process ends; see `writers`.
 
     Raises:
-        StudyBusyError: another process holds it.
-        RunError: from what writes to the storage: the study has passed to another process.
+        StudyBusyError: another process writes the study.
+        RunError: raised by calls that write to the storage: another process has taken over the study.
     """
     with writers.held(storage.engine, name) as fence:
         if fence is None:
@@ -209,12 +229,12 @@ def sole_writer(storage: RDBStorage, name: str) -> Iterator[None]:
 
 
 def writer_of(storage: RDBStorage, name: str) -> Writer | None:
-    """The process that is searching a study; None if nobody is."""
+    """Return the process that is searching a study, or None."""
     return writers.writer_in(storage.engine, name)
 
 
 def is_complete(storage: RDBStorage, name: str, trials: int) -> bool:
-    """Whether a study has that many finished trials, so that a search of it only reports."""
+    """Return whether a study has that many finished trials. A search of such a study only reports."""
     if name not in optuna.get_all_study_names(storage):
         return False
     found = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
@@ -222,11 +242,16 @@ def is_complete(storage: RDBStorage, name: str, trials: int) -> bool:
 
 
 def refuse_busy(url: str, names: Sequence[str], trials: int) -> None:
-    """Refuse studies that another process is searching and that have more to do: before a model is loaded.
+    """Refuse unfinished studies that another process is searching, before a model is loaded.
+
+    Args:
+        url: SQLAlchemy URL of the database.
+        names: names of the studies.
+        trials: number of trials after which a study is finished.
 
     Raises:
         StorageError: see `open_storage`.
-        StudyBusyError: one is being searched.
+        StudyBusyError: another process is searching one of the studies.
     """
     check_url(url)
     if (file := sqlite_file(url)) and not file.exists():
@@ -240,10 +265,14 @@ def refuse_busy(url: str, names: Sequence[str], trials: int) -> None:
 
 @contextmanager
 def database_failures(name: str, storage: RDBStorage | None = None) -> Iterator[None]:
-    """Say in one line that the database failed under a running search, or lost its study.
+    """Turn errors of the database during a search into a message of one line.
+
+    Args:
+        name: name of the study.
+        storage: database of the study. With it, a study that was deleted is recognised.
 
     Raises:
-        RunError: the disk is full, the server is gone, or somebody has deleted the study.
+        RunError: the disk is full, the server does not answer, or the study was deleted.
     """
     try:
         yield
@@ -253,12 +282,13 @@ def database_failures(name: str, storage: RDBStorage | None = None) -> Iterator[
                 f"study {name!r} was deleted or renamed while it was searched; finished evaluations are in the cache: "
                 "run again to search it anew"
             ) from None
-        if isinstance(error, KeyError):  # of some other cause
+        # A KeyError that has another cause is not a failure of the database.
+        if isinstance(error, KeyError):
             raise
         reason = one_line(error.__cause__ or error)
         raise RunError(
             f"the database of study {name!r} failed ({reason}); finished evaluations are in the cache: "
-            "mend it and run again"
+            "fix it and run again"
         ) from None
 
 
@@ -273,7 +303,7 @@ def load(storage: RDBStorage, name: str) -> Study:
     """Open an existing study.
 
     Raises:
-        UnknownNameError: there is none of that name; the nearest is suggested.
+        UnknownNameError: there is no study of that name. The message suggests the nearest name.
     """
     names = optuna.get_all_study_names(storage)
     if name not in names:
@@ -282,10 +312,10 @@ def load(storage: RDBStorage, name: str) -> Study:
 
 
 def recipe_of(study: Study) -> Recipe:
-    """The recipe that a study was made with.
+    """Return the recipe that a study was made with.
 
     Raises:
-        StudyError: the study holds none.
+        StudyError: the study holds no recipe, or one that cannot be read.
     """
     text = study.user_attrs.get(RECIPE_ATTR)
     if text is None:
@@ -299,10 +329,10 @@ def recipe_of(study: Study) -> Recipe:
 
 
 def identity_of(study: Study) -> dict[str, Any]:
-    """All that determines the study's trials, digests of model and data included.
+    """Return everything that determines the study's trials, including the digests of model and data.
 
     Raises:
-        StudyError: the study holds none.
+        StudyError: the study holds no recipe.
     """
     recipe_of(study)
     identity: dict[str, Any] = json.loads(study.user_attrs[IDENTITY_ATTR])
@@ -310,39 +340,51 @@ def identity_of(study: Study) -> dict[str, Any]:
 
 
 def remembered(study: Study, name: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 (any JSON value)
-    """A value that is made when the study is new and stays the same ever after."""
+    """Return a value that is stored in the study. It is made by `make` the first time and never changes."""
     if name not in study.user_attrs:
         study.set_user_attr(name, json.dumps(make()))
     return json.loads(study.user_attrs[name])
 
 
 def remember_places(study: Study, recipe: Recipe) -> None:
-    """Note where this host has the recipe's model and data, so that they are found from every folder of it."""
+    """Store the absolute paths of the recipe's model and data on this host.
+
+    With them, the study can be resumed from any folder.
+    """
     places = _places_of(study)
-    own = {name: str(Path(value).absolute()) for name, value in _paths(recipe).items() if Path(value).exists()}
+    own = {}
+    for name, value in _paths(recipe).items():
+        if Path(value).exists():
+            own[name] = str(Path(value).absolute())
     host = socket.gethostname()
     before = places.get(host, [])
+    # The latest place comes first. Write only if it is a new one.
     if own and before[:1] != [own]:
-        places[host] = [own, *(place for place in before if place != own)][:_PLACES_KEPT]
+        older = [place for place in before if place != own]
+        places[host] = [own, *older][:_PLACES_KEPT]
         study.set_user_attr(PLACES_ATTR, json.dumps(places))
 
 
 def located(study: Study, given: Mapping[str, str | None], needed: Sequence[str] = PATHS) -> Recipe:
-    """A study's recipe, with its model and data where they are on this host.
+    """Return a study's recipe with the paths of its model and data on this host.
 
     Args:
-        given: where the user says they are, by the recipe's names; that goes first.
-        needed: what of them must be here.
+        study: the study.
+        given: paths that the user gave, by the recipe's names. They take precedence.
+        needed: names of the paths that must exist on this host.
 
     Raises:
-        StudyError: the model or the data is not here.
+        StudyError: a needed path does not exist on this host.
     """
     recipe, found = recipe_of(study), dict[str, Any]()
     for name, typed in _paths(recipe).items():
+        # 1. Use the path that the user gave. A revision belongs to the model of the recipe only.
         if given.get(name):
             found[name] = given[name]
-            found |= {"revision": None} if name == "model" else {}
+            if name == "model":
+                found["revision"] = None
             continue
+        # 2. Otherwise use the first known path that exists: of this host, of the recipe, of other hosts.
         own, others = _known_places(study, name)
         here = [path for path in (*own, typed, *others) if Path(path).exists()]
         if here:
@@ -357,11 +399,18 @@ def located(study: Study, given: Mapping[str, str | None], needed: Sequence[str]
 
 
 def _known_places(study: Study, name: str) -> tuple[list[str], list[str]]:
-    """Where this host had something, the latest first, and where others had it: their disk may be shared."""
+    """Return the known paths of the model or data on this host, the latest first, and on other hosts.
+
+    A path of another host may exist here, too, if the hosts share a disk.
+    """
     own: list[str] = []
     others: list[str] = []
     for host, places in _places_of(study).items():
-        (own if host == socket.gethostname() else others).extend(place[name] for place in places if name in place)
+        paths = [place[name] for place in places if name in place]
+        if host == socket.gethostname():
+            own += paths
+        else:
+            others += paths
     return own, others
 
 
@@ -371,23 +420,29 @@ def _places_of(study: Study) -> dict[str, list[dict[str, str]]]:
 
 
 def _paths(recipe: Recipe) -> dict[str, str]:
-    """What of a recipe may be a path."""
-    values = {name: getattr(recipe, name) for name in PATHS}
-    return {name: value for name, value in values.items() if value is not None}
+    """Return the settings of a recipe that may be paths."""
+    paths = {}
+    for name in PATHS:
+        value = getattr(recipe, name)
+        if value is not None:
+            paths[name] = value
+    return paths
 
 
 def last_failure(study: Study) -> str:
-    """Why the study's latest failed trial failed."""
+    """Return the reason why the study's latest failed trial failed."""
     failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    return str(failed[-1].user_attrs.get("failure", "no reason was kept")) if failed else "none failed"
+    if not failed:
+        return "none failed"
+    return str(failed[-1].user_attrs.get("failure", "no reason was kept"))
 
 
 def delete(storage: RDBStorage, name: str) -> None:
-    """Delete a study and its trials; evaluations stay in the cache.
+    """Delete a study and its trials. Evaluations stay in the cache.
 
     Raises:
-        UnknownNameError: there is none of that name.
-        StudyError: it is being searched.
+        UnknownNameError: there is no study of that name.
+        StudyError: the study is being searched.
     """
     load(storage, name)
     with sole_writer(storage, name):
@@ -399,13 +454,14 @@ class StudySummary:
     """One line of `prunesearch study list`.
 
     Attributes:
-        stones: pruned trials: partial subsets, and candidates that lost a race.
-        best_value, best_dropped: of the best trial; None where there is none, and for a Pareto study.
-        front: trials on the front of a Pareto study; 0 for others.
-        started: with its time zone.
-        running: trials that `writer` is evaluating; without a writer, trials that a killed search left, which the next
-            one finishes.
-        writer: the process that is searching the study.
+        stones: number of pruned trials: partial subsets, and candidates that lost a race.
+        best_value, best_dropped: value and dropped layers of the best trial. None if there is no best
+            trial, and for a Pareto study.
+        front: number of trials on the front of a Pareto study; 0 for other studies.
+        started: start of the first trial, with its time zone.
+        running: number of trials that `writer` is evaluating. Without a writer, the number of trials that
+            a killed search left. The next search finishes them.
+        writer: the process that is searching the study, or None.
     """
 
     name: str
@@ -425,37 +481,42 @@ class StudySummary:
 
 
 def summarise(study: Study) -> StudySummary:
-    """Count a study's trials and find its best.
+    """Count a study's trials and find its best trial.
 
     Raises:
         StudyError: the study holds no recipe.
     """
     recipe = recipe_of(study)
     trials = study.get_trials(deepcopy=False)
+    states = Counter(trial.state for trial in trials)
+    # A Pareto study has a front instead of a best trial.
     ranked = best_trials(study, None)
-    pareto = len(study.directions) > 1
-    best = [] if pareto else ranked[:1]
-    started = min((t.datetime_start for t in trials if t.datetime_start), default=None)
+    best_value, best_dropped, front = None, None, 0
+    if len(study.directions) > 1:
+        front = len(ranked)
+    elif ranked:
+        best_value, best_dropped = ranked[0].values[0], ranked[0].user_attrs.get("dropped")
+    starts = [trial.datetime_start for trial in trials if trial.datetime_start]
     return StudySummary(
         name=study.study_name,
         model=recipe.model,
         objective=recipe.task or recipe.objective,
         drop=recipe.drop,
         sampler=recipe.sampler,
-        trials=sum(t.state == TrialState.COMPLETE for t in trials),
-        running=sum(t.state == TrialState.RUNNING for t in trials),
-        failed=sum(t.state == TrialState.FAIL for t in trials),
-        stones=sum(t.state == TrialState.PRUNED for t in trials),
-        best_value=best[0].values[0] if best else None,
-        best_dropped=best[0].user_attrs.get("dropped") if best else None,
-        front=len(ranked) if pareto else 0,
-        started=None if started is None else started.astimezone(),
+        trials=states[TrialState.COMPLETE],
+        running=states[TrialState.RUNNING],
+        failed=states[TrialState.FAIL],
+        stones=states[TrialState.PRUNED],
+        best_value=best_value,
+        best_dropped=best_dropped,
+        front=front,
+        started=min(starts).astimezone() if starts else None,
         writer=writer_of(backend_of(study), study.study_name),
     )
 
 
 def summaries(storage: RDBStorage) -> list[StudySummary]:
-    """Every study that this version of prunesearch can read, by name."""
+    """Summarise every study that this version of prunesearch can read, in the order of names."""
     found = []
     for name in sorted(optuna.get_all_study_names(storage)):
         with suppress(StudyError):
@@ -464,7 +525,7 @@ def summaries(storage: RDBStorage) -> list[StudySummary]:
 
 
 def trial_document(trial: FrozenTrial) -> dict[str, Any]:
-    """A finished trial as JSON values."""
+    """Return a finished trial as JSON values."""
     dropped = trial.user_attrs.get("dropped", "")
     attributes = {name: value for name, value in trial.user_attrs.items() if name != "dropped"}
     values = list(trial.values or [])

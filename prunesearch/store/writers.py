@@ -1,14 +1,17 @@
-"""One writer per study: who may ask and tell, and who is doing so.
+"""Locks that allow one process to write a study at a time, and that show which process it is.
 
-SQLite serves one host. There the writer holds two locks of the operating system, which end with its process: one on a
-file beside the database, in which it writes who it is, and one on a byte far behind the end of the database itself. The
-second is the same lock under every name that the database has (links, ``..``) and cannot be deleted.
+SQLite serves one host. There the writer holds two locks of the operating system, which end with its
+process. The first is on a file next to the database, in which the writer stores its process id. The
+second is on a byte far after the end of the database itself. It is the same lock under every name of
+the database (links, ``..``), and it cannot be deleted.
 
-PostgreSQL serves many hosts, over connections that may break, and perhaps through a pool (PgBouncer) that gives every
-transaction another session. Locks of a session hold through neither. So the writer holds a lease: a row that it renews,
-that runs out by the database's clock, and whose token rises whenever it passes on. Every transaction that writes reads
-the row, and locks it until its end: a process that has lost the lease cannot write, and none gets it during a
-transaction. A lease passes on at once if its writer is known to be dead: a process of this host that is gone.
+PostgreSQL serves many hosts. Connections may break, and a pool such as PgBouncer may give every
+transaction another session. Locks of a session do not survive either of these. So the writer holds a
+lease: a row that it renews, and that runs out by the database's clock. The row's token rises whenever
+the lease passes on. Every transaction that writes reads the row, and locks it until the transaction
+ends. So a process that has lost the lease cannot write, and the lease cannot pass on during a
+transaction. If the writer was a process of this host that no longer exists, the lease passes on at
+once.
 """
 
 import contextlib
@@ -39,12 +42,12 @@ from prunesearch.recipe import slug
 from prunesearch.store.tables import PREFIX, connect
 
 TTL = 30.0
-"""Seconds until the study of a writer that is not heard of may pass on; it is renewed three times in that span."""
-_PATIENCE = 0.5  # seconds: whoever looks who the writer is holds its lock for a moment
+"""Lifetime of a writer's lease in seconds. The writer renews it three times in that span."""
+_PATIENCE = 0.5  # seconds to wait for a lock: a process that reads the writer's id holds it for a moment
 _SCHEMA_LOCK = 0x70727377  # PostgreSQL's advisory lock while the table is made: "prsw"
-_FIRST_BYTE = 2**40  # of the locks on a database file: SQLite's own lie about 2**30, the rest is our studies'
+_FIRST_BYTE = 2**40  # first byte of the locks on a database file; SQLite's own locks are near 2**30
 _FLOCK = "hhqqi4x"
-"""C's struct flock on 64-bit Linux: type, whence, start, length, process (0 for locks of an open file)."""
+"""C's struct flock on 64-bit Linux: type, whence, start, length, process (0 for a lock of an open file)."""
 _log = logging.getLogger(__name__)
 
 _METADATA = MetaData()
@@ -64,10 +67,12 @@ WRITERS = Table(
 
 @dataclass(frozen=True)
 class Writer:
-    """The process that writes a study; a field is None where the lock cannot tell.
+    """The process that writes a study. A field is None if it is unknown.
 
     Attributes:
-        since: seconds since 1970.
+        pid: process id.
+        host: name of the host.
+        since: time at which the process locked the study, in seconds since 1970.
     """
 
     pid: int | None = None
@@ -82,18 +87,18 @@ class Writer:
 
 
 Fence = Callable[[Connection], None]
-"""Called in a transaction before it is committed; raises if the study has another writer by now."""
+"""A check that is called in a transaction before it is committed. It raises if the study has another writer by now."""
 
 
 @contextmanager
 def held(engine: Engine, name: str) -> Iterator[Fence | None]:
-    """Hold a study for writing until the block or the process ends.
+    """Lock a study for writing until the block or the process ends.
 
     Yields:
-        What every transaction that writes must call; None where the lock cannot be lost.
+        The check that every transaction must call before it commits, or None if the lock cannot be lost.
 
     Raises:
-        StudyBusyError: another process holds it.
+        StudyBusyError: another process writes the study.
         StorageError: the lock file cannot be written.
     """
     if engine.dialect.name == "sqlite":
@@ -105,19 +110,24 @@ def held(engine: Engine, name: str) -> Iterator[Fence | None]:
 
 
 def writer_in(engine: Engine, name: str) -> Writer | None:
-    """The writer of a study; None while nobody writes it."""
+    """Return the writer of a study, or None if there is no writer."""
     if engine.dialect.name == "sqlite":
         file = _file_of(engine)
-        return None if file is None else _writer_of_file(file, name)
+        if file is None:
+            return None
+        return _writer_of_file(file, name)
     if not sqlalchemy.inspect(engine).has_table(WRITERS.name):
         return None
     with engine.connect() as connection:
         row = _row(connection, name)
-    return None if row is None or row.left <= 0 or _is_dead(row.process) else Writer(row.pid, row.host, row.since)
+    # A lease that has run out, and one of a dead process, do not count.
+    if row is None or row.left <= 0 or _is_dead(row.process):
+        return None
+    return _writer_of_row(row)
 
 
 def writer_at(url: str, name: str) -> Writer | None:
-    """The writer of a study in the database of a URL."""
+    """Return the writer of a study in the database of a URL, or None."""
     engine = connect(url)
     try:
         return writer_in(engine, name)
@@ -126,20 +136,23 @@ def writer_at(url: str, name: str) -> Writer | None:
 
 
 def busy(name: str, writer: Writer, more: str = "") -> StudyBusyError:
-    """The refusal of a study that somebody writes."""
+    """Return the error for a study that another process writes."""
     return StudyBusyError(f"study {name!r} is being searched by {writer}{more}: wait for it, or give --study NAME")
 
 
-# A file's locks
+# The locks on a SQLite file
 
 
 def _file_of(engine: Engine) -> Path | None:
-    return None if engine.url.database in (None, "", ":memory:") else Path(str(engine.url.database))
+    if engine.url.database in (None, "", ":memory:"):
+        return None
+    return Path(str(engine.url.database))
 
 
 @contextmanager
 def _held_file(file: Path | None, name: str) -> Iterator[None]:
-    if file is None:  # in memory: nobody else can reach it
+    # Other processes cannot reach a database in memory.
+    if file is None:
         yield
         return
     path = _lock_file(file, name)
@@ -148,16 +161,20 @@ def _held_file(file: Path | None, name: str) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"cannot write {str(path)!r} ({error.strerror}), which locks study {name!r}") from None
     try:
+        # 1. Lock the file next to the database.
         end = time.monotonic() + _PATIENCE
         while not _locked(lock, fcntl.LOCK_EX):
             if time.monotonic() > end:
                 raise busy(name, _read_writer(path))
             time.sleep(0.02)
+        # 2. Lock the byte of the database.
         with _held_byte(file, name) as is_held:
             if not is_held:
                 raise busy(name, Writer())
+            # 3. Store this process's id. If the disk is full, other processes find the study locked by an
+            # unknown process.
             me = {"pid": os.getpid(), "host": platform.node(), "since": round(time.time(), 3)}
-            with contextlib.suppress(OSError):  # a full disk: others learn that the study is held, but not by whom
+            with contextlib.suppress(OSError):
                 os.pwrite(lock, json.dumps(me).encode(), 0)
             try:
                 yield
@@ -170,15 +187,21 @@ def _held_file(file: Path | None, name: str) -> Iterator[None]:
 
 def _writer_of_file(file: Path, name: str) -> Writer | None:
     path = _lock_file(file, name)
+    # 1. The lock on the byte decides, if it can be read.
     with _handle_of(file) as handle:
         if handle is not None:
-            return _read_writer(path) if _is_byte_locked(handle, name) else None
+            if _is_byte_locked(handle, name):
+                return _read_writer(path)
+            return None
+    # 2. Otherwise try the lock on the file next to the database.
     try:
         lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
-        return None  # there has been no writer yet
+        return None  # the study has had no writer yet
     try:
-        return None if _locked(lock, fcntl.LOCK_SH) else _read_writer(path)
+        if _locked(lock, fcntl.LOCK_SH):
+            return None
+        return _read_writer(path)
     finally:
         os.close(lock)
 
@@ -208,21 +231,27 @@ def _read_writer(path: Path) -> Writer:
 
 
 _handles: dict[tuple[int, int], list[int]] = {}
-"""Open handles of database files, free to use, by device and inode.
+"""Open handles of database files that are not in use, by device and inode.
 
-They are never closed: closing any handle of a file drops the locks that SQLite holds on it in this process.
+They are never closed: closing any handle of a file drops the locks that SQLite holds on it in this
+process.
 """
 _handles_lock = threading.Lock()
-os.register_at_fork(after_in_child=_handles.clear)  # or a child would hold locks by its parent's handles
+# Otherwise a child process would hold locks through the handles of its parent.
+os.register_at_fork(after_in_child=_handles.clear)
 
 
 @contextmanager
 def _handle_of(file: Path) -> Iterator[int | None]:
-    """A handle of a database file to lock bytes by; None where that does not work, so that the lock file must do."""
+    """Yield a handle of a database file on which bytes can be locked.
+
+    Yield None if the system or the file does not allow this. Then the lock file alone is used.
+    """
     free: list[int] = []
     handle = None
     if hasattr(fcntl, "F_OFD_SETLK"):  # Linux
-        with _handles_lock, contextlib.suppress(OSError):  # not there, or not ours to write
+        # The file may be missing, or not writable.
+        with _handles_lock, contextlib.suppress(OSError):
             info = file.stat()
             free = _handles.setdefault((info.st_dev, info.st_ino), [])
             handle = free.pop() if free else os.open(file, os.O_RDWR)
@@ -236,7 +265,11 @@ def _handle_of(file: Path) -> Iterator[int | None]:
 
 @contextmanager
 def _held_byte(file: Path, name: str) -> Iterator[bool]:
-    """Lock a byte of the database for a study; False if another process, or another holder of this one, has it."""
+    """Lock a byte of the database for a study.
+
+    Yields:
+        False if another process, or another thread of this process, holds the lock.
+    """
     with _handle_of(file) as handle:
         if handle is None:
             yield True
@@ -252,7 +285,8 @@ def _lock_byte(handle: int, kind: int, name: str) -> bool:
         fcntl.fcntl(handle, fcntl.F_OFD_SETLK, _byte_lock(kind, name))
     except (BlockingIOError, PermissionError):
         return False
-    except OSError:  # a file system without such locks: the lock file must do
+    except OSError:
+        # The file system has no such locks, so the lock file alone decides.
         return True
     return True
 
@@ -267,7 +301,7 @@ def _byte_lock(kind: int, name: str) -> bytes:
     return struct.pack(_FLOCK, kind, os.SEEK_SET, start, 1, 0)
 
 
-# A database's lease
+# The lease in a PostgreSQL database
 
 
 def _now() -> sqlalchemy.ColumnElement[float]:
@@ -290,7 +324,7 @@ def _held_lease(engine: Engine, name: str) -> Iterator[Fence]:
 
 
 class _Lease:
-    """A study's row in the table of writers."""
+    """The lease on a study: its row in the table of writers."""
 
     def __init__(self, engine: Engine, name: str) -> None:
         self._engine, self._name = engine, name
@@ -298,26 +332,35 @@ class _Lease:
         self._token = 0
 
     def acquire(self) -> None:
-        """Get the lease.
+        """Acquire the lease.
 
         Raises:
-            StudyBusyError: another process has it.
+            StudyBusyError: another process holds the lease.
         """
         self._make_table()
+        row = None
         with self._engine.begin() as connection:
+            # 1. Take the lease if it is free, or has run out.
             token = self._claim(connection, WRITERS.c.expires <= _now())
-            row = None if token is not None else _row(connection, self._name)
+            if token is None:
+                row = _row(connection, self._name)
+            # 2. Take it from a process of this host that is dead, unless another process was faster.
             if row is not None and _is_dead(row.process):
                 same = sqlalchemy.and_(WRITERS.c.owner == row.owner, WRITERS.c.token == row.token)
                 token = self._claim(connection, same)
+        # 3. Otherwise say which process holds it, and for how long.
         if token is None:
-            writer = Writer() if row is None else Writer(row.pid, row.host, row.since)
+            writer = _writer_of_row(row)
             left = max(1.0, TTL if row is None else row.left)
             raise busy(self._name, writer, f"; should that be dead, the study is free in {left:.0f} s")
         self._token = token
 
     def _claim(self, connection: Connection, free: sqlalchemy.ColumnElement[bool]) -> int | None:
-        """Take the row if it is not there, or free; the token, or None."""
+        """Take the row if it does not exist, or if `free` is true of it.
+
+        Returns:
+            The token of the lease, or None if the row was not taken.
+        """
         mine: dict[str, Any] = {
             "owner": self._owner,
             "expires": _now() + TTL,
@@ -347,7 +390,7 @@ class _Lease:
         )
 
     def keep(self, ended: threading.Event) -> None:
-        """Renew the lease until that is no longer wanted."""
+        """Renew the lease until `ended` is set."""
         complaint = ""
         while not ended.wait(TTL / 3):
             try:
@@ -361,35 +404,46 @@ class _Lease:
                     )
 
     def check(self, connection: Connection) -> None:
-        """See that the lease is held, and hold it until the transaction ends. One that has run out, and has no new
-        owner, is still held.
+        """Check that the lease is held, and keep it until the transaction ends.
+
+        A lease that has run out, but has no new owner, is still held.
 
         Raises:
-            RunError: another process has taken over.
+            RunError: another process has taken over the study.
         """
+        # The query locks the row, so that the lease cannot pass on before the transaction ends.
         found = connection.execute(sqlalchemy.select(WRITERS.c.token).where(self._mine).with_for_update(read=True))
         if found.first() is None:
-            row = _row(connection, self._name)
-            writer = Writer() if row is None else Writer(row.pid, row.host, row.since)
+            writer = _writer_of_row(_row(connection, self._name))
             raise RunError(
                 f"study {self._name!r} was taken over by {writer}, since this one was not heard of for {TTL:.0f} s; "
                 "its finished trials are kept: run it again when the other is done"
             )
 
     def release(self) -> None:
-        """Let others have the study. The row stays, so that its token goes on rising."""
-        with contextlib.suppress(SQLAlchemyError), self._engine.begin() as connection:  # it runs out by itself
+        """Release the lease. The row stays, so that its token goes on rising."""
+        # If the database does not work, the lease runs out by itself.
+        with contextlib.suppress(SQLAlchemyError), self._engine.begin() as connection:
             connection.execute(WRITERS.update().where(self._mine).values(expires=0.0))
 
 
 def _row(connection: Connection, name: str) -> Any:  # noqa: ANN401 (a row)
-    """A study's row, and how many seconds its lease will live."""
+    """Return a study's row, or None. Its column ``left`` is the rest of the lease's lifetime in seconds."""
     columns = sqlalchemy.select(WRITERS, (WRITERS.c.expires - _now()).label("left"))
     return connection.execute(columns.where(WRITERS.c.study == name)).first()
 
 
+def _writer_of_row(row: Any) -> Writer:  # noqa: ANN401 (a row or None)
+    if row is None:
+        return Writer()
+    return Writer(row.pid, row.host, row.since)
+
+
 def _this_process() -> str:
-    """What names this process among all of all hosts, also after a restart; empty where that is not known."""
+    """Return an identifier of this process that is unique among all hosts and across restarts.
+
+    It is empty if the system does not provide one.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()} {os.getpid()} {_started(os.getpid())}"
@@ -398,7 +452,10 @@ def _this_process() -> str:
 
 
 def _is_dead(process: str) -> bool:
-    """Whether a process is known to be gone: it ran on this host, among the processes that are seen here."""
+    """Return whether a process is known to be gone.
+
+    This is known only of processes that ran on this host, in this process namespace.
+    """
     mine, words = _this_process().split(" "), process.split(" ")
     if len(words) != 4 or len(mine) != 4 or words[:2] != mine[:2] or not words[2].isdecimal():
         return False
@@ -406,9 +463,13 @@ def _is_dead(process: str) -> bool:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in ticks since the host did; empty if it is gone."""
+    """Return the start time of a process in ticks since the host started; empty if the process is gone."""
+    # The name of the process, in parentheses, may contain blanks.
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # its name may have blanks
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "" if fields[0] in "ZX" else fields[19]
+    # A zombie counts as gone.
+    if fields[0] in "ZX":
+        return ""
+    return fields[19]

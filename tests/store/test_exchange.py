@@ -96,19 +96,19 @@ FORGERIES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "value": (lambda x: [x[0], forged(x[1], value=[[9]]), *x[2:]], "line 2: it does not match its checksum"),
     "checksum": (lambda x: [x[0], forged(x[1], sha256="0" * 64), *x[2:]], "does not match its checksum"),
     "key": (lambda x: [x[0], forged(x[1], key="0" * 64), *x[2:]], "its key is not that of its pre-image"),
-    "no key": (lambda x: [x[0], forged(x[1], key="../../etc/passwd"), *x[2:]], "its key is none"),
+    "no key": (lambda x: [x[0], forged(x[1], key="../../etc/passwd"), *x[2:]], "its key is not valid"),
     "pre-image": (lambda x: [x[0], forged(x[1], preimage="{}"), *x[2:]], "its key is not that"),
     "future": (lambda x: [x[0], forged(x[1], made=9e12), *x[2:]], "its times are impossible"),
     "NaN": (lambda x: [x[0], forged(x[1], seconds=float("nan")), *x[2:]], "its times are impossible"),
-    "code": (lambda x: [x[0], forged(x[1], value={"a": {"b": 1}}), *x[2:]], "its value is no result"),
-    "field": (lambda x: [x[0], forged(x[1], more=1), *x[2:]], "it has not the fields of an entry"),
-    "deep": (lambda x: [x[0], "[" * 100_000, *x[2:]], "line 2: it is no JSON"),
-    "binary": (lambda x: [x[0], "\x00\x01", *x[2:]], "line 2: it is no JSON"),
+    "code": (lambda x: [x[0], forged(x[1], value={"a": {"b": 1}}), *x[2:]], "its value is not a result"),
+    "field": (lambda x: [x[0], forged(x[1], more=1), *x[2:]], "it does not have the fields of an entry"),
+    "deep": (lambda x: [x[0], "[" * 100_000, *x[2:]], "line 2: it is not JSON"),
+    "binary": (lambda x: [x[0], "\x00\x01", *x[2:]], "line 2: it is not JSON"),
     "dropped line": (lambda x: [x[0], *x[2:]], "line 6: the file does not match its checksum"),
     "order": (lambda x: [x[0], x[2], x[1], *x[3:]], "the file does not match its checksum"),
     "cut": (lambda x: x[:-1], "is cut short"),
     "longer": (lambda x: [*x, x[1]], "something follows the last line"),
-    "other file": (lambda x: ['{"name":"x"}'], "is no export of a cache"),
+    "other file": (lambda x: ['{"name":"x"}'], "is not an export of a cache"),
     "newer": (lambda x: ['{"format":"prunesearch evaluations","schema":2}', *x[1:]], "schema 2, known is 1: upgrade"),
     "long line": (lambda x: [x[0], "1" * 20_000_000, *x[2:]], "the line is too long"),
 }
@@ -133,7 +133,7 @@ def test_bombs_and_broken_archives_are_refused(tmp_path: Path) -> None:
         for _ in range(3000):
             file.write(b" " * 99_999 + b"\n")
     with closing(DiskTier(tmp_path / "b")) as tier:
-        with pytest.raises(InputError, match="it is no JSON"):
+        with pytest.raises(InputError, match="it is not JSON"):
             merge([bomb], [tier])
         cut = tmp_path / "cut.jsonl.gz"
         cut.write_bytes(bomb.read_bytes()[:-2000])
@@ -268,7 +268,7 @@ def test_an_import_that_fails_half_way_says_what_is_there(
     lines = exported.read_text().splitlines()
     exported.write_text("\n".join([*lines[:4], "nonsense"]))  # changed after it was checked
     with closing(DiskTier(tmp_path / "b")) as tier:
-        with pytest.raises(RunError, match="line 5: it is no JSON; 2 entries were imported before that and stay"):
+        with pytest.raises(RunError, match="line 5: it is not JSON; 2 entries were imported before that and stay"):
             add([exported], [tier])
         assert len(tier) == 2
 
@@ -296,7 +296,7 @@ def test_an_export_follows_no_link_and_replaces_no_device(tmp_path: Path, export
     (tmp_path / "out.jsonl").symlink_to(victim)
     with closing(DiskTier(tmp_path / "a")) as tier:
         export([tier], tmp_path / "out.jsonl")
-        with pytest.raises(RunError, match="is no ordinary file"):
+        with pytest.raises(RunError, match="is not a regular file"):
             export([tier], Path("/dev/null"))
     assert victim.read_text() == "precious"
     assert (tmp_path / "out.jsonl").read_bytes() == exported.read_bytes()
