@@ -31,7 +31,7 @@ def stats(cache: str, storage: str, as_json: bool) -> None:
     from prunesearch.store import census
     from prunesearch.store.places import Places
 
-    # 1. Read the studies and the tiers of the cache. The first tier has all entries.
+    # 1. Read the studies and the tiers of the cache. The first tier is the shared one, if there is one.
     places = Places.parse(cache)
     studies = census.studies_of(storage)
     alarms: Counter[str] = Counter(damage=0, disagreement=0)

@@ -1,4 +1,4 @@
-"""What went wrong in a store and must be looked at: damage that was taken out, and values that disagree."""
+"""Reports of what went wrong in a store: entries that were damaged, and values that disagree."""
 
 import json
 import logging
@@ -11,19 +11,19 @@ from typing import Any, Self
 from prunesearch.store.entry import Entry
 
 DAMAGE, DISAGREEMENT = "damage", "disagreement"
-_MOST = 2**16  # characters of a damaged row that are kept
+_MOST = 2**16  # largest number of characters of a damaged row that are kept
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """One thing to look at.
+    """A report that a user should look at.
 
     Attributes:
         kind: `DAMAGE` or `DISAGREEMENT`.
-        key: digest of the entry, or the name of the file.
-        detail: what was found: the damaged row; the value that stays and the one that came later.
-        at: when, seconds since 1970.
+        key: digest of the entry, or name of the file.
+        detail: the damaged row, or the value that stays and the value that disagrees with it.
+        at: time of the report in seconds since 1970.
     """
 
     kind: str
@@ -33,17 +33,18 @@ class Alarm:
 
     @classmethod
     def damage(cls, key: object, found: object) -> Self:
-        """An entry that cannot be trusted was taken out."""
-        return cls(DAMAGE, str(key)[:100], (found if isinstance(found, str) else repr(found))[:_MOST], time.time())
+        """Make the report of a damaged entry that was removed."""
+        text = found if isinstance(found, str) else repr(found)
+        return cls(DAMAGE, str(key)[:100], text[:_MOST], time.time())
 
     @classmethod
     def disagreement(cls, stays: Entry, other: Entry) -> Self:
-        """The same key was computed twice, with values that differ by more than the tolerance."""
+        """Make the report of two values of one key that differ by more than the tolerance."""
         detail = json.dumps({"preimage": stays.key.preimage, "stays": stays.value, "other": other.value})
         return cls(DISAGREEMENT, stays.key.digest, detail[:_MOST], time.time())
 
     def say(self, where: str) -> None:
-        """Warn whoever watches."""
+        """Log the report as a warning."""
         if self.kind == DAMAGE:
             _log.warning("damaged entry %s was taken out of %s and will be computed again", self.key[:12], where)
         else:
@@ -55,15 +56,18 @@ class Alarm:
 
 
 class AlarmFile:
-    """Alarms as JSON lines, one write each, in a folder."""
+    """A file of alarms as JSON lines. Each line is written by one call."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def add(self, alarm: Alarm) -> None:
-        """Keep an alarm. A disk that takes no more is said by the log alone: the alarm is not what must be saved."""
-        if alarm.kind == DISAGREEMENT and any((a.key, a.detail) == (alarm.key, alarm.detail) for a in self.read()):
-            return  # the same two values, once more
+        """Append an alarm to the file and log it. If the disk does not work, log only."""
+        # Report the same two values once.
+        if alarm.kind == DISAGREEMENT:
+            for known in self.read():
+                if (known.key, known.detail) == (alarm.key, alarm.detail):
+                    return
         alarm.say(str(self.path.parent))
         line = json.dumps(asdict(alarm), ensure_ascii=True) + "\n"
         try:
@@ -77,7 +81,7 @@ class AlarmFile:
             _log.warning("the alarm could not be kept: %s", error.strerror)
 
     def read(self) -> list[Alarm]:
-        """All alarms that can be read, oldest first."""
+        """Return all alarms that can be read, oldest first."""
         try:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:

@@ -1,4 +1,4 @@
-"""What a cache holds and what it has saved; checking it and thinning it out."""
+"""Statistics of a cache, its verification, import, and the removal of old entries."""
 
 import contextlib
 import json
@@ -31,18 +31,19 @@ from prunesearch.store.tier import Group, Readable, Tier
 from prunesearch.store.tiers import UNSENT
 
 NAMES = "names"
-"""Folder of a cache in which the names of models lie, a file for each, by their fingerprints."""
+"""Folder of a cache with the names of models: one file for each model, named by its fingerprint."""
 _OPTUNA_TABLES = ("studies", "trials", "study_user_attributes", "trial_user_attributes")
 
 
 @dataclass(frozen=True)
 class StudyUse:
-    """What the cache did for a study.
+    """Use of the cache by a study.
 
     Attributes:
-        hits, computed: finished trials that were found in it, and that were scored.
-        saved_seconds: what the hits took when they were computed.
-        running: trials that are being evaluated, or were when their search was killed.
+        study: name of the study.
+        hits, computed: number of finished trials that were found in the cache, and that were computed.
+        saved_seconds: time that the computation of the hits took.
+        running: number of trials that are being evaluated, or that a killed search left.
     """
 
     study: str
@@ -53,22 +54,23 @@ class StudyUse:
 
     @property
     def hit_rate(self) -> float:
-        """Share of the finished trials that were found."""
+        """Share of the finished trials that were found in the cache."""
         return self.hits / max(1, self.hits + self.computed)
 
 
 @contextmanager
 def reading(places: Places) -> Iterator[list[Readable]]:
-    """The tiers of an existing cache, the shared one first.
+    """Open the tiers of an existing cache for reading, the shared one first.
 
     Raises:
-        StorageError: there is no cache.
+        StorageError: the cache does not exist.
     """
     tiers: list[Readable] = []
     if places.url is not None:
         tiers.append(SqlTier(places.url))
+    # Opening the tier copies the sound entries of a damaged file back.
     if repair.unsalvaged(places.folder):
-        DiskTier(places.folder).close()  # which first copies back what is sound
+        DiskTier(places.folder).close()
     if (places.folder / FILE).is_file():
         tiers.append(DiskFile(places.folder))
     if not tiers:
@@ -82,10 +84,10 @@ def reading(places: Places) -> Iterator[list[Readable]]:
 
 @dataclass(frozen=True)
 class Studies:
-    """What the study database says about the use of the cache.
+    """Use of the cache by all studies of a database.
 
     Attributes:
-        uses: one per study, by name.
+        uses: use by each study, in the order of names.
         models: names of models by the fingerprint of their content.
     """
 
@@ -94,10 +96,12 @@ class Studies:
 
 
 def studies_of(url: str) -> Studies:
-    """Read a study database, where there is one. Plain SQL on Optuna's tables: they are read in a moment.
+    """Read the use of the cache from a database of studies. The result is empty if there is no database.
+
+    Plain SQL on Optuna's tables is used, because it is fast.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the database cannot be read.
     """
     check_url(url)
     if (file := sqlite_file(url)) and not file.is_file():
@@ -111,6 +115,7 @@ def studies_of(url: str) -> Studies:
             if not set(_OPTUNA_TABLES) <= set(sqlalchemy.inspect(connection).get_table_names()):
                 return Studies((), {})
             ours = _ours(connection)
+            # Studies that tune a healing are recognised by another attribute.
             tuned = connection.exec_driver_sql(
                 "SELECT s.study_name FROM studies s JOIN study_user_attributes a ON a.study_id = s.study_id "
                 "WHERE a.key = 'healing'"
@@ -125,7 +130,10 @@ def studies_of(url: str) -> Studies:
 
 
 def _ours(connection: Connection) -> dict[str, dict[str, Any]]:
-    """Identity and recipe of the studies that prunesearch made, by name. Others may keep anything by these words."""
+    """Return the identity and the recipe of each study that prunesearch made, by name.
+
+    Other software may store anything under these keys, so studies without both of them are left out.
+    """
     found: dict[str, dict[str, Any]] = defaultdict(dict)
     for study, key, text in connection.exec_driver_sql(
         "SELECT s.study_name, a.key, a.value_json FROM studies s JOIN study_user_attributes a "
@@ -138,20 +146,24 @@ def _ours(connection: Connection) -> dict[str, dict[str, Any]]:
 
 
 def _parsed(text: object) -> object:
-    """The JSON value of a text; None if it is none."""
+    """Parse a JSON text. Return None if the value is not JSON."""
+    if not isinstance(text, str):
+        return None
     try:
-        return json.loads(text) if isinstance(text, str) else None
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
 
 def _uses(connection: Connection, names: set[str]) -> Iterator[StudyUse]:
     joined = "FROM studies s JOIN trials t ON t.study_id = s.study_id"
+    # 1. Count running trials.
     running = dict.fromkeys(names, 0)
     for name, count in connection.exec_driver_sql(
         f"SELECT s.study_name, COUNT(*) {joined} WHERE t.state = 'RUNNING' GROUP BY s.study_name"
     ):
         running[name] = count
+    # 2. Count hits and computed trials, and add up the time that the hits saved.
     attributes = f"{joined} JOIN trial_user_attributes a ON a.trial_id = t.trial_id"
     counts: dict[tuple[str, object], int] = {}
     saved: dict[str, float] = defaultdict(float)
@@ -164,6 +176,7 @@ def _uses(connection: Connection, names: set[str]) -> Iterator[StudyUse]:
             counts[name, value] = count
         elif key == "saved_seconds" and isinstance(value, int | float) and math.isfinite(value):
             saved[name] += value * count
+    # 3. Collect the figures of each study.
     for name in sorted(names):
         hits, computed = counts.get((name, "hit"), 0), counts.get((name, "computed"), 0)
         yield StudyUse(name, hits, computed, saved[name], running[name])
@@ -179,10 +192,14 @@ def _models(ours: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def remember_name(folder: Path, fingerprint: str, name: str) -> None:
-    """Keep the name of a model that no study names, for `named`. It is for people: where it cannot be kept, none is.
+    """Store the name of a model that has no study, for `named`.
+
+    The name is shown to users only, so an error of the disk is ignored.
 
     Args:
-        folder: of the cache.
+        folder: folder of the cache.
+        fingerprint: fingerprint of the model.
+        name: name or path of the model.
     """
     path = folder / NAMES / fingerprint
     if path.exists():
@@ -194,45 +211,53 @@ def remember_name(folder: Path, fingerprint: str, name: str) -> None:
 
 
 def named(folder: Path, fingerprint: str) -> str:
-    """A model's name, or the beginning of its fingerprint where none is known."""
+    """Return a model's name, or the beginning of its fingerprint if the name is unknown."""
     name = ""
     if is_digest(fingerprint):
         with suppress(OSError):
             name = (folder / NAMES / fingerprint).read_text(encoding="utf-8", errors="replace")[:100].strip()
-    return name if name.isprintable() and name else fingerprint[:12]
+    if name and name.isprintable():
+        return name
+    return fingerprint[:12]
 
 
 def total(groups: list[Group]) -> tuple[int, int]:
-    """Entries and bytes in all."""
+    """Return the total number of entries and their total size in bytes."""
     return sum(group.entries for group in groups), sum(group.bytes for group in groups)
 
 
 def unsent(places: Places) -> int:
-    """Entries that wait on this machine for the shared cache."""
+    """Return the number of entries on this machine that wait for the shared cache."""
     folder = places.folder / UNSENT
-    return len(DiskFile(folder)) if (folder / FILE).is_file() else 0
+    if not (folder / FILE).is_file():
+        return 0
+    return len(DiskFile(folder))
 
 
 def verified(places: Places) -> dict[str, Any]:
-    """Check every entry of every tier, and take damaged ones out.
+    """Check every entry of every tier, and remove damaged entries.
 
     Returns:
-        Per tier what is sound, what was damaged and what the database says of its file; and all alarms so far.
+        For each tier the number of sound and of damaged entries, and the faults of its file. All alarms.
     """
+    # 1. Refuse to make a cache that does not exist.
     with reading(places):
-        pass  # there is a cache to check
+        pass
+    # 2. Open all tiers, including the entries that wait for the shared cache.
     tiers = []
     alarms: list[Alarm] = []
     with writing(places) as opened, contextlib.ExitStack() as closing:
         if (places.folder / UNSENT / FILE).is_file():
             opened.append(closing.enter_context(contextlib.closing(DiskTier(places.folder / UNSENT))))
+        # 3. Check the file and the entries of each tier.
         for tier in opened:
             faults = tier.check()
             if faults and isinstance(tier, DiskTier):
                 tier.rebuild()
             damaged = _damaged(tier)
             tier.take_out(damaged)
-            if damaged and isinstance(tier, DiskTier) and _damaged(tier):  # rows without a key that could be named
+            # Rows with foreign keys cannot be removed one by one.
+            if damaged and isinstance(tier, DiskTier) and _damaged(tier):
                 tier.rebuild()
             tiers.append({"place": tier.name, "sound": len(tier), "damaged": len(damaged), "file": faults})
             alarms += tier.read_alarms()
@@ -245,7 +270,7 @@ def _damaged(tier: Tier) -> list[str]:
 
 @contextmanager
 def writing(places: Places) -> Iterator[list[Tier]]:
-    """All tiers of a cache, open for writing, the shared one first."""
+    """Open all tiers of a cache for writing, the shared one first."""
     tiers: list[Tier] = []
     try:
         if places.url is not None:
@@ -258,10 +283,12 @@ def writing(places: Places) -> Iterator[list[Tier]]:
 
 
 def merge(places: Places, paths: Sequence[Path]) -> exchange.Imported:
-    """Add exported files to a cache, which is made if it is not there; first every file is checked to its end.
+    """Add exported files to a cache. The cache is made if it does not exist.
+
+    Every file is checked to its end before anything is written.
 
     Raises:
-        InputError: a file is not sound; nothing was written.
+        InputError: a file is not sound. Nothing was written.
     """
     exchange.check(paths)
     with writing(places) as tiers:
@@ -269,13 +296,20 @@ def merge(places: Places, paths: Sequence[Path]) -> exchange.Imported:
 
 
 def sweep(places: Places, before: float) -> dict[str, Any]:
-    """Remove what was stored before a time (seconds since 1970), and what dead processes left.
+    """Remove old entries, leases that have run out, and files of dead processes.
+
+    Args:
+        places: location of the cache.
+        before: time in seconds since 1970. Entries that were stored earlier are removed.
 
     Returns:
-        How many entries (of the shared cache, where there is one), leases, owners and quarantined files are gone.
+        The numbers of entries (of the shared cache, if there is one), leases, owners and quarantined files
+        that were removed.
     """
+    # 1. Refuse to make a cache that does not exist.
     with reading(places):
-        pass  # there is a cache to thin out
+        pass
+    # 2. Remove entries, and leases in the database.
     counts, leases = [], 0
     with writing(places) as tiers:
         for tier in tiers:
@@ -284,6 +318,7 @@ def sweep(places: Places, before: float) -> dict[str, Any]:
             counts.append(len(old))
             if isinstance(tier, SqlTier):
                 leases += Leases(tier.engine, tier.name).sweep()
+    # 3. Remove leases in the folder, and the lock files of dead owners.
     local = folder_leases(places.folder)
     leases += local.sweep()
     presence = Presence(places.folder)
@@ -293,20 +328,22 @@ def sweep(places: Places, before: float) -> dict[str, Any]:
         presence.bury(owner)
     presence.leave()
     local.engine.dispose()
-    return {
-        "entries": counts[0],
-        "leases": leases,
-        "owners": len(dead),
-        "quarantined": sum(_sweep_quarantine(folder, before) for folder in (places.folder, places.folder / UNSENT)),
-    }
+    # 4. Remove damaged files.
+    files = _sweep_quarantine(places.folder, before)
+    files += _sweep_quarantine(places.folder / UNSENT, before)
+    return {"entries": counts[0], "leases": leases, "owners": len(dead), "quarantined": files}
 
 
 def _sweep_quarantine(folder: Path, before: float) -> int:
-    """Delete damaged files that were set aside before a time, if all that is sound in them is in the cache."""
+    """Delete the damaged files that were moved to quarantine before a time.
+
+    A file is kept while the cache may lack some of its sound entries.
+    """
     waiting = set(repair.unsalvaged(folder))
     count = 0
     for place in repair.quarantined(folder):
-        with contextlib.suppress(FileNotFoundError):  # another process is sweeping too
+        # Another process may delete the same files.
+        with contextlib.suppress(FileNotFoundError):
             if place not in waiting and place.stat().st_mtime < before:
                 shutil.rmtree(place)
                 count += 1

@@ -1,6 +1,7 @@
-"""Places where a process can be made to die or to stop, to see that nothing is lost: reachable under test only.
+"""Failpoints: named places where a test makes the process die or stop, to check that no result is lost.
 
-The package names the points and never arms them; a test enforces that. No option and no environment variable does.
+The package names the points, but only tests arm them. A test enforces that. There is no option and no
+environment variable that arms them.
 """
 
 from collections.abc import Callable
@@ -11,19 +12,19 @@ POINTS = (
 )
 
 Action = Callable[[str, str], None]
-"""Called with the point's name and what the code is about there: a key's digest, or a trial's number."""
+"""Called with the name of the point and its subject: a key's digest, or a trial's number."""
 
 _action: Action | None = None
 
 
 def arm(action: Action | None) -> None:
-    """Have `action` called at every point of this process; None disarms."""
+    """Call `action` at every point of this process from now on. None disarms all points."""
     global _action
     _action = action
 
 
 def reach(point: str, subject: str = "") -> None:
-    """Say that the code has come to a point."""
+    """Call the armed action, if any, because the code has reached a point."""
     if _action is not None:
         assert point in POINTS, point
         _action(point, subject)

@@ -1,8 +1,8 @@
-"""Files and folders that are complete or absent, and that take no place of the user's.
+"""Writes files and folders that are either complete or absent, and that never replace files of the user.
 
-Everything is first made in a scratch folder, which lies beside its destination, on the same disk. What is whole is
-renamed into place. The name of a scratch folder begins with `PREFIX`, and a marker file in it says what it is for. Only
-a folder with such a marker is ever deleted.
+A file or folder is first made in a scratch folder next to its destination, on the same disk. When it is
+complete, it is renamed to its final name. The name of a scratch folder begins with `PREFIX`, and a marker
+file in it names its destination. Only folders with such a marker are deleted.
 """
 
 import errno
@@ -21,7 +21,7 @@ from pathlib import Path
 from prunesearch.errors import PruneSearchError, RunError, StorageError, one_line
 
 PREFIX = ".prunesearch-"
-"""How the name of each scratch folder begins."""
+"""Prefix of the name of a scratch folder."""
 _MARKER = "scratch-of-prunesearch"
 _SAYS = "Made by prunesearch, which deletes this folder when it is done.\nhost: {host}\nfor: {name}\n"
 _OLD = "old"
@@ -33,13 +33,13 @@ _CUT_SHORT = "a file could not be written whole, as on a full disk"
 
 @contextmanager
 def scratch_beside(out: Path) -> Iterator[Path]:
-    """A private folder on the disk of `out` to make it in. It is deleted after the ``with`` block.
+    """Make a private folder next to `out`, in which `out` can be made. It is deleted after the ``with`` block.
 
-    A process that is killed leaves its scratch folder. The next process that makes the same `out` deletes it: a folder
-    is locked as long as its process lives.
+    A process that is killed leaves its scratch folder. The next process that makes the same `out` deletes
+    it. A folder is locked while its process lives, so only folders of dead processes are deleted.
 
     Raises:
-        OSError: nothing can be written there, or the disk is full, whatever type the library's own error has.
+        OSError: the folder cannot be written, or the disk is full. Errors of libraries are converted.
     """
     _sweep(out)
     scratch = Path(tempfile.mkdtemp(prefix=PREFIX, dir=out.parent))
@@ -55,14 +55,17 @@ def scratch_beside(out: Path) -> Iterator[Path]:
 
 
 def _sweep(out: Path) -> None:
-    """Delete the scratch folders for `out` whose process is gone; what one of them was replacing comes back."""
-    # No glob: a name may hold characters that mean something in a pattern.
+    """Delete the scratch folders for `out` whose processes are gone.
+
+    If such a process was replacing an older folder, the older folder is put back.
+    """
+    # A name may hold characters that have a meaning in a pattern, so glob is not used.
     for left in [Path(entry) for entry in os.scandir(out.parent) if entry.name.startswith(PREFIX)]:
         if not _is_scratch_for(left, out.name):
             continue
         try:
             handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:  # its process has just finished, or it is no folder
+        except OSError:  # the process has just finished, or this is not a folder
             continue
         try:
             if _locked(handle):
@@ -74,7 +77,7 @@ def _sweep(out: Path) -> None:
 
 
 def _is_scratch_for(folder: Path, name: str) -> bool:
-    """Whether a folder holds the marker that this module writes."""
+    """Return whether a folder holds the marker of a scratch folder for a name."""
     try:
         if folder.is_symlink() or not stat.S_ISREG((folder / _MARKER).lstat().st_mode):
             return False
@@ -85,12 +88,15 @@ def _is_scratch_for(folder: Path, name: str) -> bool:
 
 
 def _said_for(name: str) -> str:
-    """The marker's text. It names the host, because locks of another host may not be seen here."""
+    """Return the text of the marker. It names the host, because locks of another host may not be visible here."""
     return _SAYS.format(host=socket.gethostname(), name=name)
 
 
 def _delete(scratch: Path) -> None:
-    """Delete a scratch folder, the marker last: a process that is killed meanwhile leaves one that can be deleted."""
+    """Delete a scratch folder, and its marker last.
+
+    If the process is killed meanwhile, the rest still has the marker and can be deleted later.
+    """
     try:
         entries = [Path(entry) for entry in os.scandir(scratch)]
     except OSError:
@@ -106,7 +112,7 @@ def _delete(scratch: Path) -> None:
 
 
 def _locked(handle: int) -> bool:
-    """Lock an open folder; False where another process has it, or the file system has no locks."""
+    """Lock an open folder. Return False if another process holds the lock, or the file system has no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -116,10 +122,10 @@ def _locked(handle: int) -> bool:
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of `path` when the ``with`` block ends well; else nothing changes.
+    """Yield a temporary file that replaces `path` if the ``with`` block succeeds. Otherwise nothing changes.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with scratch_beside(path) as folder:
         scratch = folder / "file"
@@ -131,11 +137,12 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(out: Path) -> Iterator[Path]:
-    """A temporary file beside `out` that takes its name when the ``with`` block ends well; there must be none yet.
+    """Yield a temporary file that is renamed to `out` if the ``with`` block succeeds. `out` must not exist.
 
     Raises:
-        StorageError: there is a file, or none can be written.
-        RunError: something else took the name meanwhile. It is left alone, and the new file has another name.
+        StorageError: `out` exists, or the file cannot be written.
+        RunError: another process made `out` meanwhile. That file is not changed, and the new file gets
+            another name.
     """
     if os.path.lexists(out):
         raise StorageError(f"{str(out)!r} exists: choose another name, or delete it first")
@@ -151,11 +158,11 @@ def new_file(out: Path) -> Iterator[Path]:
 
 
 def place_file(finished: Path, out: Path) -> None:
-    """Give a finished file its name, where there is none.
+    """Rename a finished file to `out`, without replacing an existing file.
 
     Raises:
-        RunError: there is; the file has another name then, which the message says.
-        OSError: it cannot be renamed.
+        RunError: `out` exists. The file gets another name, which the message names.
+        OSError: the file cannot be renamed.
     """
     for place in _names_for(out, out.stem, out.suffix):
         try:
@@ -167,32 +174,36 @@ def place_file(finished: Path, out: Path) -> None:
 
 
 def _link(finished: Path, place: Path) -> None:
-    """Rename a file unless the name is taken, which `os.rename` alone does not see.
+    """Rename a file unless the new name is taken. `os.rename` would replace an existing file.
 
     Raises:
-        FileExistsError: it is taken.
+        FileExistsError: the name is taken.
     """
     try:
         os.link(finished, place)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links: reserve the name, then rename over the reservation
+    except OSError:
+        # The file system has no hard links. Reserve the name with an empty file, then rename over it.
         os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         finished.rename(place)
 
 
 def place_folder(finished: Path, out: Path) -> None:
-    """Give a finished folder its name, where there is nothing or an empty folder, whose mode it takes.
+    """Rename a finished folder to `out`. `out` must not exist, or be an empty folder.
+
+    The new folder takes the mode of the empty one.
 
     Raises:
-        RunError: something was put there; the folder has another name then, which the message says.
-        OSError: it cannot be renamed.
+        RunError: `out` is taken by something else. The folder gets another name, which the message names.
+        OSError: the folder cannot be renamed.
     """
     if out.is_dir():
         finished.chmod(stat.S_IMODE(out.stat().st_mode))
     for place in _names_for(out, out.name):
+        # The call fails if the new name is that of a file, or of a folder that is not empty.
         try:
-            finished.rename(place)  # fails by itself onto a file, and onto a folder that holds anything
+            finished.rename(place)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
@@ -202,17 +213,17 @@ def place_folder(finished: Path, out: Path) -> None:
 
 
 def _names_for(out: Path, stem: str, suffix: str = "") -> Iterator[Path]:
-    """The name that is wanted, and then others beside it."""
+    """Yield the wanted name, and then other names in the same folder."""
     yield out
     for number in itertools.count(2):
         yield out.with_name(f"{stem}-{number}{suffix}")
 
 
 def _report(place: Path, out: Path) -> None:
-    """Bring the new name to disk, and say so if it is another than the one that was wanted.
+    """Sync the new name to disk, and report it if it is not the wanted one.
 
     Raises:
-        RunError: it is.
+        RunError: the name is not the wanted one.
     """
     sync(out.parent)
     if place != out:
@@ -223,30 +234,34 @@ def _report(place: Path, out: Path) -> None:
 
 
 def replace_folder(finished: Path, out: Path, scratch: Path) -> None:
-    """Give a finished folder the name of an older one that the tool made, which is deleted with the scratch folder.
+    """Replace a folder that prunesearch made by a finished one.
 
-    Between the two renames the older folder lies in the scratch folder. If an interrupt comes there, it is put back at
-    once. If the process is killed there, the next one that makes the same `out` puts it back.
+    The older folder is moved to the scratch folder and deleted with it. If an interrupt comes between the
+    two renames, the older folder is put back at once. If the process is killed there, the next process that
+    makes the same `out` puts it back.
 
     Args:
+        finished: the finished folder.
+        out: path of the older folder.
         scratch: the scratch folder that `finished` was made in.
 
     Raises:
         RunError: see `place_folder`.
-        OSError: it cannot be renamed; the older one is back.
+        OSError: the folder cannot be renamed. The older one has been put back.
     """
     old = scratch / _OLD
     try:
         out.rename(old)
         place_folder(finished, out)
     except BaseException:
+        # The new folder is not in place yet.
         if finished.exists() and old.exists():
             place_folder(old, out)
         raise
 
 
 def sync(path: Path) -> None:
-    """Bring a file or a folder's list of names to disk."""
+    """Sync a file, or a folder's list of names, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -255,16 +270,17 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring every file of a folder and the folder itself to disk."""
+    """Sync every file of a folder, and the folder itself, to disk."""
     for path in [*folder.rglob("*"), folder]:
         sync(path)
 
 
 def open_to_others(folder: Path, like: Path) -> None:
-    """Give the files of a folder the mode that new files get here, where a library made them private.
+    """Give the files of a folder the mode of new files. Some libraries make their files private.
 
     Args:
-        like: the scratch folder, whose marker is a file that was made in the ordinary way.
+        folder: the folder.
+        like: the scratch folder. Its marker has the mode of a new file.
     """
     mode = stat.S_IMODE((like / _MARKER).stat().st_mode)
     for path in folder.rglob("*"):
@@ -273,20 +289,23 @@ def open_to_others(folder: Path, like: Path) -> None:
 
 
 def cannot_write(place: Path, error: OSError) -> str:
-    """One line about a write that failed, with what to do."""
+    """Return a message of one line about a failed write, with advice to the user."""
     reason = error.strerror or one_line(error)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+    remedy = "give another place"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        remedy = "free space on its disk"
+    # numpy reports a full disk without an error number.
     if _NUMPY_WRITER.search(reason):
-        reason, full = _CUT_SHORT, True
-    return f"cannot write {str(place)!r}: {reason}; {'free space on its disk' if full else 'give another place'}"
+        reason, remedy = _CUT_SHORT, "free space on its disk"
+    return f"cannot write {str(place)!r}: {reason}; {remedy}"
 
 
 @contextmanager
 def foreign_writer() -> Iterator[None]:
-    """Turn what libraries raise when a write fails into `OSError`.
+    """Convert errors that libraries raise when a write fails to `OSError`.
 
-    safetensors and tokenizers have types of their own, with the system's error number in the text; torch's archive
-    writer raises a RuntimeError.
+    safetensors and tokenizers have error types of their own, with the system's error number in the text.
+    torch's archive writer raises a RuntimeError.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""The only place where keys of the evaluation store are made.
+"""Makes the keys of the evaluation store. Keys are made in this module only.
 
-A key is the sha256 of a canonical JSON pre-image that names everything that can change the stored numbers, and
-nothing else: never a path, a name or a host. The pre-image is stored beside the value, so that a wrong key can be
-diagnosed.
+A key is the sha256 of a canonical JSON text, its pre-image. The pre-image names everything that can
+change the stored numbers and nothing else. It never holds a path, a name or a host. It is stored with
+the value, so that a wrong key can be diagnosed.
 """
 
 import hashlib
@@ -13,16 +13,16 @@ from typing import Any, Self
 SCHEMA_VERSION = 1
 """Version of the pre-image's layout."""
 LATENCY = "sublayer latency"
-"""Kind of the keys whose values are measured times: of these no two are the same."""
+"""Kind of the keys whose values are measured times. Two measurements are never equal."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """A store key.
+    """A key of the evaluation store.
 
     Attributes:
-        digest: 64 hexadecimal digits.
-        preimage: the canonical JSON that was digested.
+        digest: sha256 of the pre-image as 64 hexadecimal digits.
+        preimage: the canonical JSON text.
     """
 
     digest: str
@@ -30,33 +30,44 @@ class Key:
 
     @classmethod
     def of(cls, preimage: str) -> Self:
-        """The key of a pre-image."""
+        """Return the key of a pre-image."""
         return cls(hashlib.sha256(preimage.encode(errors="replace")).hexdigest(), preimage)
 
 
 def evaluation_key(fingerprint: str, candidate: str, chunk: dict[str, Any]) -> Key:
-    """Key of one candidate's results on one chunk.
+    """Return the key of one candidate's results on one chunk of the data.
 
     Args:
-        fingerprint: of the dense model's content.
-        candidate: its canonical text.
-        chunk: what is scored and how: token ids' digest, numerics class, scoring version.
+        fingerprint: fingerprint of the dense model's content.
+        candidate: canonical text of the candidate.
+        chunk: description of the data and the scoring: digest of the token ids, numerics class, version
+            of the scoring.
     """
     return _key({"candidate": candidate, "chunk": chunk, "model": fingerprint})
 
 
 def latency_key(fingerprint: str, machine: str, numerics: dict[str, str], tokens: int) -> Key:
-    """Key of a model's per-block latencies on one kind of machine."""
+    """Return the key of a model's per-block latencies on one kind of machine.
+
+    Args:
+        fingerprint: fingerprint of the model's content.
+        machine: kind of machine.
+        numerics: numerics class of the model.
+        tokens: number of tokens in the measured input.
+    """
     return _key({"kind": LATENCY, "machine": machine, "model": fingerprint, "numerics": numerics, "tokens": tokens})
 
 
 def minor(version: str) -> str:
-    """Major and minor part of a library's version: a patch release changes no number on purpose."""
+    """Return the major and minor part of a library's version.
+
+    Keys leave out the patch part, because a patch release does not change numbers on purpose.
+    """
     return ".".join(version.split("+")[0].split(".")[:2])
 
 
 def canonical_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)
-    """One spelling for each JSON value: sorted keys, no spaces, no NaN.
+    """Return the canonical text of a JSON value: with sorted keys, without spaces and without NaN.
 
     Raises:
         ValueError: the value holds NaN or an infinity.

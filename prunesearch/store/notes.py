@@ -1,7 +1,7 @@
-"""Notes that optuna-dashboard shows, of a study and of its best trial.
+"""Notes about a study and its best trial, which optuna-dashboard shows.
 
-They are attributes of the study, not of its trials. No sampler reads them, so the trials of a study are the same with
-them and without.
+They are attributes of the study, not of its trials. No sampler reads them, so they do not change the
+trials of a study.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ _OURS_ATTR = "prunesearch:notes"
 
 @dataclass(frozen=True)
 class Notes:
-    """What to write.
+    """The notes of a study.
 
     Attributes:
-        study: Markdown, for the study's page.
-        best: the best trial; None where there is none, as on a front.
-        trial: Markdown, for the best trial's page.
+        study: Markdown text for the study's page.
+        best: the best trial. None if there is no best trial, as for a Pareto study.
+        trial: Markdown text for the best trial's page.
     """
 
     study: str
@@ -33,44 +33,47 @@ class Notes:
 
 
 def write(study: Study, notes: Notes) -> None:
-    """Write the notes where they differ from what is there; the trial that was the best before loses its own.
+    """Write the notes that have changed, and remove the note of the trial that was the best before.
 
-    A note that somebody has edited in the dashboard is left alone.
+    A note that a user has edited in the dashboard is not changed.
     """
+    # 1. Remove the note of another trial.
     number = None if notes.best is None else notes.best.number
     before = _ours(study).get("number")
     if before is not None and before != number:
         _put(study, study.get_trials(deepcopy=False)[before], "trial", "")
+    # 2. Write the notes of the best trial and of the study.
     if notes.best is not None:
         _put(study, notes.best, "trial", notes.trial, number=number)
     _put(study, None, "study", notes.study)
 
 
 def _put(study: Study, trial: FrozenTrial | None, kind: str, text: str, **more: Any) -> None:  # noqa: ANN401 (JSON values)
-    """Write one note, unless it is there, or is not ours."""
+    """Write one note, unless it has not changed, or a user wrote the present one."""
     dashboard = _dashboard()
     target = study if trial is None else _noted(study, trial)
     there, ours = dashboard.get_note(target), _ours(study)
     if there == text or (there and _digest(there) not in ours.get(kind, ())):
         return
-    # First which texts are ours, the old one and the new one: after a kill in between both are known.
+    # Store the digests of both texts first. If the process is killed before it writes the note, the present
+    # text is still recognised.
     known = {**ours, kind: [_digest(there), _digest(text)], **more}
     study._storage.set_study_system_attr(study._study_id, _OURS_ATTR, known)
     dashboard.save_note(target, text)
 
 
 def _dashboard() -> ModuleType:
-    """Import optuna_dashboard, which takes a second.
+    """Import optuna_dashboard. This takes a second.
 
-    Where an optional package is missing, the import keeps the exception and with it all frames below it for good. In a
-    thread there are none that hold a model.
+    If an optional package is missing, the import keeps the exception, and with it all frames of the call
+    stack, for the rest of the process. The frames of a thread of its own do not hold a model.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(importlib.import_module, "optuna_dashboard").result()
 
 
 def _ours(study: Study) -> dict[str, Any]:
-    """Digests of the notes that were written here, and the number of the trial that has one."""
+    """Return the digests of the notes that prunesearch wrote, and the number of the trial that has a note."""
     attributes = study._storage.get_study_system_attrs(study._study_id)
     found: dict[str, Any] = attributes.get(_OURS_ATTR, {})
     return found
@@ -81,5 +84,8 @@ def _digest(text: str) -> str:
 
 
 def _noted(study: Study, trial: FrozenTrial) -> Any:  # noqa: ANN401 (stands for an optuna.Trial)
-    """A finished trial as `save_note` reads it: an `optuna.Trial` would ask the sampler for parameters again."""
+    """Return a finished trial in the form that `save_note` takes.
+
+    An `optuna.Trial` would ask the sampler for parameters again.
+    """
     return SimpleNamespace(storage=study._storage, study=study, _trial_id=trial._trial_id)

@@ -1,10 +1,11 @@
-"""Optuna's RDB storage with two changes that week-long studies need.
+"""Optuna's RDB storage with two changes that long studies need.
 
-A study of 10,000 trials with 80 parameters opens in seconds instead of minutes: trials are read as plain rows, each
-distinct distribution is parsed once, and the objects that Optuna's ORM would build for every parameter are skipped. And
-a trial's last attributes are written in the transaction that finishes it: one commit instead of one each.
+First, a study of 10,000 trials with 80 parameters opens in seconds instead of minutes. Trials are read as
+plain rows, and each distinct distribution is parsed once. The objects that Optuna's ORM would build for
+every parameter are not built. Second, a trial's last attributes are written in the transaction that
+finishes the trial, instead of in one transaction each.
 
-The tables and their meaning stay Optuna's: any other Optuna client reads and writes the same studies.
+The tables and their meaning are Optuna's, so any other Optuna client can read and write the same studies.
 """
 
 import copy
@@ -30,8 +31,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import ColumnElement, Connection, event
 from sqlalchemy.orm import ORMExecuteState, Session
 
-_WROTE = "prunesearch wrote"  # in a session's notes
-_MOST_IDS = 500  # ids in one IN clause; every database takes that many
+_WROTE = "prunesearch wrote"  # key in a session's `info`: the transaction has written
+_MOST_IDS = 500  # largest number of ids in one IN clause; every database takes that many
 
 
 class StudyStorage(RDBStorage):
@@ -40,7 +41,8 @@ class StudyStorage(RDBStorage):
     def __init__(self, url: str, engine_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(url, engine_kwargs=engine_kwargs)
         self._distributions: dict[str, BaseDistribution] = {}
-        self._checked: dict[tuple[int, str], str] = {}  # distributions that are known to fit their study
+        # Distributions that are known to fit the other trials of their study.
+        self._checked: dict[tuple[int, str], str] = {}
         self._attributes: dict[int, dict[str, Any]] = {}
         self._reports: dict[int, dict[int, float]] = {}
         self._fences: list[Callable[[Connection], None]] = []
@@ -50,7 +52,7 @@ class StudyStorage(RDBStorage):
 
     @contextmanager
     def fenced(self, fence: Callable[[Connection], None]) -> Iterator[None]:
-        """Call `fence` in every transaction that writes, before it is committed, until the block ends."""
+        """Call `fence` in every transaction that writes before it is committed, until the block ends."""
         self._fences.append(fence)
         try:
             yield
@@ -58,6 +60,7 @@ class StudyStorage(RDBStorage):
             self._fences.remove(fence)
 
     def _check_fences(self, session: Session) -> None:
+        # Objects that were not flushed yet will be written by the commit.
         wrote = session.info.pop(_WROTE, False)
         if wrote or session.new or session.dirty or session.deleted:
             for fence in self._fences:
@@ -66,31 +69,35 @@ class StudyStorage(RDBStorage):
     def with_end(
         self, trial_id: int, attributes: Mapping[str, Any], reports: Mapping[int, float] | None = None
     ) -> None:
-        """Set user attributes and intermediate values of a running trial when it is finished, not before."""
+        """Keep user attributes and intermediate values of a running trial until the trial is finished.
+
+        `set_trial_state_values` writes them.
+        """
         self._attributes.setdefault(trial_id, {}).update(attributes)
         self._reports.setdefault(trial_id, {}).update(reports or {})
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Finish a trial, with what `with_end` kept for it, in one transaction."""
+        """Finish a trial, and write the values that `with_end` kept for it, in one transaction."""
         attributes, reports = self._attributes.pop(trial_id, {}), self._reports.pop(trial_id, {})
         with _create_scoped_session(self.scoped_session) as session:
             for name, value in attributes.items():
                 self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, name, value)
             for step, value in reports.items():
                 self._set_trial_intermediate_value_without_commit(session, trial_id, step, value)
-            # The session is this thread's: the call joins the transaction and its end commits everything.
+            # A session belongs to a thread. So this call joins the transaction, and its end commits everything.
             return super().set_trial_state_values(trial_id, state, values)
 
     def _set_trial_params_in_bulk(self, session: Session, study_id: int, trial_id: int, template: FrozenTrial) -> None:
         """Insert a template's parameters as plain rows.
 
         Raises:
-            ValueError: a parameter's distribution differs in kind from the one the study has.
+            ValueError: a parameter's distribution differs in kind from that of the study.
         """
         rows = []
         for name, value in template.params.items():
             distribution = template.distributions[name]
             text = distribution_to_json(distribution)
+            # Check a distribution once, and not for every trial.
             if self._checked.get((study_id, name)) != text:
                 self._check_distribution(session, study_id, name, distribution)
                 self._checked[study_id, name] = text
@@ -119,10 +126,11 @@ class StudyStorage(RDBStorage):
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: Session
     ) -> models.TrialModel:
-        """Add a trial to the session; Optuna's own way, but for the parameters, which it writes one by one."""
+        """Add a trial to the session, and write its parameters in bulk. Optuna writes them one by one."""
         if template_trial is None or not template_trial.params:
             made: models.TrialModel = super()._get_prepared_new_trial(study_id, template_trial, session)
             return made
+        # Let Optuna add the trial without its parameters, as one that is running. Its state is set last.
         bare = copy.copy(template_trial)
         bare._params, bare._distributions, bare.state = {}, {}, TrialState.RUNNING
         made = super()._get_prepared_new_trial(study_id, bare, session)
@@ -134,7 +142,7 @@ class StudyStorage(RDBStorage):
         """Read one trial.
 
         Raises:
-            KeyError: there is none of that id.
+            KeyError: there is no trial of that id.
         """
         with _create_scoped_session(self.scoped_session) as session:
             found = _Reader(session.connection(), models.TrialModel.trial_id == trial_id, self._distributions).trials()
@@ -149,7 +157,10 @@ class StudyStorage(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        """Read the trials of a study that are listed or younger than an id; what Optuna's cache calls."""
+        """Read the trials of a study that are listed or have larger ids than a given one.
+
+        Optuna's cache calls this method.
+        """
         listed = [i for i in included_trial_ids if i <= trial_id_greater_than]
         if states is not None or len(listed) > _MOST_IDS:
             trials: list[FrozenTrial] = super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
@@ -164,7 +175,7 @@ class StudyStorage(RDBStorage):
 
 
 def backend_of(study: Study) -> RDBStorage:
-    """A study's storage, under Optuna's cache of it."""
+    """Return the storage of a study without the cache that Optuna puts in front of it."""
     storage: Any = study._storage
     backend: RDBStorage = getattr(storage, "_backend", storage)
     return backend
@@ -180,7 +191,7 @@ def _note_statement(statement: ORMExecuteState) -> None:
 
 
 class _Reader:
-    """Reads the rows of some trials, one query a table."""
+    """Reads some trials with one query per table."""
 
     def __init__(
         self,
@@ -189,10 +200,12 @@ class _Reader:
         distributions: dict[str, BaseDistribution],
     ) -> None:
         self._connection, self._chosen, self._distributions = connection, chosen, distributions
-        self._trial: Any = models.TrialModel  # its columns are typed by Optuna's ORM, not for plain rows
+        # The columns of the model are typed for Optuna's ORM, not for plain rows.
+        self._trial: Any = models.TrialModel
 
     def trials(self) -> list[FrozenTrial]:
-        """The trials in order of their ids."""
+        """Return the trials in the order of their ids."""
+        # 1. Read the trials themselves.
         trial = self._trial
         heads = self._connection.execute(
             sqlalchemy.select(
@@ -203,29 +216,35 @@ class _Reader:
         ).all()
         if not heads:
             return []
+        # 2. Read everything that belongs to them, by trial id.
         params, distributions = self._params()
-        user, system = (
-            self._attributes(models.TrialUserAttributeModel),
-            self._attributes(models.TrialSystemAttributeModel),
-        )
+        user = self._attributes(models.TrialUserAttributeModel)
+        system = self._attributes(models.TrialSystemAttributeModel)
         values, steps = self._values(), self._steps()
-        return [
-            FrozenTrial(
-                number=number,
-                state=state,
-                value=None,
-                values=[values[i][o] for o in sorted(values[i])] if i in values else None,
-                datetime_start=_local(start),
-                datetime_complete=_local(complete),
-                params=params.get(i, {}),
-                distributions=distributions.get(i, {}),
-                user_attrs=user.get(i, {}),
-                system_attrs=system.get(i, {}),
-                intermediate_values=steps.get(i, {}),
-                trial_id=i,
+        # 3. Put the parts together.
+        found = []
+        for i, number, state, start, complete in heads:
+            # The values in the order of objectives; None for a trial without values.
+            objectives: list[float] | None = None
+            if i in values:
+                objectives = [values[i][objective] for objective in sorted(values[i])]
+            found.append(
+                FrozenTrial(
+                    number=number,
+                    state=state,
+                    value=None,
+                    values=objectives,
+                    datetime_start=_local(start),
+                    datetime_complete=_local(complete),
+                    params=params.get(i, {}),
+                    distributions=distributions.get(i, {}),
+                    user_attrs=user.get(i, {}),
+                    system_attrs=system.get(i, {}),
+                    intermediate_values=steps.get(i, {}),
+                    trial_id=i,
+                )
             )
-            for i, number, state, start, complete in heads
-        ]
+        return found
 
     def _rows(self, table: Any, *columns: Any, order: Any = None) -> Iterator[Any]:  # noqa: ANN401 (Optuna's models)
         query = sqlalchemy.select(table.trial_id, *columns).join(self._trial, table.trial_id == self._trial.trial_id)
@@ -239,6 +258,7 @@ class _Reader:
         for i, name, value, text in self._rows(
             table, table.param_name, table.param_value, table.distribution_json, order=table.param_id
         ):
+            # Parse each distinct distribution once.
             distribution = parsed.get(text)
             if distribution is None:
                 distribution = parsed[text] = json_to_distribution(text)
@@ -270,5 +290,7 @@ class _Reader:
 
 
 def _local(utc: datetime | None) -> datetime | None:
-    """Optuna stores naive UTC and shows naive local time."""
-    return None if utc is None else utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
+    """Convert a stored time to local time. Optuna stores UTC and shows local time, both without a zone."""
+    if utc is None:
+        return None
+    return utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)

@@ -1,8 +1,9 @@
-"""Setting a damaged cache file aside, and finding what of it has yet to be copied back.
+"""Moves a damaged cache file to quarantine, and finds files whose sound entries were not copied back yet.
 
-A kill may cut the copying short. So a file in quarantine counts as unsalvaged until a mark beside it says that all that
-is sound in it stands, synced, in the cache: the next process to open the cache goes on, and `cache gc` leaves the file
-alone until then. Copying twice does no harm.
+A process may be killed while it copies the entries. So a file in quarantine counts as unsalvaged until a
+marker file next to it shows that all its sound entries are in the cache and synced to disk. Until then
+the next process that opens the cache continues, and `cache gc` does not delete the file. Entries that
+are copied twice do no harm.
 """
 
 import contextlib
@@ -15,21 +16,26 @@ QUARANTINE = "quarantine"
 FILE = "cache.db"
 _SIDE_FILES = ("-journal", "-wal", "-shm")
 _COPIED = "copied"
-"""The mark."""
+"""Name of the marker file."""
 
 
 def quarantined(folder: Path) -> list[Path]:
-    """The places of the damaged files of a cache folder, oldest first."""
+    """Return the folders of the damaged files of a cache, oldest first."""
     return sorted(path for path in (folder / QUARANTINE).glob("*") if path.is_dir())
 
 
 def unsalvaged(folder: Path) -> list[Path]:
-    """Those of `quarantined` that may hold entries which the cache lacks."""
-    return [place for place in quarantined(folder) if (place / FILE).exists() and not (place / _COPIED).exists()]
+    """Return those of `quarantined` that may hold entries which the cache lacks."""
+    places = []
+    for place in quarantined(folder):
+        if (place / FILE).exists() and not (place / _COPIED).exists():
+            places.append(place)
+    return places
 
 
 def set_aside(folder: Path) -> Path:
-    """Move a damaged file out of the way, and its journal with it; the place it went to."""
+    """Move a damaged file and its journal to quarantine, and return their folder there."""
+    # Files of the same second get a number.
     stem = time.strftime("%Y%m%dT%H%M%S")
     place = folder / QUARANTINE / stem
     number = 0
@@ -43,15 +49,16 @@ def set_aside(folder: Path) -> Path:
 
 
 def complete(folder: Path, place: Path) -> None:
-    """Let the journal follow its file, where a kill came between the two."""
+    """Move the journal to its file, if a process was killed after it had moved the file alone."""
+    # A journal next to a new file belongs to the new file.
     if (folder / FILE).exists():
-        return  # what lies there belongs to the new file
+        return
     for suffix in _SIDE_FILES:
         with contextlib.suppress(FileNotFoundError):
             (folder / f"{FILE}{suffix}").replace(place / f"{FILE}{suffix}")
 
 
 def mark_copied(place: Path) -> None:
-    """Say that the cache holds all that is sound in a quarantined file."""
+    """Mark a file in quarantine: the cache holds all its sound entries."""
     (place / _COPIED).touch(mode=0o600)
     sync(place)

@@ -1,4 +1,4 @@
-"""Making and migrating our tables in a database that may hold other people's."""
+"""Makes and migrates the tables of the cache in a database that may hold tables of other software."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _LOCK = 0x70727573  # PostgreSQL's advisory lock while the schema changes: "prus
 
 
 def revision(connection: Connection) -> str | None:
-    """The schema's revision; None where there is none yet."""
+    """Return the revision of the schema, or None if there are no tables yet."""
     if not sqlalchemy.inspect(connection).has_table(VERSION_TABLE):
         return None
     found: str | None = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()
@@ -23,27 +23,30 @@ def revision(connection: Connection) -> str | None:
 
 
 def head() -> str:
-    """The revision that this version of prunesearch works with."""
+    """Return the revision that this version of prunesearch works with."""
     return str(_scripts().get_current_head())
 
 
 def ensure(engine: Engine, name: str) -> None:
-    """Make the tables, or bring them to this version's schema.
+    """Make the tables, or migrate them to the schema of this version.
 
     Raises:
-        StorageError: a newer prunesearch made them.
+        StorageError: a newer prunesearch made the tables.
     """
+    # 1. Most often there is nothing to do.
     with engine.connect() as connection:
         found = revision(connection)
     if found == head():
         return
     _refuse_unknown(found, name)
-    with engine.begin() as connection:  # on SQLite this holds the file
+    # 2. Otherwise lock the schema. On SQLite the transaction locks the whole file.
+    with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
         found = revision(connection)
+        # 3. Look again: another process may have been faster.
         if found == head():
-            return  # another process was faster
+            return
         _refuse_unknown(found, name)
         config = _config()
         config.attributes["connection"] = connection

@@ -1,4 +1,4 @@
-"""What results look like, by the kind of data that they are of: for entries that come from outside."""
+"""Checks the shape of results by the kind of their data. Imported entries must pass these checks."""
 
 import math
 from collections.abc import Callable
@@ -6,21 +6,27 @@ from typing import Any
 
 from prunesearch.store.keys import LATENCY
 
-_LARGEST = 2**63 - 1  # whole numbers beyond it are none that was counted
+_LARGEST = 2**63 - 1  # largest integer that is accepted; no count is larger
 
 
 def fits(kind: str, value: Any) -> bool:  # noqa: ANN401 (any JSON value)
-    """Whether a value may be the result of a key of this kind; of kinds that are not known here, any table is taken."""
+    """Return whether a value may be a result of a kind of data.
+
+    Args:
+        kind: kind of the data. For a kind that is not known here, any table is accepted.
+        value: any JSON value.
+    """
     if kind == LATENCY:
-        return isinstance(value, dict) and set(value) == {"block_ms", "attention_ms", "other_ms"} and _is_latency(value)
+        return _is_latency(value)
     if kind == "calibration" or kind.startswith("calibration top "):
         return _is_list_of(value, _is_sums)
     if kind == "loglikelihood":
         return _is_list_of(value, _is_answer)
     if kind in ("generation", "generated text"):
         return _is_list_of(value, lambda row: isinstance(row, str))
+    # A table: a list of rows, or a dict of them.
     rows = list(value.values()) if isinstance(value, dict) else value
-    return _is_list_of(rows, lambda row: _is_list_of(row, _is_plain) if isinstance(row, list) else _is_plain(row))
+    return _is_list_of(rows, _is_row)
 
 
 def _is_list_of(value: object, is_row: Callable[[Any], bool]) -> bool:
@@ -28,20 +34,33 @@ def _is_list_of(value: object, is_row: Callable[[Any], bool]) -> bool:
 
 
 def _is_sums(row: object) -> bool:
-    """Sums of KL and of negative log-likelihoods, and how many tokens they are over."""
+    """Return whether a row holds the sums of KL and of negative log-likelihoods, and the number of tokens."""
     return isinstance(row, list) and len(row) == 3 and all(map(_is_number, row)) and row[2] > 0
 
 
 def _is_answer(row: object) -> bool:
-    """A log-likelihood, and whether greedy decoding gives the same."""
+    """Return whether a row holds a log-likelihood, and whether greedy decoding gives the same text."""
     return isinstance(row, list) and len(row) == 2 and _is_number(row[0]) and isinstance(row[1], bool)
 
 
-def _is_latency(value: dict[str, Any]) -> bool:
-    lists = (value["block_ms"], value["attention_ms"])
-    return _is_number(value["other_ms"]) and all(
-        isinstance(times, list) and all(time is None or _is_number(time) for time in times) for times in lists
-    )
+def _is_latency(value: Any) -> bool:  # noqa: ANN401 (any JSON value)
+    if not isinstance(value, dict) or set(value) != {"block_ms", "attention_ms", "other_ms"}:
+        return False
+    if not _is_number(value["other_ms"]):
+        return False
+    return _is_times(value["block_ms"]) and _is_times(value["attention_ms"])
+
+
+def _is_times(times: object) -> bool:
+    """Return whether a value is a list of times. A time may be None."""
+    return isinstance(times, list) and all(time is None or _is_number(time) for time in times)
+
+
+def _is_row(row: object) -> bool:
+    """Return whether a row of a table is a plain value, or a list of plain values."""
+    if isinstance(row, list):
+        return _is_list_of(row, _is_plain)
+    return _is_plain(row)
 
 
 def _is_plain(value: object) -> bool:

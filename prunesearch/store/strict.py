@@ -1,7 +1,8 @@
-"""diskcache, used so that it neither evicts, unpickles, opens files nor obeys what a cache file says about itself.
+"""A hardened diskcache. It does not evict or unpickle rows, open other files, or trust the file's settings.
 
-diskcache as it comes drops rows at 1 GiB without a word, unpickles whatever a row says is a pickle (CVE-2025-69872),
-reads and deletes the file that a row names, and sets any attribute of itself that the file's Settings table lists.
+By default, diskcache drops rows at 1 GiB without a warning, and unpickles any row that is marked as a
+pickle (CVE-2025-69872). It reads and deletes the file that a row names. It sets any attribute of itself
+that the Settings table of the file lists.
 """
 
 import contextlib
@@ -18,16 +19,18 @@ import diskcache
 from prunesearch.errors import CorruptEntryError, StorageError
 from prunesearch.store.entry import MAX_BYTES
 
-_RAW = 1  # diskcache's mode for a value kept in its row as it is
+_RAW = 1  # diskcache's mode for a value that is stored unchanged in its row
 FIXED_WAL = (3, 51, 3)
-"""Earlier SQLite can lose commits when two processes checkpoint a WAL at once."""
-_PATIENCE = 60.0  # seconds
+"""First version of SQLite that loses no commits when two processes checkpoint a WAL at once."""
+_PATIENCE = 60.0  # seconds to wait for a cache file that other processes are opening
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_OBJECTS = {"Settings", "Cache", "Cache_key_raw", "Cache_expire_time", "sqlite_autoindex_Settings_1"} | {
-    f"Settings_{what}" for what in "count_insert count_delete size_insert size_update size_delete".split()
-}
+# The tables, indices and triggers that diskcache makes.
+_OBJECTS = frozenset(
+    "Settings Cache Cache_key_raw Cache_expire_time sqlite_autoindex_Settings_1 Settings_count_insert "
+    "Settings_count_delete Settings_size_insert Settings_size_update Settings_size_delete".split()
+)
 SCHEMA_VERSION = 2
-"""Of the cache file, in its ``user_version``; 0 is a file of early development versions, which has the same layout."""
+"""Version of the cache file, in its ``user_version``. 0 is a file of early development versions, of the same layout."""
 
 SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
@@ -45,11 +48,12 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
         "sqlite_journal_mode": "wal" if sqlite3.sqlite_version_info >= FIXED_WAL else "delete",
     }
 )
-"""All that diskcache knows, passed and asserted on every opening: it otherwise obeys what the file says."""
+"""All settings of diskcache. They are passed and checked whenever a file is opened, because diskcache would otherwise
+use those of the file."""
 
 
 class StrictDisk(diskcache.Disk):  # type: ignore[misc]
-    """Text keys and text values inside the SQLite row; files and pickles are refused, whoever wrote them."""
+    """Stores text keys and text values in the SQLite row. Files and pickles are refused."""
 
     def put(self, key: object) -> tuple[str, bool]:
         """Accept text keys only."""
@@ -64,7 +68,7 @@ class StrictDisk(diskcache.Disk):  # type: ignore[misc]
         return key
 
     def store(self, value: object, read: bool, key: object = None) -> tuple[int, int, None, str]:
-        """Keep text values in the row."""
+        """Accept text values only, and store them in the row."""
         if read or not isinstance(value, str):
             raise TypeError(f"store values are text, not {type(value).__name__}")
         return 0, _RAW, None, value
@@ -76,11 +80,11 @@ class StrictDisk(diskcache.Disk):  # type: ignore[misc]
         return value
 
     def remove(self, file_path: object) -> None:
-        """Leave the file alone that a row of somebody else's names: none of ours has one."""
+        """Do nothing: a file that a foreign row names is not deleted. Rows of prunesearch name no file."""
 
 
 class StrictCache(diskcache.Cache):  # type: ignore[misc]
-    """A diskcache whose settings are ours and whose connections distrust the file."""
+    """A diskcache with fixed settings, whose connections do not trust the file."""
 
     def __init__(self, folder: Path) -> None:
         end = time.monotonic() + _PATIENCE
@@ -89,7 +93,7 @@ class StrictCache(diskcache.Cache):  # type: ignore[misc]
                 super().__init__(str(folder), timeout=60, disk=StrictDisk, **SETTINGS)
                 break
             except sqlite3.OperationalError as error:
-                # While it opens, diskcache writes without waiting for a lock: other processes may be in its way.
+                # When diskcache opens a file, it writes without waiting for locks of other processes. Try again.
                 self.close()
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                     raise
@@ -107,41 +111,46 @@ class StrictCache(diskcache.Cache):  # type: ignore[misc]
 
 
 def distrust(connection: sqlite3.Connection) -> None:
-    """Keep a connection from being led astray by a damaged or hostile file."""
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2 * MAX_BYTES)  # a larger row is refused, not read
+    """Protect a connection against a damaged or hostile file."""
+    # A larger row is refused, not read.
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2 * MAX_BYTES)
     connection.text_factory = _text
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
 
 
 def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")  # a checksum finds what was replaced
+    # A replaced character makes the checksum of the entry fail.
+    return raw.decode("utf-8", "replace")
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether SQLite says that the file itself is broken."""
+    """Return whether an error of SQLite means that the file itself is damaged."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in _DAMAGED
 
 
 def inspect(file: Path) -> None:
-    """Look at a cache file before diskcache does, and take out what would lead it astray.
+    """Check a cache file before diskcache opens it, and remove settings that are not known.
 
     Raises:
-        StorageError: a newer prunesearch made it.
-        sqlite3.DatabaseError: it is damaged, or somebody else's.
+        StorageError: a newer prunesearch made the file.
+        sqlite3.DatabaseError: the file is damaged, or was made by other software.
     """
     with contextlib.closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as connection:
         distrust(connection)
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         (version,) = connection.execute("PRAGMA user_version").fetchone()
+        # 1. Refuse foreign files: a trigger, for example, could change other rows.
         if names - _OBJECTS:
             raise _foreign(f"it holds {min(names - _OBJECTS)!r}")
+        # 2. Refuse files of newer versions.
         if version > SCHEMA_VERSION:
             raise StorageError(
                 f"the cache in {str(file.parent)!r} was made by a newer prunesearch (schema {version}, known: "
                 f"{SCHEMA_VERSION}): upgrade prunesearch, or give another --cache"
             )
+        # 3. diskcache would set an attribute of itself for each setting in the file.
         if "Settings" in names:
             known = (*SETTINGS, "count", "size", "hits", "misses")
             marks = ",".join("?" * len(known))

@@ -1,4 +1,4 @@
-"""Run by Alembic: migrates over the connection that `schema.ensure` hands it, in that connection's transaction."""
+"""Runs the migrations for Alembic, on the connection of `schema.ensure` and in its transaction."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""Evaluations, leases and alarms."""
+"""The first schema: tables for evaluations, leases and alarms."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Make the first tables."""
+    """Make the tables."""
     op.create_table(
         "prunesearch_evaluations",
         sa.Column("key", sa.String(64), primary_key=True),
