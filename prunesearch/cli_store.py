@@ -1,4 +1,7 @@
-"""The commands `cache …` on the evaluation cache, and `doctor`. They do not import torch when they start."""
+"""The commands `cache …` on the evaluation cache, and `doctor`.
+
+They do not import torch when they start.
+"""
 
 import sys
 import time
@@ -31,7 +34,7 @@ def stats(cache: str, storage: str, as_json: bool) -> None:
     from prunesearch.store import census
     from prunesearch.store.places import Places
 
-    # 1. Read the studies and the tiers of the cache. The first tier is the shared one, if there is one.
+    # 1. Read the studies and the tiers of the cache. The shared tier comes first, if there is one.
     places = Places.parse(cache)
     studies = census.studies_of(storage)
     alarms: Counter[str] = Counter(damage=0, disagreement=0)

@@ -1,4 +1,7 @@
-"""The checks of `prunesearch doctor`: this machine, the cache and the studies. Each check suggests a remedy."""
+"""The checks of `prunesearch doctor`: this machine, the cache and the studies.
+
+Each check suggests a remedy.
+"""
 
 import importlib.metadata
 import os

@@ -1,1 +1,4 @@
-"""What outlives a run: evaluations by content (`evaluations` over `tiers`) and studies (`studies`). No torch here."""
+"""Data that is kept between runs: evaluations (`evaluations` over `tiers`) and studies (`studies`).
+
+The package does not import torch.
+"""

@@ -41,7 +41,8 @@ class StudyUse:
 
     Attributes:
         study: name of the study.
-        hits, computed: number of finished trials that were found in the cache, and that were computed.
+        hits, computed: number of finished trials that were found in the cache, and that were
+            computed.
         saved_seconds: time that the computation of the hits took.
         running: number of trials that are being evaluated, or that a killed search left.
     """
@@ -96,7 +97,9 @@ class Studies:
 
 
 def studies_of(url: str) -> Studies:
-    """Read the use of the cache from a database of studies. The result is empty if there is no database.
+    """Read the use of the cache from a database of studies.
+
+    The result is empty if there is no database.
 
     Plain SQL on Optuna's tables is used, because it is fast.
 
@@ -132,7 +135,8 @@ def studies_of(url: str) -> Studies:
 def _ours(connection: Connection) -> dict[str, dict[str, Any]]:
     """Return the identity and the recipe of each study that prunesearch made, by name.
 
-    Other software may store anything under these keys, so studies without both of them are left out.
+    Other software may store anything under these keys, so studies without both of them are left
+    out.
     """
     found: dict[str, dict[str, Any]] = defaultdict(dict)
     for study, key, text in connection.exec_driver_sql(
@@ -238,7 +242,8 @@ def verified(places: Places) -> dict[str, Any]:
     """Check every entry of every tier, and remove damaged entries.
 
     Returns:
-        For each tier the number of sound and of damaged entries, and the faults of its file. All alarms.
+        For each tier the number of sound and of damaged entries, and the faults of its file. All
+        alarms.
     """
     # 1. Refuse to make a cache that does not exist.
     with reading(places):
@@ -303,8 +308,8 @@ def sweep(places: Places, before: float) -> dict[str, Any]:
         before: time in seconds since 1970. Entries that were stored earlier are removed.
 
     Returns:
-        The numbers of entries (of the shared cache, if there is one), leases, owners and quarantined files
-        that were removed.
+        The numbers of entries (of the shared cache, if there is one), leases, owners and
+        quarantined files that were removed.
     """
     # 1. Refuse to make a cache that does not exist.
     with reading(places):

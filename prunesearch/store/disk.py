@@ -2,8 +2,8 @@
 
 A damaged entry is never returned. It is removed, reported and computed again. Every row is checked
 when it is read. A file that SQLite cannot read is moved to quarantine as a whole, and its sound
-entries are copied into a new file. If a process dies while it copies, the next process that opens the
-cache continues.
+entries are copied into a new file. If a process dies while it copies, the next process that opens
+the cache continues.
 """
 
 import itertools
@@ -81,8 +81,8 @@ class DiskTier(DiskFile):
             # A new file gets the version of the schema.
             if inode is None:
                 inspect(self.file)
-            # The connection must be to the file that exists now. If the file is new, or another process
-            # has replaced it meanwhile, open it again.
+            # The connection must be to the file that exists now. If the file is new, or another
+            # process has replaced it meanwhile, open it again.
             if inode == self._present():
                 self._inode = inode
                 return cache
@@ -120,8 +120,8 @@ class DiskTier(DiskFile):
     def take_out(self, digests: Iterable[str]) -> Found:
         """Remove those of these entries that are damaged.
 
-        Each entry is read again in the transaction that removes it. Another process may have removed the
-        damaged entry meanwhile, and stored a sound one.
+        Each entry is read again in the transaction that removes it. Another process may have
+        removed the damaged entry meanwhile, and stored a sound one.
 
         Returns:
             The entries that were found sound.
@@ -159,8 +159,8 @@ class DiskTier(DiskFile):
         """
         given = list(entries)
         standing, alarms = self._guarded("write", lambda: self._write(self._cache, given, rule))
-        # A process that found the file damaged may have replaced it meanwhile. The entries may be lost
-        # with the old file, so write them again.
+        # A process that found the file damaged may have replaced it meanwhile. The entries may be
+        # lost with the old file, so write them again.
         while self._moved():
             standing, alarms = self._guarded("write", lambda: self._write(self._cache, given, rule))
         for alarm in alarms:
@@ -218,7 +218,10 @@ class DiskTier(DiskFile):
         self._alarms.add(alarm)
 
     def _guarded(self, verb: str, action: Callable[[], _Result]) -> _Result:
-        """Run an action on the file. Run it again if the file is damaged or another process has replaced it."""
+        """Run an action on the file.
+
+        Run it again if the file is damaged or another process has replaced it.
+        """
         for attempt in range(_ATTEMPTS):
             # Connect to the file that exists now.
             if self._moved():
@@ -255,7 +258,7 @@ class DiskTier(DiskFile):
             self._copy_back()
 
     def _salvage_rest(self) -> None:
-        """Copy the entries that a process did not copy because it died while it replaced a damaged file."""
+        """Copy the entries that a process could not copy, because it died in `_replace`."""
         if repair.unsalvaged(self.folder):
             with self._repairing():
                 self._copy_back()

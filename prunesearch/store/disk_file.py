@@ -17,7 +17,7 @@ from prunesearch.store.repair import FILE
 from prunesearch.store.strict import distrust, is_damage
 from prunesearch.store.tier import Group
 
-_PAGE = 1000  # number of rows that are read at once, so that a reader does not block writers for long
+_PAGE = 1000  # number of rows that are read at once; a reader must not block writers for long
 _LEAST_ROW = 128  # smallest size of a row in bytes: its key and its checksum alone take more
 _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL)
 
@@ -190,7 +190,10 @@ def _raise_unless_damage(error: sqlite3.Error) -> None:
 
 
 def _by_key(file: Path) -> Iterator[tuple[str, object]]:
-    """Yield the key and the value of every row in the order of keys. Rows with foreign keys come last."""
+    """Yield the key and the value of every row in the order of keys.
+
+    Rows with foreign keys come last.
+    """
     ours = "typeof(key) = 'text' AND length(key) = 64 AND key NOT GLOB '*[^0-9a-f]*'"
     last = ""
     with _reading(file) as connection:
@@ -211,7 +214,8 @@ def _by_key(file: Path) -> Iterator[tuple[str, object]]:
 def _paged(connection: sqlite3.Connection, query: str, last: object) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of a query in pages.
 
-    A page is read at once, as far as it is readable. Its rows are yielded before an error is raised.
+    A page is read at once, as far as it is readable. Its rows are yielded before an error is
+    raised.
 
     Args:
         query: statement that selects the rows after its argument.
@@ -242,7 +246,8 @@ def _row(connection: sqlite3.Connection, number: object) -> Iterator[tuple[str, 
         return
     if row is not None:
         key, raw, mode, filename, value = row
-        # Only plain text values are our own. diskcache would unpickle others, or read them from a file.
+        # Only plain text values are our own. diskcache would unpickle others, or read them from a
+        # file.
         ours = raw == 1 and mode == 1 and filename is None
         yield str(key), value if ours else None
 

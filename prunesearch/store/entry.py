@@ -1,9 +1,9 @@
 """A stored evaluation as text with a checksum.
 
-Both tiers and every export hold the same text, ``CHECKSUM\\nBODY``. BODY is canonical JSON. CHECKSUM is
-the sha256 of ``KEY\\0BODY``, so it detects a damaged entry and also an entry under the wrong key. The
-checksum detects accidents. It does not stop a person who may write to the store from forging entries:
-give write access only to people whose results you trust.
+Both tiers and every export hold the same text, ``CHECKSUM\\nBODY``. BODY is canonical JSON.
+CHECKSUM is the sha256 of ``KEY\\0BODY``, so it detects a damaged entry and also an entry under the
+wrong key. The checksum detects accidents. It does not stop a person who may write to the store from
+forging entries: give write access only to people whose results you trust.
 """
 
 import hashlib
@@ -20,8 +20,11 @@ from prunesearch.store.keys import LATENCY, Key, canonical_json
 MAX_BYTES = 8 * 2**20
 """Largest size of an entry that is written or read. Results of 1,024 requests take about 40 KiB."""
 TOLERANCE = 1e-3
-"""Two values of a key agree if no number differs by more than this share. Arithmetic of one class differs by less
-between processors. Another model or other data differ by far more."""
+"""Two values of a key agree if no number differs by more than this share.
+
+Arithmetic of one class differs by less between processors. Another model or other data differ by
+far more.
+"""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SMALL = 1e-6  # absolute tolerance for numbers near 0
 
@@ -34,7 +37,8 @@ class Entry:
         key: key of the value.
         value: any JSON value.
         seconds: time that the computation took.
-        made: time of the computation in seconds since 1970; 0 for entries of early development versions.
+        made: time of the computation in seconds since 1970; 0 for entries of early development
+            versions.
     """
 
     key: Key
@@ -47,7 +51,8 @@ class Entry:
         """The entry as text.
 
         Raises:
-            ValueError: the value is not portable JSON (NaN, infinities), or is larger than `MAX_BYTES`.
+            ValueError: the value is not portable JSON (NaN, infinities), or is larger than
+                `MAX_BYTES`.
         """
         body = canonical_json(
             {"made": self.made, "preimage": self.key.preimage, "seconds": self.seconds, "value": self.value}
@@ -69,7 +74,10 @@ class Entry:
 
     @property
     def rank(self) -> tuple[float, str]:
-        """Sort key that orders the entries of a key. The entry of least rank, computed first, stays."""
+        """Sort key that orders the entries of a key.
+
+        The entry of least rank, computed first, stays.
+        """
         return self.made, self.sealed
 
     def agrees(self, other: "Entry") -> bool:

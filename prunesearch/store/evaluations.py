@@ -33,7 +33,8 @@ _LOOK_SECONDS = 1.0  # interval at which a database that failed is tried again
 class Desk:
     """A tier, together with the leases that protect it.
 
-    A process leases a key before it computes it, and commits the result to the tier under the lease.
+    A process leases a key before it computes it, and commits the result to the tier under the
+    lease.
     """
 
     leases: Leases
@@ -60,8 +61,8 @@ class EvaluationStore(Tiers):
 
     Args:
         place: ``DIR``, ``URL`` or ``DIR,URL``; see `Places`.
-        ttl: lifetime of a lease in seconds. If a process dies and this host cannot tell, others wait
-            this long before they compute its keys.
+        ttl: lifetime of a lease in seconds. If a process dies and this host cannot tell, others
+            wait this long before they compute its keys.
 
     Attributes:
         refused: number of results that came after their lease had passed to another process.

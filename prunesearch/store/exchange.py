@@ -1,9 +1,9 @@
-"""Exports evaluations to a file of checksummed JSON lines, and imports such files without trusting them.
+"""Exports evaluations to a file of JSON lines with checksums, and imports and checks such files.
 
-The first line names the format. Each further line is an entry. The last line closes the file with the
-number of entries and the sha256 of everything before it. Entries are in the order of their keys, so that
-equal stores give equal files. Of several values of a key, the one that was computed first stays. So
-merging stores in any order, and any number of times, gives the same result.
+The first line names the format. Each further line is an entry. The last line closes the file with
+the number of entries and the sha256 of everything before it. Entries are in the order of their
+keys, so that equal stores give equal files. Of several values of a key, the one that was computed
+first stays. So merging stores in any order, and any number of times, gives the same result.
 """
 
 import gzip
@@ -130,8 +130,8 @@ def read(path: Path) -> Iterator[Entry]:
     """Yield the entries of an exported file, up to the first line that cannot be trusted.
 
     Raises:
-        InputError: the file is not an export, has a newer schema, is damaged or incomplete, or is far too
-            large when it is decompressed.
+        InputError: the file is not an export, has a newer schema, is damaged or incomplete, or is
+            far too large when it is decompressed.
     """
     digest, count, closed = hashlib.sha256(), 0, False
     with _lines(path) as lines:
@@ -139,7 +139,8 @@ def read(path: Path) -> Iterator[Entry]:
             if closed:
                 raise _bad(path, number, "something follows the last line")
             fields = _parsed(path, number, line)
-            # The first line is the header, the line with a number of entries is the last, others are entries.
+            # The first line is the header, the line with a number of entries is the last, others
+            # are entries.
             if number == 1:
                 _check_header(path, fields)
             elif "entries" in fields:
@@ -175,8 +176,8 @@ def add(paths: Sequence[Path], tiers: Sequence[Tier]) -> Imported:
         tiers: tiers of the store. The first one decides which entry of a key stays.
 
     Raises:
-        RunError: a tier cannot be written, or a file has changed since it was checked. Entries that were
-            imported before stay.
+        RunError: a tier cannot be written, or a file has changed since it was checked. Entries that
+            were imported before stay.
     """
     done = Imported(0, 0, 0)
     for path in paths:
@@ -198,8 +199,8 @@ def _add_batch(batch: Sequence[Entry], tiers: Sequence[Tier], done: Imported) ->
     # 1. The first tier decides which entries stay.
     before = first.get(entry.key.digest for entry in batch)
     standing = first.put(batch, "earliest")
-    # 2. Copy its entries to the others. Another import may have stored an earlier entry in the first tier
-    # meanwhile, so repeat this until nothing changes.
+    # 2. Copy its entries to the others. Another import may have stored an earlier entry in the
+    # first tier meanwhile, so repeat this until nothing changes.
     for tier in others:
         copied = None
         while copied != standing:
@@ -274,7 +275,8 @@ def _entry(path: Path, number: int, fields: dict[str, Any]) -> Entry:
     digest, made, seconds = fields["key"], fields["made"], fields["seconds"]
     if not is_digest(digest) or not isinstance(fields["preimage"], str):
         raise _bad(path, number, "its key is not valid")
-    # A time in the future is accepted. Such an entry only loses against others, because the earliest stays.
+    # A time in the future is accepted. Such an entry only loses against others, because the
+    # earliest stays.
     if not _is_number(made, 0, _LATEST) or not _is_number(seconds, 0, _LATEST):
         raise _bad(path, number, "its times are impossible")
     # 2. The key must be one that prunesearch makes.
@@ -318,8 +320,8 @@ def _kind(preimage: str) -> str | None:
     kind = fields.get("kind") if chunk is None else chunk.get("kind")
     if not (_is_label(kind) and _is_label(fields.get("model")) and _is_text(fields)):
         return None
-    # prunesearch always stores a version. A key without one was made by other software, whose values may
-    # have any shape.
+    # prunesearch always stores a version. A key without one was made by other software, whose
+    # values may have any shape.
     if chunk is not None and "version" not in chunk:
         return f"unversioned {kind}"
     return str(kind)

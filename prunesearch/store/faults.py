@@ -1,7 +1,7 @@
-"""Failpoints: named places where a test makes the process die or stop, to check that no result is lost.
+"""Failpoints: named places where a test makes the process fail, to check that no result is lost.
 
-The package names the points, but only tests arm them. A test enforces that. There is no option and no
-environment variable that arms them.
+The package names the points, but only tests arm them. A test enforces that. No option
+and no environment variable arms them.
 """
 
 from collections.abc import Callable

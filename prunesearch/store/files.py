@@ -1,8 +1,8 @@
-"""Writes files and folders that are either complete or absent, and that never replace files of the user.
+"""Writes files and folders that are either complete or absent. Files of the user are not replaced.
 
-A file or folder is first made in a scratch folder next to its destination, on the same disk. When it is
-complete, it is renamed to its final name. The name of a scratch folder begins with `PREFIX`, and a marker
-file in it names its destination. Only folders with such a marker are deleted.
+A file or folder is first made in a scratch folder next to its destination, on the same disk. When
+it is complete, it is renamed to its final name. The name of a scratch folder begins with `PREFIX`,
+and a marker file in it names its destination. Only folders with such a marker are deleted.
 """
 
 import errno
@@ -33,13 +33,17 @@ _CUT_SHORT = "a file could not be written whole, as on a full disk"
 
 @contextmanager
 def scratch_beside(out: Path) -> Iterator[Path]:
-    """Make a private folder next to `out`, in which `out` can be made. It is deleted after the ``with`` block.
+    """Make a private folder next to `out`, in which `out` can be made.
 
-    A process that is killed leaves its scratch folder. The next process that makes the same `out` deletes
-    it. A folder is locked while its process lives, so only folders of dead processes are deleted.
+    It is deleted after the ``with`` block.
+
+    A process that is killed leaves its scratch folder. The next process that makes the same `out`
+    deletes it. A folder is locked while its process lives, so only folders of dead processes are
+    deleted.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full. Errors of libraries are converted.
+        OSError: the folder cannot be written, or the disk is full. Errors of libraries are
+            converted.
     """
     _sweep(out)
     scratch = Path(tempfile.mkdtemp(prefix=PREFIX, dir=out.parent))
@@ -88,7 +92,10 @@ def _is_scratch_for(folder: Path, name: str) -> bool:
 
 
 def _said_for(name: str) -> str:
-    """Return the text of the marker. It names the host, because locks of another host may not be visible here."""
+    """Return the text of the marker.
+
+    It names the host, because locks of another host may not be visible here.
+    """
     return _SAYS.format(host=socket.gethostname(), name=name)
 
 
@@ -112,7 +119,10 @@ def _delete(scratch: Path) -> None:
 
 
 def _locked(handle: int) -> bool:
-    """Lock an open folder. Return False if another process holds the lock, or the file system has no locks."""
+    """Lock an open folder.
+
+    Return False if another process holds the lock, or the file system has no locks.
+    """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -122,7 +132,9 @@ def _locked(handle: int) -> bool:
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary file that replaces `path` if the ``with`` block succeeds. Otherwise nothing changes.
+    """Yield a temporary file that replaces `path` if the ``with`` block succeeds.
+
+    Otherwise nothing changes.
 
     Raises:
         OSError: the file cannot be written.
@@ -137,12 +149,14 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(out: Path) -> Iterator[Path]:
-    """Yield a temporary file that is renamed to `out` if the ``with`` block succeeds. `out` must not exist.
+    """Yield a temporary file that is renamed to `out` if the ``with`` block succeeds.
+
+    `out` must not exist.
 
     Raises:
         StorageError: `out` exists, or the file cannot be written.
-        RunError: another process made `out` meanwhile. That file is not changed, and the new file gets
-            another name.
+        RunError: another process made `out` meanwhile. That file is not changed, and the new file
+            gets another name.
     """
     if os.path.lexists(out):
         raise StorageError(f"{str(out)!r} exists: choose another name, or delete it first")
@@ -184,7 +198,8 @@ def _link(finished: Path, place: Path) -> None:
     except FileExistsError:
         raise
     except OSError:
-        # The file system has no hard links. Reserve the name with an empty file, then rename over it.
+        # The file system has no hard links. Reserve the name with an empty file, then rename over
+        # it.
         os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         finished.rename(place)
 
@@ -195,7 +210,8 @@ def place_folder(finished: Path, out: Path) -> None:
     The new folder takes the mode of the empty one.
 
     Raises:
-        RunError: `out` is taken by something else. The folder gets another name, which the message names.
+        RunError: `out` is taken by something else. The folder gets another name, which the message
+            names.
         OSError: the folder cannot be renamed.
     """
     if out.is_dir():
@@ -236,9 +252,9 @@ def _report(place: Path, out: Path) -> None:
 def replace_folder(finished: Path, out: Path, scratch: Path) -> None:
     """Replace a folder that prunesearch made by a finished one.
 
-    The older folder is moved to the scratch folder and deleted with it. If an interrupt comes between the
-    two renames, the older folder is put back at once. If the process is killed there, the next process that
-    makes the same `out` puts it back.
+    The older folder is moved to the scratch folder and deleted with it. If an interrupt comes
+    between the two renames, the older folder is put back at once. If the process is killed there,
+    the next process that makes the same `out` puts it back.
 
     Args:
         finished: the finished folder.
@@ -304,8 +320,8 @@ def cannot_write(place: Path, error: OSError) -> str:
 def foreign_writer() -> Iterator[None]:
     """Convert errors that libraries raise when a write fails to `OSError`.
 
-    safetensors and tokenizers have error types of their own, with the system's error number in the text.
-    torch's archive writer raises a RuntimeError.
+    safetensors and tokenizers have error types of their own, with the system's error number in the
+    text. torch's archive writer raises a RuntimeError.
     """
     try:
         yield

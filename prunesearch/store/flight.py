@@ -1,4 +1,4 @@
-"""Single flight: among all processes that need a key, one computes it and the others use its result.
+"""Single flight: of all processes that need a key, one computes it and the others use its result.
 
 with store.flight() as flight:
     found = flight.claim(keys)          # the stored entries; this process computes `flight.mine`
@@ -57,7 +57,8 @@ class Flight:
                 self._tokens[digest] = (desk, token)
             for digest in granted:
                 faults.reach("after_claim", digest)
-            # Look again: a key may have been committed, and its lease released, since the first look.
+            # Look again: a key may have been committed, and its lease released, since the first
+            # look.
             late = self._store.get_digests(granted)
             self._give_back(late)
             found |= late
@@ -78,7 +79,8 @@ class Flight:
             ValueError: the value is not portable JSON.
         """
         entry = Entry(key, value, round(seconds, 4), round(time.time(), 3))
-        # Serialize first: a value that is not JSON is refused while the lease can still be released.
+        # Serialize first: a value that is not JSON is refused while the lease can still be
+        # released.
         _ = entry.sealed
         desk, token = self._tokens.pop(key.digest)
         faults.reach("before_commit", key.digest)

@@ -1,10 +1,10 @@
 """Importance of each layer in a study: how often it was dropped, and how much dropping it cost.
 
-Optuna's default importance (PED-ANOVA) finds the parameters that distinguish the best trials from the
-good ones. A layer that every search soon learns to keep no longer distinguishes them, so it looks
-unimportant there. Here the harm of each layer is estimated instead, by a ridge regression of the losses
-on the dropped layers. The model is additive: it estimates the average cost of a layer over the subsets
-that were tried, and no interactions between layers.
+Optuna's default importance (PED-ANOVA) finds the parameters that distinguish the best trials from
+the good ones. A layer that every search soon learns to keep no longer distinguishes them, so it
+looks unimportant there. Here the harm of each layer is estimated instead, by a ridge regression of
+the losses on the dropped layers. The model is additive: it estimates the average cost of a layer
+over the subsets that were tried, and no interactions between layers.
 """
 
 import math
@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from prunesearch.store.selection import best_trials
 
-_BEST_SHARE, _BEST_LEAST = 0.1, 5  # share of the trials that count as the best, and their least number
+_BEST_SHARE, _BEST_LEAST = 0.1, 5  # share of the trials that count as the best; their least number
 _RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # strengths of the ridge per trial
 _HALVES = {"_attn": "a", "_mlp": "m"}
 
@@ -28,13 +28,15 @@ class LayerImportance:
     """The importance of a layer or sublayer.
 
     Attributes:
-        layer: name of the layer as in ``--drop``: ``7``, ``7a``, or ``4-5`` for blocks that are dropped together.
+        layer: name of the layer as in ``--drop``: ``7``, ``7a``, or ``4-5`` for blocks that are
+            dropped together.
         dropped: share of the finished trials that drop the layer.
         dropped_best: share of the best trials that drop the layer.
-        with_, without: mean of the searched value in the trials that drop the layer, and in the others.
-            None if there are no such trials.
-        harm: by how much dropping the layer makes the value worse, minus the mean over all layers. It is
-            in the units of the value; positive is worse. None if all trials drop the layer, or none does.
+        with_, without: mean of the searched value in the trials that drop the layer, and in the
+            others. None if there are no such trials.
+        harm: by how much dropping the layer makes the value worse, minus the mean over all layers.
+            It is in the units of the value; positive is worse. None if all trials drop the layer,
+            or none does.
         stderr: standard error of the harm.
         rank: rank by harm; 1 for the layer that matters most.
     """
@@ -50,7 +52,10 @@ class LayerImportance:
 
 
 def layer_importances(study: Study) -> list[LayerImportance]:
-    """Return every layer's importance, in the order of the model. The list is empty without finished trials."""
+    """Return every layer's importance, in the order of the model.
+
+    The list is empty without finished trials.
+    """
     trials = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if t.values]
     if not trials:
         return []
@@ -92,7 +97,7 @@ def layer_importances(study: Study) -> list[LayerImportance]:
 
 
 def _dropped(trials: Sequence[FrozenTrial], names: Sequence[str]) -> np.ndarray:
-    """Return an array with a row per trial and a column per layer: 1 if the trial drops the layer, else 0."""
+    """Return an array with a row per trial and a column per layer; 1 means that it is dropped."""
     rows = []
     for trial in trials:
         rows.append([trial.params.get(name, 0) for name in names])
@@ -102,11 +107,13 @@ def _dropped(trials: Sequence[FrozenTrial], names: Sequence[str]) -> np.ndarray:
 def ridge(dropped_TD: np.ndarray, losses_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Estimate the harm of each layer and its standard error by ridge regression.
 
-    The strength of the ridge is the one with the least leave-one-out prediction error. The ridge estimate
-    is the mean of a posterior distribution, whose standard deviations are the standard errors.
+    The strength of the ridge is the one with the least leave-one-out prediction error. The ridge
+    estimate is the mean of a posterior distribution, whose standard deviations are the standard
+    errors.
 
     Args:
-        dropped_TD: array with a row per trial and a column per layer; 1 where the trial drops the layer.
+        dropped_TD: array with a row per trial and a column per layer; 1 where the trial drops the
+            layer.
         losses_T: losses of the trials; less is better.
 
     Returns:
@@ -125,11 +132,12 @@ def ridge(dropped_TD: np.ndarray, losses_T: np.ndarray) -> tuple[np.ndarray, np.
         error = float(np.mean((left_T / np.maximum(1e-9, 1 - leverage_T)) ** 2))
         if error < least:
             least, penalty, rest_T = error, tried, left_T
-    # 3. Compute the estimate, and the degrees of freedom that are left for the variance of the noise.
+    # 3. Compute the estimate, and the degrees of freedom that are left for the variance of the
+    # noise.
     harm_D = v_KD.T @ (s_K / (s_K**2 + penalty) * (u_TK.T @ y_T))
     freedom = max(1.0, len(y_T) - 1 - float((s_K**2 / (s_K**2 + penalty)).sum()))
-    # 4. Compute the variance of the posterior. In directions in which the trials do not differ, it is
-    # that of the prior.
+    # 4. Compute the variance of the posterior. In directions in which the trials do not differ, it
+    # is that of the prior.
     inside_DD = (v_KD.T / (s_K**2 + penalty)) @ v_KD
     outside_DD = (np.eye(len(harm_D)) - v_KD.T @ v_KD) / penalty
     # 5. Harm is relative to the mean layer, so centre the estimate and its variance.

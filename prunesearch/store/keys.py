@@ -1,8 +1,8 @@
 """Makes the keys of the evaluation store. Keys are made in this module only.
 
 A key is the sha256 of a canonical JSON text, its pre-image. The pre-image names everything that can
-change the stored numbers and nothing else. It never holds a path, a name or a host. It is stored with
-the value, so that a wrong key can be diagnosed.
+change the stored numbers and nothing else. It never holds a path, a name or a host. It is stored
+with the value, so that a wrong key can be diagnosed.
 """
 
 import hashlib
@@ -40,8 +40,8 @@ def evaluation_key(fingerprint: str, candidate: str, chunk: dict[str, Any]) -> K
     Args:
         fingerprint: fingerprint of the dense model's content.
         candidate: canonical text of the candidate.
-        chunk: description of the data and the scoring: digest of the token ids, numerics class, version
-            of the scoring.
+        chunk: description of the data and the scoring: digest of the token ids, numerics class,
+            version of the scoring.
     """
     return _key({"candidate": candidate, "chunk": chunk, "model": fingerprint})
 

@@ -1,14 +1,15 @@
 """Leases on keys, so that a key that several processes need is computed once.
 
 One SQL statement grants a lease. The lease runs out by the database's clock unless its owner renews
-it. It carries a fencing token, which is raised when the lease passes on without having been released.
-A result is accepted in a transaction that sees the lease still held under its owner's name and token,
-so an owner that slept past the end of its lease is refused. Releasing a lease deletes its row: the
-next lease begins with token 1, under an owner name that is never used again.
-C. Gray, D. Cheriton, "Leases", SOSP 1989. M. Kleppmann, "How to do distributed locking", 2016 (fencing).
+it. It carries a fencing token, which is raised when the lease passes on without having been
+released. A result is accepted in a transaction that sees the lease still held under its owner's
+name and token, so an owner that slept past the end of its lease is refused. Releasing a lease
+deletes its row: the next lease begins with token 1, under an owner name that is never used again.
+C. Gray, D. Cheriton, "Leases", SOSP 1989. M. Kleppmann, "How to do distributed locking", 2016
+(fencing).
 
-PostgreSQL has a clock of its own. SQLite has no clock and serves one host only, so it gets the host's
-monotonic clock, which all processes share and which cannot be set.
+PostgreSQL has a clock of its own. SQLite has no clock and serves one host only, so it gets the
+host's monotonic clock, which all processes share and which cannot be set.
 """
 
 import contextlib
@@ -191,8 +192,8 @@ class FolderLeases(Leases):
     """The leases of processes that share a folder, in the file ``leases.db``.
 
     The file is not synced to disk, because no process holds a lease after a power cut. For the same
-    reason a damaged file is simply replaced by a new one. Two processes may then compute the same key
-    once.
+    reason a damaged file is simply replaced by a new one. Two processes may then compute the same
+    key once.
 
     Raises:
         UnavailableError: the folder cannot be written.
@@ -224,7 +225,8 @@ class FolderLeases(Leases):
     def held(self, owner: str, tokens: Mapping[str, int]) -> Iterator[tuple[Connection, set[str]]]:
         """Open a transaction in which leases cannot be lost; see `Leases.held`.
 
-        If the file has been replaced by a new one, the owner gets its leases again, as far as they are free.
+        If the file has been replaced by a new one, the owner gets its leases again, as far as they
+        are free.
         """
         with contextlib.ExitStack() as stack:
             connection, held = self._begin_held(stack, owner, tokens)
@@ -233,7 +235,8 @@ class FolderLeases(Leases):
                 self._give_back(connection, owner, held)
                 stack.close()
             except SQLAlchemyError as error:
-                # The caller's work in the block is done. Leases that are left run out by themselves.
+                # The caller's work in the block is done. Leases that are left run out by
+                # themselves.
                 if not self._recovers(error):
                     raise
 
@@ -278,8 +281,8 @@ class FolderLeases(Leases):
     def _recovers(self, error: SQLAlchemyError) -> bool:
         """Return whether another attempt may succeed.
 
-        This is so if another process has replaced the file, or if the file is damaged. A damaged file is
-        deleted here.
+        This is so if another process has replaced the file, or if the file is damaged. A damaged
+        file is deleted here.
         """
         self.engine.dispose()
         if self._present() != self._inode:

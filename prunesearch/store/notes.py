@@ -1,7 +1,7 @@
 """Notes about a study and its best trial, which optuna-dashboard shows.
 
-They are attributes of the study, not of its trials. No sampler reads them, so they do not change the
-trials of a study.
+They are attributes of the study, not of its trials. No sampler reads them, so they do not change
+the trials of a study.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ class Notes:
 
     Attributes:
         study: Markdown text for the study's page.
-        best: the best trial. None if there is no best trial, as for a Pareto study.
+        best: the best trial. None without one, as for a Pareto study.
         trial: Markdown text for the best trial's page.
     """
 
@@ -55,8 +55,8 @@ def _put(study: Study, trial: FrozenTrial | None, kind: str, text: str, **more: 
     there, ours = dashboard.get_note(target), _ours(study)
     if there == text or (there and _digest(there) not in ours.get(kind, ())):
         return
-    # Store the digests of both texts first. If the process is killed before it writes the note, the present
-    # text is still recognised.
+    # Store the digests of both texts first. If the process is killed before it writes the note, the
+    # present text is still recognised.
     known = {**ours, kind: [_digest(there), _digest(text)], **more}
     study._storage.set_study_system_attr(study._study_id, _OURS_ATTR, known)
     dashboard.save_note(target, text)
@@ -65,15 +65,15 @@ def _put(study: Study, trial: FrozenTrial | None, kind: str, text: str, **more: 
 def _dashboard() -> ModuleType:
     """Import optuna_dashboard. This takes a second.
 
-    If an optional package is missing, the import keeps the exception, and with it all frames of the call
-    stack, for the rest of the process. The frames of a thread of its own do not hold a model.
+    If an optional package is missing, the import keeps the exception, and with it all frames of the
+    call stack, for the rest of the process. The frames of a thread of its own do not hold a model.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(importlib.import_module, "optuna_dashboard").result()
 
 
 def _ours(study: Study) -> dict[str, Any]:
-    """Return the digests of the notes that prunesearch wrote, and the number of the trial that has a note."""
+    """Return the digests of prunesearch's own notes, and the number of the trial with a note."""
     attributes = study._storage.get_study_system_attrs(study._study_id)
     found: dict[str, Any] = attributes.get(_OURS_ATTR, {})
     return found

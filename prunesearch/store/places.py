@@ -22,8 +22,8 @@ from prunesearch.masking import masked_url
 _MOUNTS = Path("/proc/self/mountinfo")
 DEFAULT_FOLDER = "storage/cache"
 _SCHEMES = ("postgresql", "sqlite")  # kinds of databases in which studies and leases can be locked
-# SQLite's locks, and the shared memory of its WAL, work on one host only. Some of these file systems
-# are shared by virtual machines.
+# SQLite's locks, and the shared memory of its WAL, work on one host only. Some of these file
+# systems are shared by virtual machines.
 _NETWORK = frozenset(
     "9p acfs afs auristorfs beegfs beegfs_nodev ceph cephfs cifs coda davfs gfs gfs2 gfarm glusterfs gpfs hdfs ibrix "
     "juicefs lustre lustre_lite mmfs moosefs ncpfs nfs nfs3 nfs4 ocfs2 orangefs panfs prl_fs pvfs2 quobyte smb "
@@ -98,7 +98,8 @@ def check_url(url: str, option: str = "--storage") -> None:
         option: command-line option that the URL was given with, for the message.
 
     Raises:
-        StorageError: the text is not a URL, the kind of database is unknown, or the file cannot be written.
+        StorageError: the text is not a URL, the kind of database is unknown, or the file cannot be
+            written.
     """
     # 1. The text must be a URL, of a known kind of database.
     parsed = _parsed(url, option)
@@ -125,7 +126,8 @@ def _parsed(url: str, option: str) -> sqlalchemy.URL:
     """Parse a URL.
 
     Raises:
-        StorageError: the text is not a URL. The message shows the text only if it cannot hold a secret.
+        StorageError: the text is not a URL. The message shows the text only if it cannot hold a
+            secret.
     """
     try:
         return sqlalchemy.make_url(url)
@@ -261,7 +263,7 @@ def refuse_network(path: Path, what: str, remedy: str) -> None:
 
 
 def is_network(kind: str) -> bool:
-    """Return whether a type of file system is used over a network, or shared by virtual machines."""
+    """Return whether a type of file system is a network one, or is shared by virtual machines."""
     kind = kind.lower()
     if kind == "fuse" or kind.startswith("fuse."):
         return kind not in _LOCAL_FUSE
@@ -269,7 +271,10 @@ def is_network(kind: str) -> bool:
 
 
 def file_system(path: Path) -> str | None:
-    """Return the type of file system of a path, as in ``/proc/mounts``. Return None if it is unknown."""
+    """Return the type of file system of a path, as in ``/proc/mounts``.
+
+    Return None if it is unknown.
+    """
     try:
         lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -291,8 +296,8 @@ def check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be made or written. No files stay on the disk.
 
     Raises:
-        StorageError: the folder, or its nearest existing parent, cannot be written, or no file can have
-            this name.
+        StorageError: the folder, or its nearest existing parent, cannot be written, or no file can
+            have this name.
     """
     _check_name(folder)
     # Path.exists raises if a parent folder cannot be entered, so os.path.exists is used.

@@ -1,11 +1,12 @@
 """Optuna's RDB storage with two changes that long studies need.
 
-First, a study of 10,000 trials with 80 parameters opens in seconds instead of minutes. Trials are read as
-plain rows, and each distinct distribution is parsed once. The objects that Optuna's ORM would build for
-every parameter are not built. Second, a trial's last attributes are written in the transaction that
-finishes the trial, instead of in one transaction each.
+First, a study of 10,000 trials with 80 parameters opens in seconds instead of minutes. Trials are
+read as plain rows, and each distinct distribution is parsed once. The objects that Optuna's ORM
+would build for every parameter are not built. Second, a trial's last attributes are written in the
+transaction that finishes the trial, instead of in one transaction each.
 
-The tables and their meaning are Optuna's, so any other Optuna client can read and write the same studies.
+The tables and their meaning are Optuna's, so any other Optuna client can read and write the same
+studies.
 """
 
 import copy
@@ -52,7 +53,7 @@ class StudyStorage(RDBStorage):
 
     @contextmanager
     def fenced(self, fence: Callable[[Connection], None]) -> Iterator[None]:
-        """Call `fence` in every transaction that writes before it is committed, until the block ends."""
+        """Call `fence` before every transaction that writes is committed, until the block ends."""
         self._fences.append(fence)
         try:
             yield
@@ -69,7 +70,7 @@ class StudyStorage(RDBStorage):
     def with_end(
         self, trial_id: int, attributes: Mapping[str, Any], reports: Mapping[int, float] | None = None
     ) -> None:
-        """Keep user attributes and intermediate values of a running trial until the trial is finished.
+        """Keep user attributes and intermediate values of a running trial until it is finished.
 
         `set_trial_state_values` writes them.
         """
@@ -84,7 +85,8 @@ class StudyStorage(RDBStorage):
                 self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, name, value)
             for step, value in reports.items():
                 self._set_trial_intermediate_value_without_commit(session, trial_id, step, value)
-            # A session belongs to a thread. So this call joins the transaction, and its end commits everything.
+            # A session belongs to a thread. So this call joins the transaction, and its end commits
+            # everything.
             return super().set_trial_state_values(trial_id, state, values)
 
     def _set_trial_params_in_bulk(self, session: Session, study_id: int, trial_id: int, template: FrozenTrial) -> None:
@@ -126,11 +128,15 @@ class StudyStorage(RDBStorage):
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: Session
     ) -> models.TrialModel:
-        """Add a trial to the session, and write its parameters in bulk. Optuna writes them one by one."""
+        """Add a trial to the session, and write its parameters in bulk.
+
+        Optuna writes them one by one.
+        """
         if template_trial is None or not template_trial.params:
             made: models.TrialModel = super()._get_prepared_new_trial(study_id, template_trial, session)
             return made
-        # Let Optuna add the trial without its parameters, as one that is running. Its state is set last.
+        # Let Optuna add the trial without its parameters, as one that is running. Its state is set
+        # last.
         bare = copy.copy(template_trial)
         bare._params, bare._distributions, bare.state = {}, {}, TrialState.RUNNING
         made = super()._get_prepared_new_trial(study_id, bare, session)
@@ -142,7 +148,7 @@ class StudyStorage(RDBStorage):
         """Read one trial.
 
         Raises:
-            KeyError: there is no trial of that id.
+            KeyError: the trial does not exist.
         """
         with _create_scoped_session(self.scoped_session) as session:
             found = _Reader(session.connection(), models.TrialModel.trial_id == trial_id, self._distributions).trials()
@@ -290,7 +296,10 @@ class _Reader:
 
 
 def _local(utc: datetime | None) -> datetime | None:
-    """Convert a stored time to local time. Optuna stores UTC and shows local time, both without a zone."""
+    """Convert a stored time to local time.
+
+    Optuna stores UTC and shows local time, both without a zone.
+    """
     if utc is None:
         return None
     return utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)

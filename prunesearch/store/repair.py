@@ -1,9 +1,9 @@
-"""Moves a damaged cache file to quarantine, and finds files whose sound entries were not copied back yet.
+"""Moves a damaged cache file to quarantine, and finds files that were not copied back completely.
 
-A process may be killed while it copies the entries. So a file in quarantine counts as unsalvaged until a
-marker file next to it shows that all its sound entries are in the cache and synced to disk. Until then
-the next process that opens the cache continues, and `cache gc` does not delete the file. Entries that
-are copied twice do no harm.
+A process may be killed while it copies the entries. So a file in quarantine counts as unsalvaged
+until a marker file next to it shows that all its sound entries are in the cache and synced to disk.
+Until then the next process that opens the cache continues, and `cache gc` does not delete the file.
+Entries that are copied twice do no harm.
 """
 
 import contextlib

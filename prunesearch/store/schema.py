@@ -1,4 +1,4 @@
-"""Makes and migrates the tables of the cache in a database that may hold tables of other software."""
+"""Makes and migrates the tables of the cache. The database may hold other tables, too."""
 
 from pathlib import Path
 

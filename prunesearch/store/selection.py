@@ -13,13 +13,15 @@ from prunesearch.errors import InputError, StudyError
 from prunesearch.quantity import parse_size
 
 DENSE_ATTR = "dense"
-"""User attribute of a study: the dense model's metrics, and the name of the metric that is searched."""
+"""User attribute of a study: the dense model's metrics, and the name of the searched metric."""
 STDERR = "_stderr"
 """Suffix of a metric's name under which its standard error is stored, as in lm-eval."""
 
 
 def best_trials(study: Study, count: int | None) -> Sequence[FrozenTrial]:
-    """Return the study's best finished trials, the best first. Of equal trials the earlier comes first.
+    """Return the study's best finished trials, the best first.
+
+    Of equal trials the earlier comes first.
 
     For a Pareto study, return the trials that no other trial dominates, the best quality first.
 
@@ -38,7 +40,8 @@ def best_trials(study: Study, count: int | None) -> Sequence[FrozenTrial]:
     ranked = sorted(_finished(study), key=losses)
     if len(signs) == 1:
         return ranked[:count]
-    # Quality falls along the list, so a trial is on the front if it is smaller than all trials before it.
+    # Quality falls along the list, so a trial is on the front if it is smaller than all trials
+    # before it.
     front: list[FrozenTrial] = []
     for trial in ranked:
         if not front or signs[1] * trial.values[1] < signs[1] * front[-1].values[1]:
@@ -56,8 +59,9 @@ class Wanted:
     """The limits that a selected trial must meet.
 
     Attributes:
-        loss: largest loss of quality. If `relative`, it is a share of the dense model's value: accuracy
-            lost, or perplexity gained, divided by the dense value. Otherwise it is in the metric's units.
+        loss: largest loss of quality. If `relative`, it is a share of the dense model's value:
+            accuracy lost, or perplexity gained, divided by the dense value. Otherwise it is in the
+            metric's units.
         relative: whether `loss` is a share.
         bytes: largest size.
     """
@@ -90,8 +94,8 @@ class Wanted:
 def choose(study: Study, wanted: Wanted) -> FrozenTrial:
     """Return the best trial that meets the limits.
 
-    With a largest loss, this is the smallest model. Otherwise it is the model of best quality. Without
-    limits, a study with one objective has a best trial, and a Pareto study has none.
+    With a largest loss, this is the smallest model. Otherwise it is the model of best quality.
+    Without limits, a study with one objective has a best trial, and a Pareto study has none.
 
     Args:
         study: the study.
@@ -146,9 +150,9 @@ def quality_lost(study: Study, trial: FrozenTrial, *, relative: bool) -> float:
     Args:
         study: the study.
         trial: the trial.
-        relative: whether to return a share of the dense model's value: accuracy lost / dense accuracy for
-            tasks, perplexity gained / dense perplexity for KL and perplexity. Otherwise the difference of
-            the metric that was searched is returned, in its own units.
+        relative: whether to return a share of the dense model's value: accuracy lost / dense
+            accuracy for tasks, perplexity gained / dense perplexity for KL and perplexity.
+            Otherwise the difference of the metric that was searched is returned, in its own units.
 
     Raises:
         StudyError: the study does not hold the dense model's metrics.

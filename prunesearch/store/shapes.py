@@ -1,4 +1,7 @@
-"""Checks the shape of results by the kind of their data. Imported entries must pass these checks."""
+"""Checks the shape of results by the kind of their data.
+
+Imported entries must pass these checks.
+"""
 
 import math
 from collections.abc import Callable
@@ -34,12 +37,12 @@ def _is_list_of(value: object, is_row: Callable[[Any], bool]) -> bool:
 
 
 def _is_sums(row: object) -> bool:
-    """Return whether a row holds the sums of KL and of negative log-likelihoods, and the number of tokens."""
+    """Return whether a row holds sums of KL and of log-likelihoods, and a number of tokens."""
     return isinstance(row, list) and len(row) == 3 and all(map(_is_number, row)) and row[2] > 0
 
 
 def _is_answer(row: object) -> bool:
-    """Return whether a row holds a log-likelihood, and whether greedy decoding gives the same text."""
+    """Return whether a row holds a log-likelihood, and whether greedy decoding gives the same."""
     return isinstance(row, list) and len(row) == 2 and _is_number(row[0]) and isinstance(row[1], bool)
 
 

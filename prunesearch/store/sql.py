@@ -1,8 +1,8 @@
 """The tier that machines share: tables in a SQL database, which may also hold Optuna's tables.
 
-The database is PostgreSQL for teams, or SQLite for several processes of one host. Alembic migrates the
-schema. Its version is kept in a table of its own, `prunesearch_alembic_version`, because Optuna and
-MLflow use ``alembic_version``.
+The database is PostgreSQL for teams, or SQLite for several processes of one host. Alembic migrates
+the schema. Its version is kept in a table of its own, `prunesearch_alembic_version`, because Optuna
+and MLflow use ``alembic_version``.
 """
 
 import contextlib
@@ -38,7 +38,8 @@ class SqlTier:
         damaged: number of entries that were found damaged and removed.
 
     Raises:
-        StorageError: there is no driver, no answer or no access, or the schema is newer.
+        StorageError: a driver is missing, the database refuses access or does not answer, or its
+            schema is newer.
     """
 
     def __init__(self, url: str) -> None:
@@ -139,10 +140,10 @@ class SqlTier:
         return standing
 
     def _keep(self, rows: Sequence[dict[str, Any]]) -> sqlalchemy.Executable:
-        """Return a statement that inserts rows, or locks those that exist, and returns the stored rows.
+        """Make a statement that inserts rows, or locks existing ones, and returns the stored rows.
 
-        An update that changes nothing takes the lock. Until the transaction ends, no other transaction
-        deletes or changes the row.
+        An update that changes nothing takes the lock. Until the transaction ends, no other
+        transaction deletes or changes the row.
         """
         if self.engine.dialect.name == "postgresql":
             insert: postgresql.Insert | sqlite.Insert = postgresql.insert(EVALUATIONS).values(rows)
@@ -182,11 +183,15 @@ class SqlTier:
                 connection.execute(EVALUATIONS.delete().where(EVALUATIONS.c.key.in_(given[start : start + _MOST])))
 
     def scan(self) -> Iterator[tuple[str, Entry | None]]:
-        """Yield the key and the entry of every row, in the order of keys. A damaged entry is None."""
+        """Yield the key and the entry of every row, in the order of keys.
+
+        A damaged entry is None.
+        """
         last = ""
         columns = sqlalchemy.select(EVALUATIONS.c.key, EVALUATIONS.c.sealed).order_by(EVALUATIONS.c.key).limit(_PAGE)
         while True:
-            # Each page is read in a transaction of its own, so that no transaction stays open for long.
+            # Each page is read in a transaction of its own, so that no transaction stays open for
+            # long.
             with self._reading() as connection:
                 rows = connection.execute(columns.where(EVALUATIONS.c.key > last)).all()
             for digest, text in rows:

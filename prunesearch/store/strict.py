@@ -1,8 +1,10 @@
-"""A hardened diskcache. It does not evict or unpickle rows, open other files, or trust the file's settings.
+"""A hardened diskcache.
 
-By default, diskcache drops rows at 1 GiB without a warning, and unpickles any row that is marked as a
-pickle (CVE-2025-69872). It reads and deletes the file that a row names. It sets any attribute of itself
-that the Settings table of the file lists.
+It does not evict or unpickle rows, open other files, or trust the file's settings.
+
+By default, diskcache drops rows at 1 GiB without a warning, and unpickles any row that is marked as
+a pickle (CVE-2025-69872). It reads and deletes the file that a row names. It sets any attribute of
+itself that the Settings table of the file lists.
 """
 
 import contextlib
@@ -30,7 +32,10 @@ _OBJECTS = frozenset(
     "Settings_count_delete Settings_size_insert Settings_size_update Settings_size_delete".split()
 )
 SCHEMA_VERSION = 2
-"""Version of the cache file, in its ``user_version``. 0 is a file of early development versions, of the same layout."""
+"""Version of the cache file, in its ``user_version``.
+
+Files of early development versions have version 0 and the same layout.
+"""
 
 SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
@@ -48,8 +53,11 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
         "sqlite_journal_mode": "wal" if sqlite3.sqlite_version_info >= FIXED_WAL else "delete",
     }
 )
-"""All settings of diskcache. They are passed and checked whenever a file is opened, because diskcache would otherwise
-use those of the file."""
+"""All settings of diskcache.
+
+They are passed and checked whenever a file is opened, because diskcache would otherwise use those
+of the file.
+"""
 
 
 class StrictDisk(diskcache.Disk):  # type: ignore[misc]
@@ -80,7 +88,10 @@ class StrictDisk(diskcache.Disk):  # type: ignore[misc]
         return value
 
     def remove(self, file_path: object) -> None:
-        """Do nothing: a file that a foreign row names is not deleted. Rows of prunesearch name no file."""
+        """Do nothing: a file that a foreign row names is not deleted.
+
+        Rows of prunesearch name no file.
+        """
 
 
 class StrictCache(diskcache.Cache):  # type: ignore[misc]
@@ -93,7 +104,8 @@ class StrictCache(diskcache.Cache):  # type: ignore[misc]
                 super().__init__(str(folder), timeout=60, disk=StrictDisk, **SETTINGS)
                 break
             except sqlite3.OperationalError as error:
-                # When diskcache opens a file, it writes without waiting for locks of other processes. Try again.
+                # When diskcache opens a file, it writes without waiting for locks of other
+                # processes. Try again.
                 self.close()
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                     raise

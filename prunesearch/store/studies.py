@@ -1,4 +1,4 @@
-"""Studies in an Optuna RDB: opens the database, finds studies, and checks that a study fits its recipe."""
+"""Studies in an Optuna RDB: opens the database, finds studies, and compares them with recipes."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ from prunesearch.store.writers import Writer
 RECIPE_ATTR = "recipe"
 IDENTITY_ATTR = "identity"
 PLACES_ATTR = "places"
-"""User attribute of a study: the absolute paths of its model and data on each host, the latest first."""
+"""User attribute of a study: paths of its model and data on each host, the latest first."""
 _PLACES_KEPT = 4  # number of places that are kept for each host
 TRIALS_ATTR = "asked_trials"
 """User attribute of a study: the number of trials that was asked for last."""
@@ -56,8 +56,8 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
         create: whether to make a missing SQLite file. If False, a missing file is an error.
 
     Raises:
-        StorageError: the URL is unknown, the file is missing, there is no access, or the schema is that
-            of a newer Optuna.
+        StorageError: the URL is unknown, the file is missing or not accessible, or the schema is
+            that of a newer Optuna.
     """
     check_url(url)
     # 1. Choose the options of the connection; a SQLite file needs its folder.
@@ -114,7 +114,8 @@ def create_or_resume(
         storage: database of the study.
         name: name of the study.
         recipe: recipe of the study.
-        identity: everything that determines the trials: `Recipe.identity`, and the digests of model and data.
+        identity: everything that determines the trials: `Recipe.identity`, and the digests of model
+            and data.
         metrics: names of the trials' values in a dashboard.
         maximize: for each value, whether more is better.
 
@@ -217,7 +218,8 @@ def sole_writer(storage: RDBStorage, name: str) -> Iterator[None]:
 
     Raises:
         StudyBusyError: another process writes the study.
-        RunError: raised by calls that write to the storage: another process has taken over the study.
+        RunError: raised by calls that write to the storage: another process has taken over the
+            study.
     """
     with writers.held(storage.engine, name) as fence:
         if fence is None:
@@ -234,7 +236,10 @@ def writer_of(storage: RDBStorage, name: str) -> Writer | None:
 
 
 def is_complete(storage: RDBStorage, name: str, trials: int) -> bool:
-    """Return whether a study has that many finished trials. A search of such a study only reports."""
+    """Return whether a study has that many finished trials.
+
+    A search of such a study only reports.
+    """
     if name not in optuna.get_all_study_names(storage):
         return False
     found = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
@@ -303,7 +308,7 @@ def load(storage: RDBStorage, name: str) -> Study:
     """Open an existing study.
 
     Raises:
-        UnknownNameError: there is no study of that name. The message suggests the nearest name.
+        UnknownNameError: the study does not exist. The message suggests the nearest name.
     """
     names = optuna.get_all_study_names(storage)
     if name not in names:
@@ -329,7 +334,7 @@ def recipe_of(study: Study) -> Recipe:
 
 
 def identity_of(study: Study) -> dict[str, Any]:
-    """Return everything that determines the study's trials, including the digests of model and data.
+    """Return everything that determines the study's trials, with the digests of model and data.
 
     Raises:
         StudyError: the study holds no recipe.
@@ -340,7 +345,10 @@ def identity_of(study: Study) -> dict[str, Any]:
 
 
 def remembered(study: Study, name: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 (any JSON value)
-    """Return a value that is stored in the study. It is made by `make` the first time and never changes."""
+    """Return a value that is stored in the study.
+
+    It is made by `make` the first time and never changes.
+    """
     if name not in study.user_attrs:
         study.set_user_attr(name, json.dumps(make()))
     return json.loads(study.user_attrs[name])
@@ -384,7 +392,8 @@ def located(study: Study, given: Mapping[str, str | None], needed: Sequence[str]
             if name == "model":
                 found["revision"] = None
             continue
-        # 2. Otherwise use the first known path that exists: of this host, of the recipe, of other hosts.
+        # 2. Otherwise use the first known path that exists: of this host, of the recipe, of other
+        # hosts.
         own, others = _known_places(study, name)
         here = [path for path in (*own, typed, *others) if Path(path).exists()]
         if here:
@@ -399,7 +408,7 @@ def located(study: Study, given: Mapping[str, str | None], needed: Sequence[str]
 
 
 def _known_places(study: Study, name: str) -> tuple[list[str], list[str]]:
-    """Return the known paths of the model or data on this host, the latest first, and on other hosts.
+    """Return the known paths of the model or data on this host, latest first, and on other hosts.
 
     A path of another host may exist here, too, if the hosts share a disk.
     """
@@ -441,7 +450,7 @@ def delete(storage: RDBStorage, name: str) -> None:
     """Delete a study and its trials. Evaluations stay in the cache.
 
     Raises:
-        UnknownNameError: there is no study of that name.
+        UnknownNameError: the study does not exist.
         StudyError: the study is being searched.
     """
     load(storage, name)
@@ -455,12 +464,12 @@ class StudySummary:
 
     Attributes:
         stones: number of pruned trials: partial subsets, and candidates that lost a race.
-        best_value, best_dropped: value and dropped layers of the best trial. None if there is no best
-            trial, and for a Pareto study.
+        best_value, best_dropped: value and dropped layers of the best trial. None if there is no
+            best trial, and for a Pareto study.
         front: number of trials on the front of a Pareto study; 0 for other studies.
         started: start of the first trial, with its time zone.
-        running: number of trials that `writer` is evaluating. Without a writer, the number of trials that
-            a killed search left. The next search finishes them.
+        running: number of trials that `writer` is evaluating. Without a writer, the number of
+            trials that a killed search left. The next search finishes them.
         writer: the process that is searching the study, or None.
     """
 

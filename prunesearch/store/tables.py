@@ -49,8 +49,9 @@ def connect(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def limit(connection: Connection) -> None:
-        # None of the statements takes a second. One that hangs longer has lost its network. The limits
-        # are set for the transaction only: a pool such as PgBouncer passes the session on to other programs.
+        # None of the statements takes a second. One that hangs longer has lost its network. The
+        # limits are set for the transaction only: a pool such as PgBouncer passes the session on to
+        # other programs.
         connection.exec_driver_sql(
             "SELECT set_config('statement_timeout', '30s', true), "
             "set_config('idle_in_transaction_session_timeout', '60s', true)"

@@ -12,9 +12,12 @@ Found = dict[str, Entry]
 
 
 Rule = Literal["first", "earliest", "given"]
-"""Which of two entries of a key stays. "first": the entry that is stored already. "earliest": the entry that was
-computed first, so that the result of merging stores does not depend on their order. "given": the new entry, because it
-comes from the tier that decides."""
+"""Which of two entries of a key stays.
+
+* "first": the entry that is stored already.
+* "earliest": the entry that was computed first. So merging stores does not depend on their order.
+* "given": the new entry, because it comes from the tier that decides.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Readable(Protocol):
         ...
 
     def older_than(self, before: float) -> list[str]:
-        """Return the digests of entries that were stored here before a time in seconds since 1970."""
+        """Return the digests of entries that were stored before a time in seconds since 1970."""
         ...
 
     def read_alarms(self) -> list[Alarm]:

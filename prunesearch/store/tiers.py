@@ -1,7 +1,8 @@
 """Two tiers as one: a folder on this machine's disk, alone or in front of a shared database.
 
-Either tier may fail while a search runs. Without the database, results are kept on the disk until it
-works again. Without the disk, only the database is used. An operation fails only when no tier is left.
+Either tier may fail while a search runs. Without the database, results are kept on the disk until
+it works again. Without the disk, only the database is used. An operation fails only when no tier is
+left.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ class Tiers:
         places: location of the tiers.
 
     Attributes:
-        local, shared: the tiers. None if there is none, or if it failed and is no longer used.
+        local, shared: the tiers. None without one, or after it failed for good.
         unsent: number of results that were kept on the disk because the database did not work.
 
     Raises:

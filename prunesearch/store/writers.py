@@ -2,16 +2,16 @@
 
 SQLite serves one host. There the writer holds two locks of the operating system, which end with its
 process. The first is on a file next to the database, in which the writer stores its process id. The
-second is on a byte far after the end of the database itself. It is the same lock under every name of
-the database (links, ``..``), and it cannot be deleted.
+second is on a byte far after the end of the database itself. It is the same lock under every name
+of the database (links, ``..``), and it cannot be deleted.
 
 PostgreSQL serves many hosts. Connections may break, and a pool such as PgBouncer may give every
-transaction another session. Locks of a session do not survive either of these. So the writer holds a
-lease: a row that it renews, and that runs out by the database's clock. The row's token rises whenever
-the lease passes on. Every transaction that writes reads the row, and locks it until the transaction
-ends. So a process that has lost the lease cannot write, and the lease cannot pass on during a
-transaction. If the writer was a process of this host that no longer exists, the lease passes on at
-once.
+transaction another session. Locks of a session do not survive either of these. So the writer holds
+a lease: a row that it renews, and that runs out by the database's clock. The row's token rises
+whenever the lease passes on. Every transaction that writes reads the row, and locks it until the
+transaction ends. So a process that has lost the lease cannot write, and the lease cannot pass on
+during a transaction. If the writer was a process of this host that no longer exists, the lease
+passes on at once.
 """
 
 import contextlib
@@ -43,11 +43,11 @@ from prunesearch.store.tables import PREFIX, connect
 
 TTL = 30.0
 """Lifetime of a writer's lease in seconds. The writer renews it three times in that span."""
-_PATIENCE = 0.5  # seconds to wait for a lock: a process that reads the writer's id holds it for a moment
+_PATIENCE = 0.5  # seconds to wait for a lock: a process that looks for the writer holds it briefly
 _SCHEMA_LOCK = 0x70727377  # PostgreSQL's advisory lock while the table is made: "prsw"
 _FIRST_BYTE = 2**40  # first byte of the locks on a database file; SQLite's own locks are near 2**30
 _FLOCK = "hhqqi4x"
-"""C's struct flock on 64-bit Linux: type, whence, start, length, process (0 for a lock of an open file)."""
+"""C's struct flock on 64-bit Linux: type, whence, start, length, process (0: lock of an open file)."""
 _log = logging.getLogger(__name__)
 
 _METADATA = MetaData()
@@ -87,7 +87,10 @@ class Writer:
 
 
 Fence = Callable[[Connection], None]
-"""A check that is called in a transaction before it is committed. It raises if the study has another writer by now."""
+"""A check that is called in a transaction before it is committed.
+
+It raises if the study has another writer by now.
+"""
 
 
 @contextmanager
@@ -95,7 +98,8 @@ def held(engine: Engine, name: str) -> Iterator[Fence | None]:
     """Lock a study for writing until the block or the process ends.
 
     Yields:
-        The check that every transaction must call before it commits, or None if the lock cannot be lost.
+        The check that every transaction must call before it commits, or None if the lock cannot be
+        lost.
 
     Raises:
         StudyBusyError: another process writes the study.
@@ -110,7 +114,7 @@ def held(engine: Engine, name: str) -> Iterator[Fence | None]:
 
 
 def writer_in(engine: Engine, name: str) -> Writer | None:
-    """Return the writer of a study, or None if there is no writer."""
+    """Return the writer of a study, or None if no process writes it."""
     if engine.dialect.name == "sqlite":
         file = _file_of(engine)
         if file is None:
@@ -171,8 +175,8 @@ def _held_file(file: Path | None, name: str) -> Iterator[None]:
         with _held_byte(file, name) as is_held:
             if not is_held:
                 raise busy(name, Writer())
-            # 3. Store this process's id. If the disk is full, other processes find the study locked by an
-            # unknown process.
+            # 3. Store this process's id. If the disk is full, other processes find the study locked
+            # by an unknown process.
             me = {"pid": os.getpid(), "host": platform.node(), "since": round(time.time(), 3)}
             with contextlib.suppress(OSError):
                 os.pwrite(lock, json.dumps(me).encode(), 0)
@@ -344,7 +348,8 @@ class _Lease:
             token = self._claim(connection, WRITERS.c.expires <= _now())
             if token is None:
                 row = _row(connection, self._name)
-            # 2. Take it from a process of this host that is dead, unless another process was faster.
+            # 2. Take it from a process of this host that is dead, unless another process was
+            # faster.
             if row is not None and _is_dead(row.process):
                 same = sqlalchemy.and_(WRITERS.c.owner == row.owner, WRITERS.c.token == row.token)
                 token = self._claim(connection, same)
@@ -428,7 +433,10 @@ class _Lease:
 
 
 def _row(connection: Connection, name: str) -> Any:  # noqa: ANN401 (a row)
-    """Return a study's row, or None. Its column ``left`` is the rest of the lease's lifetime in seconds."""
+    """Return a study's row, or None.
+
+    Its column ``left`` is the rest of the lease's lifetime in seconds.
+    """
     columns = sqlalchemy.select(WRITERS, (WRITERS.c.expires - _now()).label("left"))
     return connection.execute(columns.where(WRITERS.c.study == name)).first()
 
@@ -463,7 +471,7 @@ def _is_dead(process: str) -> bool:
 
 
 def _started(pid: int) -> str:
-    """Return the start time of a process in ticks since the host started; empty if the process is gone."""
+    """Return the start of a process in ticks since the host started; empty if it is gone."""
     # The name of the process, in parentheses, may contain blanks.
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
