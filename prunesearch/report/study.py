@@ -136,7 +136,6 @@ def study_layers(document: Document) -> Parts:
     ]
 
 
-
 def _running_of(document: Document) -> str:
     """Describe the running trials of a study, and the search that evaluates them."""
     running, writer = document["running"], document.get("writer")

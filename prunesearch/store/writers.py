@@ -47,7 +47,7 @@ _PATIENCE = 0.5  # seconds to wait for a lock: a process that looks for the writ
 _SCHEMA_LOCK = 0x70727377  # PostgreSQL's advisory lock while the table is made: "prsw"
 _FIRST_BYTE = 2**40  # first byte of the locks on a database file; SQLite's own locks are near 2**30
 _FLOCK = "hhqqi4x"
-"""C's struct flock on 64-bit Linux: type, whence, start, length, process (0: lock of an open file)."""
+"""C's struct flock on 64-bit Linux: type, whence, start, length, process (0: open file's)."""
 _log = logging.getLogger(__name__)
 
 _METADATA = MetaData()
