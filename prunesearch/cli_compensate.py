@@ -40,13 +40,15 @@ if TYPE_CHECKING:
     type=Words(("auto", "scaling", "linear")),
     default="auto",
     show_default=True,
-    help="What gaps are bridged by; auto: both where they help.",
+    help="Method of compensation; auto: both where they help.",
 )
 @click.option("--calibration", default=BUILTIN_TEXT, show_default=True, help="Text it is fitted to, as for search.")
 @click.option("--tokens", type=click.IntRange(16), default=16384, show_default=True, help="Tokens it is fitted to.")
 @click.option("--window", type=click.IntRange(16), default=256, show_default=True, help="Tokens per sequence.")
 @click.option("--held-out", help="Text that decides; default: other parts of the calibration text.")
-@click.option("--held-out-tokens", type=click.IntRange(16), default=2048, show_default=True, help="Of these, so many.")
+@click.option(
+    "--held-out-tokens", type=click.IntRange(16), default=2048, show_default=True, help="Its number of tokens."
+)
 @click.option("--max-shard", default="5GB", show_default=True, help="Size of the largest weight file.")
 @STORAGE
 @with_options(*MODEL_OPTIONS, *RUN_OPTIONS)
@@ -67,20 +69,22 @@ def compensate(
     as_json: bool,
     **settings: Any,  # noqa: ANN401
 ) -> None:
-    """Let the blocks that stay make up for the dropped ones, without training, and write the verified checkpoint.
+    """Compensate dropped layers without training, and write the verified checkpoint.
 
-    Nothing is added to the model. What is changed lowers the loss on held-out text; where nothing does, nothing is
-    written.
+    The weights of the kept blocks are changed. Nothing is added to the model. Only changes that lower
+    the loss on held-out text are kept, and nothing is written if there are none.
     """
+    # Check the options before torch is imported.
     size = parse_size(max_shard, "--max-shard")
     if size < 1:
-        raise InputError(f"--max-shard {max_shard} is no size: write 5GB or 500MiB")
+        raise InputError(f"--max-shard {max_shard} is not a size: write 5GB or 500MiB")
     quiet()
     from prunesearch.export import check_destination
     from prunesearch.heal.compensation import compensate_and_export, fit_and_held_out
     from prunesearch.report.progress import ProgressView
     from prunesearch.store.places import Places
 
+    # Refuse a bad destination before the model is loaded.
     check_destination(Path(out))
     with ProgressView():
         chosen = chosen_by(target, dropped, max_loss, max_size, settings)
@@ -101,37 +105,38 @@ def compensate(
 
 
 def rendered(document: Mapping[str, Any]) -> "list[Group | str]":
-    """What was done about each gap, what it gave, and where it is."""
+    """Show the result of each gap, the metrics and the place of the export."""
     from prunesearch.report.render import exported
     from prunesearch.report.tables import Layers, table
 
     done = document["compensation"]
-    gaps = [
-        (
-            Layers(gap["dropped"]),
-            gap["method"],
-            "-" if gap["alpha"] is None else f"{gap['alpha']:.3f}",
-            "-" if gap["ridge"] is None else f"{gap['ridge']:g}",
-            f"{gap['loss_before']:.4f}",
-            f"{gap['loss_after']:.4f}",
-            f"{gap['seconds']:.1f}",
-        )
-        for gap in done["gaps"]
-    ]
+    # One row for each gap.
+    gaps = []
+    for gap in done["gaps"]:
+        alpha = "-" if gap["alpha"] is None else f"{gap['alpha']:.3f}"
+        ridge = "-" if gap["ridge"] is None else f"{gap['ridge']:g}"
+        before, after = f"{gap['loss_before']:.4f}", f"{gap['loss_after']:.4f}"
+        seconds = f"{gap['seconds']:.1f}"
+        gaps.append((Layers(gap["dropped"]), gap["method"], alpha, ridge, before, after, seconds))
+    # One row for each metric, with one column for each model.
     models = ("dense", "pruned", "compensated")
-    metrics = [
-        (title, *(f"{round(done[model][metric], 4) + 0.0:.4f}" for model in models))  # + 0.0: no -0.0000
-        for metric, title in (
-            ("cross_entropy", "log-perplexity (nats/token)"),
-            ("perplexity", "perplexity"),
-            ("kl", "KL to dense (nats/token)"),
-        )
-    ]
+    titles = {
+        "cross_entropy": "log-perplexity (nats/token)",
+        "perplexity": "perplexity",
+        "kl": "KL to dense (nats/token)",
+    }
+    metrics = []
+    for metric, title in titles.items():
+        # Adding 0.0 turns -0.0 into 0.0, which prints without a sign.
+        rounded = [f"{round(done[model][metric], 4) + 0.0:.4f}" for model in models]
+        metrics.append((title, *rounded))
+    recovered = f"recovered {done['recovered']:.1%} of the log-perplexity that pruning lost"
+    if done["cached"]:
+        recovered += " (found before, and put in place)"
     columns = ("gap", "method", "alpha", "ridge", "loss before", "after", "seconds")
     return [
         table("Gaps, with the loss on held-out tokens", columns, gaps),
         table("Held-out tokens", ("", *models), metrics),
-        f"recovered {done['recovered']:.1%} of the log-perplexity that pruning lost"
-        + (" (found before, and put in place)" if done["cached"] else ""),
+        recovered,
         *exported(document["export"]),
     ]

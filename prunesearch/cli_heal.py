@@ -1,4 +1,4 @@
-"""`prunesearch heal`."""
+"""The command `heal`. It starts without torch."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from prunesearch.errors import InputError
 from prunesearch.recipe import validated
 from prunesearch.report.emit import emit
 
-# Options whose default is the recipe's: none is given here, so that there is one place for them.
+# The defaults of these options are those of `HealRecipe`. Click gets none, so that each default is
+# defined in one place.
 TRAINING = (
     click.option(
         "--data", help="Text, JSONL, JSON, CSV or Parquet file, or dataset id[:config[:split]]; default: builtin prose."
@@ -69,11 +70,15 @@ TRAINING = (
 @with_options(*WANTED)
 @click.option("--out", required=True, help="New or empty folder for the checkpoint.")
 @FORM
-@click.option("--compensate", is_flag=True, help="Let the blocks that stay make up for the dropped ones first.")
-@click.option("--finalists", type=int, help="Heal so many diverse candidates of STUDY shortly; the best is healed on.")
+@click.option("--compensate", is_flag=True, help="Compensate the dropped layers first.")
+@click.option(
+    "--finalists",
+    type=int,
+    help="Number of diverse candidates of STUDY with a short healing; the best is then healed.",
+)
 @click.option("--finalist-steps", type=int, help="Steps of that short healing; default 50.")
 @with_options(*TRAINING)
-@click.option("--tune", type=int, help="Search for learning rate, batch, rank and steps in so many short trials first.")
+@click.option("--tune", type=int, help="Number of short trials that search learning rate, batch, rank and steps first.")
 @click.option("--tune-steps", type=int, help="Steps of a trial; default 200.")
 @click.option("--tune-sampler", type=Words(("pso", "woa", "tpe")), help="Default pso.")
 @click.option("--tune-pruner", type=Words(("median", "halving")), help="Default median.")
@@ -103,6 +108,7 @@ def heal(
     run_settings = {name: settings[name] for name in ("storage", "device", "device_map", "threads", "cache")}
     run_options = options_of(run_settings)
     quiet()
+    # Import torch only when the command runs, so that --help stays fast.
     from prunesearch.heal.finish import HealOptions, Recovery, check_out, heal_and_export
     from prunesearch.heal.recipe import HealRecipe
     from prunesearch.heal.tuning import Tuning
@@ -110,10 +116,14 @@ def heal(
     from prunesearch.report.progress import ProgressView
     from prunesearch.store.places import Places
 
+    # Options that were given, sorted into the recipe of healing, the tuning and the finalists.
     given = {name: value for name, value in settings.items() if value is not None}
     recipe = validated(HealRecipe, {name: given[name] for name in HealRecipe.model_fields if name in given})
     tuning = None
-    tuned = {name: given[f"tune_{name}"] for name in ("steps", "sampler", "pruner") if f"tune_{name}" in given}
+    tuned = {}
+    for name in ("steps", "sampler", "pruner"):
+        if f"tune_{name}" in given:
+            tuned[name] = given[f"tune_{name}"]
     if "tune" in given:
         tuning = validated(Tuning, {"trials": given["tune"], **tuned})
     elif tuned:
@@ -124,6 +134,7 @@ def heal(
     if "finalists" in final and (dropped is not None or max_loss is not None or max_size is not None):
         raise InputError("--finalists are a study's best: give STUDY, and leave out --drop, --max-loss and --max-size")
     recovery = validated(Recovery, {**final, "compensate": compensate, "tune": tuning, "heal": recipe})
+    # Refuse a bad destination before the model is loaded.
     check_out(Path(out))
     model_settings = {name: settings[name] for name in ("revision", "dtype", "trust_remote_code", "model")}
     options = HealOptions(

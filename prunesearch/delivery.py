@@ -1,4 +1,7 @@
-"""From a study, or from layers that are named, to something that runs: a checkpoint, a GGUF, a repository, a line."""
+"""Export of a study's candidate or of named layers.
+
+The result is a checkpoint, a GGUF file, an upload to the hub, or a recipe for another program.
+"""
 
 import os
 from dataclasses import dataclass, field
@@ -31,10 +34,14 @@ from prunesearch.store.places import check_writable
 
 @dataclass(frozen=True)
 class Chosen:
-    """A candidate of a loaded model, and what is known of it.
+    """A chosen candidate, its model and the known facts about it.
 
     Attributes:
-        ranked: it and those behind it in its study, best first; it alone where it is not simply a study's best.
+        loaded: the dense model.
+        candidate: the chosen candidate.
+        facts: facts for the manifest of the export.
+        ranked: candidates of the study, best first, if the choice is simply the best one. Else only
+            the chosen candidate.
     """
 
     loaded: LoadedModel
@@ -45,13 +52,16 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Wish:
-    """What shall be made of it.
+    """Request for an export.
 
     Attributes:
-        out: folder, or the file of a GGUF.
-        form: one of `export.FORMS`.
-        public: upload even to a repository that anybody can read.
-        program: say it to this program and write nothing.
+        out: folder of the checkpoint, or the GGUF file.
+        form: form of the export, one of `export.FORMS`.
+        gguf: write a GGUF file instead of a checkpoint.
+        max_shard: size of the largest weight file in bytes.
+        push_to_hub: name of the repository to upload to.
+        public: allow the upload to a public repository.
+        program: print a recipe for this program and write nothing.
     """
 
     out: Path | None
@@ -73,13 +83,14 @@ class Wish:
         public: bool,
         program: str | None,
     ) -> Self:
-        """Read the command line's options, and refuse before any work what cannot be done.
+        """Check the options of the command line, before any work.
 
         Raises:
-            InputError: options that do not go together, or a destination that cannot be written.
+            InputError: options contradict each other, or the destination cannot be written.
         """
         if form not in FORMS:
             raise UnknownNameError("form of export", form, FORMS)
+        # Check the destination: a recipe for another program, a GGUF file or a folder.
         if program is not None:
             if program not in elsewhere.PROGRAMS:
                 raise UnknownNameError("program", program, elsewhere.PROGRAMS)
@@ -95,6 +106,7 @@ class Wish:
             check_writable(Path(out))
         else:
             check_destination(Path(out))
+        # Check the upload.
         if public and push_to_hub is None:
             raise InputError("--public goes with --push-to-hub OWNER/NAME")
         if push_to_hub is not None:
@@ -103,24 +115,28 @@ class Wish:
                 hub.check_access(push_to_hub, Path(out), public)
         size = parse_size(max_shard, "--max-shard")
         if size < 1:
-            raise InputError(f"--max-shard {max_shard} is no size: write 5GB or 500MiB")
+            raise InputError(f"--max-shard {max_shard} is not a size: write 5GB or 500MiB")
         return cls(Path(out) if out else None, form, gguf, size, push_to_hub, public, program)
 
 
 def from_study(
     name: str, options: RunOptions, wanted: selection.Wanted, trust_remote_code: bool, model: str | None = None
 ) -> Chosen:
-    """A study's best candidate.
+    """Choose the best candidate of a study, and load its model.
 
     Args:
-        wanted: which one, where it is not simply the best.
-        trust_remote_code: run the checkpoint's own code; what the study's maker trusted does not count.
-        model: where the model is, on another machine or in another folder than the study knows; its content must be
-            the one that was searched.
+        name: name of the study.
+        options: how to run, including the storage of the study.
+        wanted: criteria of the selection. The default selects the best candidate.
+        trust_remote_code: run the code of the checkpoint. The setting in the study is ignored.
+        model: path of the model, if it is not where the study says. Its content must be the one
+            that was searched.
 
     Raises:
-        StudyError: no finished trial, or the model is not here or not the one that was searched.
+        StudyError: the study has no finished trial, or the model is not the one that was searched.
+        ModelError: the model cannot be loaded.
     """
+    # Select the trial, and load the model of the study.
     study = studies.load(studies.open_storage(options.storage, create=False), name)
     trial = selection.choose(study, wanted)
     recipe = studies.located(study, {"model": model}, needed=("model",))
@@ -129,6 +145,7 @@ def from_study(
     except ModelError as error:
         hint = "" if model else f"; if it lies elsewhere, give --model PATH: study {name!r} knows its content"
         raise ModelError(f"{error}{hint}") from None
+    # The weights must be those that were searched.
     searched = studies.identity_of(study)["model content"]
     if loaded.fingerprint != searched:
         raise StudyError(
@@ -137,34 +154,40 @@ def from_study(
             "one with --study NAME"
         )
     space = space_of(recipe, loaded)
-    others = selection.best_trials(study, None) if wanted == selection.Wanted() else [trial]
+    # The runners-up have a meaning only if there are no criteria of the user.
+    others = [trial]
+    if wanted == selection.Wanted():
+        others = list(selection.best_trials(study, None))
+    ranked = tuple(space.from_params(other.params) for other in others)
     trials = len(study.get_trials(deepcopy=False))
     facts = {"study": name, "trials": trials, "recipe": recipe.portable(), **selection.figures(study, trial)}
-    return Chosen(loaded, space.from_params(trial.params), facts, tuple(space.from_params(t.params) for t in others))
+    return Chosen(loaded, space.from_params(trial.params), facts, ranked)
 
 
 def from_layers(recipe: Recipe, options: RunOptions, dropped: str) -> Chosen:
-    """The recipe's model without the layers that are named, as in ``3,7a,12``."""
+    """Load the recipe's model and choose the candidate without the named layers (``3,7a,12``)."""
     loaded = load_for(recipe, options)
     candidate = LayerSubset.parse(dropped, loaded.n_layers)
     return Chosen(loaded, candidate, ranked=(candidate,))
 
 
 def deliver(chosen: Chosen, wish: Wish) -> dict[str, Any]:
-    """Make what is wished.
+    """Export a candidate as requested.
 
     Returns:
-        What was made, as JSON values.
+        Report as JSON values.
 
     Raises:
-        PruneSearchError: see `errors`; nothing half-made stays.
+        PruneSearchError: see `errors`. No partial export stays.
     """
     with stopping.deferred():
         return _deliver(chosen, wish)
 
 
 def _deliver(chosen: Chosen, wish: Wish) -> dict[str, Any]:
+    """Do the work of `deliver`."""
     loaded, candidate = chosen.loaded, chosen.candidate
+    # Other programs know only the architectures that are part of them.
     if (wish.program is not None or wish.gguf) and hasattr(loaded.model.config, "auto_map"):
         raise InputError(
             f"model {loaded.name!r} runs code of its own, which other programs do not know: use export --out FOLDER"
@@ -182,7 +205,7 @@ def _deliver(chosen: Chosen, wish: Wish) -> dict[str, Any]:
 
 
 def _gguf(loaded: LoadedModel, candidate: LayerSubset, out: Path) -> dict[str, Any]:
-    """Write a GGUF: from a GGUF by editing it, from a checkpoint by converting it."""
+    """Write a GGUF file. A GGUF model is edited, and a checkpoint is converted."""
     if loaded.source.gguf is not None:
         compare = loaded if llama_cpp.available() else None
         check = gguf_edit.edit(loaded.source.gguf, candidate, out, compare, loaded.fingerprint)
@@ -197,7 +220,14 @@ def _gguf(loaded: LoadedModel, candidate: LayerSubset, out: Path) -> dict[str, A
 
 
 def verify_again(path: Path, base: Recipe | None, options: RunOptions, trust_remote_code: bool) -> dict[str, Any]:
-    """Verify an export, a folder or a GGUF, and compare it with its base model where that is named."""
+    """Verify an existing export (a folder or a GGUF file).
+
+    Args:
+        path: the export.
+        base: recipe of the base model to compare with. None compares with nothing.
+        options: how to run.
+        trust_remote_code: run the code of the export.
+    """
     dense = None if base is None else load_for(base, options)
     if is_gguf(str(path)):
         return gguf_record.recheck(path, dense)

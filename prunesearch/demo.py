@@ -1,7 +1,7 @@
-"""The main job on a real model, from nothing: what `prunesearch demo` does.
+"""The demo: a search and an export of a real model, without any input of the user.
 
-SmolLM2-135M-Instruct is searched with PSO and then with WOA over the same store, the better subset is exported and
-verified, and dense and pruned model are compared on text that no search has seen.
+SmolLM2-135M-Instruct is searched with PSO and then with WOA over the same store. The better subset
+is exported and verified. The dense and the pruned model are compared on text that no search used.
 """
 
 import time
@@ -22,19 +22,23 @@ from prunesearch.search import Listener
 from prunesearch.store import studies
 from prunesearch.store.places import Places
 
-DROP = "20%"  # 6 of SmolLM2's 30 blocks
+# 6 of the 30 blocks of SmolLM2.
+DROP = "20%"
 TRIALS = 160
 HELD_OUT_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found.
+    """Result of the demo.
 
     Attributes:
-        outcomes: one per sampler, in the order they ran.
-        best: the better of them.
-        held_out_dense, held_out_best: both models on text that no search was calibrated on.
+        outcomes: outcomes of the searches, one per sampler, in the order in which they ran.
+        best: the better outcome.
+        held_out_dense, held_out_best: evaluations of both models on held-out text.
+        exported: the export of the best candidate.
+        model: name of the model.
+        seconds: total time.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -46,7 +50,7 @@ class DemoResult:
     seconds: float
 
     def document(self, options: RunOptions) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the result as JSON values."""
         searches = [outcome.document(options) for outcome in self.outcomes]
         best = self.best.document(options)
         return {
@@ -63,7 +67,7 @@ class DemoResult:
 
 
 def _shown(searched: Mapping[str, Any], held_out: Evaluation) -> dict[str, float]:
-    """The rows of the final table for one model."""
+    """Return the rows of the final table for one model."""
     return {
         **searched["cost"],
         "kl": searched["metrics"]["kl"],
@@ -78,13 +82,16 @@ def run_demo(
     """Run the demo.
 
     Args:
-        model: a model of one's own instead of SmolLM2.
-        home: folder for ``models`` and ``exports``.
-        say: told what is being done, a line at a time.
+        model: model to use instead of SmolLM2.
+        options: how to run.
+        home: folder of the folders ``models`` and ``exports``.
+        listener: called with the progress of the searches.
+        say: called with one line of text for each step.
 
     Raises:
         PruneSearchError: see `errors`.
     """
+    # Get the model.
     start = time.perf_counter()
     name = model or str(obtain(home / "models", say))
     say(
@@ -92,9 +99,12 @@ def run_demo(
         "descriptions; a quarter of the documents is held out for the comparison"
     )
     recipes = [Recipe(model=name, drop=DROP, sampler=sampler) for sampler in ("pso", "woa")]
+    # Search with both samplers. They share the model and the store.
     with open_bench(recipes[0], options) as bench:
         outcomes = tuple(run_search(bench, recipe, options, listener) for recipe in recipes)
-        best = min(outcomes, key=lambda outcome: outcome.value)  # KL: less is better
+        # The value is the KL, so lower is better.
+        best = min(outcomes, key=lambda outcome: outcome.value)
+        # Compare the dense and the pruned model on held-out text, and export.
         say("comparing dense and pruned on held-out text")
         dense, pruned = held_out(bench, recipes[0], options, outcomes[0].dense, best.best)
         say("exporting the best and reloading it")
@@ -105,7 +115,8 @@ def run_demo(
 
 
 def held_out(bench: Bench, recipe: Recipe, options: RunOptions, *evaluations: Evaluation) -> list[Evaluation]:
-    """Evaluate the same candidates on held-out text, through the store."""
+    """Evaluate the candidates of evaluations on held-out text, through the store."""
     unseen = recipe.model_copy(update={"calibration": HELD_OUT, "tokens": HELD_OUT_TOKENS})
     engine = LocalEngine(bench.loaded, objective_for(unseen, bench.loaded, options), bench.store)
-    return [require(done) for done in engine.evaluate_now(evaluation.candidate for evaluation in evaluations)]
+    candidates = [evaluation.candidate for evaluation in evaluations]
+    return [require(done) for done in engine.evaluate_now(candidates)]

@@ -1,14 +1,16 @@
-"""A search and what follows it, from one recipe: finalists, compensation, healing, export, verification, evaluation.
+"""Search and recovery from one recipe: from the search to the evaluation of the healed model.
 
-Every stage is found again by its content (the study by its recipe, the rest see `heal.finish`, the evaluation in the
-store), so the same command again does what is left to do.
+Each stage finds its earlier result by content: the study by its recipe, the evaluation in the
+store, and the others as `heal.finish` says. The same command again only does what is left to do.
 """
 
 import gc
 from pathlib import Path
 from typing import Annotated, Any
 
-import optuna_dashboard  # noqa: F401 (its first import keeps its callers' variables, so not while a model is held)
+# The first import of optuna_dashboard keeps the variables of its callers alive. It is imported
+# here, before a model is loaded.
+import optuna_dashboard  # noqa: F401
 from pydantic import BaseModel, ConfigDict, Field
 
 from prunesearch import stopping
@@ -25,7 +27,7 @@ from prunesearch.store.places import Places
 
 
 class Evaluated(BaseModel):
-    """What the finished model is evaluated on, as `prunesearch evaluate` does it."""
+    """Settings of the evaluation of the recovered model, as for `prunesearch evaluate`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,12 +36,12 @@ class Evaluated(BaseModel):
     limit: Annotated[int, Field(ge=1)] | None = None
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     calibration: str | None = None
-    """Text for perplexity, where no task is given."""
+    """Text for perplexity, if no task is given."""
     tokens: Annotated[int, Field(ge=16)] = 4096
 
 
 class RecoverySection(Recovery):
-    """The section ``recover`` of a recipe file."""
+    """Section ``recover`` of a recipe file."""
 
     evaluate: Evaluated | None = None
 
@@ -52,32 +54,38 @@ def search_and_recover(
     out: Path | None = None,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
-    """Search, choose among finalists, compensate, tune, heal, export, verify, evaluate.
+    """Search, choose among finalists, compensate, tune, heal, export, verify and evaluate.
 
     Args:
-        view: shows where the recovery is.
-        out: folder for the checkpoint; default: ``storage/exports/`` and the study's name.
-        listener: hears the search's progress.
+        recipe: recipe of the search.
+        recovery: settings of the recovery.
+        options: how the search runs.
+        view: shows the progress of the recovery.
+        out: folder of the checkpoint. Default: a folder in ``storage/exports/``, named by the
+            study.
+        listener: called with the progress of the search.
 
     Returns:
-        What was done, as JSON values.
+        Report as JSON values.
 
     Raises:
-        PruneSearchError: see `errors`; what was finished is kept.
+        PruneSearchError: see `errors`. Finished stages are kept.
     """
+    # Refuse bad input before any work.
     if recipe.units != "blocks" or recipe.drop.startswith("pareto"):
         raise InputError("recover: goes with whole blocks and one best candidate: leave out units and pareto")
     name = options.study or study_name(recipe)
     out = out or Path("storage/exports") / f"{name}-recovered"
     check_out(out)
     check_grid([recipe], options)
+    # Search, and recover the best candidates in the model that was searched.
     loaded, outcome, ranked = _searched(recipe, options, name, listener)
     heal_options = HealOptions(out, Places.parse(options.cache).folder, options.storage)
     with stopping.deferred():
         document = heal_and_export(loaded, ranked, recovery, _facts(recipe, outcome), heal_options, view)
     document = {**outcome.document(options), **document}
-    # The healed model is loaded next, and two may not fit. Parts of a model refer to each other, so only the collector
-    # frees it.
+    # The healed model is loaded next, and two models may not fit in memory. The parts of a model
+    # refer to each other, so only the garbage collector frees it.
     del loaded
     gc.collect()
     if recovery.evaluate is not None:
@@ -89,10 +97,10 @@ def search_and_recover(
 def _searched(
     recipe: Recipe, options: RunOptions, name: str, listener: Listener | None
 ) -> tuple[LoadedModel, Outcome, list[LayerSubset]]:
-    """Search, and hand on the model that was searched: what follows loads no second one.
+    """Search, and return the model as well, so that the recovery does not load it again.
 
     Returns:
-        The dense model, what was found, and the study's candidates, best first.
+        The dense model, the outcome of the search, and the study's candidates, best first.
     """
     with open_bench(recipe, options) as bench:
         outcome = run_search(bench, recipe, options, listener)
@@ -103,11 +111,19 @@ def _searched(
 
 
 def _facts(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
-    """What is known of the search; its metrics are not the recovered model's."""
-    return {name: value for name, value in facts_of(recipe, outcome).items() if name in ("study", "recipe")}
+    """Return the facts of the search for the manifest.
+
+    Its metrics are left out, because they do not describe the recovered model.
+    """
+    facts = facts_of(recipe, outcome)
+    return {name: value for name, value in facts.items() if name in ("study", "recipe")}
 
 
 def _evaluation(wanted: Evaluated, out: Path) -> Recipe:
+    """Return the recipe that evaluates the exported model.
+
+    Nothing is searched, so `drop` is not used.
+    """
     values = wanted.model_dump(exclude_none=True)
     objective = "task" if wanted.task else "perplexity"
     return validated(Recipe, {**values, "model": str(out), "drop": "1", "objective": objective})

@@ -1,4 +1,4 @@
-"""Getting quality back after layers were dropped, in the same architecture. The only importer of peft."""
+"""Recovery of quality after layers were dropped. Only this package imports peft."""
 
 from prunesearch.heal.adapter import weights_restored
 from prunesearch.heal.healing import heal

@@ -1,7 +1,7 @@
-"""LoRA adapters on a pruned model: put on, merged into the weights, taken off without a trace.
+"""LoRA adapters on a pruned model: add them, merge them into the weights, remove them.
 
-Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models*, eq. 3: W x + (alpha / rank) B A x, with B = 0 at
-the start, so that training begins at the pruned model.
+Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models*, eq. 3:
+W x + (alpha / rank) B A x, with B = 0 at the start, so that training begins at the pruned model.
 """
 
 import warnings
@@ -26,41 +26,53 @@ from prunesearch.errors import InputError, StorageError, VerificationError, one_
 from prunesearch.heal.recipe import ALL_LINEAR, HealRecipe
 from prunesearch.model.anatomy import blocks_of, family_of
 
-# peft takes names such as `gate_proj` in a model with experts for those of an older transformers, in which each expert
-# had its own, and would adapt the fused experts instead; our names are the model's own.
+# In a model with experts, peft reads names such as `gate_proj` as those of older versions of
+# transformers, in which each expert had its own layers. It would then adapt the fused experts. The
+# names given here are those of the model itself, so this renaming is switched off.
 _RENAMING = "peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers"
 _NARROW = (torch.bfloat16, torch.float16)
-# Largest difference of a logit by which merging may show, as a share of the largest logit: one more rounding.
+# Largest difference of a logit that merging may cause, as a share of the largest logit. Merging
+# adds one rounding.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def target_names(model: PreTrainedModel, wanted: str) -> list[str]:
-    """The full names of the linear layers that get an adapter, in order.
+    """Return the full names of the linear layers that get an adapter, in order.
 
     Args:
-        wanted: ``all-linear``, or names with commas; a name is a layer's own, or ends its path in the block.
+        model: the pruned model.
+        wanted: ``all-linear``, or names separated by commas. A name is the name of a layer, or the
+            end of its path in the block.
 
     Raises:
         InputError: a name matches no linear layer of the blocks.
     """
-    found = [
-        (index, name)
-        for index, block in enumerate(blocks_of(model))
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    ]
-    words = [ALL_LINEAR] if wanted.strip() == ALL_LINEAR else [word.strip() for word in wanted.split(",")]
+    # Find all linear layers of the blocks.
+    found: list[tuple[int, str]] = []
+    for index, block in enumerate(blocks_of(model)):
+        for name, module in block.named_modules():
+            if isinstance(module, nn.Linear | Conv1D):
+                found.append((index, name))
+    # Each name must match at least one of them.
+    every = wanted.strip() == ALL_LINEAR
+    words = [] if every else [word.strip() for word in wanted.split(",")]
     for word in words:
         if word != ALL_LINEAR and not any(_ends(name, word) for _, name in found):
-            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for _, name in found)) or "none"
+            last_names = dict.fromkeys(name.rpartition(".")[2] for _, name in found)
+            known = ", ".join(last_names) or "none"
             raise InputError(f"target module {word!r} matches no linear layer of the blocks; there are {known}")
     if not found:
         raise InputError("the blocks have no linear layers that LoRA could adapt")
     path = family_of(model.config).blocks
-    return [f"{path}.{i}.{name}" for i, name in found if words == [ALL_LINEAR] or any(_ends(name, w) for w in words)]
+    names = []
+    for index, name in found:
+        if every or any(_ends(name, word) for word in words):
+            names.append(f"{path}.{index}.{name}")
+    return names
 
 
 def _ends(name: str, word: str) -> bool:
+    """Return whether a dotted name ends with a word, in whole parts."""
     return f".{name}".endswith(f".{word}")
 
 
@@ -69,18 +81,18 @@ class Adapter:
     """An adapter on a model.
 
     Attributes:
-        model: the model with it.
-        merged: its product is in the weights.
+        model: the model with the adapter.
+        merged: True if the product B A was added to the weights.
     """
 
     model: PeftModel
     merged: bool = False
 
     def read(self, folder: Path) -> None:
-        """Take the adapter's weights from a checkpoint.
+        """Read the weights of the adapter from a checkpoint.
 
         Raises:
-            StorageError: they are damaged, or another model's.
+            StorageError: the file is damaged, or belongs to another model.
         """
         try:
             weights = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
@@ -91,24 +103,27 @@ class Adapter:
             ) from None
 
     def reset(self) -> None:
-        """Make the adapted model the pruned one: B = 0, and A too, as it may hold what is no number."""
+        """Set A and B to zero, so that the adapted model equals the pruned one.
+
+        A is set to zero as well, because it may hold NaN.
+        """
         for name, parameter in self.model.named_parameters():
             if "lora_" in name:
                 nn.init.zeros_(parameter)
 
     @torch.no_grad()
     def merge(self, ids_BL: torch.Tensor) -> float:
-        """Add the adapter's product to the weights, and see that the logits are those of the adapted model.
+        """Merge the adapter into the weights, and check that the logits stay the same.
 
         Args:
-            ids_BL: what is compared on.
+            ids_BL: token ids that the logits are compared on.
 
         Returns:
             Largest absolute difference of a logit.
 
         Raises:
-            InputError: it is merged already.
-            VerificationError: the logits differ by more than rounding; the weights are as before.
+            InputError: the adapter is merged already.
+            VerificationError: the logits differ by more than rounding. The weights are restored.
         """
         if self.merged:
             raise InputError("the adapter is merged already: a second time its product would count twice")
@@ -116,7 +131,8 @@ class Adapter:
         self.model.merge_adapter()
         difference = float((self._logits(ids_BL) - adapted).abs().max())
         allowed = _TOLERANCE[next(self.model.parameters()).dtype] * float(adapted.abs().max())
-        if not difference <= allowed:  # also where it is no number
+        # This form of the test also fails for NaN.
+        if not difference <= allowed:
             self.model.unmerge_adapter()
             raise VerificationError(f"merging the adapter changes logits by {difference:.3g}, allowed {allowed:.3g}")
         self.merged = True
@@ -125,14 +141,21 @@ class Adapter:
     def _logits(self, ids_BL: torch.Tensor) -> torch.Tensor:
         self.model.eval()
         device = next(self.model.parameters()).device
-        bare = self.model.base_model  # the Trainer leaves an autocast on the forward of the model round it
+        # The Trainer leaves an autocast on the forward method of the wrapping model.
+        bare = self.model.base_model
         logits: torch.Tensor = bare(input_ids=ids_BL.to(device), use_cache=False).logits
         return logits.float()
 
 
 @contextmanager
 def adapted(model: PreTrainedModel, recipe: HealRecipe) -> Iterator[Adapter]:
-    """A fresh adapter on `model` inside the ``with`` block; behind it only what was merged is left.
+    """Add a new adapter to `model` inside the ``with`` block.
+
+    The adapter is removed at the end. If it was merged, its product stays in the weights.
+
+    Args:
+        model: the pruned model.
+        recipe: recipe with the settings of the adapter.
 
     Raises:
         InputError: the target modules match nothing.
@@ -145,11 +168,14 @@ def adapted(model: PreTrainedModel, recipe: HealRecipe) -> Iterator[Adapter]:
         target_modules=target_names(model, recipe.target_modules),
         task_type="CAUSAL_LM",
     )
-    set_seed(recipe.seed)  # A is drawn at random
+    # A is drawn at random.
+    set_seed(recipe.seed)
     with warnings.catch_warnings(), mock.patch(_RENAMING, lambda *args, **kwargs: None):
-        warnings.simplefilter("ignore")  # on names that transformers will drop, and on transposed layers
+        # The warnings are about names that transformers will drop, and about transposed layers.
+        warnings.simplefilter("ignore")
         adapter = Adapter(get_peft_model(model, settings))
-    settings.base_model_name_or_path = None  # or each checkpoint would look for the base model's config on a hub
+    # With a name, each checkpoint would look for the config of the base model on the hub.
+    settings.base_model_name_or_path = None
     try:
         yield adapter
     finally:
@@ -160,12 +186,18 @@ def adapted(model: PreTrainedModel, recipe: HealRecipe) -> Iterator[Adapter]:
 
 @contextmanager
 def wide_weights(model: PreTrainedModel, wide: bool) -> Iterator[None]:
-    """16-bit weights as float32 inside the ``with`` block, rounded behind it; what did not change comes back equal.
+    """Hold 16-bit weights as float32 inside the ``with`` block, and round them at its end.
+
+    Weights that did not change are restored exactly.
 
     Args:
-        wide: false does nothing.
+        model: the model.
+        wide: False does nothing.
     """
-    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in _NARROW] if wide else []
+    tensors: list[torch.Tensor] = []
+    if wide:
+        everything = (*model.parameters(), *model.buffers())
+        tensors = [tensor for tensor in everything if tensor.dtype in _NARROW]
     before = [tensor.dtype for tensor in tensors]
     for tensor in tensors:
         tensor.data = tensor.data.float()
@@ -180,18 +212,22 @@ def wide_weights(model: PreTrainedModel, wide: bool) -> Iterator[None]:
 def weights_restored(
     model: PreTrainedModel, candidates: Sequence[LayerSubset], wanted: str = ALL_LINEAR
 ) -> Iterator[None]:
-    """Give the model its weights back behind the ``with`` block, whatever was healed inside.
+    """Restore the weights of the model at the end of the ``with`` block, after any healing inside.
 
     Args:
-        candidates: what will be healed: the blocks that any of them keeps are cloned.
-        wanted: the target modules of the recipe; no other weight is cloned.
+        model: the dense model.
+        candidates: candidates that will be healed. The blocks that any of them keeps are cloned.
+        wanted: target modules of the recipe. No other weight is cloned.
 
     Raises:
         InputError: the target modules match nothing.
     """
     path = family_of(model.config).blocks
-    kept = {f"{path}.{i}" for candidate in candidates for i in candidate.kept}
-    names = [n for n in target_names(model, wanted) if any(n.startswith(f"{block}.") for block in kept)]
+    # Collect the name prefixes of the kept blocks. str.startswith takes a tuple of them.
+    prefixes: set[str] = set()
+    for candidate in candidates:
+        prefixes.update(f"{path}.{index}." for index in candidate.kept)
+    names = [name for name in target_names(model, wanted) if name.startswith(tuple(prefixes))]
     weights: list[Any] = [model.get_submodule(name).weight for name in names]
     clones = [weight.detach().clone() for weight in weights]
     try:

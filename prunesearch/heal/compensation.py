@@ -1,7 +1,7 @@
-"""Compensation without training: a candidate's gaps bridged (see `bridges`), and the model taken back or exported.
+"""Compensation of a candidate's gaps without training (see `bridges`), and its export.
 
-What was found is kept by everything that determines it: the scales and the changes of linear maps, from which the same
-weights follow.
+Results are stored by a digest of everything that determines them. A result holds the scales and
+the changes of linear maps, from which the same weights are computed again.
 """
 
 import hashlib
@@ -38,22 +38,24 @@ from prunesearch.store.files import cannot_write
 from prunesearch.store.keys import canonical_json
 
 COMPENSATION_VERSION = 1
-"""Raised whenever a change of this module may change a compensated weight."""
-_NUMBERS = ("alpha", "ridge", "loss_before", "loss_after", "seconds")  # of a bridged gap, beside the change
+"""Version of compensation. Increase it with every change that may change a compensated weight."""
+# Attributes of a compensated gap that are stored besides its change.
+_NUMBERS = ("alpha", "ridge", "loss_before", "loss_after", "seconds")
 _NOTE = "found"
 
 
 @dataclass(frozen=True)
 class Compensation:
-    """A model whose weights make up for a candidate's gaps.
+    """A compensation whose weights are in the model.
 
-    As a context manager it takes the compensation back at the end of the ``with`` block.
+    As a context manager it restores the dense weights at the end of the ``with`` block.
 
     Attributes:
-        gaps: what was done about each, in order.
-        dense, pruned, compensated: ``cross_entropy``, ``perplexity`` and ``kl`` (over the dense model's 512 likeliest
-            tokens) on the held-out tokens.
-        cached: it had been found before, and was only put in place.
+        candidate: the candidate.
+        gaps: results of its gaps, in order.
+        dense, pruned, compensated: ``cross_entropy``, ``perplexity`` and ``kl`` (over the dense
+            model's 512 likeliest tokens) on the held-out tokens.
+        cached: True if a stored result was applied.
     """
 
     candidate: LayerSubset
@@ -66,22 +68,24 @@ class Compensation:
 
     @property
     def changed(self) -> tuple[nn.Parameter, ...]:
-        """The parameters whose weights were replaced."""
+        """Parameters whose weights were replaced."""
         return tuple(self._dense_weights)
 
     @property
     def helped(self) -> bool:
-        """Whether any weight was changed."""
+        """True if any weight was changed."""
         return any(done.method != "none" for done in self.gaps)
 
     @property
     def recovered(self) -> float:
-        """Share of the log-perplexity lost by pruning that came back; 0 where none was lost."""
+        """Recovered share of the log-perplexity that pruning lost; 0 if none was lost."""
         lost = self.pruned["cross_entropy"] - self.dense["cross_entropy"]
-        return (self.pruned["cross_entropy"] - self.compensated["cross_entropy"]) / lost if lost > 0 else 0.0
+        if not lost > 0:
+            return 0.0
+        return (self.pruned["cross_entropy"] - self.compensated["cross_entropy"]) / lost
 
     def undo(self) -> None:
-        """Put the dense model's weights back: the very same tensors."""
+        """Restore the dense weights. They are the same tensors as before."""
         put(self._dense_weights)
 
     def __enter__(self) -> Self:
@@ -91,7 +95,7 @@ class Compensation:
         self.undo()
 
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the result as JSON values."""
         return {
             "dropped": self.candidate.text,
             "gaps": [done.document() for done in self.gaps],
@@ -111,15 +115,19 @@ def compensate(
     method: str = "auto",
     folder: Path | None = None,
 ) -> Compensation:
-    """Let the kept blocks of `loaded` make up for the dropped ones, where that lowers the loss on held-out text.
+    """Change the kept blocks of `loaded` so that they compensate the dropped ones.
 
-    Weights are replaced, not written into: who shares the dense tensors keeps them as they are.
+    Only changes that lower the loss on held-out text are kept. Tensors are replaced and not written
+    to, so other holders of the dense tensors keep their values.
 
     Args:
-        fit_BL: token ids that scale and map are fitted to, shape (B, L).
-        held_out_BL: token ids, of any length, that strength and use are decided by.
-        method: one of `METHODS`; ``auto`` tries both on each gap.
-        folder: where what is found is kept, and found again; None: nowhere.
+        loaded: the dense model.
+        candidate: the candidate whose gaps are compensated.
+        fit_BL: token ids that the scale and the linear map are fitted to, shape (B, L).
+        held_out_BL: token ids of any length. Their loss selects the ridge and decides which
+            changes are kept.
+        method: one of `METHODS`. ``auto`` tries both methods on each gap.
+        folder: folder in which results are stored and found again. None stores nothing.
 
     Raises:
         InputError: the candidate drops sublayers, or weights are not in memory.
@@ -128,6 +136,7 @@ def compensate(
         ModelError: the method does not fit this type of model, or the candidate leaves no gap.
         ScoringError: the pruned model's loss is not finite.
     """
+    # Check the input.
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
     check_removable(candidate)
@@ -136,13 +145,18 @@ def compensate(
     gaps = gaps_of(candidate)
     if not gaps:
         raise ModelError(
-            f"dropping layers {candidate.text} leaves no gap behind a kept one: there is nothing to compensate"
+            f"dropping layers {candidate.text} leaves no gap after a kept block: there is nothing to compensate"
         )
     if any(parameter.is_meta for parameter in loaded.model.parameters()):
         raise InputError("weights that are not in memory cannot be compensated: leave out --weights and --device-map")
     bridges = Bridges(loaded, candidate, fit_BL, method)
-    path = None if folder is None else folder / f"{_digest(loaded, candidate, fit_BL, held_out_BL, method)}.safetensors"
-    found = None if path is None else _read(path, gaps)
+    # Look for a stored result.
+    path, found = None, None
+    if folder is not None:
+        digest = _digest(loaded, candidate, fit_BL, held_out_BL, method)
+        path = folder / f"{digest}.safetensors"
+        found = _read(path, gaps)
+    # Apply it, or search for a new one.
     cached = found is not None
     if found is None:
         found = bridges.find(HeldOut(loaded, candidate, held_out_BL))
@@ -150,6 +164,7 @@ def compensate(
             _keep(path, found)
     else:
         bridges.repeat(found)
+    # Replace the weights, and remember the dense ones.
     dense_weights = {parameter: parameter.data for parameter in bridges.edit}
     put(bridges.edit)
     return Compensation(candidate, **vars(found), cached=cached, _dense_weights=dense_weights)
@@ -166,18 +181,24 @@ def compensate_and_export(
     folder: Path | None = None,
     max_shard: int = MAX_SHARD,
 ) -> dict[str, Any]:
-    """Write the compensated candidate; `loaded` is the dense model again afterwards.
+    """Export the compensated candidate. On return `loaded` is the dense model again.
 
     Args:
-        windows: what `compensate` fits to, and what it decides by.
-        facts: what is known of the candidate, for the manifest.
-        folder: where compensations are kept.
+        loaded: the dense model.
+        candidate: the candidate whose gaps are compensated.
+        out: folder of the checkpoint.
+        windows: token ids to fit to and held-out token ids, as for `compensate`.
+        facts: known facts about the candidate, for the manifest.
+        method: one of `METHODS`.
+        folder: folder in which compensations are stored.
+        max_shard: size of the largest weight file in bytes.
 
     Returns:
-        What was done and what was made, as JSON values.
+        Reports of the compensation and of the export, as JSON values.
 
     Raises:
-        RunError: the compensation does not help, or see `compensate` and `export`; nothing is written.
+        RunError: the compensation does not help, or see `compensate` and `export`. Nothing is
+            written.
     """
     with compensate(loaded, candidate, *windows, method, folder) as done:
         document = done.document()
@@ -200,15 +221,21 @@ def fit_and_held_out(
     held_out: str | None = None,
     held_out_tokens: int = 2048,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Windows of text to fit to and to decide by, which have none in common.
+    """Read windows of text to fit to, and held-out windows. They have no window in common.
 
     Args:
-        held_out: where the latter come from; None: the builtin text's held-out part, or else other windows of the
-            calibration text.
+        tokenizer: tokenizer of the model.
+        calibration: text to fit to.
+        tokens: number of tokens to fit to.
+        window: tokens of a window.
+        held_out: held-out text. None takes the held-out part of the builtin text, or else other
+            windows of the calibration text.
+        held_out_tokens: number of held-out tokens.
 
     Raises:
         DataError: a text is missing or too short.
     """
+    # Split one text in two if it has no held-out part.
     if held_out is None and calibration != BUILTIN_TEXT:
         both_BL = token_windows(calibration, tokenizer, tokens + held_out_tokens, window)
         fit_BL, held_out_BL = both_BL.tensor_split([tokens // both_BL.shape[1]])
@@ -222,7 +249,7 @@ def fit_and_held_out(
 def _digest(
     loaded: LoadedModel, candidate: LayerSubset, fit_BL: torch.Tensor, held_out_BL: torch.Tensor, method: str
 ) -> str:
-    """Of everything that determines a compensation."""
+    """Digest of everything that determines a compensation."""
     identity = {
         "version": COMPENSATION_VERSION,
         "model": fingerprint(loaded.model),
@@ -236,9 +263,18 @@ def _digest(
 
 
 def _keep(path: Path, found: Found) -> None:
+    """Store a result: numbers as JSON in the header, and changes of linear maps as tensors.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
     notes = {name: metrics for name, metrics in vars(found).items() if name != "gaps"}
-    gaps = [{name: getattr(bridged, name) for name in _NUMBERS} for bridged in found.gaps]
-    changes = {str(i): b.change_FE for i, b in enumerate(found.gaps) if b.change_FE is not None}
+    gaps = []
+    changes: dict[str, torch.Tensor] = {}
+    for index, bridged in enumerate(found.gaps):
+        gaps.append({name: getattr(bridged, name) for name in _NUMBERS})
+        if bridged.change_FE is not None:
+            changes[str(index)] = bridged.change_FE
     try:
         write_tensors(path, changes, {_NOTE: json.dumps({**notes, "gaps": gaps})})
     except OSError as error:
@@ -246,12 +282,14 @@ def _keep(path: Path, found: Found) -> None:
 
 
 def _read(path: Path, gaps: Sequence[Gap]) -> Found | None:
-    """What was found before; None where it is not known or its file is damaged."""
+    """Read a stored result. None if there is none or its file is damaged."""
     kept = read_tensors(path)
     if kept is None:
         return None
     changes, notes = kept
     found = json.loads(notes[_NOTE])
     numbers = found.pop("gaps")
-    bridged = (Bridged(gap, **numbers[i], change_FE=changes.get(str(i))) for i, gap in enumerate(gaps))
+    bridged = []
+    for index, gap in enumerate(gaps):
+        bridged.append(Bridged(gap, **numbers[index], change_FE=changes.get(str(index))))
     return Found(tuple(bridged), **found)

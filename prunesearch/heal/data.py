@@ -1,6 +1,7 @@
-"""Text as packed sequences: documents one after another, each ended by the end-of-text token, cut to windows.
+"""Packed sequences of text.
 
-Where the tokenizer begins texts with a token of its own (BOS), each document and each window begins with it.
+Documents are joined, each with an end-of-text token after it, and cut into windows. If the
+tokenizer begins texts with its own token (BOS), each document and each window begins with it.
 
 Shapes: B sequences of L tokens.
 """
@@ -18,39 +19,48 @@ from prunesearch.heal.recipe import HealRecipe
 from prunesearch.recipe import BUILTIN_TEXT
 from prunesearch.scoring.text import HELD_OUT, LONG_TEXT, ids_of, opening_of, read_text
 
-_LOT = 256  # documents that are tokenised at a time
-_PART = 2**17  # characters that are tokenised at a time
+# Documents, and characters, that are tokenised at a time.
+_LOT = 256
+_PART = 2**17
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token ids, int64, shape (B, L): what is trained on, and what the loss is watched on."""
+    """Token ids of the training text and of the held-out text, int64, shape (B, L)."""
 
     train_BL: torch.Tensor
     held_out_BL: torch.Tensor
 
 
 def sequences_of(recipe: HealRecipe, tokenizer: PreTrainedTokenizerBase) -> Sequences:
-    """Read and pack the recipe's data; the two parts share no token.
+    """Read and pack the data of a recipe. Training text and held-out text share no token.
 
-    No more is tokenised than the steps can see. What is trained on is cut to whole steps, so that all are alike.
+    No more text is tokenised than the steps can read. The training text is cut to whole steps, so
+    that all steps have the same size.
 
     Raises:
-        DataError: nothing there, no text in it, or too little of it.
+        DataError: a text is missing, is empty or is too short.
     """
     watched = max(1, recipe.held_out_tokens // recipe.window)
-    apart = recipe.held_out or (HELD_OUT if recipe.data == BUILTIN_TEXT else None)
+    # Without a held-out text of its own, the first windows of the data are kept apart.
+    apart = recipe.held_out or None
+    if apart is None and recipe.data == BUILTIN_TEXT:
+        apart = HELD_OUT
     skipped = 0 if apart else watched
     packed_BL, tokens = packed(recipe.data, tokenizer, recipe.window, skipped + recipe.steps * recipe.batch)
     if len(packed_BL) < skipped + recipe.batch:
-        kept_apart = f", {skipped * recipe.window} of them for watching the loss" if skipped else ""
+        kept_apart = ""
+        if skipped:
+            kept_apart = f", {skipped * recipe.window} of them for watching the loss"
         _refuse(recipe.data, tokens, (skipped + recipe.batch) * recipe.window, kept_apart, "--batch-size")
+    # Take the held-out windows.
     if apart is None:
         held_out_BL = packed_BL[:watched]
     else:
         held_out_BL, tokens = packed(apart, tokenizer, recipe.window, watched)
         if len(held_out_BL) < watched:
             _refuse(apart, tokens, watched * recipe.window, "", "--held-out-tokens")
+    # Cut the training text to whole steps.
     train_BL = packed_BL[skipped:]
     return Sequences(train_BL[: len(train_BL) // recipe.batch * recipe.batch], held_out_BL)
 
@@ -63,13 +73,21 @@ def _refuse(source: str, tokens: int, needed: int, detail: str, option: str) -> 
 
 
 def packed(source: str, tokenizer: PreTrainedTokenizerBase, window: int, most: int) -> tuple[torch.Tensor, int]:
-    """Pack a source's documents, in an order that their number fixes; fewer sequences are the beginning of more.
+    """Pack the documents of a source, in an order that depends only on their number.
+
+    A smaller `most` gives a prefix of the same sequences.
+
+    Args:
+        source: file, data set or name of the text.
+        tokenizer: tokenizer of the model.
+        window: tokens of a sequence.
+        most: largest number of sequences.
 
     Returns:
-        Token ids, shape (B, window) with B <= `most`, and how many tokens were read for them.
+        Token ids, shape (B, window) with B <= `most`, and the number of tokens that were read.
 
     Raises:
-        DataError: nothing there, or no text in it.
+        DataError: the source is missing or holds no text.
     """
     opening = opening_of(tokenizer)
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
@@ -77,19 +95,26 @@ def packed(source: str, tokenizer: PreTrainedTokenizerBase, window: int, most: i
     for lot in _lots(read_text(source, tokenizer)):
         if len(ids) >= most * window:
             break
-        for (_, first, last), row in zip(lot, ids_of(tokenizer, [text for text, _, _ in lot]), strict=True):
-            # A chat template may have written BOS, and a document before may have ended with the same token.
+        rows = ids_of(tokenizer, [text for text, _, _ in lot])
+        for (_, first, last), row in zip(lot, rows, strict=True):
+            # A chat template may have written BOS, and a document before may have ended with the
+            # same token.
             begun = not opening or row[: len(opening)] == opening or ids[-len(opening) :] == opening
             ended = row[-1:] == end and bool(opening)
-            ids += [] if begun or not first else opening
+            if first and not begun:
+                ids += opening
             ids += row
-            ids += [] if ended or not last else end
+            if last and not ended:
+                ids += end
     windows = list(islice(_windows(ids, opening, window), most))
     return torch.tensor(windows, dtype=torch.int64).view(len(windows), window), len(ids)
 
 
 def _windows(ids: list[int], opening: list[int], window: int) -> Iterator[list[int]]:
-    """Cut ids to windows; one that does not begin where a document does gets the opening before it."""
+    """Cut token ids into windows.
+
+    A window that does not begin with the opening of a document gets the opening before it.
+    """
     at = 0
     while True:
         ahead = [] if ids[at : at + len(opening)] == opening else opening
@@ -101,12 +126,13 @@ def _windows(ids: list[int], opening: list[int], window: int) -> Iterator[list[i
 
 
 _Part = tuple[str, bool, bool]
-"""A document, or a part of a long one: its text, and whether the document begins and ends with it."""
+"""Text of a document or of a part of it, and whether it holds the document's beginning and end."""
 
 
 def _lots(documents: list[str]) -> Iterator[list[_Part]]:
-    """The documents of a source, shuffled, a few at a time; a long one comes in parts."""
+    """Yield shuffled documents, a few at a time. Long documents are split into parts."""
     order = np.random.Generator(np.random.Philox(key=len(documents))).permutation(len(documents))
+    # Collect parts until a batch has enough documents or characters.
     lot: list[_Part] = []
     letters = 0
     for place in order.tolist():

@@ -1,7 +1,8 @@
-"""Choosing, among a search's best candidates, the one that heals best.
+"""Choice of the candidate that heals best among a search's best candidates.
 
-Rankings turn around when models are trained after pruning (Tang et al. 2025, "DarwinLM", arXiv 2502.07780), so several
-candidates that differ enough are compensated and given the same short healing, and held-out text decides.
+Training after pruning can change the ranking (Tang et al. 2025, "DarwinLM", arXiv 2502.07780).
+Several candidates that differ enough are therefore compensated and get the same short healing. The
+loss on held-out text decides.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,24 +22,25 @@ from prunesearch.heal.training import HealProgress
 from prunesearch.model.loading import LoadedModel
 
 FIT_TOKENS = 8192
-"""Tokens that a compensation is fitted to."""
+"""Number of tokens that a compensation is fitted to."""
 LEAST_DISTANCE = 2
-"""Blocks that differ between two finalists."""
+"""Least number of blocks by which two finalists differ."""
 
 CandidateListener = Callable[[LayerSubset, HealProgress], None]
-"""Told which candidate is where."""
+"""Called with a candidate and its progress."""
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A candidate in the final; losses are cross-entropies of the held-out text in nats per token.
+    """A finalist. Losses are cross-entropies of the held-out text in nats per token.
 
     Attributes:
-        place: in the search, from 1.
-        pruned: without its blocks.
-        compensated: where a compensation was tried, what it left.
-        healed: behind the short healing.
-        seconds: of compensation and healing.
+        candidate: the candidate.
+        place: its place in the search, from 1.
+        pruned: loss of the pruned model.
+        compensated: loss after compensation. None if no compensation was made.
+        healed: loss after the short healing.
+        seconds: time of compensation and healing.
     """
 
     candidate: LayerSubset
@@ -49,16 +51,17 @@ class Finalist:
     seconds: float
 
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the finalist as JSON values."""
         return {**vars(self), "candidate": self.candidate.text, "seconds": round(self.seconds, 2)}
 
 
 def diverse(ranked: Sequence[LayerSubset], count: int, distance: int = LEAST_DISTANCE) -> list[LayerSubset]:
-    """The best candidates of which each differs from every better one by so many blocks, dropped by one alone.
+    """Choose the best candidates that differ enough from each other.
 
     Args:
-        ranked: best first.
-        count: how many at most.
+        ranked: candidates, best first.
+        count: largest number of candidates.
+        distance: least number of blocks that one of two candidates drops and the other keeps.
     """
     chosen: list[LayerSubset] = []
     for candidate in ranked:
@@ -70,7 +73,12 @@ def diverse(ranked: Sequence[LayerSubset], count: int, distance: int = LEAST_DIS
 
 
 def _distance(a: LayerSubset, b: LayerSubset) -> int:
-    return max(len(set(a.dropped) - set(b.dropped)), len(set(b.dropped) - set(a.dropped)))
+    """Return how many blocks one candidate drops and the other keeps.
+
+    The counts of the two directions may differ. The larger one is returned.
+    """
+    dropped_a, dropped_b = set(a.dropped), set(b.dropped)
+    return max(len(dropped_a - dropped_b), len(dropped_b - dropped_a))
 
 
 def run_off(
@@ -83,20 +91,22 @@ def run_off(
     compensations: Path | None = None,
     listener: CandidateListener = lambda candidate, progress: None,
 ) -> list[Finalist]:
-    """Heal each candidate shortly, from the same dense weights, which are there again behind this.
+    """Run a short healing for each candidate, each from the same dense weights.
 
-    A healing that was finished before, by this process or another, is not repeated.
+    The dense weights are restored on return. A finished healing of this or another process is not
+    repeated.
 
     Args:
         loaded: the dense model.
-        candidates: by their place in the search.
-        recipe: of the short healing; its steps are what each candidate gets.
-        compensated: compensate first.
-        references: folder of the dense model's answers.
-        compensations: folder of compensations that were found.
+        candidates: candidates in the order of the search.
+        recipe: recipe of the short healing.
+        compensated: compensate each candidate first.
+        references: folder of the dense model's logits.
+        compensations: folder of stored compensations.
+        listener: called with the progress of each candidate.
 
     Returns:
-        The candidates, the one that healed best first.
+        The finalists. The first one healed best.
 
     Raises:
         PruneSearchError: see `compensate` and `heal`.
@@ -104,24 +114,32 @@ def run_off(
     found = []
     for place, candidate in enumerate(candidates, 1):
         stopping.check()
+        # Measure the pruned model and compute the teacher logits before any weight is changed.
         planned = plan(loaded, candidate, recipe)
-        ask_teacher(planned, references)  # before a weight is changed
+        ask_teacher(planned, references)
         pruned = held_out_loss(planned, candidate)
         with weights_restored(loaded.model, [candidate], recipe.target_modules), ExitStack() as stack:
+            # Compensate.
             done = None
             if compensated:
                 listener(candidate, HealProgress("compensation", 0, 1))
                 try:
                     done = stack.enter_context(compensation_of(loaded, candidate, recipe, compensations))
-                except ModelError:  # without a gap, or of a type that is not built for it: it can still be healed
+                # The candidate has no gap, or its type cannot be compensated. It can still be
+                # healed.
+                except ModelError:
                     done = None
 
             def tell(progress: HealProgress, candidate: LayerSubset = candidate) -> None:
                 listener(candidate, progress)
 
+            # Heal, and count the time of both.
             healed = heal(loaded, candidate, recipe, listener=tell, references=references)
-            seconds = healed.seconds + (sum(gap.seconds for gap in done.gaps) if done else 0.0)
-            before = healed.before if done else None
+            seconds = healed.seconds
+            before: float | None = None
+            if done is not None:
+                seconds += sum(gap.seconds for gap in done.gaps)
+                before = healed.before
             found.append(Finalist(candidate, place, pruned, before, healed.after, seconds))
     return sorted(found, key=lambda finalist: finalist.healed)
 
@@ -129,13 +147,17 @@ def run_off(
 def compensation_of(
     loaded: LoadedModel, candidate: LayerSubset, recipe: HealRecipe, folder: Path | None = None
 ) -> Compensation:
-    """Compensate a candidate, fitted to the text that it will be healed with.
+    """Compensate a candidate, with a fit to the text of its healing.
 
     Args:
-        folder: of compensations that were found; None: nothing is kept.
+        loaded: the dense model.
+        candidate: the candidate.
+        recipe: recipe of the healing, which names the text.
+        folder: folder of stored compensations. None stores nothing.
 
     Raises:
-        ModelError: no dropped block has a kept one before it, or the type is not built for it.
+        ModelError: no dropped block has a kept block before it, or the type of the model cannot be
+            compensated.
         PruneSearchError: see `compensate` and `fit_and_held_out`.
     """
     windows = fit_and_held_out(loaded.tokenizer, recipe.data, FIT_TOKENS, recipe.window, recipe.held_out)

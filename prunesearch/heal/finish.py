@@ -1,7 +1,8 @@
-"""From candidates to a healed checkpoint: the final, compensation, hyper-parameters, healing, export, verification.
+"""From candidates to a healed checkpoint: finalists, compensation, tuning, healing and export.
 
-Every stage is found again by its content: compensations and the dense model's answers in the store, healings by their
-digests in their work folders, tuning in its study, the export by its manifest. The same again does what is left to do.
+Each stage finds its earlier result by content: compensations and the dense model's logits in the
+store, healings in their work folders by digest, tuning in its study, and the export by its
+manifest. The same call again only does what is left to do.
 """
 
 import hashlib
@@ -33,19 +34,20 @@ _FACT = "recovery"  # name of the report in an export's manifest
 
 
 class Recovery(BaseModel):
-    """What is done with a search's best candidates. Unknown keys are refused."""
+    """Settings of the recovery of a search's best candidates. Unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     finalists: Annotated[int, Field(ge=1, le=64)] = 1
-    """How many diverse candidates are healed shortly before one is chosen; 1: the best is taken."""
+    """Number of diverse candidates that get a short healing; 1: take the best without it."""
     finalist_steps: Annotated[int, Field(ge=1)] = 50
-    """Steps of that short healing."""
+    """Steps of the short healing."""
     compensate: bool = True
+    """Compensate the candidates before they are healed."""
     tune: Tuning | None = None
-    """Search for the healing's hyper-parameters first."""
+    """Search for the hyper-parameters of healing first; null for no search."""
     heal: HealRecipe | None = HealRecipe(loss="distill")
-    """The healing of the chosen one; null for none."""
+    """Healing of the chosen candidate; null for no healing."""
 
     @model_validator(mode="after")
     def _something_is_done(self) -> "Recovery":
@@ -59,7 +61,7 @@ class Recovery(BaseModel):
 
     @property
     def short(self) -> HealRecipe:
-        """The finalists' healing: the same, for fewer steps."""
+        """Recipe of the finalists' healing: the same recipe with fewer steps."""
         assert self.heal is not None
         steps = min(self.finalist_steps, self.heal.steps)
         return self.heal.model_copy(update={"steps": steps, "eval_every": max(1, steps // 2)})
@@ -67,15 +69,15 @@ class Recovery(BaseModel):
 
 @dataclass(frozen=True)
 class HealOptions:
-    """How it is carried out; none of it changes the result.
+    """How the recovery runs. None of these settings changes the result.
 
     Attributes:
         out: new or empty folder of the checkpoint.
-        store: folder of what is computed once: the dense model's answers, compensations.
+        store: folder of results that are computed once (dense logits, compensations).
         storage: Optuna RDB URL of tuning studies.
-        work: of the healing alone; default: `healing.WORK`, by digest.
+        work: work folder of the healing. Default: a folder in `healing.WORK`, named by digest.
         checkpointing: compute activations again in the backward pass.
-        form: of the export, for dropped sublayers.
+        form: form of the export, for dropped sublayers.
     """
 
     out: Path
@@ -87,30 +89,32 @@ class HealOptions:
 
     @property
     def references(self) -> Path:
-        """Folder of the dense model's answers."""
+        """Folder of the dense model's logits."""
         return self.store / "references"
 
     @property
     def compensations(self) -> Path:
-        """Folder of compensations that were found."""
+        """Folder of stored compensations."""
         return self.store / "compensations"
 
 
 class View(Protocol):
-    """Shows where it is."""
+    """Shows the progress of a recovery."""
 
     def progress(self, name: str, progress: HealProgress) -> None:
-        """Show where something named stands."""
+        """Show the progress of the healing that has this name."""
 
     def say(self, line: str) -> None:
-        """Show a line."""
+        """Show a line of text."""
 
 
 def check_out(out: Path) -> None:
-    """Refuse a destination before any work; the export that lies there may be the very one that is wanted.
+    """Check a destination before any work is done.
+
+    A folder that holds an earlier recovery is accepted, because it may be the wanted export.
 
     Raises:
-        StorageError: something else lies there, or it cannot be written.
+        StorageError: the folder holds something else, or it cannot be written.
     """
     if _report_at(out) is None:
         check_destination(out)
@@ -124,24 +128,29 @@ def heal_and_export(
     options: HealOptions,
     view: View,
 ) -> dict[str, Any]:
-    """Choose among candidates, recover the chosen one and write it; the same again leaves the same export as it is.
+    """Choose a candidate, recover it and export it. An export of the same call is left as it is.
 
     Args:
-        loaded: the dense model; its weights are changed.
+        loaded: the dense model. Its weights are changed.
         ranked: candidates, best first.
-        facts: what is known of the first, for the manifest.
+        recovery: settings that determine the result.
+        facts: known facts about the first candidate, for the manifest.
+        options: settings that do not change the result.
+        view: shows the progress.
 
     Returns:
-        What was done, as JSON values; ``export`` is None where it lies there already.
+        Report as JSON values. ``export`` is None if the export existed already.
 
     Raises:
-        PruneSearchError: see `errors`; what was finished is kept, and no half export stays.
+        PruneSearchError: see `errors`. Finished stages are kept, and no partial export stays.
     """
+    # Refuse bad input before any work.
     check_out(options.out)
     candidates = diverse(ranked, recovery.finalists)
     for candidate in candidates:
         check_form(loaded.model.config, candidate, options.form)
-    companions(loaded)  # refused before any work, too
+    companions(loaded)
+    # Return the report of the export that is there, if it comes from the same call.
     digest = _digest(loaded, candidates, recovery)
     document: dict[str, Any] = {"model": loaded.name, "out": str(options.out)}
     there = _report_at(options.out)
@@ -150,26 +159,34 @@ def heal_and_export(
             there["healed"]["cached"] = True
         return {**document, **there, "export": None}
     check_destination(options.out)
+    # Choose the candidate.
     job = _Job(loaded, recovery, options, view)
     job.report["digest"] = digest
     chosen = job.final(candidates) if len(candidates) > 1 else candidates[0]
     job.report["dropped"] = chosen.text
     recipe = job.recipe_for(chosen)
+    # Recover it and export it.
     with job.compensated(chosen) as done:
         if done is None and recipe is None:
             raise RunError(f"nothing was written: layers {chosen.text} were to be compensated, and that does not help")
         healed = None if recipe is None else job.healed(chosen, recipe)
-        changed = [name for name, was in (("compensated", done), ("healed", healed)) if was is not None]
-        told = _facts(facts if chosen == ranked[0] else {**facts, "metrics": {}}, done, healed, job.report)
+        changed = []
+        if done is not None:
+            changed.append("compensated")
+        if healed is not None:
+            changed.append("healed")
+        # The search's metrics belong to the first candidate alone.
+        known = facts if chosen == ranked[0] else {**facts, "metrics": {}}
+        told = _facts(known, done, healed, job.report)
         made = export(loaded, chosen, options.out, told, form=options.form, changed=changed)
     return {**document, **job.report, "export": made.document()}
 
 
 class _Job:
-    """The stages, and what is told of them.
+    """Runs the stages of a recovery and collects their reports.
 
     Attributes:
-        report: as JSON values.
+        report: report of the finished stages, as JSON values.
     """
 
     def __init__(self, loaded: LoadedModel, recovery: Recovery, options: HealOptions, view: View) -> None:
@@ -177,7 +194,7 @@ class _Job:
         self.report: dict[str, Any] = {}
 
     def final(self, candidates: Sequence[LayerSubset]) -> LayerSubset:
-        """The candidate that heals best."""
+        """Run the finalists' short healing, and return the candidate that heals best."""
         self._view.say(f"the final: {len(candidates)} candidates, {self._recovery.short.steps} steps each")
         final = run_off(
             self._loaded,
@@ -192,13 +209,15 @@ class _Job:
         return final[0].candidate
 
     def recipe_for(self, candidate: LayerSubset) -> HealRecipe | None:
-        """The healing's recipe, with the hyper-parameters that a study found, and the teacher asked all it will be.
+        """Return the recipe of the healing, with tuned hyper-parameters if tuning is wanted.
 
-        The dense model can be asked only as long as no weight is changed.
+        All teacher logits are computed here, because the dense model is available only until the
+        first weight is changed.
         """
         recipe, tuning = self._recovery.heal, self._recovery.tune
         if recipe is None:
             return None
+        # Tune: the teacher logits of the largest trial contain those of all other trials.
         if tuning is not None:
             self._ask(candidate, largest(recipe, tuning))
             with self.compensated(candidate):
@@ -213,19 +232,26 @@ class _Job:
                 )
             self.report["tuning"] = tuned.document()
             recipe = tuned.recipe
+        # Measure the dense and the pruned model before any weight is changed.
         planned = self._ask(candidate, recipe)
-        dense, pruned = (held_out_loss(planned, each) for each in (LayerSubset.of(candidate.n_layers), candidate))
+        dense = held_out_loss(planned, LayerSubset.of(candidate.n_layers))
+        pruned = held_out_loss(planned, candidate)
         self.report |= {"recipe": recipe.portable(), "losses": {"dense": dense, "pruned": pruned}}
         return recipe
 
     def _ask(self, candidate: LayerSubset, recipe: HealRecipe) -> Plan:
+        """Compute the teacher logits that a healing needs, and return its plan."""
         planned = plan(self._loaded, candidate, recipe)
         ask_teacher(planned, self._options.references, lambda progress: self._view.progress("heal", progress))
         return planned
 
     @contextmanager
     def compensated(self, candidate: LayerSubset) -> Iterator[Compensation | None]:
-        """The candidate compensated inside the ``with`` block, where that is wanted and helps."""
+        """Compensate the candidate inside the ``with`` block, if this is wanted and helps.
+
+        Yields:
+            The compensation, or None if no weight was changed.
+        """
         with ExitStack() as stack:
             done = None
             if self._recovery.compensate:
@@ -234,16 +260,18 @@ class _Job:
                 try:
                     done = compensation_of(self._loaded, candidate, recipe, self._options.compensations)
                     stack.enter_context(done)
-                except ModelError as error:  # it can still be healed
+                except ModelError as error:
+                    # The candidate can still be healed.
                     self._view.say(f"not compensated: {error}")
-            if done is not None and done.helped:
-                self.report["compensation"] = done.document()
-            elif done is not None:
+            if done is not None and not done.helped:
                 self._view.say("compensation does not help on the held-out tokens")
-            yield done if done is not None and done.helped else None
+                done = None
+            if done is not None:
+                self.report["compensation"] = done.document()
+            yield done
 
     def healed(self, candidate: LayerSubset, recipe: HealRecipe) -> Healed:
-        """The healing in full."""
+        """Run the full healing, or find its earlier result."""
         planned = plan(self._loaded, candidate, recipe)
         work = self._options.work or WORK / planned.digest[:16]
         self._view.say(f"healing without layers {candidate.text}: {recipe.steps} steps at most")
@@ -259,12 +287,18 @@ class _Job:
 
 
 def _digest(loaded: LoadedModel, candidates: Sequence[LayerSubset], recovery: Recovery) -> str:
-    """Of everything that determines the checkpoint: model, candidates, recipes, and the content of the text."""
+    """Digest of everything that determines the checkpoint.
+
+    These are the model, the candidates, the recipes and the content of the text.
+    """
+    heal = None
+    if recovery.heal is not None:
+        heal = plan(loaded, candidates[0], recovery.heal).identity
     identity: dict[str, Any] = {
         "model": loaded.fingerprint,
         "candidates": [candidate.canonical for candidate in candidates],
         "recovery": recovery.model_dump(mode="json", include=set(Recovery.model_fields) - {"heal"}),
-        "heal": None if recovery.heal is None else plan(loaded, candidates[0], recovery.heal).identity,
+        "heal": heal,
     }
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
@@ -272,17 +306,29 @@ def _digest(loaded: LoadedModel, candidates: Sequence[LayerSubset], recovery: Re
 def _facts(
     known: Mapping[str, Any], done: Compensation | None, healed: Healed | None, report: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the export's manifest and card say; what the search measured was measured before."""
-    kept = {name: value for name, value in report.items() if name != "work"}  # a folder of this machine
-    metrics: Mapping[str, Any] = {} if done is None else done.compensated
-    dense: Mapping[str, Any] = {} if done is None else done.dense
+    """Facts for the manifest and the card of the export.
+
+    The metrics of the search were measured before the recovery, so they get another name.
+    """
+    # The work folder is a path of this machine.
+    kept = {name: value for name, value in report.items() if name != "work"}
+    # The metrics of the last stage that changed weights describe the export.
+    metrics: Mapping[str, Any] = {}
+    dense: Mapping[str, Any] = {}
+    if done is not None:
+        metrics, dense = done.compensated, done.dense
     if healed is not None:
-        shown = {name: value for name, value in report["healed"].items() if not isinstance(value, list | tuple)}
-        kept["healed"] = shown
+        # Leave out the loss curves.
+        kept["healed"] = {}
+        for name, value in report["healed"].items():
+            if not isinstance(value, list | tuple):
+                kept["healed"][name] = value
         metrics = {"held-out cross-entropy": healed.after}
         dense = {"held-out cross-entropy": report["losses"]["dense"]}
+    measured = ("metrics", "stderr", "dense_metrics")
+    others = {name: value for name, value in known.items() if name not in measured}
     return {
-        **{name: value for name, value in known.items() if name not in ("metrics", "stderr", "dense_metrics")},
+        **others,
         "metrics_before_healing": known.get("metrics", {}),
         "metrics": metrics,
         "dense_metrics": dense,
@@ -291,9 +337,11 @@ def _facts(
 
 
 def _report_at(out: Path) -> dict[str, Any] | None:
-    """The report of the recovery whose export lies there, without its curves."""
+    """Read the report of a recovery from its export. None if the folder holds no such export."""
     try:
         report = json.loads((out / MANIFEST).read_text(encoding="utf-8"))[_FACT]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return report if isinstance(report, dict) and "digest" in report else None
+    if not isinstance(report, dict) or "digest" not in report:
+        return None
+    return report

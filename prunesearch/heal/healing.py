@@ -1,6 +1,7 @@
-"""Healing a candidate: ask the teacher, train, merge the best adapter into the weights, remember that it is done.
+"""Healing of a candidate: compute teacher logits, train, and merge the best adapter.
 
-A run has a work folder (see `work`); when it is finished, the same run again merges its adapter without training.
+Each run has a work folder (see `work`). If a run is finished, the same run again merges its adapter
+without training.
 """
 
 import hashlib
@@ -44,17 +45,26 @@ from prunesearch.store.keys import canonical_json
 from prunesearch.store.places import check_writable
 
 HEAL_VERSION = 1
-"""Raised whenever a change of this package may change a healed weight."""
+"""Version of healing.
+
+Increase it with every change of this package that may change a healed weight.
+"""
 _16_BIT = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that is known to be possible.
+    """A healing run whose inputs were checked.
 
     Attributes:
+        loaded: the model.
+        candidate: the candidate that is healed.
+        recipe: recipe of the healing.
+        sequences: token ids for training and evaluation.
         identity: everything that determines the result, as JSON values.
-        dense: the weights in memory are those that `loaded.fingerprint` names.
+        bf16: compute in bfloat16 (autocast).
+        wide: hold 16-bit weights as float32 during training.
+        dense: True if the weights in memory are those of `loaded.fingerprint`.
     """
 
     loaded: LoadedModel
@@ -68,22 +78,30 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Sha256 of the identity, hexadecimal."""
+        """Hexadecimal SHA-256 of the identity."""
         return hashlib.sha256(canonical_json(self.identity).encode()).hexdigest()
 
 
 def plan(loaded: LoadedModel, candidate: LayerSubset, recipe: HealRecipe) -> Plan:
-    """Check everything and read the data; nothing is written or computed.
+    """Check the inputs of a healing run and read its data. Nothing is written or trained.
 
     Raises:
-        InputError: the model is streamed, the target modules match nothing, or the data do not suffice.
+        InputError: the model is streamed, the target modules match nothing, or the data do not
+            suffice.
     """
     if loaded.layers.one_pass:
         raise InputError("training needs the weights in memory: leave --weights out")
     sequences = sequences_of(recipe, loaded.tokenizer)
     check_fits(loaded.model, sequences.train_BL)
     check_fits(loaded.model, sequences.held_out_BL)
+    # Name the arithmetic of the training.
     bf16, wide = _arithmetic(loaded.model, recipe)
+    trained_in = "as it is"
+    if bf16:
+        trained_in = "bfloat16"
+    elif wide:
+        trained_in = "float32"
+    # Hash the weights in memory, which a compensation may have changed.
     content = fingerprint(loaded.model)
     with pruned(loaded.model, candidate) as model:
         targets = target_names(model, recipe.target_modules)
@@ -95,21 +113,24 @@ def plan(loaded: LoadedModel, candidate: LayerSubset, recipe: HealRecipe) -> Pla
         "targets": targets,
         "data": tokens_digest(sequences.train_BL.tolist()),
         "held_out": tokens_digest(sequences.held_out_BL.tolist()),
-        "numerics": numerics_of(loaded.model)
-        | {"trained in": "bfloat16" if bf16 else "float32" if wide else "as it is"},
+        "numerics": numerics_of(loaded.model) | {"trained in": trained_in},
     }
     dense = content == loaded.fingerprint
     return Plan(loaded, candidate, recipe, sequences, identity, bf16, wide, dense)
 
 
 def _arithmetic(model: PreTrainedModel, recipe: HealRecipe) -> tuple[bool, bool]:
-    """Whether to compute in bfloat16 (autocast), and whether to hold 16-bit weights as float32 for the time.
+    """Decide in which arithmetic to train.
 
-    A GPU trains in bfloat16 where it can; a CPU keeps float32 weights as they are, and goes to float32 where it has no
-    16-bit products.
+    A GPU trains in bfloat16 if it supports it. A CPU keeps float32 weights as they are. It trains
+    16-bit weights in float32 if it has no fast 16-bit products.
+
+    Returns:
+        Whether to compute in bfloat16 (autocast), and whether to hold 16-bit weights as float32
+        during the training.
 
     Raises:
-        InputError: bfloat16 is asked for where there is none.
+        InputError: the recipe asks for bfloat16, and the device does not support it.
     """
     device, narrow = input_device(model), model.dtype in _16_BIT
     able = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu"
@@ -130,22 +151,27 @@ def heal(
     references: Path | None = None,
     checkpointing: bool = False,
 ) -> Healed:
-    """Heal a candidate: behind this, the blocks that it keeps have healed weights, in the model they belong to.
+    """Heal a candidate in place.
 
-    `weights_restored` gives the dense weights back. A run that was stopped goes on where it was, and a finished one is
-    not repeated.
+    On return the kept blocks of `loaded.model` have the healed weights.
+
+    `weights_restored` restores the dense weights. A run that was stopped continues from its newest
+    checkpoint, and a finished run is not repeated.
 
     Args:
         loaded: the dense model.
-        work_folder: of this run alone; default: `WORK`, by digest.
-        listener: told of progress.
-        references: folder of the dense model's answers (see `ReferenceStore`); default: in memory.
-        checkpointing: compute activations again in the backward pass: less memory, a third more time.
+        candidate: the candidate that is healed.
+        recipe: recipe of the healing.
+        work_folder: work folder of this run. Default: a folder in `WORK`, named by digest.
+        listener: called with the progress.
+        references: folder of the dense model's logits (see `ReferenceStore`). Default: in memory.
+        checkpointing: compute activations again in the backward pass. This needs less memory and a
+            third more time.
 
     Raises:
-        InputError: see `plan`; the folder is another run's, or in use.
+        InputError: see `plan`; the folder belongs to another run, or is in use.
         StorageError: the folder cannot be written.
-        VerificationError: the merged model is not the adapted one.
+        VerificationError: the logits of the merged model differ from those of the adapted one.
     """
     return carry_out(plan(loaded, candidate, recipe), work_folder, listener, references, checkpointing)
 
@@ -158,15 +184,21 @@ def carry_out(
     checkpointing: bool = False,
     merge: bool = True,
 ) -> Healed:
-    """What `heal` does, of a plan.
+    """Run a plan, as `heal` does.
 
     Args:
-        merge: false leaves the weights as they are: the report is wanted alone.
+        planned: plan of the run.
+        work_folder: see `heal`.
+        listener: see `heal`.
+        references: see `heal`.
+        checkpointing: see `heal`.
+        merge: False leaves the weights as they are and only returns the report.
     """
     folder = work_folder or WORK / planned.digest[:16]
     model, recipe = planned.loaded.model, planned.recipe
     check_writable(folder)
     with held(folder, planned.identity):
+        # Find the result of a finished run, or compute the teacher logits.
         healed = finished(folder)
         if healed is not None:
             tidy(folder)
@@ -181,12 +213,14 @@ def carry_out(
             wide_weights(model, planned.wide),
             adapted(model, recipe) as adapter,
         ):
+            # Train, and keep the best adapter and the report.
             if healed is None:
                 trained = _train(planned, adapter, teacher, folder, listener, checkpointing)
                 _keep_best(trained.curves, folder, adapter)
                 difference = adapter.merge(planned.sequences.held_out_BL[:1]) if merge else 0.0
                 healed = _report(planned, trained, difference)
                 finish(folder, healed)
+            # Merge the adapter of a finished run.
             else:
                 adapter.read(folder / ADAPTER)
                 difference = adapter.merge(planned.sequences.held_out_BL[:1])
@@ -196,6 +230,8 @@ def carry_out(
 
 @dataclass(frozen=True)
 class _Trained:
+    """Loss curves of a training, and the step at which this process resumed it."""
+
     curves: Curves
     resumed_from: int
 
@@ -203,8 +239,13 @@ class _Trained:
 def _train(
     planned: Plan, adapter: Adapter, teacher: Teacher | None, folder: Path, listener: Listener, checkpointing: bool
 ) -> _Trained:
-    """Train to the end."""
-    model, started = planned.loaded.model, newest_checkpoint(folder)
+    """Train until there is nothing left to train."""
+    model = planned.loaded.model
+    # Note the step of the checkpoint that the trainer will resume from.
+    checkpoint = newest_checkpoint(folder)
+    resumed_from = 0
+    if checkpoint is not None:
+        resumed_from = int(checkpoint.name.rpartition("-")[2])
     keep_freed_memory()
     trainer = HealTrainer(
         adapter.model,
@@ -223,12 +264,13 @@ def _train(
         if checkpointing:
             model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
         model.eval()  # type: ignore[no-untyped-call]
-    return _Trained(curves, int(started.name.rpartition("-")[2]) if started is not None else 0)
+    return _Trained(curves, resumed_from)
 
 
 def _keep_best(curves: Curves, folder: Path, adapter: Adapter) -> None:
-    """Put the best step's adapter on the model, and keep it beside the result."""
+    """Load the adapter of the best step into the model, and keep it in the work folder."""
     step, _ = curves.best
+    # Step 0 is the pruned model, which has no checkpoint.
     if step:
         adapter.read(checkpoint_at(folder, step))
     else:
@@ -237,6 +279,7 @@ def _keep_best(curves: Curves, folder: Path, adapter: Adapter) -> None:
 
 
 def _report(planned: Plan, trained: _Trained, difference: float) -> Healed:
+    """Return the report of a run that this process finished."""
     curves, recipe = trained.curves, planned.recipe
     steps = curves.training[-1][0] if curves.training else 0
     return Healed(
@@ -258,21 +301,33 @@ def _report(planned: Plan, trained: _Trained, difference: float) -> Healed:
 
 
 def _finite(curve: list[tuple[int, float]]) -> Curve:
-    return tuple((step, loss if math.isfinite(loss) else None) for step, loss in curve)
+    """Replace losses that are not finite by None, because JSON has no NaN."""
+    finite: list[tuple[int, float | None]] = []
+    for step, loss in curve:
+        finite.append((step, loss if math.isfinite(loss) else None))
+    return tuple(finite)
 
 
 def held_out_loss(planned: Plan, candidate: LayerSubset) -> float:
-    """Cross-entropy of the held-out text without a candidate's blocks, in nats per token, with weights as they are."""
+    """Cross-entropy of a candidate on the held-out text, in nats per token.
+
+    The candidate is measured with the weights that are in memory.
+    """
     lm = planned.recipe.model_copy(update={"loss": "lm"})
+    examples = Examples(planned.sequences.held_out_BL, None)
     with wide_products(), pruned(planned.loaded.model, candidate) as model:
-        return held_out_losses(model, Examples(planned.sequences.held_out_BL, None), lm, input_device(model))[1]
+        _, cross_entropy = held_out_losses(model, examples, lm, input_device(model))
+    return cross_entropy
 
 
 def ask_teacher(planned: Plan, references: Path | None, listener: Listener = lambda progress: None) -> Teacher | None:
-    """The dense model's answers, all of them known; None where the loss does not want them.
+    """Compute the teacher logits of a run that are not stored yet.
+
+    Returns:
+        The teacher, or None if the loss does not use it.
 
     Raises:
-        InputError: some are not, and the weights in memory are no longer the dense model's.
+        InputError: logits are missing, and the weights in memory are not the dense model's.
     """
     if planned.recipe.loss == "lm":
         return None
@@ -283,7 +338,9 @@ def ask_teacher(planned: Plan, references: Path | None, listener: Listener = lam
 
 
 def _peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes, of the GPU or else of the process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    # ru_maxrss is in bytes on macOS and in KiB elsewhere.
+    unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

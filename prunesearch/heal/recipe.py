@@ -1,4 +1,4 @@
-"""`HealRecipe`: all that determines a healed model beside the model itself and the content of its data."""
+"""`HealRecipe`: the settings that determine a healed model, besides the model and its data."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,56 +7,67 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from prunesearch.recipe import BUILTIN_TEXT, portable_name
 
 ALL_LINEAR = "all-linear"
-"""Name of all linear layers of the blocks, as target modules."""
+"""Target modules: all linear layers of the blocks."""
 _SOURCES = ("data", "held_out")
 
 
 class HealRecipe(BaseModel):
-    """LoRA on a pruned model, completely described. Unknown keys are refused.
+    """Complete settings of LoRA on a pruned model. Unknown keys are refused.
 
-    The defaults of steps and adapter follow Ratsapa et al. 2025 (4,000 iterations of LoRA) and Hu et al. 2021.
+    The defaults of steps and adapter follow Ratsapa et al. 2025 (4,000 iterations of LoRA) and Hu
+    et al. 2021.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str = BUILTIN_TEXT
-    """What is trained on: a file (see `scoring.text_files`), a dataset (``id[:config[:split]]``) or ``builtin``."""
+    """Training text: a file, a dataset (``id[:config[:split]]``) or ``builtin``.
+
+    The formats of files are those of `scoring.text_files`.
+    """
     held_out: str | None = None
-    """What the loss is watched on; default: of ``builtin`` its held-out part, else a part of `data` kept apart."""
+    """Held-out text.
+
+    Default: the held-out part of ``builtin``, or else a part of `data` that is not trained on.
+    """
     held_out_tokens: Annotated[int, Field(ge=16)] = 8192
     window: Annotated[int, Field(ge=16)] = 256
     """Tokens of a packed sequence."""
     loss: Literal["lm", "distill", "mix"] = "lm"
-    """Next-token cross-entropy; KL(teacher || student) to the dense model; or a weighted sum of both."""
+    """Loss: next-token cross-entropy, KL(teacher || student), or a weighted sum of both."""
     distill_weight: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the KL in ``mix``."""
     kl_top: Annotated[int, Field(ge=1)] = 64
-    """The KL is taken over so many of the dense model's likeliest tokens and one lump of the rest."""
+    """K of the top-k KL: over the dense model's K likeliest tokens and one tail bucket."""
 
     steps: Annotated[int, Field(ge=1)] = 4000
     batch_size: Annotated[int, Field(ge=1)] = 8
-    """Sequences of a forward pass."""
+    """Sequences per forward pass."""
     accumulation: Annotated[int, Field(ge=1)] = 1
-    """Passes whose gradients are summed up to a step."""
+    """Forward passes per step, whose gradients are summed."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2e-4
-    """At its peak; it rises linearly during the warm-up and falls along a cosine."""
+    """Peak learning rate. It rises linearly during the warm-up and then falls along a cosine."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """Share of the steps."""
+    """Share of the steps in which the learning rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     rank: int = 8
     alpha: Annotated[float, Field(gt=0)] = 16.0
     """The adapter's product is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: str = ALL_LINEAR
-    """Names of linear layers, with commas (``q_proj,mlp.down_proj``), or ``all-linear``."""
+    """Names of linear layers, separated by commas (``q_proj,mlp.down_proj``), or ``all-linear``."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the arithmetic; ``auto``: bfloat16 where the device computes in it, else the model's own."""
+    """Precision of the training.
+
+    ``auto``: bfloat16 if the device supports it, else the model's own.
+    """
 
     eval_every: Annotated[int, Field(ge=1)] = 100
-    """Steps between two looks at the held-out text, and between two checkpoints."""
+    """Steps between two evaluations on the held-out text, and between two checkpoints."""
     patience: Annotated[int, Field(ge=1)] = 5
-    """Training stops after so many looks without a new best."""
+    """Number of evaluations without a new best after which training stops."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the adapter and of the order of the data."""
 
     @field_validator("rank")
     @classmethod
@@ -73,24 +84,25 @@ class HealRecipe(BaseModel):
 
     @property
     def batch(self) -> int:
-        """Sequences of a step."""
+        """Sequences per step."""
         return self.batch_size * self.accumulation
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of a step."""
+        """Tokens per step."""
         return self.batch * self.window
 
     def identity(self) -> dict[str, Any]:
-        """Every choice that determines the result, except where the data lie, as plain JSON values.
+        """Return every setting that determines the result, as plain JSON values.
 
-        Settings of a loss that is not used are left out: they change nothing.
+        The paths of the data are left out. So are settings of losses that are not used, because
+        they change nothing.
         """
         idle = {"lm": {"distill_weight", "kl_top"}, "distill": {"distill_weight"}, "mix": set[str]()}[self.loss]
         return self.model_dump(mode="json", exclude={*_SOURCES, *idle})
 
     def portable(self) -> dict[str, Any]:
-        """As plain JSON values without the folders of any machine, to travel with a model."""
+        """Return the recipe as plain JSON values, without folders of this machine."""
         values = self.model_dump(mode="json")
         for name in _SOURCES:
             if values[name] is not None:

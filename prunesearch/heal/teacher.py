@@ -1,4 +1,4 @@
-"""The dense model as a teacher: what it says of each training sequence, asked once and kept.
+"""The dense model as a teacher: its logits of each training sequence are computed once and stored.
 
 Shapes: B sequences of L tokens, K likeliest tokens.
 """
@@ -17,17 +17,18 @@ from prunesearch.model.loading import LoadedModel
 from prunesearch.scoring.objectives import CHUNK_TOKENS, SCORING_VERSION, numerics_of, tokens_digest
 from prunesearch.scoring.reference import Reference, ReferenceStore
 
-_ROWS = 64  # rows of logits in float32 at a time
+# Rows of logits that are converted to float32 at a time.
+_ROWS = 64
 
 
 class Teacher:
-    """The dense model's `top_k` likeliest tokens behind each token of a sequence.
+    """Teacher logits: the dense model's `top_k` likeliest tokens after each token of a sequence.
 
     Args:
         loaded: the dense model.
-        top_k: how many of the likeliest tokens are kept; the rest is one lump.
-        folder: where answers are kept, as a `ReferenceStore` keeps them; None: in memory.
-        dense: the weights in memory are still those that `loaded.fingerprint` names.
+        top_k: number of likeliest tokens that are stored. The rest is one tail bucket.
+        folder: folder of the `ReferenceStore`. None keeps the logits in memory.
+        dense: True if the weights in memory are still those of `loaded.fingerprint`.
     """
 
     def __init__(self, loaded: LoadedModel, top_k: int, folder: Path | None, dense: bool = True) -> None:
@@ -36,23 +37,26 @@ class Teacher:
         self._numerics = numerics_of(loaded.model)
 
     def prepare(self, ids_BL: torch.Tensor, progress: Callable[[int, int], None]) -> int:
-        """Ask for what is not known yet; the model must have all its blocks.
+        """Compute the teacher logits that are not stored yet. The model must have all its blocks.
 
         Args:
-            progress: told how many sequences are done, and how many there are.
+            ids_BL: token ids of the sequences.
+            progress: called with the number of finished sequences and their total number.
 
         Returns:
-            How many sequences the dense model was asked about.
+            Number of sequences whose logits were computed.
 
         Raises:
-            InputError: there is something to ask and the weights are no longer the dense model's.
-            StorageError: answers cannot be kept.
+            InputError: logits are missing, and the weights are not the dense model's.
+            StorageError: the logits cannot be stored.
         """
+        # Find the missing sequences.
         missing = [row_L for row_L in ids_BL if self._known(row_L) is None]
         if missing and not self._dense:
             raise InputError(
                 "the dense model's answers are not known and its weights were changed in memory: load it afresh"
             )
+        # Compute them, one forward pass at a time.
         done = len(ids_BL) - len(missing)
         for rows in self._passes(missing):
             stopping.check()
@@ -62,20 +66,28 @@ class Teacher:
         return len(missing)
 
     def answers(self, ids_L: torch.Tensor) -> Reference:
-        """What was prepared for a sequence: float32 log-probabilities and int32 token ids, shape (L, K)."""
+        """Return the teacher logits of a prepared sequence.
+
+        These are float32 log-probabilities and int32 token ids, both of shape (L, K).
+        """
         known = self._known(ids_L)
-        if known is None:  # deleted, or damaged, since it was prepared
+        # The file may have been deleted or damaged since it was prepared.
+        if known is None:
             raise InputError("the dense model's answers have gone from the store while training: run it again")
         return known
 
     def _passes(self, rows: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+        """Split sequences into batches of one forward pass."""
+        if not rows:
+            return
         size = CHUNK_TOKENS.get(input_device(self._loaded.model).type, CHUNK_TOKENS["cpu"])
-        most = max(1, size // len(rows[0])) if rows else 1
+        most = max(1, size // len(rows[0]))
         for start in range(0, len(rows), most):
             yield rows[start : start + most]
 
     @torch.inference_mode()
     def _ask(self, ids_BL: torch.Tensor) -> None:
+        """Compute and store the logits of a batch."""
         model = self._loaded.model
         with wide_products():
             logits_BLV = model(input_ids=ids_BL.to(input_device(model)), use_cache=False).logits
@@ -84,13 +96,21 @@ class Teacher:
             self._store().put(self._loaded.fingerprint, self._identity(ids_L), reference)
 
     def _known(self, ids_L: torch.Tensor) -> Reference | None:
+        """Return the stored logits of a sequence, or None."""
         return self._store().get(self._loaded.fingerprint, self._identity(ids_L))
 
     def _store(self) -> ReferenceStore:
-        """A fresh one over the folder each time: a store holds what it has read, and a data set may not fit memory."""
-        return self._memory if self._folder is None else ReferenceStore(self._folder)
+        """Return the store of the logits.
+
+        A store keeps in memory what it has read, and a data set may not fit in memory. Each call
+        therefore opens a new store of the folder.
+        """
+        if self._folder is None:
+            return self._memory
+        return ReferenceStore(self._folder)
 
     def _identity(self, ids_L: torch.Tensor) -> dict[str, Any]:
+        """Return everything that determines the logits of a sequence, except the model."""
         return {
             "kind": f"teacher top {self._top_k}",
             "version": SCORING_VERSION,

@@ -1,7 +1,9 @@
-"""The training loop: transformers' Trainer with our losses, our idea of when to stop, and checkpoints that are whole.
+"""Training loop: the Trainer of transformers with own losses, stopping and checkpoints.
 
-Whatever a decision needs is in the Trainer's own log, which its checkpoints carry, so that a resumed run decides as an
-unbroken one. Losses are in nats per token. Shapes: B sequences of L tokens, K likeliest tokens, R rows, V vocabulary.
+All decisions are computed from the Trainer's log, which is part of each checkpoint. A resumed run
+therefore makes the same decisions as an uninterrupted one. Losses are in nats per token.
+
+Shapes: B sequences of L tokens, K likeliest tokens, R rows, V vocabulary.
 """
 
 import json
@@ -28,23 +30,30 @@ from prunesearch.heal.work import checkpoints
 from prunesearch.scoring.reference import DenseRows
 
 WHOLE = "whole.json"
-"""Name of the file that is written last into a checkpoint: the sizes of the others."""
-_KEPT = 3  # checkpoints: the best, the last, and the one before while the last is written
-_FAR = 2.0  # nats above the first step's loss: the perplexity is seven times as high
-_FAR_STEPS = 5  # in a row, before training counts as diverged
+"""Name of the file that is written last into a checkpoint.
+
+It holds the sizes of the other files.
+"""
+# Checkpoints that are kept: the best, the last, and the one before while the last is written.
+_KEPT = 3
+# Distance from the first loss that counts as divergence, in nats. The perplexity is then seven
+# times as high.
+_FAR = 2.0
+# Number of consecutive steps at this distance that count as divergence.
+_FAR_STEPS = 5
 _CHECKPOINT = "checkpoint-"
 
 
 @dataclass(frozen=True)
 class HealProgress:
-    """Where healing stands.
+    """Progress of a healing.
 
     Attributes:
-        phase: ``teacher`` (sequences that the dense model was asked about), ``compensation`` (of a finalist) or
-            ``training`` (steps).
-        done, total: of the phase.
+        phase: ``teacher`` (counts sequences), ``compensation`` (of a finalist) or ``training``
+            (counts steps).
+        done, total: units of the phase that are done, and their total number.
         loss: training loss of the last step.
-        watched: step and loss on the held-out text of every look so far.
+        watched: step and loss of every evaluation on the held-out text so far.
     """
 
     phase: str
@@ -55,20 +64,23 @@ class HealProgress:
 
 
 Listener = Callable[[HealProgress], None]
-"""Told of progress; what it raises stops the training, and the checkpoints stay."""
+"""Called with the progress.
+
+An exception that it raises stops the training; the checkpoints stay.
+"""
 
 
 class Curves:
-    """The losses in a Trainer's log.
+    """Loss curves from the log of a Trainer.
 
     Args:
-        log: its ``log_history``.
+        log: ``log_history`` of the Trainer.
 
     Attributes:
-        training: step and loss, in order.
-        watched: the same loss on the held-out text, from step 0, the pruned model, on.
-        held_out: next-token cross-entropy there, whatever is trained.
-        seconds: spent on the steps so far, by this process and those before it.
+        training: steps and training losses, in order.
+        watched: steps and losses of the recipe on the held-out text. Step 0 is the pruned model.
+        held_out: steps and next-token cross-entropies on the held-out text.
+        seconds: time of all steps, including those before a resumption.
     """
 
     def __init__(self, log: Sequence[Mapping[str, float]] = ()) -> None:
@@ -80,9 +92,13 @@ class Curves:
         self.read(log)
 
     def read(self, log: Sequence[Mapping[str, float]]) -> None:
-        """Take in what is new in the log."""
+        """Read the entries that are new in the log."""
+        curves = {
+            "loss": self.training,
+            "eval_loss": self.watched,
+            "eval_cross_entropy": self.held_out,
+        }
         for entry in log[self._read :]:
-            curves = {"loss": self.training, "eval_loss": self.watched, "eval_cross_entropy": self.held_out}
             for name, curve in curves.items():
                 if name in entry:
                     curve.append((int(entry["step"]), float(entry[name])))
@@ -91,19 +107,29 @@ class Curves:
 
     @property
     def best(self) -> tuple[int, float]:
-        """Step and value of the least watched loss; the first of equals."""
-        return min(self.watched, key=lambda look: (look[1] if math.isfinite(look[1]) else math.inf, look[0]))
+        """Step and value of the lowest watched loss. The first of equal losses counts."""
+
+        def order(look: tuple[int, float]) -> tuple[float, int]:
+            step, loss = look
+            return (loss if math.isfinite(loss) else math.inf, step)
+
+        return min(self.watched, key=order)
 
     @property
     def diverged(self) -> bool:
-        """Whether a loss is no number, or the last few are all far above the first."""
+        """True if a loss is not finite, or the last few losses are all far above the first."""
         last = [loss for _, loss in self.training[-_FAR_STEPS:]]
-        if not all(math.isfinite(loss) for loss in (*last, *(loss for _, loss in self.watched[-1:]))):
+        recent = last + [loss for _, loss in self.watched[-1:]]
+        if not all(math.isfinite(loss) for loss in recent):
             return True
         return len(self.training) > _FAR_STEPS and min(last) > self.training[0][1] + _FAR
 
     def over(self, recipe: HealRecipe) -> bool:
-        """Whether there is no more to train: all steps are done, the last looks brought no new best, or it diverged."""
+        """Return whether the training has ended.
+
+        It ends if all steps are done, if the last evaluations brought no new best, or if it
+        diverged.
+        """
         if not self.watched:
             return False
         best = self.best[0]
@@ -112,7 +138,7 @@ class Curves:
 
 
 class Examples(Dataset[dict[str, torch.Tensor]]):
-    """Sequences, with what the teacher says of them."""
+    """Sequences, with their teacher logits if there is a teacher."""
 
     def __init__(self, ids_BL: torch.Tensor, teacher: Teacher | None) -> None:
         self._ids_BL, self._teacher = ids_BL, teacher
@@ -130,25 +156,35 @@ class Examples(Dataset[dict[str, torch.Tensor]]):
 
 
 def _collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
+    """Stack the tensors of examples into a batch."""
+    batch = {}
+    for name in examples[0]:
+        batch[name] = torch.stack([example[name] for example in examples])
+    return batch
 
 
 def loss_of(logits_BLV: torch.Tensor, batch: Mapping[str, torch.Tensor], recipe: HealRecipe) -> torch.Tensor:
-    """The recipe's loss of a batch, in nats per token; no part of it is computed that has no weight.
+    """Compute the recipe's loss of a batch, in nats per token.
 
-    ``lm``: mean of -log q(next) over the L - 1 tokens that have a predecessor. ``distill``: mean over all L positions
-    of KL(teacher || student) as the search's ``--kl-top`` takes it, over the teacher's K likeliest tokens and one lump
-    of the rest; it bounds the KL over the vocabulary from below, and unlike a renormalised one it also teaches how much
-    is left to other tokens. ``mix``: (1 - w) lm + w distill.
+    * ``lm``: mean of -log q(next) over the L - 1 tokens that have a predecessor.
+    * ``distill``: mean over all L positions of KL(teacher || student), over the teacher's K
+      likeliest tokens and one tail bucket, as with ``--kl-top`` in the search. It is a lower bound
+      of the KL over the vocabulary. Unlike a renormalised KL it also teaches the total probability
+      of the other tokens.
+    * ``mix``: (1 - w) lm + w distill.
+
+    Parts without a weight in the loss are not computed.
     """
     if recipe.loss == "lm":
         return _cross_entropy(logits_BLV, batch["input_ids"])
+    # KL to the teacher. The log-probabilities of the student are computed once for both parts.
     log_q_RV = torch.log_softmax(logits_BLV.flatten(0, 1), dim=-1, dtype=torch.float32)
     log_p_RK = batch["log_p"].flatten(0, 1)
     dense = DenseRows(log_p_RK.exp(), log_p_RK, batch["index"].flatten(0, 1).long())
     kl = dense.divergence(log_q_RV).mean()
     if recipe.loss == "distill":
         return kl
+    # Next-token cross-entropy.
     log_q_BLV = log_q_RV.view(logits_BLV.shape)
     next_BL = batch["input_ids"][:, 1:, None]
     lm = -log_q_BLV[:, :-1].gather(2, next_BL).mean()
@@ -156,7 +192,10 @@ def loss_of(logits_BLV: torch.Tensor, batch: Mapping[str, torch.Tensor], recipe:
 
 
 def _cross_entropy(logits_BLV: torch.Tensor, ids_BL: torch.Tensor) -> torch.Tensor:
-    next_BL = nn.functional.pad(ids_BL[:, 1:], (0, 1), value=-100)  # ignored; to cut off the logits would copy them
+    """Mean next-token cross-entropy of a batch."""
+    # The last position has no next token. It is marked as ignored, because slicing the logits would
+    # copy them.
+    next_BL = nn.functional.pad(ids_BL[:, 1:], (0, 1), value=-100)
     return nn.functional.cross_entropy(logits_BLV.flatten(0, 1).float(), next_BL.flatten())
 
 
@@ -164,30 +203,46 @@ def _cross_entropy(logits_BLV: torch.Tensor, ids_BL: torch.Tensor) -> torch.Tens
 def held_out_losses(
     model: nn.Module, examples: Examples, recipe: HealRecipe, device: torch.device
 ) -> tuple[float, float]:
-    """The recipe's loss of a model on held-out text, and its next-token cross-entropy; both in nats per token."""
+    """Compute the losses of a model on held-out text.
+
+    Returns:
+        The recipe's loss and the next-token cross-entropy, both in nats per token.
+    """
     sums = [0.0, 0.0]
     for start in range(0, len(examples), recipe.batch_size):
         stopping.check()
-        rows = [examples[i] for i in range(start, min(start + recipe.batch_size, len(examples)))]
+        end = min(start + recipe.batch_size, len(examples))
+        rows = [examples[i] for i in range(start, end)]
         batch = {name: tensor.to(device) for name, tensor in _collate(rows).items()}
         logits_BLV = model(input_ids=batch["input_ids"], use_cache=False).logits
         lm = float(_cross_entropy(logits_BLV, batch["input_ids"]))
         own = lm if recipe.loss == "lm" else float(loss_of(logits_BLV, batch, recipe))
-        sums = [total + value * len(rows) for total, value in zip(sums, (own, lm), strict=True)]
+        # Weight by the number of sequences, because the last batch may be smaller.
+        sums[0] += own * len(rows)
+        sums[1] += lm * len(rows)
     return sums[0] / len(examples), sums[1] / len(examples)
 
 
 class HealTrainer(Trainer):
-    """transformers' Trainer with the recipe's loss, held-out cross-entropy as evaluation, and whole checkpoints.
+    """Trainer of transformers with the recipe's loss, and with complete checkpoints.
+
+    It evaluates the losses on the held-out text.
 
     Args:
         model: the pruned model with its adapter.
-        folder: where checkpoints go.
+        recipe: recipe of the healing.
+        sequences: token ids for training and evaluation.
+        teacher: source of the teacher logits. None if the loss does not use them.
+        folder: folder of the checkpoints.
+        listener: called with the progress.
+        device: device of the model's input.
         bf16: compute in bfloat16 (autocast).
         checkpointing: compute activations again in the backward pass instead of keeping them.
     """
 
-    loss_is_scaled_for_ga = False  # ours is a batch's mean; the Trainer divides it by the batches of a step
+    # The loss is the mean of a batch, so the Trainer must divide it by the number of batches of a
+    # step.
+    loss_is_scaled_for_ga = False
 
     def __init__(
         self,
@@ -218,17 +273,19 @@ class HealTrainer(Trainer):
         self._before = 0.0
 
     def heal(self) -> Curves:
-        """Train, from the newest whole checkpoint where there is one, until there is no more to train.
+        """Train until the training has ended, from the newest complete checkpoint if there is one.
 
         Returns:
-            All losses, those before the checkpoint included.
+            All losses, including those before the checkpoint.
         """
         checkpoint = newest_checkpoint(self._folder)
         if checkpoint is not None:
             curves = curves_of(checkpoint)
-            if curves.over(self._recipe):  # killed behind the last step
+            # The process may have been killed after the last step.
+            if curves.over(self._recipe):
                 return curves
             self._before = curves.seconds
+        # A new run first evaluates the pruned model.
         self.args.eval_on_start = checkpoint is None
         self._began = time.monotonic()
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -241,13 +298,13 @@ class HealTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The recipe's loss of a batch."""
+        """Compute the recipe's loss of a batch."""
         outputs = model(input_ids=inputs["input_ids"], use_cache=False)
         loss = loss_of(outputs.logits, inputs, self._recipe)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401 (the Trainer's own)
-        """The losses on the held-out text; no logit is kept."""
+        """Compute and log the losses on the held-out text. No logits are kept."""
         model: Any = self.model
         model.eval()
         with self.compute_loss_context_manager():
@@ -258,15 +315,18 @@ class HealTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Note how long it took up to here, the time before a resumption included."""
+        """Log an entry together with the time so far, including the time before a resumption."""
         super().log({**logs, "seconds": self._before + time.monotonic() - self._began}, start_time)
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor | Any]) -> int:
-        """Not counted: the estimate goes through all parameters at every batch."""
+        """Return 0, because the estimate would go through all parameters at every batch."""
         return 0
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401 (the Trainer's own)
-        """Save, and mark as whole what has reached the disk; a half of it does not stay on a disk that is full."""
+        """Save a checkpoint and mark it as complete.
+
+        A partial checkpoint is deleted, e.g. on a full disk.
+        """
         checkpoint = self._folder / f"{_CHECKPOINT}{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
@@ -279,6 +339,7 @@ class HealTrainer(Trainer):
 def _arguments(
     recipe: HealRecipe, folder: Path, device: torch.device, *, bf16: bool, checkpointing: bool
 ) -> TrainingArguments:
+    """Return the arguments of the Trainer for a recipe."""
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=recipe.steps,
@@ -293,7 +354,8 @@ def _arguments(
         activation_checkpointing=checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
         logging_steps=1,
-        logging_nan_inf_filter=False,  # or a loss that is no number is replaced by the mean of those before
+        # The filter would replace a NaN loss by the mean of earlier losses.
+        logging_nan_inf_filter=False,
         eval_strategy="steps",
         eval_steps=recipe.eval_every,
         save_strategy="steps",
@@ -310,12 +372,13 @@ def _arguments(
         log_level="error",
         report_to="none",
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be DataParallel, and other batches
+    # With several GPUs the Trainer would use DataParallel, which changes the batches.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
 class _Stop(TrainerCallback):
-    """Says when to look, to save and to stop; tells the listener."""
+    """Decides when to evaluate, to save and to stop, and calls the listener."""
 
     def __init__(self, recipe: HealRecipe, listener: Listener) -> None:
         self._recipe, self._listener, self._curves = recipe, listener, Curves()
@@ -327,7 +390,8 @@ class _Stop(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        stopping.check()  # the checkpoints stay
+        # An interruption raises here. The checkpoints stay.
+        stopping.check()
         if state.global_step >= self._recipe.steps:
             control.should_evaluate = control.should_save = True
 
@@ -339,25 +403,30 @@ class _Stop(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
+        # The last entry of the Trainer is a summary and does not belong to a step.
         if "train_runtime" in (logs or {}):
-            return  # the Trainer's last word, which is no step
+            return
         curves = self._curves
         curves.read(state.log_history)
         if curves.diverged or curves.over(self._recipe):
             control.should_training_stop = True
+        # The weights of a diverged run are of no use.
         if curves.diverged:
             control.should_save = control.should_evaluate = False
         loss = curves.training[-1][1] if curves.training else None
-        self._listener(HealProgress("training", state.global_step, self._recipe.steps, loss, tuple(curves.watched)))
+        step, steps = state.global_step, self._recipe.steps
+        self._listener(HealProgress("training", step, steps, loss, tuple(curves.watched)))
 
 
 def mark_whole(checkpoint: Path) -> None:
-    """Bring a checkpoint to disk, and then say so in it."""
+    """Sync a checkpoint to disk, and then mark it as complete."""
+    # Sync all files, and note their sizes.
     sizes = {}
     for path in sorted(checkpoint.rglob("*")):
         if path.is_file():
             sizes[str(path.relative_to(checkpoint))] = path.stat().st_size
             sync(path)
+    # The mark appears under its name only after its content is on disk.
     scratch = checkpoint / f".{WHOLE}"
     scratch.write_text(json.dumps(sizes), encoding="utf-8")
     sync(scratch)
@@ -366,17 +435,23 @@ def mark_whole(checkpoint: Path) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; those that a killed process left half written are deleted."""
+    """Return the newest complete checkpoint, or None.
+
+    Partial checkpoints of killed processes are deleted.
+    """
     found = []
     for path in checkpoints(folder):
         if _is_whole(path):
             found.append((int(path.name.removeprefix(_CHECKPOINT)), path))
         else:
             shutil.rmtree(path)
-    return max(found)[1] if found else None
+    if not found:
+        return None
+    return max(found)[1]
 
 
 def _is_whole(checkpoint: Path) -> bool:
+    """Return whether a checkpoint has its mark, and its files have the noted sizes."""
     try:
         sizes = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
@@ -385,10 +460,11 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def curves_of(checkpoint: Path) -> Curves:
-    """The losses up to a checkpoint."""
-    return Curves(json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["log_history"])
+    """Read the loss curves up to a checkpoint."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    return Curves(state["log_history"])
 
 
 def checkpoint_at(folder: Path, step: int) -> Path:
-    """The checkpoint behind a step."""
+    """Folder of the checkpoint of a step."""
     return folder / f"{_CHECKPOINT}{step}"

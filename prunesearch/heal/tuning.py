@@ -1,7 +1,9 @@
-"""Hyper-parameters of healing, searched by Optuna: learning rate, batch size, rank, and how many of the steps.
+"""Search for hyper-parameters of healing with Optuna.
 
-A trial is a short healing whose weights are thrown away; its value is the best loss on the held-out text. A pruner
-stops it where it is hopeless. What a killed process had under way is enqueued again and goes on from its checkpoints.
+The hyper-parameters are learning rate, batch size, rank and share of the steps. A trial is a short
+healing whose weights are discarded. Its value is the best loss on the held-out text. A pruner stops
+hopeless trials. A trial that was running in a killed process is enqueued again and continues from
+its checkpoints.
 """
 
 import hashlib
@@ -37,30 +39,32 @@ from prunesearch.store import studies
 from prunesearch.store.keys import canonical_json
 
 IDENTITY_ATTR = "healing"
-"""User attribute of a tuning study: all that determines its trials."""
-_LOOKS = 4  # of a trial at the held-out text, the pruned model's not counted: where it can be stopped
-_POPULATION = 4  # particles of a swarm: a tuning study has few trials
+"""User attribute of a tuning study. It holds everything that determines its trials."""
+# Evaluations on the held-out text in a trial, without that of step 0. A trial can stop at each.
+_LOOKS = 4
+# Particles of a swarm. A tuning study has few trials.
+_POPULATION = 4
 
 
 class Tuning(BaseModel):
-    """How hyper-parameters are searched."""
+    """Settings of the search for hyper-parameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trials: int = Field(ge=1)
-    """Finished or stopped trials in all."""
+    """Total number of complete and pruned trials."""
     steps: int = Field(default=200, ge=_LOOKS)
-    """Steps of a trial that takes all of them."""
+    """Steps of a trial whose share is 1."""
     sampler: Literal["pso", "woa", "tpe"] = "pso"
     pruner: Literal["median", "halving"] = "median"
     learning_rate: tuple[float, float] = (2e-5, 5e-3)
     batch_size: tuple[int, ...] = (2, 4, 8, 16)
     rank: tuple[int, ...] = (4, 8, 16, 32)
     share: tuple[float, float] = (0.25, 1.0)
-    """Of the steps."""
+    """Range of the share of the steps that a trial takes."""
 
     def suggest(self, trial: Trial, recipe: HealRecipe, steps: int) -> HealRecipe:
-        """The recipe with a trial's parameters, over so many steps."""
+        """Return the recipe with the parameters of a trial, for a share of `steps` steps."""
         params = {
             "learning_rate": trial.suggest_float("learning_rate", *self.learning_rate, log=True),
             "batch_size": trial.suggest_categorical("batch_size", self.batch_size),
@@ -71,29 +75,34 @@ class Tuning(BaseModel):
 
 
 def with_params(recipe: HealRecipe, params: dict[str, Any], steps: int) -> HealRecipe:
-    """The recipe with tuned parameters, over their share of so many steps."""
+    """Return the recipe with tuned parameters, for their share of `steps` steps."""
     found = {name: params[name] for name in ("learning_rate", "batch_size", "rank")}
     taken = max(1, round(steps * params["steps_share"]))
-    scaled = recipe.alpha * params["rank"] / recipe.rank  # alpha / rank stays: the rank alone is varied
+    # Keep alpha / rank constant, so that only the rank varies.
+    scaled = recipe.alpha * params["rank"] / recipe.rank
     return recipe.model_copy(update={**found, "steps": taken, "alpha": scaled})
 
 
 def largest(recipe: HealRecipe, tuning: Tuning) -> HealRecipe:
-    """The recipe of a trial that sees most text; the text of all others is its beginning."""
+    """Return the recipe of the trial that reads the most text.
+
+    Every other trial reads a prefix of this text.
+    """
     return recipe.model_copy(update={"batch_size": max(tuning.batch_size), "steps": tuning.steps})
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a tuning study found.
+    """Result of a tuning study.
 
     Attributes:
-        study: its name.
-        params: the best trial's.
-        value: its watched loss in nats per token.
-        trials, pruned: finished ones, and those that were stopped.
-        computed: trials that this process ran.
-        recipe: the given one with the best parameters.
+        study: name of the study.
+        params: parameters of the best trial.
+        value: watched loss of the best trial, in nats per token.
+        trials: number of complete trials.
+        pruned: number of trials that the pruner stopped.
+        computed: number of trials that this process ran.
+        recipe: the given recipe with the best parameters.
     """
 
     study: str
@@ -105,13 +114,13 @@ class Tuned:
     recipe: HealRecipe
 
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the result as JSON values."""
         shown = {name: value for name, value in vars(self).items() if name != "recipe"}
         return {**shown, "recipe": self.recipe.portable()}
 
 
 TrialListener = Callable[[int, HealProgress], None]
-"""Told which trial is where."""
+"""Called with the number of a trial and its progress."""
 
 
 def tune(
@@ -125,17 +134,24 @@ def tune(
     references: Path | None = None,
     listener: TrialListener = lambda number, progress: None,
 ) -> Tuned:
-    """Search for the recipe's hyper-parameters in a study of the storage, which the same call resumes.
+    """Search for hyper-parameters in a study. The same call resumes the study.
 
     Args:
+        loaded: the dense model, or the compensated one.
+        candidate: the candidate that is healed.
+        recipe: recipe whose hyper-parameters are searched.
+        tuning: settings of the search.
         storage: Optuna RDB URL.
-        work: folder of the trials' work folders.
+        work: folder in which the study gets a folder for its trials.
+        references: folder of the dense model's logits. None keeps them in memory.
+        listener: called with the progress of each trial.
 
     Raises:
         InputError: see `healing.plan`; the data do not suffice for the largest batch.
-        StudyError: another process is at work on the study.
-        RunError: no trial came to an end.
+        StudyError: another process writes to the study.
+        RunError: no trial is complete.
     """
+    # The name of the study follows from everything that determines its trials.
     identity = {
         **plan(loaded, candidate, largest(recipe, tuning)).identity,
         "tuning": tuning.model_dump(mode="json", exclude={"trials"}),
@@ -145,6 +161,7 @@ def tune(
     database = studies.open_storage(storage, create=True)
     with ExitStack() as held:
         held.enter_context(studies.database_failures(name, database))
+        # Only one process writes to a study. A finished study can be read without that.
         try:
             held.enter_context(studies.sole_writer(database, name))
         except StudyBusyError:
@@ -159,8 +176,10 @@ def tune(
             pruner=_pruner(tuning.pruner),
             load_if_exists=True,
         )
+        # Check an existing study, and enqueue the trials that a killed process left.
         _inscribe(study, identity)
         _adopt(study)
+        # Run the missing trials.
         computed = 0
         while len(_done(study)) < tuning.trials:
             stopping.check()
@@ -179,11 +198,13 @@ def _run_trial(
     references: Path | None,
     listener: TrialListener,
 ) -> None:
-    """One trial, from asking to telling."""
+    """Run one trial: ask for its parameters, heal, and tell its value."""
     trial = study.ask()
     short = tuning.suggest(trial, recipe, tuning.steps)
+    # Evaluate at equal distances, and leave stopping to the pruner.
     every = max(1, math.ceil(short.steps / _LOOKS))
-    planned = plan(loaded, candidate, short.model_copy(update={"eval_every": every, "patience": _LOOKS}))
+    short = short.model_copy(update={"eval_every": every, "patience": _LOOKS})
+    planned = plan(loaded, candidate, short)
     folder = work / planned.digest[:16]
     try:
         healed = carry_out(planned, folder, _reporter(trial, listener), references, merge=False)
@@ -199,15 +220,21 @@ def _run_trial(
 
 
 def _reporter(trial: Trial, listener: TrialListener) -> Listener:
-    """Hands a trial's losses to its study's pruner, by the number of the look, and stops it where that says so."""
+    """Return a listener that reports the losses of a trial to the pruner.
+
+    Losses are reported by the number of the evaluation. The listener stops the trial if the pruner
+    says so.
+    """
     reported = 0
 
     def report(progress: HealProgress) -> None:
         nonlocal reported
         listener(trial.number, progress)
+        # Report the evaluations that are new.
         for look in range(reported, len(progress.watched)):
             trial.report(progress.watched[look][1], look)
         news, reported = len(progress.watched) > reported, len(progress.watched)
+        # The first evaluation is that of the pruned model, which is the same for all trials.
         if news and reported > 1 and trial.should_prune():
             raise optuna.TrialPruned
 
@@ -227,10 +254,10 @@ def _pruner(name: str) -> BasePruner:
 
 
 def _inscribe(study: Study, identity: dict[str, Any]) -> None:
-    """Hold a study to what determines its trials.
+    """Write the identity to a new study, or check it in an existing one.
 
     Raises:
-        StudyError: it is somebody else's.
+        StudyError: the study belongs to something else, or has another identity.
     """
     text = canonical_json(identity)
     held = study.user_attrs.get(IDENTITY_ATTR)
@@ -246,9 +273,9 @@ def _inscribe(study: Study, identity: dict[str, Any]) -> None:
 
 
 def _adopt(study: Study) -> None:
-    """Fail the trials that a killed process left running, and enqueue them again with their parameters.
+    """Enqueue the trials again that a killed process left running, and mark these as failed.
 
-    There is one writer, so nobody else is running them.
+    The study has one writer, so no other process is running them.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
@@ -261,12 +288,19 @@ def _done(study: Study) -> Sequence[FrozenTrial]:
 
 
 def _tuned(study: Study, recipe: HealRecipe, computed: int) -> Tuned:
+    """Return the result of a study, with the parameters of its best trial."""
     done = _done(study)
     complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
     if not complete:
         raise RunError(f"all {len(done)} trials of study {study.study_name!r} were stopped: raise --tune")
+    # Among equal values the earliest trial is the best.
     best = min(complete, key=lambda trial: (trial.values[0], trial.number))
-    chosen = with_params(recipe, best.params, recipe.steps)
     return Tuned(
-        study.study_name, best.params, best.values[0], len(complete), len(done) - len(complete), computed, chosen
+        study=study.study_name,
+        params=best.params,
+        value=best.values[0],
+        trials=len(complete),
+        pruned=len(done) - len(complete),
+        computed=computed,
+        recipe=with_params(recipe, best.params, recipe.steps),
     )

@@ -1,6 +1,6 @@
-"""What healing did, and the work folder in which a run has its checkpoints and is remembered when it is done.
+"""The report of a healing, and the work folder with its checkpoints and its result.
 
-When a run is finished, the best adapter and the report are all that stays there.
+After a run is finished, only the best adapter and the report stay in the folder.
 """
 
 import json
@@ -29,34 +29,37 @@ from prunesearch.store.files import (
 from prunesearch.store.places import refuse_network
 
 WORK = Path("storage/heal")
-"""Where work folders lie by default, by digest."""
+"""Default folder of the work folders, which are named by digest."""
 ADAPTER = "adapter"
-"""Folder of the best adapter in a work folder."""
+"""Name of the best adapter's folder in a work folder."""
 _RUN, _RESULT, _LOCK = "run.json", "result.json", ".lock"
 
 Curve = tuple[tuple[int, float | None], ...]
-"""Steps and losses in nats per token; None where the loss was no number."""
+"""Steps and losses in nats per token. None stands for a loss that is not finite."""
 
 
 @dataclass(frozen=True)
 class Healed:
-    """What healing did.
+    """Report of a healing.
 
     Attributes:
-        digest: of everything that determines it.
-        steps: taken, of `planned`.
-        best_step: whose weights were kept; 0: the pruned model was never beaten.
-        training_loss: by step: cross-entropy, KL or their sum, as the recipe says.
-        watched_loss: the same on the held-out text, by which the best was chosen; from step 0, the pruned model, on.
-        held_out_loss: next-token cross-entropy there, whatever was trained.
-        tokens: trained on, repetitions counted.
-        seconds: of training, over all processes that took part.
-        peak_memory: bytes, of the process, or of the GPU.
-        stopped_early: for want of progress.
-        diverged: the loss was no number or far above the start; the best before that was kept.
+        digest: digest of everything that determines the result.
+        steps: number of steps that were taken.
+        planned: number of steps in the recipe.
+        best_step: step whose weights were kept. 0: no step was better than the pruned model.
+        training_loss: training loss by step (cross-entropy, KL or their weighted sum).
+        watched_loss: the same loss on the held-out text. It selects the best step. Step 0 is the
+            pruned model.
+        held_out_loss: next-token cross-entropy on the held-out text, for every training loss.
+        tokens: number of training tokens, including repetitions.
+        seconds: training time of all processes that took part.
+        peak_memory: peak memory of the process or of the GPU, in bytes.
+        stopped_early: True if training stopped because there was no new best.
+        diverged: True if the loss was not finite or far above the first loss. The best step before
+            that was kept.
         merge_difference: largest difference of a logit between adapted and merged model.
-        cached: it had been done before, and nothing was trained.
-        resumed_from: the step that this process went on from.
+        cached: True if the run was finished before and nothing was trained.
+        resumed_from: step of the checkpoint from which this process resumed.
     """
 
     digest: str
@@ -87,28 +90,34 @@ class Healed:
 
     @property
     def watched(self) -> float:
-        """The least watched loss, which is that of the weights that were kept."""
+        """Lowest watched loss, which is that of the weights that were kept."""
         return _number(self.watched_loss, self.best_step)
 
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the report as JSON values."""
         return {**asdict(self), "before": self.before, "after": self.after}
 
 
 def _number(curve: Curve, step: int) -> float:
+    """Return the loss of a step, or NaN if it is not finite."""
     loss = dict(curve)[step]
     return math.nan if loss is None else loss
 
 
 @contextmanager
 def held(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
-    """Make the run's work folder, or see that it is its own, and keep others out.
+    """Create or check the work folder of a run, and lock it inside the ``with`` block.
+
+    Args:
+        folder: the work folder.
+        identity: everything that determines the result of the run.
 
     Raises:
-        InputError: it belongs to another run, or another process is at work in it.
-        StorageError: it cannot be written.
+        InputError: the folder belongs to another run, or another process uses it.
+        StorageError: the folder cannot be written.
     """
     refuse_network(folder, f"the work folder {str(folder)!r}", "give a folder on this machine's disk with --work")
+    # Lock the folder.
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / _LOCK, timeout=0)
@@ -117,6 +126,7 @@ def held(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
         raise InputError(f"another process is healing in {str(folder)!r}: wait for it") from None
     except OSError as error:
         raise StorageError(f"cannot use the work folder {str(folder)!r}: {one_line(error)}") from None
+    # Explain every failure to write inside the block.
     try:
         with foreign_writer():
             _check_owner(folder, identity)
@@ -128,11 +138,19 @@ def held(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
 
 
 def _check_owner(folder: Path, identity: dict[str, Any]) -> None:
+    """Write the identity into an empty folder, or compare it with the stored one.
+
+    Raises:
+        InputError: the folder belongs to another run, is damaged or holds something else.
+    """
+    # A new folder may only hold files of the lock and of killed processes.
     if not (folder / _RUN).exists():
-        if any(path.name not in (_LOCK, f".{_RUN}") and not _is_scratch(path) for path in folder.iterdir()):
-            raise InputError(f"work folder {str(folder)!r} holds something else: give an empty one, or none")
+        for path in folder.iterdir():
+            if path.name not in (_LOCK, f".{_RUN}") and not _is_scratch(path):
+                raise InputError(f"work folder {str(folder)!r} holds something else: give an empty one, or none")
         _write(folder / _RUN, identity)
         return
+    # An existing folder must hold the same identity.
     try:
         stored = json.loads((folder / _RUN).read_text(encoding="utf-8"))
     except ValueError:
@@ -146,24 +164,32 @@ def _check_owner(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def _differing(stored: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
-    """What differs between two identities, by name; settings of the recipe with both values."""
+    """Yield the differences of two identities by name.
+
+    Settings of the recipe come with both values.
+    """
     for name in sorted({*stored, *asked}):
         old, new = stored.get(name), asked.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-            yield from (f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed)
+            for key in sorted({*old, *new}):
+                if old.get(key) != new.get(key):
+                    yield f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+        elif old != new and name == "candidate":
+            yield f"{name}: {old} there, {new} now"
+        # The other values are digests, which say nothing to a reader.
         elif old != new:
-            yield f"{name}: {old} there, {new} now" if name == "candidate" else f"the {name.replace('_', '-')}"
+            yield f"the {name.replace('_', '-')}"
 
 
 def finished(folder: Path) -> Healed | None:
-    """The report of a run that is done."""
+    """Read the report of a finished run. None if the run is not finished."""
     try:
         stored = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     if not (folder / ADAPTER / SAFETENSORS_WEIGHTS_NAME).is_file():
         return None
+    # JSON has no tuples.
     for name in ("training_loss", "watched_loss", "held_out_loss"):
         stored[name] = tuple((step, loss) for step, loss in stored[name])
     known = {field.name: stored[field.name] for field in fields(Healed)}
@@ -171,21 +197,23 @@ def finished(folder: Path) -> Healed | None:
 
 
 def _is_scratch(path: Path) -> bool:
-    """Whether it may be what a process that was killed left; nothing is in its way."""
+    """Return whether a path may be a scratch file of a killed process. Such files do no harm."""
     return path.name.startswith(PREFIX)
 
 
 def keep_adapter(folder: Path, save: Callable[[Path], None]) -> None:
-    """Keep the best adapter of a run, in place of one that a process which was stopped has kept.
+    """Store the best adapter of a run. It replaces the adapter that a stopped process stored.
 
     Args:
-        save: writes its files into a folder.
+        folder: the work folder.
+        save: function that writes the files of the adapter into a folder.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the files cannot be written.
     """
     adapter = folder / ADAPTER
     with scratch_beside(adapter) as scratch:
+        # Write the files into a scratch folder first, so that the adapter is never incomplete.
         new = scratch / "new" / ADAPTER
         new.mkdir(parents=True)
         save(new)
@@ -197,13 +225,16 @@ def keep_adapter(folder: Path, save: Callable[[Path], None]) -> None:
 
 
 def finish(folder: Path, healed: Healed) -> None:
-    """Keep the report of a run that is done; its adapter is there already, and all is on disk before the rest goes."""
+    """Store the report of a finished run, and delete its checkpoints.
+
+    The adapter is stored already. Report and adapter are on disk before a checkpoint is deleted.
+    """
     _write(folder / _RESULT, healed.document())
     tidy(folder)
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
-    """Write JSON that is there as a whole or not at all."""
+    """Write a JSON file atomically."""
     with replaced_file(path) as scratch:
         scratch.write_text(json.dumps(document, indent=1, sort_keys=True), encoding="utf-8")
 
@@ -215,5 +246,12 @@ def tidy(folder: Path) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The folders of a run's checkpoints, whole or not; other names are not the tool's."""
-    return [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit() and not path.is_symlink()]
+    """Return the folders of a run's checkpoints, complete or not.
+
+    Folders with other names, and links, were not made by the tool.
+    """
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        if path.name[11:].isdigit() and not path.is_symlink():
+            found.append(path)
+    return found

@@ -1,6 +1,7 @@
-"""Writers: the last linear map of each sublayer, whose output goes into the hidden state, and what can be done to it.
+"""Writers: the last linear map of each sublayer, whose output is added to the hidden state.
 
-Which module that is is observed, and that it can be changed as said is tried out on a window of text, not looked up.
+A forward pass over a window of text finds these modules. The same window is used to test which
+changes they support. Nothing is looked up by the type of the model.
 
 Shapes: B windows of L tokens, T tokens, E hidden size.
 """
@@ -21,17 +22,25 @@ from prunesearch.model.anatomy import blocks_of, family_of, parts_of
 from prunesearch.scoring.batches import Rows
 from prunesearch.scoring.forward import Call, Forward, Head, through
 
-_ALIKE = 0.02  # relative difference: more than eps or 16-bit rounding make, less than a norm in the way
+# Relative difference up to which two results count as equal. An eps or 16-bit rounding causes less,
+# a norm in between causes more.
+_ALIKE = 0.02
 
 Linear = nn.Linear | Conv1D
-"""Conv1D keeps its weight transposed."""
+"""A linear map. Conv1D stores its weight transposed."""
 Edit = Mapping[nn.Parameter, torch.Tensor]
-"""Weights with what shall stand in their place."""
+"""Parameters, each with the tensor that replaces its data."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block's writers, and what can be done to them; see `look`."""
+    """The writers of a block, and the changes they support (see `look`).
+
+    Attributes:
+        writers: last linear maps of attention and MLP, in this order.
+        scales: True if the output of the block scales with its input and its writers.
+        adds: True if the output of the last writer is added to the hidden state unchanged.
+    """
 
     writers: tuple[Linear, ...]
     scales: bool
@@ -39,14 +48,17 @@ class Block:
 
 
 def put(edit: Edit) -> None:
-    """Put weights in their place: the tensors, not their values, so that who shares the old ones keeps them."""
+    """Replace the tensors of parameters.
+
+    The old tensors are not written to, so other holders of them keep their values.
+    """
     for parameter, tensor in edit.items():
         parameter.data = tensor
 
 
 @contextmanager
 def applied(edit: Edit) -> Iterator[None]:
-    """Put weights in their place inside the ``with`` block."""
+    """Replace the tensors of parameters inside the ``with`` block, and restore them at its end."""
     dense = {parameter: parameter.data for parameter in edit}
     try:
         put(edit)
@@ -56,13 +68,19 @@ def applied(edit: Edit) -> Iterator[None]:
 
 
 def times(writer: Linear, factor: float, base: Edit) -> Edit:
-    """A linear map whose output is multiplied."""
+    """Return the edit that multiplies the output of a linear map by a factor.
+
+    Args:
+        writer: the linear map.
+        factor: the factor.
+        base: edit whose values are used where it has the parameters.
+    """
     return {parameter: base.get(parameter, parameter.data) * factor for parameter in writer.parameters(recurse=False)}
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A linear map as it was called."""
+    """One call of a linear map: its input and its output."""
 
     module: Linear
     given: torch.Tensor
@@ -72,11 +90,16 @@ class _Seen:
 def observed(
     block: nn.Module, hidden_BLE: torch.Tensor, call: Call, modules: Sequence[Linear]
 ) -> tuple[torch.Tensor, list[_Seen]]:
-    """Hidden states behind a block, and how it called some of its linear maps, in order."""
+    """Run a block, and record the calls of some of its linear maps.
+
+    Returns:
+        Hidden states after the block, and the calls in order.
+    """
     seen: list[_Seen] = []
 
     def note(module: Any, given: tuple[torch.Tensor, ...], gave: torch.Tensor) -> None:  # noqa: ANN401
-        seen.append(_Seen(module, given[0], gave.clone()))  # some add the residual in place
+        # Clone the output, because some models add the residual in place.
+        seen.append(_Seen(module, given[0], gave.clone()))
 
     with ExitStack() as stack:
         for module in modules:
@@ -86,23 +109,40 @@ def observed(
 
 @torch.inference_mode()
 def look(model: PreTrainedModel, forward: Forward, batch: Rows) -> tuple[list[Block], bool]:
-    """Try out on a window what can be done to each block of the dense model, and whether its head minds the scale.
+    """Test on a window of text which changes each block of the dense model supports.
 
-    A block scales if twice the state and twice its sublayers' last linear maps give twice its output. It adds its MLP's
-    last linear map if a multiple of that changes its output by as much of the map's output.
+    ``scales``: with the state and the writers doubled, the output of the block doubles. ``adds``:
+    with the last writer multiplied by 1 + c, the output of the block changes by c times the
+    writer's output.
+
+    Args:
+        model: the dense model.
+        forward: its forward pass.
+        batch: the window of text.
+
+    Returns:
+        The blocks in order, and True if the head gives the same logits for doubled states.
     """
+    # Tied weights cannot be changed alone, so count the parameters that share each memory address.
     places = Counter(p.data_ptr() for _, p in model.named_parameters(remove_duplicate=False))
     hidden_BLE, calls = forward.enter(batch)
     found = []
     for block, call in zip(blocks_of(model), calls, strict=True):
         out_BLE, last = through(block, hidden_BLE, call), []
+        # The writer of a sublayer is the linear map that is called last.
         for kind in ("attention", "mlp"):
             sublayer = getattr(family_of(model.config), kind)
             parts = [] if sublayer is None else parts_of(block, sublayer.modules)
-            linears = [m for part in parts for m in part.modules() if isinstance(m, nn.Linear | Conv1D)]
+            linears: list[Linear] = []
+            for part in parts:
+                linears += [m for m in part.modules() if isinstance(m, nn.Linear | Conv1D)]
             last += observed(block, hidden_BLE, call, linears)[1][-1:]
         writers = tuple(seen.module for seen in last)
-        usable = len(writers) == 2 and all(places[p.data_ptr()] == 1 for w in writers for p in w.parameters())
+        usable = len(writers) == 2
+        for writer in writers:
+            for parameter in writer.parameters():
+                usable = usable and places[parameter.data_ptr()] == 1
+        # Test the changes only if the writers can be changed at all.
         found.append(
             Block(
                 writers,
@@ -118,6 +158,7 @@ def look(model: PreTrainedModel, forward: Forward, batch: Rows) -> tuple[list[Bl
 def _scales(
     block: nn.Module, writers: Sequence[Linear], hidden_BLE: torch.Tensor, out_BLE: torch.Tensor, call: Call
 ) -> bool:
+    """Return whether doubling the state and the writers doubles the output."""
     edit: dict[nn.Parameter, torch.Tensor] = {}
     for writer in writers:
         edit |= times(writer, 2, {})
@@ -126,21 +167,23 @@ def _scales(
 
 
 def _adds(block: nn.Module, last: _Seen, hidden_BLE: torch.Tensor, out_BLE: torch.Tensor, call: Call) -> bool:
+    """Return whether the output of the last writer is added to the hidden state unchanged."""
     added_TE, out_TE = flat(last.gave).float(), flat(out_BLE).float()
     if added_TE.shape != out_TE.shape or not added_TE.any():
         return False
-    exponent = max(0, math.ceil(math.log2(float(out_TE.norm() / added_TE.norm()))))  # or rounding would hide it
+    # Add a multiple that is as large as the output, because rounding would hide a small change.
+    exponent = max(0, math.ceil(math.log2(float(out_TE.norm() / added_TE.norm()))))
     with applied(times(last.module, 1 + 2**exponent, {})):
         more_TE = flat(through(block, hidden_BLE, call)).float()
     return _alike((more_TE - out_TE) / 2**exponent, added_TE)
 
 
 def _alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether vectors differ by little of their length, in the mean."""
+    """Return whether the mean relative difference of vectors is at most `_ALIKE`."""
     length = expected.float().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     return bool(((found.float() - expected.float()).norm(dim=-1) / length).mean() <= _ALIKE)
 
 
 def flat(hidden_BLE: torch.Tensor) -> torch.Tensor:
-    """As tokens: shape (T, E)."""
+    """Reshape hidden states to shape (T, E)."""
     return hidden_BLE.reshape(-1, hidden_BLE.shape[-1])

@@ -188,7 +188,7 @@ def test_what_was_found_is_found_again(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "olmo2", "mixtral", "qwen3_next"])
 def test_types_that_cannot_be_compensated_are_named(family: str) -> None:
-    with pytest.raises(ModelError, match=f"models of type '{family}' cannot be compensated: .*norms behind sublayers"):
+    with pytest.raises(ModelError, match=f"models of type '{family}' cannot be compensated: .*norms after sublayers"):
         compensate(held(tiny(family)), SCATTERED, windows(2), windows(2))
 
 
@@ -204,7 +204,7 @@ def test_a_model_with_some_blocks_of_experts_is_mapped_where_it_can_be() -> None
 @pytest.mark.parametrize(
     ("candidate", "method", "error", "message"),
     [
-        (LayerSubset.of(N_LAYERS, (0,)), "auto", InputError, "leaves no gap behind a kept one"),
+        (LayerSubset.of(N_LAYERS, (0,)), "auto", InputError, "leaves no gap after a kept block"),
         (LayerSubset.of(N_LAYERS, (), (2,)), "auto", InputError, "name sublayers"),
         (SCATTERED, "linaer", UnknownNameError, "did you mean 'linear'"),
     ],
