@@ -464,8 +464,8 @@ class StudySummary:
 
     Attributes:
         stones: number of pruned trials: partial subsets, and candidates that lost a race.
-        best_value, best_dropped: value and dropped layers of the best trial. None if there is no
-            best trial, and for a Pareto study.
+        best_value, best_dropped: value and dropped layers of the best trial. None without finished
+            trials, and for a Pareto study.
         front: number of trials on the front of a Pareto study; 0 for other studies.
         started: start of the first trial, with its time zone.
         running: number of trials that `writer` is evaluating. Without a writer, the number of
