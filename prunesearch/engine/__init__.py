@@ -1,4 +1,4 @@
-"""Engines turn candidates into evaluations: key, look up, deduplicate, score, store."""
+"""Engines turn candidates into evaluations: they look up keys, deduplicate, score and store."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
@@ -7,22 +7,29 @@ from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.errors import ScoringError
 
 FAILURES = (ScoringError, RuntimeError, MemoryError, ArithmeticError, ValueError, LookupError)
-"""What scoring may raise; it fails candidates and nothing else. RuntimeError is torch's (out of memory among others),
-the last three come from metrics: exp of a huge loss, or a task's own code."""
+"""Exceptions of scoring that fail a candidate and nothing else.
+
+torch raises RuntimeError, for example when it is out of memory. The last three come from metrics: exp
+of a huge loss, or a task's own code.
+"""
 
 
 class Engine(Protocol):
-    """The seam between searching and scoring."""
+    """The interface between search and scoring."""
 
     workers: int
-    """How many candidates it scores at once."""
+    """Number of candidates that are scored at once."""
 
     def evaluate(
         self, candidates: Sequence[LayerSubset], rival: LayerSubset | None = None
     ) -> AsyncIterator[Evaluation]:
-        """Yield one evaluation per distinct candidate, as each is done; a failed one carries its reason.
+        """Yield one evaluation per distinct candidate, as soon as it is complete.
+
+        The evaluation of a candidate that failed contains the reason.
 
         Args:
-            rival: race against it: a candidate that is worse on part of the data is not scored on the rest.
+            candidates: candidates to evaluate.
+            rival: candidate to race against. A candidate that is worse than it on part of the data is
+                not scored on the rest.
         """
         ...

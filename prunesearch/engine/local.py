@@ -1,4 +1,4 @@
-"""The engine of one process: candidates of all studies that wait are scored together, through the store."""
+"""The engine of one process. It scores the waiting candidates of all studies together, through the store."""
 
 import asyncio
 import math
@@ -19,14 +19,14 @@ from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.loading import LoadedModel
 from prunesearch.scoring.cost import LatencyModel, machine, measure_latency_model, timed_tokens
 from prunesearch.scoring.forward import Forward, Stopped
-from prunesearch.scoring.objectives import Metrics, Objective, Scored, Work, numerics_of
+from prunesearch.scoring.objectives import Chunk, Metrics, Objective, Scored, Work, numerics_of
 from prunesearch.scoring.race import is_worse, rungs
 from prunesearch.store.evaluations import EvaluationStore
 from prunesearch.store.keys import latency_key
 
 
 class InProcess:
-    """Scores with the model of this process."""
+    """A scorer that uses the model of this process."""
 
     workers = 1
 
@@ -35,7 +35,7 @@ class InProcess:
         self.forward = Forward(loaded.model, loaded.layers, state_memory)
 
     def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
-        """Score candidates on chunks."""
+        """Score candidates on chunks together; see `Scorer.score`."""
         self.forward.stopped = stopped
         with wide_products():
             yield from self._objective.score(work, self.forward)
@@ -44,17 +44,20 @@ class InProcess:
 class LocalEngine:
     """Scores candidates of one model on one objective, through the store.
 
-    Any number of studies may ask at once. What waits is scored together, as one generation, in a thread, so that the
-    event loop stays free; a candidate that several ask for is scored once, be it in other processes or on other
-    machines that share the store. When a consumer is cancelled (Ctrl-C), the pass that is under way is left at its next
-    block.
+    Several studies may use an engine at the same time. All waiting candidates are scored together, as
+    one generation, in a thread, so that the event loop stays free. A candidate that several studies
+    request is scored once, also if they run in other processes or on other machines that share the
+    store. When a consumer is cancelled (Ctrl-C), the running forward pass ends at its next block.
 
     Args:
-        scorer: who does the work; default: this process.
+        loaded: the dense model.
+        objective: objective to score candidates on.
+        store: evaluation store.
+        scorer: scorer of the candidates. Default: this process.
         state_memory: bytes that hidden states may take.
 
     Attributes:
-        scores: results on chunks, through the store.
+        scores: the scorer's results on chunks, through the store.
     """
 
     def __init__(
@@ -79,16 +82,18 @@ class LocalEngine:
         self._pump: asyncio.Task[None] | None = None
 
     def _stopped(self) -> bool:
-        """Whether nobody waits for results any more."""
+        """Return True if no consumer waits for results any more."""
         return self._stop.is_set() or stopping.requested()
 
     async def evaluate(
         self, candidates: Sequence[LayerSubset], rival: LayerSubset | None = None
     ) -> AsyncIterator[Evaluation]:
-        """Yield one evaluation per distinct candidate, as each is done.
+        """Yield one evaluation per distinct candidate, as soon as it is complete.
 
         Args:
-            rival: race against it: a candidate that is worse on part of the data is not scored on the rest.
+            candidates: candidates to evaluate.
+            rival: candidate to race against. A candidate that is worse than it on part of the data is
+                not scored on the rest.
         """
         asked = [self._submit(_Task(candidate, rival)) for candidate in dict.fromkeys(candidates)]
         self._consumers += 1
@@ -97,12 +102,14 @@ class LocalEngine:
                 yield await done
         finally:
             self._consumers -= 1
-            if not self._consumers:  # nobody waits for what is left
+            # Without a consumer, stop the scoring and cancel what still waits.
+            if not self._consumers:
                 self._stop.set()
                 self._give_up(self._waiting)
                 self._waiting = {}
 
     def _submit(self, task: "_Task") -> asyncio.Future[Evaluation]:
+        """Return the future of a task. A new task is queued, and scoring is started if needed."""
         if task not in self._futures:
             self._futures[task] = self._waiting[task] = asyncio.get_running_loop().create_future()
             if self._pump is None or self._pump.done():
@@ -110,16 +117,19 @@ class LocalEngine:
         return self._futures[task]
 
     async def _score_waiting(self) -> None:
+        """Score waiting tasks in batches until none is left."""
         loop = asyncio.get_running_loop()
 
         def settle(task: _Task, evaluation: Evaluation) -> None:
             loop.call_soon_threadsafe(self._settle, task, evaluation)
 
         while self._waiting:
-            await asyncio.sleep(0)  # every study that is about to ask does so first
+            # Give every study that is about to submit candidates the chance to do so.
+            await asyncio.sleep(0)
             batch, self._waiting = self._waiting, {}
             error: BaseException | None = None
-            self._stop.clear()  # here and not in the thread, which may start after everybody has left
+            # Clear the flag here. The thread may start after the last consumer has set it again.
+            self._stop.clear()
             try:
                 scoring = asyncio.to_thread(self._evaluate, list(batch), settle)
                 (error,) = await asyncio.gather(scoring, return_exceptions=True)
@@ -132,22 +142,29 @@ class LocalEngine:
             future.set_result(evaluation)
 
     def _give_up(self, batch: Mapping["_Task", asyncio.Future[Evaluation]], error: BaseException | None = None) -> None:
-        """Whoever waits for an evaluation hears why there will be none: the store cannot be written, say."""
+        """Fail the futures of a batch with the reason, for example that the store cannot be written.
+
+        Args:
+            batch: tasks and their futures. Futures that are done are left alone.
+            error: the reason. None: the futures are cancelled.
+        """
         for task, future in batch.items():
-            if future.done():  # the task may have been asked for again since
+            # A task that is done may have been submitted again since.
+            if future.done():
                 continue
             del self._futures[task]
             if error is None:
                 future.cancel()
             else:
                 future.set_exception(error)
-                future.exception()  # it was seen, even where its consumer has left already
+                # Mark the exception as retrieved. Its consumer may be gone, and asyncio would warn.
+                future.exception()
 
     def evaluate_now(self, candidates: Iterable[LayerSubset]) -> list[Evaluation]:
-        """Evaluate candidates in this thread, all on all data; in the order given.
+        """Evaluate candidates in this thread on all data, and return evaluations in the given order.
 
         Raises:
-            StopRequested: that was asked for meanwhile.
+            StopRequested: a stop was requested meanwhile.
         """
         asked = list(dict.fromkeys(candidates))
         done: dict[LayerSubset, Evaluation] = {}
@@ -157,10 +174,12 @@ class LocalEngine:
         return [done[candidate] for candidate in asked]
 
     def losses(self, candidates: Iterable[LayerSubset]) -> list[Sequence[float]]:
-        """Losses of candidates on each item of the data, in the order given; see `Objective.losses`.
+        """Return each candidate's losses on the items of the data, in the given order.
+
+        See `Objective.losses`.
 
         Raises:
-            InputError: the metric is none of single items.
+            InputError: the metric is not defined for single items.
         """
         asked = list(dict.fromkeys(candidates))
         self._stop.clear()
@@ -171,7 +190,10 @@ class LocalEngine:
         return [self.objective.losses(sheet.leading(candidate, chunks)) for candidate in asked]
 
     def latency_model(self) -> LatencyModel:
-        """Per-block latencies of the model on this machine, measured once and kept in the store."""
+        """Return the per-block latencies of the model on this machine.
+
+        They are measured once and kept in the store.
+        """
         model = self.loaded.model
         key = latency_key(self.loaded.fingerprint, machine(model), numerics_of(model), timed_tokens(model))
         return LatencyModel.from_json(self._store.once(key, self._measure_latency))
@@ -181,11 +203,15 @@ class LocalEngine:
         return measure_latency_model(self.loaded.model, self.loaded.layers).as_json()
 
     def _evaluate(self, tasks: Sequence["_Task"], settle: Callable[["_Task", Evaluation], None]) -> None:
-        """Evaluate tasks together, rung by rung; without rivals there is one rung, all data."""
+        """Evaluate tasks together, and settle each as soon as it is done.
+
+        Tasks with a rival race in rungs, each on more of the data. Without rivals there is one rung.
+        """
         sheet = _Sheet(self, tasks)
         chunks = len(self.objective.chunks)
+        races = any(task.rival for task in tasks)
         try:
-            for rung in rungs(chunks) if any(task.rival for task in tasks) else [chunks]:
+            for rung in rungs(chunks) if races else [chunks]:
                 for task in sheet.fill(rung):
                     settle(task, sheet.evaluation(task))
                 for task in sheet.finish(rung):
@@ -196,12 +222,19 @@ class LocalEngine:
 
 @dataclass(frozen=True)
 class _Task:
+    """A request for one evaluation.
+
+    Attributes:
+        candidate: candidate to evaluate.
+        rival: candidate to race against; None: no race.
+    """
+
     candidate: LayerSubset
     rival: LayerSubset | None = None
 
 
 class _Sheet:
-    """The results of tasks that are evaluated together, chunk by chunk."""
+    """State of tasks that are evaluated together, chunk by chunk."""
 
     def __init__(self, engine: LocalEngine, tasks: Sequence[_Task]) -> None:
         self._engine = engine
@@ -216,20 +249,27 @@ class _Sheet:
         self._out: set[_Task] = set()
 
     def fill(self, rung: int) -> Iterator[_Task]:
-        """Have the first `rung` chunks of everyone who is still in, from the store or by scoring.
+        """Get results on the first `rung` chunks for all tasks left, from the store or by scoring.
 
         Yields:
-            The tasks that are then done, as they are: those without a rival that have all chunks.
+            Each task without a rival as soon as it has the results of all chunks.
         """
         chunks = self._objective.chunks
-        runners = dict.fromkeys(c for task in self._left for c in (task.rival, task.candidate) if c is not None)
-        wanted = []
+        # List the candidates of the tasks that are left, and their rivals, each once.
+        runners: dict[LayerSubset, None] = {}
+        for task in self._left:
+            if task.rival is not None:
+                runners[task.rival] = None
+            runners[task.candidate] = None
+        # List the results that are missing.
+        wanted: list[tuple[Chunk, LayerSubset]] = []
         for candidate in runners:
             have = self._results.setdefault(candidate, {})
             if candidate not in self._failure:
                 wanted += [(chunk, candidate) for chunk in chunks[:rung] if chunk.index not in have]
         yield from self._done_of(runners)
         self._tell(len(runners))
+        # Record each result. A result that the store had comes with the seconds that this saved.
         for (index, candidate, results), saved in self._engine.scores.results(wanted):
             if saved is None:
                 self._computed.add(candidate)
@@ -243,23 +283,31 @@ class _Sheet:
             yield from self._done_of([candidate])
 
     def _tell(self, candidates: int) -> None:
-        """Say how many pieces (a candidate on a chunk of the data) are done of all."""
+        """Report progress in pieces. A piece is one candidate on one chunk of the data."""
         chunks = len(self._objective.chunks)
-        done = sum(chunks if c in self._failure else len(found) for c, found in self._results.items())
+        done = 0
+        for candidate, found in self._results.items():
+            done += chunks if candidate in self._failure else len(found)
         name = f"scoring {candidates} candidates" if candidates > 1 else "scoring"
         events.tell(name, done, chunks * len(self._results), "pieces")
 
     def _done_of(self, candidates: Iterable[LayerSubset]) -> Iterator[_Task]:
-        for task in [_Task(candidate) for candidate in candidates]:
+        """Take out and yield the tasks without a rival that have the results of all chunks."""
+        for candidate in list(candidates):
+            task = _Task(candidate)
             if task in self._left and len(self._results[task.candidate]) == len(self._objective.chunks):
                 self._left.remove(task)
                 yield task
 
     def finish(self, rung: int) -> list[_Task]:
-        """Take out the tasks that are done: failed, scored in full, or known to be worse than their rival."""
+        """Take out and return the tasks that are done after a rung.
+
+        These are tasks that failed, that were scored in full, or that are worse than their rival.
+        """
         last = rung == len(self._objective.chunks)
         done = []
         for task in self._left:
+            # Record the metric at this rung, and compare the candidate with its rival.
             metrics = self._metrics(task.candidate, rung)
             if metrics is not None and task.rival is not None:
                 self._steps[task][rung] = metrics.values[self._objective.metric]
@@ -271,7 +319,10 @@ class _Sheet:
         return done
 
     def evaluation(self, task: _Task) -> Evaluation:
-        """What a finished task came to."""
+        """Return the evaluation of a task that is done.
+
+        Candidates are scored together, so the time is shared equally among them.
+        """
         candidate = task.candidate
         share = (time.perf_counter() - self._start) / max(1, len(self._computed))
         seconds = share if candidate in self._computed else 0.0
@@ -290,7 +341,7 @@ class _Sheet:
         )
 
     def _metrics(self, candidate: LayerSubset, chunks: int) -> Metrics | None:
-        """A candidate's metrics on the first chunks; None if it has failed."""
+        """Return a candidate's metrics on the first chunks; None if it failed."""
         if candidate in self._failure:
             return None
         try:
@@ -305,10 +356,11 @@ class _Sheet:
         return metrics
 
     def leading(self, candidate: LayerSubset, chunks: int) -> list[list[Any]]:
-        """A candidate's results on the first chunks."""
+        """Return a candidate's results on the first chunks."""
         return [self._results[candidate][index] for index in range(chunks)]
 
     def _is_worse(self, candidate: LayerSubset, rival: LayerSubset, chunks: int) -> bool:
+        """Return True if a candidate loses the race on the first chunks. A rival that failed decides nothing."""
         if rival in self._failure:
             return False
         losses = self._objective.losses

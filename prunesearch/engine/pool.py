@@ -1,7 +1,8 @@
-"""Several processes that score, each with a model of its own: one per GPU, or per share of the CPU cores.
+"""A pool of worker processes that score: one per GPU, or one per share of the CPU cores.
 
-A worker is handed its share of a generation and sends back each result as it has it, over a pipe of its own: a shared
-queue or lock could be left locked by a worker that is killed.
+Each worker has its own model. It receives its share of a generation and sends each result as soon as
+it is known. Every worker has its own pipe, because a killed worker could leave a shared queue or
+lock locked.
 """
 
 import ctypes
@@ -27,21 +28,25 @@ from prunesearch.scoring.forward import Forward, Stopped
 from prunesearch.scoring.objectives import Chunk, Objective, Scored, Work, content_digest
 
 Build = Callable[[int], tuple[Objective, Forward, str]]
-"""Makes worker n's objective, forward pass and model fingerprint, in its own process; it travels there, so it must be
-picklable."""
+"""Function that returns the objective, forward pass and model fingerprint of worker n.
+
+It is called in the worker's process, so it must be picklable.
+"""
 
 _POLL_SECONDS = 0.2
-_ATTEMPTS = 3  # a candidate whose worker dies so often kills its workers
-_PATIENCE_SECONDS = 30.0  # a worker leaves its pass at the next block; one that does not is ended
+_ATTEMPTS = 3  # deaths in a row after which a worker's candidates are taken as the cause
+_PATIENCE_SECONDS = 30.0  # time for a worker to end its pass at the next block before it is killed
 
 
 class Content(NamedTuple):
-    """What a process scores with, by content: results of processes that differ in it must not be mixed.
+    """Digests of the content that a process scores with.
+
+    Results of processes with different content must not be mixed.
 
     Attributes:
         model: fingerprint of the dense model.
         data: digest of the objective's data and settings.
-        chunks: digest of what the chunks are and how they are computed.
+        chunks: digest of the identities of the chunks: their data, and how they are computed.
     """
 
     model: str
@@ -50,32 +55,37 @@ class Content(NamedTuple):
 
     @classmethod
     def of(cls, fingerprint: str, objective: Objective) -> Self:
-        """The content of an objective on a model."""
+        """Return the content of an objective on a model."""
         data = content_digest([objective.digest, dict(objective.settings)])
         return cls(fingerprint, data, content_digest([chunk.identity for chunk in objective.chunks]))
 
     def unlike(self, other: "Content") -> str | None:
-        """What differs first, for people; None where all is the same."""
+        """Return a description of the first difference; None if all is equal."""
         words = {
             "model": "weights or config of the model",
             "data": "calibration text or task data",
             "chunks": "versions of the libraries, or how the data is computed",
         }
-        return next((what for name, what in words.items() if getattr(self, name) != getattr(other, name)), None)
+        for name, what in words.items():
+            if getattr(self, name) != getattr(other, name):
+                return what
+        return None
 
 
 class WorkerPool:
-    """Splits a generation among processes; one that dies is started again and does what is left of its share.
+    """Splits a generation among worker processes.
 
-    Neighbours in the order of their paths share most, so each worker gets a stretch of that order.
+    A worker that dies is started again and completes its share. Neighbours in the order of paths share
+    the longest prefixes, so each worker gets a stretch of that order.
 
     Args:
         build: see `Build`.
-        workers: how many.
-        content: what this process scores with; a worker that reads anything else is refused.
+        workers: number of workers.
+        content: content that this process scores with. A worker with other content is refused.
 
     Attributes:
-        restarts: workers that died and were started again.
+        workers: number of workers.
+        restarts: number of times that a dead worker was started again.
     """
 
     def __init__(self, build: Build, workers: int, content: Content) -> None:
@@ -86,20 +96,22 @@ class WorkerPool:
         self._members = [_Member(context, build, number, content, self._stop) for number in range(workers)]
 
     def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
-        """Score candidates on chunks, in all workers at once; each result is yielded when it arrives.
+        """Score candidates on chunks in all workers at once, and yield each result when it arrives.
 
-        Where a share fails, the others are finished first.
+        If a share fails, the other shares are completed first.
 
         Raises:
-            RunError: a worker dies again and again, or cannot start.
-            Stopped: nobody waits any more.
+            RunError: a worker cannot start, or it dies repeatedly.
+            Stopped: nobody waits for the results any more.
         """
+        # Hand out the shares.
         self._stop.value = False
         failure: Exception | None = None
         for member, share in zip(self._members, split(work, self.workers), strict=True):
             member.take(share)
+        # Receive messages until every share is done. A dead worker is started again.
         try:
-            while busy := [member for member in self._members if member.busy]:
+            while busy := self._busy():
                 if stopped():
                     yield from self._last_words()
                     raise Stopped
@@ -119,13 +131,19 @@ class WorkerPool:
         if failure is not None:
             raise failure
 
+    def _busy(self) -> list["_Member"]:
+        """Return the workers that have an unfinished share."""
+        return [member for member in self._members if member.busy]
+
     def _last_words(self) -> Iterator[Scored]:
-        """Have the workers leave their passes; yields what they had finished by then."""
+        """Stop the workers' passes, and yield the results that were complete by then."""
+        # Tell the workers to stop, and take back the shares that no worker has received.
         self._stop.value = True
         until = time.monotonic() + _PATIENCE_SECONDS
         for member in self._members:
             member.keep_back()
-        while busy := [member for member in self._members if member.busy]:
+        # Receive the last messages. A worker that does not stop in time is ended.
+        while busy := self._busy():
             for member in _speaking(busy):
                 try:
                     message = member.hear()
@@ -154,7 +172,7 @@ class WorkerPool:
 
 
 class _Member:
-    """A worker as its parent sees it: a process, the line to it, and what it was asked for."""
+    """Handle of a worker process in its parent: the process, the pipe to it, and its share."""
 
     def __init__(
         self,
@@ -173,9 +191,12 @@ class _Member:
         self._start()
 
     def _start(self) -> None:
+        """Start the process with SIGINT blocked, so that only the parent handles Ctrl-C."""
         line, theirs = self._context.Pipe()
-        resource_tracker.ensure_running()  # or the first process would start it, and unblock the signal with it
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the worker inherits
+        # The first process would otherwise start the resource tracker, which unblocks the signal.
+        resource_tracker.ensure_running()
+        # The worker inherits the signal mask.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process = self._context.Process(
                 target=_serve, args=(theirs, self._build, self._number, self._stop), daemon=True
@@ -189,11 +210,11 @@ class _Member:
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is awaited."""
+        """True if the worker has an unfinished share."""
         return bool(self._share)
 
     def take(self, share: Work) -> None:
-        """Ask for a share, as soon as the worker has its model."""
+        """Give the worker a share. It is sent as soon as the worker has its model."""
         self._share, self._done, self._deaths = share, set(), 0
         if share and self._process is None:
             self._start()
@@ -201,19 +222,22 @@ class _Member:
             self._ask()
 
     def keep_back(self) -> None:
-        """Forget a share that the worker has not been asked for yet."""
+        """Take back a share that was not sent yet."""
         if not self._ready:
             self._share = []
 
     def hear(self) -> Scored | Exception | None:
-        """Take one message: a result, a failure, or neither.
+        """Receive one message.
+
+        Returns:
+            A result or an exception. None: the worker is ready, or its share is done.
 
         Raises:
             EOFError: the worker is dead.
         """
         try:
             message: Scored | Exception | Content | None = self.line.recv()
-        except OSError as error:  # it died within a message
+        except OSError as error:  # the worker died while it sent the message
             raise EOFError from error
         if isinstance(message, Content):
             return self._begin(message)
@@ -225,8 +249,9 @@ class _Member:
         return message
 
     def _begin(self, content: Content) -> RunError | None:
-        """Ask a worker that has its model; one that scores with anything else than this process is ended."""
-        if (what := content.unlike(self._content)) is not None:
+        """Send the share to a worker that has its model. A worker with other content is ended."""
+        what = content.unlike(self._content)
+        if what is not None:
             self.end()
             return RunError(
                 f"worker {self._number} found other content on disk than this process did ({what} changed since the "
@@ -237,8 +262,18 @@ class _Member:
         return None
 
     def revive(self) -> RunError | None:
-        """Start a dead worker again, for what it has not done yet; returns why not."""
-        left = [(c, [a for a in asked if (c.index, a) not in self._done]) for c, asked in self._share]
+        """Start a dead worker again for the rest of its share.
+
+        Returns:
+            The error if the worker has died too often; otherwise None.
+        """
+        # Find the part of the share that is not done.
+        left: list[tuple[Chunk, list[LayerSubset]]] = []
+        for chunk, asked in self._share:
+            missing = [candidate for candidate in asked if (chunk.index, candidate) not in self._done]
+            if missing:
+                left.append((chunk, missing))
+        # Release the dead process, and give up after several deaths in a row.
         deaths, self._share = self._deaths + 1, []
         self.end()
         if deaths == _ATTEMPTS:
@@ -246,21 +281,24 @@ class _Member:
                 f"worker {self._number} died {_ATTEMPTS} times over the same candidates (out of memory?): "
                 "give fewer --workers; what was scored is kept"
             )
-        self.take([(chunk, asked) for chunk, asked in left if asked])
+        # `take` resets the number of deaths.
+        self.take(left)
         self._deaths = deaths
         return None
 
     def _ask(self) -> None:
+        """Send the share."""
         try:
             self.line.send(self._share)
-        except OSError:  # it is dead, as `hear` will find out
+        except OSError:  # the worker is dead, and `hear` will raise
             return
 
     def end(self) -> None:
-        """End the process: it ends by itself when its line is closed, unless it is at work."""
+        """End the process and release it."""
         self._share, self._ready = [], False
         if self._process is None:
             return
+        # An idle worker exits when its pipe is closed. A busy one is terminated, and then killed.
         self.line.close()
         for press in (self._process.terminate, self._process.kill):
             self._process.join(2)
@@ -272,18 +310,21 @@ class _Member:
 
 
 def _speaking(members: Sequence[_Member]) -> list[_Member]:
-    """Those that have said something, or died, within the time after which one looks elsewhere."""
+    """Wait a short time, and return the workers that have sent a message or died."""
     ready = wait([member.line for member in members], _POLL_SECONDS)
     return [member for member in members if member.line in ready]
 
 
 def split(work: Work, parts: int) -> list[Work]:
-    """Cut each chunk's candidates into stretches of neighbours that keep about as many blocks.
+    """Split work into shares of about equal size.
 
-    The stretches go round from chunk to chunk, so that few candidates on many chunks make work for all.
+    Each chunk's candidates are cut into stretches of neighbours, which keep about the same number of
+    blocks. The first stretch of each chunk goes to another share, so that a few candidates on many
+    chunks make work for all.
     """
     shares: list[list[tuple[Chunk, Sequence[LayerSubset]]]] = [[] for _ in range(parts)]
     for turn, (chunk, candidates) in enumerate(work):
+        # Cut the candidates, in the order of their paths, by the number of blocks that they keep.
         ordered = sorted(candidates, key=lambda c: c.path)
         total, done, part = sum(len(c.kept) for c in ordered), 0, 0
         stretches: list[list[LayerSubset]] = [[] for _ in range(parts)]
@@ -291,6 +332,7 @@ def split(work: Work, parts: int) -> list[Work]:
             stretches[part].append(candidate)
             done += len(candidate.kept)
             part = min(parts - 1, done * parts // total)
+        # Hand the stretches to the shares, beginning with another share for each chunk.
         for part, stretch in enumerate(stretches):
             if stretch:
                 shares[(part + turn) % parts].append((chunk, stretch))
@@ -298,10 +340,15 @@ def split(work: Work, parts: int) -> list[Work]:
 
 
 def _serve(line: Connection, build: Build, number: int, stop: Any) -> None:  # noqa: ANN401 (ctypes)
-    """A worker's life: make the model, then score whatever comes until the line is closed or the parent dies."""
+    """Main function of a worker.
+
+    It builds the model, and then scores shares until the pipe is closed or the parent dies.
+    """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # nobody is at the other end any more
+    # These errors mean that the parent has closed the pipe.
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        # Build the model. The parent compares the content with its own.
         try:
             objective, forward, fingerprint = build(number)
         except (PruneSearchError, *FAILURES) as error:
@@ -315,7 +362,11 @@ def _serve(line: Connection, build: Build, number: int, stop: Any) -> None:  # n
 
 
 def _work_off(share: Work, objective: Objective, forward: Forward, line: Connection) -> Exception | None:
-    """Score a share; returns why it could not be finished."""
+    """Score a share and send each result.
+
+    Returns:
+        The error if the share could not be completed; otherwise None.
+    """
     try:
         with wide_products():
             for scored in objective.score(share, forward):
@@ -323,13 +374,16 @@ def _work_off(share: Work, objective: Objective, forward: Forward, line: Connect
     except Stopped:
         return None
     except PruneSearchError as error:
-        return RunError(str(error)) if not isinstance(error, RunError) else error
+        if isinstance(error, RunError):
+            return error
+        return RunError(str(error))
     except FAILURES as error:
         return error
     return None
 
 
 def _end_with_parent() -> None:
+    """Exit at once when the parent process ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

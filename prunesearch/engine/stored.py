@@ -1,4 +1,8 @@
-"""Scoring through the store: what is known is looked up, what others are scoring is waited for, the rest is scored."""
+"""Scoring through the store.
+
+Known results are read from the store. Results that another process is computing are waited for. All
+others are computed here and stored.
+"""
 
 import time
 from collections import defaultdict
@@ -17,24 +21,35 @@ from prunesearch.store.keys import Key, evaluation_key
 
 
 class Scorer(Protocol):
-    """Does the work: in this process, or in several of its own."""
+    """Scores candidates, in this process or in worker processes."""
 
     workers: int
-    """How many candidates it scores at once."""
+    """Number of candidates that are scored at once."""
 
     def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
-        """Score candidates on chunks together; raise `Stopped` when nobody waits any more."""
+        """Score candidates on chunks together, and yield each result as soon as it is known.
+
+        Args:
+            work: chunks and their candidates.
+            stopped: function that returns True once nobody waits for the results.
+
+        Raises:
+            Stopped: `stopped` returned True.
+        """
         ...
 
 
 class StoredScorer:
-    """Gives one model's results on chunks, each scored once by all that share the store.
+    """Returns one model's results on chunks. All processes that share the store score each result once.
 
     Args:
-        stopped: whether nobody waits any more.
+        scorer: scorer of the results that are not known.
+        store: evaluation store.
+        fingerprint: fingerprint of the dense model.
+        stopped: function that returns True once nobody waits for the results.
 
     Attributes:
-        tokens: tokens that candidates were scored on here.
+        tokens: number of tokens that candidates were scored on in this process.
     """
 
     def __init__(self, scorer: Scorer, store: EvaluationStore, fingerprint: str, stopped: Callable[[], bool]) -> None:
@@ -43,48 +58,61 @@ class StoredScorer:
         self._pace = _Pace()
 
     def results(self, wanted: Iterable[tuple[Chunk, LayerSubset]]) -> Iterator[tuple[Scored, float | None]]:
-        """Results of candidates on chunks: from the store, by scoring, or from whoever else is scoring them now.
+        """Get results of candidates on chunks: from the store, by scoring, or from another process.
 
         Yields:
-            Each as it is known, with the seconds that the store saved, or None where it was scored here.
+            Each result as soon as it is known, with the seconds that the store saved. None instead of
+            the seconds: it was scored here.
 
         Raises:
-            Stopped: nobody waits any more.
-            UnavailableError: no tier of the store works.
+            Stopped: nobody waits for the results any more.
+            UnavailableError: neither the local nor the shared part of the store works.
         """
+        # Group what is requested by key. Chunks with equal content have the same key.
         left: defaultdict[Key, list[tuple[Chunk, LayerSubset]]] = defaultdict(list)
         sampled: list[tuple[Chunk, LayerSubset]] = []
         for chunk, candidate in wanted:
             if chunk.stored:
-                left[self._key(candidate, chunk)].append((chunk, candidate))  # chunks of equal content have one key
+                left[self._key(candidate, chunk)].append((chunk, candidate))
             else:
                 sampled.append((chunk, candidate))
+        # Sampled texts are neither looked up nor stored.
         for pair in sampled:
             yield self._once(*pair), None
         with self._store.flight() as flight:
             while left:
+                # Look the keys up, and lease those that nobody has computed or leased.
                 found = flight.claim(left)
-                for key in [key for key in left if key.digest in found]:
+                for key in list(left):
+                    if key.digest not in found:
+                        continue
                     entry = found[key.digest]
                     for chunk, candidate in left.pop(key):
                         yield (chunk.index, candidate, entry.value), entry.seconds
+                # Score the leased keys.
                 work = _work(left[key][0] for key in left if key.digest in flight.mine)
                 self._pace.start(work)
                 for key, results in self._score(work, flight):
                     for chunk, candidate in left.pop(key):
                         yield (chunk.index, candidate, results), None
+                # Wait for other processes if they have leased all keys that are left.
                 if not work and left:
                     flight.wait(self._stopped)
                     if self._stopped():
                         raise Stopped
 
     def _score(self, work: Work, flight: Flight) -> Iterator[tuple[Key, list[Any] | ScoringError]]:
-        """Score candidates on chunks and keep the results.
+        """Score candidates on chunks and store the results.
 
-        What fails for several together is tried one by one, so that a failure is its own candidate's.
+        If a pass with several candidates fails, each is scored alone, so that only the candidate that
+        causes the failure fails.
         """
-        left = {self._key(c, chunk): (chunk, c) for chunk, candidates in work for c in candidates}
-        chunks = {chunk.index: chunk for chunk, _ in work}
+        left: dict[Key, tuple[Chunk, LayerSubset]] = {}
+        chunks: dict[int, Chunk] = {}
+        for chunk, asked in work:
+            chunks[chunk.index] = chunk
+            for candidate in asked:
+                left[self._key(candidate, chunk)] = (chunk, candidate)
         failure = ""
         try:
             for index, candidate, results in self._scorer.score(work, self._stopped) if work else ():
@@ -97,7 +125,8 @@ class StoredScorer:
             if isinstance(error, PruneSearchError) and not isinstance(error, ScoringError):
                 raise
             failure = f"{type(error).__name__}: {one_line(error)}"
-        # Outside the handler: until it is left, the error keeps the tensors of the pass that failed.
+        # Handle the failure here and not in the `except` block. There, the error would still hold the
+        # tensors of the pass that failed.
         candidates = dict.fromkeys(candidate for _, candidate in left.values())
         if failure and len(candidates) == 1:
             for key in left:
@@ -105,10 +134,11 @@ class StoredScorer:
                 yield key, ScoringError(failure)
         elif failure:
             for alone in candidates:
-                yield from self._score(_work(pair for pair in left.values() if pair[1] == alone), flight)
+                own = [pair for pair in left.values() if pair[1] == alone]
+                yield from self._score(_work(own), flight)
 
     def _once(self, chunk: Chunk, candidate: LayerSubset) -> Scored:
-        """Score what is not stored, since the next time it would come out otherwise."""
+        """Score a candidate on a chunk whose results are not stored, because they differ every time."""
         failure = "nothing was scored"
         try:
             for scored in self._scorer.score([(chunk, [candidate])], self._stopped):
@@ -123,7 +153,11 @@ class StoredScorer:
     def _keep(
         self, key: Key, chunk: Chunk, results: list[Any] | ScoringError, flight: Flight
     ) -> list[Any] | ScoringError | None:
-        """Store results; the ones that stand, or None where another process has taken over and is not done yet."""
+        """Store results and return those that the store has now.
+
+        Returns:
+            The results. None: another process has taken over the key and is not done yet.
+        """
         faults.reach("after_score", key.digest)
         if isinstance(results, ScoringError):
             flight.give_back([key])
@@ -137,7 +171,7 @@ class StoredScorer:
 
 
 def _work(pairs: Iterable[tuple[Chunk, LayerSubset]]) -> Work:
-    """Pairs by chunk, in the chunks' order."""
+    """Group pairs by chunk, in the order of the chunks."""
     gathered: dict[int, tuple[Chunk, list[LayerSubset]]] = {}
     for chunk, candidate in pairs:
         gathered.setdefault(chunk.index, (chunk, []))[1].append(candidate)
@@ -145,9 +179,10 @@ def _work(pairs: Iterable[tuple[Chunk, LayerSubset]]) -> Work:
 
 
 class _Pace:
-    """What a candidate's results on a chunk cost: candidates are scored together, so it is a share of the time.
+    """Measures the seconds that a candidate's results on a chunk cost.
 
-    A chunk's candidates count as done together, since that is how their results come; over a run the shares add up.
+    Candidates are scored together, so the cost is a share of the time. All candidates of a chunk count
+    as done together, because their results come together. The shares of a run add up to its time.
     """
 
     def __init__(self) -> None:
@@ -156,12 +191,14 @@ class _Pace:
         self._spent, self._done = 0.0, 0
 
     def start(self, work: Work) -> None:
-        """Scoring begins."""
-        self._tokens = {chunk.index: chunk.tokens * len(candidates) for chunk, candidates in work}
+        """Start the clock for a piece of work."""
+        self._tokens = {}
+        for chunk, candidates in work:
+            self._tokens[chunk.index] = chunk.tokens * len(candidates)
         self._since = time.perf_counter()
 
     def seconds(self, chunk: Chunk) -> float:
-        """A candidate's share, now that its results are here."""
+        """Return the share of a candidate whose results have just come."""
         now = time.perf_counter()
         self._spent, self._since = self._spent + now - self._since, now
         self._done += self._tokens.pop(chunk.index, 0)

@@ -1,7 +1,10 @@
-"""Time: per-block latencies measured once, from which any candidate's is predicted, and the real thing for winners.
+"""Latency of candidates, predicted from per-block latencies or measured.
 
-Sizes are exact and come from `model.anatomy.Sizes`. 16-bit products are timed as the engine makes them: nobody would
-deploy a model on a CPU that takes eight times as long over them (see `model.arithmetic`).
+Per-block latencies are measured once, and the latency of any candidate is predicted from them. The
+selected candidates are measured directly. Sizes are exact and come from `model.anatomy.Sizes`.
+
+16-bit products are timed as the engine computes them, see `model.arithmetic`. Some CPUs take eight
+times as long for plain 16-bit products, and such a CPU would not be used for them.
 """
 
 import platform
@@ -9,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,18 +30,18 @@ from prunesearch.scoring.batches import Rows
 from prunesearch.scoring.forward import Forward, Head, through
 
 TOKENS = 256
-"""Length of the one sequence whose prefill is timed, of models that have so many positions."""
-_SECONDS = 5.0  # a slow model is timed less often than a fast one
+"""Length of the timed sequence. It is shorter if the model has fewer positions."""
+_SECONDS = 5.0  # time limit of a measurement, after which a slow model is timed no further
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Milliseconds of one prefill of `timed_tokens` tokens, by part.
+    """Milliseconds of one prefill of `timed_tokens` tokens, by part of the model.
 
     Attributes:
-        block_ms: each block's share.
-        attention_ms: of it, the attention's; the rest is the MLP's.
-        other_ms: embeddings, final norm and head.
+        block_ms: time of each block.
+        attention_ms: time of each block's attention. The rest of a block's time is the MLP's.
+        other_ms: time of the embeddings, the final norm and the head.
     """
 
     block_ms: tuple[float, ...]
@@ -45,30 +49,40 @@ class LatencyModel:
     other_ms: float
 
     def predict(self, candidate: LayerSubset | None = None) -> float:
-        """Latency of a candidate in milliseconds; of the dense model without one."""
+        """Return the latency of a candidate in milliseconds. None: the dense model."""
         return float(self.other_ms + sum(self.block_ms) - lost(self.block_ms, self.attention_ms, candidate))
 
     def as_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the latencies as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Self:
-        """Read what `as_json` wrote."""
+        """Build a latency model from the values that `as_json` returned."""
         return cls(tuple(stored["block_ms"]), tuple(stored["attention_ms"]), stored["other_ms"])
 
 
 @torch.inference_mode()
 @wide_products()
 def measure_latency_model(model: PreTrainedModel, layers: Layers, repeats: int = 7) -> LatencyModel:
-    """Time each block inside whole forward passes, by hooks; where its weights are streamed, while it is there.
+    """Measure each block and its attention with hooks.
 
-    Blocks with equal parameter shapes do equal work, so they share their median: what is left between them is noise.
+    Blocks are timed in whole forward passes. Streamed blocks are timed while their weights are in memory.
+    Blocks with equal parameter shapes do equal work, so they get their common median. The differences
+    between them are noise.
+
+    Args:
+        model: the dense model.
+        layers: the model's blocks, in memory or streamed.
+        repeats: number of measurements, after two that warm up.
     """
+    # List the timed modules: the blocks, and then the attention of each block that has one.
     blocks = list(blocks_of(model))
     sublayer = family_of(model.config).attention
-    attentions = [parts_of(block, sublayer.modules)[:1] if sublayer else [] for block in blocks]
-    parts = blocks + [part for found in attentions for part in found]
+    attentions = []
+    for block in blocks:
+        attentions.append(parts_of(block, sublayer.modules)[:1] if sublayer else [])
+    parts = [*blocks, *chain.from_iterable(attentions)]
     ids = _input(model)
     spent: list[list[float]] = [[] for _ in parts]
     started: dict[int, float] = {}
@@ -85,6 +99,7 @@ def measure_latency_model(model: PreTrainedModel, layers: Layers, repeats: int =
 
         return hook
 
+    # Run the measurements with a pair of hooks on each module.
     hooks = [part.register_forward_pre_hook(before(i)) for i, part in enumerate(parts)]
     hooks += [part.register_forward_hook(after(i)) for i, part in enumerate(parts)]
     try:
@@ -95,10 +110,12 @@ def measure_latency_model(model: PreTrainedModel, layers: Layers, repeats: int =
     finally:
         for handle in hooks:
             handle.remove()
+    # Take the median over all modules of the same shape.
     by_shape: dict[tuple[object, ...], list[float]] = {}
     for part, times in zip(parts, spent, strict=True):
         by_shape.setdefault(_shape(part), []).extend(times[2:])
     part_ms = [round(1000 * statistics.median(by_shape[_shape(part)]), 4) for part in parts]
+    # Split the times into those of blocks and those of attentions. The rest of a pass is other work.
     block_ms, rest = tuple(part_ms[: len(blocks)]), iter(part_ms[len(blocks) :])
     attention_ms = tuple(next(rest) if found else 0.0 for found in attentions)
     if not layers.one_pass:
@@ -109,9 +126,9 @@ def measure_latency_model(model: PreTrainedModel, layers: Layers, repeats: int =
 @torch.inference_mode()
 @wide_products()
 def compare_latency(model: PreTrainedModel, candidate: LayerSubset, repeats: int = 11) -> tuple[float, float]:
-    """Median milliseconds of one prefill of `timed_tokens` tokens, dense and pruned.
+    """Return the median milliseconds of one prefill of `timed_tokens` tokens: dense, and pruned.
 
-    The two take turns, so that whatever else the machine does falls on both.
+    The two are measured alternately, so that other work of the machine affects both.
     """
     ids = _input(model)
     dense, lean = [], []
@@ -119,11 +136,12 @@ def compare_latency(model: PreTrainedModel, candidate: LayerSubset, repeats: int
         dense.append(_time_forward(model, ids))
         with pruned(model, candidate):
             lean.append(_time_forward(model, ids))
-    return 1000 * statistics.median(dense[1:]), 1000 * statistics.median(lean[1:])  # the first turn warms up
+    # The first turn warms up and does not count.
+    return 1000 * statistics.median(dense[1:]), 1000 * statistics.median(lean[1:])
 
 
 def _turns(most: int) -> Iterator[int]:
-    """Repeat a measurement `most` times, or as often as there is time for; three times at least."""
+    """Count the turns of a measurement: at most `most`, and fewer after the time limit, but at least three."""
     start = time.perf_counter()
     for turn in range(most):
         stopping.check()
@@ -133,27 +151,32 @@ def _turns(most: int) -> Iterator[int]:
 
 
 def machine(model: PreTrainedModel) -> str:
-    """Name the hardware and thread count that a latency holds for."""
+    """Return the name of the hardware, and the number of threads of a CPU. A latency holds for them only."""
     if input_device(model).type == "cuda":
         return str(torch.cuda.get_device_name(input_device(model)))
+    name = ""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    for line in lines:
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip()
+            break
     return f"{name or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def timed_tokens(model: PreTrainedModel) -> int:
-    """How many tokens are timed: `TOKENS`, or as many as the model has positions for."""
+    """Return the number of tokens that are timed: `TOKENS`, or the model's number of positions if it is smaller."""
     return min(TOKENS, most_positions(model) or TOKENS)
 
 
 def _input(model: PreTrainedModel) -> torch.Tensor:
+    """Return the token ids of the timed sequence, shape (1, L)."""
     vocabulary = int(settings_of(model.config).vocab_size)
     return (torch.arange(timed_tokens(model), device=input_device(model)) * 7919 % vocabulary)[None]
 
 
 def _time_streamed(model: PreTrainedModel, layers: Layers, ids: torch.Tensor, repeats: int) -> float:
-    """Call each block while its weights are there; returns the seconds of everything else."""
+    """Run each block several times while its weights are in memory; returns the seconds of all other work."""
     forward, head = Forward(model, layers), Head(model)
     start = _now(model)
     hidden_1LE, calls = forward.enter(Rows(ids))
@@ -168,16 +191,19 @@ def _time_streamed(model: PreTrainedModel, layers: Layers, ids: torch.Tensor, re
 
 
 def _time_forward(model: PreTrainedModel, ids: torch.Tensor) -> float:
+    """Return the seconds of one forward pass."""
     start = _now(model)
     model(input_ids=ids, use_cache=False)
     return _now(model) - start
 
 
 def _now(model: PreTrainedModel) -> float:
+    """Return the time after the device has finished its work."""
     if input_device(model).type == "cuda":
         torch.cuda.synchronize(input_device(model))
     return time.perf_counter()
 
 
 def _shape(block: nn.Module) -> tuple[object, ...]:
+    """Return the names and shapes of a module's parameters."""
     return tuple((name, tuple(p.shape)) for name, p in block.named_parameters())

@@ -1,13 +1,18 @@
-"""What Optuna optimises: one weighted sum, or quality against size or time; the one place where a sign is turned.
+"""The values that Optuna optimises: one weighted sum, or quality against size or time.
+
+The sign of a metric is turned here and nowhere else.
 
 Ratsapa et al. 2025 rank a pruned model by accuracy, size and inference time. Here, with s = (bytes saved) / (dense
 bytes) and t = (predicted time saved) / (dense time):
 
     value = quality * metric + sign * (size * s + latency * t)
 
-with sign = +1 where more of the metric is better (tasks; the study maximises) and -1 where less is (KL, perplexity;
-the study minimises). With the default weights the value is the metric itself. A Pareto study has two values instead:
-the metric, and the bytes or the predicted milliseconds that are left, which are minimised.
+The sign is +1 if a larger metric is better (tasks), and the study maximises the value. It is -1 if a
+smaller metric is better (KL, perplexity), and the study minimises the value. With the default weights
+the value is the metric itself.
+
+A Pareto study has two values instead. The first one is the metric. The second one is the remaining
+bytes or the predicted milliseconds, and it is minimised.
 """
 
 from collections.abc import Sequence
@@ -25,8 +30,11 @@ class Fitness:
 
     Attributes:
         metric: the quality metric.
-        maximize: whether more of it is better; also the direction of the study's first value.
-        against: ``size`` or ``latency`` for a second value; None for one weighted sum.
+        maximize: True if a larger metric is better. The study's first value has the same direction.
+        weights: weights of quality, size and latency in the sum.
+        sizes: sizes of the model's parts.
+        latency: latencies of the model's parts.
+        against: ``size`` or ``latency`` for a study with two values. None: one weighted sum.
     """
 
     metric: str
@@ -37,23 +45,29 @@ class Fitness:
     against: str | None = None
 
     def values(self, evaluation: Evaluation) -> list[float]:
-        """The numbers that Optuna optimises."""
+        """Return the values of an evaluation that Optuna optimises."""
         candidate = evaluation.candidate
+        # Two values: quality, and what is left of the size or the latency.
         if self.against is not None:
             size, time = float(self.sizes.bytes(candidate)), round(self.latency.predict(candidate), 6)
             return [evaluation.metrics[self.metric], size if self.against == "size" else time]
+        # One value: quality, and the weighted share of the size and the latency that is saved.
         size_saved = 1 - self.sizes.bytes(candidate) / self.sizes.bytes()
         time_saved = 1 - self.latency.predict(candidate) / self.latency.predict()
         saved = self.weights.size * size_saved + self.weights.latency * time_saved
         quality = self.weights.quality * evaluation.metrics[self.metric]
-        return [quality + saved if self.maximize else quality - saved]
+        if self.maximize:
+            return [quality + saved]
+        return [quality - saved]
 
     def better(self, value: float, than: float) -> bool:
-        """Whether one first value beats another."""
-        return value > than if self.maximize else value < than
+        """Return True if the first value of a trial is better than another."""
+        if self.maximize:
+            return value > than
+        return value < than
 
     def costs(self, candidate: LayerSubset) -> dict[str, float]:
-        """What is known of a candidate without scoring it."""
+        """Return the costs of a candidate, which are known without scoring it."""
         return {
             "params": self.sizes.params(candidate),
             "bytes": self.sizes.bytes(candidate),
@@ -62,7 +76,9 @@ class Fitness:
 
 
 def objectives(metric: str, maximize: bool, weights: Weights, against: str | None) -> tuple[Sequence[str], list[bool]]:
-    """Names of a study's values, and for each whether more is better."""
+    """Return the names of a study's values, and for each True if a larger value is better."""
     if against is not None:
-        return (metric, "bytes" if against == "size" else "latency_ms"), [maximize, False]
-    return ((metric if weights == Weights() else f"weighted {metric}"),), [maximize]
+        cost = "bytes" if against == "size" else "latency_ms"
+        return (metric, cost), [maximize, False]
+    name = metric if weights == Weights() else f"weighted {metric}"
+    return (name,), [maximize]

@@ -1,12 +1,14 @@
-"""Hidden states of many candidates at once: what they share is computed once.
+"""Forward pass for many candidates at once. Shared prefixes are computed once.
 
-Candidates are paths through the same blocks. As long as two of them keep the same units they have the same hidden
-state, so a generation is a trie, walked breadth-first over the layers: at each block, every distinct state goes
-through it once for each way in which its candidates use the block (whole, without attention, without MLP), and stays
-for those that drop it. The numbers are those of one candidate alone, to the bit: a block sees the same tensor.
+Candidates are paths through the same blocks. Two candidates have the same hidden state as long as
+they keep the same units, so a generation is a trie. It is walked breadth-first over the layers. At
+each block, every distinct state passes through the block once for each way in which its candidates
+use it (whole, without attention, without MLP). The state is unchanged for candidates that drop the
+block. A block sees the same tensor as in a separate pass, so the numbers are equal to the bit.
 
-The model's own code makes the embeddings, masks and rotary angles (`enter` records what it passes to each block) and
-reads the final state (`Head`), so nothing here knows an architecture.
+The model's own code computes the embeddings, masks and rotary angles: `Forward.enter` records the
+arguments of each block. It also reads the final state, see `Head`. This module therefore needs no
+knowledge of an architecture.
 
 Shapes: B sequences, L tokens, E hidden size, R rows that are read, V vocabulary.
 """
@@ -32,53 +34,69 @@ from prunesearch.scoring.batches import Batch, Rows, no_masks
 from prunesearch.scoring.shelf import Shelf
 
 HEAD_ROWS = {"cpu": 128, "cuda": 1024}
-"""Rows that the vocabulary head is given at a time, by device.
+"""Rows that the vocabulary head computes at a time, by device.
 
-With fewer, reading its weights takes longer than multiplying; with more, logits leave the cache before they are used.
-On 2 CPU cores 22,850 rows took 2.0 s by 128, 2.8 by 64 and 2.7 by 512.
+With fewer rows, reading its weights takes longer than multiplying. With more rows, the logits leave
+the cache before they are used. On 2 CPU cores, 22,850 rows took 2.0 s in blocks of 128, 2.8 s in
+blocks of 64 and 2.7 s in blocks of 512.
 """
-_ALIKE = 0.02  # relative difference: more than 16-bit rounding makes
+_ALIKE = 0.02  # accepted relative difference: more than 16-bit rounding causes
 _checked: set[str] = set()
-"""Types outside the table of which that is known."""
+"""Model types outside the table that have passed `Forward._check`."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""What the model passes to a block beside the hidden state."""
+"""Positional and keyword arguments that the model passes to a block after the hidden state."""
 
 
 class Stopped(BaseException):
-    """Raised between two blocks when nobody waits for the result any more."""
+    """Raised between two blocks when nobody needs the result any more."""
 
 
 @dataclass
 class Tally:
-    """Work done: blocks times tokens, as computed and as separate forward passes would have."""
+    """Counter of work in blocks times tokens.
+
+    Attributes:
+        computed: work that was done.
+        separate: work that separate forward passes would have done.
+    """
 
     computed: int = 0
     separate: int = 0
 
     @property
     def saved(self) -> float:
-        """Share of the block computations that sharing saved."""
-        return 1 - self.computed / self.separate if self.separate else 0.0
+        """Share of the block computations that shared prefixes saved."""
+        if not self.separate:
+            return 0.0
+        return 1 - self.computed / self.separate
 
 
 @dataclass(frozen=True)
 class _State:
-    place: int  # on the shelf
-    members: tuple[LayerSubset, ...]  # whose state it is up to here
+    """A hidden state and the candidates that share it.
+
+    Attributes:
+        place: number of the hidden state in the state buffer.
+        members: candidates that have this state so far.
+    """
+
+    place: int
+    members: tuple[LayerSubset, ...]
 
 
 class Forward:
     """Runs candidates over batches.
 
     Args:
-        layers: where the blocks come from.
-        state_memory: bytes that hidden states may take; beyond it candidates go in groups, and what these share is
-            computed once a group.
-        stopped: asked between blocks; true leaves with `Stopped`.
+        model: the dense model.
+        layers: source of the blocks: memory, or a stream from disk.
+        state_memory: bytes that hidden states may take. Candidates that need more are run in groups,
+            and shared prefixes are then computed once per group.
+        stopped: function that is called between blocks. If it returns True, the pass raises `Stopped`.
 
     Attributes:
-        tally: what was computed and what was saved.
-        spilled: bytes of hidden states that were put aside, for want of memory.
+        tally: counter of the work done and of the work saved.
+        spilled: bytes of hidden states that were written to disk for lack of memory.
     """
 
     def __init__(
@@ -98,16 +116,21 @@ class Forward:
             self._check()
 
     def _check(self) -> None:
-        """See, once for each type, that block by block a model outside the table computes what its own code does.
+        """Check that running a model block by block gives the output of its own code.
+
+        Only models outside the table are checked, once per model type.
 
         Raises:
-            ModelError: it does not: its blocks hand on more than the hidden state, or return it in another form.
+            ModelError: the outputs differ, because the blocks pass on more than the hidden state or
+                return it in another form.
         """
         kind = self.model.config.model_type
         if kind in _checked:
             return
+        why = ""
         try:
-            why = "" if self._composes() else ": what they give differs"
+            if not self._composes():
+                why = ": what they give differs"
         except (
             ScoringError,
             ArithmeticError,
@@ -127,9 +150,13 @@ class Forward:
 
     @torch.inference_mode()
     def _composes(self) -> bool:
+        """Return True if `run` and the model's own forward pass agree on a short text."""
         n, vocabulary = len(blocks_of(self.model)), settings_of(self.model.config).vocab_size
         batch, head = Rows(torch.arange(1, 17)[None] * 7919 % vocabulary).on(self.model), Head(self.model)
-        candidates = [LayerSubset.of(n), *([LayerSubset.of(n, (n // 2,))] if n > 1 else [])]
+        # Compare the dense model and, if the model has several blocks, one candidate.
+        candidates = [LayerSubset.of(n)]
+        if n > 1:
+            candidates.append(LayerSubset.of(n, (n // 2,)))
         away = []
         for _, candidate, hidden_1LE in self.run([(batch, candidates)]):
             found_LV = head.logits(head.finish(hidden_1LE[0])).float()
@@ -142,47 +169,61 @@ class Forward:
     def run(
         self, jobs: Sequence[tuple[Batch, Sequence[LayerSubset]]]
     ) -> Iterator[tuple[int, LayerSubset, torch.Tensor]]:
-        """Yield job number, candidate and its state behind the last block, shape (B, L, E); jobs end in order.
+        """Yield job number, candidate and its state after the last block, shape (B, L, E).
 
-        A job's candidates come in the order of their paths, so the dense model's state, if it is asked for, is first.
+        Jobs end in order. The candidates of a job come in the order of their paths, so the dense
+        model's state comes first if it was requested.
 
         Raises:
-            Stopped: see `stopped`.
+            Stopped: `stopped` returned True.
         """
+        # Blocks that are streamed from disk are loaded once, for all jobs.
         if self._layers.one_pass:
             yield from self._wave([(job, batch, _in_order(c)) for job, (batch, c) in enumerate(jobs)])
             return
+        # Blocks in memory are free to visit again, so each group is run by itself.
         for job, (batch, candidates) in enumerate(jobs):
             for group in self._groups(batch, candidates):
                 yield from self._wave([(job, batch, group)])
 
     def _groups(self, batch: Batch, candidates: Sequence[LayerSubset]) -> Iterator[tuple[LayerSubset, ...]]:
-        """Cut a generation to what fits the memory for states; neighbours share most."""
+        """Split a generation into groups whose states fit in memory.
+
+        Neighbours in the order of paths share the longest prefixes.
+        """
         ordered, most = _in_order(candidates), self.lot(batch)
         for start in range(0, len(ordered), most):
             yield ordered[start : start + most]
 
     def lot(self, batch: Batch) -> int:
-        """How many candidates' states of a batch fit the memory for states; at least one."""
+        """Return the number of candidates whose states of a batch fit in `state_memory`; at least one."""
         state_bytes = batch.tokens * settings_of(self.model.config).hidden_size * self.model.dtype.itemsize
         return max(1, int(self._memory // state_bytes))
 
     def _wave(
         self, jobs: Sequence[tuple[int, Batch, tuple[LayerSubset, ...]]]
     ) -> Iterator[tuple[int, LayerSubset, torch.Tensor]]:
-        """Take all jobs through the blocks together."""
+        """Run all jobs through the blocks together."""
         with Shelf(self._memory if self._layers.one_pass else None) as shelf:
             entered = [self.enter(batch) for _, batch, _ in jobs]
-            states = [[_State(shelf.put(hidden), c)] for (hidden, _), (_, _, c) in zip(entered, jobs, strict=True)]
-            wanted = sorted({i for _, _, candidates in jobs for c in candidates for i in c.kept})
-            for index, block in self._layers.walk(wanted):
+            # All candidates of a job start with the same state.
+            states: list[list[_State]] = []
+            wanted: set[int] = set()
+            for (hidden, _), (_, _, candidates) in zip(entered, jobs, strict=True):
+                states.append([_State(shelf.put(hidden), candidates)])
+                for candidate in candidates:
+                    wanted.update(candidate.kept)
+            # Run every job through a block while the block is in memory.
+            for index, block in self._layers.walk(sorted(wanted)):
                 for place, (_, batch, _) in enumerate(jobs):
                     with batch.attention(self.model.config):
                         call = entered[place][1][index]
                         states[place] = list(self._through(block, index, call, states[place], shelf, batch.tokens))
             self.spilled += shelf.spilled
+            # Hand out the final states. The buffer forgets a state after its last reader.
             for place, (job, batch, candidates) in enumerate(jobs):
-                self.tally.separate += batch.tokens * sum(len(c.kept) for c in candidates)
+                for candidate in candidates:
+                    self.tally.separate += batch.tokens * len(candidate.kept)
                 for state in states[place]:
                     for candidate in state.members:
                         yield job, candidate, shelf.take(state.place)
@@ -190,15 +231,19 @@ class Forward:
     def _through(
         self, block: nn.Module, index: int, call: Call, states: list[_State], shelf: "Shelf", tokens: int
     ) -> Iterator[_State]:
-        """Split each state by what its candidates do with a block."""
+        """Run each state through a block, once for each way in which its candidates use the block."""
         for state in states:
+            # Group the candidates by their use of the block. None: they drop it.
             uses: dict[tuple[bool, bool] | None, list[LayerSubset]] = {}
             for candidate in state.members:
-                use = (index in candidate.attention, index in candidate.mlp) if index not in candidate.dropped else None
+                use = None
+                if index not in candidate.dropped:
+                    use = (index in candidate.attention, index in candidate.mlp)
                 uses.setdefault(use, []).append(candidate)
             if set(uses) == {None}:
                 yield state
                 continue
+            # Compute the block once for each group that uses it.
             hidden = shelf.get(state.place)
             for use, members in uses.items():
                 if use is None:
@@ -210,16 +255,21 @@ class Forward:
                     out = through(block, hidden, call)
                 self.tally.computed += tokens
                 yield _State(shelf.put(out), tuple(members))
+            # Keep the old state only while a candidate that drops the block still has it.
             if None not in uses:
                 shelf.drop(state.place)
 
     @torch.inference_mode()
     def enter(self, batch: Batch) -> tuple[torch.Tensor, list[Call]]:
-        """What the model makes of a batch before its first block, and what it passes to each block."""
+        """Return the hidden state before the first block, and the arguments of each block.
+
+        Every block's forward is replaced by a function that records its arguments.
+        """
         calls: list[Call] = []
         first: list[torch.Tensor] = []
 
         def note(*args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor | None, ...]:  # noqa: ANN401
+            # The hidden state is passed first, or by name.
             hidden: torch.Tensor = args[0] if args else kwargs.pop("hidden_states")
             calls.append((args[1:], kwargs))
             first.append(hidden)
@@ -237,7 +287,10 @@ class Forward:
 
 
 def code_of(module: nn.Module) -> AbstractContextManager[None]:
-    """A guard around a model's own code: older than transformers, lacking a setting, or short of memory."""
+    """Return a guard that turns failures of a model's own code into `ScoringError`.
+
+    Examples: code for another version of transformers, a missing setting, a lack of memory.
+    """
     return guarded(f"{type(module).__name__} cannot compute", kind=ScoringError)
 
 
@@ -246,16 +299,19 @@ def _in_order(candidates: Sequence[LayerSubset]) -> tuple[LayerSubset, ...]:
 
 
 def through(block: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
-    """Hidden states behind a block; some blocks return them alone, others with attention weights."""
+    """Return the hidden states after a block."""
     args, kwargs = call
     with code_of(block):
         out: torch.Tensor | tuple[torch.Tensor, ...] = block(hidden, *args, **kwargs)
-    return out if isinstance(out, torch.Tensor) else out[0]
+    if isinstance(out, torch.Tensor):
+        return out
+    # Some blocks return the hidden states together with attention weights.
+    return out[0]
 
 
 @dataclass
 class _Finished(MoeModelOutputWithPast):
-    """What any trunk may be asked for by the model round it."""
+    """A base-model output with every attribute that a CausalLM wrapper might read."""
 
     cross_attentions: None = None
     cache_params: None = None
@@ -263,7 +319,7 @@ class _Finished(MoeModelOutputWithPast):
 
 
 class Head:
-    """Reads states behind the last block: final norm, vocabulary head, and whatever the model does to its logits."""
+    """Reads states after the last block: final norm, vocabulary head and changes of the logits."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -271,9 +327,10 @@ class Head:
 
     @torch.inference_mode()
     def finish(self, states_RE: torch.Tensor) -> torch.Tensor:
-        """What the model does between its last block and the head, on chosen rows: shape (R, E)."""
+        """Apply what the model computes between its last block and the head to rows: shape (R, E)."""
         device, answer = input_device(self._model), returned(self._model, states_RE[None])
         with ExitStack() as stack:
+            # Every block returns the given states, whatever its input.
             for block in blocks_of(self._model):
                 stack.enter_context(mock.patch.object(block, "forward", lambda *_, **__: answer))
             stack.enter_context(no_masks(self._model.config))
@@ -286,7 +343,8 @@ class Head:
 
     @torch.inference_mode()
     def logits(self, finished_RE: torch.Tensor) -> torch.Tensor:
-        """Logits of finished rows, shape (R, V)."""
+        """Return the logits of rows that `finish` returned, shape (R, V)."""
+        # The trunk returns the given rows, so only the head and the changes of the logits run.
         answer = _Finished(last_hidden_state=finished_RE[None])
         ids_1R = torch.zeros(1, len(finished_RE), dtype=torch.int64, device=finished_RE.device)
         with mock.patch.object(self._trunk, "forward", lambda *_, **__: answer), code_of(self._model):
@@ -295,5 +353,5 @@ class Head:
 
 
 def trunk_of(model: PreTrainedModel) -> nn.Module:
-    """The module that embeds, goes through the blocks and norms: the one that has the blocks."""
+    """Return the base model: the module that contains the embeddings, the blocks and the final norm."""
     return model.get_submodule(family_of(model.config).blocks.rpartition(".")[0])

@@ -1,4 +1,4 @@
-"""What identifies generated text: all that the model is asked for, its own settings, and the tokenizer."""
+"""The identity of generated text: the requests to the model, the model's settings and the tokenizer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,22 +22,27 @@ def generation_chunk(
     tokenizer: PreTrainedTokenizerBase,
     numerics: dict[str, str],
 ) -> Chunk:
-    """All texts that a task wants generated, as one chunk; sampled ones are not to be stored.
+    """Return all generated texts of a task as one chunk. Sampled texts are not stored.
 
     Args:
+        index: number of the chunk.
         lm: lm-eval's model.
-        tokenizer: as it was loaded.
+        prompts: lm-eval's requests for texts.
+        tokenizer: tokenizer as it was loaded, without lm-eval's changes.
+        numerics: class of arithmetic, see `objectives.numerics_of`.
 
     Raises:
-        InputError: the model has no room for what the task wants generated.
+        InputError: the prompt and the generated text do not fit the model.
     """
+    # Collect the settings of the model and the requests.
     config = lm.model.generation_config
     settings = {} if config is None else config.to_diff_dict()
     settings.pop("transformers_version", None)
     try:
         asked = requests_for(lm, prompts)
-    except AssertionError as error:  # lm-eval's way to say so
+    except AssertionError as error:  # lm-eval asserts that the request fits
         raise InputError(f"the model cannot generate what the task asks for: {one_line(error)}") from None
+    # A request's own settings come before the model's.
     sampled = any(request["settings"].get("do_sample", settings.get("do_sample")) for request in asked)
     identity = {
         "kind": "generated text",
@@ -51,17 +56,18 @@ def generation_chunk(
 
 
 def requests_for(lm: HFLM, prompts: Sequence[Instance]) -> list[dict[str, Any]]:
-    """What lm-eval asks of the model for each prompt: token ids, stop strings, and the settings of `generate`."""
+    """Return lm-eval's call of `generate` for each prompt: token ids, stop strings and settings."""
     asked: list[dict[str, Any]] = []
 
     def generate(**settings: Any) -> torch.Tensor:  # noqa: ANN401 (what lm-eval passes on)
         ids: torch.Tensor = settings.pop("input_ids")
-        del settings["attention_mask"]  # no prompt is padded, as each is a batch
+        del settings["attention_mask"]  # each prompt is a batch of its own, so none is padded
         stops = [criterion.sequence for criterion in settings.pop("stopping_criteria")]
         asked.append({"ids": ids.tolist(), "stops": stops, "settings": settings})
-        return ids  # nothing is added to it
+        return ids  # the prompt without any new token
 
+    # Pass the prompts one by one, because lm-eval would sort a list.
     with mock.patch.object(lm.model, "generate", generate):
-        for prompt in prompts:  # one by one, since lm-eval sorts what it gets together
+        for prompt in prompts:
             HFLM.generate_until(lm, [prompt], disable_tqdm=True)
     return asked

@@ -1,4 +1,4 @@
-"""lm-eval's tasks: found, loaded on data of one's own, held still, and their tables of metrics read."""
+"""lm-eval's tasks: finding and loading them, with the user's own data if given, and reading their metrics."""
 
 import contextlib
 import functools
@@ -23,21 +23,29 @@ from prunesearch.scoring.text_files import read_rows
 from prunesearch.store.keys import minor
 
 LM_EVAL = minor(importlib.metadata.version("lm_eval"))
-"""Major and minor part of lm-eval's version: its filters and metrics decide what a study's trials are worth."""
-FEWSHOT_SEED = 1234  # lm_eval.simple_evaluate's default
+"""Major and minor version of lm-eval, whose filters and metrics decide the values of a study's trials."""
+FEWSHOT_SEED = 1234  # the default of lm_eval.simple_evaluate
 
 
 @functools.lru_cache(maxsize=4)
 def _task_manager(include_path: str | None) -> TaskManager:
-    """lm-eval's index of tasks; it reads thousands of files, so it is made once a process."""
+    """Return lm-eval's index of tasks. It reads thousands of files, so it is built once per process."""
     return TaskManager(include_path=include_path)
 
 
 def load_tasks(task: str, data: str | None, include_path: str | None, generate: bool) -> dict[str, Any]:
-    """Find a task, tag or group and load it, on a local file where one is given.
+    """Find a task, tag or group and load it.
+
+    Args:
+        task: name of a task, tag or group.
+        data: local file that replaces the data of a single task.
+        include_path: folder with further task YAML files.
+        generate: allow tasks that generate text.
 
     Raises:
-        UnknownNameError, DataError, InputError: see `scoring.harness.TaskObjective`.
+        UnknownNameError: see `scoring.harness.TaskObjective`.
+        DataError: see there.
+        InputError: see there.
     """
     if include_path is not None and not Path(include_path).is_dir():
         raise DataError(f"no folder {include_path!r} for --include-path")
@@ -50,7 +58,9 @@ def load_tasks(task: str, data: str | None, include_path: str | None, generate: 
         if rows is not None and task not in manager.all_subtasks:
             raise InputError(f"--task-data replaces the data of one task; {task!r} is a group of several")
         with data_errors(task, data):
-            tasks: dict[str, Any] = manager.load([task] if rows is None else [_with_rows(task, rows)])
+            spec = task if rows is None else _with_rows(task, rows)
+            tasks: dict[str, Any] = manager.load([spec])
+    # The group that replaces the data is an implementation detail, so it is removed again.
     if rows is not None:
         tasks = {"tasks": tasks["tasks"], "groups": {}, "group_map": {}}
     for name, leaf in tasks["tasks"].items():
@@ -63,7 +73,10 @@ def load_tasks(task: str, data: str | None, include_path: str | None, generate: 
 
 
 def _with_rows(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The stock task with its data source replaced; a one-task group is lm-eval's public way to override fields."""
+    """Return a task with its data source replaced.
+
+    It is a group with one task, because a group is lm-eval's public way to override fields.
+    """
     splits = {"local": datasets.Dataset.from_list(rows)}
     overrides = {
         "custom_dataset": lambda **_: splits,
@@ -76,7 +89,7 @@ def _with_rows(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def configure(tasks: dict[str, Any], num_fewshot: int | None) -> None:
-    """What `lm_eval.simple_evaluate` sets on tasks before it evaluates them."""
+    """Apply the settings that `lm_eval.simple_evaluate` applies to tasks before it evaluates them."""
     for leaf in tasks["tasks"].values():
         default = leaf.get_config("num_fewshot")
         if num_fewshot is not None and default != 0:
@@ -87,7 +100,7 @@ def configure(tasks: dict[str, Any], num_fewshot: int | None) -> None:
 
 
 def freeze(leaf: Any) -> None:  # noqa: ANN401
-    """Keep a task's processed documents and built requests for every later evaluation; only answers are cleared."""
+    """Make later evaluations reuse a task's processed documents and requests. Only answers are cleared."""
 
     def reuse(**_: object) -> None:
         for instance in leaf.instances:
@@ -95,53 +108,65 @@ def freeze(leaf: Any) -> None:  # noqa: ANN401
             instance.filtered_resps = {}
 
     leaf.build_all_requests = reuse
-    if leaf.config.process_docs is not None:  # lm-eval would process all documents again at every look
+    # lm-eval would process all documents again each time they are read.
+    if leaf.config.process_docs is not None:
         split = leaf.config.test_split or leaf.config.validation_split
         leaf.dataset = {**leaf.dataset, split: leaf.eval_docs}
         leaf.config.process_docs = None
 
 
 def rules_of(leaf: Any) -> dict[str, Any]:  # noqa: ANN401
-    """How a task turns answers into metrics: the fields of its config that say so, functions by their source."""
+    """Return the fields of a task's config that decide how answers become metrics.
+
+    Functions are represented by their source.
+    """
     config = leaf.dump_config()
     rules = {name: config.get(name) for name in ("output_type", "metric_list", "filter_list", "process_results")}
-    # A function without source is shown with its address, which is another one in each process.
+    # A function without source is shown with its address, which differs between processes.
     text = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(rules, sort_keys=True, default=str))
     plain: dict[str, Any] = json.loads(text)
     return plain
 
 
 def flat_metrics(outcome: dict[str, Any], task: str) -> dict[str, float]:
-    """Metrics of the task or group as ``acc_norm`` and ``acc_norm_stderr``; a tag's are averaged over its tasks."""
+    """Return the metrics of a task or group, with names such as ``acc_norm`` and ``acc_norm_stderr``.
+
+    The metrics of a tag are averaged over its tasks.
+    """
     results = outcome["results"]
+    # A tag has no table of its own, so the tables of its tasks are used.
     tables = [results[task]] if task in results else list(results.values())
     flat: dict[str, list[float]] = {}
     for table in tables:
         for name, value in table.items():
             if isinstance(value, int | float) and "," in name:
                 flat.setdefault(name.split(",")[0], []).append(float(value))
-    return {
-        name: sum(values) / len(values)
-        for name, values in flat.items()
-        if len(values) == len(tables) and not (name.endswith("_stderr") and len(tables) > 1)
-    }
+    # Keep the metrics that all tables have. Standard errors cannot be averaged.
+    metrics = {}
+    for name, values in flat.items():
+        averaged_error = name.endswith("_stderr") and len(tables) > 1
+        if len(values) == len(tables) and not averaged_error:
+            metrics[name] = sum(values) / len(values)
+    return metrics
 
 
 def choose_metric(outcome: dict[str, Any], task: str, asked: str | None) -> tuple[str, bool]:
-    """The metric that is searched, and whether more of it is better."""
+    """Return the name of the searched metric, and True if a larger metric is better."""
     names = [name for name in flat_metrics(outcome, task) if not name.endswith("_stderr")]
     if not names:
         raise InputError(f"task {task!r} has no metric that all its tasks share: search one of them instead")
     if asked is not None and asked not in names:
         raise UnknownNameError(f"metric of task {task!r}", asked, names)
-    metric = asked or ("acc_norm" if "acc_norm" in names else names[0])
+    default = "acc_norm" if "acc_norm" in names else names[0]
+    metric = asked or default
+    # A smaller metric is better only if all tasks say so.
     directions = {d[metric] for d in outcome["higher_is_better"].values() if metric in d}
     return metric, directions != {False}
 
 
 @contextmanager
 def data_errors(task: str, data: str | None) -> Iterator[None]:
-    """Translate what lm-eval and jinja say when documents do not fit the task's template."""
+    """Translate the errors of lm-eval and jinja for documents that do not fit the task's template."""
     where = repr(data) if data else "its own data set"
     advice = "" if data else "without a network give --task-data FILE.jsonl"
     try:
@@ -153,14 +178,17 @@ def data_errors(task: str, data: str | None) -> Iterator[None]:
 
 @contextmanager
 def bootstrap_here() -> Iterator[None]:
-    """Keep lm-eval's bootstrap in this process (it would fork one that holds a model) and off stdout."""
+    """Run lm-eval's bootstrap in this process and without output.
+
+    lm-eval would otherwise fork processes, and each of them would hold the model.
+    """
     with mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}), contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """Keep lm-eval's warnings and the bars that it and datasets draw off the terminal."""
+    """Suppress the warnings of lm-eval, and the progress bars of lm-eval and datasets."""
     logger = logging.getLogger("lm_eval")
     before, bars = logger.level, not datasets.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Several objectives as one: a weighted sum of KL, perplexity and task metrics, each from its own data."""
+"""The weighted sum of several objectives: KL, perplexity and task metrics, each on its own data."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +11,15 @@ from prunesearch.scoring.objectives import Chunk, Metrics, Objective, Scored, Wo
 
 
 class MixObjective:
-    """The sum of weight times metric, less being better; a metric of which more is better enters with its sign turned.
+    """The weighted sum of metrics. A smaller sum is better.
+
+    The sign of a metric is turned if a larger metric is better.
 
     Args:
-        parts: objectives by name; their metrics are reported as the name alone for a calibration's, and as
-            ``task metric`` for a task's.
-        weights: by ``kl``, ``perplexity`` or the part's name, which stands for the metric that it searches.
+        parts: objectives by name. The metrics of a calibration objective are reported by their own names,
+            and those of a task as ``task metric``.
+        weights: weights by ``kl``, ``perplexity`` or the name of a part. The name of a part stands for
+            its searched metric.
     """
 
     metric = "mix"
@@ -25,50 +28,65 @@ class MixObjective:
     def __init__(self, parts: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
         self._parts = dict(parts)
         self._weights = dict(weights)
-        self._first: dict[str, int] = {}  # number of each part's first chunk among all
+        # Number the chunks of all parts from one part to the next.
+        self._first: dict[str, int] = {}
         self.chunks: list[Chunk] = []
         for name, part in self._parts.items():
-            self._first[name] = len(self.chunks)
             first = len(self.chunks)
+            self._first[name] = first
             self.chunks += [replace(chunk, index=first + chunk.index) for chunk in part.chunks]
         self.digest = tokens_digest([[name, part.digest] for name, part in self._parts.items()])
         settings: dict[str, Any] = {}
         for name, part in self._parts.items():
-            settings |= {f"{name} {setting}": value for setting, value in part.settings.items()}
+            for setting, value in part.settings.items():
+                settings[f"{name} {setting}"] = value
         self.settings: Mapping[str, Any] = settings
 
     def score(self, work: Work, forward: Forward) -> Iterator[Scored]:
-        """Let each part score its chunks."""
+        """Score each part's chunks with the part."""
         for name, part in self._parts.items():
             first = self._first[name]
-            own = [
-                (part.chunks[chunk.index - first], candidates)
-                for chunk, candidates in work
-                if first <= chunk.index < first + len(part.chunks)
-            ]
-            for index, candidate, results in part.score(own, forward) if own else ():
+            own = []
+            for chunk, candidates in work:
+                if first <= chunk.index < first + len(part.chunks):
+                    own.append((part.chunks[chunk.index - first], candidates))
+            if not own:
+                continue
+            for index, candidate, results in part.score(own, forward):
                 yield first + index, candidate, results
 
     def metrics(self, results: Sequence[list[Any]]) -> Metrics:
-        """All parts' metrics and their weighted sum; its error takes the parts as independent."""
+        """Return the metrics of all parts and their weighted sum.
+
+        The standard error of the sum is that of independent parts.
+        """
         values: dict[str, float] = {}
         stderr: dict[str, float] = {}
         total = variance = 0.0
         for name, part in self._parts.items():
             first = self._first[name]
             found = part.metrics(results[first : first + len(part.chunks)])
+            # Report the part's metrics. Those of a task are prefixed with its name.
             prefix = "" if "kl" in found.values else f"{name} "
-            values |= {prefix + metric: value for metric, value in found.values.items()}
-            stderr |= {prefix + metric: error for metric, error in found.stderr.items()}
+            for metric, value in found.values.items():
+                values[prefix + metric] = value
+            for metric, error in found.stderr.items():
+                stderr[prefix + metric] = error
+            # Add the terms that name a metric of the calibration, or the part itself.
+            sign = -1.0 if part.maximize else 1.0
             for term, weight in self._weights.items():
-                metric = term if not prefix and term in found.values else part.metric if term == name else None
-                if metric is not None:
-                    total += weight * (-1.0 if part.maximize else 1.0) * found.values[metric]
-                    variance += (weight * found.stderr.get(metric, 0.0)) ** 2
+                if not prefix and term in found.values:
+                    metric = term
+                elif term == name:
+                    metric = part.metric
+                else:
+                    continue
+                total += weight * sign * found.values[metric]
+                variance += (weight * found.stderr.get(metric, 0.0)) ** 2
         return Metrics(values | {self.metric: total}, stderr | {self.metric: math.sqrt(variance)})
 
     def losses(self, results: Sequence[list[Any]]) -> Sequence[float]:
-        """There are none: the parts have different items.
+        """Raise an error, because the parts have different items.
 
         Raises:
             InputError: always.

@@ -1,6 +1,8 @@
-"""The dense model's answers that a pruned model's are compared with: computed once, kept in files.
+"""Reference logits of the dense model, which pruned models are compared with.
 
-Names of shapes: R rows (tokens), V vocabulary, K likeliest tokens.
+They are computed once and kept in files.
+
+Shapes: R rows (tokens), V vocabulary, K likeliest tokens.
 """
 
 from collections.abc import Iterable
@@ -14,7 +16,7 @@ from prunesearch.errors import StorageError, one_line
 from prunesearch.scoring.tensor_files import read_tensors, write_tensors
 from prunesearch.store.keys import evaluation_key
 
-_TINY = 1e-12  # the least mass of the lump
+_TINY = 1e-12  # smallest probability of the tail bucket
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Reference:
     """Log-probabilities of the dense model on a chunk.
 
     Attributes:
-        logits_RV: its logits, as it computed them; None when only the likeliest tokens are kept.
-        log_p_RK, index_RK: float32 log-probabilities of the K likeliest tokens, and which they are.
+        logits_RV: logits in the model's precision. None: only the likeliest tokens are kept.
+        log_p_RK: float32 log-probabilities of the K likeliest tokens.
+        index_RK: ids of the K likeliest tokens.
     """
 
     logits_RV: torch.Tensor | None = None
@@ -33,14 +36,24 @@ class Reference:
     @classmethod
     @torch.inference_mode()
     def of(cls, blocks: Iterable[torch.Tensor], top_k: int | None) -> Self:
-        """From blocks of rows of logits; `top_k` None keeps them whole."""
+        """Build a reference from blocks of rows of logits.
+
+        Args:
+            blocks: logits, shape (R, V) each. They are consumed one at a time.
+            top_k: number of likeliest tokens to keep. None: keep all logits.
+        """
         if top_k is None:
             return cls(torch.cat(list(blocks)))
-        tops = [torch.log_softmax(b, dim=-1, dtype=torch.float32).topk(min(top_k, b.shape[-1])) for b in blocks]
-        return cls(None, torch.cat([t.values for t in tops]), torch.cat([t.indices for t in tops]).int())
+        # Reduce each block before the next one is computed.
+        values, indices = [], []
+        for logits_RV in blocks:
+            top = torch.log_softmax(logits_RV, dim=-1, dtype=torch.float32).topk(min(top_k, logits_RV.shape[-1]))
+            values.append(top.values)
+            indices.append(top.indices)
+        return cls(None, torch.cat(values), torch.cat(indices).int())
 
     def rows(self, rows: slice, device: torch.device) -> "DenseRows":
-        """A few rows, ready to be compared with."""
+        """Return the probabilities of a few rows on a device."""
         if self.logits_RV is not None:
             log_p_RV = torch.log_softmax(self.logits_RV[rows].to(device), dim=-1, dtype=torch.float32)
             return DenseRows(log_p_RV.exp(), log_p_RV)
@@ -50,10 +63,12 @@ class Reference:
 
 
 class DenseRows:
-    """The dense model's probabilities of a few tokens.
+    """The dense model's probabilities of a few rows.
 
     Args:
-        p, log_p: float32, shape (R, V), or (R, K) with `index_RK`.
+        p: float32 probabilities, shape (R, V), or (R, K) if `index_RK` is given.
+        log_p: logarithms of `p`.
+        index_RK: ids of the K likeliest tokens.
     """
 
     def __init__(self, p: torch.Tensor, log_p: torch.Tensor, index_RK: torch.Tensor | None = None) -> None:
@@ -64,9 +79,13 @@ class DenseRows:
             self._negative_entropy_R += self._rest_R * self._rest_R.log()
 
     def divergence(self, log_q_RV: torch.Tensor) -> torch.Tensor:
-        """KL(dense || pruned) of each row in nats, shape (R,); `log_q_RV` in float32.
+        """Return KL(dense || pruned) of each row in nats, shape (R,).
 
-        sum_v p_v (log p_v - log q_v); with the K likeliest tokens, over these and the rest r in one lump.
+        The KL is sum_v p_v (log p_v - log q_v). If only the K likeliest tokens are kept, the sum is over
+        them and over one tail bucket with the remaining probability.
+
+        Args:
+            log_q_RV: float32 log-probabilities of the pruned model.
         """
         if self._index_RK is None:
             kl_R: torch.Tensor = self._negative_entropy_R - torch.linalg.vecdot(self._p, log_q_RV)
@@ -79,9 +98,13 @@ class DenseRows:
 
 
 class ReferenceStore:
-    """References by model and chunk, in a folder beside the evaluations, or in memory.
+    """Keeps references by model and chunk, in files and in memory.
 
-    A file that is damaged or cut short is computed again: each carries the digest of its content.
+    Each file contains the digest of its content. A reference whose file is damaged or incomplete counts
+    as missing, so it is computed again.
+
+    Args:
+        folder: folder of the files. None: references are kept in memory only.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -89,7 +112,7 @@ class ReferenceStore:
         self._held: dict[str, Reference] = {}
 
     def get(self, fingerprint: str, chunk: dict[str, Any]) -> Reference | None:
-        """The dense model's answers to a chunk, where they are known."""
+        """Return the reference of a chunk; None if it is not known."""
         name = _name(fingerprint, chunk)
         if name not in self._held and self._folder is not None:
             found = read_tensors(self._folder / name)
@@ -98,7 +121,7 @@ class ReferenceStore:
         return self._held.get(name)
 
     def put(self, fingerprint: str, chunk: dict[str, Any], reference: Reference) -> None:
-        """Keep the dense model's answers to a chunk.
+        """Keep the reference of a chunk.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -117,4 +140,5 @@ class ReferenceStore:
 
 
 def _name(fingerprint: str, chunk: dict[str, Any]) -> str:
+    """Return the file name of a reference."""
     return evaluation_key(fingerprint, "reference", chunk).digest + ".safetensors"

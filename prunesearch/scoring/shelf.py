@@ -1,4 +1,4 @@
-"""Where hidden states wait for the next block: in memory up to a limit, then aside."""
+"""A buffer for hidden states between blocks. States over a limit are spilled to host memory or disk."""
 
 import tempfile
 from pathlib import Path
@@ -15,14 +15,14 @@ _NAME = "state"
 
 
 class Shelf:
-    """Holds tensors by number.
+    """Keeps tensors by number.
 
     Args:
-        limit: bytes kept where they are; what does not fit goes to host memory from a GPU, else to a temporary file.
-            None: no limit.
+        limit: bytes of tensors that stay on their device. Further tensors are spilled: from a GPU to host
+            memory, and from host memory to temporary files. None: no limit.
 
     Attributes:
-        spilled: bytes put aside so far.
+        spilled: bytes that were spilled so far.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -37,7 +37,7 @@ class Shelf:
         """Keep a tensor and return its number.
 
         Raises:
-            RunError: it would go to a file, and that cannot be written.
+            RunError: the tensor must be spilled and its file cannot be written.
         """
         self._next += 1
         if self._limit is None or self._bytes + tensor.nbytes <= self._limit:
@@ -49,7 +49,7 @@ class Shelf:
         return self._next
 
     def get(self, number: int) -> torch.Tensor:
-        """The tensor, where it was."""
+        """Return a tensor on the device that it was put on."""
         if number in self._held:
             return self._held[number]
         device, aside = self._aside[number]
@@ -67,12 +67,13 @@ class Shelf:
             aside.unlink()
 
     def take(self, number: int) -> torch.Tensor:
-        """The tensor, forgotten."""
+        """Return a tensor and forget it."""
         tensor = self.get(number)
         self.drop(number)
         return tensor
 
     def _put_aside(self, tensor: torch.Tensor) -> torch.Tensor | Path:
+        """Spill a tensor, and return its copy in host memory or the path of its file."""
         if tensor.device.type != "cpu":
             return tensor.cpu()
         try:

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies and reads, measured in a few seconds, for `scoring.plan`."""
+"""Measures in a few seconds how fast this machine multiplies and reads, for `scoring.plan`."""
 
 import os
 import tempfile
@@ -12,22 +12,23 @@ import torch
 from prunesearch.model.arithmetic import wide_products
 from prunesearch.model.checkpoint import Stored
 
-_SECONDS = 0.5  # of each measurement
-_WEIGHT_BYTES = 2**24  # a matrix that no cache near a core holds, as the weights of a block
+_SECONDS = 0.5  # time of each measurement
+_WEIGHT_BYTES = 2**24  # a matrix that is too large for the caches of a core, as a block's weights are
 _FILE_BYTES = 2**28
 _PIECE = 2**24
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a machine does in a second.
+    """Speed of a machine, per second.
 
     Attributes:
-        flops: of matrix products, by name of the type: two a weight and token.
-        disk: bytes read from the disk, the page cache cold.
+        device: device of the products.
+        flops: operations of matrix products by type name. A weight and a token make two operations.
+        disk: bytes read from the disk, without the page cache.
         cached: bytes read from the page cache.
-        to_device: bytes copied from host memory to the device; infinite where both are one.
-        free: bytes of memory that are free, which the page cache may take.
+        to_device: bytes copied from host memory to the device. Infinite if they are the same memory.
+        free: bytes of memory that are free for the page cache, which is an amount and not a speed.
     """
 
     device: str
@@ -39,19 +40,26 @@ class Speed:
 
 
 def measure(device: torch.device, width: int, tokens: int, types: set[torch.dtype], stored: list[Stored]) -> Speed:
-    """Measure products of `tokens` rows of `width`, and reading: of the checkpoint itself, or of a scratch file."""
+    """Measure a device and the disk.
+
+    Args:
+        device: device of the products.
+        width: columns of the matrices.
+        tokens: rows of the activations.
+        types: types of the numbers.
+        stored: tensors of the checkpoint, whose file is read. If it is empty, a scratch file is read.
+    """
     disk, cached = _reading(stored)
-    return Speed(
-        str(device),
-        {str(t).removeprefix("torch."): _product(device, width, tokens, t) for t in types},
-        disk,
-        cached,
-        _copying(device),
-        os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _page_cache(),
-    )
+    flops = {}
+    for dtype in types:
+        flops[str(dtype).removeprefix("torch.")] = _product(device, width, tokens, dtype)
+    to_device = _copying(device)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _page_cache()
+    return Speed(str(device), flops, disk, cached, to_device, free)
 
 
 def _product(device: torch.device, width: int, tokens: int, dtype: torch.dtype) -> float:
+    """Return the operations per second of a matrix product."""
     width = min(width, 4096)
     out = max(64, _WEIGHT_BYTES // (width * dtype.itemsize))
     x_TE = torch.ones(tokens, width, device=device, dtype=dtype)
@@ -65,6 +73,7 @@ def _product(device: torch.device, width: int, tokens: int, dtype: torch.dtype) 
 
 
 def _copying(device: torch.device) -> float:
+    """Return the bytes per second that are copied from host memory to the device."""
     if device.type == "cpu":
         return float("inf")
     host = torch.empty(_PIECE, dtype=torch.uint8).pin_memory()
@@ -73,7 +82,10 @@ def _copying(device: torch.device) -> float:
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of the calls that fit `_SECONDS`; the first warms up."""
+    """Call a function for `_SECONDS`, and return the seconds of the fastest call.
+
+    The first call warms up and does not count.
+    """
     times: list[float] = []
     begin = time.perf_counter()
     while len(times) < 2 or time.perf_counter() - begin < _SECONDS:
@@ -86,11 +98,13 @@ def _fastest(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _reading(stored: list[Stored]) -> tuple[float, float]:
-    """Bytes a second from the disk and from the page cache."""
+    """Return the bytes per second that are read from the disk and from the page cache."""
+    # Read the largest file of the checkpoint.
     if stored:
         largest = max({s.path for s in stored}, key=lambda path: path.stat().st_size)
         with largest.open("rb", buffering=0) as file:
             return _read_twice(file.fileno(), min(_FILE_BYTES, largest.stat().st_size))
+    # Without a checkpoint, write a scratch file and read it.
     here = Path.cwd() if os.access(Path.cwd(), os.W_OK) else None
     with tempfile.TemporaryFile(dir=here, buffering=0) as file:
         piece = os.urandom(_PIECE)
@@ -101,11 +115,13 @@ def _reading(stored: list[Stored]) -> tuple[float, float]:
 
 
 def _read_twice(handle: int, size: int) -> tuple[float, float]:
+    """Read a file without the page cache and then from it; returns the bytes per second of each."""
     os.posix_fadvise(handle, 0, size, os.POSIX_FADV_DONTNEED)
     return _read(handle, size), _read(handle, size)
 
 
 def _read(handle: int, size: int) -> float:
+    """Read a file from its start; returns the bytes per second."""
     buffer = bytearray(min(size, _PIECE))
     done, start = 0, time.perf_counter()
     while done < size and (count := os.preadv(handle, [buffer], done)):
@@ -114,6 +130,11 @@ def _read(handle: int, size: int) -> float:
 
 
 def _page_cache() -> int:
+    """Return the bytes of the page cache; 0 if they are not known."""
     info = Path("/proc/meminfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Cached:")), 0)
+    if not info.is_file():
+        return 0
+    for line in info.read_text().splitlines():
+        if line.startswith("Cached:"):
+            return int(line.split()[1]) * 1024
+    return 0

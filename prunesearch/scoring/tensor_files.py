@@ -1,4 +1,7 @@
-"""Tensors in files that are complete and undamaged, or as good as absent: each carries the digest of its content."""
+"""Files of tensors that contain the digest of their content.
+
+A damaged or incomplete file counts as missing.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,13 +17,17 @@ _SHA256 = "sha256"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, in place of one that is there; its folder is made, for its owner alone.
+    """Write a safetensors file. It replaces an existing file.
+
+    If its folder does not exist, it is created, and only its owner may use it.
 
     Args:
-        notes: short texts that go with them.
+        path: path of the file.
+        tensors: tensors by name.
+        notes: short texts by name, which are stored in the file.
 
     Raises:
-        OSError: it cannot be written; nothing of it stays.
+        OSError: the file cannot be written. No part of it remains.
     """
     held = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     notes = dict(notes or {})
@@ -30,7 +37,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], notes: Mappin
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
-    """The tensors of a file and its notes; None where it is not there, damaged, or cut short."""
+    """Return the tensors and the notes of a file; None if it is missing, damaged or incomplete."""
     if not path.is_file():
         return None
     try:
@@ -39,10 +46,13 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] |
             notes = dict(file.metadata() or {})
     except (SafetensorError, OSError):
         return None
-    return (tensors, notes) if notes.pop(_SHA256, None) == _digest(tensors, notes) else None
+    if notes.pop(_SHA256, None) != _digest(tensors, notes):
+        return None
+    return tensors, notes
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str]) -> str:
+    """Return the digest of tensors and notes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -1,10 +1,11 @@
-"""Calibration text: where it comes from and how it becomes token windows.
+"""Calibration text: its sources, and how it is cut into token windows.
 
-`builtin` is English prose that every machine has: Python's own language reference (`pydoc_data.topics`) and the
-descriptions that prunesearch's dependencies install. It needs no download; text of one's own domain is better.
+`builtin` is English prose that is present on every machine: Python's language reference
+(`pydoc_data.topics`) and the descriptions of prunesearch's dependencies. It needs no download. Text of
+the user's own domain is better.
 
-Where a tokenizer begins texts with a token of its own (BOS), each window begins with it: models that were trained so
-compute something else without it, and the requests of tasks have it.
+If a tokenizer begins texts with a special token (BOS), each window begins with it, too. A model that
+was trained with the token gives other outputs without it, and the requests of tasks contain it.
 """
 
 import hashlib
@@ -46,15 +47,15 @@ __all__ = [
 ]  # fmt: skip
 
 HELD_OUT = "builtin-held-out"
-"""The part of the builtin text that no search is calibrated on."""
+"""Name of the part of the builtin text that is not used for calibration."""
 
 _DESCRIBED = """
     accelerate alembic click datasets diskcache hf-xet huggingface-hub joblib lm-eval multiprocess nltk numpy
     optuna pandas peft psutil pydantic rich safetensors scikit-learn scipy sqlalchemy tokenizers torch tqdm
     transformers""".split()
 LONG_TEXT = 3 * 2**19
-"""Characters up to which a text is tokenised whole; of a longer one only parts are."""
-_PIECE = 16  # characters of a part, for each token that is taken of it: more than any language has in a token
+"""Characters up to which a text is tokenised whole. A longer text is tokenised in parts."""
+_PIECE = 16  # characters of a part per token of a window: more than a token has in any language
 Read = Callable[[str], list[int]]
 _PROBES = ("a", "the", ".", "0")
 
@@ -63,12 +64,12 @@ def read_text(source: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
     """Read documents from a calibration source.
 
     Args:
-        source: ``builtin``, ``builtin-held-out``, a file (see `text_files`), or a dataset as ``id[:config[:split]]``
-            for `datasets.load_dataset` (a folder works as an id).
-        tokenizer: whose chat template writes conversations; without one they are refused.
+        source: ``builtin``, ``builtin-held-out``, a file (see `text_files`), or a dataset as
+            ``id[:config[:split]]`` for `datasets.load_dataset` (a folder works as an id).
+        tokenizer: tokenizer with the chat template for conversations. None: they are refused.
 
     Raises:
-        DataError: nothing there, or no text in it.
+        DataError: the source does not exist, or it has no text.
     """
     if source in (BUILTIN_TEXT, HELD_OUT):
         return _builtin(held_out=source == HELD_OUT)
@@ -90,15 +91,21 @@ def read_text(source: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
 
 
 def token_windows(source: str, tokenizer: PreTrainedTokenizerBase, tokens: int, window: int) -> torch.Tensor:
-    """Tokenise a source and choose windows of consecutive tokens from all over it.
+    """Tokenise a source, and choose windows of consecutive tokens from all over it.
 
-    The order of windows is fixed by the text's length alone and a larger sample begins with the smaller one, so that
-    stored results stay of use. A text of more than `LONG_TEXT` characters is tokenised in parts, and no more of them
-    than are needed.
+    The order of the windows depends on the length of the text only, and a larger sample begins with the
+    smaller one. So stored results can be reused. A text of more than `LONG_TEXT` characters is tokenised
+    in parts, and only as many parts are tokenised as are needed.
+
+    Args:
+        source: see `read_text`.
+        tokenizer: the model's tokenizer.
+        tokens: number of tokens in all.
+        window: tokens of a window.
 
     Returns:
-        int64 token ids of shape (tokens // window, window). Each window begins with what the tokenizer begins texts
-        with, where it does so.
+        int64 token ids of shape (tokens // window, window). Each window begins with the special tokens
+        that the tokenizer begins texts with, if any.
 
     Raises:
         DataError: the text is too short.
@@ -111,8 +118,10 @@ def token_windows(source: str, tokenizer: PreTrainedTokenizerBase, tokens: int, 
 
     def read(part: str) -> list[int]:
         ids = ids_of(tokenizer, [part])[0]
-        # A chat template writes BOS itself.
-        return ids[len(opening) :] if opening and ids[: len(opening)] == opening else ids
+        # A chat template writes BOS itself, so it is removed here.
+        if opening and ids[: len(opening)] == opening:
+            return ids[len(opening) :]
+        return ids
 
     choose = _from_parts if len(text) > LONG_TEXT else _from_whole
     chosen, found = choose(text, read, body, wanted)
@@ -125,21 +134,26 @@ def token_windows(source: str, tokenizer: PreTrainedTokenizerBase, tokens: int, 
 
 
 def _from_whole(text: str, read: Read, length: int, wanted: int) -> tuple[list[list[int]], int]:
-    """Stretches of a text that is tokenised whole, and how many tokens it has."""
+    """Return windows of a text that is tokenised whole, and its number of tokens."""
     ids = read(text)
     have = len(ids) // length
+    # The seed is the number of windows, so the order depends on the length of the text only.
     order = np.random.Generator(np.random.Philox(key=have)).permutation(have)[:wanted]
     return [ids[i * length : (i + 1) * length] for i in order.tolist()], len(ids)
 
 
 def _from_parts(text: str, read: Read, length: int, wanted: int) -> tuple[list[list[int]], int]:
-    """Stretches of a long text: the first of each part in turn, then the second of each, and so on."""
+    """Return windows of a long text, and the number of tokens that were read.
+
+    The first window of each part comes first, then the second window of each part, and so on.
+    """
     size = _PIECE * length
     count = len(text) // size
     order = np.random.Generator(np.random.Philox(key=count)).permutation(count)
     chosen: list[list[int]] = []
     later: list[list[list[int]]] = []
     found = 0
+    # Take the first window of each part. Usually these are enough.
     for place in order.tolist():
         if len(chosen) == wanted:
             return chosen, found
@@ -148,41 +162,49 @@ def _from_parts(text: str, read: Read, length: int, wanted: int) -> tuple[list[l
         stretches = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
         chosen += stretches[:1]
         later.append(stretches[1:])
+    # Take the further windows of all parts in turn.
     for turn in range(max(map(len, later), default=0)):
-        chosen += [stretches[turn] for stretches in later if turn < len(stretches)]
+        for stretches in later:
+            if turn < len(stretches):
+                chosen.append(stretches[turn])
     return chosen[:wanted], found
 
 
 def _part(text: str, start: int, size: int) -> str:
-    """A part of a text; it begins with a word where the text has words."""
+    """Return a part of a text. It begins at the start of a word if it contains spaces."""
     part = text[start : start + size]
     space = re.search(r"\s+", part)
-    return part if start == 0 or space is None else part[space.end() :]
+    if start == 0 or space is None:
+        return part
+    return part[space.end() :]
 
 
 def opening_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that a tokenizer begins every text with: BOS for most models that have one, often none."""
+    """Return the ids that a tokenizer begins every text with: BOS for many models, otherwise none."""
     for probe in _PROBES:
         bare: list[int] = tokenizer(probe, add_special_tokens=False)["input_ids"]
         whole: list[int] = tokenizer(probe)["input_ids"]
-        for start in range(len(whole) - len(bare) + 1 if bare else 0):
+        if not bare:
+            continue
+        # The ids in front of the text itself are the opening.
+        for start in range(len(whole) - len(bare) + 1):
             if whole[start : start + len(bare)] == bare:
                 return whole[:start]
     return []
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text alone, without what the tokenizer begins or ends texts with."""
+    """Return the token ids of each text, without the tokenizer's special tokens at the start and end."""
     with guarded("the tokenizer cannot read the text", kind=DataError):
         rows: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return rows
 
 
 def check_fits(model: PreTrainedModel, ids_BL: torch.Tensor) -> None:
-    """Refuse windows that the model has no embeddings for: too long, or with tokens that it does not know.
+    """Check that the model has embeddings for the positions and the tokens of windows.
 
     Raises:
-        DataError: says the limit.
+        DataError: the windows are too long, or they have unknown token ids.
     """
     length, most = ids_BL.shape[1], most_positions(model)
     if most is not None and length > most:
@@ -194,10 +216,14 @@ def check_fits(model: PreTrainedModel, ids_BL: torch.Tensor) -> None:
 
 
 def check_ids(model: PreTrainedModel, largest: int) -> None:
-    """Refuse token ids that the model has no embeddings for.
+    """Check that the model has embeddings for all token ids.
+
+    Args:
+        model: the model.
+        largest: largest token id.
 
     Raises:
-        DataError: the tokenizer is another model's.
+        DataError: the id is too large, so the tokenizer belongs to another model.
     """
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor)
@@ -210,6 +236,7 @@ def check_ids(model: PreTrainedModel, largest: int) -> None:
 
 
 def _read_dataset(source: str, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
+    """Read the documents of a data set."""
     import datasets
 
     name, _, rest = source.partition(":")
@@ -227,26 +254,39 @@ def _read_dataset(source: str, tokenizer: PreTrainedTokenizerBase | None) -> lis
 
 
 def _builtin(*, held_out: bool) -> list[str]:
-    """Paragraphs of prose, each once; a quarter of the documents, by the digest of their names, is held out.
+    """Return the distinct paragraphs of prose of one part of the builtin text.
 
-    The language reference repeats itself, so a paragraph that both parts have belongs to calibration alone.
+    A quarter of the documents is held out. The digest of a document's name decides its part. The
+    language reference repeats itself, and a paragraph that is in both parts belongs to calibration.
+
+    Args:
+        held_out: return the held-out part instead of the calibration part.
     """
     from pydoc_data.topics import topics
 
+    # Collect the documents.
     documents = dict(topics)
     for name in _DESCRIBED:
         try:
             documents[name] = str(importlib.metadata.metadata(name).json["description"])
         except (importlib.metadata.PackageNotFoundError, KeyError):
             continue
+    # Split them into paragraphs and assign these to the two parts.
     parts: dict[bool, list[str]] = {False: [], True: []}
     for name in sorted(documents):
-        paragraphs = (" ".join(p.split()) for p in re.split(r"\n\s*\n", documents[name]))
-        parts[hashlib.sha256(name.encode()).digest()[0] < 64].extend(filter(_is_prose, paragraphs))
+        part = parts[hashlib.sha256(name.encode()).digest()[0] < 64]
+        for lines in re.split(r"\n\s*\n", documents[name]):
+            paragraph = " ".join(lines.split())
+            if _is_prose(paragraph):
+                part.append(paragraph)
+    # Remove duplicates.
     calibration = dict.fromkeys(parts[False])
-    return [p for p in dict.fromkeys(parts[True]) if p not in calibration] if held_out else list(calibration)
+    if not held_out:
+        return list(calibration)
+    return [p for p in dict.fromkeys(parts[True]) if p not in calibration]
 
 
 def _is_prose(paragraph: str) -> bool:
+    """Return True for a long paragraph that consists mostly of letters and ends like a sentence."""
     letters = sum(character.isalpha() or character == " " for character in paragraph)
     return len(paragraph) > 120 and paragraph[-1] in ".:)" and letters > 0.88 * len(paragraph)

@@ -75,7 +75,7 @@ def test_a_dataset_gives_its_text(tmp_path: Path) -> None:
     [
         ("a.jsonl", '{"words": "x"}\n', "its fields are words"),
         ("a.jsonl", "{oops\n", "line 1 is not JSON"),
-        ("a.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
         ("a.jsonl", "\n", "is empty"),
         ("a.txt", "  \n", "holds no text"),
         ("a.gz", "plain text", "cannot read"),

@@ -85,7 +85,7 @@ def test_a_field_of_nulls_gives_way_to_one_with_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [[{"text": None}] * 3, [{"text": ""}, {"text": " \n"}], [None], [[]]])
 def test_a_file_without_text_is_refused(tmp_path: Path, rows: list[object]) -> None:
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    with pytest.raises(DataError, match=r"holds no text|is no text"):
+    with pytest.raises(DataError, match=r"holds no text|is not text"):
         read_text(str(tmp_path / "a.json"))
 
 
@@ -124,7 +124,7 @@ def test_conversations_are_written_by_the_chat_template(tmp_path: Path) -> None:
             "row 1: .* cannot write the field 'messages': .*no sys",
         ),
         ("{% broken", {"messages": CHAT}, "cannot write the field 'messages'"),
-        (TEMPLATE, {"text": 5}, "row 1 has 5 in the field 'text', which is no text"),
+        (TEMPLATE, {"text": 5}, "row 1 has 5 in the field 'text', which is not text"),
         (TEMPLATE, {"text": ["a"]}, "has a list in the field 'text'"),
         (TEMPLATE, {"text": {"a": 1}}, "has an object in the field 'text'"),
         (TEMPLATE, {"messages": "x", "n": 1}, None),
@@ -161,7 +161,7 @@ def test_no_text_is_left_out_because_it_is_in_another_field(tmp_path: Path) -> N
         ("a.json", b"{", "is not JSON: line 1"),
         ("a.json", b"5", "holds 5: give a list"),
         ("a.json", b"[" * 50_000, "is not JSON"),
-        ("a.jsonl", b"[1]\n", "line 1 is no JSON object"),
+        ("a.jsonl", b"[1]\n", "line 1 is not a JSON object"),
         ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "line 1 is not JSON"),
         ("a.csv", b'text\n"open', "cannot read"),
         ("a.csv", b"words\nx\n", "its fields are words"),
