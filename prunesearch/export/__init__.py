@@ -1,4 +1,4 @@
-"""Writing a pruned checkpoint that just loads, and proving that it is the candidate that was scored."""
+"""Export of a pruned checkpoint that loads in standard tools, and proof that it is the scored candidate."""
 
 from prunesearch.export.checkpoint import FORMS, Exported, check_destination, export
 from prunesearch.export.manifest import MANIFEST, REPORT

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent: what the exports use of `store.files`."""
+"""The functions of `store.files` that exports use. Files and folders are either complete or absent."""
 
 from prunesearch.store.files import (
     cannot_write,

@@ -1,4 +1,7 @@
-"""The model card of an export: what was dropped, how it was chosen, what was verified, whose licence applies."""
+"""The model card of an export.
+
+It names the dropped layers, the search that chose them, the verification, and the licence that applies.
+"""
 
 import shlex
 from collections.abc import Mapping
@@ -22,27 +25,40 @@ _LICENCE = ("license", "license_name", "license_link", "language")
 
 
 def base_name(loaded: LoadedModel) -> str:
-    """The base model's id, or the last part of its path: no path of this machine travels with a model."""
+    """Return the base model's id, or the last part of its path.
+
+    An export never contains a path of the machine that made it.
+    """
     return loaded.name if loaded.source.from_hub else portable_name(loaded.name, always=True)
 
 
 def own_code(loaded: LoadedModel, form: str) -> bool:
-    """Whether an export is loaded with code that it brings along: its form's, or trusted code of the base model."""
+    """Return whether an export ships with code that loads it: that of its form, or that of the base model."""
     return trusts(form) or hasattr(loaded.model.config, "auto_map")
 
 
 def text_of(loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any], manifest: str, report: str) -> str:
-    """The whole card.
+    """Return the text of the card.
 
     Args:
-        facts: what is known of the candidate.
-        manifest, report: names of the files with the details.
+        loaded: base model.
+        exported: finished export.
+        facts: facts about the candidate (recipe, metrics).
+        manifest: name of the manifest's file.
+        report: name of the file with the verification.
     """
     candidate = exported.candidate
     name, base = exported.folder.name, base_name(loaded)
-    trust = ", trust_remote_code=True" if own_code(loaded, exported.form) else ""
-    changed = f" The weights that stay were {' and '.join(exported.changed)}." if exported.changed else ""
-    commit = f" at commit `{loaded.source.commit}`" if loaded.source.commit else ""
+    # The parts of the text that not every export has.
+    trust = tokenizer_trust = changed = commit = ""
+    if own_code(loaded, exported.form):
+        trust = ", trust_remote_code=True"
+        if hasattr(loaded.model.config, "auto_map"):
+            tokenizer_trust = trust
+    if exported.changed:
+        changed = f" The weights that stay were {' and '.join(exported.changed)}."
+    if loaded.source.commit:
+        commit = f" at commit `{loaded.source.commit}`"
     return f"""---
 {_front_matter(loaded)}---
 # {base} without layers {candidate.text}
@@ -53,7 +69,7 @@ def text_of(loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any],
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
-tokenizer = AutoTokenizer.from_pretrained("{name}"{trust if hasattr(loaded.model.config, "auto_map") else ""})
+tokenizer = AutoTokenizer.from_pretrained("{name}"{tokenizer_trust})
 ```
 
 {_origin(loaded, exported, facts)}
@@ -65,12 +81,14 @@ The licence of the base model applies: {_licence(loaded)}.
 
 
 def _compared(check: Verification) -> str:
-    """What was compared, and nothing else."""
+    """Return a sentence about everything that was compared, and nothing else."""
     parts = [f"{check.prefill_difference:.3g} on a prompt"]
     if check.narrow_difference is not None:
         parts.append(f"{check.narrow_difference:.3g} with narrow attention windows")
     if check.decode_difference is not None:
-        how = "cached decoding" if check.cached else "decoding, which this model type does without a cache"
+        how = "cached decoding"
+        if not check.cached:
+            how = "decoding, which this model type does without a cache"
         parts.append(f"{check.decode_difference:.3g} over {check.decoded} steps of {how}")
     said = f"logits differ from the scored candidate's by at most {', '.join(parts)} (allowed {check.allowed:.3g})"
     if check.decode_difference is None:
@@ -81,20 +99,26 @@ def _compared(check: Verification) -> str:
 
 
 def _origin(loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any]) -> str:
-    """How the layers were chosen, on which data, and the commands that do it again."""
+    """Return how the layers were chosen, on which data, and the commands that repeat it."""
     text = ""
     recipe = facts.get("recipe")
     if isinstance(recipe, Mapping):
         data = recipe.get("task_data") or recipe.get("task") or recipe.get("calibration")
-        trials = f" in {facts['trials']} trials" if "trials" in facts else ""
+        trials = ""
+        if "trials" in facts:
+            trials = f" in {facts['trials']} trials"
         text += (
             f"Chosen by prunesearch (`{recipe['sampler']}`, objective `{recipe['objective']}` on `{data}`){trials}, "
             f"study `{facts.get('study')}`. {_repeated(recipe, facts)}\n\n"
             f"```yaml\n{yaml.safe_dump(_chosen(recipe), sort_keys=False, allow_unicode=True)}```\n\n"
         )
+    # Weights that were changed cannot be exported again from the base model.
     if not exported.changed:
-        form = "" if exported.form == "plain" else f" --as {exported.form}"
-        revision = f" --revision {loaded.source.commit}" if loaded.source.commit else ""
+        form = revision = ""
+        if exported.form != "plain":
+            form = f" --as {exported.form}"
+        if loaded.source.commit:
+            revision = f" --revision {loaded.source.commit}"
         text += (
             f"`prunesearch export {shlex.quote(base_name(loaded))}{revision} --drop {exported.candidate.text}{form} "
             "--out NAME` writes this checkpoint again.\n"
@@ -103,7 +127,7 @@ def _origin(loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any])
 
 
 def _repeated(recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """The command that searches again, where one command does."""
+    """Return the command that repeats the search, if a single command can."""
     if recipe.get("units") == "sublayers" or str(recipe.get("drop", "")).startswith("pareto"):
         return "The recipe:"
     trials = f" --trials {facts['trials']}" if "trials" in facts else ""
@@ -111,69 +135,98 @@ def _repeated(recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 
 
 def _chosen(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe without what is as it is by default."""
-    fields = Recipe.model_fields
-    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    """Return a recipe without the values that are the defaults."""
+    defaults: dict[str, Any] = {}
+    for name, field in Recipe.model_fields.items():
+        defaults[name] = field.get_default(call_default_factory=True)
+    # The recipe has plain values here, and the default is a model.
     defaults["weights"] = defaults["weights"].model_dump()
-    return {name: value for name, value in recipe.items() if name not in defaults or value != defaults[name]}
+    chosen = {}
+    for name, value in recipe.items():
+        if name not in defaults or value != defaults[name]:
+            chosen[name] = value
+    return chosen
 
 
 def _base_metadata(loaded: LoadedModel) -> dict[str, Any]:
-    """What the base model says of its licence; a card that cannot be read says nothing, and stops no export."""
+    """Return the metadata in the base model's card, or in a GGUF file.
+
+    A card that cannot be read counts as empty. It must not stop an export.
+    """
     source = loaded.source
-    read, path = (_gguf_metadata, source.gguf) if source.gguf is not None else (metadata_load, None)
+    path: Path | None = None
     if source.folder is not None:
         path = source.folder / "README.md"
+    elif source.gguf is not None:
+        path = source.gguf
     if path is None or not path.is_file():
         return {}
+    read = metadata_load if source.gguf is None else _gguf_metadata
     try:
         with guarded(f"cannot read {str(path)!r}", path):
             found: object = read(path)
     except ModelError:
         return {}
-    return {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {str(name): value for name, value in found.items()}
 
 
 def _gguf_metadata(path: Path) -> dict[str, Any]:
-    """The licence that a GGUF's own fields name."""
+    """Return the licence that a GGUF file names in its own fields."""
     from gguf import GGUFReader
 
     fields = GGUFReader(path).fields
-    named = {name: fields.get(f"general.{name.replace('_', '.')}") for name in _LICENCE}
-    return {name: field.contents() for name, field in named.items() if field is not None}
+    found = {}
+    for name in _LICENCE:
+        field = fields.get(f"general.{name.replace('_', '.')}")
+        if field is not None:
+            found[name] = field.contents()
+    return found
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value can be written to the new card: text that UTF-8 can say, or a list of such."""
+    """Return whether a value can be written to the new card: text that UTF-8 can express, or a list of such text."""
     if isinstance(value, list):
         return all(map(_is_plain, value))
     return isinstance(value, str) and value.encode("utf-8", "ignore").decode("utf-8") == value
 
 
 def _front_matter(loaded: LoadedModel) -> str:
+    """Return the YAML metadata of the card."""
     base = _base_metadata(loaded)
     fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     fields["tags"] = ["pruned", "prunesearch"]
     if loaded.source.from_hub:
         fields["base_model"] = loaded.name
-    fields |= {name: base[name] for name in _LICENCE if _is_plain(base.get(name))}
+    # The licence is that of the base model.
+    for name in _LICENCE:
+        if _is_plain(base.get(name)):
+            fields[name] = base[name]
     return yaml.safe_dump(fields, sort_keys=False)
 
 
 def _licence(loaded: LoadedModel) -> str:
+    """Return the name of the base model's licence."""
     base = _base_metadata(loaded)
-    named = (base.get(field) for field in ("license_name", "license"))
-    return next((name for name in named if isinstance(name, str) and name and _is_plain(name)), "see its model card")
+    for field in ("license_name", "license"):
+        name = base.get(field)
+        if isinstance(name, str) and name and _is_plain(name):
+            return name
+    return "see its model card"
 
 
 def _figures(facts: Mapping[str, Any]) -> str:
-    """A table of the metrics, each with its standard error where it has one."""
+    """Return a table of the metrics, with their standard errors if they have any."""
     metrics, errors, dense = (facts.get(name, {}) for name in ("metrics", "stderr", "dense_metrics"))
     if not metrics:
         return ""
-    rows = "".join(
-        f"| {name} | {value:.6g}{f' ± {errors[name]:.2g}' if name in errors else ''} | "
-        f"{f'{dense[name]:.6g}' if name in dense else ''} |\n"
-        for name, value in metrics.items()
-    )
+    rows = ""
+    for name, value in metrics.items():
+        error = before = ""
+        if name in errors:
+            error = f" ± {errors[name]:.2g}"
+        if name in dense:
+            before = f"{dense[name]:.6g}"
+        rows += f"| {name} | {value:.6g}{error} | {before} |\n"
     return f"\n| metric | pruned (± standard error) | dense |\n|---|---|---|\n{rows}"

@@ -1,7 +1,8 @@
-"""Exporting a candidate as a checkpoint.
+"""Export of a candidate as a checkpoint.
 
-The weights go from the dense checkpoint's files to the new ones without a model being built. All is written beside the
-destination, reloaded, compared, synced and only then renamed into place: it is complete and verified, or not there.
+The weights are copied from the dense checkpoint's files to the new files, without building a model. The new
+checkpoint is written next to the destination, reloaded, compared and synced. Only then it is renamed into
+place. So the destination either holds a complete, verified checkpoint or nothing new.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ from prunesearch.model.surgery import check_removable
 from prunesearch.store.places import check_writable
 
 FORMS = ("plain", "zeroed", "deci", "remote-code")
-"""How a candidate can be written; see `sublayers`."""
+"""The forms in which a candidate can be written; see `sublayers`."""
 
 _SHORT_OF_MEMORY = "where memory is short, export with --weights stream"
 
@@ -46,9 +47,14 @@ class Exported:
     """A finished export.
 
     Attributes:
+        folder: folder of the checkpoint.
+        candidate: candidate that was exported.
         form: one of `FORMS`.
-        params, bytes: of the checkpoint as it is loaded, and of its weight files.
-        changed: what was done to the weights before they were written; empty: they are the base model's.
+        params: number of parameters of the checkpoint as it is loaded.
+        bytes: bytes of the weight files.
+        verification: result of the comparison with the scored candidate.
+        changed: changes that were made to the weights before they were written. Empty if the weights are
+            those of the base model.
     """
 
     folder: Path
@@ -60,7 +66,7 @@ class Exported:
     changed: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the export as JSON values."""
         return {
             "folder": str(self.folder),
             "dropped": self.candidate.text,
@@ -82,21 +88,28 @@ def export(
     replace: bool = False,
     max_shard: int = MAX_SHARD,
 ) -> Exported:
-    """Write the candidate: weights, config, tokenizer, chat template, model card, manifest, verification.
+    """Write a candidate: weights, config, tokenizer, chat template, model card, manifest, verification.
 
     Args:
-        facts: what is known of the candidate (recipe, metrics); kept in the manifest and shown on the card.
-        form: ``plain``: the blocks are gone, any program loads it; the others are for dropped sublayers.
-        changed: what was done to the weights in memory, as ``compensated``; then these are written, not the files'.
-        replace: an earlier export at `out` gives way, after the new one was verified.
+        loaded: dense model.
+        candidate: candidate of the dense model.
+        out: folder of the new checkpoint.
+        facts: facts about the candidate (recipe, metrics). They are kept in the manifest and shown on the card.
+        form: ``plain`` removes the blocks, and any program loads the result. The other forms are for dropped
+            sublayers.
+        changed: changes that were made to the weights in memory, such as ``compensated``. If there are any,
+            the weights in memory are written instead of those in the files.
+        replace: replace an earlier export at `out`, once the new one is verified.
         max_shard: bytes of the largest weight file.
 
     Raises:
         InputError: the candidate cannot be written in this form.
         StorageError: `out` is not empty or cannot be written.
         VerificationError: the reloaded checkpoint does not equal the candidate.
-        RunError: something was put at `out` meanwhile. It stays, and the export has another name, which is said.
+        RunError: something else was put at `out` in the meantime. It stays, and the message names the folder
+            that the export is in.
     """
+    # Refuse what cannot succeed before any work is done.
     check_form(loaded.model.config, candidate, form)
     companions(loaded)
     replace = replace and (out / manifest.MANIFEST).is_file()
@@ -104,18 +117,21 @@ def export(
         manifest.check_replaceable(out)
     else:
         check_destination(out)
-    place = out.resolve()  # a link to a folder stays, and the folder is filled
+    # If `out` is a link to a folder, the link stays and the folder is filled.
+    place = out.resolve()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with scratch_beside(place) as scratch:
             new = scratch / "new" / place.name
             new.mkdir(parents=True)
+            # Write the checkpoint into a scratch folder, and verify it there.
             events.tell(f"writing the checkpoint to {out}")
             written, layout = _write(loaded, candidate, form, new, scratch / "dense", max_shard, changed)
             events.tell("verifying it: files, then its logits after reloading")
             _check_digests(new, written)
             verification, params = _reload_and_compare(loaded, candidate, form, new)
             verification = dataclasses.replace(verification, weights=len(written.digests))
+            # Describe it, and move it into place.
             exported = Exported(out, candidate, form, params, written.nbytes, verification, tuple(changed))
             manifest.write(new, loaded, exported, written.digests, layout.unread, facts or {})
             sync_tree(new)
@@ -129,10 +145,10 @@ def export(
 
 
 def check_form(config: PretrainedConfig, candidate: LayerSubset, form: str) -> None:
-    """Refuse what cannot be written, before any work is done.
+    """Refuse a candidate that cannot be written in a form, before any work is done.
 
     Raises:
-        InputError: an unknown form, a candidate that it has no place for, or a quantised model.
+        InputError: the form is unknown, it cannot express the candidate, or the model is quantised.
     """
     if form not in FORMS:
         raise UnknownNameError("form of export", form, FORMS)
@@ -142,6 +158,7 @@ def check_form(config: PretrainedConfig, candidate: LayerSubset, form: str) -> N
         check_removable(candidate)
     else:
         sublayers.check(config, candidate, form)
+    # Fails if no config can describe the kept blocks.
     edits(settings_of(config), family_of(config).count, candidate.kept)
 
 
@@ -149,7 +166,7 @@ def check_destination(out: Path) -> None:
     """Refuse a destination that holds something or cannot be written, before any work is done.
 
     Raises:
-        StorageError: it is a file, a folder that is not empty, or nothing can be written there.
+        StorageError: the destination is a file or a folder that is not empty, or nothing can be written there.
     """
     check_writable(out)
     if out.exists() and any(out.iterdir()):
@@ -168,18 +185,23 @@ def write_checkpoint(
     max_shard: int = MAX_SHARD,
     trust_remote_code: bool = False,
 ) -> tuple[Written, Layout]:
-    """Write config and weights of a candidate of a dense checkpoint in safetensors; nothing is verified.
+    """Write the config and the weights of a candidate in safetensors, without verifying them.
 
     Args:
-        stored: the dense checkpoint's tensors.
-        config: of the dense model.
-        file: the config file that is edited.
-        trust_remote_code: the model may be built with code that ships with it.
+        stored: tensors of the dense checkpoint by name.
+        config: config of the dense model.
+        file: config file to edit.
+        candidate: candidate of the dense model.
+        out: folder to write into.
+        form: one of `FORMS`.
+        max_shard: bytes of the largest weight file.
+        trust_remote_code: build the model with code that ships with it.
 
     Raises:
-        ModelError: the checkpoint is damaged, or no config says what would be left.
-        OSError: it cannot be read, or `out` not written.
+        ModelError: the checkpoint is damaged, or no config can describe the kept blocks.
+        OSError: the checkpoint cannot be read, or `out` cannot be written.
     """
+    # Plan the tensors. Dropped sublayers of kept blocks are zeroed or left out, as the form demands.
     model = skeleton(config, trust_remote_code)
     silent = LayerSubset(candidate.n_layers, (), candidate.attention, candidate.mlp)
     layout = layout_of(
@@ -189,6 +211,7 @@ def write_checkpoint(
         zeroed=sublayers.zeroed_parameters(model, silent, form),
         dropped=sublayers.dropped_parameters(model, silent, form),
     )
+    # The config comes first: it fails early if it cannot describe the candidate.
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else model.dtype
     edited = edited_file(file, config, candidate, dtype)
     sublayers.write_config(edited, config, candidate, form, out)
@@ -204,12 +227,28 @@ def _write(
     max_shard: int,
     changed: Sequence[str],
 ) -> tuple[Written, Layout]:
-    """Write all but the manifest; weights that are in no safetensors, or not as scored, are stored as such first."""
+    """Write everything but the manifest.
+
+    Weights that are not stored in safetensors, or not in the dtype in which they were scored, are first
+    written to such a checkpoint.
+
+    Args:
+        loaded: dense model.
+        candidate: candidate of the dense model.
+        form: one of `FORMS`.
+        new: folder to write into.
+        dense: folder for a temporary copy of the dense checkpoint.
+        max_shard: bytes of the largest weight file.
+        changed: changes that were made to the weights in memory.
+    """
     config, source = loaded.model.config, loaded.source
-    stored = tensors_of(source.weights) if source.safetensors else {}
+    stored: dict[str, Stored] = {}
+    if source.safetensors:
+        stored = tensors_of(source.weights)
     stored_as_scored = bool(stored) and _precision(stored) == loaded.model.dtype
     copy_companions(loaded, new, own_type=sublayers.trusts(form))
     file = ConfigFile.of(config) if source.folder is None else ConfigFile.read(source.folder)
+    # Make a temporary copy of the dense weights if the stored ones are not those that were scored.
     if not stored_as_scored and loaded.layers.one_pass:
         write_cast(loaded.model, stored, dense)
         stored = tensors_in(dense)
@@ -218,6 +257,7 @@ def _write(
             loaded.model.save_pretrained(dense)
         stored = tensors_in(dense)
         file = file.of_part(config, type(loaded.model).__name__)
+    # An export does not name code that the user did not trust.
     if not loaded.trusted:
         file = file.with_values(without_code(dict(file.values)))
     try:
@@ -227,7 +267,7 @@ def _write(
 
 
 def _precision(stored: Mapping[str, Stored]) -> torch.dtype:
-    """In which type most of the bytes are stored."""
+    """Return the dtype in which most of the bytes are stored."""
     nbytes: Counter[torch.dtype] = Counter()
     for place in stored.values():
         nbytes[place.dtype] += place.nbytes
@@ -235,10 +275,10 @@ def _precision(stored: Mapping[str, Stored]) -> torch.dtype:
 
 
 def _check_digests(folder: Path, written: Written) -> None:
-    """Read the new files again: each tensor must be where the index says and hold what its source held.
+    """Read the new files again, and compare them with the index and the digests of their sources.
 
     Raises:
-        VerificationError: one does not.
+        VerificationError: a tensor is not where the index says, or its content is not that of its source.
     """
     stored = tensors_in(folder)
     if (wrong := misplaced(folder)) is not None:
@@ -252,18 +292,26 @@ def _check_digests(folder: Path, written: Written) -> None:
 def _reload_and_compare(
     loaded: LoadedModel, candidate: LayerSubset, form: str, folder: Path
 ) -> tuple[Verification, int]:
+    """Reload a new checkpoint, and compare it with the candidate.
+
+    Returns:
+        The verification, and the number of parameters of the reloaded model.
+    """
+    # A streamed model and its export do not fit into memory together, so one is closed before the other opens.
     if loaded.layers.one_pass:
         if form in ("deci", "remote-code"):
             raise InputError(f"--as {form} is verified in memory: leave out --weights")
-        expected, device = expected_streamed(loaded, candidate), str(input_device(loaded.model))
+        expected = expected_streamed(loaded, candidate)
+        device = str(input_device(loaded.model))
         with set_aside(loaded):
             return _reopen_and_compare(expected, folder, device, loaded.trusted)
     model = reload(folder, loaded.model, sublayers.trusts(form) or loaded.trusted)
-    return compare(loaded.model, candidate, model, loaded.tokenizer), sum(p.numel() for p in model.parameters())
+    verification = compare(loaded.model, candidate, model, loaded.tokenizer)
+    return verification, sum(p.numel() for p in model.parameters())
 
 
 def _reopen_and_compare(expected: Expected, folder: Path, device: str, trusted: bool) -> tuple[Verification, int]:
-    """Nothing of the opened checkpoint is left behind this."""
+    """Open a streamed checkpoint, and compare it. The checkpoint is closed when this function returns."""
     found = open_streamed(str(folder), device=device, trust_remote_code=trusted)
     return compare_streamed(expected, found), found.sizes.params()
 
@@ -272,12 +320,16 @@ def reload(folder: Path, beside: PreTrainedModel | None = None, trust_remote_cod
     """Load a checkpoint as any user would.
 
     Args:
-        beside: a model that is in memory, on whose device it goes.
+        folder: folder of the checkpoint.
+        beside: model in memory whose device is used.
+        trust_remote_code: run code that ships with the checkpoint.
 
     Raises:
-        VerificationError: it does not load, or not all of its weights.
+        VerificationError: the checkpoint does not load, or some of its weights are missing.
     """
-    spread = {"device_map": "auto"} if len(set(getattr(beside, "hf_device_map", {}).values())) > 1 else {}
+    # A model that is spread over several devices is compared with one that is spread as well.
+    devices = set(getattr(beside, "hf_device_map", {}).values())
+    spread = {"device_map": "auto"} if len(devices) > 1 else {}
     try:
         with guarded("the export could not be reloaded", folder, advice=_SHORT_OF_MEMORY, kind=VerificationError):
             reloaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -289,7 +341,7 @@ def reload(folder: Path, beside: PreTrainedModel | None = None, trust_remote_cod
             found.to(input_device(beside))
     except ModelError as error:
         raise VerificationError(f"the export is not complete: {one_line(error)}") from None
-    except RuntimeError as error:  # torch: out of memory
+    except RuntimeError as error:  # raised by torch when memory runs out
         raise VerificationError(f"the export could not be reloaded: {one_line(error)}; {_SHORT_OF_MEMORY}") from None
     model: PreTrainedModel = found.eval()
     return model

@@ -1,8 +1,9 @@
-"""The base model's small files: tokenizer, chat templates, generation settings, processors, licence, and trusted code.
+"""Copies of the base model's small files.
 
-They are copied as they are. Which files these are is decided by kind and not by a list of names, since makers use
-names of their own: every text or tokenizer file of the base's folder goes along, unless it is about other weights or
-about a training run. Weights in other formats, hidden files, keys, data and pictures stay where they are.
+These are the tokenizer, chat templates, generation settings, processors, the licence and trusted code. They
+are copied unchanged. They are recognised by their kind and not by a list of names, because publishers use
+names of their own. Every text or tokenizer file of the base's folder is copied, unless it describes other
+weights or a training run. Weights in other formats, hidden files, keys, data and pictures are not copied.
 """
 
 import json
@@ -18,7 +19,7 @@ from prunesearch.model.loading import LoadedModel
 from prunesearch.model.source import SMALL_KINDS
 
 LARGEST = 128 * 2**20
-"""Bytes of the largest companion; a larger file of these kinds is data. Tokenizers have up to 40 MB."""
+"""Bytes of the largest companion. Tokenizers have up to 40 MB, so a larger file of these kinds is data."""
 _ALWAYS = re.compile(r"(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|generation_config)")
 _LEGAL = re.compile(r"licen[sc]e|notice|copying|copyright|policy|terms|patents|authors|attribution|acknowledg", re.I)
 _LEGAL_KINDS = frozenset(("", ".txt", ".md", ".rst", ".html", ".pdf"))
@@ -29,24 +30,26 @@ _OF_OTHER_WEIGHTS = re.compile(r".*\.index\.json|params\.json|adapter_.*|quant(i
 _OF_A_TRAINING = re.compile(r"trainer_.*|training_.*|.*_results\.json|optimizer.*|scheduler.*|rng_state.*")
 _WITH_CODE = "config.json"
 _NAMES_CODE = ("auto_map", "custom_pipelines")
-"""Config fields with names of code that `transformers` would run."""
+"""Config fields that name code which `transformers` would run."""
 
 
 def companions(loaded: LoadedModel) -> list[Path]:
-    """The base model's small files that travel with an export.
+    """Return the base model's small files that belong into an export.
 
     Raises:
-        ModelError: one is a link to a file outside the model's folder, which may be meant for nobody else.
+        ModelError: a file is a link to a file outside the model's folder, which may be private.
     """
     folder = _folder_of(loaded)
     if folder is None:
         return []
     if loaded.source.gguf is None:
         found = companions_of(folder, code=loaded.trusted)
-    else:  # it holds its tokenizer itself
+    else:
+        # A GGUF file contains its tokenizer, so only the licence lies next to it.
         found = sorted(path for path in folder.iterdir() if _is_legal(path.name) and path.is_file())
+    # In the Hugging Face cache, the files are links into a folder of blobs.
     own = [folder.resolve()]
-    if folder.resolve().parent.name == "snapshots":  # in the Hugging Face cache, files are links to the blobs beside it
+    if folder.resolve().parent.name == "snapshots":
         own.append(folder.resolve().parent.parent / "blobs")
     for path in found:
         if not any(path.resolve().is_relative_to(place) for place in own):
@@ -58,21 +61,30 @@ def companions(loaded: LoadedModel) -> list[Path]:
 
 
 def companions_of(folder: Path, *, code: bool) -> list[Path]:
-    """The small files of a checkpoint's folder that belong to the model.
+    """Return the small files of a checkpoint's folder that belong to the model.
 
     Args:
-        code: also Python files, in folders inside it too.
+        folder: folder of the checkpoint.
+        code: include Python files, also those in subfolders.
     """
     found = [path for path in folder.iterdir() if is_companion(path.name)]
     for name in _TEMPLATES:
         found += (folder / name).glob("*")
     if code:
-        found += [path for path in folder.rglob("*.py") if not _is_hidden(path.relative_to(folder))]
+        for path in folder.rglob("*.py"):
+            if not _is_hidden(path.relative_to(folder)):
+                found.append(path)
     return sorted(path for path in found if path.is_file() and path.stat().st_size <= LARGEST)
 
 
 def is_companion(name: str) -> bool:
-    """Whether a file of this name, at the top of a checkpoint's folder, belongs to the model; not weights and code."""
+    """Return whether a file at the top of a checkpoint's folder belongs to the model.
+
+    Weights and code do not count.
+
+    Args:
+        name: name of the file.
+    """
     kind = Path(name).suffix.lower()
     if name.startswith(".") or kind in _CODE_KINDS or _WRITTEN_ANEW.fullmatch(name):
         return False
@@ -82,18 +94,20 @@ def is_companion(name: str) -> bool:
 
 
 def _is_legal(name: str) -> bool:
-    """Whether a file is a licence or belongs to one: ``LICENSE``, ``COPYING.LESSER``, ``MODEL_LICENSE.txt``."""
+    """Return whether a file is a licence: ``LICENSE``, ``COPYING.LESSER``, ``MODEL_LICENSE.txt``."""
     kind = Path(name).suffix.lower()
     return bool(_LEGAL.search(name)) and (kind in _LEGAL_KINDS or name.split(".")[0].isupper())
 
 
 def copy_companions(loaded: LoadedModel, out: Path, *, own_type: bool) -> None:
-    """Copy the base model's small files as they are; what comes from no file is written from memory.
+    """Copy the base model's small files unchanged, and write those that have no file from memory.
 
-    Code goes along only if the user trusted it. If not, no config asks for it any more either.
+    Code is copied only if the user trusts it. Otherwise the copied configs no longer name it.
 
     Args:
-        own_type: the export is of a model type of its own, by which no program finds a tokenizer.
+        loaded: base model.
+        out: folder of the export.
+        own_type: True if the export has a model type of its own, for which no program knows the tokenizer.
     """
     folder = _folder_of(loaded)
     for path in companions(loaded):
@@ -103,6 +117,7 @@ def copy_companions(loaded: LoadedModel, out: Path, *, own_type: bool) -> None:
         shutil.copyfile(path, target)
         if not loaded.trusted and target.name.endswith(_WITH_CODE):
             _drop_code(target)
+    # A model from memory or from a GGUF file has no tokenizer files.
     no_files = loaded.source.folder is None
     if no_files or (own_type and not (out / "tokenizer_config.json").exists()):
         with guarded_writing("the tokenizer"):
@@ -114,7 +129,7 @@ def copy_companions(loaded: LoadedModel, out: Path, *, own_type: bool) -> None:
 
 
 def _folder_of(loaded: LoadedModel) -> Path | None:
-    """Where a model's files lie; None of a model that was made in memory."""
+    """Return the folder of a model's files; None for a model that was made in memory."""
     gguf = loaded.source.gguf
     return loaded.source.folder if gguf is None else gguf.parent
 
@@ -124,10 +139,11 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _drop_code(path: Path) -> None:
-    """Let a config file no longer name code; one that names none stays as it is."""
+    """Remove references to code from a config file. A file without such references is not rewritten."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):  # its reader refuses it too
+    except (ValueError, RecursionError):
+        # A program that reads this file refuses it too.
         return
     without = without_code(document)
     if without != document:
@@ -135,7 +151,7 @@ def _drop_code(path: Path) -> None:
 
 
 def without_code(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
-    """A copy of a config that names no code, in none of its parts."""
+    """Return a copy of a config in which no part names code."""
     if isinstance(value, list):
         return [without_code(part) for part in value]
     if not isinstance(value, dict):
@@ -144,14 +160,15 @@ def without_code(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
 
 
 def _name_tokenizer_for_older_programs(path: Path) -> None:
-    """Write a tokenizer's config of transformers 5 in words that transformers 4 knows, and 5 still does."""
+    """Rename the settings of a tokenizer's config so that transformers 4 reads them as well as transformers 5."""
     if not path.is_file():
         return
     document = json.loads(path.read_text(encoding="utf-8"))
     if document.get("tokenizer_class") == "TokenizersBackend":
         document["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # transformers 4 expects a mapping from names to tokens here.
     extra = document.get("extra_special_tokens")
-    if isinstance(extra, list):  # transformers 4 expects names there
+    if isinstance(extra, list):
         del document["extra_special_tokens"]
         document.setdefault("additional_special_tokens", extra)
     path.write_text(json_text(document, 2) + "\n", encoding="utf-8")

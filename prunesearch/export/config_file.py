@@ -1,8 +1,9 @@
-"""The base model's `config.json`, edited instead of written anew.
+"""Edits of the base model's `config.json`.
 
-Programs read different keys of one file: transformers 4 reads ``rope_theta``, transformers 5 makes ``rope_parameters``
-of it, and a maker adds keys of its own. So an export keeps the base's text. Only what the removal of blocks changes is
-changed: the number of blocks, lists with an entry for each block, and lists of block numbers.
+Programs read different keys of this file: transformers 4 reads ``rope_theta``, transformers 5 reads
+``rope_parameters``, and publishers add keys of their own. So an export keeps the base's text. It changes
+only what depends on the blocks: the number of blocks, lists with one entry per block, and lists of block
+indices.
 """
 
 import json
@@ -25,12 +26,12 @@ from prunesearch.recipe import portable_name
 
 NAME = "config.json"
 _OTHER_FILE = "transformers_weights"
-"""Names a weight file of the base, which an export does not have."""
+"""Key that names a weight file of the base. An export does not have this file."""
 _READ_FROM = "_name_or_path"
 _DTYPES = ("dtype", "torch_dtype")
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 _UNCOMPARED = frozenset(("transformers_version", _READ_FROM, "name_or_path", *_DTYPES, *PERIODS))
-"""Fields that say nothing of blocks, or that are looked at by themselves."""
+"""Fields that do not depend on the blocks, or that are checked separately."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class ConfigFile:
     """A config as it is stored.
 
     Attributes:
-        values: the content; it is not changed.
-        text: as it was read.
+        values: content of the file; it is never changed in place.
+        text: text of the file.
     """
 
     values: Mapping[str, Any]
@@ -50,7 +51,7 @@ class ConfigFile:
         """Read a checkpoint's config.
 
         Raises:
-            ModelError: there is none, or it cannot be read.
+            ModelError: the config is missing or cannot be read.
         """
         try:
             text = (folder / NAME).read_text(encoding="utf-8")
@@ -58,30 +59,44 @@ class ConfigFile:
         except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"cannot read {str(folder / NAME)!r}: {one_line(error)}; get it again") from None
         if not isinstance(values, dict):
-            raise ModelError(f"{str(folder / NAME)!r} is no config: it holds no JSON object; get it again")
+            raise ModelError(f"{str(folder / NAME)!r} is not a config: it holds no JSON object; get it again")
         return cls(values, text)
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> Self:
-        """The config of a model that has no file, such as a GGUF, in words that older programs know too."""
+        """Make the config of a model without a config file, such as a GGUF.
+
+        It includes the names that older programs read.
+        """
         values = _with_older_names(json.loads(config.to_json_string()))
         return cls(values, json.dumps(values, indent=2) + "\n")
 
     def of_part(self, config: PretrainedConfig, architecture: str) -> Self:
-        """The config of the language model alone, where the file is of a larger model."""
+        """Return the config of the language model alone, if the file describes a larger model.
+
+        Args:
+            config: config of the language model.
+            architecture: name of its class.
+        """
         section = self.values.get("text_config")
         if self.values.get("model_type") in (None, config.model_type) or not isinstance(section, dict):
             return self
-        kept = {name: self.values[name] for name in ("transformers_version", *_DTYPES) if name in self.values}
+        # Some facts are stated once for the larger model.
+        kept = {}
+        for name in ("transformers_version", *_DTYPES):
+            if name in self.values:
+                kept[name] = self.values[name]
         alone = {"model_type": config.model_type, "architectures": [architecture]}
         return self.with_values({**kept, **section, **alone})
 
     def without(self, name: str) -> Self:
-        """The same without a key."""
-        return self.with_values({key: value for key, value in self.values.items() if key != name})
+        """Return the config without a key."""
+        values = dict(self.values)
+        values.pop(name, None)
+        return self.with_values(values)
 
     def with_values(self, values: Mapping[str, Any]) -> Self:
-        """Another content in the same style: indentation, order of keys, last line."""
+        """Return a config with other content in the same style: indentation, escapes and last line break."""
         if values == self.values:
             return self
         indent = re.search(r'\n([ \t]+)"', self.text)
@@ -89,12 +104,20 @@ class ConfigFile:
         return type(self)(values, text + "\n" * self.text.endswith("\n"))
 
     def write(self, folder: Path) -> None:
-        """Write it, as ``config.json``."""
+        """Write the config as ``config.json``."""
         (folder / NAME).write_text(self.text, encoding="utf-8")
 
 
 def json_text(values: Any, indent: int | str | None, *, ascii_only: bool = False) -> str:  # noqa: ANN401
-    """JSON that can be written to a file; half of a surrogate pair, which JSON can spell, stays spelled out."""
+    """Return JSON text that can be written to a file.
+
+    JSON can express half of a surrogate pair, but UTF-8 cannot. Text that contains one is escaped.
+
+    Args:
+        values: JSON values.
+        indent: indentation, as `json.dumps` takes it.
+        ascii_only: escape everything that is not ASCII.
+    """
     text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         return json.dumps(values, indent=indent)
@@ -102,67 +125,87 @@ def json_text(values: Any, indent: int | str | None, *, ascii_only: bool = False
 
 
 def edited_config(config: PretrainedConfig, candidate: LayerSubset) -> PretrainedConfig:
-    """The config without the dropped blocks, a copy."""
+    """Return a copy of a config without the dropped blocks."""
     copied = deepcopy(config)
     settings = settings_of(copied)
     for name, value in edits(settings, family_of(config).count, candidate.kept).items():
         setattr(settings, name, value)
+    # Blocks for speculation are stored after the others. They are not read, so an export does not have them.
     if candidate.dropped and getattr(settings, "num_nextn_predict_layers", None):
-        settings.num_nextn_predict_layers = 0  # blocks for speculation, stored behind the others and not read
+        settings.num_nextn_predict_layers = 0
     return copied
 
 
 def edited_file(stored: ConfigFile, config: PretrainedConfig, candidate: LayerSubset, dtype: torch.dtype) -> ConfigFile:
-    """The base's config file without the dropped blocks; every other key keeps its value.
+    """Edit the base's config file for a candidate. Keys that do not depend on it keep their values.
 
     Args:
-        config: what transformers reads of the file.
-        dtype: of the weights that are written; fields that name another follow.
+        stored: config file of the base.
+        config: config that transformers reads from this file.
+        candidate: candidate of the base model.
+        dtype: dtype of the new weights. Fields that name another dtype are changed.
 
     Raises:
-        ModelError: no config says what would be left.
+        ModelError: no config can describe the kept blocks.
     """
     values = deepcopy(dict(stored.without(_OTHER_FILE).values))
     if getattr(config, "quantization_config", None) is None:
-        values.pop("quantization_config", None)  # the weights were dequantised
+        # The weights were dequantised when the model was loaded.
+        values.pop("quantization_config", None)
     if candidate.dropped:
         _edit_blocks(values, config, candidate)
     _set_dtype(values, dtype)
-    for part in [values, *_parts(values)]:  # some programs write where they read the model
+    # Some programs write the path of the model into its config.
+    for part in [values, *_parts(values)]:
         if isinstance(part.get(_READ_FROM), str):
             part[_READ_FROM] = portable_name(part[_READ_FROM])
     return stored.with_values(values)
 
 
 def _edit_blocks(values: dict[str, Any], config: PretrainedConfig, candidate: LayerSubset) -> None:
-    """Change what is said of blocks, first by the names in the file, then whatever transformers still reads wrongly."""
+    """Change the fields that depend on the blocks.
+
+    First the fields in the file are changed under the names that the file uses. Then everything that
+    transformers would still read wrongly is set.
+
+    Args:
+        values: content of the file; it is changed in place.
+        config: config that transformers reads from this file.
+        candidate: candidate of the base model.
+    """
     base = _parsed(values, config)
     count = family_of(config).count
     number = getattr(settings_of(base), count)
     wanted = settings_of(edited_config(base, candidate))
 
-    # The names in the file.
+    # Note which periods agree with their lists, before anything changes.
     section = _section(values, base)
-    said_before = {period: _says(values, base, period, _plain(settings_of(base))) for period in PERIODS}
+    plain = _plain(settings_of(base))
+    said_before = {period: _says(values, base, period, plain) for period in PERIODS}
+    # Edit the per-block fields that the file has.
     stored = _AsStored(section, settings_of(base))
     changes = edits(cast(PretrainedConfig, stored), count, candidate.kept)
-    section.update({name: value for name, value in changes.items() if name in section})
-    read = _names_of(count, settings_of(base))  # by transformers; other programs have other names
+    for name, value in changes.items():
+        if name in section:
+            section[name] = value
+    # Set the number of blocks. transformers reads it under some names, and other programs under others.
+    read = _names_of(count, settings_of(base))
     counts = read | set(_COUNTS) if count == "num_hidden_layers" else read
     for name in counts:
         if name in section and (name in read or section[name] == number):
             section[name] = len(candidate.kept)
-    for name, value in section.items():  # one letter a block, as hybrid_override_pattern
+    # Edit patterns with one letter per block, such as hybrid_override_pattern.
+    for name, value in section.items():
         if isinstance(value, str) and "pattern" in name and len(value) == number:
             section[name] = "".join(value[i] for i in candidate.kept)
 
-    # What is derived from other fields, or has a default, and is not what it should be.
+    # Set fields that transformers derives from other fields or from a default, and gets wrong.
     right, found = _plain(wanted), _plain(settings_of(_parsed(values, base)))
     for name, value in right.items():
         if name not in _UNCOMPARED and name not in counts - read and found.get(name) != value:
             section[_name_in(section, name, wanted)] = value
 
-    # Periods that no longer tell what the lists tell.
+    # Replace each period that no longer agrees with its list by the list.
     for period, listed in PERIODS.items():
         if period in section and said_before[period] and not _says(values, base, period, right):
             del section[period]
@@ -170,7 +213,7 @@ def _edit_blocks(values: dict[str, Any], config: PretrainedConfig, candidate: La
 
 
 class _AsStored:
-    """A config whose fields are those of a file; what the file leaves out is what transformers makes of it."""
+    """A config with the fields of a file. Fields that the file lacks have the values that transformers reads."""
 
     def __init__(self, section: Mapping[str, Any], settings: PretrainedConfig) -> None:
         self._section, self._settings = section, settings
@@ -179,18 +222,19 @@ class _AsStored:
         return self._section[name] if name in self._section else getattr(self._settings, name)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields in the file."""
+        """Return the fields in the file."""
         return dict(self._section)
 
 
 def _parsed(values: Mapping[str, Any], like: PretrainedConfig) -> PretrainedConfig:
-    """What transformers reads of the values.
+    """Return the config that transformers reads from the content of a file.
 
     Args:
-        like: a config of the model; the file's may be of a larger model that it is a part of.
+        values: content of the file.
+        like: config of the model. The file may describe a larger model that this model is a part of.
 
     Raises:
-        ModelError: it cannot read them.
+        ModelError: transformers cannot read the content.
     """
     named = values.get("model_type")
     kind: Any = type(like)
@@ -202,7 +246,10 @@ def _parsed(values: Mapping[str, Any], like: PretrainedConfig) -> PretrainedConf
 
 
 def _with_floats(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
-    """A copy with the numbers that transformers writes as objects, since JSON has no infinity."""
+    """Return a copy in which objects that stand for numbers are numbers.
+
+    transformers writes such an object for infinity, which JSON cannot express.
+    """
     if isinstance(value, list):
         return [_with_floats(part) for part in value]
     if not isinstance(value, dict):
@@ -213,7 +260,7 @@ def _with_floats(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
 
 
 def _section(values: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]:
-    """The part of the file that describes the blocks; it is made where the file leaves it to defaults."""
+    """Return the part of the file that describes the blocks. It is added if the file leaves it to defaults."""
     if settings_of(config) is config:
         return values
     section = values.get("text_config")
@@ -223,25 +270,45 @@ def _section(values: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]
 
 
 def _plain(config: PretrainedConfig) -> dict[str, Any]:
-    """All fields as JSON values."""
+    """Return all fields of a config as JSON values, including defaults."""
     fields: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     return fields
 
 
 def _names_of(count: str, settings: PretrainedConfig) -> set[str]:
-    """Under which names transformers reads the number of blocks."""
+    """Return the names under which transformers reads the number of blocks.
+
+    Args:
+        count: name of the config attribute with the number of blocks.
+        settings: config that describes the blocks.
+    """
     aliases = settings.attribute_map
-    return {count, aliases.get(count, count), *(name for name, real in aliases.items() if real == count)}
+    names = {count, aliases.get(count, count)}
+    for name, real in aliases.items():
+        if real == count:
+            names.add(name)
+    return names
 
 
 def _name_in(section: Mapping[str, Any], name: str, settings: PretrainedConfig) -> str:
-    """The name that the file has for a field."""
-    aliases = [alias for alias, real in settings.attribute_map.items() if real == name and alias in section]
-    return aliases[0] if aliases and name not in section else name
+    """Return the name under which the file has a field."""
+    if name not in section:
+        for alias, real in settings.attribute_map.items():
+            if real == name and alias in section:
+                return str(alias)
+    return name
 
 
 def _says(values: Mapping[str, Any], like: PretrainedConfig, period: str, right: Mapping[str, Any]) -> bool:
-    """Whether a period, without the list that spells it out, is read as that list."""
+    """Return whether transformers derives the right list from a period.
+
+    Args:
+        values: content of the file.
+        like: config of the model.
+        period: name of the field with the period.
+        right: all fields as they should be.
+    """
+    # Read the file without the list that spells the kinds out.
     alone = deepcopy(dict(values))
     section, listed = _section(alone, like), PERIODS[period]
     if section.get(period) is None or right.get(listed) is None:
@@ -249,25 +316,34 @@ def _says(values: Mapping[str, Any], like: PretrainedConfig, period: str, right:
     section.pop(_name_in(section, listed, settings_of(like)), None)
     try:
         derived = _plain(settings_of(_parsed(alone, like)))
-    except ModelError:  # the list is needed
+    except ModelError:
+        # The config cannot be read without the list.
         return False
     return bool(derived.get(listed) == right[listed])
 
 
 def _set_dtype(values: dict[str, Any], dtype: torch.dtype) -> None:
-    """Let every field that names the precision name this one, unless the model is said to have it already."""
+    """Set every field that names a dtype, unless the file already states this dtype for the model."""
     name = str(dtype).removeprefix("torch.")
     text = values.get("text_config")
     describing = [values, text] if isinstance(text, dict) else [values]
-    stated = [part[key] for part in describing for key in _DTYPES if _names_a_dtype(part.get(key))]
+    # The first statement about the language model counts.
+    stated: list[str] = []
+    for part in describing:
+        stated += [part[key] for key in _dtype_keys(part)]
     if not stated or stated[0].removeprefix("torch.") == name:
         return
     for part in [values, *_parts(values)]:
-        part.update({key: name for key in _DTYPES if _names_a_dtype(part.get(key))})
+        part.update(dict.fromkeys(_dtype_keys(part), name))
+
+
+def _dtype_keys(part: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a config under which it names a dtype."""
+    return [key for key in _DTYPES if _names_a_dtype(part.get(key))]
 
 
 def _parts(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The configs of a model's parts."""
+    """Return the configs of a model's parts."""
     return [part for part in values.values() if isinstance(part, dict)]
 
 
@@ -276,20 +352,29 @@ def _names_a_dtype(value: object) -> bool:
 
 
 def _with_older_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Add to a config of transformers 5 the names by which transformers 4 reads rotary embeddings and precision."""
+    """Add the names that transformers 4 reads to a config of transformers 5.
+
+    The two versions have different names for the dtype and for rotary embeddings.
+    """
     values = dict(values)
     if values.get("dtype") is not None:
         values.setdefault("torch_dtype", values["dtype"])
     rope = values.get("rope_parameters")
     if not isinstance(rope, dict):
         return values
+    # A model may have different embeddings for each kind of attention.
     by_kind = {kind: part for kind, part in rope.items() if isinstance(part, dict)}
     if "sliding_attention" in by_kind and "rope_theta" in by_kind["sliding_attention"]:
         values.setdefault("rope_local_base_freq", by_kind["sliding_attention"]["rope_theta"])
     whole = by_kind.get("full_attention", rope)
-    scaling = {name: value for name, value in whole.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    # transformers 4 has two settings at the top, and the others in ``rope_scaling``.
+    scaling = dict(whole)
     for name in ("rope_theta", "partial_rotary_factor"):
         if name in whole:
             values.setdefault(name, whole[name])
-    values.setdefault("rope_scaling", None if scaling.get("rope_type", "default") == "default" else scaling)
+            scaling.pop(name)
+    if scaling.get("rope_type", "default") == "default":
+        values.setdefault("rope_scaling", None)
+    else:
+        values.setdefault("rope_scaling", scaling)
     return values

@@ -1,7 +1,8 @@
-"""The same removal said to other programs, for models of which these make what was scored.
+"""Recipes with which other programs remove the same blocks.
 
-mergekit copies tensors and sets the number of blocks; llama-quantize does the same with a GGUF. Whatever else a config
-says of single blocks stays as it was, so a model that has such fields would not load, or would compute something else.
+mergekit copies tensors and sets the number of blocks. llama-quantize does the same with a GGUF file. Both
+leave all other per-block config fields as they are. A model with such fields would not load, or would
+compute something else, so it gets no recipe.
 """
 
 import json
@@ -25,28 +26,36 @@ from prunesearch.model.loading import LoadedModel
 PROGRAMS = ("mergekit", "llama-quantize")
 _INSTEAD = "use prunesearch export --out FOLDER"
 _MERGEKIT_TYPES = ("bfloat16", "float16", "float32")
+_SAME_NAME = """bloom falcon gemma gemma2 granite granitemoe gpt2 llama mpt nemotron olmo cohere2 exaone4 olmo2 olmoe
+    phi3 qwen2 qwen3 smollm3 stablelm starcoder2""".split()
 _ARCHITECTURES: Mapping[str, str] = {
-    **{name: name for name in "bloom falcon gemma gemma2 granite granitemoe gpt2 llama mpt nemotron olmo".split()},
-    **{name: name for name in "cohere2 exaone4 olmo2 olmoe phi3 qwen2 qwen3 smollm3 stablelm starcoder2".split()},
+    **{name: name for name in _SAME_NAME},
     "gemma3_text": "gemma3", "gpt_neox": "gptneox", "gpt_oss": "gpt-oss", "mistral": "llama", "mixtral": "llama",
     "phi": "phi2", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
 }  # fmt: skip
-"""What llama.cpp's converter makes of a model type."""
+"""llama.cpp's architecture for each model type, as its converter chooses it."""
 
 
 def say(program: str, loaded: LoadedModel, candidate: LayerSubset) -> str:
-    """How `program` is told to drop the candidate's blocks.
+    """Return the recipe with which a program drops the candidate's blocks.
+
+    Args:
+        program: one of `PROGRAMS`.
+        loaded: dense model.
+        candidate: candidate of the dense model.
 
     Raises:
-        InputError: an unknown program, or one that would make something else of this model.
+        InputError: the program would make something else of this model.
     """
     if not candidate.whole_blocks:
         raise InputError(f"layers {candidate.text} name sublayers, and {program} drops whole blocks only")
-    return _mergekit(loaded, candidate) if program == "mergekit" else _llama_quantize(loaded, candidate)
+    if program == "mergekit":
+        return _mergekit(loaded, candidate)
+    return _llama_quantize(loaded, candidate)
 
 
 def _mergekit(loaded: LoadedModel, candidate: LayerSubset) -> str:
-    """A passthrough merge.
+    """Return a passthrough merge in mergekit's YAML.
 
     Raises:
         InputError: mergekit would make something else.
@@ -54,6 +63,7 @@ def _mergekit(loaded: LoadedModel, candidate: LayerSubset) -> str:
     source, dtype = loaded.source, str(loaded.model.dtype).removeprefix("torch.")
     if source.folder is None:
         raise InputError(f"mergekit reads no GGUF: {_INSTEAD}, or --gguf --out NAME.gguf")
+    # Refuse models of which mergekit would make something else.
     check_form(loaded.model.config, candidate, "plain")
     stored = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     if stored.get("model_type") != loaded.model.config.model_type:
@@ -66,13 +76,17 @@ def _mergekit(loaded: LoadedModel, candidate: LayerSubset) -> str:
         )
     if dtype not in _MERGEKIT_TYPES:
         raise InputError(f"mergekit writes {', '.join(_MERGEKIT_TYPES)}, not {dtype}: give --dtype")
+    # Each run of kept blocks is one slice.
     slices = [{"sources": [_source(loaded, run)]} for run in runs(candidate.kept)]
     recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
     return str(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
 
 
 def _source(loaded: LoadedModel, run: tuple[int, int]) -> dict[str, Any]:
-    """A range of blocks. The model is a mapping, because in a text @ begins a revision and + an adapter."""
+    """Return a range of blocks as a source of a slice.
+
+    The model is written as a mapping, because in a text "@" starts a revision and "+" an adapter.
+    """
     place = {"path": loaded.name}
     if loaded.source.from_hub and loaded.source.commit is not None:
         place["revision"] = loaded.source.commit
@@ -80,22 +94,27 @@ def _source(loaded: LoadedModel, run: tuple[int, int]) -> dict[str, Any]:
 
 
 def followers(config: PretrainedConfig, candidate: LayerSubset) -> list[str]:
-    """The config fields, beside the number of blocks, that change when a candidate's blocks are gone.
+    """Return the config fields that a candidate changes, apart from the number of blocks.
 
     Raises:
-        ModelError: no config says what would be left.
+        ModelError: no config can describe the kept blocks.
     """
     settings, number = settings_of(config), candidate.n_layers
     before, after = settings.to_dict(), settings_of(edited_config(config, candidate)).to_dict()
     count = family_of(config).count
     counts = {count, settings.attribute_map.get(count, count)}
-    found = [name for name in before if name not in counts and before[name] != after.get(name)]
-    patterns = [n for n, v in before.items() if isinstance(v, str) and "pattern" in n and len(v) == number]
-    return sorted({*found, *patterns})
+    found = set()
+    for name, value in before.items():
+        if name not in counts and value != after.get(name):
+            found.add(name)
+        # A pattern with one letter per block changes too.
+        if isinstance(value, str) and "pattern" in name and len(value) == number:
+            found.add(name)
+    return sorted(found)
 
 
 def _llama_quantize(loaded: LoadedModel, candidate: LayerSubset) -> str:
-    """The commands, one a line; a checkpoint is converted first.
+    """Return the commands, one per line. A checkpoint is converted to a GGUF file first.
 
     Raises:
         InputError: llama-quantize would make something else.
@@ -115,10 +134,10 @@ def _llama_quantize(loaded: LoadedModel, candidate: LayerSubset) -> str:
 
 
 def _check_convertible(config: PretrainedConfig, candidate: LayerSubset) -> None:
-    """Refuse a checkpoint whose GGUF would be of other blocks than those that stay.
+    """Refuse a checkpoint whose pruned GGUF file would describe other blocks than the kept ones.
 
     Raises:
-        InputError: it would.
+        InputError: the file would be wrong.
     """
     check_form(config, candidate, "plain")
     architecture = _ARCHITECTURES.get(config.model_type)
@@ -126,8 +145,12 @@ def _check_convertible(config: PretrainedConfig, candidate: LayerSubset) -> None
         raise InputError(f"a GGUF of a {config.model_type} model is not known to stay right: {_INSTEAD}")
     gguf_edit.check_architecture(architecture, candidate)
     settings = settings_of(config)
-    # Where all blocks are alike, a list of their kinds says nothing, and no GGUF has it.
-    uneven = [name for name in followers(config, candidate) if not _alike(getattr(settings, name, None))]
+    # If all blocks are alike, a list of their kinds carries no information, and no GGUF file has it.
+    uneven = []
+    for name in followers(config, candidate):
+        if not _alike(getattr(settings, name, None)):
+            uneven.append(name)
+    # llama.cpp may know the pattern itself.
     period = gguf_edit.PERIODS.get(architecture)
     fits = period is not None and period % period_of(settings, candidate.n_layers) == 0
     if uneven and not fits:
@@ -138,23 +161,25 @@ def _check_convertible(config: PretrainedConfig, candidate: LayerSubset) -> None
 
 
 def _alike(value: Any) -> bool:  # noqa: ANN401
+    """Return whether a value is a list whose entries are all equal."""
     return isinstance(value, list | tuple) and all(entry == value[0] for entry in value)
 
 
 def _path(path: Path | None) -> str:
-    """A path that no program takes for an option."""
+    """Return a path that no program mistakes for an option."""
     text = str(path)
     return f"./{text}" if text.startswith("-") else text
 
 
 def runs(kept: tuple[int, ...]) -> list[tuple[int, int]]:
-    """The kept blocks as half-open ranges.
+    """Return the kept blocks as half-open ranges.
 
     >>> runs((0, 1, 4))
     [(0, 2), (4, 5)]
     """
     found: list[tuple[int, int]] = []
     for i in kept:
+        # A block extends the last range, or starts a new one.
         if found and found[-1][1] == i:
             found[-1] = (found[-1][0], i + 1)
         else:

@@ -1,8 +1,9 @@
-"""Pruning a GGUF file block by block: tensors are copied as they are, quantised or not.
+"""Removal of blocks from a GGUF file.
 
-Beside renaming tensors, every array of the metadata with an entry for each block is sliced, and numbers of first blocks
-are counted anew. Some architectures have the kinds of their blocks not in the file but in llama.cpp, as a period; of
-those only subsets that keep the pattern can be written.
+Tensors are copied unchanged, quantised or not, and renamed. Arrays of the metadata with one entry per block
+are sliced, and counts of leading blocks are counted again. For some architectures the kinds of the blocks are
+not in the file: llama.cpp derives them from a period. For these only subsets that keep the pattern can be
+written.
 """
 
 import re
@@ -24,26 +25,39 @@ PERIODS: Mapping[str, int] = {
     "gemma2": 2, "gpt-oss": 2, "cohere2": 4, "exaone4": 4, "llama4": 4, "smollm3": 4, "olmo2": 4, "gemma3": 6,
     "plamo3": 8, "qwen3next": 4, "qwen35": 4, "qwen35moe": 4,
 }  # fmt: skip
-"""Architectures of which llama.cpp knows the kind of a block by its number: the last of every so many differs."""
+"""Period of each architecture for which llama.cpp derives the kind of a block from its index.
+
+The last block of each period differs from the others.
+"""
 PLAIN = frozenset(
     """llama qwen2 qwen3 qwen2moe qwen3moe mistral3 phi2 phi3 starcoder2 stablelm gemma gptneox gpt2 falcon bloom mpt
     granite granitemoe olmo olmoe internlm2 nemotron deci""".split()
 )
-"""Architectures whose blocks are all of one kind, or said to be of which in the file."""
+"""Architectures whose blocks are all of one kind, or whose files state the kinds."""
 _FIRST = ("leading_dense_block_count",)
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
 
 def keeps_pattern(candidate: LayerSubset, period: int) -> bool:
-    """Whether each block that stays is of the kind that its new number has, where every `period`-th differs."""
-    return all((new % period == period - 1) == (old % period == period - 1) for new, old in enumerate(candidate.kept))
+    """Return whether each kept block is of the kind that its new index implies.
+
+    Args:
+        candidate: candidate with the kept blocks.
+        period: number of blocks after which the kinds repeat. The last block of each period differs.
+    """
+    last = period - 1
+    return all((new % period == last) == (old % period == last) for new, old in enumerate(candidate.kept))
 
 
 def check_architecture(name: str, candidate: LayerSubset) -> None:
-    """Refuse what llama.cpp would compute otherwise.
+    """Refuse a candidate of which llama.cpp would compute something else.
+
+    Args:
+        name: llama.cpp's name of the architecture.
+        candidate: candidate of a model of this architecture.
 
     Raises:
-        InputError: the architecture is not known, or the subset breaks its pattern.
+        InputError: the architecture is unknown, the candidate breaks its pattern, or it drops sublayers.
     """
     period = PERIODS.get(name)
     if period is None and name not in PLAIN:
@@ -58,10 +72,10 @@ def check_architecture(name: str, candidate: LayerSubset) -> None:
 
 
 def block_count(path: Path) -> int:
-    """How many blocks a GGUF file has.
+    """Return the number of blocks of a GGUF file.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: the file cannot be read.
     """
     reader = open_gguf(path)
     return _count(reader, f"{_architecture(reader)}.block_count")
@@ -70,14 +84,20 @@ def block_count(path: Path) -> int:
 def edit(
     source: Path, candidate: LayerSubset, out: Path, compare: LoadedModel | None = None, fingerprint: str = ""
 ) -> llama_cpp.LlamaCppCheck | None:
-    """Write `source` without the candidate's blocks.
+    """Write a GGUF file without the candidate's blocks.
 
     Args:
-        compare: the dense model; what llama.cpp predicts from the new file is compared with its candidate.
-        fingerprint: of the dense model, for the file's header.
+        source: GGUF file of the dense model.
+        candidate: candidate of the dense model.
+        out: new GGUF file.
+        compare: dense model. If given, llama.cpp's predictions from the new file are compared with its candidate.
+        fingerprint: fingerprint of the dense model, for the header of the file.
+
+    Returns:
+        The result of the comparison; None without `compare`.
 
     Raises:
-        InputError: `check_architecture`, or the candidate is of a model with another number of blocks.
+        InputError: the file's architecture does not allow the candidate, or the numbers of blocks differ.
         ModelError: the source cannot be read.
         VerificationError: llama.cpp predicts something else.
         StorageError: `out` cannot be written.
@@ -96,10 +116,10 @@ def edit(
 
 
 def _check(reader: Any, source: Path, candidate: LayerSubset) -> str:  # noqa: ANN401
-    """The architecture of a file from which the candidate's blocks can be taken.
+    """Check that the candidate's blocks can be removed from a file, and return the file's architecture.
 
     Raises:
-        InputError: they cannot.
+        InputError: the blocks cannot be removed.
     """
     name = _architecture(reader)
     check_architecture(name, candidate)
@@ -107,15 +127,15 @@ def _check(reader: Any, source: Path, candidate: LayerSubset) -> str:  # noqa: A
     if count != candidate.n_layers:
         raise InputError(f"the candidate is of a model with {candidate.n_layers} layers, {source.name} has {count}")
     if int(_value(reader, f"{name}.nextn_predict_layers") or 0):
-        raise InputError(f"{source.name} has blocks for speculation behind the others: write it without them first")
+        raise InputError(f"{source.name} has blocks for speculation after the others: write it without them first")
     return name
 
 
 def check_count_alone(source: Path, candidate: LayerSubset) -> None:
-    """Refuse a file in which more than the number of blocks changes: llama-quantize changes nothing else.
+    """Refuse a file in which more than the number of blocks must change. llama-quantize changes nothing else.
 
     Raises:
-        InputError: more changes, or `edit` would refuse it.
+        InputError: more must change, or `edit` would refuse the candidate.
     """
     reader = open_gguf(source)
     name = _check(reader, source, candidate)
@@ -131,28 +151,45 @@ def check_count_alone(source: Path, candidate: LayerSubset) -> None:
 
 
 def _value(reader: Any, key: str) -> Any:  # noqa: ANN401
+    """Return a value of the metadata; None if the file does not have it."""
     field = reader.get_field(key)
     return None if field is None else field.contents()
 
 
 def _count(reader: Any, key: str) -> int:  # noqa: ANN401
+    """Return a number of the metadata.
+
+    Raises:
+        ModelError: the value is missing or not a number.
+    """
     value = _value(reader, key)
     if not isinstance(value, int):
-        raise ModelError(f"this GGUF file has {key} = {value!r}, which is no number: convert it again")
+        raise ModelError(f"this GGUF file has {key} = {value!r}, which is not a number: convert it again")
     return value
 
 
 def _architecture(reader: Any) -> str:  # noqa: ANN401
+    """Return llama.cpp's name of a file's architecture."""
     return str(_value(reader, "general.architecture"))
 
 
 def _copy_metadata(reader: Any, writer: Any, name: str, candidate: LayerSubset) -> None:  # noqa: ANN401
+    """Copy the metadata of a file, edited for the kept blocks.
+
+    Args:
+        reader: reader of the dense file.
+        writer: writer of the new file.
+        name: architecture of the file.
+        candidate: candidate of the dense model.
+    """
     for key, field in reader.fields.items():
+        # The reader and the writer add some fields themselves, and an export has a record of its own.
         if key.startswith(("GGUF.", gguf_record.PREFIX)) or key == "general.architecture":
             continue
         kind, value = field.types[0], field.contents()
         if key.startswith(f"{name}."):
             value = _edited(key.removeprefix(f"{name}."), value, candidate)
+        # The writer needs the type of an array's entries.
         if kind == gguf.GGUFValueType.ARRAY:
             writer.add_key_value(key, value, kind, sub_type=field.types[-1])
         else:
@@ -162,7 +199,7 @@ def _copy_metadata(reader: Any, writer: Any, name: str, candidate: LayerSubset) 
 
 
 def _edited(key: str, value: Any, candidate: LayerSubset) -> Any:  # noqa: ANN401
-    """A metadata value for the blocks that stay."""
+    """Return a value of the metadata for the kept blocks."""
     if key == "block_count":
         return len(candidate.kept)
     if key in _FIRST:
@@ -178,17 +215,30 @@ def _copy_tensors(
     candidate: LayerSubset,
     record: gguf_record.Record,
 ) -> None:
+    """Copy the tensors of the kept blocks and those outside the blocks, and finish the file.
+
+    Args:
+        reader: reader of the dense file.
+        writer: writer of the new file.
+        candidate: candidate of the dense model.
+        record: record of the export, which becomes part of the header.
+    """
     number = {old: new for new, old in enumerate(candidate.kept)}
+    # Describe all tensors first, because their descriptions are part of the header.
     kept = []
     for tensor in reader.tensors:
         match = _BLOCK.fullmatch(tensor.name)
-        if match is not None and int(match[1]) not in number:
-            continue
-        name = tensor.name if match is None else f"blk.{number[int(match[1])]}.{match[2]}"
+        name = tensor.name
+        if match is not None:
+            block = int(match[1])
+            if block not in number:
+                continue
+            name = f"blk.{number[block]}.{match[2]}"
         data: np.ndarray[Any, Any] = tensor.data
         writer.add_tensor_info(name, data.shape, data.dtype, data.nbytes, raw_dtype=tensor.tensor_type)
         record.see(name, tensor.tensor_type.name, data)
         kept.append(data)
+    # The data follow the header in the same order.
     record.add_to(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

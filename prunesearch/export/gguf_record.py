@@ -1,6 +1,6 @@
-"""What a GGUF export says of itself in its header, and checking it again, at any time and on any machine.
+"""The record of an export in the header of a GGUF file, and its verification at any time on any machine.
 
-llama.cpp passes over keys that it does not know.
+llama.cpp ignores keys that it does not know.
 """
 
 from pathlib import Path
@@ -17,25 +17,31 @@ from prunesearch.model.loading import LoadedModel
 from prunesearch.model.source import refuse_part
 
 PREFIX = "prunesearch."
-"""How the names of these keys begin."""
+"""Start of the names of these keys."""
 _DROPPED, _LAYERS, _BASE, _DIGEST = (f"{PREFIX}{name}" for name in ("dropped", "base_layers", "base", "digest"))
 _TEXT = "The history of the lighthouse begins with"
 
 
 class Record:
-    """Collects what a file will say while its tensors are given to its writer."""
+    """The record of a file, which is collected while the tensors are added to its writer."""
 
     def __init__(self, candidate: LayerSubset, base_fingerprint: str) -> None:
         self._candidate, self._base = candidate, base_fingerprint
         self._digest = xxhash.xxh3_128()
 
     def see(self, name: str, kind: str, data: np.ndarray[Any, Any]) -> None:
-        """Take note of the next tensor."""
+        """Add the next tensor to the digest.
+
+        Args:
+            name: name of the tensor.
+            kind: GGUF's name of its type.
+            data: content of the tensor.
+        """
         self._digest.update(f"{name}:{kind}:{data.nbytes}:".encode())
         self._digest.update(np.ascontiguousarray(data).view(np.uint8).data)
 
     def add_to(self, writer: Any) -> None:  # noqa: ANN401 (gguf.GGUFWriter, which has no types)
-        """Put it into the header, which must not be written yet."""
+        """Add the record to a header that is not written yet."""
         writer.add_string(_DROPPED, self._candidate.text)
         writer.add_uint32(_LAYERS, self._candidate.n_layers)
         writer.add_string(_BASE, self._base)
@@ -43,32 +49,35 @@ class Record:
 
     @property
     def digest(self) -> str:
-        """Of all tensors so far."""
+        """Return the digest of all tensors so far."""
         return self._digest.hexdigest()
 
 
 def recheck(path: Path, base: LoadedModel | None = None) -> dict[str, Any]:
-    """Verify a GGUF export: that its weights are those that were written, and that llama.cpp runs it.
+    """Verify a GGUF export: its weights must be unchanged, and llama.cpp must run it.
 
     Args:
-        base: the dense model; what llama.cpp predicts is compared with its candidate.
+        path: GGUF file.
+        base: dense model. If given, llama.cpp's predictions are compared with its candidate.
 
     Returns:
-        What was found, as JSON values; ``llama_cpp`` is None where that is not installed.
+        The findings as JSON values. ``llama_cpp`` is None if llama.cpp is not installed.
 
     Raises:
-        InputError: no export of this tool, or another base model.
-        VerificationError: it is not what it was.
+        InputError: the file is not an export of this tool, or it was made from another base model.
+        VerificationError: the file has changed, or llama.cpp predicts something else.
     """
+    # Read the record.
     refuse_part(path)
     reader = open_gguf(path)
     said = {key: reader.get_field(key) for key in (_DROPPED, _LAYERS, _BASE, _DIGEST)}
     if any(field is None for field in said.values()):
         raise InputError(
-            f"{str(path)!r} does not say what it was made from, so it cannot be verified: it is no export of this "
+            f"{str(path)!r} does not say what it was made from, so it cannot be verified: it is not an export of this "
             "version; export it again"
         )
     dropped, layers, fingerprint, digest = (field.contents() for field in said.values())
+    # Compare the weights with the record.
     candidate = LayerSubset.parse(dropped, layers)
     record = Record(candidate, fingerprint)
     for tensor in reader.tensors:
@@ -78,6 +87,7 @@ def recheck(path: Path, base: LoadedModel | None = None) -> dict[str, Any]:
     found = {"gguf": str(path), "dropped": dropped, "tensors": len(reader.tensors), "compared": False}
     if base is not None and base.fingerprint != fingerprint:
         raise InputError(f"{base.name!r} is not the model that {str(path)!r} was made from: its weights differ")
+    # Run the file in llama.cpp as far as that is possible here.
     if not llama_cpp.available():
         return {**found, "llama_cpp": None}
     if base is None:
@@ -87,6 +97,6 @@ def recheck(path: Path, base: LoadedModel | None = None) -> dict[str, Any]:
 
 
 def most_common_type(reader: Any) -> str:  # noqa: ANN401 (gguf.GGUFReader, which has no types)
-    """In which type a file has most of its matrices, as GGUF names it."""
+    """Return GGUF's name of the type that most matrices of a file have."""
     types = [tensor.tensor_type.name for tensor in reader.tensors if tensor.name.endswith("_down.weight")]
     return max(types, key=types.count, default="F32")

@@ -1,8 +1,8 @@
-"""A byte-level BPE tokenizer for llama.cpp: what a GGUF says of it, and what llama.cpp would do otherwise.
+"""Byte-level BPE tokenizers in GGUF files.
 
-llama.cpp knows rules for cutting text by name, and nothing of normalisers, prefix spaces or tokens that take spaces
-with them. Tokenizers with those are refused by what their ``tokenizer.json`` says. Beyond that, llama.cpp is asked for
-the tokens of some texts (`Tokenizer.probes`).
+llama.cpp knows the rules that split text by name. It does not support normalisers, prefix spaces, or tokens
+that absorb spaces. Tokenizers with these are refused, judged by their ``tokenizer.json``. In addition
+llama.cpp must give the right tokens for some texts (`Tokenizer.probes`).
 """
 
 import json
@@ -19,7 +19,7 @@ from prunesearch.errors import InputError
 from prunesearch.export.llama_cpp import OTHER_WAY
 from prunesearch.model.guard import guarded_writing
 
-# llama.cpp's name for the rule that cuts text before byte-pair encoding, by the rule's regular expression.
+# llama.cpp's name of the rule that splits text before byte-pair encoding, by the rule's regular expression.
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CUTS: Mapping[str, str] = {
@@ -27,7 +27,7 @@ _CUTS: Mapping[str, str] = {
     rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_WORD}|\p{{N}}|{_TAIL}": "qwen2",
 }
 _WHOLE_WORDS = frozenset({"llama-bpe"})
-"""Rules with which llama.cpp takes a word that is a token whole, whatever the merges say."""
+"""Rules with which llama.cpp keeps a word whole if it is a token, whatever the merges say."""
 _TEXTS = (
     "The lighthouse keeper's log (1871): it's 42 miles, isn't it? THEY'LL say 1234567.89%",
     "  two spaces before,   three within, and two behind  ",
@@ -38,18 +38,20 @@ _TEXTS = (
     "_under_score_ camelCase HTTPServer https://example.org/a?b=c&d=1#e <tag attr='x'/>",
 )
 _MOST_TOKENS = 64
-"""Of the added tokens, each of which is a probe of its own."""
+"""Largest number of added tokens that are probed. Each of them is a probe of its own."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What a GGUF says of a tokenizer.
+    """The description of a tokenizer in a GGUF file.
 
     Attributes:
-        words: the tokens of the vocabulary, by id.
-        added: ``tokenizer.json``'s added tokens, by id.
-        cut: llama.cpp's name of the rule that cuts text.
-        begins, ends: whether a text begins and ends with the special tokens for that.
+        tokenizer: tokenizer that is described.
+        words: tokens of the vocabulary by id.
+        added: added tokens of ``tokenizer.json`` by id.
+        cut: llama.cpp's name of the rule that splits text.
+        begins: True if a text starts with the special token for its beginning.
+        ends: True if a text ends with the special token for its end.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -60,46 +62,60 @@ class Tokenizer:
     ends: bool
 
     def add_to(self, writer: Any, vocab_size: int) -> None:  # noqa: ANN401 (gguf.GGUFWriter, which has no types)
-        """Write it into a GGUF's header.
+        """Write the tokenizer into the header of a GGUF file.
 
         Args:
-            vocab_size: rows of the embedding; those without a token are padded.
+            writer: writer of the file.
+            vocab_size: number of rows of the embedding. Rows without a token get a padding token.
         """
-        words = {**self.words, **{number: entry["content"] for number, entry in self.added.items()}}
-        types = dict.fromkeys(words, gguf.TokenType.NORMAL)
+        # Words of the vocabulary are normal tokens. Added tokens replace them.
+        words = [f"[PAD{number}]" for number in range(vocab_size)]
+        types = [gguf.TokenType.UNUSED] * vocab_size
+        for number, word in self.words.items():
+            words[number], types[number] = word, gguf.TokenType.NORMAL
         for number, entry in self.added.items():
-            types[number] = gguf.TokenType.CONTROL if entry["special"] else gguf.TokenType.USER_DEFINED
+            words[number], types[number] = entry["content"], gguf.TokenType.USER_DEFINED
+            if entry["special"]:
+                types[number] = gguf.TokenType.CONTROL
+        # The gguf package reads the special tokens and the merges from files.
         with TemporaryDirectory() as folder:
             with guarded_writing("the tokenizer"):
                 self.tokenizer.save_pretrained(folder)
             special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocab_size)
-        # What is not said, llama.cpp decides by the rule's name.
+        # Without these two flags, llama.cpp would decide by the rule's name.
         special.add_special_token = {"bos": self.begins, "eos": self.ends}
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(self.cut)
-        writer.add_token_list([words.get(i, f"[PAD{i}]") for i in range(vocab_size)])
-        writer.add_token_types([types.get(i, gguf.TokenType.UNUSED) for i in range(vocab_size)])
+        writer.add_token_list(words)
+        writer.add_token_types(types)
         special.add_to_gguf(writer, quiet=True)
 
     def probes(self) -> dict[str, list[int]]:
-        """Texts that show where llama.cpp differs, and the tokens that they are."""
+        """Return texts that show differences of llama.cpp, with their token ids."""
+        # A text must consist of bytes that the vocabulary has.
         letters = set("".join(self.words.values()))
         texts = [text for text in _TEXTS if set(_as_bytes(text)) <= letters]
         if not texts:
-            texts = [text for text in (_ascii(text) for text in _TEXTS) if set(_as_bytes(text)) <= letters]
-        special = [entry["content"] for entry in self.added.values()][:_MOST_TOKENS]
-        texts += [f"a {word} b{word}c" for word in special if set(_as_bytes(f"a {word}bc")) <= letters]
+            simpler = map(_ascii, _TEXTS)
+            texts = [text for text in simpler if set(_as_bytes(text)) <= letters]
+        # Added tokens are found between other letters.
+        for entry in list(self.added.values())[:_MOST_TOKENS]:
+            word = entry["content"]
+            if set(_as_bytes(f"a {word}bc")) <= letters:
+                texts.append(f"a {word} b{word}c")
         return {text: list(self.tokenizer(text)["input_ids"]) for text in texts}
 
 
 def read(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tokenizer:
-    """Look at a tokenizer.
+    """Describe a tokenizer for a GGUF file.
 
     Args:
-        vocab_size: rows of the model's embedding.
+        tokenizer: tokenizer to describe.
+        vocab_size: number of rows of the model's embedding.
 
     Raises:
-        InputError: it is no byte-level BPE, does something to a text that llama.cpp does not, or has more tokens.
+        InputError: the tokenizer is not a byte-level BPE, it does something that llama.cpp does not, or it
+            has more tokens than the embedding has rows.
     """
     stored = _stored(tokenizer)
     _refuse_others(stored)
@@ -116,6 +132,11 @@ def read(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tokenizer:
 
 
 def _stored(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return the content of a tokenizer's ``tokenizer.json``.
+
+    Raises:
+        InputError: the tokenizer has no such file.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(f"the tokenizer has no tokenizer.json, of which a GGUF is written: {OTHER_WAY}")
@@ -124,10 +145,10 @@ def _stored(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def _refuse_others(stored: Mapping[str, Any]) -> None:
-    """Refuse what llama.cpp has no place for.
+    """Refuse a tokenizer with a feature that llama.cpp does not support.
 
     Raises:
-        InputError: there is such a thing.
+        InputError: the tokenizer has such a feature.
     """
     model, decoder = stored["model"], stored.get("decoder") or {}
     if model["type"] != "BPE" or model.get("byte_fallback") or decoder.get("type") != "ByteLevel":
@@ -135,8 +156,8 @@ def _refuse_others(stored: Mapping[str, Any]) -> None:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise InputError(f"llama.cpp's byte-pair encoding has no {name}, and this tokenizer's has: {OTHER_WAY}")
-    # Composing accents is what the normaliser of Qwen does, of which GGUFs are in common use all the same: texts are
-    # composed nearly always.
+    # Qwen's normaliser composes accents (NFC). Nearly all texts are composed already, and GGUF files of Qwen are
+    # in common use, so this one is accepted.
     others = [kind for kind in _kinds(stored.get("normalizer"), "normalizers") if kind != "NFC"]
     if others:
         raise InputError(
@@ -152,26 +173,37 @@ def _refuse_others(stored: Mapping[str, Any]) -> None:
 
 
 def _kinds(part: Mapping[str, Any] | None, inside: str) -> list[str]:
-    """The types of a normaliser's steps."""
+    """Return the types of a normaliser's steps.
+
+    Args:
+        part: normaliser, or one of its steps.
+        inside: key under which a sequence has its steps.
+    """
     if part is None:
         return []
     if part["type"] != "Sequence":
         return [str(part["type"])]
-    return [kind for step in part[inside] for kind in _kinds(step, inside)]
+    kinds = []
+    for step in part[inside]:
+        kinds += _kinds(step, inside)
+    return kinds
 
 
 def _cut(stored: Mapping[str, Any] | None) -> str:
-    """llama.cpp's name for a pre-tokeniser.
+    """Return llama.cpp's name of a pre-tokeniser.
 
     Raises:
-        InputError: it has none that this version knows.
+        InputError: this version knows no name for the pre-tokeniser.
     """
-    steps = [] if stored is None else stored["pretokenizers"] if stored["type"] == "Sequence" else [stored]
+    steps: list[Any] = []
+    if stored is not None:
+        steps = stored["pretokenizers"] if stored["type"] == "Sequence" else [stored]
     kinds = [step["type"] for step in steps]
     if any(step.get("add_prefix_space") for step in steps):
         raise InputError(
             f"llama.cpp puts no space before a text, and this tokenizer does (add_prefix_space): {OTHER_WAY}"
         )
+    # Each name stands for one combination of steps.
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return "gpt-2"
     if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1].get("use_regex", True):
@@ -184,10 +216,10 @@ def _cut(stored: Mapping[str, Any] | None) -> str:
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
-    """Whether a text begins and ends with special tokens.
+    """Return whether a text starts and whether it ends with a special token.
 
     Raises:
-        InputError: with others than those that llama.cpp adds.
+        InputError: the tokenizer adds other tokens than llama.cpp does.
     """
     bare: Sequence[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole: Sequence[int] = tokenizer("a")["input_ids"]
@@ -199,11 +231,11 @@ def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
 
 
 def _as_bytes(text: str) -> str:
-    """A text in the letters that byte-level tokens are made of."""
+    """Return a text in the letters that byte-level tokens consist of."""
     cut = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
     return "".join(part for part, _ in cut)
 
 
 def _ascii(text: str) -> str:
-    """What a vocabulary without the bytes of other scripts can say of a text."""
+    """Return the ASCII letters of a text, for a vocabulary that lacks the bytes of other scripts."""
     return "".join(letter for letter in text if " " <= letter <= "~")

@@ -1,7 +1,7 @@
-"""Writing a GGUF of a pruned Llama, Mistral, Qwen2 or Qwen3 checkpoint, in the precision that it is stored in.
+"""Writer of GGUF files for pruned Llama, Mistral, Qwen2 and Qwen3 checkpoints, in the dtype they are stored in.
 
-Names of tensors and metadata are the `gguf` package's; what must be known besides is how llama.cpp orders rotary
-dimensions (Llama's queries and keys are stored interleaved). Its tokenisers are in `gguf_tokenizer`.
+The `gguf` package has the names of tensors and metadata. In addition this module knows the order of rotary
+dimensions in llama.cpp: Llama's queries and keys are stored interleaved. Tokenizers are in `gguf_tokenizer`.
 """
 
 import math
@@ -41,16 +41,20 @@ _FILE_TYPES: Mapping[torch.dtype, Any] = {
 
 
 def write(loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bool) -> llama_cpp.LlamaCppCheck | None:
-    """Write the candidate as one GGUF file.
+    """Write a candidate as one GGUF file.
 
     Args:
-        compare: load it in llama.cpp and compare what it predicts, before it takes its name.
+        loaded: dense model.
+        candidate: candidate of the dense model.
+        out: new GGUF file.
+        compare: compare llama.cpp's predictions from the new file with the candidate, before it gets its name.
 
     Raises:
-        InputError: not a model type, setting or tokeniser that can be written.
+        InputError: the model type, a setting or the tokenizer cannot be written.
         VerificationError: llama.cpp predicts something else.
         StorageError: `out` cannot be written.
     """
+    # Refuse a model that cannot be written before any work is done.
     config = loaded.model.config
     if config.model_type not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
@@ -66,6 +70,7 @@ def write(loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bo
     tokenizer = gguf_tokenizer.read(loaded.tokenizer, config.vocab_size)
     with new_file(out) as path:
         with pruned(loaded.model, candidate) as model:
+            # The header comes first: settings, tokenizer, descriptions of the tensors, and the record of the export.
             writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
             _add_settings(writer, model, out.stem)
             tokenizer.add_to(writer, config.vocab_size)
@@ -79,10 +84,19 @@ def write(loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bo
             writer.write_tensors_to_file()
             writer.close()
             kind = _TYPES[model.dtype].name
-        return llama_cpp.check(path, loaded, candidate, kind, tokenizer.probes()) if compare else None
+        if not compare:
+            return None
+        return llama_cpp.check(path, loaded, candidate, kind, tokenizer.probes())
 
 
 def _add_settings(writer: Any, model: PreTrainedModel, name: str) -> None:  # noqa: ANN401
+    """Write the settings that llama.cpp reads.
+
+    Args:
+        writer: writer of the file.
+        model: candidate, in memory.
+        name: name of the model in the file.
+    """
     config = model.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_name(name)
@@ -98,6 +112,7 @@ def _add_settings(writer: Any, model: PreTrainedModel, name: str) -> None:  # no
     writer.add_value_length(head)
     writer.add_rope_dimension_count(head)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    # Llama 3's scaling is a tensor in a GGUF file, so only linear scaling is a setting.
     rope = config.rope_parameters
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope.get("rope_type", "default") == "linear":
@@ -106,10 +121,10 @@ def _add_settings(writer: Any, model: PreTrainedModel, name: str) -> None:  # no
 
 
 def _check_settings(model: PreTrainedModel) -> None:
-    """Refuse what llama.cpp would compute otherwise.
+    """Refuse a model of which llama.cpp would compute something else.
 
     Raises:
-        InputError: there is such a setting.
+        InputError: a setting is not supported.
     """
     config = model.config
     rope = config.rope_parameters
@@ -121,13 +136,14 @@ def _check_settings(model: PreTrainedModel) -> None:
         raise InputError(f"llama.cpp's {config.model_type} computes silu, not {config.hidden_act}: export a checkpoint")
     if other := {tensor.dtype for tensor in model.state_dict().values()} - set(_TYPES):
         raise InputError(f"a GGUF has no weights of {min(map(str, other))}: give --dtype bfloat16, float16 or float32")
+    # Some configs give the kind of attention per block, and Mistral's does not.
     types = set(getattr(config, "layer_types", None) or ())
     if "sliding_attention" in types or (config.model_type == "mistral" and config.sliding_window):
         raise InputError("llama.cpp's Llama and Qwen have no sliding windows, and this model has: export a checkpoint")
 
 
 def _tensors(model: PreTrainedModel, architecture: Any) -> Iterator[tuple[str, torch.Tensor]]:  # noqa: ANN401
-    """The tensors by their names in GGUF, as llama.cpp wants them."""
+    """Yield the tensors in llama.cpp's layout, under their names in GGUF."""
     config = model.config
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
@@ -137,8 +153,9 @@ def _tensors(model: PreTrainedModel, architecture: Any) -> Iterator[tuple[str, t
     if rope.get("rope_type") == "llama3":
         yield "rope_freqs.weight", _llama3_factors(config)
     for parameter, tensor in model.state_dict().items():
+        # A tied tensor is written once. It may be declared tied and still have weights of its own.
         if parameter in tied and tensor.data_ptr() in written:
-            continue  # it is the very tensor; one that is only said to be may hold other weights
+            continue
         written.add(tensor.data_ptr())
         name = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
         if name is None:
@@ -151,18 +168,22 @@ def _tensors(model: PreTrainedModel, architecture: Any) -> Iterator[tuple[str, t
 
 
 def _interleave(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Turn rotary halves into pairs: dimension i and i + d/2 of each head become neighbours."""
+    """Turn rotary halves into pairs: dimensions i and i + d/2 of each head become neighbours."""
     shape = tensor.shape
     return tensor.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
 def _llama3_factors(config: PretrainedConfig) -> torch.Tensor:
-    """Llama 3.1's rotary scaling as a divisor of each frequency (`transformers.modeling_rope_utils`)."""
+    """Return Llama 3.1's rotary scaling as a divisor of each frequency.
+
+    The formula is that of `transformers.modeling_rope_utils`.
+    """
     rope, head = config.rope_parameters, config.head_dim
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     old = rope["original_max_position_embeddings"]
 
     def divisor(frequency: float) -> float:
+        # Short wavelengths keep their frequency, long ones are divided, and those between are interpolated.
         length = 2 * math.pi / frequency
         if length < old / high:
             return 1.0
@@ -175,9 +196,11 @@ def _llama3_factors(config: PretrainedConfig) -> torch.Tensor:
 
 
 def _add(writer: Any, record: gguf_record.Record, name: str, tensor: torch.Tensor) -> None:  # noqa: ANN401
-    """Add a tensor; vectors are float32, as llama.cpp wants them."""
+    """Add a tensor to the file and to the record."""
     tensor = tensor.detach().cpu().contiguous()
+    # llama.cpp expects vectors in float32.
     kind = gguf.GGMLQuantizationType.F32 if tensor.ndim == 1 else _TYPES[tensor.dtype]
+    # numpy has no bfloat16, so these tensors are passed as bytes.
     data: np.ndarray[Any, Any]
     if kind == gguf.GGMLQuantizationType.F32:
         data = tensor.float().numpy()

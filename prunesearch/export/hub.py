@@ -1,6 +1,7 @@
-"""Uploading an export to the Hugging Face Hub.
+"""Upload of an export to the Hugging Face Hub.
 
-What can go wrong there is looked for before the export, which may take hours, and looked for again before the upload.
+An export may take hours. So everything that could prevent the upload is checked before the export, and again
+before the upload.
 """
 
 import re
@@ -19,29 +20,30 @@ _TOKEN = re.compile(r"hf_\w+")
 
 
 def check_name(repository: str) -> None:
-    """Make sure, before any work is done, that a repository is named with its owner.
+    """Check, before any work is done, that a repository is named with its owner.
 
     Raises:
-        InputError: it is not, or no repository can have this name.
+        InputError: the owner is missing, or no repository can have this name.
     """
     if repository.count("/") != 1 or repository.startswith("/") or repository.endswith("/"):
-        raise InputError(f"--push-to-hub {repository!r} is no repository: write OWNER/NAME")
+        raise InputError(f"--push-to-hub {repository!r} is not a repository: write OWNER/NAME")
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise InputError(f"--push-to-hub {repository!r} is no repository: {one_line(error)}") from None
+        raise InputError(f"--push-to-hub {repository!r} is not a repository: {one_line(error)}") from None
 
 
 def check_access(repository: str, out: Path, public: bool, api: HfApi | None = None) -> None:
-    """Make sure, before any work is done, that there is a token and a network, and that nobody else would read along.
+    """Check, before any work is done, that the upload is possible and that the repository is private.
 
     Args:
-        out: where the export will lie, for the message.
-        public: the user wants the upload even if the repository is public.
-        api: a double, in tests.
+        repository: repository, as ``OWNER/NAME``.
+        out: folder of the future export, for the message.
+        public: upload even if the repository is public.
+        api: a test double.
 
     Raises:
-        InputError: no upload would be possible, or the repository is public and that was not asked for.
+        InputError: the upload is not possible, or the repository is public and `public` is False.
     """
     api = api or HfApi()
     try:
@@ -61,23 +63,26 @@ def check_access(repository: str, out: Path, public: bool, api: HfApi | None = N
 
 
 def push(folder: Path, repository: str, dropped: str, api: HfApi | None = None, *, public: bool = False) -> str:
-    """Upload a finished export; a repository that does not exist is made, and private.
+    """Upload a finished export. A repository that does not exist is created, and it is private.
 
     Args:
-        dropped: what was dropped, for the commit.
-        api: a double, in tests.
+        folder: folder of the export.
+        repository: repository, as ``OWNER/NAME``.
+        dropped: dropped layers, for the commit message.
+        api: a test double.
         public: upload even if the repository exists and is public.
 
     Returns:
-        Where it is.
+        The URL of the commit.
 
     Raises:
-        RunError: it could not be uploaded; the folder stays.
+        RunError: the upload failed. The folder stays.
     """
     api = api or HfApi()
     try:
         api.create_repo(repository, repo_type="model", private=True, exist_ok=True)
-        _refuse_public(repository, public, api)  # it may have been made, or made public, meanwhile
+        # Somebody may have created the repository, or made it public, in the meantime.
+        _refuse_public(repository, public, api)
         done = api.upload_folder(
             repo_id=repository,
             folder_path=folder,
@@ -93,15 +98,19 @@ def push(folder: Path, repository: str, dropped: str, api: HfApi | None = None, 
 
 
 def upload_command(repository: str, folder: Path) -> str:
-    """The command that uploads a folder; it makes a private repository where there is none."""
+    """Return the command that uploads a folder. It creates a private repository if there is none."""
     return shlex.join(["hf", "upload", "--private", repository, str(folder)])
 
 
 def _check_rights(owner: str, me: Mapping[str, Any]) -> None:
-    """Refuse an owner that the token cannot write for, as far as the hub says so.
+    """Refuse an owner for whom the token cannot write, as far as the hub tells.
+
+    Args:
+        owner: owner of the repository.
+        me: the hub's answer about the token.
 
     Raises:
-        InputError: it cannot.
+        InputError: the token cannot write for the owner.
     """
     names = [me.get("name"), *(org.get("name") for org in me.get("orgs", ()))]
     if owner not in names:
@@ -111,16 +120,17 @@ def _check_rights(owner: str, me: Mapping[str, Any]) -> None:
 
 
 def _refuse_public(repository: str, public: bool, api: HfApi) -> None:
-    """Refuse to show the world an export of a model that may be private.
+    """Refuse to publish an export of a model that may be private.
 
     Raises:
-        InputError: the repository exists, is public, and that was not asked for.
+        InputError: the repository exists and is public, and `public` is False.
     """
     if public:
         return
     try:
         private = api.repo_info(repository, repo_type="model").private
-    except RepositoryNotFoundError:  # it will be made
+    except RepositoryNotFoundError:
+        # The repository will be created as a private one.
         return
     if not private:
         raise InputError(
@@ -130,5 +140,5 @@ def _refuse_public(repository: str, public: bool, api: HfApi) -> None:
 
 
 def _safe(error: Exception) -> str:
-    """An error's text in one line, without a token that a library may have put into it."""
+    """Return an error's text in one line, without any token that a library may have put into it."""
     return _TOKEN.sub("hf_***", one_line(error))

@@ -1,11 +1,11 @@
-"""What becomes of each stored tensor when blocks go: it is renumbered, sliced, zeroed, or left out.
+"""Plan of a new checkpoint: each stored tensor is renumbered, sliced, zeroed or left out.
 
-The model is built on the meta device, without weights; which stored tensor makes which parameter follows transformers'
-own rules.
+The model is built on the meta device, without weights. The parameter that a stored tensor makes is found by
+transformers' own rules.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
@@ -19,7 +19,13 @@ from prunesearch.model.sources import parameters_of
 
 @dataclass(frozen=True)
 class Slice:
-    """Keep some of the equal parts that an axis consists of."""
+    """Some of the equal parts that an axis consists of.
+
+    Attributes:
+        axis: axis that consists of the parts.
+        n_parts: number of parts.
+        kept: indices of the parts to keep.
+    """
 
     axis: int
     n_parts: int
@@ -31,9 +37,10 @@ class Entry:
     """A tensor of the new checkpoint.
 
     Attributes:
-        source: where its content comes from.
-        take: which part of the source it is; None: all.
-        zeroed: its content is zeros instead.
+        name: name in the new checkpoint.
+        source: stored tensor that it is made from.
+        take: part of the source that is kept; None for all of it.
+        zeroed: True if it is filled with zeros instead.
     """
 
     name: str
@@ -43,7 +50,7 @@ class Entry:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape as written."""
+        """Return the shape of the new tensor."""
         if self.take is None:
             return self.source.shape
         shape = list(self.source.shape)
@@ -52,7 +59,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes as written."""
+        """Return the bytes of the new tensor."""
         if self.take is None:
             return self.source.nbytes
         return self.source.nbytes // self.take.n_parts * len(self.take.kept)
@@ -60,11 +67,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """A new checkpoint.
+    """The plan of a new checkpoint.
 
     Attributes:
-        entries: its tensors, in the order in which their sources lie on disk.
-        unread: stored tensors that the model does not read and that were left out with the blocks they name.
+        entries: tensors, in the order in which their sources lie on disk.
+        unread: names of stored tensors that name a block but that the model does not read. They are left out.
     """
 
     entries: tuple[Entry, ...]
@@ -82,60 +89,77 @@ def layout_of(
     """Plan the checkpoint of a candidate.
 
     Args:
-        model: the dense model, on the meta device.
-        stored: the dense checkpoint.
-        zeroed, dropped: parameters of the dense model that become zeros, or are left out.
+        model: dense model, on the meta device.
+        stored: tensors of the dense checkpoint by name.
+        candidate: candidate of the dense model.
+        zeroed: parameters of the dense model that become zeros.
+        dropped: parameters of the dense model that are left out.
 
     Raises:
-        ModelError: a stored name does not say its block's number.
+        ModelError: a stored name does not contain the number of its block.
     """
     family, makes = family_of(model.config), parameters_of(model, stored)
     new_number = {old: new for new, old in enumerate(candidate.kept)}
-    slices = {n: Slice(axis, candidate.n_layers, candidate.kept) for n, axis in per_layer_tensors(model).items()}
+    # Parameters outside the blocks with a part for each block lose the parts of dropped blocks.
+    slices: dict[str, Slice] = {}
+    if candidate.dropped:
+        for name, axis in per_layer_tensors(model).items():
+            slices[name] = Slice(axis, candidate.n_layers, candidate.kept)
     entries, unread = [], []
+    # In the order on disk, so that the sources are read from front to back.
     for name, place in sorted(stored.items(), key=lambda item: (item[1].path, item[1].offset)):
-        parameter, _ = makes.get(name, (None, None))
-        if parameter is None and _names_a_block(name, family.blocks):
-            unread.append(name)
+        # A tensor that the model does not read stays, unless it belongs to a block.
+        if name not in makes:
+            if _names_a_block(name, family.blocks):
+                unread.append(name)
+            else:
+                entries.append(Entry(name, place))
             continue
-        block = _block_of(parameter, family.blocks) if parameter else None
-        if parameter in dropped or (block is not None and block not in new_number):
+        parameter, _ = makes[name]
+        if parameter in dropped:
             continue
-        renamed = name if block is None else _renumbered(name, block, new_number[block])
-        take = slices.get(parameter or "") if candidate.dropped else None
-        entries.append(Entry(renamed, place, take, parameter in zeroed))
+        # A tensor outside the blocks keeps its name. That of a kept block gets the block's new number.
+        block, renamed = _block_of(parameter, family.blocks), name
+        if block is not None:
+            if block not in new_number:
+                continue
+            renamed = _renumbered(name, block, new_number[block])
+        entries.append(Entry(renamed, place, slices.get(parameter), parameter in zeroed))
     return Layout(tuple(entries), tuple(unread))
 
 
 def sublayer_parameters(model: PreTrainedModel, candidate: LayerSubset, *, norms: bool = False) -> set[str]:
-    """Names of the parameters of the sublayers that a candidate drops from blocks that stay.
+    """Return the names of the parameters of the sublayers that a candidate drops from kept blocks.
 
     Args:
-        norms: also of the norms that serve them alone.
+        model: dense model.
+        candidate: candidate of the dense model.
+        norms: include the norms that belong to these sublayers alone.
 
     Raises:
         ModelError: the sublayers of this model type cannot be dropped one by one.
     """
-
-    def names() -> Iterator[str]:
-        for kind, numbers in (("attention", candidate.attention), ("mlp", candidate.mlp)):
-            for number in numbers:
-                sublayer = sublayer_of(model, kind)
-                for part in sublayer.parts if norms else sublayer.modules:
-                    for module in parts_of(blocks[number], (part,)):
-                        yield from (f"{path}.{number}.{part}.{leaf}" for leaf, _ in module.named_parameters())
-
     blocks, path = blocks_of(model), family_of(model.config).blocks
-    return set(names())
+    names: set[str] = set()
+    for kind, numbers in (("attention", candidate.attention), ("mlp", candidate.mlp)):
+        for number in numbers:
+            sublayer = sublayer_of(model, kind)
+            for part in sublayer.parts if norms else sublayer.modules:
+                # A block need not have each of these modules.
+                for module in parts_of(blocks[number], (part,)):
+                    for leaf, _ in module.named_parameters():
+                        names.add(f"{path}.{number}.{part}.{leaf}")
+    return names
 
 
 def _block_of(parameter: str, path: str) -> int | None:
+    """Return the index of the block that a parameter belongs to; None if it is outside the blocks."""
     match = re.match(rf"{re.escape(path)}\.(\d+)\.", parameter)
     return int(match[1]) if match else None
 
 
 def _names_a_block(name: str, path: str) -> bool:
-    """Whether a stored name is one of a block of the language model, as far as a name can tell."""
+    """Return whether a stored tensor belongs to a block of the language model, judged by its name."""
     if any(word in name for word in OTHER_PARTS):
         return False
     return re.search(rf"(?:^|\.){re.escape(path.rpartition('.')[2])}\.\d+\.", name) is not None
@@ -145,7 +169,7 @@ def _renumbered(name: str, old: int, new: int) -> str:
     """Change the block's number, which is the first number in a stored name.
 
     Raises:
-        ModelError: it is not.
+        ModelError: the first number is not the block's.
     """
     parts = name.split(".")
     place = next((i for i, part in enumerate(parts) if part.isdigit()), None)

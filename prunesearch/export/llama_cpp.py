@@ -1,6 +1,6 @@
-"""Loading a GGUF in llama.cpp and comparing what it predicts (`prunesearch[gguf]`).
+"""Comparison of llama.cpp's predictions from a GGUF file with a candidate (`prunesearch[gguf]`).
 
-llama.cpp runs in a process of its own: a file that it cannot load may take the process with it.
+llama.cpp runs in a separate process, because a file that it cannot load may crash the process.
 """
 
 import json
@@ -23,18 +23,19 @@ from prunesearch.model.loading import LoadedModel
 from prunesearch.model.surgery import pruned
 
 OTHER_WAY = "export a checkpoint and use llama.cpp's convert_hf_to_gguf.py"
-"""What to do where a GGUF cannot be written."""
+"""Advice for models that cannot be written to a GGUF file."""
 _TOP = 5
-# Mean difference of a log-probability, as a share of the spread (standard deviation) of the logits, with which rounding
-# errors grow. The largest difference may be _PEAK times as much. Both sides round 16-bit activations, each in its own
-# places, and llama.cpp rounds them to 8 bits for quantised weights. Blocks in a wrong order make the mean difference
-# about as large as the spread.
+# Allowed mean difference of a log-probability, as a share of the spread (standard deviation) of the logits.
+# Rounding errors grow with this spread. The largest difference may be _PEAK times the mean. Both programs round
+# 16-bit activations, in different places, and llama.cpp rounds them to 8 bits for quantised weights. Blocks in
+# a wrong order make the mean difference about as large as the spread.
 _ALLOWED = {"F32": 0.02, "F16": 0.05, "BF16": 0.1}
 _ALLOWED_QUANTISED = 0.15
 _LEAST = 1e-4
 _PEAK = 10
 _START_SECONDS = 600
-_BYTES_PER_SECOND = 5e6  # of the file: slower than any machine reads and computes it for a few tokens
+# Bytes of the file per second. Every machine is faster at reading the file and computing a few tokens.
+_BYTES_PER_SECOND = 5e6
 _CHILD = """
 import json, os, sys, urllib.request
 import xllamacpp
@@ -69,14 +70,14 @@ os._exit(0)
 
 @dataclass(frozen=True)
 class LlamaCppCheck:
-    """What llama.cpp makes of a file.
+    """Result of running a file in llama.cpp.
 
     Attributes:
-        difference: mean difference of a log-probability of the likeliest tokens at each step, in nats.
-        largest: the largest one.
-        allowed: the limit of the mean; a tenth of the largest one's.
-        steps: how many tokens it generated, greedily.
-        generated: how it goes on after the prompt.
+        difference: mean difference of a log-probability, over the likeliest tokens of each step, in nats.
+        largest: largest such difference.
+        allowed: limit of the mean. The limit of the largest difference is ten times as high.
+        steps: number of tokens that were generated greedily.
+        generated: text that was generated after the prompt.
     """
 
     difference: float
@@ -86,12 +87,12 @@ class LlamaCppCheck:
     generated: str
 
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the result as JSON values."""
         return asdict(self)
 
 
 def available() -> bool:
-    """Whether llama.cpp is installed (the package xllamacpp)."""
+    """Return whether llama.cpp (the package xllamacpp) is installed."""
     return find_spec("xllamacpp") is not None
 
 
@@ -103,16 +104,20 @@ def check(
     tensor_type: str,
     probes: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> LlamaCppCheck:
-    """Let llama.cpp continue a prompt and compare its log-probabilities with the candidate's in transformers.
+    """Compare llama.cpp's log-probabilities after a prompt with those of the candidate in transformers.
 
     Args:
-        tensor_type: of most weights, as GGUF names it; it sets the tolerance.
-        probes: texts and their token ids, which llama.cpp must give too.
+        path: GGUF file.
+        loaded: dense model.
+        candidate: candidate of the dense model.
+        tensor_type: GGUF's name of the type of most weights. It determines the tolerance.
+        probes: texts with their token ids, which llama.cpp must reproduce.
 
     Raises:
-        VerificationError: llama.cpp cannot load it, or predicts something else.
-        InputError: it cuts a text into other tokens.
+        VerificationError: llama.cpp cannot load the file, or it predicts something else.
+        InputError: llama.cpp splits a text into other tokens.
     """
+    # llama.cpp must split texts into the same tokens.
     ids = prompt_ids(loaded.model, loaded.tokenizer)
     steps, found = _ask(path, ids[0].tolist(), texts=list(probes))
     for (probe, expected), actual in zip(probes.items(), found, strict=True):
@@ -121,16 +126,17 @@ def check(
                 f"llama.cpp cuts the text {probe!r} into the tokens {actual[:12]}, and the model's tokenizer into "
                 f"{list(expected)[:12]}: {OTHER_WAY}"
             )
+    # Compute the candidate's log-probabilities for llama.cpp's continuation.
     tokens = [token for token, _ in steps]
     with pruned(loaded.model, candidate):
         whole = torch.cat([ids, torch.tensor([tokens], device=ids.device)], dim=1)
         logits_LV = loaded.model(input_ids=whole, use_cache=False).logits[0].float()
     expected_TV = torch.log_softmax(logits_LV[ids.shape[1] - 1 : -1], dim=-1)
-    differences = [
-        abs(float(entry["logprob"]) - float(row[entry["id"]]))
-        for row, (_, likeliest) in zip(expected_TV, steps, strict=True)
-        for entry in likeliest
-    ]
+    # Compare the likeliest tokens of each step.
+    differences: list[float] = []
+    for row, (_, likeliest) in zip(expected_TV, steps, strict=True):
+        for entry in likeliest:
+            differences.append(abs(float(entry["logprob"]) - float(row[entry["id"]])))
     if not differences:
         raise VerificationError(f"llama.cpp says nothing that could be compared from {path.name}")
     mean, largest = statistics.fmean(differences), max(differences)
@@ -146,10 +152,10 @@ def check(
 
 
 def generate(path: Path, text: str) -> str:
-    """Let llama.cpp continue a text.
+    """Return llama.cpp's continuation of a text.
 
     Raises:
-        VerificationError: it cannot load the file.
+        VerificationError: llama.cpp cannot load the file.
     """
     return str(_ask(path, text)[0])
 
@@ -157,14 +163,20 @@ def generate(path: Path, text: str) -> str:
 def _ask(
     path: Path, prompt: list[int] | str, tokens: int = 20, texts: Sequence[str] = ()
 ) -> tuple[Any, list[list[int]]]:
-    """Let llama.cpp continue a prompt greedily and cut texts into tokens.
+    """Let llama.cpp continue a prompt greedily, and split texts into tokens.
+
+    Args:
+        path: GGUF file.
+        prompt: text, or token ids.
+        tokens: number of tokens to generate.
+        texts: texts to split into tokens.
 
     Returns:
-        How it continues a text; of token ids each next one, and the likeliest ones at its place. Then the tokens of
-        each text.
+        The continuation, and the tokens of each text. The continuation of a text is a text. That of token ids
+        is a list with each next token and the likeliest tokens at its position.
 
     Raises:
-        VerificationError: it cannot load the file, or takes too long.
+        VerificationError: llama.cpp cannot load the file, or it takes too long.
     """
     order = json.dumps([str(path), prompt, tokens, _TOP, list(texts), torch.get_num_threads()])
     seconds = _START_SECONDS + path.stat().st_size / _BYTES_PER_SECOND
@@ -173,6 +185,7 @@ def _ask(
         done = subprocess.run(command, input=order, capture_output=True, text=True, check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
         raise VerificationError(f"llama.cpp did not finish with {path.name} within {seconds:.0f} s") from None
+    # llama.cpp may print other lines before the answer.
     _, found, answer = done.stdout.partition("\nANSWER")
     if not found:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -1,4 +1,4 @@
-"""What an export says of itself: the manifest, the verification, the model card."""
+"""The files that describe an export: the manifest, the verification and the model card."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,12 +31,15 @@ def write(
     unread: Sequence[str],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write manifest, verification and model card.
+    """Write the manifest, the verification and the model card.
 
     Args:
-        digests: of each tensor.
+        folder: folder of the export.
+        loaded: base model.
+        exported: finished export.
+        digests: digest of each tensor.
         unread: stored tensors that were left out because the model does not read them.
-        facts: what is known of the candidate.
+        facts: facts about the candidate (recipe, metrics).
     """
     candidate, check = exported.candidate, exported.verification
     versions = {"prunesearch": prunesearch.__version__, "transformers": transformers.__version__}
@@ -66,18 +69,19 @@ def write(
 
 
 def file_digest(path: Path) -> str:
-    """xxh3-128 of a small file.
+    """Return the xxh3-128 digest of a small file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     return xxhash.xxh3_128_hexdigest(path.read_bytes())
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Of each file whose changes neither logits nor weights tell: tokenizer, chat template, licence, code.
+    """Return the digest of each file whose changes affect neither logits nor weights.
 
-    The model card is left out: people write into it.
+    These are the tokenizer, the chat template, the licence and code. The model card is left out, because
+    people edit it.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -88,7 +92,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file but the manifest itself, by its path inside the folder."""
+    """Return the bytes of each file except the manifest, by its path inside the folder."""
     files = sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
     sizes = {str(path.relative_to(folder)): path.lstat().st_size for path in files}
     sizes.pop(MANIFEST, None)
@@ -96,19 +100,20 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """The files of an export's folder that the export did not write, or that were changed since."""
+    """Return the files of an export's folder that the export did not write, or that have changed since."""
     try:
         written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return [name for name, size in _sizes(folder).items() if written.get(name) != size]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return [MANIFEST]  # it does not say what was written
+        # Without a readable manifest it is not known which files were written.
+        return [MANIFEST]
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuse to replace an export in whose folder the user has put or changed anything.
+    """Refuse to replace an export if the user has added or changed a file in its folder.
 
     Raises:
-        StorageError: there is such a file.
+        StorageError: a file was added or changed.
     """
     if foreign := foreign_files(folder):
         raise StorageError(
@@ -118,4 +123,5 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON document with sorted keys."""
     path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Checking an export again, at any time and on any machine."""
+"""Verification of an existing export, at any time and on any machine."""
 
 import json
 from collections.abc import Sequence
@@ -23,27 +23,32 @@ _REPORT = ("digests", "reference")
 
 
 def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Verify an export: its files, the weights' digests, that it loads, and what it computes.
+    """Verify an export: its files, the digests of its weights, its loading, and its output.
 
     Args:
-        base: the dense model, for a full comparison; without it the logits kept at the export are what counts.
-        trust_remote_code: run the code that an export of another form than plain or zeroed brings along.
+        folder: folder of the export.
+        base: dense model, for a full comparison. Without it the output is compared with the logits that were
+            stored at the export.
+        trust_remote_code: run code that ships with the export.
 
     Returns:
-        What was found, as JSON values.
+        The findings as JSON values.
 
     Raises:
-        InputError: no export, or one that needs its own code.
-        VerificationError: it is not what it was.
+        InputError: the folder is not an export, it needs its own code, or `base` is another model.
+        VerificationError: the export has changed.
     """
+    # Refuse what cannot be verified.
     manifest, report = _read(folder / MANIFEST, _MANIFEST), _read(folder / REPORT, _REPORT)
     refuse_adapter(folder, str(folder))
     form = manifest["form"]
     if (sublayers.trusts(form) or manifest.get("own_code")) and not trust_remote_code:
         raise InputError(f"{str(folder)!r} (--as {form}) runs code that it brings along: add --trust-remote-code")
+    # Compare the files with the report. Reports of older exports have no digests of small files.
     with _using(folder / REPORT):
         _check_weights(folder, report["digests"])
-        _check_files(folder, report.get("files", {}))  # older exports do not have it
+        _check_files(folder, report.get("files", {}))
+    # Compare the output with the stored one.
     model = reload(folder, base.model if base else None, trust_remote_code)
     with _using(folder / REPORT):
         difference = matches(model, report["reference"])
@@ -55,6 +60,7 @@ def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bo
         "weights": len(report["digests"]),
         "difference": difference,
     }
+    # Compare the output with that of the candidate.
     if base is not None:
         if changed := manifest.get("changed"):
             raise InputError(
@@ -69,11 +75,16 @@ def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bo
 
 
 def _using(report: Path) -> AbstractContextManager[None]:
-    """Whatever a damaged report makes us stumble over is a failed verification."""
+    """Turn any error that a damaged report causes into a failed verification."""
     return guarded(f"{str(report)!r} is damaged", kind=VerificationError, advice="export again")
 
 
 def _check_files(folder: Path, digests: dict[str, str]) -> None:
+    """Compare the small files with their digests.
+
+    Raises:
+        VerificationError: a file is missing or has changed.
+    """
     for name, expected in digests.items():
         path = folder / name
         if not path.is_file():
@@ -83,6 +94,16 @@ def _check_files(folder: Path, digests: dict[str, str]) -> None:
 
 
 def _read(path: Path, needed: Sequence[str]) -> dict[str, Any]:
+    """Read the manifest or the report of an export.
+
+    Args:
+        path: path of the file.
+        needed: keys that the file must have.
+
+    Raises:
+        InputError: the file is missing.
+        VerificationError: the file is damaged.
+    """
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
@@ -96,6 +117,11 @@ def _read(path: Path, needed: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_weights(folder: Path, digests: dict[str, str]) -> None:
+    """Compare the weights with their digests.
+
+    Raises:
+        VerificationError: a tensor is missing, was added or has changed, or it is not where the index says.
+    """
     stored = tensors_in(folder)
     if (wrong := misplaced(folder)) is not None:
         raise VerificationError(f"tensor {wrong} is not in the file where the index says: export again")

@@ -1,12 +1,15 @@
-"""How a candidate without some attention and MLP sublayers is written; stock architectures have no place for that.
+"""Export forms for candidates that drop single attention or MLP sublayers.
 
-* ``zeroed``: the sublayers' weights are zeros in the unchanged architecture. Loads anywhere and computes the same, as
-  much of it and as slowly as before.
-* ``deci``: `block_configs` of DeciLM (nemotron-nas), which vLLM runs; for Llama.
-* ``remote-code``: a bundled modelling file on top of the stock one that has no such sublayers; for transformers 5.
+Stock architectures cannot leave out a sublayer, so there are three forms:
 
-transformers' own ``per_layer_config`` with ``skip`` is written by none: no modelling code of this version honours it,
-and a model would silently keep the sublayers.
+* ``zeroed``: the weights of the sublayers are zeros in the unchanged architecture. The checkpoint loads
+  anywhere, but it is neither smaller nor faster than the dense one.
+* ``deci``: `block_configs` of DeciLM (nemotron-nas), which vLLM runs. For Llama only.
+* ``remote-code``: a bundled modelling file that extends the stock one and leaves the sublayers out. For
+  transformers 5.
+
+No form writes transformers' own ``per_layer_config`` with ``skip``. No modelling code of this version
+respects it, so a model would silently keep the sublayers.
 """
 
 from collections.abc import Mapping
@@ -37,11 +40,11 @@ _DECI = ("llama",)
 
 
 def check(config: PretrainedConfig, candidate: LayerSubset, form: str) -> None:
-    """Refuse a form for a model or candidate that it cannot say.
+    """Refuse a form that cannot express a model or a candidate.
 
     Raises:
-        InputError: says which form can.
-        ModelError: the model type's sublayers cannot be dropped one by one.
+        InputError: the form does not fit. The message names a form that does.
+        ModelError: the sublayers of this model type cannot be dropped one by one.
     """
     family = family_of(config)
     if trusts(form) and hasattr(config, "auto_map"):
@@ -59,6 +62,11 @@ def check(config: PretrainedConfig, candidate: LayerSubset, form: str) -> None:
 
 
 def _check_deci(config: PretrainedConfig, candidate: LayerSubset) -> None:
+    """Refuse a model or a candidate that DeciLM, as vLLM runs it, cannot express.
+
+    Raises:
+        InputError: the form ``deci`` does not fit.
+    """
     if config.model_type not in _DECI:
         raise InputError(
             f"--as deci is for {', '.join(_DECI)}, not {config.model_type}: use --as remote-code or zeroed"
@@ -74,30 +82,39 @@ def _check_deci(config: PretrainedConfig, candidate: LayerSubset) -> None:
 
 
 def trusts(form: str) -> bool:
-    """Whether a form is loaded with code that it brings along."""
+    """Return whether a form ships with code that loads it."""
     return form in ("deci", "remote-code")
 
 
 def zeroed_parameters(model: PreTrainedModel, silent: LayerSubset, form: str) -> set[str]:
-    """Parameters of the dense model that become zeros."""
-    return sublayer_parameters(model, silent) if form == "zeroed" else set()
+    """Return the parameters of the dense model that become zeros."""
+    if form != "zeroed":
+        return set()
+    return sublayer_parameters(model, silent)
 
 
 def dropped_parameters(model: PreTrainedModel, silent: LayerSubset, form: str) -> set[str]:
-    """Parameters of the dense model that are left out; their norms too where the architecture has none then."""
-    return sublayer_parameters(model, silent, norms=form == "deci") if trusts(form) else set()
+    """Return the parameters of the dense model that are left out."""
+    if not trusts(form):
+        return set()
+    # DeciLM has no norm for a sublayer that is gone.
+    return sublayer_parameters(model, silent, norms=form == "deci")
 
 
 def write_config(edited: ConfigFile, config: PretrainedConfig, candidate: LayerSubset, form: str, out: Path) -> None:
-    """Write the config of a form, and the code it needs.
+    """Write the config of a form, and the code that it needs.
 
     Args:
-        edited: without the dropped blocks.
-        config: of the dense model.
+        edited: config file without the dropped blocks.
+        config: config of the dense model.
+        candidate: candidate of the dense model.
+        form: one of the forms.
+        out: folder to write into.
     """
     if not trusts(form):
         edited.write(out)
         return
+    # The code counts the kept blocks.
     number = {old: new for new, old in enumerate(candidate.kept)}
     gone = {
         "attention": [number[i] for i in candidate.attention],
@@ -110,7 +127,17 @@ def write_config(edited: ConfigFile, config: PretrainedConfig, candidate: LayerS
 def _code_config(
     edited: ConfigFile, config: PretrainedConfig, gone: dict[str, list[int]], number: int, form: str
 ) -> ConfigFile:
-    """The config of a form with code; the model type is one that stock transformers refuses, lest it ignore them."""
+    """Return the config of a form with code.
+
+    Stock transformers does not know its model type. Otherwise it would load the model and ignore the code.
+
+    Args:
+        edited: config file without the dropped blocks.
+        config: config of the dense model.
+        gone: new indices of the blocks that lack their ``attention`` or ``mlp``.
+        number: number of kept blocks.
+        form: one of the forms.
+    """
     config_class, model_class = _class_names(form)
     stored = {
         **edited.values,
@@ -126,11 +153,13 @@ def _code_config(
 
 
 def _code(config: PretrainedConfig, form: str) -> str:
-    """The modelling file of a form."""
+    """Return the text of a form's modelling file."""
     family = family_of(config)
     stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     assert family.attention is not None and family.mlp is not None
     config_class, model_class = _class_names(form)
+    # Norms that go with their sublayers.
+    norms = [None, None] if form != "deci" else [family.attention.norm, family.mlp.norm]
     template = Template(resources.files("prunesearch.export").joinpath("modeling_pruned.py.txt").read_text())
     return template.substitute(
         config=type(config).__name__,
@@ -142,12 +171,12 @@ def _code(config: PretrainedConfig, form: str) -> str:
         blocks=family.blocks,
         attention=repr(_lengths(family.attention)),
         mlp=repr(_lengths(family.mlp)),
-        norms=repr([family.attention.norm, family.mlp.norm] if form == "deci" else [None, None]),
+        norms=repr(norms),
     )
 
 
 def _class_names(form: str) -> tuple[str, str]:
-    """Names of the config's and of the model's class."""
+    """Return the names of the config class and of the model class."""
     prefix = "DeciLM" if form == "deci" else "Pruned"
     return f"{prefix}Config", f"{prefix}ForCausalLM"
 
@@ -157,29 +186,35 @@ def _model_type(config: PretrainedConfig, form: str) -> str:
 
 
 def _lengths(sublayer: Any) -> dict[str, int]:  # noqa: ANN401
+    """Return the length of the tuple that each module of a sublayer returns; 0 for a tensor."""
     returns = dict(sublayer.returns)
     return {name: returns.get(name, 0) for name in sublayer.modules}
 
 
 def _block_configs(config: PretrainedConfig, gone: dict[str, list[int]], number: int) -> list[dict[str, Any]]:
-    """What vLLM's `DeciLMForCausalLM` reads of each of the `number` blocks."""
+    """Return the settings of each block that vLLM's `DeciLMForCausalLM` reads.
+
+    Args:
+        config: config of the dense model.
+        gone: new indices of the blocks that lack their ``attention`` or ``mlp``.
+        number: number of kept blocks.
+    """
     group = config.num_attention_heads // config.num_key_value_heads
     multiplier = 3 * config.intermediate_size / (2 * config.hidden_size)
 
-    def block(i: int) -> dict[str, Any]:
-        no_attention, no_mlp = i in gone["attention"], i in gone["mlp"]
-        return {
-            "attention": {
-                "n_heads_in_group": None if no_attention else group,
-                "no_op": no_attention,
-                "replace_with_linear": False,
-            },
-            "ffn": {
-                "ffn_mult": None if no_mlp else multiplier,
-                "intermediate_size": None if no_mlp else config.intermediate_size,
-                "no_op": no_mlp,
-                "replace_with_linear": False,
-            },
+    blocks = []
+    for i in range(number):
+        attention = {"n_heads_in_group": group, "no_op": False, "replace_with_linear": False}
+        ffn = {
+            "ffn_mult": multiplier,
+            "intermediate_size": config.intermediate_size,
+            "no_op": False,
+            "replace_with_linear": False,
         }
-
-    return [block(i) for i in range(number)]
+        # A sublayer that is gone has no sizes.
+        if i in gone["attention"]:
+            attention |= {"n_heads_in_group": None, "no_op": True}
+        if i in gone["mlp"]:
+            ffn |= {"ffn_mult": None, "intermediate_size": None, "no_op": True}
+        blocks.append({"attention": attention, "ffn": ffn})
+    return blocks

@@ -1,9 +1,13 @@
-"""Proving that a checkpoint is the candidate that was scored.
+"""Proof that a checkpoint is the candidate that was scored.
 
-It is reloaded with plain `from_pretrained` and compared with two others: the dense model whose dropped blocks hand on
-what they get, which is what was scored and knows no new numbers, masks or configs; and the candidate made in memory,
-for cached decoding. Windows of attention are longer than a prompt and would hide a mask of the wrong kind, so the
-comparison is made once more with windows of a few tokens.
+The checkpoint is reloaded with plain `from_pretrained` and compared with two other models:
+
+* The dense model whose dropped blocks return their input unchanged. This is the model that was scored, and it
+  involves no new block numbers, masks or configs.
+* The candidate made in memory, for cached decoding.
+
+Attention windows are longer than a prompt, so they would hide a mask of the wrong kind. The comparison is
+therefore repeated with windows of a few tokens.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,19 +34,19 @@ NEW_TOKENS = 20
 _NARROW = 4
 _WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size", "local_attention", "window_size")
 _PROMPT = "The history of the lighthouse begins with a fire on a hill, which told sailors that"
-# Largest difference of a logit, as a share of the largest logit. The same weights on the same machine give 0 or, where
-# a matrix lies in memory differently, a rounding.
+# Largest allowed difference of a logit, as a share of the largest logit. The same weights on the same
+# machine give 0, or a rounding error if a matrix is laid out differently in memory.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a model computes for a prompt, small enough to travel with it.
+    """The output of a model for a prompt, small enough to be stored with the model.
 
     Attributes:
-        prompt: token ids.
-        likeliest: at each position of the prompt, ids and logits of the likeliest tokens.
-        continuation: ids that it generates greedily.
+        prompt: token ids of the prompt.
+        likeliest: ids and logits of the likeliest tokens at each position of the prompt.
+        continuation: token ids that the model generates greedily.
     """
 
     prompt: list[int]
@@ -52,17 +56,18 @@ class Reference:
 
 @dataclass(frozen=True)
 class Verification:
-    """How a reloaded checkpoint compares with the candidate.
+    """Result of comparing a reloaded checkpoint with the candidate.
 
     Attributes:
         prefill_difference: largest absolute difference of a logit over a prompt.
-        narrow_difference: the same with attention windows of a few tokens; None for models without windows.
-        decode_difference: the same over greedy steps; None where none was compared, because weights are streamed.
-        allowed: the limit of all of these.
-        decoded: how many greedy steps were compared.
-        cached: whether these steps read one token each and the rest from a cache; some model types have none.
-        generated: the text that the reloaded model generated.
-        weights: how many tensors equal their source, by digest; None where they were made in memory.
+        narrow_difference: the same with attention windows of a few tokens. None for models without windows.
+        decode_difference: the same over greedy steps. None if no step was compared, because weights are streamed.
+        allowed: limit of each of these differences.
+        decoded: number of greedy steps that were compared.
+        cached: True if each step read one token and took the rest from a cache. Some model types have no cache.
+        generated: text that the reloaded model generated.
+        reference: output of the reloaded model, for later comparisons.
+        weights: number of tensors whose digest equals that of their source. None if they were made in memory.
     """
 
     prefill_difference: float
@@ -76,17 +81,18 @@ class Verification:
     weights: int | None = None
 
     def document(self) -> dict[str, Any]:
-        """As JSON values, without the reference."""
+        """Return the result as JSON values, without the reference."""
         return {name: value for name, value in asdict(self).items() if name != "reference"}
 
 
 def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> torch.Tensor:
-    """Token ids of a prompt, shape (1, L); counted through without a tokenizer."""
+    """Return the token ids of a prompt, shape (1, L). Without a tokenizer they are made up."""
     if tokenizer is None:
         most = min(int(getattr(settings_of(model.config), "vocab_size", 100)), 5000)
         ids = [(7 * i + 5) % most for i in range(24)]
     else:
         ids = tokenizer(_PROMPT)["input_ids"]
+        # The prompt and its continuation must fit into the model's position table.
         positions = most_positions(model)
         if positions is not None:
             ids = ids[: max(1, positions - NEW_TOKENS)]
@@ -103,9 +109,16 @@ def compare(
 ) -> Verification:
     """Compare a reloaded checkpoint with the candidate of the dense model.
 
+    Args:
+        dense: dense model, in memory.
+        candidate: candidate of the dense model.
+        found: reloaded checkpoint.
+        tokenizer: tokenizer of the dense model.
+
     Raises:
         VerificationError: a logit differs by more than rounding, in prefill or in cached decoding.
     """
+    # Compare the logits over a prompt.
     ids = prompt_ids(dense, tokenizer)
     with _dense_running("a prompt"), bypassed(dense, candidate):
         expected = _prefill(dense, ids)
@@ -113,12 +126,14 @@ def compare(
     with _running("a prompt"):
         actual = _prefill(found, ids)
     prefill = _difference(expected, actual, limit, "in the prompt")
+    # Compare them again with narrow attention windows, if both models have windows.
     narrow = None
-    with ExitStack() as stack:
-        if [stack.enter_context(narrowed(model.config)) for model in (dense, found)] == [True, True]:
+    with narrowed(dense.config) as dense_narrows, narrowed(found.config) as found_narrows:
+        if dense_narrows and found_narrows:
             with bypassed(dense, candidate):
                 wanted = _prefill(dense, ids)
             narrow = _difference(wanted, _prefill(found, ids), limit, "where attention windows end")
+    # Compare greedy decoding, which uses the cache.
     with _dense_running("cached decoding"), pruned(dense, candidate):
         in_memory = generate(dense, ids)
     with _running("cached decoding"):
@@ -132,14 +147,20 @@ def compare(
 
 @contextmanager
 def _running(what: str) -> Iterator[None]:
-    """Whatever a wrong checkpoint makes a model's code stumble over is a failed verification."""
+    """Turn any error of the reloaded model's code into a failed verification.
+
+    A wrong checkpoint can make that code fail in any way.
+    """
     with guarded(f"the reloaded export fails on {what}", kind=VerificationError):
         yield
 
 
 @contextmanager
 def _dense_running(what: str) -> Iterator[None]:
-    """The dense model's own code may be older than transformers, so that nothing can be compared with it."""
+    """Turn any error of the dense model's code into a failed verification.
+
+    Code that ships with a model may be too old for this version of transformers.
+    """
     failure = f"the dense model fails on {what}, with which an export is compared"
     with guarded(failure, kind=VerificationError, advice="its code does not work with this version of transformers"):
         yield
@@ -147,7 +168,13 @@ def _dense_running(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a candidate gives on a prompt: its logits, shape (L, V), and those with narrow windows where it has any."""
+    """The expected output of a candidate for a prompt.
+
+    Attributes:
+        ids: token ids of the prompt, shape (1, L).
+        logits: logits at each position, shape (L, V).
+        narrow: logits with narrow attention windows; None for models without windows.
+    """
 
     ids: torch.Tensor
     logits: torch.Tensor
@@ -156,16 +183,22 @@ class Expected:
 
 @torch.inference_mode()
 def expected_streamed(loaded: LoadedModel, candidate: LayerSubset) -> Expected:
-    """The candidate's prefill, block by block as the weights come, of models that are larger than memory."""
+    """Compute the candidate's logits over a prompt while its blocks are streamed.
+
+    This works for models that are larger than memory.
+    """
     ids = prompt_ids(loaded.model, loaded.tokenizer)
     logits = _streamed(loaded, candidate, ids)
+    narrow = None
     with narrowed(loaded.model.config) as narrows:
-        return Expected(ids, logits, _streamed(loaded, candidate, ids) if narrows else None)
+        if narrows:
+            narrow = _streamed(loaded, candidate, ids)
+    return Expected(ids, logits, narrow)
 
 
 @torch.inference_mode()
 def compare_streamed(expected: Expected, found: LoadedModel) -> Verification:
-    """Compare a streamed checkpoint's prefill with what is expected.
+    """Compare the logits of a streamed checkpoint over a prompt with the expected ones.
 
     Raises:
         VerificationError: a logit differs by more than rounding.
@@ -177,13 +210,14 @@ def compare_streamed(expected: Expected, found: LoadedModel) -> Verification:
     narrow = None
     with narrowed(found.model.config) as narrows:
         if narrows and expected.narrow is not None:
-            narrow = _difference(expected.narrow, _streamed(found, whole, ids), limit, "where attention windows end")
+            actual_narrow = _streamed(found, whole, ids)
+            narrow = _difference(expected.narrow, actual_narrow, limit, "where attention windows end")
     reference = Reference(ids[0].tolist(), likeliest(actual[None]), [])
     return Verification(prefill, narrow, None, limit, 0, False, "", reference)
 
 
 def _streamed(loaded: LoadedModel, candidate: LayerSubset, ids: torch.Tensor) -> torch.Tensor:
-    """Logits at each position, shape (L, V)."""
+    """Return the logits at each position, shape (L, V)."""
     [(_, _, hidden_BLE)] = Forward(loaded.model, loaded.layers).run([(Rows(ids), [candidate])])
     head = Head(loaded.model)
     return head.logits(head.finish(hidden_BLE[0])).float()
@@ -191,16 +225,19 @@ def _streamed(loaded: LoadedModel, candidate: LayerSubset, ids: torch.Tensor) ->
 
 @contextmanager
 def bypassed(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[None]:
-    """Let the dropped blocks of a dense model hand on what they get, each other block with its own number and mask.
+    """Make the dropped blocks of a dense model return their input unchanged inside the ``with`` block.
 
-    They compute all the same, which shows in what form a block of any type returns its states.
+    The kept blocks keep their own numbers and masks. The dropped blocks still compute, which shows in what
+    form a block of any type returns its hidden states.
     """
 
     def handing_on(forward: Callable[..., Any]) -> Callable[..., Any]:
         def hand_on(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             out = forward(*args, **kwargs)
             hidden = args[0] if args else kwargs["hidden_states"]
-            return (hidden, *out[1:]) if isinstance(out, tuple | list) else hidden
+            if isinstance(out, tuple | list):
+                return (hidden, *out[1:])
+            return hidden
 
         return hand_on
 
@@ -208,6 +245,7 @@ def bypassed(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[None]:
     with ExitStack() as stack:
         for number in candidate.dropped:
             forward = blocks[number].forward
+            # Each block needs a closure of its own, as `forward` is a variable of the loop.
             stack.enter_context(mock.patch.object(blocks[number], "forward", handing_on(forward)))
         for number in {*candidate.attention, *candidate.mlp}:
             use = (number in candidate.attention, number in candidate.mlp)
@@ -217,10 +255,18 @@ def bypassed(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[None]:
 
 @contextmanager
 def narrowed(config: PretrainedConfig) -> Iterator[bool]:
-    """Make a model's attention windows a few tokens wide; yields whether it has any."""
+    """Make a model's attention windows a few tokens wide inside the ``with`` block.
+
+    Yields:
+        True if the model has attention windows.
+    """
     settings = settings_of(config)
-    windows = {name: getattr(settings, name, None) for name in _WINDOWS if name in settings.to_dict()}
-    windows = {name: width for name, width in windows.items() if isinstance(width, int) and width > _NARROW}
+    stored = settings.to_dict()
+    windows: dict[str, int] = {}
+    for name in _WINDOWS:
+        width = getattr(settings, name, None)
+        if name in stored and isinstance(width, int) and width > _NARROW:
+            windows[name] = width
     try:
         for name in windows:
             setattr(settings, name, _NARROW)
@@ -234,12 +280,17 @@ def narrowed(config: PretrainedConfig) -> Iterator[bool]:
 def matches(found: PreTrainedModel, reference: Mapping[str, Any]) -> float:
     """Compare a reloaded checkpoint with the reference that was stored when it was verified.
 
+    Args:
+        found: reloaded checkpoint.
+        reference: fields of a `Reference`, as JSON values.
+
     Returns:
         The largest difference of a logit.
 
     Raises:
-        VerificationError: it differs by more than rounding.
+        VerificationError: the output differs by more than rounding.
     """
+    # Compare the stored logits of the likeliest tokens.
     ids = torch.tensor([reference["prompt"]], device=input_device(found))
     logits = _prefill(found, ids)[0].float()
     limit = _TOLERANCE.get(found.dtype, 1e-2) * max(float(logits.abs().max()), 1e-6)
@@ -252,33 +303,44 @@ def matches(found: PreTrainedModel, reference: Mapping[str, Any]) -> float:
             f"the checkpoint gives logits that differ by {worst:.3g} (allowed {limit:.3g}) from those it gave when it "
             "was exported: its files have changed, or the versions of its libraries compute something else"
         )
+    # Compare the greedy continuation, which streamed exports do not have.
     if not reference["continuation"]:
         return worst
     with _running("cached decoding"):
         found_now = generate(found, ids)
     for step, token in enumerate(reference["continuation"][: len(found_now.ids)]):
-        if (chosen := int(found_now.ids[step])) != token:
-            if float(found_now.logits[step][chosen] - found_now.logits[step][token]) > limit:
-                raise VerificationError("the checkpoint generates another text than it did when it was exported")
-            break  # a tie, after which the texts may part
+        chosen = int(found_now.ids[step])
+        if chosen == token:
+            continue
+        if float(found_now.logits[step][chosen] - found_now.logits[step][token]) > limit:
+            raise VerificationError("the checkpoint generates another text than it did when it was exported")
+        # The two tokens are tied, and the texts may differ after them.
+        break
     return worst
 
 
 def likeliest(logits_BLV: torch.Tensor, number: int = 4) -> list[list[tuple[int, float]]]:
-    """The likeliest tokens and their logits at each position of the first sequence."""
+    """Return ids and logits of the likeliest tokens at each position of the first sequence.
+
+    Args:
+        logits_BLV: logits, shape (B, L, V).
+        number: number of tokens per position.
+    """
     values, ids = logits_BLV[0].float().topk(number, dim=-1)
-    return [
-        list(zip(i, (round(x, 6) for x in v), strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)
-    ]
+    likely = []
+    for ids_here, values_here in zip(ids.tolist(), values.tolist(), strict=True):
+        rounded = [round(value, 6) for value in values_here]
+        likely.append(list(zip(ids_here, rounded, strict=True)))
+    return likely
 
 
 class Decoded(NamedTuple):
     """Greedy steps of a model.
 
     Attributes:
-        ids: new tokens, shape (T,).
-        logits: at each step, shape (T, V).
-        cached: whether each step behind the first read less than the whole text, and the rest from a cache.
+        ids: ids of the new tokens, shape (T,).
+        logits: logits at each step, shape (T, V).
+        cached: True if each step after the first read less than the whole text, and took the rest from a cache.
     """
 
     ids: torch.Tensor
@@ -289,15 +351,19 @@ class Decoded(NamedTuple):
 def generate(model: PreTrainedModel, ids: torch.Tensor) -> Decoded:
     """Continue greedily with a cache.
 
-    Settings that come with the model (`generation_config.json`, ``use_cache``, code that generates) have no say: they
-    would sample, stop early, leave the cache out, or ask for what is not here.
+    Settings that come with the model (`generation_config.json`, ``use_cache``, generation code) are ignored.
+    They could sample, stop early, disable the cache, or require something that is not available here.
     """
     lengths: list[int] = []
 
     def note_length(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A model takes token ids or embeddings. Input that is not found counts as the whole text.
         read = kwargs.get("input_ids", args[0] if args else None)
-        read = kwargs.get("inputs_embeds") if read is None else read
-        lengths.append(ids.shape[1] if read is None else read.shape[1])
+        if read is None:
+            read = kwargs.get("inputs_embeds")
+        if read is None:
+            read = ids
+        lengths.append(read.shape[1])
 
     hook = model.register_forward_pre_hook(note_length, with_kwargs=True)
     try:
@@ -320,13 +386,20 @@ def generate(model: PreTrainedModel, ids: torch.Tensor) -> Decoded:
 
 
 def _prefill(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits over a prompt, shape (1, L, V)."""
     logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
     return logits.float()
 
 
 def _difference(expected: torch.Tensor, actual: torch.Tensor, limit: float, where: str) -> float:
+    """Return the largest difference of a logit.
+
+    Raises:
+        VerificationError: the difference exceeds the limit.
+    """
     difference = float((expected.to(actual.device) - actual).abs().max())
-    if not difference <= limit:  # NaN fails too
+    # The comparison is negated so that NaN fails as well.
+    if not difference <= limit:
         raise VerificationError(
             f"the reloaded export differs from the scored candidate by {difference:.3g} in a logit {where} "
             f"(allowed {limit:.3g}): it was not kept"
@@ -335,7 +408,11 @@ def _difference(expected: torch.Tensor, actual: torch.Tensor, limit: float, wher
 
 
 def _same_steps(expected: Decoded, actual: Decoded, limit: float) -> tuple[float, int]:
-    """Compare greedy steps as long as their tokens agree; where they part, it must be over a tie."""
+    """Compare greedy steps up to the first one whose tokens differ, which must be a tie.
+
+    Returns:
+        The largest difference of a logit, and the number of steps that were compared.
+    """
     steps = 0
     worst = 0.0
     for step in range(min(len(expected.ids), len(actual.ids))):

@@ -1,6 +1,7 @@
-"""Writing safetensors shards from stored tensors, piece by piece: memory does not grow with the model.
+"""Writer of safetensors shards.
 
-Reading and digesting run in one thread, writing in another, over a few buffers.
+Stored tensors are copied piece by piece, so memory use does not grow with the model. One thread reads and
+digests, and another thread writes. They share a few buffers.
 """
 
 import json
@@ -24,17 +25,22 @@ from prunesearch.model.checkpoint import INDEX, SINGLE, TYPE_NAMES, Stored, read
 from prunesearch.model.sources import parameters_of
 
 MAX_SHARD = 5 * 10**9
-"""Bytes of the largest shard, as `save_pretrained` long had it; larger files trouble some stores."""
+"""Bytes of the largest shard. This was long the default of `save_pretrained`.
+
+Some stores have trouble with larger files.
+"""
 _PIECE = 16 * 2**20
+"""Bytes of a piece that is read and written at once."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """The weight files that were written.
 
     Attributes:
         files: names of the shards.
-        digests: xxh3-128 of each tensor's bytes, as they were read.
+        nbytes: bytes of all tensors.
+        digests: xxh3-128 of the bytes of each tensor, as they were read.
     """
 
     files: tuple[str, ...]
@@ -45,17 +51,26 @@ class Written:
 def write_shards(entries: Sequence[Entry], folder: Path, max_shard: int = MAX_SHARD) -> Written:
     """Write tensors as one or more shards of about equal size, and their index.
 
+    Args:
+        entries: tensors to write, in order.
+        folder: folder to write into.
+        max_shard: bytes of the largest shard.
+
     Raises:
-        OSError: a source cannot be read or changed since it was looked at, or the disk is full.
+        OSError: a source cannot be read, a source has changed since it was opened, or the disk is full.
     """
+    # Divide the tensors among the shards.
     shards = _balance(entries, max_shard)
     digests: dict[str, str] = {}
     weight_map: dict[str, str] = {}
     names = [_shard_name(i, len(shards)) for i in range(len(shards))]
+    # Write the shards one after the other.
     with ThreadPoolExecutor(1, thread_name_prefix="prunesearch-write") as writer:
         for name, shard in zip(names, shards, strict=True):
             digests |= _write_shard(shard, folder / name, writer)
-            weight_map |= {entry.name: name for entry in shard}
+            for entry in shard:
+                weight_map[entry.name] = name
+    # A single file needs no index.
     total = sum(entry.nbytes for entry in entries)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
@@ -64,12 +79,14 @@ def write_shards(entries: Sequence[Entry], folder: Path, max_shard: int = MAX_SH
 
 
 def write_cast(model: PreTrainedModel, stored: Mapping[str, Stored], folder: Path) -> None:
-    """Write a dense checkpoint in the types that a model computes in, tensor by tensor, under the stored names.
+    """Write a dense checkpoint in the dtypes that a model computes in, under the stored names.
 
-    What the model does not read, such as the vision tower beside it, keeps its type.
+    Tensors that the model does not read, such as those of a vision tower, keep their dtype.
 
     Args:
-        model: its weights may be on the meta device.
+        model: model that the checkpoint is of; its weights may be on the meta device.
+        stored: tensors of the checkpoint by name.
+        folder: folder to create.
 
     Raises:
         OSError: a source cannot be read, or the disk is full.
@@ -78,6 +95,7 @@ def write_cast(model: PreTrainedModel, stored: Mapping[str, Stored], folder: Pat
     state = model.state_dict()
     makes = parameters_of(model, stored, state)
     weight_map: dict[str, str] = {}
+    # Each tensor has a file of its own, so that one tensor is in memory at a time.
     for number, (name, place) in enumerate(sorted(stored.items())):
         stopping.check()
         tensor = read(place)
@@ -90,10 +108,10 @@ def write_cast(model: PreTrainedModel, stored: Mapping[str, Stored], folder: Pat
 
 
 def digest(stored: Stored) -> str:
-    """xxh3-128 of a stored tensor's bytes.
+    """Return the xxh3-128 digest of a stored tensor's bytes.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the tensor cannot be read.
     """
     hashed = xxhash.xxh3_128()
     with stored.path.open("rb", buffering=0) as file:
@@ -103,14 +121,20 @@ def digest(stored: Stored) -> str:
 
 
 def _balance(entries: Sequence[Entry], max_shard: int) -> list[list[Entry]]:
-    """Cut the row of tensors into as few shards as the limit allows, of about equal size."""
+    """Divide the tensors into as few shards as the limit allows, of about equal size.
+
+    The order of the tensors stays the same.
+    """
+    # The number of shards gives the size that each should have.
     total = sum(entry.nbytes for entry in entries)
     goal = total / max(1, math.ceil(total / max_shard))
     shards: list[list[Entry]] = [[]]
     size = done = 0
     for entry in entries:
-        full = size and (size + entry.nbytes > max_shard or done + entry.nbytes / 2 > goal * len(shards))
-        if full:
+        # A tensor goes to the next shard if it does not fit, or if more than half of it lies beyond the goal.
+        too_large = size + entry.nbytes > max_shard
+        beyond_goal = done + entry.nbytes / 2 > goal * len(shards)
+        if size and (too_large or beyond_goal):
             shards.append([])
             size = 0
         shards[-1].append(entry)
@@ -120,13 +144,19 @@ def _balance(entries: Sequence[Entry], max_shard: int) -> list[list[Entry]]:
 
 
 def _shard_name(number: int, of: int) -> str:
+    """Return the file name of a shard, as `save_pretrained` names it."""
     return SINGLE if of == 1 else f"model-{number + 1:05d}-of-{of:05d}.safetensors"
 
 
 def _write_shard(shard: Sequence[Entry], path: Path, writer: ThreadPoolExecutor) -> dict[str, str]:
-    """Write one file; a piece is read and digested while the one before it is written."""
+    """Write one file. A piece is read and digested while the previous piece is written.
+
+    Returns:
+        The digest of each tensor.
+    """
     digests: dict[str, str] = {}
     spare = [bytearray(_PIECE) for _ in range(3)]
+    # Pieces that the other thread has not written yet, each with the buffer that it lies in.
     waiting: deque[tuple[Future[None], bytearray]] = deque()
     source: Any = None
     with path.open("wb", buffering=0) as file:
@@ -134,6 +164,7 @@ def _write_shard(shard: Sequence[Entry], path: Path, writer: ThreadPoolExecutor)
         try:
             for entry in shard:
                 stopping.check()
+                # Neighbouring tensors mostly come from the same file.
                 if source is None or source.name != str(entry.source.path):
                     source = _reopened(source, entry.source)
                 hashed = xxhash.xxh3_128()
@@ -141,6 +172,7 @@ def _write_shard(shard: Sequence[Entry], path: Path, writer: ThreadPoolExecutor)
                     hashed.update(piece)
                     waiting.append((writer.submit(_write_all, file.fileno(), piece), buffer))
                 digests[entry.name] = hashed.hexdigest()
+            # The file must be complete before it is closed.
             while waiting:
                 waiting.popleft()[0].result()
         finally:
@@ -149,7 +181,15 @@ def _write_shard(shard: Sequence[Entry], path: Path, writer: ThreadPoolExecutor)
 
 
 def _reopened(file: Any, stored: Stored | None) -> Any:  # noqa: ANN401
-    """Close a file and open the next one, which must still be the one that was looked at."""
+    """Close a file, and open the file of a stored tensor.
+
+    Args:
+        file: open file; None for the first time.
+        stored: stored tensor; None to open no other file.
+
+    Raises:
+        OSError: the file cannot be read, or it has changed since the tensor was found.
+    """
     if file is not None:
         file.close()
     if stored is None:
@@ -158,12 +198,14 @@ def _reopened(file: Any, stored: Stored | None) -> Any:  # noqa: ANN401
     if os.fstat(opened.fileno()).st_mtime_ns != stored.modified:
         opened.close()
         raise OSError(f"{stored.path.name} was written to since it was opened")
+    # This makes the system read ahead twice as far.
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # reads ahead twice as far
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
     return opened
 
 
 def _header(shard: Sequence[Entry]) -> bytes:
+    """Return the header of a safetensors file: its length, then JSON that describes each tensor."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for entry in shard:
@@ -174,16 +216,25 @@ def _header(shard: Sequence[Entry]) -> bytes:
         }
         offset += entry.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # data begin at a multiple of eight bytes
+    # Spaces pad the header, so that the data begin at a multiple of eight bytes.
+    text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
 def _pieces(
     file: int, entry: Entry, spare: list[bytearray], waiting: deque[tuple[Future[None], bytearray]]
 ) -> Iterator[tuple[bytearray, memoryview]]:
-    """A tensor's bytes as written, each piece in a buffer that the writer has done with."""
+    """Yield the bytes of a new tensor piece by piece, each with the buffer that it lies in.
+
+    Args:
+        file: descriptor of the source's file.
+        entry: tensor to read.
+        spare: buffers that are free.
+        waiting: pieces that are being written. Their buffers are free once they are written.
+    """
 
     def free() -> bytearray:
+        """Return a free buffer. This may wait for the oldest piece to be written."""
         if spare:
             return spare.pop()
         done, buffer = waiting.popleft()
@@ -202,11 +253,16 @@ def _pieces(
             _read_all(file, piece, entry.source.offset + start)
             yield buffer, piece
     else:
-        yield from ((bytearray(), piece) for piece in _sliced(file, entry))
+        # Sliced pieces have memory of their own.
+        for piece in _sliced(file, entry):
+            yield bytearray(), piece
 
 
 def _sliced(file: int, entry: Entry) -> Iterator[memoryview]:
-    """The wanted parts of a tensor, some rows of the axes before the sliced one at a time."""
+    """Yield the kept parts of a tensor, a few rows at a time.
+
+    A row is everything from the sliced axis on. The axes before it only repeat rows.
+    """
     assert entry.take is not None
     shape, take = entry.source.shape, entry.take
     rows = math.prod(shape[: take.axis])
@@ -216,11 +272,13 @@ def _sliced(file: int, entry: Entry) -> Iterator[memoryview]:
         count = min(at_a_time, rows - start)
         raw = bytearray(count * row_bytes)
         _read_all(file, memoryview(raw), entry.source.offset + start * row_bytes)
+        # Keep the wanted parts of each row.
         parts = np.frombuffer(raw, np.uint8).reshape(count, take.n_parts, row_bytes // take.n_parts)
         yield memoryview(parts[:, list(take.kept)].tobytes())
 
 
 def _whole(file: int, stored: Stored, buffer: bytearray) -> Iterator[memoryview]:
+    """Yield the bytes of a stored tensor piece by piece, each in the same buffer."""
     for start in range(0, stored.nbytes, len(buffer)):
         piece = memoryview(buffer)[: min(len(buffer), stored.nbytes - start)]
         _read_all(file, piece, stored.offset + start)
@@ -228,6 +286,7 @@ def _whole(file: int, stored: Stored, buffer: bytearray) -> Iterator[memoryview]
 
 
 def _read_all(file: int, piece: memoryview, offset: int) -> None:
+    """Fill a piece from a file. One call may return fewer bytes than it was asked for."""
     done = 0
     while done < len(piece):
         count = os.preadv(file, [piece[done:]], offset + done)
@@ -237,6 +296,7 @@ def _read_all(file: int, piece: memoryview, offset: int) -> None:
 
 
 def _write_all(file: int, piece: memoryview) -> None:
+    """Write a whole piece. One call may write fewer bytes than it was given."""
     done = 0
     while done < len(piece):
         done += os.write(file, piece[done:])

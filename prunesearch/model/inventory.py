@@ -1,4 +1,4 @@
-"""What a checkpoint is made of, block by block, without building it: for `prunesearch analyze`."""
+"""Parameters and bytes of each block of a checkpoint, without loading it. Used by `prunesearch analyze`."""
 
 import math
 import re
@@ -18,12 +18,14 @@ _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|blk)\.(\d+)\.(.+)")
 
 @dataclass(frozen=True)
 class BlockInventory:
-    """One block.
+    """The parameters and bytes of one block.
 
     Attributes:
-        params: all its parameters.
-        attention, mlp: of these, the parameters of each sublayer (the rest are norms).
-        bytes: as stored.
+        index: index of the block.
+        params: number of parameters.
+        attention: number of parameters of the attention.
+        mlp: number of parameters of the MLP. All other parameters of the block belong to norms.
+        bytes: bytes of the parameters as they are stored.
     """
 
     index: int
@@ -35,11 +37,13 @@ class BlockInventory:
 
 @dataclass(frozen=True)
 class Inventory:
-    """A model's parameters and bytes.
+    """The parameters and bytes of a model.
 
     Attributes:
-        source: where the numbers come from: ``config``, ``safetensors`` or ``gguf``.
-        params, bytes: in all, tied weights counted once.
+        source: source of the numbers: ``config``, ``safetensors`` or ``gguf``.
+        params: number of all parameters. Tied weights count once.
+        bytes: bytes of all parameters. Tied weights count once.
+        blocks: the same per block.
     """
 
     source: str
@@ -56,13 +60,19 @@ class _Tensor:
 
 
 def take_inventory(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Inventory:
-    """Count a model's parameters from its weights' headers, or from its config where there are no weights.
+    """Count the parameters of a model.
+
+    They are counted in the headers of its weight files. If there are no weights, they are computed from its
+    config.
 
     Args:
-        name: a ``config.json``, a model folder, a ``.gguf`` file, or a Hugging Face id (only its config is fetched).
+        name: a ``config.json``, a model folder, a ``.gguf`` file, or a Hugging Face id. Of an id only the config
+            is downloaded.
+        revision: branch, tag or commit of a Hugging Face id.
+        trust_remote_code: run code that ships with the model.
 
     Raises:
-        ModelError: missing, unreadable, or without blocks.
+        ModelError: the model is missing or unreadable, or it has no blocks.
     """
     if name.endswith(".json"):
         config = read_config(name, trust_remote_code)
@@ -73,15 +83,27 @@ def take_inventory(name: str, *, revision: str | None = None, trust_remote_code:
         assert source.folder is not None
         shards = () if source.from_hub else weight_files(source.folder)
         if shards and all(shard.suffix == ".safetensors" for shard in shards):
-            # Of tensors of one name the last file's counts, as when the model is loaded.
-            tensors = {tensor.name: tensor for shard in shards for tensor in _from_safetensors(shard)}
+            # If two files have a tensor of the same name, the last one counts, as when the model is loaded.
+            tensors: dict[str, _Tensor] = {}
+            for shard in shards:
+                for tensor in _from_safetensors(shard):
+                    tensors[tensor.name] = tensor
             return _group("safetensors", list(tensors.values()))
         config = read_config(str(source.folder), trust_remote_code)
+    # Without weights, a model on the meta device has the shapes.
     model = skeleton(config, trust_remote_code)
-    return _group("config", [_Tensor(n, p.numel(), p.numel() * p.element_size()) for n, p in model.named_parameters()])
+    found = []
+    for name_inside, parameter in model.named_parameters():
+        found.append(_Tensor(name_inside, parameter.numel(), parameter.numel() * parameter.element_size()))
+    return _group("config", found)
 
 
 def _group(source: str, tensors: list[_Tensor]) -> Inventory:
+    """Group tensors by block.
+
+    Raises:
+        ModelError: no tensor has the number of a block in its name.
+    """
     parts: dict[int, list[tuple[str, _Tensor]]] = {}
     for tensor in tensors:
         if match := _BLOCK.search(tensor.name):
@@ -97,6 +119,13 @@ def _group(source: str, tensors: list[_Tensor]) -> Inventory:
 
 
 def _block(index: int, parts: list[tuple[str, _Tensor]]) -> BlockInventory:
+    """Add up the tensors of one block.
+
+    Args:
+        index: index of the block.
+        parts: tensors of the block, each with its name inside the block.
+    """
+
     def params(*prefixes: str) -> int:
         return sum(t.params for name, t in parts if name.startswith(prefixes) and "norm.weight" not in name)
 
@@ -110,6 +139,7 @@ def _block(index: int, parts: list[tuple[str, _Tensor]]) -> BlockInventory:
 
 
 def _from_safetensors(shard: Path) -> Iterator[_Tensor]:
+    """Yield the tensors of a safetensors file."""
     from safetensors import safe_open
 
     found: dict[str, tuple[int, int]] = {}
@@ -123,11 +153,12 @@ def _from_safetensors(shard: Path) -> Iterator[_Tensor]:
 
 
 def _bits(dtype: str) -> int:
-    """Width of a safetensors dtype such as BF16, F8_E4M3 or BOOL."""
+    """Return the bits of a safetensors dtype such as BF16, F8_E4M3 or BOOL."""
     digits = re.match(r"[A-Z]+(\d+)", dtype)
     return int(digits[1]) if digits else 8
 
 
 def _from_gguf(path: Path) -> Iterator[_Tensor]:
+    """Yield the tensors of a GGUF file."""
     for tensor in open_gguf(path).tensors:
         yield _Tensor(tensor.name, int(tensor.n_elements), int(tensor.n_bytes))

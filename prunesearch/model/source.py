@@ -1,7 +1,7 @@
-"""Where a model comes from, resolved once when it is loaded.
+"""The files that a model comes from, which are resolved once when it is loaded.
 
-Everything that is read of a model later (weights, tokenizer, licence, code) is read from the files named here. A name
-is never resolved a second time: a branch may have moved, and two readers may follow different rules.
+Everything that is read later (weights, tokenizer, licence, code) is read from these files. A name is never
+resolved a second time: a branch may have moved, and two programs may resolve a name differently.
 """
 
 import re
@@ -20,15 +20,16 @@ CONFIG = "config.json"
 SMALL_KINDS = tuple(
     ".json .txt .md .model .spm .tiktoken .jinja .jinja2 .vocab .bpe .codes .merges .dict .tsv".split()
 )  # fmt: skip
-"""Kinds of files that tokenizers, templates, processors, cards and licences are kept in."""
+"""File name endings of tokenizers, templates, processors, cards and licences."""
 _SMALL = (
     *(f"*{kind}" for kind in SMALL_KINDS), "tokenizer*", "vocab*", "*LICENSE*", "*LICENCE*", "*License*", "*license*",
     "*COPYING*", "*COPYRIGHT*", "*NOTICE*", "*Notice*", "*POLICY*", "*TERMS*", "AUTHORS*", "PATENTS*",
 )  # fmt: skip
-"""The small files that travel with an export (`export.companions`)."""
+"""Patterns of the small files that are copied into an export (`export.companions`)."""
 _CODE = ("*.py",)
 _CONFIGS = (CONFIG, ADAPTER)
-_NOT_WANTED = tuple(f"*/*{kind}" for kind in SMALL_KINDS if "jinja" not in kind)  # the same model in other formats
+# Small files in subfolders describe the same model in other formats.
+_NOT_WANTED = tuple(f"*/*{kind}" for kind in SMALL_KINDS if "jinja" not in kind)
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.gguf)", re.IGNORECASE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -38,14 +39,14 @@ class ResolvedSource:
     """The files that a model is read from.
 
     Attributes:
-        name: what the user called the model.
-        folder: the model's own folder: a local one, or the snapshot of the revision that was asked for in the Hugging
-            Face cache. None for a GGUF file, and for a model that was made in memory.
-        gguf: the GGUF file; None for a checkpoint.
-        from_hub: whether the name is a Hugging Face id.
-        revision: branch, tag or commit that was asked for; None: the default branch.
-        commit: hash of the commit that the files belong to, where it is known.
-        weights: the weight files that are read. Where two hold the same tensor, the later one counts.
+        name: name that the user gave.
+        folder: folder of the model: a local folder, or the snapshot of the requested revision in the Hugging
+            Face cache. None for a GGUF file and for a model that was made in memory.
+        gguf: path of the GGUF file; None for a checkpoint.
+        from_hub: True if the name is a Hugging Face id.
+        revision: requested branch, tag or commit; None for the default branch.
+        commit: hash of the commit that the files belong to, if it is known.
+        weights: weight files that are read. If two contain the same tensor, the later one counts.
     """
 
     name: str = ""
@@ -58,21 +59,27 @@ class ResolvedSource:
 
     @property
     def safetensors(self) -> bool:
-        """Whether the weights are in safetensors files, from which tensors can be read one by one."""
+        """Return whether the weights are in safetensors files, from which single tensors can be read."""
         return bool(self.weights) and all(path.suffix == ".safetensors" for path in self.weights)
 
 
 IN_MEMORY = ResolvedSource()
-"""The source of a model that was made by a program and lies nowhere."""
+"""The source of a model that a program made and that has no files."""
 
 
 def looks_local(name: str) -> bool:
-    """Whether a model name is meant as a path: it exists, or could not be a hub id (``owner/name`` or ``name``)."""
+    """Return whether a model name is a path.
+
+    It is one if it exists, or if it cannot be a Hugging Face id (``owner/name`` or ``name``).
+    """
     return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def is_gguf(name: str) -> bool:
-    """Whether a name means a GGUF file: by its suffix, or, as of a blob in the Hugging Face cache, by its content."""
+    """Return whether a name is a GGUF file, judged by its suffix or by its content.
+
+    A blob in the Hugging Face cache has no suffix.
+    """
     path = Path(name)
     if path.is_dir():
         return False
@@ -88,40 +95,50 @@ def is_gguf(name: str) -> bool:
 def resolve(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False, config_only: bool = False
 ) -> ResolvedSource:
-    """Find a model's small files; those of a hub id are downloaded. Its weights are found by `with_weights`.
+    """Find the small files of a model. Those of a Hugging Face id are downloaded.
+
+    `with_weights` finds the weights.
 
     Args:
         name: a Hugging Face id, a local folder or a ``.gguf`` file.
-        revision: branch, tag or commit of a hub id.
+        revision: branch, tag or commit of a Hugging Face id.
         trust_remote_code: download code that ships with the model too.
         config_only: download the config and nothing else.
 
     Raises:
-        ModelError: missing, unreadable, not a whole model, or a folder with an adapter in it.
-        InputError: a revision of something that has none.
+        ModelError: the model is missing, unreadable or incomplete, or its folder contains an adapter.
+        InputError: a revision was given for a path, or the revision is empty.
     """
     if is_gguf(name) or looks_local(name):
         if revision is not None:
             raise InputError(
                 f"--revision {revision!r} goes with a Hugging Face id, and {name!r} is a path: leave it out"
             )
-        return _local_file(name) if is_gguf(name) else _local_folder(Path(name), name)
+        if is_gguf(name):
+            return _local_file(name)
+        return _local_folder(Path(name), name)
     if revision is not None and not revision.strip():
         raise InputError("--revision is empty: name a branch, tag or commit, or leave it out")
-    wanted = _CONFIGS if config_only else (*_SMALL, *(_CODE if trust_remote_code else ()))
+    # Download the wanted files, and check that they are those of a model.
+    wanted: tuple[str, ...] = _SMALL
+    if config_only:
+        wanted = _CONFIGS
+    elif trust_remote_code:
+        wanted = (*_SMALL, *_CODE)
     folder = _snapshot(name, revision, wanted)
     refuse_adapter(folder, name)
     if not (folder / CONFIG).is_file():
         raise ModelError(f"model {name!r} holds no {CONFIG}: it is not a Hugging Face checkpoint")
+    # The folder of a snapshot is named after its commit.
     commit = folder.name if _COMMIT.fullmatch(folder.name) else None
     return ResolvedSource(name, folder, None, True, revision, commit)
 
 
 def with_weights(source: ResolvedSource) -> ResolvedSource:
-    """Find the weight files that transformers reads; those of a hub id are downloaded.
+    """Find the weight files that transformers reads. Those of a Hugging Face id are downloaded.
 
     Raises:
-        ModelError: there are none, one is missing, or one would lie outside the folder.
+        ModelError: there are no weight files, one is missing, or one would lie outside the folder.
     """
     if source.folder is None:
         return source
@@ -139,6 +156,7 @@ def with_weights(source: ResolvedSource) -> ResolvedSource:
 
 
 def _local_file(name: str) -> ResolvedSource:
+    """Return the source of a GGUF file."""
     path = Path(name)
     if not path.is_file():
         raise ModelError(f"no model file {name!r}: check the path")
@@ -147,10 +165,10 @@ def _local_file(name: str) -> ResolvedSource:
 
 
 def refuse_part(path: Path) -> None:
-    """Refuse one of several files that make a GGUF together.
+    """Refuse a file that is one of several parts of a GGUF.
 
     Raises:
-        ModelError: it is one, by its name.
+        ModelError: the file is named like a part.
     """
     if (part := _PART.fullmatch(path.name)) is not None:
         first = f"{part[1]}-00001-of-{part[2]}{part[3]}"
@@ -161,6 +179,7 @@ def refuse_part(path: Path) -> None:
 
 
 def _local_folder(folder: Path, name: str) -> ResolvedSource:
+    """Return the source of a checkpoint in a local folder."""
     if not folder.is_dir():
         raise ModelError(f"no model folder or file {name!r}: give a folder, a .gguf file or a Hugging Face id")
     refuse_adapter(folder, name)
@@ -170,10 +189,12 @@ def _local_folder(folder: Path, name: str) -> ResolvedSource:
 
 
 def refuse_adapter(folder: Path, name: str) -> None:
-    """Refuse a folder with an adapter: transformers applies it where peft is installed, other readers never do.
+    """Refuse a folder that contains an adapter.
+
+    transformers applies the adapter if peft is installed. Other programs never apply it.
 
     Raises:
-        ModelError: there is one.
+        ModelError: the folder contains an adapter.
     """
     if (folder / ADAPTER).is_file():
         raise ModelError(
@@ -183,17 +204,18 @@ def refuse_adapter(folder: Path, name: str) -> None:
 
 
 def _snapshot(name: str, revision: str | None, wanted: tuple[str, ...]) -> Path:
-    """Download small files of one commit."""
+    """Download the small files of one commit, and return their folder."""
     which = f" at revision {revision!r}" if revision is not None else ""
-    with guarded(f"cannot get model {name!r}{which}, which is no local folder or file either"):
+    with guarded(f"cannot get model {name!r}{which}, which is not a local folder or file either"):
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(_NOT_WANTED))
         )
 
 
 def _downloaded_weights(name: str, commit: str | None, folder: Path) -> tuple[Path, ...]:
-    """Download the weights that transformers would read of a hub model, and nothing that repeats them."""
+    """Download the weights that transformers would read, without the same weights in other formats."""
     missing: Exception | None = None
+    # Try the names in the order of transformers. An index names further files.
     for entry in weight_names(folder):
         try:
             with guarded(f"cannot download the weights of model {name!r}"):
@@ -204,7 +226,8 @@ def _downloaded_weights(name: str, commit: str | None, folder: Path) -> tuple[Pa
         except ModelError as error:
             if not isinstance(error.__cause__, EntryNotFoundError):
                 raise
-            missing = missing or error.__cause__  # absent; without network also: not in the cache
+            # The repository lacks the file. Without a network this also means that the cache lacks it.
+            missing = missing or error.__cause__
             continue
         return files
     raise ModelError(f"cannot find the weights of model {name!r}: {one_line(missing) if missing else 'none'}")

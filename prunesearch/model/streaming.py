@@ -1,4 +1,7 @@
-"""Opening a model that is larger than memory: all but its blocks is loaded, these are read when they are used."""
+"""Opening of models that are larger than memory.
+
+Everything but the blocks is loaded. The blocks are read whenever they are used.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,19 +34,24 @@ def open_streamed(
     trust_remote_code: bool = False,
     host: bool = False,
 ) -> LoadedModel:
-    """Open a safetensors checkpoint for scoring with its blocks left where they are.
+    """Open a safetensors checkpoint for scoring, without loading its blocks.
 
-    The whole checkpoint is read once, tensor by tensor, for its fingerprint, which is the one that `loading.load`
-    gives.
+    The whole checkpoint is read once, tensor by tensor, to compute its fingerprint. This is the same
+    fingerprint that `loading.load` computes.
 
     Args:
         name: a local folder, or a Hugging Face id, which is downloaded.
-        dtype, device, revision, trust_remote_code: as in `loading.load`.
+        revision: branch, tag or commit of a Hugging Face id.
+        dtype: dtype to compute in, as in `loading.load`.
+        device: torch device, as in `loading.load`.
+        trust_remote_code: run modelling code that ships with the checkpoint.
         host: keep the blocks in host memory instead of on disk, for a GPU that is too small.
 
     Raises:
-        ModelError: missing, damaged, quantised, of an unsupported architecture, or stored in pieces that are not known.
+        ModelError: the model is missing, damaged, quantised or of an unsupported architecture, or it is
+            stored in unknown pieces.
     """
+    # Find the files, and refuse a model that cannot be streamed.
     place = device_named(device)
     source = resolve(name, revision=revision, trust_remote_code=trust_remote_code)
     folder = source.folder
@@ -56,6 +64,7 @@ def open_streamed(
     source = with_weights(source)
     if not source.safetensors:
         raise ModelError(f"{name!r} holds no safetensors, only those can be streamed: use --weights memory")
+    # Build the model without weights, and locate each of its parameters in the files.
     stored = tensors_of(source.weights)
     model = _empty(config, dtype, stored, trust_remote_code)
     with guarded(f"cannot load the tokenizer of {name!r}", folder, advice=TOKENIZER_ADVICE):
@@ -64,44 +73,70 @@ def open_streamed(
         forget_code(model.config, tokenizer)
     sources: dict[str, Source] = {**locate(model, stored, name)}
     prefix = family_of(config).blocks + "."
-    in_blocks = {p for p, _ in model.named_parameters(remove_duplicate=False) if p.startswith(prefix)}
+    in_blocks = _names_in_blocks(model, prefix)
+
+    def read_checked(parameter: str) -> torch.Tensor:
+        tensor = read_source(sources[parameter])
+        return _checked(tensor, model.get_parameter(parameter), parameter, name)
+
     try:
+        # Load everything but the blocks.
         _fill(model, sources, in_blocks, place)
         if host:
-            sources |= {p: _pinned(read_source(sources[p]), place) for p in in_blocks}
-        digest = fingerprint(model, lambda p: _checked(read_source(sources[p]), model.get_parameter(p), p, name))
+            for parameter in in_blocks:
+                sources[parameter] = _pinned(read_source(sources[parameter]), place)
+        digest = fingerprint(model, read_checked)
     except OSError as error:
         raise ModelError(f"cannot read the weights of {name!r}: {one_line(error)}") from None
-    except RuntimeError as error:  # torch: out of memory
+    except RuntimeError as error:  # raised by torch when memory runs out
         raise ModelError(
             f"what stays in memory of model {name!r} does not fit {place} ({one_line(error)}): prunesearch plan {name} "
             "says how much that is"
         ) from None
+    # Give each block the sources of its parameters.
     blocks = blocks_of(model)
-    per_block = [
-        {p: sources[f"{prefix}{index}.{p}"] for p, _ in block.named_parameters()} for index, block in enumerate(blocks)
-    ]
+    per_block: list[dict[str, Source]] = []
+    for index, block in enumerate(blocks):
+        per_block.append({p: sources[f"{prefix}{index}.{p}"] for p, _ in block.named_parameters()})
     layers = StreamedLayers(blocks, per_block, place)
     model.train(False)
     return LoadedModel(name, model, tokenizer, digest, sizes_of(model), layers, source, trust_remote_code)
 
 
+def _names_in_blocks(model: PreTrainedModel, prefix: str) -> set[str]:
+    """Return the names of all parameters of the blocks, including tied ones.
+
+    Args:
+        model: model with the blocks.
+        prefix: start of the names of the blocks' parameters.
+    """
+    names = set()
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        if name.startswith(prefix):
+            names.add(name)
+    return names
+
+
 @contextmanager
 def set_aside(loaded: LoadedModel) -> Iterator[None]:
-    """Give back the memory of what is not streamed inside the ``with`` block; after it, it is read again.
+    """Free the memory of the weights that are not streamed inside the ``with`` block.
+
+    They are read again when the block ends.
 
     Raises:
-        OSError: they cannot be read again.
+        OSError: the weights cannot be read again.
     """
     model, place = loaded.model, input_device(loaded.model)
     sources: dict[str, Source] = {**locate(model, tensors_of(loaded.source.weights), loaded.name)}
     prefix = family_of(model.config).blocks + "."
     named = dict(model.named_parameters(remove_duplicate=False))
-    in_blocks = {name for name in named if name.startswith(prefix)}
+    in_blocks = _names_in_blocks(model, prefix)
     if isinstance(loaded.layers, StreamedLayers):
         loaded.layers.release()
+    # Replace the parameters by empty ones. `named` must not keep the old ones alive.
     for name in named.keys() & sources.keys() - in_blocks:
-        _put(model, name, nn.Parameter(torch.empty_like(named[name], device="meta"), requires_grad=False))
+        empty = torch.empty_like(named[name], device="meta")
+        _put(model, name, nn.Parameter(empty, requires_grad=False))
     named.clear()
     try:
         yield
@@ -110,9 +145,10 @@ def set_aside(loaded: LoadedModel) -> Iterator[None]:
 
 
 class _WeightsOnMeta(TorchFunctionMode):
-    """Makes weights without memory; `init_empty_weights` alone has them for a moment, and leaves the heap in holes.
+    """A mode in which new weights take no memory.
 
-    Of a model of 8 GiB these were 2.8 GiB of address space, though untouched.
+    With `init_empty_weights` alone, each weight takes memory for a moment, which fragments the heap. For a
+    model of 8 GiB this took 2.8 GiB of address space, although it was never touched.
     """
 
     def __torch_function__(
@@ -122,15 +158,21 @@ class _WeightsOnMeta(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> Any:  # noqa: ANN401
-        """Let ``torch.empty`` be on the meta device, and everything else (buffers are computed) where it is."""
-        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
+        """Call a function of torch. ``torch.empty`` uses the meta device. Buffers are computed as usual."""
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def _empty(
     config: PretrainedConfig, dtype: str, stored: Mapping[str, Stored], trust_remote_code: bool
 ) -> PreTrainedModel:
-    """The model with its parameters on the meta device and its buffers (rotary frequencies) real."""
-    wanted = getattr(torch, dtype) if dtype != "auto" else config.dtype
+    """Build a model with its parameters on the meta device. Its buffers (rotary frequencies) are real."""
+    # The dtype is the requested one, that of the config, or that of the files.
+    wanted = config.dtype
+    if dtype != "auto":
+        wanted = getattr(torch, dtype)
     if not isinstance(wanted, torch.dtype):
         wanted = _first_type(stored)
     with guarded(NO_MODEL), init_empty_weights(include_buffers=False), _WeightsOnMeta(), no_init_weights():
@@ -142,34 +184,55 @@ def _empty(
 
 
 def _first_type(stored: Mapping[str, Stored]) -> torch.dtype:
-    """The precision of a checkpoint whose config names none: of the first weight of its first file, by name."""
-    ordered = sorted(stored.items(), key=lambda item: (item[1].path, item[0]))
-    types = (place.dtype for _, place in ordered)
-    return next((dtype for dtype in types if dtype.is_floating_point and dtype.itemsize > 1), torch.float32)
+    """Return the dtype of a checkpoint whose config names none.
+
+    It is the dtype of the first weight, by name, in the first file.
+    """
+    for _, place in sorted(stored.items(), key=lambda item: (item[1].path, item[0])):
+        if place.dtype.is_floating_point and place.dtype.itemsize > 1:
+            return place.dtype
+    return torch.float32
 
 
 def _fill(model: PreTrainedModel, sources: dict[str, Source], in_blocks: set[str], place: torch.device) -> None:
-    """Read everything but the blocks' parameters."""
+    """Read everything but the parameters of the blocks.
+
+    Args:
+        model: model to fill.
+        sources: source of each parameter.
+        in_blocks: names of the parameters of the blocks.
+        place: device to put the weights on.
+    """
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if name in sources and name not in in_blocks:
             tensor = read_source(sources[name]).to(place, parameter.dtype)
             _put(model, name, nn.Parameter(tensor, requires_grad=False))
+    # A tied parameter that is not stored is the tensor that it is tied to.
     model.tie_weights(missing_keys=set(model.state_dict()) - set(sources), recompute_mapping=False)
     for name, buffer in list(model.named_buffers()):
-        _put(model, name, (read_source(sources[name]) if name in sources else buffer).to(place, buffer.dtype))
+        stored = read_source(sources[name]) if name in sources else buffer
+        _put(model, name, stored.to(place, buffer.dtype))
 
 
 def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Set a parameter or a buffer of a model."""
     owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, tensor)
 
 
 def _pinned(tensor: torch.Tensor, place: torch.device) -> torch.Tensor:
+    """Return a tensor in pinned memory if it is to be copied to a GPU, which is faster from there."""
     return tensor.pin_memory() if place.type == "cuda" else tensor
 
 
 def _checked(tensor: torch.Tensor, wanted: torch.Tensor, parameter: str, name: str) -> torch.Tensor:
-    """A parameter in the type it computes in; what was put together of pieces is only now known to fit."""
+    """Return a parameter in the dtype in which it computes.
+
+    The shape of a tensor that is joined from pieces is only known now.
+
+    Raises:
+        ModelError: the tensor has another shape than the model's parameter.
+    """
     if tensor.shape != wanted.shape:
         raise ModelError(
             f"checkpoint {name!r} gives {parameter} the shape {tuple(tensor.shape)}, the model has "

@@ -200,7 +200,7 @@ def test_an_export_is_uploaded_to_a_private_repository(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="may read only"):
         hub.check_access("me/model", tmp_path, False, api)  # type: ignore[arg-type]
     for name in ("model", "me/", "me/a b", "me/--x", "a/b/c"):
-        with pytest.raises(InputError, match="is no repository"):
+        with pytest.raises(InputError, match="is not a repository"):
             hub.check_name(name)
 
 

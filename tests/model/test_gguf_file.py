@@ -51,7 +51,7 @@ NESTED = struct.pack("<IQ", 9, 1) * 2000 + struct.pack("<IQ", 4, 1) + bytes(4)
         (_file([_setting(9, NESTED)], []), "lists in lists"),
         (_file([_setting(8, struct.pack("<Q", 2**62))], []), "bytes more than the file has"),
         (_file([_setting(99, bytes(8))], []), "unknown type 99"),
-        (_file([_setting(4, bytes(4), b"general.alignment")], [_tensor()]), "alignment 0 is no power of two"),
+        (_file([_setting(4, bytes(4), b"general.alignment")], [_tensor()]), "alignment 0 is not a power of two"),
         (_file([], [_tensor((4,), 0)]), "is cut short: 16 bytes are missing"),
         (_file([], [_tensor((2**40, 2**40))]), "is cut short"),
         (_file([], [_tensor((1,) * 9)]), "9 dimensions"),
