@@ -276,8 +276,8 @@ class RunOptions(Settings):
     """Optuna RDB URL."""
     cache: str = "storage/cache"
     """The evaluation cache: a folder, the URL of a shared database, or both as ``DIR,URL``."""
-    study: str | None = None
-    """Name of the study; default: made from the recipe."""
+    study: Annotated[str, Field(max_length=512)] | None = None
+    """Name of the study, which Optuna's tables have 512 characters for; default: made from the recipe."""
     trials: Annotated[int, Field(ge=1)] = 200
     """How many trials the study shall have in all; where none is given, as many as the sampler needs, if more."""
     device: str | None = None

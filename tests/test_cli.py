@@ -200,6 +200,7 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
         (["run", "deep.yaml", "--out", "new"], "cannot read recipe"),
         (["run", "nul.yaml", "--out", "new"], "model 'a\\x00' holds a character"),
         (["run", "out.yaml"], "out = ['a']"),
+        (["search", "MODEL", "--drop", "2", "--study", "s" * 513], "at most 512 characters"),
         (["analyze", LONG], "no file can have the name"),
         (["export", "MODEL", "--drop", "2", "--out", LONG], "File name too long"),
         (["study", "list", "--storage", f"sqlite:///{LONG}"], "ile"),

@@ -74,7 +74,9 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
     try:
         return _rdb(url, options)
     except (SQLAlchemyError, NoSuchModuleError, StorageInternalError) as error:
-        raise StorageError(f"cannot open --storage {shown(url)!r}: {one_line(error)}") from None
+        cause = error.__cause__ or error  # Optuna's own words say nothing of it
+        reason = one_line(getattr(cause, "orig", None) or cause)
+        raise StorageError(f"cannot open --storage {shown(url)!r}: {reason}") from None
     except ImportError:
         raise StorageError(
             f"--storage {shown(url)!r} needs a driver: pip install 'prunesearch[postgres]' and write postgresql+psycopg://"
@@ -231,8 +233,18 @@ def sole_writer(storage: RDBStorage, name: str) -> Iterator[None]:
 
 
 def writer_of(storage: RDBStorage, name: str) -> Writer | None:
-    """Return the process that is searching a study, or None."""
-    return writers.writer_in(storage.engine, name)
+    """Return the process that is searching a study, or None.
+
+    Raises:
+        StorageError: the database fails, or its table of writers is not ours.
+    """
+    try:
+        return writers.writer_in(storage.engine, name)
+    except SQLAlchemyError as error:
+        reason = one_line(getattr(error, "orig", None) or error)
+        raise StorageError(
+            f"cannot see in --storage {shown(str(storage.url))!r} who is searching study {name!r}: {reason}"
+        ) from None
 
 
 def is_complete(storage: RDBStorage, name: str, trials: int) -> bool:
@@ -255,7 +267,7 @@ def refuse_busy(url: str, names: Sequence[str], trials: int) -> None:
         trials: number of trials after which a study is finished.
 
     Raises:
-        StorageError: see `open_storage`.
+        StorageError: see `open_storage` and `writer_of`.
         StudyBusyError: another process is searching one of the studies.
     """
     check_url(url)

@@ -2,6 +2,7 @@
 
 import optuna
 import pytest
+import sqlalchemy
 
 from prunesearch.errors import StorageError, StudyError
 from prunesearch.recipe import Recipe
@@ -39,4 +40,24 @@ def test_passwords_are_not_printed(url: str) -> None:
     assert "secret" not in studies.shown(url)
     with pytest.raises(StorageError, match="cannot open") as caught:
         studies.open_storage(url.rpartition("/")[0] + "/nowhere", create=True)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_takes_no_more_connections_is_named_as_the_cause(url: str) -> None:
+    name = url.rpartition("/")[2]
+    owner = sqlalchemy.create_engine(url.rpartition("/")[0] + "/postgres", isolation_level="AUTOCOMMIT")
+    with owner.connect() as connection:
+        connection.exec_driver_sql("CREATE ROLE guest LOGIN")  # limits do not bind superusers
+        connection.exec_driver_sql(f"ALTER DATABASE {name} CONNECTION LIMIT 0")
+    owner.dispose()
+    with pytest.raises(StorageError, match="too many connections"):
+        studies.open_storage(url.replace("me:secret", "guest:secret"), create=True)
+
+
+def test_a_table_of_writers_that_is_not_ours_is_named(url: str) -> None:
+    storage = studies.open_storage(url, create=True)
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE prunesearch_writers (a integer)")
+    with pytest.raises(StorageError, match=r"who is searching study 's': column .*does not exist") as caught:
+        studies.writer_of(storage, "s")
     assert "secret" not in str(caught.value)
