@@ -1,4 +1,4 @@
-"""A recipe's model, data, store and engine, put together and ready to score."""
+"""Open a recipe's model, data, cache and engine together, ready to score candidates."""
 
 import functools
 import os
@@ -32,7 +32,7 @@ from prunesearch.store.places import Places, check_writable
 
 @dataclass(frozen=True)
 class Bench:
-    """A model on the bench: loaded, with an objective to score it by and a store for what was scored."""
+    """A loaded model with its objective, the engine that scores candidates, and the cache of evaluations."""
 
     loaded: LoadedModel
     objective: Objective
@@ -42,11 +42,12 @@ class Bench:
 
 @contextmanager
 def open_bench(recipe: Recipe, options: RunOptions) -> Iterator[Bench]:
-    """Load the recipe's model and data; nothing is written before both are known to be good.
+    """Load the recipe's model and data, and open the cache. Nothing is written before both are checked.
 
     Raises:
-        InputError: the model, the data, the number of layers, or where results shall go.
+        InputError: the model, the data, the number of layers, or a location of results cannot be used.
     """
+    # Check the locations before the model is loaded, which takes long.
     studies.check_url(options.storage)
     check_writable(Places.parse(options.cache).folder)
     loaded = load_for(recipe, options)
@@ -63,14 +64,14 @@ def open_bench(recipe: Recipe, options: RunOptions) -> Iterator[Bench]:
 
 
 def _pinned(recipe: Recipe, loaded: LoadedModel) -> Recipe:
-    """The recipe with the very commit that was loaded, for others to load: a branch may move."""
+    """Return the recipe with the commit that was loaded, so that workers load the same one. A branch may move."""
     commit = loaded.source.commit
     return recipe if commit is None else recipe.model_copy(update={"revision": commit})
 
 
 @contextmanager
 def _scorer(recipe: Recipe, options: RunOptions, content: Content) -> Iterator[WorkerPool | None]:
-    """Worker processes, where more than one is asked for."""
+    """Start worker processes, if more than one is requested."""
     if options.workers == 1:
         yield None
         return
@@ -79,10 +80,8 @@ def _scorer(recipe: Recipe, options: RunOptions, content: Content) -> Iterator[W
 
 
 def _worker(recipe: Recipe, options: RunOptions, number: int) -> tuple[Objective, Forward, str]:
-    """A worker's own model and objective, with the model's fingerprint.
-
-    It has a GPU of its own, or its share of the cores.
-    """
+    """Load a worker's own model and objective, and return them with the model's fingerprint."""
+    # Each worker uses its own GPU, or its share of the cores.
     gpus = torch.cuda.device_count()
     if gpus and options.device in (None, "cuda"):
         options = options.model_copy(update={"device": f"cuda:{number % gpus}"})
@@ -94,10 +93,12 @@ def _worker(recipe: Recipe, options: RunOptions, number: int) -> tuple[Objective
 
 
 def load_for(recipe: Recipe, options: RunOptions, quantised: bool = False) -> LoadedModel:
-    """Load the recipe's model as the options say.
+    """Load the recipe's model.
 
     Args:
-        quantised: take a quantised model, which can be scored but not exported.
+        recipe: names the model.
+        options: device and location of the weights.
+        quantised: accept a quantised model, which can be scored but not exported.
     """
     with stopping.interruptible():
         return _load(recipe, options, quantised)
@@ -128,18 +129,23 @@ def _load(recipe: Recipe, options: RunOptions, quantised: bool) -> LoadedModel:
 
 
 def objective_for(recipe: Recipe, loaded: LoadedModel, options: RunOptions, generate: bool = False) -> Objective:
-    """Build the recipe's objective and its data.
+    """Build the recipe's objective with its data.
 
     Args:
+        recipe: names the objective and the data.
+        loaded: model that is scored.
+        options: locations of the cache.
         generate: allow tasks that generate text.
     """
     if recipe.objective == "task":
         return _task_objective(recipe, loaded, recipe.task or "", generate)
     if recipe.objective in CALIBRATED:
         return _calibration_objective(recipe, loaded, options, recipe.objective)
-    parts: dict[str, Objective] = {
-        name: _task_objective(recipe, loaded, name, generate) for name in recipe.terms if name not in CALIBRATED
-    }
+    # A mix: one objective for each task, and one for all metrics on calibration text.
+    parts: dict[str, Objective] = {}
+    for name in recipe.terms:
+        if name not in CALIBRATED:
+            parts[name] = _task_objective(recipe, loaded, name, generate)
     calibrated = [name for name in recipe.terms if name in CALIBRATED]
     if calibrated:
         parts["calibration"] = _calibration_objective(recipe, loaded, options, calibrated[0])
@@ -172,10 +178,10 @@ def _task_objective(recipe: Recipe, loaded: LoadedModel, task: str, generate: bo
 
 
 def space_of(recipe: Recipe, loaded: LoadedModel) -> SearchSpace:
-    """The recipe's search space on a model.
+    """Return the recipe's search space on a model.
 
     Raises:
-        InputError: what the recipe wants dropped cannot be.
+        InputError: the model does not allow what the recipe drops.
     """
     period = 1
     if recipe.keep_pattern:
@@ -184,10 +190,10 @@ def space_of(recipe: Recipe, loaded: LoadedModel) -> SearchSpace:
 
 
 def require(evaluation: Evaluation) -> Evaluation:
-    """Return an evaluation that succeeded.
+    """Return an evaluation if it succeeded.
 
     Raises:
-        RunError: it failed.
+        RunError: the evaluation failed.
     """
     if evaluation.failure is not None:
         what = evaluation.candidate.text

@@ -1,4 +1,4 @@
-"""The two nouns that cross every border: a `LayerSubset` (what is removed) and an `Evaluation` (what that costs)."""
+"""The two types that all parts share: `LayerSubset` (the removed layers) and `Evaluation` (the resulting metrics)."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,14 +10,15 @@ from prunesearch.errors import InputError
 
 @dataclass(frozen=True, order=True)
 class LayerSubset:
-    """What to drop from a model of `n_layers` blocks: whole blocks, and attention or MLP sublayers of others.
+    """The layers to drop from a model: whole blocks, and attention or MLP sublayers of other blocks.
 
-    Blocks are counted from 0; each tuple is sorted and names a block once. A block whose attention and MLP are both
-    dropped computes nothing, so it is written as a dropped block: `LayerSubset.of` does that.
+    Blocks are counted from 0. Each tuple is sorted and names a block once. A block whose attention and MLP are both
+    dropped computes nothing, so it counts as a dropped block. `LayerSubset.of` takes care of that.
 
     Attributes:
-        dropped: whole blocks.
-        attention, mlp: blocks that lose this sublayer only.
+        n_layers: number of blocks in the model.
+        dropped: blocks that are dropped completely.
+        attention, mlp: blocks that lose only this sublayer.
 
     Raises:
         InputError: an index outside the model, a repeated index, or no block left.
@@ -30,9 +31,10 @@ class LayerSubset:
 
     def __post_init__(self) -> None:
         every = (*self.dropped, *self.attention, *self.mlp)
-        if len(set(every)) != len(every) or any(
-            list(part) != sorted(part) for part in (self.dropped, self.attention, self.mlp)
-        ):
+        valid = len(set(every)) == len(every)
+        for part in (self.dropped, self.attention, self.mlp):
+            valid = valid and list(part) == sorted(part)
+        if not valid:
             raise InputError(f"dropped layers must be sorted and named once, got {self.text}")
         if every and not 0 <= min(every) <= max(every) < self.n_layers:
             raise InputError(f"cannot drop layers {self.text}: the model has layers 0 to {self.n_layers - 1}")
@@ -63,11 +65,14 @@ class LayerSubset:
         Raises:
             InputError: the text is not such a list, or the layers are not in the model.
         """
+        if text.strip() == "none":
+            return cls.of(n_layers)
         parts: dict[str, list[int]] = {"": [], "a": [], "m": []}
-        for word in [] if text.strip() == "none" else text.split(","):
+        for word in text.split(","):
             if span := re.fullmatch(r"\s*(\d{1,9})\s*-\s*(\d{1,9})\s*", word):
                 low, high = int(span[1]), int(span[2])
-                if not low <= high < n_layers:  # also before a list of all of them is made
+                # Check the range before it is expanded, because it may be huge.
+                if not low <= high < n_layers:
                     raise InputError(f"cannot drop layers {word.strip()}: the model has layers 0 to {n_layers - 1}")
                 parts[""] += range(low, high + 1)
                 continue
@@ -79,15 +84,16 @@ class LayerSubset:
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """The blocks that stay, whole or in part, in order."""
+        """Blocks that are kept, whole or in part, in order."""
         gone = set(self.dropped)
         return tuple(i for i in range(self.n_layers) if i not in gone)
 
     @property
     def path(self) -> tuple[int, ...]:
-        """How each block is used, in order: 0 whole, 1 without attention, 2 without MLP, 3 not at all.
+        """Use of each block, in order: 0 whole, 1 without attention, 2 without MLP, 3 not at all.
 
-        Candidates whose paths begin alike share their hidden states up to there; the dense model's is the least path.
+        Candidates with a common prefix of their paths share the hidden states of this prefix. The dense model has the
+        smallest path.
         """
         use = [0] * self.n_layers
         for kind, blocks in enumerate((self.attention, self.mlp, self.dropped), start=1):
@@ -97,36 +103,39 @@ class LayerSubset:
 
     @property
     def whole_blocks(self) -> bool:
-        """Whether only whole blocks are dropped."""
+        """True if only whole blocks are dropped."""
         return not self.attention and not self.mlp
 
     @property
     def text(self) -> str:
-        """What is dropped as ``3,7a,12m``, or ``none``."""
-        words = [(i, "") for i in self.dropped] + [(i, "a") for i in self.attention] + [(i, "m") for i in self.mlp]
-        return ",".join(f"{i}{kind}" for i, kind in sorted(words)) or "none"
+        """Dropped layers as ``3,7a,12m``, or ``none``."""
+        words = []
+        for kind, blocks in (("", self.dropped), ("a", self.attention), ("m", self.mlp)):
+            for block in blocks:
+                words.append((block, kind))
+        return ",".join(f"{block}{kind}" for block, kind in sorted(words)) or "none"
 
     @property
     def canonical(self) -> str:
-        """The one spelling that keys are made from, e.g. ``blocks/30:3,7a,12m``."""
+        """Unique spelling for cache keys, such as ``blocks/30:3,7a,12m``."""
         return f"blocks/{self.n_layers}:{self.text}"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What scoring a candidate gave.
+    """Result of scoring a candidate.
 
     Attributes:
-        candidate: what was scored.
-        metrics: by name: ``kl`` and ``cross_entropy`` in nats per token, ``perplexity``, task metrics. Empty when the
-            scoring failed.
-        stderr: standard errors of those metrics that have one.
-        cached: nothing had to be computed.
-        seconds: wall time spent scoring (0 for a hit).
-        failure: why there are no metrics, or None.
-        steps: in a race, the objective's metric on the first chunks, by their number.
-        saved: seconds that scoring took when what the store had of it was computed.
-        raced_out: it was worse than its rival on part of the data; the metrics are those of that part.
+        candidate: scored candidate.
+        metrics: metrics by name: ``kl`` and ``cross_entropy`` in nats per token, ``perplexity``, task metrics. Empty
+            if scoring failed.
+        stderr: standard errors of the metrics that have one.
+        cached: True if nothing had to be computed.
+        seconds: wall time of the scoring; 0 for a cache hit.
+        failure: reason why there are no metrics, or None.
+        steps: in a race, the objective's metric after the first chunks, by the number of chunks.
+        raced_out: True if the candidate lost a race. The metrics are those of the scored part of the data.
+        saved: seconds of scoring that the cache saved.
     """
 
     candidate: LayerSubset

@@ -1,8 +1,8 @@
-"""The command line: commands parse, call and print.
+"""Command line. Each command parses its options, calls the library and prints the result.
 
-Results go to stdout, progress and errors to stderr. Exit status 0; 2 for bad input, with one line that names the fix; 1
-for a failure; 130 for Ctrl-C and 143 for SIGTERM; in each case nothing finished is lost. With ``--json`` a failure is
-one JSON document on stdout too.
+Results go to stdout, progress and errors to stderr. The exit status is 0 for success, 2 for bad input (with one line
+that names the fix), 1 for a failure, 130 for Ctrl-C and 143 for SIGTERM. Finished work is kept in each case. With
+``--json``, a failure is also printed as one JSON document on stdout.
 """
 
 import errno
@@ -254,7 +254,7 @@ def analyze(model: str, revision: str | None, trust_remote_code: bool, as_json: 
 @click.option("--drop", default="25%", show_default=True, help="Of each candidate: 8 or 25%.")
 @click.option("--tokens", type=int, default=1024, show_default=True, help="Calibration tokens scored.")
 @click.option("--kl-top", type=int, help="KL over the K likeliest tokens and the rest as one; default over all.")
-@click.option("--requests", type=int, help="Plan for so many requests of a task instead of --tokens.")
+@click.option("--requests", type=int, help="Plan for this number of requests of a task instead of --tokens.")
 @click.option("--length", type=int, default=64, show_default=True, help="Tokens of a request.")
 @click.option("--device", help="Torch device; default cuda where there is one, else cpu.")
 @with_options(*MODEL_OPTIONS)
@@ -310,13 +310,12 @@ def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
 
     quiet_optuna()
     found = studies.load(studies.open_storage(storage, create=False), name)
+    # All trials of a front are shown.
+    count = best if len(found.directions) == 1 else None
     document = {
         **asdict(studies.summarise(found)),
         "recipe": studies.recipe_of(found).model_dump(mode="json"),
-        "best": [
-            studies.trial_document(trial)
-            for trial in selection.best_trials(found, best if len(found.directions) == 1 else None)
-        ],
+        "best": [studies.trial_document(trial) for trial in selection.best_trials(found, count)],
     }
     emit(as_json, document, rendered.study_show)
 
@@ -429,7 +428,8 @@ def main() -> None:
             cli.main(standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:  # the help of a group, which is no mistake to be named
+    except click.exceptions.NoArgsIsHelpError as error:
+        # A group without a command prints its help.
         click.echo(error.format_message(), err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -439,12 +439,18 @@ def main() -> None:
     except PruneSearchError as error:
         _fail("failed", str(error), error, 1)
     except (KeyboardInterrupt, click.Abort) as stop:
-        why = stop.__cause__ or stop  # click makes an Abort of every KeyboardInterrupt
-        _stopped(128 + (why.number if isinstance(why, stopping.StopRequested) else signal.SIGINT))
-    except BrokenPipeError:  # whoever read our output has enough, as in `prunesearch study list | head`
+        # Click replaces a KeyboardInterrupt by an Abort.
+        why = stop.__cause__ or stop
+        number: int = signal.SIGINT
+        if isinstance(why, stopping.StopRequested):
+            number = why.number
+        _stopped(128 + number)
+    except BrokenPipeError:
+        # The reader of our output has closed it, as in `prunesearch study list | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception as error:  # a fault of ours, or of a library: the user gets one line all the same
+    except Exception as error:
+        # A bug, of ours or of a library. The user gets one line in this case too.
         if os.environ.get("PRUNESEARCH_TRACEBACK"):
             raise
         if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
@@ -453,7 +459,7 @@ def main() -> None:
 
 
 def _fail(kind: str, message: str, error: Exception, status: int) -> NoReturn:
-    """Say in one line what went wrong, and with ``--json`` in a document too; no secret is in either."""
+    """Print an error as one line, and with ``--json`` as a document too, both without secrets."""
     message = _printable(masked_text(message))
     click.echo(f"{kind}: {message}", err=True)
     _document_of_failure(message, type(error).__name__, status)
@@ -466,11 +472,11 @@ def _printable(text: str) -> str:
 
 
 _RESUMED = ("search", "run", "demo", "evaluate", "export", "heal", "compensate")
-"""Commands that go on where they were stopped, beside ``study resume``."""
+"""Commands that resume their work when they are run again, in addition to ``study resume``."""
 
 
 def _stopped(status: int) -> NoReturn:
-    """Say how the command is resumed, as a line that can be pasted: no secret is in it."""
+    """Print the command that resumes the work. It can be pasted, and contains no secret."""
     if not sys.argv[1:] or (sys.argv[1] not in _RESUMED and sys.argv[1:3] != ["study", "resume"]):
         click.echo("stopped", err=True)
         _document_of_failure("stopped", "StopRequested", status)

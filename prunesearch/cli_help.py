@@ -1,4 +1,4 @@
-"""How help is shown: options in groups, whole summaries, values to choose from, examples."""
+"""Format of the help texts: groups of options, complete summaries, possible values, and examples."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import CompletionItem
 
-# Options by what they are about. Those of no group come first, under the title "Options".
+# Groups of options. Options without a group come first, under the title "Options".
 _SHARED = {
     "Model": "model revision dtype trust_remote_code",
     "Machine": "device device_map threads weights state_memory workers checkpointing",
@@ -25,7 +25,7 @@ _HEALED = {
     "Text": "data held_out held_out_tokens window",
 }
 _GROUPS = {"heal": _HEALED}
-_FEW = 8  # options that need no groups
+_FEW = 8  # largest number of options that is shown without groups
 EXAMPLES = {
     "search": (
         "search HuggingFaceTB/SmolLM2-360M-Instruct --drop 25% --calibration my.txt",
@@ -54,9 +54,9 @@ EXAMPLES = {
 
 
 class Words(click.ParamType):  # type: ignore[type-arg]  # older versions have no argument
-    """One of some words, or where they can be listed several with commas: help shows them, shells complete them.
+    """Type of an option that takes one of several words, or a list of them. Help shows them, and shells complete them.
 
-    Whether a word is right is checked where it is used: the nearest right one is suggested there.
+    The words are checked where they are used, because the nearest valid word is suggested there.
     """
 
     name = "text"
@@ -65,17 +65,22 @@ class Words(click.ParamType):  # type: ignore[type-arg]  # older versions have n
         self._words = list(words)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """What help shows in place of a value."""
+        """Return the text that help shows in place of a value."""
         return f"[{'|'.join(self._words)}]"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """The words that a shell offers."""
+        """Return the words that a shell offers."""
+        # Complete the last word of a list.
         before, comma, begun = incomplete.rpartition(",")
-        return [CompletionItem(before + comma + word) for word in self._words if word.startswith(begun)]
+        offered = []
+        for word in self._words:
+            if word.startswith(begun):
+                offered.append(CompletionItem(before + comma + word))
+        return offered
 
 
 def summary(command: click.Command) -> str:
-    """The first sentence of a command's help, whole."""
+    """Return the complete first sentence of a command's help."""
     text = " ".join((command.help or "").split("\n\n")[0].split())
     match = re.match(r".+?\.(?=\s|$)", text)
     return (match[0] if match else text).rstrip(".")
@@ -89,12 +94,14 @@ class Command(click.Command):
         return summary(self)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, those of one group together."""
+        """Write the options, group by group."""
+        # Collect the help of each option.
         left = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is not None:
                 left[param.name or ""] = record
+        # Move the options of each group to it, if there are many options.
         groups: dict[str, list[tuple[str, str]]] = {}
         if len(left) > _FEW:
             for title, names in {**_GROUPS.get(self.name or "", _SEARCHED), **_SHARED}.items():

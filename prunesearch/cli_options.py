@@ -1,4 +1,4 @@
-"""What the commands share: their options, and how these become a recipe and the way it is run."""
+"""Options that commands share, and their conversion to a `Recipe` and `RunOptions`."""
 
 import itertools
 import logging
@@ -115,7 +115,7 @@ TRIALS = click.option(
 )
 WANTED: tuple[Callable[[Any], Any], ...] = (
     click.option("--max-loss", help="The smallest that loses no more: 2% of the dense quality, or 0.05 of the metric."),
-    click.option("--max-size", help="The best that is no larger: 100MiB."),
+    click.option("--max-size", help="The best that is not larger: 100MiB."),
 )
 FORM = click.option(
     "--as",
@@ -141,25 +141,35 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]
 
 
 def recipe_of(settings: dict[str, Any]) -> Recipe:
-    """The recipe in a command's settings; what was not given keeps the recipe's default."""
+    """Build the recipe of a command. Options that were not given keep the recipe's defaults."""
     values = {name: settings[name] for name in Recipe.model_fields if settings.get(name) is not None}
+    # `--weights` holds the weights of the sum and the location of the model's weights.
     values["weights"] = Weights.parse((settings.get("weights") or ("", ""))[0])
     return validated(Recipe, values)
 
 
 def grid_of(settings: dict[str, Any]) -> list[Recipe]:
-    """The recipes of ``--sampler pso,woa --drop 4,8``: every sampler with every number."""
-    samplers, drops = ([word.strip() for word in settings[name].split(",")] for name in ("sampler", "drop"))
-    return [recipe_of({**settings, "sampler": sampler, "drop": drop}) for sampler in samplers for drop in drops]
+    """Build the recipes of ``--sampler pso,woa --drop 4,8``: every sampler with every number."""
+    recipes = []
+    for sampler in settings["sampler"].split(","):
+        for drop in settings["drop"].split(","):
+            recipes.append(recipe_of({**settings, "sampler": sampler.strip(), "drop": drop.strip()}))
+    return recipes
 
 
 def chosen_by(
     target: str, dropped: str | None, max_loss: str | None, max_size: str | None, settings: dict[str, Any]
 ) -> "Chosen":
-    """The candidate that ``STUDY|MODEL --drop --max-loss --max-size`` and the options on models name.
+    """Return the candidate that an export or recovery command names.
+
+    Args:
+        target: name of a study, or a model.
+        dropped: layers to drop from the model; None if `target` is a study.
+        max_loss, max_size: criteria for the study's trial.
+        settings: the other options of the command.
 
     Raises:
-        InputError: options that do not go together, or see `delivery`.
+        InputError: the options do not go together; see also `delivery`.
     """
     from prunesearch import delivery
     from prunesearch.store.selection import Wanted
@@ -179,14 +189,14 @@ def chosen_by(
 
 
 def quiet_optuna() -> None:
-    """Let Optuna warn and nothing else."""
+    """Let Optuna log warnings and errors only."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def quiet() -> None:
-    """Leave the terminal to our own progress; what libraries have to say is in the errors we raise."""
+    """Silence libraries, so that the terminal shows our own progress only. Our errors contain their messages."""
     import transformers
 
     quiet_optuna()
@@ -197,28 +207,45 @@ def quiet() -> None:
 
 
 def _split_weights(given: Sequence[str]) -> tuple[str, str | None]:
-    """``--weights`` says two things by one name: what is optimised, and where the model's weights are."""
-    places = [word for word in given if word in WEIGHT_PLACES]
-    sums = [word for word in given if word not in WEIGHT_PLACES]
-    if any("=" not in word for word in sums):
-        raise UnknownNameError("place of weights", next(w for w in sums if "=" not in w), WEIGHT_PLACES)
-    return ",".join(sums), "memory" if "resident" in places else places[-1] if places else None
+    """Split the values of ``--weights`` into the weights of the optimised sum and the location of the model's weights.
+
+    Raises:
+        UnknownNameError: a value is neither a location nor of the form ``name=weight``.
+    """
+    sums: list[str] = []
+    place = None
+    for word in given:
+        if word not in WEIGHT_PLACES:
+            sums.append(word)
+        elif place != "resident":
+            place = word
+    for word in sums:
+        if "=" not in word:
+            raise UnknownNameError("place of weights", word, WEIGHT_PLACES)
+    # "resident" is another word for "memory", and it wins.
+    if place == "resident":
+        place = "memory"
+    return ",".join(sums), place
 
 
 def options_of(settings: Mapping[str, Any]) -> RunOptions:
-    """How a command's settings ask for the recipe to be run."""
+    """Build the run options of a command."""
     values = {name: settings[name] for name in RunOptions.model_fields if settings.get(name) is not None}
     place = (settings.get("weights") or ("", None))[1]
-    return validated(RunOptions, values if place is None else {**values, "weights_in": place})
+    if place is not None:
+        values["weights_in"] = place
+    return validated(RunOptions, values)
 
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """What a YAML file says: what the command line of `search` and `run` takes, by the same names.
+    """Contents of a YAML recipe file. Its names are those of the options of `search` and `run`.
 
     Attributes:
-        recipes: several where it lists samplers or numbers.
-        recover: the section of that name, where there is one.
+        recipes: one recipe, or several if the file lists samplers or numbers.
+        options: how the recipes are run.
+        out: folder for the export, or None.
+        recover: section ``recover``, or None.
     """
 
     recipes: list[Recipe]
@@ -231,23 +258,33 @@ def read_recipe(path: Path, settings: Mapping[str, Any], given: Container[str]) 
     """Read a recipe file.
 
     Args:
-        settings: the command's options.
-        given: those of them that the user typed: they go before the file's.
+        path: path of the file.
+        settings: options of the command.
+        given: names of the options that the user typed. They override the file.
 
     Raises:
-        InputError: it cannot be read, or is no recipe.
+        InputError: the file cannot be read, or is not a recipe.
     """
     values = _mapping_in(path)
-    recover = values.pop("recover") or {} if "recover" in values else None
+    # The section of `recover`; an empty one counts as given.
+    recover = None
+    if "recover" in values:
+        recover = values.pop("recover") or {}
     if recover is not None and not isinstance(recover, dict):
-        raise InputError(f"recover: {recover!r} is no section: write lines such as 'finalists: 5' below it")
-    run = {name: values.pop(name) for name in (*RunOptions.model_fields, "out") if name in values}
-    merged = dict(settings) | {name: value for name, value in run.items() if name not in given}
+        raise InputError(f"recover: {recover!r} is not a section: write lines such as 'finalists: 5' below it")
+    # Run options: the command line goes before the file.
+    merged = dict(settings)
+    for name in (*RunOptions.model_fields, "out"):
+        if name in values:
+            value = values.pop(name)
+            if name not in given:
+                merged[name] = value
+    # One recipe for every sampler with every number.
     lists = {name: _several(values.pop(name)) for name in ("sampler", "drop") if name in values}
-    grid = [
-        {**values, **dict(zip(lists, chosen, strict=True))} for chosen in itertools.product(*lists.values())
-    ]  # every sampler with every number
-    recipes = [validated(Recipe, one) for one in grid]
+    recipes = []
+    for chosen in itertools.product(*lists.values()):
+        recipes.append(validated(Recipe, {**values, **dict(zip(lists, chosen, strict=True))}))
+    # Only the command line can allow a model's own code.
     if settings.get("trust_remote_code"):
         recipes = [recipe.model_copy(update={"trust_remote_code": True}) for recipe in recipes]
     elif any(recipe.trust_remote_code for recipe in recipes):
@@ -264,22 +301,24 @@ def read_recipe(path: Path, settings: Mapping[str, Any], given: Container[str]) 
 
 
 def _several(value: object) -> list[object]:
-    """The values of ``[pso, woa]`` and of ``pso,woa``."""
+    """Return the values of a YAML list ``[pso, woa]`` or of a text ``pso,woa``."""
     if isinstance(value, str):
         return [word.strip() for word in value.split(",")]
-    return list(value) if isinstance(value, list) and value else [value]
+    if isinstance(value, list) and value:
+        return list(value)
+    return [value]
 
 
 def _mapping_in(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
+    """Read the keys and values of a YAML file.
 
     Raises:
-        InputError: it cannot be read, or holds something else.
+        InputError: the file cannot be read, or is not a mapping.
     """
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that stands there twice, of which YAML's own takes the last."""
+        """YAML loader that refuses a repeated key. The standard loader takes the last one."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
             seen: set[str] = set()

@@ -1,21 +1,21 @@
-"""What can go wrong, as types.
+"""Exception types.
 
     PruneSearchError
-    ├── InputError (ValueError)      the user can mend it: one line, exit status 2, nothing was written
+    ├── InputError (ValueError)      the user can correct it: one line, exit status 2, nothing was written
     │   ├── UnknownNameError         a name that does not exist; carries the nearest one that does
     │   ├── ModelError               a model that is missing, damaged or of an unsupported architecture
     │   ├── DataError                calibration text or task data that cannot be used
     │   ├── StudyError               a study that is missing or was made with another recipe
     │   │   └── StudyBusyError       a study that another process is searching
     │   └── StorageError             a database, cache or output folder that cannot be used
-    └── RunError                     it was asked for rightly and failed; exit status 1, nothing finished is lost
+    └── RunError                     the request was valid but failed; exit status 1, finished work is kept
         ├── ScoringError             one candidate could not be scored
         ├── CorruptEntryError        a stored evaluation is damaged
-        ├── UnavailableError         the store's disk or database does not work just now
+        ├── UnavailableError         the cache's disk or database does not work at the moment
         ├── DownloadError            a file could not be obtained or is not the one expected
         └── VerificationError        an exported checkpoint does not equal the candidate it was made from
 
-Every message says what happened, with which value, and what to do next. Catch `PruneSearchError` to catch them all.
+Every message says what happened, for which value, and what to do next. Catch `PruneSearchError` to catch all of them.
 """
 
 import difflib
@@ -25,20 +25,20 @@ from prunesearch.masking import masked_text
 
 
 class PruneSearchError(Exception):
-    """Root of all errors raised on purpose."""
+    """Base class of all errors that the package raises deliberately."""
 
 
 class InputError(PruneSearchError, ValueError):
-    """The request cannot be carried out as it was put."""
+    """The request cannot be carried out as it was given."""
 
 
 class UnknownNameError(InputError):
     """A name that is not among the known ones.
 
     Args:
-        kind: what is named, e.g. ``"sampler"``.
-        name: the name as given.
-        known: the names that exist; the nearest is suggested.
+        kind: kind of the name, such as ``"sampler"``.
+        name: name as given.
+        known: existing names. The nearest one is suggested.
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
@@ -62,7 +62,7 @@ class DataError(InputError):
 
 
 class StudyError(InputError):
-    """A study that is missing, or that another recipe or model has made."""
+    """A study that is missing, or that was made with another recipe or model."""
 
 
 class StudyBusyError(StudyError):
@@ -70,11 +70,11 @@ class StudyBusyError(StudyError):
 
 
 class StorageError(InputError):
-    """A database, cache or folder that cannot be opened, or must not be."""
+    """A database, cache or folder that cannot or must not be opened."""
 
 
 class RunError(PruneSearchError):
-    """A failure while running; what was finished before is kept."""
+    """A failure while running. Finished work is kept."""
 
 
 class ScoringError(RunError):
@@ -86,11 +86,11 @@ class CorruptEntryError(RunError):
 
 
 class UnavailableError(RunError):
-    """A disk or a database of the store cannot be used just now."""
+    """A disk or a database of the cache cannot be used at the moment."""
 
 
 class DownloadError(RunError):
-    """A file could not be obtained, or is not the one expected."""
+    """A file could not be obtained, or is not the expected one."""
 
 
 class VerificationError(RunError):
@@ -98,6 +98,6 @@ class VerificationError(RunError):
 
 
 def one_line(error: BaseException) -> str:
-    """Fold an exception's text into one line of at most 300 characters, for messages and attributes; no secrets."""
+    """Return an exception's text as one line of at most 300 characters, without secrets."""
     text = masked_text(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."

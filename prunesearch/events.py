@@ -1,4 +1,4 @@
-"""What long work tells while it runs: the stage that it is in, and how far it is. Views of progress subscribe to it."""
+"""Events of long work: its stage, and its progress in it. Progress displays subscribe to them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage:
-    """Where long work is.
+    """A stage of long work, and the progress in it.
 
     Attributes:
-        name: what is done now, as ``loading the model``.
-        done, total: how far it is, in `unit`; a total of 0 says that it is not counted.
-        unit: what is counted, in the plural.
+        name: name of the stage, such as ``loading the model``.
+        done, total: finished and total number of units. A total of 0 means that the stage is not counted.
+        unit: name of the counted units, in the plural.
     """
 
     name: str
@@ -23,14 +23,14 @@ class Stage:
 
 
 Subscriber = Callable[[Stage], None]
-"""Hears of stages, from the thread that does the work."""
+"""Function that receives stages, called from the thread that does the work."""
 
 _subscriber: ContextVar[Subscriber | None] = ContextVar("subscriber", default=None)
 
 
 @contextmanager
 def heard_by(subscriber: Subscriber) -> Iterator[None]:
-    """Have a subscriber hear what is told inside the ``with`` block, in its threads and tasks too."""
+    """Send the stages of a ``with`` block to a subscriber, including those of its threads and tasks."""
     token = _subscriber.set(subscriber)
     try:
         yield
@@ -39,7 +39,7 @@ def heard_by(subscriber: Subscriber) -> Iterator[None]:
 
 
 def tell(name: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-    """Say that a stage begins or goes on. Without a subscriber nothing happens."""
+    """Report that a stage begins or continues. Without a subscriber, nothing happens."""
     subscriber = _subscriber.get()
     if subscriber is not None:
         subscriber(Stage(name, done, total, unit))

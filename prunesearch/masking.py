@@ -1,6 +1,6 @@
-"""Passwords never reach a screen, a log or a file. Whatever prints a URL, or a command line, asks here first.
+"""Mask secrets in URLs, texts and command lines, so that no password reaches a screen, a log or a file.
 
-A URL whose parts cannot be told apart is shown as ``postgresql://***``: it is better to show too little.
+A URL that cannot be parsed safely is shown as ``postgresql://***``. It is better to show too little.
 """
 
 import re
@@ -36,7 +36,7 @@ _TAIL = "'\"`)]}>,;.:"  # what ends a sentence and no URL
 
 
 def masked_url(url: str) -> str:
-    """A URL without its secrets: password and parameters; what cannot be told apart is left out."""
+    """Return a URL without its password and secret parameters. Parts that cannot be parsed safely are left out."""
     scheme, separator, rest = url.partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         return MASK
@@ -65,13 +65,16 @@ def masked_url(url: str) -> str:
 
 
 def _is_host(text: str) -> bool:
-    """Whether this is ``host:port`` or several of them: a password may hold a character that ends a URL's host."""
+    """Return whether a text is ``host:port``, or several of them.
+
+    If not, a password may contain a character that ends the host of a URL.
+    """
     hosts = re.sub(r"\[[0-9A-Fa-f:.%]*\]", "6", text).split(",")
     return all(re.fullmatch(r"[^:\s]*(?::\d*)?", host) for host in hosts)
 
 
 def _shown_pair(pair: str, *, web: bool) -> str:
-    """A parameter of a URL, its value hidden unless it is known to be harmless."""
+    """Return a parameter of a URL. Its value is hidden unless it is known to be harmless."""
     name, equals, value = pair.partition("=")
     if web:
         secret = re.fullmatch(rf"(?i){_SECRET_NAME}|token|key|sig|signature", unquote(name)) is not None
@@ -83,7 +86,7 @@ def _shown_pair(pair: str, *, web: bool) -> str:
 
 
 def masked_text(text: str) -> str:
-    """A text, such as a library's error message, without the secrets of the URLs and settings that it mentions."""
+    """Return a text, such as a library's error message, without the secrets of its URLs and settings."""
     found: list[str] = []
     at = 0
     while match := _SCHEME.search(text, at):
@@ -108,7 +111,7 @@ def _without_settings(text: str) -> str:
 
 
 def masked(value: str) -> str:
-    """The value of an option, which may be a URL, ``DIR,URL`` or none of them, without secrets."""
+    """Return the value of an option without secrets. It may be a URL, ``DIR,URL`` or something else."""
     match = re.search(rf"(?:^|,|=)({_SCHEME.pattern})", value)
     if match is None:
         return _without_settings(value)
@@ -116,11 +119,11 @@ def masked(value: str) -> str:
 
 
 def pasted(value: str, variable: str) -> str:
-    """A shell word for a place, in a command that is printed to be pasted.
+    """Return a location as a shell word, for a command that the user can paste.
 
     Args:
-        value: as it was given, or masked already.
-        variable: names it where it holds a secret.
+        value: location as given, or masked already.
+        variable: environment variable that replaces a location with a secret.
     """
     if MASK in value or masked(value) != value:
         return f'"${variable}"'
@@ -128,10 +131,10 @@ def pasted(value: str, variable: str) -> str:
 
 
 def command(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """A command line that can be pasted and holds no secret.
+    """Return a command line that can be pasted and contains no secret.
 
     Returns:
-        The command, and the environment variables that stand in it for secrets.
+        The command, and the environment variables that replace secrets in it.
     """
     words: list[str] = []
     before = ""

@@ -1,7 +1,7 @@
-"""`Recipe` says WHAT is searched and travels with the study and the model; `RunOptions` says HOW and leaves no trace.
+"""Settings of a search. `Recipe` determines the result and is stored with the study; `RunOptions` only run it.
 
-A recipe's identity (`Recipe.identity`) names every choice that changes the sequence of trials or their values. Paths
-are not part of it: the engine adds the content of model and data as digests.
+A recipe's identity (`Recipe.identity`) contains every choice that changes the sequence of trials or their values. It
+does not contain paths: the pipeline adds digests of the model and the data.
 """
 
 import math
@@ -27,16 +27,16 @@ OBJECTIVES = ("kl", "perplexity", "task")
 CALIBRATED = ("kl", "perplexity")
 """Objectives that are computed on calibration text."""
 WEIGHT_PLACES = ("memory", "resident", "stream", "host")
-"""Where a model's weights may be; ``resident`` is another word for ``memory``."""
+"""Locations of a model's weights; ``resident`` is another word for ``memory``."""
 BUILTIN_TEXT = "builtin"
-"""Name of the calibration text every machine has (see `scoring.text`)."""
+"""Name of the calibration text that ships with the package (see `scoring.text`)."""
 
 VERSION = " version"
-"""How fields of a study's identity end that name a library's version."""
+"""Suffix of the identity's fields that hold a library's version."""
 ADDED_LATER = ("numpy version", "lm-eval version", "task truncation", "task scoring")
-"""Fields of a study's identity that older studies lack; of a mixed objective, the task's name stands before them."""
+"""Fields of a study's identity that older studies lack. A mixed objective puts the task's name before them."""
 
-# Where things are, as opposed to what they are: the engine replaces these by digests of their content.
+# Settings that only locate model and data. The identity has digests of their content instead.
 _TASK_ONLY = ("task_data", "include_path", "metric", "limit", "num_fewshot", "batch_tokens")
 PATHS = ("model", "calibration", "task_data", "include_path")
 _LOCAL_ONLY = ("task_data", "include_path")
@@ -44,12 +44,12 @@ _LOCATIONS = (*PATHS, "revision", "trust_remote_code")
 
 
 def is_text(value: str) -> bool:
-    """Whether these are characters that can be stored: neither NUL nor bytes that could not be decoded."""
+    """Return whether a text can be stored: it has neither NUL nor bytes that could not be decoded."""
     return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 class Settings(BaseModel):
-    """Settings that are checked when they are made. In Python a bad one is an `InputError` that names the argument."""
+    """Base class of validated settings. In Python, a bad value raises an `InputError` that names the argument."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,7 +64,7 @@ class Settings(BaseModel):
 
 
 class Weights(Settings):
-    """Weights of the weighted sum that trials are ranked by (Ratsapa et al. 2025: accuracy, size, inference time)."""
+    """Weights of the sum that ranks the trials (Ratsapa et al. 2025: accuracy, size, inference time)."""
 
     quality: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     size: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -72,13 +72,15 @@ class Weights(Settings):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``quality=1,size=0.2,latency=0``; what is not named keeps its default.
+        """Read ``quality=1,size=0.2,latency=0``. Weights that are not named keep their defaults.
 
         Raises:
             InputError: an unknown weight name or a value that is not a number >= 0.
         """
         values: dict[str, float] = {}
-        for part in filter(None, (piece.strip() for piece in text.split(","))):
+        for part in map(str.strip, text.split(",")):
+            if not part:
+                continue
             name, _, number = part.partition("=")
             if name not in cls.model_fields:
                 raise UnknownNameError("weight", name, cls.model_fields)
@@ -90,7 +92,7 @@ class Weights(Settings):
 
 
 class Recipe(Settings):
-    """A search, completely described. Unknown keys are refused with the nearest known one."""
+    """Complete description of a search. An unknown key is refused, and the nearest known one is suggested."""
 
     model: str
     """Hugging Face id, local folder or ``.gguf`` file."""
@@ -102,28 +104,28 @@ class Recipe(Settings):
     """Precision that the weights are loaded in and scored with; ``auto``: as stored."""
 
     drop: str
-    """How many units to drop: ``8``, ``25%`` (rounded to the nearest whole one), up to as many (``..8``), or
-    ``pareto``: the best for every number, up to a limit where one is given (``pareto:25%``)."""
+    """Number of units to drop: ``8``, ``25%`` (rounded to the nearest whole number), at most 8 (``..8``), or
+    ``pareto`` for the best of every number, optionally with a limit (``pareto:25%``)."""
     protect: str = ""
-    """Blocks that stay: ``first:1,last:1``, single indices and ranges (``0,5-8``), mixed."""
+    """Blocks that are kept: ``first:1,last:1``, single indices and ranges (``0,5-8``), or a mix."""
     units: Literal["blocks", "sublayers"] = "blocks"
-    """What is dropped: whole blocks, or attention and MLP sublayers one by one."""
+    """Units that are dropped: whole blocks, or single attention and MLP sublayers."""
     keep_pattern: bool = False
-    """Drop blocks by whole periods of the pattern in which their kinds repeat (see `model.fields.period_of`)."""
+    """Drop whole periods of the pattern in which the kinds of blocks repeat (see `model.fields.period_of`)."""
     against: Literal["size", "latency"] = "size"
-    """What quality is weighed against when `drop` is ``pareto``."""
+    """Second objective when `drop` is ``pareto``."""
 
     sampler: str = "pso"
     """One of `SAMPLERS`."""
     form: Literal["set", "keys", "slots", "binary"] = "set"
-    """How PSO and WOA write a subset: as a set, or as their papers do (see `swarm.textbook`)."""
+    """Encoding of a subset in PSO and WOA: a set, or one of the papers' encodings (see `swarm.textbook`)."""
     preselect: bool = True
     """Let a surrogate choose among the moves of PSO and WOA."""
     ranking: Literal["none", "influence", "magnitude", "taylor", "single"] | None = None
-    """What a search starts from (see `scoring.rankings`). ``single`` spends its first trials on dropping each unit
-    alone. Default: ``influence`` for PSO and WOA, ``single`` for one-shot, ``none`` for the others."""
+    """Ranking of the units that the search starts from (see `scoring.rankings`). With ``single``, the first trials drop
+    each unit alone. Default: ``influence`` for PSO and WOA, ``single`` for one-shot, ``none`` for the others."""
     asynchronous: bool = False
-    """PSO and WOA: propose from whatever has finished instead of waiting for a generation."""
+    """PSO and WOA: propose from the finished trials instead of waiting for a generation."""
     population: Annotated[int, Field(ge=2, le=1024)] | None = None
     """Trials per generation; default: 6 for PSO and WOA, 16 for the others."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -131,15 +133,15 @@ class Recipe(Settings):
     objective: str = "kl"
     """``kl``, ``perplexity``, ``task``, or a weighted mix of these and of lm-eval tasks: ``kl=1,hellaswag=2``."""
     kl_top: Annotated[int, Field(ge=1)] | None = None
-    """Take KL over so many of the dense model's likeliest tokens and one lump of the rest; default: over all."""
+    """Top-k KL: over the dense model's k likeliest tokens and one bucket with the rest. Default: over all tokens."""
     race: bool = False
-    """Drop a candidate once part of the data shows that it is worse than the best so far."""
+    """Stop scoring a candidate once part of the data shows that it is worse than the best so far."""
     weights: Weights = Weights()
     calibration: str = BUILTIN_TEXT
     """Text for ``kl`` and ``perplexity``: a file (see `scoring.text_files`), a dataset (``id[:config[:split]]``) or
     ``builtin``."""
     tokens: Annotated[int, Field(ge=16)] = 1024
-    """How many calibration tokens are scored."""
+    """Number of calibration tokens that are scored."""
     window: Annotated[int, Field(ge=16)] = 256
     """Length of one calibration sequence, in tokens."""
 
@@ -148,11 +150,11 @@ class Recipe(Settings):
     task_data: str | None = None
     """A local .jsonl[.gz|.bz2] file that replaces the task's own data."""
     include_path: str | None = None
-    """A folder with task YAML files of one's own."""
+    """A folder with additional task YAML files."""
     metric: str | None = None
-    """The task's metric; default: acc_norm where the task has it, else its first."""
+    """The task's metric; default: acc_norm if the task has it, else its first metric."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """How many documents of the task are used; default: all."""
+    """Number of documents of the task that are used; default: all."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     batch_tokens: Annotated[int, Field(ge=16)] | None = None
     """Tokens per forward pass of a task; default: 2,048 on a CPU, 16,384 on a GPU. It changes bfloat16 sums."""
@@ -160,7 +162,7 @@ class Recipe(Settings):
     @model_validator(mode="before")
     @classmethod
     def _as_the_command_takes_it(cls, values: Any) -> Any:  # noqa: ANN401 (whatever was given)
-        """Numbers for text, ``quality=1,size=2`` for weights, and a task alone, which is then the objective."""
+        """Accept numbers for text, ``quality=1,size=2`` for weights, and a task as the objective."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -177,6 +179,8 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _objective_has_its_data(self) -> Self:
+        """Check that the objective and the options on its data go together."""
+        # The metrics and tasks that the objective consists of.
         if "=" in self.objective:
             terms = set(self.terms)
         elif self.objective in OBJECTIVES:
@@ -188,9 +192,9 @@ class Recipe(Settings):
             raise ValueError("objective 'task' needs --task NAME, e.g. --task hellaswag")
         if self.objective != "task" and self.task:
             raise ValueError(f"--task {self.task} goes with --objective task, not {self.objective}")
-        idle = [name for name in _TASK_ONLY if not tasks and getattr(self, name) is not None]
-        if idle:
-            raise ValueError(f"--{idle[0].replace('_', '-')} goes with --task NAME, and no task is given")
+        for name in _TASK_ONLY:
+            if not tasks and getattr(self, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} goes with --task NAME, and no task is given")
         if self.task_data is not None and len(tasks) > 1:
             raise ValueError(f"--task-data replaces the data of one task, and {self.objective!r} has {len(tasks)}")
         if not terms & set(CALIBRATED) and self.calibration != BUILTIN_TEXT:
@@ -206,7 +210,8 @@ class Recipe(Settings):
         """Weights of a mixed objective, by ``kl``, ``perplexity`` or task."""
         found: dict[str, float] = {}
         for part in self.objective.split(","):
-            name, _, number = (word.strip() for word in part.partition("="))
+            name, _, number = part.partition("=")
+            name, number = name.strip(), number.strip()
             try:
                 found[name] = float(number)
             except ValueError:
@@ -217,8 +222,10 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _sampler_has_what_is_asked(self) -> Self:
+        """Check that the sampler supports the budget and the options."""
         if self.sampler not in SAMPLERS:
             raise UnknownNameError("sampler", self.sampler, SAMPLERS)
+        # The budget: exactly, up to, or pareto.
         budget, _ = split_drop(self.drop)
         if self.keep_pattern and self.units != "blocks":
             raise ValueError("--keep-pattern drops whole blocks: leave out --units sublayers")
@@ -239,10 +246,18 @@ class Recipe(Settings):
                 f"--drop {self.drop} would drop a single layer, which harms least: say what a saving is worth with "
                 "--weights quality=1,size=2, or use --drop pareto"
             )
-        swarm = self.sampler in ("pso", "woa")
-        if not swarm and (self.form != "set" or self.asynchronous or not self.preselect):
-            option = "form" if self.form != "set" else "asynchronous" if self.asynchronous else "no-preselect"
-            raise ValueError(f"--{option} goes with --sampler pso or woa, not {self.sampler}")
+        # Options of the swarms.
+        if self.sampler not in ("pso", "woa"):
+            option = ""
+            if self.form != "set":
+                option = "form"
+            elif self.asynchronous:
+                option = "asynchronous"
+            elif not self.preselect:
+                option = "no-preselect"
+            if option:
+                raise ValueError(f"--{option} goes with --sampler pso or woa, not {self.sampler}")
+        # The ranking.
         if self.sampler in ("greedy", "tpe", "nsga2", "cmaes") and self.ranking not in (None, "none"):
             raise ValueError(f"--ranking cannot start --sampler {self.sampler}: leave it out")
         if self.sampler == "one-shot" and self.ranking == "none":
@@ -251,17 +266,17 @@ class Recipe(Settings):
 
     @property
     def start(self) -> str:
-        """The ranking that the search starts from, defaults filled in."""
+        """Ranking that the search starts from, with the sampler's default filled in."""
         if self.ranking is not None:
             return self.ranking
         return {"pso": "influence", "woa": "influence", "one-shot": "single"}.get(self.sampler, "none")
 
     def identity(self) -> dict[str, Any]:
-        """Every choice that determines the trials, except where model and data lie, as plain JSON values."""
+        """Return every choice that determines the trials, except locations of model and data, as JSON values."""
         return self.model_dump(mode="json", exclude=set(_LOCATIONS))
 
     def portable(self) -> dict[str, Any]:
-        """The recipe as plain JSON values without the folders of any machine, to travel with a model."""
+        """Return the recipe as JSON values without the folders of this machine, to be stored with a model."""
         values = self.model_dump(mode="json")
         for name in PATHS:
             if values[name] is not None:
@@ -270,7 +285,7 @@ class Recipe(Settings):
 
 
 class RunOptions(Settings):
-    """How a recipe is run. Only the device changes numbers, and the store and studies keep devices apart."""
+    """How a recipe is run. Only the device changes results, and the cache and the studies keep devices apart."""
 
     storage: str = "sqlite:///storage/study.db"
     """Optuna RDB URL."""
@@ -279,19 +294,19 @@ class RunOptions(Settings):
     study: Annotated[str, Field(max_length=512)] | None = None
     """Name of the study, which Optuna's tables have 512 characters for; default: made from the recipe."""
     trials: Annotated[int, Field(ge=1)] = 200
-    """How many trials the study shall have in all; where none is given, as many as the sampler needs, if more."""
+    """Total number of trials in the study. If it is not given, the study gets more if the sampler needs them."""
     device: str | None = None
-    """Torch device; default: cuda where there is one, else cpu."""
+    """Torch device; default: cuda if there is one, else cpu."""
     device_map: str | None = None
     """Passed to accelerate, e.g. ``auto``, for models larger than one device."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Torch CPU threads; default: torch's own choice."""
     weights_in: Literal["memory", "stream", "host"] = "memory"
-    """Where the blocks' weights are while they do not compute: in the device's memory, on disk, or in host memory."""
+    """Location of the weights of idle blocks: the device's memory, the disk, or host memory."""
     state_memory: str = "2GiB"
-    """How much the hidden states of a generation may take."""
+    """Memory limit for the hidden states of a generation."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
-    """Processes that score, each with a model of its own."""
+    """Number of processes that score. Each loads its own model."""
 
     @property
     def state_bytes(self) -> int:
@@ -314,15 +329,19 @@ _FILE = re.compile(r"\.(txt|jsonl?|csv|tsv|parquet|arrow|md|ya?ml|gguf|gz|bz2|xz
 
 
 def portable_name(text: str, *, always: bool = False) -> str:
-    """The last part of a path, of this machine or another; ids of hub models and datasets stay as they are.
+    """Return the last part of a path, of this or another machine. Ids of hub models and datasets are unchanged.
 
     Args:
-        always: it is a path, whatever it looks like.
+        text: path or id.
+        always: treat `text` as a path, whatever it looks like.
 
     >>> portable_name("/home/me/customer-x/mails.txt"), portable_name("Qwen/Qwen2.5-0.5B"), portable_name("wiki:en")
     ('mails.txt', 'Qwen/Qwen2.5-0.5B', 'wiki:en')
     """
-    path = PureWindowsPath(text) if "\\" in text or re.match(r"[A-Za-z]:/", text) else PurePosixPath(text)
+    path: PurePosixPath | PureWindowsPath = PurePosixPath(text)
+    if "\\" in text or re.match(r"[A-Za-z]:/", text):
+        path = PureWindowsPath(text)
+    # Signs of a path: an absolute or relative beginning, several folders, a file suffix, or an existing file.
     begins = text.startswith(("/", "\\", ".", "~")) or bool(path.drive)
     several = text.partition(":")[0].count("/") > 1 or "\\" in text or "://" in text
     if not (always or begins or several or _FILE.search(text) or Path(text).exists()):
@@ -334,24 +353,25 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validated(model: type[Model], values: dict[str, Any]) -> Model:
-    """Build a pydantic model and turn its complaints into one line.
+    """Build a pydantic model. A validation error becomes one line that names the option.
 
     Raises:
-        UnknownNameError: a key that the model does not have.
-        InputError: a value it does not accept.
+        UnknownNameError: the model does not have a key.
+        InputError: the model does not accept a value.
     """
     try:
         return model(**values)
     except ValidationError as error:
         raise complaint(model, error) from None
     except InputError as error:
-        if isinstance(error.__cause__, ValidationError):  # said for Python; here the options are named
+        # The message was written for Python; name the options instead.
+        if isinstance(error.__cause__, ValidationError):
             raise complaint(model, error.__cause__) from None
         raise
 
 
 def complaint(model: type[BaseModel], error: ValidationError) -> InputError:
-    """The first of pydantic's complaints, in one line that names the option."""
+    """Turn the first error of a pydantic validation into one line that names the option."""
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
@@ -372,14 +392,14 @@ Complaint = TypeVar("Complaint", bound=PruneSearchError)
 
 
 def in_arguments(error: Complaint) -> Complaint:
-    """The same error for Python, where ``--task-data`` is the argument ``task_data``."""
+    """Return the same error for Python, where ``--task-data`` is the argument ``task_data``."""
     text = re.sub(r"(?<![\w-])--no-([a-z][a-z-]*)", r"\1=False", str(error))
     text = re.sub(r"(?<![\w-])--([a-z][a-z-]*)", lambda option: option[1].replace("-", "_"), text)
-    return type(error).__new__(type(error), text)  # without __init__: the text is whole already
+    return type(error).__new__(type(error), text)  # without __init__, because the text is complete
 
 
 def advice(stored: dict[str, Any], asked: dict[str, Any]) -> str:
-    """The options that would resume a study, as ``--tokens 1024``; empty where an option cannot say it."""
+    """Return the options that would resume a study, such as ``--tokens 1024``; empty if no option can."""
     words = []
     for name, was in sorted(stored.items()):
         if name not in Recipe.model_fields or was == asked.get(name):
@@ -397,32 +417,46 @@ def advice(stored: dict[str, Any], asked: dict[str, Any]) -> str:
 
 
 def differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """Name what differs between two identities, as ``tokens: 1024 in the study, 2048 now``; digests are cut short.
+    """List the differences between two identities, such as ``tokens: 1024 in the study, 2048 now``.
 
-    What a study cannot say because it is older than the field (see `ADDED_LATER`) is no difference.
+    A field that an older study lacks (see `ADDED_LATER`) does not count. Digests are shortened.
     """
 
     def show(value: object) -> str:
         return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
 
-    return [
-        f"{name}: {show(stored.get(name))} in the study, {show(asked.get(name))} now"
-        for name in sorted({*stored, *asked})
-        if stored.get(name) != asked.get(name) and not (name not in stored and name.endswith(ADDED_LATER))
-    ]
+    found = []
+    for name in sorted({*stored, *asked}):
+        if name not in stored and name.endswith(ADDED_LATER):
+            continue
+        before, now = stored.get(name), asked.get(name)
+        if before != now:
+            found.append(f"{name}: {show(before)} in the study, {show(now)} now")
+    return found
 
 
 def slug(text: str, limit: int = 60) -> str:
-    """A short name that is safe in file names, URLs and shells."""
+    """Return a short name that is safe in file names, URLs and shells."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:limit] or "model"
 
 
 def study_name(recipe: Recipe) -> str:
-    """The name of the study that the recipe's command makes and resumes."""
-    what = recipe.task if recipe.objective == "task" and recipe.task else recipe.objective
-    model = re.sub(r"\.gguf$", "", Path(recipe.model).name, flags=re.IGNORECASE) if recipe.model else "model"
-    drop = recipe.drop.replace("%", "pct").replace("..", "upto").replace(":", "")
-    units = "-sublayers" if recipe.units == "sublayers" else "-pattern" if recipe.keep_pattern else ""
-    sampler = recipe.sampler + ("" if recipe.form == "set" else f"-{recipe.form}")
-    parts = [slug(model), f"drop{drop}{units}", slug(what), sampler]
-    return "-".join(parts) + (f"-s{recipe.seed}" if recipe.seed else "")
+    """Return the default name of the recipe's study."""
+    model = "model"
+    if recipe.model:
+        model = re.sub(r"\.gguf$", "", Path(recipe.model).name, flags=re.IGNORECASE)
+    drop = "drop" + recipe.drop.replace("%", "pct").replace("..", "upto").replace(":", "")
+    if recipe.units == "sublayers":
+        drop += "-sublayers"
+    elif recipe.keep_pattern:
+        drop += "-pattern"
+    objective = recipe.objective
+    if objective == "task" and recipe.task:
+        objective = recipe.task
+    parts = [slug(model), drop, slug(objective), recipe.sampler]
+    # Settings that differ from the default.
+    if recipe.form != "set":
+        parts.append(recipe.form)
+    if recipe.seed:
+        parts.append(f"s{recipe.seed}")
+    return "-".join(parts)

@@ -1,4 +1,4 @@
-"""The search space: what may be dropped, how much must be, and how a candidate is written as Optuna parameters."""
+"""Search space: the units that may be dropped, how many must be, and their encoding as Optuna parameters."""
 
 import math
 import re
@@ -15,15 +15,16 @@ UNITS = ("blocks", "sublayers")
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """All ways to drop `k` of a model's units, none of them from a protected block.
+    """All ways to drop `k` of a model's units without touching a protected block.
 
     Attributes:
-        n_layers: blocks of the model.
-        k: how many units are dropped, at most or exactly.
-        protected: blocks that stay whole.
-        budget: ``exactly`` k, ``up to`` k, or ``pareto``: up to k, with the size as a second objective.
-        units: ``blocks``, or ``sublayers``: each block's attention and each block's MLP is a unit of its own.
-        period: with ``blocks``, so many in a row are one unit, counted from the first; what is left over stays.
+        n_layers: number of blocks in the model.
+        k: number of dropped units, exactly or at most.
+        protected: blocks that are kept completely.
+        budget: ``exactly`` k, ``up to`` k, or ``pareto``, which means up to k with the size as a second objective.
+        units: ``blocks``, or ``sublayers`` if the attention and the MLP of each block are separate units.
+        period: number of consecutive blocks that form one unit, counted from the first block. Blocks that do not fill
+            a unit are kept.
 
     Raises:
         InputError: `k` cannot be reached.
@@ -37,7 +38,11 @@ class SearchSpace:
     period: int = 1
 
     def __post_init__(self) -> None:
-        what = "sublayers" if self.units == "sublayers" else "layers" if self.period == 1 else "periods of layers"
+        what = "layers"
+        if self.units == "sublayers":
+            what = "sublayers"
+        elif self.period != 1:
+            what = "periods of layers"
         if self.k <= 0:
             raise InputError(f"k = {self.k} removes nothing: drop at least 1 of {self.n_units} {what}")
         if self.k >= self.n_units:
@@ -60,14 +65,15 @@ class SearchSpace:
         units: Literal["blocks", "sublayers"] = "blocks",
         period: int = 1,
     ) -> Self:
-        """Read the command line's ``--drop``, which counts layers or sublayers, and ``--protect``.
+        """Build a space from the values of ``--drop``, which counts layers or sublayers, and ``--protect``.
 
         Raises:
-            InputError: either cannot be read or cannot be met.
+            InputError: a value cannot be read or cannot be fulfilled.
         """
         budget, amount = split_drop(drop)
         protected = _parse_protect(protect, n_layers)
-        if amount is None:  # everything but one unit
+        if amount is None:
+            # Without an amount, everything except one unit may be dropped.
             whole = cls(n_layers, 1, frozenset(), budget, units, period)
             free = sum(not protected & whole.blocks_of(unit) for unit in range(whole.n_units))
             k = min(free, whole.n_units - 1)
@@ -76,7 +82,8 @@ class SearchSpace:
             k = _parse_amount(amount, drop, of, period)
         try:
             return cls(n_layers, k, protected, budget, units, period)
-        except InputError as error:  # which speaks of the argument
+        except InputError as error:
+            # The message names the argument `k`; name the option instead.
             raise InputError(str(error).replace(f"k = {k}", f"--drop {drop}", 1)) from None
 
     @property
@@ -85,78 +92,98 @@ class SearchSpace:
         return self.n_layers // self.period if self.units == "blocks" else 2 * self.n_layers
 
     def blocks_of(self, unit: int) -> frozenset[int]:
-        """The blocks that a unit consists of, or is part of."""
+        """Return the blocks that a unit consists of, or the block that a sublayer is part of."""
         if self.units == "sublayers":
             return frozenset({unit // 2})
         return frozenset(range(unit * self.period, (unit + 1) * self.period))
 
     @property
     def kinds(self) -> tuple[int, ...]:
-        """The kind of each unit: 0 for blocks and attention, 1 for MLPs."""
-        return (0,) * self.n_units if self.units == "blocks" else (0, 1) * self.n_layers
+        """Kind of each unit: 0 for blocks and attention, 1 for MLPs."""
+        if self.units == "blocks":
+            return (0,) * self.n_units
+        return (0, 1) * self.n_layers
 
     @property
     def droppable(self) -> tuple[int, ...]:
-        """The units that may go."""
+        """Units that may be dropped."""
         return tuple(unit for unit in range(self.n_units) if not self.protected & self.blocks_of(unit))
 
     @property
     def k_min(self) -> int:
-        """The fewest units that are dropped."""
+        """Smallest number of dropped units."""
         return self.k if self.budget == "exactly" else 1
 
     @property
     def size(self) -> int:
-        """How many candidates there are."""
-        return sum(math.comb(len(self.droppable), k) for k in range(self.k_min, self.k + 1))
+        """Number of candidates."""
+        free = len(self.droppable)
+        return sum(math.comb(free, k) for k in range(self.k_min, self.k + 1))
 
     @property
     def param_names(self) -> tuple[str, ...]:
-        """One binary parameter per unit, padded so that they sort.
+        """Name of each unit's binary parameter, padded so that the names sort.
 
         ``drop_00 … drop_NN``; for sublayers ``drop_00_attn, drop_00_mlp …``; for periods ``drop_00-01 …``.
         """
         digits = max(2, len(str(self.n_layers - 1)))
-        if self.period > 1:
-            ends = [(min(blocks), max(blocks)) for blocks in map(self.blocks_of, range(self.n_units))]
-            return tuple(f"drop_{first:0{digits}d}-{last:0{digits}d}" for first, last in ends)
-        suffixes = ("",) if self.units == "blocks" else ("_attn", "_mlp")
-        return tuple(f"drop_{i:0{digits}d}{suffix}" for i in range(self.n_layers) for suffix in suffixes)
+        names = []
+        for unit in range(self.n_units):
+            blocks = self.blocks_of(unit)
+            name = f"drop_{min(blocks):0{digits}d}"
+            if self.units == "sublayers":
+                name += ("_attn", "_mlp")[unit % 2]
+            elif self.period > 1:
+                name += f"-{max(blocks):0{digits}d}"
+            names.append(name)
+        return tuple(names)
 
     def candidate(self, dropped: Iterable[int]) -> LayerSubset:
-        """The candidate that drops these units."""
-        if self.units == "blocks":
-            return LayerSubset.of(self.n_layers, [block for unit in dropped for block in self.blocks_of(unit)])
-        halves = [divmod(unit, 2) for unit in dropped]
-        return LayerSubset.of(
-            self.n_layers, (), [i for i, half in halves if half == 0], [i for i, half in halves if half == 1]
-        )
+        """Return the candidate that drops these units."""
+        blocks: list[int] = []
+        attention: list[int] = []
+        mlp: list[int] = []
+        for unit in dropped:
+            if self.units == "blocks":
+                blocks += self.blocks_of(unit)
+            elif unit % 2 == 0:
+                attention.append(unit // 2)
+            else:
+                mlp.append(unit // 2)
+        return LayerSubset.of(self.n_layers, blocks, attention, mlp)
 
     def to_params(self, candidate: LayerSubset) -> dict[str, int]:
-        """Write a candidate as Optuna parameters."""
+        """Encode a candidate as Optuna parameters."""
+        gone: set[int] = set()
         if self.units == "blocks":
-            blocks = set(candidate.dropped)
-            gone = {unit for unit in range(self.n_units) if self.blocks_of(unit) <= blocks}
+            # A unit is dropped if all its blocks are.
+            dropped = set(candidate.dropped)
+            gone.update(unit for unit in range(self.n_units) if self.blocks_of(unit) <= dropped)
         else:
-            gone = {2 * i for i in (*candidate.dropped, *candidate.attention)}
-            gone |= {2 * i + 1 for i in (*candidate.dropped, *candidate.mlp)}
-        return {name: int(unit in gone) for unit, name in enumerate(self.param_names)}
+            # Block i has the units 2 i (attention) and 2 i + 1 (MLP).
+            gone.update(2 * i for i in (*candidate.dropped, *candidate.attention))
+            gone.update(2 * i + 1 for i in (*candidate.dropped, *candidate.mlp))
+        params = {}
+        for unit, name in enumerate(self.param_names):
+            params[name] = int(unit in gone)
+        return params
 
     def from_params(self, params: Mapping[str, float]) -> LayerSubset:
-        """Read a candidate from a trial's parameters.
+        """Decode a trial's parameters to a candidate.
 
         Raises:
-            InputError: a parameter is missing, or the subset is not of this space.
+            InputError: a parameter is missing, or the subset does not belong to this space.
         """
         candidate = self.any_subset(params)
         if not self.k_min <= self.count(candidate) <= self.k:
-            k = self.k * self.period
-            number = str(k) if self.budget == "exactly" else f"up to {k}"
+            number = str(self.k * self.period)
+            if self.budget != "exactly":
+                number = f"up to {number}"
             raise InputError(f"layers {candidate.text} are not {number} droppable layers of this search")
         return candidate
 
     def any_subset(self, params: Mapping[str, float]) -> LayerSubset:
-        """Read a candidate that may drop fewer or more units than this space demands.
+        """Decode a trial's parameters to a candidate that may drop fewer or more units than this space demands.
 
         Raises:
             InputError: a parameter is missing, or a protected unit is dropped.
@@ -171,15 +198,15 @@ class SearchSpace:
         return candidate
 
     def count(self, candidate: LayerSubset) -> int:
-        """How many units a candidate drops."""
+        """Return the number of units that a candidate drops."""
         return sum(self.to_params(candidate).values())
 
 
 def split_drop(text: str) -> tuple[Budget, str | None]:
-    """Read the form of ``--drop``: a budget and its amount, None for as much as can be.
+    """Split the value of ``--drop`` into its budget and its amount.
 
-    Raises:
-        InputError: it has none of the forms 8, 25%, ..8, ..25%, pareto, pareto:8 and pareto:25%.
+    The forms are 8, 25%, ..8, ..25%, pareto, pareto:8 and pareto:25%. The amount is None for ``pareto``, which means
+    as much as possible.
     """
     words = text.strip()
     if words == "pareto":
@@ -192,7 +219,17 @@ def split_drop(text: str) -> tuple[Budget, str | None]:
 
 
 def _parse_amount(amount: str, text: str, of: int, period: int) -> int:
-    """How many units a number of layers, or of sublayers, is."""
+    """Convert an amount of layers or sublayers to a number of units.
+
+    Args:
+        amount: a number, or a percentage.
+        text: value of ``--drop``, for error messages.
+        of: number of layers or sublayers in the model.
+        period: number of layers in a unit.
+
+    Raises:
+        InputError: the amount cannot be read, or is not a multiple of the period.
+    """
     if re.fullmatch(r"-?\d{1,9}", amount):
         units, rest = divmod(int(amount), period)
         if rest:
@@ -210,13 +247,21 @@ def _parse_amount(amount: str, text: str, of: int, period: int) -> int:
 
 
 def _parse_protect(text: str, n_layers: int) -> frozenset[int]:
+    """Read the value of ``--protect``, such as ``first:1,last:1`` or ``0,5-8``.
+
+    Raises:
+        InputError: the value cannot be read, or names layers that the model does not have.
+    """
     layers: set[int] = set()
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
+    for part in map(str.strip, text.split(",")):
+        if not part:
+            continue
         if match := re.fullmatch(r"(first|last):(\d{1,9})", part):
             count = int(match[2])
             if count > n_layers:
                 raise InputError(f"--protect {part}: the model has only {n_layers} layers")
-            layers.update(range(count) if match[1] == "first" else range(n_layers - count, n_layers))
+            start = 0 if match[1] == "first" else n_layers - count
+            layers.update(range(start, start + count))
         elif match := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part):
             low, high = int(match[1]), int(match[2] or match[1])
             if not low <= high < n_layers:

@@ -22,7 +22,7 @@ _SAME_SECONDS = 0.25  # timeout(1) and other wrappers deliver one stop twice, to
 
 
 STOPPING = "stopping after the step that is under way; once more stops at once"
-"""What is said when a stop was asked for."""
+"""Message that is shown when a stop was requested."""
 
 
 class StopRequested(KeyboardInterrupt):
@@ -49,7 +49,7 @@ class _State:
 
 
 def requested() -> bool:
-    """Whether a stop was asked for."""
+    """Return whether a stop was requested."""
     return _State.number is not None
 
 
@@ -62,10 +62,10 @@ def drawn(on: bool) -> None:
 
 
 def check() -> None:
-    """Stop here if that was asked for.
+    """Stop here if a stop was requested.
 
     Raises:
-        StopRequested: it was.
+        StopRequested: a stop was requested.
     """
     if _State.number is not None:
         raise StopRequested(_State.number)
@@ -73,7 +73,7 @@ def check() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Inside this block a signal only sets the flag: the work looks at it where it can end cleanly.
+    """Inside this block a signal only sets the flag. The work checks it where it can end cleanly.
 
     Raises:
         StopRequested: at the beginning or at the end, when a stop was asked for.

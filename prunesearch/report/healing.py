@@ -1,4 +1,4 @@
-"""Progress and result of healing, for people."""
+"""Progress and results of healing, for people."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from prunesearch.report.tables import Layers, duration, gib, table
 if TYPE_CHECKING:
     from rich.console import Group
 
-_EVERY = 10.0  # seconds between lines
+_EVERY = 10.0  # seconds between two lines
 
 
 class Standing(Protocol):
-    """Where healing stands (see `heal.HealProgress`)."""
+    """Progress of healing (see `heal.HealProgress`)."""
 
     @property
     def phase(self) -> str:
@@ -24,15 +24,15 @@ class Standing(Protocol):
 
     @property
     def done(self) -> int:
-        """Sequences or steps."""
+        """Number of finished sequences or steps."""
 
     @property
     def total(self) -> int:
-        """Of these."""
+        """Total number of sequences or steps."""
 
     @property
     def loss(self) -> float | None:
-        """Of the last step."""
+        """Loss of the last step."""
 
     @property
     def watched(self) -> Sequence[tuple[int, float]]:
@@ -40,10 +40,12 @@ class Standing(Protocol):
 
 
 class HealingView:
-    """Shows where healing is: a bar on a terminal, and a line at every look at the held-out text; else plain lines.
+    """Shows the progress of healing.
+
+    On a terminal it shows a bar, and a line for each evaluation on the held-out text. Elsewhere it prints plain lines.
 
     Args:
-        view: the view of all progress.
+        view: display of all progress.
     """
 
     def __init__(self, view: ProgressView | None = None) -> None:
@@ -51,14 +53,14 @@ class HealingView:
         self._printed = float("-inf")
         self._said: tuple[str, str, int] = ("", "", 0)
         self._phase = ("", "")
-        self._began = (0.0, 0)  # when the phase was first heard of, and how much of it had been done by then
+        self._began = (0.0, 0)  # time of the phase's first event, and its progress at that time
 
     def say(self, line: str) -> None:
         """Print a line."""
         self._view.say(line)
 
     def progress(self, name: str, progress: Standing) -> None:
-        """Show where something named stands."""
+        """Show the progress of one candidate's healing."""
         now = time.monotonic()
         if (name, progress.phase) != self._phase:
             self._phase, self._began = (name, progress.phase), (now, progress.done)
@@ -72,7 +74,7 @@ class HealingView:
             self._view.stage(events.Stage(name, progress.done, progress.total, what + left))
         state = (name, progress.phase, len(progress.watched))
         looked = state != self._said
-        # Training ends with a look, which has its own line.
+        # Print a line after each evaluation, and now and then outside a terminal. Training ends with an evaluation.
         ended = progress.done >= progress.total and progress.phase == "teacher"
         due = not terminal and (now - self._printed >= _EVERY or ended)
         if not (due or looked) or (terminal and not progress.watched):
@@ -87,7 +89,7 @@ class HealingView:
         self.say(line + left)
 
     def _left(self, progress: Standing, now: float) -> str:
-        """The time left at the rate of this phase so far; a resumed training counts from where it goes on."""
+        """Return the time left at the rate of this phase. A resumed training counts from where it continued."""
         start, before = self._began
         if progress.done <= before or progress.done >= progress.total:
             return ""
@@ -96,7 +98,7 @@ class HealingView:
 
 
 def healed(document: Mapping[str, Any]) -> "list[Group | str]":
-    """What a heal command did."""
+    """Show the result of a heal command."""
     parts: list[Group | str] = []
     if finalists := document.get("finalists"):
         parts.append(_final(finalists))
@@ -118,24 +120,29 @@ def healed(document: Mapping[str, Any]) -> "list[Group | str]":
 
 
 def _final(finalists: Sequence[Mapping[str, Any]]) -> "Group":
-    rows = [
-        (
-            place,
-            finalist["place"],
-            f"{finalist['pruned']:.4f}",
-            "-" if finalist["compensated"] is None else f"{finalist['compensated']:.4f}",
-            f"{finalist['healed']:.4f}",
-            f"{finalist['seconds']:.0f}",
-            Layers(finalist["candidate"]),
+    """Show the finalists with their losses before and after a short healing."""
+    rows = []
+    for place, finalist in enumerate(finalists, 1):
+        compensated = "-"
+        if finalist["compensated"] is not None:
+            compensated = f"{finalist['compensated']:.4f}"
+        rows.append(
+            (
+                place,
+                finalist["place"],
+                f"{finalist['pruned']:.4f}",
+                compensated,
+                f"{finalist['healed']:.4f}",
+                f"{finalist['seconds']:.0f}",
+                Layers(finalist["candidate"]),
+            )
         )
-        for place, finalist in enumerate(finalists, 1)
-    ]
     columns = ("place", "in the search", "pruned", "compensated", "healed", "seconds", "layers dropped")
     return table("Finalists, with the held-out loss (nats/token)", columns, rows)
 
 
 def _healing(document: Mapping[str, Any]) -> "list[Group | str]":
-    """Losses, speed, and how it ended."""
+    """Show the losses and the speed of a training, and how it ended."""
     report, recipe = document["healed"], document["recipe"]
     losses = [(model, "", f"{loss:.4f}") for model, loss in document["losses"].items()]
     if "compensation" in document:
@@ -173,7 +180,7 @@ def _trained(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
 
 
 def recovered(document: Mapping[str, Any]) -> "list[Group | str]":
-    """A search and what followed it."""
+    """Show a search and the recovery of its best candidate."""
     parts: list[Group | str] = [*found(document), *healed(document)]
     if "evaluation" in document:
         parts += evaluation(document["evaluation"])

@@ -1,4 +1,4 @@
-"""Progress of long work: bars on a terminal, plain lines elsewhere; always on stderr."""
+"""Progress of long work on stderr: bars on a terminal, plain lines elsewhere."""
 
 import threading
 import time
@@ -27,15 +27,16 @@ _BAR, _LEFT = 12, 13  # columns for a bar at least, and for the time left
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a study stands.
+    """Progress of a study.
 
     Attributes:
-        done, total: finished trials, and how many there shall be.
-        hits, computed: how this run's evaluations came about.
-        best_value, best_dropped: the study's best trial, None while there is none.
-        evaluation: the one just told, or None at the start.
-        under_way: trials that are being evaluated.
-        front: non-dominated trials of a Pareto study, which has no best one; 0 for others.
+        study: name of the study.
+        done, total: number of finished trials, and of all trials that the study shall have.
+        hits, computed: evaluations of this run that were found in the cache, or were computed.
+        best_value, best_dropped: value and dropped layers of the best trial; None if there is none.
+        evaluation: evaluation of the last trial, or None at the start.
+        under_way: number of trials that are being evaluated.
+        front: number of non-dominated trials of a Pareto study, which has no best trial; 0 for other studies.
     """
 
     study: str
@@ -51,13 +52,13 @@ class Progress:
 
 
 class _Clock:
-    """Estimates the time left of a study from its plain rate: the time spent, divided by what was done in it.
+    """Estimates the remaining time of a study from the mean time per trial so far.
 
-    Trials are told in bursts, a generation at a time. So those under way count by the share of the generation's work
-    that is done, and the estimate neither jumps with a burst nor stands still between two.
+    Trials finish in bursts, one generation at a time. So running trials count by the finished share of the generation's
+    work. The estimate then neither jumps at a burst nor stands still between two.
 
     Attributes:
-        each: seconds per evaluation of this run, None before the first.
+        each: seconds per evaluation of this run; None before the first.
     """
 
     def __init__(self) -> None:
@@ -66,10 +67,11 @@ class _Clock:
         self._end: float | None = None
 
     def read(self, progress: Progress, share: float) -> None:
-        """Take in where the study stands.
+        """Update the estimate.
 
         Args:
-            share: of the work on the trials under way, what is done.
+            progress: progress of the study.
+            share: finished share of the work on the running trials.
         """
         now = time.monotonic()
         spent = now - self._start
@@ -82,14 +84,14 @@ class _Clock:
 
     @property
     def left(self) -> float | None:
-        """Seconds left, None while nothing was done."""
+        """Remaining seconds; None before the first evaluation."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
 
 class ProgressView:
-    """Shows the stage from the start, and each study's progress: a bar, time left, the best so far with its layers.
+    """Shows the current stage and each study's progress: a bar, the time left, and the best trial with its layers.
 
-    As a context manager it hears of the stages that are told inside the ``with`` block.
+    As a context manager, it receives the stages of the ``with`` block.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -121,12 +123,12 @@ class ProgressView:
             self._timer.cancel()
 
     def say(self, line: str) -> None:
-        """Print a line, above the bars where there are some."""
+        """Print a line, above the bars if there are any."""
         self._release()
         self.console.print(Paragraph(line) if self.console.is_terminal else Text(line), soft_wrap=True)
 
     def stage(self, stage: events.Stage) -> None:
-        """Show the stage: one that is counted as a bar, another as a line."""
+        """Show a stage: as a bar if it is counted, else as a line."""
         with self._lock:
             if not stage.total:
                 self._begin(stage.name)
@@ -141,7 +143,7 @@ class ProgressView:
                 self.say(f"{stage.name}: {stage.done}/{stage.total} {stage.unit}")
 
     def progress(self, progress: Progress) -> None:
-        """Show where a study stands."""
+        """Show the progress of a study."""
         with self._lock:
             before = self._studies.get(progress.study)
             if before is not None and progress.under_way > before.under_way:
@@ -161,7 +163,7 @@ class ProgressView:
                 )
 
     def _begin(self, name: str) -> None:
-        """Print a stage that is not counted; studies that are finished keep their last lines on the screen."""
+        """Print a stage that is not counted. The last lines of finished studies stay on the screen."""
         self._stage = None
         if name == self._begun:  # several studies go through the same stages
             return
@@ -171,7 +173,7 @@ class ProgressView:
         if self._held is None or self.console.is_terminal:
             self.say(name)
             return
-        # In a log, input that is refused at once shall be one line: the first stages are said once work goes on.
+        # In a log, refused input shall be one line, so the first stages are held back until work continues.
         self._held.append(name)
         if self._timer is None:
             self._timer = threading.Timer(_HOLD, self._release)
@@ -188,7 +190,7 @@ class ProgressView:
                 self.say(line)
 
     def _is_due(self, name: str, seconds: float, at_once: bool = True) -> bool:
-        """Whether a plain line about something may be printed: not too often."""
+        """Return whether a plain line may be printed, so that lines do not come too often."""
         now = time.monotonic()
         last = self._printed.setdefault(name, float("-inf") if at_once else now)
         if now - last < seconds:
@@ -197,7 +199,7 @@ class ProgressView:
         return True
 
     def _show(self) -> None:
-        """Begin to draw; not before there is something, since downloads draw bars of their own."""
+        """Start to draw bars. This happens late, because downloads draw their own bars before."""
         if self._live is None:
             self._live = Live(
                 console=self.console, get_renderable=self._picture, refresh_per_second=4, vertical_overflow="visible"
@@ -233,7 +235,7 @@ class ProgressView:
             yield Paragraph(stopping.STOPPING)
 
     def _describe(self, progress: Progress) -> str:
-        """What a study has found, and at what pace."""
+        """Describe the best trial of a study and the speed of the search."""
         if progress.front:
             text = f"{progress.front} trials on the front"
         elif progress.best_value is None:
@@ -253,7 +255,7 @@ class ProgressView:
 
 
 def _bar(name: str, done: int, total: int, unit: str, left: str) -> Table:
-    """A line whose bar takes what the width leaves, and keeps its place when the numbers change."""
+    """Return a line with a bar that fills the remaining width and does not move when the numbers change."""
     counts = f"{done:>{len(str(total))}}/{total} {unit}".rstrip()
     line = Table.grid(padding=(0, 1), expand=True)
     line.add_column(no_wrap=True, min_width=len(name))

@@ -1,6 +1,7 @@
-"""Tables and text for people, built from plain values. Numbers and names are never broken, lists only after a comma.
+"""Tables and text for people, built from plain values.
 
-A table that does not fit the width is printed row by row instead, a line for each column. In pipes nothing is folded.
+Numbers and names are never broken; lists are broken only after a comma. A table that is too wide for the terminal is
+printed row by row, with one line per column. In pipes nothing is folded.
 """
 
 import re
@@ -10,14 +11,14 @@ from itertools import zip_longest
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.text import Text
 
-_GAP = 2  # columns between two columns of a table
-_LEAST = 16  # columns that a list of layers gets at least, if it has as many
+_GAP = 2  # characters between two columns of a table
+_LEAST = 16  # smallest width of a column with a list of layers, unless the list is shorter
 _NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?( |%|$)|-?$")
 _PLAIN = str.maketrans({"±": "+/-", "×": "x", "…": "...", "–": "-", "→": "->", "·": "-"})
 
 
 class Layers(str):
-    """A cell with a list of layers, which may be folded after a comma."""
+    """A cell with a list of layers. It may be folded after a comma."""
 
     __slots__ = ()
 
@@ -32,7 +33,9 @@ class Paragraph:
     """A line of text that is folded between words, and inside a long list after a comma.
 
     Args:
-        indent: what a line that goes on begins with.
+        text: text to show.
+        indent: prefix of continuation lines.
+        style: style of the text, as rich takes it.
     """
 
     def __init__(self, text: str, indent: str = "", style: str = "") -> None:
@@ -46,27 +49,30 @@ class Paragraph:
 
 
 def _encodable(text: str, options: ConsoleOptions) -> str:
-    """The text with signs of plain ASCII where the terminal has no others."""
+    """Replace symbols by plain ASCII if the terminal cannot show them."""
     return text.translate(_PLAIN) if options.ascii_only else text
 
 
 def _line(text: str, style: str = "") -> Text:
-    """One line that is never folded: a name that is wider than the terminal stays whole."""
+    """Return a line that is never folded, so that a name wider than the terminal stays whole."""
     return Text(text, style=style, no_wrap=True, overflow="ignore")
 
 
 def _folded(text: str, width: int, indent: str = "") -> list[str]:
-    """Fold a line between words; a word that is a list, and does not fit, after its commas."""
+    """Fold a line between words. A word that is too long is folded after its commas."""
     lines, room = [""], width
     for word in re.findall(r"\s*\S+|\s+$", text):
+        # The word fits on this line.
         if len(lines[-1] + word) <= room:
             lines[-1] += word
             continue
+        # It fits on the next line.
         bare = word.lstrip()
         if len(bare) <= width - len(indent):
             lines.append(bare)
             room = width - len(indent)
             continue
+        # It fits on no line: fold it after commas.
         blank = word[: len(word) - len(bare)]
         for item in re.findall(r"[^,]*,|[^,]+$", bare):
             if len(lines[-1] + blank + item) > room and lines[-1]:
@@ -79,7 +85,7 @@ def _folded(text: str, width: int, indent: str = "") -> list[str]:
 
 
 class Sheet:
-    """A plain table; its columns of numbers are right-aligned, but for the first.
+    """A plain table. Columns of numbers are right-aligned, except the first.
 
     Args:
         columns: headings, folded between words.
@@ -88,60 +94,79 @@ class Sheet:
 
     def __init__(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         self._columns = list(columns)
-        self._rows = [[cell if isinstance(cell, str) else str(cell) for cell in row] for row in rows]
+        self._rows: list[list[str]] = []
+        for row in rows:
+            # `Layers` and `Prose` are strings and keep their class.
+            self._rows.append([cell if isinstance(cell, str) else str(cell) for cell in row])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         columns = [_encodable(column, options) for column in self._columns]
-        rows = [[type(cell)(_encodable(cell, options)) for cell in row] for row in self._rows]
+        rows = []
+        for row in self._rows:
+            rows.append([type(cell)(_encodable(cell, options)) for cell in row])
         widths = _widths(columns, rows, options.max_width)
         if widths is None:
             yield from _row_by_row(columns, rows, options.max_width)
             return
-        left = [not index or not all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
+        # The first column, and columns with text, are left-aligned.
+        left = []
+        for index in range(len(columns)):
+            left.append(index == 0 or not all(_is_number(row[index]) for row in rows))
+        # The heading, a rule, and the rows.
         yield _line("")
-        yield from _lines([_folded(column, width) for column, width in zip(columns, widths, strict=True)], widths, left)
+        heading = [_folded(column, width) for column, width in zip(columns, widths, strict=True)]
+        yield from _lines(heading, widths, left)
         rule = "-" if options.ascii_only else "─"
         yield _line(rule * (sum(widths) + _GAP * (len(widths) - 1)))
         for row in rows:
-            yield from _lines([_cell(cell, width) for cell, width in zip(row, widths, strict=True)], widths, left)
+            cells = [_cell(cell, width) for cell, width in zip(row, widths, strict=True)]
+            yield from _lines(cells, widths, left)
         yield _line("")
 
 
 def _lines(cells: Sequence[Sequence[str]], widths: Sequence[int], left: Sequence[bool]) -> Iterator[Text]:
-    """The lines of one row, whose cells may have several."""
+    """Yield the lines of one row. A cell may have several lines."""
     for parts in zip_longest(*cells, fillvalue=""):
-        row = zip(parts, widths, left, strict=True)
-        aligned = [part.ljust(width) if is_left else part.rjust(width) for part, width, is_left in row]
+        aligned = []
+        for part, width, is_left in zip(parts, widths, left, strict=True):
+            aligned.append(part.ljust(width) if is_left else part.rjust(width))
         yield _line((" " * _GAP).join(aligned).rstrip())
 
 
 def _is_number(cell: str) -> bool:
+    """Return whether a cell holds a number, a unit included, or a dash."""
     return not isinstance(cell, Layers) and _NUMBER.match(cell) is not None
 
 
 def _cell(cell: str, width: int) -> list[str]:
+    """Return the lines of a cell."""
     return _folded(cell, width) if isinstance(cell, Layers | Prose) else [cell]
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int] | None:
-    """The columns' widths, or None where the table cannot be as narrow as the room."""
+    """Return the widths of the columns; None if the table does not fit into `room` characters."""
+    # The smallest and the largest useful width of each column.
     least, most = [], []
     for index, column in enumerate(columns):
-        cells = [row[index] for row in rows]
-        words = max(map(len, column.split()), default=1)
-        least.append(max([words, *(_least(cell) for cell in cells)]))
-        most.append(max([len(column), *map(len, cells)]))
+        narrowest = max(map(len, column.split()), default=1)
+        widest = len(column)
+        for row in rows:
+            narrowest = max(narrowest, _least(row[index]))
+            widest = max(widest, len(row[index]))
+        least.append(narrowest)
+        most.append(widest)
     room -= _GAP * (len(columns) - 1)
     if sum(least) > room:
         return None
+    # The remaining room goes to the last columns, which hold the lists.
     widths = list(least)
-    for index in reversed(range(len(widths))):  # what is left goes to the last columns, where the lists are
+    for index in reversed(range(len(widths))):
         widths[index] += min(most[index] - widths[index], room - sum(widths))
     return widths
 
 
 def _least(cell: str) -> int:
-    """How narrow a cell may get."""
+    """Return the smallest width of a cell."""
     if isinstance(cell, Layers):
         return min(len(cell), _LEAST)
     if isinstance(cell, Prose):
@@ -150,39 +175,51 @@ def _least(cell: str) -> int:
 
 
 def _row_by_row(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[Text]:
-    """A table that is too wide: the first cell of each row, and below it a line for every other column."""
+    """Yield the lines of a table that is too wide: the first cell of each row, then one line per other column."""
     label_width = max(map(len, columns))
     yield _line("")
     for row in rows:
         yield _line(f"{columns[0]} {row[0]}".strip() if columns[0] else row[0])
         for column, cell in zip(columns[1:], row[1:], strict=True):
             begin = f"  {column:<{label_width}}  "
-            for part in _folded(cell, max(_LEAST, width - len(begin))) if isinstance(cell, Layers | Prose) else [cell]:
+            for part in _cell(cell, max(_LEAST, width - len(begin))):
                 yield _line(begin + part)
                 begin = " " * len(begin)
     yield _line("")
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Group:
-    """A title over a table; see `Sheet`."""
+    """Return a title above a table (see `Sheet`)."""
     return Group(Paragraph(title, style="bold"), Sheet(columns, rows))
 
 
 def without_constant(
     columns: Sequence[str], rows: Sequence[Sequence[object]], constants: Container[object] | None = None
 ) -> tuple[list[str], list[list[object]]]:
-    """A table without columns that are the same in every row, but for the first.
+    """Leave out columns that have the same value in every row, except the first column.
 
     Args:
-        constants: the values that a column is left out for; None: any, where there are several rows.
+        columns: headings.
+        rows: cells.
+        constants: values for which a constant column is left out. None for any value, if there are several rows.
+
+    Returns:
+        The remaining headings and rows.
     """
     kept = []
     for index in range(len(columns)):
         cells = {row[index] for row in rows}
-        constant = len(cells) == 1 and (len(rows) > 1 if constants is None else next(iter(cells)) in constants)
+        constant = len(cells) == 1
+        if constant and constants is None:
+            constant = len(rows) > 1
+        elif constant and constants is not None:
+            constant = next(iter(cells)) in constants
         if index == 0 or not constant:
             kept.append(index)
-    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    kept_rows = []
+    for row in rows:
+        kept_rows.append([row[index] for index in kept])
+    return [columns[index] for index in kept], kept_rows
 
 
 def dense_against_pruned(
@@ -192,11 +229,13 @@ def dense_against_pruned(
     stderr: Mapping[str, float] | None = None,
     dense_stderr: Mapping[str, float] | None = None,
 ) -> Group:
-    """Metrics of the dense and the pruned model side by side, with the ratio pruned / dense.
+    """Return a table of the dense and the pruned model's metrics, with the ratio pruned / dense.
 
     Args:
-        stderr: standard errors of the pruned model's metrics, shown after them.
-        dense_stderr: those of the dense model's.
+        title: title of the table.
+        dense, pruned: metrics by name.
+        stderr: standard errors of the pruned model's metrics.
+        dense_stderr: standard errors of the dense model's metrics.
     """
     rows = []
     for name, after in pruned.items():
@@ -208,13 +247,15 @@ def dense_against_pruned(
 
 
 def _with_error(name: str, value: float, errors: Mapping[str, float] | None) -> str:
-    """A metric with its standard error, where there is one that is not zero."""
-    error = (errors or {}).get(name)
-    return f"{number(name, value)} ± {stderr_of(name, value, error)}" if error else number(name, value)
+    """Format a metric with its standard error, if there is one that is not zero."""
+    shown = number(name, value)
+    if error := (errors or {}).get(name):
+        shown += f" ± {stderr_of(name, value, error)}"
+    return shown
 
 
 def stderr_of(name: str, value: float, error: float) -> str:
-    """A standard error for people, with digits that suit its metric's."""
+    """Format a standard error with digits that fit those of its metric."""
     return f"{error:.3g}" if abs(value) >= 100 else number(name, error)
 
 
@@ -232,12 +273,12 @@ _LABELS = {
 
 
 def label(metric: str) -> str:
-    """A metric's name for people."""
+    """Return the displayed name of a metric."""
     return _LABELS.get(metric, metric)
 
 
 def number(metric: str, value: float) -> str:
-    """A metric's value for people."""
+    """Format the value of a metric."""
     if metric == "bytes":
         return f"{int(value):,} ({gib(value)})"
     if metric == "params":
@@ -248,20 +289,25 @@ def number(metric: str, value: float) -> str:
 
 
 def gib(size: float) -> str:
-    """Bytes as GiB (2^30)."""
-    return f"{size / 2**30:.{2 if size >= 2**30 else 3}f} GiB"
+    """Format a number of bytes in GiB (2^30)."""
+    digits = 2 if size >= 2**30 else 3
+    return f"{size / 2**30:.{digits}f} GiB"
 
 
 def size(size: float) -> str:
-    """Bytes in the largest unit of which there is at least one."""
+    """Format a number of bytes in the largest unit of which there is at least one."""
     for unit, least in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= 1000 * least:
+            return f"{size / least:,.0f} {unit}"
         if size >= least:
-            return f"{size / least:.3g} {unit}" if size < 1000 * least else f"{size / least:,.0f} {unit}"
+            return f"{size / least:.3g} {unit}"
     return f"{int(size)} bytes"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.3g} min"
+    return f"{seconds / 3600:.3g} h"

@@ -1,1 +1,1 @@
-"""The algorithms, on numpy alone: `pso` and `woa` propose subsets, `moves` is what both are made of."""
+"""Search algorithms that use numpy only. `pso` and `woa` propose subsets; both consist of the operators in `moves`."""

@@ -1,4 +1,4 @@
-"""What an algorithm is: a pure function from the swarm and a generator to proposals for one particle."""
+"""Interface of an algorithm: a pure function from the swarm and a random generator to proposals for one particle."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,23 +16,23 @@ class Moves:
 
     Attributes:
         X_MD: subsets, shape (M, D).
-        memory: what is stored with a trial whose proposal is chosen; arrays of M rows by name.
+        memory: arrays with M rows by name. The row of the chosen proposal is stored with its trial.
     """
 
     X_MD: Mask
     memory: Mapping[str, Real] = field(default_factory=dict)
 
     def recall(self, chosen: int) -> dict[str, Real]:
-        """The memory of one proposal, rounded as it will be stored."""
+        """Return the memory of one proposal, rounded as it is stored."""
         return {name: np.round(values[chosen], 6) for name, values in self.memory.items()}
 
 
 class Algorithm(Protocol):
-    """Moves one particle at a time."""
+    """An algorithm that moves one particle at a time."""
 
     @property
     def name(self) -> str:
-        """Short name, stored with each trial."""
+        """Short name, which is stored with each trial."""
         ...
 
     def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:

@@ -1,6 +1,6 @@
-"""Searches that build a subset instead of moving one: greedy removal, and the order of a ranking.
+"""Searches that build a subset step by step: greedy removal, and subsets in the order of a ranking.
 
-Both look only at which subsets have which loss, so what another search left in the study is used.
+Both use only the losses of subsets, so they can use the trials of any other search in the study.
 """
 
 import heapq
@@ -16,13 +16,15 @@ def greedy_step(units: Units, loss_of: Mapping[bytes, float]) -> tuple[Mask, lis
     blocks", ICML 2024, algorithm 1: one unit at a time, the one whose removal harms least.
 
     Args:
-        loss_of: losses of the subsets that are finished, by their bytes; a failed one's is inf.
+        units: constraints on the subsets.
+        loss_of: losses of the finished subsets, by their bytes; inf for a failed one.
 
     Returns:
-        The subset that was built so far, and its one-unit extensions that are not finished; none when it is complete.
+        The subset built so far, and its unfinished extensions by one unit. There are none if it is complete.
     """
     base_D = np.zeros_like(units.free_D)
     while base_D.sum() < units.k_max:
+        # All extensions by one unit.
         children = []
         for unit in np.flatnonzero(units.free_D & ~base_D):
             child_D = base_D.copy()
@@ -31,12 +33,13 @@ def greedy_step(units: Units, loss_of: Mapping[bytes, float]) -> tuple[Mask, lis
         unfinished = [child_D for child_D in children if child_D.tobytes() not in loss_of]
         if unfinished:
             return base_D, unfinished
+        # The round is complete: keep the least harmful unit.
         base_D = min(children, key=lambda child_D: loss_of[child_D.tobytes()])
     return base_D, []
 
 
 def by_total(harm_D: Real, units: Units, size: int) -> Iterator[Mask]:
-    """All subsets of a size in order of their total harm: a best-first walk from the cheapest units.
+    """Yield all subsets of a size in order of their total harm, by a best-first walk from the cheapest units.
 
     E. L. Lawler, "A procedure for computing the K best solutions to discrete optimization problems", Manag. Sci. 18,
     1972: a successor moves one chosen unit to the next place of the ranking.
@@ -47,10 +50,12 @@ def by_total(harm_D: Real, units: Units, size: int) -> Iterator[Mask]:
     start = tuple(range(size))
     heap, known = [(float(cost[list(start)].sum()), start)], {start}
     while heap:
+        # Yield the cheapest subset that is left.
         _, places = heapq.heappop(heap)
         X_D = np.zeros_like(units.free_D)
         X_D[ranked[list(places)]] = True
         yield X_D
+        # Add its successors.
         for index, place in enumerate(places):
             if place + 1 < len(ranked) and place + 1 not in places:
                 moved = (*places[:index], place + 1, *places[index + 1 :])

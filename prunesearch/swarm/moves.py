@@ -1,12 +1,12 @@
-"""Subsets as boolean masks, and the moves that every algorithm makes on them.
+"""Subsets as boolean masks, and the operators that all algorithms share.
 
-Notation, used in every file of this folder: N trials, P particles, M proposals, D units (blocks), K units chosen.
-`X_MD` is an (M, D) boolean array, one subset a row; `X_D` is one row of it. Losses are minimised.
+Notation in this folder: N trials, P particles, M proposals, D units (blocks), K chosen units. `X_MD` is an (M, D)
+boolean array with one subset per row; `X_D` is one row of it. Losses are minimised.
 """
 
 import itertools
 import math
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,16 +16,17 @@ Mask = NDArray[np.bool_]
 Real = NDArray[np.float64]
 Counts = NDArray[np.intp]
 
-_LISTABLE = 100_000  # spaces up to this size are listed when random swaps find nothing new
+_LISTABLE = 100_000  # largest space that is listed when random swaps find nothing new
 
 
 @dataclass(frozen=True)
 class Units:
-    """The subsets that may be proposed: those of `k_min` to `k_max` free units.
+    """Constraints on the subsets: `k_min` to `k_max` free units.
 
     Attributes:
-        free_D: the units that may be chosen.
-        group_D: the kind of each unit (attention or MLP); a mutation of `evolution` swaps within a kind.
+        free_D: units that may be chosen.
+        k_min, k_max: smallest and largest number of chosen units.
+        group_D: kind of each unit (attention or MLP). Mutations of `evolution` swap units of the same kind.
     """
 
     free_D: Mask
@@ -35,9 +36,12 @@ class Units:
 
     @classmethod
     def of(cls, free_D: Mask, k_min: int, k_max: int | None = None, group_D: Counts | None = None) -> "Units":
-        """Fill in what is usual: a fixed size, units of one kind."""
-        kinds_D = np.zeros(free_D.size, dtype=np.intp) if group_D is None else group_D
-        return cls(free_D, k_min, k_min if k_max is None else k_max, kinds_D)
+        """Build constraints with the usual defaults: a fixed size, and units of one kind."""
+        if k_max is None:
+            k_max = k_min
+        if group_D is None:
+            group_D = np.zeros(free_D.size, dtype=np.intp)
+        return cls(free_D, k_min, k_max, group_D)
 
     @property
     def fixed(self) -> bool:
@@ -46,29 +50,30 @@ class Units:
 
     @property
     def count(self) -> int:
-        """How many subsets there are."""
+        """Number of subsets."""
         free = int(self.free_D.sum())
         return sum(math.comb(free, k) for k in range(self.k_min, self.k_max + 1))
 
     def holds(self, X_D: Mask) -> bool:
-        """Whether a subset is one of these."""
+        """Return whether a subset satisfies the constraints."""
         return bool(self.k_min <= X_D.sum() <= self.k_max) and not bool(X_D[~self.free_D].any())
 
 
 def generator(seed: int, generation: int, particle: int, stream: int = 0) -> np.random.Generator:
-    """A counter-based generator: the same four numbers give the same stream in every process, in any order."""
+    """Return a counter-based generator. The same four numbers give the same stream in every process and order."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, stream, particle, generation]))
 
 
 def choose(X_MD: Mask, count_M: Counts, rng: np.random.Generator) -> Mask:
-    """Of the true entries of each row keep `count` random ones (all, where there are fewer)."""
+    """Keep `count` random true entries of each row, or all if there are fewer."""
+    # The true entries with the smallest random numbers win; false ones come last.
     lottery_MD = np.where(X_MD, rng.random(X_MD.shape), 2.0)
     last_M = np.take_along_axis(np.sort(lottery_MD, axis=1), np.maximum(count_M - 1, 0)[:, None], axis=1)
     return np.asarray(X_MD & (lottery_MD <= last_M) & (count_M[:, None] > 0))
 
 
 def top(score_MD: Real, count_M: Counts) -> Mask:
-    """The `count` entries of each row with the largest scores; ties go to the lower index."""
+    """Choose the `count` entries of each row with the largest scores. Ties go to the lower index."""
     order_MD = np.argsort(-score_MD, axis=1, kind="stable")
     chosen_MD = np.zeros(score_MD.shape, dtype=np.bool_)
     np.put_along_axis(chosen_MD, order_MD, np.arange(score_MD.shape[1]) < count_M[:, None], axis=1)
@@ -76,19 +81,19 @@ def top(score_MD: Real, count_M: Counts) -> Mask:
 
 
 def random_subsets(units: Units, size_M: Counts, rng: np.random.Generator) -> Mask:
-    """Choose as many of the free units as each size says, uniformly."""
+    """Choose free units uniformly, as many as each size requires."""
     return choose(np.broadcast_to(units.free_D, (size_M.size, units.free_D.size)), size_M, rng)
 
 
 def swap(X_MD: Mask, units: Units, count_M: Counts, rng: np.random.Generator) -> Mask:
-    """Exchange `count` chosen units of each row (at most as many as can be) for as many unchosen free ones."""
+    """Exchange `count` chosen units of each row (fewer if necessary) for the same number of unchosen free ones."""
     spare_MD = units.free_D & ~X_MD
     count_M = np.minimum(count_M, np.minimum(X_MD.sum(1), spare_MD.sum(1)))
     return np.asarray((X_MD & ~choose(X_MD, count_M, rng)) | choose(spare_MD, count_M, rng))
 
 
 def neighbours(X_D: Mask, units: Units, most: int, rng: np.random.Generator) -> Mask:
-    """Up to `most` different subsets that one swap makes of `X_D`; of another size too where it may vary."""
+    """Return up to `most` different subsets that one swap makes of `X_D`. Their size may change too if it is free."""
     chosen, spare = np.flatnonzero(X_D), np.flatnonzero(units.free_D & ~X_D)
     pairs = chosen.size * spare.size
     if pairs == 0:
@@ -102,7 +107,7 @@ def neighbours(X_D: Mask, units: Units, most: int, rng: np.random.Generator) -> 
 
 
 def resize(X_MD: Mask, units: Units, size_M: Counts, rng: np.random.Generator) -> Mask:
-    """Add or take away random units until each row has its size."""
+    """Add or remove random units until each row has its size."""
     if units.fixed:
         return X_MD
     excess_M = X_MD.sum(1) - size_M
@@ -111,7 +116,7 @@ def resize(X_MD: Mask, units: Units, size_M: Counts, rng: np.random.Generator) -
 
 
 def drift(X_MD: Mask, units: Units, rng: np.random.Generator) -> Mask:
-    """Where the size may vary, change it by one up or down in half of the rows."""
+    """Change the size of half of the rows by one, up or down. If the size is fixed, do nothing."""
     if units.fixed:
         return X_MD
     step_M = rng.integers(-1, 2, size=len(X_MD)) * (rng.random(len(X_MD)) < 0.75)
@@ -119,13 +124,14 @@ def drift(X_MD: Mask, units: Units, rng: np.random.Generator) -> Mask:
 
 
 def toward(X_MD: Mask, goal_MD: Mask, share_M: Real, rng: np.random.Generator) -> Mask:
-    """Take over each unit of the goal that a row lacks with probability `share`, giving up units that it has alone.
+    """Adopt each unit of the goal that a row lacks with probability `share`, and give up units the goal lacks.
 
-    Subsets of equal size keep it; others approach the goal's size by the same share.
+    A row as large as its goal keeps its size. Another row approaches the goal's size by the same share.
     """
     gain_MD, lose_MD = goal_MD & ~X_MD, X_MD & ~goal_MD
     gains_M, losses_M = gain_MD.sum(1), lose_MD.sum(1)
     share_M = np.clip(share_M, 0.0, 1.0)
+    # Exchanges keep the size; the rest changes it toward the goal's.
     both_M = rng.binomial(np.minimum(gains_M, losses_M), share_M)
     more_M = rng.binomial(np.maximum(gains_M - losses_M, 0), share_M)
     fewer_M = rng.binomial(np.maximum(losses_M - gains_M, 0), share_M)
@@ -134,13 +140,13 @@ def toward(X_MD: Mask, goal_MD: Mask, share_M: Real, rng: np.random.Generator) -
 
 
 def unseen(X_D: Mask, units: Units, seen: Set[bytes], rng: np.random.Generator, tries: int = 64) -> Mask:
-    """Return `X_D` if it is new, else the result of the fewest random swaps that makes it so.
+    """Return `X_D` if it is new, else a new subset that differs by as few random swaps as possible.
 
-    Near the end of a small space the unseen subsets are listed and one of them is drawn; when none is left,
-    `X_D` itself comes back.
+    If random swaps find none in a small space, one of the unseen subsets is drawn. If none is left, `X_D` is returned.
     """
     if X_D.tobytes() not in seen:
         return X_D
+    # Try random swaps, from one up to the most that are possible.
     widest = max(1, min(int(X_D.sum()), int((units.free_D & ~X_D).sum())))
     wide_M = 1 + np.arange(tries) * widest // tries
     Y_MD = drift(swap(np.repeat(X_D[None], tries, axis=0), units, wide_M, rng), units, rng)
@@ -149,18 +155,18 @@ def unseen(X_D: Mask, units: Units, seen: Set[bytes], rng: np.random.Generator, 
             return np.ascontiguousarray(Y_D)
     if units.count > _LISTABLE:
         return X_D
+    # Draw one of the subsets that are left.
     left = [Y_D for Y_D in every_subset(units) if Y_D.tobytes() not in seen]
-    return left[int(rng.integers(len(left)))] if left else X_D
-
-
-def every_subset(units: Units) -> "itertools.chain[Mask]":
-    """All subsets, by size and then in lexicographic order."""
-    free = np.flatnonzero(units.free_D).tolist()
-
-    def mask(chosen: tuple[int, ...]) -> Mask:
-        X_D = np.zeros_like(units.free_D)
-        X_D[list(chosen)] = True
+    if not left:
         return X_D
+    return left[int(rng.integers(len(left)))]
 
-    sizes = range(units.k_min, units.k_max + 1)
-    return itertools.chain.from_iterable(map(mask, itertools.combinations(free, k)) for k in sizes)
+
+def every_subset(units: Units) -> Iterator[Mask]:
+    """Yield all subsets, by size and then in lexicographic order."""
+    free = np.flatnonzero(units.free_D).tolist()
+    for size in range(units.k_min, units.k_max + 1):
+        for chosen in itertools.combinations(free, size):
+            X_D = np.zeros_like(units.free_D)
+            X_D[list(chosen)] = True
+            yield X_D

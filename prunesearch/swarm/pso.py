@@ -37,6 +37,7 @@ class ParticleSwarm:
         """Return `count` proposals and their velocities."""
         X_D, own_D, leader_D = swarm.X_PD[particle], swarm.best_X_PD[particle], swarm.leader(particle)
         units, shape = swarm.units, (count, X_D.size)
+        # Velocity: inertia, then the union by maximum with both differences.
         kept_D = swarm.memory_P[particle].get("v", np.zeros(X_D.size))
         V_MD = np.broadcast_to(self.w * kept_D, shape)
         V_MD = np.maximum(V_MD, self.c1 * rng.random(shape) * (own_D & ~X_D))  # c1 r1 (P - X)

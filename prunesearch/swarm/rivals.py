@@ -1,4 +1,4 @@
-"""The swarms' honest rivals, on the same footing: same subsets, same history, same novelty.
+"""Baselines of the swarms under equal conditions: the same subsets, history and novelty.
 
 * `Evolution`: the (1 + lambda) search of O. Sieberling et al., "EvoPress", ICML 2025, arXiv:2410.14649, sec. 3: the
   best subset is the only parent, and a child differs by min(U(1, 3), U(1, 3)) swaps, each within one kind of unit.
@@ -19,7 +19,7 @@ from prunesearch.swarm.moves import Real, Units, drift, random_subsets, swap, to
 
 @dataclass(frozen=True)
 class Evolution:
-    """EvoPress: mutation of the best subset alone."""
+    """EvoPress: mutate the best subset only."""
 
     most: int = 3  # largest number of swaps
     name: str = "evolution"
@@ -28,6 +28,7 @@ class Evolution:
         """Return `count` mutants of the best subset."""
         parent_MD = np.broadcast_to(swarm.leader(particle), (count, swarm.units.free_D.size))
         flips_M = np.minimum(rng.integers(1, self.most + 1, count), rng.integers(1, self.most + 1, count))
+        # Distribute the swaps over the kinds of units, and swap within each kind.
         kinds = np.unique(swarm.units.group_D[swarm.units.free_D])
         flips_MK = rng.multinomial(flips_M, np.full(kinds.size, 1.0 / kinds.size))
         child_MD = np.zeros(parent_MD.shape, dtype=np.bool_)
@@ -40,7 +41,7 @@ class Evolution:
 
 @dataclass(frozen=True)
 class Genetic:
-    """A genetic algorithm whose population is the study's best distinct subsets."""
+    """Genetic algorithm with the study's best distinct subsets as its population."""
 
     mutation: float = 0.7  # probability of one random swap
     name: str = "ga"
@@ -52,7 +53,7 @@ class Genetic:
         mother_MD, father_MD = survivors_ED[parents[0]], survivors_ED[parents[1]]
         gene_MD = np.where(rng.random(mother_MD.shape) < 0.5, mother_MD, father_MD)
         pool_MD = mother_MD | father_MD
-        # Brought to its size with units that a parent has, at random.
+        # Fill or trim the child to the mother's size, at random from the units of its parents.
         child_MD = top(2.0 * gene_MD + pool_MD + rng.random(pool_MD.shape), mother_MD.sum(1))
         mutated_M = (rng.random(count) < self.mutation).astype(np.intp)
         return Moves(drift(swap(child_MD, swarm.units, mutated_M, rng), swarm.units, rng))
@@ -67,11 +68,12 @@ class Annealing:
     name: str = "annealing"
 
     def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
-        """Return `count` neighbours of the chain's current subset; ``from`` is that subset's trial."""
+        """Return `count` neighbours of the chain's current subset. The memory ``from`` is that subset's trial."""
         X_D, loss = swarm.X_PD[particle], float(swarm.loss_P[particle])
         here = int(swarm.number_P[particle])
         before = int(swarm.memory_P[particle].get("from", np.array([here]))[0])
         old = float(swarm.view.loss_NO[before, 0])
+        # Metropolis rule: keep the last proposal, or go back to the subset before it.
         temperature = self.hot * self.cooling**swarm.generation * max(abs(old), 1e-12)
         accepted = loss <= old or (np.isfinite(loss) and rng.random() < np.exp(-(loss - old) / temperature))
         current = here if accepted else before

@@ -1,7 +1,7 @@
-"""A cheap model of the loss, fitted to the study's own history, that picks which proposals are worth an evaluation.
+"""Surrogate of the loss, fitted to the study's trials, that selects the proposals that are worth an evaluation.
 
-A Gaussian process over subsets. Dropping blocks is close to additive on the log loss, with an interaction between near
-blocks, so the covariance of two subsets S and T is a sum of interpretable parts:
+It is a Gaussian process over subsets. The effects of dropped blocks nearly add up on the log loss, with an interaction
+of near blocks. So the covariance of two subsets S and T is a sum of interpretable parts:
 
     k(S, T) = c0 + a1 |S n T| / K                       a weight of its own for each unit
             + a2 sum_d r^(d-1) pairs_d(S n T)           a weight for each pair of units at distance d <= 4
@@ -13,8 +13,8 @@ blocks, so the covariance of two subsets S and T is a sum of interpretable parts
 C. E. Rasmussen and C. K. I. Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, is the source of the
 posterior (eqs. 2.25 and 2.26, algorithm 2.1), of the evidence that chooses the amplitudes (eq. 5.8, with the overall
 variance integrated out), and of the leave-one-out means (eq. 5.12). Losses are replaced by the normal scores of their
-ranks: any monotone change of the objective leaves the model as it is, and bad candidates teach little about good ones.
-Since the prior ranking enters as a feature with a weight, not as a fixed mean, its say falls as evidence comes in.
+ranks, so a monotone change of the objective does not change the model, and bad candidates have little influence.
+The prior ranking enters as a weighted feature, not as a fixed mean, so its influence falls with more evidence.
 """
 
 import itertools
@@ -32,15 +32,15 @@ _FADE = 0.7  # q
 _NOISE = 0.1  # variance of what the model does not explain, on the scale of the normal scores
 # a1, a2, r and ar: the evidence chooses among these, for a total variance that is integrated out.
 _GRID = tuple(
-    (a1, a2, r, ar) for a1 in (1.0, 4.0) for a2, r in ((0.05, 0.5), (0.2, 0.9), (0.6, 0.5)) for ar in (0.0, 0.2)
+    (a1, *a2_r, ar) for a1, a2_r, ar in itertools.product((1.0, 4.0), ((0.05, 0.5), (0.2, 0.9), (0.6, 0.5)), (0.0, 0.2))
 )
-_LEAST = 1e-12  # variance
-LARGEST = 128  # trials that are modelled: the best and the latest
-FEWEST = 6  # below this nothing is known
+_LEAST = 1e-12  # smallest variance
+LARGEST = 128  # largest number of trials in the model: the best and the latest
+FEWEST = 6  # smallest number of trials in the model
 
 
 def normal_scores(loss_N: Real) -> Real:
-    """Replace values by the normal quantiles of their ranks; equal values get equal scores."""
+    """Replace values by the normal quantiles of their ranks. Equal values get equal scores."""
     _, place_N, count_U = np.unique(loss_N, return_inverse=True, return_counts=True)
     middle_U = np.cumsum(count_U) - count_U / 2.0
     quantile = NormalDist().inv_cdf
@@ -49,12 +49,15 @@ def normal_scores(loss_N: Real) -> Real:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What is believed of the units beforehand: a positive harm for dropping each, on any scale."""
+    """Prior ranking of the units: a positive harm of dropping each, on any scale."""
 
     harm_D: Real
 
     def features(self, X_MD: Mask) -> Real:
-        """Two views of a subset's harm, shape (M, 2): the sum of logs, and the log of the sum; roughly unit scale."""
+        """Return two features of a subset's harm, shape (M, 2): the sum of logs, and the log of the sum.
+
+        Both have about unit scale.
+        """
         log_D = np.log(self.harm_D)
         spread = float(log_D.std()) or 1.0
         size_M = np.maximum(X_MD.sum(1), 1)
@@ -110,17 +113,17 @@ class Surrogate:
         self.trust = _correlation(left_out_N, score_N)
 
     def predict(self, X_MD: Mask) -> tuple[Real, Real]:
-        """Posterior means and standard deviations of subsets, in units of the scores, each of shape (M,)."""
+        """Return the posterior means and standard deviations of subsets, on the scale of the scores, shape (M,)."""
         K_MQ, own_M = self._covariance(X_MD)
         mean_M = K_MQ[:, : self._alpha_N.size] @ self._alpha_N
         left_M = own_M - ((K_MQ @ self._inverse_QQ.T) ** 2).sum(1)
         return mean_M, np.sqrt(np.maximum(left_M, 1e-12) * self._variance)
 
     def expect(self, X_D: Mask) -> None:
-        """Take a subset as under way: the means stay as they are, but what resembles it is less uncertain from now on.
+        """Condition on a subset that is under way. The means do not change, but similar subsets become less uncertain.
 
-        That is the posterior once it is measured and comes out as predicted ("kriging believer": D. Ginsbourger,
-        R. Le Riche and L. Carraro, 2010); the inverse Cholesky factor grows by one row.
+        This is the posterior if the subset's loss will be as predicted ("kriging believer": D. Ginsbourger,
+        R. Le Riche and L. Carraro, 2010). The inverse Cholesky factor grows by one row.
         """
         (k_Q,), (own,) = self._covariance(X_D[None])
         white_Q = self._inverse_QQ @ k_Q
@@ -133,13 +136,13 @@ class Surrogate:
         self._F_QF = np.concatenate([self._F_QF, self._features(X_D[None]) * self._scale_F])
 
     def _covariance(self, X_MD: Mask) -> tuple[Real, Real]:
-        """Covariances with the Q subsets, shape (M, Q), and the rows' own prior variances, shape (M,)."""
+        """Return the covariances with the Q subsets, shape (M, Q), and the prior variances, shape (M,)."""
         F_MF = self._features(X_MD) * self._scale_F
         K_MQ = F_MF @ self._F_QF.T + _ALIKE * _alike(X_MD.astype(np.float64), self._X_QD)
         return K_MQ, (F_MF**2).sum(1) + _ALIKE
 
     def _features(self, X_MD: Mask) -> Real:
-        """Features in groups with one amplitude each: units, pairs at each distance, runs, and what is always there."""
+        """Return features in groups with one amplitude each: units, pairs by distance, runs, and constant ones."""
         D = X_MD.shape[1]
         ends = self._ends(D)
         F_MF = np.empty((len(X_MD), ends[-1]))
@@ -156,30 +159,36 @@ class Surrogate:
         return F_MF
 
     def _ends(self, units: int) -> list[int]:
-        """Where each group of features begins, and where the last ends."""
+        """Return the start of each group of features, and the end of the last."""
         pairs = [units - distance for distance in range(1, _REACH + 1)]
         always = 1 if self._ranking is None else 3
         return [0, *np.cumsum([units, *pairs, units - 2 + _REACH, always]).tolist()]
 
 
 def _shares(size: float, amplitudes: tuple[float, ...]) -> list[float]:
-    """The variance of each group of features."""
+    """Return the variance of each group of features."""
     a1, a2, r, ar = amplitudes
     return [a1 / size, *(a2 * r**d for d in range(_REACH)), ar, 1.0]
 
 
 def _alike(A_MD: Real, B_QD: Real) -> Real:
-    """How alike subsets are, from 0 to 1 for equal ones, shape (M, Q)."""
+    """Return the similarity of subsets, from 0 to 1 for equal ones, shape (M, Q)."""
     apart_MQ = A_MD.sum(1)[:, None] + B_QD.sum(1) - 2.0 * (A_MD @ B_QD.T)
     return np.asarray(np.exp(-apart_MQ / (2.0 * _RADIUS)))
 
 
 def harm_of(loss_D: Real) -> Real:
-    """A positive harm from losses on any scale: themselves where all are positive, else their ranks' exponentials."""
-    return loss_D if (loss_D > 0.0).all() else np.exp(normal_scores(loss_D))
+    """Return a positive harm from losses on any scale.
+
+    It is the losses if all are positive, else the exponentials of their normal scores.
+    """
+    if (loss_D > 0.0).all():
+        return loss_D
+    return np.exp(normal_scores(loss_D))
 
 
 def _correlation(a_N: Real, b_N: Real) -> float:
+    """Return the correlation of two samples; 0 if there are too few values or they do not vary."""
     if a_N.size < 3 or a_N.std() < 1e-9 or b_N.std() < 1e-9:
         return 0.0
     return float(np.corrcoef(a_N, b_N)[0, 1])

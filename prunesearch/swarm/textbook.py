@@ -1,4 +1,4 @@
-"""PSO and WOA as their papers have them: on real vectors, with a decoding that turns a vector into a subset.
+"""PSO and WOA as in their papers: on real vectors, with a decoding that turns a vector into a subset.
 
 The vectors live in [0, 1]^D. Two laws of motion:
 
@@ -34,7 +34,11 @@ _SLOPE = 8.0  # of the S-shape: coordinates in [0, 1] become velocities in [-4, 
 
 
 def fly(x_D: Real, v_D: Real, own_D: Real, leader_D: Real, count: int, rng: np.random.Generator) -> tuple[Real, Real]:
-    """One step of canonical PSO, `count` times independently; positions and velocities, each of shape (M, D)."""
+    """Take one step of canonical PSO, `count` times independently.
+
+    Returns:
+        Positions and velocities, each of shape (M, D).
+    """
     shape = (count, x_D.size)
     v_MD = W * v_D + C * rng.random(shape) * (own_D - x_D) + C * rng.random(shape) * (leader_D - x_D)
     x_MD = x_D + v_MD
@@ -45,7 +49,7 @@ def fly(x_D: Real, v_D: Real, own_D: Real, leader_D: Real, count: int, rng: np.r
 def swim(
     x_D: Real, leader_D: Real, others_PD: Real, generation: int, cycle: int, count: int, rng: np.random.Generator
 ) -> Real:
-    """One step of WOA, `count` times independently; positions of shape (M, D).
+    """Take one step of WOA, `count` times independently, and return positions of shape (M, D).
 
     `a` falls from 2 to 0 over `cycle` generations and starts again.
     """
@@ -68,7 +72,7 @@ class Textbook:
     Attributes:
         law: ``pso`` or ``woa``.
         form: ``keys``, ``slots`` or ``binary``.
-        cycle: generations in which WOA's a falls from 2 to 0.
+        cycle: number of generations in which WOA's a falls from 2 to 0.
     """
 
     law: Literal["pso", "woa"]
@@ -77,7 +81,7 @@ class Textbook:
 
     @property
     def name(self) -> str:
-        """Law and form, as ``pso-keys``."""
+        """Law and encoding, such as ``pso-keys``."""
         return f"{self.law}-{self.form}"
 
     def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
@@ -87,10 +91,9 @@ class Textbook:
             swarm.units, swarm.view.history.memories[int(swarm.leader_P[particle])], swarm.leader(particle)
         )
         if self.law == "woa":
-            others = [
-                self._coordinates(swarm.units, memory, X_D)
-                for memory, X_D in zip(swarm.memory_P, swarm.X_PD, strict=True)
-            ]
+            others = []
+            for memory, other_D in zip(swarm.memory_P, swarm.X_PD, strict=True):
+                others.append(self._coordinates(swarm.units, memory, other_D))
             x_MD = swim(x_D, leader_D, np.stack(others), swarm.generation, self.cycle, count, rng)
             return Moves(self._decode(swarm.units, x_MD, rng), {"x": x_MD})
         own_D = self._coordinates(swarm.units, swarm.best_memory_P[particle], swarm.best_X_PD[particle])
@@ -99,7 +102,7 @@ class Textbook:
         return Moves(self._decode(swarm.units, x_MD, rng), {"x": x_MD, "v": v_MD})
 
     def _coordinates(self, units: Units, memory: Memory, X_D: Mask) -> Real:
-        """What was stored, or for a trial that stored none, coordinates that decode to its subset."""
+        """Return the stored coordinates, or coordinates that decode to the subset if none were stored."""
         if "x" in memory:
             return memory["x"]
         if self.form == "slots":
@@ -109,6 +112,7 @@ class Textbook:
         return np.where(X_D, 0.75, 0.25)
 
     def _decode(self, units: Units, x_MD: Real, rng: np.random.Generator) -> Mask:
+        """Decode coordinates to subsets that satisfy the constraints."""
         if self.form == "slots":
             return np.stack([_name_units(units, x_D) for x_D in x_MD])
         score_MD = np.where(units.free_D, x_MD, -1.0)
@@ -122,7 +126,7 @@ class Textbook:
 
 
 def _name_units(units: Units, x_K: Real) -> Mask:
-    """Decode integer slots; a unit that is already named is replaced by the next free one, cyclically."""
+    """Decode integer slots. A unit that is already named is replaced by the next free one, cyclically."""
     free = np.flatnonzero(units.free_D)
     X_D = np.zeros_like(units.free_D)
     for slot in np.minimum((x_K * free.size).astype(np.intp), free.size - 1).tolist():

@@ -33,14 +33,17 @@ class Whales:
     def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
         """Return `count` proposals."""
         X_D, leader_D = swarm.X_PD[particle], swarm.leader(particle)
+        # Each proposal draws its own A and its branch.
         a = 2.0 * (1.0 - (max(swarm.generation, 1) - 1) % self.cycle / self.cycle)
         A_M = 2.0 * a * rng.random(count) - a  # eq. 2.3
         near_M, spiral_M = np.abs(A_M) < 1.0, rng.random(count) < 0.5  # eq. 2.6
+        # Encircling and exploring: move toward the leader or another whale.
         others = [i for i in range(len(swarm.X_PD)) if i != particle] or [particle]
         goal_MD = np.where(near_M[:, None], leader_D, swarm.X_PD[rng.choice(others, size=count)])
         share_M = np.where(near_M, 1.0 - np.abs(A_M), rng.random(count))
         X_MD = np.broadcast_to(X_D, (count, X_D.size))
         closing_MD = toward(X_MD, goal_MD, share_M, rng)  # eqs. 2.2 and 2.8
+        # Spiral: swaps around the leader, fewer as a falls.
         reach = math.ceil(max(1.0, a / 2.0 * math.sqrt(leader_D.sum())))
         distance_M = rng.integers(1, reach + 1, size=count)
         leader_MD = np.broadcast_to(leader_D, X_MD.shape)
