@@ -66,7 +66,9 @@ def open_bench(recipe: Recipe, options: RunOptions) -> Iterator[Bench]:
 def _pinned(recipe: Recipe, loaded: LoadedModel) -> Recipe:
     """Return the recipe with the commit that was loaded, so that workers load the same one. A branch may move."""
     commit = loaded.source.commit
-    return recipe if commit is None else recipe.model_copy(update={"revision": commit})
+    if commit is None:
+        return recipe
+    return recipe.model_copy(update={"revision": commit})
 
 
 @contextmanager

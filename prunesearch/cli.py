@@ -136,7 +136,8 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
     context = click.get_current_context()
     typed = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     file = read_recipe(Path(recipe_file), {**settings, "out": out}, typed)
-    recipe, options, folder = file.recipes[0], file.options, None if file.out is None else Path(file.out)
+    recipe, options = file.recipes[0], file.options
+    folder = None if file.out is None else Path(file.out)
     quiet()
     from prunesearch import pipeline
     from prunesearch.report import render
@@ -467,8 +468,11 @@ def _fail(kind: str, message: str, error: Exception, status: int) -> NoReturn:
 
 
 def _printable(text: str) -> str:
-    """A text without what breaks lines or steers a terminal: names of files and fields of configs may hold it."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    """Escape characters that break lines or control a terminal. Names of files and config fields may contain them."""
+    letters = []
+    for letter in text:
+        letters.append(letter if letter.isprintable() else repr(letter)[1:-1])
+    return "".join(letters)
 
 
 _RESUMED = ("search", "run", "demo", "evaluate", "export", "heal", "compensate")

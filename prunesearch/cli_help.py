@@ -90,7 +90,7 @@ class Command(click.Command):
     """A command whose options are shown in groups."""
 
     def get_short_help_str(self, limit: int = 45) -> str:
-        """What the list of commands says of it."""
+        """Return the line that the list of commands shows."""
         return summary(self)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -126,5 +126,5 @@ class Group(click.Group):
     group_class = type
 
     def get_short_help_str(self, limit: int = 45) -> str:
-        """What the list of commands says of it."""
+        """Return the line that the list of commands shows."""
         return summary(self)

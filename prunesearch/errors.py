@@ -100,4 +100,6 @@ class VerificationError(RunError):
 def one_line(error: BaseException) -> str:
     """Return an exception's text as one line of at most 300 characters, without secrets."""
     text = masked_text(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+    if len(text) > 300:
+        return text[:297] + "..."
+    return text

@@ -54,7 +54,7 @@ def masked_url(url: str) -> str:
     if user_info:
         if scheme.lower() in _WEB and not colon:
             user = MASK  # https://TOKEN@host
-        shown += f"{user}{colon}{MASK if colon else ''}@"
+        shown += f"{user}:{MASK}@" if colon else f"{user}@"
     shown += host + parts.path
     if parts.query:
         pairs = [_shown_pair(pair, web=scheme.lower() in _WEB) for pair in parts.query.split("&")]
@@ -82,7 +82,10 @@ def _shown_pair(pair: str, *, web: bool) -> str:
         secret = name not in _SHOWN or ":" in re.sub(r":\d+(?=,|$)", "", value)
         if not re.fullmatch("[a-z_]*", name):  # no driver's: the rest of a password with an & in it
             name = MASK
-    return f"{name if equals else ''}{equals}{MASK}" if secret else pair
+    if not secret:
+        return pair
+    # Without "=" the whole pair may be the secret.
+    return f"{name}={MASK}" if equals else MASK
 
 
 def masked_text(text: str) -> str:

@@ -188,7 +188,9 @@ def _folder(recipe: Recipe, options: RunOptions, out: Path | None, *, several: b
     """Return the folder that a recipe's checkpoint is written to."""
     if out is None:
         return Path("storage/exports") / (options.study or study_name(recipe))
-    return out / f"drop{slug(recipe.drop)}" if several else out
+    if several:
+        return out / f"drop{slug(recipe.drop)}"
+    return out
 
 
 def _check_exportable(recipe: Recipe) -> None:
@@ -502,7 +504,9 @@ def _open_study(bench: Bench, recipe: Recipe, storage: RDBStorage, name: str) ->
 
 def against_of(recipe: Recipe) -> str | None:
     """Return the second objective of a Pareto recipe; None for other recipes."""
-    return recipe.against if split_drop(recipe.drop)[0] == "pareto" else None
+    if split_drop(recipe.drop)[0] != "pareto":
+        return None
+    return recipe.against
 
 
 def _sampler(bench: Bench, recipe: Recipe, study: Study, space: SearchSpace) -> SubsetSampler:

@@ -285,7 +285,7 @@ class Recipe(Settings):
 
 
 class RunOptions(Settings):
-    """How a recipe is run. Only the device changes results, and the cache and the studies keep devices apart."""
+    """Settings that run a recipe. Only the device changes results, and the cache and the studies keep devices apart."""
 
     storage: str = "sqlite:///storage/study.db"
     """Optuna RDB URL."""
@@ -346,7 +346,9 @@ def portable_name(text: str, *, always: bool = False) -> str:
     several = text.partition(":")[0].count("/") > 1 or "\\" in text or "://" in text
     if not (always or begins or several or _FILE.search(text) or Path(text).exists()):
         return text
-    return path.name if path.name not in ("", "..") else Path(text).resolve().name
+    if path.name in ("", ".."):
+        return Path(text).resolve().name
+    return path.name
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -423,7 +425,9 @@ def differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """
 
     def show(value: object) -> str:
-        return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
+        if isinstance(value, str) and len(value) == 64:
+            return f"{value[:12]}..."
+        return repr(value)
 
     found = []
     for name in sorted({*stored, *asked}):

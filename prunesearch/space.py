@@ -89,7 +89,9 @@ class SearchSpace:
     @property
     def n_units(self) -> int:
         """Number of units, protected ones included."""
-        return self.n_layers // self.period if self.units == "blocks" else 2 * self.n_layers
+        if self.units == "sublayers":
+            return 2 * self.n_layers
+        return self.n_layers // self.period
 
     def blocks_of(self, unit: int) -> frozenset[int]:
         """Return the blocks that a unit consists of, or the block that a sublayer is part of."""
@@ -112,7 +114,9 @@ class SearchSpace:
     @property
     def k_min(self) -> int:
         """Smallest number of dropped units."""
-        return self.k if self.budget == "exactly" else 1
+        if self.budget == "exactly":
+            return self.k
+        return 1
 
     @property
     def size(self) -> int:

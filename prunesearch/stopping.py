@@ -38,7 +38,7 @@ class StopRequested(KeyboardInterrupt):
 
 
 class _State:
-    """What the signal handler and the work share; one per process, as signals are."""
+    """State that the signal handler and the work share. There is one per process, because signals are per process."""
 
     number: int | None = None
     at = 0.0

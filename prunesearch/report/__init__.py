@@ -1,1 +1,1 @@
-"""What people look at: progress while a search runs, tables when it is done. No model here."""
+"""Output for people: progress during a search, and tables after it. Nothing here uses a model."""

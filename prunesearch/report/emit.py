@@ -40,5 +40,7 @@ def emit(as_json: bool, document: Any, render: "Callable[[Any], list[Group | str
     for part in filter(None, render(document)):
         if isinstance(part, Commands):
             console.print(part, soft_wrap=True)
+        elif isinstance(part, str):
+            console.print(Paragraph(part), crop=False)
         else:
-            console.print(Paragraph(part) if isinstance(part, str) else part, crop=False)
+            console.print(part, crop=False)

@@ -171,7 +171,10 @@ def _healing(document: Mapping[str, Any]) -> "list[Group | str]":
 
 
 def _trained(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    speed = f", {report['steps'] / report['seconds']:.3g} steps/s" if report["seconds"] else ""
+    """Describe the size and the speed of a training."""
+    speed = ""
+    if report["seconds"]:
+        speed = f", {report['steps'] / report['seconds']:.3g} steps/s"
     return (
         f"{report['steps']} of {report['planned']} steps of {recipe['batch_size'] * recipe['accumulation']} × "
         f"{recipe['window']} tokens, loss {recipe['loss']}, rank {recipe['rank']}: {report['tokens']:,} tokens in "

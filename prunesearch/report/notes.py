@@ -70,7 +70,10 @@ def _figures(best: Document) -> str:
 
 
 def _shown(name: str, value: float) -> str:
-    return gib(value) if name == "bytes" else number(name, value)
+    """Format a figure of a note."""
+    if name == "bytes":
+        return gib(value)
+    return number(name, value)
 
 
 def _commands(document: Document, *commands: str) -> str:

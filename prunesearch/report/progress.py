@@ -85,7 +85,9 @@ class _Clock:
     @property
     def left(self) -> float | None:
         """Remaining seconds; None before the first evaluation."""
-        return None if self._end is None else max(0.0, self._end - time.monotonic())
+        if self._end is None:
+            return None
+        return max(0.0, self._end - time.monotonic())
 
 
 class ProgressView:
@@ -156,11 +158,10 @@ class ProgressView:
             ended = progress.done == progress.total and before is not None and before.done < before.total
             if ended or before is None or self._is_due(progress.study, _EVERY):
                 self._printed[progress.study] = time.monotonic()
-                left = self._left(progress)
-                self.say(
-                    f"{progress.study}: {progress.done}/{progress.total} trials, {self._describe(progress)}"
-                    + (f", {left}" if left else "")
-                )
+                line = f"{progress.study}: {progress.done}/{progress.total} trials, {self._describe(progress)}"
+                if left := self._left(progress):
+                    line += f", {left}"
+                self.say(line)
 
     def _begin(self, name: str) -> None:
         """Print a stage that is not counted. The last lines of finished studies stay on the screen."""
@@ -223,7 +224,10 @@ class ProgressView:
 
     def _lines(self) -> Iterator[RenderableType]:
         for name, progress in self._studies.items():
-            left = self._left(progress) or ("done" if progress.done == progress.total else "")
+            left = self._left(progress)
+            if not left and progress.done == progress.total:
+                left = "done"
+            # A long name gets a line of its own.
             if len(name) > self.console.width - _BAR - 30:
                 yield Text(name, no_wrap=True, overflow="fold")
                 name = " "

@@ -140,13 +140,15 @@ def exported(document: Document) -> Parts:
     """Show where the checkpoint is and how it was verified."""
     check = document["verification"]
     said = " ".join(check["generated"].split())
-    return [
+    parts: Parts = [
         f"exported {document['folder']}: {number('params', document['params'])} parameters, "
         f"{document['bytes']:,} bytes ({gib(document['bytes'])}), without layers {document['dropped']}",
         f"verified: {check['weights']} tensors equal what was read; reloaded with from_pretrained, logits differ by "
         f"{_differences(check)}; allowed {check['allowed']:.3g}",
-        f"it says: {said}" if said else "",
     ]
+    if said:
+        parts.append(f"it says: {said}")
+    return parts
 
 
 def _differences(check: Document) -> str:
@@ -175,7 +177,9 @@ def delivered(document: Document) -> Parts:
             )
         return [f"wrote {document['gguf']}: {document['bytes']:,} bytes, without layers {document['dropped']}", proof]
     pushed = document.get("pushed")
-    return [*exported(document), f"pushed to {pushed}" if pushed else ""]
+    if not pushed:
+        return exported(document)
+    return [*exported(document), f"pushed to {pushed}"]
 
 
 def verified(document: Document) -> Parts:

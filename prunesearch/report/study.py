@@ -139,8 +139,11 @@ def study_layers(document: Document) -> Parts:
 def _running_of(document: Document) -> str:
     """Describe the running trials of a study, and the search that evaluates them."""
     running, writer = document["running"], document.get("writer")
+    # Without a writer, running trials are left from a search that was killed.
+    if writer is None and not running:
+        return "0 running"
     if writer is None:
-        return f"{running} left by a search that was stopped" if running else "0 running"
+        return f"{running} left by a search that was stopped"
     text = f"{running} running, by a search that is under way"
     if writer["pid"] is not None:
         text += f" (pid {writer['pid']} on {writer['host']})"
@@ -216,4 +219,6 @@ def _shown(name: str, value: object) -> str:
         return gib(value)
     if isinstance(value, bool):
         return str(value)
-    return f"{value:.3g}" if name.endswith("seconds") else number(name, value)
+    if name.endswith("seconds"):
+        return f"{value:.3g}"
+    return number(name, value)

@@ -50,7 +50,9 @@ class Paragraph:
 
 def _encodable(text: str, options: ConsoleOptions) -> str:
     """Replace symbols by plain ASCII if the terminal cannot show them."""
-    return text.translate(_PLAIN) if options.ascii_only else text
+    if options.ascii_only:
+        return text.translate(_PLAIN)
+    return text
 
 
 def _line(text: str, style: str = "") -> Text:
@@ -140,7 +142,9 @@ def _is_number(cell: str) -> bool:
 
 def _cell(cell: str, width: int) -> list[str]:
     """Return the lines of a cell."""
-    return _folded(cell, width) if isinstance(cell, Layers | Prose) else [cell]
+    if isinstance(cell, Layers | Prose):
+        return _folded(cell, width)
+    return [cell]
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int] | None:
@@ -239,9 +243,13 @@ def dense_against_pruned(
     """
     rows = []
     for name, after in pruned.items():
+        # The dense model may lack a metric, and a ratio to 0 says nothing.
         before = dense.get(name)
-        ratio = f"{after / before:.3f}" if before else "-"
-        shown = "-" if before is None else _with_error(name, before, dense_stderr)
+        ratio = shown = "-"
+        if before:
+            ratio = f"{after / before:.3f}"
+        if before is not None:
+            shown = _with_error(name, before, dense_stderr)
         rows.append((Prose(label(name)), Prose(shown), Prose(_with_error(name, after, stderr)), ratio))
     return table(title, ("", "dense", "pruned", "pruned/dense"), rows)
 
@@ -256,7 +264,9 @@ def _with_error(name: str, value: float, errors: Mapping[str, float] | None) -> 
 
 def stderr_of(name: str, value: float, error: float) -> str:
     """Format a standard error with digits that fit those of its metric."""
-    return f"{error:.3g}" if abs(value) >= 100 else number(name, error)
+    if abs(value) >= 100:
+        return f"{error:.3g}"
+    return number(name, error)
 
 
 _LABELS = {
@@ -285,7 +295,9 @@ def number(metric: str, value: float) -> str:
         return f"{int(value):,}"
     if metric in ("latency_ms", "measured_ms", "predicted_ms"):
         return f"{value:.1f}"
-    return f"{value:.4g}" if abs(value) >= 100 else f"{value:.4f}"
+    if abs(value) >= 100:
+        return f"{value:.4g}"
+    return f"{value:.4f}"
 
 
 def gib(size: float) -> str:

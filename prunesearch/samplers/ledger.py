@@ -107,7 +107,9 @@ class Ledger:
     def trial(self, number: int) -> FrozenTrial | None:
         """Read the current state of the trial with this number; None if it does not exist."""
         trial_id = self._id(number)
-        return None if trial_id is None else self.study._storage.get_trial(trial_id)
+        if trial_id is None:
+            return None
+        return self.study._storage.get_trial(trial_id)
 
     def _id(self, number: int) -> int | None:
         """Return the storage's id of the trial with this number; None if it does not exist."""

@@ -60,7 +60,9 @@ class ConstructiveSampler(SubsetSampler):
     def mask_of(self, study: Study, number: int) -> Mask | None:
         """Return the subset of a trial, of any size; None if it is not known."""
         trial = self.ledger(study).trial(number)
-        return None if trial is None else self.mask(trial)
+        if trial is None:
+            return None
+        return self.mask(trial)
 
     def _next(self, running: set[bytes], number: int) -> Mask | None:
         """Return the next subset that is neither finished nor running; None if it depends on a running one."""
@@ -101,7 +103,10 @@ class GreedySampler(ConstructiveSampler):
         for X_D in unfinished:
             if X_D.tobytes() not in running:
                 return X_D
-        return None if unfinished else self._after(base_D, running, number)
+        # The rest of this round is running. Only after the last round there is a result to vary.
+        if unfinished:
+            return None
+        return self._after(base_D, running, number)
 
 
 class OneShotSampler(ConstructiveSampler):

@@ -283,7 +283,9 @@ class SwarmSampler(SubsetSampler):
         if number in self._handed:
             return self._handed[number]
         trial = ledger.trial(number)
-        return None if trial is None else self.mask(trial)
+        if trial is None:
+            return None
+        return self.mask(trial)
 
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
         """Record the loss of a trial that dropped a single unit."""

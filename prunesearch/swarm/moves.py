@@ -45,7 +45,7 @@ class Units:
 
     @property
     def fixed(self) -> bool:
-        """Whether all subsets have the same size."""
+        """True if all subsets have the same size."""
         return self.k_min == self.k_max
 
     @property
