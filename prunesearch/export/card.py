@@ -218,7 +218,7 @@ def _licence(loaded: LoadedModel) -> str:
 
 def _figures(facts: Mapping[str, Any]) -> str:
     """Return a table of the metrics, with their standard errors if they have any."""
-    metrics, errors, dense = (facts.get(name, {}) for name in ("metrics", "stderr", "dense_metrics"))
+    metrics, errors, dense = facts.get("metrics", {}), facts.get("stderr", {}), facts.get("dense_metrics", {})
     if not metrics:
         return ""
     rows = ""

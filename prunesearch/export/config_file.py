@@ -181,7 +181,9 @@ def _edit_blocks(values: dict[str, Any], config: PretrainedConfig, candidate: La
     # Note which periods agree with their lists, before anything changes.
     section = _section(values, base)
     plain = _plain(settings_of(base))
-    said_before = {period: _says(values, base, period, plain) for period in PERIODS}
+    said_before = {}
+    for period in PERIODS:
+        said_before[period] = _says(values, base, period, plain)
     # Edit the per-block fields that the file has.
     stored = _AsStored(section, settings_of(base))
     changes = edits(cast(PretrainedConfig, stored), count, candidate.kept)

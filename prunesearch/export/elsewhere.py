@@ -127,7 +127,7 @@ def _llama_quantize(loaded: LoadedModel, candidate: LayerSubset) -> str:
         _check_convertible(loaded.model.config, candidate)
         dense = Path(f"{Path(loaded.name).resolve().name}.gguf")
         lines.append(["convert_hf_to_gguf.py", "--outfile", _path(dense), _path(source.folder)])
-    layers = ",".join(str(i) for i in candidate.dropped)
+    layers = ",".join(map(str, candidate.dropped))
     out = dense.with_name(f"{dense.stem}-pruned.gguf")
     lines.append(["llama-quantize", "--prune-layers", layers, _path(dense), _path(out), "COPY"])
     return "".join(f"{shlex.join(words)}\n" for words in lines)

@@ -18,7 +18,10 @@ from prunesearch.model.source import refuse_part
 
 PREFIX = "prunesearch."
 """Start of the names of these keys."""
-_DROPPED, _LAYERS, _BASE, _DIGEST = (f"{PREFIX}{name}" for name in ("dropped", "base_layers", "base", "digest"))
+_DROPPED = f"{PREFIX}dropped"
+_LAYERS = f"{PREFIX}base_layers"
+_BASE = f"{PREFIX}base"
+_DIGEST = f"{PREFIX}digest"
 _TEXT = "The history of the lighthouse begins with"
 
 
@@ -70,13 +73,16 @@ def recheck(path: Path, base: LoadedModel | None = None) -> dict[str, Any]:
     # Read the record.
     refuse_part(path)
     reader = open_gguf(path)
-    said = {key: reader.get_field(key) for key in (_DROPPED, _LAYERS, _BASE, _DIGEST)}
-    if any(field is None for field in said.values()):
-        raise InputError(
-            f"{str(path)!r} does not say what it was made from, so it cannot be verified: it is not an export of this "
-            "version; export it again"
-        )
-    dropped, layers, fingerprint, digest = (field.contents() for field in said.values())
+    said: list[Any] = []
+    for key in (_DROPPED, _LAYERS, _BASE, _DIGEST):
+        field = reader.get_field(key)
+        if field is None:
+            raise InputError(
+                f"{str(path)!r} does not say what it was made from, so it cannot be verified: it is not an export of "
+                "this version; export it again"
+            )
+        said.append(field.contents())
+    dropped, layers, fingerprint, digest = said
     # Compare the weights with the record.
     candidate = LayerSubset.parse(dropped, layers)
     record = Record(candidate, fingerprint)

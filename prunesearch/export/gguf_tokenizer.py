@@ -6,7 +6,7 @@ llama.cpp must give the right tokens for some texts (`Tokenizer.probes`).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -94,10 +94,9 @@ class Tokenizer:
         """Return texts that show differences of llama.cpp, with their token ids."""
         # A text must consist of bytes that the vocabulary has.
         letters = set("".join(self.words.values()))
-        texts = [text for text in _TEXTS if set(_as_bytes(text)) <= letters]
+        texts = _expressible(_TEXTS, letters)
         if not texts:
-            simpler = map(_ascii, _TEXTS)
-            texts = [text for text in simpler if set(_as_bytes(text)) <= letters]
+            texts = _expressible(map(_ascii, _TEXTS), letters)
         # Added tokens are found between other letters.
         for entry in list(self.added.values())[:_MOST_TOKENS]:
             word = entry["content"]
@@ -234,6 +233,11 @@ def _as_bytes(text: str) -> str:
     """Return a text in the letters that byte-level tokens consist of."""
     cut = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
     return "".join(part for part, _ in cut)
+
+
+def _expressible(texts: Iterable[str], letters: set[str]) -> list[str]:
+    """Return the texts that consist of some letters of byte-level tokens."""
+    return [text for text in texts if set(_as_bytes(text)) <= letters]
 
 
 def _ascii(text: str) -> str:

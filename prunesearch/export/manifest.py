@@ -93,8 +93,10 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _sizes(folder: Path) -> dict[str, int]:
     """Return the bytes of each file except the manifest, by its path inside the folder."""
-    files = sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
-    sizes = {str(path.relative_to(folder)): path.lstat().st_size for path in files}
+    sizes = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not path.is_dir():
+            sizes[str(path.relative_to(folder))] = path.lstat().st_size
     sizes.pop(MANIFEST, None)
     return sizes
 

@@ -110,9 +110,9 @@ def _read(path: Path, needed: Sequence[str]) -> dict[str, Any]:
         raise InputError(f"{str(path.parent)!r} holds no {path.name}: it is not an export of prunesearch") from None
     except (ValueError, RecursionError) as error:
         raise VerificationError(f"{str(path)!r} is damaged: {one_line(error)}") from None
-    missing = [name for name in needed if not isinstance(document, dict) or name not in document]
-    if missing:
-        raise VerificationError(f"{str(path)!r} is damaged: it does not say {missing[0]}")
+    for name in needed:
+        if not isinstance(document, dict) or name not in document:
+            raise VerificationError(f"{str(path)!r} is damaged: it does not say {name}")
     return document
 
 

@@ -82,7 +82,9 @@ class Verification:
 
     def document(self) -> dict[str, Any]:
         """Return the result as JSON values, without the reference."""
-        return {name: value for name, value in asdict(self).items() if name != "reference"}
+        document = asdict(self)
+        del document["reference"]
+        return document
 
 
 def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> torch.Tensor:

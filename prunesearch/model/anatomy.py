@@ -155,8 +155,12 @@ def sublayer_of(model: PreTrainedModel, kind: str) -> Sublayer:
 
 def parts_of(block: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     """Return those of the named modules that a block has."""
-    found = (getattr(block, name, None) for name in names)
-    return [module for module in found if isinstance(module, nn.Module)]
+    found = []
+    for name in names:
+        module = getattr(block, name, None)
+        if isinstance(module, nn.Module):
+            found.append(module)
+    return found
 
 
 def returned(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor | None, ...]:
@@ -295,7 +299,7 @@ def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
         trust_remote_code: run code that ships with the model. If False, the returned config names no such code.
 
     Raises:
-        ModelError: there is no config, or it cannot be read or used.
+        ModelError: the config is missing, or it cannot be read or used.
     """
     path = Path(name)
     if path.suffix == ".json" and not path.is_file():

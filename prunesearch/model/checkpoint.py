@@ -224,7 +224,7 @@ def _entry(path: Path, name: str, entry: object, start: int, modified: int) -> S
     """
     if not isinstance(entry, dict):
         raise ModelError(f"{str(path)!r} is not a safetensors file: {name} is {entry!r:.60}; get it again")
-    kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    kind, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(kind, str) or kind not in _TYPES:
         raise ModelError(f"{str(path)!r} holds {name} in the type {kind!r:.60}, which this version does not know")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:

@@ -24,7 +24,12 @@ def _slice(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]
     values = getattr(config, name)
     if not isinstance(values, list | tuple):
         return {}
-    return {name: [values[i] for i in kept]}
+    return {name: _entries(values, kept)}
+
+
+def _entries(values: Sequence[Any], kept: Kept) -> list[Any]:
+    """Return the entries of the kept blocks."""
+    return [values[i] for i in kept]
 
 
 def _renumber(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
@@ -58,13 +63,16 @@ def _sparse_step(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str
     After blocks are removed, only the explicit list can express which blocks have experts.
     """
     step, dense = getattr(config, name), set(getattr(config, "mlp_only_layers", None) or ())
-    mlps = [new for new, old in enumerate(kept) if old in dense or (old + 1) % step]
+    mlps = []
+    for new, old in enumerate(kept):
+        if old in dense or (old + 1) % step:
+            mlps.append(new)
     return {name: 1, "mlp_only_layers": mlps}
 
 
 def _gpt_neo(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
     """Slice ``attention_layers``, and write ``attention_types`` ([[kinds, repeats], ...]) to match it."""
-    kinds = [getattr(config, "attention_layers")[i] for i in kept]  # noqa: B009 (no attribute of the base class)
+    kinds = _entries(getattr(config, "attention_layers"), kept)  # noqa: B009 (no attribute of the base class)
     return {name: [[[kind], 1] for kind in kinds], "attention_layers": kinds}
 
 
@@ -111,8 +119,13 @@ def _moe_span(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, A
     Raises:
         ModelError: the kept blocks with experts are not consecutive.
     """
-    first, step, last = (getattr(config, f"moe_layer_{part}") for part in ("start_index", "interval", "end_index"))
-    places = [new for new, old in enumerate(kept) if (old + 1) % step == 0 and first <= old <= last]
+    settings: Any = config
+    first, last = settings.moe_layer_start_index, settings.moe_layer_end_index
+    step = settings.moe_layer_interval
+    places = []
+    for new, old in enumerate(kept):
+        if (old + 1) % step == 0 and first <= old <= last:
+            places.append(new)
     if places and places[-1] + 1 - places[0] != len(places):
         raise ModelError("the blocks with experts that are left are not in a row, which this config cannot say")
     if places:
@@ -129,7 +142,11 @@ def _by_number(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, 
     stored = {int(number): value for number, value in config.to_dict()[name].items()}
     if not stored:
         return {}
-    return {name: {new: stored[old] for new, old in enumerate(kept) if old in stored}}
+    renumbered = {}
+    for new, old in enumerate(kept):
+        if old in stored:
+            renumbered[new] = stored[old]
+    return {name: renumbered}
 
 
 def _fixed(reason: str, harmless: Sequence[object] = (None, False, 0)) -> Rule:
@@ -221,7 +238,7 @@ def edits(config: PretrainedConfig, count: str, kept: Kept) -> dict[str, Any]:
     for name, value in stored.items():
         known = name in changed or name in RULES
         if not known and not _is_of_tokens(name) and _one_each(value, number):
-            changed[name] = [value[i] for i in kept]
+            changed[name] = _entries(value, kept)
     return changed | {count: len(kept)}
 
 

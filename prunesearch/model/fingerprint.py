@@ -59,7 +59,10 @@ def fingerprint(model: PreTrainedModel, read: Callable[[str], torch.Tensor] | No
 def numeric_config(config: PretrainedConfig) -> dict[str, Any]:
     """Return the config fields that affect the output of a model, as JSON values."""
     fields: dict[str, Any] = config.to_dict()
-    kept = {name: value for name, value in fields.items() if name not in _NOT_NUMERIC and value is not None}
+    kept = {}
+    for name, value in fields.items():
+        if name not in _NOT_NUMERIC and value is not None:
+            kept[name] = value
     plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return plain
 
@@ -86,7 +89,7 @@ def _own_code(model: PreTrainedModel) -> dict[str, Any]:
         return {}
     # Digest their files, and the files that these import.
     files: set[tuple[str, str]] = set()
-    for entry in {inspect.getfile(kind) for kind in own}:
+    for entry in set(map(inspect.getfile, own)):
         for path in map(Path, (entry, *get_relative_import_files(entry))):
             files.add((path.name, hashlib.sha256(path.read_bytes()).hexdigest()))
     return {"model": type(model).__qualname__, "config": type(model.config).__qualname__, "files": sorted(files)}

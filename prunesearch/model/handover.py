@@ -43,7 +43,10 @@ def unchanged_by(library: str, model: PreTrainedModel, *, trains: bool = False) 
     attributes = set(vars(model))
     configs = _configs(model)
     modes = {module: module.training for module in model.modules()}
-    hooks = [set(getattr(module, kind)) for module in modes for kind in _HOOKS]
+    hooks: dict[tuple[torch.nn.Module, str], set[int]] = {}
+    for module in modes:
+        for kind in _HOOKS:
+            hooks[module, kind] = set(getattr(module, kind))
     before = _ties(model) if trains else _places(model)
     try:
         with mock.patch.object(model, "tie_weights", lambda *args, **kwargs: None):
@@ -53,12 +56,10 @@ def unchanged_by(library: str, model: PreTrainedModel, *, trains: bool = False) 
         _restore_configs(configs)
         for module, training in modes.items():
             module.training = training
-        every = iter(hooks)
-        for module in modes:
-            for kind in _HOOKS:
-                known, now = next(every), getattr(module, kind)
-                for added in set(now) - known:
-                    del now[added]
+        for (module, kind), known in hooks.items():
+            now = getattr(module, kind)
+            for added in set(now) - known:
+                del now[added]
         for name in set(vars(model)) - attributes:
             delattr(model, name)
         # Compare the weights.

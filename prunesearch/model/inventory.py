@@ -13,6 +13,8 @@ from prunesearch.model.gguf_file import open_gguf
 from prunesearch.model.guard import guarded
 from prunesearch.model.source import resolve
 
+_ATTENTION = ("self_attn.", "attn_", "attention.")
+_MLP = ("mlp.", "ffn_")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|blk)\.(\d+)\.(.+)")
 
 
@@ -125,17 +127,18 @@ def _block(index: int, parts: list[tuple[str, _Tensor]]) -> BlockInventory:
         index: index of the block.
         parts: tensors of the block, each with its name inside the block.
     """
-
-    def params(*prefixes: str) -> int:
-        return sum(t.params for name, t in parts if name.startswith(prefixes) and "norm.weight" not in name)
-
-    return BlockInventory(
-        index,
-        sum(t.params for _, t in parts),
-        params("self_attn.", "attn_", "attention."),
-        params("mlp.", "ffn_"),
-        sum(t.bytes for _, t in parts),
-    )
+    params = attention = mlp = nbytes = 0
+    for name, tensor in parts:
+        params += tensor.params
+        nbytes += tensor.bytes
+        # A norm counts for the block alone, even if its name starts like that of a sublayer.
+        if "norm.weight" in name:
+            continue
+        if name.startswith(_ATTENTION):
+            attention += tensor.params
+        if name.startswith(_MLP):
+            mlp += tensor.params
+    return BlockInventory(index, params, attention, mlp, nbytes)
 
 
 def _from_safetensors(shard: Path) -> Iterator[_Tensor]:

@@ -221,9 +221,12 @@ def parameters_of(
 
 def _rules(model: PreTrainedModel) -> tuple[list[WeightRenaming], list[WeightConverter]]:
     """Return the rules of transformers for a model: those that rename, and those that join pieces."""
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    renamings, converters = [], []
+    for rule in get_model_conversion_mapping(model):
+        if isinstance(rule, WeightRenaming):
+            renamings.append(rule)
+        if isinstance(rule, WeightConverter):
+            converters.append(rule)
     return renamings, converters
 
 

@@ -47,10 +47,15 @@ def pruned(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[PreTraine
             for index in candidate.kept:
                 use = (index in candidate.attention, index in candidate.mlp)
                 stack.enter_context(silenced(model, whole[index], *use))
-        # Note everything that changes. Some attributes are views that cannot be set again, so stored values go first.
+        # Note everything that changes. Some attributes are views, which cannot be set again, so the
+        # stored value of a field is preferred.
         stored = config.to_dict()
-        before = {name: stored.get(name, getattr(config, name)) for name in _edits(model, candidate)}
-        tensors = {name: model.get_parameter(name).data for name in _sliced_tensors(model, candidate)}
+        before = {}
+        for name in _edits(model, candidate):
+            before[name] = stored.get(name, getattr(config, name))
+        tensors = {}
+        for name in _sliced_tensors(model, candidate):
+            tensors[name] = model.get_parameter(name).data
         try:
             remove(model, LayerSubset(candidate.n_layers, candidate.dropped))
             yield model
@@ -230,4 +235,9 @@ def _block_number(module: nn.Module) -> int | None:
 
 def _numbers(module: nn.Module) -> dict[str, int]:
     """Return the attributes in which a module keeps the number of its block."""
-    return {name: vars(module)[name] for name in _NUMBERS if isinstance(vars(module).get(name), int)}
+    numbers = {}
+    for name in _NUMBERS:
+        number = vars(module).get(name)
+        if isinstance(number, int):
+            numbers[name] = number
+    return numbers
