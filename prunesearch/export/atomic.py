@@ -1,4 +1,7 @@
-"""The functions of `store.files` that exports use. Files and folders are either complete or absent."""
+"""The functions of `store.files` that exports use.
+
+Files and folders are either complete or absent.
+"""
 
 from prunesearch.store.files import (
     cannot_write,

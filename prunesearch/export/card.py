@@ -1,6 +1,7 @@
 """The model card of an export.
 
-It names the dropped layers, the search that chose them, the verification, and the licence that applies.
+It names the dropped layers, the search that chose them, the verification, and the licence that
+applies.
 """
 
 import shlex

@@ -1,8 +1,9 @@
 """Export of a candidate as a checkpoint.
 
-The weights are copied from the dense checkpoint's files to the new files, without building a model. The new
-checkpoint is written next to the destination, reloaded, compared and synced. Only then it is renamed into
-place. So the destination either holds a complete, verified checkpoint or nothing new.
+The weights are copied from the dense checkpoint's files to the new files, without building a model.
+The new checkpoint is written next to the destination, reloaded, compared and synced. Only then it
+is renamed into place. So the destination either holds a complete, verified checkpoint or nothing
+new.
 """
 
 import dataclasses
@@ -53,8 +54,8 @@ class Exported:
         params: number of parameters of the checkpoint as it is loaded.
         bytes: bytes of the weight files.
         verification: result of the comparison with the scored candidate.
-        changed: changes that were made to the weights before they were written. Empty if the weights are
-            those of the base model.
+        changed: changes that were made to the weights before they were written. Empty if the
+            weights are those of the base model.
     """
 
     folder: Path
@@ -94,11 +95,12 @@ def export(
         loaded: dense model.
         candidate: candidate of the dense model.
         out: folder of the new checkpoint.
-        facts: facts about the candidate (recipe, metrics). They are kept in the manifest and shown on the card.
-        form: ``plain`` removes the blocks, and any program loads the result. The other forms are for dropped
-            sublayers.
-        changed: changes that were made to the weights in memory, such as ``compensated``. If there are any,
-            the weights in memory are written instead of those in the files.
+        facts: facts about the candidate (recipe, metrics). They are kept in the manifest and shown
+            on the card.
+        form: ``plain`` removes the blocks, and any program loads the result. The other forms are
+            for dropped sublayers.
+        changed: changes that were made to the weights in memory, such as ``compensated``. If there
+            are any, the weights in memory are written instead of those in the files.
         replace: replace an earlier export at `out`, once the new one is verified.
         max_shard: bytes of the largest weight file.
 
@@ -106,8 +108,8 @@ def export(
         InputError: the candidate cannot be written in this form.
         StorageError: `out` is not empty or cannot be written.
         VerificationError: the reloaded checkpoint does not equal the candidate.
-        RunError: something else was put at `out` in the meantime. It stays, and the message names the folder
-            that the export is in.
+        RunError: something else was put at `out` in the meantime. It stays, and the message names
+            the folder that the export is in.
     """
     # Refuse what cannot succeed before any work is done.
     check_form(loaded.model.config, candidate, form)
@@ -166,7 +168,8 @@ def check_destination(out: Path) -> None:
     """Refuse a destination that holds something or cannot be written, before any work is done.
 
     Raises:
-        StorageError: the destination is a file or a folder that is not empty, or nothing can be written there.
+        StorageError: the destination is a file or a folder that is not empty, or nothing can be
+            written there.
     """
     check_writable(out)
     if out.exists() and any(out.iterdir()):
@@ -201,7 +204,8 @@ def write_checkpoint(
         ModelError: the checkpoint is damaged, or no config can describe the kept blocks.
         OSError: the checkpoint cannot be read, or `out` cannot be written.
     """
-    # Plan the tensors. Dropped sublayers of kept blocks are zeroed or left out, as the form demands.
+    # Plan the tensors. Dropped sublayers of kept blocks are zeroed or left out, as the form
+    # demands.
     model = skeleton(config, trust_remote_code)
     silent = LayerSubset(candidate.n_layers, (), candidate.attention, candidate.mlp)
     layout = layout_of(
@@ -229,8 +233,8 @@ def _write(
 ) -> tuple[Written, Layout]:
     """Write everything but the manifest.
 
-    Weights that are not stored in safetensors, or not in the dtype in which they were scored, are first
-    written to such a checkpoint.
+    Weights that are not stored in safetensors, or not in the dtype in which they were scored, are
+    first written to such a checkpoint.
 
     Args:
         loaded: dense model.
@@ -278,7 +282,8 @@ def _check_digests(folder: Path, written: Written) -> None:
     """Read the new files again, and compare them with the index and the digests of their sources.
 
     Raises:
-        VerificationError: a tensor is not where the index says, or its content is not that of its source.
+        VerificationError: a tensor is not where the index says, or its content is not that of its
+            source.
     """
     stored = tensors_in(folder)
     if (wrong := misplaced(folder)) is not None:
@@ -297,7 +302,8 @@ def _reload_and_compare(
     Returns:
         The verification, and the number of parameters of the reloaded model.
     """
-    # A streamed model and its export do not fit into memory together, so one is closed before the other opens.
+    # A streamed model and its export do not fit into memory together, so one is closed before the
+    # other opens.
     if loaded.layers.one_pass:
         if form in ("deci", "remote-code"):
             raise InputError(f"--as {form} is verified in memory: leave out --weights")
@@ -311,7 +317,10 @@ def _reload_and_compare(
 
 
 def _reopen_and_compare(expected: Expected, folder: Path, device: str, trusted: bool) -> tuple[Verification, int]:
-    """Open a streamed checkpoint, and compare it. The checkpoint is closed when this function returns."""
+    """Open a streamed checkpoint, and compare it.
+
+    The checkpoint is closed when this function returns.
+    """
     found = open_streamed(str(folder), device=device, trust_remote_code=trusted)
     return compare_streamed(expected, found), found.sizes.params()
 

@@ -1,9 +1,10 @@
 """Copies of the base model's small files.
 
-These are the tokenizer, chat templates, generation settings, processors, the licence and trusted code. They
-are copied unchanged. They are recognised by their kind and not by a list of names, because publishers use
-names of their own. Every text or tokenizer file of the base's folder is copied, unless it describes other
-weights or a training run. Weights in other formats, hidden files, keys, data and pictures are not copied.
+These are the tokenizer, chat templates, generation settings, processors, the licence and trusted
+code. They are copied unchanged. They are recognised by their kind and not by a list of names,
+because publishers use names of their own. Every text or tokenizer file of the base's folder is
+copied, unless it describes other weights or a training run. Weights in other formats, hidden files,
+keys, data and pictures are not copied.
 """
 
 import json
@@ -19,7 +20,10 @@ from prunesearch.model.loading import LoadedModel
 from prunesearch.model.source import SMALL_KINDS
 
 LARGEST = 128 * 2**20
-"""Bytes of the largest companion. Tokenizers have up to 40 MB, so a larger file of these kinds is data."""
+"""Bytes of the largest companion.
+
+Tokenizers have up to 40 MB, so a larger file of these kinds is data.
+"""
 _ALWAYS = re.compile(r"(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|generation_config)")
 _LEGAL = re.compile(r"licen[sc]e|notice|copying|copyright|policy|terms|patents|authors|attribution|acknowledg", re.I)
 _LEGAL_KINDS = frozenset(("", ".txt", ".md", ".rst", ".html", ".pdf"))
@@ -107,7 +111,8 @@ def copy_companions(loaded: LoadedModel, out: Path, *, own_type: bool) -> None:
     Args:
         loaded: base model.
         out: folder of the export.
-        own_type: True if the export has a model type of its own, for which no program knows the tokenizer.
+        own_type: True if the export has a model type of its own, for which no program knows the
+            tokenizer.
     """
     folder = _folder_of(loaded)
     for path in companions(loaded):
@@ -139,7 +144,10 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _drop_code(path: Path) -> None:
-    """Remove references to code from a config file. A file without such references is not rewritten."""
+    """Remove references to code from a config file.
+
+    A file without such references is not rewritten.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):

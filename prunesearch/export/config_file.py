@@ -1,9 +1,9 @@
 """Edits of the base model's `config.json`.
 
 Programs read different keys of this file: transformers 4 reads ``rope_theta``, transformers 5 reads
-``rope_parameters``, and publishers add keys of their own. So an export keeps the base's text. It changes
-only what depends on the blocks: the number of blocks, lists with one entry per block, and lists of block
-indices.
+``rope_parameters``, and publishers add keys of their own. So an export keeps the base's text. It
+changes only what depends on the blocks: the number of blocks, lists with one entry per block, and
+lists of block indices.
 """
 
 import json
@@ -130,7 +130,8 @@ def edited_config(config: PretrainedConfig, candidate: LayerSubset) -> Pretraine
     settings = settings_of(copied)
     for name, value in edits(settings, family_of(config).count, candidate.kept).items():
         setattr(settings, name, value)
-    # Blocks for speculation are stored after the others. They are not read, so an export does not have them.
+    # Blocks for speculation are stored after the others. They are not read, so an export does not
+    # have them.
     if candidate.dropped and getattr(settings, "num_nextn_predict_layers", None):
         settings.num_nextn_predict_layers = 0
     return copied
@@ -165,8 +166,8 @@ def edited_file(stored: ConfigFile, config: PretrainedConfig, candidate: LayerSu
 def _edit_blocks(values: dict[str, Any], config: PretrainedConfig, candidate: LayerSubset) -> None:
     """Change the fields that depend on the blocks.
 
-    First the fields in the file are changed under the names that the file uses. Then everything that
-    transformers would still read wrongly is set.
+    First the fields in the file are changed under the names that the file uses. Then everything
+    that transformers would still read wrongly is set.
 
     Args:
         values: content of the file; it is changed in place.
@@ -190,7 +191,8 @@ def _edit_blocks(values: dict[str, Any], config: PretrainedConfig, candidate: La
     for name, value in changes.items():
         if name in section:
             section[name] = value
-    # Set the number of blocks. transformers reads it under some names, and other programs under others.
+    # Set the number of blocks. transformers reads it under some names, and other programs under
+    # others.
     read = _names_of(count, settings_of(base))
     counts = read | set(_COUNTS) if count == "num_hidden_layers" else read
     for name in counts:
@@ -215,7 +217,10 @@ def _edit_blocks(values: dict[str, Any], config: PretrainedConfig, candidate: La
 
 
 class _AsStored:
-    """A config with the fields of a file. Fields that the file lacks have the values that transformers reads."""
+    """A config with the fields of a file.
+
+    Fields that the file lacks have the values that transformers reads.
+    """
 
     def __init__(self, section: Mapping[str, Any], settings: PretrainedConfig) -> None:
         self._section, self._settings = section, settings
@@ -233,7 +238,8 @@ def _parsed(values: Mapping[str, Any], like: PretrainedConfig) -> PretrainedConf
 
     Args:
         values: content of the file.
-        like: config of the model. The file may describe a larger model that this model is a part of.
+        like: config of the model. The file may describe a larger model that this model is a part
+            of.
 
     Raises:
         ModelError: transformers cannot read the content.
@@ -262,7 +268,10 @@ def _with_floats(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
 
 
 def _section(values: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]:
-    """Return the part of the file that describes the blocks. It is added if the file leaves it to defaults."""
+    """Return the part of the file that describes the blocks.
+
+    It is added if the file leaves it to defaults.
+    """
     if settings_of(config) is config:
         return values
     section = values.get("text_config")

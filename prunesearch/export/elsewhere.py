@@ -1,8 +1,8 @@
 """Recipes with which other programs remove the same blocks.
 
-mergekit copies tensors and sets the number of blocks. llama-quantize does the same with a GGUF file. Both
-leave all other per-block config fields as they are. A model with such fields would not load, or would
-compute something else, so it gets no recipe.
+mergekit copies tensors and sets the number of blocks. llama-quantize does the same with a GGUF
+file. Both leave all other per-block config fields as they are. A model with such fields would not
+load, or would compute something else, so it gets no recipe.
 """
 
 import json
@@ -145,7 +145,8 @@ def _check_convertible(config: PretrainedConfig, candidate: LayerSubset) -> None
         raise InputError(f"a GGUF of a {config.model_type} model is not known to stay right: {_INSTEAD}")
     gguf_edit.check_architecture(architecture, candidate)
     settings = settings_of(config)
-    # If all blocks are alike, a list of their kinds carries no information, and no GGUF file has it.
+    # If all blocks are alike, a list of their kinds carries no information, and no GGUF file has
+    # it.
     uneven = []
     for name in followers(config, candidate):
         if not _alike(getattr(settings, name, None)):

@@ -1,9 +1,9 @@
 """Removal of blocks from a GGUF file.
 
-Tensors are copied unchanged, quantised or not, and renamed. Arrays of the metadata with one entry per block
-are sliced, and counts of leading blocks are counted again. For some architectures the kinds of the blocks are
-not in the file: llama.cpp derives them from a period. For these only subsets that keep the pattern can be
-written.
+Tensors are copied unchanged, quantised or not, and renamed. Arrays of the metadata with one entry
+per block are sliced, and counts of leading blocks are counted again. For some architectures the
+kinds of the blocks are not in the file: llama.cpp derives them from a period. For these only
+subsets that keep the pattern can be written.
 """
 
 import re
@@ -43,7 +43,8 @@ def keeps_pattern(candidate: LayerSubset, period: int) -> bool:
 
     Args:
         candidate: candidate with the kept blocks.
-        period: number of blocks after which the kinds repeat. The last block of each period differs.
+        period: number of blocks after which the kinds repeat. The last block of each period
+            differs.
     """
     last = period - 1
     return all((new % period == last) == (old % period == last) for new, old in enumerate(candidate.kept))
@@ -57,7 +58,8 @@ def check_architecture(name: str, candidate: LayerSubset) -> None:
         candidate: candidate of a model of this architecture.
 
     Raises:
-        InputError: the architecture is unknown, the candidate breaks its pattern, or it drops sublayers.
+        InputError: the architecture is unknown, the candidate breaks its pattern, or it drops
+            sublayers.
     """
     period = PERIODS.get(name)
     if period is None and name not in PLAIN:
@@ -90,14 +92,16 @@ def edit(
         source: GGUF file of the dense model.
         candidate: candidate of the dense model.
         out: new GGUF file.
-        compare: dense model. If given, llama.cpp's predictions from the new file are compared with its candidate.
+        compare: dense model. If given, llama.cpp's predictions from the new file are compared with
+            its candidate.
         fingerprint: fingerprint of the dense model, for the header of the file.
 
     Returns:
         The result of the comparison; None without `compare`.
 
     Raises:
-        InputError: the file's architecture does not allow the candidate, or the numbers of blocks differ.
+        InputError: the file's architecture does not allow the candidate, or the numbers of blocks
+            differ.
         ModelError: the source cannot be read.
         VerificationError: llama.cpp predicts something else.
         StorageError: `out` cannot be written.
@@ -183,7 +187,8 @@ def _copy_metadata(reader: Any, writer: Any, name: str, candidate: LayerSubset) 
         candidate: candidate of the dense model.
     """
     for key, field in reader.fields.items():
-        # The reader and the writer add some fields themselves, and an export has a record of its own.
+        # The reader and the writer add some fields themselves, and an export has a record of its
+        # own.
         if key.startswith(("GGUF.", gguf_record.PREFIX)) or key == "general.architecture":
             continue
         kind, value = field.types[0], field.contents()

@@ -1,8 +1,8 @@
 """Byte-level BPE tokenizers in GGUF files.
 
-llama.cpp knows the rules that split text by name. It does not support normalisers, prefix spaces, or tokens
-that absorb spaces. Tokenizers with these are refused, judged by their ``tokenizer.json``. In addition
-llama.cpp must give the right tokens for some texts (`Tokenizer.probes`).
+llama.cpp knows the rules that split text by name. It does not support normalisers, prefix spaces,
+or tokens that absorb spaces. Tokenizers with these are refused, judged by their ``tokenizer.json``.
+In addition llama.cpp must give the right tokens for some texts (`Tokenizer.probes`).
 """
 
 import json
@@ -19,7 +19,8 @@ from prunesearch.errors import InputError
 from prunesearch.export.llama_cpp import OTHER_WAY
 from prunesearch.model.guard import guarded_writing
 
-# llama.cpp's name of the rule that splits text before byte-pair encoding, by the rule's regular expression.
+# llama.cpp's name of the rule that splits text before byte-pair encoding, by the rule's regular
+# expression.
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CUTS: Mapping[str, str] = {
@@ -113,8 +114,8 @@ def read(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tokenizer:
         vocab_size: number of rows of the model's embedding.
 
     Raises:
-        InputError: the tokenizer is not a byte-level BPE, it does something that llama.cpp does not, or it
-            has more tokens than the embedding has rows.
+        InputError: the tokenizer is not a byte-level BPE, it does something that llama.cpp does
+            not, or it has more tokens than the embedding has rows.
     """
     stored = _stored(tokenizer)
     _refuse_others(stored)
@@ -155,8 +156,8 @@ def _refuse_others(stored: Mapping[str, Any]) -> None:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise InputError(f"llama.cpp's byte-pair encoding has no {name}, and this tokenizer's has: {OTHER_WAY}")
-    # Qwen's normaliser composes accents (NFC). Nearly all texts are composed already, and GGUF files of Qwen are
-    # in common use, so this one is accepted.
+    # Qwen's normaliser composes accents (NFC). Nearly all texts are composed already, and GGUF
+    # files of Qwen are in common use, so this one is accepted.
     others = [kind for kind in _kinds(stored.get("normalizer"), "normalizers") if kind != "NFC"]
     if others:
         raise InputError(

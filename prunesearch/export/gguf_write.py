@@ -1,7 +1,8 @@
 """Writer of GGUF files for pruned Llama, Mistral, Qwen2 and Qwen3 checkpoints, in the dtype they are stored in.
 
-The `gguf` package has the names of tensors and metadata. In addition this module knows the order of rotary
-dimensions in llama.cpp: Llama's queries and keys are stored interleaved. Tokenizers are in `gguf_tokenizer`.
+The `gguf` package has the names of tensors and metadata. In addition this module knows the order of
+rotary dimensions in llama.cpp: Llama's queries and keys are stored interleaved. Tokenizers are in
+`gguf_tokenizer`.
 """
 
 import math
@@ -47,7 +48,8 @@ def write(loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bo
         loaded: dense model.
         candidate: candidate of the dense model.
         out: new GGUF file.
-        compare: compare llama.cpp's predictions from the new file with the candidate, before it gets its name.
+        compare: compare llama.cpp's predictions from the new file with the candidate, before it
+            gets its name.
 
     Raises:
         InputError: the model type, a setting or the tokenizer cannot be written.
@@ -70,7 +72,8 @@ def write(loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bo
     tokenizer = gguf_tokenizer.read(loaded.tokenizer, config.vocab_size)
     with new_file(out) as path:
         with pruned(loaded.model, candidate) as model:
-            # The header comes first: settings, tokenizer, descriptions of the tensors, and the record of the export.
+            # The header comes first: settings, tokenizer, descriptions of the tensors, and the
+            # record of the export.
             writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
             _add_settings(writer, model, out.stem)
             tokenizer.add_to(writer, config.vocab_size)
@@ -183,7 +186,8 @@ def _llama3_factors(config: PretrainedConfig) -> torch.Tensor:
     old = rope["original_max_position_embeddings"]
 
     def divisor(frequency: float) -> float:
-        # Short wavelengths keep their frequency, long ones are divided, and those between are interpolated.
+        # Short wavelengths keep their frequency, long ones are divided, and those between are
+        # interpolated.
         length = 2 * math.pi / frequency
         if length < old / high:
             return 1.0

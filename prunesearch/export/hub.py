@@ -1,7 +1,7 @@
 """Upload of an export to the Hugging Face Hub.
 
-An export may take hours. So everything that could prevent the upload is checked before the export, and again
-before the upload.
+An export may take hours. So everything that could prevent the upload is checked before the export,
+and again before the upload.
 """
 
 import re
@@ -98,7 +98,10 @@ def push(folder: Path, repository: str, dropped: str, api: HfApi | None = None, 
 
 
 def upload_command(repository: str, folder: Path) -> str:
-    """Return the command that uploads a folder. It creates a private repository if there is none."""
+    """Return the command that uploads a folder.
+
+    It creates a private repository if there is none.
+    """
     return shlex.join(["hf", "upload", "--private", repository, str(folder)])
 
 

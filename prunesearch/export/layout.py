@@ -1,7 +1,7 @@
 """Plan of a new checkpoint: each stored tensor is renumbered, sliced, zeroed or left out.
 
-The model is built on the meta device, without weights. The parameter that a stored tensor makes is found by
-transformers' own rules.
+The model is built on the meta device, without weights. The parameter that a stored tensor makes is
+found by transformers' own rules.
 """
 
 import re
@@ -71,7 +71,8 @@ class Layout:
 
     Attributes:
         entries: tensors, in the order in which their sources lie on disk.
-        unread: names of stored tensors that name a block but that the model does not read. They are left out.
+        unread: names of stored tensors that name a block but that the model does not read. They are
+            left out.
     """
 
     entries: tuple[Entry, ...]
@@ -118,7 +119,8 @@ def layout_of(
         parameter, _ = makes[name]
         if parameter in dropped:
             continue
-        # A tensor outside the blocks keeps its name. That of a kept block gets the block's new number.
+        # A tensor outside the blocks keeps its name. That of a kept block gets the block's new
+        # number.
         block, renamed = _block_of(parameter, family.blocks), name
         if block is not None:
             if block not in new_number:
@@ -153,7 +155,10 @@ def sublayer_parameters(model: PreTrainedModel, candidate: LayerSubset, *, norms
 
 
 def _block_of(parameter: str, path: str) -> int | None:
-    """Return the index of the block that a parameter belongs to; None if it is outside the blocks."""
+    """Return the index of the block that a parameter belongs to;
+
+    None if it is outside the blocks.
+    """
     match = re.match(rf"{re.escape(path)}\.(\d+)\.", parameter)
     return int(match[1]) if match else None
 

@@ -25,16 +25,18 @@ from prunesearch.model.surgery import pruned
 OTHER_WAY = "export a checkpoint and use llama.cpp's convert_hf_to_gguf.py"
 """Advice for models that cannot be written to a GGUF file."""
 _TOP = 5
-# Allowed mean difference of a log-probability, as a share of the spread (standard deviation) of the logits.
-# Rounding errors grow with this spread. The largest difference may be _PEAK times the mean. Both programs round
-# 16-bit activations, in different places, and llama.cpp rounds them to 8 bits for quantised weights. Blocks in
-# a wrong order make the mean difference about as large as the spread.
+# Allowed mean difference of a log-probability, as a share of the spread (standard deviation) of the
+# logits. Rounding errors grow with this spread. The largest difference may be _PEAK times the mean.
+# Both programs round 16-bit activations, in different places, and llama.cpp rounds them to 8 bits
+# for quantised weights. Blocks in a wrong order make the mean difference about as large as the
+# spread.
 _ALLOWED = {"F32": 0.02, "F16": 0.05, "BF16": 0.1}
 _ALLOWED_QUANTISED = 0.15
 _LEAST = 1e-4
 _PEAK = 10
 _START_SECONDS = 600
-# Bytes of the file per second. Every machine is faster at reading the file and computing a few tokens.
+# Bytes of the file per second. Every machine is faster at reading the file and computing a few
+# tokens.
 _BYTES_PER_SECOND = 5e6
 _CHILD = """
 import json, os, sys, urllib.request
@@ -73,7 +75,8 @@ class LlamaCppCheck:
     """Result of running a file in llama.cpp.
 
     Attributes:
-        difference: mean difference of a log-probability, over the likeliest tokens of each step, in nats.
+        difference: mean difference of a log-probability, over the likeliest tokens of each step, in
+            nats.
         largest: largest such difference.
         allowed: limit of the mean. The limit of the largest difference is ten times as high.
         steps: number of tokens that were generated greedily.
@@ -172,8 +175,8 @@ def _ask(
         texts: texts to split into tokens.
 
     Returns:
-        The continuation, and the tokens of each text. The continuation of a text is a text. That of token ids
-        is a list with each next token and the likeliest tokens at its position.
+        The continuation, and the tokens of each text. The continuation of a text is a text. That of
+        token ids is a list with each next token and the likeliest tokens at its position.
 
     Raises:
         VerificationError: llama.cpp cannot load the file, or it takes too long.

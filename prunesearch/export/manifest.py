@@ -80,8 +80,8 @@ def file_digest(path: Path) -> str:
 def _digests(folder: Path) -> dict[str, str]:
     """Return the digest of each file whose changes affect neither logits nor weights.
 
-    These are the tokenizer, the chat template, the licence and code. The model card is left out, because
-    people edit it.
+    These are the tokenizer, the chat template, the licence and code. The model card is left out,
+    because people edit it.
     """
     found = {}
     for path in sorted(folder.rglob("*")):

@@ -27,8 +27,8 @@ def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bo
 
     Args:
         folder: folder of the export.
-        base: dense model, for a full comparison. Without it the output is compared with the logits that were
-            stored at the export.
+        base: dense model, for a full comparison. Without it the output is compared with the logits
+            that were stored at the export.
         trust_remote_code: run code that ships with the export.
 
     Returns:
@@ -120,7 +120,8 @@ def _check_weights(folder: Path, digests: dict[str, str]) -> None:
     """Compare the weights with their digests.
 
     Raises:
-        VerificationError: a tensor is missing, was added or has changed, or it is not where the index says.
+        VerificationError: a tensor is missing, was added or has changed, or it is not where the
+            index says.
     """
     stored = tensors_in(folder)
     if (wrong := misplaced(folder)) is not None:

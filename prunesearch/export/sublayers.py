@@ -2,14 +2,14 @@
 
 Stock architectures cannot leave out a sublayer, so there are three forms:
 
-* ``zeroed``: the weights of the sublayers are zeros in the unchanged architecture. The checkpoint loads
-  anywhere, but it is neither smaller nor faster than the dense one.
+* ``zeroed``: the weights of the sublayers are zeros in the unchanged architecture. The checkpoint
+  loads anywhere, but it is neither smaller nor faster than the dense one.
 * ``deci``: `block_configs` of DeciLM (nemotron-nas), which vLLM runs. For Llama only.
-* ``remote-code``: a bundled modelling file that extends the stock one and leaves the sublayers out. For
-  transformers 5.
+* ``remote-code``: a bundled modelling file that extends the stock one and leaves the sublayers out.
+  For transformers 5.
 
-No form writes transformers' own ``per_layer_config`` with ``skip``. No modelling code of this version
-respects it, so a model would silently keep the sublayers.
+No form writes transformers' own ``per_layer_config`` with ``skip``. No modelling code of this
+version respects it, so a model would silently keep the sublayers.
 """
 
 from collections.abc import Mapping
@@ -129,7 +129,8 @@ def _code_config(
 ) -> ConfigFile:
     """Return the config of a form with code.
 
-    Stock transformers does not know its model type. Otherwise it would load the model and ignore the code.
+    Stock transformers does not know its model type. Otherwise it would load the model and ignore
+    the code.
 
     Args:
         edited: config file without the dropped blocks.

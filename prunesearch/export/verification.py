@@ -2,12 +2,12 @@
 
 The checkpoint is reloaded with plain `from_pretrained` and compared with two other models:
 
-* The dense model whose dropped blocks return their input unchanged. This is the model that was scored, and it
-  involves no new block numbers, masks or configs.
+* The dense model whose dropped blocks return their input unchanged. This is the model that was
+  scored, and it involves no new block numbers, masks or configs.
 * The candidate made in memory, for cached decoding.
 
-Attention windows are longer than a prompt, so they would hide a mask of the wrong kind. The comparison is
-therefore repeated with windows of a few tokens.
+Attention windows are longer than a prompt, so they would hide a mask of the wrong kind. The
+comparison is therefore repeated with windows of a few tokens.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -34,8 +34,8 @@ NEW_TOKENS = 20
 _NARROW = 4
 _WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size", "local_attention", "window_size")
 _PROMPT = "The history of the lighthouse begins with a fire on a hill, which told sailors that"
-# Largest allowed difference of a logit, as a share of the largest logit. The same weights on the same
-# machine give 0, or a rounding error if a matrix is laid out differently in memory.
+# Largest allowed difference of a logit, as a share of the largest logit. The same weights on the
+# same machine give 0, or a rounding error if a matrix is laid out differently in memory.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
@@ -60,14 +60,18 @@ class Verification:
 
     Attributes:
         prefill_difference: largest absolute difference of a logit over a prompt.
-        narrow_difference: the same with attention windows of a few tokens. None for models without windows.
-        decode_difference: the same over greedy steps. None if no step was compared, because weights are streamed.
+        narrow_difference: the same with attention windows of a few tokens. None for models without
+            windows.
+        decode_difference: the same over greedy steps. None if no step was compared, because weights
+            are streamed.
         allowed: limit of each of these differences.
         decoded: number of greedy steps that were compared.
-        cached: True if each step read one token and took the rest from a cache. Some model types have no cache.
+        cached: True if each step read one token and took the rest from a cache. Some model types
+            have no cache.
         generated: text that the reloaded model generated.
         reference: output of the reloaded model, for later comparisons.
-        weights: number of tensors whose digest equals that of their source. None if they were made in memory.
+        weights: number of tensors whose digest equals that of their source. None if they were made
+            in memory.
     """
 
     prefill_difference: float
@@ -229,8 +233,8 @@ def _streamed(loaded: LoadedModel, candidate: LayerSubset, ids: torch.Tensor) ->
 def bypassed(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[None]:
     """Make the dropped blocks of a dense model return their input unchanged inside the ``with`` block.
 
-    The kept blocks keep their own numbers and masks. The dropped blocks still compute, which shows in what
-    form a block of any type returns its hidden states.
+    The kept blocks keep their own numbers and masks. The dropped blocks still compute, which shows
+    in what form a block of any type returns its hidden states.
     """
 
     def handing_on(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -342,7 +346,8 @@ class Decoded(NamedTuple):
     Attributes:
         ids: ids of the new tokens, shape (T,).
         logits: logits at each step, shape (T, V).
-        cached: True if each step after the first read less than the whole text, and took the rest from a cache.
+        cached: True if each step after the first read less than the whole text, and took the rest
+            from a cache.
     """
 
     ids: torch.Tensor
@@ -353,8 +358,9 @@ class Decoded(NamedTuple):
 def generate(model: PreTrainedModel, ids: torch.Tensor) -> Decoded:
     """Continue greedily with a cache.
 
-    Settings that come with the model (`generation_config.json`, ``use_cache``, generation code) are ignored.
-    They could sample, stop early, disable the cache, or require something that is not available here.
+    Settings that come with the model (`generation_config.json`, ``use_cache``, generation code) are
+    ignored. They could sample, stop early, disable the cache, or require something that is not
+    available here.
     """
     lengths: list[int] = []
 

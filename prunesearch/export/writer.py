@@ -1,7 +1,7 @@
 """Writer of safetensors shards.
 
-Stored tensors are copied piece by piece, so memory use does not grow with the model. One thread reads and
-digests, and another thread writes. They share a few buffers.
+Stored tensors are copied piece by piece, so memory use does not grow with the model. One thread
+reads and digests, and another thread writes. They share a few buffers.
 """
 
 import json
@@ -57,7 +57,8 @@ def write_shards(entries: Sequence[Entry], folder: Path, max_shard: int = MAX_SH
         max_shard: bytes of the largest shard.
 
     Raises:
-        OSError: a source cannot be read, a source has changed since it was opened, or the disk is full.
+        OSError: a source cannot be read, a source has changed since it was opened, or the disk is
+            full.
     """
     # Divide the tensors among the shards.
     shards = _balance(entries, max_shard)
@@ -131,7 +132,8 @@ def _balance(entries: Sequence[Entry], max_shard: int) -> list[list[Entry]]:
     shards: list[list[Entry]] = [[]]
     size = done = 0
     for entry in entries:
-        # A tensor goes to the next shard if it does not fit, or if more than half of it lies beyond the goal.
+        # A tensor goes to the next shard if it does not fit, or if more than half of it lies beyond
+        # the goal.
         too_large = size + entry.nbytes > max_shard
         beyond_goal = done + entry.nbytes / 2 > goal * len(shards)
         if size and (too_large or beyond_goal):

@@ -1,8 +1,8 @@
 """Locate the blocks of a model, and count their parameters.
 
-Known model types are listed in `families.FAMILIES`. For any other type the blocks are inferred: they are the
-only list of modules whose length is the number of blocks in the config. Verification proves the result; it
-is never assumed to be right.
+Known model types are listed in `families.FAMILIES`. For any other type the blocks are inferred:
+they are the only list of modules whose length is the number of blocks in the config. Verification
+proves the result; it is never assumed to be right.
 """
 
 import re
@@ -29,7 +29,10 @@ _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|positions_embed|pos_encoding|embed_posi
 _MOST_BLOCKS = 10_000
 NO_MODEL = "no causal language model can be built from this config"
 _found: dict[str, Family] = {}
-"""Inferred families of types that are not in the table, by type. They are kept for the whole process."""
+"""Inferred families of types that are not in the table, by type.
+
+They are kept for the whole process.
+"""
 
 
 def family_of(config: PretrainedConfig, trust_remote_code: bool = False) -> Family:
@@ -37,7 +40,8 @@ def family_of(config: PretrainedConfig, trust_remote_code: bool = False) -> Fami
 
     Args:
         config: config of the model.
-        trust_remote_code: build the model with code that ships with it, if its family must be inferred.
+        trust_remote_code: build the model with code that ships with it, if its family must be
+            inferred.
 
     Raises:
         ModelError: models of this type cannot be pruned. The message says why.
@@ -210,9 +214,10 @@ class Sizes:
 
     Attributes:
         block_params: number of parameters of each block.
-        attention_params: number of parameters of each block's attention and its norms. The rest of a
-            block counts as its MLP.
-        other_params: number of all other parameters (embeddings, final norm, head). Tied weights count once.
+        attention_params: number of parameters of each block's attention and its norms. The rest of
+            a block counts as its MLP.
+        other_params: number of all other parameters (embeddings, final norm, head). Tied weights
+            count once.
         bytes_per_param: bytes per parameter in the dtype of the model.
     """
 
@@ -222,12 +227,18 @@ class Sizes:
     bytes_per_param: int
 
     def params(self, candidate: LayerSubset | None = None) -> int:
-        """Return the number of parameters that a candidate keeps. Without a candidate: of the dense model."""
+        """Return the number of parameters that a candidate keeps.
+
+        Without a candidate: of the dense model.
+        """
         total = self.other_params + sum(self.block_params)
         return total - int(lost(self.block_params, self.attention_params, candidate))
 
     def bytes(self, candidate: LayerSubset | None = None) -> int:
-        """Return the bytes of the weights that a candidate keeps. Without a candidate: of the dense model."""
+        """Return the bytes of the weights that a candidate keeps.
+
+        Without a candidate: of the dense model.
+        """
         return self.params(candidate) * self.bytes_per_param
 
 
@@ -254,7 +265,8 @@ def lost(block: Sequence[float], attention: Sequence[float], candidate: LayerSub
 
     Args:
         block: the quantity of each block.
-        attention: the share of each block's attention. The rest of the block is the share of its MLP.
+        attention: the share of each block's attention. The rest of the block is the share of its
+            MLP.
         candidate: candidate that drops blocks or sublayers. None saves nothing.
     """
     if candidate is None:
@@ -296,7 +308,8 @@ def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
 
     Args:
         name: a model folder, a ``config.json`` without weights, or a Hugging Face id.
-        trust_remote_code: run code that ships with the model. If False, the returned config names no such code.
+        trust_remote_code: run code that ships with the model. If False, the returned config names
+            no such code.
 
     Raises:
         ModelError: the config is missing, or it cannot be read or used.

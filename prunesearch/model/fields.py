@@ -1,8 +1,8 @@
 """Per-block config fields, and how they change when blocks are removed.
 
-A field name means the same thing in every model type, so there is one rule per field. A list with one
-entry per block is sliced. A list of block indices is renumbered. A count of leading blocks is counted
-again over the kept blocks.
+A field name means the same thing in every model type, so there is one rule per field. A list with
+one entry per block is sliced. A list of block indices is renumbered. A count of leading blocks is
+counted again over the kept blocks.
 """
 
 import math
@@ -79,7 +79,8 @@ def _gpt_neo(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, An
 def _scale_depth(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
     """Keep the scale of a block's output the same.
 
-    MiniCPM multiplies what a block adds by this value, divided by the square root of the number of blocks.
+    MiniCPM multiplies what a block adds by this value, divided by the square root of the number of
+    blocks.
     """
     return {name: getattr(config, name) * math.sqrt(len(kept) / config.num_hidden_layers)}
 
@@ -93,8 +94,8 @@ def _block_types(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str
 def _shared_kv(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
     """Count the kept blocks that read the keys and values of another block.
 
-    The last blocks are readers. Each reads the keys and values of its donor: the last block of the same
-    kind that comes before all readers.
+    The last blocks are readers. Each reads the keys and values of its donor: the last block of the
+    same kind that comes before all readers.
 
     Raises:
         ModelError: a donor is dropped and one of its readers is kept.
@@ -312,8 +313,8 @@ def _check_attention(config: PretrainedConfig, kept: Kept) -> None:
 def period_of(config: PretrainedConfig, number: int) -> int:
     """Return the number of blocks after which the kinds of blocks repeat.
 
-    Dropping whole periods keeps the pattern. This matters to programs that infer a block's kind from its
-    index alone.
+    Dropping whole periods keeps the pattern. This matters to programs that infer a block's kind
+    from its index alone.
 
     Args:
         config: config of the dense model.

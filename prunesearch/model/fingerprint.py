@@ -29,8 +29,8 @@ _NOT_NUMERIC = frozenset(
 def fingerprint(model: PreTrainedModel, read: Callable[[str], torch.Tensor] | None = None) -> str:
     """Compute the digest of a model's weights and of its numeric config.
 
-    The same content has the same digest, however it is stored, sharded or named. Code that ships with the
-    model and its quantisation count as content.
+    The same content has the same digest, however it is stored, sharded or named. Code that ships
+    with the model and its quantisation count as content.
 
     Args:
         model: model to digest.

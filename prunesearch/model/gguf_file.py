@@ -1,8 +1,8 @@
 """Opening of GGUF files, whose headers are first checked against the size of the file.
 
-`gguf.GGUFReader` trusts every number in the header. A length past the end of the file, or nested lists, makes
-it run until memory is full. So the header is read once before, and no number in it is followed beyond the
-file.
+`gguf.GGUFReader` trusts every number in the header. A length past the end of the file, or nested
+lists, makes it run until memory is full. So the header is read once before, and no number in it is
+followed beyond the file.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -101,7 +101,8 @@ class _Header:
         if self._content[:4] != b"GGUF":
             raise _UnsoundError("it does not begin as one")
         version = int(struct.unpack("<I", self._content[4:8])[0])
-        # A file from a machine with the other byte order has the version's digits in the upper half.
+        # A file from a machine with the other byte order has the version's digits in the upper
+        # half.
         if version & 0xFFFF == 0:
             self._order = ">"
             version = int(struct.unpack(">I", self._content[4:8])[0])

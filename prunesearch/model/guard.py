@@ -1,11 +1,11 @@
 """A guard around foreign code that reads the user's files.
 
-A damaged or unusual file makes transformers, tokenizers, safetensors, gguf, pyarrow or a checkpoint's own code
-raise exceptions of any type. `guarded` turns each of them into one line that says what failed, why, and what
-to do.
+A damaged or unusual file makes transformers, tokenizers, safetensors, gguf, pyarrow or a
+checkpoint's own code raise exceptions of any type. `guarded` turns each of them into one line that
+says what failed, why, and what to do.
 
-Only the foreign call belongs into the ``with`` block. An error of our own code there would be blamed on the
-file.
+Only the foreign call belongs into the ``with`` block. An error of our own code there would be
+blamed on the file.
 """
 
 import pickle
@@ -21,7 +21,10 @@ _WEIGHTS = frozenset(".safetensors .bin .pt .pth .gguf .onnx .msgpack .h5 .ot .t
 # The specification demands that a pointer is smaller.
 _POINTER_BYTES = 1024
 _SPEAK_FOR_THEMSELVES = (OSError, ValueError, RuntimeError, ImportError)
-"""Errors whose text is a sentence. The text of others, such as a KeyError, means little without their type."""
+"""Errors whose text is a sentence.
+
+The text of others, such as a KeyError, means little without their type.
+"""
 
 Place = Path | str | Sequence[Path]
 
@@ -39,14 +42,15 @@ def guarded(
 
     Args:
         failure: description of the failure with the name of the file: ``cannot read 'x'``.
-        place: files or folders that are read, as in `refuse_pointers`. If one is a git-lfs pointer, that is
-            reported as the reason.
+        place: files or folders that are read, as in `refuse_pointers`. If one is a git-lfs pointer,
+            that is reported as the reason.
         advice: advice for the user.
         kind: type of the error that is raised instead.
         passes: types that are not converted, because the caller handles them.
 
     Raises:
-        PruneSearchError: an error of type `kind`. A `PruneSearchError` from the ``with`` block is not changed.
+        PruneSearchError: an error of type `kind`. A `PruneSearchError` from the ``with`` block is
+            not changed.
     """
     let_through: tuple[type[BaseException], ...] = (PruneSearchError, KeyboardInterrupt, GeneratorExit, *passes)
     try:
@@ -54,7 +58,8 @@ def guarded(
     except let_through:
         raise
     except BaseException as error:
-        # Foreign code raises anything, including SystemExit and Rust's panics. Other BaseExceptions are signals.
+        # Foreign code raises anything, including SystemExit and Rust's panics. Other BaseExceptions
+        # are signals.
         if not isinstance(error, Exception | SystemExit) and type(error).__name__ != "PanicException":
             raise
         refuse_pointers(place, kind)
@@ -72,7 +77,8 @@ def guarded_writing(what: str) -> Iterator[None]:
         what: name of the thing that is written, such as ``the tokenizer``.
 
     Raises:
-        OSError: the disk is full, or the file cannot be written. The caller adds the path to the message.
+        OSError: the disk is full, or the file cannot be written. The caller adds the path to the
+            message.
         RunError: the writer fails for any other reason.
     """
     with guarded(f"{what} cannot be written", kind=RunError, passes=(OSError,)), foreign_writer():
@@ -106,8 +112,8 @@ def refuse_pointers(place: Place, kind: type[PruneSearchError] = ModelError) -> 
     """Refuse a file that git-lfs has not fetched yet.
 
     Args:
-        place: a file, a folder or several of them. In a folder weight files are not checked: it may contain
-            weights in several formats, of which only some are read.
+        place: a file, a folder or several of them. In a folder weight files are not checked: it may
+            contain weights in several formats, of which only some are read.
         kind: type of the error.
 
     Raises:
@@ -128,7 +134,10 @@ def refuse_pointers(place: Place, kind: type[PruneSearchError] = ModelError) -> 
 
 
 def _pointer_in(path: Path) -> Path | None:
-    """Return the file if it is a git-lfs pointer, or the first pointer in a folder. Weight files are skipped there."""
+    """Return the file if it is a git-lfs pointer, or the first pointer in a folder.
+
+    Weight files are skipped there.
+    """
     files = [path]
     if path.is_dir():
         files = [file for file in sorted(path.iterdir()) if file.suffix not in _WEIGHTS]

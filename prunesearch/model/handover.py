@@ -1,8 +1,8 @@
 """Protection of models and tokenizers that are passed to another library.
 
-lm-eval ties weights that a checkpoint stores separately, and it adds a padding token. peft and transformers'
-Trainer set fields of the config. A score is stored under the digest of the loaded weights, so no change may go
-unnoticed. Settings are restored, and a changed weight is an error.
+lm-eval ties weights that a checkpoint stores separately, and it adds a padding token. peft and
+transformers' Trainer set fields of the config. A score is stored under the digest of the loaded
+weights, so no change may go unnoticed. Settings are restored, and a changed weight is an error.
 """
 
 import copy
@@ -26,15 +26,16 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def unchanged_by(library: str, model: PreTrainedModel, *, trains: bool = False) -> Iterator[None]:
     """Protect a model that a library uses inside the ``with`` block.
 
-    The settings of the model (configs, training mode, hooks, attributes) are restored afterwards. Weights cannot
-    be tied inside the block. The weights are compared by their addresses and by the number of times they were
-    written to, which costs next to nothing. Offloaded and streamed weights have no address and are not compared.
+    The settings of the model (configs, training mode, hooks, attributes) are restored afterwards.
+    Weights cannot be tied inside the block. The weights are compared by their addresses and by the
+    number of times they were written to, which costs next to nothing. Offloaded and streamed
+    weights have no address and are not compared.
 
     Args:
         library: name of the library, for the message.
         model: model that the library uses.
-        trains: True if the library may change values. Then only the names of the weights and their ties are
-            compared, because a head that is stored separately must stay separate.
+        trains: True if the library may change values. Then only the names of the weights and their
+            ties are compared, because a head that is stored separately must stay separate.
 
     Raises:
         RunError: the library changed a weight.

@@ -1,4 +1,7 @@
-"""Parameters and bytes of each block of a checkpoint, without loading it. Used by `prunesearch analyze`."""
+"""Parameters and bytes of each block of a checkpoint, without loading it.
+
+Used by `prunesearch analyze`.
+"""
 
 import math
 import re
@@ -64,12 +67,12 @@ class _Tensor:
 def take_inventory(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Inventory:
     """Count the parameters of a model.
 
-    They are counted in the headers of its weight files. If there are no weights, they are computed from its
-    config.
+    They are counted in the headers of its weight files. If there are no weights, they are computed
+    from its config.
 
     Args:
-        name: a ``config.json``, a model folder, a ``.gguf`` file, or a Hugging Face id. Of an id only the config
-            is downloaded.
+        name: a ``config.json``, a model folder, a ``.gguf`` file, or a Hugging Face id. Of an id
+            only the config is downloaded.
         revision: branch, tag or commit of a Hugging Face id.
         trust_remote_code: run code that ships with the model.
 
@@ -85,7 +88,8 @@ def take_inventory(name: str, *, revision: str | None = None, trust_remote_code:
         assert source.folder is not None
         shards = () if source.from_hub else weight_files(source.folder)
         if shards and all(shard.suffix == ".safetensors" for shard in shards):
-            # If two files have a tensor of the same name, the last one counts, as when the model is loaded.
+            # If two files have a tensor of the same name, the last one counts, as when the model is
+            # loaded.
             tensors: dict[str, _Tensor] = {}
             for shard in shards:
                 for tensor in _from_safetensors(shard):

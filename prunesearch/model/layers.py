@@ -46,8 +46,8 @@ class ResidentLayers:
 class StreamedLayers:
     """Blocks on the meta device whose weights are loaded only while they are used.
 
-    A thread reads the next block while a block computes, so two blocks are in memory at any time. One more
-    tensor is in memory if weights must be converted or moved to a GPU.
+    A thread reads the next block while a block computes, so two blocks are in memory at any time.
+    One more tensor is in memory if weights must be converted or moved to a GPU.
 
     Args:
         blocks: blocks without weights, which give the shapes and dtypes.

@@ -44,7 +44,10 @@ class LoadedModel:
     fingerprint: str
     sizes: Sizes
     layers: Layers
-    """The blocks: part of `model`, or streamed. The blocks of a streamed `model` have no weights."""
+    """The blocks: part of `model`, or streamed.
+
+    The blocks of a streamed `model` have no weights.
+    """
     source: ResolvedSource = IN_MEMORY
     """The files that the model was read from. Later steps read these files only."""
     trusted: bool = False
@@ -71,14 +74,16 @@ def load(
     Args:
         name: a Hugging Face id, a local folder or a ``.gguf`` file, which is dequantised.
         revision: branch, tag or commit of a Hugging Face id.
-        dtype: ``bfloat16``, ``float16``, ``float32``, or ``auto`` for the stored dtype (GGUF: bfloat16).
+        dtype: ``bfloat16``, ``float16``, ``float32``, or ``auto`` for the stored dtype (GGUF:
+            bfloat16).
         device: torch device. Default: cuda if there is one, else cpu.
         device_map: device map of accelerate, such as ``auto``; it replaces `device`.
         trust_remote_code: run modelling code that ships with the checkpoint.
         quantised: accept a quantised checkpoint, which can be scored but not exported.
 
     Raises:
-        ModelError: the model is missing, unreadable, cut short, quantised or of an unsupported architecture.
+        ModelError: the model is missing, unreadable, cut short, quantised or of an unsupported
+            architecture.
     """
     # Find the files, and refuse a model that cannot be used before its weights are read.
     place = device_named(device)
@@ -226,7 +231,10 @@ def _dtype(name: str, is_gguf: bool) -> torch.dtype | str:
 
 
 def _forget_gguf(model: Any) -> None:  # noqa: ANN401
-    """Make a dequantised GGUF model an ordinary model. `save_pretrained` would refuse it otherwise."""
+    """Make a dequantised GGUF model an ordinary model.
+
+    `save_pretrained` would refuse it otherwise.
+    """
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -1,7 +1,8 @@
 """The files that a model comes from, which are resolved once when it is loaded.
 
-Everything that is read later (weights, tokenizer, licence, code) is read from these files. A name is never
-resolved a second time: a branch may have moved, and two programs may resolve a name differently.
+Everything that is read later (weights, tokenizer, licence, code) is read from these files. A name
+is never resolved a second time: a branch may have moved, and two programs may resolve a name
+differently.
 """
 
 import re
@@ -40,8 +41,8 @@ class ResolvedSource:
 
     Attributes:
         name: name that the user gave.
-        folder: folder of the model: a local folder, or the snapshot of the requested revision in the Hugging
-            Face cache. None for a GGUF file and for a model that was made in memory.
+        folder: folder of the model: a local folder, or the snapshot of the requested revision in
+            the Hugging Face cache. None for a GGUF file and for a model that was made in memory.
         gguf: path of the GGUF file; None for a checkpoint.
         from_hub: True if the name is a Hugging Face id.
         revision: requested branch, tag or commit; None for the default branch.
@@ -106,7 +107,8 @@ def resolve(
         config_only: download the config and nothing else.
 
     Raises:
-        ModelError: the model is missing, unreadable or incomplete, or its folder contains an adapter.
+        ModelError: the model is missing, unreadable or incomplete, or its folder contains an
+            adapter.
         InputError: a revision was given for a path, or the revision is empty.
     """
     if is_gguf(name) or looks_local(name):
@@ -226,7 +228,8 @@ def _downloaded_weights(name: str, commit: str | None, folder: Path) -> tuple[Pa
         except ModelError as error:
             if not isinstance(error.__cause__, EntryNotFoundError):
                 raise
-            # The repository lacks the file. Without a network this also means that the cache lacks it.
+            # The repository lacks the file. Without a network this also means that the cache lacks
+            # it.
             missing = missing or error.__cause__
             continue
         return files

@@ -1,8 +1,8 @@
 """Find where each parameter of a model lies in a checkpoint, whatever its stored name is.
 
-Names and pieces follow transformers' own rules (`conversion_mapping`). A checkpoint may lack or repeat the
-prefix of the base model, use names of an older version, or hold one tensor per expert where the model has
-one tensor for all experts.
+Names and pieces follow transformers' own rules (`conversion_mapping`). A checkpoint may lack or
+repeat the prefix of the base model, use names of an older version, or hold one tensor per expert
+where the model has one tensor for all experts.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,7 +32,8 @@ class Fused:
         name: name of the parameter.
         model: model that has the parameter.
         converter: rule of transformers that joins the pieces.
-        pieces: pairs of the pattern that a piece's stored name matches, and the piece, in the order of joining.
+        pieces: pairs of the pattern that a piece's stored name matches, and the piece, in the order
+            of joining.
     """
 
     name: str
@@ -124,9 +125,9 @@ def locate(model: PreTrainedModel, stored: Mapping[str, Stored], name: str) -> d
 def check_stored(model: PreTrainedModel, stored: Mapping[str, Stored], name: str) -> None:
     """Refuse a checkpoint that programs read in different ways.
 
-    transformers takes weights that are stored as integers or in 8 bits as they are, if the config does not
-    describe the quantisation. If two stored tensors make one parameter (under an old and a new name), each
-    program takes a different one.
+    transformers takes weights that are stored as integers or in 8 bits as they are, if the config
+    does not describe the quantisation. If two stored tensors make one parameter (under an old and a
+    new name), each program takes a different one.
 
     Args:
         model: model that the checkpoint is of; it may be on the meta device.

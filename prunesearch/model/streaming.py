@@ -36,8 +36,8 @@ def open_streamed(
 ) -> LoadedModel:
     """Open a safetensors checkpoint for scoring, without loading its blocks.
 
-    The whole checkpoint is read once, tensor by tensor, to compute its fingerprint. This is the same
-    fingerprint that `loading.load` computes.
+    The whole checkpoint is read once, tensor by tensor, to compute its fingerprint. This is the
+    same fingerprint that `loading.load` computes.
 
     Args:
         name: a local folder, or a Hugging Face id, which is downloaded.
@@ -48,8 +48,8 @@ def open_streamed(
         host: keep the blocks in host memory instead of on disk, for a GPU that is too small.
 
     Raises:
-        ModelError: the model is missing, damaged, quantised or of an unsupported architecture, or it is
-            stored in unknown pieces.
+        ModelError: the model is missing, damaged, quantised or of an unsupported architecture, or
+            it is stored in unknown pieces.
     """
     # Find the files, and refuse a model that cannot be streamed.
     place = device_named(device)
@@ -147,8 +147,8 @@ def set_aside(loaded: LoadedModel) -> Iterator[None]:
 class _WeightsOnMeta(TorchFunctionMode):
     """A mode in which new weights take no memory.
 
-    With `init_empty_weights` alone, each weight takes memory for a moment, which fragments the heap. For a
-    model of 8 GiB this took 2.8 GiB of address space, although it was never touched.
+    With `init_empty_weights` alone, each weight takes memory for a moment, which fragments the
+    heap. For a model of 8 GiB this took 2.8 GiB of address space, although it was never touched.
     """
 
     def __torch_function__(
@@ -158,7 +158,10 @@ class _WeightsOnMeta(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> Any:  # noqa: ANN401
-        """Call a function of torch. ``torch.empty`` uses the meta device. Buffers are computed as usual."""
+        """Call a function of torch.
+
+        ``torch.empty`` uses the meta device. Buffers are computed as usual.
+        """
         kwargs = dict(kwargs or {})
         if func is torch.empty:
             kwargs["device"] = "meta"
@@ -168,7 +171,10 @@ class _WeightsOnMeta(TorchFunctionMode):
 def _empty(
     config: PretrainedConfig, dtype: str, stored: Mapping[str, Stored], trust_remote_code: bool
 ) -> PreTrainedModel:
-    """Build a model with its parameters on the meta device. Its buffers (rotary frequencies) are real."""
+    """Build a model with its parameters on the meta device.
+
+    Its buffers (rotary frequencies) are real.
+    """
     # The dtype is the requested one, that of the config, or that of the files.
     wanted = config.dtype
     if dtype != "auto":

@@ -1,11 +1,11 @@
 """Removal of blocks, either for a while or for good.
 
-A temporary removal scores a candidate without copying any weight. A shorter list of blocks needs three more
-changes:
+A temporary removal scores a candidate without copying any weight. A shorter list of blocks needs
+three more changes:
 
 * The per-block config fields change, because masks are chosen by a block's position.
-* Each block gets a new number. The cache is addressed by these numbers, and it takes its sequence length
-  from the first block.
+* Each block gets a new number. The cache is addressed by these numbers, and it takes its sequence
+  length from the first block.
 * Tensors with a part for each block are sliced.
 
 A silenced sublayer returns zeros of its input's shape. Norms after it turn zeros into zeros.
@@ -140,8 +140,8 @@ def remove(model: PreTrainedModel, candidate: LayerSubset) -> PreTrainedModel:
     """Remove the candidate's blocks from `model` for good, and return the model.
 
     Raises:
-        InputError: the candidate is of a model with another number of blocks, or it drops sublayers, which
-            no stock architecture supports.
+        InputError: the candidate is of a model with another number of blocks, or it drops
+            sublayers, which no stock architecture supports.
         ModelError: no config of this type can describe the kept blocks.
     """
     check_removable(candidate)
