@@ -32,6 +32,7 @@ from prunesearch.cli_options import (
     RECIPE_OPTIONS,
     REVISION,
     RUN_OPTIONS,
+    SEARCH_RUN_OPTIONS,
     STORAGE,
     TRIALS,
     TRUST,
@@ -97,7 +98,7 @@ def demo(model: str | None, trials: int | None, home: str, threads: int | None, 
 @TRIALS
 @click.option("--study", help="Name of the study; default: made from the settings.")
 @STORAGE
-@with_options(*RUN_OPTIONS)
+@with_options(*SEARCH_RUN_OPTIONS)
 @JSON
 def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Search MODEL (Hugging Face id, folder or .gguf file) for the blocks to drop. Run again to resume.
@@ -301,7 +302,13 @@ def study_list(storage: str, as_json: bool) -> None:
 
 @study.command("show")
 @click.argument("name")
-@click.option("--best", default=5, show_default=True, help="How many of the best trials to show; all of a front.")
+@click.option(
+    "--best",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="How many of the best trials to show; all of a front.",
+)
 @STORAGE
 @JSON
 def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
@@ -372,8 +379,6 @@ def study_layers(name: str, storage: str, as_json: bool) -> None:
 @JSON
 def study_resume(name: str, trust_remote_code: bool, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Go on with the study NAME, from any folder or machine."""
-    if (settings["weights"] or ("", None))[0]:
-        raise InputError("--weights quality=…: the study has its own; give only where the model's weights are")
     options = options_of(settings)
     quiet()
     from prunesearch import pipeline
@@ -486,7 +491,7 @@ def _stopped(status: int) -> NoReturn:
         _document_of_failure("stopped", "StopRequested", status)
         sys.exit(status)
     line, variables = command(["prunesearch", *sys.argv[1:]])
-    click.echo("stopped; every finished evaluation is kept. Resume with:", err=True)
+    click.echo("stopped; what is finished is kept. Resume with:", err=True)
     if variables:
         click.echo(f"  # first: export {' '.join(f'{name}=URL' for name in variables)}", err=True)
     click.echo(f"  {line}", err=True)

@@ -119,6 +119,10 @@ def heal(
     # Options that were given, sorted into the recipe of healing, the tuning and the finalists.
     given = {name: value for name, value in settings.items() if value is not None}
     recipe = validated(HealRecipe, {name: given[name] for name in HealRecipe.model_fields if name in given})
+    if "distill_weight" in given and recipe.loss != "mix":
+        raise InputError(f"--distill-weight goes with --loss mix, not --loss {recipe.loss}")
+    if "kl_top" in given and recipe.loss == "lm":
+        raise InputError("--kl-top goes with --loss distill or mix, not --loss lm")
     tuning = None
     tuned = {}
     for name in ("steps", "sampler", "pruner"):

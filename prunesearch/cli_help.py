@@ -24,7 +24,7 @@ _HEALED = {
     "dropout target_modules precision eval_every patience seed",
     "Text": "data held_out held_out_tokens window",
 }
-_GROUPS = {"heal": _HEALED}
+_GROUPS: dict[str, dict[str, str]] = {"heal": _HEALED, "export": {}}
 _FEW = 8  # largest number of options that is shown without groups
 EXAMPLES = {
     "search": (
@@ -113,10 +113,19 @@ class Command(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples."""
-        if examples := EXAMPLES.get(self.name or ""):
+        if examples := EXAMPLES.get(_words_of(ctx)):
             with formatter.section("Examples"):
                 for example in examples:
                     formatter.write(f"{'':{formatter.current_indent}}prunesearch {example}\n")
+
+
+def _words_of(ctx: click.Context) -> str:
+    """What a command is called after the program's name: ``export``, or ``cache export``."""
+    words = []
+    while ctx.parent is not None:
+        words.append(ctx.info_name or "")
+        ctx = ctx.parent
+    return " ".join(reversed(words))
 
 
 class Group(click.Group):
@@ -124,6 +133,18 @@ class Group(click.Group):
 
     command_class = Command
     group_class = type
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command. Where there is none and none is near, the error lists what there is."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if args[0].startswith("-") or "Did you mean" in error.format_message():
+                raise
+            known = ", ".join(sorted(self.commands))
+            raise click.UsageError(f"No such command {args[0]!r}: known: {known}", ctx) from None
 
     def get_short_help_str(self, limit: int = 45) -> str:
         """Return the line that the list of commands shows."""

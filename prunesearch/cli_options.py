@@ -95,19 +95,31 @@ DTYPE = click.option(
     help="Of weights and arithmetic.",
 )
 MODEL_OPTIONS: tuple[Callable[[Any], Any], ...] = (REVISION, DTYPE, TRUST)
-RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+_ON_A_MACHINE: tuple[Callable[[Any], Any], ...] = (
     click.option("--device", help="Torch device; default cuda where there is one, else cpu."),
     click.option("--device-map", help="Given to accelerate, e.g. auto."),
     click.option("--threads", type=int, help="Torch CPU threads."),
+    click.option("--state-memory", default=RunOptions().state_memory, show_default=True, help="For hidden states."),
+    click.option("--workers", type=int, default=1, show_default=True, help="Processes that score, each with a model."),
+    CACHE,
+)
+RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    *_ON_A_MACHINE,
+    click.option(
+        "--weights",
+        multiple=True,
+        callback=lambda _, __, given: _place_of_weights(given),
+        help="Where the model's weights are: memory, stream (from disk, layer by layer) or host.",
+    ),
+)
+SEARCH_RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    *_ON_A_MACHINE,
     click.option(
         "--weights",
         multiple=True,
         callback=lambda _, __, given: _split_weights(given),
         help="memory, stream (from disk, layer by layer) or host; also quality=1,size=0,latency=0, the optimised sum.",
     ),
-    click.option("--state-memory", default=RunOptions().state_memory, show_default=True, help="For hidden states."),
-    click.option("--workers", type=int, default=1, show_default=True, help="Processes that score, each with a model."),
-    CACHE,
 )
 AT = click.option("--model", help="Where STUDY's model is now; its content must be what was searched.")
 TRIALS = click.option(
@@ -178,6 +190,8 @@ def chosen_by(
     if dropped is not None:
         if model is not None:
             raise InputError(f"--model goes with STUDY; with --drop the model is {target!r}")
+        if _is_study(target, options.storage):
+            raise InputError(f"{target!r} is a study, and --drop goes with MODEL: leave --drop out")
         recipe = recipe_of({**settings, "model": target, "drop": "1"})  # nothing is searched
         return delivery.from_layers(recipe, options, dropped)
     if target and os.path.exists(target):  # noqa: PTH110 (a study's name may be longer than a file's)
@@ -186,6 +200,20 @@ def chosen_by(
         raise InputError("--revision and --dtype go with MODEL --drop; a study's model is the one it searched")
     wanted = Wanted.parse(max_loss, max_size)
     return delivery.from_study(target, options, wanted, settings["trust_remote_code"], model)
+
+
+def _is_study(target: str, storage: str) -> bool:
+    """Whether a name that is no path is that of a study; a database that cannot be read has none."""
+    from prunesearch.store import studies
+
+    if Path(target).exists():
+        return False
+    quiet_optuna()
+    try:
+        studies.load(studies.open_storage(storage, create=False), target)
+    except InputError:
+        return False
+    return True
 
 
 def quiet_optuna() -> None:
@@ -226,6 +254,21 @@ def _split_weights(given: Sequence[str]) -> tuple[str, str | None]:
     if place == "resident":
         place = "memory"
     return ",".join(sums), place
+
+
+def _place_of_weights(given: Sequence[str]) -> tuple[str, str | None]:
+    """``--weights`` of a command that optimises nothing.
+
+    Raises:
+        InputError: it names the weights of the sum.
+    """
+    sums, place = _split_weights(given)
+    if sums:
+        raise InputError(
+            f"--weights {sums} goes with search, or into a recipe file; here it says where the model's weights are: "
+            "memory, stream or host"
+        )
+    return sums, place
 
 
 def options_of(settings: Mapping[str, Any]) -> RunOptions:
@@ -331,7 +374,8 @@ def _mapping_in(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read recipe {str(path)!r}: {one_line(error)}") from None
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"cannot read recipe {str(path)!r}: {reason}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(f"recipe {str(path)!r} is not a mapping: write lines such as 'model: NAME' and 'drop: 8'")
     return values

@@ -99,12 +99,16 @@ class Wish:
         elif out is None:
             raise InputError("--out is needed: a new folder for the checkpoint, or with --gguf a new file")
         elif gguf:
-            if Path(out).suffix.lower() != ".gguf" or os.path.lexists(out):
-                raise InputError(f"--gguf writes a new file, and --out {out!r} is none: write --out NAME.gguf")
+            if Path(out).suffix.lower() != ".gguf":
+                raise InputError(f"--gguf writes a file, and --out {out!r} is no name of one: write --out NAME.gguf")
+            if os.path.lexists(out):
+                raise InputError(f"--out {out!r} exists already: choose a new file, since none is replaced")
             if form != "plain" or push_to_hub is not None:
                 raise InputError("--gguf goes neither with --as nor with --push-to-hub")
             check_writable(Path(out))
         else:
+            if Path(out).suffix.lower() == ".gguf":
+                raise InputError(f"--out {out!r} names a GGUF file: add --gguf, or choose another name for the folder")
             check_destination(Path(out))
         # Check the upload.
         if public and push_to_hub is None:

@@ -134,6 +134,12 @@ def run(
     Raises:
         PruneSearchError: see `errors`. Finished evaluations are kept.
     """
+    given: object = recipe
+    if not isinstance(given, Recipe):
+        raise InputError(
+            f"run takes a Recipe, not {type(given).__name__}: write run(Recipe(model=..., drop=...)); the command "
+            "prunesearch run takes a recipe file"
+        )
     folder = None if out is None else Path(out)
     try:
         (outcome,), (exported,) = search_and_export([recipe], options, folder, listener)

@@ -380,15 +380,29 @@ def complaint(model: type[BaseModel], error: ValidationError) -> InputError:
         return cause
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return UnknownNameError(f"{model.__name__.lower()} key", str(first["loc"][-1]), model.model_fields)
+        key = str(first["loc"][-1])
+        if model is Recipe and key in RunOptions.model_fields:  # in Python; a recipe file may hold both
+            return InputError(f"{key!r} is not part of a Recipe: give it as run(recipe, RunOptions({key}=...))")
+        return UnknownNameError(f"{model.__name__.lower()} key", key, model.model_fields)
     if first["type"] == "missing":
         return InputError(f"{name} is missing: every {model.__name__.lower()} needs it")
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         choices = re.findall(r"'([^']+)'", first.get("ctx", {}).get("expected", ""))
         return UnknownNameError(name, first["input"], choices)
     message = first["msg"].removeprefix("Value error, ")
+    for theirs, ours in _PLAINER.items():
+        message = message.replace(theirs, ours)
     return InputError(f"{name} = {reprlib.repr(first['input'])}: {message}" if name else message)
 
+
+_PLAINER = {
+    "Input should be greater than or equal to": "it must be at least",
+    "Input should be less than or equal to": "it must be at most",
+    "Input should be greater than": "it must be more than",
+    "Input should be less than": "it must be less than",
+    "Input should be": "it must be",
+}
+"""Pydantic's words and ours, the longer ones first."""
 
 Complaint = TypeVar("Complaint", bound=PruneSearchError)
 
@@ -401,21 +415,25 @@ def in_arguments(error: Complaint) -> Complaint:
 
 
 def advice(stored: dict[str, Any], asked: dict[str, Any]) -> str:
-    """Return the options that would resume a study, such as ``--tokens 1024``; empty if no option can."""
-    words = []
+    """Return the options that would resume a study, such as ``--tokens 1024 and no --race``; empty if no option can."""
+    words: list[str] = []
+    left_out: list[str] = []
     for name, was in sorted(stored.items()):
         if name not in Recipe.model_fields or was == asked.get(name):
             continue
         option = f"--{name.replace('_', '-')}"
         if isinstance(was, bool):
-            words.append(option if was else f"no {option}")
+            (words if was else left_out).append(option)
         elif isinstance(was, dict):
             words.append(f"{option} {','.join(f'{key}={value:g}' for key, value in was.items())}")
         elif was in (None, ""):
-            words.append(f"no {option}")
+            left_out.append(option)
         else:
             words.append(f"{option} {was}")
-    return " ".join(words)
+    parts = [f"no {option}" for option in left_out]
+    if words:
+        parts.insert(0, " ".join(words))
+    return " and ".join(parts)
 
 
 def differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:

@@ -169,5 +169,5 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 def _end_at_once(number: int) -> None:
     cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""  # a progress bar hides it
-    os.write(2, cursor + b"stopped at once; every finished evaluation is kept\n")
+    os.write(2, cursor + b"stopped at once; what is finished is kept\n")
     os._exit(128 + number)

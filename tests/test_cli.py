@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 import prunesearch
 from prunesearch import cli as cli_module
 from prunesearch.cli import cli, main
+from prunesearch.errors import PruneSearchError
 
 FAST = ["--tokens", "256", "--window", "64", "--population", "4"]
 
@@ -177,10 +178,22 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
         (["search", "MODEL", "--drop", "2", "--storage", "foo://x"], "unknown database 'foo'"),
         (["search", "MODEL", "--drop", "2", "--storage", "sqlite:////proc/no/study.db"], "cannot write"),
         (["search", "MODEL", "--drop", "2", "--cache", "/proc/no"], "cannot write"),
-        (["search", "MODEL", "--drop", "2", "--trials", "0"], "trials = 0"),
+        (["search", "MODEL", "--drop", "2", "--trials", "0"], "trials = 0: it must be at least 1"),
+        (["search", "short.txt", "--drop", "2"], "'short.txt' is not a model"),
         (["search", "MODEL", "--drp", "2"], "--drop"),
         (["search", "MODEL"], "Missing option '--drop'"),
         (["serach", "MODEL"], "Did you mean 'search'"),
+        (["study", "delete", "x"], "known: best, layers, list, resume, rm, show"),
+        (["study", "show", "x", "--best", "0"], "0 is not in the range"),
+        (["study", "list", "--storage", "sqlite:///short.txt"], "': file is not a database"),
+        (["evaluate", "MODEL", "--weights", "quality=1"], "--weights quality=1 goes with search"),
+        (["study", "resume", "x", "--weights", "size=1"], "--weights size=1 goes with search"),
+        (["export", "MODEL", "--drop", "1", "--out", "new.gguf"], "add --gguf"),
+        (["export", "MODEL", "--drop", "1", "--out", "new", "--gguf"], "write --out NAME.gguf"),
+        (["export", "MODEL", "--drop", "1", "--out", "cut.gguf", "--gguf"], "exists already"),
+        (["heal", "MODEL", "--drop", "1", "--out", "new", "--distill-weight", ".3"], "goes with --loss mix"),
+        (["heal", "MODEL", "--drop", "1", "--out", "new", "--kl-top", "8"], "goes with --loss distill or mix"),
+        (["heal", "MODEL", "--drop", "1", "--out", "new", "--lr", "0"], "learning_rate = 0.0: it must be more than 0"),
         (["export", "MODEL", "--drop", "1", "--out", "full"], "is not empty"),
         (["export", "MODEL", "--drop", "7", "--out", "new"], "layers 0 to 5"),
         (["export", "MODEL", "--drop", "", "--out", "new"], "cannot read layers ''"),
@@ -194,7 +207,7 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
         (["export", "nostudy", "--out", "new"], "no study database"),
         (["evaluate", "MODEL", "--drop", "9"], "layers 0 to 5"),
         (["analyze", "MISSING"], "no model folder or file"),
-        (["run", "none.yaml", "--out", "new"], "cannot read recipe"),
+        (["run", "none.yaml", "--out", "new"], "cannot read recipe 'none.yaml': No such file or directory"),
         (["run", "typo.yaml", "--out", "new"], "did you mean 'sampler'"),
         (["run", "twice.yaml", "--out", "new"], "'drop' is given twice"),
         (["run", "deep.yaml", "--out", "new"], "cannot read recipe"),
@@ -256,6 +269,11 @@ def test_a_study_of_other_settings_or_model_is_not_resumed(
     assert "model content: " in refused(capsys, monkeypatch, "search", other, *words)
     assert "seed: 0 in the study, 1 now" in refused(capsys, monkeypatch, "search", tiny_folder, *words, "--seed", 1)
     assert "did you mean 's'" in refused(capsys, monkeypatch, "study", "show", "ss")
+    assert "'s' is a study" in refused(capsys, monkeypatch, "export", "s", "--drop", "2", "--out", "new")
+    said = refused(capsys, monkeypatch, "search", tiny_folder, *words, "--seed", 1, "--protect", "0")
+    assert "to resume it give --seed 0 and no --protect;" in said
+    with pytest.raises(PruneSearchError, match=r"run takes a Recipe, not str"):
+        prunesearch.run("recipe.yaml")  # type: ignore[arg-type]
 
 
 def _start(here: Path, *words: object) -> subprocess.Popen[str]:

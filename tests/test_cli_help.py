@@ -49,6 +49,14 @@ def test_fixed_values_are_shown_and_completed() -> None:
     assert {item.value for item in completer.get_completions(["heal", "s", "--as"], "z")} == {"zeroed"}
 
 
+def test_help_speaks_of_its_own_command() -> None:
+    assert "prunesearch verify ./pruned" in help_of("verify")
+    assert "Examples:" not in help_of("cache", "verify")
+    assert "How it is searched:" not in help_of("export")
+    assert "quality=1" in help_of("search")
+    assert "quality=1" not in help_of("evaluate")
+
+
 @pytest.mark.parametrize("example", [example for examples in EXAMPLES.values() for example in examples])
 def test_every_example_is_understood(example: str) -> None:
     name, *words = example.split()

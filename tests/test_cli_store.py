@@ -220,7 +220,7 @@ def test_studies_of_others_do_not_disturb(here: Path, capsys: pytest.CaptureFixt
 def test_a_span_that_is_longer_than_all_time_removes_nothing(here: Path) -> None:
     with EvaluationStore("storage/cache") as store:
         store.put(evaluation_key("f" * 64, "blocks/6:1", {"kind": "calibration"}), [[1, 1, 2]])
-    for span in ("999999999d", "9" * 400 + "w"):
+    for span in ("999999999d", "9" * 15 + "w"):
         found = run_json("cache", "gc", "--older-than", span)
         assert (found["entries"], found["before"]) == (0, "1970-01-01 00:00:00 UTC")
     Path("storage/cache/alarms.jsonl").write_text('{"kind":"damage","key":"k","detail":"","at":1e300}\n')

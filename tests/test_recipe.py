@@ -52,6 +52,10 @@ def test_a_recipe_takes_what_the_command_takes() -> None:
     ("make", "complaint"),
     [
         (lambda: Recipe(model="m", drop="8", tokns=3), "unknown recipe key 'tokns': did you mean 'tokens'?"),
+        (
+            lambda: Recipe(model="m", drop="8", trials=3),
+            "'trials' is not part of a Recipe: give it as run",
+        ),
         (lambda: Recipe(model="m"), "drop is missing: every recipe needs it"),
         (lambda: Recipe(model="m", drop="8", task_data="x"), "task_data goes with task NAME, and no task is given"),
         (lambda: Recipe(model="m", drop="8", preselect=False, sampler="ga"), "preselect=False goes with sampler pso"),

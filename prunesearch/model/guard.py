@@ -13,6 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
 from prunesearch.errors import ModelError, PruneSearchError, RunError, one_line
 from prunesearch.store.files import foreign_writer
 
@@ -25,6 +32,14 @@ _SPEAK_FOR_THEMSELVES = (OSError, ValueError, RuntimeError, ImportError)
 
 The text of others, such as a KeyError, means little without their type.
 """
+
+_HUB: tuple[tuple[type[Exception], str], ...] = (  # the first that fits: a gated repository is a kind of a missing one
+    (GatedRepoError, "its owner asks for consent: accept the terms on its page, then log in with hf auth login"),
+    (RepositoryNotFoundError, "the hub has no such model, or it is private; log in with hf auth login"),
+    (RevisionNotFoundError, "the hub has no such branch, tag or commit"),
+    (LocalEntryNotFoundError, "the hub cannot be reached, and no copy is on this machine"),
+)
+"""What the hub's errors mean; their own texts are several sentences long."""
 
 Place = Path | str | Sequence[Path]
 
@@ -89,6 +104,9 @@ def reason_of(error: BaseException) -> str:
     """Return the reason of an exception in one line, with its type if the text alone means little."""
     if isinstance(error, SystemExit):
         return f"its code ends the program (exit status {error.code})"
+    for kind, meaning in _HUB:
+        if isinstance(error, kind):
+            return meaning
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8 text (byte {error.start})"
     if isinstance(error, OSError) and error.strerror:

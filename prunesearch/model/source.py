@@ -182,6 +182,8 @@ def refuse_part(path: Path) -> None:
 
 def _local_folder(folder: Path, name: str) -> ResolvedSource:
     """Return the source of a checkpoint in a local folder."""
+    if folder.is_file():
+        raise ModelError(f"{name!r} is not a model: give a folder with a {CONFIG}, a .gguf file or a Hugging Face id")
     if not folder.is_dir():
         raise ModelError(f"no model folder or file {name!r}: give a folder, a .gguf file or a Hugging Face id")
     refuse_adapter(folder, name)
@@ -208,7 +210,8 @@ def refuse_adapter(folder: Path, name: str) -> None:
 def _snapshot(name: str, revision: str | None, wanted: tuple[str, ...]) -> Path:
     """Download the small files of one commit, and return their folder."""
     which = f" at revision {revision!r}" if revision is not None else ""
-    with guarded(f"cannot get model {name!r}{which}, which is not a local folder or file either"):
+    hint = "" if "/" in name else "a study cannot be used here: export it, and give the folder"
+    with guarded(f"cannot get model {name!r}{which}, which is not a local folder or file either", advice=hint):
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(_NOT_WANTED))
         )

@@ -168,7 +168,10 @@ def delivered(document: Document) -> Parts:
         return [document["said"].rstrip()]
     if "gguf" in document:
         check = document["llama_cpp"]
-        proof = "not verified: llama.cpp is not installed; pip install 'prunesearch[gguf]' and run it again"
+        proof = (
+            "not verified, since llama.cpp is not installed: pip install 'prunesearch[gguf]', then run "
+            f"prunesearch verify {quote(document['gguf'])}"
+        )
         if check:
             proof = (
                 f"verified in llama.cpp: log-probabilities differ by {check['difference']:.3g} nats in the mean "
@@ -258,7 +261,7 @@ def demo(document: Document) -> Parts:
         )
     return [
         table(
-            "Searches (one store: what one sampler scored, the next finds)",
+            "Searches (one cache: what one sampler scored, the next finds)",
             ("sampler", "best KL", "trials", "evaluated", "cache hits", "seconds", "layers dropped"),
             runs,
         ),

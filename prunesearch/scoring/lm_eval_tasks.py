@@ -156,7 +156,7 @@ def choose_metric(outcome: dict[str, Any], task: str, asked: str | None) -> tupl
     if not names:
         raise InputError(f"task {task!r} has no metric that all its tasks share: search one of them instead")
     if asked is not None and asked not in names:
-        raise UnknownNameError(f"metric of task {task!r}", asked, names)
+        raise UnknownNameError(f"{task} metric", asked, names)
     default = "acc_norm" if "acc_norm" in names else names[0]
     metric = asked or default
     # A smaller metric is better only if all tasks say so.

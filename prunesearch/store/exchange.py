@@ -55,22 +55,36 @@ class Imported:
 def export(tiers: Sequence[Readable], path: Path) -> int:
     """Write all sound entries to a file, and return their number.
 
-    The file is either complete or not written at all.
+    The file is either complete or not written at all. An earlier export of that name is replaced. Any other file
+    stays.
 
     Args:
         tiers: tiers of the store.
         path: path of the file. It is compressed if its name ends in ``.gz``.
 
     Raises:
+        InputError: the file exists and holds something else.
         RunError: the file cannot be written.
     """
     if path.exists() and not path.is_file():
         raise RunError(f"cannot write {str(path)!r}: it is not a regular file; give another file")
+    if path.is_file() and not path.is_symlink() and not _may_be_replaced(path):
+        raise InputError(f"{str(path)!r} exists and is not an export of a cache: give another file, or delete it first")
     try:
         with replaced_file(path) as scratch, scratch.open("wb") as file:
             return _write(file, entries_of(tiers), compress=path.suffix == ".gz")
     except OSError as error:
         raise RunError(cannot_write(path, error)) from None
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Whether a file is empty or begins as an export does."""
+    try:
+        with _lines(path) as lines:
+            first = next(lines, None)
+            return first is None or _parsed(path, 1, first).get("format") == FORMAT
+    except InputError:  # it cannot be read, or is not JSON
+        return False
 
 
 def _write(file: IO[bytes], entries: Iterable[Entry], *, compress: bool) -> int:

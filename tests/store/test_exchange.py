@@ -291,12 +291,19 @@ def test_an_import_copies_what_another_import_put_first(
 
 
 def test_an_export_follows_no_link_and_replaces_no_device(tmp_path: Path, exported: Path) -> None:
-    victim = tmp_path / "victim"
+    victim, mine = tmp_path / "victim", tmp_path / "my.txt"
     victim.write_text("precious")
+    (tmp_path / "empty.jsonl").touch()
     (tmp_path / "out.jsonl").symlink_to(victim)
     with closing(DiskTier(tmp_path / "a")) as tier:
         export([tier], tmp_path / "out.jsonl")
         with pytest.raises(RunError, match="is not a regular file"):
             export([tier], Path("/dev/null"))
+        for content in (b"precious", b'{"text": "precious"}\n', b"\x1f\x8b precious"):
+            mine.write_bytes(content)
+            with pytest.raises(InputError, match="is not an export of a cache: give another file"):
+                export([tier], mine)
+            assert mine.read_bytes() == content
+        assert export([tier], tmp_path / "empty.jsonl") == export([tier], exported) == 5
     assert victim.read_text() == "precious"
     assert (tmp_path / "out.jsonl").read_bytes() == exported.read_bytes()
