@@ -48,7 +48,7 @@ from prunesearch.cli_options import (
 )
 from prunesearch.cli_store import cache, doctor
 from prunesearch.errors import InputError, PruneSearchError, one_line
-from prunesearch.masking import command, masked_text
+from prunesearch.masking import command, masked_text, printable
 from prunesearch.quantity import parse_size
 from prunesearch.recipe import (
     RunOptions,
@@ -466,18 +466,10 @@ def main() -> None:
 
 def _fail(kind: str, message: str, error: Exception, status: int) -> NoReturn:
     """Print an error as one line, and with ``--json`` as a document too, both without secrets."""
-    message = _printable(masked_text(message))
+    message = printable(masked_text(message))
     click.echo(f"{kind}: {message}", err=True)
     _document_of_failure(message, type(error).__name__, status)
     sys.exit(status)
-
-
-def _printable(text: str) -> str:
-    """Escape characters that break lines or control a terminal. Names of files and config fields may contain them."""
-    letters = []
-    for letter in text:
-        letters.append(letter if letter.isprintable() else repr(letter)[1:-1])
-    return "".join(letters)
 
 
 _RESUMED = ("search", "run", "demo", "evaluate", "export", "heal", "compensate")

@@ -113,6 +113,14 @@ def _without_settings(text: str) -> str:
     return _TOKEN.sub(MASK, _SECRET.sub(rf"\1\2\3{MASK}", text))
 
 
+def printable(text: str) -> str:
+    """Escape characters that break lines or control a terminal. Names of files and studies may contain them."""
+    letters = []
+    for letter in text:
+        letters.append(letter if letter.isprintable() else repr(letter)[1:-1])
+    return "".join(letters)
+
+
 def masked(value: str) -> str:
     """Return the value of an option without secrets. It may be a URL, ``DIR,URL`` or something else."""
     match = re.search(rf"(?:^|,|=)({_SCHEME.pattern})", value)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prunesearch.masking import printable
+
 if TYPE_CHECKING:
     from rich.console import Group
 
@@ -39,7 +41,8 @@ def emit(as_json: bool, document: Any, render: "Callable[[Any], list[Group | str
         console.width = _PIPE
     for part in filter(None, render(document)):
         if isinstance(part, Commands):
-            console.print(part, soft_wrap=True)
+            lines = [printable(line) for line in part.split("\n")]
+            console.print("\n".join(lines), soft_wrap=True)
         elif isinstance(part, str):
             console.print(Paragraph(part), crop=False)
         else:

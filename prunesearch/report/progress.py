@@ -17,6 +17,7 @@ from rich.text import Text
 from prunesearch import events, stopping
 from prunesearch.candidate import Evaluation
 from prunesearch.errors import InputError
+from prunesearch.masking import printable
 from prunesearch.report.tables import Paragraph, duration
 
 _EVERY = 5.0  # seconds between plain lines about a study
@@ -127,7 +128,7 @@ class ProgressView:
     def say(self, line: str) -> None:
         """Print a line, above the bars if there are any."""
         self._release()
-        self.console.print(Paragraph(line) if self.console.is_terminal else Text(line), soft_wrap=True)
+        self.console.print(Paragraph(line) if self.console.is_terminal else Text(printable(line)), soft_wrap=True)
 
     def stage(self, stage: events.Stage) -> None:
         """Show a stage: as a bar if it is counted, else as a line."""
@@ -224,6 +225,7 @@ class ProgressView:
 
     def _lines(self) -> Iterator[RenderableType]:
         for name, progress in self._studies.items():
+            name = printable(name)
             left = self._left(progress)
             if not left and progress.done == progress.total:
                 left = "done"

@@ -11,6 +11,8 @@ from itertools import zip_longest
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.text import Text
 
+from prunesearch.masking import printable
+
 _GAP = 2  # characters between two columns of a table
 _LEAST = 16  # smallest width of a column with a list of layers, unless the list is shorter
 _NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?( |%|$)|-?$")
@@ -39,7 +41,8 @@ class Paragraph:
     """
 
     def __init__(self, text: str, indent: str = "", style: str = "") -> None:
-        self._text, self._indent, self._style = text, indent, style
+        lines = [printable(line) for line in text.split("\n")]
+        self._text, self._indent, self._style = "\n".join(lines), indent, style
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         text = _encodable(self._text, options)
@@ -53,6 +56,11 @@ def _encodable(text: str, options: ConsoleOptions) -> str:
     if options.ascii_only:
         return text.translate(_PLAIN)
     return text
+
+
+def _clean(cell: str) -> str:
+    """Escape what could control a terminal in a cell, and keep its class."""
+    return type(cell)(printable(cell))
 
 
 def _line(text: str, style: str = "") -> Text:
@@ -99,7 +107,7 @@ class Sheet:
         self._rows: list[list[str]] = []
         for row in rows:
             # `Layers` and `Prose` are strings and keep their class.
-            self._rows.append([cell if isinstance(cell, str) else str(cell) for cell in row])
+            self._rows.append([_clean(cell) if isinstance(cell, str) else str(cell) for cell in row])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         columns = [_encodable(column, options) for column in self._columns]

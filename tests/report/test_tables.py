@@ -29,6 +29,14 @@ def assert_whole(lines: list[str], *words: str) -> None:
         assert any(word in line for line in lines), f"{word} is broken in {lines}"
 
 
+def test_names_cannot_steer_a_terminal() -> None:
+    name = "a\x1b[31m\u202e\nb"
+    for part in (table("Studies", ("study",), [(name,)]), Paragraph(f"{name}: best of 3 trials")):
+        lines = shown(part, 80)
+        assert not any("\x1b" in line or "\u202e" in line for line in lines)
+    assert r"a\x1b[31m\u202e\nb" in shown(table("Studies", ("study",), [(name,)]), 80)
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 400])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_no_number_name_or_heading_is_broken(width: int, encoding: str) -> None:
