@@ -73,7 +73,7 @@ def cli() -> None:
 @click.option("--threads", type=int, help="Torch CPU threads.")
 @JSON
 def demo(model: str | None, trials: int | None, home: str, threads: int | None, as_json: bool) -> None:
-    """Search, export and verify a small real model, from nothing, in minutes."""
+    """Search, export and verify a small real model in minutes."""
     quiet()
     from prunesearch.demo import TRIALS, run_demo
     from prunesearch.report import render
@@ -132,7 +132,7 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
 def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Do what the YAML file RECIPE says: search, choose and recover the best, export, verify, evaluate.
 
-    The file may hold what `search` takes, by the same names; what is typed here goes before it.
+    The file may hold what `search` takes, by the same names; options typed here override the file.
     """
     context = click.get_current_context()
     typed = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
@@ -191,7 +191,7 @@ def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None: 
 @click.option("--max-shard", default="5GB", show_default=True, help="Size of the largest weight file.")
 @click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the verified checkpoint, to a private repository.")
 @click.option("--public", is_flag=True, help="Let --push-to-hub upload to a repository that is public.")
-@click.option("--print", "program", help="Write nothing; say it to mergekit or llama-quantize.")
+@click.option("--print", "program", help="Write nothing; print a recipe for mergekit or llama-quantize.")
 @STORAGE
 @with_options(*MODEL_OPTIONS, *RUN_OPTIONS)
 @JSON
@@ -239,7 +239,7 @@ def verify(folder: str, base: str | None, as_json: bool, **settings: Any) -> Non
 @with_options(REVISION, TRUST)
 @JSON
 def analyze(model: str, revision: str | None, trust_remote_code: bool, as_json: bool) -> None:
-    """Count parameters and bytes per layer of MODEL; a bare config.json will do."""
+    """Count parameters and bytes per layer of MODEL; a config.json is enough."""
     quiet()
     from prunesearch.model.inventory import take_inventory
     from prunesearch.report import render
@@ -251,13 +251,13 @@ def analyze(model: str, revision: str | None, trust_remote_code: bool, as_json: 
 
 @cli.command()
 @click.argument("model")
-@click.option("--memory", help="What scoring may take: 24GiB; default all of the GPU, or of the machine.")
-@click.option("--candidates", type=int, default=20, show_default=True, help="Of a generation.")
-@click.option("--drop", default="25%", show_default=True, help="Of each candidate: 8 or 25%.")
+@click.option("--memory", help="Memory that scoring may use: 24GiB; default: all of the GPU, or of the machine.")
+@click.option("--candidates", type=int, default=20, show_default=True, help="Candidates in a generation.")
+@click.option("--drop", default="25%", show_default=True, help="How much each candidate drops: 8 or 25%.")
 @click.option("--tokens", type=int, default=1024, show_default=True, help="Calibration tokens scored.")
 @click.option("--kl-top", type=int, help="KL over the K likeliest tokens and the rest as one; default over all.")
 @click.option("--requests", type=int, help="Plan for this number of requests of a task instead of --tokens.")
-@click.option("--length", type=int, default=64, show_default=True, help="Tokens of a request.")
+@click.option("--length", type=int, default=64, show_default=True, help="Tokens in a request.")
 @click.option("--device", help="Torch device; default cuda where there is one, else cpu.")
 @with_options(*MODEL_OPTIONS)
 @JSON
@@ -269,7 +269,10 @@ def plan(
     as_json: bool,
     **asked: Any,  # noqa: ANN401
 ) -> None:
-    """Predict memory, reading and time of a generation of MODEL, a bare config.json too, and say how to run it."""
+    """Predict memory, bytes read and time of a search of MODEL, and print the command to run.
+
+    A config.json is enough.
+    """
     size = None if memory is None else parse_size(memory, "--memory")
     quiet()
     from prunesearch.report import render
@@ -369,9 +372,9 @@ def study_layers(name: str, storage: str, as_json: bool) -> None:
 @study.command("resume")
 @click.argument("name")
 @AT
-@click.option("--calibration", help="Where its calibration text is now, likewise.")
-@click.option("--task-data", help="Where its task's data is now, likewise.")
-@click.option("--include-path", help="Where its task's YAML files are now, likewise.")
+@click.option("--calibration", help="Where the study's calibration text is now; its content must be the same.")
+@click.option("--task-data", help="Where the data of the study's task is now; its content must be the same.")
+@click.option("--include-path", help="Where the study's task YAML files are now; their content must be the same.")
 @click.option("--trials", type=int, help="Trials in all; default: as many as were asked for last.")
 @TRUST
 @STORAGE

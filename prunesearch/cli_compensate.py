@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @click.option("--calibration", default=BUILTIN_TEXT, show_default=True, help="Text it is fitted to, as for search.")
 @click.option("--tokens", type=click.IntRange(16), default=16384, show_default=True, help="Tokens it is fitted to.")
 @click.option("--window", type=click.IntRange(16), default=256, show_default=True, help="Tokens per sequence.")
-@click.option("--held-out", help="Text that decides; default: other parts of the calibration text.")
+@click.option("--held-out", help="Text that must improve; default: other parts of the calibration text.")
 @click.option(
     "--held-out-tokens", type=click.IntRange(16), default=2048, show_default=True, help="Its number of tokens."
 )

@@ -32,8 +32,8 @@ TRAINING = (
     click.option(
         "--data", help="Text, JSONL, JSON, CSV or Parquet file, or dataset id[:config[:split]]; default: builtin prose."
     ),
-    click.option("--held-out", help="What the loss is watched on, likewise; default: a part that training never sees."),
-    click.option("--held-out-tokens", type=int, help="How much of it; default 8192."),
+    click.option("--held-out", help="Text to evaluate the loss on; default: a part of --data that is kept apart."),
+    click.option("--held-out-tokens", type=int, help="Tokens of held-out text; default 8192."),
     click.option("--window", type=int, help="Tokens of a packed sequence; default 256."),
     click.option(
         "--loss",
@@ -43,23 +43,27 @@ TRAINING = (
     click.option("--distill-weight", type=float, help="Share of the KL in mix; default 0.5."),
     click.option("--kl-top", type=int, help="KL over the dense model's K likeliest tokens and the rest; default 64."),
     click.option("--steps", type=int, help="Optimiser steps; default 4000."),
-    click.option("--batch-size", type=int, help="Sequences of a pass; default 8."),
-    click.option("--accumulation", type=int, help="Passes of a step; default 1."),
+    click.option("--batch-size", type=int, help="Sequences in a pass; default 8."),
+    click.option("--accumulation", type=int, help="Passes in a step; default 1."),
     click.option("--lr", "learning_rate", type=float, help="Peak learning rate; default 2e-4."),
     click.option("--warmup", type=float, help="Share of the steps in which it rises; default 0.03."),
-    click.option("--weight-decay", type=float, help="Default 0."),
-    click.option("--rank", type=int, help="Of the adapter; default 8."),
+    click.option("--weight-decay", type=float, help="Weight decay of AdamW; default 0."),
+    click.option("--rank", type=int, help="Rank of the adapter; default 8."),
     click.option("--alpha", type=float, help="The adapter is scaled by alpha / rank; default 16."),
-    click.option("--dropout", type=float, help="Before the adapter; default 0."),
+    click.option("--dropout", type=float, help="Dropout before the adapter; default 0."),
     click.option("--target-modules", help="Linear layers: q_proj,v_proj; default all of the blocks."),
     click.option(
         "--precision",
         type=Words(("float32", "bfloat16")),
         help="Default: bfloat16 where the device computes in it.",
     ),
-    click.option("--eval-every", type=int, help="Steps between looks at the held-out text, and checkpoints; 100."),
-    click.option("--patience", type=int, help="Looks without a new best before it stops; default 5."),
-    click.option("--seed", type=int, help="Of adapter and data order; default 0."),
+    click.option(
+        "--eval-every",
+        type=int,
+        help="Steps between evaluations on held-out text, and between checkpoints; default 100.",
+    ),
+    click.option("--patience", type=int, help="Evaluations without a new best before training stops; default 5."),
+    click.option("--seed", type=int, help="Seed of adapter and data order; default 0."),
 )
 
 
@@ -76,12 +80,12 @@ TRAINING = (
     type=int,
     help="Number of diverse candidates of STUDY with a short healing; the best is then healed.",
 )
-@click.option("--finalist-steps", type=int, help="Steps of that short healing; default 50.")
+@click.option("--finalist-steps", type=int, help="Steps for each of the --finalists; default 50.")
 @with_options(*TRAINING)
 @click.option("--tune", type=int, help="Number of short trials that search learning rate, batch, rank and steps first.")
-@click.option("--tune-steps", type=int, help="Steps of a trial; default 200.")
-@click.option("--tune-sampler", type=Words(("pso", "woa", "tpe")), help="Default pso.")
-@click.option("--tune-pruner", type=Words(("median", "halving")), help="Default median.")
+@click.option("--tune-steps", type=int, help="Steps of a tuning trial; default 200.")
+@click.option("--tune-sampler", type=Words(("pso", "woa", "tpe")), help="Sampler of the tuning; default pso.")
+@click.option("--tune-pruner", type=Words(("median", "halving")), help="Pruner of the tuning; default median.")
 @click.option("--checkpointing", is_flag=True, help="Compute activations twice: less memory, a third more time.")
 @click.option("--work", help="Folder of this run's checkpoints; default storage/heal/DIGEST.")
 @STORAGE

@@ -19,7 +19,7 @@ _SEARCHED = {
     "num_fewshot batch_tokens",
 }
 _HEALED = {
-    "Before it": "compensate finalists finalist_steps tune tune_steps tune_sampler tune_pruner",
+    "Before healing": "compensate finalists finalist_steps tune tune_steps tune_sampler tune_pruner",
     "Training": "loss distill_weight kl_top steps batch_size accumulation learning_rate warmup weight_decay rank alpha "
     "dropout target_modules precision eval_every patience seed",
     "Text": "data held_out held_out_tokens window",

@@ -51,7 +51,7 @@ RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
 )
 DATA_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--objective", help=f"{', '.join(OBJECTIVES)}, or a mix: kl=1,hellaswag=2; default kl, or the task."),
-    click.option("--kl-top", type=int, help="KL over the K likeliest tokens and the rest as one; default over all."),
+    click.option("--kl-top", type=int, help="KL over the K likeliest tokens and one tail bucket; default: all tokens."),
     click.option(
         "--calibration",
         help="Text, JSONL, JSON, CSV or Parquet file, or dataset id[:config[:split]]; default: builtin prose.",
@@ -92,14 +92,16 @@ DTYPE = click.option(
     type=Words(("auto", "bfloat16", "float16", "float32")),
     default="auto",
     show_default=True,
-    help="Of weights and arithmetic.",
+    help="Number type of weights and arithmetic.",
 )
 MODEL_OPTIONS: tuple[Callable[[Any], Any], ...] = (REVISION, DTYPE, TRUST)
 _ON_A_MACHINE: tuple[Callable[[Any], Any], ...] = (
     click.option("--device", help="Torch device; default cuda where there is one, else cpu."),
-    click.option("--device-map", help="Given to accelerate, e.g. auto."),
+    click.option("--device-map", help="Passed to accelerate, e.g. auto."),
     click.option("--threads", type=int, help="Torch CPU threads."),
-    click.option("--state-memory", default=RunOptions().state_memory, show_default=True, help="For hidden states."),
+    click.option(
+        "--state-memory", default=RunOptions().state_memory, show_default=True, help="Memory for hidden states."
+    ),
     click.option("--workers", type=int, default=1, show_default=True, help="Processes that score, each with a model."),
     CACHE,
 )
@@ -135,7 +137,7 @@ FORM = click.option(
     type=Words(("plain", "zeroed", "deci", "remote-code")),
     default="plain",
     show_default=True,
-    help="How it is written; dropped sublayers need another than plain.",
+    help="Format of the checkpoint. Dropped sublayers need another format than plain.",
 )
 DELIVERY = ("out", "form", "gguf", "max_shard", "push_to_hub", "public", "program")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")

@@ -21,7 +21,7 @@ from prunesearch.report.emit import emit
 
 @click.group(cls=Group)
 def cache() -> None:
-    """Look at the evaluation cache, check it, share it, thin it out."""
+    """Show, check, share and clean up the evaluation cache."""
 
 
 @cache.command()

@@ -108,7 +108,7 @@ def grid(document: Document) -> Parts:
     columns = ("study", "best", "parameters", "latency", "trials", "layers dropped")
     where = "measured" if searches[0]["latency_measured"] else "predicted"
     return [
-        table(f"{len(rows)} studies over one engine and store, {duration(searches[-1]['seconds'])}", columns, rows),
+        table(f"{len(rows)} studies over one engine and cache, {duration(searches[-1]['seconds'])}", columns, rows),
         f"parameters and latency ({where}) as a share of the dense model's; this run: {computed} evaluated, "
         f"{hits} cache hits",
         _next(

@@ -96,6 +96,8 @@ class Asked:
         Raises:
             InputError: a number is out of range, or the type or device is unknown.
         """
+        if str(others["drop"]).startswith("pareto"):
+            raise InputError(f"--drop {others['drop']}: plan needs a number or a share of blocks, such as 8 or 25%")
         numbers = {"candidates": others["candidates"], "length": others["length"], "tokens": tokens}
         if requests is not None:
             numbers["requests"] = requests
