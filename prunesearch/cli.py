@@ -287,7 +287,7 @@ def plan(
 
 @cli.group()
 def study() -> None:
-    """Look at studies and delete them."""
+    """Show, resume and delete studies."""
 
 
 @study.command("list")

@@ -210,7 +210,7 @@ def refuse_adapter(folder: Path, name: str) -> None:
 def _snapshot(name: str, revision: str | None, wanted: tuple[str, ...]) -> Path:
     """Download the small files of one commit, and return their folder."""
     which = f" at revision {revision!r}" if revision is not None else ""
-    hint = "" if "/" in name else "a study cannot be used here: export it, and give the folder"
+    hint = "" if "/" in name else "if this is a study, export it and give the folder"
     with guarded(f"cannot get model {name!r}{which}, which is not a local folder or file either", advice=hint):
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(_NOT_WANTED))

@@ -46,7 +46,7 @@ def test_a_revision_is_resolved_once(hub: Callable[..., Path], tmp_path: Path, l
     assert source.weights == (snapshot / "model.safetensors",)
     with pytest.raises(ModelError, match=r"cannot get model 'acme/tiny' at revision 'v2'.*the hub cannot be reached"):
         loader("acme/tiny", revision="v2", device="cpu")
-    with pytest.raises(ModelError, match="no copy is on this machine; a study cannot be used here"):
+    with pytest.raises(ModelError, match="no copy is on this machine; if this is a study, export it"):
         loader("my-study", device="cpu")
 
 
