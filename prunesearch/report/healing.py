@@ -151,6 +151,7 @@ def _healing(document: Mapping[str, Any]) -> "list[Group | str]":
     title = f"Held-out loss (nats/token) without layers {document['dropped']}"
     parts: list[Group | str] = [
         table(title, ("model", "step", "cross-entropy"), losses),
+        *_distilled(report, recipe),
         _trained(report, recipe),
     ]
     if report["diverged"]:
@@ -168,6 +169,17 @@ def _healing(document: Mapping[str, Any]) -> "list[Group | str]":
     elif report["resumed_from"]:
         parts.append(f"went on from step {report['resumed_from']}")
     return parts
+
+
+def _distilled(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+    """Show the loss that a distillation lowers, which is not the cross-entropy of the table."""
+    if recipe["loss"] == "lm":
+        return []
+    losses = dict(report["watched_loss"])
+    before, after = losses.get(0), losses.get(report["best_step"])
+    if before is None or after is None:
+        return []
+    return [f"the loss that was trained ({recipe['loss']}), on held-out text: {before:.4f} before, {after:.4f} after"]
 
 
 def _trained(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
