@@ -170,7 +170,10 @@ def shape(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
     if isinstance(value, Mapping):
         return {str(name): shape(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [shape(value[0])] if value else []
+        # How many texts a list has may depend on the machine, such as the notes of a plan.
+        if all(isinstance(part, str) for part in value):
+            return "texts"
+        return [shape(value[0])]
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "number"
     return "null" if value is None else type(value).__name__
