@@ -128,7 +128,7 @@ def documents(folder: Path, prose: Path, rows: Path) -> dict[str, Any]:
     )
     commands = {
         "analyze": ["analyze", folder],
-        "plan": ["plan", folder, "--memory", "1GiB"],
+        "plan": ["plan", folder, "--memory", "64GiB"],
         "search": ["search", folder, "--drop", 2, "--trials", 8, *text, "--study", "s"],
         "search, grid": ["search", folder, "--drop", "1,2", "--sampler", "random", "--trials", 2, *text],
         "search, pareto": ["search", folder, "--drop", "pareto", "--trials", 8, *text, "--study", "p"],
