@@ -175,7 +175,8 @@ def _distilled(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str
     """Show the loss that a distillation lowers, which is not the cross-entropy of the table."""
     if recipe["loss"] == "lm":
         return []
-    losses = dict(report["watched_loss"])
+    # A run that was finished before is read from its export, which does not hold the curves.
+    losses = dict(report.get("watched_loss", ()))
     before, after = losses.get(0), losses.get(report["best_step"])
     if before is None or after is None:
         return []

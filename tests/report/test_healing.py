@@ -21,3 +21,7 @@ CURVE = [(0, 0.507), (10, 0.502), (20, None)]
 def test_a_distillation_shows_the_loss_that_it_lowers(loss: str, best_step: int, expected: list[str]) -> None:
     report: dict[str, Any] = {"watched_loss": CURVE, "best_step": best_step}
     assert _distilled(report, {"loss": loss}) == expected
+
+
+def test_a_run_that_is_read_from_its_export_has_no_curves() -> None:
+    assert _distilled({"best_step": 10}, {"loss": "distill"}) == []

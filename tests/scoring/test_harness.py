@@ -135,7 +135,7 @@ def test_own_tasks_of_log_likelihood_type_equal_simple_evaluate(
 def test_the_metric_can_be_chosen(loaded: LoadedModel, own_tasks: Path) -> None:
     chosen = TaskObjective(loaded, "own_ll", metric="acc", include_path=str(own_tasks))
     assert (chosen.metric, chosen.maximize) == ("acc", True)
-    with pytest.raises(UnknownNameError, match="metric of task 'own_ll' 'ac': did you mean 'acc'"):
+    with pytest.raises(UnknownNameError, match="unknown own_ll metric 'ac': did you mean 'acc'"):
         TaskObjective(loaded, "own_ll", metric="ac", include_path=str(own_tasks))
 
 
