@@ -205,7 +205,7 @@ def chosen_by(
 
 
 def _is_study(target: str, storage: str) -> bool:
-    """Whether a name that is no path is that of a study; a database that cannot be read has none."""
+    """Return whether a name that is not a path names a study. A database that cannot be read has no studies."""
     from prunesearch.store import studies
 
     if Path(target).exists():

@@ -100,7 +100,7 @@ class Wish:
             raise InputError("--out is needed: a new folder for the checkpoint, or with --gguf a new file")
         elif gguf:
             if Path(out).suffix.lower() != ".gguf":
-                raise InputError(f"--gguf writes a file, and --out {out!r} is no name of one: write --out NAME.gguf")
+                raise InputError(f"--gguf writes a file, and --out {out!r} does not name a file: write --out NAME.gguf")
             if os.path.lexists(out):
                 raise InputError(f"--out {out!r} exists already: choose a new file, since none is replaced")
             if form != "plain" or push_to_hub is not None:

@@ -30,9 +30,9 @@ _SECRET = re.compile(
     rf"(?i)(?<![\w-])(-*{_SECRET_NAME})(?:(\s*=\s*)(?:{_QUOTED}|[^\s&;,'\")]+)|(['\"]\s*:\s*)(?:{_QUOTED}))"
 )
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=\bBearer )[^\s'\",]+")
-_WEB = ("http", "https", "ftp", "s3", "gs", "hf", "file")  # no database: of its parameters only the secret are hidden
+_WEB = ("http", "https", "ftp", "s3", "gs", "hf", "file")  # not databases: only secret parameters are hidden
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_TAIL = "'\"`)]}>,;.:"  # what ends a sentence and no URL
+_TAIL = "'\"`)]}>,;.:"  # these characters end a sentence, but not a URL
 
 
 def masked_url(url: str) -> str:

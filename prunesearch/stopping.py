@@ -54,9 +54,9 @@ def requested() -> bool:
 
 
 def drawn(on: bool) -> None:
-    """Say that a display on the terminal shows `STOPPING` itself, once a stop is requested, or does so no more.
+    """Set whether a display on the terminal shows `STOPPING` itself after a stop was requested.
 
-    A line that the handler wrote between two of its pictures would leave a part of the first on the screen.
+    If the handler wrote a line while the display is redrawn, part of the old display would stay on the screen.
     """
     _State.drawn = on
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import nn
@@ -25,6 +24,7 @@ from prunesearch.errors import VerificationError
 from prunesearch.model.anatomy import blocks_of, input_device, most_positions, settings_of
 from prunesearch.model.guard import guarded
 from prunesearch.model.loading import LoadedModel
+from prunesearch.model.patching import replaced
 from prunesearch.model.surgery import pruned, silenced
 from prunesearch.scoring.batches import Rows
 from prunesearch.scoring.forward import Forward, Head
@@ -252,7 +252,7 @@ def bypassed(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[None]:
         for number in candidate.dropped:
             forward = blocks[number].forward
             # Each block needs a closure of its own, as `forward` is a variable of the loop.
-            stack.enter_context(mock.patch.object(blocks[number], "forward", handing_on(forward)))
+            stack.enter_context(replaced(blocks[number], "forward", handing_on(forward)))
         for number in {*candidate.attention, *candidate.mlp}:
             use = (number in candidate.attention, number in candidate.mlp)
             stack.enter_context(silenced(model, blocks[number], *use))
@@ -376,7 +376,7 @@ def generate(model: PreTrainedModel, ids: torch.Tensor) -> Decoded:
     hook = model.register_forward_pre_hook(note_length, with_kwargs=True)
     try:
         clean = GenerationConfig()  # type: ignore[no-untyped-call]
-        with mock.patch.object(model, "generation_config", clean):
+        with replaced(model, "generation_config", clean):
             answer: Any = type(model).generate(  # type: ignore[attr-defined]
                 model,
                 input_ids=ids,

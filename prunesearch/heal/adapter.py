@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, transformers_weight_conversion
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -25,11 +24,12 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, StorageError, VerificationError, one_line
 from prunesearch.heal.recipe import ALL_LINEAR, HealRecipe
 from prunesearch.model.anatomy import blocks_of, family_of
+from prunesearch.model.patching import replaced
 
 # In a model with experts, peft reads names such as `gate_proj` as those of older versions of
 # transformers, in which each expert had its own layers. It would then adapt the fused experts. The
 # names given here are those of the model itself, so this renaming is switched off.
-_RENAMING = "peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers"
+_RENAMING = "convert_peft_config_for_transformers"
 _NARROW = (torch.bfloat16, torch.float16)
 # Largest difference of a logit that merging may cause, as a share of the largest logit. Merging
 # adds one rounding.
@@ -170,7 +170,7 @@ def adapted(model: PreTrainedModel, recipe: HealRecipe) -> Iterator[Adapter]:
     )
     # A is drawn at random.
     set_seed(recipe.seed)
-    with warnings.catch_warnings(), mock.patch(_RENAMING, lambda *args, **kwargs: None):
+    with warnings.catch_warnings(), replaced(transformers_weight_conversion, _RENAMING, lambda *args, **kwargs: None):
         # The warnings are about names that transformers will drop, and about transposed layers.
         warnings.simplefilter("ignore")
         adapter = Adapter(get_peft_model(model, settings))

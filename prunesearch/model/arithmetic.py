@@ -3,10 +3,11 @@
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from unittest import mock
 
 import torch
 from torch import nn
+
+from prunesearch.model.patching import replaced
 
 _NARROW = (torch.bfloat16, torch.float16)
 # With fewer rows, reading the weights takes longer than multiplying.
@@ -33,7 +34,7 @@ def wide_products() -> Iterator[None]:
     if not widens():
         yield
         return
-    with mock.patch.object(nn.functional, "linear", _Linear(nn.functional.linear)):
+    with replaced(nn.functional, "linear", _Linear(nn.functional.linear)):
         yield
 
 

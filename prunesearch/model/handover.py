@@ -11,13 +11,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunesearch.errors import RunError
 from prunesearch.model.guard import guarded
+from prunesearch.model.patching import replaced
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -50,7 +50,7 @@ def unchanged_by(library: str, model: PreTrainedModel, *, trains: bool = False) 
             hooks[module, kind] = set(getattr(module, kind))
     before = _ties(model) if trains else _places(model)
     try:
-        with mock.patch.object(model, "tie_weights", lambda *args, **kwargs: None):
+        with replaced(model, "tie_weights", lambda *args, **kwargs: None):
             yield
     finally:
         # Restore the settings.

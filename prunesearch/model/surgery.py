@@ -14,7 +14,6 @@ A silenced sublayer returns zeros of its input's shape. Norms after it turn zero
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
@@ -26,6 +25,7 @@ from prunesearch.errors import InputError
 from prunesearch.model.anatomy import blocks_of, family_of, parts_of, per_layer_tensors, settings_of, sublayer_of
 from prunesearch.model.families import Sublayer
 from prunesearch.model.fields import edits
+from prunesearch.model.patching import replaced
 
 _NUMBERS = ("layer_idx", "layer_id")
 """Attributes in which modules keep the number of their block."""
@@ -85,7 +85,7 @@ def silenced(model: PreTrainedModel, block: nn.Module, attention: bool, mlp: boo
             for name in sublayer.modules:
                 for module in parts_of(block, (name,)):
                     silent = _nothing(module, name, sublayer)
-                    stack.enter_context(mock.patch.object(module, "forward", silent))
+                    stack.enter_context(replaced(module, "forward", silent))
         yield
 
 

@@ -42,7 +42,8 @@ class Options:
 class _Swarm(BaseSampler):
     """Common base of the two samplers, which delegates to another sampler.
 
-    With a `SearchSpace` it delegates to a `SwarmSampler`, without one to a `PlainSwarm`.
+    With a `SearchSpace` it delegates to a `SwarmSampler`, without one to a `PlainSwarm`. Each of the two samplers has a
+    constructor of its own, so that Python's message about a wrong argument names that sampler.
     """
 
     law: ClassVar[Literal["pso", "woa"]]

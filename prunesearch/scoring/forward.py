@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
@@ -29,6 +28,7 @@ from prunesearch.errors import ModelError, ScoringError, one_line
 from prunesearch.model.anatomy import blocks_of, family_of, input_device, returned, settings_of
 from prunesearch.model.guard import guarded
 from prunesearch.model.layers import Layers
+from prunesearch.model.patching import replaced
 from prunesearch.model.surgery import pruned, silenced
 from prunesearch.scoring.batches import Batch, Rows, no_masks
 from prunesearch.scoring.shelf import Shelf
@@ -277,7 +277,7 @@ class Forward:
 
         with ExitStack() as stack:
             for block in blocks_of(self.model):
-                stack.enter_context(mock.patch.object(block, "forward", note))
+                stack.enter_context(replaced(block, "forward", note))
             stack.enter_context(batch.attention(self.model.config))
             stack.enter_context(code_of(self.model))
             trunk_of(self.model)(
@@ -332,7 +332,7 @@ class Head:
         with ExitStack() as stack:
             # Every block returns the given states, whatever its input.
             for block in blocks_of(self._model):
-                stack.enter_context(mock.patch.object(block, "forward", lambda *_, **__: answer))
+                stack.enter_context(replaced(block, "forward", lambda *_, **__: answer))
             stack.enter_context(no_masks(self._model.config))
             stack.enter_context(code_of(self._model))
             nothing_1R = torch.zeros(1, len(states_RE), dtype=torch.int64, device=device)
@@ -347,7 +347,7 @@ class Head:
         # The trunk returns the given rows, so only the head and the changes of the logits run.
         answer = _Finished(last_hidden_state=finished_RE[None])
         ids_1R = torch.zeros(1, len(finished_RE), dtype=torch.int64, device=finished_RE.device)
-        with mock.patch.object(self._trunk, "forward", lambda *_, **__: answer), code_of(self._model):
+        with replaced(self._trunk, "forward", lambda *_, **__: answer), code_of(self._model):
             logits: torch.Tensor = self._model(input_ids=ids_1R, use_cache=False).logits
         return logits[0]
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from typing import Any
-from unittest import mock
 
 import torch
 from lm_eval.api.instance import Instance
@@ -11,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunesearch.errors import InputError, one_line
 from prunesearch.model.handover import tokenizer_digest
+from prunesearch.model.patching import replaced
 from prunesearch.scoring.lm_eval_tasks import LM_EVAL
 from prunesearch.scoring.objectives import SCORING_VERSION, Chunk, content_digest
 
@@ -67,7 +67,7 @@ def requests_for(lm: HFLM, prompts: Sequence[Instance]) -> list[dict[str, Any]]:
         return ids  # the prompt without any new token
 
     # Pass the prompts one by one, because lm-eval would sort a list.
-    with mock.patch.object(lm.model, "generate", generate):
+    with replaced(lm.model, "generate", generate):
         for prompt in prompts:
             HFLM.generate_until(lm, [prompt], disable_tqdm=True)
     return asked

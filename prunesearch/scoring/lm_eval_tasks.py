@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import datasets
 from lm_eval.tasks import TaskManager
@@ -24,6 +23,7 @@ from prunesearch.store.keys import minor
 
 LM_EVAL = minor(importlib.metadata.version("lm_eval"))
 """Major and minor version of lm-eval, whose filters and metrics decide the values of a study's trials."""
+_ONE_PROCESS = "DISABLE_MULTIPROC"  # environment variable of lm-eval
 FEWSHOT_SEED = 1234  # the default of lm_eval.simple_evaluate
 
 
@@ -182,8 +182,17 @@ def bootstrap_here() -> Iterator[None]:
 
     lm-eval would otherwise fork processes, and each of them would hold the model.
     """
-    with mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}), contextlib.redirect_stdout(io.StringIO()):
-        yield
+    before = os.environ.get(_ONE_PROCESS)
+    os.environ[_ONE_PROCESS] = "1"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        # Restore the user's setting.
+        if before is None:
+            del os.environ[_ONE_PROCESS]
+        else:
+            os.environ[_ONE_PROCESS] = before
 
 
 @contextmanager
