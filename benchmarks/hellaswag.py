@@ -1,9 +1,12 @@
-"""Does a search on HellaSwag work as in the source paper, and does a second sampler profit from the first's store?
+"""Does a search on HellaSwag work as in the source paper, and does a second sampler profit from the
+first's store?
 
-SmolLM2-135M-Instruct, 6 of 30 blocks, acc_norm of `--limit` HellaSwag documents; PSO, then WOA over the same cache. The
-dense accuracy is compared with `lm_eval.simple_evaluate` on the same file and limit.
+SmolLM2-135M-Instruct, 6 of 30 blocks, acc_norm of `--limit` HellaSwag documents; PSO, then WOA over
+the same cache. The dense accuracy is compared with `lm_eval.simple_evaluate` on the same file and
+limit.
 
-    python -m benchmarks.hellaswag --data hellaswag.jsonl.bz2 --json benchmarks/results/hellaswag.json
+    python -m benchmarks.hellaswag --data hellaswag.jsonl.bz2 --json
+    benchmarks/results/hellaswag.json
 """
 
 import tempfile
@@ -14,10 +17,10 @@ import transformers
 
 from benchmarks.record import Record, arguments
 from benchmarks.stock import stock_hellaswag
-from prunesearch.bench import open_bench
-from prunesearch.model.demo_weights import obtain
-from prunesearch.pipeline import run_search
-from prunesearch.recipe import Recipe, RunOptions
+from prunesearch.config.recipe import Recipe, RunOptions
+from prunesearch.models.demo_weights import obtain
+from prunesearch.pipeline.run import run_search
+from prunesearch.pipeline.session import open_session
 from prunesearch.report.progress import ProgressView
 
 
@@ -34,19 +37,28 @@ def main() -> None:
     model = str(obtain(Path("storage/models"), print))
     recipes = [
         Recipe(
-            model=model, drop="6", objective="task", task="hellaswag", task_data=str(options.data), limit=limit
+            model=model,
+            drop="6",
+            objective="task",
+            task="hellaswag",
+            task_data=str(options.data),
+            limit=limit,
         ).model_copy(update={"sampler": sampler})
         for sampler in ("pso", "woa")
     ]
     with tempfile.TemporaryDirectory() as scratch, ProgressView() as view:
-        run = RunOptions(storage=f"sqlite:///{scratch}/study.db", cache=f"{scratch}/cache", trials=trials)
-        with open_bench(recipes[0], run) as bench:
-            stock = stock_hellaswag(bench.loaded, options.data, limit, 16)
-            outcomes = [run_search(bench, recipe, run, view) for recipe in recipes]
+        run = RunOptions(
+            storage=f"sqlite:///{scratch}/study.db", cache=f"{scratch}/cache", trials=trials
+        )
+        with open_session(recipes[0], run) as session:
+            stock = stock_hellaswag(session.loaded, options.data, limit, 16)
+            outcomes = [run_search(session, recipe, run, view) for recipe in recipes]
     dense = outcomes[0].dense
     for name, value in stock.metrics.items():
         record.add(f"dense_{name}", dense.metrics[name])
-        record.add(f"dense_{name}_difference_from_lm_eval", abs(dense.metrics[name] - value), "<= 0")
+        record.add(
+            f"dense_{name}_difference_from_lm_eval", abs(dense.metrics[name] - value), "<= 0"
+        )
     record.add("dense_seconds_lm_eval", stock.seconds)
     for recipe, outcome in zip(recipes, outcomes, strict=True):
         name = recipe.sampler
@@ -56,7 +68,9 @@ def main() -> None:
         record.add(f"{name}_evaluated", outcome.result.computed)
         record.add(f"{name}_hits", outcome.result.hits)
         record.add(f"{name}_seconds", outcome.seconds)
-        record.add(f"{name}_seconds_per_evaluation", outcome.seconds / max(1, outcome.result.computed))
+        record.add(
+            f"{name}_seconds_per_evaluation", outcome.seconds / max(1, outcome.result.computed)
+        )
         record.notes[f"{name}_dropped"] = outcome.best.candidate.text
         record.add(f"{name}_latency_ratio", outcome.best_ms / outcome.dense_ms)
     record.finish(options.json)

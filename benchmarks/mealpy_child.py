@@ -1,7 +1,8 @@
-"""Runs mealpy's PSO or WOA in an environment of its own (it needs an older numpy) and asks for losses over a pipe.
+"""Runs mealpy's PSO or WOA in an environment of its own (it needs an older numpy) and asks for
+losses over a pipe.
 
-Not to be called by hand: `benchmarks.search_quality` starts it. One JSON line a question, one number a line in answer;
-an empty answer ends the run.
+Not to be called by hand: `benchmarks.search_quality` starts it. One JSON line a question, one
+number a line in answer; an empty answer ends the run.
 """
 
 import contextlib
@@ -28,7 +29,12 @@ def main() -> None:
         return float(answer)
 
     model = {"pso": PSO.OriginalPSO, "woa": WOA.OriginalWOA}[law](epoch=10_000, pop_size=population)
-    problem = {"obj_func": loss, "bounds": FloatVar(lb=(0.0,) * n, ub=(1.0,) * n), "minmax": "min", "log_to": None}
+    problem = {
+        "obj_func": loss,
+        "bounds": FloatVar(lb=(0.0,) * n, ub=(1.0,) * n),
+        "minmax": "min",
+        "log_to": None,
+    }
     with contextlib.suppress(_DoneError):
         model.solve(problem, seed=seed)
 

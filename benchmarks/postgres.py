@@ -1,4 +1,6 @@
-"""A PostgreSQL server on loopback for tests and benchmarks: made in a folder of its own, and gone afterwards."""
+"""A PostgreSQL server on loopback for tests and benchmarks: made in a folder of its own, and gone
+afterwards.
+"""
 
 import os
 import pwd
@@ -35,7 +37,9 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self._options = f"-h 127.0.0.1 -p {self.port} -k {self._folder}" + ("" if fsync else " -c fsync=off")
+        self._options = f"-h 127.0.0.1 -p {self.port} -k {self._folder}" + (
+            "" if fsync else " -c fsync=off"
+        )
         self._run("initdb", "-U", "me", "--auth=trust", "--no-sync")
         self.start()
 
@@ -46,7 +50,16 @@ class Server:
 
     def database(self, name: str) -> str:
         """Make another database; its URL."""
-        command = [str(binary("createdb")), "-h", "127.0.0.1", "-p", str(self.port), "-U", "me", name]
+        command = [
+            str(binary("createdb")),
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(self.port),
+            "-U",
+            "me",
+            name,
+        ]
         subprocess.run(command, check=True, capture_output=True)
         return self.url.removesuffix("postgres") + name
 
@@ -55,12 +68,19 @@ class Server:
         self._run("pg_ctl", "-w", "-l", str(self._folder / "log"), "-o", self._options, "start")
 
     def stop(self, mode: str = "immediate") -> None:
-        """Stop it; ``immediate`` is a crash: nothing is written down, and the next start recovers from the log."""
+        """Stop it;
+
+        ``immediate`` is a crash: nothing is written down, and the next start recovers from the log.
+        """
         self._run("pg_ctl", "-w", "-m", mode, "stop")
 
     def _run(self, program: str, *words: str) -> None:
         as_user: dict[str, Any] = {"user": self._user} if self._user else {}
-        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": self._folder}
+        quiet: dict[str, Any] = {
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            "cwd": self._folder,
+        }
         command = [str(binary(program)), "-D", str(self._folder / "data"), *words]
         subprocess.run(command, check=True, **quiet, **as_user)
 
@@ -68,7 +88,10 @@ class Server:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         pid = self._folder / "data" / "postmaster.pid"
         if pid.is_file():

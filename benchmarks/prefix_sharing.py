@@ -1,8 +1,9 @@
 """How much does a generation save by computing what its candidates share only once?
 
-KL of 20 candidates (8 of SmolLM2's 30 blocks dropped, 512 tokens): one by one with the model's own forward pass and
-the whole logits, against one generation in our engine. Populations: uniform subsets, and generations of a PSO search of
-20 particles: its first, one from its middle, and its last of ten, which is the default of 200 trials.
+KL of 20 candidates (8 of SmolLM2's 30 blocks dropped, 512 tokens): one by one with the model's own
+forward pass and the whole logits, against one generation in our engine. Populations: uniform
+subsets, and generations of a PSO search of 20 particles: its first, one from its middle, and its
+last of ten, which is the default of 200 trials.
 
     python -m benchmarks.prefix_sharing --json benchmarks/results/prefix_sharing.json
 """
@@ -19,43 +20,71 @@ import transformers
 from optuna.trial import TrialState
 
 from benchmarks.record import Record, arguments, precision
-from prunesearch.bench import open_bench
 from prunesearch.candidate import LayerSubset
-from prunesearch.model.arithmetic import wide_products
-from prunesearch.model.demo_weights import obtain
-from prunesearch.model.loading import LoadedModel, load
-from prunesearch.model.surgery import pruned
-from prunesearch.pipeline import run_search
-from prunesearch.recipe import BUILTIN_TEXT, Recipe, RunOptions, study_name
-from prunesearch.scoring.forward import Forward
-from prunesearch.scoring.objectives import CalibrationObjective
-from prunesearch.scoring.text import token_windows
-from prunesearch.store import studies
+from prunesearch.config.recipe import (
+    BUILTIN_TEXT,
+    Recipe,
+    RunOptions,
+    study_name,
+)
+from prunesearch.execution.shared_forward import Forward
+from prunesearch.models.bf16_cpu import wide_products
+from prunesearch.models.demo_weights import obtain
+from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.surgery import pruned
+from prunesearch.objectives.base import CalibrationObjective
+from prunesearch.objectives.calibration_data import token_windows
+from prunesearch.pipeline.run import run_search
+from prunesearch.pipeline.session import open_session
+from prunesearch.studies import persistence
 
 POPULATION = 20
 DROPPED = 8
 
 
 def generations(model: str, count: int) -> list[list[LayerSubset]]:
-    """The generations of a PSO search on few tokens: what matters here is which subsets it asks for."""
-    recipe = Recipe(model=model, dtype=precision(), drop=str(DROPPED), population=POPULATION, tokens=128, window=128)
+    """The generations of a PSO search on few tokens: what matters here is which subsets it asks
+    for.
+    """
+    recipe = Recipe(
+        model=model,
+        dtype=precision(),
+        drop=str(DROPPED),
+        population=POPULATION,
+        tokens=128,
+        window=128,
+    )
     with tempfile.TemporaryDirectory() as scratch:
         options = RunOptions(
-            storage=f"sqlite:///{scratch}/study.db", cache=f"{scratch}/cache", trials=count * POPULATION
+            storage=f"sqlite:///{scratch}/study.db",
+            cache=f"{scratch}/cache",
+            trials=count * POPULATION,
         )
-        with open_bench(recipe, options) as bench:
-            run_search(bench, recipe, options)
-            space = bench.loaded.n_layers
-        study = studies.load(studies.open_storage(options.storage, create=False), study_name(recipe))
+        with open_session(recipe, options) as session:
+            run_search(session, recipe, options)
+            space = session.loaded.n_layers
+        study = persistence.load(
+            persistence.open_storage(options.storage, create=False), study_name(recipe)
+        )
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        dropped = [LayerSubset.parse(t.user_attrs["dropped"], space) for t in sorted(trials, key=lambda t: t.number)]
+        dropped = [
+            LayerSubset.parse(t.user_attrs["dropped"], space)
+            for t in sorted(trials, key=lambda t: t.number)
+        ]
     return [dropped[i : i + POPULATION] for i in range(0, len(dropped), POPULATION)]
 
 
 @torch.inference_mode()
-def one_by_one(loaded: LoadedModel, windows_BL: torch.Tensor, candidates: Sequence[LayerSubset]) -> list[float]:
-    """Mean KL of each candidate in nats per token, from whole forward passes; the dense model's is made once."""
-    log_p_BLV = torch.log_softmax(loaded.model(input_ids=windows_BL, use_cache=False).logits.float(), dim=-1)
+def one_by_one(
+    loaded: LoadedModel, windows_BL: torch.Tensor, candidates: Sequence[LayerSubset]
+) -> list[float]:
+    """Mean KL of each candidate in nats per token, from whole forward passes;
+
+    the dense model's is made once.
+    """
+    log_p_BLV = torch.log_softmax(
+        loaded.model(input_ids=windows_BL, use_cache=False).logits.float(), dim=-1
+    )
     p_BLV = log_p_BLV.exp()
     found = []
     for candidate in candidates:
@@ -78,10 +107,17 @@ def main() -> None:
     loaded = load(path, dtype=precision())
     rng = np.random.default_rng(0)
     uniform = [
-        LayerSubset.of(loaded.n_layers, rng.choice(loaded.n_layers, DROPPED, replace=False).tolist())
+        LayerSubset.of(
+            loaded.n_layers, rng.choice(loaded.n_layers, DROPPED, replace=False).tolist()
+        )
         for _ in range(POPULATION)
     ]
-    populations = {"random": uniform, "early": searched[0], "middle": searched[count // 2], "converged": searched[-1]}
+    populations = {
+        "random": uniform,
+        "early": searched[0],
+        "middle": searched[count // 2],
+        "converged": searched[-1],
+    }
     windows = token_windows(BUILTIN_TEXT, loaded.tokenizer, tokens, 256)
     for name, population in populations.items():
         objective = CalibrationObjective(loaded, windows)
@@ -94,16 +130,21 @@ def main() -> None:
                 expected = one_by_one(loaded, windows, population)
                 times["separate"].append(time.perf_counter() - start)
                 start = time.perf_counter()
-                scored = {candidate: results for _, candidate, results in objective.score(work, forward)}
+                scored = {
+                    candidate: results for _, candidate, results in objective.score(work, forward)
+                }
                 times["shared"].append(time.perf_counter() - start)
         ours = [objective.metrics([scored[c]]).values["kl"] for c in population]  # type: ignore[list-item]
         bound = {"random": ">= 1.15", "converged": ">= 2"}.get(name)
         medians = {how: statistics.median(spent) for how, spent in times.items()}
         record.add(f"{name}_speedup", medians["separate"] / medians["shared"], bound)
-        record.add(f"{name}_layer_forwards_saved", forward.tally.saved)
+        record.add(f"{name}_layer_forwards_saved", forward.work_counter.saved)
         record.add(f"{name}_seconds_one_by_one", medians["separate"])
         record.add(f"{name}_seconds", medians["shared"])
-        record.add(f"{name}_largest_relative_difference", float(np.max(np.abs(np.divide(ours, expected) - 1))))
+        record.add(
+            f"{name}_largest_relative_difference",
+            float(np.max(np.abs(np.divide(ours, expected) - 1))),
+        )
         record.notes[name] = [candidate.text for candidate in population]
     record.finish(options.json)
 

@@ -1,9 +1,9 @@
 """Do races find the same winner for a fraction of the work?
 
-Live PSO searches on SmolLM2 (8 of 30 blocks), each once on all data and once with `--race`: the fully scored KL of both
-winners, and the tokens that candidates were scored on. Replayed on the full searches' stored results: how often the
-race, run against the best before each generation, would have dropped the search's winner, or any trial that was a new
-best.
+Live PSO searches on SmolLM2 (8 of 30 blocks), each once on all data and once with `--race`: the
+fully scored KL of both winners, and the tokens that candidates were scored on. Replayed on the full
+searches' stored results: how often the race, run against the best before each generation, would
+have dropped the search's winner, or any trial that was a new best.
 
     python -m benchmarks.races --json benchmarks/results/races.json
 """
@@ -17,18 +17,23 @@ import transformers
 from optuna.trial import FrozenTrial
 
 from benchmarks.record import Record, arguments, precision
-from prunesearch.bench import Bench, load_for
+from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
-from prunesearch.engine.local import LocalEngine
-from prunesearch.model.demo_weights import obtain
-from prunesearch.model.loading import LoadedModel
-from prunesearch.pipeline import run_search
-from prunesearch.recipe import BUILTIN_TEXT, Recipe, RunOptions, study_name
-from prunesearch.scoring.objectives import CalibrationObjective
-from prunesearch.scoring.race import is_worse, rungs
-from prunesearch.scoring.text import token_windows
-from prunesearch.store import studies
-from prunesearch.store.evaluations import EvaluationStore
+from prunesearch.config.recipe import (
+    BUILTIN_TEXT,
+    Recipe,
+    RunOptions,
+    study_name,
+)
+from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.models.demo_weights import obtain
+from prunesearch.models.loading import LoadedModel
+from prunesearch.objectives.base import CalibrationObjective
+from prunesearch.objectives.calibration_data import token_windows
+from prunesearch.objectives.race import is_worse, rungs
+from prunesearch.pipeline.run import run_search
+from prunesearch.pipeline.session import Session, load_for
+from prunesearch.studies import persistence
 
 CHUNK_TOKENS, WINDOW = 128, 32
 
@@ -45,30 +50,42 @@ class Run:
 
 def searched(loaded: LoadedModel, recipe: Recipe, trials: int, folder: Path) -> Run:
     """Search with a store of its own."""
-    options = RunOptions(storage=f"sqlite:///{folder}/study.db", cache=str(folder / "cache"), trials=trials)
+    options = RunOptions(
+        storage=f"sqlite:///{folder}/study.db", cache=str(folder / "cache"), trials=trials
+    )
     windows = token_windows(BUILTIN_TEXT, loaded.tokenizer, recipe.tokens, recipe.window)
     objective = CalibrationObjective(loaded, windows, chunk_tokens=CHUNK_TOKENS)
-    store = EvaluationStore(options.cache)
+    store = EvaluationCache(options.cache)
     engine = LocalEngine(loaded, objective, store)
-    outcome = run_search(Bench(loaded, objective, engine, store), recipe, options)
-    study = studies.load(studies.open_storage(options.storage, create=False), study_name(recipe))
-    return Run(engine, study.get_trials(deepcopy=False), outcome.best.candidate, outcome.best.metrics["kl"])
+    outcome = run_search(Session(loaded, objective, engine, store), recipe, options)
+    study = persistence.load(
+        persistence.open_storage(options.storage, create=False), study_name(recipe)
+    )
+    return Run(
+        engine, study.get_trials(deepcopy=False), outcome.best.candidate, outcome.best.metrics["kl"]
+    )
 
 
 def replay(run: Run, population: int, n_layers: int) -> tuple[int, int, bool]:
-    """New bests, how many of them the race would have dropped, and whether the winner was among these."""
+    """New bests, how many of them the race would have dropped, and whether the winner was among
+    these.
+    """
     chunks = len(run.engine.objective.chunks)
     done = [t for t in sorted(run.trials, key=lambda t: t.number) if t.values]
     bests, dropped, lost = 0, 0, False
     for start in range(0, len(done), population):
-        rival = min(done[:start] or done[:1], key=lambda t: t.values[0])
+        baseline = min(done[:start] or done[:1], key=lambda t: t.values[0])
         leader = min(done[start : start + population], key=lambda t: t.values[0])
-        if leader.values[0] >= rival.values[0]:
+        if leader.values[0] >= baseline.values[0]:
             continue
         bests += 1
-        candidate, other = (LayerSubset.parse(t.user_attrs["dropped"], n_layers) for t in (leader, rival))
+        candidate, other = (
+            LayerSubset.parse(t.user_attrs["dropped"], n_layers) for t in (leader, baseline)
+        )
         losses, against = _losses(run, candidate), _losses(run, other)
-        raced_out = any(is_worse(losses[: len(losses) * rung // chunks], against) for rung in rungs(chunks)[:-1])
+        raced_out = any(
+            is_worse(losses[: len(losses) * rung // chunks], against) for rung in rungs(chunks)[:-1]
+        )
         dropped += raced_out
         lost |= raced_out and candidate == run.winner
     return bests, dropped, lost
@@ -77,7 +94,10 @@ def replay(run: Run, population: int, n_layers: int) -> tuple[int, int, bool]:
 def _losses(run: Run, candidate: LayerSubset) -> list[float]:
     objective = run.engine.objective
     stored = {
-        index: results for (index, _, results), _ in run.engine.scores.results((c, candidate) for c in objective.chunks)
+        index: results
+        for (index, _, results), _ in run.engine.scores.results(
+            (c, candidate) for c in objective.chunks
+        )
     }
     return list(objective.losses([stored[chunk.index] for chunk in objective.chunks]))
 
@@ -95,7 +115,8 @@ def main() -> None:
     record = Record("races", options.quick)
     model = str(obtain(Path("storage/models"), print))
     recipes = [
-        Recipe(model=model, dtype=precision(), drop="8", tokens=tokens, window=WINDOW, seed=seed) for seed in seeds
+        Recipe(model=model, dtype=precision(), drop="8", tokens=tokens, window=WINDOW, seed=seed)
+        for seed in seeds
     ]
     loaded = load_for(recipes[0], RunOptions())
     record.notes["searches"] = []
@@ -106,9 +127,14 @@ def main() -> None:
             for name in ("full", "race"):
                 (Path(scratch) / name).mkdir()
             full = searched(loaded, recipe, trials, Path(scratch) / "full")
-            race = searched(loaded, recipe.model_copy(update={"race": True}), trials, Path(scratch) / "race")
+            race = searched(
+                loaded, recipe.model_copy(update={"race": True}), trials, Path(scratch) / "race"
+            )
             better, gone, winner_lost = replay(full, 6, loaded.n_layers)
-        full_tokens, race_tokens = full_tokens + full.engine.scores.tokens, race_tokens + race.engine.scores.tokens
+        full_tokens, race_tokens = (
+            full_tokens + full.engine.scores.tokens,
+            race_tokens + race.engine.scores.tokens,
+        )
         bests, dropped, lost = bests + better, dropped + gone, lost + winner_lost
         worst = max(worst, race.kl - full.kl)
         record.notes["searches"].append(

@@ -1,4 +1,6 @@
-"""What every benchmark writes: figures with targets and provenance, as a table and as one JSON document."""
+"""What every benchmark writes: figures with targets and provenance, as a table and as one JSON
+document.
+"""
 
 import argparse
 import importlib.metadata
@@ -14,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from prunesearch.model.arithmetic import widens
+from prunesearch.models.bf16_cpu import widens
 
 _PACKAGES = ("prunesearch", "torch", "transformers", "optuna", "lm-eval", "diskcache", "numpy")
 _COMPARE = {"<=": float.__le__, ">=": float.__ge__, "==": float.__eq__}
@@ -35,7 +37,9 @@ class Record:
     figures: dict[str, float] = field(default_factory=dict)
     targets: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
-    commit: str = field(default_factory=lambda: _commit())  # of the code that runs, not of what it has become since
+    commit: str = field(
+        default_factory=lambda: _commit()
+    )  # of the code that runs, not of what it has become since
 
     def add(self, name: str, value: float, bound: str | None = None) -> None:
         """Record a figure and, where the issue names one, its target."""
@@ -52,13 +56,22 @@ class Record:
         """The benchmark's JSON document."""
         return {
             "benchmark": self.benchmark,
-            "command": shlex.join(["python", "-m", f"benchmarks.{self.benchmark}", *_public(sys.argv[1:])]),
+            "command": shlex.join(
+                ["python", "-m", f"benchmarks.{self.benchmark}", *_public(sys.argv[1:])]
+            ),
             "commit": self.commit,
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-            "machine": {"cpu": _cpu(), "threads": torch.get_num_threads(), "python": platform.python_version()},
+            "machine": {
+                "cpu": _cpu(),
+                "threads": torch.get_num_threads(),
+                "python": platform.python_version(),
+            },
             "quick": self.quick,
             "figures": self.figures,
-            "targets": {name: {"bound": bound, "met": self.met(name)} for name, bound in self.targets.items()},
+            "targets": {
+                name: {"bound": bound, "met": self.met(name)}
+                for name, bound in self.targets.items()
+            },
             "notes": self.notes,
         }
 
@@ -76,10 +89,14 @@ class Record:
             path.write_text(json.dumps(self.document(), indent=2) + "\n")
 
 
-def arguments(description: str, extra: Mapping[str, dict[str, Any]] | None = None) -> argparse.Namespace:
+def arguments(
+    description: str, extra: Mapping[str, dict[str, Any]] | None = None
+) -> argparse.Namespace:
     """Parse ``--quick``, ``--json FILE`` and a benchmark's own options."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="the same figures on less, within five minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="the same figures on less, within five minutes"
+    )
     parser.add_argument("--json", type=Path, help="write the document here")
     for name, options in (extra or {}).items():
         parser.add_argument(name, **options)
@@ -87,7 +104,9 @@ def arguments(description: str, extra: Mapping[str, dict[str, Any]] | None = Non
 
 
 def precision() -> Literal["auto", "float32"]:
-    """The precision to measure in: as stored, or float32 where the CPU has no instructions for less."""
+    """The precision to measure in: as stored, or float32 where the CPU has no instructions for
+    less.
+    """
     return "float32" if widens() else "auto"
 
 
@@ -97,7 +116,9 @@ def _public(words: list[str]) -> list[str]:
 
 
 def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
     dirty = subprocess.run(
         ["git", "status", "--porcelain", "prunesearch"], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -107,4 +128,7 @@ def _commit() -> str:
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        "unknown",
+    )

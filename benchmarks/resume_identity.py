@@ -1,11 +1,13 @@
-"""A killed and resumed study has the trials of an unbroken one, byte for byte; so have three workers together.
+"""A killed and resumed study has the trials of an unbroken one, byte for byte; so have three
+workers together.
 
     python -m benchmarks.resume_identity --json FILE
 
-Twenty studies (PSO and WOA, ten seeds each) are searched through `prunesearch.search` in SQLite by a process that kills
-itself with SIGKILL before a random statement to the database, ten times, and is started again each time. Then the same
-studies are sampled by three synchronous worker processes under ``study.optimize``. Dumps of all trials (numbers,
-parameters, values, states, attributes, the sampler's state; no times) are compared with those of one unbroken run.
+Twenty studies (PSO and WOA, ten seeds each) are searched through `search_loop.search` in SQLite by
+a process that kills itself with SIGKILL before a random statement to the database, ten times, and
+is started again each time. Then the same studies are sampled by three synchronous worker processes
+under ``study.optimize``. Dumps of all trials (numbers, parameters, values, states, attributes, the
+sampler's state; no times) are compared with those of one unbroken run.
 """
 
 import asyncio
@@ -27,21 +29,25 @@ from optuna.study import MaxTrialsCallback
 
 from benchmarks.record import Record, arguments
 from prunesearch.candidate import Evaluation, LayerSubset
-from prunesearch.model.anatomy import Sizes
-from prunesearch.recipe import Weights
+from prunesearch.config.recipe import Weights
+from prunesearch.execution.latency import LatencyModel
+from prunesearch.models.structure import Sizes
+from prunesearch.objectives.scalarization import TrialScalarizer
+from prunesearch.pipeline.search_loop import search
 from prunesearch.samplers import PSOSampler, WOASampler, build
-from prunesearch.scoring.cost import LatencyModel
-from prunesearch.scoring.fitness import Fitness
-from prunesearch.search import search
 from prunesearch.space import SearchSpace
-from prunesearch.store.studies import open_storage
+from prunesearch.studies.persistence import open_storage
 
 SPACE = SearchSpace(24, 6)
 TRIALS = 48
 KILLS = 10
 FORK = multiprocessing.get_context("fork")  # a worker starts in milliseconds, and dies alone
-FITNESS = Fitness(
-    "kl", False, Weights(), Sizes((10,) * 24, (4,) * 24, 100, 2), LatencyModel((1.0,) * 24, (0.4,) * 24, 2.0)
+FITNESS = TrialScalarizer(
+    "kl",
+    False,
+    Weights(),
+    Sizes((10,) * 24, (4,) * 24, 100, 2),
+    LatencyModel((1.0,) * 24, (0.4,) * 24, 2.0),
 )
 
 
@@ -51,7 +57,7 @@ class Formula:
     workers = 1
 
     async def evaluate(
-        self, candidates: Sequence[LayerSubset], rival: LayerSubset | None = None
+        self, candidates: Sequence[LayerSubset], baseline: LayerSubset | None = None
     ) -> AsyncIterator[Evaluation]:
         """Evaluate at once."""
         for candidate in candidates:
@@ -82,7 +88,9 @@ def run_search(url: str, name: str, seed: int, die_before: int | None) -> None:
 def run_worker(url: str, name: str, seed: int) -> None:
     """One of several workers under ``study.optimize``."""
     sampler = (PSOSampler if name == "pso" else WOASampler)(SPACE, seed=seed)
-    study = optuna.load_study(storage=open_storage(url, create=False), study_name="s", sampler=sampler)
+    study = optuna.load_study(
+        storage=open_storage(url, create=False), study_name="s", sampler=sampler
+    )
 
     def objective(trial: optuna.Trial) -> float:
         candidate = SPACE.from_params({n: trial.suggest_int(n, 0, 1) for n in SPACE.param_names})
@@ -101,10 +109,22 @@ def in_process(target: object, *args: object) -> int:
 
 
 def dump(url: str, *, whole: bool) -> bytes:
-    """The study's trials as canonical bytes; `whole` with attributes, which ``study.optimize`` writes otherwise."""
-    trials = optuna.load_study(storage=open_storage(url, create=False), study_name="s").trials[:TRIALS]
+    """The study's trials as canonical bytes;
+
+    `whole` with attributes, which ``study.optimize`` writes otherwise.
+    """
+    trials = optuna.load_study(storage=open_storage(url, create=False), study_name="s").trials[
+        :TRIALS
+    ]
     rows = [
-        [t.number, t.state.name, t.params, t.values, *([t.user_attrs, t.system_attrs] if whole else [])] for t in trials
+        [
+            t.number,
+            t.state.name,
+            t.params,
+            t.values,
+            *([t.user_attrs, t.system_attrs] if whole else []),
+        ]
+        for t in trials
     ]
     return json.dumps(rows, sort_keys=True).encode()
 
@@ -119,13 +139,19 @@ def main() -> None:
     chance = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         for name, seed in itertools.product(("pso", "woa"), seeds):
-            unbroken, killed, many = (f"sqlite:///{folder}/{name}-{seed}-{kind}.db" for kind in "ukm")
+            unbroken, killed, many = (
+                f"sqlite:///{folder}/{name}-{seed}-{kind}.db" for kind in "ukm"
+            )
             in_process(run_search, unbroken, name, seed, None)
             reference = dump(unbroken, whole=True)
             died = 0
             while died < KILLS:
-                # Long enough to get somewhere, short enough that the study is not over before the tenth kill.
-                died += in_process(run_search, killed, name, seed, chance.randint(1, 240)) == -signal.SIGKILL
+                # Long enough to get somewhere, short enough that the study is not over before the
+                # tenth kill.
+                died += (
+                    in_process(run_search, killed, name, seed, chance.randint(1, 240))
+                    == -signal.SIGKILL
+                )
             assert in_process(run_search, killed, name, seed, None) == 0
             kills += died
             identical += dump(killed, whole=True) == reference

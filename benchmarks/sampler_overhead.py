@@ -1,10 +1,12 @@
-"""What a sampler costs beside the evaluation: time per ask, commits, and how fast a long study opens.
+"""What a sampler costs beside the evaluation: time per ask, commits, and how fast a long study
+opens.
 
     python -m benchmarks.sampler_overhead --json FILE
 
-80 blocks, 20 of them dropped, 20 particles, studies of 0 to 10,000 finished trials in SQLite. The sampler's time is the
-time inside `propose`, generations and their surrogate included, averaged over whole generations; storage comes on top
-and is listed apart. Commits are counted where the database driver makes them.
+80 blocks, 20 of them dropped, 20 particles, studies of 0 to 10,000 finished trials in SQLite. The
+sampler's time is the time inside `propose`, generations and their surrogate included, averaged over
+whole generations; storage comes on top and is listed apart. Commits are counted where the database
+driver makes them.
 """
 
 import itertools
@@ -25,7 +27,7 @@ from optuna.trial import TrialState, create_trial
 from benchmarks.record import Record, arguments
 from prunesearch.samplers import SubsetSampler, annotate, build
 from prunesearch.space import SearchSpace
-from prunesearch.store.studies import open_storage
+from prunesearch.studies.persistence import open_storage
 
 SPACE = SearchSpace(80, 20)
 POPULATION = 20
@@ -51,14 +53,24 @@ def fill(study: Study, trials: int) -> None:
                 value=value,
                 params=SPACE.to_params(candidate),
                 distributions=distributions,
-                user_attrs={"dropped": candidate.text, "cache": "computed", "kl": value, "seconds": 1.0},
-                system_attrs={"ps:s": json.dumps({"by": "pso", "m": {"v": {"n": 80, "3": 0.25, "7": 0.5}}})},
+                user_attrs={
+                    "dropped": candidate.text,
+                    "cache": "computed",
+                    "kl": value,
+                    "seconds": 1.0,
+                },
+                system_attrs={
+                    "ps:s": json.dumps({"by": "pso", "m": {"v": {"n": 80, "3": 0.25, "7": 0.5}}})
+                },
             )
         )
 
 
 class Commits:
-    """Counts the transactions of a database engine that wrote something; those that only read cost no fsync."""
+    """Counts the transactions of a database engine that wrote something;
+
+    those that only read cost no fsync.
+    """
 
     def __init__(self, engine: sqlalchemy.Engine) -> None:
         self.count = 0
@@ -75,7 +87,9 @@ class Commits:
 
 
 def steps(study: Study, sampler: SubsetSampler, generations: int) -> tuple[float, float, float]:
-    """Ask and tell whole generations: mean milliseconds of `propose`, of the whole ask, and of the tell."""
+    """Ask and tell whole generations: mean milliseconds of `propose`, of the whole ask, and of the
+    tell.
+    """
     spent: list[float] = []
     original = sampler.propose
 
@@ -91,7 +105,9 @@ def steps(study: Study, sampler: SubsetSampler, generations: int) -> tuple[float
         asked = []
         for _ in range(POPULATION):
             start = time.perf_counter()
-            asked.append(sampler.ask(study, lambda candidate: {"bytes": 1, "params": 1, "latency_ms": 1.0}))
+            asked.append(
+                sampler.ask(study, lambda candidate: {"bytes": 1, "params": 1, "latency_ms": 1.0})
+            )
             asks.append(time.perf_counter() - start)
         for proposal in asked:
             value = loss(proposal.candidate.dropped)
@@ -99,7 +115,11 @@ def steps(study: Study, sampler: SubsetSampler, generations: int) -> tuple[float
             annotate(study, proposal.number, {"cache": "computed", "seconds": 1.0, "kl": value})
             study.tell(proposal.number, value)
             tells.append(time.perf_counter() - start)
-    return 1000 * statistics.mean(spent), 1000 * statistics.mean(asks), 1000 * statistics.mean(tells)
+    return (
+        1000 * statistics.mean(spent),
+        1000 * statistics.mean(asks),
+        1000 * statistics.mean(tells),
+    )
 
 
 def main() -> None:
@@ -111,7 +131,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         filled = {size: Path(folder) / f"{size}.db" for size in sizes}
         for size, path in filled.items():
-            study = optuna.create_study(storage=open_storage(f"sqlite:///{path}", create=True), study_name="s")
+            study = optuna.create_study(
+                storage=open_storage(f"sqlite:///{path}", create=True), study_name="s"
+            )
             fill(study, size)
         for size, path in filled.items():
             for name in ("pso", "woa"):
@@ -121,7 +143,7 @@ def main() -> None:
                 study = optuna.load_study(storage=storage, study_name="s")
                 sampler = build(name, SPACE, population=POPULATION)
                 start = time.perf_counter()
-                sampler.propose(study, sampler.ledger(study).count())
+                sampler.propose(study, sampler.trial_log(study).count())
                 opened = time.perf_counter() - start
                 if name == "pso" and size == max(sizes):
                     record.add(f"open_s_{size}_trials", opened, "<= 5")
@@ -136,7 +158,9 @@ def main() -> None:
                     record.add(f"{name}_commits_per_ask", commits.count - before, "<= 2")
                     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))[0]
                     before = commits.count
-                    annotate(study, running.number, {"cache": "computed", "seconds": 1.0, "kl": 1.0})
+                    annotate(
+                        study, running.number, {"cache": "computed", "seconds": 1.0, "kl": 1.0}
+                    )
                     study.tell(running.number, 1.0)
                     record.add(f"{name}_commits_per_tell", commits.count - before, "<= 1")
         if not options.quick:

@@ -1,10 +1,11 @@
 """Does our engine give lm-eval's numbers, and how much faster?
 
 SmolLM2-135M-Instruct, `--limit` HellaSwag documents. Parity: every request's log-likelihood against
-`lm_eval.simple_evaluate`, in float32 and in bfloat16. Speed: the dense model, and a generation of 16 candidates as in a
-late PSO search (8 of 30 blocks dropped), against simple_evaluate at its best batch size, both with the model in memory.
-Where the CPU has no 16-bit products (see `prunesearch.model.arithmetic`), lm-eval is also timed with our way round
-that, so that the gain of the engine itself can be seen.
+`lm_eval.simple_evaluate`, in float32 and in bfloat16. Speed: the dense model, and a generation of
+16 candidates as in a late PSO search (8 of 30 blocks dropped), against simple_evaluate at its best
+batch size, both with the model in memory. Where the CPU has no 16-bit products (see
+`prunesearch.models.bf16_cpu`), lm-eval is also timed with our way round that, so that the gain of
+the engine itself can be seen.
 
     python -m benchmarks.scoring --data hellaswag.jsonl.bz2 --json benchmarks/results/scoring.json
 """
@@ -22,30 +23,50 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.record import Record, arguments
 from benchmarks.stock import Stock, stock_hellaswag
+from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
-from prunesearch.engine.local import LocalEngine
-from prunesearch.model.arithmetic import wide_products, widens
-from prunesearch.model.demo_weights import obtain
-from prunesearch.model.loading import LoadedModel, load
-from prunesearch.scoring.harness import TaskObjective
-from prunesearch.store.evaluations import EvaluationStore
+from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.models.bf16_cpu import wide_products, widens
+from prunesearch.models.demo_weights import obtain
+from prunesearch.models.loading import LoadedModel, load
+from prunesearch.objectives.task import TaskObjective
 
 DROPPED = 8
 GENERATION = 16
 KINDS = {  # profiler events by what they do
     "matrix products": ("aten::addmm", "aten::mm", "aten::mkldnn_linear", "aten::linear", "mkldnn"),
     "attention": ("aten::_scaled_dot_product", "aten::scaled_dot", "aten::bmm", "aten::baddbmm"),
-    "log-softmax and reading": ("aten::_log_softmax", "aten::amax", "aten::argmax", "aten::index", "aten::gather"),
-    "copies and conversions": ("aten::copy_", "aten::_to_copy", "aten::cat", "aten::clone", "aten::index_put"),
-    "elementwise": ("aten::mul", "aten::add", "aten::silu", "aten::pow", "aten::mean", "aten::rsqrt", "aten::neg"),
+    "log-softmax and reading": (
+        "aten::_log_softmax",
+        "aten::amax",
+        "aten::argmax",
+        "aten::index",
+        "aten::gather",
+    ),
+    "copies and conversions": (
+        "aten::copy_",
+        "aten::_to_copy",
+        "aten::cat",
+        "aten::clone",
+        "aten::index_put",
+    ),
+    "elementwise": (
+        "aten::mul",
+        "aten::add",
+        "aten::silu",
+        "aten::pow",
+        "aten::mean",
+        "aten::rsqrt",
+        "aten::neg",
+    ),
 }
 
 
 def late_generation(n_layers: int, seed: int) -> list[LayerSubset]:
     """A generation round a leader: each drops what the leader drops, but for one to three swaps.
 
-    So are PSO's late generations (see `benchmarks.prefix_sharing`, which takes them from a search): the leader is the
-    best subset known of SmolLM2.
+    So are PSO's late generations (see `benchmarks.prefix_sharing`, which takes them from a search):
+    the leader is the best subset known of SmolLM2.
     """
     leader = {12, 13, 14, 16, 17, 18, 25, 26}
     rng = np.random.default_rng(seed)
@@ -62,7 +83,7 @@ def engine_seconds(
     loaded: LoadedModel, objective: TaskObjective, candidates: Sequence[LayerSubset]
 ) -> tuple[float, list[dict[str, float]]]:
     """Time of evaluating candidates through a new store, metrics included; and the metrics."""
-    with tempfile.TemporaryDirectory() as scratch, EvaluationStore(scratch) as store:
+    with tempfile.TemporaryDirectory() as scratch, EvaluationCache(scratch) as store:
         engine = LocalEngine(loaded, objective, store)
         start = time.perf_counter()
         evaluations = engine.evaluate_now(candidates)
@@ -72,15 +93,20 @@ def engine_seconds(
 def log_likelihoods(loaded: LoadedModel, objective: TaskObjective) -> list[float]:
     """Our answer to every request, for the dense model."""
     dense = LayerSubset.of(loaded.n_layers)
-    with tempfile.TemporaryDirectory() as scratch, EvaluationStore(scratch) as store:
+    with tempfile.TemporaryDirectory() as scratch, EvaluationCache(scratch) as store:
         engine = LocalEngine(loaded, objective, store)
         scored = {
-            index: results for (index, _, results), _ in engine.scores.results((c, dense) for c in objective.chunks)
+            index: results
+            for (index, _, results), _ in engine.scores.results(
+                (c, dense) for c in objective.chunks
+            )
         }
     return [value for chunk in objective.chunks for value, _ in scored[chunk.index]]
 
 
-def add_parity(record: Record, name: str, ours: Sequence[float], theirs: Stock, bound: str | None) -> None:
+def add_parity(
+    record: Record, name: str, ours: Sequence[float], theirs: Stock, bound: str | None
+) -> None:
     """Largest and mean difference between two lists of log-likelihoods."""
     away = np.abs(np.subtract(ours, theirs.log_likelihoods))
     record.add(f"{name}_largest_difference", float(away.max()), bound)
@@ -121,7 +147,9 @@ def main() -> None:
     limit = 8 if options.quick else options.limit
     record = Record("scoring", options.quick)
     record.notes["documents"] = limit
-    record.notes["16-bit products"] = "through float32" if widens() else "by the CPU's own instructions"
+    record.notes["16-bit products"] = (
+        "through float32" if widens() else "by the CPU's own instructions"
+    )
     path = str(obtain(Path("storage/models"), print))
 
     loaded = load(path, dtype="float32")
@@ -130,7 +158,9 @@ def main() -> None:
     seconds, (ours,) = engine_seconds(loaded, objective, [LayerSubset.of(loaded.n_layers)])
     add_parity(record, "float32", log_likelihoods(loaded, objective), theirs, "<= 0.001")
     for metric in ("acc", "acc_norm"):
-        record.add(f"float32_{metric}_difference", abs(ours[metric] - theirs.metrics[metric]), "<= 0")
+        record.add(
+            f"float32_{metric}_difference", abs(ours[metric] - theirs.metrics[metric]), "<= 0"
+        )
     record.add("float32_seconds_lm_eval", theirs.seconds)
     record.add("float32_seconds", seconds)
     record.add("float32_speedup", theirs.seconds / seconds)
@@ -154,10 +184,18 @@ def main() -> None:
     for name, stock in (("1", alone), ("64", many)):
         add_parity(record, f"bfloat16_against_lm_eval_{name}", answers, stock, None)
     own = record.figures["bfloat16_lm_eval_1_against_64_mean_difference"]
-    nearer = min(record.figures[f"bfloat16_against_lm_eval_{name}_mean_difference"] for name in ("1", "64"))
-    record.add("bfloat16_mean_difference_over_lm_evals_own", nearer / own if own else float(nearer > 0), "<= 1")
+    nearer = min(
+        record.figures[f"bfloat16_against_lm_eval_{name}_mean_difference"] for name in ("1", "64")
+    )
+    record.add(
+        "bfloat16_mean_difference_over_lm_evals_own",
+        nearer / own if own else float(nearer > 0),
+        "<= 1",
+    )
     tokens = sum(len(c) + len(t) - 1 for _, c, t in objective._lm.requests)
-    packed = sum(reading.batch.tokens for chunk in objective._readings.values() for reading in chunk)
+    packed = sum(
+        reading.batch.tokens for chunk in objective._readings.values() for reading in chunk
+    )
     record.add("tokens_one_sequence_per_choice", tokens)
     record.add("tokens_read", packed)
     record.add("fewer_tokens", tokens / packed, ">= 1.9")
@@ -171,7 +209,10 @@ def main() -> None:
     if widens():
         record.add("dense_seconds_lm_eval_same_products", same.seconds)
         record.add("dense_speedup_same_products", same.seconds / dense_seconds)
-        record.add("generation_speedup_per_candidate_same_products", same.seconds * len(late) / late_seconds)
+        record.add(
+            "generation_speedup_per_candidate_same_products",
+            same.seconds * len(late) / late_seconds,
+        )
     record.notes["time of the dense model by kind"] = profiled(objective, loaded)
     record.finish(options.json)
 

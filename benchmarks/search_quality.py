@@ -1,12 +1,14 @@
 """How good a subset each algorithm finds with how many evaluations.
 
-    python -m benchmarks.search_quality --landscape FILE --budgets 50,75,100,200 --seeds 30 --json OUT
-    python -m benchmarks.search_quality --live MODEL --drop 8 --budgets 50,100,150 --seeds 5 --calibration TEXT
+    python -m benchmarks.search_quality --landscape FILE --budgets 50,75,100,200 --seeds 30 --json
+    OUT python -m benchmarks.search_quality --live MODEL --drop 8 --budgets 50,100,150 --seeds 5
+    --calibration TEXT
 
-A landscape is a table of all subsets of one size: {"n_layers", "k", "rows": [[dropped, value, ...], ...]}; what counts
-is the excess over its best value. Live, the value is the KL divergence on 4 x 256 calibration tokens, and a store keeps
-what was evaluated. Budgets count unique evaluations: a subset that is proposed again costs nothing, and single blocks
-that a ranking measures count like any other. A PNG beside OUT shows the best so far.
+A landscape is a table of all subsets of one size: {"n_layers", "k", "rows": [[dropped, value, ...],
+...]}; what counts is the excess over its best value. Live, the value is the KL divergence on 4 x
+256 calibration tokens, and a store keeps what was evaluated. Budgets count unique evaluations: a
+subset that is proposed again costs nothing, and single blocks that a ranking measures count like
+any other. A PNG beside OUT shows the best so far.
 """
 
 import json
@@ -25,17 +27,25 @@ import optuna
 from optuna.trial import TrialState
 
 from benchmarks.record import Record, arguments
+from prunesearch.algorithms.vector_swarms import VectorSwarm
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
-from prunesearch.samplers import GenerationPendingError, SubsetSampler, SwarmSampler, build, report
+from prunesearch.samplers import (
+    GenerationPendingError,
+    SubsetSampler,
+    SwarmSampler,
+    build,
+    report,
+)
 from prunesearch.space import SearchSpace
-from prunesearch.swarm.textbook import Textbook
 
 TARGETS = {50: 0.012, 75: 0.004, 100: 0.0015}  # excess on smollm2-135m_k3_kl
-# Live targets were set on other positions of the same text, where the best known subset has .9881; they are kept as
-# ratios to the best that any run finds.
+# Live targets were set on other positions of the same text, where the best known subset has .9881;
+# they are kept as ratios to the best that any run finds.
 LIVE_TARGETS = {100: 1.04 / 0.9881, 150: 0.995 / 0.9881}
-_PATIENCE = 20  # proposals per unit of budget after which an algorithm that only repeats itself is stopped
+_PATIENCE = (
+    20  # proposals per unit of budget after which an algorithm that only repeats itself is stopped
+)
 MEALPY = "mealpy==3.0.3"
 
 
@@ -62,7 +72,8 @@ class Problem:
 
     Attributes:
         value: loss of a subset of any size.
-        partial: whether subsets of other sizes have a value; without it, greedy and one-shot cannot run.
+        partial: whether subsets of other sizes have a value; without it, greedy and one-shot cannot
+            run.
         influence: a ranking that costs one pass of the dense model, or None.
     """
 
@@ -76,7 +87,10 @@ Runner = Callable[[Problem, int, int], Trace]
 
 
 def run_sampler(problem: Problem, sampler: SubsetSampler, budget: int, spent: int = 0) -> Trace:
-    """Drive one of our samplers until it has evaluated `budget` subsets; `spent` of them went into its ranking."""
+    """Drive one of our samplers until it has evaluated `budget` subsets;
+
+    `spent` of them went into its ranking.
+    """
     study = optuna.create_study()
     trace = Trace(best=[float("inf")] * spent)
     seen: set[str] = set()
@@ -90,7 +104,7 @@ def run_sampler(problem: Problem, sampler: SubsetSampler, budget: int, spent: in
         for proposal in batch:
             trace.proposed += 1
             value = problem.value(proposal.candidate.dropped)
-            if proposal.stone:
+            if proposal.partial_subset:
                 report(study, proposal.number, len(proposal.candidate.dropped), value)
                 study.tell(proposal.number, state=TrialState.PRUNED)
             else:
@@ -98,7 +112,7 @@ def run_sampler(problem: Problem, sampler: SubsetSampler, budget: int, spent: in
             if proposal.candidate.text not in seen:
                 seen.add(proposal.candidate.text)
                 least = trace.best[-1] if trace.best else float("inf")
-                trace.best.append(least if proposal.stone else min(value, least))
+                trace.best.append(least if proposal.partial_subset else min(value, least))
     return trace
 
 
@@ -119,8 +133,10 @@ def textbook(law: str, form: str) -> Runner:
     """A textbook swarm as its paper has it: nothing keeps it from proposing a subset again."""
 
     def run(problem: Problem, seed: int, budget: int) -> Trace:
-        algorithm = Textbook(law, form)  # type: ignore[arg-type]
-        sampler = SwarmSampler(problem.space, algorithm, seed=seed, population=16, preselect=False, novelty=False)
+        algorithm = VectorSwarm(law, form)  # type: ignore[arg-type]
+        sampler = SwarmSampler(
+            problem.space, algorithm, seed=seed, population=16, preselect=False, novelty=False
+        )
         return run_sampler(problem, sampler, budget)
 
     return run
@@ -133,7 +149,10 @@ def mealpy(law: str, python: Path) -> Runner:
         child = Path(__file__).with_name("mealpy_child.py")
         words = [law, problem.space.n_layers, problem.space.k, 16, seed]
         with subprocess.Popen(
-            [python, child, *map(str, words)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, child, *map(str, words)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as process:
             assert process.stdin is not None and process.stdout is not None
             trace, seen = Trace(), set()
@@ -177,7 +196,9 @@ def runners(problem: Problem, python: Path | None, *, live: bool) -> dict[str, R
         for law in ("pso", "woa"):
             for form in ("keys", "slots", "binary"):
                 chosen[f"{law}-{form}, textbook"] = textbook(law, form)
-                chosen[f"{law}-{form}, novel"] = ours(law, form=form, preselect=False, ranking=None, population=16)
+                chosen[f"{law}-{form}, novel"] = ours(
+                    law, form=form, preselect=False, ranking=None, population=16
+                )
                 chosen[f"{law}-{form}, pre-selected"] = ours(law, form=form)
     return chosen
 
@@ -193,35 +214,51 @@ def landscape(path: Path) -> tuple[Problem, float]:
         table = {tuple(row[0]): float(row[1]) for row in stored["rows"]}
         space = SearchSpace(stored["n_layers"], stored["k"])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{str(path)!r} is no landscape ({error!r}): it needs n_layers, k and rows") from None
+        raise InputError(
+            f"{str(path)!r} is no landscape ({error!r}): it needs n_layers, k and rows"
+        ) from None
     if len(table) != space.size:
-        raise InputError(f"{str(path)!r} has {len(table)} subsets of {space.size}: a landscape has all of them")
+        raise InputError(
+            f"{str(path)!r} has {len(table)} subsets of {space.size}: a landscape has all of them"
+        )
     return Problem(space, table.__getitem__, partial=False), min(table.values())
 
 
 @contextmanager
 def live_problem(model: str, drop: str, calibration: str, cache: str) -> Iterator[Problem]:
     """The real thing: KL on 4 x 256 tokens, through the store."""
-    from prunesearch.bench import open_bench, require
-    from prunesearch.recipe import Recipe, RunOptions
-    from prunesearch.scoring.rankings import rank_units
-    from prunesearch.scoring.text import token_windows
+    from prunesearch.config.recipe import Recipe, RunOptions
+    from prunesearch.objectives.calibration_data import token_windows
+    from prunesearch.objectives.importance import rank_units
+    from prunesearch.pipeline.session import open_session, require
 
     recipe = Recipe(model=model, drop=drop, calibration=calibration, tokens=1024, window=256)
-    with open_bench(recipe, RunOptions(cache=cache)) as bench:
-        loaded = bench.loaded
+    with open_session(recipe, RunOptions(cache=cache)) as session:
+        loaded = session.loaded
         space = SearchSpace.parse(loaded.n_layers, drop)
 
         def value(dropped: tuple[int, ...]) -> float:
-            return float(require(*bench.engine.evaluate_now([LayerSubset(space.n_layers, dropped)])).metrics["kl"])
+            return float(
+                require(
+                    *session.engine.evaluate_now([LayerSubset(space.n_layers, dropped)])
+                ).metrics["kl"]
+            )
 
         windows = token_windows(calibration, loaded.tokenizer, recipe.tokens, recipe.window)
-        yield Problem(space, value, True, rank_units(loaded.model, loaded.layers, windows, "influence", "blocks"))
+        yield Problem(
+            space,
+            value,
+            True,
+            rank_units(loaded.model, loaded.layers, windows, "influence", "blocks"),
+        )
 
 
 @contextmanager
 def mealpy_environment(wanted: bool) -> Iterator[Path | None]:
-    """A virtual environment with mealpy, for as long as it is needed; None where it cannot be installed."""
+    """A virtual environment with mealpy, for as long as it is needed;
+
+    None where it cannot be installed.
+    """
     if not wanted:
         yield None
         return
@@ -229,14 +266,19 @@ def mealpy_environment(wanted: bool) -> Iterator[Path | None]:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         python = Path(folder) / "bin" / "python"
         done = subprocess.run(
-            [python, "-m", "pip", "install", "-q", MEALPY], check=False, capture_output=True, text=True
+            [python, "-m", "pip", "install", "-q", MEALPY],
+            check=False,
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             print(f"{MEALPY} cannot be installed here: left out", file=sys.stderr)
         yield python if done.returncode == 0 else None
 
 
-def plot(path: Path, curves: dict[str, np.ndarray[Any, Any]], ylabel: str, title: str) -> None:
+def plot(
+    path: Path, loss_history: dict[str, np.ndarray[Any, Any]], ylabel: str, title: str
+) -> None:
     """Draw the mean best so far of each algorithm."""
     import matplotlib
 
@@ -244,12 +286,12 @@ def plot(path: Path, curves: dict[str, np.ndarray[Any, Any]], ylabel: str, title
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(11.0, 6.0), layout="constrained")
-    order = sorted(curves, key=lambda name: curves[name][-1])
+    order = sorted(loss_history, key=lambda name: loss_history[name][-1])
     for rank, name in enumerate(order):
         ours_ = name in ("pso", "woa")
         axes.plot(
-            np.arange(1, len(curves[name]) + 1),
-            curves[name],
+            np.arange(1, len(loss_history[name]) + 1),
+            loss_history[name],
             label=name,
             linewidth=2.5 if ours_ else 1.0,
             color=None if not ours_ else {"pso": "black", "woa": "tab:red"}[name],
@@ -284,27 +326,44 @@ def tell(
 ) -> None:
     """Figures, targets, and a table of everything."""
     rows: dict[str, Any] = {}
-    for name, runs in sorted(traces.items(), key=lambda item: np.mean([t.at(budgets[-1]) for t in item[1]])):
+    for name, runs in sorted(
+        traces.items(), key=lambda item: np.mean([t.at(budgets[-1]) for t in item[1]])
+    ):
         unique = sum(len(t.best) for t in runs) / max(1, sum(t.proposed for t in runs))
-        row: dict[str, Any] = {"seeds": len(runs), "unique_per_proposed": round(min(unique, 1.0), 4)}
+        row: dict[str, Any] = {
+            "seeds": len(runs),
+            "unique_per_proposed": round(min(unique, 1.0), 4),
+        }
         row["hit_rate"] = round(1.0 - row["unique_per_proposed"], 4)
         for budget in budgets:
             values = np.array([t.at(budget) for t in runs]) - (best if kind == "landscape" else 0.0)
-            whole = bool(np.isfinite(values).all())  # greedy has no whole subset before its last steps
+            whole = bool(
+                np.isfinite(values).all()
+            )  # greedy has no whole subset before its last steps
             row[f"mean@{budget}"] = round(float(values.mean()), 5) if whole else None
             row[f"sd@{budget}"] = round(float(values.std()), 5) if whole else None
         rows[name] = row
-    rivals = [name for name in rows if not name.startswith(("pso", "woa"))]
+    baselines = [name for name in rows if not name.startswith(("pso", "woa"))]
     for name in ("pso", "woa"):
         for budget in budgets:
             mean = rows[name][f"mean@{budget}"]
             bound = f"<= {targets[budget]}" if budget in targets else None
-            record.add(f"{name}_{'excess' if kind == 'landscape' else 'kl'}_at_{budget}", mean, bound)
-            able = [other for other in rivals if rows[other][f"mean@{budget}"] is not None]
-            rival = min(able, key=lambda other: rows[other][f"mean@{budget}"])
-            record.add(f"{name}_minus_best_rival_at_{budget}", round(mean - rows[rival][f"mean@{budget}"], 5), "<= 0")
+            record.add(
+                f"{name}_{'excess' if kind == 'landscape' else 'kl'}_at_{budget}", mean, bound
+            )
+            able = [other for other in baselines if rows[other][f"mean@{budget}"] is not None]
+            baseline = min(able, key=lambda other: rows[other][f"mean@{budget}"])
+            record.add(
+                f"{name}_minus_best_rival_at_{budget}",
+                round(mean - rows[baseline][f"mean@{budget}"], 5),
+                "<= 0",
+            )
         plain = rows[f"{name}, no pre-selection"][f"mean@{budgets[0]}"]
-        record.add(f"{name}_gain_of_preselection_at_{budgets[0]}", plain - rows[name][f"mean@{budgets[0]}"], ">= 0")
+        record.add(
+            f"{name}_gain_of_preselection_at_{budgets[0]}",
+            plain - rows[name][f"mean@{budgets[0]}"],
+            ">= 0",
+        )
         record.add(f"{name}_unique_per_proposed", rows[name]["unique_per_proposed"], "== 1")
     record.notes["table"] = rows
     record.notes["best_known"] = best
@@ -312,7 +371,9 @@ def tell(
     print(" " * width, *(f"{f'@{b}':>16}" for b in budgets), "  unique/proposed")
     for name, row in rows.items():
         cells = (
-            f"{'-':>8} {'':>8}" if row[f"mean@{b}"] is None else f"{row[f'mean@{b}']:>8.4f} ± {row[f'sd@{b}']:<5.4f}"
+            f"{'-':>8} {'':>8}"
+            if row[f"mean@{b}"] is None
+            else f"{row[f'mean@{b}']:>8.4f} ± {row[f'sd@{b}']:<5.4f}"
             for b in budgets
         )
         print(f"{name:<{width}}", *cells, f"  {row['unique_per_proposed']:.2f}")
@@ -330,7 +391,10 @@ def main() -> None:
             "--cache": {"default": "storage/cache"},
             "--budgets": {"default": "50,75,100,200"},
             "--seeds": {"type": int, "default": 30},
-            "--rival-seeds": {"type": int, "help": "seeds of everything but pso and woa; default: as many"},
+            "--rival-seeds": {
+                "type": int,
+                "help": "seeds of everything but pso and woa; default: as many",
+            },
             "--no-mealpy": {"action": "store_true"},
         },
     )
@@ -344,12 +408,15 @@ def main() -> None:
             algorithms = runners(problem, python, live=False)
             traces = measure(problem, algorithms, budgets[-1], dict.fromkeys(algorithms, seeds))
         elif options.live is not None:
-            with live_problem(options.live, options.drop, options.calibration, options.cache) as problem:
+            with live_problem(
+                options.live, options.drop, options.calibration, options.cache
+            ) as problem:
                 kind = "live"
                 algorithms = runners(problem, python, live=True)
                 fewer = options.rival_seeds or seeds
                 counts = {
-                    n: seeds if n in ("pso", "woa") else 1 if n in ("greedy", "one-shot") else fewer for n in algorithms
+                    n: seeds if n in ("pso", "woa") else 1 if n in ("greedy", "one-shot") else fewer
+                    for n in algorithms
                 }
                 traces = measure(problem, algorithms, budgets[-1], counts)
             best = min(t.best[-1] for runs in traces.values() for t in runs)
@@ -360,12 +427,19 @@ def main() -> None:
     tell(record, traces, budgets, best, kind, TARGETS if kind == "landscape" else live_targets)
     if options.json is not None:
         offset = best if kind == "landscape" else 0.0
-        curves = {
-            n: np.mean([[t.at(b) - offset for b in range(1, budgets[-1] + 1)] for t in runs], axis=0)
+        loss_history = {
+            n: np.mean(
+                [[t.at(b) - offset for b in range(1, budgets[-1] + 1)] for t in runs], axis=0
+            )
             for n, runs in traces.items()
         }
-        shown = {n: np.maximum(np.where(np.isfinite(c), c, np.nan), 1e-5) for n, c in curves.items()}
-        label = "mean excess over the best KL" if kind == "landscape" else "mean best KL (nats/token)"
+        shown = {
+            n: np.maximum(np.where(np.isfinite(c), c, np.nan), 1e-5)
+            for n, c in loss_history.items()
+        }
+        label = (
+            "mean excess over the best KL" if kind == "landscape" else "mean best KL (nats/token)"
+        )
         plot(
             options.json.with_suffix(".png"),
             shown,

@@ -11,8 +11,8 @@ import lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from prunesearch.model.loading import LoadedModel
-from prunesearch.scoring.text import read_jsonl
+from prunesearch.models.loading import LoadedModel
+from prunesearch.objectives.calibration_data import read_jsonl
 
 
 @dataclass(frozen=True)

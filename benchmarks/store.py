@@ -2,10 +2,12 @@
 
     python -m benchmarks.store --json OUT
 
-Corruption: one random bit of the cache file is flipped, the store is opened, asked for everything and written to; again
-and again, in processes of their own. Hostile: rows, settings, schemas and import files that somebody made to run code
-or to reach a file outside. Full disk: a file system of 2 MiB, and one that is read-only. Merge: three caches in all six
-orders, twice. Speed: hits from the disk and from PostgreSQL, and a cache of a million entries.
+Corruption: one random bit of the cache file is flipped, the store is opened, asked for everything
+    and written to; again
+and again, in processes of their own. Hostile: rows, settings, schemas and import files that
+somebody made to run code or to reach a file outside. Full disk: a file system of 2 MiB, and one
+that is read-only. Merge: three caches in all six orders, twice. Speed: hits from the disk and from
+PostgreSQL, and a cache of a million entries.
 """
 
 import gzip
@@ -28,14 +30,19 @@ from pathlib import Path
 
 from benchmarks import postgres
 from benchmarks.record import Record, arguments
-from prunesearch.errors import InputError, PruneSearchError, StorageError, UnavailableError
-from prunesearch.store import census, exchange
-from prunesearch.store.disk import DiskTier
-from prunesearch.store.entry import Entry
-from prunesearch.store.evaluations import EvaluationStore
-from prunesearch.store.keys import Key, evaluation_key
-from prunesearch.store.places import Places
-from prunesearch.store.repair import FILE
+from prunesearch.cache import maintenance, transfer
+from prunesearch.cache.entry import Entry
+from prunesearch.cache.evaluation_cache import EvaluationCache
+from prunesearch.cache.keys import Key, evaluation_key
+from prunesearch.cache.local_backend import LocalBackend
+from prunesearch.cache.location import CacheLocation
+from prunesearch.cache.repair import FILE
+from prunesearch.errors import (
+    InputError,
+    PruneSearchError,
+    StorageError,
+    UnavailableError,
+)
 
 FORK = multiprocessing.get_context("fork")
 ENTRIES = 300
@@ -44,7 +51,9 @@ MILLION = 1_000_000
 
 def key(number: int) -> Key:
     """A key by number."""
-    return evaluation_key("f" * 64, f"blocks/30:{number}", {"kind": "calibration", "tokens": "t" * 64, "version": 2})
+    return evaluation_key(
+        "f" * 64, f"blocks/30:{number}", {"kind": "calibration", "tokens": "t" * 64, "version": 2}
+    )
 
 
 def value(number: int) -> list[list[float]]:
@@ -55,8 +64,8 @@ def value(number: int) -> list[list[float]]:
 
 def filled(folder: Path, count: int) -> Path:
     """A cache with entries."""
-    with closing(DiskTier(folder)) as tier:
-        tier.put(Entry(key(i), value(i), 1.0, 1.7e9 + i) for i in range(count))
+    with closing(LocalBackend(folder)) as backend:
+        backend.put(Entry(key(i), value(i), 1.0, 1.7e9 + i) for i in range(count))
     return folder
 
 
@@ -74,7 +83,9 @@ def corruption(record: Record, flips: int) -> None:
         portion = 50
         for start in range(0, flips, portion):
             reader, writer = FORK.Pipe()
-            process = FORK.Process(target=_flip, args=(source, Path(name), range(start, start + portion), writer))
+            process = FORK.Process(
+                target=_flip, args=(source, Path(name), range(start, start + portion), writer)
+            )
             process.start()
             writer.close()
             seen = 0
@@ -90,7 +101,9 @@ def corruption(record: Record, flips: int) -> None:
     record.notes["corruption"] = dict(outcomes)
 
 
-def _flip(source: Path, home: Path, numbers: range, report: "multiprocessing.connection.Connection") -> None:
+def _flip(
+    source: Path, home: Path, numbers: range, report: "multiprocessing.connection.Connection"
+) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the store warns of each
     for number in numbers:
         chance = random.Random(number)
@@ -107,14 +120,17 @@ def _flip(source: Path, home: Path, numbers: range, report: "multiprocessing.con
 def _tried(folder: Path) -> str:
     digests = [key(i).digest for i in range(ENTRIES)]
     try:
-        with EvaluationStore(folder) as store:
+        with EvaluationCache(folder) as store:
             found = store.get_digests(digests)
             store.put(key(ENTRIES), value(ENTRIES))
             again = store.get_digests([*digests, key(ENTRIES).digest])
-            if wrong([*found.values(), *again.values()], ENTRIES + 1) or key(ENTRIES).digest not in again:
+            if (
+                wrong([*found.values(), *again.values()], ENTRIES + 1)
+                or key(ENTRIES).digest not in again
+            ):
                 return "wrong"
             assert store.local is not None
-            if store.local.read_alarms():
+            if store.local.read_incidents():
                 return "detected"
             return "unaffected" if len(found) == ENTRIES else "missed and computed again"
     except PruneSearchError:
@@ -161,19 +177,25 @@ def hostile(record: Record, huge: int) -> None:
             with closing(sqlite3.connect(folder / FILE, isolation_level=None)) as rows:
                 rows.execute(statement, values)
             try:
-                with EvaluationStore(folder) as store:
-                    served += wrong(store.get_digests(key(i).digest for i in range(50)).values(), 50)
+                with EvaluationCache(folder) as store:
+                    served += wrong(
+                        store.get_digests(key(i).digest for i in range(50)).values(), 50
+                    )
                     store.put(key(60), value(60))
-                census.verified(Places(folder))
-                with census.reading(Places(folder)) as tiers:
-                    exchange.export(tiers, home / "export.jsonl")
+                maintenance.verified(CacheLocation(folder))
+                with maintenance.reading(CacheLocation(folder)) as backends:
+                    transfer.export(backends, home / "export.jsonl")
             except PruneSearchError:
                 failed += 1
             ran += canary.exists()
             touched += outside.read_text() != "precious"
             shutil.rmtree(folder)
         refused = sum(_refused(path, home) for path in _bombs(home))
-        touched += {path.name for path in home.iterdir()} - {"outside.txt", "export.jsonl", "imports"} != set()
+        touched += {path.name for path in home.iterdir()} - {
+            "outside.txt",
+            "export.jsonl",
+            "imports",
+        } != set()
     record.add("hostile_code_run", ran, "== 0")
     record.add("hostile_files_touched", touched, "== 0")
     record.add("hostile_values_served", served, "== 0")
@@ -186,7 +208,9 @@ def hostile(record: Record, huge: int) -> None:
 HEADER = b'{"format":"prunesearch evaluations","schema":1}\n'
 BOMBS: dict[str, Callable[[], Iterator[bytes]]] = {
     "one line of 4 GiB": lambda: itertools.chain([HEADER], itertools.repeat(b" " * 2**20, 4096)),
-    "many empty objects": lambda: itertools.chain([HEADER], itertools.repeat(b"{}\n" * 2**18, 1024)),
+    "many empty objects": lambda: itertools.chain(
+        [HEADER], itertools.repeat(b"{}\n" * 2**18, 1024)
+    ),
     "deep": lambda: iter([HEADER, b"[" * 1_000_000, b"\n"]),
     "a pickle": lambda: iter([pickle.dumps(_Payload(Path("/nowhere")))]),
     "no end": lambda: iter([HEADER]),
@@ -205,7 +229,7 @@ def _bombs(home: Path) -> Iterator[Path]:
 
 def _refused(path: Path, home: Path) -> bool:
     try:
-        census.merge(Places(home / "imports" / "cache"), [path])
+        maintenance.merge(CacheLocation(home / "imports" / "cache"), [path])
     except InputError:
         return not (home / "imports" / "cache").exists()
     return False
@@ -216,7 +240,9 @@ def small_disk() -> Iterator[Path | None]:
     """A file system of 2 MiB; None where we may not mount one."""
     with tempfile.TemporaryDirectory() as name:
         mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", name], capture_output=True, check=False
+            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", name],
+            capture_output=True,
+            check=False,
         )
         if mounted.returncode:
             yield None
@@ -233,12 +259,12 @@ def full_disk(record: Record) -> None:
         if small is None:
             record.notes["full_disk"] = "not measured: mounting a file system needs root"
             return
-        with EvaluationStore(small / "c") as store:
+        with EvaluationCache(small / "c") as store:
             stored, seconds = _fill(store)
             readable = len(store.get_digests(key(i).digest for i in range(stored)))
         record.add("full_disk_seconds_to_error", seconds, "<= 5")
         record.add("full_disk_earlier_rows_unreadable", stored - readable, "== 0")
-        with EvaluationStore(f"{small}/d,sqlite:///{other}/team.db") as store:
+        with EvaluationCache(f"{small}/d,sqlite:///{other}/team.db") as store:
             went_on = all(store.put(key(i), ["x" * 20_000]) for i in range(150))
             record.add("full_disk_goes_on_with_a_tier", int(went_on and len(store) == 150), "== 1")
     with small_disk() as small, tempfile.TemporaryDirectory() as other:
@@ -248,20 +274,25 @@ def full_disk(record: Record) -> None:
         subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
         begun, refused = time.perf_counter(), False
         try:
-            EvaluationStore(small / "c")
+            EvaluationCache(small / "c")
         except StorageError:
             refused = True
-        record.add("read_only_seconds_to_error", time.perf_counter() - begun if refused else 60.0, "<= 5")
-        with census.reading(Places(small / "c")) as tiers:
-            readable = sum(entry is not None for _, entry in tiers[0].scan())
+        record.add(
+            "read_only_seconds_to_error", time.perf_counter() - begun if refused else 60.0, "<= 5"
+        )
+        with maintenance.reading(CacheLocation(small / "c")) as backends:
+            readable = sum(entry is not None for _, entry in backends[0].scan())
         record.add("read_only_earlier_rows_unreadable", 100 - readable, "== 0")
-        with EvaluationStore(f"{small}/c,{url}") as shared:
+        with EvaluationCache(f"{small}/c,{url}") as shared:
             went_on = all(shared.put(key(i), value(i)) for i in range(100, 150))
             record.add("read_only_goes_on_with_a_tier", int(went_on and len(shared) == 50), "== 1")
 
 
-def _fill(store: EvaluationStore) -> tuple[int, float]:
-    """Put until the disk refuses; how many went in, and the seconds from the last call to its error."""
+def _fill(store: EvaluationCache) -> tuple[int, float]:
+    """Put until the disk refuses;
+
+    how many went in, and the seconds from the last call to its error.
+    """
     for number in itertools.count(1000):
         begun = time.perf_counter()
         try:
@@ -278,20 +309,23 @@ def merging(record: Record) -> None:
         home = Path(name)
         files = []
         for shift in range(3):
-            with closing(DiskTier(home / f"s{shift}")) as tier:
+            with closing(LocalBackend(home / f"s{shift}")) as backend:
                 numbers = range(100 * shift, 100 * shift + 200)
-                tier.put(
-                    Entry(key(i), value(i if i % 10 else i + shift), 1.0, 1.7e9 + (7 * i + shift) % 3) for i in numbers
+                backend.put(
+                    Entry(
+                        key(i), value(i if i % 10 else i + shift), 1.0, 1.7e9 + (7 * i + shift) % 3
+                    )
+                    for i in numbers
                 )
-                exchange.export([tier], home / f"{shift}.jsonl")
+                transfer.export([backend], home / f"{shift}.jsonl")
             files.append(home / f"{shift}.jsonl")
         for number, order in enumerate(itertools.permutations(files)):
             for _ in range(2):
                 for file in order:
-                    census.merge(Places(home / f"m{number}"), [file])
-            with census.reading(Places(home / f"m{number}")) as tiers:
-                exchange.export(tiers, home / "merged.jsonl")
-                conflicts.add(len({alarm.key for alarm in tiers[0].read_alarms()}))
+                    maintenance.merge(CacheLocation(home / f"m{number}"), [file])
+            with maintenance.reading(CacheLocation(home / f"m{number}")) as backends:
+                transfer.export(backends, home / "merged.jsonl")
+                conflicts.add(len({incident.key for incident in backends[0].read_incidents()}))
             results.add((home / "merged.jsonl").read_bytes())
     record.add("merge_distinct_results", len(results), "== 1")
     record.add("merge_distinct_conflict_counts", len(conflicts), "== 1")
@@ -317,14 +351,14 @@ def speed(record: Record, many: int) -> None:
     count = 1000
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        with EvaluationStore(filled(home / "a", count)) as store:
+        with EvaluationCache(filled(home / "a", count)) as store:
             hits = times(lambda i=i: store.get(key(i)) for i in range(count))
             record.add("disk_hit_p50_ms", statistics.median(hits), "<= 1")
             record.add("disk_commit_p50_ms", _commit(store, 10**6))
         if postgres.AVAILABLE:
             with postgres.Server(fsync=True) as server:
-                census.merge(Places(home / "b", server.url), [_exported(home)])
-                with EvaluationStore(f"{home}/c,{server.url}") as store:
+                maintenance.merge(CacheLocation(home / "b", server.url), [_exported(home)])
+                with EvaluationCache(f"{home}/c,{server.url}") as store:
                     hits = times(lambda i=i: store.get(key(i)) for i in range(count))
                     record.add("postgresql_hit_p50_ms", statistics.median(hits), "<= 10")
                     record.add("postgresql_commit_p50_ms", _commit(store, 2 * 10**6))
@@ -332,26 +366,28 @@ def speed(record: Record, many: int) -> None:
 
 
 def _exported(home: Path) -> Path:
-    with census.reading(Places(home / "a")) as tiers:
-        exchange.export(tiers, home / "a.jsonl")
+    with maintenance.reading(CacheLocation(home / "a")) as backends:
+        transfer.export(backends, home / "a.jsonl")
     return home / "a.jsonl"
 
 
-def _commit(store: EvaluationStore, first: int) -> float:
+def _commit(store: EvaluationCache, first: int) -> float:
     """Median milliseconds of a leased commit; all leases are taken in one transaction."""
     keys = [key(i) for i in range(first, first + 200)]
-    with store.flight() as flight:
-        flight.claim(keys)
-        return statistics.median(times(lambda k=k: flight.commit(k, value(1)) for k in keys))
+    with store.single_flight() as single_flight:
+        single_flight.acquire(keys)
+        return statistics.median(times(lambda k=k: single_flight.commit(k, value(1)) for k in keys))
 
 
 def _large(record: Record, folder: Path, many: int) -> None:
-    with closing(DiskTier(folder)) as tier:
-        keys = iter(sorted((key(i) for i in range(many)), key=lambda k: k.digest))  # so that the index grows in order
+    with closing(LocalBackend(folder)) as backend:
+        keys = iter(
+            sorted((key(i) for i in range(many)), key=lambda k: k.digest)
+        )  # so that the index grows in order
         while batch := list(itertools.islice(keys, 20_000)):
-            tier.put(Entry(k, [[0.5, 0.25, 256]] * 4, 1.0, 1.7e9) for k in batch)
+            backend.put(Entry(k, [[0.5, 0.25, 256]] * 4, 1.0, 1.7e9) for k in batch)
     begun = time.perf_counter()
-    with EvaluationStore(folder) as store:
+    with EvaluationCache(folder) as store:
         record.add("large_open_seconds", time.perf_counter() - begun, "<= 2")
         chance = random.Random(0)
         wanted = [key(chance.randrange(many)) for _ in range(5000)]

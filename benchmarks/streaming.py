@@ -1,14 +1,16 @@
-"""Weight streaming: a model of 8 GiB scored within 3 GiB, and what `prunesearch plan` predicted of it.
+"""Weight streaming: a model of 8 GiB scored within 3 GiB, and what `prunesearch plan` predicted of
+it.
 
     python -m benchmarks.streaming --json FILE
 
-A Llama-shaped model with random weights in bfloat16 is written to a temporary folder, shard by shard. Processes of
-their own then score 16 candidates (a quarter of the blocks dropped at random) on it, each with all its address space
-limited to 3 GiB (RLIMIT_AS: libraries, stacks and mapped files count, so it is harder than a limit on resident memory):
-streamed together, then again with half of the hidden states in files, one by one, and loaded plainly, which must fail.
-One without a limit scores the same candidates with all weights in memory, where the machine has room for that.
-The page cache is emptied of the checkpoint before each timed part. Numbers are computed in bfloat16, and in
-float32 on a CPU without instructions for it.
+A Llama-shaped model with random weights in bfloat16 is written to a temporary folder, shard by
+shard. Processes of their own then score 16 candidates (a quarter of the blocks dropped at random)
+on it, each with all its address space limited to 3 GiB (RLIMIT_AS: libraries, stacks and mapped
+files count, so it is harder than a limit on resident memory): streamed together, then again with
+half of the hidden states in files, one by one, and loaded plainly, which must fail. One without a
+limit scores the same candidates with all weights in memory, where the machine has room for that.
+The page cache is emptied of the checkpoint before each timed part. Numbers are computed in
+bfloat16, and in float32 on a CPU without instructions for it.
 """
 
 import argparse
@@ -31,20 +33,28 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from benchmarks.record import Record
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import PruneSearchError
-from prunesearch.model.anatomy import skeleton
-from prunesearch.model.arithmetic import wide_products, widens
-from prunesearch.model.checkpoint import INDEX
-from prunesearch.model.layers import StreamedLayers
-from prunesearch.model.loading import LoadedModel, load
-from prunesearch.model.streaming import open_streamed
-from prunesearch.scoring.forward import Forward
-from prunesearch.scoring.objectives import CalibrationObjective
-from prunesearch.scoring.plan import Asked, Dtype, draw, plan
+from prunesearch.execution.memory_plan import (
+    Asked,
+    Dtype,
+    draw,
+    plan,
+)
+from prunesearch.execution.shared_forward import Forward
+from prunesearch.models.bf16_cpu import wide_products, widens
+from prunesearch.models.layers import StreamedLayers
+from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.safetensors_files import INDEX
+from prunesearch.models.streaming import open_streamed
+from prunesearch.models.structure import meta_model
+from prunesearch.objectives.base import CalibrationObjective
 from prunesearch.space import SearchSpace
 
 LIMIT = 3 * 2**30
 CANDIDATES, TOKENS, DROP = 16, 64, "25%"
-BLOCKS, QUICK_BLOCKS = 88, 24  # the smaller one is still too large to be loaded plainly under the limit
+BLOCKS, QUICK_BLOCKS = (
+    88,
+    24,
+)  # the smaller one is still too large to be loaded plainly under the limit
 SHARD_BLOCKS = 11
 VOCABULARY = 32_000
 
@@ -69,8 +79,10 @@ def write_model(folder: Path, blocks: int) -> int:
     shards: dict[str, dict[str, torch.Tensor]] = {}
     where: dict[str, str] = {}
     total = 0
-    for name, wanted in skeleton(settings).named_parameters():
-        part = int(name.split(".")[2]) // SHARD_BLOCKS if name.startswith("model.layers.") else "rest"
+    for name, wanted in meta_model(settings).named_parameters():
+        part = (
+            int(name.split(".")[2]) // SHARD_BLOCKS if name.startswith("model.layers.") else "rest"
+        )
         start = int(torch.randint(pool.numel() - wanted.numel(), (), generator=generator))
         tensor = pool[start : start + wanted.numel()].view(wanted.shape).clone()
         where[name] = f"model-{part}.safetensors"
@@ -82,7 +94,9 @@ def write_model(folder: Path, blocks: int) -> int:
         shards.setdefault(where[name], {})[name] = tensor
     for file, tensors in shards.items():
         _write(folder / file, tensors)
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": where}))
+    (folder / INDEX).write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": where})
+    )
     return total
 
 
@@ -100,7 +114,10 @@ def forget(folder: Path) -> None:
 
 
 def score(
-    loaded: LoadedModel, objective: CalibrationObjective, lots: list[list[LayerSubset]], state_memory: int
+    loaded: LoadedModel,
+    objective: CalibrationObjective,
+    lots: list[list[LayerSubset]],
+    state_memory: int,
 ) -> dict[str, Any]:
     """Score lots of candidates one after the other."""
     forward = Forward(loaded.model, loaded.layers, state_memory)
@@ -110,7 +127,9 @@ def score(
         found = {
             f"{candidate.text} {index}": results
             for lot in lots
-            for index, candidate, results in objective.score([(chunk, lot) for chunk in objective.chunks], forward)
+            for index, candidate, results in objective.score(
+                [(chunk, lot) for chunk in objective.chunks], forward
+            )
         }
     seconds = time.perf_counter() - start
     after = loaded.layers.bytes_read if isinstance(loaded.layers, StreamedLayers) else 0
@@ -119,7 +138,7 @@ def score(
         "seconds": seconds,
         "bytes_read": after - before,
         "bytes_spilled": forward.spilled,
-        "saved": forward.tally.saved,
+        "saved": forward.work_counter.saved,
     }
 
 
@@ -127,7 +146,11 @@ def child(folder: Path, what: str, dtype: str, out: Path) -> None:
     """Open the model in one way, score in one or two, and write down what came out."""
     start = time.perf_counter()
     try:
-        loaded = load(str(folder), dtype=dtype) if what == "memory" else open_streamed(str(folder), dtype=dtype)
+        loaded = (
+            load(str(folder), dtype=dtype)
+            if what == "memory"
+            else open_streamed(str(folder), dtype=dtype)
+        )
     except (PruneSearchError, MemoryError) as error:
         out.write_text(json.dumps({"failure": str(error) or "MemoryError"}))
         return
@@ -135,7 +158,9 @@ def child(folder: Path, what: str, dtype: str, out: Path) -> None:
     ids = torch.arange(TOKENS) * 7919 % VOCABULARY
     objective = CalibrationObjective(loaded, ids[None])
     generation = draw(SearchSpace.parse(loaded.n_layers, DROP), CANDIDATES)
-    score(loaded, objective, [[LayerSubset.of(loaded.n_layers)]], 2**30)  # the dense model's answers
+    score(
+        loaded, objective, [[LayerSubset.of(loaded.n_layers)]], 2**30
+    )  # the dense model's answers
     forget(folder)
     lots = [[candidate] for candidate in generation] if what == "one by one" else [generation]
     document |= score(loaded, objective, lots, 2**30)
@@ -154,8 +179,20 @@ def run(folder: Path, what: str, dtype: str, limited: bool = True) -> dict[str, 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
 
-    words = [sys.executable, "-m", "benchmarks.streaming", "--child", what, "--folder", str(folder), "--dtype", dtype]
-    done = subprocess.run(words, preexec_fn=limit if limited else None, capture_output=True, text=True, check=False)
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.streaming",
+        "--child",
+        what,
+        "--folder",
+        str(folder),
+        "--dtype",
+        dtype,
+    ]
+    done = subprocess.run(
+        words, preexec_fn=limit if limited else None, capture_output=True, text=True, check=False
+    )
     if not out.is_file():
         return {"failure": (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]}
     found: dict[str, Any] = json.loads(out.read_text().replace(str(folder), "MODEL"))
@@ -172,7 +209,9 @@ def numbers(results: dict[str, Any]) -> Iterator[float]:
 def difference(a: dict[str, Any], b: dict[str, Any]) -> float:
     """Largest difference between the numbers of two runs."""
     assert a["results"].keys() == b["results"].keys()
-    return max(abs(x - y) for x, y in zip(numbers(a["results"]), numbers(b["results"]), strict=True))
+    return max(
+        abs(x - y) for x, y in zip(numbers(a["results"]), numbers(b["results"]), strict=True)
+    )
 
 
 def available() -> int:
@@ -189,7 +228,11 @@ def benchmark(record: Record, folder: Path) -> None:
     planned = plan(str(folder), Asked(LIMIT, CANDIDATES, DROP, TOKENS, dtype=dtype))
     mode = next(mode for mode in planned["modes"] if mode["weights"] == "stream")
     shown = json.loads(json.dumps(planned).replace(str(folder), "MODEL"))
-    record.notes |= {"dtype": dtype, "plan": shown, "limit": "RLIMIT_AS of 3 GiB, set before Python starts"}
+    record.notes |= {
+        "dtype": dtype,
+        "plan": shown,
+        "limit": "RLIMIT_AS of 3 GiB, set before Python starts",
+    }
     record.add("weights_gib", weights / 2**30)
     plain = run(folder, "memory", dtype)
     record.notes["plain loading under the limit"] = plain.get("failure", "loaded")
@@ -230,10 +273,14 @@ def benchmark(record: Record, folder: Path) -> None:
 def main() -> None:
     """Run the benchmark, or one part of it in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the same on 2.4 GiB, within five minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="the same on 2.4 GiB, within five minutes"
+    )
     parser.add_argument("--json", type=Path, help="write the document here")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help="where to put the model; default a temporary folder")
+    parser.add_argument(
+        "--folder", type=Path, help="where to put the model; default a temporary folder"
+    )
     parser.add_argument("--dtype", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:

@@ -1,11 +1,14 @@
-"""The shape of the code in numbers: size of the root, density, private words, circles, untyped dictionaries, README.
+"""The shape of the code in numbers: size of the root, density, private words, circles, untyped
+dictionaries, README.
 
     python -m benchmarks.structure --json FILE            # this checkout
-    python -m benchmarks.structure --against COMMIT       # the same figures of an older commit, beside it
+    python -m benchmarks.structure --against COMMIT       # the same figures of an older commit,
+    beside it
 
-Lines are counted without blank ones. Docstrings and string literals hold no comprehensions and no comments, since all
-but the comments is counted in the syntax tree. A nested comprehension is one that holds another. `dict[str, Any]`-like
-annotations are `dict`, `Mapping` or `MutableMapping` whose values are `Any` or `object`.
+Lines are counted without blank ones. Docstrings and string literals hold no comprehensions and no
+comments, since all but the comments is counted in the syntax tree. A nested comprehension is one
+that holds another. `dict[str, Any]`-like annotations are `dict`, `Mapping` or `MutableMapping`
+whose values are `Any` or `object`.
 """
 
 import argparse
@@ -64,7 +67,9 @@ def count(package: Path) -> Counts:
         counts.lines += sum(1 for line in text.splitlines() if line.strip())
         counts.totals["comments"] += _comment_lines(text)
         _count_tree(tree, counts.totals)
-        module = ".".join((package.name, *path.relative_to(package).with_suffix("").parts)).removesuffix(".__init__")
+        module = ".".join(
+            (package.name, *path.relative_to(package).with_suffix("").parts)
+        ).removesuffix(".__init__")
         counts.imports[module] = set(_imported(tree))
     return counts
 
@@ -73,10 +78,16 @@ def _count_tree(tree: ast.AST, totals: Counter[str]) -> None:
     for node in ast.walk(tree):
         if isinstance(node, _COMPREHENSIONS):
             totals["comprehensions"] += 1
-            totals["nested"] += sum(isinstance(inner, _COMPREHENSIONS) for inner in ast.walk(node)) > 1
+            totals["nested"] += (
+                sum(isinstance(inner, _COMPREHENSIONS) for inner in ast.walk(node)) > 1
+            )
         elif isinstance(node, ast.IfExp):
             totals["conditional"] += 1
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mock":
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "mock"
+        ):
             totals["mock"] += 1
         elif isinstance(node, ast.Subscript):
             totals["untyped"] += _is_untyped_dictionary(node)
@@ -119,7 +130,11 @@ def circles(imports: dict[str, set[str]]) -> list[tuple[str, str]]:
 def banned_words(root: Path) -> Counter[str]:
     """How often each banned word stands in the package and in the README files."""
     found: Counter[str] = Counter()
-    pages = [root / "README.md", *(root / "prunesearch").rglob("*.py"), *(root / "prunesearch").rglob("*.md")]
+    pages = [
+        root / "README.md",
+        *(root / "prunesearch").rglob("*.py"),
+        *(root / "prunesearch").rglob("*.md"),
+    ]
     for path in pages:
         text = path.read_text()
         if path.name == "README.md" and "## Glossary" in text:
@@ -136,7 +151,10 @@ def figures(root: Path) -> tuple[dict[str, float], Counter[str]]:
     package = root / "prunesearch"
     counts = count(package)
     readme = (root / "README.md").read_text().splitlines()
-    first = next((n for n, line in enumerate(readme, 1) if line.startswith("prunesearch search")), len(readme))
+    first = next(
+        (n for n, line in enumerate(readme, 1) if line.startswith("prunesearch search")),
+        len(readme),
+    )
     words = banned_words(root)
     per_1000 = 1000 / counts.lines
     return {
@@ -157,7 +175,9 @@ def figures(root: Path) -> tuple[dict[str, float], Counter[str]]:
 
 def main() -> None:
     """Count, compare with an older commit where one is named, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="the same; it takes seconds")
     parser.add_argument("--json", type=Path, help="write the document here")
     parser.add_argument("--against", metavar="COMMIT", help="count this commit too")
@@ -170,7 +190,9 @@ def main() -> None:
     if options.against:
         with tempfile.TemporaryDirectory() as folder:
             archive = subprocess.run(
-                ["git", "-C", str(ROOT), "archive", options.against], capture_output=True, check=True
+                ["git", "-C", str(ROOT), "archive", options.against],
+                capture_output=True,
+                check=True,
             ).stdout
             with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
                 tar.extractall(folder, filter="data")

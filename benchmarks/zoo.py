@@ -1,4 +1,6 @@
-"""A tiny random model of every causal-LM type that the installed transformers can build from its config."""
+"""A tiny random model of every causal-LM type that the installed transformers can build from its
+config.
+"""
 
 import inspect
 from typing import Any
@@ -32,7 +34,8 @@ _SMALL: dict[str, Any] = {
 }  # fmt: skip
 # Fields that are None by default and have to be small all the same.
 _FILLED = ("head_dim", "num_key_value_heads", "intermediate_size", "pad_token_id")
-# What a type needs beside: latent attention has no grouped heads, hybrids have both kinds of blocks among six.
+# What a type needs beside: latent attention has no grouped heads, hybrids have both kinds of blocks
+# among six.
 _LATENT = """axk1 axk2 bailing_hybrid deepseek_v2 deepseek_v3 deepseek_v32 dots3_note dots3_note_text glm4_moe_lite
     glm_moe_dsa kimi_linear longcat_flash minicpm3 youtu""".split()
 _ENCODERS = "reformer bert bert-generation big_bird electra ernie megatron-bert roberta".split()
@@ -40,7 +43,12 @@ _SHARED_KV = ["sliding_attention", "full_attention"] * 3
 _SPECIAL: dict[str, dict[str, Any]] = {
     **{name: {"num_key_value_heads": 4} for name in _LATENT},
     "bamba": {"attn_layer_indices": [2, 5]},
-    "deepseek_v2": {"num_key_value_heads": 4, "topk_group": 1, "n_group": 1, "num_experts_per_tok": 2},
+    "deepseek_v2": {
+        "num_key_value_heads": 4,
+        "topk_group": 1,
+        "n_group": 1,
+        "num_experts_per_tok": 2,
+    },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
     "gemma3n_text": {"layer_types": _SHARED_KV, "num_kv_shared_layers": 2},
     "gemma4_text": {"layer_types": _SHARED_KV, "num_kv_shared_layers": 2},
@@ -98,5 +106,7 @@ def _shrunk(config_class: type[PretrainedConfig], changes: dict[str, Any]) -> Pr
         part = getattr(default, name, None)
         if isinstance(part, PretrainedConfig):
             inner = changes.pop(name, {})
-            settings[name] = _shrunk(type(part), {**_SPECIAL.get(type(part).model_type, {}), **inner})
+            settings[name] = _shrunk(
+                type(part), {**_SPECIAL.get(type(part).model_type, {}), **inner}
+            )
     return config_class(**{**settings, **changes})

@@ -1,6 +1,8 @@
-"""prunesearch finds the layers a large language model does not need and hands back a checkpoint that just loads.
+"""prunesearch finds the layers a large language model does not need and hands back a checkpoint
+that just loads.
 
-The public names are imported when first used, so that ``import prunesearch`` loads neither torch nor optuna.
+The public names are imported when first used, so that ``import prunesearch`` loads neither torch
+nor optuna.
 """
 
 import importlib
@@ -8,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunesearch.candidate import Evaluation, LayerSubset
+    from prunesearch.config.recipe import Recipe, RunOptions
     from prunesearch.errors import PruneSearchError
-    from prunesearch.pipeline import run
-    from prunesearch.recipe import Recipe, RunOptions
+    from prunesearch.pipeline.run import run
     from prunesearch.samplers import PSOSampler, WOASampler
     from prunesearch.space import SearchSpace
 
@@ -21,11 +23,11 @@ _HOMES = {
     "LayerSubset": "candidate",
     "PSOSampler": "samplers",
     "PruneSearchError": "errors",
-    "Recipe": "recipe",
-    "RunOptions": "recipe",
+    "Recipe": "config.recipe",
+    "RunOptions": "config.recipe",
     "SearchSpace": "space",
     "WOASampler": "samplers",
-    "run": "pipeline",
+    "run": "pipeline.run",
 }
 __all__ = [
     "Evaluation",

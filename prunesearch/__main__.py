@@ -1,14 +1,19 @@
-"""The command ``prunesearch``, and ``python -m prunesearch``: signals are seen to before anything else is imported."""
+"""The command ``prunesearch``, and ``python -m prunesearch``: signals are seen to before anything
+else is imported.
+"""
 
-from prunesearch import stopping
+from prunesearch.runtime import stopping
 
 
 def main() -> None:
-    """Run the command line. A signal that comes before its first step, or after its last, ends the process quietly."""
-    stopping.guard_process()
-    from prunesearch import cli  # takes half a second
+    """Run the command line.
 
-    cli.main()
+    A signal that comes before its first step, or after its last, ends the process quietly.
+    """
+    stopping.guard_process()
+    from prunesearch.cli import app  # takes half a second
+
+    app.main()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The two types that all parts share: `LayerSubset` (the removed layers) and `Evaluation` (the resulting metrics)."""
+"""The two types that all parts share: `LayerSubset` (the removed layers) and `Evaluation` (the
+resulting metrics).
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,10 +12,12 @@ from prunesearch.errors import InputError
 
 @dataclass(frozen=True, order=True)
 class LayerSubset:
-    """The layers to drop from a model: whole blocks, and attention or MLP sublayers of other blocks.
+    """The layers to drop from a model: whole blocks, and attention or MLP sublayers of other
+    blocks.
 
-    Blocks are counted from 0. Each tuple is sorted and names a block once. A block whose attention and MLP are both
-    dropped computes nothing, so it counts as a dropped block. `LayerSubset.of` takes care of that.
+    Blocks are counted from 0. Each tuple is sorted and names a block once. A block whose attention
+    and MLP are both dropped computes nothing, so it counts as a dropped block. `LayerSubset.of`
+    takes care of that.
 
     Attributes:
         n_layers: number of blocks in the model.
@@ -37,13 +41,19 @@ class LayerSubset:
         if not valid:
             raise InputError(f"dropped layers must be sorted and named once, got {self.text}")
         if every and not 0 <= min(every) <= max(every) < self.n_layers:
-            raise InputError(f"cannot drop layers {self.text}: the model has layers 0 to {self.n_layers - 1}")
+            raise InputError(
+                f"cannot drop layers {self.text}: the model has layers 0 to {self.n_layers - 1}"
+            )
         if len(self.dropped) >= self.n_layers:
             raise InputError(f"dropping {len(self.dropped)} of {self.n_layers} layers leaves none")
 
     @classmethod
     def of(
-        cls, n_layers: int, dropped: Iterable[int] = (), attention: Iterable[int] = (), mlp: Iterable[int] = ()
+        cls,
+        n_layers: int,
+        dropped: Iterable[int] = (),
+        attention: Iterable[int] = (),
+        mlp: Iterable[int] = (),
     ) -> Self:
         """Build a subset from indices in any order."""
         whole, without_attention, without_mlp = list(dropped), set(attention), set(mlp)
@@ -58,7 +68,8 @@ class LayerSubset:
 
     @classmethod
     def parse(cls, text: str, n_layers: int) -> Self:
-        """Read a comma-separated list such as ``3,7a,12m`` or ``1-4,9``; ``none`` is the dense model.
+        """Read a comma-separated list such as ``3,7a,12m`` or ``1-4,9``; ``none`` is the dense
+        model.
 
         ``7a`` is the attention of block 7, ``12m`` the MLP of block 12, ``1-4`` are blocks 1 to 4.
 
@@ -73,12 +84,17 @@ class LayerSubset:
                 low, high = int(span[1]), int(span[2])
                 # Check the range before it is expanded, because it may be huge.
                 if not low <= high < n_layers:
-                    raise InputError(f"cannot drop layers {word.strip()}: the model has layers 0 to {n_layers - 1}")
+                    raise InputError(
+                        f"cannot drop layers {word.strip()}: the model has layers 0 to "
+                        f"{n_layers - 1}"
+                    )
                 parts[""] += range(low, high + 1)
                 continue
             match = re.fullmatch(r"\s*(-?\d{1,9})([am]?)\s*", word)
             if match is None:
-                raise InputError(f"cannot read layers {text!r}: write indices with commas, as in 3,7,12 or 1-4,9")
+                raise InputError(
+                    f"cannot read layers {text!r}: write indices with commas, as in 3,7,12 or 1-4,9"
+                )
             parts[match[2]].append(int(match[1]))
         return cls.of(n_layers, parts[""], parts["a"], parts["m"])
 
@@ -92,8 +108,8 @@ class LayerSubset:
     def path(self) -> tuple[int, ...]:
         """Use of each block, in order: 0 whole, 1 without attention, 2 without MLP, 3 not at all.
 
-        Candidates with a common prefix of their paths share the hidden states of this prefix. The dense model has the
-        smallest path.
+        Candidates with a common prefix of their paths share the hidden states of this prefix. The
+        dense model has the smallest path.
         """
         use = [0] * self.n_layers
         for kind, blocks in enumerate((self.attention, self.mlp, self.dropped), start=1):
@@ -127,14 +143,15 @@ class Evaluation:
 
     Attributes:
         candidate: scored candidate.
-        metrics: metrics by name: ``kl`` and ``cross_entropy`` in nats per token, ``perplexity``, task metrics. Empty
-            if scoring failed.
+        metrics: metrics by name: ``kl`` and ``cross_entropy`` in nats per token, ``perplexity``,
+            task metrics. Empty if scoring failed.
         stderr: standard errors of the metrics that have one.
         cached: True if nothing had to be computed.
         seconds: wall time of the scoring; 0 for a cache hit.
         failure: reason why there are no metrics, or None.
         steps: in a race, the objective's metric after the first chunks, by the number of chunks.
-        raced_out: True if the candidate lost a race. The metrics are those of the scored part of the data.
+        raced_out: True if the candidate lost a race. The metrics are those of the scored part of
+            the data.
         saved: seconds of scoring that the cache saved.
     """
 

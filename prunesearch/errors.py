@@ -1,27 +1,30 @@
 """Exception types.
 
     PruneSearchError
-    ├── InputError (ValueError)      the user can correct it: one line, exit status 2, nothing was written
-    │   ├── UnknownNameError         a name that does not exist; carries the nearest one that does
-    │   ├── ModelError               a model that is missing, damaged or of an unsupported architecture
-    │   ├── DataError                calibration text or task data that cannot be used
+    ├── InputError (ValueError)      the user can correct it: one line, exit status 2, nothing was
+    written │   ├── UnknownNameError         a name that does not exist; carries the nearest one
+    that does │   ├── ModelError               a model that is missing, damaged or of an unsupported
+    architecture │   ├── DataError                calibration text or task data that cannot be used
     │   ├── StudyError               a study that is missing or was made with another recipe
     │   │   └── StudyBusyError       a study that another process is searching
     │   └── StorageError             a database, cache or output folder that cannot be used
-    └── RunError                     the request was valid but failed; exit status 1, finished work is kept
+    └── RunError                     the request was valid but failed; exit status 1, finished work
+    is kept
         ├── ScoringError             one candidate could not be scored
         ├── CorruptEntryError        a stored evaluation is damaged
         ├── UnavailableError         the cache's disk or database does not work at the moment
         ├── DownloadError            a file could not be obtained or is not the one expected
-        └── VerificationError        an exported checkpoint does not equal the candidate it was made from
+        └── VerificationError        an exported checkpoint does not equal the candidate it was made
+        from
 
-Every message says what happened, for which value, and what to do next. Catch `PruneSearchError` to catch all of them.
+Every message says what happened, for which value, and what to do next. Catch `PruneSearchError` to
+catch all of them.
 """
 
 import difflib
 from collections.abc import Iterable
 
-from prunesearch.masking import masked_text
+from prunesearch.runtime.masking import masked_text
 
 
 class PruneSearchError(Exception):

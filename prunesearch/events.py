@@ -12,7 +12,8 @@ class Stage:
 
     Attributes:
         name: name of the stage, such as ``loading the model``.
-        done, total: finished and total number of units. A total of 0 means that the stage is not counted.
+        done, total: finished and total number of units. A total of 0 means that the stage is not
+            counted.
         unit: name of the counted units, in the plural.
     """
 
@@ -30,7 +31,9 @@ _subscriber: ContextVar[Subscriber | None] = ContextVar("subscriber", default=No
 
 @contextmanager
 def heard_by(subscriber: Subscriber) -> Iterator[None]:
-    """Send the stages of a ``with`` block to a subscriber, including those of its threads and tasks."""
+    """Send the stages of a ``with`` block to a subscriber, including those of its threads and
+    tasks.
+    """
     token = _subscriber.set(subscriber)
     try:
         yield

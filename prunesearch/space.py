@@ -1,4 +1,6 @@
-"""Search space: the units that may be dropped, how many must be, and their encoding as Optuna parameters."""
+"""Search space: the units that may be dropped, how many must be, and their encoding as Optuna
+parameters.
+"""
 
 import math
 import re
@@ -21,10 +23,12 @@ class SearchSpace:
         n_layers: number of blocks in the model.
         k: number of dropped units, exactly or at most.
         protected: blocks that are kept completely.
-        budget: ``exactly`` k, ``up to`` k, or ``pareto``, which means up to k with the size as a second objective.
-        units: ``blocks``, or ``sublayers`` if the attention and the MLP of each block are separate units.
-        period: number of consecutive blocks that form one unit, counted from the first block. Blocks that do not fill
-            a unit are kept.
+        budget: ``exactly`` k, ``up to`` k, or ``pareto``, which means up to k with the size as a
+            second objective.
+        units: ``blocks``, or ``sublayers`` if the attention and the MLP of each block are separate
+            units.
+        period: number of consecutive blocks that form one unit, counted from the first block.
+            Blocks that do not fill a unit are kept.
 
     Raises:
         InputError: `k` cannot be reached.
@@ -44,7 +48,9 @@ class SearchSpace:
         elif self.period != 1:
             what = "periods of layers"
         if self.k <= 0:
-            raise InputError(f"k = {self.k} removes nothing: drop at least 1 of {self.n_units} {what}")
+            raise InputError(
+                f"k = {self.k} removes nothing: drop at least 1 of {self.n_units} {what}"
+            )
         if self.k >= self.n_units:
             raise InputError(
                 f"k = {self.k} leaves no layer: the model has {self.n_units} {what}, "
@@ -52,7 +58,8 @@ class SearchSpace:
             )
         if self.k > len(self.droppable):
             raise InputError(
-                f"k = {self.k} is more than the {len(self.droppable)} {what} that are not protected; "
+                f"k = {self.k} is more than the {len(self.droppable)} {what} that are not "
+                f"protected; "
                 f"protect fewer or drop at most {len(self.droppable)}"
             )
 
@@ -65,7 +72,8 @@ class SearchSpace:
         units: Literal["blocks", "sublayers"] = "blocks",
         period: int = 1,
     ) -> Self:
-        """Build a space from the values of ``--drop``, which counts layers or sublayers, and ``--protect``.
+        """Build a space from the values of ``--drop``, which counts layers or sublayers, and
+        ``--protect``.
 
         Raises:
             InputError: a value cannot be read or cannot be fulfilled.
@@ -109,7 +117,9 @@ class SearchSpace:
     @property
     def droppable(self) -> tuple[int, ...]:
         """Units that may be dropped."""
-        return tuple(unit for unit in range(self.n_units) if not self.protected & self.blocks_of(unit))
+        return tuple(
+            unit for unit in range(self.n_units) if not self.protected & self.blocks_of(unit)
+        )
 
     @property
     def k_min(self) -> int:
@@ -128,7 +138,8 @@ class SearchSpace:
     def param_names(self) -> tuple[str, ...]:
         """Name of each unit's binary parameter, padded so that the names sort.
 
-        ``drop_00 … drop_NN``; for sublayers ``drop_00_attn, drop_00_mlp …``; for periods ``drop_00-01 …``.
+        ``drop_00 … drop_NN``; for sublayers ``drop_00_attn, drop_00_mlp …``; for periods
+        ``drop_00-01 …``.
         """
         digits = max(2, len(str(self.n_layers - 1)))
         names = []
@@ -183,22 +194,30 @@ class SearchSpace:
             number = str(self.k * self.period)
             if self.budget != "exactly":
                 number = f"up to {number}"
-            raise InputError(f"layers {candidate.text} are not {number} droppable layers of this search")
+            raise InputError(
+                f"layers {candidate.text} are not {number} droppable layers of this search"
+            )
         return candidate
 
     def any_subset(self, params: Mapping[str, float]) -> LayerSubset:
-        """Decode a trial's parameters to a candidate that may drop fewer or more units than this space demands.
+        """Decode a trial's parameters to a candidate that may drop fewer or more units than this
+        space demands.
 
         Raises:
             InputError: a parameter is missing, or a protected unit is dropped.
         """
         missing = [name for name in self.param_names if name not in params]
         if missing:
-            raise InputError(f"the trial has no parameter {missing[0]}: it is not of a search over these layers")
+            raise InputError(
+                f"the trial has no parameter {missing[0]}: it is not of a search over these layers"
+            )
         units = [unit for unit, name in enumerate(self.param_names) if params[name]]
         candidate = self.candidate(units)
         if not set(units) <= set(self.droppable):
-            raise InputError(f"layers {candidate.text} are not {self.k * self.period} droppable layers of this search")
+            raise InputError(
+                f"layers {candidate.text} are not {self.k * self.period} droppable layers of this "
+                f"search"
+            )
         return candidate
 
     def count(self, candidate: LayerSubset) -> int:
@@ -209,8 +228,8 @@ class SearchSpace:
 def split_drop(text: str) -> tuple[Budget, str | None]:
     """Split the value of ``--drop`` into its budget and its amount.
 
-    The forms are 8, 25%, ..8, ..25%, pareto, pareto:8 and pareto:25%. The amount is None for ``pareto``, which means
-    as much as possible.
+    The forms are 8, 25%, ..8, ..25%, pareto, pareto:8 and pareto:25%. The amount is None for
+    ``pareto``, which means as much as possible.
     """
     words = text.strip()
     if words == "pareto":
@@ -245,7 +264,8 @@ def _parse_amount(amount: str, text: str, of: int, period: int) -> int:
     if percent := re.fullmatch(r"(\d{1,9}(?:\.\d+)?)%", amount):
         return round(float(percent[1]) / 100 * of / period)
     raise InputError(
-        f"--drop {text!r} cannot be read: give a number of layers (8), a share (25%), a limit (..8), "
+        f"--drop {text!r} cannot be read: give a number of layers (8), a share (25%), a limit "
+        f"(..8), "
         "pareto, or pareto:8"
     )
 

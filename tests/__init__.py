@@ -1,4 +1,8 @@
-"""The tests. Whatever the shell that starts them has set, they and the processes they start find the same settings."""
+"""The tests.
+
+Whatever the shell that starts them has set, they and the processes they start find the same
+settings.
+"""
 
 import os
 import time
@@ -16,5 +20,11 @@ for _name in list(os.environ):
     if _name.startswith(_FOREIGN) or _name in _ALONE:
         del os.environ[_name]
 # Before huggingface_hub is imported, which reads it once: nothing is asked of a hub.
-os.environ |= {"HF_HUB_OFFLINE": "1", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TERM": "dumb", "TZ": "UTC"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "LANG": "C.UTF-8",
+    "LC_ALL": "C.UTF-8",
+    "TERM": "dumb",
+    "TZ": "UTC",
+}
 time.tzset()

@@ -14,16 +14,21 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import DownloadError
-from prunesearch.model.anatomy import blocks_of
-from prunesearch.model.demo_weights import obtain
-from prunesearch.model.layers import ResidentLayers
-from prunesearch.model.loading import LoadedModel, load
-from prunesearch.scoring.forward import Forward
-from prunesearch.scoring.objectives import Objective
+from prunesearch.execution.shared_forward import Forward
+from prunesearch.models.demo_weights import obtain
+from prunesearch.models.layers import ResidentLayers
+from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.structure import blocks_of
+from prunesearch.objectives.base import Objective
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -31,12 +36,16 @@ HELLASWAG = SHARED / "data" / "hellaswag_val_a.jsonl.bz2"
 LANDSCAPE = SHARED / "landscapes" / "smollm2-135m_k3_kl.json"
 N_LAYERS = 6
 
-torch.set_num_threads(1)  # on matrices of 32 columns a second thread is waited for longer than it computes
+torch.set_num_threads(
+    1
+)  # on matrices of 32 columns a second thread is waited for longer than it computes
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def pytest_configure() -> None:
-    """Take back what a shell hands down to its children: ``nohup`` and job schedulers ignore signals."""
+    """Take back what a shell hands down to its children: ``nohup`` and job schedulers ignore
+    signals.
+    """
     os.umask(0o022)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -46,21 +55,36 @@ def pytest_configure() -> None:
 
 def byte_tokenizer(*merges: tuple[str, str], ascii_only: bool = False) -> PreTrainedTokenizerFast:
     """One token per byte, and one for each merge; 0 begins and ends texts."""
-    letters = [letter for letter in pre_tokenizers.ByteLevel.alphabet() if letter.isascii() or not ascii_only]
+    letters = [
+        letter
+        for letter in pre_tokenizers.ByteLevel.alphabet()
+        if letter.isascii() or not ascii_only
+    ]
     words = [*sorted({*letters, "Ġ"}), *map("".join, merges)]
-    tokenizer = Tokenizer(models.BPE({"<s>": 0} | {word: i + 1 for i, word in enumerate(words)}, list(merges)))
+    tokenizer = Tokenizer(
+        models.BPE({"<s>": 0} | {word: i + 1 for i, word in enumerate(words)}, list(merges))
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", pad_token="<s>", model_max_length=512
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="<s>",
+        pad_token="<s>",
+        model_max_length=512,
     )
 
 
 _WINDOW = {"sliding_window": 8}
 _ALTERNATING = ["sliding_attention", "sliding_attention", "full_attention"] * 2
-_EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_EXPERTS = {
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
 _GPT2_NAMES = {"n_embd": 32, "n_inner": 64, "n_layer": N_LAYERS, "n_head": 4, "n_positions": 512}
-FAMILIES: dict[str, dict[str, Any]] = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": _WINDOW,
     "qwen2": {},
@@ -70,7 +94,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": {},
     "cohere2": {**_WINDOW, "layer_types": _ALTERNATING},
     "phi": {},
-    "phi3": {**_WINDOW, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}},
+    "phi3": {
+        **_WINDOW,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 1.0,
+        },
+    },
     "gpt2": _GPT2_NAMES,
     "gpt_neox": {},
     "gptj": {**_GPT2_NAMES, "rotary_dim": 8},
@@ -93,9 +124,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """Model types and what a tiny one needs beside `tiny`'s own settings."""
 
 
-def tiny(family: str = "llama", seed: int = 0, **changes: object) -> PreTrainedModel:
+def tiny(architecture: str = "llama", seed: int = 0, **changes: object) -> PreTrainedModel:
     """A random model of six small blocks, whose blocks differ enough that their order matters."""
-    config_class = CONFIG_MAPPING[family]
+    config_class = CONFIG_MAPPING[architecture]
     settings = {
         "vocab_size": 264,
         "hidden_size": 32,
@@ -109,11 +140,15 @@ def tiny(family: str = "llama", seed: int = 0, **changes: object) -> PreTrainedM
         "eos_token_id": 0,
         "pad_token_id": 0,
         "initializer_range": 0.3,
-        **FAMILIES[family],
+        **ARCHITECTURES[architecture],
         **changes,
     }
     fixed = {name for name in settings if isinstance(getattr(config_class, name, None), property)}
-    names = {config_class.attribute_map.get(name, name): settings[name] for name in settings if name not in fixed}
+    names = {
+        config_class.attribute_map.get(name, name): settings[name]
+        for name in settings
+        if name not in fixed
+    }
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config_class(**names))
     return model.eval()
@@ -124,16 +159,27 @@ def resident(model: PreTrainedModel) -> ResidentLayers:
     return ResidentLayers(blocks_of(model))
 
 
-def results_of(loaded: LoadedModel, objective: Objective, *candidates: LayerSubset) -> list[list[Any]]:
-    """Score candidates together, on all chunks; for each its results chunk by chunk, or why there are none."""
+def results_of(
+    loaded: LoadedModel, objective: Objective, *candidates: LayerSubset
+) -> list[list[Any]]:
+    """Score candidates together, on all chunks;
+
+    for each its results chunk by chunk, or why there are none.
+    """
     work = [(chunk, candidates) for chunk in objective.chunks]
-    scored = {(index, c): found for index, c, found in objective.score(work, Forward(loaded.model, loaded.layers))}
+    scored = {
+        (index, c): found
+        for index, c, found in objective.score(work, Forward(loaded.model, loaded.layers))
+    }
     return [[scored[chunk.index, c] for chunk in objective.chunks] for c in candidates]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the code of checkpoints that tests trust in one folder of their own; it cannot change within a process."""
+    """Keep the code of checkpoints that tests trust in one folder of their own;
+
+    it cannot change within a process.
+    """
     with pytest.MonkeyPatch.context() as patch:
         folder = str(tmp_path_factory.mktemp("modules"))
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder)
@@ -144,9 +190,9 @@ def _modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def make_model(tmp_path: Path) -> Callable[..., Path]:
     """Save a tiny model with its tokenizer and return the folder."""
 
-    def make(family: str = "llama", name: str = "tiny", **changes: object) -> Path:
+    def make(architecture: str = "llama", name: str = "tiny", **changes: object) -> Path:
         folder = tmp_path / name
-        tiny(family, **changes).save_pretrained(folder)
+        tiny(architecture, **changes).save_pretrained(folder)
         byte_tokenizer().save_pretrained(folder)
         return folder
 
@@ -154,7 +200,9 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
 
 
 def store_head_apart(folder: Path) -> torch.Tensor:
-    """Give a model on disk a head of its own, whatever its config says of tying, and return the head."""
+    """Give a model on disk a head of its own, whatever its config says of tying, and return the
+    head.
+    """
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].flip(0).contiguous()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -178,7 +226,10 @@ def loaded(tiny_folder: Path) -> LoadedModel:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Put a folder into an empty Hugging Face cache, without network, as a commit of a hub id; gives its snapshot."""
+    """Put a folder into an empty Hugging Face cache, without network, as a commit of a hub id;
+
+    gives its snapshot.
+    """
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
@@ -198,7 +249,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
 def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text file of a few thousand bytes."""
     path = tmp_path_factory.mktemp("text") / "prose.txt"
-    path.write_text(" ".join(f"Sentence {i} tells of {i * i} ships that left the harbour at dawn." for i in range(120)))
+    path.write_text(
+        " ".join(
+            f"Sentence {i} tells of {i * i} ships that left the harbour at dawn."
+            for i in range(120)
+        )
+    )
     return path
 
 
@@ -212,7 +268,12 @@ def hellaswag_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "activity_label": "Sailing",
             "ctx_a": f"Boat {i} leaves the harbour.",
             "ctx_b": "the crew",
-            "endings": [f"rows {i} miles.", "sings a song.", f"eats {i} fish and sleeps.", "waits."],
+            "endings": [
+                f"rows {i} miles.",
+                "sings a song.",
+                f"eats {i} fish and sleeps.",
+                "waits.",
+            ],
             "label": str(i % 4),
         }
         for i in range(12)

@@ -12,13 +12,14 @@ import prunesearch
 PACKAGE = Path(prunesearch.__file__).parent
 # A module imports only what stands before it here, or beside it in its own folder.
 ORDER = (
-    "masking stopping errors quantity events candidate space recipe swarm store samplers model scoring engine export "
-    "heal report search bench pipeline recovery delivery demo doctor cli_help cli_options cli_store cli_compensate "
-    "cli_heal cli __main__"
+    "runtime errors units events candidate space config algorithms cache models studies samplers "
+    "execution objectives "
+    "evaluation export recovery report pipeline cli __main__"
 ).split()
 FORBIDDEN = {
-    "swarm": {"torch", "optuna", "transformers"},
-    "store": {"torch", "transformers"},
+    "algorithms": {"torch", "optuna", "transformers"},
+    "cache": {"torch", "optuna", "transformers"},
+    "studies": {"torch", "transformers"},
     "report": {"torch", "transformers"},
 }
 
@@ -41,32 +42,42 @@ def modules() -> list[tuple[str, Path]]:
     ]
 
 
-@pytest.mark.parametrize(("part", "path"), modules(), ids=lambda value: value if isinstance(value, str) else value.stem)
+@pytest.mark.parametrize(
+    ("part", "path"), modules(), ids=lambda value: value if isinstance(value, str) else value.stem
+)
 def test_imports_point_up(part: str, path: Path) -> None:
-    assert part in ORDER, f"{part} has no place in the architecture: add it to ORDER and to the README"
+    assert part in ORDER, (
+        f"{part} has no place in the architecture: add it to ORDER and to the README"
+    )
     for name in imports(path):
         if name.startswith("prunesearch."):
             imported = name.split(".")[1]
             if imported in ORDER:  # else a name of the package itself, such as __version__
-                assert ORDER.index(imported) <= ORDER.index(part), f"{path.name} imports {name}, which stands below it"
+                assert ORDER.index(imported) <= ORDER.index(part), (
+                    f"{path.name} imports {name}, which stands below it"
+                )
 
 
-@pytest.mark.parametrize(("part", "path"), modules(), ids=lambda value: value if isinstance(value, str) else value.stem)
+@pytest.mark.parametrize(
+    ("part", "path"), modules(), ids=lambda value: value if isinstance(value, str) else value.stem
+)
 def test_folders_stay_free_of_what_they_must_not_know(part: str, path: Path) -> None:
     roots = {name.split(".")[0] for name in imports(path)}
     assert not roots & FORBIDDEN.get(part, set())
 
 
-def test_only_the_samplers_touch_optunas_private_api() -> None:
+def test_only_samplers_and_studies_touch_optunas_private_api() -> None:
     private = ("._storage", "._study_id", "._trial_id", "._get_trials", "._is_multi_objective")
     for part, path in modules():
-        if part != "samplers" and path.name not in ("rdb.py", "notes.py"):
+        if part not in ("samplers", "studies"):
             assert not any(name in path.read_text() for name in private), path
 
 
 def _loaded_after(code: str) -> set[str]:
     script = f"import sys\n{code}\nprint(' '.join(m for m in ('torch', 'optuna', 'transformers') if m in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return set(done.stdout.splitlines()[-1].split()) if done.stdout.strip() else set()
 
 
@@ -80,13 +91,14 @@ def test_help_starts_without_torch() -> None:
 
 
 def test_study_commands_start_without_torch() -> None:
-    code = "import prunesearch.cli, prunesearch.store.studies, prunesearch.report.render"
+    code = "import prunesearch.cli, prunesearch.studies.persistence, prunesearch.report.render"
     assert "torch" not in _loaded_after(code)
 
 
 def test_the_public_names_are_these() -> None:
     assert prunesearch.__all__ == sorted(
-        "Evaluation LayerSubset PSOSampler PruneSearchError Recipe RunOptions SearchSpace WOASampler run".split()
+        "Evaluation LayerSubset PSOSampler PruneSearchError Recipe RunOptions SearchSpace "
+        "WOASampler run".split()
     )
     for name in prunesearch.__all__:
         assert getattr(prunesearch, name).__name__ == name
@@ -99,7 +111,9 @@ def test_the_drawn_error_tree_is_the_real_one() -> None:
 
     drawn = [word for word in (errors.__doc__ or "").split() if word.endswith("Error")]
     real = {
-        name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and value.__module__ == errors.__name__
     }
     assert real == set(drawn) - {"ValueError"}
     assert issubclass(errors.InputError, ValueError)

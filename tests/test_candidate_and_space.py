@@ -24,7 +24,12 @@ def test_text_is_read_back(dropped: set[int]) -> None:
 
 @pytest.mark.parametrize(
     ("dropped", "complaint"),
-    [([6], "layers 0 to 5"), ([-1], "layers 0 to 5"), ([1, 1], "named once"), (range(6), "leaves none")],
+    [
+        ([6], "layers 0 to 5"),
+        ([-1], "layers 0 to 5"),
+        ([1, 1], "named once"),
+        (range(6), "leaves none"),
+    ],
 )
 def test_impossible_subsets_are_refused(dropped: list[int], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
@@ -101,8 +106,12 @@ def test_sublayers_have_one_spelling() -> None:
     assert (subset.dropped, subset.attention, subset.mlp) == ((3,), (7,), (12,))
     assert subset.text == "3,7a,12m"
     assert LayerSubset.parse(subset.text, 20) == subset
-    assert LayerSubset.of(20, (), attention=(5, 2), mlp=(5,)) == LayerSubset(20, (5,), attention=(2,))
-    assert LayerSubset.of(20, (5,), attention=(5,)) == LayerSubset(20, (5,)), "a dropped block has no attention left"
+    assert LayerSubset.of(20, (), attention=(5, 2), mlp=(5,)) == LayerSubset(
+        20, (5,), attention=(2,)
+    )
+    assert LayerSubset.of(20, (5,), attention=(5,)) == LayerSubset(20, (5,)), (
+        "a dropped block has no attention left"
+    )
     assert not subset.whole_blocks
     for wrong in ("7b", "a7", "3,,4"):
         with pytest.raises(InputError, match="write indices with commas"):

@@ -12,16 +12,20 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from prunesearch.cli import cli
-from prunesearch.cli_options import read_recipe
-from prunesearch.recipe import validated
-from prunesearch.recovery import RecoverySection
+from prunesearch.cli.app import cli
+from prunesearch.cli.options import read_recipe
+from prunesearch.config.recipe import validated
+from prunesearch.pipeline.search_and_recover import RecoverySection
 from tests.conftest import REPOSITORY
 from tests.test_architecture import ORDER, PACKAGE
 
 README = (REPOSITORY / "README.md").read_text()
 ARCHITECTURE = (PACKAGE / "README.md").read_text()
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "storage" / "README.md", *sorted(PACKAGE.rglob("README.md"))]
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "storage" / "README.md",
+    *sorted(PACKAGE.rglob("README.md")),
+]
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
@@ -95,7 +99,7 @@ def test_every_module_has_its_place_on_the_architecture_page() -> None:
     table, _, order = ARCHITECTURE.partition("**Read the code")
     for module in ORDER:
         assert re.search(rf"`{module}/?`", table), module
-    for path in re.findall(r"`([a-z_/]+\.py)`", order.partition("\n#")[0]):
+    for path in re.findall(r"`([a-z_/]+\.py)`", order.partition("\n\n")[0]):
         assert (PACKAGE / path).is_file(), path
 
 
@@ -115,7 +119,11 @@ def test_every_dependency_is_pinned() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"].values()
     lines = [*project["dependencies"], *(line for extra in extras for line in extra)]
-    pinned = {canonicalize_name(line.partition("==")[0]) for line in _lines("constraints.txt") if "==" in line}
+    pinned = {
+        canonicalize_name(line.partition("==")[0])
+        for line in _lines("constraints.txt")
+        if "==" in line
+    }
     assert {canonicalize_name(Requirement(line).name) for line in lines} <= pinned
 
 

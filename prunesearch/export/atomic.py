@@ -1,9 +1,9 @@
-"""The functions of `store.files` that exports use.
+"""The functions of `cache.files` that exports use.
 
 Files and folders are either complete or absent.
 """
 
-from prunesearch.store.files import (
+from prunesearch.cache.files import (
     cannot_write,
     new_file,
     place_folder,
@@ -13,4 +13,12 @@ from prunesearch.store.files import (
     sync_tree,
 )
 
-__all__ = ["cannot_write", "new_file", "place_folder", "replace_folder", "scratch_beside", "sync", "sync_tree"]
+__all__ = [
+    "cannot_write",
+    "new_file",
+    "place_folder",
+    "replace_folder",
+    "scratch_beside",
+    "sync",
+    "sync_tree",
+]

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from huggingface_hub import metadata_load
 
+from prunesearch.config.recipe import Recipe, portable_name
 from prunesearch.errors import ModelError
 from prunesearch.export.sublayers import PROMISES, trusts
 from prunesearch.export.verification import Verification
-from prunesearch.model.guard import guarded
-from prunesearch.model.loading import LoadedModel
-from prunesearch.recipe import Recipe, portable_name
+from prunesearch.models.guard import guarded
+from prunesearch.models.loading import LoadedModel
 
 if TYPE_CHECKING:
     from prunesearch.export.checkpoint import Exported
@@ -34,11 +34,15 @@ def base_name(loaded: LoadedModel) -> str:
 
 
 def own_code(loaded: LoadedModel, form: str) -> bool:
-    """Return whether an export ships with code that loads it: that of its form, or that of the base model."""
+    """Return whether an export ships with code that loads it: that of its form, or that of the base
+    model.
+    """
     return trusts(form) or hasattr(loaded.model.config, "auto_map")
 
 
-def text_of(loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any], manifest: str, report: str) -> str:
+def text_of(
+    loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any], manifest: str, report: str
+) -> str:
     """Return the text of the card.
 
     Args:
@@ -95,7 +99,9 @@ def _compared(check: Verification) -> str:
     if check.decode_difference is None:
         said += "; decoding was not compared, since the weights were streamed"
     if check.weights is not None:
-        said += f"; {check.weights} written tensors were read again and equal what was to be written"
+        said += (
+            f"; {check.weights} written tensors were read again and equal what was to be written"
+        )
     return f"{said}."
 
 
@@ -109,7 +115,8 @@ def _origin(loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any])
         if "trials" in facts:
             trials = f" in {facts['trials']} trials"
         text += (
-            f"Chosen by prunesearch (`{recipe['sampler']}`, objective `{recipe['objective']}` on `{data}`){trials}, "
+            f"Chosen by prunesearch (`{recipe['sampler']}`, objective `{recipe['objective']}` on "
+            f"`{data}`){trials}, "
             f"study `{facts.get('study')}`. {_repeated(recipe, facts)}\n\n"
             f"```yaml\n{yaml.safe_dump(_chosen(recipe), sort_keys=False, allow_unicode=True)}```\n\n"
         )
@@ -121,7 +128,8 @@ def _origin(loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any])
         if loaded.source.commit:
             revision = f" --revision {loaded.source.commit}"
         text += (
-            f"`prunesearch export {shlex.quote(base_name(loaded))}{revision} --drop {exported.candidate.text}{form} "
+            f"`prunesearch export {shlex.quote(base_name(loaded))}{revision} --drop "
+            f"{exported.candidate.text}{form} "
             "--out NAME` writes this checkpoint again.\n"
         )
     return text
@@ -187,7 +195,9 @@ def _gguf_metadata(path: Path) -> dict[str, Any]:
 
 
 def _is_plain(value: object) -> bool:
-    """Return whether a value can be written to the new card: text that UTF-8 can express, or a list of such text."""
+    """Return whether a value can be written to the new card: text that UTF-8 can express, or a list
+    of such text.
+    """
     if isinstance(value, list):
         return all(map(_is_plain, value))
     return isinstance(value, str) and value.encode("utf-8", "ignore").decode("utf-8") == value
@@ -219,7 +229,11 @@ def _licence(loaded: LoadedModel) -> str:
 
 def _figures(facts: Mapping[str, Any]) -> str:
     """Return a table of the metrics, with their standard errors if they have any."""
-    metrics, errors, dense = facts.get("metrics", {}), facts.get("stderr", {}), facts.get("dense_metrics", {})
+    metrics, errors, dense = (
+        facts.get("metrics", {}),
+        facts.get("stderr", {}),
+        facts.get("dense_metrics", {}),
+    )
     if not metrics:
         return ""
     rows = ""

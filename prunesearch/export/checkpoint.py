@@ -17,25 +17,61 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from prunesearch import events, stopping
+from prunesearch import events
+from prunesearch.cache.location import check_writable
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import InputError, ModelError, StorageError, UnknownNameError, VerificationError, one_line
+from prunesearch.errors import (
+    InputError,
+    ModelError,
+    StorageError,
+    UnknownNameError,
+    VerificationError,
+    one_line,
+)
 from prunesearch.export import manifest, sublayers
-from prunesearch.export.atomic import cannot_write, place_folder, replace_folder, scratch_beside, sync_tree
+from prunesearch.export.atomic import (
+    cannot_write,
+    place_folder,
+    replace_folder,
+    scratch_beside,
+    sync_tree,
+)
 from prunesearch.export.companions import companions, copy_companions, without_code
 from prunesearch.export.config_file import ConfigFile, edited_file
 from prunesearch.export.layout import Layout, layout_of
-from prunesearch.export.verification import Expected, Verification, compare, compare_streamed, expected_streamed
-from prunesearch.export.writer import MAX_SHARD, Written, digest, write_cast, write_shards
-from prunesearch.model.anatomy import family_of, input_device, settings_of, skeleton
-from prunesearch.model.checkpoint import Stored, misplaced, tensors_in, tensors_of
-from prunesearch.model.fields import edits
-from prunesearch.model.guard import guarded, guarded_writing
-from prunesearch.model.handover import unchanged_by
-from prunesearch.model.loading import LoadedModel, refuse_incomplete
-from prunesearch.model.streaming import open_streamed, set_aside
-from prunesearch.model.surgery import check_removable
-from prunesearch.store.places import check_writable
+from prunesearch.export.verification import (
+    Expected,
+    Verification,
+    compare,
+    compare_streamed,
+    expected_streamed,
+)
+from prunesearch.export.writer import (
+    MAX_SHARD,
+    Written,
+    digest,
+    write_cast,
+    write_shards,
+)
+from prunesearch.models.config_edits import edits
+from prunesearch.models.guard import guarded, guarded_writing
+from prunesearch.models.handover import unchanged_by
+from prunesearch.models.loading import LoadedModel, refuse_incomplete
+from prunesearch.models.safetensors_files import (
+    Stored,
+    misplaced,
+    tensors_in,
+    tensors_of,
+)
+from prunesearch.models.streaming import open_streamed, set_aside
+from prunesearch.models.structure import (
+    architecture_of,
+    input_device,
+    meta_model,
+    settings_of,
+)
+from prunesearch.models.surgery import check_removable
+from prunesearch.runtime import stopping
 
 FORMS = ("plain", "zeroed", "deci", "remote-code")
 """The forms in which a candidate can be written; see `sublayers`."""
@@ -89,7 +125,8 @@ def export(
     replace: bool = False,
     max_shard: int = MAX_SHARD,
 ) -> Exported:
-    """Write a candidate: weights, config, tokenizer, chat template, model card, manifest, verification.
+    """Write a candidate: weights, config, tokenizer, chat template, model card, manifest,
+    verification.
 
     Args:
         loaded: dense model.
@@ -128,13 +165,17 @@ def export(
             new.mkdir(parents=True)
             # Write the checkpoint into a scratch folder, and verify it there.
             events.tell(f"writing the checkpoint to {out}")
-            written, layout = _write(loaded, candidate, form, new, scratch / "dense", max_shard, changed)
+            written, layout = _write(
+                loaded, candidate, form, new, scratch / "dense", max_shard, changed
+            )
             events.tell("verifying it: files, then its logits after reloading")
             _check_digests(new, written)
             verification, params = _reload_and_compare(loaded, candidate, form, new)
             verification = dataclasses.replace(verification, weights=len(written.digests))
             # Describe it, and move it into place.
-            exported = Exported(out, candidate, form, params, written.nbytes, verification, tuple(changed))
+            exported = Exported(
+                out, candidate, form, params, written.nbytes, verification, tuple(changed)
+            )
             manifest.write(new, loaded, exported, written.digests, layout.unread, facts or {})
             sync_tree(new)
             if replace and not manifest.foreign_files(place):
@@ -155,13 +196,15 @@ def check_form(config: PretrainedConfig, candidate: LayerSubset, form: str) -> N
     if form not in FORMS:
         raise UnknownNameError("form of export", form, FORMS)
     if getattr(config, "quantization_config", None) is not None:
-        raise InputError("the weights are quantised: export the unquantised model and quantise the result")
+        raise InputError(
+            "the weights are quantised: export the unquantised model and quantise the result"
+        )
     if form == "plain":
         check_removable(candidate)
     else:
         sublayers.check(config, candidate, form)
     # Fails if no config can describe the kept blocks.
-    edits(settings_of(config), family_of(config).count, candidate.kept)
+    edits(settings_of(config), architecture_of(config).count, candidate.kept)
 
 
 def check_destination(out: Path) -> None:
@@ -173,9 +216,13 @@ def check_destination(out: Path) -> None:
     """
     check_writable(out)
     if out.exists() and any(out.iterdir()):
-        raise StorageError(f"--out {str(out)!r} is not empty: choose a new folder, or empty it first")
+        raise StorageError(
+            f"--out {str(out)!r} is not empty: choose a new folder, or empty it first"
+        )
     if out.is_mount() or out.resolve() == Path.cwd():
-        raise StorageError(f"--out {str(out)!r} is a folder that cannot be renamed: name a new folder inside it")
+        raise StorageError(
+            f"--out {str(out)!r} is a folder that cannot be renamed: name a new folder inside it"
+        )
 
 
 def write_checkpoint(
@@ -206,7 +253,7 @@ def write_checkpoint(
     """
     # Plan the tensors. Dropped sublayers of kept blocks are zeroed or left out, as the form
     # demands.
-    model = skeleton(config, trust_remote_code)
+    model = meta_model(config, trust_remote_code)
     silent = LayerSubset(candidate.n_layers, (), candidate.attention, candidate.mlp)
     layout = layout_of(
         model,
@@ -253,7 +300,7 @@ def _write(
     copy_companions(loaded, new, own_type=sublayers.trusts(form))
     file = ConfigFile.of(config) if source.folder is None else ConfigFile.read(source.folder)
     # Make a temporary copy of the dense weights if the stored ones are not those that were scored.
-    if not stored_as_scored and loaded.layers.one_pass:
+    if not stored_as_scored and loaded.layers.streamed_once:
         write_cast(loaded.model, stored, dense)
         stored = tensors_in(dense)
     elif not stored_as_scored or changed:
@@ -265,7 +312,9 @@ def _write(
     if not loaded.trusted:
         file = file.with_values(without_code(dict(file.values)))
     try:
-        return write_checkpoint(stored, config, file, candidate, new, form, max_shard, loaded.trusted)
+        return write_checkpoint(
+            stored, config, file, candidate, new, form, max_shard, loaded.trusted
+        )
     finally:
         shutil.rmtree(dense, ignore_errors=True)
 
@@ -287,11 +336,15 @@ def _check_digests(folder: Path, written: Written) -> None:
     """
     stored = tensors_in(folder)
     if (wrong := misplaced(folder)) is not None:
-        raise VerificationError(f"tensor {wrong} is not in the file where the index says: the export was not kept")
+        raise VerificationError(
+            f"tensor {wrong} is not in the file where the index says: the export was not kept"
+        )
     for name, expected in written.digests.items():
         stopping.check()
         if name not in stored or digest(stored[name]) != expected:
-            raise VerificationError(f"the written tensor {name} is not what was read: the export was not kept")
+            raise VerificationError(
+                f"the written tensor {name} is not what was read: the export was not kept"
+            )
 
 
 def _reload_and_compare(
@@ -304,7 +357,7 @@ def _reload_and_compare(
     """
     # A streamed model and its export do not fit into memory together, so one is closed before the
     # other opens.
-    if loaded.layers.one_pass:
+    if loaded.layers.streamed_once:
         if form in ("deci", "remote-code"):
             raise InputError(f"--as {form} is verified in memory: leave out --weights")
         expected = expected_streamed(loaded, candidate)
@@ -316,7 +369,9 @@ def _reload_and_compare(
     return verification, sum(p.numel() for p in model.parameters())
 
 
-def _reopen_and_compare(expected: Expected, folder: Path, device: str, trusted: bool) -> tuple[Verification, int]:
+def _reopen_and_compare(
+    expected: Expected, folder: Path, device: str, trusted: bool
+) -> tuple[Verification, int]:
     """Open a streamed checkpoint, and compare it.
 
     The checkpoint is closed when this function returns.
@@ -325,7 +380,9 @@ def _reopen_and_compare(expected: Expected, folder: Path, device: str, trusted: 
     return compare_streamed(expected, found), found.sizes.params()
 
 
-def reload(folder: Path, beside: PreTrainedModel | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+def reload(
+    folder: Path, beside: PreTrainedModel | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """Load a checkpoint as any user would.
 
     Args:
@@ -340,7 +397,12 @@ def reload(folder: Path, beside: PreTrainedModel | None = None, trust_remote_cod
     devices = set(getattr(beside, "hf_device_map", {}).values())
     spread = {"device_map": "auto"} if len(devices) > 1 else {}
     try:
-        with guarded("the export could not be reloaded", folder, advice=_SHORT_OF_MEMORY, kind=VerificationError):
+        with guarded(
+            "the export could not be reloaded",
+            folder,
+            advice=_SHORT_OF_MEMORY,
+            kind=VerificationError,
+        ):
             reloaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, output_loading_info=True, trust_remote_code=trust_remote_code, **spread
             )
@@ -351,6 +413,8 @@ def reload(folder: Path, beside: PreTrainedModel | None = None, trust_remote_cod
     except ModelError as error:
         raise VerificationError(f"the export is not complete: {one_line(error)}") from None
     except RuntimeError as error:  # raised by torch when memory runs out
-        raise VerificationError(f"the export could not be reloaded: {one_line(error)}; {_SHORT_OF_MEMORY}") from None
+        raise VerificationError(
+            f"the export could not be reloaded: {one_line(error)}; {_SHORT_OF_MEMORY}"
+        ) from None
     model: PreTrainedModel = found.eval()
     return model

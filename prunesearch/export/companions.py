@@ -15,23 +15,31 @@ from typing import Any
 
 from prunesearch.errors import ModelError
 from prunesearch.export.config_file import json_text
-from prunesearch.model.guard import guarded_writing
-from prunesearch.model.loading import LoadedModel
-from prunesearch.model.source import SMALL_KINDS
+from prunesearch.models.guard import guarded_writing
+from prunesearch.models.loading import LoadedModel
+from prunesearch.models.source import SMALL_KINDS
 
 LARGEST = 128 * 2**20
 """Bytes of the largest companion.
 
 Tokenizers have up to 40 MB, so a larger file of these kinds is data.
 """
-_ALWAYS = re.compile(r"(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|generation_config)")
-_LEGAL = re.compile(r"licen[sc]e|notice|copying|copyright|policy|terms|patents|authors|attribution|acknowledg", re.I)
+_ALWAYS = re.compile(
+    r"(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|generation_config)"
+)
+_LEGAL = re.compile(
+    r"licen[sc]e|notice|copying|copyright|policy|terms|patents|authors|attribution|acknowledg", re.I
+)
 _LEGAL_KINDS = frozenset(("", ".txt", ".md", ".rst", ".html", ".pdf"))
 _CODE_KINDS = frozenset(".py .pyc .pyd .so .dll .pkl .pickle .sh".split())
 _TEMPLATES = ("additional_chat_templates", "chat_templates")
-_WRITTEN_ANEW = re.compile(r"config\.json|readme(\.\w+)?|prunesearch\.json|verification\.json", re.I)
+_WRITTEN_ANEW = re.compile(
+    r"config\.json|readme(\.\w+)?|prunesearch\.json|verification\.json", re.I
+)
 _OF_OTHER_WEIGHTS = re.compile(r".*\.index\.json|params\.json|adapter_.*|quant(ize)?_config\.json")
-_OF_A_TRAINING = re.compile(r"trainer_.*|training_.*|.*_results\.json|optimizer.*|scheduler.*|rng_state.*")
+_OF_A_TRAINING = re.compile(
+    r"trainer_.*|training_.*|.*_results\.json|optimizer.*|scheduler.*|rng_state.*"
+)
 _WITH_CODE = "config.json"
 _NAMES_CODE = ("auto_map", "custom_pipelines")
 """Config fields that name code which `transformers` would run."""
@@ -58,7 +66,8 @@ def companions(loaded: LoadedModel) -> list[Path]:
     for path in found:
         if not any(path.resolve().is_relative_to(place) for place in own):
             raise ModelError(
-                f"{str(path)!r} is a link to a file outside the model's folder and is not copied into an export: "
+                f"{str(path)!r} is a link to a file outside the model's folder and is not copied "
+                f"into an export: "
                 "put the file itself there, or delete the link"
             )
     return found
@@ -94,11 +103,17 @@ def is_companion(name: str) -> bool:
         return False
     if _ALWAYS.match(name) or _is_legal(name):
         return True
-    return kind in SMALL_KINDS and not _OF_OTHER_WEIGHTS.fullmatch(name) and not _OF_A_TRAINING.fullmatch(name)
+    return (
+        kind in SMALL_KINDS
+        and not _OF_OTHER_WEIGHTS.fullmatch(name)
+        and not _OF_A_TRAINING.fullmatch(name)
+    )
 
 
 def _is_legal(name: str) -> bool:
-    """Return whether a file is a licence: ``LICENSE``, ``COPYING.LESSER``, ``MODEL_LICENSE.txt``."""
+    """Return whether a file is a licence: ``LICENSE``, ``COPYING.LESSER``,
+    ``MODEL_LICENSE.txt``.
+    """
     kind = Path(name).suffix.lower()
     return bool(_LEGAL.search(name)) and (kind in _LEGAL_KINDS or name.split(".")[0].isupper())
 
@@ -168,7 +183,9 @@ def without_code(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
 
 
 def _name_tokenizer_for_older_programs(path: Path) -> None:
-    """Rename the settings of a tokenizer's config so that transformers 4 reads them as well as transformers 5."""
+    """Rename the settings of a tokenizer's config so that transformers 4 reads them as well as
+    transformers 5.
+    """
     if not path.is_file():
         return
     document = json.loads(path.read_text(encoding="utf-8"))

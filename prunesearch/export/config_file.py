@@ -18,11 +18,11 @@ import torch
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.config.recipe import portable_name
 from prunesearch.errors import ModelError, one_line
-from prunesearch.model.anatomy import family_of, settings_of
-from prunesearch.model.fields import PERIODS, edits
-from prunesearch.model.guard import guarded
-from prunesearch.recipe import portable_name
+from prunesearch.models.config_edits import PERIODS, edits
+from prunesearch.models.guard import guarded
+from prunesearch.models.structure import architecture_of, settings_of
 
 NAME = "config.json"
 _OTHER_FILE = "transformers_weights"
@@ -57,9 +57,13 @@ class ConfigFile:
             text = (folder / NAME).read_text(encoding="utf-8")
             values = json.loads(text)
         except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"cannot read {str(folder / NAME)!r}: {one_line(error)}; get it again") from None
+            raise ModelError(
+                f"cannot read {str(folder / NAME)!r}: {one_line(error)}; get it again"
+            ) from None
         if not isinstance(values, dict):
-            raise ModelError(f"{str(folder / NAME)!r} is not a config: it holds no JSON object; get it again")
+            raise ModelError(
+                f"{str(folder / NAME)!r} is not a config: it holds no JSON object; get it again"
+            )
         return cls(values, text)
 
     @classmethod
@@ -79,7 +83,9 @@ class ConfigFile:
             architecture: name of its class.
         """
         section = self.values.get("text_config")
-        if self.values.get("model_type") in (None, config.model_type) or not isinstance(section, dict):
+        if self.values.get("model_type") in (None, config.model_type) or not isinstance(
+            section, dict
+        ):
             return self
         # Some facts are stated once for the larger model.
         kept = {}
@@ -96,7 +102,9 @@ class ConfigFile:
         return self.with_values(values)
 
     def with_values(self, values: Mapping[str, Any]) -> Self:
-        """Return a config with other content in the same style: indentation, escapes and last line break."""
+        """Return a config with other content in the same style: indentation, escapes and last line
+        break.
+        """
         if values == self.values:
             return self
         indent = re.search(r'\n([ \t]+)"', self.text)
@@ -128,7 +136,7 @@ def edited_config(config: PretrainedConfig, candidate: LayerSubset) -> Pretraine
     """Return a copy of a config without the dropped blocks."""
     copied = deepcopy(config)
     settings = settings_of(copied)
-    for name, value in edits(settings, family_of(config).count, candidate.kept).items():
+    for name, value in edits(settings, architecture_of(config).count, candidate.kept).items():
         setattr(settings, name, value)
     # Blocks for speculation are stored after the others. They are not read, so an export does not
     # have them.
@@ -137,7 +145,9 @@ def edited_config(config: PretrainedConfig, candidate: LayerSubset) -> Pretraine
     return copied
 
 
-def edited_file(stored: ConfigFile, config: PretrainedConfig, candidate: LayerSubset, dtype: torch.dtype) -> ConfigFile:
+def edited_file(
+    stored: ConfigFile, config: PretrainedConfig, candidate: LayerSubset, dtype: torch.dtype
+) -> ConfigFile:
     """Edit the base's config file for a candidate. Keys that do not depend on it keep their values.
 
     Args:
@@ -175,7 +185,7 @@ def _edit_blocks(values: dict[str, Any], config: PretrainedConfig, candidate: La
         candidate: candidate of the base model.
     """
     base = _parsed(values, config)
-    count = family_of(config).count
+    count = architecture_of(config).count
     number = getattr(settings_of(base), count)
     wanted = settings_of(edited_config(base, candidate))
 
@@ -310,7 +320,9 @@ def _name_in(section: Mapping[str, Any], name: str, settings: PretrainedConfig) 
     return name
 
 
-def _says(values: Mapping[str, Any], like: PretrainedConfig, period: str, right: Mapping[str, Any]) -> bool:
+def _says(
+    values: Mapping[str, Any], like: PretrainedConfig, period: str, right: Mapping[str, Any]
+) -> bool:
     """Return whether transformers derives the right list from a period.
 
     Args:
@@ -334,7 +346,9 @@ def _says(values: Mapping[str, Any], like: PretrainedConfig, period: str, right:
 
 
 def _set_dtype(values: dict[str, Any], dtype: torch.dtype) -> None:
-    """Set every field that names a dtype, unless the file already states this dtype for the model."""
+    """Set every field that names a dtype, unless the file already states this dtype for the
+    model.
+    """
     name = str(dtype).removeprefix("torch.")
     text = values.get("text_config")
     describing = [values, text] if isinstance(text, dict) else [values]
@@ -359,7 +373,9 @@ def _parts(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _names_a_dtype(value: object) -> bool:
-    return isinstance(value, str) and isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype)
+    return isinstance(value, str) and isinstance(
+        getattr(torch, value.removeprefix("torch."), None), torch.dtype
+    )
 
 
 def _with_older_names(values: dict[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError
 from prunesearch.export import gguf_record, llama_cpp
 from prunesearch.export.atomic import new_file
-from prunesearch.model.gguf_file import open_gguf
-from prunesearch.model.loading import LoadedModel
+from prunesearch.models.gguf_file import open_gguf
+from prunesearch.models.loading import LoadedModel
 
 PERIODS: Mapping[str, int] = {
     "gemma2": 2, "gpt-oss": 2, "cohere2": 4, "exaone4": 4, "llama4": 4, "smollm3": 4, "olmo2": 4, "gemma3": 6,
@@ -47,7 +47,9 @@ def keeps_pattern(candidate: LayerSubset, period: int) -> bool:
             differs.
     """
     last = period - 1
-    return all((new % period == last) == (old % period == last) for new, old in enumerate(candidate.kept))
+    return all(
+        (new % period == last) == (old % period == last) for new, old in enumerate(candidate.kept)
+    )
 
 
 def check_architecture(name: str, candidate: LayerSubset) -> None:
@@ -63,14 +65,20 @@ def check_architecture(name: str, candidate: LayerSubset) -> None:
     """
     period = PERIODS.get(name)
     if period is None and name not in PLAIN:
-        raise InputError(f"GGUF files of architecture {name!r} cannot be pruned: this version does not know it")
+        raise InputError(
+            f"GGUF files of architecture {name!r} cannot be pruned: this version does not know it"
+        )
     if period is not None and not keeps_pattern(candidate, period):
         raise InputError(
-            f"llama.cpp has the kinds of {name} blocks by number, in periods of {period}, and without layers "
+            f"llama.cpp has the kinds of {name} blocks by number, in periods of {period}, and "
+            f"without layers "
             f"{candidate.text} they would be wrong: drop whole periods (search with --keep-pattern)"
         )
     if not candidate.whole_blocks:
-        raise InputError(f"layers {candidate.text} name sublayers, which llama.cpp has no place for: drop whole blocks")
+        raise InputError(
+            f"layers {candidate.text} name sublayers, which llama.cpp has no place for: drop whole "
+            f"blocks"
+        )
 
 
 def block_count(path: Path) -> int:
@@ -84,7 +92,11 @@ def block_count(path: Path) -> int:
 
 
 def edit(
-    source: Path, candidate: LayerSubset, out: Path, compare: LoadedModel | None = None, fingerprint: str = ""
+    source: Path,
+    candidate: LayerSubset,
+    out: Path,
+    compare: LoadedModel | None = None,
+    fingerprint: str = "",
 ) -> llama_cpp.LlamaCppCheck | None:
     """Write a GGUF file without the candidate's blocks.
 
@@ -120,7 +132,8 @@ def edit(
 
 
 def _check(reader: Any, source: Path, candidate: LayerSubset) -> str:  # noqa: ANN401
-    """Check that the candidate's blocks can be removed from a file, and return the file's architecture.
+    """Check that the candidate's blocks can be removed from a file, and return the file's
+    architecture.
 
     Raises:
         InputError: the blocks cannot be removed.
@@ -129,14 +142,21 @@ def _check(reader: Any, source: Path, candidate: LayerSubset) -> str:  # noqa: A
     check_architecture(name, candidate)
     count = _count(reader, f"{name}.block_count")
     if count != candidate.n_layers:
-        raise InputError(f"the candidate is of a model with {candidate.n_layers} layers, {source.name} has {count}")
+        raise InputError(
+            f"the candidate is of a model with {candidate.n_layers} layers, {source.name} has "
+            f"{count}"
+        )
     if int(_value(reader, f"{name}.nextn_predict_layers") or 0):
-        raise InputError(f"{source.name} has blocks for speculation after the others: write it without them first")
+        raise InputError(
+            f"{source.name} has blocks for speculation after the others: write it without them "
+            f"first"
+        )
     return name
 
 
 def check_count_alone(source: Path, candidate: LayerSubset) -> None:
-    """Refuse a file in which more than the number of blocks must change. llama-quantize changes nothing else.
+    """Refuse a file in which more than the number of blocks must change. llama-quantize changes
+    nothing else.
 
     Raises:
         InputError: more must change, or `edit` would refuse the candidate.
@@ -149,7 +169,8 @@ def check_count_alone(source: Path, candidate: LayerSubset) -> None:
         value = field.contents()
         if _edited(key.removeprefix(f"{name}."), value, candidate) != value:
             raise InputError(
-                f"llama-quantize sets the number of blocks and nothing else, and without layers {candidate.text} {key} "
+                f"llama-quantize sets the number of blocks and nothing else, and without layers "
+                f"{candidate.text} {key} "
                 f"of {source.name} would be wrong: use prunesearch export --gguf --out NAME.gguf"
             )
 
@@ -168,7 +189,9 @@ def _count(reader: Any, key: str) -> int:  # noqa: ANN401
     """
     value = _value(reader, key)
     if not isinstance(value, int):
-        raise ModelError(f"this GGUF file has {key} = {value!r}, which is not a number: convert it again")
+        raise ModelError(
+            f"this GGUF file has {key} = {value!r}, which is not a number: convert it again"
+        )
     return value
 
 
@@ -240,7 +263,9 @@ def _copy_tensors(
                 continue
             name = f"blk.{number[block]}.{match[2]}"
         data: np.ndarray[Any, Any] = tensor.data
-        writer.add_tensor_info(name, data.shape, data.dtype, data.nbytes, raw_dtype=tensor.tensor_type)
+        writer.add_tensor_info(
+            name, data.shape, data.dtype, data.nbytes, raw_dtype=tensor.tensor_type
+        )
         record.see(name, tensor.tensor_type.name, data)
         kept.append(data)
     # The data follow the header in the same order.

@@ -1,4 +1,5 @@
-"""The record of an export in the header of a GGUF file, and its verification at any time on any machine.
+"""The record of an export in the header of a GGUF file, and its verification at any time on any
+machine.
 
 llama.cpp ignores keys that it does not know.
 """
@@ -12,9 +13,9 @@ import xxhash
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, VerificationError
 from prunesearch.export import llama_cpp
-from prunesearch.model.gguf_file import open_gguf
-from prunesearch.model.loading import LoadedModel
-from prunesearch.model.source import refuse_part
+from prunesearch.models.gguf_file import open_gguf
+from prunesearch.models.loading import LoadedModel
+from prunesearch.models.source import refuse_part
 
 PREFIX = "prunesearch."
 """Start of the names of these keys."""
@@ -78,7 +79,8 @@ def recheck(path: Path, base: LoadedModel | None = None) -> dict[str, Any]:
         field = reader.get_field(key)
         if field is None:
             raise InputError(
-                f"{str(path)!r} does not say what it was made from, so it cannot be verified: it is not an export of "
+                f"{str(path)!r} does not say what it was made from, so it cannot be verified: it "
+                f"is not an export of "
                 "this version; export it again"
             )
         said.append(field.contents())
@@ -89,10 +91,19 @@ def recheck(path: Path, base: LoadedModel | None = None) -> dict[str, Any]:
     for tensor in reader.tensors:
         record.see(tensor.name, tensor.tensor_type.name, tensor.data)
     if record.digest != digest:
-        raise VerificationError(f"the weights in {str(path)!r} are not those that were written: export it again")
-    found = {"gguf": str(path), "dropped": dropped, "tensors": len(reader.tensors), "compared": False}
+        raise VerificationError(
+            f"the weights in {str(path)!r} are not those that were written: export it again"
+        )
+    found = {
+        "gguf": str(path),
+        "dropped": dropped,
+        "tensors": len(reader.tensors),
+        "compared": False,
+    }
     if base is not None and base.fingerprint != fingerprint:
-        raise InputError(f"{base.name!r} is not the model that {str(path)!r} was made from: its weights differ")
+        raise InputError(
+            f"{base.name!r} is not the model that {str(path)!r} was made from: its weights differ"
+        )
     # Run the file in llama.cpp as far as that is possible here.
     if not llama_cpp.available():
         return {**found, "llama_cpp": None}
@@ -104,5 +115,7 @@ def recheck(path: Path, base: LoadedModel | None = None) -> dict[str, Any]:
 
 def most_common_type(reader: Any) -> str:  # noqa: ANN401 (gguf.GGUFReader, which has no types)
     """Return GGUF's name of the type that most matrices of a file have."""
-    types = [tensor.tensor_type.name for tensor in reader.tensors if tensor.name.endswith("_down.weight")]
+    types = [
+        tensor.tensor_type.name for tensor in reader.tensors if tensor.name.endswith("_down.weight")
+    ]
     return max(types, key=types.count, default="F32")

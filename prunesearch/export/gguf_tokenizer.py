@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunesearch.errors import InputError
 from prunesearch.export.llama_cpp import OTHER_WAY
-from prunesearch.model.guard import guarded_writing
+from prunesearch.models.guard import guarded_writing
 
 # llama.cpp's name of the rule that splits text before byte-pair encoding, by the rule's regular
 # expression.
@@ -121,12 +121,15 @@ def read(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tokenizer:
     _refuse_others(stored)
     cut = _cut(stored["pre_tokenizer"])
     if bool(stored["model"].get("ignore_merges")) != (cut in _WHOLE_WORDS):
-        raise InputError(f"llama.cpp's rule {cut!r} merges words otherwise than this tokenizer: {OTHER_WAY}")
+        raise InputError(
+            f"llama.cpp's rule {cut!r} merges words otherwise than this tokenizer: {OTHER_WAY}"
+        )
     words = {number: word for word, number in stored["model"]["vocab"].items()}
     added = {entry["id"]: entry for entry in stored["added_tokens"]}
     if (most := max([*words, *added])) >= vocab_size:
         raise InputError(
-            f"the tokenizer has a token {most}, and the model's embedding {vocab_size} rows: export a checkpoint"
+            f"the tokenizer has a token {most}, and the model's embedding {vocab_size} rows: "
+            f"export a checkpoint"
         )
     return Tokenizer(tokenizer, words, added, cut, *_ends(tokenizer))
 
@@ -139,7 +142,9 @@ def _stored(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise InputError(f"the tokenizer has no tokenizer.json, of which a GGUF is written: {OTHER_WAY}")
+        raise InputError(
+            f"the tokenizer has no tokenizer.json, of which a GGUF is written: {OTHER_WAY}"
+        )
     found: dict[str, Any] = json.loads(backend.to_str())
     return found
 
@@ -155,19 +160,24 @@ def _refuse_others(stored: Mapping[str, Any]) -> None:
         raise InputError(f"only byte-level BPE tokenizers can be written to a GGUF: {OTHER_WAY}")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
-            raise InputError(f"llama.cpp's byte-pair encoding has no {name}, and this tokenizer's has: {OTHER_WAY}")
+            raise InputError(
+                f"llama.cpp's byte-pair encoding has no {name}, and this tokenizer's has: "
+                f"{OTHER_WAY}"
+            )
     # Qwen's normaliser composes accents (NFC). Nearly all texts are composed already, and GGUF
     # files of Qwen are in common use, so this one is accepted.
     others = [kind for kind in _kinds(stored.get("normalizer"), "normalizers") if kind != "NFC"]
     if others:
         raise InputError(
-            f"llama.cpp normalises no text, and this tokenizer does ({', '.join(others)}): its tokens would be others; "
+            f"llama.cpp normalises no text, and this tokenizer does ({', '.join(others)}): its "
+            f"tokens would be others; "
             f"{OTHER_WAY}"
         )
     for entry in stored["added_tokens"]:
         if strips := [name for name in ("lstrip", "rstrip", "single_word") if entry.get(name)]:
             raise InputError(
-                f"the token {entry['content']!r} is found by what stands beside it ({', '.join(strips)}), which "
+                f"the token {entry['content']!r} is found by what stands beside it "
+                f"({', '.join(strips)}), which "
                 f"llama.cpp does not look at: {OTHER_WAY}"
             )
 
@@ -201,12 +211,17 @@ def _cut(stored: Mapping[str, Any] | None) -> str:
     kinds = [step["type"] for step in steps]
     if any(step.get("add_prefix_space") for step in steps):
         raise InputError(
-            f"llama.cpp puts no space before a text, and this tokenizer does (add_prefix_space): {OTHER_WAY}"
+            f"llama.cpp puts no space before a text, and this tokenizer does (add_prefix_space): "
+            f"{OTHER_WAY}"
         )
     # Each name stands for one combination of steps.
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1].get("use_regex", True):
+    if (
+        kinds == ["Digits", "ByteLevel"]
+        and steps[0]["individual_digits"]
+        and steps[1].get("use_regex", True)
+    ):
         return "smollm"
     if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
         rule = steps[0]["pattern"].get("Regex", "")
@@ -227,7 +242,9 @@ def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
     for begins, ends in ((False, False), (True, False), (False, True), (True, True)):
         if list(whole) == [*begin * begins, *bare, *end * ends]:
             return begins, ends
-    raise InputError(f"this tokenizer puts more round a text than a first and a last token: {OTHER_WAY}")
+    raise InputError(
+        f"this tokenizer puts more round a text than a first and a last token: {OTHER_WAY}"
+    )
 
 
 def _as_bytes(text: str) -> str:
@@ -242,5 +259,7 @@ def _expressible(texts: Iterable[str], letters: set[str]) -> list[str]:
 
 
 def _ascii(text: str) -> str:
-    """Return the ASCII letters of a text, for a vocabulary that lacks the bytes of other scripts."""
+    """Return the ASCII letters of a text, for a vocabulary that lacks the bytes of other
+    scripts.
+    """
     return "".join(letter for letter in text if " " <= letter <= "~")

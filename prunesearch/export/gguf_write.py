@@ -1,4 +1,5 @@
-"""Writer of GGUF files for pruned Llama, Mistral, Qwen2 and Qwen3 checkpoints, in the dtype they are stored in.
+"""Writer of GGUF files for pruned Llama, Mistral, Qwen2 and Qwen3 checkpoints, in the dtype they
+are stored in.
 
 The `gguf` package has the names of tensors and metadata. In addition this module knows the order of
 rotary dimensions in llama.cpp: Llama's queries and keys are stored interleaved. Tokenizers are in
@@ -15,13 +16,18 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from prunesearch import stopping
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
-from prunesearch.export import gguf_edit, gguf_record, gguf_tokenizer, llama_cpp
+from prunesearch.export import (
+    gguf_edit,
+    gguf_record,
+    gguf_tokenizer,
+    llama_cpp,
+)
 from prunesearch.export.atomic import new_file
-from prunesearch.model.loading import LoadedModel
-from prunesearch.model.surgery import pruned
+from prunesearch.models.loading import LoadedModel
+from prunesearch.models.surgery import pruned
+from prunesearch.runtime import stopping
 
 _ARCHITECTURES: Mapping[str, Any] = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -41,7 +47,9 @@ _FILE_TYPES: Mapping[torch.dtype, Any] = {
 }
 
 
-def write(loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bool) -> llama_cpp.LlamaCppCheck | None:
+def write(
+    loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bool
+) -> llama_cpp.LlamaCppCheck | None:
     """Write a candidate as one GGUF file.
 
     Args:
@@ -61,10 +69,11 @@ def write(loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bo
     if config.model_type not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
         raise InputError(
-            f"a GGUF can be written of {known} checkpoints, not of {config.model_type}: give the model as .gguf, or "
+            f"a GGUF can be written of {known} checkpoints, not of {config.model_type}: give the "
+            f"model as .gguf, or "
             f"{llama_cpp.OTHER_WAY}"
         )
-    if loaded.layers.one_pass:
+    if loaded.layers.streamed_once:
         raise InputError("a GGUF is written from weights in memory: leave out --weights")
     architecture = _ARCHITECTURES[config.model_type]
     gguf_edit.check_architecture(gguf.MODEL_ARCH_NAMES[architecture], candidate)
@@ -132,17 +141,30 @@ def _check_settings(model: PreTrainedModel) -> None:
     config = model.config
     rope = config.rope_parameters
     if rope.get("rope_type", "default") not in ("default", "linear", "llama3"):
-        raise InputError(f"rotary embeddings of type {rope['rope_type']!r} cannot be written to a GGUF yet")
+        raise InputError(
+            f"rotary embeddings of type {rope['rope_type']!r} cannot be written to a GGUF yet"
+        )
     if (share := rope.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise InputError(f"llama.cpp turns whole heads, and this model {share} of each: {llama_cpp.OTHER_WAY}")
+        raise InputError(
+            f"llama.cpp turns whole heads, and this model {share} of each: {llama_cpp.OTHER_WAY}"
+        )
     if config.hidden_act not in ("silu", "swish"):
-        raise InputError(f"llama.cpp's {config.model_type} computes silu, not {config.hidden_act}: export a checkpoint")
+        raise InputError(
+            f"llama.cpp's {config.model_type} computes silu, not {config.hidden_act}: export a "
+            f"checkpoint"
+        )
     if other := {tensor.dtype for tensor in model.state_dict().values()} - set(_TYPES):
-        raise InputError(f"a GGUF has no weights of {min(map(str, other))}: give --dtype bfloat16, float16 or float32")
+        raise InputError(
+            f"a GGUF has no weights of {min(map(str, other))}: give --dtype bfloat16, float16 or "
+            f"float32"
+        )
     # Some configs give the kind of attention per block, and Mistral's does not.
     types = set(getattr(config, "layer_types", None) or ())
     if "sliding_attention" in types or (config.model_type == "mistral" and config.sliding_window):
-        raise InputError("llama.cpp's Llama and Qwen have no sliding windows, and this model has: export a checkpoint")
+        raise InputError(
+            "llama.cpp's Llama and Qwen have no sliding windows, and this model has: export a "
+            "checkpoint"
+        )
 
 
 def _tensors(model: PreTrainedModel, architecture: Any) -> Iterator[tuple[str, torch.Tensor]]:  # noqa: ANN401
@@ -173,7 +195,9 @@ def _tensors(model: PreTrainedModel, architecture: Any) -> Iterator[tuple[str, t
 def _interleave(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """Turn rotary halves into pairs: dimensions i and i + d/2 of each head become neighbours."""
     shape = tensor.shape
-    return tensor.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+    return (
+        tensor.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+    )
 
 
 def _llama3_factors(config: PretrainedConfig) -> torch.Tensor:

@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils._validators import validate_repo_id
 
-from prunesearch.errors import InputError, PruneSearchError, RunError, one_line
+from prunesearch.errors import (
+    InputError,
+    PruneSearchError,
+    RunError,
+    one_line,
+)
 
 _TOKEN = re.compile(r"hf_\w+")
 
@@ -30,11 +39,14 @@ def check_name(repository: str) -> None:
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise InputError(f"--push-to-hub {repository!r} is not a repository: {one_line(error)}") from None
+        raise InputError(
+            f"--push-to-hub {repository!r} is not a repository: {one_line(error)}"
+        ) from None
 
 
 def check_access(repository: str, out: Path, public: bool, api: HfApi | None = None) -> None:
-    """Check, before any work is done, that the upload is possible and that the repository is private.
+    """Check, before any work is done, that the upload is possible and that the repository is
+    private.
 
     Args:
         repository: repository, as ``OWNER/NAME``.
@@ -53,16 +65,20 @@ def check_access(repository: str, out: Path, public: bool, api: HfApi | None = N
         raise
     except LocalTokenNotFoundError:
         raise InputError(
-            "--push-to-hub needs a token: log in with hf auth login, or set HF_TOKEN; nothing was exported"
+            "--push-to-hub needs a token: log in with hf auth login, or set HF_TOKEN; nothing was "
+            "exported"
         ) from None
     except Exception as error:  # noqa: BLE001 (the hub's library passes on errors of several HTTP libraries)
         raise InputError(
-            f"--push-to-hub {repository}: the hub does not answer as it should ({_safe(error)}), and nothing was "
+            f"--push-to-hub {repository}: the hub does not answer as it should ({_safe(error)}), "
+            f"and nothing was "
             f"exported: export without it, and later {upload_command(repository, out)}"
         ) from None
 
 
-def push(folder: Path, repository: str, dropped: str, api: HfApi | None = None, *, public: bool = False) -> str:
+def push(
+    folder: Path, repository: str, dropped: str, api: HfApi | None = None, *, public: bool = False
+) -> str:
     """Upload a finished export. A repository that does not exist is created, and it is private.
 
     Args:
@@ -91,8 +107,10 @@ def push(folder: Path, repository: str, dropped: str, api: HfApi | None = None, 
         )
     except Exception as error:  # noqa: BLE001 (see above; what was exported is not lost with any of them)
         raise RunError(
-            f"{str(folder)!r} is exported and verified, but could not be uploaded to {repository!r} "
-            f"({_safe(error)}): log in with hf auth login, then {upload_command(repository, folder)}"
+            f"{str(folder)!r} is exported and verified, but could not be uploaded to "
+            f"{repository!r} "
+            f"({_safe(error)}): log in with hf auth login, then "
+            f"{upload_command(repository, folder)}"
         ) from None
     return str(getattr(done, "commit_url", done))
 
@@ -117,9 +135,15 @@ def _check_rights(owner: str, me: Mapping[str, Any]) -> None:
     """
     names = [me.get("name"), *(org.get("name") for org in me.get("orgs", ()))]
     if owner not in names:
-        raise InputError(f"--push-to-hub: the token is of {names[0]!r}, who is not in {owner!r}: name another owner")
+        raise InputError(
+            f"--push-to-hub: the token is of {names[0]!r}, who is not in {owner!r}: name another "
+            f"owner"
+        )
     if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise InputError("--push-to-hub: the token may read only: make one that may write, and hf auth login again")
+        raise InputError(
+            "--push-to-hub: the token may read only: make one that may write, and hf auth login "
+            "again"
+        )
 
 
 def _refuse_public(repository: str, public: bool, api: HfApi) -> None:
@@ -137,7 +161,8 @@ def _refuse_public(repository: str, public: bool, api: HfApi) -> None:
         return
     if not private:
         raise InputError(
-            f"{repository!r} is a public repository, and anybody could read the upload: add --public if that is "
+            f"{repository!r} is a public repository, and anybody could read the upload: add "
+            f"--public if that is "
             "wanted, or give another name"
         )
 

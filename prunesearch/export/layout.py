@@ -12,9 +12,16 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError
-from prunesearch.model.anatomy import OTHER_PARTS, blocks_of, family_of, parts_of, per_layer_tensors, sublayer_of
-from prunesearch.model.checkpoint import Stored
-from prunesearch.model.sources import parameters_of
+from prunesearch.models.safetensors_files import Stored
+from prunesearch.models.structure import (
+    OTHER_PARTS,
+    architecture_of,
+    blocks_of,
+    parts_of,
+    per_layer_tensors,
+    sublayer_of,
+)
+from prunesearch.models.weight_map import parameters_of
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def layout_of(
     Raises:
         ModelError: a stored name does not contain the number of its block.
     """
-    family, makes = family_of(model.config), parameters_of(model, stored)
+    architecture, makes = architecture_of(model.config), parameters_of(model, stored)
     new_number = {old: new for new, old in enumerate(candidate.kept)}
     # Parameters outside the blocks with a part for each block lose the parts of dropped blocks.
     slices: dict[str, Slice] = {}
@@ -111,7 +118,7 @@ def layout_of(
     for name, place in sorted(stored.items(), key=lambda item: (item[1].path, item[1].offset)):
         # A tensor that the model does not read stays, unless it belongs to a block.
         if name not in makes:
-            if _names_a_block(name, family.blocks):
+            if _names_a_block(name, architecture.blocks):
                 unread.append(name)
             else:
                 entries.append(Entry(name, place))
@@ -121,7 +128,7 @@ def layout_of(
             continue
         # A tensor outside the blocks keeps its name. That of a kept block gets the block's new
         # number.
-        block, renamed = _block_of(parameter, family.blocks), name
+        block, renamed = _block_of(parameter, architecture.blocks), name
         if block is not None:
             if block not in new_number:
                 continue
@@ -130,7 +137,9 @@ def layout_of(
     return Layout(tuple(entries), tuple(unread))
 
 
-def sublayer_parameters(model: PreTrainedModel, candidate: LayerSubset, *, norms: bool = False) -> set[str]:
+def sublayer_parameters(
+    model: PreTrainedModel, candidate: LayerSubset, *, norms: bool = False
+) -> set[str]:
     """Return the names of the parameters of the sublayers that a candidate drops from kept blocks.
 
     Args:
@@ -141,7 +150,7 @@ def sublayer_parameters(model: PreTrainedModel, candidate: LayerSubset, *, norms
     Raises:
         ModelError: the sublayers of this model type cannot be dropped one by one.
     """
-    blocks, path = blocks_of(model), family_of(model.config).blocks
+    blocks, path = blocks_of(model), architecture_of(model.config).blocks
     names: set[str] = set()
     for kind, numbers in (("attention", candidate.attention), ("mlp", candidate.mlp)):
         for number in numbers:
@@ -164,7 +173,9 @@ def _block_of(parameter: str, path: str) -> int | None:
 
 
 def _names_a_block(name: str, path: str) -> bool:
-    """Return whether a stored tensor belongs to a block of the language model, judged by its name."""
+    """Return whether a stored tensor belongs to a block of the language model, judged by its
+    name.
+    """
     if any(word in name for word in OTHER_PARTS):
         return False
     return re.search(rf"(?:^|\.){re.escape(path.rpartition('.')[2])}\.\d+\.", name) is not None
@@ -179,6 +190,9 @@ def _renumbered(name: str, old: int, new: int) -> str:
     parts = name.split(".")
     place = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     if place is None or int(parts[place]) != old:
-        raise ModelError(f"the stored name {name} does not begin with its block's number {old}: it cannot be renamed")
+        raise ModelError(
+            f"the stored name {name} does not begin with its block's number {old}: it cannot be "
+            f"renamed"
+        )
     parts[place] = str(new)
     return ".".join(parts)

@@ -19,8 +19,8 @@ import torch
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, VerificationError
 from prunesearch.export.verification import prompt_ids
-from prunesearch.model.loading import LoadedModel
-from prunesearch.model.surgery import pruned
+from prunesearch.models.loading import LoadedModel
+from prunesearch.models.surgery import pruned
 
 OTHER_WAY = "export a checkpoint and use llama.cpp's convert_hf_to_gguf.py"
 """Advice for models that cannot be written to a GGUF file."""
@@ -107,7 +107,8 @@ def check(
     tensor_type: str,
     probes: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> LlamaCppCheck:
-    """Compare llama.cpp's log-probabilities after a prompt with those of the candidate in transformers.
+    """Compare llama.cpp's log-probabilities after a prompt with those of the candidate in
+    transformers.
 
     Args:
         path: GGUF file.
@@ -126,7 +127,8 @@ def check(
     for (probe, expected), actual in zip(probes.items(), found, strict=True):
         if list(expected) != actual:
             raise InputError(
-                f"llama.cpp cuts the text {probe!r} into the tokens {actual[:12]}, and the model's tokenizer into "
+                f"llama.cpp cuts the text {probe!r} into the tokens {actual[:12]}, and the model's "
+                f"tokenizer into "
                 f"{list(expected)[:12]}: {OTHER_WAY}"
             )
     # Compute the candidate's log-probabilities for llama.cpp's continuation.
@@ -147,7 +149,8 @@ def check(
     allowed = max(_LEAST, _ALLOWED.get(tensor_type, _ALLOWED_QUANTISED) * spread)
     if not (mean <= allowed and largest <= _PEAK * allowed):
         raise VerificationError(
-            f"llama.cpp predicts something else from {path.name}: log-probabilities differ by {mean:.3g} nats in the "
+            f"llama.cpp predicts something else from {path.name}: log-probabilities differ by "
+            f"{mean:.3g} nats in the "
             f"mean and {largest:.3g} at most (allowed {allowed:.3g} and {_PEAK * allowed:.3g})"
         )
     text = str(loaded.tokenizer.decode(tokens))
@@ -185,13 +188,19 @@ def _ask(
     seconds = _START_SECONDS + path.stat().st_size / _BYTES_PER_SECOND
     command = [sys.executable, "-c", _CHILD]
     try:
-        done = subprocess.run(command, input=order, capture_output=True, text=True, check=False, timeout=seconds)
+        done = subprocess.run(
+            command, input=order, capture_output=True, text=True, check=False, timeout=seconds
+        )
     except subprocess.TimeoutExpired:
-        raise VerificationError(f"llama.cpp did not finish with {path.name} within {seconds:.0f} s") from None
+        raise VerificationError(
+            f"llama.cpp did not finish with {path.name} within {seconds:.0f} s"
+        ) from None
     # llama.cpp may print other lines before the answer.
     _, found, answer = done.stdout.partition("\nANSWER")
     if not found:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise VerificationError(f"llama.cpp cannot run {path.name} (exit status {done.returncode}): {last[:200]}")
+        raise VerificationError(
+            f"llama.cpp cannot run {path.name} (exit status {done.returncode}): {last[:200]}"
+        )
     completion, cut = json.loads(answer)
     return completion, cut

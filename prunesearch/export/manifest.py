@@ -12,8 +12,8 @@ import xxhash
 import prunesearch
 from prunesearch.errors import StorageError
 from prunesearch.export import card
-from prunesearch.model.checkpoint import INDEX
-from prunesearch.model.loading import LoadedModel
+from prunesearch.models.loading import LoadedModel
+from prunesearch.models.safetensors_files import INDEX
 
 if TYPE_CHECKING:
     from prunesearch.export.checkpoint import Exported
@@ -43,9 +43,16 @@ def write(
     """
     candidate, check = exported.candidate, exported.verification
     versions = {"prunesearch": prunesearch.__version__, "transformers": transformers.__version__}
-    report = {**asdict(check), "versions": versions, "digests": dict(digests), "files": _digests(folder)}
+    report = {
+        **asdict(check),
+        "versions": versions,
+        "digests": dict(digests),
+        "files": _digests(folder),
+    }
     _write_json(folder / REPORT, report)
-    (folder / "README.md").write_text(card.text_of(loaded, exported, facts, MANIFEST, REPORT), encoding="utf-8")
+    (folder / "README.md").write_text(
+        card.text_of(loaded, exported, facts, MANIFEST, REPORT), encoding="utf-8"
+    )
     _write_json(
         folder / MANIFEST,
         {
@@ -102,7 +109,9 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Return the files of an export's folder that the export did not write, or that have changed since."""
+    """Return the files of an export's folder that the export did not write, or that have changed
+    since.
+    """
     try:
         written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return [name for name, size in _sizes(folder).items() if written.get(name) != size]
@@ -119,7 +128,8 @@ def check_replaceable(folder: Path) -> None:
     """
     if foreign := foreign_files(folder):
         raise StorageError(
-            f"{str(folder)!r} would be replaced, and it holds {foreign[0]!r}, which this version did not write: "
+            f"{str(folder)!r} would be replaced, and it holds {foreign[0]!r}, which this version "
+            f"did not write: "
             "move the folder away"
         )
 

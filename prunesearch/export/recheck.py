@@ -13,16 +13,18 @@ from prunesearch.export.checkpoint import reload
 from prunesearch.export.manifest import MANIFEST, REPORT, file_digest
 from prunesearch.export.verification import compare, matches
 from prunesearch.export.writer import digest
-from prunesearch.model.checkpoint import misplaced, tensors_in
-from prunesearch.model.guard import guarded
-from prunesearch.model.loading import LoadedModel
-from prunesearch.model.source import refuse_adapter
+from prunesearch.models.guard import guarded
+from prunesearch.models.loading import LoadedModel
+from prunesearch.models.safetensors_files import misplaced, tensors_in
+from prunesearch.models.source import refuse_adapter
 
 _MANIFEST = ("form", "base_model", "base_fingerprint", "base_layers", "dropped")
 _REPORT = ("digests", "reference")
 
 
-def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
+def recheck(
+    folder: Path, base: LoadedModel | None = None, trust_remote_code: bool = False
+) -> dict[str, Any]:
     """Verify an export: its files, the digests of its weights, its loading, and its output.
 
     Args:
@@ -43,7 +45,9 @@ def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bo
     refuse_adapter(folder, str(folder))
     form = manifest["form"]
     if (sublayers.trusts(form) or manifest.get("own_code")) and not trust_remote_code:
-        raise InputError(f"{str(folder)!r} (--as {form}) runs code that it brings along: add --trust-remote-code")
+        raise InputError(
+            f"{str(folder)!r} (--as {form}) runs code that it brings along: add --trust-remote-code"
+        )
     # Compare the files with the report. Reports of older exports have no digests of small files.
     with _using(folder / REPORT):
         _check_weights(folder, report["digests"])
@@ -64,11 +68,15 @@ def recheck(folder: Path, base: LoadedModel | None = None, trust_remote_code: bo
     if base is not None:
         if changed := manifest.get("changed"):
             raise InputError(
-                f"the weights of {str(folder)!r} were {' and '.join(changed)}, so they are no longer the base model's: "
+                f"the weights of {str(folder)!r} were {' and '.join(changed)}, so they are no "
+                f"longer the base model's: "
                 "leave out --base"
             )
         if base.fingerprint != manifest["base_fingerprint"]:
-            raise InputError(f"{base.name!r} is not the model that {str(folder)!r} was made from: its weights differ")
+            raise InputError(
+                f"{base.name!r} is not the model that {str(folder)!r} was made from: its weights "
+                f"differ"
+            )
         candidate = LayerSubset.parse(manifest["dropped"], manifest["base_layers"])
         found["against_base"] = compare(base.model, candidate, model, base.tokenizer).document()
     return found
@@ -88,9 +96,13 @@ def _check_files(folder: Path, digests: dict[str, str]) -> None:
     for name, expected in digests.items():
         path = folder / name
         if not path.is_file():
-            raise VerificationError(f"{str(path)!r} is missing, and was there after the export: put it back")
+            raise VerificationError(
+                f"{str(path)!r} is missing, and was there after the export: put it back"
+            )
         if file_digest(path) != expected:
-            raise VerificationError(f"{str(path)!r} has changed since the export: put it back, or export again")
+            raise VerificationError(
+                f"{str(path)!r} has changed since the export: put it back, or export again"
+            )
 
 
 def _read(path: Path, needed: Sequence[str]) -> dict[str, Any]:
@@ -107,7 +119,9 @@ def _read(path: Path, needed: Sequence[str]) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise InputError(f"{str(path.parent)!r} holds no {path.name}: it is not an export of prunesearch") from None
+        raise InputError(
+            f"{str(path.parent)!r} holds no {path.name}: it is not an export of prunesearch"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise VerificationError(f"{str(path)!r} is damaged: {one_line(error)}") from None
     for name in needed:
@@ -125,9 +139,15 @@ def _check_weights(folder: Path, digests: dict[str, str]) -> None:
     """
     stored = tensors_in(folder)
     if (wrong := misplaced(folder)) is not None:
-        raise VerificationError(f"tensor {wrong} is not in the file where the index says: export again")
+        raise VerificationError(
+            f"tensor {wrong} is not in the file where the index says: export again"
+        )
     if missing := sorted(set(digests) ^ set(stored)):
-        raise VerificationError(f"the export has other tensors than were written, the first is {missing[0]}")
+        raise VerificationError(
+            f"the export has other tensors than were written, the first is {missing[0]}"
+        )
     for name, expected in digests.items():
         if digest(stored[name]) != expected:
-            raise VerificationError(f"tensor {name} in {stored[name].path.name} is not what was written: export again")
+            raise VerificationError(
+                f"tensor {name} in {stored[name].path.name} is not what was written: export again"
+            )

@@ -24,15 +24,17 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError
 from prunesearch.export.config_file import ConfigFile
 from prunesearch.export.layout import sublayer_parameters
-from prunesearch.model.anatomy import family_of
+from prunesearch.models.structure import architecture_of
 
 PROMISES: Mapping[str, str] = {
     "plain": "An ordinary checkpoint: whatever loads the base model loads it.",
-    "zeroed": "Dropped sublayers are there with weights of zero: it loads wherever the base model does, and is neither "
+    "zeroed": "Dropped sublayers are there with weights of zero: it loads wherever the base model "
+    "does, and is neither "
     "smaller nor faster for them.",
     "deci": "Dropped sublayers are gone. vLLM runs it as DeciLM (nemotron-nas); transformers 5 "
     "or newer with trust_remote_code=True.",
-    "remote-code": "Dropped sublayers are gone, and are saved in memory and time. transformers 5 or newer runs it "
+    "remote-code": "Dropped sublayers are gone, and are saved in memory and time. transformers 5 "
+    "or newer runs it "
     "with trust_remote_code=True and the bundled modelling file.",
 }
 _CODE = "modeling_pruned"
@@ -46,17 +48,25 @@ def check(config: PretrainedConfig, candidate: LayerSubset, form: str) -> None:
         InputError: the form does not fit. The message names a form that does.
         ModelError: the sublayers of this model type cannot be dropped one by one.
     """
-    family = family_of(config)
+    architecture = architecture_of(config)
     if trusts(form) and hasattr(config, "auto_map"):
         raise InputError(
-            f"--as {form} writes code for stock models, and this one runs code of its own: use --as zeroed"
+            f"--as {form} writes code for stock models, and this one runs code of its own: use "
+            f"--as zeroed"
         )
     if candidate.whole_blocks and form != "deci":
-        raise InputError(f"--as {form} is for dropped sublayers; layers {candidate.text} are whole: leave it out")
-    if not candidate.whole_blocks and (family.attention is None or family.mlp is None):
-        raise ModelError(f"the sublayers of {config.model_type!r} models cannot be dropped one by one")
+        raise InputError(
+            f"--as {form} is for dropped sublayers; layers {candidate.text} are whole: leave it out"
+        )
+    if not candidate.whole_blocks and (architecture.attention is None or architecture.mlp is None):
+        raise ModelError(
+            f"the sublayers of {config.model_type!r} models cannot be dropped one by one"
+        )
     if trusts(form) and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise InputError(f"--as {form} builds on code of transformers, and this model brings its own: use --as zeroed")
+        raise InputError(
+            f"--as {form} builds on code of transformers, and this model brings its own: use --as "
+            f"zeroed"
+        )
     if form == "deci":
         _check_deci(config, candidate)
 
@@ -69,16 +79,20 @@ def _check_deci(config: PretrainedConfig, candidate: LayerSubset) -> None:
     """
     if config.model_type not in _DECI:
         raise InputError(
-            f"--as deci is for {', '.join(_DECI)}, not {config.model_type}: use --as remote-code or zeroed"
+            f"--as deci is for {', '.join(_DECI)}, not {config.model_type}: use --as remote-code "
+            f"or zeroed"
         )
     first = candidate.kept[0]
     if first in candidate.attention:
         raise InputError(
-            f"--as deci: vLLM needs attention in the first block, and {first}a is dropped: use --as remote-code, or "
+            f"--as deci: vLLM needs attention in the first block, and {first}a is dropped: use "
+            f"--as remote-code, or "
             f"--protect {first}"
         )
     if config.attention_bias or config.mlp_bias:
-        raise InputError("--as deci: DeciLM has no biases, and this model has: use --as remote-code")
+        raise InputError(
+            "--as deci: DeciLM has no biases, and this model has: use --as remote-code"
+        )
 
 
 def trusts(form: str) -> bool:
@@ -101,7 +115,9 @@ def dropped_parameters(model: PreTrainedModel, silent: LayerSubset, form: str) -
     return sublayer_parameters(model, silent, norms=form == "deci")
 
 
-def write_config(edited: ConfigFile, config: PretrainedConfig, candidate: LayerSubset, form: str, out: Path) -> None:
+def write_config(
+    edited: ConfigFile, config: PretrainedConfig, candidate: LayerSubset, form: str, out: Path
+) -> None:
     """Write the config of a form, and the code that it needs.
 
     Args:
@@ -144,7 +160,10 @@ def _code_config(
         **edited.values,
         "model_type": _model_type(config, form),
         "architectures": [model_class],
-        "auto_map": {"AutoConfig": f"{_CODE}.{config_class}", "AutoModelForCausalLM": f"{_CODE}.{model_class}"},
+        "auto_map": {
+            "AutoConfig": f"{_CODE}.{config_class}",
+            "AutoModelForCausalLM": f"{_CODE}.{model_class}",
+        },
         "dropped_attention": gone["attention"],
         "dropped_mlp": gone["mlp"],
     }
@@ -155,13 +174,15 @@ def _code_config(
 
 def _code(config: PretrainedConfig, form: str) -> str:
     """Return the text of a form's modelling file."""
-    family = family_of(config)
+    architecture = architecture_of(config)
     stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    assert family.attention is not None and family.mlp is not None
+    assert architecture.attention is not None and architecture.mlp is not None
     config_class, model_class = _class_names(form)
     # Norms that go with their sublayers.
-    norms = [None, None] if form != "deci" else [family.attention.norm, family.mlp.norm]
-    template = Template(resources.files("prunesearch.export").joinpath("modeling_pruned.py.txt").read_text())
+    norms = [None, None] if form != "deci" else [architecture.attention.norm, architecture.mlp.norm]
+    template = Template(
+        resources.files("prunesearch.export").joinpath("modeling_pruned.py.txt").read_text()
+    )
     return template.substitute(
         config=type(config).__name__,
         model=stock.__name__,
@@ -169,9 +190,9 @@ def _code(config: PretrainedConfig, form: str) -> str:
         stock_type=config.model_type,
         config_class=config_class,
         model_class=model_class,
-        blocks=family.blocks,
-        attention=repr(_lengths(family.attention)),
-        mlp=repr(_lengths(family.mlp)),
+        blocks=architecture.blocks,
+        attention=repr(_lengths(architecture.attention)),
+        mlp=repr(_lengths(architecture.mlp)),
         norms=repr(norms),
     )
 
@@ -192,7 +213,9 @@ def _lengths(sublayer: Any) -> dict[str, int]:  # noqa: ANN401
     return {name: returns.get(name, 0) for name in sublayer.modules}
 
 
-def _block_configs(config: PretrainedConfig, gone: dict[str, list[int]], number: int) -> list[dict[str, Any]]:
+def _block_configs(
+    config: PretrainedConfig, gone: dict[str, list[int]], number: int
+) -> list[dict[str, Any]]:
     """Return the settings of each block that vLLM's `DeciLMForCausalLM` reads.
 
     Args:

@@ -17,22 +17,38 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import VerificationError
-from prunesearch.model.anatomy import blocks_of, input_device, most_positions, settings_of
-from prunesearch.model.guard import guarded
-from prunesearch.model.loading import LoadedModel
-from prunesearch.model.patching import replaced
-from prunesearch.model.surgery import pruned, silenced
-from prunesearch.scoring.batches import Rows
-from prunesearch.scoring.forward import Forward, Head
-from prunesearch.scoring.text import check_ids
+from prunesearch.execution.batches import Rows
+from prunesearch.execution.shared_forward import Forward, Head
+from prunesearch.models.guard import guarded
+from prunesearch.models.loading import LoadedModel
+from prunesearch.models.patching import replaced
+from prunesearch.models.structure import (
+    blocks_of,
+    input_device,
+    most_positions,
+    settings_of,
+)
+from prunesearch.models.surgery import ablated, pruned
+from prunesearch.objectives.calibration_data import check_ids
 
 NEW_TOKENS = 20
 _NARROW = 4
-_WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size", "local_attention", "window_size")
+_WINDOWS = (
+    "sliding_window",
+    "attention_window_size",
+    "attention_chunk_size",
+    "local_attention",
+    "window_size",
+)
 _PROMPT = "The history of the lighthouse begins with a fire on a hill, which told sailors that"
 # Largest allowed difference of a logit, as a share of the largest logit. The same weights on the
 # same machine give 0, or a rounding error if a matrix is laid out differently in memory.
@@ -126,7 +142,7 @@ def compare(
     """
     # Compare the logits over a prompt.
     ids = prompt_ids(dense, tokenizer)
-    with _dense_running("a prompt"), bypassed(dense, candidate):
+    with _dense_running("a prompt"), identity_blocks(dense, candidate):
         expected = _prefill(dense, ids)
     limit = _TOLERANCE.get(found.dtype, 1e-2) * max(float(expected.abs().max()), 1e-6)
     with _running("a prompt"):
@@ -134,9 +150,9 @@ def compare(
     prefill = _difference(expected, actual, limit, "in the prompt")
     # Compare them again with narrow attention windows, if both models have windows.
     narrow = None
-    with narrowed(dense.config) as dense_narrows, narrowed(found.config) as found_narrows:
+    with short_windows(dense.config) as dense_narrows, short_windows(found.config) as found_narrows:
         if dense_narrows and found_narrows:
-            with bypassed(dense, candidate):
+            with identity_blocks(dense, candidate):
                 wanted = _prefill(dense, ids)
             narrow = _difference(wanted, _prefill(found, ids), limit, "where attention windows end")
     # Compare greedy decoding, which uses the cache.
@@ -145,7 +161,11 @@ def compare(
     with _running("cached decoding"):
         continuation = generate(found, ids)
     decode, decoded = _same_steps(in_memory, continuation, limit)
-    text = "" if tokenizer is None else str(tokenizer.decode(continuation.ids, skip_special_tokens=True))
+    text = (
+        ""
+        if tokenizer is None
+        else str(tokenizer.decode(continuation.ids, skip_special_tokens=True))
+    )
     reference = Reference(ids[0].tolist(), likeliest(actual), continuation.ids.tolist())
     cached = in_memory.cached and continuation.cached
     return Verification(prefill, narrow, decode, limit, decoded, cached, text, reference)
@@ -168,7 +188,11 @@ def _dense_running(what: str) -> Iterator[None]:
     Code that ships with a model may be too old for this version of transformers.
     """
     failure = f"the dense model fails on {what}, with which an export is compared"
-    with guarded(failure, kind=VerificationError, advice="its code does not work with this version of transformers"):
+    with guarded(
+        failure,
+        kind=VerificationError,
+        advice="its code does not work with this version of transformers",
+    ):
         yield
 
 
@@ -196,7 +220,7 @@ def expected_streamed(loaded: LoadedModel, candidate: LayerSubset) -> Expected:
     ids = prompt_ids(loaded.model, loaded.tokenizer)
     logits = _streamed(loaded, candidate, ids)
     narrow = None
-    with narrowed(loaded.model.config) as narrows:
+    with short_windows(loaded.model.config) as narrows:
         if narrows:
             narrow = _streamed(loaded, candidate, ids)
     return Expected(ids, logits, narrow)
@@ -214,10 +238,12 @@ def compare_streamed(expected: Expected, found: LoadedModel) -> Verification:
     limit = _TOLERANCE.get(found.model.dtype, 1e-2) * max(float(expected.logits.abs().max()), 1e-6)
     prefill = _difference(expected.logits, actual, limit, "in the prompt")
     narrow = None
-    with narrowed(found.model.config) as narrows:
+    with short_windows(found.model.config) as narrows:
         if narrows and expected.narrow is not None:
             actual_narrow = _streamed(found, whole, ids)
-            narrow = _difference(expected.narrow, actual_narrow, limit, "where attention windows end")
+            narrow = _difference(
+                expected.narrow, actual_narrow, limit, "where attention windows end"
+            )
     reference = Reference(ids[0].tolist(), likeliest(actual[None]), [])
     return Verification(prefill, narrow, None, limit, 0, False, "", reference)
 
@@ -230,8 +256,9 @@ def _streamed(loaded: LoadedModel, candidate: LayerSubset, ids: torch.Tensor) ->
 
 
 @contextmanager
-def bypassed(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[None]:
-    """Make the dropped blocks of a dense model return their input unchanged inside the ``with`` block.
+def identity_blocks(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[None]:
+    """Make the dropped blocks of a dense model return their input unchanged inside the ``with``
+    block.
 
     The kept blocks keep their own numbers and masks. The dropped blocks still compute, which shows
     in what form a block of any type returns its hidden states.
@@ -255,12 +282,12 @@ def bypassed(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[None]:
             stack.enter_context(replaced(blocks[number], "forward", handing_on(forward)))
         for number in {*candidate.attention, *candidate.mlp}:
             use = (number in candidate.attention, number in candidate.mlp)
-            stack.enter_context(silenced(model, blocks[number], *use))
+            stack.enter_context(ablated(model, blocks[number], *use))
         yield
 
 
 @contextmanager
-def narrowed(config: PretrainedConfig) -> Iterator[bool]:
+def short_windows(config: PretrainedConfig) -> Iterator[bool]:
     """Make a model's attention windows a few tokens wide inside the ``with`` block.
 
     Yields:
@@ -306,8 +333,10 @@ def matches(found: PreTrainedModel, reference: Mapping[str, Any]) -> float:
             worst = max(worst, abs(float(row[token]) - value))
     if not worst <= limit:
         raise VerificationError(
-            f"the checkpoint gives logits that differ by {worst:.3g} (allowed {limit:.3g}) from those it gave when it "
-            "was exported: its files have changed, or the versions of its libraries compute something else"
+            f"the checkpoint gives logits that differ by {worst:.3g} (allowed {limit:.3g}) from "
+            f"those it gave when it "
+            "was exported: its files have changed, or the versions of its libraries compute "
+            "something else"
         )
     # Compare the greedy continuation, which streamed exports do not have.
     if not reference["continuation"]:
@@ -319,7 +348,9 @@ def matches(found: PreTrainedModel, reference: Mapping[str, Any]) -> float:
         if chosen == token:
             continue
         if float(found_now.logits[step][chosen] - found_now.logits[step][token]) > limit:
-            raise VerificationError("the checkpoint generates another text than it did when it was exported")
+            raise VerificationError(
+                "the checkpoint generates another text than it did when it was exported"
+            )
         # The two tokens are tied, and the texts may differ after them.
         break
     return worst
@@ -390,7 +421,9 @@ def generate(model: PreTrainedModel, ids: torch.Tensor) -> Decoded:
     finally:
         hook.remove()
     cached = all(length < ids.shape[1] for length in lengths[1:])
-    return Decoded(answer.sequences[0, ids.shape[1] :], torch.stack(answer.logits)[:, 0].float(), cached)
+    return Decoded(
+        answer.sequences[0, ids.shape[1] :], torch.stack(answer.logits)[:, 0].float(), cached
+    )
 
 
 def _prefill(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
@@ -409,7 +442,8 @@ def _difference(expected: torch.Tensor, actual: torch.Tensor, limit: float, wher
     # The comparison is negated so that NaN fails as well.
     if not difference <= limit:
         raise VerificationError(
-            f"the reloaded export differs from the scored candidate by {difference:.3g} in a logit {where} "
+            f"the reloaded export differs from the scored candidate by {difference:.3g} in a logit "
+            f"{where} "
             f"(allowed {limit:.3g}): it was not kept"
         )
     return difference
@@ -424,7 +458,10 @@ def _same_steps(expected: Decoded, actual: Decoded, limit: float) -> tuple[float
     steps = 0
     worst = 0.0
     for step in range(min(len(expected.ids), len(actual.ids))):
-        worst = max(worst, _difference(expected.logits[step], actual.logits[step], limit, "in cached decoding"))
+        worst = max(
+            worst,
+            _difference(expected.logits[step], actual.logits[step], limit, "in cached decoding"),
+        )
         steps += 1
         if expected.ids[step] != actual.ids[step]:
             break

@@ -19,10 +19,16 @@ import xxhash
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from prunesearch import stopping
 from prunesearch.export.layout import Entry
-from prunesearch.model.checkpoint import INDEX, SINGLE, TYPE_NAMES, Stored, read
-from prunesearch.model.sources import parameters_of
+from prunesearch.models.safetensors_files import (
+    INDEX,
+    SINGLE,
+    TYPE_NAMES,
+    Stored,
+    read,
+)
+from prunesearch.models.weight_map import parameters_of
+from prunesearch.runtime import stopping
 
 MAX_SHARD = 5 * 10**9
 """Bytes of the largest shard. This was long the default of `save_pretrained`.

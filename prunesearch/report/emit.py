@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunesearch.masking import printable
+from prunesearch.runtime.masking import printable
 
 if TYPE_CHECKING:
     from rich.console import Group

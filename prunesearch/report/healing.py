@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from prunesearch import events
 from prunesearch.report.progress import ProgressView
 from prunesearch.report.render import evaluation, exported, found
-from prunesearch.report.tables import Layers, duration, gib, table
+from prunesearch.report.tables import (
+    Layers,
+    duration,
+    gib,
+    table,
+)
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -42,7 +47,8 @@ class Standing(Protocol):
 class HealingView:
     """Shows the progress of healing.
 
-    On a terminal it shows a bar, and a line for each evaluation on the held-out text. Elsewhere it prints plain lines.
+    On a terminal it shows a bar, and a line for each evaluation on the held-out text. Elsewhere it
+    prints plain lines.
 
     Args:
         view: display of all progress.
@@ -74,7 +80,8 @@ class HealingView:
             self._view.stage(events.Stage(name, progress.done, progress.total, what + left))
         state = (name, progress.phase, len(progress.watched))
         looked = state != self._said
-        # Print a line after each evaluation, and now and then outside a terminal. Training ends with an evaluation.
+        # Print a line after each evaluation, and now and then outside a terminal. Training ends
+        # with an evaluation.
         ended = progress.done >= progress.total and progress.phase == "teacher"
         due = not terminal and (now - self._printed >= _EVERY or ended)
         if not (due or looked) or (terminal and not progress.watched):
@@ -89,7 +96,10 @@ class HealingView:
         self.say(line + left)
 
     def _left(self, progress: Standing, now: float) -> str:
-        """Return the time left at the rate of this phase. A resumed training counts from where it continued."""
+        """Return the time left at the rate of this phase.
+
+        A resumed training counts from where it continued.
+        """
         start, before = self._began
         if progress.done <= before or progress.done >= progress.total:
             return ""
@@ -104,12 +114,14 @@ def healed(document: Mapping[str, Any]) -> "list[Group | str]":
         parts.append(_final(finalists))
     if done := document.get("compensation"):
         parts.append(
-            f"compensation recovered {done['recovered']:.1%} of the log-perplexity that pruning lost, without training"
+            f"compensation recovered {done['recovered']:.1%} of the log-perplexity that pruning "
+            f"lost, without training"
         )
     if tuning := document.get("tuning"):
         params = ", ".join(f"{name} {value:.3g}" for name, value in tuning["params"].items())
         parts.append(
-            f"study {tuning['study']}: {tuning['trials']} trials finished, {tuning['pruned']} stopped, "
+            f"study {tuning['study']}: {tuning['trials']} trials finished, {tuning['pruned']} "
+            f"stopped, "
             f"{tuning['computed']} of them now; best {tuning['value']:.4f} with {params}"
         )
     if "healed" in document:
@@ -137,7 +149,15 @@ def _final(finalists: Sequence[Mapping[str, Any]]) -> "Group":
                 Layers(finalist["candidate"]),
             )
         )
-    columns = ("place", "in the search", "pruned", "compensated", "healed", "seconds", "layers dropped")
+    columns = (
+        "place",
+        "in the search",
+        "pruned",
+        "compensated",
+        "healed",
+        "seconds",
+        "layers dropped",
+    )
     return table("Finalists, with the held-out loss (nats/token)", columns, rows)
 
 
@@ -156,11 +176,15 @@ def _healing(document: Mapping[str, Any]) -> "list[Group | str]":
     ]
     if report["diverged"]:
         parts.append(
-            f"training diverged at step {report['steps']} and was stopped; step {report['best_step']} was kept: "
+            f"training diverged at step {report['steps']} and was stopped; step "
+            f"{report['best_step']} was kept: "
             "try a smaller --lr"
         )
     elif report["stopped_early"]:
-        parts.append(f"stopped early: {recipe['patience']} looks were no better than step {report['best_step']}")
+        parts.append(
+            f"stopped early: {recipe['patience']} looks were no better than step "
+            f"{report['best_step']}"
+        )
     if report["best_step"] == 0:
         parts.append("no step was better than the start, whose weights were kept")
     if report["cached"]:
@@ -180,7 +204,10 @@ def _distilled(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str
     before, after = losses.get(0), losses.get(report["best_step"])
     if before is None or after is None:
         return []
-    return [f"the loss that was trained ({recipe['loss']}), on held-out text: {before:.4f} before, {after:.4f} after"]
+    return [
+        f"the loss that was trained ({recipe['loss']}), on held-out text: {before:.4f} before, "
+        f"{after:.4f} after"
+    ]
 
 
 def _trained(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
@@ -189,8 +216,10 @@ def _trained(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     if report["seconds"]:
         speed = f", {report['steps'] / report['seconds']:.3g} steps/s"
     return (
-        f"{report['steps']} of {report['planned']} steps of {recipe['batch_size'] * recipe['accumulation']} × "
-        f"{recipe['window']} tokens, loss {recipe['loss']}, rank {recipe['rank']}: {report['tokens']:,} tokens in "
+        f"{report['steps']} of {report['planned']} steps of "
+        f"{recipe['batch_size'] * recipe['accumulation']} × "
+        f"{recipe['window']} tokens, loss {recipe['loss']}, rank {recipe['rank']}: "
+        f"{report['tokens']:,} tokens in "
         f"{duration(report['seconds'])}{speed}, peak memory {gib(report['peak_memory'])}"
     )
 

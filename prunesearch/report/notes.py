@@ -1,4 +1,6 @@
-"""Markdown notes of a study and of its best trial, which optuna-dashboard shows (see `store.notes`)."""
+"""Markdown notes of a study and of its best trial, which optuna-dashboard shows (see
+`studies.notes`).
+"""
 
 import time
 from collections.abc import Mapping
@@ -9,10 +11,10 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from prunesearch.masking import STORAGE_VARIABLE, pasted
-from prunesearch.recipe import Recipe, RunOptions
+from prunesearch.config.recipe import Recipe, RunOptions
 from prunesearch.report.tables import gib, label, number
-from prunesearch.store import notes, selection, studies
+from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
+from prunesearch.studies import notes, persistence, selection
 
 Document = Mapping[str, Any]
 _SECONDS = 5.0  # shortest time between two updates of a study's notes
@@ -20,31 +22,39 @@ _MOST = 2000  # most characters of a note; a longer one takes several attributes
 
 
 def study_note(document: Document) -> str:
-    """Return the note of a study: its best candidate, compared with the dense model, and the next commands.
+    """Return the note of a study: its best candidate, compared with the dense model, and the next
+    commands.
 
     Args:
-        document: ``study``, ``storage``, ``recipe``, ``done`` and ``total`` trials, ``best`` (None if there is none)
-            and ``front`` (number of trials on it; 0 for one objective). ``best`` has ``number`` and ``dropped``, and
-            figures by name in ``dense`` and ``pruned``.
+        document: ``study``, ``storage``, ``recipe``, ``done`` and ``total`` trials, ``best`` (None
+            if there is none) and ``front`` (number of trials on it; 0 for one objective). ``best``
+            has ``number`` and ``dropped``, and figures by name in ``dense`` and ``pruned``.
     """
     recipe, best = document["recipe"], document["best"]
     what = f"`{Path(recipe['model']).name}`, drop `{recipe['drop']}`, `{recipe['sampler']}`, {_objective(recipe)}"
     lines = [what, f"{document['done']} of {document['total']} trials are finished."]
     if document["front"]:
-        lines.append(f"{document['front']} trials are on the front of quality and size: see the Pareto plot.")
-        lines.append(_commands(document, "study show {study}", "export {study} --max-loss 10% --out {study}"))
+        lines.append(
+            f"{document['front']} trials are on the front of quality and size: see the Pareto plot."
+        )
+        lines.append(
+            _commands(document, "study show {study}", "export {study} --max-loss 10% --out {study}")
+        )
     elif best is not None:
         lines.append(f"**Best: trial {best['number']} drops layers {best['dropped']}**")
         lines.append(_figures(best))
         lines.append(_commands(document, "study layers {study}", "export {study} --out {study}"))
         lines.append(
-            "*Hyperparameter importance* tells the best trials from good ones. `study layers` says what matters."
+            "*Hyperparameter importance* tells the best trials from good ones. `study layers` says "
+            "what matters."
         )
     return "\n\n".join(lines)[:_MOST]
 
 
 def trial_note(document: Document) -> str:
-    """Return the note of the best trial: the layers that it drops, and the command that exports it."""
+    """Return the note of the best trial: the layers that it drops, and the command that exports
+    it.
+    """
     best = document["best"]
     lines = [f"**The best so far. It drops layers {best['dropped']}.**", _figures(best)]
     return "\n\n".join([*lines, _commands(document, "export {study} --out {study}")])[:_MOST]
@@ -77,7 +87,10 @@ def _shown(name: str, value: float) -> str:
 
 
 def _commands(document: Document, *commands: str) -> str:
-    """Format commands as a block of code. A URL with a password is replaced by its environment variable."""
+    """Format commands as a block of code.
+
+    A URL with a password is replaced by its environment variable.
+    """
     storage = document["storage"]
     flag = ""
     if storage != "sqlite:///storage/study.db":
@@ -99,7 +112,9 @@ class Noter:
         dense: figures of the dense model, by the names of the trials' user attributes.
     """
 
-    def __init__(self, study: Study, recipe: Recipe, options: RunOptions, dense: Mapping[str, float]) -> None:
+    def __init__(
+        self, study: Study, recipe: Recipe, options: RunOptions, dense: Mapping[str, float]
+    ) -> None:
         self._study, self._recipe, self._options, self._dense = study, recipe, options, dense
         self._written = time.monotonic()
 
@@ -114,10 +129,10 @@ class Noter:
         pareto = len(self._study.directions) > 1
         best = ranked[0] if ranked and not pareto else None
         trials = self._study.get_trials(deepcopy=False)
-        requested = self._study.user_attrs.get(studies.TRIALS_ATTR, self._options.trials)
+        requested = self._study.user_attrs.get(persistence.TRIALS_ATTR, self._options.trials)
         document = {
             "study": self._study.study_name,
-            "storage": studies.shown(self._options.storage),
+            "storage": persistence.shown(self._options.storage),
             "recipe": self._recipe.model_dump(mode="json"),
             "done": sum(trial.state.is_finished() for trial in trials),
             "total": max(len(trials), requested),

@@ -14,11 +14,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from prunesearch import events, stopping
+from prunesearch import events
 from prunesearch.candidate import Evaluation
 from prunesearch.errors import InputError
-from prunesearch.masking import printable
 from prunesearch.report.tables import Paragraph, duration
+from prunesearch.runtime import stopping
+from prunesearch.runtime.masking import printable
 
 _EVERY = 5.0  # seconds between plain lines about a study
 _EVERY_STAGE = 15.0  # seconds between plain lines about a stage that is counted
@@ -37,7 +38,8 @@ class Progress:
         best_value, best_dropped: value and dropped layers of the best trial; None if there is none.
         evaluation: evaluation of the last trial, or None at the start.
         under_way: number of trials that are being evaluated.
-        front: number of non-dominated trials of a Pareto study, which has no best trial; 0 for other studies.
+        front: number of non-dominated trials of a Pareto study, which has no best trial; 0 for
+            other studies.
     """
 
     study: str
@@ -55,8 +57,9 @@ class Progress:
 class _Clock:
     """Estimates the remaining time of a study from the mean time per trial so far.
 
-    Trials finish in bursts, one generation at a time. So running trials count by the finished share of the generation's
-    work. The estimate then neither jumps at a burst nor stands still between two.
+    Trials finish in bursts, one generation at a time. So running trials count by the finished share
+    of the generation's work. The estimate then neither jumps at a burst nor stands still between
+    two.
 
     Attributes:
         each: seconds per evaluation of this run; None before the first.
@@ -81,7 +84,9 @@ class _Clock:
         if run:
             self.each = spent / run
         if run + in_part:
-            self._end = now + spent / (run + in_part) * max(0.0, progress.total - progress.done - in_part)
+            self._end = now + spent / (run + in_part) * max(
+                0.0, progress.total - progress.done - in_part
+            )
 
     @property
     def left(self) -> float | None:
@@ -92,7 +97,8 @@ class _Clock:
 
 
 class ProgressView:
-    """Shows the current stage and each study's progress: a bar, the time left, and the best trial with its layers.
+    """Shows the current stage and each study's progress: a bar, the time left, and the best trial
+    with its layers.
 
     As a context manager, it receives the stages of the ``with`` block.
     """
@@ -116,7 +122,10 @@ class ProgressView:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._subscription.close()
         self._stop()
@@ -128,7 +137,9 @@ class ProgressView:
     def say(self, line: str) -> None:
         """Print a line, above the bars if there are any."""
         self._release()
-        self.console.print(Paragraph(line) if self.console.is_terminal else Text(printable(line)), soft_wrap=True)
+        self.console.print(
+            Paragraph(line) if self.console.is_terminal else Text(printable(line)), soft_wrap=True
+        )
 
     def stage(self, stage: events.Stage) -> None:
         """Show a stage: as a bar if it is counted, else as a line."""
@@ -142,7 +153,9 @@ class ProgressView:
                 self._clocks[name].read(progress, self._share)
             if self.console.is_terminal:
                 self._show()
-            elif 0 < stage.done < stage.total and self._is_due(stage.name, _EVERY_STAGE, at_once=False):
+            elif 0 < stage.done < stage.total and self._is_due(
+                stage.name, _EVERY_STAGE, at_once=False
+            ):
                 self.say(f"{stage.name}: {stage.done}/{stage.total} {stage.unit}")
 
     def progress(self, progress: Progress) -> None:
@@ -156,7 +169,11 @@ class ProgressView:
             if self.console.is_terminal:
                 self._show()
                 return
-            ended = progress.done == progress.total and before is not None and before.done < before.total
+            ended = (
+                progress.done == progress.total
+                and before is not None
+                and before.done < before.total
+            )
             if ended or before is None or self._is_due(progress.study, _EVERY):
                 self._printed[progress.study] = time.monotonic()
                 line = f"{progress.study}: {progress.done}/{progress.total} trials, {self._describe(progress)}"
@@ -165,7 +182,10 @@ class ProgressView:
                 self.say(line)
 
     def _begin(self, name: str) -> None:
-        """Print a stage that is not counted. The last lines of finished studies stay on the screen."""
+        """Print a stage that is not counted.
+
+        The last lines of finished studies stay on the screen.
+        """
         self._stage = None
         if name == self._begun:  # several studies go through the same stages
             return
@@ -175,7 +195,8 @@ class ProgressView:
         if self._held is None or self.console.is_terminal:
             self.say(name)
             return
-        # In a log, refused input shall be one line, so the first stages are held back until work continues.
+        # In a log, refused input shall be one line, so the first stages are held back until work
+        # continues.
         self._held.append(name)
         if self._timer is None:
             self._timer = threading.Timer(_HOLD, self._release)
@@ -204,7 +225,10 @@ class ProgressView:
         """Start to draw bars. This happens late, because downloads draw their own bars before."""
         if self._live is None:
             self._live = Live(
-                console=self.console, get_renderable=self._picture, refresh_per_second=4, vertical_overflow="visible"
+                console=self.console,
+                get_renderable=self._picture,
+                refresh_per_second=4,
+                vertical_overflow="visible",
             )
             self._live.start()
             stopping.drawn(True)
@@ -236,7 +260,9 @@ class ProgressView:
             yield _bar(name, progress.done, progress.total, "", left)
             yield Paragraph(f"  {self._describe(progress)}", indent="    ")
         if self._stage is not None:
-            yield _bar(f"  {self._stage.name}", self._stage.done, self._stage.total, self._stage.unit, "")
+            yield _bar(
+                f"  {self._stage.name}", self._stage.done, self._stage.total, self._stage.unit, ""
+            )
         if stopping.requested():
             yield Paragraph(stopping.STOPPING)
 
@@ -261,7 +287,9 @@ class ProgressView:
 
 
 def _bar(name: str, done: int, total: int, unit: str, left: str) -> Table:
-    """Return a line with a bar that fills the remaining width and does not move when the numbers change."""
+    """Return a line with a bar that fills the remaining width and does not move when the numbers
+    change.
+    """
     counts = f"{done:>{len(str(total))}}/{total} {unit}".rstrip()
     line = Table.grid(padding=(0, 1), expand=True)
     line.add_column(no_wrap=True, min_width=len(name))

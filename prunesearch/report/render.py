@@ -1,4 +1,7 @@
-"""Output of the commands for people. Each function turns one command's JSON document into tables and lines."""
+"""Output of the commands for people.
+
+Each function turns one command's JSON document into tables and lines.
+"""
 
 from itertools import groupby
 from shlex import quote
@@ -6,15 +9,26 @@ from typing import Any
 
 from rich.console import Group
 
-from prunesearch.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
 from prunesearch.report.study import Document, Parts, front_table
-from prunesearch.report.tables import Layers, dense_against_pruned, duration, gib, label, number, stderr_of, table
+from prunesearch.report.tables import (
+    Layers,
+    dense_against_pruned,
+    duration,
+    gib,
+    label,
+    number,
+    stderr_of,
+    table,
+)
+from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
 
 _MUCH = 0.1  # lost share of the dense model's quality above which commands that recover it are suggested
 
 
 def search(document: Document) -> Parts:
-    """Show the best candidate against the dense model, the cost of the run, and the next commands."""
+    """Show the best candidate against the dense model, the cost of the run, and the next
+    commands.
+    """
     if document["front"]:
         return _pareto(document)
     study, flag = quote(document["study"]), _storage_flag(document)
@@ -62,7 +76,10 @@ def _paired(document: Document) -> Parts:
     if paired is None:
         return []
     name, difference, error = paired["metric"], paired["difference"], paired["stderr"]
-    return [f"{name}, pruned - dense on the same {paired['documents']:,} documents: {difference:+.4f} ± {error:.4f}"]
+    return [
+        f"{name}, pruned - dense on the same {paired['documents']:,} documents: {difference:+.4f} "
+        f"± {error:.4f}"
+    ]
 
 
 def _recovery(document: Document) -> list[str]:
@@ -73,7 +90,10 @@ def _recovery(document: Document) -> list[str]:
     heal = f"prunesearch heal {study} --loss distill --steps 1000 --out {study}-healed"
     if _drops_sublayers(document):
         return [f"{heal} --as zeroed{flag}"]
-    return [f"prunesearch compensate {study} --out {study}-compensated{flag}", f"{heal} --compensate{flag}"]
+    return [
+        f"prunesearch compensate {study} --out {study}-compensated{flag}",
+        f"{heal} --compensate{flag}",
+    ]
 
 
 def _drops_sublayers(document: Document) -> bool:
@@ -108,8 +128,13 @@ def grid(document: Document) -> Parts:
     columns = ("study", "best", "parameters", "latency", "trials", "layers dropped")
     where = "measured" if searches[0]["latency_measured"] else "predicted"
     return [
-        table(f"{len(rows)} studies over one engine and cache, {duration(searches[-1]['seconds'])}", columns, rows),
-        f"parameters and latency ({where}) as a share of the dense model's; this run: {computed} evaluated, "
+        table(
+            f"{len(rows)} studies over one engine and cache, {duration(searches[-1]['seconds'])}",
+            columns,
+            rows,
+        ),
+        f"parameters and latency ({where}) as a share of the dense model's; this run: {computed} "
+        f"evaluated, "
         f"{hits} cache hits",
         _next(
             f"prunesearch study show {first}{flag}",
@@ -130,7 +155,8 @@ def _pareto(document: Document) -> Parts:
         _run_line(document),
         _next(
             f"prunesearch study best {study} --max-loss 10%{flag}",
-            f"prunesearch export {study} --max-size {int(best['cost']['bytes'])} --out {study}{flag}",
+            f"prunesearch export {study} --max-size {int(best['cost']['bytes'])} --out "
+            f"{study}{flag}",
             f"optuna-dashboard {_storage_word(document)}",
         ),
     ]
@@ -142,8 +168,10 @@ def exported(document: Document) -> Parts:
     said = " ".join(check["generated"].split())
     parts: Parts = [
         f"exported {document['folder']}: {number('params', document['params'])} parameters, "
-        f"{document['bytes']:,} bytes ({gib(document['bytes'])}), without layers {document['dropped']}",
-        f"verified: {check['weights']} tensors equal what was read; reloaded with from_pretrained, logits differ by "
+        f"{document['bytes']:,} bytes ({gib(document['bytes'])}), without layers "
+        f"{document['dropped']}",
+        f"verified: {check['weights']} tensors equal what was read; reloaded with from_pretrained, "
+        f"logits differ by "
         f"{_differences(check)}; allowed {check['allowed']:.3g}",
     ]
     if said:
@@ -169,16 +197,23 @@ def delivered(document: Document) -> Parts:
     if "gguf" in document:
         check = document["llama_cpp"]
         proof = (
-            "not verified, since llama.cpp is not installed: pip install 'prunesearch[gguf]', then run "
+            "not verified, since llama.cpp is not installed: pip install 'prunesearch[gguf]', then "
+            "run "
             f"prunesearch verify {quote(document['gguf'])}"
         )
         if check:
             proof = (
-                f"verified in llama.cpp: log-probabilities differ by {check['difference']:.3g} nats in the mean "
-                f"(allowed {check['allowed']}), {check['largest']:.3g} at most, over {check['steps']} greedy tokens; "
+                f"verified in llama.cpp: log-probabilities differ by {check['difference']:.3g} "
+                f"nats in the mean "
+                f"(allowed {check['allowed']}), {check['largest']:.3g} at most, over "
+                f"{check['steps']} greedy tokens; "
                 f"it says: {' '.join(check['generated'].split())}"
             )
-        return [f"wrote {document['gguf']}: {document['bytes']:,} bytes, without layers {document['dropped']}", proof]
+        return [
+            f"wrote {document['gguf']}: {document['bytes']:,} bytes, without layers "
+            f"{document['dropped']}",
+            proof,
+        ]
     pushed = document.get("pushed")
     if not pushed:
         return exported(document)
@@ -190,12 +225,14 @@ def verified(document: Document) -> Parts:
     if "gguf" in document:
         return [_verified_gguf(document)]
     lines: Parts = [
-        f"{document['folder']} is what was exported: {document['weights']} tensors, logits differ by "
+        f"{document['folder']} is what was exported: {document['weights']} tensors, logits differ "
+        f"by "
         f"{document['difference']:.3g}"
     ]
     if base := document.get("against_base"):
         lines.append(
-            f"against {document['base_model']} without layers {document['dropped']}: logits differ by "
+            f"against {document['base_model']} without layers {document['dropped']}: logits differ "
+            f"by "
             f"{_differences(base)}"
         )
     return lines
@@ -203,9 +240,7 @@ def verified(document: Document) -> Parts:
 
 def _verified_gguf(document: Document) -> str:
     """Describe the result of a repeated verification of a GGUF file."""
-    said = (
-        f"{document['gguf']} is what was exported without layers {document['dropped']}: {document['tensors']} tensors"
-    )
+    said = f"{document['gguf']} is what was exported without layers {document['dropped']}: {document['tensors']} tensors"
     check = document["llama_cpp"]
     if check is None:
         return f"{said}; not run: llama.cpp is not installed (pip install 'prunesearch[gguf]')"
@@ -213,7 +248,8 @@ def _verified_gguf(document: Document) -> str:
     if not document["compared"]:
         return f"{said}; llama.cpp runs it and says: {text} (--base MODEL compares it with the dense model)"
     return (
-        f"{said}; in llama.cpp log-probabilities differ from the base model's candidate by {check['difference']:.3g} "
+        f"{said}; in llama.cpp log-probabilities differ from the base model's candidate by "
+        f"{check['difference']:.3g} "
         f"nats in the mean (allowed {check['allowed']:.3g}); it says: {text}"
     )
 
@@ -262,7 +298,15 @@ def demo(document: Document) -> Parts:
     return [
         table(
             "Searches (one cache: what one sampler scored, the next finds)",
-            ("sampler", "best KL", "trials", "evaluated", "cache hits", "seconds", "layers dropped"),
+            (
+                "sampler",
+                "best KL",
+                "trials",
+                "evaluated",
+                "cache hits",
+                "seconds",
+                "layers dropped",
+            ),
             runs,
         ),
         dense_against_pruned(
@@ -275,13 +319,17 @@ def demo(document: Document) -> Parts:
         _next(
             f"optuna-dashboard {_storage_word(document)}",
             f"prunesearch evaluate {quote(export['folder'])} --calibration builtin-held-out",
-            f"prunesearch search {quote(document['model'])} --drop 25% --trials 300{_storage_flag(document)}{cache}",
+            f"prunesearch search {quote(document['model'])} --drop 25% --trials "
+            f"300{_storage_flag(document)}{cache}",
         ),
     ]
 
 
 def _measured(figures: Document) -> Document:
-    """Return figures with the latency named as measured. The demo's models are in memory, so it always is."""
+    """Return figures with the latency named as measured.
+
+    The demo's models are in memory, so it always is.
+    """
     named = {}
     for name, value in figures.items():
         named["measured_ms" if name == "latency_ms" else name] = value
@@ -342,14 +390,22 @@ def plan(document: Document) -> Parts:
         rates.append(f"{rate / 1e9:.4g} GFLOP/s in {name}")
     products = ", ".join(rates)
     title = (
-        f"{document['model']}: {document['blocks']} blocks of {document['block_params']:,} parameters, "
+        f"{document['model']}: {document['blocks']} blocks of {document['block_params']:,} "
+        f"parameters, "
         f"{document['params']:,} in all (from its {document['source']}), in {document['dtype']}"
     )
     return [
-        table(title, ("--weights", "memory", f"in {gib(document['memory'])}", "read a generation", "time"), rows),
-        f"a generation: {document['candidates']} candidates without {document['drop']} of the blocks, at random, on "
-        f"{document['tokens']:,} tokens; they share {100 * document['shared']:.0f} % of the work, later ones more",
-        f"this machine ({speed['device']}): {products}; reads {speed['disk'] / 1e9:.3g} GB/s from disk, "
+        table(
+            title,
+            ("--weights", "memory", f"in {gib(document['memory'])}", "read a generation", "time"),
+            rows,
+        ),
+        f"a generation: {document['candidates']} candidates without {document['drop']} of the "
+        f"blocks, at random, on "
+        f"{document['tokens']:,} tokens; they share {100 * document['shared']:.0f} % of the work, "
+        f"later ones more",
+        f"this machine ({speed['device']}): {products}; reads {speed['disk'] / 1e9:.3g} GB/s from "
+        f"disk, "
         f"{speed['cached'] / 1e9:.3g} GB/s from the page cache",
         *document["notes"],
         _next(document["command"]) if document["command"] else "",
@@ -369,12 +425,15 @@ def _run_line(document: Document) -> str:
 
 
 def _unfinished(document: Document) -> str:
-    """Return a note if the sampler's rounds are not complete, with the command that completes them."""
+    """Return a note if the sampler's rounds are not complete, with the command that completes
+    them.
+    """
     missing = document["missing"]
     if not missing:
         return ""
     return (
-        f"\nnot finished: {document['sampler']} has {missing} trials of its rounds to go, so this is not its result "
+        f"\nnot finished: {document['sampler']} has {missing} trials of its rounds to go, so this "
+        f"is not its result "
         f"yet; run it again with --trials {document['trials'] + missing}"
     )
 
@@ -387,7 +446,10 @@ def _storage_flag(document: Document) -> str:
 
 
 def _storage_word(document: Document) -> str:
-    """Return the storage URL as a shell word. A URL with a password is replaced by its environment variable."""
+    """Return the storage URL as a shell word.
+
+    A URL with a password is replaced by its environment variable.
+    """
     return pasted(document["storage"], STORAGE_VARIABLE)
 
 

@@ -5,7 +5,16 @@ from typing import Any
 
 from rich.console import Group
 
-from prunesearch.report.tables import Layers, Prose, gib, label, number, stderr_of, table, without_constant
+from prunesearch.report.tables import (
+    Layers,
+    Prose,
+    gib,
+    label,
+    number,
+    stderr_of,
+    table,
+    without_constant,
+)
 
 Document = Mapping[str, Any]
 Parts = list[Group | str]
@@ -13,7 +22,17 @@ Parts = list[Group | str]
 
 def study_list(document: Sequence[Document]) -> Parts:
     """Show one line per study."""
-    columns = ("study", "objective", "drop", "sampler", "trials", "running", "failed", "best", "layers dropped")
+    columns = (
+        "study",
+        "objective",
+        "drop",
+        "sampler",
+        "trials",
+        "running",
+        "failed",
+        "best",
+        "layers dropped",
+    )
     rows = []
     for summary in document:
         rows.append(
@@ -35,7 +54,10 @@ def study_list(document: Sequence[Document]) -> Parts:
 
 
 def _running(summary: Document) -> str:
-    """Return the number of running trials. Without a search under way, they are left by a killed one."""
+    """Return the number of running trials.
+
+    Without a search under way, they are left by a killed one.
+    """
     if summary.get("writer") is not None:
         return f"{summary['running']}"
     if summary["running"]:
@@ -56,8 +78,8 @@ def study_show(document: Document) -> Parts:
     """Show a study's recipe and best trials."""
     settings = table(document["name"], ("recipe", ""), _recipe_rows(document["recipe"]))
     counts = f"{document['trials']} trials finished, {_running_of(document)}, {document['failed']} failed"
-    if document["stones"]:
-        counts += f", {document['stones']} partial"
+    if document["partial_subsets"]:
+        counts += f", {document['partial_subsets']} partial"
     best = document["best"]
     if not best:
         return [settings, counts]
@@ -130,8 +152,13 @@ def study_layers(document: Document) -> Parts:
         )
     columns = ("layer", "rank", "harm", "dropped", "in the best", "mean if dropped", "mean if kept")
     return [
-        table(f"{document['study']}: what dropping each layer costs, from {document['trials']} trials", columns, rows),
-        f"harm: how much worse {metric} gets when the layer is dropped, beyond the mean layer (ridge regression, "
+        table(
+            f"{document['study']}: what dropping each layer costs, from {document['trials']} trials",
+            columns,
+            rows,
+        ),
+        f"harm: how much worse {metric} gets when the layer is dropped, beyond the mean layer "
+        f"(ridge regression, "
         "± standard error); rank 1 matters most; -: dropped in no trial, or in all",
     ]
 
@@ -157,11 +184,17 @@ def study_best(document: Document) -> Parts:
 
 def study_rm(document: Document) -> Parts:
     """Show what was deleted."""
-    return [f"deleted {document['deleted']} ({document['trials']} trials); its evaluations stay in the cache"]
+    return [
+        f"deleted {document['deleted']} ({document['trials']} trials); its evaluations stay in the "
+        f"cache"
+    ]
 
 
 def _error(trial: Document, metric: str | None) -> str:
-    """Return the standard error of a trial's metric, formatted to follow the value; empty if there is none."""
+    """Return the standard error of a trial's metric, formatted to follow the value;
+
+    empty if there is none.
+    """
     value = trial["attributes"].get(metric)
     error = trial["attributes"].get(f"{metric}_stderr")
     if not error or not isinstance(value, int | float):
@@ -172,7 +205,14 @@ def _error(trial: Document, metric: str | None) -> str:
 def front_table(title: str, trials: Sequence[Document]) -> Group:
     """Show non-dominated trials with both values, the costs, and the dropped layers."""
     metric = _metric_of(trials) or "quality"
-    columns = [label(metric), "parameters", "size", "latency, predicted (ms)", "dropped", "layers dropped"]
+    columns = [
+        label(metric),
+        "parameters",
+        "size",
+        "latency, predicted (ms)",
+        "dropped",
+        "layers dropped",
+    ]
     rows: list[list[object]] = []
     for trial in trials:
         attributes = trial["attributes"]
@@ -195,7 +235,10 @@ def front_table(title: str, trials: Sequence[Document]) -> Group:
 
 
 def _metric_of(trials: Sequence[Document]) -> str | None:
-    """Return the name of the metric that is the trials' first value; None if no attribute equals it."""
+    """Return the name of the metric that is the trials' first value;
+
+    None if no attribute equals it.
+    """
     if not trials:
         return None
     for name in trials[0]["attributes"]:

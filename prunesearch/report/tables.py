@@ -1,7 +1,7 @@
 """Tables and text for people, built from plain values.
 
-Numbers and names are never broken; lists are broken only after a comma. A table that is too wide for the terminal is
-printed row by row, with one line per column. In pipes nothing is folded.
+Numbers and names are never broken; lists are broken only after a comma. A table that is too wide
+for the terminal is printed row by row, with one line per column. In pipes nothing is folded.
 """
 
 import re
@@ -11,7 +11,7 @@ from itertools import zip_longest
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.text import Text
 
-from prunesearch.masking import printable
+from prunesearch.runtime.masking import printable
 
 _GAP = 2  # characters between two columns of a table
 _LEAST = 16  # smallest width of a column with a list of layers, unless the list is shorter
@@ -107,7 +107,9 @@ class Sheet:
         self._rows: list[list[str]] = []
         for row in rows:
             # `Layers` and `Prose` are strings and keep their class.
-            self._rows.append([_clean(cell) if isinstance(cell, str) else str(cell) for cell in row])
+            self._rows.append(
+                [_clean(cell) if isinstance(cell, str) else str(cell) for cell in row]
+            )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         columns = [_encodable(column, options) for column in self._columns]
@@ -134,7 +136,9 @@ class Sheet:
         yield _line("")
 
 
-def _lines(cells: Sequence[Sequence[str]], widths: Sequence[int], left: Sequence[bool]) -> Iterator[Text]:
+def _lines(
+    cells: Sequence[Sequence[str]], widths: Sequence[int], left: Sequence[bool]
+) -> Iterator[Text]:
     """Yield the lines of one row. A cell may have several lines."""
     for parts in zip_longest(*cells, fillvalue=""):
         aligned = []
@@ -186,8 +190,12 @@ def _least(cell: str) -> int:
     return len(cell)
 
 
-def _row_by_row(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[Text]:
-    """Yield the lines of a table that is too wide: the first cell of each row, then one line per other column."""
+def _row_by_row(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int
+) -> Iterator[Text]:
+    """Yield the lines of a table that is too wide: the first cell of each row, then one line per
+    other column.
+    """
     label_width = max(map(len, columns))
     yield _line("")
     for row in rows:
@@ -206,14 +214,17 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 
 def without_constant(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], constants: Container[object] | None = None
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    constants: Container[object] | None = None,
 ) -> tuple[list[str], list[list[object]]]:
     """Leave out columns that have the same value in every row, except the first column.
 
     Args:
         columns: headings.
         rows: cells.
-        constants: values for which a constant column is left out. None for any value, if there are several rows.
+        constants: values for which a constant column is left out. None for any value, if there are
+            several rows.
 
     Returns:
         The remaining headings and rows.
@@ -258,7 +269,9 @@ def dense_against_pruned(
             ratio = f"{after / before:.3f}"
         if before is not None:
             shown = _with_error(name, before, dense_stderr)
-        rows.append((Prose(label(name)), Prose(shown), Prose(_with_error(name, after, stderr)), ratio))
+        rows.append(
+            (Prose(label(name)), Prose(shown), Prose(_with_error(name, after, stderr)), ratio)
+        )
     return table(title, ("", "dense", "pruned", "pruned/dense"), rows)
 
 

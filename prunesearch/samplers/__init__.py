@@ -1,7 +1,7 @@
 """Samplers of layer subsets.
 
-Each sampler derives a proposal from the trial's number and the study's finished trials. Only this folder and
-`store.rdb` use Optuna's private API.
+Each sampler derives a proposal from the trial's number and the study's finished trials. Only this
+folder and `studies.rdb` use Optuna's private API.
 """
 
 import warnings
@@ -12,16 +12,31 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 
+from prunesearch.algorithms.base import Algorithm
+from prunesearch.algorithms.baselines import (
+    Annealing,
+    Evolution,
+    Genetic,
+    RandomSearch,
+)
+from prunesearch.config.recipe import SAMPLERS
 from prunesearch.errors import InputError, UnknownNameError
-from prunesearch.recipe import SAMPLERS
-from prunesearch.samplers.base import STATE_ATTR, GenerationPendingError, Proposal, SubsetSampler
-from prunesearch.samplers.ledger import annotate, report
-from prunesearch.samplers.pso_woa import Options, PSOSampler, WOASampler, swarm
-from prunesearch.samplers.rivals import GreedySampler, OneShotSampler, OptunaSampler
-from prunesearch.samplers.swarms import DEFAULT_POPULATION, SwarmSampler
+from prunesearch.samplers.base import (
+    STATE_ATTR,
+    GenerationPendingError,
+    Proposal,
+    SubsetSampler,
+)
+from prunesearch.samplers.baselines import GreedySampler, OneShotSampler, OptunaSampler
+from prunesearch.samplers.population import DEFAULT_POPULATION, SwarmSampler
+from prunesearch.samplers.public import (
+    Options,
+    PSOSampler,
+    WOASampler,
+    swarm,
+)
 from prunesearch.space import SearchSpace
-from prunesearch.swarm.algorithm import Algorithm
-from prunesearch.swarm.rivals import Annealing, Chance, Evolution, Genetic
+from prunesearch.studies.trial_log import annotate, report
 
 __all__ = [
     "SAMPLERS",
@@ -41,16 +56,20 @@ __all__ = [
     "trials_needed",
 ]
 
-_RIVALS: Mapping[str, Callable[[], Algorithm]] = {
+_BASELINES: Mapping[str, Callable[[], Algorithm]] = {
     "evolution": Evolution,
     "ga": Genetic,
     "annealing": Annealing,
-    "random": Chance,
+    "random": RandomSearch,
 }
 _OPTUNA: Mapping[str, Callable[[int, int], BaseSampler]] = {
     "tpe": lambda seed, population: optuna.samplers.TPESampler(seed=seed, multivariate=True),
-    "nsga2": lambda seed, population: optuna.samplers.NSGAIISampler(seed=seed, population_size=population),
-    "cmaes": lambda seed, population: optuna.samplers.CmaEsSampler(seed=seed, popsize=max(population, 4)),
+    "nsga2": lambda seed, population: optuna.samplers.NSGAIISampler(
+        seed=seed, population_size=population
+    ),
+    "cmaes": lambda seed, population: optuna.samplers.CmaEsSampler(
+        seed=seed, popsize=max(population, 4)
+    ),
 }
 _POPULATIONS = {"pso": DEFAULT_POPULATION, "woa": DEFAULT_POPULATION}
 """Default number of trials per generation. All other samplers use 16."""
@@ -76,8 +95,8 @@ def build(
         population: trials per generation; None for the sampler's default.
         form: encoding of a subset; only for ``pso`` and ``woa`` (see `SwarmSampler`).
         preselect: use a surrogate to choose among moves; only for ``pso`` and ``woa``.
-        ranking: warm start of the swarms (see `SwarmSampler`), or the order of ``one-shot``. Greedy and Optuna's
-            samplers do not take one.
+        ranking: warm start of the swarms (see `SwarmSampler`), or the order of ``one-shot``. Greedy
+            and Optuna's samplers do not take one.
         asynchronous: never wait for a generation; only for ``pso`` and ``woa``.
 
     Raises:
@@ -96,9 +115,11 @@ def build(
         assert isinstance(made, SwarmSampler)
         return made
     # Baselines that start from a ranking.
-    if name in _RIVALS:
-        algorithm = _RIVALS[name]()
-        return SwarmSampler(space, algorithm, seed=seed, population=size, preselect=False, ranking=ranking)
+    if name in _BASELINES:
+        algorithm = _BASELINES[name]()
+        return SwarmSampler(
+            space, algorithm, seed=seed, population=size, preselect=False, ranking=ranking
+        )
     if name == "one-shot":
         order = "single" if ranking is None else ranking
         return OneShotSampler(space, seed=seed, population=size, ranking=order)
@@ -123,8 +144,8 @@ def trials_needed(name: str, ranking: str, space: SearchSpace) -> tuple[int, int
         space: search space of the subsets.
 
     Returns:
-        The number of trials until the first result, and until the plan is complete. Both are 1 for a sampler
-        without a plan.
+        The number of trials until the first result, and until the plan is complete. Both are 1 for
+        a sampler without a plan.
     """
     free = len(space.droppable)
     # If a single unit may be a result, then the first trial is one.

@@ -1,6 +1,7 @@
 """Base class of all subset samplers.
 
-It maps subsets to Optuna parameters, writes a whole trial in one transaction, and connects to ``study.optimize``.
+It maps subsets to Optuna parameters, writes a whole trial in one transaction, and connects to
+``study.optimize``.
 """
 
 import json
@@ -19,12 +20,21 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from optuna.trial import create_trial as trial_template
 
+from prunesearch.algorithms.history import History, Outcome
+from prunesearch.algorithms.operators import (
+    Mask,
+    Real,
+    SubsetConstraints,
+    generator,
+)
+from prunesearch.cache.keys import minor
 from prunesearch.candidate import LayerSubset
+from prunesearch.config.recipe import PARETO_SAMPLERS
 from prunesearch.errors import InputError, RunError
-from prunesearch.recipe import PARETO_SAMPLERS
-from prunesearch.samplers.ledger import (
-    Ledger,
-    Rebuilt,
+from prunesearch.space import SearchSpace
+from prunesearch.studies.trial_log import (
+    PicklableSampler,
+    TrialLog,
     create_trial,
     fail,
     logger,
@@ -33,10 +43,6 @@ from prunesearch.samplers.ledger import (
     start,
     under_optimize,
 )
-from prunesearch.space import SearchSpace
-from prunesearch.store.keys import minor
-from prunesearch.swarm.history import History, Outcome
-from prunesearch.swarm.moves import Mask, Real, Units, generator
 
 STATE_ATTR = "ps:s"
 _CONFIG_ATTR = "ps:config:"
@@ -55,17 +61,19 @@ class Proposal:
         number: number of the trial.
         candidate: proposed subset.
         state: state of the algorithm as JSON, stored with the trial.
-        stone: True for a partial subset. It drops fewer blocks than the space demands, so it cannot be a result.
+        partial_subset: True for a partial subset. It drops fewer blocks than the space demands, so
+            it cannot be a result.
     """
 
     number: int
     candidate: LayerSubset
     state: str
-    stone: bool = False
+    partial_subset: bool = False
 
 
-class SubsetSampler(Rebuilt, BaseSampler):
-    """Base class of samplers that propose subsets of a `SearchSpace`. Subclasses implement `propose`.
+class SubsetSampler(PicklableSampler, BaseSampler):
+    """Base class of samplers that propose subsets of a `SearchSpace`. Subclasses implement
+    `propose`.
 
     Args:
         space: search space: the blocks that may be dropped, and how many must be.
@@ -85,20 +93,26 @@ class SubsetSampler(Rebuilt, BaseSampler):
     def __init__(self, space: SearchSpace, *, seed: int | None = 0, population: int = 16) -> None:
         if not isinstance(space, SearchSpace):
             raise InputError(
-                f"{type(self).__name__} needs a prunesearch.SearchSpace, not {type(space).__name__} {space!r:.60}"
+                f"{type(self).__name__} needs a prunesearch.SearchSpace, not "
+                f"{type(space).__name__} {space!r:.60}"
             )
         self.space = space
         self.seed = checked_seed(seed)
         self.study_seed = self.seed or 0
         self.population = checked_population(population)
         self.units = units_of(space)
-        self._distributions: dict[str, BaseDistribution] = {name: IntDistribution(0, 1) for name in space.param_names}
+        self._distributions: dict[str, BaseDistribution] = {
+            name: IntDistribution(0, 1) for name in space.param_names
+        }
         self._lock = threading.RLock()
-        self._ledger: Ledger | None = None
+        self._trial_log: TrialLog | None = None
 
     @property
     def config(self) -> dict[str, Any]:
-        """Settings that determine the proposals, as JSON values. A study can only be resumed with the same ones."""
+        """Settings that determine the proposals, as JSON values.
+
+        A study can only be resumed with the same ones.
+        """
         return {"seed": self.seed, "population": self.population, "units": self.units.count}
 
     @property
@@ -115,16 +129,20 @@ class SubsetSampler(Rebuilt, BaseSampler):
         raise NotImplementedError
 
     def ask(
-        self, study: Study, describe: Callable[[LayerSubset], Mapping[str, Any]] = lambda candidate: {}
+        self,
+        study: Study,
+        describe: Callable[[LayerSubset], Mapping[str, Any]] = lambda candidate: {},
     ) -> Proposal:
         """Create the study's next trial as running, in one transaction, and return its proposal.
 
-        The study must have a single writer, because the trial's number is predicted. If another process enqueues a
-        trial at the same moment, the trial that was created under a later number fails and another is created.
+        The study must have a single writer, because the trial's number is predicted. If another
+        process enqueues a trial at the same moment, the trial that was created under a later number
+        fails and another is created.
 
         Args:
             study: study to add the trial to.
-            describe: function that returns the user attributes of a candidate, which are written with the trial.
+            describe: function that returns the user attributes of a candidate, which are written
+                with the trial.
 
         Raises:
             GenerationPendingError: the proposal depends on a trial that is still running.
@@ -132,7 +150,7 @@ class SubsetSampler(Rebuilt, BaseSampler):
         """
         for _ in range(_ASK_TRIES):
             # Propose for the number that the next trial will get, and write the trial complete.
-            proposal = self.propose(study, self.ledger(study).count())
+            proposal = self.propose(study, self.trial_log(study).count())
             template = trial_template(
                 state=TrialState.RUNNING,
                 params=self.space.to_params(proposal.candidate),
@@ -169,7 +187,13 @@ class SubsetSampler(Rebuilt, BaseSampler):
             except InputError as error:
                 fail(study, trial.number, str(error))
                 continue
-            start(study, trial, self.space.to_params(candidate), self._distributions, {"dropped": candidate.text})
+            start(
+                study,
+                trial,
+                self.space.to_params(candidate),
+                self._distributions,
+                {"dropped": candidate.text},
+            )
             started.append((trial.number, candidate))
         return started
 
@@ -178,30 +202,40 @@ class SubsetSampler(Rebuilt, BaseSampler):
         X_D = self.mask(trial)
         return X_D is not None and self.units.holds(X_D)
 
-    def is_stone(self, candidate: LayerSubset) -> bool:
-        """Return whether a candidate drops fewer units than the space demands. It cannot be a result then."""
+    def is_partial_subset(self, candidate: LayerSubset) -> bool:
+        """Return whether a candidate drops fewer units than the space demands.
+
+        It cannot be a result then.
+        """
         return self.space.count(candidate) < self.space.k_min
 
-    def ledger(self, study: Study) -> Ledger:
+    def trial_log(self, study: Study) -> TrialLog:
         """Return the log of the study's trials.
 
         Raises:
-            InputError: the study has several objectives and the sampler supports one, or the study was sampled with
-                other settings before.
+            InputError: the study has several objectives and the sampler supports one, or the study
+                was sampled with other settings before.
         """
         with self._lock:
-            known = self._ledger
+            known = self._trial_log
             # A sampler may be used with one study after the other: start again for another study.
-            if known is None or known.study._storage is not study._storage or known.study._study_id != study._study_id:
+            if (
+                known is None
+                or known.study._storage is not study._storage
+                or known.study._study_id != study._study_id
+            ):
                 objectives = len(study.directions)
                 if objectives > 1 and not self.several_objectives:
                     raise InputError(
-                        f"the sampler {self.name!r} searches one objective and the study has {objectives}: "
+                        f"the sampler {self.name!r} searches one objective and the study has "
+                        f"{objectives}: "
                         f"use one of {', '.join(PARETO_SAMPLERS)}"
                     )
                 self.study_seed = hold_to(study, self.name, self.config)
                 self._forget()
-                self._ledger = known = Ledger(study, History(self.space.n_units, objectives), self._read)
+                self._trial_log = known = TrialLog(
+                    study, History(self.space.n_units, objectives), self._read
+                )
             return known
 
     def _forget(self) -> None:
@@ -219,7 +253,9 @@ class SubsetSampler(Rebuilt, BaseSampler):
         return np.array(values, dtype=np.bool_)
 
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
-        """Return a finished trial's subset, if it belongs to the space, and the algorithm's stored memory."""
+        """Return a finished trial's subset, if it belongs to the space, and the algorithm's stored
+        memory.
+        """
         X_D = self.mask(trial)
         if X_D is None or not self.units.holds(X_D):
             return Outcome(None, None)
@@ -233,16 +269,21 @@ class SubsetSampler(Rebuilt, BaseSampler):
         """Refuse a study that was sampled with other settings.
 
         Raises:
-            InputError: see `ledger`.
+            InputError: see `trial_log`.
         """
-        refuse_first(study, trial, lambda: self.ledger(study))
+        refuse_first(study, trial, lambda: self.trial_log(study))
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
         """Return the space's binary parameters, independent of the study's trials."""
         return self._distributions
 
     def proposal_for(self, study: Study, trial: FrozenTrial) -> Proposal:
-        """Return the proposal for a trial that Optuna created. If there is none yet, the trial fails."""
+        """Return the proposal for a trial that Optuna created.
+
+        If there is none yet, the trial fails.
+        """
         try:
             return self.propose(study, trial.number)
         except GenerationPendingError as error:
@@ -263,7 +304,7 @@ class SubsetSampler(Rebuilt, BaseSampler):
             InputError: the proposal is a partial subset.
         """
         proposal = self.proposal_for(study, trial)
-        if proposal.stone:
+        if proposal.partial_subset:
             # Optuna would count the trial as complete, so it is refused here.
             self._give_up(study, trial, "a partial subset cannot be a result")
             raise InputError(
@@ -278,10 +319,14 @@ class SubsetSampler(Rebuilt, BaseSampler):
         return params
 
     def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:  # noqa: ANN401 (the type is Optuna's)
         """Draw a parameter that is not part of the space at random."""
-        self.ledger(study)
+        self.trial_log(study)
         return draw(self.study_seed, trial.number, param_name, param_distribution)
 
 
@@ -306,10 +351,10 @@ def untransform(transform: _SearchSpaceTransform, x_D: Real) -> dict[str, Any]:
     return params
 
 
-def units_of(space: SearchSpace) -> Units:
+def units_of(space: SearchSpace) -> SubsetConstraints:
     """Return the constraints on the space's subsets, as the algorithms use them."""
     free_D = np.isin(np.arange(space.n_units), space.droppable)
-    return Units.of(free_D, space.k_min, space.k, np.array(space.kinds, dtype=np.intp))
+    return SubsetConstraints.of(free_D, space.k_min, space.k, np.array(space.kinds, dtype=np.intp))
 
 
 def pack(memory: Mapping[str, Any]) -> dict[str, Any]:
@@ -365,7 +410,9 @@ def checked_population(population: int, least: int = 1) -> int:
     if isinstance(population, bool) or not isinstance(population, int | np.integer):
         raise InputError(f"population = {population!r}: give a whole number")
     if population < least:
-        raise InputError(f"population {population} is too small for a swarm: use at least {least} particles")
+        raise InputError(
+            f"population {population} is too small for a swarm: use at least {least} particles"
+        )
     return int(population)
 
 
@@ -378,7 +425,8 @@ def refuse_first(study: Study, trial: FrozenTrial, check: Callable[[], object]) 
     try:
         check()
     except InputError:
-        # A failed trial would take a place in its generation, so the trial waits for a sampler that fits.
+        # A failed trial would take a place in its generation, so the trial waits for a sampler that
+        # fits.
         put_back(study, trial)
         raise
 
@@ -392,7 +440,8 @@ def hold_to(study: Study, name: str, config: Mapping[str, Any]) -> int:
         config: settings of the sampler, with its ``seed``.
 
     Returns:
-        The study's seed: the one in `config`, or if that is None the one that was drawn when the study was new.
+        The study's seed: the one in `config`, or if that is None the one that was drawn when the
+        study was new.
 
     Raises:
         InputError: the study was sampled with other settings before.
@@ -417,12 +466,14 @@ def hold_to(study: Study, name: str, config: Mapping[str, Any]) -> int:
             differing.append(f"{k} was {stored.get(k)!r}, is {v!r}")
     if differing:
         raise InputError(
-            f"study {study.study_name!r} was sampled by {name} with other settings ({'; '.join(differing)}): "
+            f"study {study.study_name!r} was sampled by {name} with other settings "
+            f"({'; '.join(differing)}): "
             "use the same, or a new study"
         )
     if stored.get("numpy", numpy_now) != numpy_now:
         logger.warning(
-            f"study {study.study_name!r} was begun with numpy {stored['numpy']}, this is {numpy_now}: what is proposed "
+            f"study {study.study_name!r} was begun with numpy {stored['numpy']}, this is "
+            f"{numpy_now}: what is proposed "
             "from here on may differ from what that version would propose"
         )
     return int(stored["seed"])

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from prunesearch.bench import open_bench
-from prunesearch.pipeline import run_search
-from prunesearch.recipe import Recipe, RunOptions
+from prunesearch.config.recipe import Recipe, RunOptions
+from prunesearch.pipeline.run import run_search
+from prunesearch.pipeline.session import open_session
 from prunesearch.report.progress import ProgressView
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -25,16 +25,26 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not instal
 def dashboard(tiny_folder: Path, prose: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a dashboard on a finished study."""
     recipe = Recipe(
-        model=str(tiny_folder), drop="2", calibration=str(prose), tokens=256, window=64, population=4, sampler="pso"
+        model=str(tiny_folder),
+        drop="2",
+        calibration=str(prose),
+        tokens=256,
+        window=64,
+        population=4,
+        sampler="pso",
     )
-    options = RunOptions(storage=f"sqlite:///{tmp_path}/study.db", cache=str(tmp_path / "cache"), trials=12)
-    with open_bench(recipe, options) as bench:
-        run_search(bench, recipe, options, ProgressView())
+    options = RunOptions(
+        storage=f"sqlite:///{tmp_path}/study.db", cache=str(tmp_path / "cache"), trials=12
+    )
+    with open_session(recipe, options) as session:
+        run_search(session, recipe, options, ProgressView())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = ["optuna-dashboard", options.storage, "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen([str(Path(sys.executable).parent / command[0]), *command[1:]], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / command[0]), *command[1:]], stderr=subprocess.DEVNULL
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(150):
@@ -51,11 +61,24 @@ def dashboard(tiny_folder: Path, prose: Path, tmp_path: Path) -> Iterator[str]:
 
 def page(address: str, profile: Path, picture: Path | None = None) -> str:
     """The text of a page after its scripts have run."""
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command = [
+        str(CHROMIUM),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+    ]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={profile}", "--window-size=1500,1900", "--virtual-time-budget=15000"]
+    command += [
+        f"--user-data-dir={profile}",
+        "--window-size=1500,1900",
+        "--virtual-time-budget=15000",
+    ]
     command += [f"--screenshot={picture}"] if picture else ["--dump-dom"]
-    done = subprocess.run([*command, address], capture_output=True, text=True, timeout=90, check=True)
+    done = subprocess.run(
+        [*command, address], capture_output=True, text=True, timeout=90, check=True
+    )
     return done.stdout
 
 
@@ -65,7 +88,9 @@ def test_best_value_parameters_and_attributes_are_readable(dashboard: str, tmp_p
     best = min(study["trials"], key=lambda trial: trial["values"][0])
     value = f"{best['values'][0]:.4f}"[:5]
     attributes = {a["key"]: a["value"] for a in best["user_attrs"]}
-    shown = page(f"{dashboard}/dashboard/studies/1/trials?numbers={best['number']}", tmp_path / "profile")
+    shown = page(
+        f"{dashboard}/dashboard/studies/1/trials?numbers={best['number']}", tmp_path / "profile"
+    )
     assert value in shown
     assert "drop_00" in shown
     for name in ("dropped", "kl", "perplexity", "cache", "bytes", "latency_ms"):

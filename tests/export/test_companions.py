@@ -1,4 +1,7 @@
-"""The base's small files travel as they are; weights, keys, data and code that was not trusted stay where they are."""
+"""The base's small files travel as they are;
+
+weights, keys, data and code that was not trusted stay where they are.
+"""
 
 import fnmatch
 import json
@@ -13,8 +16,8 @@ from transformers import AutoTokenizer
 from prunesearch.candidate import LayerSubset
 from prunesearch.export import export, gguf_write
 from prunesearch.export.companions import companions_of, is_companion
-from prunesearch.model import source
-from prunesearch.model.loading import load
+from prunesearch.models import source
+from prunesearch.models.loading import load
 from tests.conftest import N_LAYERS, byte_tokenizer, tiny
 
 CANDIDATE = LayerSubset.of(N_LAYERS, (1,))
@@ -44,7 +47,12 @@ def test_a_file_of_something_else_stays(name: str) -> None:
 
 
 def test_templates_and_trusted_code_are_found_in_folders(tmp_path: Path) -> None:
-    for name in ("additional_chat_templates/tools.jinja", "code/deep/layers.py", ".git/hook.py", "onnx/config.json"):
+    for name in (
+        "additional_chat_templates/tools.jinja",
+        "code/deep/layers.py",
+        ".git/hook.py",
+        "onnx/config.json",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
 
@@ -65,7 +73,8 @@ def test_files_are_byte_identical_whatever_form_the_weights_have(
         "tekken.json": "{}",
         "chat_template.jinja": "{{messages}}",
         "generation_config.json": '{"top_k": 7,  "my_own": 3}',
-        "tokenizer_config.json": '{"tokenizer_class": "PreTrainedTokenizerFast",  "bos_token": "<s>"}',
+        "tokenizer_config.json": '{"tokenizer_class": "PreTrainedTokenizerFast",  "bos_token": '
+        '"<s>"}',
         "processor_config.json": '{"image": {"auto_map": {"AutoProcessor": "x.Y"}, "size": 3}}',
     }
     for name, text in small.items():
@@ -75,7 +84,9 @@ def test_files_are_byte_identical_whatever_form_the_weights_have(
         (base / "model.safetensors").unlink()
     loaded = load(str(base), device="cpu", dtype="bfloat16" if stored == "bfloat16" else "auto")
     out = export(loaded, CANDIDATE, tmp_path / "out").folder
-    assert json.loads((out / "processor_config.json").read_text()) == {"image": {"size": 3}}, "code was not trusted"
+    assert json.loads((out / "processor_config.json").read_text()) == {"image": {"size": 3}}, (
+        "code was not trusted"
+    )
     for name in {*small} - {"processor_config.json"}:
         assert (out / name).read_text() == small[name]
     config, dense = (json.loads((folder / "config.json").read_text()) for folder in (out, base))
@@ -90,13 +101,18 @@ def test_an_export_of_a_gguf_has_files_for_older_programs_too(tmp_path: Path) ->
     tokenizer.save_pretrained(folder)
     place = tmp_path / "gguf" / "dense.gguf"
     place.parent.mkdir()
-    gguf_write.write(load(str(folder), device="cpu"), LayerSubset.of(N_LAYERS), place, compare=False)
+    gguf_write.write(
+        load(str(folder), device="cpu"), LayerSubset.of(N_LAYERS), place, compare=False
+    )
     (place.parent / "LICENSE").write_text("may be used")
     out = export(load(str(place), device="cpu"), CANDIDATE, tmp_path / "out").folder
     said = json.loads((out / "tokenizer_config.json").read_text())
     assert said["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert not isinstance(said.get("extra_special_tokens"), list)
-    assert AutoTokenizer.from_pretrained(out)("the ship")["input_ids"] == tokenizer("the ship")["input_ids"]
+    assert (
+        AutoTokenizer.from_pretrained(out)("the ship")["input_ids"]
+        == tokenizer("the ship")["input_ids"]
+    )
     config = json.loads((out / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
     assert config["torch_dtype"] == config["dtype"]

@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError
 from prunesearch.export.config_file import ConfigFile, edited_file
-from prunesearch.model.anatomy import read_config
+from prunesearch.models.structure import read_config
 
 N = 6
 _LLAMA3 = {
@@ -27,7 +27,9 @@ _BY_THREE = ["sliding_attention", "sliding_attention", "full_attention"] * 2
 _LINEAR = ["linear_attention", "linear_attention", "full_attention"] * 2
 
 
-def edited(values: dict[str, Any], *dropped: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def edited(
+    values: dict[str, Any], *dropped: int, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
     """The values of the edited file of a model of that type with six blocks."""
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(values))
@@ -39,16 +41,36 @@ def edited(values: dict[str, Any], *dropped: int, dtype: torch.dtype = torch.flo
     "values",
     [
         {"model_type": "llama", "rope_theta": 1e5, "rope_scaling": None},
-        {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": _LLAMA3, "of_the_maker": {"a": [1, 2]}},
+        {
+            "model_type": "llama",
+            "rope_theta": 5e5,
+            "rope_scaling": _LLAMA3,
+            "of_the_maker": {"a": [1, 2]},
+        },
         {"model_type": "mistral", "rope_theta": 1e6, "sliding_window": None},
-        {"model_type": "qwen2", "rope_theta": 1e6, "use_sliding_window": False, "max_window_layers": 28},
+        {
+            "model_type": "qwen2",
+            "rope_theta": 1e6,
+            "use_sliding_window": False,
+            "max_window_layers": 28,
+        },
         {"model_type": "gemma2", "rope_theta": 1e4},
-        {"model_type": "llama", "max_length": 100, "repetition_penalty": 1.2, "eos_token_id": [5, 3, 1, 2, 4, 0]},
+        {
+            "model_type": "llama",
+            "max_length": 100,
+            "repetition_penalty": 1.2,
+            "eos_token_id": [5, 3, 1, 2, 4, 0],
+        },
     ],
     ids=lambda values: str(values["model_type"]),
 )
 def test_only_the_number_of_blocks_changes(values: dict[str, Any]) -> None:
-    base = {"num_hidden_layers": N, **values, "torch_dtype": "float32", "transformers_version": "4.44.0"}
+    base = {
+        "num_hidden_layers": N,
+        **values,
+        "torch_dtype": "float32",
+        "transformers_version": "4.44.0",
+    }
     assert edited(base, 4, 5) == {**base, "num_hidden_layers": 4}
     assert list(edited(base, 4, 5)) == list(base), "keys keep their order"
     assert edited(base) == base
@@ -61,7 +83,13 @@ def test_the_number_of_blocks_keeps_the_name_it_has(name: str) -> None:
 
 def test_every_name_of_the_number_of_blocks_says_the_same() -> None:
     """llama.cpp, for one, reads ``n_layers`` before ``num_hidden_layers``."""
-    llama = {"model_type": "llama", "num_hidden_layers": N, "n_layers": N, "num_layers": N, "n_layer": 99}
+    llama = {
+        "model_type": "llama",
+        "num_hidden_layers": N,
+        "n_layers": N,
+        "num_layers": N,
+        "n_layer": 99,
+    }
     assert edited(llama, 1) == {**llama, "num_hidden_layers": 5, "n_layers": 5, "num_layers": 5}
     assert edited({"model_type": "gpt2", "n_layer": 12, "num_hidden_layers": N}, 1) == {
         "model_type": "gpt2",
@@ -72,10 +100,15 @@ def test_every_name_of_the_number_of_blocks_says_the_same() -> None:
 
 @pytest.mark.parametrize("other", ["", "é"])
 def test_half_a_surrogate_pair_can_be_written(other: str, tmp_path: Path) -> None:
-    text = '{"odd": "\\ud83d", "other": OTHER, "gone": 1}'.replace("OTHER", json.dumps(other, ensure_ascii=False))
+    text = '{"odd": "\\ud83d", "other": OTHER, "gone": 1}'.replace(
+        "OTHER", json.dumps(other, ensure_ascii=False)
+    )
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
     ConfigFile.read(tmp_path).without("gone").write(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == {"odd": "\ud83d", "other": other}
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == {
+        "odd": "\ud83d",
+        "other": other,
+    }
 
 
 @pytest.mark.parametrize(
@@ -115,9 +148,17 @@ def test_a_period_that_said_nothing_before_is_left_alone() -> None:
 def test_lists_that_only_the_file_has_are_edited_too() -> None:
     lfm = {"model_type": "lfm2", "num_hidden_layers": N, "full_attn_idxs": [2, 5]}
     assert edited(lfm, 0, 3)["full_attn_idxs"] == [1, 3]
-    nemotron = {"model_type": "nemotron_h", "num_hidden_layers": N, "hybrid_override_pattern": "M*-M*-"}
+    nemotron = {
+        "model_type": "nemotron_h",
+        "num_hidden_layers": N,
+        "hybrid_override_pattern": "M*-M*-",
+    }
     nemotron["time_step_limit"] = [0.0, {"__float__": "Infinity"}]
-    assert edited(nemotron, 0, 1, 2) == {**nemotron, "num_hidden_layers": 3, "hybrid_override_pattern": "M*-"}
+    assert edited(nemotron, 0, 1, 2) == {
+        **nemotron,
+        "num_hidden_layers": 3,
+        "hybrid_override_pattern": "M*-",
+    }
 
 
 def test_a_default_number_of_blocks_is_spelled_out() -> None:
@@ -129,7 +170,12 @@ def test_a_default_number_of_blocks_is_spelled_out() -> None:
 
 
 def test_the_language_model_of_a_larger_one_is_edited_where_it_is_described() -> None:
-    text = {"num_hidden_layers": N, "layer_types": _BY_THREE, "rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    text = {
+        "num_hidden_layers": N,
+        "layer_types": _BY_THREE,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+    }
     base = {
         "model_type": "gemma3",
         "text_config": text,
@@ -142,7 +188,12 @@ def test_the_language_model_of_a_larger_one_is_edited_where_it_is_described() ->
 
 def test_precision_follows_the_weights() -> None:
     text, vision = {"num_hidden_layers": N, "torch_dtype": "bfloat16"}, {"torch_dtype": "float32"}
-    base = {"model_type": "gemma3", "torch_dtype": "bfloat16", "text_config": text, "vision_config": vision}
+    base = {
+        "model_type": "gemma3",
+        "torch_dtype": "bfloat16",
+        "text_config": text,
+        "vision_config": vision,
+    }
     assert edited(base, dtype=torch.bfloat16) == base, "it is as the file says"
     changed = edited(base, dtype=torch.float16)
     assert changed["torch_dtype"] == changed["text_config"]["torch_dtype"] == "float16"
@@ -154,8 +205,16 @@ def test_precision_follows_the_weights() -> None:
 @pytest.mark.parametrize("indent", [2, 4, "\t", None])
 @pytest.mark.parametrize("end", ["", "\n"])
 def test_the_style_of_the_file_is_kept(indent: int | str | None, end: str, tmp_path: Path) -> None:
-    values = {"model_type": "llama", "num_hidden_layers": N, "rope_theta": 1e5, "maker": "Å", "rms_norm_eps": 1e-05}
-    (tmp_path / "config.json").write_text(json.dumps(values, indent=indent, ensure_ascii=False) + end, encoding="utf-8")
+    values = {
+        "model_type": "llama",
+        "num_hidden_layers": N,
+        "rope_theta": 1e5,
+        "maker": "Å",
+        "rms_norm_eps": 1e-05,
+    }
+    (tmp_path / "config.json").write_text(
+        json.dumps(values, indent=indent, ensure_ascii=False) + end, encoding="utf-8"
+    )
     stored = ConfigFile.read(tmp_path)
     config = CONFIG_MAPPING["llama"].from_dict(values)
     made = edited_file(stored, config, LayerSubset.of(N, (0,)), torch.float32)
@@ -163,11 +222,21 @@ def test_the_style_of_the_file_is_kept(indent: int | str | None, end: str, tmp_p
 
 
 def test_a_config_made_in_memory_has_the_names_of_transformers_4_too() -> None:
-    config = CONFIG_MAPPING["llama"](rope_parameters={"rope_theta": 5e5, **_LLAMA3}, dtype="bfloat16")
+    config = CONFIG_MAPPING["llama"](
+        rope_parameters={"rope_theta": 5e5, **_LLAMA3}, dtype="bfloat16"
+    )
     values = ConfigFile.of(config).values
-    assert (values["rope_theta"], values["rope_scaling"], values["torch_dtype"]) == (5e5, _LLAMA3, "bfloat16")
+    assert (values["rope_theta"], values["rope_scaling"], values["torch_dtype"]) == (
+        5e5,
+        _LLAMA3,
+        "bfloat16",
+    )
     local = ConfigFile.of(CONFIG_MAPPING["gemma3_text"]()).values
-    assert (local["rope_theta"], local["rope_local_base_freq"], local["rope_scaling"]) == (1e6, 1e4, None)
+    assert (local["rope_theta"], local["rope_local_base_freq"], local["rope_scaling"]) == (
+        1e6,
+        1e4,
+        None,
+    )
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\udcff"])
@@ -178,6 +247,10 @@ def test_a_config_that_cannot_be_read_is_refused(text: str, tmp_path: Path) -> N
 
 
 def test_no_path_of_a_machine_travels_in_a_config() -> None:
-    base = {"model_type": "gemma3", "_name_or_path": "/home/me/x", "text_config": {"num_hidden_layers": N}}
+    base = {
+        "model_type": "gemma3",
+        "_name_or_path": "/home/me/x",
+        "text_config": {"num_hidden_layers": N},
+    }
     base["vision_config"] = {"_name_or_path": "google/siglip"}
     assert edited(base) == {**base, "_name_or_path": "x"}

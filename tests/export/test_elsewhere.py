@@ -17,12 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
-from prunesearch.export import elsewhere, gguf_edit, gguf_write
-from prunesearch.model.anatomy import family_of
-from prunesearch.model.gguf_file import open_gguf
-from prunesearch.model.loading import LoadedModel, load
-from prunesearch.model.surgery import pruned
-from tests.conftest import FAMILIES, N_LAYERS
+from prunesearch.export import gguf_edit, gguf_write, other_tools
+from prunesearch.models.gguf_file import open_gguf
+from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.structure import architecture_of
+from prunesearch.models.surgery import pruned
+from tests.conftest import ARCHITECTURES, N_LAYERS
 
 BLOCKS = LayerSubset.of(N_LAYERS, (0, 3))
 IDS = torch.arange(1, 20)[None]
@@ -31,11 +31,13 @@ SAID = frozenset("llama mistral phi phi3 gpt2 gpt_neox gptj falcon opt mixtral o
 
 
 def merged(recipe: dict[str, Any], loaded: LoadedModel, out: Path) -> Path:
-    """What mergekit makes of a recipe: the tensors of the slices, and a config with another number of blocks."""
+    """What mergekit makes of a recipe: the tensors of the slices, and a config with another number
+    of blocks.
+    """
     folder = Path(recipe["slices"][0]["sources"][0]["model"]["model"]["path"])
     config = AutoConfig.from_pretrained(folder)
     kept = [i for part in recipe["slices"] for i in range(*part["sources"][0]["layer_range"])]
-    setattr(config, family_of(config).count, len(kept))
+    setattr(config, architecture_of(config).count, len(kept))
     config.save_pretrained(out)
     tensors = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
@@ -50,18 +52,18 @@ def merged(recipe: dict[str, Any], loaded: LoadedModel, out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.inference_mode()
 def test_a_mergekit_recipe_gives_the_candidate_or_is_refused(
-    family: str, make_model: Callable[..., Path], tmp_path: Path
+    architecture: str, make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    loaded = load(str(make_model(family)))
-    if family not in SAID:
+    loaded = load(str(make_model(architecture)))
+    if architecture not in SAID:
         with pytest.raises(InputError, match=r"would be wrong: use prunesearch export") as told:
-            elsewhere.say("mergekit", loaded, BLOCKS)
+            other_tools.say("mergekit", loaded, BLOCKS)
         assert "\n" not in str(told.value)
         return
-    text = elsewhere.say("mergekit", loaded, BLOCKS)
+    text = other_tools.say("mergekit", loaded, BLOCKS)
     assert "&" not in text
     recipe = yaml.safe_load(text)
     assert (recipe["merge_method"], recipe["dtype"]) == ("passthrough", "float32")
@@ -70,15 +72,26 @@ def test_a_mergekit_recipe_gives_the_candidate_or_is_refused(
         torch.testing.assert_close(found(IDS).logits, candidate(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["a b", "a@b", "a+lora", "it's", "x: y # z", "-x", "[1]", "1e5", "ü\u2028"])
-def test_names_are_quoted(name: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["a b", "a@b", "a+lora", "it's", "x: y # z", "-x", "[1]", "1e5", "ü\u2028"]
+)
+def test_names_are_quoted(
+    name: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_folder, tmp_path / name)
     loaded = load(f"./{name}", device="cpu")
-    recipe = yaml.safe_load(elsewhere.say("mergekit", loaded, BLOCKS))
+    recipe = yaml.safe_load(other_tools.say("mergekit", loaded, BLOCKS))
     assert recipe["slices"][0]["sources"][0]["model"]["model"] == {"path": f"./{name}"}
-    convert, quantize = map(shlex.split, elsewhere.say("llama-quantize", loaded, BLOCKS).rstrip("\n").split("\n"))
-    assert convert == ["convert_hf_to_gguf.py", "--outfile", quantize[3], name if name != "-x" else "./-x"]
+    convert, quantize = map(
+        shlex.split, other_tools.say("llama-quantize", loaded, BLOCKS).rstrip("\n").split("\n")
+    )
+    assert convert == [
+        "convert_hf_to_gguf.py",
+        "--outfile",
+        quantize[3],
+        name if name != "-x" else "./-x",
+    ]
     assert quantize[:3] == ["llama-quantize", "--prune-layers", "0,3"]
     assert not quantize[3].startswith("-")
     assert Path(quantize[3]) == Path(f"{name}.gguf")
@@ -86,22 +99,37 @@ def test_names_are_quoted(name: str, tiny_folder: Path, tmp_path: Path, monkeypa
 
 
 def test_a_hub_model_is_named_with_its_commit(loaded: LoadedModel) -> None:
-    hub = replace(loaded, name="me/x", source=replace(loaded.source, from_hub=True, commit="0" * 40))
-    recipe = yaml.safe_load(elsewhere.say("mergekit", hub, BLOCKS))
-    assert recipe["slices"][0]["sources"][0]["model"]["model"] == {"path": "me/x", "revision": "0" * 40}
+    hub = replace(
+        loaded, name="me/x", source=replace(loaded.source, from_hub=True, commit="0" * 40)
+    )
+    recipe = yaml.safe_load(other_tools.say("mergekit", hub, BLOCKS))
+    assert recipe["slices"][0]["sources"][0]["model"]["model"] == {
+        "path": "me/x",
+        "revision": "0" * 40,
+    }
 
 
 def test_sublayers_and_unknown_types_are_refused(make_model: Callable[..., Path]) -> None:
-    for program in elsewhere.PROGRAMS:
+    for program in other_tools.PROGRAMS:
         with pytest.raises(InputError, match="whole blocks only"):
-            elsewhere.say(program, load(str(make_model())), LayerSubset.of(N_LAYERS, (2,), mlp=(1,)))
-    for family in ("opt", "qwen3_next", "lfm2"):
+            other_tools.say(
+                program, load(str(make_model())), LayerSubset.of(N_LAYERS, (2,), mlp=(1,))
+            )
+    for architecture in ("opt", "qwen3_next", "lfm2"):
         with pytest.raises(InputError, match="use prunesearch export"):
-            elsewhere.say("llama-quantize", load(str(make_model(family, name=family))), BLOCKS)
+            other_tools.say(
+                "llama-quantize", load(str(make_model(architecture, name=architecture))), BLOCKS
+            )
     # Kinds of blocks by number, in another period than the config's.
     with pytest.raises(InputError, match="would be wrong"):
-        elsewhere.say("llama-quantize", load(str(make_model("gemma2", name="g"))), LayerSubset.of(N_LAYERS, (1, 2)))
-    assert "0,3" in elsewhere.say("llama-quantize", load(str(make_model("qwen2", name="q"))), BLOCKS)
+        other_tools.say(
+            "llama-quantize",
+            load(str(make_model("gemma2", name="g"))),
+            LayerSubset.of(N_LAYERS, (1, 2)),
+        )
+    assert "0,3" in other_tools.say(
+        "llama-quantize", load(str(make_model("qwen2", name="q"))), BLOCKS
+    )
 
 
 @contextmanager
@@ -121,15 +149,19 @@ def with_metadata(path: Path, **values: list[int]) -> Iterator[Path]:
     yield out
 
 
-def test_a_gguf_is_named_if_only_its_number_of_blocks_changes(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_a_gguf_is_named_if_only_its_number_of_blocks_changes(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
     path = tmp_path / "my model.gguf"
     gguf_write.write(loaded, LayerSubset.of(N_LAYERS), path, compare=False)
     from_file = replace(loaded, source=replace(loaded.source, folder=None, gguf=path))
-    words = shlex.split(elsewhere.say("llama-quantize", from_file, BLOCKS))
+    words = shlex.split(other_tools.say("llama-quantize", from_file, BLOCKS))
     assert words[3:] == [str(path), str(tmp_path / "my model-pruned.gguf"), "COPY"]
     with pytest.raises(InputError, match="mergekit reads no GGUF"):
-        elsewhere.say("mergekit", from_file, BLOCKS)
+        other_tools.say("mergekit", from_file, BLOCKS)
     with with_metadata(path, feed_forward_lengths=[1, 2, 3, 4, 5, 6]) as more:
         other = replace(loaded, source=replace(loaded.source, folder=None, gguf=more))
-        with pytest.raises(InputError, match=r"llama\.feed_forward_lengths of more\.gguf would be wrong"):
-            elsewhere.say("llama-quantize", other, BLOCKS)
+        with pytest.raises(
+            InputError, match=r"llama\.feed_forward_lengths of more\.gguf would be wrong"
+        ):
+            other_tools.say("llama-quantize", other, BLOCKS)

@@ -14,11 +14,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.cli import cli
+from prunesearch.cli.app import cli
 from prunesearch.errors import InputError, RunError, VerificationError
-from prunesearch.export import checkpoint, export, gguf_edit, hub, recheck
-from prunesearch.model.loading import LoadedModel, load
-from prunesearch.model.surgery import pruned
+from prunesearch.export import (
+    checkpoint,
+    export,
+    gguf_edit,
+    hub,
+    recheck,
+)
+from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.surgery import pruned
 from tests.conftest import N_LAYERS
 
 BLOCKS = LayerSubset.of(N_LAYERS, (0, 3))
@@ -28,11 +34,17 @@ IDS = torch.arange(1, 20)[None]
 
 @pytest.mark.parametrize("form", ["zeroed", "deci", "remote-code"])
 @torch.inference_mode()
-def test_sublayers_are_exported_in_each_form(form: str, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_sublayers_are_exported_in_each_form(
+    form: str, loaded: LoadedModel, tmp_path: Path
+) -> None:
     made = export(loaded, SUBLAYERS, tmp_path / "out", form=form)
-    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=form != "zeroed")
+    reloaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", trust_remote_code=form != "zeroed"
+    )
     with pruned(loaded.model, SUBLAYERS) as candidate:
-        torch.testing.assert_close(reloaded(IDS).logits, candidate(IDS).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            reloaded(IDS).logits, candidate(IDS).logits, rtol=1e-4, atol=1e-4
+        )
     saved = loaded.sizes.params(SUBLAYERS)
     whole = loaded.sizes.params(LayerSubset.of(N_LAYERS, SUBLAYERS.dropped))
     assert made.params == whole if form == "zeroed" else saved <= made.params < whole
@@ -43,11 +55,15 @@ def test_sublayers_are_exported_in_each_form(form: str, loaded: LoadedModel, tmp
 
 
 @pytest.mark.parametrize("form", ["zeroed", "deci", "remote-code"])
-def test_an_export_without_sublayers_can_lose_blocks(form: str, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_an_export_without_sublayers_can_lose_blocks(
+    form: str, loaded: LoadedModel, tmp_path: Path
+) -> None:
     first = LayerSubset.of(N_LAYERS, attention=(4,), mlp=(1,))
     export(loaded, first, tmp_path / "first", form=form)
     trusted = form != "zeroed"
-    assert "transformers 5 or newer" in (tmp_path / "first" / "README.md").read_text() or not trusted
+    assert (
+        "transformers 5 or newer" in (tmp_path / "first" / "README.md").read_text() or not trusted
+    )
     again = load(str(tmp_path / "first"), device="cpu", trust_remote_code=trusted)
     export(again, LayerSubset.of(N_LAYERS, (0,)), tmp_path / "second")
     recheck(tmp_path / "second", trust_remote_code=trusted)
@@ -102,7 +118,7 @@ def test_a_second_verification_finds_what_has_changed(loaded: LoadedModel, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("family", "field", "stale"),
+    ("architecture", "field", "stale"),
     [
         ("gemma2", "layer_types", ["full_attention"] * 4),
         ("smollm3", "no_rope_layers", [1, 1, 1, 1]),
@@ -110,7 +126,7 @@ def test_a_second_verification_finds_what_has_changed(loaded: LoadedModel, tmp_p
     ],
 )
 def test_a_stale_config_is_caught(
-    family: str,
+    architecture: str,
     field: str,
     stale: list[object],
     make_model: Callable[..., Path],
@@ -125,7 +141,7 @@ def test_a_stale_config_is_caught(
         (folder / "config.json").write_text(json.dumps({**config, field: stale}))
         return reload(*args, **kwargs)  # type: ignore[arg-type]
 
-    loaded = load(str(make_model(family)))
+    loaded = load(str(make_model(architecture)))
     reload = checkpoint.reload
     monkeypatch.setattr(checkpoint, "reload", planted)
     with pytest.raises(VerificationError, match="differs from the scored candidate"):
@@ -150,7 +166,9 @@ class _Api:
         fails: what its network raises, from which call on.
     """
 
-    def __init__(self, private: bool | None = None, fails: Exception | None = None, at: str = "") -> None:
+    def __init__(
+        self, private: bool | None = None, fails: Exception | None = None, at: str = ""
+    ) -> None:
         self.private, self.fails, self.at = private, fails, at
         self.calls: list[object] = []
         self.role = "write"
@@ -162,7 +180,11 @@ class _Api:
 
     def whoami(self) -> dict[str, Any]:
         self._reached("whoami")
-        return {"name": "me", "orgs": [{"name": "us"}], "auth": {"accessToken": {"role": self.role}}}
+        return {
+            "name": "me",
+            "orgs": [{"name": "us"}],
+            "auth": {"accessToken": {"role": self.role}},
+        }
 
     def repo_info(self, name: str, repo_type: str) -> object:
         self._reached("repo_info")
@@ -208,7 +230,9 @@ def test_nothing_is_uploaded_to_a_public_repository_unasked(tmp_path: Path) -> N
     api = _Api(private=False)
     with pytest.raises(InputError, match="add --public"):
         hub.check_access("me/model", tmp_path, False, api)  # type: ignore[arg-type]
-    with pytest.raises(RunError, match=r"is exported and verified, but could not be uploaded .*--public"):
+    with pytest.raises(
+        RunError, match=r"is exported and verified, but could not be uploaded .*--public"
+    ):
         hub.push(tmp_path, "me/model", "0,3", api)  # type: ignore[arg-type]
     assert "upload_folder" not in api.calls
     hub.check_access("me/model", tmp_path, True, api)  # type: ignore[arg-type]
@@ -216,21 +240,40 @@ def test_nothing_is_uploaded_to_a_public_repository_unasked(tmp_path: Path) -> N
     assert api.calls[-1] == "upload_folder"
 
 
-@pytest.mark.parametrize("error", [OSError("no route"), _NoRouteError("no route"), RuntimeError("header hf_s3cret")])
-def test_a_hub_that_cannot_be_reached_is_one_line_before_and_after_the_export(error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError("no route"), _NoRouteError("no route"), RuntimeError("header hf_s3cret")]
+)
+def test_a_hub_that_cannot_be_reached_is_one_line_before_and_after_the_export(
+    error: Exception,
+) -> None:
     for at in ("whoami", "repo_info"):
-        with pytest.raises(InputError, match=r"nothing was exported: .*hf upload --private me/model 'my out'") as told:
+        with pytest.raises(
+            InputError, match=r"nothing was exported: .*hf upload --private me/model 'my out'"
+        ) as told:
             hub.check_access("me/model", Path("my out"), False, _Api(fails=error, at=at))  # type: ignore[arg-type]
         assert "s3cret" not in str(told.value)
     for at in ("create_repo", "upload_folder"):
-        with pytest.raises(RunError, match=r"is exported and verified, but .*hf upload --private me/model 'my out'"):
+        with pytest.raises(
+            RunError, match=r"is exported and verified, but .*hf upload --private me/model 'my out'"
+        ):
             hub.push(Path("my out"), "me/model", "0,3", _Api(fails=error, at=at))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="hf auth login"):
-        hub.check_access("me/model", Path(), False, _Api(fails=LocalTokenNotFoundError("none"), at="whoami"))  # type: ignore[arg-type]
+        hub.check_access(
+            "me/model", Path(), False, _Api(fails=LocalTokenNotFoundError("none"), at="whoami")
+        )  # type: ignore[arg-type]
 
 
 def test_without_network_nothing_is_exported(tiny_folder: Path, tmp_path: Path) -> None:
-    words = ["export", str(tiny_folder), "--drop", "3", "--out", str(tmp_path / "out"), "--push-to-hub", "me/x"]
+    words = [
+        "export",
+        str(tiny_folder),
+        "--drop",
+        "3",
+        "--out",
+        str(tmp_path / "out"),
+        "--push-to-hub",
+        "me/x",
+    ]
     result = CliRunner(env={"HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_x"}).invoke(cli, words)
     assert isinstance(result.exception, InputError)
     assert "nothing was exported" in str(result.exception)

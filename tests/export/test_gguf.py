@@ -10,19 +10,44 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.cli import cli
+from prunesearch.cli.app import cli
 from prunesearch.errors import InputError, ModelError, VerificationError
-from prunesearch.export import export, gguf_edit, gguf_record, gguf_tokenizer, gguf_write, llama_cpp
-from prunesearch.model.loading import LoadedModel, load
-from prunesearch.model.surgery import pruned
+from prunesearch.export import (
+    export,
+    gguf_edit,
+    gguf_record,
+    gguf_tokenizer,
+    gguf_write,
+    llama_cpp,
+)
+from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.surgery import pruned
 from tests.conftest import N_LAYERS, byte_tokenizer, store_head_apart, tiny
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
-MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("Ġ", "Ġ"), ("1", "2"), ("'", "s"), ("Ċ", "Ċ"), ("e", "r")]
+MERGES = [
+    ("t", "h"),
+    ("th", "e"),
+    ("Ġ", "the"),
+    ("Ġ", "Ġ"),
+    ("1", "2"),
+    ("'", "s"),
+    ("Ċ", "Ċ"),
+    ("e", "r"),
+]
 LLAMA_RULE, QWEN_RULE = gguf_tokenizer._CUTS
 DENSE, BLOCKS = LayerSubset.of(N_LAYERS), LayerSubset.of(N_LAYERS, (0, 3))
 IDS = torch.arange(1, 20)[None]
@@ -32,7 +57,9 @@ IDS = torch.arange(1, 20)[None]
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """A tiny Llama that speaks ASCII: llama.cpp holds back the bytes of an unfinished character."""
     folder = tmp_path_factory.mktemp("model")
-    tokenizer = byte_tokenizer(("t", "h"), ascii_only=True)  # without a merge llama.cpp takes no tokeniser
+    tokenizer = byte_tokenizer(
+        ("t", "h"), ascii_only=True
+    )  # without a merge llama.cpp takes no tokeniser
     tiny(vocab_size=len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return load(str(folder), device="cpu")
@@ -47,11 +74,17 @@ def dense_file(loaded: LoadedModel, tmp_path: Path) -> Path:
 
 def contents(path: Path) -> tuple[dict[str, object], dict[str, np.ndarray]]:
     reader = gguf.GGUFReader(path)
-    fields = {k: f.contents() for k, f in reader.fields.items() if not k.startswith("GGUF.") and k != "general.name"}
+    fields = {
+        k: f.contents()
+        for k, f in reader.fields.items()
+        if not k.startswith("GGUF.") and k != "general.name"
+    }
     return fields, {tensor.name: np.asarray(tensor.data) for tensor in reader.tensors}
 
 
-def test_an_edited_file_is_the_one_that_is_written(loaded: LoadedModel, dense_file: Path, tmp_path: Path) -> None:
+def test_an_edited_file_is_the_one_that_is_written(
+    loaded: LoadedModel, dense_file: Path, tmp_path: Path
+) -> None:
     written, edited = tmp_path / "written.gguf", tmp_path / "edited.gguf"
     check = gguf_write.write(loaded, BLOCKS, written, compare=True)
     assert check is not None
@@ -69,13 +102,17 @@ def test_a_head_that_is_stored_apart_is_written_apart(tmp_path: Path) -> None:
     tiny(vocab_size=len(tokenizer), tie_word_embeddings=True).save_pretrained(tmp_path / "apart")
     tokenizer.save_pretrained(tmp_path / "apart")
     head = store_head_apart(tmp_path / "apart")
-    gguf_write.write(load(str(tmp_path / "apart"), device="cpu"), BLOCKS, tmp_path / "out.gguf", compare=True)
+    gguf_write.write(
+        load(str(tmp_path / "apart"), device="cpu"), BLOCKS, tmp_path / "out.gguf", compare=True
+    )
     _, tensors = contents(tmp_path / "out.gguf")
     assert np.array_equal(tensors["output.weight"], head.numpy())
     assert np.array_equal(tensors["token_embd.weight"], head.flip(0).numpy())
 
 
-def test_llama_cpp_finds_the_wrong_blocks(loaded: LoadedModel, dense_file: Path, tmp_path: Path) -> None:
+def test_llama_cpp_finds_the_wrong_blocks(
+    loaded: LoadedModel, dense_file: Path, tmp_path: Path
+) -> None:
     other = LayerSubset.of(N_LAYERS, (1, 4))
     with pytest.raises(VerificationError, match=r"llama\.cpp predicts something else"):
         gguf_edit.llama_cpp.check(dense_file, loaded, other, "F32")
@@ -83,12 +120,16 @@ def test_llama_cpp_finds_the_wrong_blocks(loaded: LoadedModel, dense_file: Path,
 
 
 @torch.inference_mode()
-def test_a_gguf_is_exported_as_safetensors(loaded: LoadedModel, dense_file: Path, tmp_path: Path) -> None:
+def test_a_gguf_is_exported_as_safetensors(
+    loaded: LoadedModel, dense_file: Path, tmp_path: Path
+) -> None:
     from_file = load(str(dense_file), dtype="float32")
     export(from_file, BLOCKS, tmp_path / "out")
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with pruned(loaded.model, BLOCKS) as candidate:
-        torch.testing.assert_close(reloaded(IDS).logits, candidate(IDS).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            reloaded(IDS).logits, candidate(IDS).logits, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_a_damaged_file_is_refused(dense_file: Path, tmp_path: Path) -> None:
@@ -111,13 +152,21 @@ def whole_tokenizer(
     bare = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)
     cuts = {
         "gpt-2": byte_level,
-        "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level]),
-        "llama-bpe": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA_RULE), "isolated"), bare]),
-        "qwen2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN_RULE), "isolated"), bare]),
+        "smollm": pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), byte_level]
+        ),
+        "llama-bpe": pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(LLAMA_RULE), "isolated"), bare]
+        ),
+        "qwen2": pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(QWEN_RULE), "isolated"), bare]
+        ),
     }
     words = ["<s>", *LETTERS, *("".join(merge) for merge in MERGES)]
     backend = Tokenizer(
-        models.BPE({word: i for i, word in enumerate(words)}, MERGES, ignore_merges=rule == "llama-bpe")
+        models.BPE(
+            {word: i for i, word in enumerate(words)}, MERGES, ignore_merges=rule == "llama-bpe"
+        )
     )
     backend.pre_tokenizer, backend.decoder = cuts[rule], decoders.ByteLevel()
     if normalizer is not None:
@@ -126,12 +175,16 @@ def whole_tokenizer(
         backend.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
         )
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<s>", pad_token="<s>")
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="<s>", pad_token="<s>"
+    )
     made.add_tokens(list(added))
     return made
 
 
-def with_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, **changes: object) -> LoadedModel:
+def with_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, folder: Path, **changes: object
+) -> LoadedModel:
     tiny(vocab_size=len(tokenizer), **changes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return load(str(folder), device="cpu")
@@ -156,7 +209,9 @@ def test_tokens_are_those_of_llama_cpp(rule: str, begins: bool, tmp_path: Path) 
 
 OTHERS = {
     "Lowercase": whole_tokenizer(normalizer=normalizers.Lowercase()),
-    "NFKC": whole_tokenizer(normalizer=normalizers.Sequence([normalizers.NFC(), normalizers.NFKC()])),
+    "NFKC": whole_tokenizer(
+        normalizer=normalizers.Sequence([normalizers.NFC(), normalizers.NFKC()])
+    ),
     "Strip": whole_tokenizer(normalizer=normalizers.Strip()),
     "lstrip": whole_tokenizer(added=[AddedToken("<tool>", lstrip=True)]),
     "rstrip": whole_tokenizer(added=[AddedToken("<tool>", rstrip=True)]),
@@ -176,7 +231,16 @@ def test_tokenizers_that_llama_cpp_cannot_follow_are_refused(reason: str, tmp_pa
     ("complaint", "changes"),
     [
         ("silu, not gelu", {"hidden_act": "gelu"}),
-        ("0.5 of each", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+        (
+            "0.5 of each",
+            {
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1e4,
+                    "partial_rotary_factor": 0.5,
+                }
+            },
+        ),
         ("no weights of torch.float64", {"dtype": torch.float64}),
         ("the model's embedding 64 rows", {"vocab_size": 64}),
     ],
@@ -211,7 +275,9 @@ def test_the_limit_grows_with_the_logits(scale: float, loaded: LoadedModel, tmp_
         llama_cpp.check(path, loaded, LayerSubset.of(N_LAYERS, (1, 4)), "F32")
 
 
-def test_weights_that_are_only_said_to_be_tied_are_written(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_weights_that_are_only_said_to_be_tied_are_written(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
     tied = with_tokenizer(loaded.tokenizer, tmp_path / "m", tie_word_embeddings=True)  # type: ignore[arg-type]
     gguf_write.write(tied, BLOCKS, tmp_path / "tied.gguf", compare=False)
     assert "output.weight" not in contents(tmp_path / "tied.gguf")[1]
@@ -242,7 +308,10 @@ def test_a_gguf_is_known_by_suffix_or_content(
         cli, ["export", str(path), "--drop", "0,3", "--gguf", "--out", str(tmp_path / "o.GGUF")]
     )
     assert result.exit_code == 0, result.output
-    assert "exported without layers 0,3" in CliRunner().invoke(cli, ["verify", str(tmp_path / "o.GGUF")]).stdout
+    assert (
+        "exported without layers 0,3"
+        in CliRunner().invoke(cli, ["verify", str(tmp_path / "o.GGUF")]).stdout
+    )
     assert CliRunner().invoke(cli, ["analyze", str(path), "--json"]).exit_code == 0
     assert "is a GGUF" in str(CliRunner().invoke(cli, ["plan", str(path)]).exception)
 
@@ -257,7 +326,11 @@ def test_parts_of_a_gguf_are_refused_by_name(dense_file: Path, tmp_path: Path) -
         "search PART --drop 1",
         "verify PART",
     ):
-        error = CliRunner().invoke(cli, [word.replace("PART", str(part)) for word in words.split()]).exception
+        error = (
+            CliRunner()
+            .invoke(cli, [word.replace("PART", str(part)) for word in words.split()])
+            .exception
+        )
         assert isinstance(error, InputError), words
         assert "llama-gguf-split --merge m-00001-of-00003.gguf m.gguf" in str(error)
 

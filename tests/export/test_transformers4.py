@@ -1,7 +1,7 @@
 """Exports compute the same in transformers 4.57 as their bases do there without the dropped blocks.
 
-It lies in a folder that the environment variable PRUNESEARCH_TRANSFORMERS4 names, installed as `.ci/run` does it. All
-exports are loaded by one process.
+It lies in a folder that the environment variable PRUNESEARCH_TRANSFORMERS4 names, installed as
+`.ci/run` does it. All exports are loaded by one process.
 """
 
 import json
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.export import export, gguf_write
-from prunesearch.model.loading import load
+from prunesearch.models.loading import load
 from tests.conftest import N_LAYERS, byte_tokenizer, tiny
 
 FOLDER = os.environ.get("PRUNESEARCH_TRANSFORMERS4", "")
@@ -79,22 +79,32 @@ BASES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
         (0,),
         {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 3},
     ),
-    "qwen3": ("qwen3", (5,), {"rope_theta": 1e6, "use_sliding_window": False, "max_window_layers": N_LAYERS}),
+    "qwen3": (
+        "qwen3",
+        (5,),
+        {"rope_theta": 1e6, "use_sliding_window": False, "max_window_layers": N_LAYERS},
+    ),
     "bin": ("llama", (2,), {"rope_theta": 1e5}),
 }
 
 
-def _base(folder: Path, family: str, fields: dict[str, Any]) -> Path:
+def _base(folder: Path, architecture: str, fields: dict[str, Any]) -> Path:
     """A checkpoint whose config is as transformers 4 writes it."""
-    changes: dict[str, Any] = {"layer_types": _PATTERN} if family.startswith("gemma3") else {}
-    tiny(family, **changes).save_pretrained(folder)
+    changes: dict[str, Any] = {"layer_types": _PATTERN} if architecture.startswith("gemma3") else {}
+    tiny(architecture, **changes).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     said = folder / "tokenizer_config.json"
-    said.write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "<s>"}))
+    said.write_text(
+        json.dumps(
+            {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "<s>"}
+        )
+    )
     config = json.loads((folder / "config.json").read_text())
     gone = ("rope_parameters", "dtype", "_sliding_window_pattern")
     older = {name: value for name, value in config.items() if name not in gone}
-    (folder / "config.json").write_text(json.dumps({**older, **fields, "torch_dtype": "float32"}, indent=2))
+    (folder / "config.json").write_text(
+        json.dumps({**older, **fields, "torch_dtype": "float32"}, indent=2)
+    )
     return folder
 
 
@@ -103,8 +113,8 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What transformers 4 makes of the exports."""
     home = tmp_path_factory.mktemp("transformers4")
     work: list[tuple[str, str | None, str, tuple[int, ...]]] = []
-    for number, (name, (family, dropped, fields)) in enumerate(BASES.items()):
-        base = _base(home / f"base{number}", family, fields)
+    for number, (name, (architecture, dropped, fields)) in enumerate(BASES.items()):
+        base = _base(home / f"base{number}", architecture, fields)
         if name == "bin":
             torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
             (base / "model.safetensors").unlink()
@@ -116,8 +126,12 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     tiny(vocab_size=len(tokenizer), rope_parameters=rope).save_pretrained(home / "dense")
     tokenizer.save_pretrained(home / "dense")
     whole = LayerSubset.of(N_LAYERS)
-    gguf_write.write(load(str(home / "dense"), device="cpu"), whole, home / "dense.gguf", compare=False)
-    export(load(str(home / "dense.gguf"), device="cpu"), LayerSubset.of(N_LAYERS, (1,)), home / "gguf")
+    gguf_write.write(
+        load(str(home / "dense"), device="cpu"), whole, home / "dense.gguf", compare=False
+    )
+    export(
+        load(str(home / "dense.gguf"), device="cpu"), LayerSubset.of(N_LAYERS, (1,)), home / "gguf"
+    )
     work.append(("gguf", None, str(home / "gguf"), (1,)))
     forms = [str(home / form) for form in ("remote-code", "deci")]
     without = LayerSubset.of(N_LAYERS, attention=(2,), mlp=(4,))
@@ -138,14 +152,19 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_an_export_computes_what_its_base_does_without_the_blocks(name: str, read: dict[str, Any]) -> None:
+def test_an_export_computes_what_its_base_does_without_the_blocks(
+    name: str, read: dict[str, Any]
+) -> None:
     assert read[name]["difference"] < 1e-4
     assert read[name]["tokens"] == byte_tokenizer()("the ship")["input_ids"]
 
 
 def test_an_export_of_a_gguf_is_read_with_its_rotary_embedding(read: dict[str, Any]) -> None:
     assert read["gguf"]["theta"] == 1e5
-    assert read["gguf"]["tokens"] == byte_tokenizer(("t", "h"), ascii_only=True)("the ship")["input_ids"]
+    assert (
+        read["gguf"]["tokens"]
+        == byte_tokenizer(("t", "h"), ascii_only=True)("the ship")["input_ids"]
+    )
 
 
 def test_exports_with_code_say_what_they_need(read: dict[str, Any]) -> None:

@@ -10,12 +10,12 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.cli import cli
-from prunesearch.cli_options import read_recipe
+from prunesearch.cli.app import cli
+from prunesearch.cli.options import read_recipe
 from prunesearch.errors import InputError, ModelError
 from prunesearch.export import export, recheck
-from prunesearch.model.loading import LoadedModel, load
-from prunesearch.model.streaming import open_streamed
+from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.streaming import open_streamed
 from tests.conftest import N_LAYERS, byte_tokenizer, tiny
 
 SUBSET = LayerSubset.of(N_LAYERS, (1, 4))
@@ -50,7 +50,9 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     tiny().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     mark = folder.parent / "ran"
-    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\nraise AttributeError('too old')\n")
+    (folder / "evil.py").write_text(
+        f"open({str(mark)!r}, 'w').close()\nraise AttributeError('too old')\n"
+    )
     edited(
         folder / "config.json",
         auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "stranger/code--evil.M"},
@@ -79,17 +81,25 @@ TRAINING = "--steps 1 --batch-size 1 --window 32 --held-out-tokens 64 --work wor
     ids="export stream zeroed remote-code compensate heal run".split(),
 )
 def test_code_that_is_not_trusted_neither_runs_nor_goes_along(
-    words: str, marked: tuple[Path, Path], prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: str,
+    marked: tuple[Path, Path],
+    prose: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder, mark = marked
     recipe = f"model: {folder}\ndrop: 1\ncalibration: {prose}\ntokens: 128\nwindow: 64\nsampler: random\n"
     (tmp_path / "recipe.yaml").write_text(recipe)
     names = {"MODEL": str(folder), "TEXT": str(prose), "RECIPE": "recipe.yaml"}
-    done = CliRunner().invoke(cli, [*(names.get(word, word) for word in words.split()), "--device", "cpu"])
+    done = CliRunner().invoke(
+        cli, [*(names.get(word, word) for word in words.split()), "--device", "cpu"]
+    )
     assert not mark.exists()
     assert done.exit_code == 0, done.output
-    assert [path.name for path in Path("out").rglob("*.py")] == (["modeling_pruned.py"] if "remote" in words else [])
+    assert [path.name for path in Path("out").rglob("*.py")] == (
+        ["modeling_pruned.py"] if "remote" in words else []
+    )
     assert "evil" not in "".join(path.read_text() for path in Path("out").glob("*.json"))
 
 
@@ -104,7 +114,11 @@ def test_a_recipe_file_cannot_trust_for_the_user(
     assert isinstance(done.exception, InputError)
     assert "add --trust-remote-code" in str(done.exception)
     assert not mark.exists()
-    assert read_recipe(Path("recipe.yaml"), {"trust_remote_code": True}, ()).recipes[0].trust_remote_code
+    assert (
+        read_recipe(Path("recipe.yaml"), {"trust_remote_code": True}, ())
+        .recipes[0]
+        .trust_remote_code
+    )
 
 
 def test_verification_trusts_nothing_by_itself(marked: tuple[Path, Path], tmp_path: Path) -> None:
@@ -127,16 +141,23 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "modeling_own.py").write_text(MODEL_CODE.replace("FACTOR", "2"))
     (folder / "tools").mkdir()
     (folder / "tools" / "nested.py").write_text("")
-    code = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+    code = {
+        "AutoConfig": "configuration_own.OwnConfig",
+        "AutoModelForCausalLM": "modeling_own.OwnModel",
+    }
     edited(folder / "config.json", auto_map=code, model_type="own", architectures=["OwnModel"])
     return folder
 
 
 @pytest.mark.parametrize("loader", [load, open_streamed], ids=["memory", "stream"])
-def test_trusted_code_goes_along_and_is_named(loader: Callable[..., LoadedModel], own: Path, tmp_path: Path) -> None:
+def test_trusted_code_goes_along_and_is_named(
+    loader: Callable[..., LoadedModel], own: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     export(loader(str(own), device="cpu", trust_remote_code=True), SUBSET, out)
-    assert {"configuration_own.py", "modeling_own.py", "nested.py"} == {path.name for path in out.rglob("*.py")}
+    assert {"configuration_own.py", "modeling_own.py", "nested.py"} == {
+        path.name for path in out.rglob("*.py")
+    }
     assert "trust_remote_code=True" in (out / "README.md").read_text()
     with pytest.raises(InputError, match="--trust-remote-code"):
         recheck(out)
@@ -147,7 +168,9 @@ def test_trusted_code_goes_along_and_is_named(loader: Callable[..., LoadedModel]
 
 
 @pytest.mark.parametrize("loader", [load, open_streamed], ids=["memory", "stream"])
-def test_a_type_of_its_own_is_refused_without_trust(loader: Callable[..., LoadedModel], own: Path) -> None:
+def test_a_type_of_its_own_is_refused_without_trust(
+    loader: Callable[..., LoadedModel], own: Path
+) -> None:
     with pytest.raises(ModelError, match="read that code, then add --trust-remote-code") as raised:
         loader(str(own), device="cpu")
     assert "\n" not in str(raised.value)
@@ -156,7 +179,9 @@ def test_a_type_of_its_own_is_refused_without_trust(loader: Callable[..., Loaded
 def test_own_code_cannot_be_built_upon(own: Path, tmp_path: Path) -> None:
     trusted = load(str(own), device="cpu", trust_remote_code=True)
     with pytest.raises(InputError, match="runs code of its own"):
-        export(trusted, LayerSubset.of(N_LAYERS, attention=(2,)), tmp_path / "out", form="remote-code")
+        export(
+            trusted, LayerSubset.of(N_LAYERS, attention=(2,)), tmp_path / "out", form="remote-code"
+        )
 
 
 @pytest.mark.parametrize("words", [["--print", "mergekit"], ["--gguf", "--out", "own.gguf"]])
@@ -179,7 +204,10 @@ def test_the_fingerprint_sees_code_that_computes(own: Path, tmp_path: Path) -> N
     first = load(str(own), device="cpu", trust_remote_code=True)
     same, other = copied("same", "2"), copied("other", "3")
     assert first.fingerprint == same.fingerprint != other.fingerprint
-    assert open_streamed(str(own), device="cpu", trust_remote_code=True).fingerprint == first.fingerprint
+    assert (
+        open_streamed(str(own), device="cpu", trust_remote_code=True).fingerprint
+        == first.fingerprint
+    )
     ids = torch.arange(1, 9)[None]
     with torch.inference_mode():
         assert torch.allclose(first.model(ids).logits * 1.5, other.model(ids).logits)

@@ -13,7 +13,9 @@ from benchmarks.zoo import TYPES
 from tests.conftest import REPOSITORY
 
 RECORDED = json.loads((REPOSITORY / "benchmarks" / "results" / "export.json").read_text())
-EXPECTED = {one["model_type"]: one for one in RECORDED["notes"]["exports"] if one["dropped"] == "0,3"}
+EXPECTED = {
+    one["model_type"]: one for one in RECORDED["notes"]["exports"] if one["dropped"] == "0,3"
+}
 SAMPLE = TYPES[::12]
 
 

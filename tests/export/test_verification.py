@@ -1,4 +1,7 @@
-"""Verification decodes by itself, with a cache, whatever settings come with the model; and says what it compared."""
+"""Verification decodes by itself, with a cache, whatever settings come with the model;
+
+and says what it compared.
+"""
 
 import json
 import shutil
@@ -13,8 +16,8 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import VerificationError
 from prunesearch.export import checkpoint, export, recheck
 from prunesearch.export.verification import NEW_TOKENS
-from prunesearch.model.loading import LoadedModel, load
-from prunesearch.model.streaming import open_streamed
+from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.streaming import open_streamed
 from tests.conftest import N_LAYERS, byte_tokenizer, tiny
 
 CANDIDATE = LayerSubset.of(N_LAYERS, (1,))
@@ -25,7 +28,13 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 0.5, "force_words_ids": [[5]]},
     {"prompt_lookup_num_tokens": 3, "custom_generate": "x/y", "is_assistant": True},
     {"cache_implementation": "quantized", "max_length": 5, "eos_token_id": [*range(200)]},
-    {"do_sample": True, "temperature": 0.6, "repetition_penalty": 1.3, "guidance_scale": 1.5, "constraints": []},
+    {
+        "do_sample": True,
+        "temperature": 0.6,
+        "repetition_penalty": 1.3,
+        "guidance_scale": 1.5,
+        "constraints": [],
+    },
 )
 
 
@@ -42,11 +51,14 @@ def test_no_setting_for_generation_has_a_say(
     recheck(tmp_path / "out")
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_next"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3_next"])
 def test_a_wrong_number_of_a_cache_is_found_where_the_config_wants_no_cache(
-    family: str, make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str,
+    make_model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    base = make_model(family, use_cache=False)
+    base = make_model(architecture, use_cache=False)
     check = export(load(str(base), device="cpu"), CANDIDATE, tmp_path / "right").verification
     assert check.cached
     assert json.loads((tmp_path / "right" / "config.json").read_text())["use_cache"] is False
@@ -67,7 +79,9 @@ def test_a_wrong_number_of_a_cache_is_found_where_the_config_wants_no_cache(
     assert not (tmp_path / "wrong").exists()
 
 
-def test_verify_finds_other_decoding_too(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_finds_other_decoding_too(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     export(loaded, CANDIDATE, tmp_path / "out")
     path = tmp_path / "out" / "verification.json"
     report = json.loads(path.read_text())
@@ -77,7 +91,9 @@ def test_verify_finds_other_decoding_too(loaded: LoadedModel, tmp_path: Path, mo
         recheck(tmp_path / "out")
 
 
-def test_verify_finds_files_that_change_what_is_read_and_said(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_verify_finds_files_that_change_what_is_read_and_said(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
     """Weights and logits are the same with another tokenizer."""
     out = tmp_path / "out"
     export(loaded, CANDIDATE, out)
@@ -106,7 +122,9 @@ def test_verify_finds_files_that_change_what_is_read_and_said(loaded: LoadedMode
     ],
     ids=str,
 )
-def test_a_damaged_report_is_one_line(damage: dict[str, Any], verified: Path, tmp_path: Path) -> None:
+def test_a_damaged_report_is_one_line(
+    damage: dict[str, Any], verified: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(verified, out)
     report = json.loads((out / "verification.json").read_text())
@@ -125,8 +143,12 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_a_model_type_without_a_cache_and_a_streamed_one_say_so(tiny_folder: Path, tmp_path: Path) -> None:
-    check = export(open_streamed(str(tiny_folder), device="cpu"), CANDIDATE, tmp_path / "out").verification
+def test_a_model_type_without_a_cache_and_a_streamed_one_say_so(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    check = export(
+        open_streamed(str(tiny_folder), device="cpu"), CANDIDATE, tmp_path / "out"
+    ).verification
     assert (check.decode_difference, check.decoded, check.cached) == (None, 0, False)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "decoding was not compared" in card

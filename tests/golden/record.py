@@ -7,10 +7,10 @@ from pathlib import Path
 
 import optuna
 
-from prunesearch.cli_options import quiet
-from prunesearch.store import census
-from prunesearch.store.exchange import export
-from prunesearch.store.places import Places
+from prunesearch.cache import maintenance
+from prunesearch.cache.location import CacheLocation
+from prunesearch.cache.transfer import export
+from prunesearch.cli.options import quiet
 from tests.golden import results, studies
 
 HERE = Path(__file__).parent
@@ -23,21 +23,29 @@ def main() -> None:
     quiet()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     FILES.mkdir(exist_ok=True)
-    dumps = {name: studies.dump(studies.run_case(case, None)) for name, case in studies.CASES.items()}
+    dumps = {
+        name: studies.dump(studies.run_case(case, None)) for name, case in studies.CASES.items()
+    }
     (FILES / "studies.json").write_text(results.canonical(dumps))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.chdir(folder)
-        studies.run_case(studies.CASES["pso"], studies.database(folder, "pso"), trials=studies.TRIALS // 2)
+        studies.run_case(
+            studies.CASES["pso"], studies.database(folder, "pso"), trials=studies.TRIALS // 2
+        )
         shutil.copyfile(folder / "pso.db", FILES / "study.db")
         results.fill_cache(folder / "cache")
         shutil.copyfile(folder / "cache" / "cache.db", FILES / "cache.db")
-        with census.reading(Places.parse(str(folder / "cache"))) as tiers:
-            export(tiers, FILES / "evaluations.jsonl")
+        with maintenance.reading(CacheLocation.parse(str(folder / "cache"))) as backends:
+            export(backends, FILES / "evaluations.jsonl")
         prose, rows = results.write_data(folder)
         results.write_model(folder / "model")
-        (FILES / "keys.json").write_text(results.canonical(results.keys(folder / "model", prose, rows)))
-        (FILES / "documents.json").write_text(results.canonical(results.documents(folder / "model", prose, rows)))
+        (FILES / "keys.json").write_text(
+            results.canonical(results.keys(folder / "model", prose, rows))
+        )
+        (FILES / "documents.json").write_text(
+            results.canonical(results.documents(folder / "model", prose, rows))
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Keys of every kind, a cache, an exchange file, and JSON documents of commands: what other versions read."""
+"""Keys of every kind, a cache, an exchange file, and JSON documents of commands: what other
+versions read.
+"""
 
 import asyncio
 import json
@@ -13,15 +15,15 @@ from click.testing import CliRunner
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.formula import FITNESS, SPACE, Log, engine_for
-from prunesearch.bench import load_for, objective_for
+from prunesearch.cache.evaluation_cache import EvaluationCache
+from prunesearch.cache.keys import canonical_json, evaluation_key, latency_key
+from prunesearch.cache.location import CacheLocation
 from prunesearch.candidate import LayerSubset
-from prunesearch.cli import cli
-from prunesearch.recipe import Recipe, RunOptions
+from prunesearch.cli.app import cli
+from prunesearch.config.recipe import Recipe, RunOptions
+from prunesearch.pipeline.search_loop import search
+from prunesearch.pipeline.session import load_for, objective_for
 from prunesearch.samplers import build
-from prunesearch.search import search
-from prunesearch.store.evaluations import EvaluationStore
-from prunesearch.store.keys import canonical_json, evaluation_key, latency_key
-from prunesearch.store.places import Places
 from tests.conftest import byte_tokenizer
 
 TRIALS = 18
@@ -51,7 +53,10 @@ def write_data(folder: Path) -> tuple[Path, Path]:
     """Write a text, and rows of a task."""
     prose, rows = folder / "prose.txt", folder / "rows.jsonl"
     prose.write_text(
-        " ".join(f"Sentence {i} tells of {i * i} ships that left the harbour at dawn." for i in range(120))
+        " ".join(
+            f"Sentence {i} tells of {i * i} ships that left the harbour at dawn."
+            for i in range(120)
+        )
     )
     lines = []
     for i in range(12):
@@ -60,7 +65,12 @@ def write_data(folder: Path) -> tuple[Path, Path]:
             "activity_label": "Sailing",
             "ctx_a": f"Boat {i} leaves the harbour.",
             "ctx_b": "the crew",
-            "endings": [f"rows {i} miles.", "sings a song.", f"eats {i} fish and sleeps.", "waits."],
+            "endings": [
+                f"rows {i} miles.",
+                "sings a song.",
+                f"eats {i} fish and sleeps.",
+                "waits.",
+            ],
             "label": str(i % 4),
         }
         lines.append(json.dumps(row) + "\n")
@@ -90,27 +100,39 @@ def keys(folder: Path, prose: Path, documents: Path) -> dict[str, list[Any]]:
         for chunk in objective.chunks:
             preimages.append(
                 _without_versions(
-                    json.loads(evaluation_key(loaded.fingerprint, candidate.canonical, chunk.identity).preimage)
+                    json.loads(
+                        evaluation_key(
+                            loaded.fingerprint, candidate.canonical, chunk.identity
+                        ).preimage
+                    )
                 )
             )
         found[name] = preimages
     numerics = {"dtype": "float32", "device": "cpu"}
     found["latency"] = [json.loads(latency_key(FINGERPRINT, "a machine", numerics, 256).preimage)]
-    found["digest"] = [evaluation_key(FINGERPRINT, "blocks/6:1,4", {"kind": "kl", "tokens": "t"}).digest]
+    found["digest"] = [
+        evaluation_key(FINGERPRINT, "blocks/6:1,4", {"kind": "kl", "tokens": "t"}).digest
+    ]
     return found
 
 
 def _without_versions(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
     if not isinstance(value, dict):
         return value
-    return {name: "VERSION" if name in _VERSIONS else _without_versions(part) for name, part in value.items()}
+    return {
+        name: "VERSION" if name in _VERSIONS else _without_versions(part)
+        for name, part in value.items()
+    }
 
 
 def fill_cache(folder: Path) -> tuple[int, int]:
-    """Search a formula through a cache; how many results were found there and how many were computed."""
-    location = Places.parse(str(folder))
+    """Search a formula through a cache;
+
+    how many results were found there and how many were computed.
+    """
+    location = CacheLocation.parse(str(folder))
     log = Log(folder.with_name("log"))
-    with EvaluationStore(location) as store:
+    with EvaluationCache(location) as store:
         engine = engine_for(store, location, log, 2, 0.0)
         study = optuna.create_study()
         result = asyncio.run(search(study, build("pso", SPACE, seed=0), engine, FITNESS, TRIALS))
@@ -118,10 +140,23 @@ def fill_cache(folder: Path) -> tuple[int, int]:
 
 
 def documents(folder: Path, prose: Path, rows: Path) -> dict[str, Any]:
-    """The shape of the JSON document of every command: names and kinds of values, not the values."""
+    """The shape of the JSON document of every command: names and kinds of values, not the
+    values.
+    """
     text = ["--calibration", prose, "--tokens", 256, "--window", 64]
     task = ["--task", "hellaswag", "--task-data", rows, "--limit", 6]
-    small = ["--steps", 2, "--batch-size", 2, "--window", 32, "--held-out-tokens", 64, "--eval-every", 1]
+    small = [
+        "--steps",
+        2,
+        "--batch-size",
+        2,
+        "--window",
+        32,
+        "--held-out-tokens",
+        64,
+        "--eval-every",
+        1,
+    ]
     Path("recipe.yaml").write_text(
         f"model: {folder}\ndrop: 1\nsampler: random\ntrials: 2\nstudy: r\n"
         f"calibration: {prose}\ntokens: 128\nwindow: 64\n"
@@ -130,8 +165,28 @@ def documents(folder: Path, prose: Path, rows: Path) -> dict[str, Any]:
         "analyze": ["analyze", folder],
         "plan": ["plan", folder, "--memory", "64GiB"],
         "search": ["search", folder, "--drop", 2, "--trials", 8, *text, "--study", "s"],
-        "search, grid": ["search", folder, "--drop", "1,2", "--sampler", "random", "--trials", 2, *text],
-        "search, pareto": ["search", folder, "--drop", "pareto", "--trials", 8, *text, "--study", "p"],
+        "search, grid": [
+            "search",
+            folder,
+            "--drop",
+            "1,2",
+            "--sampler",
+            "random",
+            "--trials",
+            2,
+            *text,
+        ],
+        "search, pareto": [
+            "search",
+            folder,
+            "--drop",
+            "pareto",
+            "--trials",
+            8,
+            *text,
+            "--study",
+            "p",
+        ],
         "search, task": ["search", folder, "--drop", 1, "--trials", 3, *task],
         "study list": ["study", "list"],
         "study show": ["study", "show", "s"],
@@ -142,7 +197,17 @@ def documents(folder: Path, prose: Path, rows: Path) -> dict[str, Any]:
         "evaluate, task": ["evaluate", folder, *task],
         "export": ["export", "s", "--out", "exported"],
         "verify": ["verify", "exported"],
-        "compensate": ["compensate", folder, "--drop", 3, *text, "--held-out-tokens", 256, "--out", "compensated"],
+        "compensate": [
+            "compensate",
+            folder,
+            "--drop",
+            3,
+            *text,
+            "--held-out-tokens",
+            256,
+            "--out",
+            "compensated",
+        ],
         "heal": ["heal", folder, "--drop", 3, "--data", prose, *small, "--out", "healed"],
         "run": ["run", "recipe.yaml", "--out", "made"],
         "cache stats": ["cache", "stats"],

@@ -11,14 +11,14 @@ from typing import Any
 import optuna
 
 from prunesearch.candidate import Evaluation, LayerSubset
-from prunesearch.model.anatomy import Sizes
-from prunesearch.recipe import Weights
+from prunesearch.config.recipe import Weights
+from prunesearch.execution.latency import LatencyModel
+from prunesearch.models.structure import Sizes
+from prunesearch.objectives.scalarization import TrialScalarizer, objectives
+from prunesearch.pipeline.search_loop import search
 from prunesearch.samplers import build
-from prunesearch.scoring.cost import LatencyModel
-from prunesearch.scoring.fitness import Fitness, objectives
-from prunesearch.search import search
 from prunesearch.space import SearchSpace
-from prunesearch.store.studies import open_storage
+from prunesearch.studies.persistence import open_storage
 
 BLOCKS = 16
 TRIALS = 30
@@ -44,13 +44,15 @@ class Case:
     @property
     def space(self) -> SearchSpace:
         """The search space of the study."""
-        return SearchSpace.parse(BLOCKS, self.drop, units="sublayers" if self.units == "sublayers" else "blocks")
+        return SearchSpace.parse(
+            BLOCKS, self.drop, units="sublayers" if self.units == "sublayers" else "blocks"
+        )
 
     @property
-    def fitness(self) -> Fitness:
+    def scalarizer(self) -> TrialScalarizer:
         """What the study minimises."""
         against = "size" if self.drop.startswith("pareto") else None
-        return Fitness("kl", False, Weights(), SIZES, LATENCY, against)
+        return TrialScalarizer("kl", False, Weights(), SIZES, LATENCY, against)
 
 
 _RANKING = tuple(float((7 * block) % BLOCKS) for block in range(BLOCKS))
@@ -63,7 +65,9 @@ CASES: Mapping[str, Case] = {
     "pso, up to": Case("pso", "..5", options={"seed": 6}),
     "woa": Case("woa", options={"seed": 7}),
     "woa, sublayers": Case("woa", "6", "sublayers", {"seed": 8}),
-    "woa, keys without surrogate": Case("woa", options={"seed": 9, "form": "keys", "preselect": False}),
+    "woa, keys without surrogate": Case(
+        "woa", options={"seed": 9, "form": "keys", "preselect": False}
+    ),
     "evolution": Case("evolution", options={"seed": 10}),
     "ga": Case("ga", options={"seed": 11}),
     "annealing": Case("annealing", options={"seed": 12}),
@@ -91,7 +95,7 @@ class FormulaEngine:
     workers = 1
 
     async def evaluate(
-        self, candidates: Sequence[LayerSubset], rival: LayerSubset | None = None
+        self, candidates: Sequence[LayerSubset], baseline: LayerSubset | None = None
     ) -> AsyncIterator[Evaluation]:
         """Evaluate candidates at once, in their order."""
         for candidate in candidates:
@@ -99,15 +103,26 @@ class FormulaEngine:
 
 
 def run_case(case: Case, url: str | None, trials: int = TRIALS) -> optuna.Study:
-    """Bring the study of a case to its end, in a database or in memory; a study that is there is resumed."""
-    _, maximise = objectives("kl", False, Weights(), case.fitness.against)
+    """Bring the study of a case to its end, in a database or in memory;
+
+    a study that is there is resumed.
+    """
+    _, maximise = objectives("kl", False, Weights(), case.scalarizer.against)
     study = optuna.create_study(
         storage=None if url is None else open_storage(url, create=True),
         study_name="golden",
         directions=["maximize" if more else "minimize" for more in maximise],
         load_if_exists=True,
     )
-    asyncio.run(search(study, build(case.sampler, case.space, **case.options), FormulaEngine(), case.fitness, trials))
+    asyncio.run(
+        search(
+            study,
+            build(case.sampler, case.space, **case.options),
+            FormulaEngine(),
+            case.scalarizer,
+            trials,
+        )
+    )
     return study
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prunesearch.store import census
-from prunesearch.store.places import Places
+from prunesearch.cache import maintenance
+from prunesearch.cache.location import CacheLocation
 from tests.golden import results, studies
 from tests.golden.record import FILES
 
@@ -39,7 +39,7 @@ def test_a_cache_of_an_earlier_version_is_found(tmp_path: Path) -> None:
 
 def test_an_exchange_file_of_an_earlier_version_is_imported(tmp_path: Path) -> None:
     folder = _private(tmp_path / "cache")
-    done = census.merge(Places.parse(str(folder)), [FILES / "evaluations.jsonl"])
+    done = maintenance.merge(CacheLocation.parse(str(folder)), [FILES / "evaluations.jsonl"])
     assert (done.read, done.new, done.conflicts) == (2 * results.TRIALS, 2 * results.TRIALS, 0)
     assert results.fill_cache(folder) == (results.TRIALS, 0)
 

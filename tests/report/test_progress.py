@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 from rich.console import Console
 
-from prunesearch import events, stopping
+from prunesearch import events
 from prunesearch.errors import InputError, RunError
 from prunesearch.report import healing as healing_module
 from prunesearch.report import progress as progress_module
@@ -13,6 +13,7 @@ from prunesearch.report.healing import HealingView
 from prunesearch.report.progress import Progress, ProgressView
 from prunesearch.report.study import study_list
 from prunesearch.report.tables import dense_against_pruned, gib, number
+from prunesearch.runtime import stopping
 
 
 def show(width: int, *, terminal: bool) -> str:
@@ -21,8 +22,16 @@ def show(width: int, *, terminal: bool) -> str:
     with ProgressView(console) as view:
         for study in ("smollm2-135m-instruct-drop6-kl-pso", "smollm2-135m-instruct-drop6-kl-woa"):
             view.progress(Progress(study, 0, 160))
-            view.progress(Progress(study, 40, 160, hits=10, computed=30, best_value=0.8651, best_dropped="5,12,16"))
-            view.progress(Progress(study, 160, 160, hits=40, computed=120, best_value=0.5, best_dropped="5,12,16"))
+            view.progress(
+                Progress(
+                    study, 40, 160, hits=10, computed=30, best_value=0.8651, best_dropped="5,12,16"
+                )
+            )
+            view.progress(
+                Progress(
+                    study, 160, 160, hits=40, computed=120, best_value=0.5, best_dropped="5,12,16"
+                )
+            )
         view.say("done")
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
@@ -31,7 +40,8 @@ def test_logs_get_plain_lines() -> None:
     lines = show(80, terminal=False).splitlines()
     assert lines[0] == "smollm2-135m-instruct-drop6-kl-pso: 0/160 trials, no result yet"
     assert lines[1].startswith(
-        "smollm2-135m-instruct-drop6-kl-pso: 160/160 trials, best 0.5000 without 5,12,16, 25% hits, "
+        "smollm2-135m-instruct-drop6-kl-pso: 160/160 trials, best 0.5000 without 5,12,16, 25% "
+        "hits, "
     )
     assert lines[1].endswith(" s/eval")
     assert lines[-1] == "done"
@@ -40,16 +50,31 @@ def test_logs_get_plain_lines() -> None:
 
 def test_terminals_get_a_bar_a_study_that_fits() -> None:
     shown = show(100, terminal=True)
-    for part in ("drop6-kl-pso", "drop6-kl-woa", "160/160", "best 0.5000 without 5,12,16, 25% hits"):
+    for part in (
+        "drop6-kl-pso",
+        "drop6-kl-woa",
+        "160/160",
+        "best 0.5000 without 5,12,16, 25% hits",
+    ):
         assert part in shown
 
 
 def test_tables_say_units_and_ratios() -> None:
     console = Console(file=io.StringIO(), width=120)
-    dense, pruned = ({"bytes": 2**31, "kl": 0.0, "latency_ms": 20.0}, {"bytes": 2**30, "kl": 0.25, "latency_ms": 15.0})
+    dense, pruned = (
+        {"bytes": 2**31, "kl": 0.0, "latency_ms": 20.0},
+        {"bytes": 2**30, "kl": 0.25, "latency_ms": 15.0},
+    )
     console.print(dense_against_pruned("title", dense, pruned, {"kl": 0.125}))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    for part in ("1,073,741,824 (1.00 GiB)", "0.500", "0.2500 ± 0.1250", "nats/token", "latency (ms)", "0.750"):
+    for part in (
+        "1,073,741,824 (1.00 GiB)",
+        "0.500",
+        "0.2500 ± 0.1250",
+        "nats/token",
+        "latency (ms)",
+        "0.750",
+    ):
         assert part in shown
     assert gib(2**28) == "0.250 GiB"
     assert number("perplexity", 250164.853) == "2.502e+05"
@@ -136,9 +161,21 @@ def test_the_time_left_follows_the_work_and_not_the_bursts(clock: Time) -> None:
             assert left is not None
             assert abs(left - (60 - 5 * (piece + 1))) < 1e-6
         for done in range(1, 7):
-            view.progress(Progress("s", done, 12, computed=done, best_value=1.0, best_dropped="1", under_way=6 - done))
+            view.progress(
+                Progress(
+                    "s",
+                    done,
+                    12,
+                    computed=done,
+                    best_value=1.0,
+                    best_dropped="1",
+                    under_way=6 - done,
+                )
+            )
             assert abs((view._clocks["s"].left or 0) - 30) < 1e-6
-        view.progress(Progress("s", 6, 12, computed=6, best_value=1.0, best_dropped="1", under_way=6))
+        view.progress(
+            Progress("s", 6, 12, computed=6, best_value=1.0, best_dropped="1", under_way=6)
+        )
         clock.now += 10
         assert abs((view._clocks["s"].left or 0) - 20) < 1e-6, "and goes down between two"
     lines = said(view)
@@ -157,8 +194,17 @@ def test_a_resumed_study_shows_its_best_at_once() -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_terminal_shows_whole_names_and_layers_and_ends_each_line_once(width: int) -> None:
-    name, layers = "smollm2-135m-instruct-drop25pct-hellaswag-pso", ",".join(map(str, range(10, 30)))
-    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, legacy_windows=False)
+    name, layers = (
+        "smollm2-135m-instruct-drop25pct-hellaswag-pso",
+        ",".join(map(str, range(10, 30))),
+    )
+    console = Console(
+        file=io.StringIO(),
+        force_terminal=True,
+        width=width,
+        color_system=None,
+        legacy_windows=False,
+    )
     with ProgressView(console) as view:
         events.tell("loading the model")
         view.progress(Progress(name, 6, 12, best_value=0.8651, best_dropped=layers, under_way=6))
@@ -167,7 +213,10 @@ def test_a_terminal_shows_whole_names_and_layers_and_ends_each_line_once(width: 
         drawn = picture(view, width)
         view.progress(Progress(name, 12, 12, computed=6, best_value=0.8651, best_dropped=layers))
         ends = {
-            line.index("/12") for text in (drawn, picture(view, width)) for line in text.splitlines() if "/12" in line
+            line.index("/12")
+            for text in (drawn, picture(view, width))
+            for line in text.splitlines()
+            if "/12" in line
         }
         assert len(ends) == 1, "the bar keeps its width"
         events.tell("timing the winner")
@@ -189,7 +238,9 @@ def test_healing_says_the_time_left(clock: Time) -> None:
     view.progress("heal", Standing(100, 500))
     clock.now += 20
     view.progress("heal", Standing(200, 500))
-    assert said(view._view)[-1] == "heal: 200/500 steps, 1 min left" or said(view._view)[-1].endswith("60 s left")
+    assert said(view._view)[-1] == "heal: 200/500 steps, 1 min left" or said(view._view)[
+        -1
+    ].endswith("60 s left")
 
 
 @dataclass

@@ -8,7 +8,13 @@ from rich.console import Console
 from prunesearch.report.emit import emit
 from prunesearch.report.render import grid, search
 from prunesearch.report.study import study_list, study_show
-from prunesearch.report.tables import Layers, Paragraph, Prose, size, table
+from prunesearch.report.tables import (
+    Layers,
+    Paragraph,
+    Prose,
+    size,
+    table,
+)
 
 NAME = "smollm2-135m-instruct-drop25pct-kl-pso-s1"
 LAYERS = ",".join(map(str, range(10, 38)))
@@ -17,7 +23,9 @@ LAYERS = ",".join(map(str, range(10, 38)))
 def shown(part: object, width: int, encoding: str = "utf-8") -> list[str]:
     """The lines of a part as a terminal of that width gets them."""
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    console = Console(file=file, width=width, color_system=None, markup=False, emoji=False, highlight=False)
+    console = Console(
+        file=file, width=width, color_system=None, markup=False, emoji=False, highlight=False
+    )
     console.print(part, crop=False)
     file.flush()
     return file.buffer.getvalue().decode(encoding).splitlines()  # type: ignore[attr-defined]
@@ -42,11 +50,16 @@ def test_names_cannot_steer_a_terminal() -> None:
 def test_no_number_name_or_heading_is_broken(width: int, encoding: str) -> None:
     columns = ("study", "cross-entropy (nats/token)", "bytes", "layers dropped")
     lines = shown(
-        table("Studies", columns, [(NAME, "1.9693 ± 0.0123", "212,388,480", Layers(LAYERS))]), width, encoding
+        table("Studies", columns, [(NAME, "1.9693 ± 0.0123", "212,388,480", Layers(LAYERS))]),
+        width,
+        encoding,
     )
     assert_whole(lines, NAME, "1.9693", "212,388,480", "cross-entropy", "(nats/token)")
     found = [
-        piece for line in lines for piece in re.findall(r"(?:\b\d\d(?:,|$))+", line) if line.strip().endswith(piece)
+        piece
+        for line in lines
+        for piece in re.findall(r"(?:\b\d\d(?:,|$))+", line)
+        if line.strip().endswith(piece)
     ]
     assert "".join(found) == LAYERS, "the list is folded after commas alone"
     assert max(map(len, lines)) <= width or width < len(NAME) + 6
@@ -54,14 +67,19 @@ def test_no_number_name_or_heading_is_broken(width: int, encoding: str) -> None:
 
 @pytest.mark.parametrize("width", [40, 80])
 def test_lines_are_folded_between_words_and_long_lists_after_commas(width: int) -> None:
-    lines = shown(Paragraph(f"exported {NAME} without layers {LAYERS} and that is all", indent="  "), width)
+    lines = shown(
+        Paragraph(f"exported {NAME} without layers {LAYERS} and that is all", indent="  "), width
+    )
     assert_whole(lines, NAME)
     assert max(map(len, lines)) <= max(width, len(NAME) + 2)
     assert LAYERS in "".join(line.strip() for line in lines)
 
 
 def test_prose_is_folded_between_words_and_brackets_are_no_markup() -> None:
-    lines = shown(table("t [b]", ("a", "b"), [("[red]x", Prose("one two three four five six seven eight"))]), 30)
+    lines = shown(
+        table("t [b]", ("a", "b"), [("[red]x", Prose("one two three four five six seven eight"))]),
+        30,
+    )
     assert_whole(lines, "t [b]", "[red]x", "one two three four")
 
 
@@ -81,7 +99,13 @@ SUMMARY = {
 
 def test_a_front_has_no_best_trial_and_empty_columns_are_left_out() -> None:
     lines = shown(
-        study_list([SUMMARY, {**SUMMARY, "name": "p", "front": 7, "best_value": None, "best_dropped": None}])[0], 200
+        study_list(
+            [
+                SUMMARY,
+                {**SUMMARY, "name": "p", "front": 7, "best_value": None, "best_dropped": None},
+            ]
+        )[0],
+        200,
     )
     assert "7 on the front" in lines[-2]
     assert "1.9693" in lines[-3]
@@ -98,10 +122,21 @@ def test_best_trials_show_no_column_twice_and_sizes_in_units() -> None:
         "kl_stderr": 0.012,
     }
     best = [
-        {"number": n, "value": 1.9693123 + n, "values": [1.9693123 + n], "dropped": "12,13", "attributes": values}
+        {
+            "number": n,
+            "value": 1.9693123 + n,
+            "values": [1.9693123 + n],
+            "dropped": "12,13",
+            "attributes": values,
+        }
         for n, values in enumerate([attributes, {**attributes, "kl": 2.969312, "bytes": 2**29}])
     ]
-    document = {**SUMMARY, "stones": 0, "recipe": {"seed": 0, "weights": {"quality": 1.0}, "task": None}, "best": best}
+    document = {
+        **SUMMARY,
+        "partial_subsets": 0,
+        "recipe": {"seed": 0, "weights": {"quality": 1.0}, "task": None},
+        "best": best,
+    }
     settings, _, trials = study_show(document)
     lines = shown(trials, 200)
     assert lines[2].split("  ") and "KL to dense (nats/token)" in lines[2]
@@ -176,7 +211,8 @@ def test_in_a_pipe_a_row_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(512, "512 bytes"), (1536, "1.5 KiB"), (2**20, "1 MiB"), (5 * 2**30, "5 GiB")]
+    ("count", "said"),
+    [(512, "512 bytes"), (1536, "1.5 KiB"), (2**20, "1 MiB"), (5 * 2**30, "5 GiB")],
 )
 def test_sizes_have_a_unit_that_shows_them(count: int, said: str) -> None:
     assert size(count) == said

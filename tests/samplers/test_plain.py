@@ -15,7 +15,8 @@ from optuna.trial import TrialState
 
 from prunesearch import PSOSampler, SearchSpace, WOASampler
 from prunesearch.errors import InputError
-from prunesearch.samplers import STATE_ATTR, SubsetSampler, build, ledger
+from prunesearch.samplers import STATE_ATTR, SubsetSampler, build
+from prunesearch.studies import trial_log
 
 Maker = type[PSOSampler] | type[WOASampler]
 both = pytest.mark.parametrize("make", [PSOSampler, WOASampler], ids=["pso", "woa"])
@@ -28,10 +29,18 @@ def objective(trial: optuna.Trial) -> float:
     step = trial.suggest_float("step", 0.0, 1.0, step=0.25)
     n = trial.suggest_int("n", 1, 64, log=True)
     kind = trial.suggest_categorical("kind", ["a", "b", "c"])
-    return (x - 2) ** 2 + np.log10(rate / 1e-3) ** 2 + (step - 0.5) ** 2 + np.log2(n / 8) ** 2 + (kind != "b")
+    return (
+        (x - 2) ** 2
+        + np.log10(rate / 1e-3) ** 2
+        + (step - 0.5) ** 2
+        + np.log2(n / 8) ** 2
+        + (kind != "b")
+    )
 
 
-def run(sampler: optuna.samplers.BaseSampler, trials: int, direction: str = "minimize", jobs: int = 1) -> optuna.Study:
+def run(
+    sampler: optuna.samplers.BaseSampler, trials: int, direction: str = "minimize", jobs: int = 1
+) -> optuna.Study:
     study = optuna.create_study(sampler=sampler, direction=direction)
     sign = 1.0 if direction == "minimize" else -1.0
     study.optimize(lambda trial: sign * objective(trial), n_trials=trials, n_jobs=jobs)
@@ -76,7 +85,9 @@ def test_several_objectives_give_a_front(make: Maker) -> None:
 
     directions = ["minimize", "minimize"]
     ours = spread(optuna.create_study(directions=directions, sampler=make(seed=1)))
-    chance = spread(optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=1)))
+    chance = spread(
+        optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=1))
+    )
     assert ours < chance
 
 
@@ -97,9 +108,17 @@ def test_failures_pruning_and_conditional_parameters_do_no_harm(make: Maker) -> 
 
     study = optuna.create_study(sampler=make(seed=2, population=5))
     study.optimize(shaky, n_trials=60, catch=(ValueError,))
-    assert {t.state for t in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+    assert {t.state for t in study.trials} == {
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.FAIL,
+    }
     assert study.best_value < 0.01
-    own = [json.loads(t.system_attrs[STATE_ATTR])["by"] for t in study.trials if STATE_ATTR in t.system_attrs]
+    own = [
+        json.loads(t.system_attrs[STATE_ATTR])["by"]
+        for t in study.trials
+        if STATE_ATTR in t.system_attrs
+    ]
     assert len(own) >= 40
     assert len(set(own)) == 1
 
@@ -108,7 +127,9 @@ def test_foreign_trials_are_learnt_from() -> None:
     distributions = {"x": optuna.distributions.FloatDistribution(-5.0, 5.0)}
     study = optuna.create_study(sampler=PSOSampler(seed=0, population=4))
     for x in (-4.0, 1.0, 4.0, -2.0):
-        study.add_trial(optuna.create_trial(params={"x": x}, distributions=distributions, value=(x - 1.02) ** 2))
+        study.add_trial(
+            optuna.create_trial(params={"x": x}, distributions=distributions, value=(x - 1.02) ** 2)
+        )
     study.optimize(lambda trial: (trial.suggest_float("x", -5.0, 5.0) - 1.02) ** 2, n_trials=24)
     near = [abs(t.params["x"] - 1.02) for t in study.trials[12:]]
     assert np.median(near) < 1.0
@@ -131,7 +152,7 @@ def parabola(trial: optuna.Trial) -> float:
 def test_a_killed_worker_holds_nobody_up(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ledger, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(trial_log, "_PATIENCE_SECONDS", 0.2)
     url = f"sqlite:///{tmp_path}/s.db"
 
     def resume(trials: int) -> optuna.Study:
@@ -147,17 +168,26 @@ def test_a_killed_worker_holds_nobody_up(
     states = [trial.state for trial in study.trials]
     assert states[2] == TrialState.RUNNING
     assert states.count(TrialState.COMPLETE) == 11
-    bases = [json.loads(t.system_attrs[STATE_ATTR]).get("basis") for t in study.trials if STATE_ATTR in t.system_attrs]
+    bases = [
+        json.loads(t.system_attrs[STATE_ATTR]).get("basis")
+        for t in study.trials
+        if STATE_ATTR in t.system_attrs
+    ]
     assert bases
-    assert all(basis == {"open": [2]} for basis in bases)
+    assert all(proposal_inputs == {"open": [2]} for proposal_inputs in bases)
 
 
-def test_subsets_go_on_without_a_killed_worker_and_can_be_derived_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "_PATIENCE_SECONDS", 0.2)
+def test_subsets_go_on_without_a_killed_worker_and_can_be_derived_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trial_log, "_PATIENCE_SECONDS", 0.2)
     space = SearchSpace(8, 2)
     study = optuna.create_study(sampler=PSOSampler(space, seed=1, population=3))
     study.ask().suggest_int(space.param_names[0], 0, 1)  # its worker is killed
-    study.optimize(lambda t: sum(i * t.suggest_int(n, 0, 1) for i, n in enumerate(space.param_names)), n_trials=7)
+    study.optimize(
+        lambda t: sum(i * t.suggest_int(n, 0, 1) for i, n in enumerate(space.param_names)),
+        n_trials=7,
+    )
     assert [t.number for t in study.trials if t.state == TrialState.RUNNING] == [0]
     later = PSOSampler(space, seed=1, population=3)
     for trial in study.trials[3:]:
@@ -167,10 +197,12 @@ def test_subsets_go_on_without_a_killed_worker_and_can_be_derived_again(monkeypa
 def test_a_worker_whose_heart_has_stopped_fails_while_others_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "_STALE_SECONDS", 0.1)
+    monkeypatch.setattr(trial_log, "_STALE_SECONDS", 0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/s.db", heartbeat_interval=1, grace_period=1)
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{tmp_path}/s.db", heartbeat_interval=1, grace_period=1
+        )
         study = optuna.create_study(storage=storage, sampler=PSOSampler(seed=0, population=2))
         lost = study.ask()
         storage.record_heartbeat(lost._trial_id)
@@ -204,7 +236,10 @@ def test_constraints_hold_for_subsets_and_several_objectives_too() -> None:
     space = SearchSpace(12, 3)
     for directions in (["minimize"], ["minimize", "minimize"]):
         sampler = PSOSampler(
-            space, seed=0, population=5, constraints_func=lambda t: [1 - t.params[space.param_names[11]]]
+            space,
+            seed=0,
+            population=5,
+            constraints_func=lambda t: [1 - t.params[space.param_names[11]]],
         )
         study = optuna.create_study(directions=directions, sampler=sampler)
 
@@ -218,13 +253,20 @@ def test_constraints_hold_for_subsets_and_several_objectives_too() -> None:
 
 
 @both
-def test_equal_values_give_no_warning_but_one_hint(make: Maker, caplog: pytest.LogCaptureFixture) -> None:
+def test_equal_values_give_no_warning_but_one_hint(
+    make: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
     space = SearchSpace(16, 4)
     for sampler in (make(space, seed=0), make(seed=0)):
         caplog.clear()
-        names = sampler.inner.space.param_names if isinstance(sampler.inner, SubsetSampler) else ["x"]
+        names = (
+            sampler.inner.space.param_names if isinstance(sampler.inner, SubsetSampler) else ["x"]
+        )
         study = optuna.create_study(sampler=sampler)
-        study.optimize(lambda trial, names=names: 0.0 * sum(trial.suggest_int(n, 0, 1) for n in names), n_trials=45)
+        study.optimize(
+            lambda trial, names=names: 0.0 * sum(trial.suggest_int(n, 0, 1) for n in names),
+            n_trials=45,
+        )
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert "the first 12 trials all have the same value" in caplog.text
 
@@ -258,11 +300,21 @@ def test_unseeded_studies_differ_and_each_goes_on_as_it_began(make: Maker) -> No
 @both
 def test_arguments_are_named(make: Maker) -> None:
     name = make.__name__
-    with pytest.raises(TypeError, match=rf"{name}.__init__\(\) got an unexpected keyword argument 'inertia'"):
+    with pytest.raises(
+        TypeError, match=rf"{name}.__init__\(\) got an unexpected keyword argument 'inertia'"
+    ):
         make(inertia=0.5)  # type: ignore[call-arg]
-    with pytest.raises(InputError, match=f"{name} takes a prunesearch.SearchSpace of layers, not dict {{'x'"):
+    with pytest.raises(
+        InputError, match=f"{name} takes a prunesearch.SearchSpace of layers, not dict {{'x'"
+    ):
         make({"x": optuna.distributions.FloatDistribution(0, 1)})  # type: ignore[arg-type]
-    for wrong in ({"seed": -1}, {"seed": 1.5}, {"seed": "a"}, {"population": 2.5}, {"population": 1}):
+    for wrong in (
+        {"seed": -1},
+        {"seed": 1.5},
+        {"seed": "a"},
+        {"population": 2.5},
+        {"population": 1},
+    ):
         with pytest.raises(InputError, match=next(iter(wrong))):
             make(**wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="constraints_func"):
@@ -281,7 +333,9 @@ def test_parameters_are_plain_python_numbers() -> None:
 
 @both
 @pytest.mark.parametrize("kind", ["memory", "rdb", "journal"])
-def test_other_settings_are_refused_at_once_and_cost_no_number(make: Maker, kind: str, tmp_path: Path) -> None:
+def test_other_settings_are_refused_at_once_and_cost_no_number(
+    make: Maker, kind: str, tmp_path: Path
+) -> None:
     storage: Any = {
         "memory": optuna.storages.InMemoryStorage,
         "rdb": lambda: optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/s.db"),
@@ -302,7 +356,9 @@ def test_other_settings_are_refused_at_once_and_cost_no_number(make: Maker, kind
     assert [t.params for t in study.trials] == [t.params for t in unbroken.trials]
 
 
-def test_another_numpy_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_numpy_is_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = run(PSOSampler(seed=1), 2)
     monkeypatch.setattr(np, "__version__", "9.8.7")
     study.sampler = PSOSampler(seed=1)

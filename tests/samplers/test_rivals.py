@@ -9,9 +9,14 @@ import pytest
 from optuna.trial import TrialState
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.config.recipe import PARETO_SAMPLERS, SAMPLERS
 from prunesearch.errors import InputError, UnknownNameError
-from prunesearch.recipe import PARETO_SAMPLERS, SAMPLERS
-from prunesearch.samplers import GenerationPendingError, SubsetSampler, build, report
+from prunesearch.samplers import (
+    GenerationPendingError,
+    SubsetSampler,
+    build,
+    report,
+)
 from prunesearch.space import SearchSpace
 
 SPACE = SearchSpace(12, 4, frozenset({0}))
@@ -35,7 +40,7 @@ def drive(study: optuna.Study, sampler: SubsetSampler, total: int) -> list[tuple
             except GenerationPendingError:
                 break
         for proposal in batch:
-            if proposal.stone:
+            if proposal.partial_subset:
                 report(study, proposal.number, 1, loss(proposal.candidate))
                 study.tell(proposal.number, state=TrialState.PRUNED)
             else:
@@ -88,7 +93,10 @@ def test_greedy_removes_the_least_harmful_each_time() -> None:
     assert {t.state for t in study.trials[:30]} == {TrialState.PRUNED}
     base: tuple[int, ...] = ()
     for _ in range(4):
-        base = min(((*base, i) for i in range(1, 12) if i not in base), key=lambda d: loss(LayerSubset.of(12, d)))
+        base = min(
+            ((*base, i) for i in range(1, 12) if i not in base),
+            key=lambda d: loss(LayerSubset.of(12, d)),
+        )
     assert study.best_trial.user_attrs["dropped"] == LayerSubset.of(12, base).text
 
 
@@ -117,7 +125,9 @@ def test_a_front_in_one_run(name: str) -> None:
     sampler = build(name, space, seed=3)
     for _ in range(60):
         proposal = sampler.ask(study)
-        study.tell(proposal.number, [loss(proposal.candidate), 12.0 - len(proposal.candidate.dropped)])
+        study.tell(
+            proposal.number, [loss(proposal.candidate), 12.0 - len(proposal.candidate.dropped)]
+        )
     assert len({t.user_attrs["dropped"] for t in study.trials}) == 60
     assert len(study.best_trials) >= 3
 
@@ -127,10 +137,15 @@ def test_one_run_finds_the_best_of_every_size(name: str) -> None:
     space = SearchSpace(12, 6, budget="pareto")
     ratios = []
     for seed in range(3):
-        study, sampler = optuna.create_study(directions=["minimize", "minimize"]), build(name, space, seed=seed)
+        study, sampler = (
+            optuna.create_study(directions=["minimize", "minimize"]),
+            build(name, space, seed=seed),
+        )
         for _ in range(90):
             proposal = sampler.ask(study)
-            study.tell(proposal.number, [loss(proposal.candidate), 12.0 - len(proposal.candidate.dropped)])
+            study.tell(
+                proposal.number, [loss(proposal.candidate), 12.0 - len(proposal.candidate.dropped)]
+            )
         for size in range(1, 7):
             best = min(loss(LayerSubset.of(12, d)) for d in itertools.combinations(range(12), size))
             found = [t.values[0] for t in study.trials if t.values[1] == 12.0 - size]
@@ -143,7 +158,9 @@ def test_up_to_a_size_weighs_what_it_is_given() -> None:
     study, sampler = optuna.create_study(), build("pso", space, seed=1)
     for _ in range(80):
         proposal = sampler.ask(study)
-        study.tell(proposal.number, loss(proposal.candidate) - 0.35 * len(proposal.candidate.dropped))
+        study.tell(
+            proposal.number, loss(proposal.candidate) - 0.35 * len(proposal.candidate.dropped)
+        )
     sizes = {SPACE.count(space.from_params(t.params)) for t in study.trials}
     assert sizes == set(range(1, 7))
     best = min(
@@ -160,7 +177,10 @@ def test_sublayers_are_searched_like_blocks() -> None:
         study, sampler = optuna.create_study(), build(name, space, seed=1)
         for _ in range(40):
             proposal = sampler.ask(study)
-            study.tell(proposal.number, float(sum(COST[i] * (i % 3 + 1) for i in proposal.candidate.attention)))
+            study.tell(
+                proposal.number,
+                float(sum(COST[i] * (i % 3 + 1) for i in proposal.candidate.attention)),
+            )
         assert len({t.user_attrs["dropped"] for t in study.trials}) == 40
         assert all(space.count(space.from_params(t.params)) == 6 for t in study.trials)
 

@@ -14,11 +14,19 @@ import pytest
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from prunesearch.algorithms.planner import Planner
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
-from prunesearch.samplers import STATE_ATTR, GenerationPendingError, Proposal, PSOSampler, WOASampler, build, report
+from prunesearch.samplers import (
+    STATE_ATTR,
+    GenerationPendingError,
+    Proposal,
+    PSOSampler,
+    WOASampler,
+    build,
+    report,
+)
 from prunesearch.space import SearchSpace
-from prunesearch.swarm.plan import Planner
 from tests.conftest import LANDSCAPE
 
 SPACE = SearchSpace(12, 4, frozenset({0}))
@@ -35,7 +43,10 @@ def loss(candidate: LayerSubset) -> float:
 
 
 def drive(
-    study: optuna.Study, sampler: PSOSampler | WOASampler, trials: int, value: Callable[[LayerSubset], float] = loss
+    study: optuna.Study,
+    sampler: PSOSampler | WOASampler,
+    trials: int,
+    value: Callable[[LayerSubset], float] = loss,
 ) -> list[tuple[str, float | None]]:
     for _ in range(trials - len(study.trials)):
         proposal = sampler.ask(study)
@@ -48,8 +59,16 @@ def test_a_resumed_study_proposes_what_an_unbroken_one_does(make: Maker, tmp_pat
     unbroken = drive(optuna.create_study(), make(SPACE, seed=3, population=5), 43)
     url = f"sqlite:///{tmp_path}/study.db"
     optuna.create_study(study_name="s", storage=url)
-    for stop in (1, 4, 17, 20, 43):  # inside and at the border of generations; everything is opened anew
-        resumed = drive(optuna.load_study(study_name="s", storage=url), make(SPACE, seed=3, population=5), stop)
+    for stop in (
+        1,
+        4,
+        17,
+        20,
+        43,
+    ):  # inside and at the border of generations; everything is opened anew
+        resumed = drive(
+            optuna.load_study(study_name="s", storage=url), make(SPACE, seed=3, population=5), stop
+        )
     assert resumed == unbroken
 
 
@@ -58,7 +77,8 @@ def test_another_process_proposes_the_same(make: Maker) -> None:
     here = drive(optuna.create_study(), make(SPACE, seed=3, population=5), 20)
     code = (
         "import json, optuna\nfrom tests.samplers.test_swarms import *\n"
-        f"print(json.dumps(drive(optuna.create_study(), {make.__name__}(SPACE, seed=3, population=5), 20)))"
+        f"print(json.dumps(drive(optuna.create_study(), {make.__name__}(SPACE, seed=3, "
+        f"population=5), 20)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -82,7 +102,9 @@ def test_nothing_is_proposed_twice_and_small_spaces_are_covered(make: Maker) -> 
 @both
 def test_maximising_the_negative_is_minimising(make: Maker) -> None:
     down = drive(optuna.create_study(), make(SPACE, seed=1), 64)
-    up = drive(optuna.create_study(direction="maximize"), make(SPACE, seed=1), 64, lambda c: -loss(c))
+    up = drive(
+        optuna.create_study(direction="maximize"), make(SPACE, seed=1), 64, lambda c: -loss(c)
+    )
     assert [dropped for dropped, _ in down] == [dropped for dropped, _ in up]
 
 
@@ -91,10 +113,20 @@ def test_swarms_beat_chance(make: Maker) -> None:
     rng = np.random.default_rng(0)
 
     def chance() -> float:
-        return min(loss(LayerSubset.of(12, rng.choice(range(1, 12), 4, replace=False).tolist())) for _ in range(64))
+        return min(
+            loss(LayerSubset.of(12, rng.choice(range(1, 12), 4, replace=False).tolist()))
+            for _ in range(64)
+        )
 
     ours = np.mean(
-        [min(v for _, v in drive(optuna.create_study(), make(SPACE, seed=s, population=8), 64) if v) for s in range(8)]
+        [
+            min(
+                v
+                for _, v in drive(optuna.create_study(), make(SPACE, seed=s, population=8), 64)
+                if v
+            )
+            for s in range(8)
+        ]
     )
     assert ours < np.mean([chance() for _ in range(8)])
 
@@ -107,13 +139,17 @@ def test_failed_foreign_and_enqueued_trials_do_no_harm(make: Maker) -> None:
     study.enqueue_trial(SPACE.to_params(LayerSubset.of(12, [1, 2, 3, 4])))
 
     def objective(trial: optuna.Trial) -> float:
-        candidate = SPACE.from_params({name: trial.suggest_int(name, 0, 1) for name in SPACE.param_names})
+        candidate = SPACE.from_params(
+            {name: trial.suggest_int(name, 0, 1) for name in SPACE.param_names}
+        )
         return loss(candidate) if trial.number % 3 else float("nan")
 
     study.optimize(objective, n_trials=20)
     states = {t.state for t in study.trials}
     assert states == {TrialState.COMPLETE, TrialState.FAIL}
-    proposed = [tuple(sorted(t.params.items())) for t in study.trials if STATE_ATTR in t.system_attrs]
+    proposed = [
+        tuple(sorted(t.params.items())) for t in study.trials if STATE_ATTR in t.system_attrs
+    ]
     assert len(proposed) == len(set(proposed)) >= 18
 
 
@@ -121,10 +157,15 @@ def test_failed_foreign_and_enqueued_trials_do_no_harm(make: Maker) -> None:
 def test_optimize_proposes_what_the_search_loop_does(make: Maker) -> None:
     study = optuna.create_study(sampler=make(SPACE, seed=2, population=4))
     study.optimize(
-        lambda trial: loss(SPACE.from_params({n: trial.suggest_int(n, 0, 1) for n in SPACE.param_names})), n_trials=14
+        lambda trial: loss(
+            SPACE.from_params({n: trial.suggest_int(n, 0, 1) for n in SPACE.param_names})
+        ),
+        n_trials=14,
     )
     driven = drive(optuna.create_study(), make(SPACE, seed=2, population=4), 14)
-    assert [SPACE.from_params(t.params).text for t in study.trials] == [dropped for dropped, _ in driven]
+    assert [SPACE.from_params(t.params).text for t in study.trials] == [
+        dropped for dropped, _ in driven
+    ]
 
 
 def test_a_generation_waits_for_the_last() -> None:
@@ -161,7 +202,9 @@ def test_two_studies_of_one_database_do_not_mix(tmp_path: Path) -> None:
             proposal = sampler.ask(study)
             study.tell(proposal.number, loss(proposal.candidate))
     alone = drive(optuna.create_study(), PSOSampler(SPACE, seed=3, population=5), 11)
-    assert all([(t.user_attrs["dropped"], t.value) for t in study.trials] == alone for study in studies)
+    assert all(
+        [(t.user_attrs["dropped"], t.value) for t in study.trials] == alone for study in studies
+    )
 
 
 def test_what_the_samplers_cannot_do_is_refused() -> None:
@@ -189,7 +232,9 @@ def test_other_settings_on_a_begun_study_are_refused(make: Maker) -> None:
     drive(study, make(SPACE, seed=3, population=5), 7)
     drive(study, make(SPACE, seed=3, population=5), 9)
     for changed in ({"seed": 4}, {"population": 6}, {"preselect": False}, {"novelty": False}):
-        with pytest.raises(InputError, match=f"{next(iter(changed))} was .*use the same, or a new study"):
+        with pytest.raises(
+            InputError, match=f"{next(iter(changed))} was .*use the same, or a new study"
+        ):
             make(SPACE, **{"seed": 3, "population": 5, **changed}).ask(study)
 
 
@@ -197,32 +242,50 @@ def test_other_settings_on_a_begun_study_are_refused(make: Maker) -> None:
 @both
 def test_every_form_resumes_and_keeps_its_promises(make: Maker, form: str) -> None:
     for preselect in (True, False):
-        unbroken = drive(optuna.create_study(), make(SPACE, form=form, preselect=preselect, seed=0, population=4), 30)
+        unbroken = drive(
+            optuna.create_study(),
+            make(SPACE, form=form, preselect=preselect, seed=0, population=4),
+            30,
+        )
         study = optuna.create_study()
         for stop in (3, 4, 18, 30):
-            resumed = drive(study, make(SPACE, form=form, preselect=preselect, seed=0, population=4), stop)
+            resumed = drive(
+                study, make(SPACE, form=form, preselect=preselect, seed=0, population=4), stop
+            )
         assert resumed == unbroken
         assert len({dropped for dropped, _ in unbroken}) == 30
 
 
 @both
 def test_without_novelty_a_swarm_repeats_itself(make: Maker) -> None:
-    """The check behind the promise: the textbook form proposes the same subsets again as soon as nothing stops it."""
-    rows = drive(optuna.create_study(), make(SPACE, form="keys", preselect=False, novelty=False, population=8), 200)
-    free = drive(optuna.create_study(), make(SPACE, form="keys", preselect=False, population=8), 200)
+    """The check behind the promise: the textbook form proposes the same subsets again as soon as
+    nothing stops it.
+    """
+    rows = drive(
+        optuna.create_study(),
+        make(SPACE, form="keys", preselect=False, novelty=False, population=8),
+        200,
+    )
+    free = drive(
+        optuna.create_study(), make(SPACE, form="keys", preselect=False, population=8), 200
+    )
     assert len({dropped for dropped, _ in rows}) < 150
     assert len({dropped for dropped, _ in free}) == 200
 
 
 @both
 def test_preselection_finds_better_subsets_sooner(make: Maker) -> None:
-    """The check that fails if pre-selection silently stops working: same moves, same start, mean of six seeds."""
+    """The check that fails if pre-selection silently stops working: same moves, same start, mean of
+    six seeds.
+    """
 
     def best(preselect: bool, seed: int) -> float:
         rows = drive(optuna.create_study(), make(SPACE, seed=seed, preselect=preselect), 36)
         return min(value for _, value in rows if value is not None)
 
-    chosen, first = (np.mean([best(preselect, seed) for seed in range(6)]) for preselect in (True, False))
+    chosen, first = (
+        np.mean([best(preselect, seed) for seed in range(6)]) for preselect in (True, False)
+    )
     assert chosen < first - 0.02
 
 
@@ -239,11 +302,15 @@ def test_a_generation_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert planned == [0, 1, 2, 3]
 
 
-def optimize_with(study: optuna.Study, sampler: PSOSampler | WOASampler, trials: int, jobs: int) -> None:
+def optimize_with(
+    study: optuna.Study, sampler: PSOSampler | WOASampler, trials: int, jobs: int
+) -> None:
     study.sampler = sampler
 
     def objective(trial: optuna.Trial) -> float:
-        candidate = SPACE.from_params({name: trial.suggest_int(name, 0, 1) for name in SPACE.param_names})
+        candidate = SPACE.from_params(
+            {name: trial.suggest_int(name, 0, 1) for name in SPACE.param_names}
+        )
         time.sleep(0.002 * (trial.number % 4))  # so that trials finish out of order
         return loss(candidate)
 
@@ -255,7 +322,9 @@ def test_threads_give_the_sequence_of_one(make: Maker) -> None:
     alone = drive(optuna.create_study(), make(SPACE, seed=2, population=4), 24)
     study = optuna.create_study()
     optimize_with(study, make(SPACE, seed=2, population=4), 24, jobs=3)
-    assert [SPACE.from_params(t.params).text for t in study.trials] == [dropped for dropped, _ in alone]
+    assert [SPACE.from_params(t.params).text for t in study.trials] == [
+        dropped for dropped, _ in alone
+    ]
 
 
 @both
@@ -265,7 +334,9 @@ def test_an_asynchronous_swarm_can_be_derived_again(make: Maker, tmp_path: Path)
     optimize_with(study, make(SPACE, seed=2, population=4, asynchronous=True), 40, jobs=3)
     assert len({t.params.values().__repr__() for t in study.trials}) == 40
     bases = [json.loads(t.system_attrs[STATE_ATTR])["basis"] for t in study.trials]
-    assert any(basis["open"] for basis in bases), "nothing overlapped: the test shows nothing"
+    assert any(proposal_inputs["open"] for proposal_inputs in bases), (
+        "nothing overlapped: the test shows nothing"
+    )
     later = make(SPACE, seed=2, population=4, asynchronous=True)
     again = optuna.load_study(study_name="s", storage=url)
     for trial in again.trials:
@@ -277,7 +348,9 @@ def test_samplers_can_be_pickled(make: Maker) -> None:
     study, sampler = optuna.create_study(), make(SPACE, seed=2, population=4)
     drive(study, sampler, 10)
     again = pickle.loads(pickle.dumps(sampler))
-    assert drive(study, again, 20) == drive(optuna.create_study(), make(SPACE, seed=2, population=4), 20)
+    assert drive(study, again, 20) == drive(
+        optuna.create_study(), make(SPACE, seed=2, population=4), 20
+    )
     assert pickle.loads(pickle.dumps(make(seed=1))).inner.seed == 1
 
 
@@ -291,7 +364,7 @@ def test_an_asynchronous_study_that_ranks_itself_can_be_derived_again() -> None:
         for proposal in held[:1] if len(held) > 3 else []:
             value = float(COST[list(proposal.candidate.dropped)].sum())
             report(study, proposal.number, 1, value)
-            if proposal.stone:
+            if proposal.partial_subset:
                 study.tell(proposal.number, state=TrialState.PRUNED)
             else:
                 study.tell(proposal.number, value)
@@ -331,7 +404,7 @@ def test_a_pruned_candidate_informs_but_never_leads(make: Maker) -> None:
             study.tell(proposal.number, state=TrialState.PRUNED)
         else:
             study.tell(proposal.number, value)
-    history = sampler.subsets.ledger(study).history
+    history = sampler.subsets.trial_log(study).history
     view = history.view(len(history))
     rows, loss_NO = view.estimated
     assert rows.size == len(history), "pruned trials are known"
@@ -351,7 +424,9 @@ def test_enqueued_subsets_become_members_of_the_swarm() -> None:
         study.enqueue_trial(SPACE.to_params(good))
     study.enqueue_trial({"drop_01": 1})  # the rest is the sampler's
     optimize_with(study, PSOSampler(SPACE, seed=0, population=4, preselect=False), 30, jobs=1)
-    near = [len(set(SPACE.any_subset(t.params).dropped) & set(good.dropped)) for t in study.trials[4:12]]
+    near = [
+        len(set(SPACE.any_subset(t.params).dropped) & set(good.dropped)) for t in study.trials[4:12]
+    ]
     assert max(near) >= 3, "the swarm gathers round what was enqueued"
 
 
@@ -361,7 +436,7 @@ def test_single_blocks_first_when_the_study_ranks_itself() -> None:
     singles = []
     for _ in range(24):
         proposal = sampler.ask(study)
-        if proposal.stone:
+        if proposal.partial_subset:
             singles.append(proposal.candidate.text)
             report(study, proposal.number, 1, float(COST[list(proposal.candidate.dropped)].sum()))
             study.tell(proposal.number, state=TrialState.PRUNED)
@@ -369,14 +444,19 @@ def test_single_blocks_first_when_the_study_ranks_itself() -> None:
             study.tell(proposal.number, loss(proposal.candidate))
     assert singles == [str(i) for i in range(1, 12)]
     first = SPACE.from_params(study.trials[12].params)
-    assert first == LayerSubset.of(12, np.argsort(COST[1:])[:4] + 1), "the cheapest four, then the swarm"
+    assert first == LayerSubset.of(12, np.argsort(COST[1:])[:4] + 1), (
+        "the cheapest four, then the swarm"
+    )
     assert study.best_trial.number >= 11
 
 
 @pytest.mark.skipif(not LANDSCAPE.exists(), reason="the measured landscape is not on this machine")
 @pytest.mark.parametrize("name", ["pso", "woa"])
 def test_a_measured_landscape_is_solved_in_75_trials(name: str) -> None:
-    """All 4,060 ways to drop 3 of 30 blocks are known; random search is .07 off after 75 trials, EvoPress .03."""
+    """All 4,060 ways to drop 3 of 30 blocks are known;
+
+    random search is .07 off after 75 trials, EvoPress .03.
+    """
     table = {tuple(dropped): kl for dropped, kl, _ in json.loads(LANDSCAPE.read_text())["rows"]}
     found = []
     for seed in range(6):

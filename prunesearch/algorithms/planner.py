@@ -1,0 +1,334 @@
+"""Proposals of a generation: first subsets, moves, pre-selection and novelty.
+
+All functions are pure.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from prunesearch.algorithms import pareto
+from prunesearch.algorithms.base import Algorithm, Moves
+from prunesearch.algorithms.history import (
+    Memory,
+    Swarm,
+    View,
+    gather,
+)
+from prunesearch.algorithms.operators import (
+    Counts,
+    Mask,
+    Real,
+    SubsetConstraints,
+    generator,
+    neighbours,
+    resize,
+    top,
+    unseen,
+)
+from prunesearch.algorithms.surrogate import (
+    FEWEST,
+    LARGEST,
+    Ranking,
+    Surrogate,
+    normal_scores,
+)
+
+# Each purpose has its own stream of random numbers, so that one cannot shift another.
+_MOVES, _NOVELTY, _REFINE, _LEADERS = range(4)
+_DESIGN = 2**31  # stands for the generation number of the first subsets
+
+
+@dataclass(frozen=True)
+class Preselection:
+    """Settings of the surrogate that chooses among a particle's moves.
+
+    Attributes:
+        proposals: number of moves of each particle.
+        rounds: most rounds of local search. Each tries `proposals` random swaps of the best subset.
+        caution: number of standard deviations subtracted from the mean. A larger one explores more.
+        trust: smallest leave-one-out correlation at which the surrogate is used.
+    """
+
+    proposals: int = 32
+    rounds: int = 8
+    caution: float = 2.0
+    trust: float = 0.25
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Derives the proposals of a study from its history.
+
+    Attributes:
+        algorithm: algorithm that moves a particle.
+        units: constraints on the subsets.
+        seed: seed of the random generator.
+        population: number of particles.
+        preselection: settings of the surrogate; None to take each particle's first move.
+        ranking: prior ranking of the units, or None.
+        novelty: never propose a subset twice while there are others.
+    """
+
+    algorithm: Algorithm
+    units: SubsetConstraints
+    seed: int
+    population: int
+    preselection: Preselection | None = field(default_factory=Preselection)
+    ranking: Ranking | None = None
+    novelty: bool = True
+
+    def propose(
+        self,
+        view: View,
+        generation: int,
+        slots: Sequence[int],
+        seen: set[bytes],
+        pending: Sequence[Mask] = (),
+    ) -> list[tuple[Mask, Memory]]:
+        """Propose a subset for some slots of a generation.
+
+        Args:
+            view: finished trials.
+            generation: number of the generation.
+            slots: slots to propose for.
+            seen: all subsets of the study. The new ones are added.
+            pending: subsets that are being evaluated.
+
+        Returns:
+            The subset and the memory of each slot.
+        """
+        leaders = generator(self.seed, generation, 0, _LEADERS)
+        swarm = (
+            gather(view, self.units, generation, self.population, leaders) if generation else None
+        )
+        # Without a swarm to move, propose first subsets.
+        if swarm is None:
+            index = generation * self.population
+            return [
+                self._novel(self.first(index + slot), {}, generation, slot, seen) for slot in slots
+            ]
+        # Else move the particles one by one. Each takes the subsets under way into account.
+        model = self._model(swarm)
+        if model is not None:
+            for X_D in pending:
+                model.condition_on_pending(X_D)
+        return [self._next(swarm, model, slot, seen) for slot in slots]
+
+    def _next(
+        self, swarm: Swarm, model: "_Model | None", slot: int, seen: set[bytes]
+    ) -> tuple[Mask, Memory]:
+        """Propose the next subset of one particle."""
+        rng = generator(self.seed, swarm.generation, slot, _MOVES)
+        # Without a surrogate, take the first move.
+        if model is None or self.preselection is None:
+            moves = self.algorithm.move(swarm, slot, 1, rng)
+            return self._novel(moves.X_MD[0], moves.recall(0), swarm.generation, slot, seen)
+        # With one, make many moves and let it choose.
+        moves = self.algorithm.move(swarm, slot, self.preselection.proposals, rng)
+        refining = generator(self.seed, swarm.generation, slot, _REFINE)
+        aim = self._goal(swarm, slot)
+        if aim.units.fixed:
+            sizes_M = np.full(len(moves.X_MD), aim.units.k_min)
+            moves = Moves(resize(moves.X_MD, self.units, sizes_M, refining), moves.memory)
+        best_D, memory = self._select(model, moves, aim, refining, seen)
+        X_D, memory = self._novel(best_D, memory, swarm.generation, slot, seen)
+        model.condition_on_pending(X_D)
+        return X_D, memory
+
+    def _goal(self, swarm: Swarm, slot: int) -> "_ParticleGoal":
+        """Return the goal of a particle.
+
+        If the size is free and is an objective, every other particle searches the best subset of
+        one size, because a front needs the best of every size. The sizes take turns. The other
+        particles fill the gaps of the front.
+        """
+        weight_O = pareto.weights(
+            slot, swarm.generation, self.population, swarm.view.history.objectives
+        )
+        if weight_O.size == 1 or self.units.fixed or (slot + swarm.generation) % 2:
+            return _ParticleGoal(self.units, weight_O)
+        sizes = self.units.k_max - self.units.k_min + 1
+        one_size = SubsetConstraints.of(
+            self.units.free_D, self.units.k_min + int(weight_O[0] * sizes)
+        )
+        return _ParticleGoal(one_size, np.eye(weight_O.size)[0])
+
+    def first(self, index: int) -> Mask:
+        """Return a first subset.
+
+        It is the same for every algorithm, so that a second search finds it in the cache.
+        """
+        block, place = divmod(index, self.population)
+        return np.asarray(
+            first_subsets(self.units, self.population, self.seed, block, self.ranking)[place]
+        )
+
+    def _novel(
+        self, X_D: Mask, memory: Memory, generation: int, slot: int, seen: set[bytes]
+    ) -> tuple[Mask, Memory]:
+        """Replace a subset that was proposed before by a new one, and remember it."""
+        if self.novelty:
+            X_D = unseen(X_D, self.units, seen, generator(self.seed, generation, slot, _NOVELTY))
+        seen.add(X_D.tobytes())
+        return X_D, memory
+
+    def _model(self, swarm: Swarm) -> "_Model | None":
+        """Fit one surrogate per objective to the trials;
+
+        None if there are too few or the fit is poor.
+        """
+        if self.preselection is None:
+            return None
+        rows, loss_NO = swarm.view.estimated
+        surrogates = []
+        for loss_N in loss_NO.T:
+            kept = _informative(loss_N)
+            X_ND, first = _distinct(swarm.view.X_ND[rows[kept]])
+            if len(X_ND) < FEWEST:
+                return None
+            surrogates.append(Surrogate(X_ND, normal_scores(loss_N[kept][first]), self.ranking))
+        if min(surrogate.trust for surrogate in surrogates) < self.preselection.trust:
+            return None
+        return _Model(surrogates, self.preselection.caution)
+
+    def _select(
+        self,
+        model: "_Model",
+        moves: Moves,
+        aim: "_ParticleGoal",
+        rng: np.random.Generator,
+        seen: set[bytes],
+    ) -> tuple[Mask, Memory]:
+        """Return the best of a particle's new moves, improved by swaps while the surrogate predicts
+        a gain.
+        """
+        assert self.preselection is not None
+        # The best of the moves.
+        fresh = self._new_among(moves.X_MD, seen) or [0]
+        promise_M = model.lower_confidence_bound(moves.X_MD[fresh], aim.weight_O)
+        chosen = int(np.argmin(promise_M))
+        best_D, best = moves.X_MD[fresh[chosen]], float(promise_M[chosen])
+        # Local search around it.
+        for _ in range(self.preselection.rounds):
+            around_MD = neighbours(best_D, aim.units, self.preselection.proposals, rng)
+            new = self._new_among(around_MD, seen)
+            if not new:
+                break
+            promise_M = model.lower_confidence_bound(around_MD[new], aim.weight_O)
+            nearest = int(np.argmin(promise_M))
+            if promise_M[nearest] >= best:
+                break
+            best_D, best = around_MD[new[nearest]], float(promise_M[nearest])
+        return np.ascontiguousarray(best_D), moves.recall(fresh[chosen])
+
+    def _new_among(self, X_MD: Mask, seen: set[bytes]) -> list[int]:
+        """Return the rows that were not proposed before; all rows without `novelty`."""
+        if not self.novelty:
+            return list(range(len(X_MD)))
+        return [m for m, X_D in enumerate(X_MD) if X_D.tobytes() not in seen]
+
+
+@dataclass(frozen=True)
+class _ParticleGoal:
+    """Goal of a particle: the subsets that it chooses among, and its weights of the objectives."""
+
+    units: SubsetConstraints
+    weight_O: Real
+
+
+class _Model:
+    """One surrogate per objective, and the value of a proposal under them."""
+
+    def __init__(self, surrogates: Sequence[Surrogate], caution: float) -> None:
+        self._surrogates, self._caution = surrogates, caution
+
+    def lower_confidence_bound(self, X_MD: Mask, weight_O: Real) -> Real:
+        """Return lower confidence bounds; smaller is better. For several objectives, return their
+        Chebyshev sum.
+
+        The bounds are rounded, so that equal ones are equal on any machine.
+        """
+        bounds = []
+        for surrogate in self._surrogates:
+            mean_M, sd_M = surrogate.predict(X_MD)
+            bounds.append(mean_M - self._caution * sd_M)
+        bound_MO = np.stack(bounds, 1)
+        if bound_MO.shape[1] == 1:
+            return np.round(bound_MO[:, 0], 9)
+        return np.round(pareto.chebyshev(_quantile(bound_MO), weight_O), 9)
+
+    def condition_on_pending(self, X_D: Mask) -> None:
+        """Condition the surrogates on a subset that is under way."""
+        for surrogate in self._surrogates:
+            surrogate.condition_on_pending(X_D)
+
+
+def _quantile(score_MO: Real) -> Real:
+    """Return the share of trials that a score beats, by the logistic approximation of the normal
+    distribution.
+    """
+    return np.asarray(1.0 / (1.0 + np.exp(-1.702 * score_MO)))
+
+
+def _distinct(X_ND: Mask) -> tuple[Mask, Counts]:
+    """Return each subset once, and the index of its first occurrence."""
+    first: dict[bytes, int] = {}
+    for place, X_D in enumerate(X_ND):
+        first.setdefault(X_D.tobytes(), place)
+    location = np.array(list(first.values()), dtype=np.intp)
+    return X_ND[location], location
+
+
+def _informative(loss_N: Real) -> Counts:
+    """Return the trials that the surrogate is fitted to: all, or the best and the latest if there
+    are many.
+    """
+    if loss_N.size <= LARGEST:
+        return np.arange(loss_N.size)
+    half = LARGEST // 2
+    best = np.argpartition(loss_N, half - 1)[:half]
+    latest = np.ones(loss_N.size, dtype=np.bool_)
+    latest[best] = False
+    return np.sort(np.concatenate([best, np.flatnonzero(latest)[-half:]]))
+
+
+def first_subsets(
+    units: SubsetConstraints, population: int, seed: int, block: int, ranking: Ranking | None
+) -> Mask:
+    """Return subsets to start from, shape (P, D).
+
+    Without a ranking, every unit occurs equally often as far as possible. With one, the first
+    subset is the cheapest, and the others are drawn by Gumbel-top-k sampling (W. Kool, H. van Hoof
+    and M. Welling, ICML 2019) at rising temperatures.
+    """
+    rng = generator(seed, _DESIGN + block, 0)
+    size_P = np.linspace(units.k_max, units.k_min, population).round().astype(np.intp)
+    if ranking is None:
+        return _balanced(units, rng.permutation(size_P), rng)
+    # Cheap units have a high score; noise grows with the temperature of the row.
+    log_D = np.log(ranking.harm_D)
+    ease_D = -(log_D - log_D.mean()) / (float(log_D.std()) or 1.0)
+    heat_P = (np.arange(population) + block * population) / population
+    score_PD = ease_D + heat_P[:, None] * rng.gumbel(size=(population, ease_D.size))
+    score_PD[:, ~units.free_D] = -np.inf
+    return top(score_PD, size_P)
+
+
+def _balanced(units: SubsetConstraints, size_P: Counts, rng: np.random.Generator) -> Mask:
+    """Draw subsets in which every unit occurs equally often, by dealing from shuffled decks of the
+    free units.
+    """
+    X_PD = np.zeros((size_P.size, units.free_D.size), dtype=np.bool_)
+    deck: list[int] = []
+    for X_D, size in zip(X_PD, size_P.tolist(), strict=True):
+        while X_D.sum() < size:
+            # Take the first card that the subset lacks. If there is none, add another deck.
+            drawn = next((unit for unit in deck if not X_D[unit]), None)
+            if drawn is None:
+                deck += rng.permutation(np.flatnonzero(units.free_D)).tolist()
+                continue
+            deck.remove(drawn)
+            X_D[drawn] = True
+    return X_PD

@@ -1,0 +1,63 @@
+"""Set-based particle swarm optimization.
+
+J. Kennedy and R. Eberhart, "Particle swarm optimization", ICNN 1995 (PSO), in the set form of
+W.-N. Chen et al., "A novel set-based particle swarm optimization method for discrete optimization
+problems", IEEE Trans. Evol. Comput. 14(2), 2010, doi 10.1109/TEVC.2009.2030331 (S-PSO).
+
+A position is a set of units. A velocity gives each unit a possibility in [0, 1] of being chosen
+next:
+
+    V <- max(w V, c1 r1 (P - X), c2 r2 (G - X))        S-PSO eqs. 6-9: scaling, set difference,
+    union by maximum
+
+with P the particle's best and G the leader's position, r1, r2 ~ U(0, 1) a unit. The next position
+is built from the units whose possibility exceeds a random threshold, then from the old position
+(S-PSO, position updating); where the size may vary it is drawn from the sizes of X, P and G. One
+departure: with probability `turbulence` one random unit is swapped, because a swarm of sets has no
+    other source of units that no particle holds.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunesearch.algorithms.base import Moves
+from prunesearch.algorithms.history import Swarm
+from prunesearch.algorithms.operators import drift, swap, top
+
+
+@dataclass(frozen=True)
+class ParticleSwarm:
+    """S-PSO with the constants of Clerc and Kennedy (2002)."""
+
+    w: float = 0.729  # inertia of the velocity
+    c1: float = 1.496  # pull of the particle's own best
+    c2: float = 1.496  # pull of the leader
+    turbulence: float = 0.4  # probability of one random swap a move
+    name: str = "pso"
+
+    def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
+        """Return `count` proposals and their velocities."""
+        X_D, own_D, leader_D = (
+            swarm.X_PD[particle],
+            swarm.best_X_PD[particle],
+            swarm.leader(particle),
+        )
+        units, shape = swarm.units, (count, X_D.size)
+        # Velocity: inertia, then the union by maximum with both differences.
+        kept_D = swarm.memory_P[particle].get("v", np.zeros(X_D.size))
+        V_MD = np.broadcast_to(self.w * kept_D, shape)
+        V_MD = np.maximum(V_MD, self.c1 * rng.random(shape) * (own_D & ~X_D))  # c1 r1 (P - X)
+        V_MD = np.maximum(V_MD, self.c2 * rng.random(shape) * (leader_D & ~X_D))  # c2 r2 (G - X)
+        V_MD = np.minimum(V_MD, 1.0) * units.free_D
+
+        # Position updating: units above the threshold first, then the old position's, ties at
+        # random.
+        above_MD = rng.random((count, 1)) < V_MD
+        rank_MD = np.where(above_MD, 2.0, 0.0) + 1.0 * X_D + 0.5 * rng.random(shape)
+        rank_MD[:, ~units.free_D] = -1.0
+        sizes = np.array([X_D.sum(), own_D.sum(), leader_D.sum()])
+        size_M = np.full(count, sizes[0]) if units.fixed else rng.choice(sizes, size=count)
+        Y_MD = top(rank_MD, np.clip(size_M, units.k_min, units.k_max))
+        disturbed_M = (rng.random(count) < self.turbulence).astype(np.intp)
+        return Moves(drift(swap(Y_MD, units, disturbed_M, rng), units, rng), {"v": V_MD})

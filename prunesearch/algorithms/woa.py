@@ -1,0 +1,55 @@
+"""Whale optimization as moves on subsets.
+
+S. Mirjalili and A. Lewis, "The whale optimization algorithm", Adv. Eng. Softw. 95, 2016,
+doi 10.1016/j.advengsoft.2016.01.008. Equation numbers are the paper's; what a difference of vectors
+is there is a difference of sets here:
+
+    A = 2 a r - a                       eq. 2.3, a falls from 2 to 0
+    |A| < 1:  X <- toward(G)            eq. 2.2, encircling: take over a share 1 - |A| of what the
+    leader G has |A| >= 1: X <- toward(X_rand)       eq. 2.8, exploring: the same toward a random
+    other whale
+    spiral:   X <- G with j swaps       eq. 2.5, around the leader at a distance j that shrinks with
+        a
+
+each branch of the last two lines with probability 1/2 (eq. 2.6). `a` restarts every `cycle`
+generations, so that a study can be prolonged without knowing its length beforehand.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunesearch.algorithms.base import Moves
+from prunesearch.algorithms.history import Swarm
+from prunesearch.algorithms.operators import drift, swap, toward
+
+
+@dataclass(frozen=True)
+class WhaleOptimization:
+    """WOA with set moves."""
+
+    cycle: int = 10  # generations in which a falls from 2 to 0
+    name: str = "woa"
+
+    def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
+        """Return `count` proposals."""
+        X_D, leader_D = swarm.X_PD[particle], swarm.leader(particle)
+        # Each proposal draws its own A and its branch.
+        a = 2.0 * (1.0 - (max(swarm.generation, 1) - 1) % self.cycle / self.cycle)
+        A_M = 2.0 * a * rng.random(count) - a  # eq. 2.3
+        near_M, spiral_M = np.abs(A_M) < 1.0, rng.random(count) < 0.5  # eq. 2.6
+        # Encircling and exploring: move toward the leader or another whale.
+        others = [i for i in range(len(swarm.X_PD)) if i != particle] or [particle]
+        goal_MD = np.where(near_M[:, None], leader_D, swarm.X_PD[rng.choice(others, size=count)])
+        share_M = np.where(near_M, 1.0 - np.abs(A_M), rng.random(count))
+        X_MD = np.broadcast_to(X_D, (count, X_D.size))
+        closing_MD = toward(X_MD, goal_MD, share_M, rng)  # eqs. 2.2 and 2.8
+        # Spiral: swaps around the leader, fewer as a falls.
+        hit = math.ceil(max(1.0, a / 2.0 * math.sqrt(leader_D.sum())))
+        distance_M = rng.integers(1, hit + 1, size=count)
+        leader_MD = np.broadcast_to(leader_D, X_MD.shape)
+        circling_MD = drift(
+            swap(leader_MD, swarm.units, distance_M, rng), swarm.units, rng
+        )  # eq. 2.5
+        return Moves(np.where(spiral_M[:, None], circling_MD, closing_MD))

@@ -1,0 +1,281 @@
+"""The evaluation cache: results by key, in two backends.
+
+Among all processes that need a result at the same time, one computes it and the others wait for it.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from prunesearch.cache.entry import Entry
+from prunesearch.cache.incidents import Incident
+from prunesearch.cache.keys import Key
+from prunesearch.cache.leases import (
+    TTL,
+    Leases,
+    ProcessLiveness,
+    folder_leases,
+)
+from prunesearch.cache.local_backend import LocalBackend
+from prunesearch.cache.location import CacheLocation
+from prunesearch.cache.shared_backend import SharedBackend, unavailable
+from prunesearch.cache.single_flight import SingleFlight
+from prunesearch.cache.two_level import TwoLevelBackend
+from prunesearch.errors import UnavailableError, one_line
+from prunesearch.runtime import stopping
+
+_log = logging.getLogger(__name__)
+_LOOK_SECONDS = 1.0  # interval at which a database that failed is tried again
+
+
+@dataclass
+class LeasedBackend:
+    """A backend, together with the leases that protect it.
+
+    A process leases a key before it computes it, and commits the result to the backend under the
+    lease.
+    """
+
+    leases: Leases
+    backend: LocalBackend | SharedBackend
+
+    def commit(self, owner: str, token: int, entry: Entry) -> Entry | None:
+        """Store a result if its lease is still held.
+
+        Returns:
+            The entry that is stored now, or None if the lease has been lost.
+        """
+        digest = entry.key.digest
+        # The transaction stays open while the entry is written, so the lease cannot pass on.
+        with (
+            unavailable(self.backend.name),
+            self.leases.held(owner, {digest: token}) as (connection, held),
+        ):
+            if digest not in held:
+                return None
+            if isinstance(self.backend, SharedBackend):
+                return self.backend.put_in(connection, [entry])[digest]
+            return self.backend.put([entry])[digest]
+
+
+class EvaluationCache(TwoLevelBackend):
+    """Stores results, so that later searches, other processes and colleagues find them.
+
+    Args:
+        place: ``DIR``, ``URL`` or ``DIR,URL``; see `CacheLocation`.
+        ttl: lifetime of a lease in seconds. If a process dies and this host cannot tell, others
+            wait this long before they compute its keys.
+
+    Attributes:
+        refused: number of results that came after their lease had passed to another process.
+
+    Raises:
+        StorageError: a backend must not be used, or cannot be opened.
+    """
+
+    def __init__(self, place: str | Path | CacheLocation, ttl: float = TTL) -> None:
+        super().__init__(place if isinstance(place, CacheLocation) else CacheLocation.parse(place))
+        self.refused = 0
+        self._ttl = ttl
+        self._liveness = ProcessLiveness(self.folder)
+        self._local_desk: LeasedBackend | None = None
+        self._shared_desk: LeasedBackend | None = None
+        if self.shared is not None:
+            self._shared_desk = LeasedBackend(
+                Leases(self.shared.engine, self.shared.name, ttl), self.shared
+            )
+        self._desks: list[LeasedBackend] = []
+        self._complaint = ""
+        self._keeper = self._start_keeper()
+
+    def put(self, key: Key, value: Any, seconds: float = 0.0) -> Entry:  # noqa: ANN401 (any JSON value)
+        """Store a value without a lease. The first value of a key stays.
+
+        On return the value is stored durably.
+
+        Raises:
+            UnavailableError: no backend works.
+        """
+        entry = Entry(key, value, round(seconds, 4), round(time.time(), 3))
+        return self._put(entry)
+
+    def single_flight(self) -> SingleFlight:
+        """Return a context manager that leases keys to this process; see `SingleFlight`."""
+        return SingleFlight(self)
+
+    def once(self, key: Key, compute: Callable[[], Any]) -> Any:  # noqa: ANN401 (any JSON value)
+        """Return the value of a key, and compute it if it is neither stored nor being computed.
+
+        Raises:
+            UnavailableError: no backend works.
+            StopRequested: a stop was requested while another process was computing the value.
+        """
+        with self.single_flight() as single_flight:
+            while True:
+                # 1. Look the key up, and lease it if it is missing.
+                entry = single_flight.acquire([key]).get(key.digest)
+                # 2. Compute the value if this process got the lease.
+                if entry is None and key.digest in single_flight.owned:
+                    begun = time.perf_counter()
+                    value = compute()
+                    entry = single_flight.commit(key, value, time.perf_counter() - begun)
+                if entry is not None:
+                    return entry.value
+                # 3. Another process holds the lease, or has just taken it over: wait for it.
+                single_flight.wait(lambda: self._closed.is_set() or stopping.requested())
+                stopping.check()
+
+    def lease(self, digests: Iterable[str]) -> tuple[LeasedBackend, dict[str, int]]:
+        """Lease keys in the shared database, or on the local disk while the database does not work.
+
+        Leases of processes that died on this host are taken over.
+        """
+        self._watch_keeper()
+        wanted = set(digests)
+        # Prefer the database: its leases hold for all hosts.
+        if self._shared_desk is not None:
+            leased = self._shared_desk
+            granted = self._shared(lambda _: self._lease_at(leased, wanted))
+            if granted is not None:
+                return leased, granted
+        found = self._locally(lambda backend: self._lease_locally(backend, wanted))
+        if found is None:
+            # The disk has just failed, so only the database is left. Wait for it.
+            return self.lease(wanted)
+        return found
+
+    def _lease_locally(
+        self, backend: LocalBackend, wanted: set[str]
+    ) -> tuple[LeasedBackend, dict[str, int]]:
+        if self._local_desk is None:
+            self._local_desk = LeasedBackend(folder_leases(self.folder, self._ttl), backend)
+        return self._local_desk, self._lease_at(self._local_desk, wanted)
+
+    def _lease_at(self, leased: LeasedBackend, wanted: set[str]) -> dict[str, int]:
+        with self._lock:
+            if leased not in self._desks:
+                self._desks.append(leased)
+        owner = self._liveness.owner
+        granted = leased.leases.acquire(owner, wanted)
+        left = wanted - set(granted)
+        if not left:
+            return granted
+        # Release the leases of owners that died on this host, then try once more.
+        dead = [other for other in leased.leases.owners(left) if self._liveness.has_died(other)]
+        for other in dead:
+            leased.leases.release(other)
+            self._liveness.forget(other)
+        if dead:
+            granted |= leased.leases.acquire(owner, left)
+        return granted
+
+    def commit(self, leased: LeasedBackend, token: int, entry: Entry) -> Entry | None:
+        """Store a result under its lease; see `SingleFlight.commit`."""
+        try:
+            stands = leased.commit(self._liveness.owner, token, entry)
+        except UnavailableError as error:
+            # The backend failed. Store the result in the other backend, if there is one.
+            if leased is self._shared_desk:
+                self._shared_failed(error)
+            elif self.shared is not None:
+                self._local_failed(error)
+            else:
+                raise
+            return self._put(entry)
+        if stands is None:
+            # The lease had passed to another process. Report its value if it disagrees.
+            self.refused += 1
+            stands = self.get(entry.key)
+            if stands is not None and not stands.agrees(entry):
+                leased.backend.report_incident(Incident.disagreement(stands, entry))
+        elif leased is self._shared_desk:
+            self._cache(stands)
+        elif self.shared is not None:
+            # The key was leased on the disk while the database was down.
+            stands = self._put(stands)
+        return stands
+
+    def release(self, leased: LeasedBackend, digests: Iterable[str]) -> None:
+        """Release leases, so that other processes can get them."""
+        with contextlib.suppress(UnavailableError):  # the leases run out by themselves
+            leased.leases.release(self._liveness.owner, digests)
+
+    def _keep(self) -> None:
+        """Renew leases, and try a database that failed again, until the store is closed."""
+        pause = self._ttl / 3
+        if self.shared is not None:
+            pause = min(pause, _LOOK_SECONDS)
+        due = time.monotonic() + self._ttl / 3
+        while not self._closed.wait(pause):
+            # Renew three times in a lease's lifetime; look at the database in every round.
+            if time.monotonic() >= due - pause / 2:
+                due = time.monotonic() + self._ttl / 3
+                self._renew()
+            self._survive(self._look_again)
+
+    def _renew(self) -> None:
+        with self._lock:
+            leased_backends = list(self._desks)
+        for leased in leased_backends:
+            self._survive(lambda leased=leased: leased.leases.renew(self._liveness.owner))  # type: ignore[misc]
+
+    def _survive(self, task: Callable[[], None]) -> None:
+        """Run one task of the thread that renews leases, whatever it raises.
+
+        If that thread ended, all leases would run out unnoticed.
+        """
+        try:
+            task()
+        except UnavailableError:
+            pass  # the database or the disk does not work; the threads that score report it
+        except Exception as error:  # noqa: BLE001 (the next round may succeed)
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                _log.warning(
+                    "renewing leases failed, which is tried again: %s: %s",
+                    type(error).__name__,
+                    one_line(error),
+                )
+
+    def _start_keeper(self) -> threading.Thread:
+        keeper = threading.Thread(target=self._keep, name="prunesearch-leases", daemon=True)
+        keeper.start()
+        return keeper
+
+    def _watch_keeper(self) -> None:
+        """Start the thread that renews leases again if it is gone.
+
+        A forked process, for example, does not have its parent's threads.
+        """
+        if not self._keeper.is_alive() and not self._closed.is_set():
+            _log.warning("the thread that renews leases has died: starting it again")
+            self._keeper = self._start_keeper()
+
+    def close(self) -> None:
+        """Release all leases, send unsent results to the database, and close both backends."""
+        self._closed.set()
+        self._keeper.join()
+        for leased in self._desks:
+            with contextlib.suppress(UnavailableError):
+                leased.leases.release(self._liveness.owner)
+        super().close()
+        if self._local_desk is not None:
+            self._local_desk.leases.engine.dispose()
+        self._liveness.leave()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

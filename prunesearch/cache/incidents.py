@@ -1,0 +1,106 @@
+"""Reports of what went wrong in a store: entries that were damaged, and values that disagree."""
+
+import json
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from prunesearch.cache.entry import Entry
+
+DAMAGE, DISAGREEMENT = "damage", "disagreement"
+_MOST = 2**16  # largest number of characters of a damaged row that are kept
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A report that a user should look at.
+
+    Attributes:
+        kind: `DAMAGE` or `DISAGREEMENT`.
+        key: digest of the entry, or name of the file.
+        detail: the damaged row, or the value that stays and the value that disagrees with it.
+        at: time of the report in seconds since 1970.
+    """
+
+    kind: str
+    key: str
+    detail: str
+    at: float
+
+    @classmethod
+    def damage(cls, key: object, found: object) -> Self:
+        """Make the report of a damaged entry that was removed."""
+        text = found if isinstance(found, str) else repr(found)
+        return cls(DAMAGE, str(key)[:100], text[:_MOST], time.time())
+
+    @classmethod
+    def disagreement(cls, stays: Entry, other: Entry) -> Self:
+        """Make the report of two values of one key that differ by more than the tolerance."""
+        detail = json.dumps(
+            {"preimage": stays.key.preimage, "stays": stays.value, "other": other.value}
+        )
+        return cls(DISAGREEMENT, stays.key.digest, detail[:_MOST], time.time())
+
+    def say(self, where: str) -> None:
+        """Log the report as a warning."""
+        if self.kind == DAMAGE:
+            _log.warning(
+                "damaged entry %s was taken out of %s and will be computed again",
+                self.key[:12],
+                where,
+            )
+        else:
+            _log.warning(
+                "two computations of entry %s disagree: the first value stays in %s; see "
+                "prunesearch cache verify",
+                self.key[:12],
+                where,
+            )
+
+
+class IncidentFile:
+    """A file of incidents as JSON lines. Each line is written by one call."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, incident: Incident) -> None:
+        """Append an incident to the file and log it. If the disk does not work, log only."""
+        # Report the same two values once.
+        if incident.kind == DISAGREEMENT:
+            for known in self.read():
+                if (known.key, known.detail) == (incident.key, incident.detail):
+                    return
+        incident.say(str(self.path.parent))
+        line = json.dumps(asdict(incident), ensure_ascii=True) + "\n"
+        try:
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(handle, line.encode())
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            _log.warning("the alarm could not be kept: %s", error.strerror)
+
+    def read(self) -> list[Incident]:
+        """Return all incidents that can be read, oldest first."""
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return []
+        return [incident for line in lines if (incident := _read(line)) is not None]
+
+
+def _read(line: str) -> Incident | None:
+    try:
+        fields: dict[str, Any] = json.loads(line)
+        return Incident(
+            str(fields["kind"]), str(fields["key"]), str(fields["detail"]), float(fields["at"])
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None

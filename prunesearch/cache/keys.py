@@ -1,0 +1,89 @@
+"""Makes the keys of the evaluation cache. Keys are made in this module only.
+
+A key is the sha256 of a canonical JSON text, its pre-image. The pre-image names everything that can
+change the stored numbers and nothing else. It never holds a path, a name or a host. It is stored
+with the value, so that a wrong key can be diagnosed.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+SCHEMA_VERSION = 1
+"""Version of the pre-image's layout."""
+LATENCY = "sublayer latency"
+"""Kind of the keys whose values are measured times. Two measurements are never equal."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of the evaluation cache.
+
+    Attributes:
+        digest: sha256 of the pre-image as 64 hexadecimal digits.
+        preimage: the canonical JSON text.
+    """
+
+    digest: str
+    preimage: str
+
+    @classmethod
+    def of(cls, preimage: str) -> Self:
+        """Return the key of a pre-image."""
+        return cls(hashlib.sha256(preimage.encode(errors="replace")).hexdigest(), preimage)
+
+
+def evaluation_key(fingerprint: str, candidate: str, chunk: dict[str, Any]) -> Key:
+    """Return the key of one candidate's results on one chunk of the data.
+
+    Args:
+        fingerprint: fingerprint of the dense model's content.
+        candidate: canonical text of the candidate.
+        chunk: description of the data and the scoring: digest of the token ids, numerics class,
+            version of the scoring.
+    """
+    return _key({"candidate": candidate, "chunk": chunk, "model": fingerprint})
+
+
+def latency_key(fingerprint: str, machine: str, numerics: dict[str, str], tokens: int) -> Key:
+    """Return the key of a model's per-block latencies on one kind of machine.
+
+    Args:
+        fingerprint: fingerprint of the model's content.
+        machine: kind of machine.
+        numerics: numerics class of the model.
+        tokens: number of tokens in the measured input.
+    """
+    return _key(
+        {
+            "kind": LATENCY,
+            "machine": machine,
+            "model": fingerprint,
+            "numerics": numerics,
+            "tokens": tokens,
+        }
+    )
+
+
+def minor(version: str) -> str:
+    """Return the major and minor part of a library's version.
+
+    Keys leave out the patch part, because a patch release does not change numbers on purpose.
+    """
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def canonical_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)
+    """Return the canonical text of a JSON value: with sorted keys, without spaces and without NaN.
+
+    Raises:
+        ValueError: the value holds NaN or an infinity.
+    """
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
+    )
+
+
+def _key(fields: dict[str, Any]) -> Key:
+    return Key.of(canonical_json({"schema": SCHEMA_VERSION, **fields}))

@@ -1,0 +1,5 @@
+"""`python -m prunesearch.cli`."""
+
+from prunesearch.cli.app import main
+
+main()

@@ -1,0 +1,169 @@
+"""The command `compensate`. It starts without torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prunesearch.cli.help import Command, Words
+from prunesearch.cli.options import (
+    AT,
+    JSON,
+    MODEL_OPTIONS,
+    RUN_OPTIONS,
+    SELECTION_OPTIONS,
+    STORAGE,
+    options_of,
+    quiet,
+    selected_by,
+    with_options,
+)
+from prunesearch.config.recipe import BUILTIN_TEXT
+from prunesearch.errors import InputError
+from prunesearch.report.emit import emit
+from prunesearch.runtime import stopping
+from prunesearch.units import parse_size
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+@click.command(cls=Command)
+@click.argument("target", metavar="STUDY|MODEL")
+@click.option(
+    "--drop",
+    "dropped",
+    help="Layers to drop from MODEL: 3,7,12. Without it, STUDY's best is compensated.",
+)
+@AT
+@with_options(*SELECTION_OPTIONS)
+@click.option("--out", required=True, help="New or empty folder for the checkpoint.")
+@click.option(
+    "--method",
+    type=Words(("auto", "scaling", "linear")),
+    default="auto",
+    show_default=True,
+    help="Method of compensation; auto: both where they help.",
+)
+@click.option(
+    "--calibration",
+    default=BUILTIN_TEXT,
+    show_default=True,
+    help="Text it is fitted to, as for search.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(16),
+    default=16384,
+    show_default=True,
+    help="Tokens it is fitted to.",
+)
+@click.option(
+    "--window", type=click.IntRange(16), default=256, show_default=True, help="Tokens per sequence."
+)
+@click.option(
+    "--held-out", help="Text that must improve; default: other parts of the calibration text."
+)
+@click.option(
+    "--held-out-tokens",
+    type=click.IntRange(16),
+    default=2048,
+    show_default=True,
+    help="Its number of tokens.",
+)
+@click.option(
+    "--max-shard", default="5GB", show_default=True, help="Size of the largest weight file."
+)
+@STORAGE
+@with_options(*MODEL_OPTIONS, *RUN_OPTIONS)
+@JSON
+def compensate(
+    target: str,
+    dropped: str | None,
+    max_loss: str | None,
+    max_size: str | None,
+    out: str,
+    method: str,
+    calibration: str,
+    tokens: int,
+    window: int,
+    held_out: str | None,
+    held_out_tokens: int,
+    max_shard: str,
+    as_json: bool,
+    **settings: Any,  # noqa: ANN401
+) -> None:
+    """Compensate dropped layers without training, and write the verified checkpoint.
+
+    The weights of the kept blocks are changed. Nothing is added to the model. Only changes that
+    lower the loss on held-out text are kept, and nothing is written if there are none.
+    """
+    # Check the options before torch is imported.
+    size = parse_size(max_shard, "--max-shard")
+    if size < 1:
+        raise InputError(f"--max-shard {max_shard} is not a size: write 5GB or 500MiB")
+    quiet()
+    from prunesearch.cache.location import CacheLocation
+    from prunesearch.export import check_destination
+    from prunesearch.recovery.compensation import compensate_and_export, fit_and_held_out
+    from prunesearch.report.progress import ProgressView
+
+    # Refuse a bad destination before the model is loaded.
+    check_destination(Path(out))
+    with ProgressView():
+        chosen = selected_by(target, dropped, max_loss, max_size, settings)
+        loaded = chosen.loaded
+        windows = fit_and_held_out(
+            loaded.tokenizer, calibration, tokens, window, held_out, held_out_tokens
+        )
+        with stopping.deferred():
+            document = compensate_and_export(
+                loaded,
+                chosen.candidate,
+                Path(out),
+                windows,
+                facts=chosen.facts,
+                method=method,
+                folder=CacheLocation.parse(options_of(settings).cache).folder / "compensations",
+                max_shard=size,
+            )
+    emit(as_json, document, rendered)
+
+
+def rendered(document: Mapping[str, Any]) -> "list[Group | str]":
+    """Show the result of each gap, the metrics and the place of the export."""
+    from prunesearch.report.render import exported
+    from prunesearch.report.tables import Layers, table
+
+    done = document["compensation"]
+    # One row for each gap.
+    gaps = []
+    for gap in done["gaps"]:
+        alpha = "-" if gap["alpha"] is None else f"{gap['alpha']:.3f}"
+        ridge = "-" if gap["ridge"] is None else f"{gap['ridge']:g}"
+        before, after = f"{gap['loss_before']:.4f}", f"{gap['loss_after']:.4f}"
+        seconds = f"{gap['seconds']:.1f}"
+        gaps.append((Layers(gap["dropped"]), gap["method"], alpha, ridge, before, after, seconds))
+    # One row for each metric, with one column for each model.
+    models = ("dense", "pruned", "compensated")
+    titles = {
+        "cross_entropy": "log-perplexity (nats/token)",
+        "perplexity": "perplexity",
+        "kl": "KL to dense (nats/token)",
+    }
+    metrics = []
+    for metric, title in titles.items():
+        # Adding 0.0 turns -0.0 into 0.0, which prints without a sign.
+        rounded = [f"{round(done[model][metric], 4) + 0.0:.4f}" for model in models]
+        metrics.append((title, *rounded))
+    recovered = f"recovered {done['recovered']:.1%} of the log-perplexity that pruning lost"
+    if done["cached"]:
+        recovered += " (found before, and put in place)"
+    columns = ("gap", "method", "alpha", "ridge", "loss before", "after", "seconds")
+    return [
+        table("Gaps, with the loss on held-out tokens", columns, gaps),
+        table("Held-out tokens", ("", *models), metrics),
+        recovered,
+        *exported(document["export"]),
+    ]

@@ -1,0 +1,305 @@
+"""Calibration text: its sources, and how it is cut into token windows.
+
+`builtin` is English prose that is present on every machine: Python's language reference
+(`pydoc_data.topics`) and the descriptions of prunesearch's dependencies. It needs no download. Text
+of the user's own domain is better.
+
+If a tokenizer begins texts with a special token (BOS), each window begins with it, too. A model
+that was trained with the token gives other outputs without it, and the requests of tasks contain
+it.
+"""
+
+import hashlib
+import importlib.metadata
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunesearch.config.recipe import BUILTIN_TEXT
+from prunesearch.errors import DataError
+from prunesearch.models.guard import guarded
+from prunesearch.models.structure import most_positions
+from prunesearch.objectives.text_files import (
+    CHAT_FIELDS,
+    FIELDS,
+    LOOKS_LIKE_A_FILE,
+    TEXT_FIELDS,
+    documents_in,
+    documents_of,
+    open_text,
+    read_jsonl,
+)
+
+__all__ = [
+    "HELD_OUT",
+    "LONG_TEXT",
+    "check_fits",
+    "check_ids",
+    "ids_of",
+    "open_text",
+    "opening_of",
+    "read_jsonl",
+    "read_text",
+    "token_windows",
+]  # fmt: skip
+
+HELD_OUT = "builtin-held-out"
+"""Name of the part of the builtin text that is not used for calibration."""
+
+_DESCRIBED = """
+    accelerate alembic click datasets diskcache hf-xet huggingface-hub joblib lm-eval multiprocess nltk numpy
+    optuna pandas peft psutil pydantic rich safetensors scikit-learn scipy sqlalchemy tokenizers torch tqdm
+    transformers""".split()
+LONG_TEXT = 3 * 2**19
+"""Characters up to which a text is tokenised whole. A longer text is tokenised in parts."""
+_PIECE = 16  # characters of a part per token of a window: more than a token has in any language
+Read = Callable[[str], list[int]]
+_PROBES = ("a", "the", ".", "0")
+
+
+def read_text(source: str, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
+    """Read documents from a calibration source.
+
+    Args:
+        source: ``builtin``, ``builtin-held-out``, a file (see `text_files`), or a dataset as
+            ``id[:config[:split]]`` for `datasets.load_dataset` (a folder works as an id).
+        tokenizer: tokenizer with the chat template for conversations. None: they are refused.
+
+    Raises:
+        DataError: the source does not exist, or it has no text.
+    """
+    if source in (BUILTIN_TEXT, HELD_OUT):
+        return _builtin(held_out=source == HELD_OUT)
+    path = Path(source)
+    if path.is_file():
+        documents = documents_in(path, tokenizer)
+    elif path.suffix.lower() in LOOKS_LIKE_A_FILE or not source.strip():
+        raise DataError(f"no calibration file {source!r}: check the path")
+    elif source == "-" or (path.exists() and not path.is_dir()):
+        raise DataError(
+            f"calibration {source!r} is a pipe or a device, and the text is read more than once: "
+            f"write it to a file"
+        )
+    else:
+        documents = _read_dataset(source, tokenizer)
+    documents = [text for text in documents if text and not text.isspace()]
+    if not documents:
+        raise DataError(f"calibration source {source!r} holds no text")
+    return documents
+
+
+def token_windows(
+    source: str, tokenizer: PreTrainedTokenizerBase, tokens: int, window: int
+) -> torch.Tensor:
+    """Tokenise a source, and choose windows of consecutive tokens from all over it.
+
+    The order of the windows depends on the length of the text only, and a larger sample begins with
+    the smaller one. So stored results can be reused. A text of more than `LONG_TEXT` characters is
+    tokenised in parts, and only as many parts are tokenised as are needed.
+
+    Args:
+        source: see `read_text`.
+        tokenizer: the model's tokenizer.
+        tokens: number of tokens in all.
+        window: tokens of a window.
+
+    Returns:
+        int64 token ids of shape (tokens // window, window). Each window begins with the special
+        tokens that the tokenizer begins texts with, if any.
+
+    Raises:
+        DataError: the text is too short.
+    """
+    window = min(window, tokens)
+    wanted = tokens // window
+    opening = opening_of(tokenizer)
+    body = window - len(opening)
+    text = "\n\n".join(read_text(source, tokenizer))
+
+    def read(part: str) -> list[int]:
+        ids = ids_of(tokenizer, [part])[0]
+        # A chat template writes BOS itself, so it is removed here.
+        if opening and ids[: len(opening)] == opening:
+            return ids[len(opening) :]
+        return ids
+
+    choose = _from_parts if len(text) > LONG_TEXT else _from_whole
+    chosen, found = choose(text, read, body, wanted)
+    if len(chosen) < wanted:
+        raise DataError(
+            f"calibration text {source!r} is too short: it has {found} tokens, "
+            f"{wanted * body} are needed; give more text or fewer --tokens"
+        )
+    return torch.tensor([opening + ids for ids in chosen], dtype=torch.int64)
+
+
+def _from_whole(text: str, read: Read, length: int, wanted: int) -> tuple[list[list[int]], int]:
+    """Return windows of a text that is tokenised whole, and its number of tokens."""
+    ids = read(text)
+    have = len(ids) // length
+    # The seed is the number of windows, so the order depends on the length of the text only.
+    order = np.random.Generator(np.random.Philox(key=have)).permutation(have)[:wanted]
+    return [ids[i * length : (i + 1) * length] for i in order.tolist()], len(ids)
+
+
+def _from_parts(text: str, read: Read, length: int, wanted: int) -> tuple[list[list[int]], int]:
+    """Return windows of a long text, and the number of tokens that were read.
+
+    The first window of each part comes first, then the second window of each part, and so on.
+    """
+    size = _PIECE * length
+    count = len(text) // size
+    order = np.random.Generator(np.random.Philox(key=count)).permutation(count)
+    chosen: list[list[int]] = []
+    later: list[list[list[int]]] = []
+    found = 0
+    # Take the first window of each part. Usually these are enough.
+    for place in order.tolist():
+        if len(chosen) == wanted:
+            return chosen, found
+        ids = read(_part(text, place * size, size))
+        found += len(ids)
+        stretches = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+        chosen += stretches[:1]
+        later.append(stretches[1:])
+    # Take the further windows of all parts in turn.
+    for turn in range(max(map(len, later), default=0)):
+        for stretches in later:
+            if turn < len(stretches):
+                chosen.append(stretches[turn])
+    return chosen[:wanted], found
+
+
+def _part(text: str, start: int, size: int) -> str:
+    """Return a part of a text. It begins at the start of a word if it contains spaces."""
+    part = text[start : start + size]
+    space = re.search(r"\s+", part)
+    if start == 0 or space is None:
+        return part
+    return part[space.end() :]
+
+
+def opening_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that a tokenizer begins every text with: BOS for many models, otherwise
+    none.
+    """
+    for probe in _PROBES:
+        bare: list[int] = tokenizer(probe, add_special_tokens=False)["input_ids"]
+        whole: list[int] = tokenizer(probe)["input_ids"]
+        if not bare:
+            continue
+        # The ids in front of the text itself are the opening.
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return whole[:start]
+    return []
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Return the token ids of each text, without the tokenizer's special tokens at the start and
+    end.
+    """
+    with guarded("the tokenizer cannot read the text", kind=DataError):
+        rows: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
+    return rows
+
+
+def check_fits(model: PreTrainedModel, ids_BL: torch.Tensor) -> None:
+    """Check that the model has embeddings for the positions and the tokens of windows.
+
+    Raises:
+        DataError: the windows are too long, or they have unknown token ids.
+    """
+    length, most = ids_BL.shape[1], most_positions(model)
+    if most is not None and length > most:
+        raise DataError(
+            f"windows of {length} tokens are longer than the model's table of {most} positions: "
+            f"use --window {most} or "
+            "less"
+        )
+    check_ids(model, int(ids_BL.max()) if ids_BL.numel() else 0)
+
+
+def check_ids(model: PreTrainedModel, largest: int) -> None:
+    """Check that the model has embeddings for all token ids.
+
+    Args:
+        model: the model.
+        largest: largest token id.
+
+    Raises:
+        DataError: the id is too large, so the tokenizer belongs to another model.
+    """
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    words = len(weight)
+    if largest >= words:
+        raise DataError(
+            f"the tokenizer gives the token id {largest} and the model has embeddings for {words} "
+            f"tokens: the "
+            "tokenizer's files are not this model's"
+        )
+
+
+def _read_dataset(source: str, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
+    """Read the documents of a data set."""
+    import datasets
+
+    name, _, rest = source.partition(":")
+    config, _, split = rest.partition(":")
+    failure = f"cannot load calibration {source!r} as a file or dataset"
+    with guarded(failure, kind=DataError, advice="give FILE or id[:config[:split]]"):
+        data = datasets.load_dataset(name, config or None, split=split or "train")
+        wanted = [name for name in data.column_names if name in (*TEXT_FIELDS, *CHAT_FIELDS)]
+        rows = data.select_columns(wanted).to_list() if wanted else []
+    if not wanted:
+        raise DataError(
+            f"dataset {source!r} has no text column ({FIELDS}): its columns are "
+            f"{', '.join(data.column_names)}"
+        )
+    return documents_of(rows, f"dataset {source!r}", tokenizer)
+
+
+def _builtin(*, held_out: bool) -> list[str]:
+    """Return the distinct paragraphs of prose of one part of the builtin text.
+
+    A quarter of the documents is held out. The digest of a document's name decides its part. The
+    language reference repeats itself, and a paragraph that is in both parts belongs to calibration.
+
+    Args:
+        held_out: return the held-out part instead of the calibration part.
+    """
+    from pydoc_data.topics import topics
+
+    # Collect the documents.
+    documents = dict(topics)
+    for name in _DESCRIBED:
+        try:
+            documents[name] = str(importlib.metadata.metadata(name).json["description"])
+        except (importlib.metadata.PackageNotFoundError, KeyError):
+            continue
+    # Split them into paragraphs and assign these to the two parts.
+    parts: dict[bool, list[str]] = {False: [], True: []}
+    for name in sorted(documents):
+        part = parts[hashlib.sha256(name.encode()).digest()[0] < 64]
+        for lines in re.split(r"\n\s*\n", documents[name]):
+            paragraph = " ".join(lines.split())
+            if _is_prose(paragraph):
+                part.append(paragraph)
+    # Remove duplicates.
+    calibration = dict.fromkeys(parts[False])
+    if not held_out:
+        return list(calibration)
+    return [p for p in dict.fromkeys(parts[True]) if p not in calibration]
+
+
+def _is_prose(paragraph: str) -> bool:
+    """Return True for a long paragraph that consists mostly of letters and ends like a sentence."""
+    letters = sum(character.isalpha() or character == " " for character in paragraph)
+    return len(paragraph) > 120 and paragraph[-1] in ".:)" and letters > 0.88 * len(paragraph)

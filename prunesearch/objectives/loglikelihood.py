@@ -1,0 +1,226 @@
+"""Log-likelihoods of continuations, read from the last hidden states of a batch.
+
+Only the rows that predict a scored token reach the vocabulary head. Numbers are rounded as in
+lm-eval (log-softmax and sums in the precision of the logits), because metrics such as acc_norm
+compare them with one another.
+
+Shapes: T tokens of a batch, R of them read, V vocabulary.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import ScoringError
+from prunesearch.execution.batches import Batch, row_batches, tree_batches
+from prunesearch.execution.shared_forward import HEAD_ROWS, Forward, Head
+from prunesearch.models.structure import blocks_of, input_device, settings_of
+
+Answer = tuple[float, bool]
+"""Log-likelihood in nats, and True if greedy decoding would give the same continuation."""
+Question = tuple[Sequence[int], Sequence[int]]
+"""Token ids of the context and of its continuation."""
+
+_EXACT_TYPES = {"full_attention", "sliding_attention"}
+_BRANCH = ((3, 1, 4, 1, 5, 9, 2, 6), ((5, 3, 5), (8, 9, 7, 9)))  # a context and two continuations
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A batch, and the positions of the scored tokens in it.
+
+    Attributes:
+        batch: input of the forward pass.
+        members: numbers of the questions in the batch.
+        lengths: number of tokens of each question's continuation.
+        rows_R: tokens that predict a scored token, as indices into all T, without repetition.
+        pair_row: index into `rows_R` of the row that predicts each scored token, sorted.
+        pair_target: id of each scored token, in the same order.
+        restore: permutation that sorts the scored tokens by question.
+    """
+
+    batch: Batch
+    members: Sequence[int]
+    lengths: list[int]
+    rows_R: torch.Tensor
+    pair_row: torch.Tensor
+    pair_target: torch.Tensor
+    restore: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, batch: Batch, spans: Mapping[int, Sequence[int]], questions: Sequence[Question]
+    ) -> Self:
+        """Find the rows to read in a batch.
+
+        Args:
+            batch: input of the forward pass.
+            spans: for each question in the batch, the index of each token of its sequence among all
+                T.
+            questions: all questions; `spans` has their numbers.
+        """
+        # A token is predicted by the token before it, and the model does not read the last token.
+        # So the last rows of a sequence predict its continuation.
+        predicting: list[int] = []
+        scored: list[int] = []
+        lengths: list[int] = []
+        for i, span in spans.items():
+            continuation = questions[i][1]
+            rows = span[-len(continuation) :]
+            predicting += rows
+            scored += continuation
+            lengths.append(len(rows))
+        # Questions with a common context share rows, and each row is read once.
+        rows_R, pair_row = torch.unique(torch.tensor(predicting), return_inverse=True)
+        order = pair_row.argsort(stable=True)
+        targets = torch.tensor(scored)
+        return cls(
+            batch, list(spans), lengths, rows_R, pair_row[order], targets[order], order.argsort()
+        )
+
+    def on(self, model: PreTrainedModel) -> Self:
+        """Return a copy on the model's input device."""
+        device = input_device(model)
+        return replace(
+            self,
+            batch=self.batch.on(model),
+            rows_R=self.rows_R.to(device),
+            pair_row=self.pair_row.to(device),
+            pair_target=self.pair_target.to(device),
+            restore=self.restore.to(device),
+        )
+
+    @torch.inference_mode()
+    def answers(self, head: Head, state_BLE: torch.Tensor) -> Iterator[tuple[int, Answer]]:
+        """Yield the number of each question in the batch and its answer, from a candidate's last
+        state.
+        """
+        finished_RE = head.finish(state_BLE.flatten(0, 1)[self.rows_R])
+        step = HEAD_ROWS.get(finished_RE.device.type, HEAD_ROWS["cpu"])
+        values, greedy = [], []
+        # Compute the logits of a few rows at a time, and read the tokens that these rows predict.
+        for start in range(0, len(finished_RE), step):
+            log_p_RV = torch.log_softmax(head.logits(finished_RE[start : start + step]), dim=-1)
+            ends = torch.tensor([start, start + step], device=self.pair_row.device)
+            first, last = torch.searchsorted(self.pair_row, ends).tolist()
+            row, target = self.pair_row[first:last] - start, self.pair_target[first:last]
+            value = log_p_RV[row, target]
+            likeliest = value >= log_p_RV.amax(-1)[row]
+            # Of several tokens with the same likelihood, argmax chooses one, as in lm-eval.
+            if bool(likeliest.any()):
+                likeliest[likeliest.clone()] = (
+                    log_p_RV[row[likeliest]].argmax(-1) == target[likeliest]
+                )
+            values.append(value)
+            greedy.append(likeliest)
+        # Sum the log-likelihoods of each question. Its answer is greedy if all its tokens are.
+        value_of, greedy_of = torch.cat(values)[self.restore], torch.cat(greedy)[self.restore]
+        sums = torch.stack([part.sum() for part in torch.split(value_of, self.lengths)]).tolist()
+        alls = torch.stack([part.all() for part in torch.split(greedy_of, self.lengths)]).tolist()
+        yield from zip(self.members, zip(sums, alls, strict=True), strict=True)
+
+
+def read_trees(
+    questions: Sequence[Question], sequences: Sequence[Sequence[int]], budget: int
+) -> list[Reading]:
+    """Lay questions out as token trees, in which each common prefix is read once.
+
+    Args:
+        questions: contexts and continuations.
+        sequences: inputs of the questions, from `inputs_of`.
+        budget: tokens of a batch.
+    """
+    return [Reading.of(tree, tree.spans, questions) for tree in tree_batches(sequences, budget)]
+
+
+def read_rows(
+    questions: Sequence[Question], sequences: Sequence[Sequence[int]], budget: int
+) -> list[Reading]:
+    """Lay questions out as rows: each question is a sequence, padded at the right."""
+    readings = []
+    for batch, members in row_batches(sequences, budget):
+        width = batch.ids.shape[1]
+        spans: dict[int, Sequence[int]] = {}
+        for row, i in enumerate(members):
+            spans[i] = range(row * width, row * width + len(sequences[i]))
+        readings.append(Reading.of(batch, spans, questions))
+    return readings
+
+
+def inputs_of(questions: Sequence[Question], longest: int) -> list[tuple[int, ...]]:
+    """Return the tokens that the model reads for each question.
+
+    A long question is truncated at the left, as in lm-eval. The last token is left out, because it
+    predicts no scored token.
+    """
+    inputs = []
+    for context, continuation in questions:
+        tokens = [*context, *continuation][-(longest + 1) :]
+        inputs.append(tuple(tokens[:-1]))
+    return inputs
+
+
+def reads_trees(model: PreTrainedModel, forward: Forward) -> bool:
+    """Return True if the model computes the same on a token tree as on each sequence.
+
+    The config is read first. Recurrent and linear-attention layers carry one state along the row,
+    and biases by distance (ALiBi) ignore position ids. Both would mix the branches of a tree. Then
+    one block of each kind is run on a small tree, to find what the config does not show.
+    """
+    # Refuse the kinds of layers that are known to mix branches.
+    config = settings_of(model.config)
+    kinds: list[str] = list(getattr(config, "layer_types", None) or [])
+    if (
+        set(kinds) - _EXACT_TYPES
+        or getattr(config, "alibi", False)
+        or _window(config) < sum(map(len, _sample()))
+    ):
+        return False
+    # Keep the first block of each kind.
+    n = len(blocks_of(model))
+    kept = set(map(kinds.index, set(kinds))) or {0}
+    candidate = LayerSubset.of(n, set(range(n)) - kept)
+    # Run them on a tree of two branches.
+    vocabulary = int(config.vocab_size)
+    tokens = []
+    for sequence in _sample():
+        tokens.append(tuple(token % vocabulary for token in sequence))
+    (tree,) = tree_batches(tokens, 64)
+    tree = tree.on(model)
+    try:
+        ((_, _, packed_1TE),) = forward.run([(tree, [candidate])])
+    except (NotImplementedError, ScoringError):  # a kind of attention that trees do not support
+        return False
+    # Compare each branch with the same tokens as a plain sequence.
+    for batch, (i,) in row_batches(tokens, 1):
+        ((_, _, plain_1LE),) = forward.run([(batch.on(model), [candidate])])
+        away = (
+            packed_1TE[0, tree.spans[i]] - plain_1LE[0]
+        ).float().norm() / plain_1LE.float().norm()
+        tolerance = 1e-3 if plain_1LE.dtype == torch.float32 else 0.05
+        if not float(away) < tolerance:  # NaN is a difference, too
+            return False
+    return True
+
+
+def tree_depth_fits(config: PretrainedConfig, sequences: Sequence[Sequence[int]]) -> bool:
+    """Return True if every sequence fits in the model's sliding window.
+
+    Attention along a tree has no window.
+    """
+    return max(map(len, sequences)) <= _window(config)
+
+
+def _window(config: PretrainedConfig) -> float:
+    """Return the length of the model's sliding window; infinity if it has none."""
+    return getattr(settings_of(config), "sliding_window", None) or float("inf")
+
+
+def _sample() -> list[tuple[int, ...]]:
+    """Return two short sequences with a common prefix."""
+    beginning, branches = _BRANCH
+    return [beginning + branch for branch in branches]

@@ -1,0 +1,409 @@
+"""The objective on lm-eval tasks.
+
+lm-eval builds its requests once, this package answers them, and lm-eval's metrics read the answers.
+lm-eval tokenises, cuts rolling texts into windows, filters, aggregates and computes standard
+errors. Only the forward passes of its `HFLM` are replaced, see `objectives.loglikelihood`. Tasks
+that generate text use `HFLM` unchanged.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import lm_eval.evaluator
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import InputError
+from prunesearch.execution.shared_forward import Forward, Head
+from prunesearch.models.handover import tokenizer_copy, unchanged_by
+from prunesearch.models.loading import LoadedModel
+from prunesearch.models.structure import input_device
+from prunesearch.models.surgery import pruned
+from prunesearch.objectives.base import (
+    SCORING_VERSION,
+    Chunk,
+    Metrics,
+    Scored,
+    Work,
+    content_digest,
+    not_finite,
+    numerics_of,
+    tokens_digest,
+)
+from prunesearch.objectives.calibration_data import check_ids
+from prunesearch.objectives.generation import generation_chunk
+from prunesearch.objectives.lm_eval_tasks import (
+    LM_EVAL,
+    bootstrap_here,
+    choose_metric,
+    configure,
+    data_errors,
+    flat_metrics,
+    freeze,
+    load_tasks,
+    quiet_lm_eval,
+    rules_of,
+)
+from prunesearch.objectives.loglikelihood import (
+    Answer,
+    Question,
+    Reading,
+    inputs_of,
+    read_rows,
+    read_trees,
+    reads_trees,
+    tree_depth_fits,
+)
+
+CHUNK_REQUESTS = 256
+"""Requests of a chunk, rounded up to the end of a document.
+
+HellaSwag has 64 documents in a chunk.
+"""
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens of a forward pass by device."""
+BOOTSTRAP_ITERS = 1000
+"""Resamples for standard errors without a formula (perplexity, f1).
+
+lm-eval's default of 100,000 takes minutes.
+"""
+_WORTH = 0.8  # share of a plain pass's tokens below which a token tree is faster
+
+Request = tuple[Any, list[int], list[int]]  # lm-eval's: (texts, context ids, continuation ids)
+
+
+class TaskObjective:
+    """Scores candidates on an lm-eval task or group.
+
+    Args:
+        loaded: the dense model.
+        task: name of a task, tag or group.
+        metric: metric that is searched. Default: acc_norm if the task has it, otherwise its first.
+        data: local .jsonl[.gz|.bz2] file that replaces the data of a single task.
+        include_path: folder with further task YAML files.
+        limit: number of documents of each task. Default: all.
+        num_fewshot: number of examples in the prompt. Default: the task's own.
+        batch_tokens: tokens of a forward pass. Default: by device.
+        generate: allow tasks that generate text, which takes too long for a search.
+
+    Raises:
+        UnknownNameError: the task or the metric does not exist.
+        DataError: the data are missing or lack a field that the task's template needs.
+        InputError: the task generates text and `generate` is False.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        task: str,
+        *,
+        metric: str | None = None,
+        data: str | None = None,
+        include_path: str | None = None,
+        limit: int | None = None,
+        num_fewshot: int | None = None,
+        batch_tokens: int | None = None,
+        generate: bool = False,
+    ) -> None:
+        self._model = loaded.model
+        self._name = task
+        self._limit = limit
+        # Build all requests once: a first evaluation with dummy answers records them.
+        self._tasks = load_tasks(task, data, include_path, generate)
+        configure(self._tasks, num_fewshot)
+        tokenizer = tokenizer_copy(loaded.tokenizer)  # a copy, since HFLM sets its padding token
+        with unchanged_by("lm-eval", loaded.model), quiet_lm_eval(), data_errors(task, data):
+            self._lm = _RequestRecorder(pretrained=loaded.model, tokenizer=tokenizer, batch_size=1)
+            dummy = self._evaluate(self._lm)
+            for leaf in self._tasks["tasks"].values():
+                freeze(leaf)
+        self.metric, self.maximize = choose_metric(dummy, task, metric)
+        device = input_device(loaded.model).type
+        self._batch_tokens = batch_tokens or BATCH_TOKENS.get(device, 2048)
+        self._head = Head(loaded.model)
+        # Sort the recorded requests into chunks of log-likelihoods and prompts to generate from.
+        questions: list[Question] = []
+        largest_id = 0
+        for _, context, continuation in self._lm.requests:
+            questions.append((context, continuation))
+            largest_id = max((largest_id, *context, *continuation))
+        self._questions = _by_document(questions)
+        self._prompts = self._lm.prompts
+        check_ids(loaded.model, largest_id)
+        if self._prompts and loaded.layers.streamed_once:
+            raise InputError(
+                f"task {task!r} generates text, which needs all weights in memory: leave --weights "
+                f"out"
+            )
+        self._readings: dict[int, list[Reading]] = {}
+        self._trees: bool | None = None
+        numerics = {**numerics_of(loaded.model), "batch_tokens": str(self._batch_tokens)}
+        self.chunks: list[Chunk] = []
+        for index, questions in enumerate(self._questions):
+            identity = _identity(questions, numerics, self._lm.max_length)
+            self.chunks.append(Chunk(index, identity, _tokens(questions)))
+        if self._prompts:
+            index = len(self._questions)
+            with unchanged_by("lm-eval", loaded.model), quiet_lm_eval(), data_errors(task, data):
+                self.chunks.append(
+                    generation_chunk(index, self._lm, self._prompts, loaded.tokenizer, numerics)
+                )
+        # The requests, the correct answers and the rules of scoring are part of the study's
+        # identity. They are not part of the store's keys.
+        targets = []
+        for leaf in self._tasks["tasks"].values():
+            for _, doc in leaf.doc_iterator(rank=0, limit=limit, world_size=1):
+                targets.append(leaf.doc_to_target(doc))
+        asked = [chunk.identity.get("tokens", chunk.identity) for chunk in self.chunks]
+        self.digest = tokens_digest([task, self.metric, asked, targets])
+        self.settings: Mapping[str, Any] = {
+            "lm-eval version": LM_EVAL,
+            "task truncation": max(chunk.identity.get("truncation", 0) for chunk in self.chunks),
+            "task scoring": content_digest(
+                [targets, *map(rules_of, self._tasks["tasks"].values())]
+            ),
+        }
+
+    def score(self, work: Work, forward: Forward) -> Iterator[Scored]:
+        """Yield the results of each chunk for each of its candidates.
+
+        The result of a request is ``[log-likelihood, greedy]`` or the generated text.
+        """
+        # One job per batch of a chunk of log-likelihoods. `left` counts the open jobs of each
+        # chunk.
+        jobs: list[tuple[Chunk, Reading, Sequence[LayerSubset]]] = []
+        left: Counter[int] = Counter()
+        for chunk, candidates in work:
+            if candidates and chunk.index < len(self._questions):
+                for reading in self._read(chunk.index, forward):
+                    jobs.append((chunk, reading, candidates))
+                    left[chunk.index] += 1
+
+        # Read the answers of each job. A chunk's results are complete after its last job.
+        found: dict[tuple[int, LayerSubset], dict[int, Answer]] = defaultdict(dict)
+        passes = forward.run([(reading.batch, candidates) for _, reading, candidates in jobs])
+        for job, states in groupby(passes, key=itemgetter(0)):
+            chunk, reading, candidates = jobs[job]
+            for _, candidate, state_BLE in states:
+                found[chunk.index, candidate].update(reading.answers(self._head, state_BLE))
+            left[chunk.index] -= 1
+            if left[chunk.index]:
+                continue
+            for candidate in candidates:
+                answers = found.pop((chunk.index, candidate))
+                if all(math.isfinite(value) for value, _ in answers.values()):
+                    yield chunk.index, candidate, [list(answers[i]) for i in range(len(answers))]
+                else:
+                    yield chunk.index, candidate, not_finite(candidate)
+
+        # Texts are generated by each candidate in turn, without shared prefixes.
+        for chunk, candidates in work:
+            if chunk.index >= len(self._questions):
+                for candidate in candidates:
+                    with pruned(self._model, candidate):
+                        yield chunk.index, candidate, self._lm.generate(self._prompts)
+
+    def metrics(self, results: Sequence[list[Any]]) -> Metrics:
+        """Compute the metrics with lm-eval's filters, metrics and aggregation."""
+        table = flat_metrics(self._evaluate(self._replay(results)), self._name)
+        values: dict[str, float] = {}
+        stderr: dict[str, float] = {}
+        for name, value in table.items():
+            if name.endswith("_stderr"):
+                stderr[name.removesuffix("_stderr")] = value
+            else:
+                values[name] = value
+        return Metrics(values, stderr)
+
+    def losses(self, results: Sequence[list[Any]]) -> Sequence[float]:
+        """Return the metric of each document whose answers are complete.
+
+        The sign is turned if needed, so that a smaller value is better.
+
+        Raises:
+            InputError: the metric is not a number per document.
+        """
+        have = sum(map(len, results))
+        outcome = self._evaluate(self._replay(results), samples=True)
+        sign = -1.0 if self.maximize else 1.0
+        losses: list[float] = []
+        # Documents come in the order of their requests, so the first incomplete one ends the list.
+        asked = 0
+        for rows in outcome["samples"].values():
+            for row in rows:
+                asked += len(row["arguments"])
+                if asked > have:
+                    break
+                value = row.get(self.metric)
+                if not isinstance(value, int | float):
+                    raise InputError(
+                        f"metric {self.metric!r} is not a number per document, which --race needs"
+                    )
+                losses.append(sign * float(value))
+        return losses
+
+    def _read(self, index: int, forward: Forward) -> list[Reading]:
+        """Return a chunk's batches. They are laid out once and kept.
+
+        Token trees are used if the model can read them and if they are enough shorter than rows.
+        """
+        if index in self._readings:
+            return self._readings[index]
+        if self._trees is None:
+            self._trees = reads_trees(self._model, forward)
+        questions = self._questions[index]
+        sequences = inputs_of(questions, self._lm.max_length)
+        readings = read_rows(questions, sequences, self._batch_tokens)
+        if self._trees and tree_depth_fits(self._model.config, sequences):
+            trees = read_trees(questions, sequences, self._batch_tokens)
+            if _computed(trees) < _WORTH * _computed(readings):
+                readings = trees
+        self._readings[index] = [reading.on(self._model) for reading in readings]
+        return self._readings[index]
+
+    def _replay(self, results: Sequence[list[Any]]) -> "_ReplayModel":
+        """Return a model that answers with stored results.
+
+        Requests at the end that have no result get a dummy answer.
+        """
+        asked = len(self._questions)
+        answers: list[Answer] = []
+        for chunk in results[:asked]:
+            for value, greedy in chunk:
+                answers.append((float(value), bool(greedy)))
+        answers += [(0.0, False)] * (sum(map(len, self._questions)) - len(answers))
+        texts: list[str] = []
+        for chunk in results[asked:]:
+            texts += chunk
+        texts += [""] * (len(self._prompts) - len(texts))
+        return _ReplayModel(answers, self._lm.windows, texts)
+
+    def _evaluate(self, lm: Any, samples: bool = False) -> dict[str, Any]:  # noqa: ANN401 (lm-eval is untyped)
+        """Run lm-eval's evaluation with a model."""
+        with bootstrap_here():
+            outcome: dict[str, Any] = lm_eval.evaluator.evaluate(
+                lm=lm,
+                task_dict=self._tasks,
+                limit=self._limit,
+                log_samples=samples,
+                bootstrap_iters=BOOTSTRAP_ITERS,
+            )
+        return outcome
+
+
+def _by_document(questions: list[Question]) -> list[list[Question]]:
+    """Split requests into chunks.
+
+    A chunk ends where the context changes, so that every document is in one chunk.
+    """
+    chunks: list[list[Question]] = []
+    before: Sequence[int] = ()
+    for question in questions:
+        if not chunks or (len(chunks[-1]) >= CHUNK_REQUESTS and question[0] != before):
+            chunks.append([])
+        chunks[-1].append(question)
+        before = question[0]
+    return chunks
+
+
+def _computed(readings: Sequence[Reading]) -> int:
+    """Return the number of tokens that the batches compute, padding included."""
+    return sum(reading.batch.tokens for reading in readings)
+
+
+def _tokens(questions: list[Question]) -> int:
+    """Return the number of tokens that a model reads for the questions one by one."""
+    return sum(len(context) + len(continuation) - 1 for context, continuation in questions)
+
+
+def _identity(questions: list[Question], numerics: dict[str, str], longest: int) -> dict[str, Any]:
+    """Return the identity of a chunk of log-likelihoods.
+
+    The truncation length is part of it only if a question is truncated.
+    """
+    identity = {
+        "kind": "loglikelihood",
+        "version": SCORING_VERSION,
+        "numerics": numerics,
+        "tokens": tokens_digest(questions),
+    }
+    if any(len(context) + len(continuation) > longest + 1 for context, continuation in questions):
+        identity["truncation"] = longest
+    return identity
+
+
+class _RequestRecorder(HFLM):  # type: ignore[misc]
+    """lm-eval's own model, changed to record tokenised requests instead of answering them.
+
+    Attributes:
+        requests: tokenised requests for log-likelihoods.
+        windows: number of tokenised requests for each request: 1, or the windows of a rolling one.
+        prompts: requests for generated text.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(**kwargs)
+        # HFLM takes the device of the first weight, which may be offloaded.
+        self._device = input_device(self.model)
+        self.requests: list[Request] = []
+        self.windows: list[int] = []
+        self.prompts: list[Instance] = []
+
+    def _loglikelihood_tokens(self, requests: list[Request], **_: object) -> list[Answer]:
+        self.requests.extend(requests)
+        return [(0.0, False)] * len(requests)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Answer]:
+        self.windows += [1] * len(requests)
+        return list(super().loglikelihood(requests, disable_tqdm=True))
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[float]:
+        for request in requests:
+            before = len(self.requests)
+            super().loglikelihood_rolling([request], disable_tqdm=True)
+            self.windows.append(len(self.requests) - before)
+        return [0.0] * len(requests)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        self.prompts += requests
+        return [""] * len(requests)
+
+    def generate(self, prompts: list[Instance]) -> list[str]:
+        """Generate texts with the model in its present state."""
+        with unchanged_by("lm-eval", self.model), torch.inference_mode(), quiet_lm_eval():
+            return list(super().generate_until(prompts, disable_tqdm=True))
+
+
+class _ReplayModel:
+    """A model that answers lm-eval's requests from stored answers, in the order of the requests."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, answers: list[Answer], windows: list[int], texts: list[str]) -> None:
+        self._answers = iter(answers)
+        self._windows = iter(windows)
+        self._texts = iter(texts)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        return [next(self._texts) for _ in requests]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[Answer]:
+        return [self._next()[0] for _ in requests]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        sums = []
+        for _ in requests:
+            sums.append(sum(value for value, _ in self._next()))
+        return sums
+
+    def _next(self) -> list[Answer]:
+        """Return the answers of the next request."""
+        return [next(self._answers) for _ in range(next(self._windows))]

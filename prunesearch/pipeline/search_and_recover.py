@@ -1,0 +1,153 @@
+"""Search and recovery from one recipe: from the search to the evaluation of the healed model.
+
+Each stage finds its earlier result by content: the study by its recipe, the evaluation in the
+store, and the others as `recovery.recover` says. The same command again only does what is left to
+do.
+"""
+
+import gc
+from pathlib import Path
+from typing import Annotated, Any
+
+# The first import of optuna_dashboard keeps the variables of its callers alive. It is imported
+# here, before a model is loaded.
+import optuna_dashboard  # noqa: F401
+from pydantic import BaseModel, ConfigDict, Field
+
+from prunesearch.cache.location import CacheLocation
+from prunesearch.candidate import LayerSubset
+from prunesearch.config.recipe import (
+    Recipe,
+    RunOptions,
+    study_name,
+    validated,
+)
+from prunesearch.errors import InputError
+from prunesearch.models.loading import LoadedModel
+from prunesearch.pipeline.run import (
+    Outcome,
+    check_grid,
+    evaluate_model,
+    facts_of,
+    run_search,
+)
+from prunesearch.pipeline.search_loop import Listener
+from prunesearch.pipeline.session import open_session, space_of
+from prunesearch.recovery.recover import (
+    HealOptions,
+    Recovery,
+    View,
+    check_out,
+    heal_and_export,
+)
+from prunesearch.runtime import stopping
+from prunesearch.studies import persistence, selection
+
+
+class Evaluated(BaseModel):
+    """Settings of the evaluation of the recovered model, as for `prunesearch evaluate`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str | None = None
+    task_data: str | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    calibration: str | None = None
+    """Text for perplexity, if no task is given."""
+    tokens: Annotated[int, Field(ge=16)] = 4096
+
+
+class RecoverySection(Recovery):
+    """Section ``recover`` of a recipe file."""
+
+    evaluate: Evaluated | None = None
+
+
+def search_and_recover(
+    recipe: Recipe,
+    recovery: RecoverySection,
+    options: RunOptions,
+    view: View,
+    out: Path | None = None,
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Search, choose among finalists, compensate, tune, heal, export, verify and evaluate.
+
+    Args:
+        recipe: recipe of the search.
+        recovery: settings of the recovery.
+        options: how the search runs.
+        view: shows the progress of the recovery.
+        out: folder of the checkpoint. Default: a folder in ``storage/exports/``, named by the
+            study.
+        listener: called with the progress of the search.
+
+    Returns:
+        Report as JSON values.
+
+    Raises:
+        PruneSearchError: see `errors`. Finished stages are kept.
+    """
+    # Refuse bad input before any work.
+    if recipe.units != "blocks" or recipe.drop.startswith("pareto"):
+        raise InputError(
+            "recover: goes with whole blocks and one best candidate: leave out units and pareto"
+        )
+    name = options.study or study_name(recipe)
+    out = out or Path("storage/exports") / f"{name}-recovered"
+    check_out(out)
+    check_grid([recipe], options)
+    # Search, and recover the best candidates in the model that was searched.
+    loaded, outcome, ranked = _searched(recipe, options, name, listener)
+    heal_options = HealOptions(out, CacheLocation.parse(options.cache).folder, options.storage)
+    with stopping.deferred():
+        document = heal_and_export(
+            loaded, ranked, recovery, _facts(recipe, outcome), heal_options, view
+        )
+    document = {**outcome.document(options), **document}
+    # The healed model is loaded next, and two models may not fit in memory. The parts of a model
+    # refer to each other, so only the garbage collector frees it.
+    del loaded
+    gc.collect()
+    if recovery.evaluate is not None:
+        view.say(f"evaluating {out}")
+        document["evaluation"] = evaluate_model(
+            _evaluation(recovery.evaluate, out), options, "none"
+        )
+    return document
+
+
+def _searched(
+    recipe: Recipe, options: RunOptions, name: str, listener: Listener | None
+) -> tuple[LoadedModel, Outcome, list[LayerSubset]]:
+    """Search, and return the model as well, so that the recovery does not load it again.
+
+    Returns:
+        The dense model, the outcome of the search, and the study's candidates, best first.
+    """
+    with open_session(recipe, options) as session:
+        outcome = run_search(session, recipe, options, listener)
+        study = persistence.load(persistence.open_storage(options.storage, create=False), name)
+        space = space_of(recipe, session.loaded)
+        ranked = [space.from_params(trial.params) for trial in selection.best_trials(study, None)]
+        return session.loaded, outcome, ranked
+
+
+def _facts(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
+    """Return the facts of the search for the manifest.
+
+    Its metrics are left out, because they do not describe the recovered model.
+    """
+    facts = facts_of(recipe, outcome)
+    return {name: value for name, value in facts.items() if name in ("study", "recipe")}
+
+
+def _evaluation(wanted: Evaluated, out: Path) -> Recipe:
+    """Return the recipe that evaluates the exported model.
+
+    Nothing is searched, so `drop` is not used.
+    """
+    values = wanted.model_dump(exclude_none=True)
+    objective = "task" if wanted.task else "perplexity"
+    return validated(Recipe, {**values, "model": str(out), "drop": "1", "objective": objective})

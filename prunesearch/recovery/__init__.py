@@ -1,0 +1,9 @@
+"""Recovery of quality after layers were dropped. Only this package imports peft."""
+
+from prunesearch.recovery.heal_recipe import HealRecipe
+from prunesearch.recovery.healing import heal
+from prunesearch.recovery.lora import weights_restored
+from prunesearch.recovery.run_folder import Healed
+from prunesearch.recovery.training import HealProgress
+
+__all__ = ["HealProgress", "HealRecipe", "Healed", "heal", "weights_restored"]

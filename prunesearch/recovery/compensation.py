@@ -1,0 +1,315 @@
+"""Compensation of a candidate's gaps without training (see `gap_fitting`), and its export.
+
+Results are stored by a digest of everything that determines them. A result holds the scales and
+the changes of linear maps, from which the same weights are computed again.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from prunesearch.cache.files import cannot_write
+from prunesearch.cache.keys import canonical_json
+from prunesearch.candidate import LayerSubset
+from prunesearch.config.recipe import BUILTIN_TEXT
+from prunesearch.errors import (
+    InputError,
+    ModelError,
+    RunError,
+    StorageError,
+    UnknownNameError,
+)
+from prunesearch.export import export
+from prunesearch.export.writer import MAX_SHARD
+from prunesearch.models.fingerprint import fingerprint
+from prunesearch.models.loading import LoadedModel
+from prunesearch.models.surgery import check_removable
+from prunesearch.objectives.base import numerics_of, tokens_digest
+from prunesearch.objectives.calibration_data import HELD_OUT, check_fits, token_windows
+from prunesearch.objectives.tensor_files import read_tensors, write_tensors
+from prunesearch.recovery.gap_fitting import (
+    METHODS,
+    Found,
+    Gap,
+    GapFitter,
+    GapResult,
+    HeldOut,
+    gaps_of,
+)
+from prunesearch.recovery.output_projections import Edit, put
+
+COMPENSATION_VERSION = 1
+"""Version of compensation. Increase it with every change that may change a compensated weight."""
+# Attributes of a compensated gap that are stored besides its change.
+_NUMBERS = ("alpha", "ridge", "loss_before", "loss_after", "seconds")
+_NOTE = "found"
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """A compensation whose weights are in the model.
+
+    As a context manager it restores the dense weights at the end of the ``with`` block.
+
+    Attributes:
+        candidate: the candidate.
+        gaps: results of its gaps, in order.
+        dense, pruned, compensated: ``cross_entropy``, ``perplexity`` and ``kl`` (over the dense
+            model's 512 likeliest tokens) on the held-out tokens.
+        cached: True if a stored result was applied.
+    """
+
+    candidate: LayerSubset
+    gaps: tuple[GapResult, ...]
+    dense: Mapping[str, float]
+    pruned: Mapping[str, float]
+    compensated: Mapping[str, float]
+    cached: bool
+    _dense_weights: Edit = field(repr=False)
+
+    @property
+    def changed(self) -> tuple[nn.Parameter, ...]:
+        """Parameters whose weights were replaced."""
+        return tuple(self._dense_weights)
+
+    @property
+    def helped(self) -> bool:
+        """True if any weight was changed."""
+        return any(done.method != "none" for done in self.gaps)
+
+    @property
+    def recovered(self) -> float:
+        """Recovered share of the log-perplexity that pruning lost; 0 if none was lost."""
+        lost = self.pruned["cross_entropy"] - self.dense["cross_entropy"]
+        if not lost > 0:
+            return 0.0
+        return (self.pruned["cross_entropy"] - self.compensated["cross_entropy"]) / lost
+
+    def undo(self) -> None:
+        """Restore the dense weights. They are the same tensors as before."""
+        put(self._dense_weights)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.undo()
+
+    def document(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return {
+            "dropped": self.candidate.text,
+            "gaps": [done.document() for done in self.gaps],
+            "dense": dict(self.dense),
+            "pruned": dict(self.pruned),
+            "compensated": dict(self.compensated),
+            "recovered": self.recovered,
+            "cached": self.cached,
+        }
+
+
+def compensate(
+    loaded: LoadedModel,
+    candidate: LayerSubset,
+    fit_BL: torch.Tensor,
+    held_out_BL: torch.Tensor,
+    method: str = "auto",
+    folder: Path | None = None,
+) -> Compensation:
+    """Change the kept blocks of `loaded` so that they compensate the dropped ones.
+
+    Only changes that lower the loss on held-out text are kept. Tensors are replaced and not written
+    to, so other holders of the dense tensors keep their values.
+
+    Args:
+        loaded: the dense model.
+        candidate: the candidate whose gaps are compensated.
+        fit_BL: token ids that the scale and the linear map are fitted to, shape (B, L).
+        held_out_BL: token ids of any length. Their loss selects the ridge and decides which
+            changes are kept.
+        method: one of `METHODS`. ``auto`` tries both methods on each gap.
+        folder: folder in which results are stored and found again. None stores nothing.
+
+    Raises:
+        InputError: the candidate drops sublayers, or weights are not in memory.
+        DataError: the windows do not fit the model.
+        StorageError: the folder cannot be written.
+        ModelError: the method does not fit this type of model, or the candidate leaves no gap.
+        ScoringError: the pruned model's loss is not finite.
+    """
+    # Check the input.
+    if method not in METHODS:
+        raise UnknownNameError("method", method, METHODS)
+    check_removable(candidate)
+    check_fits(loaded.model, fit_BL)
+    check_fits(loaded.model, held_out_BL)
+    gaps = gaps_of(candidate)
+    if not gaps:
+        raise ModelError(
+            f"dropping layers {candidate.text} leaves no gap after a kept block: there is nothing "
+            f"to compensate"
+        )
+    if any(parameter.is_meta for parameter in loaded.model.parameters()):
+        raise InputError(
+            "weights that are not in memory cannot be compensated: leave out --weights and "
+            "--device-map"
+        )
+    gap_fitter = GapFitter(loaded, candidate, fit_BL, method)
+    # Look for a stored result.
+    path, found = None, None
+    if folder is not None:
+        digest = _digest(loaded, candidate, fit_BL, held_out_BL, method)
+        path = folder / f"{digest}.safetensors"
+        found = _read(path, gaps)
+    # Apply it, or search for a new one.
+    cached = found is not None
+    if found is None:
+        found = gap_fitter.find(HeldOut(loaded, candidate, held_out_BL))
+        if path is not None:
+            _keep(path, found)
+    else:
+        gap_fitter.repeat(found)
+    # Replace the weights, and remember the dense ones.
+    dense_weights = {parameter: parameter.data for parameter in gap_fitter.edit}
+    put(gap_fitter.edit)
+    return Compensation(candidate, **vars(found), cached=cached, _dense_weights=dense_weights)
+
+
+def compensate_and_export(
+    loaded: LoadedModel,
+    candidate: LayerSubset,
+    out: Path,
+    windows: tuple[torch.Tensor, torch.Tensor],
+    *,
+    facts: Mapping[str, Any],
+    method: str = "auto",
+    folder: Path | None = None,
+    max_shard: int = MAX_SHARD,
+) -> dict[str, Any]:
+    """Export the compensated candidate. On return `loaded` is the dense model again.
+
+    Args:
+        loaded: the dense model.
+        candidate: the candidate whose gaps are compensated.
+        out: folder of the checkpoint.
+        windows: token ids to fit to and held-out token ids, as for `compensate`.
+        facts: known facts about the candidate, for the manifest.
+        method: one of `METHODS`.
+        folder: folder in which compensations are stored.
+        max_shard: size of the largest weight file in bytes.
+
+    Returns:
+        Reports of the compensation and of the export, as JSON values.
+
+    Raises:
+        RunError: the compensation does not help, or see `compensate` and `export`. Nothing is
+            written.
+    """
+    with compensate(loaded, candidate, *windows, method, folder) as done:
+        document = done.document()
+        if not done.helped:
+            raise RunError(
+                f"compensation does not help on the held-out tokens (cross-entropy without layers "
+                f"{candidate.text} is "
+                f"{done.pruned['cross_entropy']:.4f}): nothing was written; fit it to more "
+                f"--tokens of --calibration"
+            )
+        figures = {"metrics": done.compensated, "stderr": {}, "dense_metrics": done.dense}
+        facts = {**facts, **figures, "compensation": document}
+        made = export(loaded, candidate, out, facts, changed=("compensated",), max_shard=max_shard)
+    return {"compensation": document, "export": made.document()}
+
+
+def fit_and_held_out(
+    tokenizer: PreTrainedTokenizerBase,
+    calibration: str,
+    tokens: int,
+    window: int,
+    held_out: str | None = None,
+    held_out_tokens: int = 2048,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read windows of text to fit to, and held-out windows. They have no window in common.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        calibration: text to fit to.
+        tokens: number of tokens to fit to.
+        window: tokens of a window.
+        held_out: held-out text. None takes the held-out part of the builtin text, or else other
+            windows of the calibration text.
+        held_out_tokens: number of held-out tokens.
+
+    Raises:
+        DataError: a text is missing or too short.
+    """
+    # Split one text in two if it has no held-out part.
+    if held_out is None and calibration != BUILTIN_TEXT:
+        both_BL = token_windows(calibration, tokenizer, tokens + held_out_tokens, window)
+        fit_BL, held_out_BL = both_BL.tensor_split([tokens // both_BL.shape[1]])
+        return fit_BL, held_out_BL
+    return (
+        token_windows(calibration, tokenizer, tokens, window),
+        token_windows(held_out or HELD_OUT, tokenizer, held_out_tokens, window),
+    )
+
+
+def _digest(
+    loaded: LoadedModel,
+    candidate: LayerSubset,
+    fit_BL: torch.Tensor,
+    held_out_BL: torch.Tensor,
+    method: str,
+) -> str:
+    """Digest of everything that determines a compensation."""
+    identity = {
+        "version": COMPENSATION_VERSION,
+        "model": fingerprint(loaded.model),
+        "candidate": candidate.canonical,
+        "fit": tokens_digest(fit_BL.tolist()),
+        "held_out": tokens_digest(held_out_BL.tolist()),
+        "method": method,
+        "numerics": numerics_of(loaded.model),
+    }
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def _keep(path: Path, found: Found) -> None:
+    """Store a result: numbers as JSON in the header, and changes of linear maps as tensors.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    notes = {name: metrics for name, metrics in vars(found).items() if name != "gaps"}
+    gaps = []
+    changes: dict[str, torch.Tensor] = {}
+    for index, fitted in enumerate(found.gaps):
+        gaps.append({name: getattr(fitted, name) for name in _NUMBERS})
+        if fitted.change_FE is not None:
+            changes[str(index)] = fitted.change_FE
+    try:
+        write_tensors(path, changes, {_NOTE: json.dumps({**notes, "gaps": gaps})})
+    except OSError as error:
+        raise StorageError(
+            f"cannot keep the compensation: {cannot_write(path.parent, error)}"
+        ) from None
+
+
+def _read(path: Path, gaps: Sequence[Gap]) -> Found | None:
+    """Read a stored result. None if there is none or its file is damaged."""
+    kept = read_tensors(path)
+    if kept is None:
+        return None
+    changes, notes = kept
+    found = json.loads(notes[_NOTE])
+    numbers = found.pop("gaps")
+    fitted = []
+    for index, gap in enumerate(gaps):
+        fitted.append(GapResult(gap, **numbers[index], change_FE=changes.get(str(index))))
+    return Found(tuple(fitted), **found)

@@ -1,0 +1,178 @@
+"""Choice of the candidate that heals best among a search's best candidates.
+
+Training after pruning can change the ranking (Tang et al. 2025, "DarwinLM", arXiv 2502.07780).
+Several candidates that differ enough are therefore compensated and get the same short healing. The
+loss on held-out text decides.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import ModelError
+from prunesearch.models.loading import LoadedModel
+from prunesearch.recovery.compensation import Compensation, compensate, fit_and_held_out
+from prunesearch.recovery.heal_recipe import HealRecipe
+from prunesearch.recovery.healing import (
+    ask_teacher,
+    heal,
+    held_out_loss,
+    plan,
+)
+from prunesearch.recovery.lora import weights_restored
+from prunesearch.recovery.training import HealProgress
+from prunesearch.runtime import stopping
+
+FIT_TOKENS = 8192
+"""Number of tokens that a compensation is fitted to."""
+LEAST_DISTANCE = 2
+"""Least number of blocks by which two finalists differ."""
+
+CandidateListener = Callable[[LayerSubset, HealProgress], None]
+"""Called with a candidate and its progress."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A finalist. Losses are cross-entropies of the held-out text in nats per token.
+
+    Attributes:
+        candidate: the candidate.
+        place: its place in the search, from 1.
+        pruned: loss of the pruned model.
+        compensated: loss after compensation. None if no compensation was made.
+        healed: loss after the short healing.
+        seconds: time of compensation and healing.
+    """
+
+    candidate: LayerSubset
+    place: int
+    pruned: float
+    compensated: float | None
+    healed: float
+    seconds: float
+
+    def document(self) -> dict[str, Any]:
+        """Return the finalist as JSON values."""
+        return {**vars(self), "candidate": self.candidate.text, "seconds": round(self.seconds, 2)}
+
+
+def diverse(
+    ranked: Sequence[LayerSubset], count: int, distance: int = LEAST_DISTANCE
+) -> list[LayerSubset]:
+    """Choose the best candidates that differ enough from each other.
+
+    Args:
+        ranked: candidates, best first.
+        count: largest number of candidates.
+        distance: least number of blocks that one of two candidates drops and the other keeps.
+    """
+    chosen: list[LayerSubset] = []
+    for candidate in ranked:
+        if len(chosen) == count:
+            break
+        if all(_distance(candidate, other) >= distance for other in chosen):
+            chosen.append(candidate)
+    return chosen
+
+
+def _distance(a: LayerSubset, b: LayerSubset) -> int:
+    """Return how many blocks one candidate drops and the other keeps.
+
+    The counts of the two directions may differ. The larger one is returned.
+    """
+    dropped_a, dropped_b = set(a.dropped), set(b.dropped)
+    return max(len(dropped_a - dropped_b), len(dropped_b - dropped_a))
+
+
+def rerank_by_healing(
+    loaded: LoadedModel,
+    candidates: Sequence[LayerSubset],
+    recipe: HealRecipe,
+    *,
+    compensated: bool = True,
+    references: Path | None = None,
+    compensations: Path | None = None,
+    listener: CandidateListener = lambda candidate, progress: None,
+) -> list[Finalist]:
+    """Run a short healing for each candidate, each from the same dense weights.
+
+    The dense weights are restored on return. A finished healing of this or another process is not
+    repeated.
+
+    Args:
+        loaded: the dense model.
+        candidates: candidates in the order of the search.
+        recipe: recipe of the short healing.
+        compensated: compensate each candidate first.
+        references: folder of the dense model's logits.
+        compensations: folder of stored compensations.
+        listener: called with the progress of each candidate.
+
+    Returns:
+        The finalists. The first one healed best.
+
+    Raises:
+        PruneSearchError: see `compensate` and `heal`.
+    """
+    found = []
+    for place, candidate in enumerate(candidates, 1):
+        stopping.check()
+        # Measure the pruned model and compute the teacher logits before any weight is changed.
+        planned = plan(loaded, candidate, recipe)
+        ask_teacher(planned, references)
+        pruned = held_out_loss(planned, candidate)
+        with (
+            weights_restored(loaded.model, [candidate], recipe.target_modules),
+            ExitStack() as stack,
+        ):
+            # Compensate.
+            done = None
+            if compensated:
+                listener(candidate, HealProgress("compensation", 0, 1))
+                try:
+                    done = stack.enter_context(
+                        compensation_of(loaded, candidate, recipe, compensations)
+                    )
+                # The candidate has no gap, or its type cannot be compensated. It can still be
+                # healed.
+                except ModelError:
+                    done = None
+
+            def tell(progress: HealProgress, candidate: LayerSubset = candidate) -> None:
+                listener(candidate, progress)
+
+            # Heal, and count the time of both.
+            healed = heal(loaded, candidate, recipe, listener=tell, references=references)
+            seconds = healed.seconds
+            before: float | None = None
+            if done is not None:
+                seconds += sum(gap.seconds for gap in done.gaps)
+                before = healed.before
+            found.append(Finalist(candidate, place, pruned, before, healed.after, seconds))
+    return sorted(found, key=lambda finalist: finalist.healed)
+
+
+def compensation_of(
+    loaded: LoadedModel, candidate: LayerSubset, recipe: HealRecipe, folder: Path | None = None
+) -> Compensation:
+    """Compensate a candidate, with a fit to the text of its healing.
+
+    Args:
+        loaded: the dense model.
+        candidate: the candidate.
+        recipe: recipe of the healing, which names the text.
+        folder: folder of stored compensations. None stores nothing.
+
+    Raises:
+        ModelError: no dropped block has a kept block before it, or the type of the model cannot be
+            compensated.
+        PruneSearchError: see `compensate` and `fit_and_held_out`.
+    """
+    windows = fit_and_held_out(
+        loaded.tokenizer, recipe.data, FIT_TOKENS, recipe.window, recipe.held_out
+    )
+    return compensate(loaded, candidate, *windows, folder=folder)

@@ -1,0 +1,419 @@
+"""Compensation for gaps: kept weights are changed so that they replace dropped blocks.
+
+No weight is added.
+
+A gap is a run of dropped blocks after a kept block. Two methods are tried on each gap, one after
+the other. Each is kept only if it lowers the loss on held-out text:
+
+* ``scaling``, Prune&Comp (arXiv 2507.18212): the dropped blocks would have multiplied the norm of
+  the hidden state by a mean ratio alpha. The paper scales the state before the gap. This module
+  scales the outputs of all later sublayers by 1/alpha instead. The norms of later sublayers make
+  both equivalent (except for their eps), and the embeddings, which the head may share, stay
+  unchanged. After the last kept block nothing is added, so scaling has no effect there.
+* ``linear``, after ReplaceMe (arXiv 2505.02819): the last linear map W of the MLP before the gap
+  becomes W + D. Let H be the state before the gap in the compensated model, T the state after the
+  gap in the dense model, and Z the input of W. Then
+
+      D = argmin sum_t |H_t + Z_t D - T_t|^2 / |T_t|^2 + ridge |D|^2 .
+
+  ReplaceMe multiplies the MLP's output M = Z W by (M^T M)^-1 M^T (T - H + M), so its D is always W
+  times a matrix. Here D is not restricted. The ridge pulls D towards zero, so the weights stay
+  close to W. Each token is weighted by the inverse of its squared norm, because later norms make
+  all tokens equally long. Without the weights, the few tokens with very large states would dominate
+  the fit.
+
+Gaps are compensated from the first to the last. Each is fitted in the model in which the gaps
+before it are already compensated. Blocks dropped before the first kept one have no linear map
+before them, so they are not compensated.
+
+Shapes: B windows of L tokens, T tokens, F inputs of the linear map (and a one for its bias), E
+hidden size.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from prunesearch import events
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import ModelError, ScoringError
+from prunesearch.execution.batches import CHUNK_TOKENS, Rows
+from prunesearch.execution.shared_forward import Forward, through
+from prunesearch.models.loading import LoadedModel
+from prunesearch.models.structure import blocks_of
+from prunesearch.objectives.base import CalibrationObjective
+from prunesearch.recovery.output_projections import (
+    Edit,
+    applied,
+    flat,
+    look,
+    observed,
+    times,
+)
+from prunesearch.runtime import stopping
+
+METHODS = ("auto", "scaling", "linear")
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Ridge strengths, as multiples of the mean square of an input over the weighted tokens."""
+# Number of the dense model's likeliest tokens in the KL. Few are enough, and they need little
+# memory.
+_KL_TOP = 512
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Consecutive dropped blocks.
+
+    Attributes:
+        before: index of the kept block before them.
+        dropped: indices of the dropped blocks.
+    """
+
+    before: int
+    dropped: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """The dropped blocks, separated by commas."""
+        return ",".join(map(str, self.dropped))
+
+
+def gaps_of(candidate: LayerSubset) -> list[Gap]:
+    """Return the gaps that have a kept block before them, in order."""
+    gaps = []
+    # Two neighbouring kept blocks have a gap between them if their indices are not consecutive.
+    for before, after in pairwise((*candidate.kept, candidate.n_layers)):
+        if after > before + 1:
+            gaps.append(Gap(before, tuple(range(before + 1, after))))
+    return gaps
+
+
+@dataclass(frozen=True)
+class GapResult:
+    """Result of compensating one gap.
+
+    Attributes:
+        gap: the gap.
+        alpha: ratio by which the gap's blocks multiply the norm of the state. None if scaling was
+            not kept.
+        ridge: ridge strength of the linear map, one of `RIDGES`. None if no linear map was kept.
+        loss_before, loss_after: cross-entropy of the held-out tokens, in nats per token.
+        seconds: time that the search took.
+        change_FE: change D of the linear map. None if no linear map was kept.
+    """
+
+    gap: Gap
+    alpha: float | None
+    ridge: float | None
+    loss_before: float
+    loss_after: float
+    seconds: float
+    change_FE: torch.Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def method(self) -> str:
+        """Method that was kept: ``scaling``, ``linear``, ``scaling+linear`` or ``none``."""
+        used = []
+        if self.alpha is not None:
+            used.append("scaling")
+        if self.ridge is not None:
+            used.append("linear")
+        return "+".join(used) or "none"
+
+    def document(self) -> dict[str, Any]:
+        """Return the result as JSON values, without the tensor."""
+        return {
+            "dropped": self.gap.text,
+            "method": self.method,
+            "alpha": self.alpha,
+            "ridge": self.ridge,
+            "loss_before": self.loss_before,
+            "loss_after": self.loss_after,
+            "seconds": round(self.seconds, 2),
+        }
+
+
+@dataclass(frozen=True)
+class Found:
+    """Results for all gaps of a candidate. The metrics are those of `Compensation`."""
+
+    gaps: tuple[GapResult, ...]
+    dense: Mapping[str, float]
+    pruned: Mapping[str, float]
+    compensated: Mapping[str, float]
+
+
+class LeastSquares:
+    """Sums over tokens, from which the scale and the linear map are computed.
+
+    Their memory does not depend on the number of tokens.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._ratio: torch.Tensor | float = 0.0
+        self._gram_FF: torch.Tensor | float = 0.0
+        self._target_FE: torch.Tensor | float = 0.0
+        self._state_FE: torch.Tensor | float = 0.0
+
+    def add(self, inputs_TF: torch.Tensor, state_TE: torch.Tensor, target_TE: torch.Tensor) -> None:
+        """Add tokens to the sums.
+
+        Args:
+            inputs_TF: inputs of the linear map.
+            state_TE: states before the gap, in the compensated model.
+            target_TE: states after the gap, in the dense model.
+        """
+        inputs_TF, state_TE, target_TE = inputs_TF.float(), state_TE.float(), target_TE.float()
+        # Weight each token by the inverse of its squared norm.
+        square_T1 = (
+            target_TE.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        )
+        weighted_FT = (inputs_TF / square_T1).T
+        # Add in float64, so that the result does not lose precision over many tokens.
+        self._tokens += len(inputs_TF)
+        self._ratio += (square_T1[:, 0].sqrt() / state_TE.norm(dim=1)).double().sum()
+        self._gram_FF += (weighted_FT @ inputs_TF).double()
+        self._target_FE += (weighted_FT @ target_TE).double()
+        self._state_FE += (weighted_FT @ state_TE).double()
+
+    @property
+    def ratio(self) -> float:
+        """Mean ratio of the norms of target and state (alpha of Prune&Comp)."""
+        return float(self._ratio) / self._tokens
+
+    def solve(self, ridge: float, unit: float) -> torch.Tensor:
+        """Compute the change D of the linear map, shape (F, E).
+
+        Args:
+            ridge: ridge strength, as a multiple of the mean diagonal of the Gram matrix.
+            unit: factor for the targets.
+        """
+        # diagonal() is a view, so the ridge is added to the matrix itself.
+        gram_FF = torch.as_tensor(self._gram_FF).clone()
+        diagonal_F = gram_FF.diagonal()
+        diagonal_F += ridge * diagonal_F.mean()
+        change_FE: torch.Tensor = torch.linalg.solve(
+            gram_FF, unit * self._target_FE - self._state_FE
+        )
+        return change_FE.float()
+
+
+class HeldOut:
+    """Scores a candidate on the held-out tokens while its weights are changed."""
+
+    def __init__(
+        self, loaded: LoadedModel, candidate: LayerSubset, held_out_BL: torch.Tensor
+    ) -> None:
+        self._forward = Forward(loaded.model, loaded.layers)
+        self._objective = CalibrationObjective(loaded, held_out_BL, "perplexity", _KL_TOP)
+        self._candidate = candidate
+        # Score the dense model and the pruned model before any weight is changed.
+        metrics = []
+        for found in self._score([LayerSubset.of(loaded.n_layers), candidate]):
+            if isinstance(found, ScoringError):
+                raise found
+            metrics.append(found)
+        self.dense, self.pruned = metrics
+
+    def metrics(self, edit: Edit) -> Mapping[str, float]:
+        """Score the candidate with an edit applied.
+
+        The loss is infinite if its output is not finite.
+        """
+        with applied(edit):
+            [found] = self._score([self._candidate])
+        if isinstance(found, ScoringError):
+            return {"cross_entropy": math.inf}
+        return found
+
+    def _score(self, candidates: Sequence[LayerSubset]) -> list[Mapping[str, float] | ScoringError]:
+        """Score candidates on all chunks.
+
+        The result of a candidate that failed is its first error.
+        """
+        results: dict[LayerSubset, list[Any]] = {candidate: [] for candidate in candidates}
+        # Score one chunk at a time, so that the results arrive in the order of the chunks.
+        for chunk in self._objective.chunks:
+            stopping.check()
+            for _, candidate, found in self._objective.score([(chunk, candidates)], self._forward):
+                results[candidate].append(found)
+        # Combine the chunks of each candidate, unless one of them failed.
+        scores: list[Mapping[str, float] | ScoringError] = []
+        for candidate in candidates:
+            failure = _first_error(results[candidate])
+            if failure is None:
+                scores.append(self._objective.metrics(results[candidate]).values)
+            else:
+                scores.append(failure)
+        return scores
+
+
+def _first_error(results: Sequence[Any]) -> ScoringError | None:
+    for result in results:
+        if isinstance(result, ScoringError):
+            return result
+    return None
+
+
+class GapFitter:
+    """Compensates the gaps of a candidate, one after the other.
+
+    Args:
+        loaded: the dense model.
+        candidate: the candidate whose gaps are compensated.
+        fit_BL: token ids that the scale and the linear map are fitted to.
+        method: one of `METHODS`.
+
+    Attributes:
+        edit: the weights that were changed so far, with their new values.
+
+    Raises:
+        ModelError: the method cannot be used with this type of model.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, candidate: LayerSubset, fit_BL: torch.Tensor, method: str
+    ) -> None:
+        self.edit: Edit = {}
+        # Factor that turns states of the dense model into states of the compensated model. Scaling
+        # changes it.
+        self._unit = 1.0
+        self._candidate = candidate
+        self._blocks = blocks_of(loaded.model)
+        self._forward = Forward(loaded.model, loaded.layers)
+        tokens = CHUNK_TOKENS.get(loaded.model.device.type, CHUNK_TOKENS["cpu"])
+        windows = max(1, tokens // fit_BL.shape[1])
+        self._batches = [Rows(ids_BL).on(loaded.model) for ids_BL in torch.split(fit_BL, windows)]
+        self._looks, norm_scales = look(
+            loaded.model, self._forward, Rows(fit_BL[:1]).on(loaded.model)
+        )
+        self._gaps = gaps_of(candidate)
+        # Scaling changes every block after the first gap, so all of them must support it.
+        self._scales = method != "linear" and norm_scales
+        for index in candidate.kept:
+            if index > self._gaps[0].before and not self._looks[index].scales:
+                self._scales = False
+        # A linear map changes only the block before its gap.
+        self._fits = {
+            gap: method != "scaling" and self._looks[gap.before].adds for gap in self._gaps
+        }
+        if not self._scales and not any(self._fits.values()):
+            what = {
+                "auto": "compensated",
+                "scaling": "compensated by scaling",
+                "linear": "compensated by a linear map",
+            }
+            raise ModelError(
+                f"models of type {loaded.model.config.model_type!r} cannot be {what[method]}: what "
+                f"their sublayers "
+                "compute is not the output of one linear map that is added as it is (norms after "
+                "sublayers, experts)"
+            )
+
+    def find(self, held_out: "HeldOut") -> Found:
+        """Try each possible method on each gap, and keep the changes that lower the loss."""
+        self._held_out, self._metrics = held_out, held_out.pruned
+        gaps = []
+        for number, gap in enumerate(self._gaps, 1):
+            events.tell(f"compensating gap {number} of {len(self._gaps)}: layers {gap.text}")
+            gaps.append(self._bridge(gap))
+        return Found(tuple(gaps), held_out.dense, held_out.pruned, self._metrics)
+
+    def repeat(self, found: Found) -> None:
+        """Apply a stored result without searching again. The weights are the same to the bit."""
+        for fitted in found.gaps:
+            if fitted.alpha is not None:
+                self.edit = self._scaled(fitted.gap, 1 / fitted.alpha)
+            if fitted.change_FE is not None:
+                self.edit = self._mapped(fitted.gap, self.edit, fitted.change_FE)
+
+    def _bridge(self, gap: Gap) -> GapResult:
+        """Compensate one gap."""
+        start, before = time.perf_counter(), self._metrics["cross_entropy"]
+        sums = self._sums(gap)
+        alpha = ridge = change_FE = None
+        # Scaling.
+        if self._scales:
+            longer = sums.ratio * self._unit
+            if self._improves(self._scaled(gap, 1 / longer)):
+                alpha, self._unit = longer, self._unit / longer
+        # Linear map: walk from the middle ridge to weaker ones and then to stronger ones. The loss
+        # has one minimum over the ridge, so a walk stops at the first strength that does not lower
+        # the loss.
+        if self._fits[gap]:
+            base, middle = self.edit, len(RIDGES) // 2
+            for walk in (RIDGES[middle::-1], RIDGES[middle + 1 :]):
+                for strength in walk:
+                    tried_FE = sums.solve(strength, self._unit)
+                    if not self._improves(self._mapped(gap, base, tried_FE)):
+                        break
+                    ridge, change_FE = strength, tried_FE
+        seconds = time.perf_counter() - start
+        return GapResult(
+            gap, alpha, ridge, before, self._metrics["cross_entropy"], seconds, change_FE
+        )
+
+    def _improves(self, edit: Edit) -> bool:
+        """Keep an edit if it lowers the loss on the held-out tokens, and return whether it does."""
+        metrics = self._held_out.metrics(edit)
+        if metrics["cross_entropy"] < self._metrics["cross_entropy"]:
+            self.edit, self._metrics = edit, metrics
+            return True
+        return False
+
+    @torch.inference_mode()
+    def _sums(self, gap: Gap) -> LeastSquares:
+        """Run the text through the dense and the compensated model, and sum what a fit needs."""
+        sums, last = LeastSquares(), self._looks[gap.before].writers[-1]
+        for batch in self._batches:
+            stopping.check()
+            hidden_BLE, calls = self._forward.enter(batch)
+            # Targets: the states of the dense model after the gap.
+            target_BLE = hidden_BLE
+            for index in range(gap.dropped[-1] + 1):
+                target_BLE = through(self._blocks[index], target_BLE, calls[index])
+            # States and inputs: those of the compensated model up to the block before the gap.
+            with applied(self.edit):
+                for index in self._candidate.kept:
+                    if index < gap.before:
+                        hidden_BLE = through(self._blocks[index], hidden_BLE, calls[index])
+                hidden_BLE, seen = observed(
+                    self._blocks[gap.before], hidden_BLE, calls[gap.before], [last]
+                )
+            inputs_TF = flat(seen[-1].given)
+            # A column of ones fits the bias.
+            if last.bias is not None:
+                inputs_TF = torch.cat([inputs_TF, inputs_TF.new_ones(len(inputs_TF), 1)], dim=1)
+            sums.add(inputs_TF, flat(hidden_BLE), flat(target_BLE).to(hidden_BLE.device))
+        return sums
+
+    def _scaled(self, gap: Gap, factor: float) -> Edit:
+        """Return the edit that also multiplies all sublayer outputs after a gap by a factor."""
+        edit = dict(self.edit)
+        for index in self._candidate.kept:
+            if index <= gap.before:
+                continue
+            for writer in self._looks[index].writers:
+                edit |= times(writer, factor, edit)
+        return edit
+
+    def _mapped(self, gap: Gap, base: Edit, change_FE: torch.Tensor) -> Edit:
+        """Return the edit that also adds a change to the last linear map before a gap."""
+        last = self._looks[gap.before].writers[-1]
+        # The last row of the change belongs to the bias, if the map has one.
+        parameters = list(last.parameters(recurse=False))
+        weight_FE, bias_1E = change_FE.tensor_split([len(change_FE) - len(parameters) + 1])
+        # Conv1D stores its weight as (F, E), nn.Linear as (E, F).
+        changes = (weight_FE if isinstance(last, Conv1D) else weight_FE.T, bias_1E.flatten())
+        edit = dict(base)
+        for parameter, change in zip(parameters, changes, strict=False):
+            changed = base.get(parameter, parameter.data) + change.to(parameter.device)
+            edit[parameter] = changed.to(parameter.dtype)
+        return edit

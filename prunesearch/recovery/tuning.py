@@ -1,0 +1,310 @@
+"""Search for hyper-parameters of healing with Optuna.
+
+The hyper-parameters are learning rate, batch size, rank and share of the steps. A trial is a short
+healing whose weights are discarded. Its value is the best loss on the held-out text. A pruner stops
+hopeless trials. A trial that was running in a killed process is enqueued again and continues from
+its checkpoints.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+from pydantic import BaseModel, ConfigDict, Field
+
+from prunesearch.cache.keys import canonical_json
+from prunesearch.candidate import LayerSubset
+from prunesearch.config.recipe import slug
+from prunesearch.errors import RunError, StudyBusyError, StudyError
+from prunesearch.models.loading import LoadedModel
+from prunesearch.recovery.heal_recipe import HealRecipe
+from prunesearch.recovery.healing import carry_out, plan
+from prunesearch.recovery.run_folder import WORK
+from prunesearch.recovery.training import HealProgress, Listener
+from prunesearch.runtime import stopping
+from prunesearch.samplers.continuous import PlainSwarm
+from prunesearch.studies import persistence
+
+IDENTITY_ATTR = "healing"
+"""User attribute of a tuning study. It holds everything that determines its trials."""
+# Evaluations on the held-out text in a trial, without that of step 0. A trial can stop at each.
+_LOOKS = 4
+# Particles of a swarm. A tuning study has few trials.
+_POPULATION = 4
+
+
+class Tuning(BaseModel):
+    """Settings of the search for hyper-parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trials: int = Field(ge=1)
+    """Total number of complete and pruned trials."""
+    steps: int = Field(default=200, ge=_LOOKS)
+    """Steps of a trial whose share is 1."""
+    sampler: Literal["pso", "woa", "tpe"] = "pso"
+    pruner: Literal["median", "halving"] = "median"
+    learning_rate: tuple[float, float] = (2e-5, 5e-3)
+    batch_size: tuple[int, ...] = (2, 4, 8, 16)
+    rank: tuple[int, ...] = (4, 8, 16, 32)
+    share: tuple[float, float] = (0.25, 1.0)
+    """Range of the share of the steps that a trial takes."""
+
+    def suggest(self, trial: Trial, recipe: HealRecipe, steps: int) -> HealRecipe:
+        """Return the recipe with the parameters of a trial, for a share of `steps` steps."""
+        params = {
+            "learning_rate": trial.suggest_float("learning_rate", *self.learning_rate, log=True),
+            "batch_size": trial.suggest_categorical("batch_size", self.batch_size),
+            "rank": trial.suggest_categorical("rank", self.rank),
+            "steps_share": trial.suggest_float("steps_share", *self.share),
+        }
+        return with_params(recipe, params, steps)
+
+
+def with_params(recipe: HealRecipe, params: dict[str, Any], steps: int) -> HealRecipe:
+    """Return the recipe with tuned parameters, for their share of `steps` steps."""
+    found = {name: params[name] for name in ("learning_rate", "batch_size", "rank")}
+    taken = max(1, round(steps * params["steps_share"]))
+    # Keep alpha / rank constant, so that only the rank varies.
+    scaled = recipe.alpha * params["rank"] / recipe.rank
+    return recipe.model_copy(update={**found, "steps": taken, "alpha": scaled})
+
+
+def largest(recipe: HealRecipe, tuning: Tuning) -> HealRecipe:
+    """Return the recipe of the trial that reads the most text.
+
+    Every other trial reads a prefix of this text.
+    """
+    return recipe.model_copy(update={"batch_size": max(tuning.batch_size), "steps": tuning.steps})
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Result of a tuning study.
+
+    Attributes:
+        study: name of the study.
+        params: parameters of the best trial.
+        value: watched loss of the best trial, in nats per token.
+        trials: number of complete trials.
+        pruned: number of trials that the pruner stopped.
+        computed: number of trials that this process ran.
+        recipe: the given recipe with the best parameters.
+    """
+
+    study: str
+    params: dict[str, Any]
+    value: float
+    trials: int
+    pruned: int
+    computed: int
+    recipe: HealRecipe
+
+    def document(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        shown = {name: value for name, value in vars(self).items() if name != "recipe"}
+        return {**shown, "recipe": self.recipe.portable()}
+
+
+TrialListener = Callable[[int, HealProgress], None]
+"""Called with the number of a trial and its progress."""
+
+
+def tune(
+    loaded: LoadedModel,
+    candidate: LayerSubset,
+    recipe: HealRecipe,
+    tuning: Tuning,
+    storage: str,
+    *,
+    work: Path = WORK,
+    references: Path | None = None,
+    listener: TrialListener = lambda number, progress: None,
+) -> Tuned:
+    """Search for hyper-parameters in a study. The same call resumes the study.
+
+    Args:
+        loaded: the dense model, or the compensated one.
+        candidate: the candidate that is healed.
+        recipe: recipe whose hyper-parameters are searched.
+        tuning: settings of the search.
+        storage: Optuna RDB URL.
+        work: folder in which the study gets a folder for its trials.
+        references: folder of the dense model's logits. None keeps them in memory.
+        listener: called with the progress of each trial.
+
+    Raises:
+        InputError: see `healing.plan`; the data do not suffice for the largest batch.
+        StudyError: another process writes to the study.
+        RunError: no trial is complete.
+    """
+    # The name of the study follows from everything that determines its trials.
+    identity = {
+        **plan(loaded, candidate, largest(recipe, tuning)).identity,
+        "tuning": tuning.model_dump(mode="json", exclude={"trials"}),
+    }
+    digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+    name = f"heal-{slug(Path(loaded.name).name, 30)}-{digest[:8]}"
+    database = persistence.open_storage(storage, create=True)
+    with ExitStack() as held:
+        held.enter_context(persistence.database_failures(name, database))
+        # Only one process writes to a study. A finished study can be read without that.
+        try:
+            held.enter_context(persistence.sole_writer(database, name))
+        except StudyBusyError:
+            finished = persistence.load(database, name)
+            if len(_done(finished)) < tuning.trials:
+                raise
+            return _tuned(finished, recipe, 0)
+        study = optuna.create_study(
+            storage=database,
+            study_name=name,
+            sampler=_sampler(tuning.sampler, recipe.seed),
+            pruner=_pruner(tuning.pruner),
+            load_if_exists=True,
+        )
+        # Check an existing study, and enqueue the trials that a killed process left.
+        _write_metadata(study, identity)
+        _adopt(study)
+        # Run the missing trials.
+        computed = 0
+        while len(_done(study)) < tuning.trials:
+            stopping.check()
+            _run_trial(study, loaded, candidate, recipe, tuning, work / name, references, listener)
+            computed += 1
+        return _tuned(study, recipe, computed)
+
+
+def _run_trial(
+    study: Study,
+    loaded: LoadedModel,
+    candidate: LayerSubset,
+    recipe: HealRecipe,
+    tuning: Tuning,
+    work: Path,
+    references: Path | None,
+    listener: TrialListener,
+) -> None:
+    """Run one trial: ask for its parameters, heal, and tell its value."""
+    trial = study.ask()
+    short = tuning.suggest(trial, recipe, tuning.steps)
+    # Evaluate at equal distances, and leave stopping to the pruner.
+    every = max(1, math.ceil(short.steps / _LOOKS))
+    short = short.model_copy(update={"eval_every": every, "patience": _LOOKS})
+    planned = plan(loaded, candidate, short)
+    folder = work / planned.digest[:16]
+    try:
+        healed = carry_out(planned, folder, _reporter(trial, listener), references, merge=False)
+    except optuna.TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED)
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    trial.set_user_attr("steps", healed.steps)
+    trial.set_user_attr("seconds", healed.seconds)
+    trial.set_user_attr("held_out_loss", healed.after)
+    trial.set_user_attr("diverged", healed.diverged)
+    study.tell(trial, healed.watched)
+
+
+def _reporter(trial: Trial, listener: TrialListener) -> Listener:
+    """Return a listener that reports the losses of a trial to the pruner.
+
+    Losses are reported by the number of the evaluation. The listener stops the trial if the pruner
+    says so.
+    """
+    reported = 0
+
+    def report(progress: HealProgress) -> None:
+        nonlocal reported
+        listener(trial.number, progress)
+        # Report the evaluations that are new.
+        for look in range(reported, len(progress.watched)):
+            trial.report(progress.watched[look][1], look)
+        news, reported = len(progress.watched) > reported, len(progress.watched)
+        # The first evaluation is that of the pruned model, which is the same for all trials.
+        if news and reported > 1 and trial.should_prune():
+            raise optuna.TrialPruned
+
+    return report
+
+
+def _sampler(name: str, seed: int) -> BaseSampler:
+    if name == "tpe":
+        return TPESampler(seed=seed)
+    return PlainSwarm("woa" if name == "woa" else "pso", seed=seed, population=_POPULATION)
+
+
+def _pruner(name: str) -> BasePruner:
+    if name == "halving":
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
+    return MedianPruner(n_startup_trials=2, n_warmup_steps=0)
+
+
+def _write_metadata(study: Study, identity: dict[str, Any]) -> None:
+    """Write the identity to a new study, or check it in an existing one.
+
+    Raises:
+        StudyError: the study belongs to something else, or has another identity.
+    """
+    text = canonical_json(identity)
+    held = study.user_attrs.get(IDENTITY_ATTR)
+    if held is None and study.get_trials(deepcopy=False):
+        raise StudyError(f"study {study.study_name!r} was not made by prunesearch heal: rename it")
+    if held is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(["held-out loss"])
+        study.set_user_attr(IDENTITY_ATTR, text)
+    elif json.loads(held) != identity:
+        raise StudyError(
+            f"study {study.study_name!r} was made with other settings: delete it to tune anew"
+        )
+
+
+def _adopt(study: Study) -> None:
+    """Enqueue the trials again that a killed process left running, and mark these as failed.
+
+    The study has one writer, so no other process is running them.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        if trial.params:
+            study.enqueue_trial(trial.params)
+
+
+def _done(study: Study) -> Sequence[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def _tuned(study: Study, recipe: HealRecipe, computed: int) -> Tuned:
+    """Return the result of a study, with the parameters of its best trial."""
+    done = _done(study)
+    complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
+    if not complete:
+        raise RunError(
+            f"all {len(done)} trials of study {study.study_name!r} were stopped: raise --tune"
+        )
+    # Among equal values the earliest trial is the best.
+    best = min(complete, key=lambda trial: (trial.values[0], trial.number))
+    return Tuned(
+        study=study.study_name,
+        params=best.params,
+        value=best.values[0],
+        trials=len(complete),
+        pruned=len(done) - len(complete),
+        computed=computed,
+        recipe=with_params(recipe, best.params, recipe.steps),
+    )

@@ -1,0 +1,1 @@
+"""The process: signals, secrets in what is shown, and failpoints of tests."""

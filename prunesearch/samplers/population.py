@@ -1,0 +1,350 @@
+"""`SwarmSampler`: PSO, WOA, and the baselines that move a swarm.
+
+The sampler keeps no state. A trial's number determines its place, ``generation, slot =
+divmod(number, population)``. The random numbers depend on (seed, generation, slot), and generation
+g is a function of the finished trials before it. So a resumed study, another process, or several
+workers propose the same sequence of trials.
+
+With ``asynchronous=True`` no worker waits for a generation. Each proposal is a function of the
+trials that have finished at that moment. Their numbers are stored with it, so that `rederive`
+returns the same proposal later.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from prunesearch.algorithms.base import Algorithm
+from prunesearch.algorithms.history import Memory, Outcome
+from prunesearch.algorithms.operators import Mask
+from prunesearch.algorithms.planner import Planner, Preselection
+from prunesearch.algorithms.surrogate import Ranking, harm_of
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.samplers.base import (
+    STATE_ATTR,
+    GenerationPendingError,
+    Proposal,
+    SubsetSampler,
+    checked_population,
+    pack,
+)
+from prunesearch.space import SearchSpace
+from prunesearch.studies.trial_log import ProposalInputs, TrialLog, under_optimize
+
+SINGLE = "single"
+"""Name of the ranking that a study measures itself, by dropping each block alone."""
+DEFAULT_POPULATION = 6  # the best measured on recorded landscapes: the surrogate is fitted often
+
+
+class SwarmSampler(SubsetSampler):
+    """Sampler that moves a swarm over the subsets of a space.
+
+    Args:
+        space: search space: the blocks that may be dropped, and how many must be.
+        algorithm: algorithm that moves a particle.
+        seed: seed of the random generator; None to draw one when the study is new.
+        population: number of particles, which is the number of trials per generation; at least 2.
+        preselect: whether a surrogate chooses among many moves of each particle, or the settings of
+            that choice.
+        ranking: cost of dropping each unit alone, on any positive scale, or ``"single"`` to measure
+            it. In that case the study's first trials drop one block each.
+        novelty: never propose a subset twice while there are others.
+        asynchronous: never wait for a generation.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        algorithm: Algorithm,
+        *,
+        seed: int | None = 0,
+        population: int = DEFAULT_POPULATION,
+        preselect: bool | Preselection = True,
+        ranking: Sequence[float] | Literal["single"] | None = None,
+        novelty: bool = True,
+        asynchronous: bool = False,
+    ) -> None:
+        super().__init__(space, seed=seed, population=checked_population(population, 2))
+        self.algorithm = algorithm
+        self.name = algorithm.name
+        self.several_objectives = algorithm.name != "annealing"  # its chains compare single losses
+        self.asynchronous = asynchronous
+        self.preselection: Preselection | None = None
+        if isinstance(preselect, Preselection):
+            self.preselection = preselect
+        elif preselect:
+            self.preselection = Preselection()
+        self.novelty = novelty
+        # The ranking is measured (single), given, or absent.
+        self._single = isinstance(ranking, str)
+        self._given: Ranking | None = None
+        if isinstance(ranking, str):
+            if ranking != SINGLE:
+                raise UnknownNameError("ranking", ranking, (SINGLE,))
+        elif ranking is not None:
+            self._given = checked_ranking(ranking, space.n_units)
+        self._forget()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Settings that determine the proposals."""
+        ranking: str | list[float] | None = None
+        if self._single:
+            ranking = SINGLE
+        elif self._given is not None:
+            ranking = [round(h, 9) for h in self._given.harm_D]
+        chosen = None if self.preselection is None else vars(self.preselection)
+        return {
+            **super().config,
+            "preselect": chosen,
+            "novelty": self.novelty,
+            "ranking": ranking,
+        }
+
+    @property
+    def warmup_generations(self) -> int:
+        """Number of generations that drop single blocks."""
+        if not self._single:
+            return 0
+        # Round up: the last of them need not be full.
+        return -(-len(self.space.droppable) // self.population)
+
+    def _forget(self) -> None:
+        self._stones: dict[
+            int, tuple[int, float]
+        ] = {}  # trial -> the only unit it dropped, and its loss
+        self._plan: tuple[int, list[Proposal]] | None = (
+            None  # the latest generation and its proposals
+        )
+        self._seen: set[bytes] = set()  # subsets of the finished trials before `_seen_end`
+        self._seen_end = 0
+        self._handed: dict[int, Mask] = {}  # trial -> its subset, until the storage has it
+
+    def propose(self, study: Study, number: int) -> Proposal:
+        """Return the proposal for trial `number`. The whole generation is planned with it.
+
+        Raises:
+            GenerationPendingError: a trial of the previous generation is still running.
+        """
+        trial_log = self.trial_log(study)
+        if self.asynchronous:
+            return self._steady(trial_log, number)
+        generation, slot = divmod(number, self.population)
+        end = generation * self.population
+        # All trials of the previous generations must have finished.
+        if waiting := trial_log.unfinished(end):
+            if not under_optimize(study):
+                raise GenerationPendingError(
+                    f"generation {generation} needs the results of trial(s) "
+                    f"{', '.join(map(str, waiting))}: "
+                    "tell them first"
+                )
+            # If a worker was killed, nobody finishes its trial: continue without it.
+            if not trial_log.wait(end):
+                return self._steady(trial_log, number)
+        with self._lock:
+            if self._plan is None or self._plan[0] != generation:
+                slots = range(self.population)
+                self._plan = (
+                    generation,
+                    self._generation(trial_log, generation, slots, ProposalInputs(end)),
+                )
+            return self._plan[1][slot]
+
+    def proposal_for(self, study: Study, trial: FrozenTrial) -> Proposal:
+        """Return the proposal for a trial that Optuna created.
+
+        If the previous generation is still running, the proposal is derived from the finished
+        trials, and this basis is stored. Waiting could deadlock, and an error would leave a trial
+        that nobody finishes.
+        """
+        try:
+            return self.propose(study, trial.number)
+        except GenerationPendingError:
+            return self._steady(self.trial_log(study), trial.number)
+
+    def rederive(self, study: Study, number: int) -> LayerSubset:
+        """Derive the candidate of a trial again, from the basis that is stored with it.
+
+        Raises:
+            InputError: the trial was not proposed by this sampler.
+        """
+        trial_log = self.trial_log(study)
+        trial = trial_log.trial(number)
+        state = json.loads(trial.system_attrs.get(STATE_ATTR, "{}")) if trial is not None else {}
+        if state.get("by") != self.name:
+            raise InputError(f"trial {number} was not proposed by {self.name}")
+        trial_log.refresh(number + 1)
+        generation, slot = divmod(number, self.population)
+        with self._lock:
+            # Without a stored basis, the trial was planned with its whole generation.
+            if "basis" not in state:
+                slots = range(self.population)
+                proposal_inputs = ProposalInputs(generation * self.population)
+                return self._generation(trial_log, generation, slots, proposal_inputs)[
+                    slot
+                ].candidate
+            proposal_inputs = ProposalInputs(
+                number, tuple(state["basis"]["open"]), tuple(state["basis"]["known"])
+            )
+            return self._generation(trial_log, generation, [slot], proposal_inputs)[0].candidate
+
+    def _steady(self, trial_log: TrialLog, number: int) -> Proposal:
+        """Return a proposal that is derived from the trials finished by now, with this basis
+        stored.
+        """
+        with self._lock:
+            # The basis: finished trials count with their losses, running ones with their subsets.
+            unfinished = trial_log.unfinished(number)
+            others = (*unfinished, *range(number + 1, trial_log.count()))
+            known = tuple(n for n in others if self._running_mask(trial_log, n) is not None)
+            proposal_inputs = ProposalInputs(number, unfinished, known)
+            generation, slot = divmod(number, self.population)
+            proposal = self._generation(trial_log, generation, [slot], proposal_inputs)[0]
+            # The caller writes the trial a moment later. Until then another thread finds the subset
+            # here.
+            params = self.space.to_params(proposal.candidate)
+            self._handed[number] = np.array(list(params.values()), dtype=np.bool_)
+            self._handed.pop(number - 1000, None)
+            return proposal
+
+    def _generation(
+        self,
+        trial_log: TrialLog,
+        generation: int,
+        slots: Sequence[int],
+        proposal_inputs: ProposalInputs,
+    ) -> list[Proposal]:
+        """Return the proposals of some slots.
+
+        Each differs from every earlier subset of the study.
+        """
+        first = generation * self.population
+        trial_log.refresh(proposal_inputs.end)
+        # The first generations measure single blocks, if the ranking is measured.
+        begun = generation - self.warmup_generations
+        if begun < 0:
+            return [self._partial_subset(first + slot, slot) for slot in slots]
+        # Neither finished nor running subsets are proposed again.
+        seen = self._seen_before(trial_log, proposal_inputs)
+        running = []
+        for number in proposal_inputs.known:
+            running_D = self._running_mask(trial_log, number)
+            if running_D is not None:
+                running.append(running_D)
+                seen.add(running_D.tobytes())
+        # Move the swarm.
+        planner = Planner(
+            self.algorithm,
+            self.units,
+            self.study_seed,
+            self.population,
+            self.preselection,
+            self._ranking(proposal_inputs),
+            self.novelty,
+        )
+        view = trial_log.history.view(proposal_inputs.end, proposal_inputs.open)
+        planned = planner.propose(view, begun, slots, seen, running)
+        # Store the basis where the trial's number does not determine it.
+        kept: dict[str, Any] = {}
+        if self.asynchronous or proposal_inputs.open:
+            kept["basis"] = {"open": proposal_inputs.open, "known": proposal_inputs.known}
+        proposals = []
+        for slot, (X_D, memory) in zip(slots, planned, strict=True):
+            proposals.append(self._proposal(first + slot, X_D, memory, kept))
+        return proposals
+
+    def _proposal(self, number: int, X_D: Mask, memory: Memory, kept: dict[str, Any]) -> Proposal:
+        """Build the proposal of a subset, with the algorithm's memory and the basis in its
+        state.
+        """
+        candidate = self.space.candidate(np.flatnonzero(X_D).tolist())
+        state: dict[str, Any] = {"by": self.name, **kept}
+        if memory:
+            state["m"] = pack(memory)
+        return Proposal(
+            number, candidate, json.dumps(state), partial_subset=not self.units.holds(X_D)
+        )
+
+    def _partial_subset(self, number: int, slot: int) -> Proposal:
+        """Propose to drop a single unit;
+
+        once all units are measured, fill the generation with random subsets.
+        """
+        free = self.space.droppable
+        if number < len(free):
+            X_D = np.isin(np.arange(self.space.n_units), free[number])
+        else:
+            planner = Planner(self.algorithm, self.units, self.study_seed, self.population, None)
+            X_D = planner.first(slot)
+        return self._proposal(number, X_D, {}, {})
+
+    def _ranking(self, proposal_inputs: ProposalInputs) -> Ranking | None:
+        """Return the given ranking, or the one that the study's first trials have measured so
+        far.
+        """
+        if not self._single:
+            return self._given
+        # Collect the losses of single units; a unit that was not measured counts as the median.
+        end = min(proposal_inputs.end, self.warmup_generations * self.population)
+        loss_D = np.full(self.space.n_units, np.nan)
+        for number, (unit, loss) in self._stones.items():
+            if number < end and number not in proposal_inputs.open:
+                loss_D[unit] = loss
+        if np.isnan(loss_D).all():
+            return None
+        return Ranking(harm_of(np.where(np.isnan(loss_D), np.nanmedian(loss_D), loss_D)))
+
+    def _seen_before(self, trial_log: TrialLog, proposal_inputs: ProposalInputs) -> set[bytes]:
+        """Return the subsets of the finished trials before the end of the basis."""
+        history = trial_log.history
+        # An older basis, or one with gaps: collect the subsets again.
+        if proposal_inputs.open or proposal_inputs.end < self._seen_end:
+            view = history.view(proposal_inputs.end, proposal_inputs.open)
+            return {X_D.tobytes() for X_D in view.X_ND[view.kind_N != history.UNKNOWN]}
+        # The usual case: add the new trials to the subsets known so far.
+        view = history.view(proposal_inputs.end)
+        for number in range(self._seen_end, proposal_inputs.end):
+            if view.kind_N[number] != history.UNKNOWN:
+                self._seen.add(view.X_ND[number].tobytes())
+        self._seen_end = proposal_inputs.end
+        return set(self._seen)
+
+    def _running_mask(self, trial_log: TrialLog, number: int) -> Mask | None:
+        """Return the subset of a running trial; None if it is not known yet."""
+        if number in self._handed:
+            return self._handed[number]
+        trial = trial_log.trial(number)
+        if trial is None:
+            return None
+        return self.mask(trial)
+
+    def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
+        """Record the loss of a trial that dropped a single unit."""
+        X_D = self.mask(trial)
+        if X_D is not None and X_D.sum() == 1 and losses:
+            self._stones[trial.number] = int(np.flatnonzero(X_D)[0]), losses[0]
+        return super()._read(trial, losses)
+
+
+def checked_ranking(ranking: Sequence[float], units: int) -> Ranking:
+    """Check a ranking of `units` units.
+
+    Raises:
+        InputError: the ranking has another length, or a number that is not finite.
+    """
+    harm_D = np.asarray(ranking, dtype=np.float64)
+    if harm_D.shape != (units,):
+        raise InputError(
+            f"the ranking has {harm_D.size} numbers for {units} units: give one a unit"
+        )
+    if not np.isfinite(harm_D).all():
+        raise InputError(
+            "the ranking has a number that is not finite: give the harm of dropping each unit"
+        )
+    return Ranking(harm_of(harm_D))

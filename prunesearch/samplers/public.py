@@ -1,0 +1,244 @@
+"""`PSOSampler` and `WOASampler` for users of Optuna, with or without a space of subsets."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.samplers._base import _process_constraints_after_trial
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from prunesearch.algorithms.base import Algorithm
+from prunesearch.algorithms.planner import Preselection
+from prunesearch.algorithms.pso import ParticleSwarm
+from prunesearch.algorithms.vector_swarms import Form, VectorSwarm
+from prunesearch.algorithms.woa import WhaleOptimization
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.samplers.base import Proposal
+from prunesearch.samplers.continuous import PlainSwarm
+from prunesearch.samplers.population import DEFAULT_POPULATION, SwarmSampler
+from prunesearch.space import SearchSpace
+
+FORMS = ("set", *get_args(Form))
+
+
+Constraints = Callable[[FrozenTrial], Sequence[float]]
+"""Function that returns the constraints of a finished trial, as Optuna's own samplers take it."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `SwarmSampler`, with its defaults."""
+
+    preselect: bool | Preselection = True
+    ranking: Sequence[float] | Literal["single"] | None = None
+    novelty: bool = True
+    asynchronous: bool = False
+
+
+class _Swarm(BaseSampler):
+    """Common base of the two samplers, which delegates to another sampler.
+
+    With a `SearchSpace` it delegates to a `SwarmSampler`, without one to a `PlainSwarm`. Each of
+    the two samplers has a constructor of its own, so that Python's message about a wrong argument
+    names that sampler.
+    """
+
+    law: ClassVar[Literal["pso", "woa"]]
+
+    def __init__(
+        self,
+        space: SearchSpace | None,
+        form: str,
+        seed: int | None,
+        population: int | None,
+        constraints_func: Constraints | None,
+        options: Options,
+    ) -> None:
+        if space is not None and not isinstance(space, SearchSpace):
+            raise InputError(
+                f"{type(self).__name__} takes a prunesearch.SearchSpace of layers, not "
+                f"{type(space).__name__} "
+                f"{space!r:.60}; for ordinary parameters leave it out: they are those that the "
+                f"objective suggests"
+            )
+        if constraints_func is not None and not callable(constraints_func):
+            raise InputError(f"constraints_func = {constraints_func!r}: give a function of a trial")
+        self._constraints_func = constraints_func
+        self.inner = swarm(self.law, space, form, seed, population, options, type(self).__name__)
+
+    @property
+    def subsets(self) -> SwarmSampler:
+        """The underlying sampler of subsets.
+
+        Raises:
+            InputError: the sampler was made without a space.
+        """
+        if isinstance(self.inner, PlainSwarm):
+            raise InputError(
+                f"{type(self).__name__} was made without a SearchSpace: it proposes no subsets"
+            )
+        return self.inner
+
+    def ask(
+        self,
+        study: Study,
+        describe: Callable[[LayerSubset], Mapping[str, Any]] = lambda candidate: {},
+    ) -> Proposal:
+        """Create the study's next trial in one transaction (see `SubsetSampler.ask`)."""
+        return self.subsets.ask(study, describe)
+
+    def rederive(self, study: Study, number: int) -> LayerSubset:
+        """Derive the candidate of a trial again (see `SwarmSampler.rederive`)."""
+        return self.subsets.rederive(study, number)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Delegate to the underlying sampler."""
+        self.inner.before_trial(study, trial)
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Store the trial's constraints, if the user gave a function for them."""
+        if self._constraints_func is not None:
+            _process_constraints_after_trial(self._constraints_func, study, trial, state)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Delegate to the underlying sampler."""
+        return self.inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Delegate to the underlying sampler."""
+        return self.inner.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:  # noqa: ANN401 (the type is Optuna's)
+        """Delegate to the underlying sampler."""
+        return self.inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def reseed_rng(self) -> None:
+        """Do nothing: the random numbers depend on the trial's number only."""
+
+
+class PSOSampler(_Swarm):
+    """Particle swarm optimization of subsets, or of ordinary Optuna parameters.
+
+    The sampler respects constraints from `constraints_func` or ``trial.set_constraint``: every
+    feasible trial ranks before every infeasible one.
+
+    Args:
+        space: search space of the subsets; None for ordinary parameters (float, int, log, step,
+            categorical).
+        form: encoding of a subset: ``set`` (`algorithms.pso`, the best in our measurements), or
+            ``keys``, ``slots`` or ``binary`` from the literature (`algorithms.vector_swarms`).
+        seed: seed of the random generator; None to draw one when the study is new.
+        population: number of particles, which is the number of trials per generation; default 6
+            with a space, 20 without.
+        preselect, ranking, novelty: only with a space, see `SwarmSampler`.
+        asynchronous: never wait for a generation.
+        constraints_func: function that returns the constraints of a finished trial. The trial is
+            feasible if no constraint is above 0.
+
+    Raises:
+        InputError: an unknown encoding, a wrong value, or an option that needs a space.
+    """
+
+    law = "pso"
+
+    def __init__(
+        self,
+        space: SearchSpace | None = None,
+        *,
+        form: str = "set",
+        seed: int | None = None,
+        population: int | None = None,
+        preselect: bool | Preselection = True,
+        ranking: Sequence[float] | Literal["single"] | None = None,
+        novelty: bool = True,
+        asynchronous: bool = False,
+        constraints_func: Constraints | None = None,
+    ) -> None:
+        options = Options(preselect, ranking, novelty, asynchronous)
+        super().__init__(space, form, seed, population, constraints_func, options)
+
+
+class WOASampler(_Swarm):
+    """Whale optimization of subsets, or of ordinary Optuna parameters.
+
+    The arguments are those of `PSOSampler`.
+    """
+
+    law = "woa"
+
+    def __init__(
+        self,
+        space: SearchSpace | None = None,
+        *,
+        form: str = "set",
+        seed: int | None = None,
+        population: int | None = None,
+        preselect: bool | Preselection = True,
+        ranking: Sequence[float] | Literal["single"] | None = None,
+        novelty: bool = True,
+        asynchronous: bool = False,
+        constraints_func: Constraints | None = None,
+    ) -> None:
+        options = Options(preselect, ranking, novelty, asynchronous)
+        super().__init__(space, form, seed, population, constraints_func, options)
+
+
+def swarm(
+    law: Literal["pso", "woa"],
+    space: SearchSpace | None,
+    form: str,
+    seed: int | None,
+    population: int | None,
+    options: Options,
+    owner: str,
+) -> SwarmSampler | PlainSwarm:
+    """Build the sampler that `PSOSampler` or `WOASampler` delegates to.
+
+    Args:
+        law: ``pso`` or ``woa``.
+        space, form, seed, population: as `PSOSampler` takes them.
+        options: the other options of `SwarmSampler`.
+        owner: name of the class that the user called, for error messages.
+    """
+    if form not in FORMS:
+        raise UnknownNameError("form", form, FORMS)
+    if space is None:
+        # Ordinary parameters: refuse the options that only subsets have.
+        default = Options()
+        asked = []
+        for name in ("preselect", "ranking", "novelty"):
+            if getattr(options, name) != getattr(default, name):
+                asked.append(name)
+        if form != "set":
+            asked.append("form")
+        if asked:
+            raise InputError(
+                f"{owner}: {asked[0]} is for subsets of layers: give a SearchSpace, or leave "
+                f"{asked[0]} out"
+            )
+        size = 20 if population is None else population
+        return PlainSwarm(law, seed=seed, population=size, asynchronous=options.asynchronous)
+    # Subsets: the encoding determines the algorithm.
+    algorithms: dict[str, Algorithm] = {
+        "set": ParticleSwarm() if law == "pso" else WhaleOptimization()
+    }
+    for name in get_args(Form):
+        algorithms[name] = VectorSwarm(law, name)
+    size = DEFAULT_POPULATION if population is None else population
+    return SwarmSampler(space, algorithms[form], seed=seed, population=size, **vars(options))

@@ -1,0 +1,586 @@
+"""Studies in an Optuna RDB: opens the database, finds studies, and compares them with recipes."""
+
+import hashlib
+import json
+import socket
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import RDBStorage
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
+from sqlalchemy.exc import (
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
+
+from prunesearch.cache.location import check_url as check_url
+from prunesearch.cache.location import shown as shown
+from prunesearch.cache.location import sqlite_file as sqlite_file
+from prunesearch.cache.tables import postgres_arguments
+from prunesearch.config.recipe import (
+    PATHS,
+    VERSION,
+    Recipe,
+    advice,
+    differences,
+)
+from prunesearch.errors import (
+    RunError,
+    StorageError,
+    StudyError,
+    UnknownNameError,
+    one_line,
+)
+from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
+from prunesearch.studies import writers
+from prunesearch.studies.rdb import StudyStorage, backend_of
+from prunesearch.studies.selection import best_trials
+from prunesearch.studies.writers import Writer
+
+RECIPE_ATTR = "recipe"
+IDENTITY_ATTR = "identity"
+PLACES_ATTR = "places"
+"""User attribute of a study: paths of its model and data on each host, the latest first."""
+_PLACES_KEPT = 4  # number of places that are kept for each host
+TRIALS_ATTR = "asked_trials"
+"""User attribute of a study: the number of trials that was asked for last."""
+
+
+def open_storage(url: str, *, create: bool) -> RDBStorage:
+    """Open the database of studies.
+
+    Args:
+        url: SQLAlchemy URL of the database.
+        create: whether to make a missing SQLite file. If False, a missing file is an error.
+
+    Raises:
+        StorageError: the URL is unknown, the file is missing or not accessible, or the schema is
+            that of a newer Optuna.
+    """
+    check_url(url)
+    # 1. Choose the options of the connection; a SQLite file needs its folder.
+    options: dict[str, Any] = {"pool_pre_ping": True, "connect_args": postgres_arguments(url)}
+    if file := sqlite_file(url):
+        options = {"connect_args": {"timeout": 60}}
+        if not file.exists() and not create:
+            raise StorageError(
+                f"no study database {str(file)!r}: run prunesearch search first, or give --storage"
+            )
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        except OSError as error:
+            raise StorageError(f"cannot write to {str(file.parent)!r}: {error.strerror}") from None
+    # 2. Open the database, and turn each failure into one line.
+    try:
+        return _rdb(url, options)
+    except (SQLAlchemyError, NoSuchModuleError, StorageInternalError) as error:
+        cause = error.__cause__ or error  # Optuna's own words say nothing of it
+        reason = one_line(getattr(cause, "orig", None) or cause)
+        raise StorageError(f"cannot open --storage {shown(url)!r}: {reason}") from None
+    except ImportError:
+        raise StorageError(
+            f"--storage {shown(url)!r} needs a driver: pip install 'prunesearch[postgres]' and "
+            f"write postgresql+psycopg://"
+        ) from None
+    except RuntimeError:
+        raise StorageError(
+            f"--storage {shown(url)!r} was made by another version of Optuna: upgrade prunesearch, "
+            f"or run: optuna storage upgrade --storage {pasted(url, STORAGE_VARIABLE)}"
+        ) from None
+
+
+def _rdb(url: str, options: dict[str, Any]) -> RDBStorage:
+    """Open the database. If another process is making its tables right now, wait for it."""
+    # Optuna itself fails when two processes make the tables at the same time.
+    for _ in range(20):
+        try:
+            return StudyStorage(url, engine_kwargs=options)
+        except (IntegrityError, OperationalError, ProgrammingError) as error:
+            if not isinstance(error, IntegrityError) and "already exists" not in str(error):
+                raise
+            time.sleep(0.1)
+    return StudyStorage(url, engine_kwargs=options)
+
+
+def create_or_resume(
+    storage: RDBStorage,
+    name: str,
+    recipe: Recipe,
+    identity: dict[str, Any],
+    *,
+    metrics: Sequence[str],
+    maximize: Sequence[bool],
+) -> Study:
+    """Open a study, or make it if it does not exist.
+
+    Args:
+        storage: database of the study.
+        name: name of the study.
+        recipe: recipe of the study.
+        identity: everything that determines the trials: `Recipe.identity`, and the digests of model
+            and data.
+        metrics: names of the trials' values in a dashboard.
+        maximize: for each value, whether more is better.
+
+    Raises:
+        StudyError: a study of that name was made with another recipe, model or data.
+    """
+    if name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+        if RECIPE_ATTR not in study.user_attrs:
+            if study.get_trials(deepcopy=False):
+                raise StudyError(
+                    f"study {name!r} was not made by prunesearch: choose another name with --study"
+                )
+            # A process was killed while it made the study.
+            return _write_metadata(study, recipe, identity, metrics)
+        refuse_other(study, identity)
+        return study
+    directions = []
+    for more in maximize:
+        directions.append(StudyDirection.MAXIMIZE if more else StudyDirection.MINIMIZE)
+    study = optuna.create_study(storage=storage, study_name=name, directions=directions)
+    return _write_metadata(study, recipe, identity, metrics)
+
+
+def refuse_other(study: Study, identity: dict[str, Any]) -> None:
+    """Refuse a study that was made with other settings than those that are asked for.
+
+    The message names the options that would resume the study, and a name for a new study.
+
+    Args:
+        study: the study.
+        identity: the whole identity, or the part that is known before the model is loaded.
+
+    Raises:
+        StudyError: the study was made with other settings.
+    """
+    known = identity_of(study)
+    # A whole identity also differs in the fields that it lacks. A part is compared field by field.
+    if "model content" not in identity:
+        known = {name: value for name, value in known.items() if name in identity}
+    differing = differences(known, identity)
+    if not differing:
+        return
+    name, recipe = study.study_name, recipe_of(study)
+    # Collect everything that is needed to resume the study.
+    to_resume = []
+    if options := advice(known, identity):
+        to_resume.append(options)
+    if known.get("model content") != identity.get("model content"):
+        to_resume.append(f"the model as it was when {recipe.model} was searched")
+    if known.get("data content") != identity.get("data content"):
+        source = recipe.task_data or recipe.task or recipe.calibration
+        to_resume.append(f"the text as it was when {source} was read")
+    if known.get("numerics") != identity.get("numerics"):
+        to_resume.append("the same --device and --dtype")
+    if any(name.endswith(VERSION) and known[name] != identity.get(name) for name in known):
+        to_resume.append("the versions of the libraries that it was made with")
+    # The suggested name for a new study depends on what is asked for.
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    raise StudyError(
+        f"study {name!r} was made with another recipe ({'; '.join(differing)}): to resume it give "
+        f"{', '.join(to_resume) or 'the same settings'}; for a new one --study {name}-{digest[:6]}"
+    )
+
+
+def refuse_others(url: str, asked: Sequence[tuple[str, Recipe]]) -> None:
+    """Refuse studies that were made with other recipes, before a model is loaded.
+
+    Args:
+        url: SQLAlchemy URL of the database.
+        asked: names and recipes of the studies. A study that does not exist yet is accepted.
+
+    Raises:
+        StudyError: a study was made with another recipe.
+        StorageError: see `open_storage`.
+    """
+    check_url(url)
+    if (file := sqlite_file(url)) and not file.exists():
+        return
+    storage = open_storage(url, create=False)
+    names = set(optuna.get_all_study_names(storage))
+    for name, recipe in asked:
+        if name in names:
+            study = optuna.load_study(study_name=name, storage=storage)
+            if RECIPE_ATTR in study.user_attrs:
+                refuse_other(study, recipe.identity())
+
+
+def _write_metadata(
+    study: Study, recipe: Recipe, identity: dict[str, Any], metrics: Sequence[str]
+) -> Study:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(list(metrics))
+    # The recipe is written last, so a study that has a recipe is complete.
+    study.set_user_attr(IDENTITY_ATTR, json.dumps(identity, sort_keys=True))
+    study.set_user_attr(RECIPE_ATTR, recipe.model_dump_json())
+    return study
+
+
+@contextmanager
+def sole_writer(storage: RDBStorage, name: str) -> Iterator[None]:
+    """Lock a study for writing until the block or the process ends; see `writers`.
+
+    Raises:
+        StudyBusyError: another process writes the study.
+        RunError: raised by calls that write to the storage: another process has taken over the
+            study.
+    """
+    with writers.held(storage.engine, name) as fence:
+        if fence is None:
+            yield
+            return
+        assert isinstance(storage, StudyStorage), "a storage that checks its writer"
+        with storage.fenced(fence):
+            yield
+
+
+def writer_of(storage: RDBStorage, name: str) -> Writer | None:
+    """Return the process that is searching a study, or None.
+
+    Raises:
+        StorageError: the database fails, or its table of writers is not ours.
+    """
+    try:
+        return writers.writer_in(storage.engine, name)
+    except SQLAlchemyError as error:
+        reason = one_line(getattr(error, "orig", None) or error)
+        raise StorageError(
+            f"cannot see in --storage {shown(str(storage.url))!r} who is searching study {name!r}: "
+            f"{reason}"
+        ) from None
+
+
+def is_complete(storage: RDBStorage, name: str, trials: int) -> bool:
+    """Return whether a study has that many finished trials.
+
+    A search of such a study only reports.
+    """
+    if name not in optuna.get_all_study_names(storage):
+        return False
+    found = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
+    return sum(trial.state.is_finished() for trial in found) >= trials
+
+
+def refuse_busy(url: str, names: Sequence[str], trials: int) -> None:
+    """Refuse unfinished studies that another process is searching, before a model is loaded.
+
+    Args:
+        url: SQLAlchemy URL of the database.
+        names: names of the studies.
+        trials: number of trials after which a study is finished.
+
+    Raises:
+        StorageError: see `open_storage` and `writer_of`.
+        StudyBusyError: another process is searching one of the studies.
+    """
+    check_url(url)
+    if (file := sqlite_file(url)) and not file.exists():
+        return
+    storage = open_storage(url, create=False)
+    for name in names:
+        writer = writer_of(storage, name)
+        if writer is not None and not is_complete(storage, name, trials):
+            raise writers.busy(name, writer)
+
+
+@contextmanager
+def database_failures(name: str, storage: RDBStorage | None = None) -> Iterator[None]:
+    """Turn errors of the database during a search into a message of one line.
+
+    Args:
+        name: name of the study.
+        storage: database of the study. With it, a study that was deleted is recognised.
+
+    Raises:
+        RunError: the disk is full, the server does not answer, or the study was deleted.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, KeyError) as error:
+        if storage is not None and _is_gone(storage, name):
+            raise RunError(
+                f"study {name!r} was deleted or renamed while it was searched; finished "
+                f"evaluations are in the cache: "
+                "run again to search it anew"
+            ) from None
+        # A KeyError that has another cause is not a failure of the database.
+        if isinstance(error, KeyError):
+            raise
+        reason = one_line(error.__cause__ or error)
+        raise RunError(
+            f"the database of study {name!r} failed ({reason}); finished evaluations are in the "
+            f"cache: "
+            "fix it and run again"
+        ) from None
+
+
+def _is_gone(storage: RDBStorage, name: str) -> bool:
+    try:
+        return name not in optuna.get_all_study_names(storage)
+    except (SQLAlchemyError, StorageInternalError):
+        return False  # the database does not answer
+
+
+def load(storage: RDBStorage, name: str) -> Study:
+    """Open an existing study.
+
+    Raises:
+        UnknownNameError: the study does not exist. The message suggests the nearest name.
+    """
+    names = optuna.get_all_study_names(storage)
+    if name not in names:
+        raise UnknownNameError("study", name, names)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def recipe_of(study: Study) -> Recipe:
+    """Return the recipe that a study was made with.
+
+    Raises:
+        StudyError: the study holds no recipe, or one that cannot be read.
+    """
+    text = study.user_attrs.get(RECIPE_ATTR)
+    if text is None:
+        raise StudyError(
+            f"study {study.study_name!r} holds no recipe: it was not made by prunesearch"
+        )
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError:
+        raise StudyError(
+            f"study {study.study_name!r} was made by another version of prunesearch: use that one "
+            f"to read it"
+        ) from None
+
+
+def identity_of(study: Study) -> dict[str, Any]:
+    """Return everything that determines the study's trials, with the digests of model and data.
+
+    Raises:
+        StudyError: the study holds no recipe.
+    """
+    recipe_of(study)
+    identity: dict[str, Any] = json.loads(study.user_attrs[IDENTITY_ATTR])
+    return identity
+
+
+def get_or_set_attr(study: Study, name: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 (any JSON value)
+    """Return a value that is stored in the study.
+
+    It is made by `make` the first time and never changes.
+    """
+    if name not in study.user_attrs:
+        study.set_user_attr(name, json.dumps(make()))
+    return json.loads(study.user_attrs[name])
+
+
+def remember_places(study: Study, recipe: Recipe) -> None:
+    """Store the absolute paths of the recipe's model and data on this host.
+
+    With them, the study can be resumed from any folder.
+    """
+    location = _places_of(study)
+    own = {}
+    for name, value in _paths(recipe).items():
+        if Path(value).exists():
+            own[name] = str(Path(value).absolute())
+    host = socket.gethostname()
+    before = location.get(host, [])
+    # The latest place comes first. Write only if it is a new one.
+    if own and before[:1] != [own]:
+        older = [place for place in before if place != own]
+        location[host] = [own, *older][:_PLACES_KEPT]
+        study.set_user_attr(PLACES_ATTR, json.dumps(location))
+
+
+def located(study: Study, given: Mapping[str, str | None], needed: Sequence[str] = PATHS) -> Recipe:
+    """Return a study's recipe with the paths of its model and data on this host.
+
+    Args:
+        study: the study.
+        given: paths that the user gave, by the recipe's names. They take precedence.
+        needed: names of the paths that must exist on this host.
+
+    Raises:
+        StudyError: a needed path does not exist on this host.
+    """
+    recipe, found = recipe_of(study), dict[str, Any]()
+    for name, typed in _paths(recipe).items():
+        # 1. Use the path that the user gave. A revision belongs to the model of the recipe only.
+        if given.get(name):
+            found[name] = given[name]
+            if name == "model":
+                found["revision"] = None
+            continue
+        # 2. Otherwise use the first known path that exists: of this host, of the recipe, of other
+        # hosts.
+        own, others = _known_places(study, name)
+        here = [path for path in (*own, typed, *others) if Path(path).exists()]
+        if here:
+            found[name] = here[0]
+        elif (own or others) and name in needed:
+            raise StudyError(
+                f"the {name.replace('_', ' ')} {typed!r} of study {study.study_name!r} is not here "
+                f"(it was "
+                f"{(own or others)[0]}): give --{name.replace('_', '-')} PATH; its content is "
+                f"compared with what was "
+                "searched"
+            )
+    return recipe.model_copy(update=found)
+
+
+def _known_places(study: Study, name: str) -> tuple[list[str], list[str]]:
+    """Return the known paths of the model or data on this host, latest first, and on other hosts.
+
+    A path of another host may exist here, too, if the hosts share a disk.
+    """
+    own: list[str] = []
+    others: list[str] = []
+    for host, location in _places_of(study).items():
+        paths = [place[name] for place in location if name in place]
+        if host == socket.gethostname():
+            own += paths
+        else:
+            others += paths
+    return own, others
+
+
+def _places_of(study: Study) -> dict[str, list[dict[str, str]]]:
+    location: dict[str, list[dict[str, str]]] = json.loads(study.user_attrs.get(PLACES_ATTR, "{}"))
+    return location
+
+
+def _paths(recipe: Recipe) -> dict[str, str]:
+    """Return the settings of a recipe that may be paths."""
+    paths = {}
+    for name in PATHS:
+        value = getattr(recipe, name)
+        if value is not None:
+            paths[name] = value
+    return paths
+
+
+def last_failure(study: Study) -> str:
+    """Return the reason why the study's latest failed trial failed."""
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    if not failed:
+        return "none failed"
+    return str(failed[-1].user_attrs.get("failure", "no reason was kept"))
+
+
+def delete(storage: RDBStorage, name: str) -> None:
+    """Delete a study and its trials. Evaluations stay in the cache.
+
+    Raises:
+        UnknownNameError: the study does not exist.
+        StudyError: the study is being searched.
+    """
+    load(storage, name)
+    with sole_writer(storage, name):
+        optuna.delete_study(study_name=name, storage=storage)
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """One line of `prunesearch study list`.
+
+    Attributes:
+        partial_subsets: number of pruned trials: partial subsets, and candidates that lost a race.
+        best_value, best_dropped: value and dropped layers of the best trial. None without finished
+            trials, and for a Pareto study.
+        front: number of trials on the front of a Pareto study; 0 for other studies.
+        started: start of the first trial, with its time zone.
+        running: number of trials that `writer` is evaluating. Without a writer, the number of
+            trials that a killed search left. The next search finishes them.
+        writer: the process that is searching the study, or None.
+    """
+
+    name: str
+    model: str
+    objective: str
+    drop: str
+    sampler: str
+    trials: int
+    running: int
+    failed: int
+    partial_subsets: int
+    best_value: float | None
+    best_dropped: str | None
+    front: int
+    started: datetime | None
+    writer: Writer | None
+
+
+def summarise(study: Study) -> StudySummary:
+    """Count a study's trials and find its best trial.
+
+    Raises:
+        StudyError: the study holds no recipe.
+    """
+    recipe = recipe_of(study)
+    trials = study.get_trials(deepcopy=False)
+    states = Counter(trial.state for trial in trials)
+    # A Pareto study has a front instead of a best trial.
+    ranked = best_trials(study, None)
+    best_value, best_dropped, front = None, None, 0
+    if len(study.directions) > 1:
+        front = len(ranked)
+    elif ranked:
+        best_value, best_dropped = ranked[0].values[0], ranked[0].user_attrs.get("dropped")
+    starts = [trial.datetime_start for trial in trials if trial.datetime_start]
+    return StudySummary(
+        name=study.study_name,
+        model=recipe.model,
+        objective=recipe.task or recipe.objective,
+        drop=recipe.drop,
+        sampler=recipe.sampler,
+        trials=states[TrialState.COMPLETE],
+        running=states[TrialState.RUNNING],
+        failed=states[TrialState.FAIL],
+        partial_subsets=states[TrialState.PRUNED],
+        best_value=best_value,
+        best_dropped=best_dropped,
+        front=front,
+        started=min(starts).astimezone() if starts else None,
+        writer=writer_of(backend_of(study), study.study_name),
+    )
+
+
+def summaries(storage: RDBStorage) -> list[StudySummary]:
+    """Summarise every study that this version of prunesearch can read, in the order of names."""
+    found = []
+    for name in sorted(optuna.get_all_study_names(storage)):
+        with suppress(StudyError):
+            found.append(summarise(optuna.load_study(study_name=name, storage=storage)))
+    return found
+
+
+def trial_document(trial: FrozenTrial) -> dict[str, Any]:
+    """Return a finished trial as JSON values."""
+    dropped = trial.user_attrs.get("dropped", "")
+    attributes = {name: value for name, value in trial.user_attrs.items() if name != "dropped"}
+    values = list(trial.values or [])
+    return {
+        "number": trial.number,
+        "value": values[0] if values else None,
+        "values": values,
+        "dropped": dropped,
+        "attributes": attributes,
+    }

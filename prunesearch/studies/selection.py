@@ -1,0 +1,195 @@
+"""Selects a study's best trials, or the best trial that meets given limits."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from prunesearch.errors import InputError, StudyError
+from prunesearch.units import parse_size
+
+DENSE_ATTR = "dense"
+"""User attribute of a study: the dense model's metrics, and the name of the searched metric."""
+STDERR = "_stderr"
+"""Suffix of a metric's name under which its standard error is stored, as in lm-eval."""
+
+
+def best_trials(study: Study, count: int | None) -> Sequence[FrozenTrial]:
+    """Return the study's best finished trials, the best first.
+
+    Of equal trials the earlier comes first.
+
+    For a Pareto study, return the trials that no other trial dominates, the best quality first.
+
+    Args:
+        study: the study.
+        count: largest number of trials to return; None for all.
+    """
+    signs = []
+    for direction in study.directions:
+        signs.append(-1.0 if direction == StudyDirection.MAXIMIZE else 1.0)
+
+    def losses(trial: FrozenTrial) -> tuple[float, ...]:
+        signed = [sign * value for sign, value in zip(signs, trial.values, strict=True)]
+        return (*signed, trial.number)
+
+    ranked = sorted(_finished(study), key=losses)
+    if len(signs) == 1:
+        return ranked[:count]
+    # Quality falls along the list, so a trial is on the front if it is smaller than all trials
+    # before it.
+    front: list[FrozenTrial] = []
+    for trial in ranked:
+        if not front or signs[1] * trial.values[1] < signs[1] * front[-1].values[1]:
+            front.append(trial)
+    return front[:count]
+
+
+def _finished(study: Study) -> list[FrozenTrial]:
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [trial for trial in trials if trial.values]
+
+
+@dataclass(frozen=True)
+class SelectionCriteria:
+    """The limits that a selected trial must meet.
+
+    Attributes:
+        loss: largest loss of quality. If `relative`, it is a share of the dense model's value:
+            accuracy lost, or perplexity gained, divided by the dense value. Otherwise it is in the
+            metric's units.
+        relative: whether `loss` is a share.
+        bytes: largest size.
+    """
+
+    loss: float | None = None
+    relative: bool = False
+    bytes: int | None = None
+
+    @classmethod
+    def parse(cls, loss: str | None, size: str | None) -> Self:
+        """Parse a loss such as ``2%`` or ``0.05``, and a size such as ``100MiB``.
+
+        Raises:
+            InputError: one of them cannot be parsed.
+        """
+        share, relative, limit = None, False, None
+        if loss is not None:
+            match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", loss.strip())
+            if match is None:
+                raise InputError(
+                    f"--max-loss {loss!r} cannot be read: give a share (2%) or a difference (0.05)"
+                )
+            relative = match[2] == "%"
+            share = float(match[1])
+            if relative:
+                share /= 100.0
+        if size is not None:
+            limit = parse_size(size, "--max-size")
+        return cls(share, relative, limit)
+
+
+def choose(study: Study, wanted: SelectionCriteria) -> FrozenTrial:
+    """Return the best trial that meets the limits.
+
+    With a largest loss, this is the smallest model. Otherwise it is the model of best quality.
+    Without limits, a study with one objective has a best trial, and a Pareto study has none.
+
+    Args:
+        study: the study.
+        wanted: the limits.
+
+    Raises:
+        StudyError: no trial meets the limits, or a Pareto study is given without limits.
+    """
+    # 1. Without limits, take the best trial.
+    name = study.study_name
+    trials = best_trials(study, None)
+    if not trials:
+        raise StudyError(f"study {name!r} has no finished trial yet: run its search first")
+    if wanted == SelectionCriteria():
+        if len(study.directions) > 1:
+            raise StudyError(
+                f"study {name!r} has {len(trials)} best trials, one for each size: choose with "
+                f"--max-loss 2% or "
+                "--max-size 100MiB"
+            )
+        return trials[0]
+    # 2. Keep the trials that are small enough.
+    fitting = _finished(study)
+    if wanted.bytes is not None:
+        least = min(map(_size, fitting))
+        fitting = [trial for trial in fitting if _size(trial) <= wanted.bytes]
+        if not fitting:
+            raise StudyError(
+                f"no trial of study {name!r} has at most {wanted.bytes:,} bytes: the smallest has "
+                f"{least:,}"
+            )
+    # 3. Without a largest loss, take the best quality.
+    if wanted.loss is None:
+        sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
+        return min(fitting, key=lambda t: (sign * t.values[0], t.number))
+    # 4. Otherwise take the smallest model that loses little enough.
+    losses = {t.number: quality_lost(study, t, relative=wanted.relative) for t in fitting}
+    kept = [t for t in fitting if losses[t.number] <= wanted.loss]
+    if not kept:
+        least_loss = min(losses.values())
+        shown = f"{least_loss:.2%}" if wanted.relative else f"{least_loss:.4g}"
+        raise StudyError(f"no trial of study {name!r} loses so little: the least is {shown}")
+    return min(kept, key=lambda t: (_size(t), losses[t.number], t.number))
+
+
+def _size(trial: FrozenTrial) -> int:
+    size: int = trial.user_attrs.get("bytes", 0)
+    return size
+
+
+def quality_lost(study: Study, trial: FrozenTrial, *, relative: bool) -> float:
+    """Return how much worse a trial's model is than the dense model.
+
+    Args:
+        study: the study.
+        trial: the trial.
+        relative: whether to return a share of the dense model's value: accuracy lost / dense
+            accuracy for tasks, perplexity gained / dense perplexity for KL and perplexity.
+            Otherwise the difference of the metric that was searched is returned, in its own units.
+
+    Raises:
+        StudyError: the study does not hold the dense model's metrics.
+    """
+    dense = json.loads(study.user_attrs.get(DENSE_ATTR, "{}"))
+    metric = dense.get("metric")
+    if metric is None:
+        raise StudyError(
+            f"study {study.study_name!r} does not say how good the dense model is: run its search "
+            f"again, which adds it"
+        )
+    if relative and "perplexity" in dense["metrics"]:
+        metric = "perplexity"
+    before, after = dense["metrics"][metric], trial.user_attrs[metric]
+    lost = after - before
+    if study.directions[0] == StudyDirection.MAXIMIZE:
+        lost = before - after
+    # A share of 0 is not defined: the difference is returned then.
+    if relative and before:
+        lost = lost / abs(before)
+    return float(lost)
+
+
+def figures(study: Study, trial: FrozenTrial) -> dict[str, dict[str, float]]:
+    """Return a trial's metrics, their standard errors, and the dense model's metrics.
+
+    Attributes about the search itself, such as its time, are left out.
+    """
+    dense: dict[str, float] = json.loads(study.user_attrs.get(DENSE_ATTR, "{}")).get("metrics", {})
+    kept = trial.user_attrs
+    names = [name for name in dense if isinstance(kept.get(name), int | float)]
+    return {
+        "metrics": {name: kept[name] for name in names},
+        "stderr": {name: kept[name + STDERR] for name in names if name + STDERR in kept},
+        "dense_metrics": {name: dense[name] for name in names},
+    }

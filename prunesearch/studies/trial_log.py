@@ -1,0 +1,349 @@
+"""A log of a study's trials, and functions that read and write trials in the storage.
+
+A sampler has no other state than the log. Each finished trial is read once, and the log can be
+rebuilt at any time.
+"""
+
+import statistics
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages._heartbeat import is_heartbeat_enabled
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from prunesearch.algorithms.history import History, Outcome
+from prunesearch.studies.rdb import StudyStorage
+
+logger = optuna.logging.get_logger("prunesearch")
+_POLL_SECONDS = (0.005, 0.1)  # first and longest pause between two reads while waiting for trials
+_PATIENCE_SECONDS = 60.0  # shortest time to wait for a trial
+_PATIENCE_TRIALS = 10.0  # the same, in medians of the trials' durations
+_STALE_SECONDS = 1.0  # time between two searches for workers without a heartbeat
+_ENOUGH = 12  # number of equal trials after which a warning is logged
+
+
+@dataclass(frozen=True)
+class ProposalInputs:
+    """Trials that a proposal was derived from, so that it can be derived again.
+
+    Attributes:
+        end: the proposal used the trials before this number.
+        open: trials before `end` that had not finished.
+        known: running trials, of any number, whose subsets were known.
+    """
+
+    end: int
+    open: tuple[int, ...] = ()
+    known: tuple[int, ...] = ()
+
+
+@dataclass
+class TrialLog:
+    """Log of one study's trials, by number.
+
+    Args:
+        study: study whose trials are read.
+        history: arrays of the finished trials.
+        read: function that turns a finished trial and its losses (to be minimised) into an outcome.
+        open: numbers of the trials that have not finished.
+        hinted: True once the check for equal values is done: the trials differ, or the warning was
+            logged.
+    """
+
+    study: Study
+    history: History
+    read: Callable[[FrozenTrial, Sequence[float]], Outcome]
+    open: set[int] = field(default_factory=set)
+    hinted: bool = False
+
+    def __post_init__(self) -> None:
+        self._lock = threading.RLock()
+        self._gone: set[int] = set()  # trials that `wait` no longer waits for
+        self._seconds: list[float] = []  # durations of the finished trials
+        self._alike: tuple[list[float], int] = (
+            [],
+            0,
+        )  # losses that all trials share, and their number
+        # Losses are minimised, so values of a maximised objective change their sign.
+        self._signs = [-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in self.study.directions]
+
+    def take_over(self, before: "TrialLog") -> None:
+        """Copy from an older log of the study which warnings were logged and which trials are given
+        up.
+        """
+        self.hinted, self._gone = before.hinted, before._gone
+
+    def refresh(self, end: int) -> None:
+        """Read the trials before `end` that are new or had not finished."""
+        with self._lock:
+            self._read_missing(end)
+
+    def _read_missing(self, end: int) -> None:
+        missing = [*self._open_before(end), *range(len(self.history), end)]
+        # Several trials are read with one query.
+        trials: Sequence[FrozenTrial] = ()
+        if len(missing) > 1:
+            trials = self.study._storage.get_all_trials(self.study._study_id, deepcopy=False)
+        for number in missing:
+            trial = trials[number] if number < len(trials) else self.trial(number)
+            outcome = None
+            if trial is not None and trial.state.is_finished():
+                outcome = self._outcome(trial)
+            # A trial that has not finished still takes its place in the history.
+            if number == len(self.history):
+                self.history.append(outcome)
+            elif outcome is not None:
+                self.history.settle(number, outcome)
+            if outcome is None:
+                self.open.add(number)
+            else:
+                self.open.discard(number)
+
+    def _open_before(self, end: int) -> list[int]:
+        """Return the numbers before `end` that had not finished when last read, in order."""
+        return sorted(n for n in self.open if n < end)
+
+    def trial(self, number: int) -> FrozenTrial | None:
+        """Read the current state of the trial with this number; None if it does not exist."""
+        trial_id = self._id(number)
+        if trial_id is None:
+            return None
+        return self.study._storage.get_trial(trial_id)
+
+    def _id(self, number: int) -> int | None:
+        """Return the storage's id of the trial with this number; None if it does not exist."""
+        try:
+            return self.study._storage.get_trial_id_from_study_id_trial_number(
+                self.study._study_id, number
+            )
+        except KeyError:
+            return None
+
+    def count(self) -> int:
+        """Return the number of trials in the study."""
+        number = len(self.history)
+        if number == 0:
+            return self.study._storage.get_n_trials(self.study._study_id)
+        # Most trials are known already: look up the next few numbers instead of counting all.
+        while self._id(number) is not None:
+            number += 1
+        return number
+
+    def unfinished(self, end: int) -> tuple[int, ...]:
+        """Return the numbers of the trials before `end` that have not finished."""
+        with self._lock:
+            self._read_missing(end)
+            return tuple(self._open_before(end))
+
+    def wait(self, end: int) -> bool:
+        """Wait until other threads or processes have finished all trials before `end`.
+
+        A trial that takes much longer than the others is given up: its worker was probably killed.
+        If the storage has a heartbeat, such a trial fails as soon as its heartbeat stops.
+
+        Returns:
+            True if all have finished. If not, the caller continues without the unfinished trials.
+        """
+        pause, start, looked = _POLL_SECONDS[0], time.monotonic(), time.monotonic()
+        while waiting := [number for number in self.unfinished(end) if number not in self._gone]:
+            time.sleep(pause)
+            pause = min(2.0 * pause, _POLL_SECONDS[1])
+            now = time.monotonic()
+            # Let Optuna fail the trials of workers whose heartbeat has stopped.
+            if now - looked > _STALE_SECONDS and is_heartbeat_enabled(self.study._storage):
+                looked = now
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ExperimentalWarning)
+                    optuna.storages.fail_stale_trials(self.study)
+            # Give up the trials that are still running after a long time.
+            if now - start > self._patience:
+                self._gone |= set(waiting)
+                logger.warning(
+                    f"study {self.study.study_name!r}: going on without trial(s) "
+                    f"{', '.join(map(str, waiting[:5]))}, "
+                    f"which have not finished after {now - start:.0f} s; if their worker is gone, "
+                    f"finish them: "
+                    f"study.tell({waiting[0]}, state=optuna.trial.TrialState.FAIL)"
+                )
+        return not self.unfinished(end)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds to wait for a trial before it is given up."""
+        usual = statistics.median(self._seconds) if self._seconds else 0.0
+        return max(_PATIENCE_SECONDS, _PATIENCE_TRIALS * usual)
+
+    def _note(self, trial: FrozenTrial, losses: list[float] | None) -> None:
+        """Record the duration of a finished trial, and warn once if the first trials all have the
+        same value.
+        """
+        if trial.duration is not None:
+            self._seconds.append(trial.duration.total_seconds())
+        if self.hinted or trial.state != TrialState.COMPLETE or losses is None:
+            return
+        # Compare with the losses that all trials had so far.
+        before, number = self._alike
+        self._alike = losses, number + 1
+        self.hinted = before not in ([], losses)
+        if not self.hinted and number + 1 == _ENOUGH:
+            self.hinted = True
+            logger.warning(
+                f"study {self.study.study_name!r}: the first {_ENOUGH} trials all have the same "
+                f"value, from which "
+                "nothing can be learnt: score more data, or use an objective that tells candidates "
+                "apart (KL rather "
+                "than accuracy)"
+            )
+
+    def _outcome(self, trial: FrozenTrial) -> Outcome:
+        """Convert a finished trial to an outcome, with losses that are to be minimised."""
+        values = trial.values
+        # The value of a pruned trial is its last intermediate value.
+        if trial.state == TrialState.PRUNED and trial.intermediate_values:
+            values = [trial.intermediate_values[max(trial.intermediate_values)]]
+        if trial.state == TrialState.FAIL or values is None or len(values) != len(self._signs):
+            losses: list[float] | None = None
+        else:
+            losses = [sign * value for sign, value in zip(self._signs, values, strict=True)]
+        self._note(trial, losses)
+        outcome = self.read(trial, losses or ())
+        steps = {step: self._signs[0] * value for step, value in trial.intermediate_values.items()}
+        return Outcome(
+            outcome.X_D,
+            tuple(losses) if losses else None,
+            trial.state == TrialState.PRUNED,
+            steps,
+            outcome.memory,
+            sum(max(0.0, violated) for violated in trial.constraints.values()),
+        )
+
+
+class PicklableSampler:
+    """Mixin that makes a sampler picklable.
+
+    Its lock and its trial log are left out and created again.
+    """
+
+    _lock: threading.RLock
+    _trial_log: TrialLog | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value for name, value in vars(self).items() if name not in ("_lock", "_ledger")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock, self._trial_log = threading.RLock(), None
+
+
+def under_optimize(study: Study) -> bool:
+    """Return whether this thread is inside ``study.optimize``, where waiting for other workers
+    cannot deadlock.
+    """
+    return bool(study._thread_local.in_optimize_loop)
+
+
+def create_trial(study: Study, template: FrozenTrial) -> int:
+    """Add a trial in one transaction and return its number."""
+    trial_id = study._storage.create_new_trial(study._study_id, template)
+    return study._storage.get_trial_number_from_id(trial_id)
+
+
+def set_attribute(study: Study, trial: FrozenTrial, name: str, value: Any) -> None:  # noqa: ANN401 (any JSON value)
+    """Set a system attribute of a running trial."""
+    study._storage.set_trial_system_attr(trial._trial_id, name, value)
+
+
+def put_back(study: Study, trial: FrozenTrial) -> None:
+    """Set a new trial to waiting, so that the next caller gets it and its number is not lost."""
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
+def create_running(study: Study) -> FrozenTrial:
+    """Add an empty running trial and return it."""
+    storage = study._storage
+    return storage.get_trial(storage.create_new_trial(study._study_id))
+
+
+def set_params(
+    study: Study,
+    trial: FrozenTrial,
+    params: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution],
+    user_attrs: Mapping[str, Any],
+) -> None:
+    """Write the parameters and user attributes of a running trial."""
+    storage = study._storage
+    for name, value in params.items():
+        distribution = distributions[name]
+        storage.set_trial_param(
+            trial._trial_id, name, distribution.to_internal_repr(value), distribution
+        )
+    for name, value in user_attrs.items():
+        storage.set_trial_user_attr(trial._trial_id, name, value)
+
+
+def start(
+    study: Study,
+    trial: FrozenTrial,
+    params: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution],
+    user_attrs: Mapping[str, Any],
+) -> None:
+    """Set a waiting trial to running, with the given parameters."""
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+    # An enqueued trial may have some parameters already.
+    missing = {name: value for name, value in params.items() if name not in trial.params}
+    set_params(study, trial, missing, distributions, user_attrs)
+
+
+def fail(study: Study, number: int, reason: str) -> None:
+    """Finish a running or waiting trial as failed, with the reason as a user attribute."""
+    storage = study._storage
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    storage.set_trial_user_attr(trial_id, "failure", reason)
+    storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+
+def annotate(study: Study, number: int, attributes: Mapping[str, Any]) -> None:
+    """Set user attributes of a running trial.
+
+    A `StudyStorage` writes them together with the trial's final state, in one transaction.
+    """
+    _before_end(study, number, attributes, {})
+
+
+def report(study: Study, number: int, step: int, value: float) -> None:
+    """Report an intermediate value of a running trial.
+
+    It is written like the attributes of `annotate`.
+    """
+    _before_end(study, number, {}, {step: value})
+
+
+def _before_end(
+    study: Study, number: int, attributes: Mapping[str, Any], reports: Mapping[int, float]
+) -> None:
+    """Write attributes and intermediate values, if possible in one transaction with the trial's
+    final state.
+    """
+    storage = study._storage
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    # Optuna wraps a database storage in a cached one.
+    backend = getattr(storage, "_backend", storage)
+    if isinstance(backend, StudyStorage):
+        backend.with_end(trial_id, attributes, reports)
+        return
+    for name, value in attributes.items():
+        storage.set_trial_user_attr(trial_id, name, value)
+    for step, reported in reports.items():
+        storage.set_trial_intermediate_value(trial_id, step, reported)

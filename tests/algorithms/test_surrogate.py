@@ -1,0 +1,134 @@
+"""The surrogate against the textbook, and against what it is for."""
+
+import numpy as np
+import pytest
+
+from prunesearch.algorithms.operators import (
+    Mask,
+    Real,
+    SubsetConstraints,
+    random_subsets,
+)
+from prunesearch.algorithms.surrogate import (
+    LARGEST,
+    Ranking,
+    Surrogate,
+    harm_of,
+    normal_scores,
+)
+
+UNITS = SubsetConstraints.of(np.ones(16, dtype=bool), 5)
+WEIGHT = np.random.default_rng(7).gamma(0.6, size=16)
+
+
+def subsets(count: int, seed: int = 0) -> Mask:
+    return random_subsets(UNITS, np.full(count, 5), np.random.default_rng(seed))
+
+
+def loss(X: Mask) -> Real:
+    """Additive, with neighbours that are cheaper together."""
+    return np.asarray(np.exp(X @ WEIGHT / 2 - 0.3 * (X[:, :-1] & X[:, 1:]).sum(1)))
+
+
+def covariance(model: Surrogate, A: Mask, B: Mask) -> Real:
+    """The module docstring's formula, term by term."""
+    a1, a2, r, ar = model._amplitudes
+    size = model._size
+    K = np.empty((len(A), len(B)))
+    for i, s in enumerate(A):
+        for j, t in enumerate(B):
+            both = s & t
+            K[i, j] = 4.0 + a1 * both.sum() / size + 0.3 * np.exp(-(s ^ t).sum() / 4.0)
+            K[i, j] += 0.5 * ar * (both[:-2] & both[1:-1] & both[2:]).sum()
+            for d in range(1, 5):
+                K[i, j] += a2 * r ** (d - 1) * (both[:-d] & both[d:]).sum()
+                K[i, j] += (
+                    ar * 0.7 ** (d - 1) / size * (s[:-d] & s[d:]).sum() * (t[:-d] & t[d:]).sum()
+                )
+            if model._ranking is not None:
+                K[i, j] += (
+                    2.0 * model._ranking.features(s[None])[0] @ model._ranking.features(t[None])[0]
+                )
+    return K
+
+
+def dense_posterior(model: Surrogate, X: Mask, Z: Mask, score: Real) -> tuple[Real, Real]:
+    """Rasmussen and Williams, eqs. 2.25 and 2.26, by solving the whole system."""
+    K = covariance(model, X, X) + 0.1 * np.eye(len(X))
+    k = covariance(model, Z, X)
+    variance = np.diag(covariance(model, Z, Z) - k @ np.linalg.solve(K, k.T))
+    return k[:, : score.size] @ np.linalg.solve(K[: score.size, : score.size], score), variance
+
+
+@pytest.mark.parametrize("ranking", [None, Ranking(WEIGHT + 0.1)])
+def test_predictions_are_the_posterior(ranking: Ranking | None) -> None:
+    X, Z = subsets(40), subsets(15, seed=1)
+    score = normal_scores(loss(X))
+    model = Surrogate(X, score, ranking)
+    mean, deviation = model.predict(Z)
+    expected, variance = dense_posterior(model, X, Z, score)
+    assert np.allclose(mean, expected)
+    assert np.allclose(deviation, np.sqrt(variance * model._variance))
+    model.condition_on_pending(Z[0])
+    model.condition_on_pending(Z[1])
+    mean_after, deviation_after = model.predict(Z)
+    expected, variance = dense_posterior(model, np.vstack([X, Z[:2]]), Z, score)
+    assert np.allclose(mean_after, mean), "what is under way says nothing about the level"
+    assert np.allclose(deviation_after, np.sqrt(variance * model._variance))
+    assert (deviation_after <= deviation + 1e-12).all()
+    assert deviation_after[0] < deviation[0]
+
+
+def test_trust_is_the_leave_one_out_correlation() -> None:
+    X = subsets(30)
+    score = normal_scores(loss(X))
+    model = Surrogate(X, score, None)
+    predicted = []
+    for left in range(30):
+        rest = np.delete(np.arange(30), left)
+        noise = 0.1
+        K = covariance(model, X[rest], X[rest]) + noise * np.eye(29)
+        k = covariance(model, X[left : left + 1], X[rest])
+        predicted.append(float((k @ np.linalg.solve(K, score[rest]))[0]))
+    assert model.trust == pytest.approx(np.corrcoef(predicted, score)[0, 1])
+
+
+def test_it_learns_what_matters() -> None:
+    X, Z = subsets(60), subsets(300, seed=2)
+    mean, _ = Surrogate(X, normal_scores(loss(X)), None).predict(Z)
+    assert np.corrcoef(mean, np.log(loss(Z)))[0, 1] > 0.8
+    noise = np.random.default_rng(0).random(60)
+    assert Surrogate(X, normal_scores(noise), None).trust < 0.25, (
+        "there is nothing to learn from noise"
+    )
+
+
+def test_a_ranking_helps_while_little_is_known_and_a_wrong_one_is_outvoted() -> None:
+    Z = subsets(300, seed=2)
+    truth = np.log(loss(Z))
+
+    def fit(count: int, ranking: Ranking | None) -> float:
+        X = subsets(count)
+        return float(
+            np.corrcoef(Surrogate(X, normal_scores(loss(X)), ranking).predict(Z)[0], truth)[0, 1]
+        )
+
+    right, wrong = Ranking(np.exp(WEIGHT)), Ranking(np.exp(-WEIGHT))
+    assert fit(8, right) > fit(8, None) + 0.05
+    assert fit(120, wrong) > 0.8
+
+
+def test_normal_scores_see_ranks_alone() -> None:
+    values = np.array([3.0, -1.0, 3.0, 100.0])
+    assert np.allclose(normal_scores(values), normal_scores(np.array([0.3, 0.1, 0.3, 0.4])))
+    scores = normal_scores(values)
+    assert scores[0] == scores[2]
+    assert scores[1] < scores[0] < scores[3]
+    assert np.allclose(harm_of(np.array([1.0, 2.0])), [1.0, 2.0])
+    assert (harm_of(np.array([-1.0, 0.0, 5.0])) > 0).all()
+
+
+def test_the_largest_fit_is_fast_enough_to_be_in_the_loop() -> None:
+    assert LARGEST <= 256, (
+        "the fit is cubic in it: see benchmarks/sampler_overhead.py before raising it"
+    )

@@ -1,0 +1,381 @@
+"""Worker processes: the same numbers, whatever dies."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from prunesearch.cache.evaluation_cache import EvaluationCache
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import DataError, RunError, ScoringError
+from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.evaluation.worker_pool import Content, WorkerPool, split
+from prunesearch.execution.shared_forward import EvaluationCancelled, Forward
+from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.streaming import open_streamed
+from prunesearch.objectives.base import (
+    CalibrationObjective,
+    Chunk,
+    Scored,
+    Work,
+)
+from prunesearch.objectives.calibration_data import token_windows
+from tests.conftest import N_LAYERS
+
+WINDOWS = torch.arange(6 * 512).view(6, 512) % 264  # three chunks
+CANDIDATES = [LayerSubset.of(N_LAYERS, [i, j]) for i in range(3) for j in range(i + 1, N_LAYERS)]
+
+
+WELL, DIES_ONCE, DIES, NO_MEMORY, NO_DATA, SLOW = range(30, 36)
+
+
+class Toy:
+    """An objective that misbehaves where it is told to: the MLP that a candidate drops says how."""
+
+    digest = "toys"
+    settings: ClassVar[dict[str, str]] = {}
+    chunks = ()
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def score(self, work: Work, forward: Forward) -> Iterator[Scored]:
+        for chunk, candidates in work:
+            for candidate in candidates:
+                self._act(candidate)
+                if forward.stopped():
+                    raise EvaluationCancelled
+                yield chunk.index, candidate, [[float(sum(candidate.dropped)), os.getpid()]]
+
+    def _act(self, candidate: LayerSubset) -> None:
+        act = candidate.mlp[0] if candidate.mlp else None
+        if act == DIES or (act == DIES_ONCE and not self._seen(candidate)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if act == NO_MEMORY:
+            raise MemoryError("no room")
+        if act == NO_DATA:
+            raise DataError("the data went away")
+        if act == SLOW:
+            (self._folder / "busy").touch()
+            time.sleep(0.3)
+
+    def _seen(self, candidate: LayerSubset) -> bool:
+        mark = self._folder / candidate.text
+        seen = mark.exists()
+        mark.touch()
+        return seen
+
+
+class Still:
+    """A forward pass that does nothing."""
+
+    stopped: Callable[[], bool]
+
+
+def build_toy(folder: Path, number: int) -> tuple[Toy, Still, str]:
+    return Toy(folder), Still(), "a toy"
+
+
+TOYS = Content.of("a toy", Toy(Path()))  # type: ignore[arg-type]
+
+
+def build_nothing(number: int) -> tuple[Toy, Still, str]:
+    raise ScoringError("there is no model")
+
+
+def build_real(folder: str, number: int) -> tuple[CalibrationObjective, Forward, str]:
+    """Workers stream their weights; the process that they are compared with has them in memory."""
+    torch.set_num_threads(1)
+    loaded = open_streamed(folder, device="cpu")
+    return (
+        CalibrationObjective(loaded, WINDOWS),
+        Forward(loaded.model, loaded.layers),
+        loaded.fingerprint,
+    )
+
+
+def toys(*acts: int) -> list[LayerSubset]:
+    """Candidates that act in this order, which is that of their paths too."""
+    return [LayerSubset.of(40, [29 - i], mlp=[act]) for i, act in enumerate(acts)]
+
+
+def chunks(*lots: list[LayerSubset]) -> Work:
+    return [(Chunk(index, {}, 1), lot) for index, lot in enumerate(lots)]
+
+
+def values(scored: list[Scored]) -> dict[tuple[int, LayerSubset], float]:
+    return {
+        (index, c): result[0][0]
+        for index, c, result in scored
+        if not isinstance(result, ScoringError)
+    }
+
+
+def expected(work: Work) -> dict[tuple[int, LayerSubset], float]:
+    return {(chunk.index, c): float(sum(c.dropped)) for chunk, asked in work for c in asked}
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("toys")
+
+
+@pytest.fixture(scope="module")
+def pool(folder: Path) -> Iterator[WorkerPool]:
+    with WorkerPool(functools.partial(build_toy, folder), 2, TOYS) as pool:
+        yield pool
+
+
+def test_two_workers_give_the_numbers_of_one_process(tiny_folder: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    build = functools.partial(build_real, str(tiny_folder))
+    objective, _, fingerprint = build(0)
+    loaded: LoadedModel = load(str(tiny_folder), device="cpu")
+    found = []
+    try:
+        with WorkerPool(build, 2, Content.of(fingerprint, objective)) as pool:
+            for scorer in (None, pool):
+                with EvaluationCache(tmp_path / str(len(found))) as store:
+                    engine = LocalEngine(loaded, objective, store, scorer)
+                    found.append(engine.evaluate_now(CANDIDATES))
+    finally:
+        torch.set_num_threads(threads)
+    alone, together = found
+    assert [e.candidate for e in together] == CANDIDATES
+    assert [e.metrics for e in together] == [e.metrics for e in alone]
+    assert all(e.failure is None and not e.cached for e in together)
+
+
+def test_both_work_and_results_come_one_by_one(pool: WorkerPool) -> None:
+    work = chunks(toys(*[SLOW] * 8))
+    start = time.monotonic()
+    arrived = [(time.monotonic() - start, scored) for scored in pool.score(work, never)]
+    assert values([scored for _, scored in arrived]) == expected(work)
+    assert len({scored[2][0][1] for _, scored in arrived}) == 2, "processes"
+    times = [at for at, _ in arrived[2:]]
+    assert times[-1] - times[0] > 0.5, "not all at the end"
+
+
+def test_a_worker_that_is_killed_is_started_again_for_what_is_left(pool: WorkerPool) -> None:
+    before = pool.restarts
+    work = chunks(toys(WELL, WELL, DIES_ONCE, WELL, WELL, WELL), toys(*[WELL] * 6))
+    scored = list(pool.score(work, never))
+    assert pool.restarts == before + 1
+    assert values(scored) == expected(work)
+    assert len(scored) == len(expected(work)), "nothing is scored twice"
+
+
+def test_a_worker_that_is_killed_from_outside_is_started_again(pool: WorkerPool) -> None:
+    before = pool.restarts
+    work = chunks(toys(*[SLOW] * 6))
+    scored: list[Scored] = []
+    for at, found in enumerate(pool.score(work, never)):
+        scored.append(found)
+        if at == 1:
+            results = found[2]
+            assert not isinstance(results, ScoringError)
+            os.kill(results[0][1], signal.SIGKILL)
+    assert values(scored) == expected(work)
+    assert pool.restarts == before + 1
+
+
+def test_one_that_dies_again_and_again_is_one_line_and_the_rest_is_kept(pool: WorkerPool) -> None:
+    before = pool.restarts
+    work = chunks(toys(*[WELL] * 5, DIES))
+    scored = []
+    with pytest.raises(
+        RunError, match=r"worker \d died 3 times over the same candidates.*fewer --workers"
+    ) as raised:
+        for found in pool.score(work, never):
+            scored.append(found)
+    assert "\n" not in str(raised.value)
+    assert len(values(scored)) == 5
+    assert pool.restarts == before + 2
+    again = chunks(toys(*[WELL] * 4))
+    assert values(list(pool.score(again, never))) == expected(again), "the pool is still of use"
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "message"),
+    [(NO_MEMORY, MemoryError, "no room"), (NO_DATA, RunError, "the data went away")],
+)
+def test_what_a_share_fails_of_is_heard_when_the_others_are_done(
+    pool: WorkerPool, act: int, kind: type[Exception], message: str
+) -> None:
+    before = pool.restarts
+    work = chunks(toys(act, WELL, SLOW, SLOW))
+    scored = []
+    with pytest.raises(kind, match=message):
+        for found in pool.score(work, never):
+            scored.append(found)
+    assert len(values(scored)) == 2
+    assert pool.restarts == before
+
+
+def test_stopping_leaves_at_the_next_block_and_keeps_what_is_done(pool: WorkerPool) -> None:
+    scored: list[Scored] = []
+    with pytest.raises(EvaluationCancelled):
+        for found in pool.score(chunks(toys(*[SLOW] * 20)), lambda: len(scored) > 2):
+            scored.append(found)
+    assert 2 < len(scored) < 8
+    assert len(list(pool.score(chunks(toys(WELL, WELL)), never))) == 2
+
+
+def test_results_that_nobody_wants_any_more_do_not_get_into_the_next_generation(
+    pool: WorkerPool,
+) -> None:
+    first = pool.score(chunks(toys(*[SLOW] * 8)), never)
+    assert len(list(islice(first, 1))) == 1
+    first.close()  # type: ignore[attr-defined]
+    work = chunks(toys(WELL, WELL, WELL)[1:])
+    assert values(list(pool.score(work, never))) == expected(work)
+
+
+def test_a_worker_that_cannot_start_says_why() -> None:
+    with (
+        WorkerPool(build_nothing, 1, TOYS) as pool,
+        pytest.raises(RunError, match="worker 0 cannot start: there is no model"),
+    ):
+        list(pool.score(chunks(toys(WELL)), never))
+
+
+def build_changing(
+    folder: str, text: Path, number: int
+) -> tuple[CalibrationObjective, Forward, str]:
+    """Reads model and text from disk, as a worker of a search does."""
+    torch.set_num_threads(1)
+    loaded = load(folder, device="cpu")
+    windows = token_windows(str(text), loaded.tokenizer, 64, 32)
+    return (
+        CalibrationObjective(loaded, windows),
+        Forward(loaded.model, loaded.layers),
+        loaded.fingerprint,
+    )
+
+
+def test_a_worker_that_reads_something_else_is_refused_and_nothing_is_stored(
+    make_model: Callable[..., Path], prose: Path, tmp_path: Path
+) -> None:
+    folder, text = make_model(), tmp_path / "text.txt"
+    text.write_text(prose.read_text())
+    build = functools.partial(build_changing, str(folder), text)
+    objective, _, fingerprint = build(0)
+    loaded = load(str(folder), device="cpu")
+    text.write_text(prose.read_text().replace("ships", "boats"))
+    with (
+        EvaluationCache(tmp_path / "cache") as store,
+        WorkerPool(build, 1, Content.of(fingerprint, objective)) as pool,
+        pytest.raises(
+            RunError,
+            match=r"worker 0 found other content on disk.*calibration text.*run the command again",
+        ),
+    ):
+        LocalEngine(loaded, objective, store, pool).evaluate_now(CANDIDATES[:2])
+    with EvaluationCache(tmp_path / "cache") as store:
+        engine = LocalEngine(loaded, objective, store)
+        assert not any(evaluation.cached for evaluation in engine.evaluate_now(CANDIDATES[:2]))
+
+
+def test_a_worker_that_is_started_again_after_a_change_is_refused(folder: Path) -> None:
+    """The first worker is right; the one that replaces it finds another model."""
+    mark = folder / "changed"
+    mark.unlink(missing_ok=True)
+    work = chunks(toys(WELL, WELL, DIES_ONCE, WELL))
+    (folder / work[0][1][2].text).unlink(missing_ok=True)
+    scored = []
+    with (
+        WorkerPool(functools.partial(build_other_once, folder), 1, TOYS) as pool,
+        pytest.raises(RunError, match="weights or config of the model changed since the start"),
+    ):
+        for found in pool.score(work, never):
+            scored.append(found)
+    assert len(scored) < 4
+
+
+def build_other_once(folder: Path, number: int) -> tuple[Toy, Still, str]:
+    """A toy, and another one from the second time on."""
+    mark = folder / "changed"
+    name = "another toy" if mark.exists() else "a toy"
+    mark.touch()
+    return Toy(folder), Still(), name
+
+
+def test_neighbours_stay_together_and_few_candidates_make_work_for_all() -> None:
+    work = [(Chunk(i, {}, 1), CANDIDATES) for i in range(2)]
+    shares = split(work, 3)
+    assert sorted((c.index, a) for share in shares for c, asked in share for a in asked) == sorted(
+        (c.index, a) for c, asked in work for a in asked
+    )
+    ordered = sorted(CANDIDATES, key=lambda c: c.path)
+    for share in shares:
+        for _, asked in share:
+            at = ordered.index(asked[0])
+            assert list(asked) == ordered[at : at + len(asked)]
+    alone = split([(Chunk(i, {}, 1), CANDIDATES[:1]) for i in range(4)], 2)
+    assert [len(share) for share in alone] == [2, 2]
+    assert split([], 2) == [[], []]
+
+
+SCRIPT = """
+import functools, signal, sys, time
+from pathlib import Path
+from prunesearch.evaluation.worker_pool import WorkerPool
+from tests.evaluation.test_pool import SLOW, TOYS, build_toy, chunks, toys
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # whatever the shell does with them, as under nohup
+        signal.signal(number, signal.default_int_handler)
+    with WorkerPool(functools.partial(build_toy, Path(sys.argv[1])), 1, TOYS) as pool:
+        print(*(member._process.pid for member in pool._members), flush=True)
+        try:
+            list(pool.score(chunks(*[toys(*[SLOW] * 20)] * 10), lambda: False))
+        except KeyboardInterrupt:
+            print("stopped", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
+def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    root = str(Path(__file__).parents[2])
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+    }
+    parent = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    workers = [int(word) for word in parent.stdout.readline().split()]
+    _wait_for(lambda: (tmp_path / "busy").exists() or parent.poll() is not None)
+    if number == signal.SIGINT:
+        os.killpg(parent.pid, number)  # as Ctrl-C in a terminal, which the workers get too
+    else:
+        parent.send_signal(number)
+    out, err = parent.communicate(timeout=30)
+    assert out == ("" if number == signal.SIGKILL else "stopped\n")
+    assert err == ""
+    assert len(workers) == 1
+    _wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)

@@ -1,0 +1,219 @@
+"""What `prunesearch plan` predicts, against formulas, published sizes and what happens."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.cli.app import cli
+from prunesearch.errors import InputError, ModelError, UnknownNameError
+from prunesearch.execution import memory_plan as planning
+from prunesearch.execution.batches import Rows
+from prunesearch.execution.hardware import Speed
+from prunesearch.execution.memory_plan import (
+    Asked,
+    distinct_forwards,
+    draw,
+    plan,
+)
+from prunesearch.execution.shared_forward import Forward
+from prunesearch.models.layers import StreamedLayers
+from prunesearch.models.streaming import open_streamed
+from prunesearch.space import SearchSpace
+from tests.conftest import N_LAYERS
+from tests.models.test_anatomy import LLAMA_70B
+
+GIB = 2**30
+SPEED = Speed("cpu", {"bfloat16": 1e12, "float32": 5e11}, 1e9, 1e10, float("inf"), 32 * GIB)
+
+
+@pytest.fixture
+def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose speed does not vary."""
+    monkeypatch.setattr(planning, "measure", lambda *_: SPEED)
+    monkeypatch.setattr(planning, "_resident", lambda: GIB // 2)
+    monkeypatch.setattr(planning, "widens", lambda: False)
+
+
+@pytest.fixture
+def llama_70b(tmp_path: Path) -> str:
+    LLAMA_70B.architectures = ["LlamaForCausalLM"]
+    LLAMA_70B.save_pretrained(tmp_path)
+    return str(tmp_path / "config.json")
+
+
+def mode(document: dict, weights: str) -> dict:
+    return next(m for m in document["modes"] if m["weights"] == weights)
+
+
+def test_llama_70b_is_streamed_in_24_gib(known_speed: None, llama_70b: str) -> None:
+    document = plan(llama_70b, Asked(24 * GIB, 20))
+    assert (document["use"], document["source"], document["block_params"]) == (
+        "stream",
+        "config",
+        855_654_400,
+    )
+    memory, stream = mode(document, "memory"), mode(document, "stream")
+    assert memory["parts"]["weights"] == 2 * 70_553_706_496
+    assert not memory["fits"]
+    other = 70_553_706_496 - 80 * 855_654_400
+    assert stream["parts"]["weights"] == 2 * (other + 2 * 855_654_400)
+    assert stream["parts"]["dense answers"] == 1024 * 128_256 * 2
+    assert stream["state_memory"] == 22 * 1024 * 8192 * 2
+    assert stream["fits"] and 7 * GIB < stream["memory"] < 10 * GIB
+    assert stream["memory"] == sum(stream["parts"].values())
+    assert stream["bytes_read"] == 80 * 2 * 855_654_400
+    compute = 2 * 1024 * 20 * (60 * 855_654_400 * (1 - document["shared"]) + 8192 * 128_256) / 1e12
+    assert stream["seconds"] == pytest.approx(max(compute, stream["bytes_read"] / 1e9), rel=1e-3)
+    assert "--weights stream --state-memory 352MiB --tokens 1024" in document["command"]
+    assert document["command"].startswith("prunesearch search MODEL --drop 25% --population 20")
+
+
+def test_a_cpu_that_widens_needs_a_weight_in_float32(
+    known_speed: None, llama_70b: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = mode(plan(llama_70b, Asked(24 * GIB)), "stream")
+    monkeypatch.setattr(planning, "widens", lambda: True)
+    after = mode(plan(llama_70b, Asked(24 * GIB)), "stream")
+    assert after["memory"] - before["memory"] == 4 * 128_256 * 8192
+    assert after["fits"]
+
+
+def test_what_fits_is_kept_in_memory(known_speed: None, llama_70b: str) -> None:
+    document = plan(llama_70b, Asked(200 * GIB))
+    assert document["use"] == "memory"
+    assert document["command"].endswith("--weights memory --state-memory 352MiB --tokens 1024")
+
+
+def test_too_many_tokens_spill_states_and_lump_the_answers(
+    known_speed: None, llama_70b: str
+) -> None:
+    document = plan(llama_70b, Asked(16 * GIB, 20, tokens=2**17))
+    stream = mode(document, "stream")
+    assert document["use"] == "stream"
+    assert "--kl-top 512" in document["command"]
+    assert stream["parts"]["dense answers"] == 2**17 * 512 * 8
+    assert stream["spilled"] == 22 * 2**17 * 8192 * 2 - stream["state_memory"]
+    assert stream["memory"] <= 16 * GIB
+    assert any("likeliest" in note for note in document["notes"])
+    assert any("TMPDIR" in note for note in document["notes"])
+
+
+def test_where_nothing_fits_it_says_what_would(known_speed: None, llama_70b: str) -> None:
+    document = plan(llama_70b, Asked(2 * GIB))
+    assert document["use"] is None and document["command"] is None
+    assert re.search(r"nothing fits: --weights stream needs \d+\.\d\d GiB", document["notes"][-1])
+
+
+def test_a_task_has_requests_and_no_dense_answers(known_speed: None, llama_70b: str) -> None:
+    document = plan(llama_70b, Asked(24 * GIB, tokens=None, requests=800, length=50))
+    assert document["tokens"] == 40_000
+    assert "dense answers" not in mode(document, "stream")["parts"]
+    assert "--task TASK" in document["command"]
+
+
+def test_a_faster_type_is_pointed_out(monkeypatch: pytest.MonkeyPatch, llama_70b: str) -> None:
+    slow = Speed("cpu", {"bfloat16": 1e10, "float32": 8e10}, 1e9, 1e10, float("inf"), 32 * GIB)
+    monkeypatch.setattr(planning, "measure", lambda *_: slow)
+    document = plan(llama_70b, Asked(24 * GIB))
+    assert any(
+        "float32 is multiplied 8.0 times as fast here as bfloat16" in note
+        for note in document["notes"]
+    )
+
+
+def test_shared_work_is_counted_as_the_forward_pass_does_it(tiny_folder: Path) -> None:
+    generation = draw(SearchSpace(N_LAYERS, 2), 7)
+    assert generation == draw(SearchSpace(N_LAYERS, 2), 7)
+    streamed = open_streamed(str(tiny_folder), device="cpu")
+    forward = Forward(streamed.model, streamed.layers)
+    batch = Rows(torch.arange(16)[None])
+    list(forward.run([(batch, generation)]))
+    distinct = set(generation)
+    assert forward.work_counter.computed == 16 * distinct_forwards(generation, [1] * N_LAYERS)
+    assert forward.work_counter.separate == 16 * sum(len(c.kept) for c in distinct)
+    one = [LayerSubset.of(3, [1])]
+    assert distinct_forwards(one, [1, 10, 100]) == 101
+
+
+def test_bytes_read_are_those_that_a_generation_reads(known_speed: None, tiny_folder: Path) -> None:
+    document = plan(str(tiny_folder), Asked(GIB, 8, drop="2"))
+    streamed = open_streamed(str(tiny_folder), device="cpu")
+    forward = Forward(streamed.model, streamed.layers)
+    list(forward.run([(Rows(torch.arange(16)[None]), draw(SearchSpace(N_LAYERS, 2), 8))]))
+    assert isinstance(streamed.layers, StreamedLayers)
+    assert mode(document, "stream")["bytes_read"] == streamed.layers.bytes_read
+    assert document["source"] == "safetensors"
+    assert mode(document, "memory")["parts"]["weights"] == streamed.sizes.bytes()
+
+
+def test_converting_needs_a_tensor_more(known_speed: None, make_model: Callable[..., Path]) -> None:
+    folder = str(make_model())
+    plain, converted = (
+        mode(plan(folder, Asked(GIB, dtype=d)), "stream")["parts"]["weights"]
+        for d in ("auto", "bfloat16")
+    )
+    assert converted == plain // 2 + 4 * 32 * 64
+
+
+def test_on_the_command_line(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "plan",
+        str(tiny_folder),
+        "--memory",
+        "4GiB",
+        "--candidates",
+        "6",
+        "--drop",
+        "2",
+        "--tokens",
+        "128",
+    ]
+    shown = CliRunner().invoke(cli, words)
+    assert shown.exit_code == 0, shown.output
+    for place in ("memory", "stream", "host"):
+        assert f"\n{place} " in shown.output
+    assert "in 4.00 GiB" in shown.output
+    command = next(line for line in shown.output.splitlines() if "prunesearch search" in line)
+    document = json.loads(CliRunner().invoke(cli, [*words, "--json"]).stdout)
+    assert document["speed"]["flops"]["float32"] > 1e8
+    assert document["speed"]["disk"] > 1e6
+    assert list(tmp_path.iterdir()) == [], "nothing is stored"
+    searched = CliRunner().invoke(
+        cli, [*command.split()[1:], "--window", "64", "--trials", "6", "--json"]
+    )
+    assert json.loads(searched.stdout)["trials"] == 6, "the command that is printed runs"
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "complaint"),
+    [
+        (["nowhere/at/all"], ModelError, "no model folder or file"),
+        (["model.gguf"], ModelError, "is a GGUF"),
+        (["MODEL", "--memory", "much"], InputError, "--memory 'much' cannot be read"),
+        (["MODEL", "--drop", "6"], InputError, "leaves no layer"),
+        (["MODEL", "--tokens", "0"], InputError, "--tokens 0 is too small"),
+        (["MODEL", "--candidates", "-1"], InputError, "--candidates -1 is too small"),
+        (["MODEL", "--requests", "0"], InputError, "--requests 0 is too small"),
+        (["MODEL", "--dtype", "bfloat61"], UnknownNameError, "did you mean 'bfloat16'"),
+        (["MODEL", "--device", "abacus"], InputError, "--device 'abacus' cannot be used here"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line(
+    tiny_folder: Path, words: list[str], kind: type[Exception], complaint: str
+) -> None:
+    result = CliRunner().invoke(
+        cli, ["plan", *(str(tiny_folder) if word == "MODEL" else word for word in words)]
+    )
+    assert isinstance(result.exception, kind)
+    assert complaint in str(result.exception)
+    assert "\n" not in str(result.exception)

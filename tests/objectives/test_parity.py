@@ -1,0 +1,92 @@
+"""Every architecture gives lm-eval's own log-likelihoods, packed where that is exact and plain
+where it is not.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.execution.shared_forward import Forward, Head
+from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.surgery import pruned
+from prunesearch.objectives.loglikelihood import (
+    Answer,
+    Reading,
+    inputs_of,
+    read_rows,
+    read_trees,
+    reads_trees,
+)
+from tests.conftest import ARCHITECTURES, N_LAYERS
+
+CONTEXTS = ("The boat leaves the harbour at dawn and the crew", "The boat leaves the harbour and")
+ENDINGS = (" rows.", " rows on.", " sings a song.", " eats fish and sleeps.")
+QUESTIONS = [(context, ending) for context in CONTEXTS for ending in ENDINGS]
+CANDIDATES = [
+    LayerSubset.of(N_LAYERS),
+    LayerSubset.of(N_LAYERS, [0, 3]),
+    LayerSubset.of(N_LAYERS, [4]),
+]
+PACKED = {
+    "llama",
+    "qwen2",
+    "qwen3",
+    "phi",
+    "gpt_neox",
+    "olmo2",
+    "mixtral",
+    "qwen3_moe",
+    "smollm3",
+    "opt",
+}
+
+
+def lm_evals(loaded: LoadedModel, candidate: LayerSubset) -> list[Answer]:
+    """What lm-eval's own model answers, one request a batch."""
+    requests = [Instance("loglikelihood", {}, question, i) for i, question in enumerate(QUESTIONS)]
+    with pruned(loaded.model, candidate) as model:
+        lm = HFLM(pretrained=model, tokenizer=loaded.tokenizer, batch_size=1)
+        return list(lm.loglikelihood(requests, disable_tqdm=True))
+
+
+def ours(loaded: LoadedModel, readings: list[Reading]) -> dict[LayerSubset, list[Answer]]:
+    """Answers of all candidates, scored together."""
+    forward, head = Forward(loaded.model, loaded.layers), Head(loaded.model)
+    found: dict[LayerSubset, dict[int, Answer]] = {c: {} for c in CANDIDATES}
+    placed = [reading.on(loaded.model) for reading in readings]
+    for job, candidate, state in forward.run([(reading.batch, CANDIDATES) for reading in placed]):
+        found[candidate].update(placed[job].answers(head, state))
+    return {c: [answers[i] for i in range(len(QUESTIONS))] for c, answers in found.items()}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_log_likelihoods_are_lm_evals(architecture: str, make_model: Callable[..., Path]) -> None:
+    loaded = load(str(make_model(architecture)), device="cpu")
+    pairs = [tuple(map(loaded.tokenizer.encode, pair)) for pair in QUESTIONS]
+    sequences = inputs_of(pairs, 512)
+    packs = reads_trees(loaded.model, Forward(loaded.model, loaded.layers))
+    ways = {"plain": read_rows(pairs, sequences, 128)}
+    if packs:
+        ways["packed"] = read_trees(pairs, sequences, 128)
+        assert sum(r.batch.tokens for r in ways["packed"]) < 0.6 * sum(
+            r.batch.tokens for r in ways["plain"]
+        )
+    assert packs or architecture not in PACKED, (
+        "an architecture for which packing is exact takes the plain path"
+    )
+    expected = {candidate: lm_evals(loaded, candidate) for candidate in CANDIDATES}
+    for way, readings in ways.items():
+        for candidate, answers in ours(loaded, readings).items():
+            values = torch.tensor([value for value, _ in answers])
+            theirs = torch.tensor([value for value, _ in expected[candidate]])
+            torch.testing.assert_close(
+                values, theirs, atol=1e-3, rtol=1e-4, msg=lambda m, way=way: f"{way}: {m}"
+            )
+            assert [greedy for _, greedy in answers] == [
+                greedy for _, greedy in expected[candidate]
+            ]
