@@ -62,7 +62,10 @@ class Fused:
         return whole
 
 
-_TWICE = "checkpoint {name!r} holds {parameter} twice, as {first} and as {second}, and they differ: delete the wrong one"
+_TWICE = (
+    "checkpoint {name!r} holds {parameter} twice, as {first} and as {second}, and they differ: "
+    "delete the wrong one"
+)
 
 Source = Stored | Fused | torch.Tensor
 """The source of a parameter: whole in a file, in pieces in files, or a tensor in host memory."""

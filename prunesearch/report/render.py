@@ -240,7 +240,8 @@ def verified(document: Document) -> Parts:
 
 def _verified_gguf(document: Document) -> str:
     """Describe the result of a repeated verification of a GGUF file."""
-    said = f"{document['gguf']} is what was exported without layers {document['dropped']}: {document['tensors']} tensors"
+    said = f"{document['gguf']} is what was exported without layers {document['dropped']}: "
+    said += f"{document['tensors']} tensors"
     check = document["llama_cpp"]
     if check is None:
         return f"{said}; not run: llama.cpp is not installed (pip install 'prunesearch[gguf]')"

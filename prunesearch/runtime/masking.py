@@ -26,7 +26,10 @@ _SHOWN = frozenset(
     "target_session_attrs timeout uri "
     "user".split()
 )
-_SECRET_NAME = r"[\w-]*(?:password|passwd|passphrase|passfile|secret|credential|api_?key|auth_?key|(?:_|access|auth)token)"
+_SECRET_NAME = (
+    r"[\w-]*(?:password|passwd|passphrase|passfile|secret|credential|api_?key|auth_?key"
+    r"|(?:_|access|auth)token)"
+)
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 # name=value; 'name': 'value', as in a dict or JSON; and the tokens of the hub, which are known by
 # their look.

@@ -301,7 +301,8 @@ def test_the_command_prints_what_was_done(
     make_model: Callable[..., Path], prose: Path, tmp_path: Path
 ) -> None:
     text = torch.cat(fit_and_held_out(byte_tokenizer(), str(prose), 1024, 64, None, 512))
-    command = f"compensate {taught_folder(make_model, text)} --drop 1,3,4 --out {tmp_path / 'out'} --calibration {prose}"
+    folder = taught_folder(make_model, text)
+    command = f"compensate {folder} --drop 1,3,4 --out {tmp_path / 'out'} --calibration {prose}"
     short = f"{command} --tokens 1024 --window 64 --held-out-tokens 512 --cache {tmp_path / 'cache'} --device cpu"
     result = CliRunner().invoke(cli, short.split(), catch_exceptions=False)
     assert result.exit_code == 0, result.output

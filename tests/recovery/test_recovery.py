@@ -116,7 +116,8 @@ def test_one_recipe_does_all_of_it_once(
     assert "Finalists" in shown.stdout
     assert "holds this very export already" in shown.stdout
     final = f"heal {document['study']} --finalists 2 --finalist-steps 2 --compensate --data {prose} --loss distill"
-    small = "--steps 4 --eval-every 2 --batch-size 2 --window 32 --held-out-tokens 128 --lr 1e-2 --out other --device cpu"
+    small = "--steps 4 --eval-every 2 --batch-size 2 --window 32 --held-out-tokens 128 --lr 1e-2"
+    small += " --out other --device cpu"
     chosen = CliRunner().invoke(cli, [*final.split(), *small.split(), "--json"])
     assert chosen.exit_code == 0, chosen.output
     assert json.loads(chosen.stdout)["finalists"] == document["finalists"], (
