@@ -18,7 +18,7 @@ from prunesearch.samplers import build
 from prunesearch.studies import notes
 from prunesearch.studies.persistence import open_storage
 from tests.conftest import N_LAYERS
-from tests.pipeline.test_search import SPACE, TableEngine
+from tests.pipeline.test_search_loop import SPACE, TableEngine
 
 
 @pytest.fixture

@@ -333,7 +333,7 @@ SCRIPT = """
 import functools, signal, sys, time
 from pathlib import Path
 from prunesearch.evaluation.worker_pool import WorkerPool
-from tests.evaluation.test_pool import SLOW, TOYS, build_toy, chunks, toys
+from tests.evaluation.test_worker_pool import SLOW, TOYS, build_toy, chunks, toys
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):  # whatever the shell does with them, as under nohup

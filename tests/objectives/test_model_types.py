@@ -15,7 +15,7 @@ from prunesearch.models.structure import blocks_of, sizes_of
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.base import CalibrationObjective
 from tests.conftest import byte_tokenizer, resident
-from tests.objectives.test_types import EXPECTED, SAMPLE
+from tests.export.test_model_types import EXPECTED, SAMPLE
 
 IDS = torch.randint(1, 90, (2, 24), generator=torch.Generator().manual_seed(1))
 

@@ -76,7 +76,7 @@ def test_a_resumed_study_proposes_what_an_unbroken_one_does(make: Maker, tmp_pat
 def test_another_process_proposes_the_same(make: Maker) -> None:
     here = drive(optuna.create_study(), make(SPACE, seed=3, population=5), 20)
     code = (
-        "import json, optuna\nfrom tests.samplers.test_swarms import *\n"
+        "import json, optuna\nfrom tests.samplers.test_population import *\n"
         f"print(json.dumps(drive(optuna.create_study(), {make.__name__}(SPACE, seed=3, "
         f"population=5), 20)))"
     )
