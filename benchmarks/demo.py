@@ -19,7 +19,7 @@ from benchmarks.record import Record, arguments
 
 def run(folder: Path, trials: int | None) -> tuple[dict[str, Any], float]:
     """Run the demo in a folder; return its document and the wall time with start-up."""
-    command = [sys.executable, "-m", "prunesearch.cli.app", "demo", "--json", "--threads", "2"]
+    command = [sys.executable, "-m", "prunesearch.cli.main", "demo", "--json", "--threads", "2"]
     command += [] if trials is None else ["--trials", str(trials)]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)

@@ -11,9 +11,9 @@ def main() -> None:
     A signal that comes before its first step, or after its last, ends the process quietly.
     """
     stopping.guard_process()
-    from prunesearch.cli import app  # takes half a second
+    from prunesearch.cli import main as program  # takes half a second
 
-    app.main()
+    program.main()
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from prunesearch.cli.app import cli
-from prunesearch.cli.options import read_recipe
+from prunesearch.cli.main import cli
+from prunesearch.cli.recipes import read_recipe
 from prunesearch.config.recipe import validated
 from prunesearch.pipeline.search_and_recover import RecoverySection
 from tests.conftest import REPOSITORY

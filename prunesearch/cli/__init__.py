@@ -1,5 +1,5 @@
 """The command line: commands parse, call and print."""
 
-from prunesearch.cli.app import cli, main
+from prunesearch.cli.main import cli
 
-__all__ = ["cli", "main"]
+__all__ = ["cli"]

@@ -1,5 +1,5 @@
 """`python -m prunesearch.cli`."""
 
-from prunesearch.cli.app import main
+from prunesearch.cli.main import main
 
 main()

@@ -1,7 +1,4 @@
-"""The commands `cache …` on the evaluation cache, and `doctor`.
-
-They do not import torch when they start.
-"""
+"""The commands `cache …` on the evaluation cache. They start without torch."""
 
 import sys
 import time
@@ -13,7 +10,7 @@ from typing import Any
 
 import click
 
-from prunesearch.cli.help import Command, Group
+from prunesearch.cli.help import Group
 from prunesearch.cli.options import CACHE, JSON, STORAGE
 from prunesearch.report.emit import emit
 from prunesearch.units import parse_duration
@@ -144,24 +141,6 @@ def path(cache: str, as_json: bool) -> None:
     location = CacheLocation.parse(cache)
     url = None if location.url is None else shown(location.url)
     emit(as_json, {"folder": str(location.folder.absolute()), "url": url}, render.path)
-
-
-@click.command(cls=Command)
-@CACHE
-@STORAGE
-@JSON
-def doctor(cache: str, storage: str, as_json: bool) -> None:
-    """Check this machine, the cache and the studies;
-
-    say what to fix. Exit status 1: something is broken.
-    """
-    from prunesearch.pipeline.doctor import examine
-    from prunesearch.report import cache as render
-
-    checks = examine(cache, storage)
-    emit(as_json, {"checks": [asdict(check) for check in checks]}, render.doctor)
-    if any(check.status == "broken" for check in checks):
-        sys.exit(1)
 
 
 def _when(at: float) -> str:

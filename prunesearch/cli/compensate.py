@@ -14,11 +14,10 @@ from prunesearch.cli.options import (
     RUN_OPTIONS,
     SELECTION_OPTIONS,
     STORAGE,
-    options_of,
-    quiet,
-    selected_by,
     with_options,
 )
+from prunesearch.cli.output import quiet
+from prunesearch.cli.recipes import options_of, selected_by
 from prunesearch.config.recipe import BUILTIN_TEXT
 from prunesearch.errors import InputError
 from prunesearch.report.emit import emit

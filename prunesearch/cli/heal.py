@@ -16,11 +16,10 @@ from prunesearch.cli.options import (
     SELECTION_OPTIONS,
     STORAGE,
     TRUST,
-    options_of,
-    quiet,
-    selected_by,
     with_options,
 )
+from prunesearch.cli.output import quiet
+from prunesearch.cli.recipes import options_of, selected_by
 from prunesearch.config.recipe import validated
 from prunesearch.errors import InputError
 from prunesearch.report.emit import emit

@@ -29,7 +29,7 @@ from tests.conftest import HELLASWAG, results_of
 
 
 def prunesearch(here: Path, *words: object) -> tuple[dict[str, object], str]:
-    command = [sys.executable, "-m", "prunesearch.cli.app", *map(str, words), "--json"]
+    command = [sys.executable, "-m", "prunesearch.cli.main", *map(str, words), "--json"]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
@@ -101,7 +101,7 @@ def test_the_gguf_itself_is_the_same_model(home: Path) -> None:
     assert load(str(gguf)).fingerprint == checkpoint.fingerprint
     (home / "cut.gguf").write_bytes(gguf.read_bytes()[:50_000_000])
     done = subprocess.run(
-        [sys.executable, "-m", "prunesearch.cli.app", "search", "cut.gguf", "--drop", "2"],
+        [sys.executable, "-m", "prunesearch.cli.main", "search", "cut.gguf", "--drop", "2"],
         cwd=home,
         capture_output=True,
         text=True,

@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 from prunesearch.cache import maintenance
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.keys import evaluation_key
-from prunesearch.cli.app import cli
+from prunesearch.cli.main import cli
 from prunesearch.studies import persistence
-from tests.cli.test_app import FAST, here, refused, run, run_json
+from tests.cli.test_main import FAST, here, refused, run, run_json
 
 __all__ = ["here"]  # a fixture
 SEARCH = ["--drop", 2, "--trials", 8, *FAST]

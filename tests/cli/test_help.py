@@ -3,8 +3,8 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
-from prunesearch.cli.app import cli
 from prunesearch.cli.help import EXAMPLES, summary
+from prunesearch.cli.main import cli
 
 
 def help_of(*words: str, width: int = 100) -> str:

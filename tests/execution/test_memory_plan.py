@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.cli.app import cli
+from prunesearch.cli.main import cli
 from prunesearch.errors import InputError, ModelError, UnknownNameError
 from prunesearch.execution import memory_plan as planning
 from prunesearch.execution.batches import Rows

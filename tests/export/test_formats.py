@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.cli.app import cli
+from prunesearch.cli.main import cli
 from prunesearch.errors import InputError, RunError, VerificationError
 from prunesearch.export import (
     checkpoint,

@@ -23,7 +23,7 @@ from tokenizers import (
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.cli.app import cli
+from prunesearch.cli.main import cli
 from prunesearch.errors import InputError, ModelError, VerificationError
 from prunesearch.export import (
     export,

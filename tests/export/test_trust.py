@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.cli.app import cli
-from prunesearch.cli.options import read_recipe
+from prunesearch.cli.main import cli
+from prunesearch.cli.recipes import read_recipe
 from prunesearch.errors import InputError, ModelError
 from prunesearch.export import export, recheck
 from prunesearch.models.loading import LoadedModel, load

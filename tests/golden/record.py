@@ -10,7 +10,7 @@ import optuna
 from prunesearch.cache import maintenance
 from prunesearch.cache.location import CacheLocation
 from prunesearch.cache.transfer import export
-from prunesearch.cli.options import quiet
+from prunesearch.cli.output import quiet
 from tests.golden import results, studies
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.keys import canonical_json, evaluation_key, latency_key
 from prunesearch.cache.location import CacheLocation
 from prunesearch.candidate import LayerSubset
-from prunesearch.cli.app import cli
+from prunesearch.cli.main import cli
 from prunesearch.config.recipe import Recipe, RunOptions
 from prunesearch.pipeline.search_loop import search
 from prunesearch.pipeline.session import load_for, objective_for

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from prunesearch.cli.app import cli
+from prunesearch.cli.main import cli
 from prunesearch.errors import InputError, ModelError
 from prunesearch.models.analyze import take_inventory
 from prunesearch.models.fingerprint import fingerprint, numeric_config

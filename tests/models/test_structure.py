@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from transformers import CONFIG_MAPPING, LlamaConfig
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.cli.app import cli
+from prunesearch.cli.main import cli
 from prunesearch.models.analyze import take_inventory
 from prunesearch.models.structure import (
     architecture_of,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.cli.app import main
+from prunesearch.cli.main import main
 from prunesearch.errors import StorageError
 from prunesearch.models.loading import LoadedModel
 from prunesearch.recovery import HealRecipe, heal

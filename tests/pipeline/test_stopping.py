@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from prunesearch.cli.app import main
+from prunesearch.cli.main import main
 from prunesearch.pipeline import session
 from prunesearch.runtime import failpoints, stopping
-from tests.cli.test_app import FAST, here, run_json
+from tests.cli.test_main import FAST, here, run_json
 
 __all__ = ["here"]  # a fixture
 

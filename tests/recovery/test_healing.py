@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.cli.app import cli
+from prunesearch.cli.main import cli
 from prunesearch.config.recipe import validated
 from prunesearch.errors import (
     DataError,

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.cli.app import cli
+from prunesearch.cli.main import cli
 from prunesearch.config.recipe import validated
 from prunesearch.errors import InputError, StorageError
 from prunesearch.export import MANIFEST

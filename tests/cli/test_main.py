@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import prunesearch
-from prunesearch.cli import app as cli_module
-from prunesearch.cli.app import cli, main
+from prunesearch.cli import main as cli_module
+from prunesearch.cli.main import cli, main
 from prunesearch.errors import PruneSearchError
 
 FAST = ["--tokens", "256", "--window", "64", "--population", "4"]
@@ -358,7 +358,7 @@ def test_a_study_of_other_settings_or_model_is_not_resumed(
 
 
 def _start(here: Path, *words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "prunesearch.cli.app", *map(str, words)]
+    command = [sys.executable, "-m", "prunesearch.cli.main", *map(str, words)]
     environment = {**os.environ, "TQDM_DISABLE": "1"}
     return subprocess.Popen(
         command,

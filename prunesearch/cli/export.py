@@ -1,0 +1,98 @@
+"""The commands `export` and `verify`. They start without torch."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prunesearch.cli.help import Command
+from prunesearch.cli.options import (
+    AT,
+    EXPORT_FIELDS,
+    FORM,
+    JSON,
+    MODEL_OPTIONS,
+    REVISION,
+    RUN_OPTIONS,
+    SELECTION_OPTIONS,
+    STORAGE,
+    TRUST,
+    with_options,
+)
+from prunesearch.cli.output import progress, quiet
+from prunesearch.cli.recipes import options_of, recipe_of, selected_by
+from prunesearch.report.emit import emit
+
+
+@click.command(cls=Command)
+@click.argument("target", metavar="STUDY|MODEL")
+@click.option(
+    "--drop",
+    "dropped",
+    help="Layers to drop from MODEL: 3,7,12a. Without it, STUDY's best is exported.",
+)
+@AT
+@with_options(*SELECTION_OPTIONS)
+@click.option("--out", help="New or empty folder for the checkpoint; with --gguf a new file.")
+@FORM
+@click.option("--gguf", is_flag=True, help="Write a GGUF for llama.cpp instead.")
+@click.option(
+    "--max-shard", default="5GB", show_default=True, help="Size of the largest weight file."
+)
+@click.option(
+    "--push-to-hub",
+    metavar="OWNER/NAME",
+    help="Upload the verified checkpoint, to a private repository.",
+)
+@click.option(
+    "--public", is_flag=True, help="Let --push-to-hub upload to a repository that is public."
+)
+@click.option(
+    "--print", "program", help="Write nothing; print a recipe for mergekit or llama-quantize."
+)
+@STORAGE
+@with_options(*MODEL_OPTIONS, *RUN_OPTIONS)
+@JSON
+def export(
+    target: str,
+    dropped: str | None,
+    max_loss: str | None,
+    max_size: str | None,
+    as_json: bool,
+    **settings: Any,  # noqa: ANN401
+) -> None:
+    """Write a pruned checkpoint that plain transformers loads, reload it, and compare it with what
+    was scored.
+    """
+    made = {name: settings.pop(name) for name in EXPORT_FIELDS}
+    quiet()
+    from prunesearch.pipeline import delivery
+    from prunesearch.report import render
+
+    request = delivery.ExportRequest.parse(**made)
+    with progress():
+        document = delivery.run_export(
+            selected_by(target, dropped, max_loss, max_size, settings), request
+        )
+    emit(as_json, document, render.delivered)
+
+
+@click.command(cls=Command)
+@click.argument("folder")
+@click.option("--base", help="The dense model, for a full comparison with it.")
+@with_options(REVISION, TRUST)
+@with_options(*RUN_OPTIONS)
+@JSON
+def verify(folder: str, base: str | None, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+    """Verify the export in FOLDER, or a GGUF export, again: files, weights, and what it
+    computes.
+    """
+    options = options_of(settings)
+    recipe = None if base is None else recipe_of({**settings, "model": base, "drop": "1"})
+    quiet()
+    from prunesearch.pipeline.delivery import verify_again
+    from prunesearch.report import render
+
+    with progress():
+        document = verify_again(Path(folder), recipe, options, settings["trust_remote_code"])
+    emit(as_json, document, render.verified)

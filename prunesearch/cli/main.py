@@ -1,0 +1,146 @@
+"""The program: its commands, and what it prints and returns when something goes wrong.
+
+Results go to stdout, progress and errors to stderr. The exit status is 0 for success, 2 for bad
+input (with one line that names the fix), 1 for a failure, 130 for Ctrl-C and 143 for SIGTERM.
+Finished work is kept in each case. With ``--json``, a failure is also printed as one JSON document
+on stdout.
+"""
+
+import errno
+import json
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+import prunesearch
+from prunesearch.cli.cache import cache
+from prunesearch.cli.compensate import compensate
+from prunesearch.cli.doctor import doctor
+from prunesearch.cli.export import export, verify
+from prunesearch.cli.heal import heal
+from prunesearch.cli.help import Group
+from prunesearch.cli.models import analyze, evaluate, plan
+from prunesearch.cli.search import demo, run, search
+from prunesearch.cli.study import study
+from prunesearch.errors import InputError, PruneSearchError, one_line
+from prunesearch.runtime import stopping
+from prunesearch.runtime.masking import command, masked_text, printable
+
+
+@click.group(
+    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(prunesearch.__version__, prog_name="prunesearch")
+def cli() -> None:
+    """Find the layers a large language model does not need, drop them, get a checkpoint that just
+    loads.
+    """
+
+
+for group_or_command in (
+    analyze,
+    cache,
+    compensate,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    heal,
+    plan,
+    run,
+    search,
+    study,
+    verify,
+):
+    cli.add_command(group_or_command)
+
+
+def main() -> None:
+    """Run the command line and turn what goes wrong into one line and an exit status."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault(
+            "TQDM_DISABLE", "1"
+        )  # the bars of transformers and datasets, in a log
+    try:
+        with stopping.handled():
+            cli.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        # A group without a command prints its help.
+        click.echo(error.format_message(), err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _fail("error", " ".join(error.format_message().split()), error, 2)
+    except InputError as error:
+        _fail("error", str(error), error, 2)
+    except PruneSearchError as error:
+        _fail("failed", str(error), error, 1)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        # Click replaces a KeyboardInterrupt by an Abort.
+        why = stop.__cause__ or stop
+        number: int = signal.SIGINT
+        if isinstance(why, stopping.StopRequested):
+            number = why.number
+        _stopped(128 + number)
+    except BrokenPipeError:
+        # The reader of our output has closed it, as in `prunesearch study list | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        # A bug, of ours or of a library. The user gets one line in this case too.
+        if os.environ.get("PRUNESEARCH_TRACEBACK"):
+            raise
+        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            _fail(
+                "error",
+                f"no file can have the name {str(error.filename)!r}: {error.strerror}",
+                error,
+                2,
+            )
+        _fail(
+            "failed",
+            f"{type(error).__name__}: {one_line(error)} (PRUNESEARCH_TRACEBACK=1 shows where)",
+            error,
+            1,
+        )
+
+
+def _fail(kind: str, message: str, error: Exception, status: int) -> NoReturn:
+    """Print an error as one line, and with ``--json`` as a document too, both without secrets."""
+    message = printable(masked_text(message))
+    click.echo(f"{kind}: {message}", err=True)
+    _document_of_failure(message, type(error).__name__, status)
+    sys.exit(status)
+
+
+_RESUMED = ("search", "run", "demo", "evaluate", "export", "heal", "compensate")
+"""Commands that resume their work when they are run again, in addition to ``study resume``."""
+
+
+def _stopped(status: int) -> NoReturn:
+    """Print the command that resumes the work. It can be pasted, and contains no secret."""
+    if not sys.argv[1:] or (sys.argv[1] not in _RESUMED and sys.argv[1:3] != ["study", "resume"]):
+        click.echo("stopped", err=True)
+        _document_of_failure("stopped", "StopRequested", status)
+        sys.exit(status)
+    line, variables = command(["prunesearch", *sys.argv[1:]])
+    click.echo("stopped; what is finished is kept. Resume with:", err=True)
+    if variables:
+        click.echo(f"  # first: export {' '.join(f'{name}=URL' for name in variables)}", err=True)
+    click.echo(f"  {line}", err=True)
+    _document_of_failure("stopped", "StopRequested", status, resume=line)
+    sys.exit(status)
+
+
+def _document_of_failure(message: str, kind: str, status: int, **more: str) -> None:
+    if "--json" in sys.argv[1:]:
+        click.echo(json.dumps({"error": message, "kind": kind, "exit": status, **more}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The commands `evaluate`, `analyze` and `plan` on one model. They start without torch."""
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from prunesearch.cli.help import Command
+from prunesearch.cli.options import (
+    DATA_OPTIONS,
+    JSON,
+    MODEL_OPTIONS,
+    REVISION,
+    RUN_OPTIONS,
+    TRUST,
+    with_options,
+)
+from prunesearch.cli.output import progress, quiet
+from prunesearch.cli.recipes import options_of, recipe_of
+from prunesearch.report.emit import emit
+from prunesearch.units import parse_size
+
+
+@click.command(cls=Command)
+@click.argument("model")
+@click.option("--drop", "dropped", default="none", help="Evaluate without these blocks: 3,7,12.")
+@with_options(*DATA_OPTIONS, *MODEL_OPTIONS, *RUN_OPTIONS)
+@JSON
+def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+    """Evaluate MODEL, or an export, on --task or --calibration text, with standard errors."""
+    recipe = recipe_of(
+        {**settings, "model": model, "drop": "1"}
+    )  # nothing is searched: the budget is not read
+    options = options_of(settings)
+    quiet()
+    from prunesearch.pipeline.run import evaluate_model
+    from prunesearch.report import render
+
+    with progress():
+        document = evaluate_model(recipe, options, dropped)
+    emit(as_json, document, render.evaluation)
+
+
+@click.command(cls=Command)
+@click.argument("model")
+@with_options(REVISION, TRUST)
+@JSON
+def analyze(model: str, revision: str | None, trust_remote_code: bool, as_json: bool) -> None:
+    """Count parameters and bytes per layer of MODEL; a config.json is enough."""
+    quiet()
+    from prunesearch.models.analyze import take_inventory
+    from prunesearch.report import render
+
+    with progress():
+        inventory = take_inventory(model, revision=revision, trust_remote_code=trust_remote_code)
+    emit(as_json, {"model": model, **asdict(inventory)}, render.inventory)
+
+
+@click.command(cls=Command)
+@click.argument("model")
+@click.option(
+    "--memory",
+    help="Memory that scoring may use: 24GiB; default: all of the GPU, or of the machine.",
+)
+@click.option(
+    "--candidates", type=int, default=20, show_default=True, help="Candidates in a generation."
+)
+@click.option(
+    "--drop", default="25%", show_default=True, help="How much each candidate drops: 8 or 25%."
+)
+@click.option(
+    "--tokens", type=int, default=1024, show_default=True, help="Calibration tokens scored."
+)
+@click.option(
+    "--kl-top",
+    type=int,
+    help="KL over the K likeliest tokens and the rest as one; default over all.",
+)
+@click.option(
+    "--requests", type=int, help="Plan for this number of requests of a task instead of --tokens."
+)
+@click.option("--length", type=int, default=64, show_default=True, help="Tokens in a request.")
+@click.option("--device", help="Torch device; default cuda where there is one, else cpu.")
+@with_options(*MODEL_OPTIONS)
+@JSON
+def plan(
+    model: str,
+    memory: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    as_json: bool,
+    **asked: Any,  # noqa: ANN401
+) -> None:
+    """Predict memory, bytes read and time of a search of MODEL, and print the command to run.
+
+    A config.json is enough.
+    """
+    size = None if memory is None else parse_size(memory, "--memory")
+    quiet()
+    from prunesearch.execution.memory_plan import Asked, plan
+    from prunesearch.report import render
+
+    emit(
+        as_json,
+        plan(
+            model, Asked.of(size, **asked), revision=revision, trust_remote_code=trust_remote_code
+        ),
+        render.plan,
+    )

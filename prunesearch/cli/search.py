@@ -1,0 +1,145 @@
+"""The commands `search`, `run` and `demo`. They start without torch."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from prunesearch.cli.help import Command
+from prunesearch.cli.options import (
+    DATA_OPTIONS,
+    JSON,
+    MODEL_OPTIONS,
+    RECIPE_OPTIONS,
+    RUN_OPTIONS,
+    SEARCH_RUN_OPTIONS,
+    STORAGE,
+    TRIALS,
+    TRUST,
+    with_options,
+)
+from prunesearch.cli.output import progress, quiet
+from prunesearch.cli.recipes import grid_of, options_of, read_recipe
+from prunesearch.config.recipe import RunOptions, validated
+from prunesearch.report.emit import emit
+
+
+@click.command(cls=Command)
+@click.argument("model")
+@with_options(*RECIPE_OPTIONS, *DATA_OPTIONS, *MODEL_OPTIONS)
+@TRIALS
+@click.option("--study", help="Name of the study; default: made from the settings.")
+@STORAGE
+@with_options(*SEARCH_RUN_OPTIONS)
+@JSON
+def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+    """Search MODEL (Hugging Face id, folder or .gguf file) for the blocks to drop. Run again to
+    resume.
+
+    Several samplers and numbers, as in --sampler pso,woa --drop 4,8,12, are searched at once, each
+    as its own study.
+    """
+    recipes, options = grid_of(settings), options_of(settings)
+    quiet()
+    from prunesearch.pipeline.run import check_grid, run_searches
+    from prunesearch.pipeline.session import open_session
+    from prunesearch.report import render
+
+    check_grid(recipes, options)
+    with progress() as view, open_session(recipes[0], options) as session:
+        documents = [
+            outcome.document(options) for outcome in run_searches(session, recipes, options, view)
+        ]
+    if len(documents) == 1:
+        emit(as_json, documents[0], render.search)
+    else:
+        emit(as_json, {"searches": documents}, render.grid)
+
+
+@click.command(cls=Command)
+@click.argument("recipe_file", metavar="RECIPE")
+@click.option("--out", help="Folder for the pruned checkpoint; default storage/exports/STUDY.")
+@TRIALS
+@click.option("--study", help="Name of the study; default: made from the recipe.")
+@STORAGE
+@TRUST
+@with_options(*RUN_OPTIONS)
+@JSON
+def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+    """Do what the YAML file RECIPE says: search, choose and recover the best, export, verify,
+    evaluate.
+
+    The file may hold what `search` takes, by the same names; options typed here override the file.
+    """
+    context = click.get_current_context()
+    typed = {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+    }
+    file = read_recipe(Path(recipe_file), {**settings, "out": out}, typed)
+    recipe, options = file.recipes[0], file.options
+    folder = None if file.out is None else Path(file.out)
+    quiet()
+    from prunesearch.pipeline import run
+    from prunesearch.report import render
+
+    if file.recover is not None:
+        from prunesearch.pipeline.search_and_recover import RecoverySection, search_and_recover
+        from prunesearch.report.healing import HealingView, recovered
+
+        section = validated(RecoverySection, file.recover)
+        with progress() as view:
+            healing = HealingView(view)
+            document = search_and_recover(recipe, section, options, healing, folder, view)
+        emit(as_json, document, recovered)
+        return
+    with progress() as view:
+        outcomes, exports = run.search_and_export(file.recipes, options, folder, view)
+    if len(outcomes) == 1:
+        emit(
+            as_json,
+            {**outcomes[0].document(options), "export": exports[0].document()},
+            render.searched_and_exported,
+        )
+        return
+    searches = [outcome.document(options) for outcome in outcomes]
+    emit(
+        as_json,
+        {"searches": searches, "exports": [made.document() for made in exports]},
+        render.grid_and_exports,
+    )
+
+
+@click.command(cls=Command)
+@click.option("--model", help="A model of your own instead of SmolLM2-135M-Instruct.")
+@click.option("--trials", type=int, help="Trials per sampler.  [default: 160]")
+@click.option(
+    "--home",
+    default="storage",
+    show_default=True,
+    help="Folder for models, study, cache and export.",
+)
+@click.option("--threads", type=int, help="Torch CPU threads.")
+@JSON
+def demo(
+    model: str | None, trials: int | None, home: str, threads: int | None, as_json: bool
+) -> None:
+    """Search, export and verify a small real model in minutes."""
+    quiet()
+    from prunesearch.pipeline.demo import TRIALS, run_demo
+    from prunesearch.report import render
+
+    options = validated(
+        RunOptions,
+        {
+            "storage": f"sqlite:///{home}/study.db",
+            "cache": f"{home}/cache",
+            "trials": TRIALS if trials is None else trials,
+            "threads": threads,
+        },
+    )
+    with progress() as view:
+        result = run_demo(model, options, Path(home), view, view.say)
+    emit(as_json, result.document(options), render.demo)

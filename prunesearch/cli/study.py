@@ -1,0 +1,168 @@
+"""The commands `study …`. They start without torch."""
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from prunesearch.cli.help import Group
+from prunesearch.cli.options import (
+    AT,
+    JSON,
+    RUN_OPTIONS,
+    SELECTION_OPTIONS,
+    STORAGE,
+    TRUST,
+    with_options,
+)
+from prunesearch.cli.output import progress, quiet, quiet_optuna
+from prunesearch.cli.recipes import options_of
+from prunesearch.report.emit import emit
+
+
+@click.group(cls=Group)
+def study() -> None:
+    """Show, resume and delete studies."""
+
+
+@study.command("list")
+@STORAGE
+@JSON
+def study_list(storage: str, as_json: bool) -> None:
+    """List the studies of a database."""
+    from prunesearch.report import study as rendered
+    from prunesearch.studies import persistence
+
+    quiet_optuna()
+    found = persistence.summaries(persistence.open_storage(storage, create=False))
+    emit(as_json, [asdict(summary) for summary in found], rendered.study_list)
+
+
+@study.command("show")
+@click.argument("name")
+@click.option(
+    "--best",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="How many of the best trials to show; all of a front.",
+)
+@STORAGE
+@JSON
+def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
+    """Show a study: its recipe, its counts and its best trials."""
+    from prunesearch.report import study as rendered
+    from prunesearch.studies import persistence, selection
+
+    quiet_optuna()
+    found = persistence.load(persistence.open_storage(storage, create=False), name)
+    # All trials of a front are shown.
+    count = best if len(found.directions) == 1 else None
+    document = {
+        **asdict(persistence.summarise(found)),
+        "recipe": persistence.recipe_of(found).model_dump(mode="json"),
+        "best": [
+            persistence.trial_document(trial) for trial in selection.best_trials(found, count)
+        ],
+    }
+    emit(as_json, document, rendered.study_show)
+
+
+@study.command("best")
+@click.argument("name")
+@with_options(*SELECTION_OPTIONS)
+@STORAGE
+@JSON
+def study_best(
+    name: str, max_loss: str | None, max_size: str | None, storage: str, as_json: bool
+) -> None:
+    """Print the layers that a study's best trial drops, as --drop of export takes them."""
+    from prunesearch.report import study as rendered
+    from prunesearch.studies import persistence, selection
+
+    quiet_optuna()
+    wanted = selection.SelectionCriteria.parse(max_loss, max_size)
+    trial = selection.choose(
+        persistence.load(persistence.open_storage(storage, create=False), name), wanted
+    )
+    emit(as_json, persistence.trial_document(trial), rendered.study_best)
+
+
+@study.command("layers")
+@click.argument("name")
+@STORAGE
+@JSON
+def study_layers(name: str, storage: str, as_json: bool) -> None:
+    """Show which layers matter: what dropping each costs, and how often the best trials drop it."""
+    from prunesearch.report import study as rendered
+    from prunesearch.studies import persistence
+    from prunesearch.studies.importance import layer_importances
+
+    quiet_optuna()
+    found = persistence.load(persistence.open_storage(storage, create=False), name)
+    summary = persistence.summarise(found)  # refuses studies that are not ours
+    document = {
+        "study": name,
+        "metric": found.metric_names[0] if found.metric_names else "value",
+        "trials": summary.trials,
+        "layers": [asdict(layer) for layer in layer_importances(found)],
+    }
+    emit(as_json, document, rendered.study_layers)
+
+
+@study.command("resume")
+@click.argument("name")
+@AT
+@click.option(
+    "--calibration", help="Where the study's calibration text is now; its content must be the same."
+)
+@click.option(
+    "--task-data", help="Where the data of the study's task is now; its content must be the same."
+)
+@click.option(
+    "--include-path",
+    help="Where the study's task YAML files are now; their content must be the same.",
+)
+@click.option("--trials", type=int, help="Trials in all; default: as many as were asked for last.")
+@TRUST
+@STORAGE
+@with_options(*RUN_OPTIONS)
+@JSON
+def study_resume(name: str, trust_remote_code: bool, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+    """Go on with the study NAME, from any folder or machine."""
+    options = options_of(settings)
+    quiet()
+    from prunesearch.config.recipe import PATHS
+    from prunesearch.pipeline import run
+    from prunesearch.report import render
+
+    location = {place: settings[place] for place in PATHS}
+    with progress() as view:
+        outcome = run.resume(
+            name, options, trust_remote_code=trust_remote_code, listener=view, **location
+        )
+    emit(as_json, outcome.document(options), render.search)
+
+
+@study.command("rm")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@STORAGE
+@JSON
+def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
+    """Delete a study and its trials. Evaluations stay in the cache."""
+    from prunesearch.report import study as rendered
+    from prunesearch.studies import persistence
+
+    quiet_optuna()
+    database = persistence.open_storage(storage, create=False)
+    summary = persistence.summarise(
+        persistence.load(database, name)
+    )  # refuses studies that are not ours
+    if not yes and not click.confirm(
+        f"Delete study {name} with {summary.trials} trials?", err=True
+    ):
+        click.echo("nothing was deleted", err=True)
+        return
+    persistence.delete(database, name)
+    emit(as_json, {"deleted": name, "trials": summary.trials}, rendered.study_rm)
