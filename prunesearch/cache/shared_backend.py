@@ -326,5 +326,5 @@ def _row(entry: Entry) -> dict[str, Any]:
         "model": model[:64],
         "kind": kind[:64],
         "stored": time.time(),
-        "sealed": entry.serialized,
+        "serialized": entry.serialized,
     }

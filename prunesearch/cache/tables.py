@@ -29,7 +29,8 @@ EVALUATIONS = Table(
     Column("model", String(64), nullable=False),
     Column("kind", String(64), nullable=False),
     Column("stored", Float, nullable=False, index=True),
-    Column("sealed", Text, nullable=False),
+    # Databases have the older name of this column.
+    Column("sealed", Text, key="serialized", nullable=False),
 )
 LEASES = Table(
     f"{PREFIX}leases",
