@@ -386,13 +386,20 @@ import json, sys
 from pathlib import Path
 import torch
 from benchmarks.healing import CANDIDATE
+from prunesearch import events
 from prunesearch.recovery import HealRecipe, heal
 from prunesearch.models.loading import load
 torch.set_num_threads(2)
 model, recipe, work = sys.argv[1:]
 loaded = load(model, dtype="float32", device="cpu")
-tell = lambda progress: print("step", progress.done, flush=True) if progress.phase == "training" else None
-print("CURVE" + json.dumps(heal(loaded, CANDIDATE, HealRecipe(**json.loads(recipe)), Path(work), tell).training_loss))
+
+def show(event):
+    if isinstance(event, events.HealProgress) and event.phase == "training":
+        print("step", event.done, flush=True)
+
+with events.subscribed(show):
+    healed = heal(loaded, CANDIDATE, HealRecipe(**json.loads(recipe)), Path(work))
+print("CURVE" + json.dumps(healed.training_loss))
 """
 
 

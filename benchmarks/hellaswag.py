@@ -46,13 +46,13 @@ def main() -> None:
         ).model_copy(update={"sampler": sampler})
         for sampler in ("pso", "woa")
     ]
-    with tempfile.TemporaryDirectory() as scratch, ProgressView() as view:
+    with tempfile.TemporaryDirectory() as scratch, ProgressView():
         run = RunOptions(
             storage=f"sqlite:///{scratch}/study.db", cache=f"{scratch}/cache", trials=trials
         )
         with open_session(recipes[0], run) as session:
             stock = stock_hellaswag(session.loaded, options.data, limit, 16)
-            outcomes = [run_search(session, recipe, run, view) for recipe in recipes]
+            outcomes = [run_search(session, recipe, run) for recipe in recipes]
     dense = outcomes[0].dense
     for name, value in stock.metrics.items():
         record.add(f"dense_{name}", dense.metrics[name])

@@ -1,19 +1,49 @@
-"""Events of long work: its stage, and its progress in it. Progress displays subscribe to them."""
+"""Events: what long work reports while it runs.
 
-from collections.abc import Callable, Iterator
+Code that works publishes events with `tell`. Progress bars, logs and tests subscribe with
+`subscribed`. There is no other way, so that a new subscriber sees everything::
+
+    with events.subscribed(print):
+        prunesearch.run(recipe)
+
+A handler is called in the thread that does the work, so it should return quickly. A handler that
+raises an `Exception` does not stop the work: the failure is logged once, and the handler receives
+no further events. A `BaseException` passes. A handler can therefore stop the work, and keep what is
+finished, by raising `KeyboardInterrupt`, as Ctrl-C does.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Literal
+
+from prunesearch.candidate import Evaluation
+from prunesearch.errors import one_line
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stage of long work, and the progress in it.
+class Message:
+    """A line of text for the user.
 
     Attributes:
-        name: name of the stage, such as ``loading the model``.
-        done, total: finished and total number of units. A total of 0 means that the stage is not
-            counted.
+        text: the line, without a line break.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """A step of long work, and the progress in it.
+
+    Attributes:
+        name: name of the step, such as ``loading the model``.
+        done, total: number of finished units, and of all units. A total of 0 means that the units
+            are not counted.
         unit: name of the counted units, in the plural.
     """
 
@@ -23,26 +53,98 @@ class Stage:
     unit: str = ""
 
 
-Subscriber = Callable[[Stage], None]
-"""Function that receives stages, called from the thread that does the work."""
+@dataclass(frozen=True)
+class SearchProgress:
+    """Progress of a study. It is published when the study is opened and after each trial.
 
-_subscriber: ContextVar[Subscriber | None] = ContextVar("subscriber", default=None)
+    Attributes:
+        study: name of the study.
+        done, total: number of finished trials, and of all trials that the study shall have.
+        hits, computed: evaluations of this run that were found in the cache, or were computed.
+        best_value, best_dropped: value and dropped layers of the best trial; None if there is none.
+        evaluation: evaluation of the last trial, or None at the start.
+        under_way: number of trials that are being evaluated.
+        front: number of non-dominated trials of a Pareto study, which has no best trial; 0 for
+            other studies.
+    """
+
+    study: str
+    done: int
+    total: int
+    hits: int = 0
+    computed: int = 0
+    best_value: float | None = None
+    best_dropped: str | None = None
+    evaluation: Evaluation | None = None
+    under_way: int = 0
+    front: int = 0
+
+
+@dataclass(frozen=True)
+class HealProgress:
+    """Progress of a healing.
+
+    Attributes:
+        name: name of the healing: ``heal``, ``trial 3`` of a tuning, or ``without 3,7`` of a
+            finalist.
+        phase: ``teacher`` counts sequences whose teacher logits are computed, ``training`` counts
+            steps.
+        done, total: number of finished units of the phase, and of all units.
+        loss: training loss of the last step, in nats per token.
+        watched: step and loss of every evaluation on the held-out text so far.
+    """
+
+    name: str
+    phase: Literal["teacher", "training"]
+    done: int
+    total: int
+    loss: float | None = None
+    watched: Sequence[tuple[int, float]] = ()
+
+
+Event = Message | StageProgress | SearchProgress | HealProgress
+EventHandler = Callable[[Event], None]
+"""Function that receives events."""
+
+
+class _Subscription:
+    """A handler, which is skipped once it has failed."""
+
+    def __init__(self, handler: EventHandler) -> None:
+        self._handler, self._failed = handler, False
+
+    def send(self, event: Event) -> None:
+        """Call the handler. Its failure is logged and does not reach the work."""
+        if self._failed:
+            return
+        try:
+            self._handler(event)
+        except Exception as error:  # noqa: BLE001 (a handler's failure must not stop the work)
+            self._failed = True
+            _log.warning(
+                "a subscriber of events failed and gets no more of them: %s: %s",
+                type(error).__name__,
+                one_line(error),
+            )
+
+
+_subscriptions: ContextVar[tuple[_Subscription, ...]] = ContextVar("subscriptions", default=())
 
 
 @contextmanager
-def heard_by(subscriber: Subscriber) -> Iterator[None]:
-    """Send the stages of a ``with`` block to a subscriber, including those of its threads and
-    tasks.
+def subscribed(handler: EventHandler) -> Iterator[None]:
+    """Send the events of a ``with`` block to a handler, including those of its threads and tasks.
+
+    Blocks can be nested. Each handler receives all events.
     """
-    token = _subscriber.set(subscriber)
+    token = _subscriptions.set((*_subscriptions.get(), _Subscription(handler)))
     try:
         yield
     finally:
-        _subscriber.reset(token)
+        _subscriptions.reset(token)
 
 
-def tell(name: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-    """Report that a stage begins or continues. Without a subscriber, nothing happens."""
-    subscriber = _subscriber.get()
-    if subscriber is not None:
-        subscriber(Stage(name, done, total, unit))
+def tell(event: Event) -> None:
+    """Publish an event. Without a subscriber, nothing happens."""
+    for subscription in _subscriptions.get():
+        subscription.send(event)

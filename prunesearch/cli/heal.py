@@ -159,7 +159,7 @@ def heal(
         heal_and_export,
     )
     from prunesearch.recovery.tuning import Tuning
-    from prunesearch.report.healing import HealingView, healed
+    from prunesearch.report.healing import healed
     from prunesearch.report.progress import ProgressView
 
     # Options that were given, sorted into the recipe of healing, the tuning and the finalists.
@@ -208,12 +208,12 @@ def heal(
         checkpointing,
         form,
     )
-    with ProgressView() as view:
+    with ProgressView():
         chosen = selected_by(
             target, dropped, max_loss, max_size, {**model_settings, **run_settings}
         )
         with stopping.deferred():
             document = heal_and_export(
-                chosen.loaded, chosen.ranked, recovery, chosen.facts, options, HealingView(view)
+                chosen.loaded, chosen.ranked, recovery, chosen.facts, options
             )
     emit(as_json, document, healed)

@@ -47,9 +47,9 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     from prunesearch.report import render
 
     check_grid(recipes, options)
-    with progress() as view, open_session(recipes[0], options) as session:
+    with progress(), open_session(recipes[0], options) as session:
         documents = [
-            outcome.document(options) for outcome in run_searches(session, recipes, options, view)
+            outcome.document(options) for outcome in run_searches(session, recipes, options)
         ]
     if len(documents) == 1:
         emit(as_json, documents[0], render.search)
@@ -87,16 +87,15 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
 
     if file.recover is not None:
         from prunesearch.pipeline.search_and_recover import RecoverySection, search_and_recover
-        from prunesearch.report.healing import HealingView, recovered
+        from prunesearch.report.healing import recovered
 
         section = validated(RecoverySection, file.recover)
-        with progress() as view:
-            healing = HealingView(view)
-            document = search_and_recover(recipe, section, options, healing, folder, view)
+        with progress():
+            document = search_and_recover(recipe, section, options, folder)
         emit(as_json, document, recovered)
         return
-    with progress() as view:
-        outcomes, exports = run.search_and_export(file.recipes, options, folder, view)
+    with progress():
+        outcomes, exports = run.search_and_export(file.recipes, options, folder)
     if len(outcomes) == 1:
         emit(
             as_json,
@@ -140,6 +139,6 @@ def demo(
             "threads": threads,
         },
     )
-    with progress() as view:
-        result = run_demo(model, options, Path(home), view, view.say)
+    with progress():
+        result = run_demo(model, options, Path(home))
     emit(as_json, result.document(options), render.demo)

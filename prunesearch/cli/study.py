@@ -137,10 +137,8 @@ def study_resume(name: str, trust_remote_code: bool, as_json: bool, **settings: 
     from prunesearch.report import render
 
     location = {place: settings[place] for place in PATHS}
-    with progress() as view:
-        outcome = run.resume(
-            name, options, trust_remote_code=trust_remote_code, listener=view, **location
-        )
+    with progress():
+        outcome = run.resume(name, options, trust_remote_code=trust_remote_code, **location)
     emit(as_json, outcome.document(options), render.search)
 
 

@@ -229,7 +229,7 @@ class LocalEngine:
         return LatencyModel.from_json(self._store.once(key, self._measure_latency))
 
     def _measure_latency(self) -> Any:  # noqa: ANN401 (a JSON value)
-        events.tell("timing the blocks")
+        events.tell(events.StageProgress("timing the blocks"))
         return measure_latency_model(self.loaded.model, self.loaded.layers).as_json()
 
     def _evaluate(
@@ -324,7 +324,7 @@ class _BatchEvaluation:
         for candidate, found in self._results.items():
             done += chunks if candidate in self._failure else len(found)
         name = f"scoring {candidates} candidates" if candidates > 1 else "scoring"
-        events.tell(name, done, chunks * len(self._results), "pieces")
+        events.tell(events.StageProgress(name, done, chunks * len(self._results), "pieces"))
 
     def _done_of(self, candidates: Iterable[LayerSubset]) -> Iterator[_EvaluationRequest]:
         """Take out and yield the tasks without a baseline that have the results of all chunks."""

@@ -164,11 +164,13 @@ def export(
             new = scratch / "new" / place.name
             new.mkdir(parents=True)
             # Write the checkpoint into a scratch folder, and verify it there.
-            events.tell(f"writing the checkpoint to {out}")
+            events.tell(events.StageProgress(f"writing the checkpoint to {out}"))
             written, layout = _write(
                 loaded, candidate, form, new, scratch / "dense", max_shard, changed
             )
-            events.tell("verifying it: files, then its logits after reloading")
+            events.tell(
+                events.StageProgress("verifying it: files, then its logits after reloading")
+            )
             _check_digests(new, written)
             verification, params = _reload_and_compare(loaded, candidate, form, new)
             verification = dataclasses.replace(verification, weights=len(written.digests))

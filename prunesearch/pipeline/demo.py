@@ -5,11 +5,12 @@ is exported and verified. The dense and the pruned model are compared on text th
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunesearch import events
 from prunesearch.cache.location import CacheLocation
 from prunesearch.candidate import Evaluation
 from prunesearch.config.recipe import Recipe, RunOptions
@@ -18,7 +19,6 @@ from prunesearch.export import Exported, export
 from prunesearch.models.demo_weights import obtain
 from prunesearch.objectives.calibration_data import HELD_OUT
 from prunesearch.pipeline.run import Outcome, facts_of, run_search
-from prunesearch.pipeline.search_loop import Listener
 from prunesearch.pipeline.session import (
     Session,
     objective_for,
@@ -85,8 +85,6 @@ def run_demo(
     model: str | None,
     options: RunOptions,
     home: Path,
-    listener: Listener,
-    say: Callable[[str], None],
 ) -> DemoResult:
     """Run the demo.
 
@@ -94,30 +92,29 @@ def run_demo(
         model: model to use instead of SmolLM2.
         options: how to run.
         home: folder of the folders ``models`` and ``exports``.
-        listener: called with the progress of the searches.
-        say: called with one line of text for each step.
 
     Raises:
         PruneSearchError: see `errors`.
     """
     # Get the model.
     start = time.perf_counter()
-    name = model or str(obtain(home / "models", say))
-    say(
-        "calibration text: English prose from Python's language reference and the installed "
-        "packages' "
-        "descriptions; a quarter of the documents is held out for the comparison"
+    name = model or str(obtain(home / "models"))
+    events.tell(
+        events.Message(
+            "calibration text: English prose from Python's language reference and the installed "
+            "packages' descriptions; a quarter of the documents is held out for the comparison"
+        )
     )
     recipes = [Recipe(model=name, drop=DROP, sampler=sampler) for sampler in ("pso", "woa")]
     # Search with both samplers. They share the model and the store.
     with open_session(recipes[0], options) as session:
-        outcomes = tuple(run_search(session, recipe, options, listener) for recipe in recipes)
+        outcomes = tuple(run_search(session, recipe, options) for recipe in recipes)
         # The value is the KL, so lower is better.
         best = min(outcomes, key=lambda outcome: outcome.value)
         # Compare the dense and the pruned model on held-out text, and export.
-        say("comparing dense and pruned on held-out text")
+        events.tell(events.Message("comparing dense and pruned on held-out text"))
         dense, pruned = held_out(session, recipes[0], options, outcomes[0].dense, best.best)
-        say("exporting the best and reloading it")
+        events.tell(events.Message("exporting the best and reloading it"))
         out = home / "exports" / best.study
         recipe = recipes[outcomes.index(best)]
         exported = export(

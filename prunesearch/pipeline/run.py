@@ -5,13 +5,14 @@ import logging
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self, TypeVar
+from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
 
 import numpy as np
 from optuna.storages import RDBStorage
@@ -47,7 +48,7 @@ from prunesearch.objectives.base import numerics_of
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.importance import rank_units
 from prunesearch.objectives.scalarization import TrialScalarizer, objectives
-from prunesearch.pipeline.search_loop import Listener, SearchResult, search
+from prunesearch.pipeline.search_loop import SearchResult, search
 from prunesearch.pipeline.session import (
     Session,
     load_for,
@@ -145,7 +146,9 @@ def run(
     recipe: Recipe,
     options: RunOptions = RunOptions(),  # noqa: B008 (frozen)
     out: str | Path | None = None,
-    listener: Listener | None = None,
+    on_event: events.EventHandler | None = None,
+    *,
+    listener: "SearchListener | None" = None,
 ) -> tuple[Outcome, Exported]:
     """Search, then export and verify the best candidate.
 
@@ -153,7 +156,9 @@ def run(
         recipe: description of the search.
         options: how the recipe is run.
         out: folder for the checkpoint; default: ``storage/exports/`` and the study's name.
-        listener: receives the progress.
+        on_event: function that receives the events of the run (see `events`).
+        listener: object whose method ``progress`` receives the progress of the search. Deprecated:
+            use `on_event`.
 
     Raises:
         PruneSearchError: see `errors`. Finished evaluations are kept.
@@ -166,18 +171,45 @@ def run(
             "prunesearch run takes a recipe file"
         )
     folder = None if out is None else Path(out)
+    if listener is not None:
+        on_event = _as_handler(listener)
     try:
-        (outcome,), (exported,) = search_and_export([recipe], options, folder, listener)
+        with ExitStack() as stack:
+            if on_event is not None:
+                stack.enter_context(events.subscribed(on_event))
+            (outcome,), (exported,) = search_and_export([recipe], options, folder)
     except PruneSearchError as error:
         raise in_arguments(error) from error
     return outcome, exported
+
+
+class SearchListener(Protocol):
+    """Receives the progress of a search. Deprecated: use a `prunesearch.events.EventHandler`."""
+
+    def progress(self, progress: events.SearchProgress) -> None:
+        """Handle the news that a study was opened or a trial was told."""
+
+
+def _as_handler(listener: SearchListener) -> events.EventHandler:
+    """Return an event handler that calls a listener, and warn that listeners are deprecated."""
+    warnings.warn(
+        "listener is deprecated and will be removed in the next release: give on_event, a function "
+        "that receives the events of prunesearch.events",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+
+    def handle(event: events.Event) -> None:
+        if isinstance(event, events.SearchProgress):
+            listener.progress(event)
+
+    return handle
 
 
 def search_and_export(
     recipes: Sequence[Recipe],
     options: RunOptions,
     out: Path | None,
-    listener: Listener | None = None,
 ) -> tuple[list[Outcome], list[Exported]]:
     """Run several searches, and export the best result for each number of dropped layers.
 
@@ -186,7 +218,6 @@ def search_and_export(
         options: how the recipes are run.
         out: folder for the checkpoint. With several numbers, each gets a folder inside it. Default:
             ``storage/exports/`` and the name of the study.
-        listener: receives the progress.
 
     Returns:
         The outcome of each search, and one export for each number.
@@ -206,7 +237,7 @@ def search_and_export(
     with open_session(recipes[0], options) as session:
         # Find out what an export would refuse before any candidate is scored.
         companions(session.loaded)
-        outcomes = run_searches(session, recipes, options, listener)
+        outcomes = run_searches(session, recipes, options)
         # Export the best sampler's candidate for each number.
         exports = []
         for number in numbers:
@@ -246,9 +277,7 @@ def _check_exportable(recipe: Recipe) -> None:
         )
 
 
-def run_search(
-    session: Session, recipe: Recipe, options: RunOptions, listener: Listener | None = None
-) -> Outcome:
+def run_search(session: Session, recipe: Recipe, options: RunOptions) -> Outcome:
     """Create or resume the recipe's study and bring it to the requested number of trials.
 
     Raises:
@@ -256,7 +285,7 @@ def run_search(
             writing it.
         RunError: the dense model or every candidate could not be scored, or the database failed.
     """
-    (outcome,) = run_searches(session, [recipe], options, listener)
+    (outcome,) = run_searches(session, [recipe], options)
     return outcome
 
 
@@ -264,7 +293,6 @@ def run_searches(
     session: Session,
     recipes: Sequence[Recipe],
     options: RunOptions,
-    listener: Listener | None = None,
 ) -> list[Outcome]:
     """Search several recipes at once with one engine, which scores their candidates together.
 
@@ -272,7 +300,6 @@ def run_searches(
         session: loaded model, objective and engine.
         recipes: recipes with the model and objective of `session`.
         options: how the recipes are run.
-        listener: receives the progress.
 
     Raises:
         StudyError, RunError: see `run_search`.
@@ -283,7 +310,9 @@ def run_searches(
     totals = [trials_of(recipe, space_of(recipe, session.loaded), options) for recipe in recipes]
     for recipe, total in zip(recipes, totals, strict=True):
         if total > options.trials:
-            events.tell(f"{recipe.sampler} needs {total} trials here, so it gets them")
+            events.tell(
+                events.StageProgress(f"{recipe.sampler} needs {total} trials here, so it gets them")
+            )
     storage = persistence.open_storage(options.storage, create=True)
     names = [options.study or study_name(recipe) for recipe in recipes]
     # Complete studies that another process is writing are only reported.
@@ -303,7 +332,7 @@ def run_searches(
         for recipe, name in zip(recipes, names, strict=True):
             opened.append(_open_study(session, recipe, storage, name))
         # The dense model is what every candidate is compared with.
-        events.tell("scoring the dense model")
+        events.tell(events.StageProgress("scoring the dense model"))
         dense = require(*session.engine.evaluate_now([LayerSubset.of(session.loaded.n_layers)]))
         prepared, left = [], []
         for recipe, study, total in zip(recipes, opened, totals, strict=True):
@@ -315,7 +344,7 @@ def run_searches(
             persistence.remember_places(ready.study, ready.recipe)
             ready.study.set_user_attr(persistence.TRIALS_ATTR, total)
         # Search, then collect the outcomes in the order of the recipes.
-        searched = iter(_run_to_end(_search_all(session, left, listener)))
+        searched = iter(_run_to_end(_search_all(session, left)))
         for ready, _ in left:
             ready.write_notes()
         nothing = SearchResult(0, 0, 0, 0)
@@ -352,7 +381,6 @@ def resume(
     options: RunOptions,
     *,
     trust_remote_code: bool = False,
-    listener: Listener | None = None,
     **location: str | None,
 ) -> Outcome:
     """Resume a study, from any folder or machine.
@@ -362,7 +390,6 @@ def resume(
         options: how it is run. Without trials, the study gets as many as were requested last.
         trust_remote_code: run the checkpoint's own code. The setting of the study's creator does
             not count.
-        listener: receives the progress.
         location: present locations of model and data, by the recipe's names. Their content must not
             have changed.
 
@@ -379,11 +406,11 @@ def resume(
     options = options.model_copy(update=changed)
     check_grid([recipe], options)
     with open_session(recipe, options) as session:
-        return run_search(session, recipe, options, listener)
+        return run_search(session, recipe, options)
 
 
 async def _search_all(
-    session: Session, prepared: Sequence[tuple["_Prepared", int]], listener: Listener | None
+    session: Session, prepared: Sequence[tuple["_Prepared", int]]
 ) -> list[SearchResult]:
     """Search all prepared studies concurrently."""
     searches = []
@@ -395,7 +422,6 @@ async def _search_all(
                 session.engine,
                 ready.scalarizer,
                 total,
-                listener,
                 ready.recipe.race,
                 ready.noter.now_and_then,
             )
@@ -485,7 +511,7 @@ class _Prepared:
         # Measure its latency against the dense model's.
         measured = not session.loaded.layers.streamed_once
         if measured:
-            events.tell("timing the winner beside the dense model")
+            events.tell(events.StageProgress("timing the winner beside the dense model"))
         dense_ms, best_ms = _latencies(session, self.scalarizer, best.candidate)
         return Outcome(
             study=name,
@@ -614,7 +640,7 @@ def _short(numbers: Any) -> Any:  # noqa: ANN401 (JSON values)
 
 def _ranking(session: Session, recipe: Recipe, space: SearchSpace) -> list[float]:
     """Rank the units on the recipe's calibration text. A task uses the built-in text."""
-    events.tell(f"ranking the layers by {recipe.start}")
+    events.tell(events.StageProgress(f"ranking the layers by {recipe.start}"))
     loaded = session.loaded
     window = min(recipe.window, most_positions(loaded.model) or recipe.window)
     windows = token_windows(recipe.calibration, loaded.tokenizer, recipe.tokens, window)

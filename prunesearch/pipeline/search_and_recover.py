@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import optuna_dashboard  # noqa: F401
 from pydantic import BaseModel, ConfigDict, Field
 
+from prunesearch import events
 from prunesearch.cache.location import CacheLocation
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recipe import (
@@ -31,12 +32,10 @@ from prunesearch.pipeline.run import (
     facts_of,
     run_search,
 )
-from prunesearch.pipeline.search_loop import Listener
 from prunesearch.pipeline.session import open_session, space_of
 from prunesearch.recovery.recover import (
     HealOptions,
     Recovery,
-    View,
     check_out,
     heal_and_export,
 )
@@ -68,9 +67,7 @@ def search_and_recover(
     recipe: Recipe,
     recovery: RecoverySection,
     options: RunOptions,
-    view: View,
     out: Path | None = None,
-    listener: Listener | None = None,
 ) -> dict[str, Any]:
     """Search, choose among finalists, compensate, tune, heal, export, verify and evaluate.
 
@@ -78,10 +75,8 @@ def search_and_recover(
         recipe: recipe of the search.
         recovery: settings of the recovery.
         options: how the search runs.
-        view: shows the progress of the recovery.
         out: folder of the checkpoint. Default: a folder in ``storage/exports/``, named by the
             study.
-        listener: called with the progress of the search.
 
     Returns:
         Report as JSON values.
@@ -99,19 +94,17 @@ def search_and_recover(
     check_out(out)
     check_grid([recipe], options)
     # Search, and recover the best candidates in the model that was searched.
-    loaded, outcome, ranked = _searched(recipe, options, name, listener)
+    loaded, outcome, ranked = _searched(recipe, options, name)
     heal_options = HealOptions(out, CacheLocation.parse(options.cache).folder, options.storage)
     with stopping.deferred():
-        document = heal_and_export(
-            loaded, ranked, recovery, _facts(recipe, outcome), heal_options, view
-        )
+        document = heal_and_export(loaded, ranked, recovery, _facts(recipe, outcome), heal_options)
     document = {**outcome.document(options), **document}
     # The healed model is loaded next, and two models may not fit in memory. The parts of a model
     # refer to each other, so only the garbage collector frees it.
     del loaded
     gc.collect()
     if recovery.evaluate is not None:
-        view.say(f"evaluating {out}")
+        events.tell(events.Message(f"evaluating {out}"))
         document["evaluation"] = evaluate_model(
             _evaluation(recovery.evaluate, out), options, "none"
         )
@@ -119,7 +112,7 @@ def search_and_recover(
 
 
 def _searched(
-    recipe: Recipe, options: RunOptions, name: str, listener: Listener | None
+    recipe: Recipe, options: RunOptions, name: str
 ) -> tuple[LoadedModel, Outcome, list[LayerSubset]]:
     """Search, and return the model as well, so that the recovery does not load it again.
 
@@ -127,7 +120,7 @@ def _searched(
         The dense model, the outcome of the search, and the study's candidates, best first.
     """
     with open_session(recipe, options) as session:
-        outcome = run_search(session, recipe, options, listener)
+        outcome = run_search(session, recipe, options)
         study = persistence.load(persistence.open_storage(options.storage, create=False), name)
         space = space_of(recipe, session.loaded)
         ranked = [space.from_params(trial.params) for trial in selection.best_trials(study, None)]

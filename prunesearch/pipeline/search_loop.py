@@ -9,16 +9,16 @@ sequence of trials equals that of an unbroken run.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from prunesearch import events
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.evaluation import Engine
 from prunesearch.objectives.scalarization import TrialScalarizer
-from prunesearch.report.progress import Progress
 from prunesearch.runtime import failpoints
 from prunesearch.samplers import (
     GenerationPendingError,
@@ -28,14 +28,6 @@ from prunesearch.samplers import (
 )
 from prunesearch.studies import selection
 from prunesearch.studies.selection import best_trials
-
-
-class Listener(Protocol):
-    """Receives the progress of a search."""
-
-    def progress(self, progress: Progress) -> None:
-        """Handle the news that a study was opened or a trial was told."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,6 @@ async def search(
     engine: Engine,
     scalarizer: TrialScalarizer,
     total: int,
-    listener: Listener | None = None,
     race: bool = False,
     after_generation: Callable[[], None] = lambda: None,
 ) -> SearchResult:
@@ -75,7 +66,6 @@ async def search(
         engine: engine that evaluates them.
         scalarizer: objective values of an evaluation.
         total: number of trials that the study shall have.
-        listener: receives the progress.
         race: stop scoring a candidate once part of the data shows that it is worse than the best
             before its generation. Its trial is pruned.
         after_generation: function that is called after each batch of trials.
@@ -83,7 +73,7 @@ async def search(
     Raises:
         InputError: the study's trials do not belong to this search space.
     """
-    run = _Run(study, sampler, scalarizer, total, listener, race, after_generation)
+    run = _Run(study, sampler, scalarizer, total, race, after_generation)
     # Finish the trials of a killed run first.
     orphans = run.adopt()
     run.announce()
@@ -106,13 +96,12 @@ class _Run:
         sampler: SubsetSampler,
         scalarizer: TrialScalarizer,
         total: int,
-        listener: Listener | None,
         race: bool,
         after_generation: Callable[[], None],
     ) -> None:
         self.hits = self.computed = self.failed = 0
         self._study, self._sampler, self._scalarizer = study, sampler, scalarizer
-        self._total, self._listener = total, listener
+        self._total = total
         self._race, self._after_generation = race, after_generation
         trials = study.get_trials(deepcopy=False)
         self._asked = len(trials)
@@ -239,17 +228,15 @@ class _Run:
             self._best = (values[0], evaluation.candidate.text)
 
     def announce(self, evaluation: Evaluation | None = None) -> None:
-        """Send the study's progress to the listener."""
-        if self._listener is None:
-            return
+        """Publish the study's progress."""
         # A front has no best trial; its size is shown instead.
         best_value, best_dropped = self._best
         front = 0
         if self._front:
             best_value, best_dropped = None, None
             front = len(best_trials(self._study, None))
-        self._listener.progress(
-            Progress(
+        events.tell(
+            events.SearchProgress(
                 study=self._study.study_name,
                 done=self._done,
                 total=max(min(self._total, self._asked + self._left), self._done),

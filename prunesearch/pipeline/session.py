@@ -117,7 +117,7 @@ def load_for(recipe: Recipe, options: RunOptions, quantised: bool = False) -> Lo
 def _load(recipe: Recipe, options: RunOptions, quantised: bool) -> LoadedModel:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    events.tell(f"loading the model {recipe.model}")
+    events.tell(events.StageProgress(f"loading the model {recipe.model}"))
     if options.weights_in != "memory":
         return open_streamed(
             recipe.model,
@@ -174,10 +174,10 @@ def _calibration_objective(
 
 def _task_objective(recipe: Recipe, loaded: LoadedModel, task: str, generate: bool) -> Objective:
     if "lm_eval" not in sys.modules:
-        events.tell("loading lm-eval")
+        events.tell(events.StageProgress("loading lm-eval"))
     from prunesearch.objectives.task import TaskObjective  # lm-eval takes seconds to import
 
-    events.tell(f"reading the documents of {task}")
+    events.tell(events.StageProgress(f"reading the documents of {task}"))
     return TaskObjective(
         loaded,
         task,

@@ -4,6 +4,5 @@ from prunesearch.recovery.heal_recipe import HealRecipe
 from prunesearch.recovery.healing import heal
 from prunesearch.recovery.lora import weights_restored
 from prunesearch.recovery.run_folder import Healed
-from prunesearch.recovery.training import HealProgress
 
-__all__ = ["HealProgress", "HealRecipe", "Healed", "heal", "weights_restored"]
+__all__ = ["HealRecipe", "Healed", "heal", "weights_restored"]

@@ -5,12 +5,13 @@ Several candidates that differ enough are therefore compensated and get the same
 loss on held-out text decides.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError
 from prunesearch.models.loading import LoadedModel
@@ -23,16 +24,12 @@ from prunesearch.recovery.healing import (
     plan,
 )
 from prunesearch.recovery.lora import weights_restored
-from prunesearch.recovery.training import HealProgress
 from prunesearch.runtime import stopping
 
 FIT_TOKENS = 8192
 """Number of tokens that a compensation is fitted to."""
 LEAST_DISTANCE = 2
 """Least number of blocks by which two finalists differ."""
-
-CandidateListener = Callable[[LayerSubset, HealProgress], None]
-"""Called with a candidate and its progress."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,6 @@ def rerank_by_healing(
     compensated: bool = True,
     references: Path | None = None,
     compensations: Path | None = None,
-    listener: CandidateListener = lambda candidate, progress: None,
 ) -> list[Finalist]:
     """Run a short healing for each candidate, each from the same dense weights.
 
@@ -110,7 +106,6 @@ def rerank_by_healing(
         compensated: compensate each candidate first.
         references: folder of the dense model's logits.
         compensations: folder of stored compensations.
-        listener: called with the progress of each candidate.
 
     Returns:
         The finalists. The first one healed best.
@@ -122,7 +117,8 @@ def rerank_by_healing(
     for place, candidate in enumerate(candidates, 1):
         stopping.check()
         # Measure the pruned model and compute the teacher logits before any weight is changed.
-        planned = plan(loaded, candidate, recipe)
+        name = f"without {candidate.text}"
+        planned = plan(loaded, candidate, recipe, name)
         ask_teacher(planned, references)
         pruned = held_out_loss(planned, candidate)
         with (
@@ -132,7 +128,7 @@ def rerank_by_healing(
             # Compensate.
             done = None
             if compensated:
-                listener(candidate, HealProgress("compensation", 0, 1))
+                events.tell(events.Message(f"{name}: compensating"))
                 try:
                     done = stack.enter_context(
                         compensation_of(loaded, candidate, recipe, compensations)
@@ -141,12 +137,8 @@ def rerank_by_healing(
                 # healed.
                 except ModelError:
                     done = None
-
-            def tell(progress: HealProgress, candidate: LayerSubset = candidate) -> None:
-                listener(candidate, progress)
-
             # Heal, and count the time of both.
-            healed = heal(loaded, candidate, recipe, listener=tell, references=references)
+            healed = heal(loaded, candidate, recipe, references=references, name=name)
             seconds = healed.seconds
             before: float | None = None
             if done is not None:

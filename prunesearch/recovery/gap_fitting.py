@@ -322,7 +322,11 @@ class GapFitter:
         self._held_out, self._metrics = held_out, held_out.pruned
         gaps = []
         for number, gap in enumerate(self._gaps, 1):
-            events.tell(f"compensating gap {number} of {len(self._gaps)}: layers {gap.text}")
+            events.tell(
+                events.StageProgress(
+                    f"compensating gap {number} of {len(self._gaps)}: layers {gap.text}"
+                )
+            )
             gaps.append(self._bridge(gap))
         return Found(tuple(gaps), held_out.dense, held_out.pruned, self._metrics)
 

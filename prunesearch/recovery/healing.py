@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from prunesearch import events
 from prunesearch.cache.keys import canonical_json
 from prunesearch.cache.location import check_writable
 from prunesearch.candidate import LayerSubset
@@ -49,12 +50,12 @@ from prunesearch.recovery.run_folder import (
 from prunesearch.recovery.teacher import Teacher
 from prunesearch.recovery.training import (
     Examples,
-    HealProgress,
     HealTrainer,
-    Listener,
+    LossCheck,
     LossHistory,
     checkpoint_at,
     held_out_losses,
+    keep_training,
     newest_checkpoint,
 )
 from prunesearch.recovery.training_data import Sequences, sequences_of
@@ -80,6 +81,7 @@ class Plan:
         bf16: compute in bfloat16 (autocast).
         wide: hold 16-bit weights as float32 during training.
         dense: True if the weights in memory are those of `loaded.fingerprint`.
+        name: name of the healing in events.
     """
 
     loaded: LoadedModel
@@ -90,6 +92,7 @@ class Plan:
     bf16: bool
     wide: bool
     dense: bool
+    name: str
 
     @property
     def digest(self) -> str:
@@ -97,8 +100,16 @@ class Plan:
         return hashlib.sha256(canonical_json(self.identity).encode()).hexdigest()
 
 
-def plan(loaded: LoadedModel, candidate: LayerSubset, recipe: HealRecipe) -> Plan:
+def plan(
+    loaded: LoadedModel, candidate: LayerSubset, recipe: HealRecipe, name: str = "heal"
+) -> Plan:
     """Check the inputs of a healing run and read its data. Nothing is written or trained.
+
+    Args:
+        loaded: the model, dense or compensated.
+        candidate: the candidate that is healed.
+        recipe: recipe of the healing.
+        name: name of the healing in events.
 
     Raises:
         InputError: the model is streamed, the target modules match nothing, or the data do not
@@ -131,7 +142,7 @@ def plan(loaded: LoadedModel, candidate: LayerSubset, recipe: HealRecipe) -> Pla
         "numerics": numerics_of(loaded.model) | {"trained in": trained_in},
     }
     dense = content == loaded.fingerprint
-    return Plan(loaded, candidate, recipe, sequences, identity, bf16, wide, dense)
+    return Plan(loaded, candidate, recipe, sequences, identity, bf16, wide, dense, name)
 
 
 def _arithmetic(model: PreTrainedModel, recipe: HealRecipe) -> tuple[bool, bool]:
@@ -161,10 +172,10 @@ def heal(
     candidate: LayerSubset,
     recipe: HealRecipe,
     work_folder: Path | None = None,
-    listener: Listener = lambda progress: None,
     *,
     references: Path | None = None,
     checkpointing: bool = False,
+    name: str = "heal",
 ) -> Healed:
     """Heal a candidate in place.
 
@@ -178,39 +189,37 @@ def heal(
         candidate: the candidate that is healed.
         recipe: recipe of the healing.
         work_folder: work folder of this run. Default: a folder in `WORK`, named by digest.
-        listener: called with the progress.
         references: folder of the dense model's logits (see `ReferenceLogitsCache`). Default: in
             memory.
         checkpointing: compute activations again in the backward pass. This needs less memory and a
             third more time.
+        name: name of the healing in events.
 
     Raises:
         InputError: see `plan`; the folder belongs to another run, or is in use.
         StorageError: the folder cannot be written.
         VerificationError: the logits of the merged model differ from those of the adapted one.
     """
-    return carry_out(
-        plan(loaded, candidate, recipe), work_folder, listener, references, checkpointing
-    )
+    return carry_out(plan(loaded, candidate, recipe, name), work_folder, references, checkpointing)
 
 
 def carry_out(
     planned: Plan,
     work_folder: Path | None = None,
-    listener: Listener = lambda progress: None,
     references: Path | None = None,
     checkpointing: bool = False,
     merge: bool = True,
+    check: LossCheck = keep_training,
 ) -> Healed:
     """Run a plan, as `heal` does.
 
     Args:
         planned: plan of the run.
         work_folder: see `heal`.
-        listener: see `heal`.
         references: see `heal`.
         checkpointing: see `heal`.
         merge: False leaves the weights as they are and only returns the report.
+        check: called with the held-out losses after each step; it may stop the training.
     """
     folder = work_folder or WORK / planned.digest[:16]
     model, recipe = planned.loaded.model, planned.recipe
@@ -223,7 +232,7 @@ def carry_out(
             if not merge:
                 return healed
         else:
-            teacher = ask_teacher(planned, references, listener)
+            teacher = ask_teacher(planned, references)
         with (
             unchanged_by("peft or transformers", model, trains=True),
             torch.random.fork_rng(),
@@ -233,7 +242,7 @@ def carry_out(
         ):
             # Train, and keep the best adapter and the report.
             if healed is None:
-                trained = _train(planned, adapter, teacher, folder, listener, checkpointing)
+                trained = _train(planned, adapter, teacher, folder, checkpointing, check)
                 _keep_best(trained.loss_history, folder, adapter)
                 difference = adapter.merge(planned.sequences.held_out_BL[:1]) if merge else 0.0
                 healed = _report(planned, trained, difference)
@@ -259,8 +268,8 @@ def _train(
     adapter: Adapter,
     teacher: Teacher | None,
     folder: Path,
-    listener: Listener,
     checkpointing: bool,
+    check: LossCheck,
 ) -> _Trained:
     """Train until there is nothing left to train."""
     model = planned.loaded.model
@@ -276,7 +285,8 @@ def _train(
         planned.sequences,
         teacher,
         folder,
-        listener,
+        name=planned.name,
+        check=check,
         device=input_device(model),
         bf16=planned.bf16,
         checkpointing=checkpointing,
@@ -343,9 +353,7 @@ def held_out_loss(planned: Plan, candidate: LayerSubset) -> float:
     return cross_entropy
 
 
-def ask_teacher(
-    planned: Plan, references: Path | None, listener: Listener = lambda progress: None
-) -> Teacher | None:
+def ask_teacher(planned: Plan, references: Path | None) -> Teacher | None:
     """Compute the teacher logits of a run that are not stored yet.
 
     Returns:
@@ -358,7 +366,11 @@ def ask_teacher(
         return None
     teacher = Teacher(planned.loaded, planned.recipe.kl_top, references, planned.dense)
     every_BL = torch.cat([planned.sequences.train_BL, planned.sequences.held_out_BL])
-    teacher.prepare(every_BL, lambda done, total: listener(HealProgress("teacher", done, total)))
+
+    def progress(done: int, total: int) -> None:
+        events.tell(events.HealProgress(planned.name, "teacher", done, total))
+
+    teacher.prepare(every_BL, progress)
     return teacher
 
 

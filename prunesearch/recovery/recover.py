@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from prunesearch import events
 from prunesearch.cache.keys import canonical_json
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError, RunError
@@ -33,7 +34,6 @@ from prunesearch.recovery.healing import (
     plan,
 )
 from prunesearch.recovery.run_folder import WORK, Healed
-from prunesearch.recovery.training import HealProgress
 from prunesearch.recovery.tuning import Tuning, largest, tune
 
 _FACT = "recovery"  # name of the report in an export's manifest
@@ -106,16 +106,6 @@ class HealOptions:
         return self.store / "compensations"
 
 
-class View(Protocol):
-    """Shows the progress of a recovery."""
-
-    def progress(self, name: str, progress: HealProgress) -> None:
-        """Show the progress of the healing that has this name."""
-
-    def say(self, line: str) -> None:
-        """Show a line of text."""
-
-
 def check_out(out: Path) -> None:
     """Check a destination before any work is done.
 
@@ -134,7 +124,6 @@ def heal_and_export(
     recovery: Recovery,
     facts: Mapping[str, Any],
     options: HealOptions,
-    view: View,
 ) -> dict[str, Any]:
     """Choose a candidate, recover it and export it. An export of the same call is left as it is.
 
@@ -144,7 +133,6 @@ def heal_and_export(
         recovery: settings that determine the result.
         facts: known facts about the first candidate, for the manifest.
         options: settings that do not change the result.
-        view: shows the progress.
 
     Returns:
         Report as JSON values. ``export`` is None if the export existed already.
@@ -168,7 +156,7 @@ def heal_and_export(
         return {**document, **there, "export": None}
     check_destination(options.out)
     # Choose the candidate.
-    job = _Job(loaded, recovery, options, view)
+    job = _Job(loaded, recovery, options)
     job.report["digest"] = digest
     chosen = job.final(candidates) if len(candidates) > 1 else candidates[0]
     job.report["dropped"] = chosen.text
@@ -200,17 +188,13 @@ class _Job:
         report: report of the finished stages, as JSON values.
     """
 
-    def __init__(
-        self, loaded: LoadedModel, recovery: Recovery, options: HealOptions, view: View
-    ) -> None:
-        self._loaded, self._recovery, self._options, self._view = loaded, recovery, options, view
+    def __init__(self, loaded: LoadedModel, recovery: Recovery, options: HealOptions) -> None:
+        self._loaded, self._recovery, self._options = loaded, recovery, options
         self.report: dict[str, Any] = {}
 
     def final(self, candidates: Sequence[LayerSubset]) -> LayerSubset:
         """Run the finalists' short healing, and return the candidate that heals best."""
-        self._view.say(
-            f"the final: {len(candidates)} candidates, {self._recovery.short.steps} steps each"
-        )
+        _say(f"the final: {len(candidates)} candidates, {self._recovery.short.steps} steps each")
         final = rerank_by_healing(
             self._loaded,
             candidates,
@@ -218,9 +202,6 @@ class _Job:
             compensated=self._recovery.compensate,
             references=self._options.references,
             compensations=self._options.compensations,
-            listener=lambda candidate, progress: self._view.progress(
-                f"without {candidate.text}", progress
-            ),
         )
         self.report["finalists"] = [finalist.document() for finalist in final]
         return final[0].candidate
@@ -245,9 +226,6 @@ class _Job:
                     tuning,
                     self._options.storage,
                     references=self._options.references,
-                    listener=lambda number, progress: self._view.progress(
-                        f"trial {number}", progress
-                    ),
                 )
             self.report["tuning"] = tuned.document()
             recipe = tuned.recipe
@@ -261,11 +239,7 @@ class _Job:
     def _ask(self, candidate: LayerSubset, recipe: HealRecipe) -> Plan:
         """Compute the teacher logits that a healing needs, and return its plan."""
         planned = plan(self._loaded, candidate, recipe)
-        ask_teacher(
-            planned,
-            self._options.references,
-            lambda progress: self._view.progress("heal", progress),
-        )
+        ask_teacher(planned, self._options.references)
         return planned
 
     @contextmanager
@@ -278,7 +252,7 @@ class _Job:
         with ExitStack() as stack:
             done = None
             if self._recovery.compensate:
-                self._view.say(f"compensating layers {candidate.text}")
+                _say(f"compensating layers {candidate.text}")
                 recipe = self._recovery.heal or HealRecipe()
                 try:
                     done = compensation_of(
@@ -287,9 +261,9 @@ class _Job:
                     stack.enter_context(done)
                 except ModelError as error:
                     # The candidate can still be healed.
-                    self._view.say(f"not compensated: {error}")
+                    _say(f"not compensated: {error}")
             if done is not None and not done.helped:
-                self._view.say("compensation does not help on the held-out tokens")
+                _say("compensation does not help on the held-out tokens")
                 done = None
             if done is not None:
                 self.report["compensation"] = done.document()
@@ -299,16 +273,20 @@ class _Job:
         """Run the full healing, or find its earlier result."""
         planned = plan(self._loaded, candidate, recipe)
         work = self._options.work or WORK / planned.digest[:16]
-        self._view.say(f"healing without layers {candidate.text}: {recipe.steps} steps at most")
+        _say(f"healing without layers {candidate.text}: {recipe.steps} steps at most")
         healed = carry_out(
             planned,
             work,
-            lambda progress: self._view.progress("heal", progress),
             self._options.references,
             self._options.checkpointing,
         )
         self.report |= {"work": str(work), "healed": healed.document()}
         return healed
+
+
+def _say(line: str) -> None:
+    """Publish a line of text."""
+    events.tell(events.Message(line))
 
 
 def _digest(loaded: LoadedModel, candidates: Sequence[LayerSubset], recovery: Recovery) -> str:

@@ -11,7 +11,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
+from prunesearch import events
 from prunesearch.export.atomic import sync
 from prunesearch.objectives.reference_logits import DenseRows
 from prunesearch.recovery.heal_recipe import HealRecipe
@@ -51,30 +51,16 @@ _FAR_STEPS = 5
 _CHECKPOINT = "checkpoint-"
 
 
-@dataclass(frozen=True)
-class HealProgress:
-    """Progress of a healing.
+LossCheck = Callable[[Sequence[tuple[int, float]]], None]
+"""Function that receives the steps and losses of all evaluations on the held-out text so far.
 
-    Attributes:
-        phase: ``teacher`` (counts sequences), ``compensation`` (of a finalist) or ``training``
-            (counts steps).
-        done, total: units of the phase that are done, and their total number.
-        loss: training loss of the last step.
-        watched: step and loss of every evaluation on the held-out text so far.
-    """
-
-    phase: str
-    done: int
-    total: int
-    loss: float | None = None
-    watched: Sequence[tuple[int, float]] = ()
-
-
-Listener = Callable[[HealProgress], None]
-"""Called with the progress.
-
-An exception that it raises stops the training; the checkpoints stay.
+It is called after each step. An exception that it raises stops the training, and the checkpoints
+stay. A pruner stops trials in this way.
 """
+
+
+def keep_training(watched: Sequence[tuple[int, float]]) -> None:
+    """Never stop a training. This is the default `LossCheck`."""
 
 
 class LossHistory:
@@ -243,7 +229,8 @@ class HealTrainer(Trainer):
         sequences: token ids for training and evaluation.
         teacher: source of the teacher logits. None if the loss does not use them.
         folder: folder of the checkpoints.
-        listener: called with the progress.
+        name: name of the healing in events.
+        check: called with the held-out losses; it may stop the training.
         device: device of the model's input.
         bf16: compute in bfloat16 (autocast).
         checkpointing: compute activations again in the backward pass instead of keeping them.
@@ -260,8 +247,9 @@ class HealTrainer(Trainer):
         sequences: Sequences,
         teacher: Teacher | None,
         folder: Path,
-        listener: Listener,
         *,
+        name: str,
+        check: LossCheck,
         device: torch.device,
         bf16: bool,
         checkpointing: bool,
@@ -275,7 +263,7 @@ class HealTrainer(Trainer):
             data_collator=_collate,
             train_dataset=Examples(sequences.train_BL, teacher),
             eval_dataset=self._held_out,
-            callbacks=[_Stop(recipe, listener)],
+            callbacks=[_Stop(recipe, name, check)],
         )
         self.remove_callback(PrinterCallback)
         self._began = time.monotonic()
@@ -389,10 +377,11 @@ def _arguments(
 
 
 class _Stop(TrainerCallback):
-    """Decides when to evaluate, to save and to stop, and calls the listener."""
+    """Decides when to evaluate, to save and to stop, and publishes the progress."""
 
-    def __init__(self, recipe: HealRecipe, listener: Listener) -> None:
-        self._recipe, self._listener, self._curves = recipe, listener, LossHistory()
+    def __init__(self, recipe: HealRecipe, name: str, check: LossCheck) -> None:
+        self._recipe, self._name, self._check = recipe, name, check
+        self._curves = LossHistory()
 
     def on_step_end(
         self,
@@ -426,7 +415,9 @@ class _Stop(TrainerCallback):
             control.should_save = control.should_evaluate = False
         loss = loss_history.training[-1][1] if loss_history.training else None
         step, steps = state.global_step, self._recipe.steps
-        self._listener(HealProgress("training", step, steps, loss, tuple(loss_history.watched)))
+        watched = tuple(loss_history.watched)
+        events.tell(events.HealProgress(self._name, "training", step, steps, loss, watched))
+        self._check(watched)
 
 
 def mark_whole(checkpoint: Path) -> None:

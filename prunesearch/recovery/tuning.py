@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from prunesearch.models.loading import LoadedModel
 from prunesearch.recovery.heal_recipe import HealRecipe
 from prunesearch.recovery.healing import carry_out, plan
 from prunesearch.recovery.run_folder import WORK
-from prunesearch.recovery.training import HealProgress, Listener
+from prunesearch.recovery.training import LossCheck
 from prunesearch.runtime import stopping
 from prunesearch.samplers.continuous import PlainSwarm
 from prunesearch.studies import persistence
@@ -119,10 +119,6 @@ class Tuned:
         return {**shown, "recipe": self.recipe.portable()}
 
 
-TrialListener = Callable[[int, HealProgress], None]
-"""Called with the number of a trial and its progress."""
-
-
 def tune(
     loaded: LoadedModel,
     candidate: LayerSubset,
@@ -132,7 +128,6 @@ def tune(
     *,
     work: Path = WORK,
     references: Path | None = None,
-    listener: TrialListener = lambda number, progress: None,
 ) -> Tuned:
     """Search for hyper-parameters in a study. The same call resumes the study.
 
@@ -144,7 +139,6 @@ def tune(
         storage: Optuna RDB URL.
         work: folder in which the study gets a folder for its trials.
         references: folder of the dense model's logits. None keeps them in memory.
-        listener: called with the progress of each trial.
 
     Raises:
         InputError: see `healing.plan`; the data do not suffice for the largest batch.
@@ -183,7 +177,7 @@ def tune(
         computed = 0
         while len(_done(study)) < tuning.trials:
             stopping.check()
-            _run_trial(study, loaded, candidate, recipe, tuning, work / name, references, listener)
+            _run_trial(study, loaded, candidate, recipe, tuning, work / name, references)
             computed += 1
         return _tuned(study, recipe, computed)
 
@@ -196,7 +190,6 @@ def _run_trial(
     tuning: Tuning,
     work: Path,
     references: Path | None,
-    listener: TrialListener,
 ) -> None:
     """Run one trial: ask for its parameters, heal, and tell its value."""
     trial = study.ask()
@@ -204,10 +197,10 @@ def _run_trial(
     # Evaluate at equal distances, and leave stopping to the pruner.
     every = max(1, math.ceil(short.steps / _LOOKS))
     short = short.model_copy(update={"eval_every": every, "patience": _LOOKS})
-    planned = plan(loaded, candidate, short)
+    planned = plan(loaded, candidate, short, f"trial {trial.number}")
     folder = work / planned.digest[:16]
     try:
-        healed = carry_out(planned, folder, _reporter(trial, listener), references, merge=False)
+        healed = carry_out(planned, folder, references, merge=False, check=_reporter(trial))
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         shutil.rmtree(folder, ignore_errors=True)
@@ -219,21 +212,20 @@ def _run_trial(
     study.tell(trial, healed.watched)
 
 
-def _reporter(trial: Trial, listener: TrialListener) -> Listener:
-    """Return a listener that reports the losses of a trial to the pruner.
+def _reporter(trial: Trial) -> LossCheck:
+    """Return a check that reports the losses of a trial to the pruner.
 
-    Losses are reported by the number of the evaluation. The listener stops the trial if the pruner
+    Losses are reported by the number of the evaluation. The check stops the trial if the pruner
     says so.
     """
     reported = 0
 
-    def report(progress: HealProgress) -> None:
+    def report(watched: Sequence[tuple[int, float]]) -> None:
         nonlocal reported
-        listener(trial.number, progress)
         # Report the evaluations that are new.
-        for look in range(reported, len(progress.watched)):
-            trial.report(progress.watched[look][1], look)
-        news, reported = len(progress.watched) > reported, len(progress.watched)
+        for look in range(reported, len(watched)):
+            trial.report(watched[look][1], look)
+        news, reported = len(watched) > reported, len(watched)
         # The first evaluation is that of the pruned model, which is the same for all trials.
         if news and reported > 1 and trial.should_prune():
             raise optuna.TrialPruned

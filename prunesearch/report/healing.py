@@ -1,11 +1,8 @@
-"""Progress and results of healing, for people."""
+"""Results of healing, for people."""
 
-import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from prunesearch import events
-from prunesearch.report.progress import ProgressView
 from prunesearch.report.render import evaluation, exported, found
 from prunesearch.report.tables import (
     Layers,
@@ -16,95 +13,6 @@ from prunesearch.report.tables import (
 
 if TYPE_CHECKING:
     from rich.console import Group
-
-_EVERY = 10.0  # seconds between two lines
-
-
-class Standing(Protocol):
-    """Progress of healing (see `heal.HealProgress`)."""
-
-    @property
-    def phase(self) -> str:
-        """``teacher``, ``compensation`` or ``training``."""
-
-    @property
-    def done(self) -> int:
-        """Number of finished sequences or steps."""
-
-    @property
-    def total(self) -> int:
-        """Total number of sequences or steps."""
-
-    @property
-    def loss(self) -> float | None:
-        """Loss of the last step."""
-
-    @property
-    def watched(self) -> Sequence[tuple[int, float]]:
-        """Steps and losses on the held-out text."""
-
-
-class HealingView:
-    """Shows the progress of healing.
-
-    On a terminal it shows a bar, and a line for each evaluation on the held-out text. Elsewhere it
-    prints plain lines.
-
-    Args:
-        view: display of all progress.
-    """
-
-    def __init__(self, view: ProgressView | None = None) -> None:
-        self._view = view or ProgressView()
-        self._printed = float("-inf")
-        self._said: tuple[str, str, int] = ("", "", 0)
-        self._phase = ("", "")
-        self._began = (0.0, 0)  # time of the phase's first event, and its progress at that time
-
-    def say(self, line: str) -> None:
-        """Print a line."""
-        self._view.say(line)
-
-    def progress(self, name: str, progress: Standing) -> None:
-        """Show the progress of one candidate's healing."""
-        now = time.monotonic()
-        if (name, progress.phase) != self._phase:
-            self._phase, self._began = (name, progress.phase), (now, progress.done)
-        if progress.phase == "compensation":
-            self.say(f"{name}: compensating")
-            return
-        left = self._left(progress, now)
-        what = "sequences asked of the dense model" if progress.phase == "teacher" else "steps"
-        terminal = self._view.console.is_terminal
-        if terminal:
-            self._view.stage(events.Stage(name, progress.done, progress.total, what + left))
-        state = (name, progress.phase, len(progress.watched))
-        looked = state != self._said
-        # Print a line after each evaluation, and now and then outside a terminal. Training ends
-        # with an evaluation.
-        ended = progress.done >= progress.total and progress.phase == "teacher"
-        due = not terminal and (now - self._printed >= _EVERY or ended)
-        if not (due or looked) or (terminal and not progress.watched):
-            return
-        self._said, self._printed = state, now
-        line = f"{name}: {progress.done}/{progress.total} {what}"
-        if progress.loss is not None:
-            line += f", loss {progress.loss:.4f}"
-        if progress.watched:
-            best = min(loss for _, loss in progress.watched)
-            line += f", held-out {progress.watched[-1][1]:.4f} (start {progress.watched[0][1]:.4f}, best {best:.4f})"
-        self.say(line + left)
-
-    def _left(self, progress: Standing, now: float) -> str:
-        """Return the time left at the rate of this phase.
-
-        A resumed training counts from where it continued.
-        """
-        start, before = self._began
-        if progress.done <= before or progress.done >= progress.total:
-            return ""
-        seconds = (now - start) / (progress.done - before) * (progress.total - progress.done)
-        return f", {duration(round(seconds))} left"
 
 
 def healed(document: Mapping[str, Any]) -> "list[Group | str]":

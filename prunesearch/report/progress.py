@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -15,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from prunesearch import events
-from prunesearch.candidate import Evaluation
 from prunesearch.errors import InputError
+from prunesearch.events import HealProgress, Message, SearchProgress, StageProgress
+from prunesearch.report.healing_progress import HealingLines
 from prunesearch.report.tables import Paragraph, duration
 from prunesearch.runtime import stopping
 from prunesearch.runtime.masking import printable
@@ -25,33 +25,6 @@ _EVERY = 5.0  # seconds between plain lines about a study
 _EVERY_STAGE = 15.0  # seconds between plain lines about a stage that is counted
 _HOLD = 4.0  # seconds that the first stages of a log wait for what comes of them
 _BAR, _LEFT = 12, 13  # columns for a bar at least, and for the time left
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Progress of a study.
-
-    Attributes:
-        study: name of the study.
-        done, total: number of finished trials, and of all trials that the study shall have.
-        hits, computed: evaluations of this run that were found in the cache, or were computed.
-        best_value, best_dropped: value and dropped layers of the best trial; None if there is none.
-        evaluation: evaluation of the last trial, or None at the start.
-        under_way: number of trials that are being evaluated.
-        front: number of non-dominated trials of a Pareto study, which has no best trial; 0 for
-            other studies.
-    """
-
-    study: str
-    done: int
-    total: int
-    hits: int = 0
-    computed: int = 0
-    best_value: float | None = None
-    best_dropped: str | None = None
-    evaluation: Evaluation | None = None
-    under_way: int = 0
-    front: int = 0
 
 
 class _Clock:
@@ -70,7 +43,7 @@ class _Clock:
         self._start = time.monotonic()
         self._end: float | None = None
 
-    def read(self, progress: Progress, share: float) -> None:
+    def read(self, progress: SearchProgress, share: float) -> None:
         """Update the estimate.
 
         Args:
@@ -97,28 +70,29 @@ class _Clock:
 
 
 class ProgressView:
-    """Shows the current stage and each study's progress: a bar, the time left, and the best trial
-    with its layers.
+    """Shows events: the current stage, the progress of each study and of a healing, and messages.
 
-    As a context manager, it receives the stages of the ``with`` block.
+    A study gets a bar, the time left, and its best trial with its layers. As a context manager, the
+    view subscribes to the events of the ``with`` block.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._lock = threading.RLock()
         self._live: Live | None = None
-        self._studies: dict[str, Progress] = {}
+        self._studies: dict[str, SearchProgress] = {}
         self._clocks: dict[str, _Clock] = {}
-        self._stage: events.Stage | None = None
+        self._stage: StageProgress | None = None
         self._share = 0.0
         self._begun = ""  # the last stage that was not counted
         self._printed: dict[str, float] = {}
         self._subscription = ExitStack()
         self._held: list[str] | None = []  # the first plain lines; None once they are out
         self._timer: threading.Timer | None = None
+        self._healing = HealingLines()
 
     def __enter__(self) -> Self:
-        self._subscription.enter_context(events.heard_by(self.stage))
+        self._subscription.enter_context(events.subscribed(self.handle))
         return self
 
     def __exit__(
@@ -134,14 +108,26 @@ class ProgressView:
         elif self._timer is not None:
             self._timer.cancel()
 
-    def say(self, line: str) -> None:
+    def handle(self, event: events.Event) -> None:
+        """Show an event. Each kind of event has its method below."""
+        match event:
+            case Message():
+                self._print(event.text)
+            case StageProgress():
+                self._show_stage(event)
+            case SearchProgress():
+                self._show_search(event)
+            case HealProgress():
+                self._show_healing(event)
+
+    def _print(self, line: str) -> None:
         """Print a line, above the bars if there are any."""
         self._release()
         self.console.print(
             Paragraph(line) if self.console.is_terminal else Text(printable(line)), soft_wrap=True
         )
 
-    def stage(self, stage: events.Stage) -> None:
+    def _show_stage(self, stage: StageProgress) -> None:
         """Show a stage: as a bar if it is counted, else as a line."""
         with self._lock:
             if not stage.total:
@@ -156,9 +142,9 @@ class ProgressView:
             elif 0 < stage.done < stage.total and self._is_due(
                 stage.name, _EVERY_STAGE, at_once=False
             ):
-                self.say(f"{stage.name}: {stage.done}/{stage.total} {stage.unit}")
+                self._print(f"{stage.name}: {stage.done}/{stage.total} {stage.unit}")
 
-    def progress(self, progress: Progress) -> None:
+    def _show_search(self, progress: SearchProgress) -> None:
         """Show the progress of a study."""
         with self._lock:
             before = self._studies.get(progress.study)
@@ -179,7 +165,19 @@ class ProgressView:
                 line = f"{progress.study}: {progress.done}/{progress.total} trials, {self._describe(progress)}"
                 if left := self._left(progress):
                     line += f", {left}"
-                self.say(line)
+                self._print(line)
+
+    def _show_healing(self, progress: HealProgress) -> None:
+        """Show the progress of a healing: a bar on a terminal, and a line now and then."""
+        with self._lock:
+            self._healing.read(progress)
+            terminal = self.console.is_terminal
+            if terminal:
+                unit = self._healing.unit(progress)
+                self._show_stage(StageProgress(progress.name, progress.done, progress.total, unit))
+            line = self._healing.line(progress, terminal=terminal)
+            if line is not None:
+                self._print(line)
 
     def _begin(self, name: str) -> None:
         """Print a stage that is not counted.
@@ -193,7 +191,7 @@ class ProgressView:
         if all(study.done == study.total for study in self._studies.values()):
             self._stop()
         if self._held is None or self.console.is_terminal:
-            self.say(name)
+            self._print(name)
             return
         # In a log, refused input shall be one line, so the first stages are held back until work
         # continues.
@@ -210,7 +208,7 @@ class ProgressView:
             if self._timer is not None:
                 self._timer.cancel()
             for line in held or ():
-                self.say(line)
+                self._print(line)
 
     def _is_due(self, name: str, seconds: float, at_once: bool = True) -> bool:
         """Return whether a plain line may be printed, so that lines do not come too often."""
@@ -266,7 +264,7 @@ class ProgressView:
         if stopping.requested():
             yield Paragraph(stopping.STOPPING)
 
-    def _describe(self, progress: Progress) -> str:
+    def _describe(self, progress: SearchProgress) -> str:
         """Describe the best trial of a study and the speed of the search."""
         if progress.front:
             text = f"{progress.front} trials on the front"
@@ -279,7 +277,7 @@ class ProgressView:
             return text
         return f"{text}, {progress.hits / (progress.hits + progress.computed):.0%} hits, {each:.2f} s/eval"
 
-    def _left(self, progress: Progress) -> str:
+    def _left(self, progress: SearchProgress) -> str:
         seconds = self._clocks[progress.study].left
         if seconds is None or progress.done >= progress.total:
             return ""

@@ -15,6 +15,7 @@ from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.recipe import Weights
 from prunesearch.errors import InputError
 from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.events import Event, SearchProgress, subscribed
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.loading import LoadedModel
@@ -27,7 +28,6 @@ from prunesearch.objectives.base import (
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.scalarization import TrialScalarizer
 from prunesearch.pipeline.search_loop import SearchResult, search
-from prunesearch.report.progress import Progress
 from prunesearch.samplers import (
     PSOSampler,
     WOASampler,
@@ -39,11 +39,6 @@ from tests.conftest import N_LAYERS
 
 SPACE = SearchSpace(N_LAYERS, 2)
 SUBSETS = [LayerSubset.of(N_LAYERS, d) for d in ([0], [1, 2], [5])]
-
-
-class Listener(list[Progress]):
-    def progress(self, progress: Progress) -> None:
-        self.append(progress)
 
 
 class TableEngine:
@@ -84,10 +79,12 @@ def scalarizer(loaded: LoadedModel) -> TrialScalarizer:
 
 def run(
     study: optuna.Study, engine: object, scalarizer: TrialScalarizer, total: int
-) -> tuple[SearchResult, Listener]:
-    listener = Listener()
+) -> tuple[SearchResult, list[SearchProgress]]:
+    seen: list[Event] = []
     sampler = PSOSampler(SPACE, seed=0, population=4).subsets
-    return asyncio.run(search(study, sampler, engine, scalarizer, total, listener)), listener  # type: ignore[arg-type]
+    with subscribed(seen.append):
+        result = asyncio.run(search(study, sampler, engine, scalarizer, total))  # type: ignore[arg-type]
+    return result, [event for event in seen if isinstance(event, SearchProgress)]
 
 
 def rows(study: optuna.Study) -> list[tuple[int, str, float | None, str]]:
@@ -120,8 +117,8 @@ def test_total_means_total(scalarizer: TrialScalarizer) -> None:
     result, _ = run(study, TableEngine(), scalarizer, 9)
     assert (len(study.trials), result.computed) == (9, 3)
     assert run(study, TableEngine(), scalarizer, 9)[0].computed == 0
-    result, listener = run(study, TableEngine(), scalarizer, 1000)
-    assert len(study.trials) == SPACE.size == listener[-1].total, "the space has no more candidates"
+    result, progress = run(study, TableEngine(), scalarizer, 1000)
+    assert len(study.trials) == SPACE.size == progress[-1].total, "the space has no more candidates"
 
 
 @pytest.mark.parametrize(
@@ -152,12 +149,12 @@ def test_the_trials_that_a_plan_needs_are_known_before(
 
 def test_a_failing_evaluation_fails_its_trial_only(scalarizer: TrialScalarizer) -> None:
     study = optuna.create_study()
-    result, listener = run(study, TableEngine(failing=frozenset({3})), scalarizer, SPACE.size)
+    result, progress = run(study, TableEngine(failing=frozenset({3})), scalarizer, SPACE.size)
     failed = [t for t in study.trials if t.state == TrialState.FAIL]
     assert len(failed) == result.failed == 5
     assert all(t.user_attrs["failure"] == "MemoryError: too large" for t in failed)
-    assert listener[-1].best_dropped == study.best_trial.user_attrs["dropped"] == "0,1"
-    assert listener[-1].best_value == study.best_value
+    assert progress[-1].best_dropped == study.best_trial.user_attrs["dropped"] == "0,1"
+    assert progress[-1].best_value == study.best_value
 
 
 def test_a_running_trial_of_another_space_stops_the_search(scalarizer: TrialScalarizer) -> None:
@@ -273,9 +270,7 @@ def test_two_samplers_share_the_store(engine: LocalEngine, scalarizer: TrialScal
         PSOSampler(SPACE, seed=0, population=4).subsets,
         WOASampler(SPACE, seed=0, population=4).subsets,
     ):
-        results.append(
-            asyncio.run(search(optuna.create_study(), sampler, engine, scalarizer, 12, Listener()))
-        )
+        results.append(asyncio.run(search(optuna.create_study(), sampler, engine, scalarizer, 12)))
     assert (results[0].hits, results[0].computed) == (0, 12)
     assert results[1].hits >= 9, "15 candidates exist, 12 are known"
 

@@ -28,12 +28,12 @@ from prunesearch.errors import (
     StorageError,
     VerificationError,
 )
+from prunesearch.events import Event, subscribed
 from prunesearch.export import export
 from prunesearch.models.fingerprint import fingerprint
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
 from prunesearch.recovery import (
-    HealProgress,
     HealRecipe,
     heal,
     run_folder,
@@ -222,15 +222,17 @@ import sys, time, torch
 from pathlib import Path
 from types import SimpleNamespace
 from prunesearch.candidate import LayerSubset
+from prunesearch.events import HealProgress, subscribed
 from prunesearch.recovery import HealRecipe, heal
 from prunesearch.models.loading import load
 torch.set_num_threads(1)
 folder, work, recipe = sys.argv[1:]
-def say(progress):
-    if progress.done == 7:
+def show(event):
+    if isinstance(event, HealProgress) and event.done == 7:
         print("seven", flush=True)
         time.sleep(60)
-heal(load(folder, device="cpu"), LayerSubset.of(6, (1, 3)), HealRecipe.model_validate_json(recipe), Path(work), say)
+with subscribed(show):
+    heal(load(folder, device="cpu"), LayerSubset.of(6, (1, 3)), HealRecipe.model_validate_json(recipe), Path(work))
 """
 
 
@@ -288,9 +290,10 @@ def test_a_run_that_was_killed_behind_its_last_step_trains_no_more(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(healing, "_keep_best", killed)
         heal(load(str(tiny_folder)), CANDIDATE, recipe, tmp_path / "work")
-    seen: list[HealProgress] = []
+    seen: list[Event] = []
     loaded = load(str(tiny_folder))
-    healed = heal(loaded, CANDIDATE, recipe, tmp_path / "work", seen.append)
+    with subscribed(seen.append):
+        healed = heal(loaded, CANDIDATE, recipe, tmp_path / "work")
     assert (healed.steps, healed.resumed_from, seen) == (12, 12, [])
     assert healed.after < healed.before
 
@@ -302,9 +305,10 @@ def test_the_same_run_again_trains_nothing(
     folder = make_model(architecture)
     loaded = load(str(folder))
     first = heal(loaded, CANDIDATE, recipe, tmp_path / "work")
-    seen: list[HealProgress] = []
+    seen: list[Event] = []
     other = load(str(folder))
-    second = heal(other, CANDIDATE, recipe, tmp_path / "work", seen.append)
+    with subscribed(seen.append):
+        second = heal(other, CANDIDATE, recipe, tmp_path / "work")
     assert second.cached
     assert seen == []
     assert second.training_loss == first.training_loss

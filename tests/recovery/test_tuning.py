@@ -9,8 +9,9 @@ from optuna.trial import TrialState
 
 from prunesearch.config.recipe import validated
 from prunesearch.errors import InputError, RunError, StudyError
+from prunesearch.events import Event, HealProgress, subscribed
 from prunesearch.models.loading import LoadedModel
-from prunesearch.recovery import HealProgress, HealRecipe, tuning
+from prunesearch.recovery import HealRecipe, tuning
 from prunesearch.recovery.tuning import Tuned, Tuning, tune
 from tests.recovery.conftest import CANDIDATE
 
@@ -35,11 +36,8 @@ def run(
     tmp_path: Path,
     **changes: Any,  # noqa: ANN401
 ) -> Tuned:
-    listener = changes.pop("listener", lambda number, progress: None)
     wanted = validated(Tuning, {**SMALL, **changes})
-    return tune(
-        loaded, CANDIDATE, recipe, wanted, storage, work=tmp_path / "work", listener=listener
-    )
+    return tune(loaded, CANDIDATE, recipe, wanted, storage, work=tmp_path / "work")
 
 
 @pytest.mark.parametrize("sampler", ["pso", "tpe"])
@@ -66,29 +64,28 @@ def test_the_study_is_stored_and_its_best_is_used(
 def test_what_was_under_way_goes_on_from_its_checkpoints(
     loaded: LoadedModel, recipe: HealRecipe, storage: str, tmp_path: Path
 ) -> None:
-    def stop(number: int, progress: HealProgress) -> None:
-        if number == 0 and len(progress.watched) == 3:
+    def stop(event: Event) -> None:
+        if isinstance(event, HealProgress) and event.name == "trial 0" and len(event.watched) == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run(loaded, recipe, storage, tmp_path, listener=stop, pruner="halving")
+    with pytest.raises(KeyboardInterrupt), subscribed(stop):
+        run(loaded, recipe, storage, tmp_path, pruner="halving")
     (name,) = optuna.get_all_study_names(storage)
     left = optuna.load_study(study_name=name, storage=storage).trials
     assert [trial.state for trial in left] == [TrialState.RUNNING]
-    first: dict[int, int] = {}
-    found = run(
-        loaded,
-        recipe,
-        storage,
-        tmp_path,
-        pruner="halving",
-        listener=lambda number, progress: first.setdefault(number, progress.done),
-    )
+    first: dict[str, int] = {}
+
+    def note(event: Event) -> None:
+        if isinstance(event, HealProgress):
+            first.setdefault(event.name, event.done)
+
+    with subscribed(note):
+        found = run(loaded, recipe, storage, tmp_path, pruner="halving")
     trials = optuna.load_study(study_name=name, storage=storage).trials
     assert found.study == name
     assert trials[0].state == TrialState.FAIL
     assert trials[1].params == trials[0].params
-    assert first[1] > 1, "it went on behind a checkpoint"
+    assert first["trial 1"] > 1, "it went on behind a checkpoint"
     assert found.trials + found.pruned == 4
 
 

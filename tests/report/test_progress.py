@@ -1,16 +1,15 @@
 import io
 import time
-from dataclasses import dataclass
 
 import pytest
 from rich.console import Console
 
 from prunesearch import events
 from prunesearch.errors import InputError, RunError
-from prunesearch.report import healing as healing_module
+from prunesearch.events import HealProgress, Message, SearchProgress, StageProgress
+from prunesearch.report import healing_progress
 from prunesearch.report import progress as progress_module
-from prunesearch.report.healing import HealingView
-from prunesearch.report.progress import Progress, ProgressView
+from prunesearch.report.progress import ProgressView
 from prunesearch.report.study import study_list
 from prunesearch.report.tables import dense_against_pruned, gib, number
 from prunesearch.runtime import stopping
@@ -19,20 +18,20 @@ from prunesearch.runtime import stopping
 def show(width: int, *, terminal: bool) -> str:
     """Two studies' progress as it comes out."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
-    with ProgressView(console) as view:
+    with ProgressView(console):
         for study in ("smollm2-135m-instruct-drop6-kl-pso", "smollm2-135m-instruct-drop6-kl-woa"):
-            view.progress(Progress(study, 0, 160))
-            view.progress(
-                Progress(
+            events.tell(SearchProgress(study, 0, 160))
+            events.tell(
+                SearchProgress(
                     study, 40, 160, hits=10, computed=30, best_value=0.8651, best_dropped="5,12,16"
                 )
             )
-            view.progress(
-                Progress(
+            events.tell(
+                SearchProgress(
                     study, 160, 160, hits=40, computed=120, best_value=0.5, best_dropped="5,12,16"
                 )
             )
-        view.say("done")
+        events.tell(Message("done"))
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
@@ -94,30 +93,30 @@ def said(view: ProgressView) -> list[str]:
 
 def test_a_log_says_the_stages_in_order() -> None:
     with ProgressView(plain()) as view:
-        events.tell("loading the model m[0]")
-        events.tell("scoring the dense model")
-        view.progress(Progress("s", 0, 12))
-        events.tell("timing the winner")
-        events.tell("timing the winner")
+        events.tell(StageProgress("loading the model m[0]"))
+        events.tell(StageProgress("scoring the dense model"))
+        events.tell(SearchProgress("s", 0, 12))
+        events.tell(StageProgress("timing the winner"))
+        events.tell(StageProgress("timing the winner"))
     assert [line.partition(":")[0] for line in said(view)] == [
         "loading the model m[0]",
         "scoring the dense model",
         "s",
         "timing the winner",
     ]
-    events.tell("nobody hears this any more")
+    events.tell(StageProgress("nobody hears this any more"))
     assert len(said(view)) == 4
 
 
 def test_input_that_is_refused_at_once_is_one_line() -> None:
     view = ProgressView(plain())
     with pytest.raises(InputError), view:
-        events.tell("loading the model")
+        events.tell(StageProgress("loading the model"))
         raise InputError("bad")
     assert said(view) == []
     view = ProgressView(plain())
     with pytest.raises(RunError), view:
-        events.tell("loading the model")
+        events.tell(StageProgress("loading the model"))
         raise RunError("failed")
     assert said(view) == ["loading the model"]
 
@@ -125,7 +124,7 @@ def test_input_that_is_refused_at_once_is_one_line() -> None:
 def test_a_long_first_stage_is_said_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress_module, "_HOLD", 0.01)
     with ProgressView(plain()) as view:
-        events.tell("loading the model")
+        events.tell(StageProgress("loading the model"))
         deadline = time.monotonic() + 10
         while not said(view) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -146,23 +145,23 @@ class Time:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
     made = Time()
     monkeypatch.setattr(progress_module, "time", made)
-    monkeypatch.setattr(healing_module, "time", made)
+    monkeypatch.setattr(healing_progress, "time", made)
     return made
 
 
 def test_the_time_left_follows_the_work_and_not_the_bursts(clock: Time) -> None:
     """Six trials take 30 s and are told together, so 12 take 60 s."""
     with ProgressView(plain()) as view:
-        view.progress(Progress("s", 0, 12, under_way=6))
+        events.tell(SearchProgress("s", 0, 12, under_way=6))
         for piece in range(6):
             clock.now += 5
-            events.tell("scoring 6 candidates", piece + 1, 6, "pieces")
+            events.tell(StageProgress("scoring 6 candidates", piece + 1, 6, "pieces"))
             left = view._clocks["s"].left
             assert left is not None
             assert abs(left - (60 - 5 * (piece + 1))) < 1e-6
         for done in range(1, 7):
-            view.progress(
-                Progress(
+            events.tell(
+                SearchProgress(
                     "s",
                     done,
                     12,
@@ -173,8 +172,8 @@ def test_the_time_left_follows_the_work_and_not_the_bursts(clock: Time) -> None:
                 )
             )
             assert abs((view._clocks["s"].left or 0) - 30) < 1e-6
-        view.progress(
-            Progress("s", 6, 12, computed=6, best_value=1.0, best_dropped="1", under_way=6)
+        events.tell(
+            SearchProgress("s", 6, 12, computed=6, best_value=1.0, best_dropped="1", under_way=6)
         )
         clock.now += 10
         assert abs((view._clocks["s"].left or 0) - 20) < 1e-6, "and goes down between two"
@@ -185,10 +184,10 @@ def test_the_time_left_follows_the_work_and_not_the_bursts(clock: Time) -> None:
 
 def test_a_resumed_study_shows_its_best_at_once() -> None:
     with ProgressView(plain()) as view:
-        view.progress(Progress("s", 6, 12, best_value=1.25, best_dropped="3,4"))
+        events.tell(SearchProgress("s", 6, 12, best_value=1.25, best_dropped="3,4"))
     assert said(view) == ["s: 6/12 trials, best 1.2500 without 3,4"]
     with ProgressView(plain()) as view:
-        view.progress(Progress("s", 6, 12, best_value=None, front=5))
+        events.tell(SearchProgress("s", 6, 12, best_value=None, front=5))
     assert said(view) == ["s: 6/12 trials, 5 trials on the front"]
 
 
@@ -206,12 +205,16 @@ def test_a_terminal_shows_whole_names_and_layers_and_ends_each_line_once(width: 
         legacy_windows=False,
     )
     with ProgressView(console) as view:
-        events.tell("loading the model")
-        view.progress(Progress(name, 6, 12, best_value=0.8651, best_dropped=layers, under_way=6))
-        events.tell("scoring 6 candidates", 5, 24, "pieces")
+        events.tell(StageProgress("loading the model"))
+        events.tell(
+            SearchProgress(name, 6, 12, best_value=0.8651, best_dropped=layers, under_way=6)
+        )
+        events.tell(StageProgress("scoring 6 candidates", 5, 24, "pieces"))
         assert "5/24 pieces" in picture(view, width)
         drawn = picture(view, width)
-        view.progress(Progress(name, 12, 12, computed=6, best_value=0.8651, best_dropped=layers))
+        events.tell(
+            SearchProgress(name, 12, 12, computed=6, best_value=0.8651, best_dropped=layers)
+        )
         ends = {
             line.index("/12")
             for text in (drawn, picture(view, width))
@@ -219,7 +222,7 @@ def test_a_terminal_shows_whole_names_and_layers_and_ends_each_line_once(width: 
             if "/12" in line
         }
         assert len(ends) == 1, "the bar keeps its width"
-        events.tell("timing the winner")
+        events.tell(StageProgress("timing the winner"))
     assert name in drawn
     assert f"best 0.8651 without {layers}" in " ".join(drawn.split()).replace(", ", ",")
     after = view.console.file.getvalue().rpartition("12/12")  # type: ignore[attr-defined]
@@ -234,39 +237,40 @@ def picture(view: ProgressView, width: int) -> str:
 
 
 def test_healing_says_the_time_left(clock: Time) -> None:
-    view = HealingView(ProgressView(plain()))
-    view.progress("heal", Standing(100, 500))
-    clock.now += 20
-    view.progress("heal", Standing(200, 500))
-    assert said(view._view)[-1] == "heal: 200/500 steps, 1 min left" or said(view._view)[
-        -1
-    ].endswith("60 s left")
-
-
-@dataclass
-class Standing:
-    done: int
-    total: int
-    phase: str = "training"
-    loss: float | None = None
-    watched: tuple[tuple[int, float], ...] = ()
+    with ProgressView(plain()) as view:
+        events.tell(HealProgress("heal", "training", 100, 500))
+        clock.now += 20
+        events.tell(HealProgress("heal", "training", 200, 500))
+    assert said(view)[-1] == "heal: 200/500 steps, 60 s left"
 
 
 def test_the_end_of_training_is_one_line_with_its_last_look() -> None:
-    view = HealingView(ProgressView(plain()))
     looks = ((0, 2.0), (10, 1.5))
-    view.progress("heal", Standing(0, 10, watched=looks[:1]))
-    view.progress("heal", Standing(10, 10, loss=1.0, watched=looks[:1]))
-    view.progress("heal", Standing(10, 10, loss=1.0, watched=looks))
-    assert [line for line in said(view._view) if "10/10" in line] == [
+    with ProgressView(plain()) as view:
+        events.tell(HealProgress("heal", "training", 0, 10, watched=looks[:1]))
+        events.tell(HealProgress("heal", "training", 10, 10, loss=1.0, watched=looks[:1]))
+        events.tell(HealProgress("heal", "training", 10, 10, loss=1.0, watched=looks))
+    assert [line for line in said(view) if "10/10" in line] == [
         "heal: 10/10 steps, loss 1.0000, held-out 1.5000 (start 2.0000, best 1.5000)"
     ]
+
+
+def test_healing_draws_a_bar_on_a_terminal_and_a_line_for_each_evaluation() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    with ProgressView(console) as view:
+        events.tell(HealProgress("trial 3", "teacher", 4, 8))
+        assert "4/8 sequences asked of the dense model" in picture(view, 80)
+        events.tell(HealProgress("trial 3", "training", 1, 8, watched=((0, 2.0),)))
+        events.tell(HealProgress("trial 3", "training", 2, 8, watched=((0, 2.0),)))
+        assert "2/8 steps" in picture(view, 80)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("held-out 2.0000") == 1
 
 
 def test_a_stop_is_shown_in_the_picture_and_not_across_it(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
     with ProgressView(console) as view:
-        view.progress(Progress("s", 1, 12))
+        events.tell(SearchProgress("s", 1, 12))
         assert stopping._State.drawn
         assert stopping.STOPPING not in picture(view, 80)
         monkeypatch.setattr(stopping, "requested", lambda: True)
