@@ -78,7 +78,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         Raises:
             InputError: the study was sampled with another seed or population.
         """
-        refuse_first(study, trial, lambda: self._study_ledger(study))
+        refuse_first(study, trial, lambda: self._trial_log_of(study))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
         """Return the parameters that all completed trials before the generation share."""
@@ -115,7 +115,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         """Draw a value that depends on the seed, the trial's number and the parameter's name
         only.
         """
-        self._study_ledger(study)
+        self._trial_log_of(study)
         return draw(self.study_seed, trial.number, param_name, param_distribution)
 
     def reseed_rng(self) -> None:
@@ -127,7 +127,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         Inside ``study.optimize``, a synchronous swarm waits for the previous generation. Outside,
         waiting might never end, so it uses the trials that have finished.
         """
-        trial_log = self._study_ledger(study)
+        trial_log = self._trial_log_of(study)
         end = number if self.asynchronous else number - number % self.population
         if not self.asynchronous and under_optimize(study):
             trial_log.wait(end)
@@ -144,7 +144,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         with self._lock:
             # Collect the swarm from the finished trials of the basis.
             self._fit(study, search_space)
-            trial_log = self._study_ledger(study)
+            trial_log = self._trial_log_of(study)
             trial_log.refresh(proposal_inputs.end)
             view = trial_log.history.view(proposal_inputs.end, proposal_inputs.open)
             leaders = generator(self.study_seed, generation, particle, stream=1)
@@ -171,7 +171,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         """Return the intersection of the distributions of the basis' completed trials, sorted by
         name.
         """
-        trial_log = self._study_ledger(study)
+        trial_log = self._trial_log_of(study)
         if self._memo[0] == proposal_inputs:
             return self._memo[1]
         hidden = set(proposal_inputs.open)
@@ -190,7 +190,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         self._memo = proposal_inputs, dict(sorted((shared or {}).items()))
         return self._memo[1]
 
-    def _study_ledger(self, study: Study) -> TrialLog:
+    def _trial_log_of(self, study: Study) -> TrialLog:
         """Return the log of the study's trials."""
         with self._lock:
             known = self._trial_log
@@ -213,10 +213,10 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         them.
         """
         if search_space != self._space:
-            before = self._study_ledger(study)
+            before = self._trial_log_of(study)
             self._space, self._trial_log = search_space, None
-            self._study_ledger(study).take_over(before)
-        self._study_ledger(study)
+            self._trial_log_of(study).take_over(before)
+        self._trial_log_of(study)
 
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
         """Return the trial's coordinates: the stored ones, or those of its parameters if none were

@@ -237,7 +237,7 @@ class PicklableSampler:
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            name: value for name, value in vars(self).items() if name not in ("_lock", "_ledger")
+            name: value for name, value in vars(self).items() if name not in ("_lock", "_trial_log")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

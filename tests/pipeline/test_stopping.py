@@ -77,7 +77,7 @@ def test_a_signal_that_sets_the_flag_ends_a_search(
             signal.raise_signal(number)
 
     with monkeypatch.context() as patched:
-        patched.setattr(failpoints, "reach", hit)
+        patched.setattr(failpoints, "hit", hit)
         status, out, err = stopped(capsys, monkeypatch, *words)
     assert status == 128 + number
     resume = err.strip().splitlines()[-1].strip()
