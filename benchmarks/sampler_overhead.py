@@ -25,6 +25,7 @@ from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
 from benchmarks.record import Record, arguments
+from prunesearch.algorithms.registry import names_with
 from prunesearch.samplers import SubsetSampler, annotate, build
 from prunesearch.space import SearchSpace
 from prunesearch.studies.persistence import open_storage
@@ -136,7 +137,7 @@ def main() -> None:
             )
             fill(study, size)
         for size, path in filled.items():
-            for name in ("pso", "woa"):
+            for name in names_with("surrogate"):
                 copy = Path(folder) / f"{name}-{size}.db"
                 shutil.copy(path, copy)
                 storage = open_storage(f"sqlite:///{copy}", create=False)

@@ -27,6 +27,7 @@ import optuna
 from optuna.trial import TrialState
 
 from benchmarks.record import Record, arguments
+from prunesearch.algorithms.registry import REGISTRY, VECTOR_ENCODINGS, AlgorithmEntry, names_with
 from prunesearch.algorithms.vector_swarms import VectorSwarm
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
@@ -46,7 +47,10 @@ LIVE_TARGETS = {100: 1.04 / 0.9881, 150: 0.995 / 0.9881}
 _PATIENCE = (
     20  # proposals per unit of budget after which an algorithm that only repeats itself is stopped
 )
+# A live search is expensive: these algorithms run there.
+LIVE = (*names_with("surrogate"), "evolution", "greedy", "one-shot", "tpe", "random")
 MEALPY = "mealpy==3.0.3"
+COLORS = {"pso": "black", "woa": "tab:red"}
 
 
 @dataclass
@@ -122,18 +126,20 @@ def ours(name: str, **options: Any) -> Runner:  # noqa: ANN401 (those of `build`
     def run(problem: Problem, seed: int, budget: int) -> Trace:
         chosen = dict(options)
         spent = 0
-        if problem.influence is not None and name in ("pso", "woa") and "ranking" not in chosen:
+        default = REGISTRY.get(name).ranking
+        if problem.influence is not None and default == "influence" and "ranking" not in chosen:
             chosen["ranking"], spent = problem.influence, 1  # as `prunesearch search` does
         return run_sampler(problem, build(name, problem.space, seed=seed, **chosen), budget, spent)
 
     return run
 
 
-def textbook(law: str, form: str) -> Runner:
+def textbook(entry: AlgorithmEntry, encoding: str) -> Runner:
     """A textbook swarm as its paper has it: nothing keeps it from proposing a subset again."""
 
     def run(problem: Problem, seed: int, budget: int) -> Trace:
-        algorithm = VectorSwarm(law, form)  # type: ignore[arg-type]
+        assert entry.vector_law is not None
+        algorithm = VectorSwarm(entry.vector_law, encoding)
         sampler = SwarmSampler(
             problem.space, algorithm, seed=seed, population=16, preselect=False, novelty=False
         )
@@ -173,33 +179,31 @@ def mealpy(law: str, python: Path) -> Runner:
 
 def runners(problem: Problem, python: Path | None, *, live: bool) -> dict[str, Runner]:
     """Every algorithm that the problem allows, by name."""
-    chosen: dict[str, Runner] = {
-        "pso": ours("pso"),
-        "woa": ours("woa"),
-        "pso, no pre-selection": ours("pso", preselect=False, ranking=None),
-        "woa, no pre-selection": ours("woa", preselect=False, ranking=None),
-        "evolution": ours("evolution"),
-        "tpe": ours("tpe"),
-        "random": ours("random"),
-    }
-    if problem.influence is not None:
-        chosen["pso, no ranking"] = ours("pso", ranking=None)
-        chosen["woa, no ranking"] = ours("woa", ranking=None)
+    chosen: dict[str, Runner] = {}
+    for entry in REGISTRY.entries():
+        name = entry.name
+        # Greedy removal and measured rankings need the losses of partial subsets.
+        if entry.trials_needed(problem.space, entry.ranking).first > 1 and not problem.partial:
+            continue
+        if live and name not in LIVE:
+            continue
+        chosen[name] = ours(name)
+        # The same without its aids.
+        if entry.surrogate:
+            chosen[f"{name}, no pre-selection"] = ours(name, preselect=False, ranking=None)
+            if problem.influence is not None:
+                chosen[f"{name}, no ranking"] = ours(name, ranking=None)
+        if entry.vector_law is not None and not live:
+            for encoding in VECTOR_ENCODINGS:
+                chosen[f"{name}-{encoding}, textbook"] = textbook(entry, encoding)
+                chosen[f"{name}-{encoding}, novel"] = ours(
+                    name, encoding=encoding, preselect=False, ranking=None, population=16
+                )
+                chosen[f"{name}-{encoding}, pre-selected"] = ours(name, encoding=encoding)
     if problem.partial:
         chosen["pso from single blocks"] = ours("pso", ranking="single")
-        chosen["greedy"] = ours("greedy")
-        chosen["one-shot"] = ours("one-shot")
     if python is not None:
         chosen["mealpy PSO"], chosen["mealpy WOA"] = mealpy("pso", python), mealpy("woa", python)
-    if not live:
-        chosen |= {name: ours(name) for name in ("ga", "annealing", "nsga2", "cmaes")}
-        for law in ("pso", "woa"):
-            for form in ("keys", "slots", "binary"):
-                chosen[f"{law}-{form}, textbook"] = textbook(law, form)
-                chosen[f"{law}-{form}, novel"] = ours(
-                    law, form=form, preselect=False, ranking=None, population=16
-                )
-                chosen[f"{law}-{form}, pre-selected"] = ours(law, form=form)
     return chosen
 
 
@@ -288,14 +292,14 @@ def plot(
     figure, axes = pyplot.subplots(figsize=(11.0, 6.0), layout="constrained")
     order = sorted(loss_history, key=lambda name: loss_history[name][-1])
     for rank, name in enumerate(order):
-        ours_ = name in ("pso", "woa")
+        swarm = name in names_with("surrogate")
         axes.plot(
             np.arange(1, len(loss_history[name]) + 1),
             loss_history[name],
             label=name,
-            linewidth=2.5 if ours_ else 1.0,
-            color=None if not ours_ else {"pso": "black", "woa": "tab:red"}[name],
-            linestyle="-" if ours_ else ("-", "--", ":", "-.")[rank % 4],
+            linewidth=2.5 if swarm else 1.0,
+            color=COLORS.get(name),
+            linestyle="-" if swarm else ("-", "--", ":", "-.")[rank % 4],
         )
     axes.set(xlabel="unique evaluations", ylabel=ylabel, title=title, yscale="log")
     axes.grid(visible=True, which="both", alpha=0.25)
@@ -343,8 +347,9 @@ def tell(
             row[f"mean@{budget}"] = round(float(values.mean()), 5) if whole else None
             row[f"sd@{budget}"] = round(float(values.std()), 5) if whole else None
         rows[name] = row
-    baselines = [name for name in rows if not name.startswith(("pso", "woa"))]
-    for name in ("pso", "woa"):
+    swarms = names_with("surrogate")
+    baselines = [name for name in rows if not name.startswith(tuple(swarms))]
+    for name in swarms:
         for budget in budgets:
             mean = rows[name][f"mean@{budget}"]
             bound = f"<= {targets[budget]}" if budget in targets else None
@@ -393,7 +398,7 @@ def main() -> None:
             "--seeds": {"type": int, "default": 30},
             "--rival-seeds": {
                 "type": int,
-                "help": "seeds of everything but pso and woa; default: as many",
+                "help": "seeds of the algorithms without a surrogate; default: as many",
             },
             "--no-mealpy": {"action": "store_true"},
         },
@@ -414,10 +419,11 @@ def main() -> None:
                 kind = "live"
                 algorithms = runners(problem, python, live=True)
                 fewer = options.rival_seeds or seeds
-                counts = {
-                    n: seeds if n in ("pso", "woa") else 1 if n in ("greedy", "one-shot") else fewer
-                    for n in algorithms
-                }
+                counts = dict.fromkeys(algorithms, fewer)
+                counts |= dict.fromkeys(names_with("surrogate"), seeds)
+                for entry in REGISTRY.entries():
+                    if entry.name in counts and not entry.random:
+                        counts[entry.name] = 1
                 traces = measure(problem, algorithms, budgets[-1], counts)
             best = min(t.best[-1] for runs in traces.values() for t in runs)
         else:

@@ -22,7 +22,7 @@ catch all of them.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prunesearch.runtime.masking import masked_text
 
@@ -106,3 +106,10 @@ def one_line(error: BaseException) -> str:
     if len(text) > 300:
         return text[:297] + "..."
     return text
+
+
+def either(words: Sequence[str]) -> str:
+    """Return words as ``a, b or c``."""
+    if len(words) < 2:
+        return "".join(words)
+    return ", ".join(words[:-1]) + " or " + words[-1]

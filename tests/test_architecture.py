@@ -12,7 +12,7 @@ import prunesearch
 PACKAGE = Path(prunesearch.__file__).parent
 # A module imports only what stands before it here, or beside it in its own folder.
 ORDER = (
-    "runtime errors units candidate events space config algorithms cache models studies samplers "
+    "runtime errors units candidate events space algorithms config cache models studies samplers "
     "execution objectives "
     "evaluation export recovery report pipeline cli __main__"
 ).split()

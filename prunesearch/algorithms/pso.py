@@ -14,25 +14,35 @@ with P the particle's best and G the leader's position, r1, r2 ~ U(0, 1) a unit.
 is built from the units whose possibility exceeds a random threshold, then from the old position
 (S-PSO, position updating); where the size may vary it is drawn from the sizes of X, P and G. One
 departure: with probability `turbulence` one random unit is swapped, because a swarm of sets has no
-    other source of units that no particle holds.
+other source of units that no particle holds.
+
+`ParticleVectors` is the canonical PSO on real vectors, with the constriction of M. Clerc and J.
+Kennedy, IEEE TEVC 6(1), 2002:
+
+    v <- w v + c1 r1 (p - x) + c2 r2 (g - x),   x <- x + v          w = .729, c1 = c2 = 1.496
+
+Bounds reflect nothing: a coordinate that leaves is set to the bound and its velocity to zero.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from prunesearch.algorithms.base import Moves
+from prunesearch.algorithms.base import Moves, VectorState
 from prunesearch.algorithms.history import Swarm
-from prunesearch.algorithms.operators import drift, swap, top
+from prunesearch.algorithms.operators import Real, drift, swap, top
+from prunesearch.algorithms.registry import SWARM_POPULATION, AlgorithmEntry, register
+
+W, C = 0.729, 1.496  # inertia and pull of Clerc and Kennedy
 
 
 @dataclass(frozen=True)
 class ParticleSwarm:
     """S-PSO with the constants of Clerc and Kennedy (2002)."""
 
-    w: float = 0.729  # inertia of the velocity
-    c1: float = 1.496  # pull of the particle's own best
-    c2: float = 1.496  # pull of the leader
+    w: float = W  # inertia of the velocity
+    c1: float = C  # pull of the particle's own best
+    c2: float = C  # pull of the leader
     turbulence: float = 0.4  # probability of one random swap a move
     name: str = "pso"
 
@@ -61,3 +71,40 @@ class ParticleSwarm:
         Y_MD = top(rank_MD, np.clip(size_M, units.k_min, units.k_max))
         disturbed_M = (rng.random(count) < self.turbulence).astype(np.intp)
         return Moves(drift(swap(Y_MD, units, disturbed_M, rng), units, rng), {"v": V_MD})
+
+
+@dataclass(frozen=True)
+class ParticleVectors:
+    """Canonical PSO on real vectors."""
+
+    w: float = W  # inertia of the velocity
+    c1: float = C  # pull of the particle's own best
+    c2: float = C  # pull of the leader
+    name: str = "pso"
+
+    def step(self, state: VectorState, count: int, rng: np.random.Generator) -> dict[str, Real]:
+        """Return `count` positions ``x`` and velocities ``v``."""
+        x_D, shape = state.x_D, (count, state.x_D.size)
+        # Velocity: inertia, and the pulls of the particle's best and of the leader.
+        own_MD = self.c1 * rng.random(shape) * (state.own_D - x_D)
+        leader_MD = self.c2 * rng.random(shape) * (state.leader_D - x_D)
+        v_MD = self.w * state.v_D + own_MD + leader_MD
+        # Position: a coordinate outside of the bounds is set to the bound.
+        x_MD = x_D + v_MD
+        outside_MD = (x_MD < 0.0) | (x_MD > 1.0)
+        return {"x": np.clip(x_MD, 0.0, 1.0), "v": np.where(outside_MD, 0.0, v_MD)}
+
+
+register(
+    AlgorithmEntry(
+        "pso",
+        "particle swarm optimization",
+        order=10,
+        algorithm=ParticleSwarm,
+        vector_law=ParticleVectors(),
+        surrogate=True,
+        asynchronous=True,
+        population=SWARM_POPULATION,
+        ranking="influence",
+    )
+)

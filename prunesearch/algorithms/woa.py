@@ -13,6 +13,8 @@ is there is a difference of sets here:
 
 each branch of the last two lines with probability 1/2 (eq. 2.6). `a` restarts every `cycle`
 generations, so that a study can be prolonged without knowing its length beforehand.
+
+`WhaleVectors` is the paper's algorithm on real vectors, eqs. 2.1 to 2.8.
 """
 
 import math
@@ -20,23 +22,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunesearch.algorithms.base import Moves
+from prunesearch.algorithms.base import Moves, VectorState
 from prunesearch.algorithms.history import Swarm
-from prunesearch.algorithms.operators import drift, swap, toward
+from prunesearch.algorithms.operators import Real, drift, swap, toward
+from prunesearch.algorithms.registry import SWARM_POPULATION, AlgorithmEntry, register
+
+CYCLE = 10  # generations in which a falls from 2 to 0
 
 
 @dataclass(frozen=True)
 class WhaleOptimization:
     """WOA with set moves."""
 
-    cycle: int = 10  # generations in which a falls from 2 to 0
+    cycle: int = CYCLE  # generations in which a falls from 2 to 0
     name: str = "woa"
 
     def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
         """Return `count` proposals."""
         X_D, leader_D = swarm.X_PD[particle], swarm.leader(particle)
         # Each proposal draws its own A and its branch.
-        a = 2.0 * (1.0 - (max(swarm.generation, 1) - 1) % self.cycle / self.cycle)
+        a = falling(swarm.generation, self.cycle)
         A_M = 2.0 * a * rng.random(count) - a  # eq. 2.3
         near_M, spiral_M = np.abs(A_M) < 1.0, rng.random(count) < 0.5  # eq. 2.6
         # Encircling and exploring: move toward the leader or another whale.
@@ -53,3 +58,50 @@ class WhaleOptimization:
             swap(leader_MD, swarm.units, distance_M, rng), swarm.units, rng
         )  # eq. 2.5
         return Moves(np.where(spiral_M[:, None], circling_MD, closing_MD))
+
+
+@dataclass(frozen=True)
+class WhaleVectors:
+    """WOA on real vectors."""
+
+    cycle: int = CYCLE  # generations in which a falls from 2 to 0
+    name: str = "woa"
+
+    def step(self, state: VectorState, count: int, rng: np.random.Generator) -> dict[str, Real]:
+        """Return `count` positions ``x``."""
+        x_D, leader_D, shape = state.x_D, state.leader_D, (count, state.x_D.size)
+        a = falling(state.generation, self.cycle)
+        A_MD = 2.0 * a * rng.random(shape) - a  # eq. 2.3
+        C_MD = 2.0 * rng.random(shape)  # eq. 2.4
+        # Encircling and exploring: the branch is drawn in each coordinate, A being a vector.
+        random_MD = state.all_PD[rng.integers(len(state.all_PD), size=count)]
+        goal_MD = np.where(np.abs(A_MD) >= 1.0, random_MD, leader_D)
+        closing_MD = goal_MD - A_MD * np.abs(C_MD * goal_MD - x_D)  # eqs. 2.1, 2.2 and 2.7, 2.8
+        # Spiral around the leader: eq. 2.5 with b = 1.
+        l_M = rng.uniform(-1.0, 1.0, size=(count, 1))
+        distance_MD = np.abs(leader_D - x_D) * np.exp(l_M)
+        spiral_MD = distance_MD * np.cos(2.0 * np.pi * l_M) + leader_D
+        x_MD = np.where(rng.random((count, 1)) < 0.5, closing_MD, spiral_MD)  # eq. 2.6
+        return {"x": np.clip(x_MD, 0.0, 1.0)}
+
+
+def falling(generation: int, cycle: int) -> float:
+    """Return the control parameter a, which falls from 2 to 0 over `cycle` generations and starts
+    again.
+    """
+    return 2.0 * (1.0 - (max(generation, 1) - 1) % cycle / cycle)
+
+
+register(
+    AlgorithmEntry(
+        "woa",
+        "whale optimization",
+        order=11,
+        algorithm=WhaleOptimization,
+        vector_law=WhaleVectors(),
+        surrogate=True,
+        asynchronous=True,
+        population=SWARM_POPULATION,
+        ranking="influence",
+    )
+)

@@ -3,7 +3,7 @@ examples.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 from click.shell_completion import CompletionItem
@@ -66,8 +66,15 @@ class Words(click.ParamType):  # type: ignore[type-arg]  # older versions have n
 
     name = "text"
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self._words = list(words)
+    def __init__(self, words: Sequence[str] | Callable[[], Sequence[str]]) -> None:
+        self._given = words
+
+    @property
+    def _words(self) -> Sequence[str]:
+        # A registry's names are read when help or a shell asks for them.
+        if callable(self._given):
+            return self._given()
+        return self._given
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """Return the text that help shows in place of a value."""

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from prunesearch.algorithms.registry import ENCODINGS, REGISTRY
 from prunesearch.cli.help import Words
 from prunesearch.config.recipe import (
-    FORMS,
     OBJECTIVES,
     RANKINGS,
-    SAMPLERS,
     WEIGHT_PLACES,
     RunOptions,
 )
@@ -44,12 +43,12 @@ RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option(
         "--sampler",
-        type=Words(SAMPLERS),
+        type=Words(REGISTRY.names),
         default="pso",
         show_default=True,
         help="One, or several: pso,woa.",
     ),
-    click.option("--form", type=Words(FORMS), help="What PSO and WOA move; default set."),
+    click.option("--form", type=Words(ENCODINGS), help="What PSO and WOA move; default set."),
     click.option(
         "--preselect/--no-preselect",
         default=True,

@@ -8,22 +8,17 @@ their values. It does not contain paths: the pipeline adds digests of the model 
 import math
 import re
 import reprlib
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from prunesearch.errors import InputError, PruneSearchError, UnknownNameError
+from prunesearch.algorithms.registry import REGISTRY, names_with
+from prunesearch.errors import InputError, PruneSearchError, UnknownNameError, either
 from prunesearch.space import split_drop
 from prunesearch.units import parse_size
 
-SAMPLERS = (
-    "pso", "woa", "evolution", "ga", "annealing", "greedy", "one-shot", "tpe", "nsga2", "cmaes", "random",
-)  # fmt: skip
-PARETO_SAMPLERS = ("pso", "woa", "evolution", "ga", "tpe", "nsga2", "random")
 RANKINGS = ("none", "influence", "magnitude", "taylor", "single")
-FORMS = ("set", "keys", "slots", "binary")
 OBJECTIVES = ("kl", "perplexity", "task")
 CALIBRATED = ("kl", "perplexity")
 """Objectives that are computed on calibration text."""
@@ -139,7 +134,7 @@ class Recipe(Settings):
     """Second objective when `drop` is ``pareto``."""
 
     sampler: str = "pso"
-    """One of `SAMPLERS`."""
+    """An algorithm of `algorithms.registry`."""
     form: Literal["set", "keys", "slots", "binary"] = "set"
     """Encoding of a subset in PSO and WOA: a set, or one of the papers' encodings (see
     `algorithms.vector_swarms`).
@@ -275,16 +270,15 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _sampler_has_what_is_asked(self) -> Self:
         """Check that the sampler supports the budget and the options."""
-        if self.sampler not in SAMPLERS:
-            raise UnknownNameError("sampler", self.sampler, SAMPLERS)
+        algorithm = REGISTRY.get(self.sampler)
         # The budget: exactly, up to, or pareto.
         budget, _ = split_drop(self.drop)
         if self.keep_pattern and self.units != "blocks":
             raise ValueError("--keep-pattern drops whole blocks: leave out --units sublayers")
-        if budget == "pareto" and self.sampler not in PARETO_SAMPLERS:
+        if budget == "pareto" and not algorithm.several_objectives:
             raise ValueError(
                 f"--sampler {self.sampler} cannot search --drop {self.drop}: use "
-                f"{_or(PARETO_SAMPLERS)}"
+                f"{either(names_with('several_objectives'))}"
             )
         if budget == "pareto" and (self.weights.size or self.weights.latency):
             raise ValueError(
@@ -303,25 +297,23 @@ class Recipe(Settings):
                 f"saving is worth with "
                 "--weights quality=1,size=2, or use --drop pareto"
             )
-        # Options of the swarms.
-        if self.sampler not in ("pso", "woa"):
-            option = ""
-            if self.form != "set":
-                option = "form"
-            elif self.asynchronous:
-                option = "asynchronous"
-            elif not self.preselect:
-                option = "no-preselect"
-            if option:
-                raise ValueError(f"--{option} goes with --sampler pso or woa, not {self.sampler}")
+        # Options that only some algorithms have.
+        able: list[str] = []
+        option = ""
+        if self.form not in algorithm.encodings:
+            able = [entry.name for entry in REGISTRY.entries() if self.form in entry.encodings]
+            option = "form"
+        elif self.asynchronous and not algorithm.asynchronous:
+            able, option = names_with("asynchronous"), "asynchronous"
+        elif not self.preselect and not algorithm.surrogate:
+            able, option = names_with("surrogate"), "no-preselect"
+        if option:
+            raise ValueError(f"--{option} goes with --sampler {either(able)}, not {self.sampler}")
         # The ranking.
-        if self.sampler in ("greedy", "tpe", "nsga2", "cmaes") and self.ranking not in (
-            None,
-            "none",
-        ):
+        if self.ranking not in (None, "none") and not algorithm.takes_ranking:
             raise ValueError(f"--ranking cannot start --sampler {self.sampler}: leave it out")
-        if self.sampler == "one-shot" and self.ranking == "none":
-            raise ValueError("--sampler one-shot is its ranking: use " + _or(RANKINGS[1:]))
+        if self.ranking == "none" and algorithm.needs_ranking:
+            raise ValueError(f"--sampler {self.sampler} is its ranking: use {either(RANKINGS[1:])}")
         return self
 
     @property
@@ -329,9 +321,7 @@ class Recipe(Settings):
         """Ranking that the search starts from, with the sampler's default filled in."""
         if self.ranking is not None:
             return self.ranking
-        return {"pso": "influence", "woa": "influence", "one-shot": "single"}.get(
-            self.sampler, "none"
-        )
+        return REGISTRY.get(self.sampler).ranking
 
     def identity(self) -> dict[str, Any]:
         """Return every choice that determines the trials, except locations of model and data, as
@@ -396,10 +386,6 @@ class RunOptions(Settings):
                 f"--weights {self.weights_in} places the weights itself: leave --device-map out"
             )
         return self
-
-
-def _or(words: Sequence[str]) -> str:
-    return ", ".join(words[:-1]) + " or " + words[-1]
 
 
 _FILE = re.compile(

@@ -438,17 +438,17 @@ def trials_of(recipe: Recipe, space: SearchSpace, options: RunOptions) -> int:
     Raises:
         InputError: the requested number is too small for a result.
     """
-    first, whole = trials_needed(recipe.sampler, recipe.start, space)
+    needed = trials_needed(recipe.sampler, recipe.start, space)
     if "trials" not in options.model_fields_set:
-        return max(options.trials, whole)
-    if options.trials < first:
-        why, what = f"--sampler {recipe.sampler} --ranking single", "first drops each layer alone"
-        if recipe.sampler == "greedy":
-            why, what = "--sampler greedy", "tries one layer after the other"
+        return max(options.trials, needed.whole)
+    if options.trials < needed.first:
+        chosen = f"--sampler {recipe.sampler}"
+        if recipe.start != "none":
+            chosen += f" --ranking {recipe.start}"
         raise InputError(
-            f"--trials {options.trials} would give no result: {why} {what}, which takes {first} "
-            f"trials here until the "
-            f"first result and {whole} in all: give --trials {whole}, or leave --trials out"
+            f"--trials {options.trials} would give no result: {chosen} {needed.reason}, which takes "
+            f"{needed.first} trials here until the first result and {needed.whole} in all: give "
+            f"--trials {needed.whole}, or leave --trials out"
         )
     return options.trials
 
@@ -622,7 +622,7 @@ def _sampler(session: Session, recipe: Recipe, study: Study, space: SearchSpace)
         space,
         seed=recipe.seed,
         population=recipe.population,
-        form=recipe.form,
+        encoding=recipe.form,
         preselect=recipe.preselect,
         ranking=ranking,
         asynchronous=recipe.asynchronous,

@@ -4,49 +4,36 @@ Each sampler derives a proposal from the trial's number and the study's finished
 folder and `studies.rdb` use Optuna's private API.
 """
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import pkgutil
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler
-
-from prunesearch.algorithms.base import Algorithm
-from prunesearch.algorithms.baselines import (
-    Annealing,
-    Evolution,
-    Genetic,
-    RandomSearch,
+from prunesearch.algorithms.registry import (
+    REGISTRY,
+    AlgorithmEntry,
+    TrialsNeeded,
+    names_with,
 )
-from prunesearch.config.recipe import SAMPLERS
-from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.errors import InputError, UnknownNameError, either
 from prunesearch.samplers.base import (
     STATE_ATTR,
     GenerationPendingError,
     Proposal,
+    SamplerSettings,
     SubsetSampler,
+    renamed_encoding,
 )
-from prunesearch.samplers.baselines import GreedySampler, OneShotSampler, OptunaSampler
-from prunesearch.samplers.population import DEFAULT_POPULATION, SwarmSampler
-from prunesearch.samplers.public import (
-    Options,
-    PSOSampler,
-    WOASampler,
-    swarm,
-)
+from prunesearch.samplers.population import SwarmSampler
+from prunesearch.samplers.public import PSOSampler, WOASampler
 from prunesearch.space import SearchSpace
 from prunesearch.studies.trial_log import annotate, report
 
 __all__ = [
-    "SAMPLERS",
     "STATE_ATTR",
     "GenerationPendingError",
-    "GreedySampler",
-    "OneShotSampler",
-    "OptunaSampler",
     "PSOSampler",
     "Proposal",
+    "SamplerSettings",
     "SubsetSampler",
     "SwarmSampler",
     "WOASampler",
@@ -56,24 +43,6 @@ __all__ = [
     "trials_needed",
 ]
 
-_BASELINES: Mapping[str, Callable[[], Algorithm]] = {
-    "evolution": Evolution,
-    "ga": Genetic,
-    "annealing": Annealing,
-    "random": RandomSearch,
-}
-_OPTUNA: Mapping[str, Callable[[int, int], BaseSampler]] = {
-    "tpe": lambda seed, population: optuna.samplers.TPESampler(seed=seed, multivariate=True),
-    "nsga2": lambda seed, population: optuna.samplers.NSGAIISampler(
-        seed=seed, population_size=population
-    ),
-    "cmaes": lambda seed, population: optuna.samplers.CmaEsSampler(
-        seed=seed, popsize=max(population, 4)
-    ),
-}
-_POPULATIONS = {"pso": DEFAULT_POPULATION, "woa": DEFAULT_POPULATION}
-"""Default number of trials per generation. All other samplers use 16."""
-
 
 def build(
     name: str,
@@ -81,10 +50,11 @@ def build(
     *,
     seed: int = 0,
     population: int | None = None,
-    form: str = "set",
+    encoding: str = "set",
     preselect: bool = True,
     ranking: Sequence[float] | Literal["single"] | None = None,
     asynchronous: bool = False,
+    form: str | None = None,
 ) -> SubsetSampler:
     """Build a sampler of subsets by its command-line name.
 
@@ -93,71 +63,51 @@ def build(
         space: search space of the subsets.
         seed: seed of the random generator.
         population: trials per generation; None for the sampler's default.
-        form: encoding of a subset; only for ``pso`` and ``woa`` (see `SwarmSampler`).
-        preselect: use a surrogate to choose among moves; only for ``pso`` and ``woa``.
-        ranking: warm start of the swarms (see `SwarmSampler`), or the order of ``one-shot``. Greedy
-            and Optuna's samplers do not take one.
-        asynchronous: never wait for a generation; only for ``pso`` and ``woa``.
+        encoding: encoding of a subset (see `AlgorithmEntry.encodings`).
+        preselect: use a surrogate to choose among moves, if the sampler has one.
+        ranking: ranking to start from, or the order of ``one-shot``: the cost of dropping each unit
+            alone, or ``"single"`` to measure it.
+        asynchronous: never wait for a generation.
+        form: old name of `encoding`.
 
     Raises:
-        UnknownNameError: no such sampler or form.
+        UnknownNameError: no such sampler or encoding.
         InputError: an option that the sampler does not have.
     """
-    size = population or _POPULATIONS.get(name, 16)
-    # The proposed algorithms: they alone have an encoding, a surrogate and an asynchronous mode.
-    if name not in ("pso", "woa") and (form != "set" or asynchronous):
-        option = "asynchronous" if asynchronous else "form"
-        raise InputError(f"{option} goes with --sampler pso or woa, not {name}")
-    if name in ("pso", "woa"):
-        options = Options(preselect, ranking, asynchronous=asynchronous)
-        law: Literal["pso", "woa"] = "pso" if name == "pso" else "woa"
-        made = swarm(law, space, form, seed, size, options, name)
-        assert isinstance(made, SwarmSampler)
-        return made
-    # Baselines that start from a ranking.
-    if name in _BASELINES:
-        algorithm = _BASELINES[name]()
-        return SwarmSampler(
-            space, algorithm, seed=seed, population=size, preselect=False, ranking=ranking
-        )
-    if name == "one-shot":
-        order = "single" if ranking is None else ranking
-        return OneShotSampler(space, seed=seed, population=size, ranking=order)
-    # Baselines that cannot start from a ranking.
-    if name not in SAMPLERS:
-        raise UnknownNameError("sampler", name, SAMPLERS)
-    if ranking is not None:
+    entry = REGISTRY.get(name)
+    encoding = renamed_encoding(encoding, form)
+    if encoding not in entry.encodings:
+        able = [other.name for other in REGISTRY.entries() if encoding in other.encodings]
+        if not able:
+            raise UnknownNameError("encoding", encoding, entry.encodings)
+        raise InputError(f"encoding {encoding!r} goes with --sampler {either(able)}, not {name}")
+    if asynchronous and not entry.asynchronous:
+        able = names_with("asynchronous")
+        raise InputError(f"asynchronous goes with --sampler {either(able)}, not {name}")
+    if ranking is not None and not entry.takes_ranking:
         raise InputError(f"a ranking cannot start --sampler {name}: leave it out")
-    if name == "greedy":
-        return GreedySampler(space, seed=seed, population=size)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return OptunaSampler(space, _OPTUNA[name](seed, size), name, seed=seed, population=size)
+    settings = SamplerSettings(
+        population=population or entry.population,
+        seed=seed,
+        encoding=encoding,
+        preselect=preselect,
+        ranking=ranking,
+        asynchronous=asynchronous,
+    )
+    adapter: Callable[[AlgorithmEntry, SearchSpace, SamplerSettings], SubsetSampler]
+    adapter = pkgutil.resolve_name(entry.sampler)
+    return adapter(entry, space, settings)
 
 
-def trials_needed(name: str, ranking: str, space: SearchSpace) -> tuple[int, int]:
+def trials_needed(name: str, ranking: str, space: SearchSpace) -> TrialsNeeded:
     """Return how many trials a sampler needs that evaluates partial subsets first.
 
     Args:
         name: sampler name, as `build` takes it.
         ranking: ranking of the recipe; ``single`` measures every unit alone first.
         space: search space of the subsets.
-
-    Returns:
-        The number of trials until the first result, and until the plan is complete. Both are 1 for
-        a sampler without a plan.
     """
-    free = len(space.droppable)
-    # If a single unit may be a result, then the first trial is one.
-    partial = space.k_min > 1
-    if name == "greedy":
-        # Round j tries each of the remaining units: free, free - 1, ...
-        whole = sum(free - dropped for dropped in range(space.k))
-        last_round = free - space.k + 1
-        first = whole - last_round + 1 if partial else 1
-        return first, whole
-    if ranking == "single" or (name == "one-shot" and ranking == "none"):
-        # One trial for each unit alone, then the first result.
-        first = free + 1 if partial else 1
-        return first, free + 1
-    return 1, 1
+    entry = REGISTRY.get(name)
+    if ranking == "none" and entry.needs_ranking:
+        ranking = entry.ranking
+    return entry.trials_needed(space, ranking)

@@ -7,10 +7,11 @@ It maps subsets to Optuna parameters, writes a whole trial in one transaction, a
 import json
 import secrets
 import threading
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from optuna._transform import _SearchSpaceTransform
@@ -27,9 +28,9 @@ from prunesearch.algorithms.operators import (
     SubsetConstraints,
     generator,
 )
+from prunesearch.algorithms.registry import names_with
 from prunesearch.cache.keys import minor
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import PARETO_SAMPLERS
 from prunesearch.errors import InputError, RunError
 from prunesearch.space import SearchSpace
 from prunesearch.studies.trial_log import (
@@ -69,6 +70,27 @@ class Proposal:
     candidate: LayerSubset
     state: str
     partial_subset: bool = False
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """Settings that `build` passes to the adapter of an algorithm.
+
+    Attributes:
+        population: number of trials per generation.
+        seed: seed of the random generator; None to draw one when the study is new.
+        encoding: encoding of a subset.
+        preselect: whether a surrogate chooses among moves.
+        ranking: cost of dropping each unit alone, ``"single"`` to measure it, or None.
+        asynchronous: whether to propose without waiting for a generation.
+    """
+
+    population: int
+    seed: int | None = 0
+    encoding: str = "set"
+    preselect: bool = True
+    ranking: Sequence[float] | Literal["single"] | None = None
+    asynchronous: bool = False
 
 
 class SubsetSampler(PicklableSampler, BaseSampler):
@@ -229,7 +251,7 @@ class SubsetSampler(PicklableSampler, BaseSampler):
                     raise InputError(
                         f"the sampler {self.name!r} searches one objective and the study has "
                         f"{objectives}: "
-                        f"use one of {', '.join(PARETO_SAMPLERS)}"
+                        f"use one of {', '.join(names_with('several_objectives'))}"
                     )
                 self.study_seed = hold_to(study, self.name, self.config)
                 self._forget()
@@ -349,6 +371,16 @@ def untransform(transform: _SearchSpaceTransform, x_D: Real) -> dict[str, Any]:
         if isinstance(value, np.generic):
             params[name] = value.item()
     return params
+
+
+def renamed_encoding(encoding: str, form: str | None) -> str:
+    """Return the encoding, which older versions called `form`."""
+    if form is None:
+        return encoding
+    warnings.warn(
+        "form is called encoding now: give encoding=...", DeprecationWarning, stacklevel=3
+    )
+    return form
 
 
 def units_of(space: SearchSpace) -> SubsetConstraints:

@@ -11,7 +11,7 @@ trial had with the same distribution. All other parameters are drawn at random.
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from optuna._transform import _SearchSpaceTransform
@@ -20,9 +20,11 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from prunesearch.algorithms.base import VectorState
 from prunesearch.algorithms.history import History, Outcome, gather
 from prunesearch.algorithms.operators import Real, SubsetConstraints, generator
-from prunesearch.algorithms.vector_swarms import pso_step, woa_step
+from prunesearch.algorithms.registry import REGISTRY, names_with
+from prunesearch.errors import UnknownNameError
 from prunesearch.samplers.base import (
     STATE_ATTR,
     checked_population,
@@ -50,20 +52,27 @@ class PlainSwarm(PicklableSampler, BaseSampler):
     """Swarm sampler over the parameters that the objective function suggests.
 
     Args:
-        law: ``pso`` or ``woa``.
+        law: name of an algorithm that has a law of motion on vectors, such as ``pso``.
         seed: seed of the random generator; None to draw one when the study is new.
         population: number of particles; at least 2.
         asynchronous: never wait for a generation.
+
+    Raises:
+        UnknownNameError: no such algorithm, or it has no law of motion on vectors.
     """
 
     def __init__(
         self,
-        law: Literal["pso", "woa"],
+        law: str,
         *,
         seed: int | None = None,
         population: int = 20,
         asynchronous: bool = False,
     ) -> None:
+        vector_law = REGISTRY.get(law).vector_law
+        if vector_law is None:
+            raise UnknownNameError("sampler of parameters", law, names_with("vector_law"))
+        self._law = vector_law
         self.name, self.asynchronous = law, asynchronous
         self.seed, self.population = checked_seed(seed), checked_population(population, 2)
         self.study_seed = self.seed or 0
@@ -159,13 +168,11 @@ class PlainSwarm(PicklableSampler, BaseSampler):
             rng = generator(self.study_seed, generation, particle)
             x_PD = np.stack([memory["x"] for memory in swarm.memory_P])
             leader_D = trial_log.history.memories[int(swarm.leader_P[particle])]["x"]
-            if self.name == "woa":
-                x_MD = woa_step(x_PD[particle], leader_D, x_PD, generation, 10, 1, rng)
-                return {"x": np.round(x_MD[0], 6)}
             own_D = swarm.best_memory_P[particle]["x"]
             v_D = swarm.memory_P[particle].get("v", np.zeros(own_D.size))
-            x_MD, v_MD = pso_step(x_PD[particle], v_D, own_D, leader_D, 1, rng)
-            return {"x": np.round(x_MD[0], 6), "v": np.round(v_MD[0], 6)}
+            state = VectorState(x_PD[particle], v_D, own_D, leader_D, x_PD, generation)
+            moved = self._law.step(state, 1, rng)
+            return {name: np.round(values_MD[0], 6) for name, values_MD in moved.items()}
 
     def _shared(self, study: Study, proposal_inputs: ProposalInputs) -> Space:
         """Return the intersection of the distributions of the basis' completed trials, sorted by

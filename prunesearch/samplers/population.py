@@ -22,23 +22,22 @@ from prunesearch.algorithms.base import Algorithm
 from prunesearch.algorithms.history import Memory, Outcome
 from prunesearch.algorithms.operators import Mask
 from prunesearch.algorithms.planner import Planner, Preselection
+from prunesearch.algorithms.registry import SINGLE, SWARM_POPULATION, AlgorithmEntry
 from prunesearch.algorithms.surrogate import Ranking, harm_of
+from prunesearch.algorithms.vector_swarms import VectorSwarm
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.samplers.base import (
     STATE_ATTR,
     GenerationPendingError,
     Proposal,
+    SamplerSettings,
     SubsetSampler,
     checked_population,
     pack,
 )
 from prunesearch.space import SearchSpace
 from prunesearch.studies.trial_log import ProposalInputs, TrialLog, under_optimize
-
-SINGLE = "single"
-"""Name of the ranking that a study measures itself, by dropping each block alone."""
-DEFAULT_POPULATION = 6  # the best measured on recorded landscapes: the surrogate is fitted often
 
 
 class SwarmSampler(SubsetSampler):
@@ -55,6 +54,7 @@ class SwarmSampler(SubsetSampler):
             it. In that case the study's first trials drop one block each.
         novelty: never propose a subset twice while there are others.
         asynchronous: never wait for a generation.
+        several_objectives: whether the algorithm can search for a front.
     """
 
     def __init__(
@@ -63,16 +63,17 @@ class SwarmSampler(SubsetSampler):
         algorithm: Algorithm,
         *,
         seed: int | None = 0,
-        population: int = DEFAULT_POPULATION,
+        population: int = SWARM_POPULATION,
         preselect: bool | Preselection = True,
         ranking: Sequence[float] | Literal["single"] | None = None,
         novelty: bool = True,
         asynchronous: bool = False,
+        several_objectives: bool = True,
     ) -> None:
         super().__init__(space, seed=seed, population=checked_population(population, 2))
         self.algorithm = algorithm
         self.name = algorithm.name
-        self.several_objectives = algorithm.name != "annealing"  # its chains compare single losses
+        self.several_objectives = several_objectives
         self.asynchronous = asynchronous
         self.preselection: Preselection | None = None
         if isinstance(preselect, Preselection):
@@ -348,3 +349,34 @@ def checked_ranking(ranking: Sequence[float], units: int) -> Ranking:
             "the ranking has a number that is not finite: give the harm of dropping each unit"
         )
     return Ranking(harm_of(harm_D))
+
+
+def build_swarm(
+    entry: AlgorithmEntry, space: SearchSpace, settings: SamplerSettings
+) -> SwarmSampler:
+    """Build the sampler of an algorithm that moves particles."""
+    return SwarmSampler(
+        space,
+        algorithm_of(entry, settings.encoding),
+        seed=settings.seed,
+        population=settings.population,
+        preselect=settings.preselect and entry.surrogate,
+        ranking=settings.ranking,
+        asynchronous=settings.asynchronous,
+        several_objectives=entry.several_objectives,
+    )
+
+
+def algorithm_of(entry: AlgorithmEntry, encoding: str) -> Algorithm:
+    """Return an entry's algorithm in an encoding.
+
+    Raises:
+        UnknownNameError: the entry does not have the encoding.
+    """
+    if encoding not in entry.encodings:
+        raise UnknownNameError("encoding", encoding, entry.encodings)
+    if encoding != "set" and entry.vector_law is not None:
+        return VectorSwarm(entry.vector_law, encoding)
+    if entry.algorithm is None:
+        raise ValueError(f"the entry {entry.name!r} has no algorithm")
+    return entry.algorithm()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
@@ -10,20 +10,14 @@ from optuna.samplers._base import _process_constraints_after_trial
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from prunesearch.algorithms.base import Algorithm
 from prunesearch.algorithms.planner import Preselection
-from prunesearch.algorithms.pso import ParticleSwarm
-from prunesearch.algorithms.vector_swarms import Form, VectorSwarm
-from prunesearch.algorithms.woa import WhaleOptimization
+from prunesearch.algorithms.registry import ENCODINGS, REGISTRY
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, UnknownNameError
-from prunesearch.samplers.base import Proposal
+from prunesearch.samplers.base import Proposal, renamed_encoding
 from prunesearch.samplers.continuous import PlainSwarm
-from prunesearch.samplers.population import DEFAULT_POPULATION, SwarmSampler
+from prunesearch.samplers.population import SwarmSampler, algorithm_of
 from prunesearch.space import SearchSpace
-
-FORMS = ("set", *get_args(Form))
-
 
 Constraints = Callable[[FrozenTrial], Sequence[float]]
 """Function that returns the constraints of a finished trial, as Optuna's own samplers take it."""
@@ -47,12 +41,13 @@ class _Swarm(BaseSampler):
     names that sampler.
     """
 
-    law: ClassVar[Literal["pso", "woa"]]
+    algorithm: ClassVar[str]
+    """Name of the algorithm in the registry."""
 
     def __init__(
         self,
         space: SearchSpace | None,
-        form: str,
+        encoding: str,
         seed: int | None,
         population: int | None,
         constraints_func: Constraints | None,
@@ -68,7 +63,9 @@ class _Swarm(BaseSampler):
         if constraints_func is not None and not callable(constraints_func):
             raise InputError(f"constraints_func = {constraints_func!r}: give a function of a trial")
         self._constraints_func = constraints_func
-        self.inner = swarm(self.law, space, form, seed, population, options, type(self).__name__)
+        self.inner = swarm(
+            self.algorithm, space, encoding, seed, population, options, type(self).__name__
+        )
 
     @property
     def subsets(self) -> SwarmSampler:
@@ -141,7 +138,7 @@ class PSOSampler(_Swarm):
     Args:
         space: search space of the subsets; None for ordinary parameters (float, int, log, step,
             categorical).
-        form: encoding of a subset: ``set`` (`algorithms.pso`, the best in our measurements), or
+        encoding: encoding of a subset: ``set`` (`algorithms.pso`, the best in our measurements), or
             ``keys``, ``slots`` or ``binary`` from the literature (`algorithms.vector_swarms`).
         seed: seed of the random generator; None to draw one when the study is new.
         population: number of particles, which is the number of trials per generation; default 6
@@ -150,18 +147,19 @@ class PSOSampler(_Swarm):
         asynchronous: never wait for a generation.
         constraints_func: function that returns the constraints of a finished trial. The trial is
             feasible if no constraint is above 0.
+        form: old name of `encoding`.
 
     Raises:
         InputError: an unknown encoding, a wrong value, or an option that needs a space.
     """
 
-    law = "pso"
+    algorithm = "pso"
 
     def __init__(
         self,
         space: SearchSpace | None = None,
         *,
-        form: str = "set",
+        encoding: str = "set",
         seed: int | None = None,
         population: int | None = None,
         preselect: bool | Preselection = True,
@@ -169,9 +167,11 @@ class PSOSampler(_Swarm):
         novelty: bool = True,
         asynchronous: bool = False,
         constraints_func: Constraints | None = None,
+        form: str | None = None,
     ) -> None:
         options = Options(preselect, ranking, novelty, asynchronous)
-        super().__init__(space, form, seed, population, constraints_func, options)
+        encoding = renamed_encoding(encoding, form)
+        super().__init__(space, encoding, seed, population, constraints_func, options)
 
 
 class WOASampler(_Swarm):
@@ -180,13 +180,13 @@ class WOASampler(_Swarm):
     The arguments are those of `PSOSampler`.
     """
 
-    law = "woa"
+    algorithm = "woa"
 
     def __init__(
         self,
         space: SearchSpace | None = None,
         *,
-        form: str = "set",
+        encoding: str = "set",
         seed: int | None = None,
         population: int | None = None,
         preselect: bool | Preselection = True,
@@ -194,15 +194,17 @@ class WOASampler(_Swarm):
         novelty: bool = True,
         asynchronous: bool = False,
         constraints_func: Constraints | None = None,
+        form: str | None = None,
     ) -> None:
         options = Options(preselect, ranking, novelty, asynchronous)
-        super().__init__(space, form, seed, population, constraints_func, options)
+        encoding = renamed_encoding(encoding, form)
+        super().__init__(space, encoding, seed, population, constraints_func, options)
 
 
 def swarm(
-    law: Literal["pso", "woa"],
+    name: str,
     space: SearchSpace | None,
-    form: str,
+    encoding: str,
     seed: int | None,
     population: int | None,
     options: Options,
@@ -211,34 +213,37 @@ def swarm(
     """Build the sampler that `PSOSampler` or `WOASampler` delegates to.
 
     Args:
-        law: ``pso`` or ``woa``.
-        space, form, seed, population: as `PSOSampler` takes them.
+        name: name of an algorithm that moves particles.
+        space, encoding, seed, population: as `PSOSampler` takes them.
         options: the other options of `SwarmSampler`.
         owner: name of the class that the user called, for error messages.
     """
-    if form not in FORMS:
-        raise UnknownNameError("form", form, FORMS)
+    if encoding not in ENCODINGS:
+        raise UnknownNameError("encoding", encoding, ENCODINGS)
+    entry = REGISTRY.get(name)
     if space is None:
         # Ordinary parameters: refuse the options that only subsets have.
         default = Options()
         asked = []
-        for name in ("preselect", "ranking", "novelty"):
-            if getattr(options, name) != getattr(default, name):
-                asked.append(name)
-        if form != "set":
-            asked.append("form")
+        for option in ("preselect", "ranking", "novelty"):
+            if getattr(options, option) != getattr(default, option):
+                asked.append(option)
+        if encoding != "set":
+            asked.append("encoding")
         if asked:
             raise InputError(
                 f"{owner}: {asked[0]} is for subsets of layers: give a SearchSpace, or leave "
                 f"{asked[0]} out"
             )
         size = 20 if population is None else population
-        return PlainSwarm(law, seed=seed, population=size, asynchronous=options.asynchronous)
+        return PlainSwarm(name, seed=seed, population=size, asynchronous=options.asynchronous)
     # Subsets: the encoding determines the algorithm.
-    algorithms: dict[str, Algorithm] = {
-        "set": ParticleSwarm() if law == "pso" else WhaleOptimization()
-    }
-    for name in get_args(Form):
-        algorithms[name] = VectorSwarm(law, name)
-    size = DEFAULT_POPULATION if population is None else population
-    return SwarmSampler(space, algorithms[form], seed=seed, population=size, **vars(options))
+    size = entry.population if population is None else population
+    return SwarmSampler(
+        space,
+        algorithm_of(entry, encoding),
+        seed=seed,
+        population=size,
+        several_objectives=entry.several_objectives,
+        **vars(options),
+    )

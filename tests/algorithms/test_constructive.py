@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunesearch.algorithms.constructive import by_total, greedy_step
+from prunesearch.algorithms.greedy import greedy_step
+from prunesearch.algorithms.one_shot import by_total
 from prunesearch.algorithms.operators import SubsetConstraints
 
 

@@ -8,12 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunesearch.algorithms.base import Algorithm
-from prunesearch.algorithms.baselines import (
-    Annealing,
-    Evolution,
-    Genetic,
-    RandomSearch,
-)
+from prunesearch.algorithms.evolution import Evolution
 from prunesearch.algorithms.history import (
     History,
     Outcome,
@@ -34,22 +29,17 @@ from prunesearch.algorithms.operators import (
 )
 from prunesearch.algorithms.planner import first_subsets
 from prunesearch.algorithms.pso import ParticleSwarm
+from prunesearch.algorithms.registry import REGISTRY, VECTOR_ENCODINGS
 from prunesearch.algorithms.surrogate import Ranking
 from prunesearch.algorithms.vector_swarms import VectorSwarm
-from prunesearch.algorithms.woa import WhaleOptimization
 
 seeds = st.integers(0, 2**32)
-ALGORITHMS: list[Algorithm] = [
-    ParticleSwarm(),
-    WhaleOptimization(),
-    Evolution(),
-    Genetic(),
-    Annealing(),
-    RandomSearch(),
-]
-ALGORITHMS += [
-    VectorSwarm(law, form) for law in ("pso", "woa") for form in ("keys", "slots", "binary")
-]  # type: ignore[arg-type]
+ALGORITHMS: list[Algorithm] = []
+for _entry in REGISTRY.entries():
+    if _entry.algorithm is not None:
+        ALGORITHMS.append(_entry.algorithm())
+    if _entry.vector_law is not None:
+        ALGORITHMS += [VectorSwarm(_entry.vector_law, encoding) for encoding in VECTOR_ENCODINGS]
 
 
 def some_units(rng: np.random.Generator, k_min: int, k_max: int, d: int = 12) -> SubsetConstraints:

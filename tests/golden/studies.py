@@ -59,14 +59,14 @@ _RANKING = tuple(float((7 * block) % BLOCKS) for block in range(BLOCKS))
 CASES: Mapping[str, Case] = {
     "pso": Case("pso", options={"seed": 1}),
     "pso, ranked": Case("pso", options={"seed": 2, "ranking": _RANKING}),
-    "pso, slots": Case("pso", options={"seed": 3, "form": "slots"}),
+    "pso, slots": Case("pso", options={"seed": 3, "encoding": "slots"}),
     "pso, asynchronous": Case("pso", options={"seed": 4, "asynchronous": True}),
     "pso, Pareto": Case("pso", "pareto:50%", options={"seed": 5}),
     "pso, up to": Case("pso", "..5", options={"seed": 6}),
     "woa": Case("woa", options={"seed": 7}),
     "woa, sublayers": Case("woa", "6", "sublayers", {"seed": 8}),
     "woa, keys without surrogate": Case(
-        "woa", options={"seed": 9, "form": "keys", "preselect": False}
+        "woa", options={"seed": 9, "encoding": "keys", "preselect": False}
     ),
     "evolution": Case("evolution", options={"seed": 10}),
     "ga": Case("ga", options={"seed": 11}),

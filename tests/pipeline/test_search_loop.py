@@ -129,7 +129,8 @@ def test_the_trials_that_a_plan_needs_are_known_before(
     name: str, ranking: str, k: int, scalarizer: TrialScalarizer
 ) -> None:
     space = SearchSpace(N_LAYERS, k)
-    first, whole = trials_needed(name, ranking, space)
+    needed = trials_needed(name, ranking, space)
+    first, whole = needed.first, needed.whole
 
     def results(total: int) -> tuple[int, int]:
         study = optuna.create_study()

@@ -8,8 +8,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from prunesearch.algorithms.registry import REGISTRY, names_with
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import PARETO_SAMPLERS, SAMPLERS
 from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.samplers import (
     GenerationPendingError,
@@ -22,7 +22,7 @@ from prunesearch.space import SearchSpace
 SPACE = SearchSpace(12, 4, frozenset({0}))
 COST = np.random.default_rng(1).random(12) + 0.1
 CHEAPEST = LayerSubset.of(12, np.argsort(COST[1:])[:4] + 1)
-RESUMABLE = [name for name in SAMPLERS if name not in ("tpe", "nsga2", "cmaes")]
+RESUMABLE = names_with("resumable")
 
 
 def loss(candidate: LayerSubset) -> float:
@@ -48,7 +48,7 @@ def drive(study: optuna.Study, sampler: SubsetSampler, total: int) -> list[tuple
     return [(t.user_attrs["dropped"], t.state.name) for t in study.trials]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", REGISTRY.names())
 def test_every_sampler_searches_without_repeating_itself(name: str) -> None:
     study = optuna.create_study()
     rows = drive(study, build(name, SPACE, seed=1), 70)
@@ -118,7 +118,7 @@ def test_any_swarm_can_be_started_from_a_ranking(name: str) -> None:
     assert SPACE.from_params(study.trials[0].params) == CHEAPEST
 
 
-@pytest.mark.parametrize("name", PARETO_SAMPLERS)
+@pytest.mark.parametrize("name", names_with("several_objectives"))
 def test_a_front_in_one_run(name: str) -> None:
     space = SearchSpace(12, 6, budget="pareto")
     study = optuna.create_study(directions=["minimize", "minimize"])
@@ -187,7 +187,7 @@ def test_sublayers_are_searched_like_blocks() -> None:
 
 def test_what_cannot_be_is_refused_in_a_line() -> None:
     cases: list[tuple[Callable[[], object], str]] = [
-        (lambda: build("annealing", SPACE, form="keys"), "form goes with"),
+        (lambda: build("annealing", SPACE, encoding="keys"), "encoding 'keys' goes with"),
         (lambda: build("tpe", SPACE, asynchronous=True), "asynchronous goes with"),
         (lambda: build("greedy", SPACE, ranking=COST.tolist()), "a ranking cannot start"),
     ]

@@ -210,12 +210,12 @@ def test_two_studies_of_one_database_do_not_mix(tmp_path: Path) -> None:
 def test_what_the_samplers_cannot_do_is_refused() -> None:
     with pytest.raises(InputError, match="at least 2"):
         PSOSampler(SPACE, seed=0, population=1)
-    with pytest.raises(InputError, match=r"unknown form 'sets'.*set"):
-        WOASampler(SPACE, form="sets")
+    with pytest.raises(InputError, match=r"unknown encoding 'sets'.*set"):
+        WOASampler(SPACE, encoding="sets")
     with pytest.raises(InputError, match="preselect is for subsets"):
         PSOSampler(preselect=False)
-    with pytest.raises(InputError, match="form is for subsets"):
-        PSOSampler(form="keys")
+    with pytest.raises(InputError, match="encoding is for subsets"):
+        PSOSampler(encoding="keys")
     with pytest.raises(InputError, match="made without a SearchSpace"):
         PSOSampler().ask(optuna.create_study())
     with pytest.raises(InputError, match="3 numbers for 12 units"):
@@ -238,19 +238,21 @@ def test_other_settings_on_a_begun_study_are_refused(make: Maker) -> None:
             make(SPACE, **{"seed": 3, "population": 5, **changed}).ask(study)
 
 
-@pytest.mark.parametrize("form", ["set", "keys", "slots", "binary"])
+@pytest.mark.parametrize("encoding", ["set", "keys", "slots", "binary"])
 @both
-def test_every_form_resumes_and_keeps_its_promises(make: Maker, form: str) -> None:
+def test_every_encoding_resumes_and_keeps_its_promises(make: Maker, encoding: str) -> None:
     for preselect in (True, False):
         unbroken = drive(
             optuna.create_study(),
-            make(SPACE, form=form, preselect=preselect, seed=0, population=4),
+            make(SPACE, encoding=encoding, preselect=preselect, seed=0, population=4),
             30,
         )
         study = optuna.create_study()
         for stop in (3, 4, 18, 30):
             resumed = drive(
-                study, make(SPACE, form=form, preselect=preselect, seed=0, population=4), stop
+                study,
+                make(SPACE, encoding=encoding, preselect=preselect, seed=0, population=4),
+                stop,
             )
         assert resumed == unbroken
         assert len({dropped for dropped, _ in unbroken}) == 30
@@ -258,16 +260,16 @@ def test_every_form_resumes_and_keeps_its_promises(make: Maker, form: str) -> No
 
 @both
 def test_without_novelty_a_swarm_repeats_itself(make: Maker) -> None:
-    """The check behind the promise: the textbook form proposes the same subsets again as soon as
+    """The check behind the promise: the textbook encoding proposes the same subsets again as soon as
     nothing stops it.
     """
     rows = drive(
         optuna.create_study(),
-        make(SPACE, form="keys", preselect=False, novelty=False, population=8),
+        make(SPACE, encoding="keys", preselect=False, novelty=False, population=8),
         200,
     )
     free = drive(
-        optuna.create_study(), make(SPACE, form="keys", preselect=False, population=8), 200
+        optuna.create_study(), make(SPACE, encoding="keys", preselect=False, population=8), 200
     )
     assert len({dropped for dropped, _ in rows}) < 150
     assert len({dropped for dropped, _ in free}) == 200

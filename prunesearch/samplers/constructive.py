@@ -1,37 +1,40 @@
-"""Baseline samplers that are not swarms: greedy removal, one-shot rankings, and Optuna's own
-samplers.
-"""
+"""Samplers that build a subset step by step: greedy removal and one-shot rankings."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
-from optuna.samplers import BaseSampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from prunesearch.algorithms.constructive import by_total, greedy_step
+from prunesearch.algorithms.greedy import greedy_step
 from prunesearch.algorithms.history import Outcome
+from prunesearch.algorithms.one_shot import by_total
 from prunesearch.algorithms.operators import (
     Mask,
     generator,
     top,
     unseen,
 )
+from prunesearch.algorithms.registry import SINGLE, AlgorithmEntry
 from prunesearch.algorithms.surrogate import harm_of
-from prunesearch.candidate import LayerSubset
-from prunesearch.samplers.base import GenerationPendingError, Proposal, SubsetSampler
-from prunesearch.samplers.population import SINGLE, checked_ranking
+from prunesearch.samplers.base import (
+    GenerationPendingError,
+    Proposal,
+    SamplerSettings,
+    SubsetSampler,
+)
+from prunesearch.samplers.population import checked_ranking
 from prunesearch.space import SearchSpace
-from prunesearch.studies.trial_log import create_running, set_params, under_optimize
+from prunesearch.studies.trial_log import under_optimize
 
 
 class ConstructiveSampler(SubsetSampler):
     """Base class of samplers that use the losses of complete and partial subsets."""
 
-    def __init__(self, space: SearchSpace, *, seed: int = 0, population: int = 16) -> None:
+    def __init__(self, space: SearchSpace, *, seed: int | None = 0, population: int = 16) -> None:
         super().__init__(space, seed=seed, population=population)
         self._forget()
 
@@ -144,7 +147,7 @@ class OneShotSampler(ConstructiveSampler):
         self,
         space: SearchSpace,
         *,
-        seed: int = 0,
+        seed: int | None = 0,
         population: int = 16,
         ranking: Sequence[float] | Literal["single"] = "single",
     ) -> None:
@@ -185,105 +188,20 @@ class OneShotSampler(ConstructiveSampler):
         return self._after(cheapest_D, running, number)
 
 
-class OptunaSampler(SubsetSampler):
-    """Wraps one of Optuna's own samplers over the same binary parameters.
+def build_greedy(
+    entry: AlgorithmEntry, space: SearchSpace, settings: SamplerSettings
+) -> GreedySampler:
+    """Build the sampler of greedy removal."""
+    return GreedySampler(space, seed=settings.seed, population=settings.population)
 
-    Its suggestion is repaired: units are dropped or added at random until it is a new subset of the
-    space. The random state of Optuna's sampler lives in memory, so a resumed study continues with
-    other random numbers.
 
-    Args:
-        space, seed, population: see `SubsetSampler`.
-        inner: Optuna's sampler.
-        name: name of the sampler on the command line.
-    """
-
-    def __init__(
-        self,
-        space: SearchSpace,
-        inner: BaseSampler,
-        name: str,
-        *,
-        seed: int = 0,
-        population: int = 16,
-    ) -> None:
-        super().__init__(space, seed=seed, population=population)
-        self.inner, self.name = inner, name
-        self.several_objectives = name != "cmaes"
-        self._forget()
-
-    def _forget(self) -> None:
-        self._seen: set[bytes] = set()
-
-    def ask(
-        self,
-        study: Study,
-        describe: Callable[[LayerSubset], Mapping[str, Any]] = lambda candidate: {},
-    ) -> Proposal:
-        """Create the study's next trial and return its proposal."""
-        self.trial_log(study)
-        # The trial is created first, because `inner` writes to it.
-        trial = create_running(study)
-        self.before_trial(study, trial)
-        params = self.sample_relative(study, trial, self._distributions)
-        candidate = self.space.from_params(params)
-        set_params(
-            study,
-            trial,
-            params,
-            self._distributions,
-            {"dropped": candidate.text, **describe(candidate)},
-        )
-        return Proposal(trial.number, candidate, "{}")
-
-    def sample_relative(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        search_space: Any,  # noqa: ANN401
-    ) -> dict[str, Any]:
-        """Let `inner` suggest every parameter, then repair the subset."""
-        trial_log = self.trial_log(study)
-        with self._lock:
-            trial_log.refresh(trial.number)
-            # Let Optuna's sampler suggest.
-            space = self.inner.infer_relative_search_space(study, trial)
-            relative = {name: d for name, d in space.items() if name in search_space}
-            params = self.inner.sample_relative(study, trial, relative)
-            for name, distribution in search_space.items():
-                if name not in params:
-                    params[name] = self.inner.sample_independent(study, trial, name, distribution)
-            # Repair: suggested units come first, in random order, then the others.
-            rng = generator(self.study_seed, trial.number, 0)
-            suggested_D = np.array(
-                [params[name] for name in self.space.param_names], dtype=np.bool_
-            )
-            wanted_D = suggested_D & self.units.free_D
-            size = int(np.clip(wanted_D.sum(), self.units.k_min, self.units.k_max))
-            score_D = np.where(self.units.free_D, 2.0 * wanted_D + rng.random(wanted_D.size), -1.0)
-            # Replace a subset that was proposed before by a new one.
-            repaired_D = top(score_D[None], np.array([size]))[0]
-            X_D = unseen(repaired_D, self.units, self._seen, rng)
-            self._seen.add(X_D.tobytes())
-        return self.space.to_params(self.space.candidate(np.flatnonzero(X_D).tolist()))
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Check the study as `SubsetSampler` does, then delegate to Optuna's sampler."""
-        super().before_trial(study, trial)
-        self.inner.before_trial(study, trial)
-
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        """Delegate to Optuna's sampler."""
-        self.inner.after_trial(study, trial, state, values)
-
-    def reseed_rng(self) -> None:
-        """Delegate to Optuna's sampler."""
-        self.inner.reseed_rng()
-
-    def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
-        X_D = self.mask(trial)
-        if X_D is not None:
-            self._seen.add(X_D.tobytes())
-        return super()._read(trial, losses)
+def build_one_shot(
+    entry: AlgorithmEntry, space: SearchSpace, settings: SamplerSettings
+) -> OneShotSampler:
+    """Build the sampler of a ranking's order. Without a ranking it measures one."""
+    ranking: Sequence[float] | Literal["single"] = "single"
+    if settings.ranking is not None:
+        ranking = settings.ranking
+    return OneShotSampler(
+        space, seed=settings.seed, population=settings.population, ranking=ranking
+    )

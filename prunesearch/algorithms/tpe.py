@@ -1,0 +1,19 @@
+"""Optuna's tree-structured Parzen estimator, over the same binary parameters as the other algorithms."""
+
+from types import MappingProxyType
+
+from prunesearch.algorithms.registry import OPTUNA, AlgorithmEntry, OptunaClass, register
+
+register(
+    AlgorithmEntry(
+        "tpe",
+        "Optuna's tree-structured Parzen estimator",
+        order=40,
+        sampler=OPTUNA,
+        optuna=OptunaClass(
+            "optuna.samplers:TPESampler", options=MappingProxyType({"multivariate": True})
+        ),
+        takes_ranking=False,
+        resumable=False,
+    )
+)
