@@ -1,6 +1,7 @@
 """The rules of the architecture: who may import whom, and what starts without torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ ORDER = (
     "execution objectives "
     "evaluation export recovery report pipeline cli __main__"
 ).split()
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 FORBIDDEN = {
     "algorithms": {"torch", "optuna", "transformers"},
     "cache": {"torch", "optuna", "transformers"},
@@ -66,11 +68,59 @@ def test_folders_stay_free_of_what_they_must_not_know(part: str, path: Path) -> 
     assert not roots & FORBIDDEN.get(part, set())
 
 
-def test_only_samplers_and_studies_touch_optunas_private_api() -> None:
-    private = ("._storage", "._study_id", "._trial_id", "._get_trials", "._is_multi_objective")
-    for part, path in modules():
-        if part not in ("samplers", "studies"):
-            assert not any(name in path.read_text() for name in private), path
+# What only one module may use, by the library that it belongs to: private attributes, and modules
+# that the library does not document.
+OPTUNA_ATTRIBUTES = {
+    "_storage", "_study_id", "_trial_id", "_thread_local", "_backend", "_get_trials",
+    "_is_multi_objective", "_get_prepared_new_trial", "_set_trial_attr_without_commit",
+    "_set_trial_intermediate_value_without_commit", "_datetime_start_utc",
+    "_datetime_complete_utc", "_distributions_json", "_params",
+}  # fmt: skip
+OPTUNA_SQL = re.compile(
+    r"\b(FROM|JOIN|INTO|UPDATE)\s+"
+    r"(studies|trials|study_\w+|trial_\w+|version_info|alembic_version)\b"
+)
+
+
+def private_modules(path: Path, library: str) -> set[str]:
+    """The imports of a module that name a private part of a library."""
+    found = set()
+    for name in imports(path):
+        root, *rest = name.split(".")
+        if root == library and any(part.startswith("_") for part in rest):
+            found.add(name)
+    return found
+
+
+def foreign_attributes(path: Path) -> set[str]:
+    """Private attributes that a module reads of something other than its own objects, also by
+    `getattr` with a constant name.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            owner = ast.unparse(node.value)
+            if owner not in ("self", "cls"):
+                found.add(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
+            found.update(a.value for a in node.args if isinstance(a, ast.Constant))
+    return {name for name in found if isinstance(name, str)}
+
+
+@pytest.mark.parametrize("path", [path for _, path in modules()], ids=lambda path: path.stem)
+def test_one_folder_uses_optunas_internals(path: Path) -> None:
+    if path.parent == PACKAGE / "studies" / "optuna_internals":
+        return
+    assert not private_modules(path, "optuna")
+    assert not foreign_attributes(path) & OPTUNA_ATTRIBUTES
+    # A subclass of Optuna's classes must not override their private methods either.
+    methods = {
+        node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, DEFINITIONS)
+    }
+    assert not methods & {"_get_trials", "_get_prepared_new_trial"}
+    # The cache has an Alembic table of its own.
+    if path.parent.name != "cache":
+        assert not OPTUNA_SQL.search(path.read_text())
 
 
 def _loaded_after(code: str) -> set[str]:

@@ -1,19 +1,12 @@
 """Statistics of a cache, its verification, import, and the removal of old entries."""
 
 import contextlib
-import json
-import math
 import shutil
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import sqlalchemy
-from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from prunesearch.cache import repair, transfer
 from prunesearch.cache.backend import CacheBackend, Group, Readable
@@ -23,45 +16,14 @@ from prunesearch.cache.files import replaced_file
 from prunesearch.cache.incidents import Incident
 from prunesearch.cache.leases import Leases, ProcessLiveness, folder_leases
 from prunesearch.cache.local_backend import LocalBackend
-from prunesearch.cache.location import (
-    CacheLocation,
-    check_url,
-    shown,
-    sqlite_file,
-)
+from prunesearch.cache.location import CacheLocation
 from prunesearch.cache.repair import FILE
 from prunesearch.cache.shared_backend import SharedBackend
-from prunesearch.cache.tables import connect
 from prunesearch.cache.two_level import UNSENT
-from prunesearch.errors import StorageError, one_line
+from prunesearch.errors import StorageError
 
 NAMES = "names"
 """Folder of a cache with the names of models: one file for each model, named by its fingerprint."""
-_OPTUNA_TABLES = ("studies", "trials", "study_user_attributes", "trial_user_attributes")
-
-
-@dataclass(frozen=True)
-class StudyUse:
-    """Use of the cache by a study.
-
-    Attributes:
-        study: name of the study.
-        hits, computed: number of finished trials that were found in the cache, and that were
-            computed.
-        saved_seconds: time that the computation of the hits took.
-        running: number of trials that are being evaluated, or that a killed search left.
-    """
-
-    study: str
-    hits: int
-    computed: int
-    saved_seconds: float
-    running: int
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of the finished trials that were found in the cache."""
-        return self.hits / max(1, self.hits + self.computed)
 
 
 @contextmanager
@@ -88,127 +50,6 @@ def reading(location: CacheLocation) -> Iterator[list[Readable]]:
     finally:
         for backend in backends:
             backend.close()
-
-
-@dataclass(frozen=True)
-class Studies:
-    """Use of the cache by all studies of a database.
-
-    Attributes:
-        uses: use by each study, in the order of names.
-        models: names of models by the fingerprint of their content.
-    """
-
-    uses: tuple[StudyUse, ...]
-    models: dict[str, str]
-
-
-def studies_of(url: str) -> Studies:
-    """Read the use of the cache from a database of studies.
-
-    The result is empty if there is no database.
-
-    Plain SQL on Optuna's tables is used, because it is fast.
-
-    Raises:
-        StorageError: the database cannot be read.
-    """
-    check_url(url)
-    if (file := sqlite_file(url)) and not file.is_file():
-        return Studies((), {})
-    try:
-        engine = connect(url)
-    except (ImportError, SQLAlchemyError) as error:
-        raise StorageError(f"cannot read --storage {shown(url)!r}: {one_line(error)}") from None
-    try:
-        with engine.connect().execution_options(reading=True) as connection:
-            if not set(_OPTUNA_TABLES) <= set(sqlalchemy.inspect(connection).get_table_names()):
-                return Studies((), {})
-            ours = _ours(connection)
-            # Studies that tune a healing are recognised by another attribute.
-            tuned = connection.exec_driver_sql(
-                "SELECT s.study_name FROM studies s JOIN study_user_attributes a ON a.study_id = "
-                "s.study_id "
-                "WHERE a.key = 'healing'"
-            )
-            names = {*ours, *tuned.scalars()}
-            return Studies(tuple(_uses(connection, names)), _models(ours))
-    except SQLAlchemyError as error:
-        reason = one_line(getattr(error, "orig", None) or error)
-        raise StorageError(f"cannot read --storage {shown(url)!r}: {reason}") from None
-    finally:
-        engine.dispose()
-
-
-def _ours(connection: Connection) -> dict[str, dict[str, Any]]:
-    """Return the identity and the recipe of each study that prunesearch made, by name.
-
-    Other software may store anything under these keys, so studies without both of them are left
-    out.
-    """
-    found: dict[str, dict[str, Any]] = defaultdict(dict)
-    for study, key, text in connection.exec_driver_sql(
-        "SELECT s.study_name, a.key, a.value_json FROM studies s JOIN study_user_attributes a "
-        "ON a.study_id = s.study_id WHERE a.key IN ('identity', 'recipe')"
-    ):
-        fields = _parsed(_parsed(text))
-        if isinstance(fields, dict):
-            found[study][key] = fields
-    return {
-        study: attributes
-        for study, attributes in found.items()
-        if {"identity", "recipe"} <= attributes.keys()
-    }
-
-
-def _parsed(text: object) -> object:
-    """Parse a JSON text. Return None if the value is not JSON."""
-    if not isinstance(text, str):
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _uses(connection: Connection, names: set[str]) -> Iterator[StudyUse]:
-    joined = "FROM studies s JOIN trials t ON t.study_id = s.study_id"
-    # 1. Count running trials.
-    running = dict.fromkeys(names, 0)
-    for name, count in connection.exec_driver_sql(
-        f"SELECT s.study_name, COUNT(*) {joined} WHERE t.state = 'RUNNING' GROUP BY s.study_name"
-    ):
-        running[name] = count
-    # 2. Count hits and computed trials, and add up the time that the hits saved.
-    attributes = f"{joined} JOIN trial_user_attributes a ON a.trial_id = t.trial_id"
-    counts: dict[tuple[str, object], int] = {}
-    saved: dict[str, float] = defaultdict(float)
-    for name, key, text, count in connection.exec_driver_sql(
-        f"SELECT s.study_name, a.key, a.value_json, COUNT(*) {attributes} WHERE a.key IN ('cache', "
-        f"'saved_seconds') "
-        "GROUP BY s.study_name, a.key, a.value_json"
-    ):
-        value = _parsed(text)
-        if key == "cache" and isinstance(value, str):
-            counts[name, value] = count
-        elif key == "saved_seconds" and isinstance(value, int | float) and math.isfinite(value):
-            saved[name] += value * count
-    # 3. Collect the figures of each study.
-    for name in sorted(names):
-        hits, computed = counts.get((name, "hit"), 0), counts.get((name, "computed"), 0)
-        yield StudyUse(name, hits, computed, saved[name], running[name])
-
-
-def _models(ours: dict[str, dict[str, Any]]) -> dict[str, str]:
-    found = {}
-    for attributes in ours.values():
-        digest, name = (
-            attributes["identity"].get("model content"),
-            attributes["recipe"].get("model"),
-        )
-        if digest:
-            found[str(digest)] = Path(str(name)).name
-    return found
 
 
 def remember_name(folder: Path, fingerprint: str, name: str) -> None:

@@ -30,11 +30,12 @@ def stats(cache: str, storage: str, as_json: bool) -> None:
     from prunesearch.cache import maintenance
     from prunesearch.cache.location import CacheLocation
     from prunesearch.report import cache as render
+    from prunesearch.studies import cache_use
 
     # 1. Read the studies and the backends of the cache. The shared backend comes first, if there is
     # one.
     location = CacheLocation.parse(cache)
-    studies = maintenance.studies_of(storage)
+    studies = cache_use.studies_of(storage)
     incidents: Counter[str] = Counter(damage=0, disagreement=0)
     with maintenance.reading(location) as backends:
         groups = backends[0].groups()

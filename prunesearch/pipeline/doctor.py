@@ -13,8 +13,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import sqlalchemy
-from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from prunesearch.cache import maintenance
@@ -34,6 +32,8 @@ from prunesearch.cache.tables import connect
 from prunesearch.cache.two_level import UNSENT
 from prunesearch.errors import PruneSearchError, one_line
 from prunesearch.runtime.masking import CACHE_VARIABLE, pasted
+from prunesearch.studies import cache_use
+from prunesearch.studies.optuna_internals.tables import schema_revision
 from prunesearch.studies.writers import writer_at
 
 FINE, NOTE, BROKEN = "fine", "note", "broken"
@@ -41,7 +41,6 @@ _PACKAGES = (
     "prunesearch torch transformers optuna lm-eval diskcache sqlalchemy alembic psycopg".split()
 )
 _LITTLE = 2**30  # free space in bytes below which the user is warned
-_OPTUNA_TABLES = "alembic_version"
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ def _studies(url: str) -> Iterator[Check]:
         yield Check("studies on", f"{file} on {file_system(file) or 'an unknown file system'}")
     yield Check("studies", f"{shown(url)}: Optuna schema {_revision(url)}")
     # A running trial without a writer was left by a search that was stopped.
-    for use in maintenance.studies_of(url).uses:
+    for use in cache_use.studies_of(url).uses:
         if not use.running:
             continue
         trials = f"{use.running} trials of study {use.study!r}"
@@ -239,15 +238,9 @@ def _studies(url: str) -> Iterator[Check]:
 
 def _revision(url: str) -> str:
     engine = connect(url)
-
-    def read(connection: Connection) -> str:
-        if not sqlalchemy.inspect(connection).has_table(_OPTUNA_TABLES):
-            return "none"
-        return str(connection.exec_driver_sql(f"SELECT version_num FROM {_OPTUNA_TABLES}").scalar())
-
     try:
         with engine.connect().execution_options(reading=True) as connection:
-            return read(connection)
+            return schema_revision(connection)
     finally:
         engine.dispose()
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
@@ -33,6 +32,12 @@ from prunesearch.cache.keys import minor
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, RunError
 from prunesearch.space import SearchSpace
+from prunesearch.studies.optuna_internals.access import (
+    ParameterTransform,
+    is_same_study,
+    set_system_attribute,
+    system_attributes,
+)
 from prunesearch.studies.trial_log import (
     PicklableSampler,
     TrialLog,
@@ -241,11 +246,7 @@ class SubsetSampler(PicklableSampler, BaseSampler):
         with self._lock:
             known = self._trial_log
             # A sampler may be used with one study after the other: start again for another study.
-            if (
-                known is None
-                or known.study._storage is not study._storage
-                or known.study._study_id != study._study_id
-            ):
+            if known is None or not is_same_study(known.study, study):
                 objectives = len(study.directions)
                 if objectives > 1 and not self.several_objectives:
                     raise InputError(
@@ -358,12 +359,12 @@ def draw(seed: int, number: int, name: str, distribution: BaseDistribution) -> A
     The value is uniform in the log domain if the distribution is logarithmic.
     """
     rng = generator(seed, number, zlib.crc32(name.encode()), stream=8)
-    transform = _SearchSpaceTransform({name: distribution})
+    transform = ParameterTransform({name: distribution})
     low, high = transform.bounds.T
     return untransform(transform, rng.uniform(low, high))[name]
 
 
-def untransform(transform: _SearchSpaceTransform, x_D: Real) -> dict[str, Any]:
+def untransform(transform: ParameterTransform, x_D: Real) -> dict[str, Any]:
     """Convert coordinates to parameters, as plain Python numbers."""
     params = transform.untransform(x_D)
     for name, value in params.items():
@@ -479,14 +480,14 @@ def hold_to(study: Study, name: str, config: Mapping[str, Any]) -> int:
         InputError: the study was sampled with other settings before.
     """
     numpy_now = minor(np.__version__)
-    attributes = study._storage.get_study_system_attrs(study._study_id)
+    attributes = system_attributes(study)
     key = _CONFIG_ATTR + name
     # A new study: store the settings.
     if key not in attributes:
         new = {**config, "numpy": numpy_now}
         if config["seed"] is None:
             new["seed"] = secrets.randbits(32)
-        study._storage.set_study_system_attr(study._study_id, key, json.dumps(new, sort_keys=True))
+        set_system_attribute(study, key, json.dumps(new, sort_keys=True))
         return int(new["seed"])
     # An old study: compare. Without a seed of its own, the sampler takes the study's.
     stored = json.loads(attributes[key])

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
@@ -36,6 +35,7 @@ from prunesearch.samplers.base import (
     unpack,
     untransform,
 )
+from prunesearch.studies.optuna_internals.access import ParameterTransform, is_same_study
 from prunesearch.studies.trial_log import (
     PicklableSampler,
     ProposalInputs,
@@ -202,11 +202,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         with self._lock:
             known = self._trial_log
             # A sampler may be used with one study after the other: start again for another study.
-            if (
-                known is None
-                or known.study._storage is not study._storage
-                or known.study._study_id != study._study_id
-            ):
+            if known is None or not is_same_study(known.study, study):
                 config = {"seed": self.seed, "population": self.population}
                 self.study_seed = hold_to(study, self.name, config)
                 self._memo = None, {}
@@ -246,8 +242,8 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         return Outcome(np.zeros(0, dtype=np.bool_), None, memory=memory)
 
 
-def _transform(search_space: Space) -> _SearchSpaceTransform:
-    return _SearchSpaceTransform(search_space, transform_0_1=True)
+def _transform(search_space: Space) -> ParameterTransform:
+    return ParameterTransform(search_space, transform_0_1=True)
 
 
 def _inside(x_D: Real) -> Real:

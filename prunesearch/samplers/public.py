@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.samplers._base import _process_constraints_after_trial
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -18,6 +17,7 @@ from prunesearch.samplers.base import Proposal, renamed_encoding
 from prunesearch.samplers.continuous import PlainSwarm
 from prunesearch.samplers.population import SwarmSampler, algorithm_of
 from prunesearch.space import SearchSpace
+from prunesearch.studies.optuna_internals.access import store_constraints
 
 Constraints = Callable[[FrozenTrial], Sequence[float]]
 """Function that returns the constraints of a finished trial, as Optuna's own samplers take it."""
@@ -101,7 +101,7 @@ class _Swarm(BaseSampler):
     ) -> None:
         """Store the trial's constraints, if the user gave a function for them."""
         if self._constraints_func is not None:
-            _process_constraints_after_trial(self._constraints_func, study, trial, state)
+            store_constraints(self._constraints_func, study, trial, state)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial

@@ -1,4 +1,4 @@
 """Optuna studies: create, resume, select, look at.
 
-Beside `samplers` the only user of Optuna internals.
+`optuna_internals` holds everything that is used of Optuna beyond its public interface.
 """

@@ -8,11 +8,17 @@ import hashlib
 import importlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial
+
+from prunesearch.studies.optuna_internals.access import (
+    as_live_trial,
+    set_system_attribute,
+    system_attributes,
+)
 
 _OURS_ATTR = "prunesearch:notes"
 
@@ -51,14 +57,14 @@ def write(study: Study, notes: Notes) -> None:
 def _put(study: Study, trial: FrozenTrial | None, kind: str, text: str, **more: Any) -> None:  # noqa: ANN401 (JSON values)
     """Write one note, unless it has not changed, or a user wrote the present one."""
     dashboard = _dashboard()
-    target = study if trial is None else _noted(study, trial)
+    target = study if trial is None else as_live_trial(study, trial)
     there, ours = dashboard.get_note(target), _ours(study)
     if there == text or (there and _digest(there) not in ours.get(kind, ())):
         return
     # Store the digests of both texts first. If the process is killed before it writes the note, the
     # present text is still recognised.
     known = {**ours, kind: [_digest(there), _digest(text)], **more}
-    study._storage.set_study_system_attr(study._study_id, _OURS_ATTR, known)
+    set_system_attribute(study, _OURS_ATTR, known)
     dashboard.save_note(target, text)
 
 
@@ -74,18 +80,9 @@ def _dashboard() -> ModuleType:
 
 def _ours(study: Study) -> dict[str, Any]:
     """Return the digests of prunesearch's own notes, and the number of the trial with a note."""
-    attributes = study._storage.get_study_system_attrs(study._study_id)
-    found: dict[str, Any] = attributes.get(_OURS_ATTR, {})
+    found: dict[str, Any] = system_attributes(study).get(_OURS_ATTR, {})
     return found
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _noted(study: Study, trial: FrozenTrial) -> Any:  # noqa: ANN401 (stands for an optuna.Trial)
-    """Return a finished trial in the form that `save_note` takes.
-
-    An `optuna.Trial` would ask the sampler for parameters again.
-    """
-    return SimpleNamespace(storage=study._storage, study=study, _trial_id=trial._trial_id)

@@ -47,7 +47,8 @@ from prunesearch.errors import (
 )
 from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
 from prunesearch.studies import writers
-from prunesearch.studies.rdb import StudyStorage, backend_of
+from prunesearch.studies.optuna_internals.access import backend_of
+from prunesearch.studies.rdb import StudyStorage
 from prunesearch.studies.selection import best_trials
 from prunesearch.studies.writers import Writer
 
@@ -545,6 +546,8 @@ def summarise(study: Study) -> StudySummary:
     elif ranked:
         best_value, best_dropped = ranked[0].values[0], ranked[0].user_attrs.get("dropped")
     starts = [trial.datetime_start for trial in trials if trial.datetime_start]
+    database = backend_of(study)
+    assert isinstance(database, RDBStorage), "studies with a recipe are kept in a database"
     return StudySummary(
         name=study.study_name,
         model=recipe.model,
@@ -559,7 +562,7 @@ def summarise(study: Study) -> StudySummary:
         best_dropped=best_dropped,
         front=front,
         started=min(starts).astimezone() if starts else None,
-        writer=writer_of(backend_of(study), study.study_name),
+        writer=writer_of(database, study.study_name),
     )
 
 

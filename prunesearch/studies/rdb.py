@@ -9,7 +9,6 @@ The tables and their meaning are Optuna's, so any other Optuna client can read a
 studies.
 """
 
-import copy
 import json
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -24,19 +23,28 @@ from optuna.distributions import (
     distribution_to_json,
     json_to_distribution,
 )
-from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import ColumnElement, Connection, event
 from sqlalchemy.orm import ORMExecuteState, Session
+
+from prunesearch.studies.optuna_internals.storage import (
+    TRIAL_FINISHED,
+    TRIAL_STARTED,
+    OpenStorage,
+    ParameterRow,
+    ReportRow,
+    SystemAttributeRow,
+    TrialRow,
+    UserAttributeRow,
+    ValueRow,
+    without_parameters,
+)
 
 _WROTE = "prunesearch wrote"  # key in a session's `info`: the transaction has written
 _MOST_IDS = 500  # largest number of ids in one IN clause; every database takes that many
 
 
-class StudyStorage(RDBStorage):
+class StudyStorage(OpenStorage):
     """An `RDBStorage` that reads many trials fast and finishes a trial in one transaction."""
 
     def __init__(self, url: str, engine_kwargs: dict[str, Any] | None = None) -> None:
@@ -85,13 +93,8 @@ class StudyStorage(RDBStorage):
     ) -> bool:
         """Finish a trial, and write the values that `with_end` kept for it, in one transaction."""
         attributes, reports = self._attributes.pop(trial_id, {}), self._reports.pop(trial_id, {})
-        with _create_scoped_session(self.scoped_session) as session:
-            for name, value in attributes.items():
-                self._set_trial_attr_without_commit(
-                    session, models.TrialUserAttributeModel, trial_id, name, value
-                )
-            for step, value in reports.items():
-                self._set_trial_intermediate_value_without_commit(session, trial_id, step, value)
+        with self.transaction() as session:
+            self.write_ending(session, trial_id, attributes, reports)
             # A session belongs to a thread. So this call joins the transaction, and its end commits
             # everything.
             return super().set_trial_state_values(trial_id, state, values)
@@ -121,41 +124,33 @@ class StudyStorage(RDBStorage):
                 }
             )
         if rows:
-            session.execute(sqlalchemy.insert(models.TrialParamModel), rows)
+            session.execute(sqlalchemy.insert(ParameterRow), rows)
 
     def _check_distribution(
         self, session: Session, study_id: int, name: str, distribution: BaseDistribution
     ) -> None:
-        table: Any = models.TrialParamModel
         stored = session.execute(
-            sqlalchemy.select(table.distribution_json)
-            .join(models.TrialModel)
-            .where(models.TrialModel.study_id == study_id, table.param_name == name)
+            sqlalchemy.select(ParameterRow.distribution_json)
+            .join(TrialRow)
+            .where(TrialRow.study_id == study_id, ParameterRow.param_name == name)
             .limit(1)
         ).scalar()
         if stored is not None:
             check_distribution_compatibility(json_to_distribution(stored), distribution)
 
-    def _get_prepared_new_trial(
-        self, study_id: int, template_trial: FrozenTrial | None, session: Session
-    ) -> models.TrialModel:
+    def add_trial(self, study_id: int, template: FrozenTrial | None, session: Session) -> Any:  # noqa: ANN401 (Optuna's model)
         """Add a trial to the session, and write its parameters in bulk.
 
         Optuna writes them one by one.
         """
-        if template_trial is None or not template_trial.params:
-            made: models.TrialModel = super()._get_prepared_new_trial(
-                study_id, template_trial, session
-            )
-            return made
+        if template is None or not template.params:
+            return super().add_trial(study_id, template, session)
         # Let Optuna add the trial without its parameters, as one that is running. Its state is set
         # last.
-        bare = copy.copy(template_trial)
-        bare._params, bare._distributions, bare.state = {}, {}, TrialState.RUNNING
-        made = super()._get_prepared_new_trial(study_id, bare, session)
-        self._set_trial_params_in_bulk(session, study_id, int(made.trial_id), template_trial)
-        made.state = template_trial.state
-        return made
+        added = super().add_trial(study_id, without_parameters(template), session)
+        self._set_trial_params_in_bulk(session, study_id, int(added.trial_id), template)
+        added.state = template.state
+        return added
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Read one trial.
@@ -163,45 +158,31 @@ class StudyStorage(RDBStorage):
         Raises:
             KeyError: the trial does not exist.
         """
-        with _create_scoped_session(self.scoped_session) as session:
-            found = _Reader(
-                session.connection(), models.TrialModel.trial_id == trial_id, self._distributions
-            ).trials()
+        with self.transaction() as session:
+            chosen = TrialRow.trial_id == trial_id
+            found = _Reader(session.connection(), chosen, self._distributions).trials()
         if not found:
             raise KeyError(f"no trial {trial_id}")
         return found[0]
 
-    def _get_trials(
+    def read_trials(
         self,
         study_id: int,
         states: Container[TrialState] | None,
-        included_trial_ids: set[int],
-        trial_id_greater_than: int,
+        included: set[int],
+        after: int,
     ) -> list[FrozenTrial]:
-        """Read the trials of a study that are listed or have larger ids than a given one.
-
-        Optuna's cache calls this method.
-        """
-        listed = [i for i in included_trial_ids if i <= trial_id_greater_than]
+        """Read the trials of a study that are listed or have larger ids than a given one."""
+        listed = [i for i in included if i <= after]
         if states is not None or len(listed) > _MOST_IDS:
-            trials: list[FrozenTrial] = super()._get_trials(
-                study_id, states, included_trial_ids, trial_id_greater_than
-            )
-            return trials
-        with _create_scoped_session(self.scoped_session) as session:
-            models.StudyModel.find_or_raise_by_id(study_id, session)
-            chosen: ColumnElement[bool] = models.TrialModel.trial_id > trial_id_greater_than
+            return super().read_trials(study_id, states, included, after)
+        with self.transaction() as session:
+            self.require_study(session, study_id)
+            chosen: ColumnElement[bool] = TrialRow.trial_id > after
             if listed:
-                chosen = sqlalchemy.or_(chosen, models.TrialModel.trial_id.in_(listed))
-            chosen = sqlalchemy.and_(models.TrialModel.study_id == study_id, chosen)
+                chosen = sqlalchemy.or_(chosen, TrialRow.trial_id.in_(listed))
+            chosen = sqlalchemy.and_(TrialRow.study_id == study_id, chosen)
             return _Reader(session.connection(), chosen, self._distributions).trials()
-
-
-def backend_of(study: Study) -> RDBStorage:
-    """Return the storage of a study without the cache that Optuna puts in front of it."""
-    storage: Any = study._storage
-    backend: RDBStorage = getattr(storage, "_backend", storage)
-    return backend
 
 
 def _note_flush(session: Session, _: object) -> None:
@@ -223,30 +204,27 @@ class _Reader:
         distributions: dict[str, BaseDistribution],
     ) -> None:
         self._connection, self._chosen, self._distributions = connection, chosen, distributions
-        # The columns of the model are typed for Optuna's ORM, not for plain rows.
-        self._trial: Any = models.TrialModel
 
     def trials(self) -> list[FrozenTrial]:
         """Return the trials in the order of their ids."""
         # 1. Read the trials themselves.
-        trial = self._trial
         heads = self._connection.execute(
             sqlalchemy.select(
-                trial.trial_id,
-                trial.number,
-                trial.state,
-                trial._datetime_start_utc,
-                trial._datetime_complete_utc,
+                TrialRow.trial_id,
+                TrialRow.number,
+                TrialRow.state,
+                TRIAL_STARTED,
+                TRIAL_FINISHED,
             )
             .where(self._chosen)
-            .order_by(trial.trial_id)
+            .order_by(TrialRow.trial_id)
         ).all()
         if not heads:
             return []
         # 2. Read everything that belongs to them, by trial id.
         params, distributions = self._params()
-        user = self._attributes(models.TrialUserAttributeModel)
-        system = self._attributes(models.TrialSystemAttributeModel)
+        user = self._attributes(UserAttributeRow)
+        system = self._attributes(SystemAttributeRow)
         values, steps = self._values(), self._steps()
         # 3. Put the parts together.
         found = []
@@ -275,21 +253,20 @@ class _Reader:
 
     def _rows(self, table: Any, *columns: Any, order: Any = None) -> Iterator[Any]:  # noqa: ANN401 (Optuna's models)
         query = sqlalchemy.select(table.trial_id, *columns).join(
-            self._trial, table.trial_id == self._trial.trial_id
+            TrialRow, table.trial_id == TrialRow.trial_id
         )
         return iter(self._connection.execute(query.where(self._chosen).order_by(order)))
 
     def _params(self) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, BaseDistribution]]]:
-        table = models.TrialParamModel
         params: defaultdict[int, dict[str, Any]] = defaultdict(dict)
         distributions: defaultdict[int, dict[str, BaseDistribution]] = defaultdict(dict)
         parsed = self._distributions
         for i, name, value, text in self._rows(
-            table,
-            table.param_name,
-            table.param_value,
-            table.distribution_json,
-            order=table.param_id,
+            ParameterRow,
+            ParameterRow.param_name,
+            ParameterRow.param_value,
+            ParameterRow.distribution_json,
+            order=ParameterRow.param_id,
         ):
             # Parse each distinct distribution once.
             distribution = parsed.get(text)
@@ -306,7 +283,7 @@ class _Reader:
         return found
 
     def _values(self) -> dict[int, dict[int, float]]:
-        table = models.TrialValueModel
+        table = ValueRow
         found: defaultdict[int, dict[int, float]] = defaultdict(dict)
         for i, objective, value, kind in self._rows(
             table, table.objective, table.value, table.value_type
@@ -315,7 +292,7 @@ class _Reader:
         return found
 
     def _steps(self) -> dict[int, dict[int, float]]:
-        table = models.TrialIntermediateValueModel
+        table = ReportRow
         found: defaultdict[int, dict[int, float]] = defaultdict(dict)
         for i, step, value, kind in self._rows(
             table, table.step, table.intermediate_value, table.intermediate_value_type

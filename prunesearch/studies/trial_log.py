@@ -15,11 +15,18 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from prunesearch.algorithms.history import History, Outcome
+from prunesearch.studies.optuna_internals.access import (
+    backend_of,
+    has_heartbeat,
+    is_inside_optimize,
+    storage_of,
+    study_id_of,
+    trial_id_of,
+)
 from prunesearch.studies.rdb import StudyStorage
 
 logger = optuna.logging.get_logger("prunesearch")
@@ -91,7 +98,7 @@ class TrialLog:
         # Several trials are read with one query.
         trials: Sequence[FrozenTrial] = ()
         if len(missing) > 1:
-            trials = self.study._storage.get_all_trials(self.study._study_id, deepcopy=False)
+            trials = storage_of(self.study).get_all_trials(study_id_of(self.study), deepcopy=False)
         for number in missing:
             trial = trials[number] if number < len(trials) else self.trial(number)
             outcome = None
@@ -116,13 +123,13 @@ class TrialLog:
         trial_id = self._id(number)
         if trial_id is None:
             return None
-        return self.study._storage.get_trial(trial_id)
+        return storage_of(self.study).get_trial(trial_id)
 
     def _id(self, number: int) -> int | None:
         """Return the storage's id of the trial with this number; None if it does not exist."""
         try:
-            return self.study._storage.get_trial_id_from_study_id_trial_number(
-                self.study._study_id, number
+            return storage_of(self.study).get_trial_id_from_study_id_trial_number(
+                study_id_of(self.study), number
             )
         except KeyError:
             return None
@@ -131,7 +138,7 @@ class TrialLog:
         """Return the number of trials in the study."""
         number = len(self.history)
         if number == 0:
-            return self.study._storage.get_n_trials(self.study._study_id)
+            return storage_of(self.study).get_n_trials(study_id_of(self.study))
         # Most trials are known already: look up the next few numbers instead of counting all.
         while self._id(number) is not None:
             number += 1
@@ -158,7 +165,7 @@ class TrialLog:
             pause = min(2.0 * pause, _POLL_SECONDS[1])
             now = time.monotonic()
             # Let Optuna fail the trials of workers whose heartbeat has stopped.
-            if now - looked > _STALE_SECONDS and is_heartbeat_enabled(self.study._storage):
+            if now - looked > _STALE_SECONDS and has_heartbeat(self.study):
                 looked = now
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ExperimentalWarning)
@@ -249,29 +256,29 @@ def under_optimize(study: Study) -> bool:
     """Return whether this thread is inside ``study.optimize``, where waiting for other workers
     cannot deadlock.
     """
-    return bool(study._thread_local.in_optimize_loop)
+    return is_inside_optimize(study)
 
 
 def create_trial(study: Study, template: FrozenTrial) -> int:
     """Add a trial in one transaction and return its number."""
-    trial_id = study._storage.create_new_trial(study._study_id, template)
-    return study._storage.get_trial_number_from_id(trial_id)
+    trial_id = storage_of(study).create_new_trial(study_id_of(study), template)
+    return storage_of(study).get_trial_number_from_id(trial_id)
 
 
 def set_attribute(study: Study, trial: FrozenTrial, name: str, value: Any) -> None:  # noqa: ANN401 (any JSON value)
     """Set a system attribute of a running trial."""
-    study._storage.set_trial_system_attr(trial._trial_id, name, value)
+    storage_of(study).set_trial_system_attr(trial_id_of(trial), name, value)
 
 
 def put_back(study: Study, trial: FrozenTrial) -> None:
     """Set a new trial to waiting, so that the next caller gets it and its number is not lost."""
-    study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+    storage_of(study).set_trial_state_values(trial_id_of(trial), TrialState.WAITING)
 
 
 def create_running(study: Study) -> FrozenTrial:
     """Add an empty running trial and return it."""
-    storage = study._storage
-    return storage.get_trial(storage.create_new_trial(study._study_id))
+    storage = storage_of(study)
+    return storage.get_trial(storage.create_new_trial(study_id_of(study)))
 
 
 def set_params(
@@ -282,14 +289,14 @@ def set_params(
     user_attrs: Mapping[str, Any],
 ) -> None:
     """Write the parameters and user attributes of a running trial."""
-    storage = study._storage
+    storage = storage_of(study)
     for name, value in params.items():
         distribution = distributions[name]
         storage.set_trial_param(
-            trial._trial_id, name, distribution.to_internal_repr(value), distribution
+            trial_id_of(trial), name, distribution.to_internal_repr(value), distribution
         )
     for name, value in user_attrs.items():
-        storage.set_trial_user_attr(trial._trial_id, name, value)
+        storage.set_trial_user_attr(trial_id_of(trial), name, value)
 
 
 def start(
@@ -300,7 +307,7 @@ def start(
     user_attrs: Mapping[str, Any],
 ) -> None:
     """Set a waiting trial to running, with the given parameters."""
-    study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+    storage_of(study).set_trial_state_values(trial_id_of(trial), TrialState.RUNNING)
     # An enqueued trial may have some parameters already.
     missing = {name: value for name, value in params.items() if name not in trial.params}
     set_params(study, trial, missing, distributions, user_attrs)
@@ -308,8 +315,8 @@ def start(
 
 def fail(study: Study, number: int, reason: str) -> None:
     """Finish a running or waiting trial as failed, with the reason as a user attribute."""
-    storage = study._storage
-    trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    storage = storage_of(study)
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id_of(study), number)
     storage.set_trial_user_attr(trial_id, "failure", reason)
     storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
@@ -336,10 +343,10 @@ def _before_end(
     """Write attributes and intermediate values, if possible in one transaction with the trial's
     final state.
     """
-    storage = study._storage
-    trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    storage = storage_of(study)
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id_of(study), number)
     # Optuna wraps a database storage in a cached one.
-    backend = getattr(storage, "_backend", storage)
+    backend = backend_of(study)
     if isinstance(backend, StudyStorage):
         backend.with_end(trial_id, attributes, reports)
         return

@@ -16,6 +16,7 @@ from prunesearch.report import notes as notes_module
 from prunesearch.report.notes import Noter
 from prunesearch.samplers import build
 from prunesearch.studies import notes
+from prunesearch.studies.optuna_internals.access import as_live_trial
 from prunesearch.studies.persistence import open_storage
 from tests.conftest import N_LAYERS
 from tests.pipeline.test_search_loop import SPACE, TableEngine
@@ -39,7 +40,7 @@ def study(tmp_path: Path) -> optuna.Study:
 
 
 def note_of(study: optuna.Study, number: int) -> str:
-    return get_note(notes._noted(study, study.trials[number]))
+    return get_note(as_live_trial(study, study.trials[number]))
 
 
 def test_notes_follow_the_best_trial(study: optuna.Study) -> None:
@@ -54,7 +55,7 @@ def test_what_somebody_wrote_in_the_dashboard_stays(study: optuna.Study) -> None
     first, second = study.trials
     notes.write(study, notes.Notes("ours", first, "ours"))
     save_note(study, "theirs")
-    save_note(notes._noted(study, first), "theirs")  # type: ignore[arg-type]
+    save_note(as_live_trial(study, first), "theirs")  # type: ignore[arg-type]
     notes.write(study, notes.Notes("ours again", second, "ours"))
     assert (get_note(study), note_of(study, 0), note_of(study, 1)) == ("theirs", "theirs", "ours")
 

@@ -1,0 +1,106 @@
+"""An `RDBStorage` whose private methods have public names, and the tables that it uses."""
+
+import copy
+from collections.abc import Container, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.orm import Session
+
+# The tables, by what a row holds. Their columns are typed for Optuna's ORM and not for plain rows.
+TrialRow: Any = models.TrialModel
+ParameterRow: Any = models.TrialParamModel
+ValueRow: Any = models.TrialValueModel
+ReportRow: Any = models.TrialIntermediateValueModel
+UserAttributeRow: Any = models.TrialUserAttributeModel
+SystemAttributeRow: Any = models.TrialSystemAttributeModel
+TRIAL_STARTED: Any = TrialRow._datetime_start_utc
+TRIAL_FINISHED: Any = TrialRow._datetime_complete_utc
+"""Columns with the times of a trial, in UTC without a zone."""
+
+
+class OpenStorage(RDBStorage):
+    """An `RDBStorage` that lets a subclass replace how trials are read and added.
+
+    A subclass overrides `read_trials` and `add_trial`. The default of each does what Optuna does.
+    """
+
+    def transaction(self) -> AbstractContextManager[Session]:
+        """Open the thread's session. It is committed when the outermost block ends."""
+        transaction: AbstractContextManager[Session] = _create_scoped_session(self.scoped_session)
+        return transaction
+
+    def require_study(self, session: Session, study_id: int) -> None:
+        """Check that a study exists.
+
+        Raises:
+            KeyError: it does not.
+        """
+        models.StudyModel.find_or_raise_by_id(study_id, session)
+
+    def write_ending(
+        self,
+        session: Session,
+        trial_id: int,
+        attributes: Mapping[str, Any],
+        reports: Mapping[int, float],
+    ) -> None:
+        """Write user attributes and intermediate values of a trial, without a commit."""
+        for name, value in attributes.items():
+            self._set_trial_attr_without_commit(
+                session, models.TrialUserAttributeModel, trial_id, name, value
+            )
+        for step, reported in reports.items():
+            self._set_trial_intermediate_value_without_commit(session, trial_id, step, reported)
+
+    def read_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included: set[int],
+        after: int,
+    ) -> list[FrozenTrial]:
+        """Read trials of a study.
+
+        Args:
+            study_id: the storage's number of the study.
+            states: states of the trials to read; None for all.
+            included: ids of trials to read.
+            after: trials with larger ids are read too.
+        """
+        trials: list[FrozenTrial] = super()._get_trials(study_id, states, included, after)
+        return trials
+
+    def add_trial(
+        self, study_id: int, template: FrozenTrial | None, session: Session
+    ) -> models.TrialModel:
+        """Add a trial to the session, with everything that its template holds."""
+        added: models.TrialModel = super()._get_prepared_new_trial(study_id, template, session)
+        return added
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        # Optuna's cache calls this method.
+        return self.read_trials(study_id, states, included_trial_ids, trial_id_greater_than)
+
+    def _get_prepared_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None, session: Session
+    ) -> models.TrialModel:
+        # `create_new_trial` calls this method.
+        return self.add_trial(study_id, template_trial, session)
+
+
+def without_parameters(template: FrozenTrial) -> FrozenTrial:
+    """Return a copy of a template that is running and has no parameters."""
+    bare = copy.copy(template)
+    bare._params, bare._distributions, bare.state = {}, {}, TrialState.RUNNING
+    return bare
