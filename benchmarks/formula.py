@@ -29,12 +29,7 @@ from prunesearch.config.recipe import Weights
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.structure import Sizes
-from prunesearch.objectives.base import (
-    Chunk,
-    Metrics,
-    Scored,
-    Work,
-)
+from prunesearch.objectives.base import Chunk, ChunkResult, Metrics, Work
 from prunesearch.objectives.scalarization import TrialScalarizer
 from prunesearch.pipeline.search_loop import search
 from prunesearch.runtime import failpoints
@@ -74,7 +69,7 @@ class Formula:
     def __init__(self, chunks: int) -> None:
         self.chunks = [Chunk(i, {"kind": "formula", "part": i}, 16) for i in range(chunks)]
 
-    def score(self, work: Work, forward: object) -> Iterator[Scored]:
+    def score(self, work: Work, forward: object) -> Iterator[ChunkResult]:
         """Nobody asks: a `LoggedScorer` does it."""
         raise NotImplementedError
 
@@ -113,14 +108,15 @@ class LoggedScorer:
         self._log, self._seconds = log, seconds
         self._committed = _lookup(location)
 
-    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
+    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[ChunkResult]:
         """Score candidates on chunks, one by one."""
-        for chunk, candidates in work:
-            for candidate in candidates:
+        for piece in work:
+            chunk = piece.chunk
+            for candidate in piece.candidates:
                 digest = evaluation_key(FINGERPRINT, candidate.canonical, chunk.identity).digest
                 self._log.add("start", digest, int(self._committed(digest)))
                 time.sleep(self._seconds)
-                yield chunk.index, candidate, value(candidate.canonical, chunk.index)
+                yield ChunkResult(chunk, candidate, value(candidate.canonical, chunk.index))
 
 
 def _lookup(location: CacheLocation) -> Callable[[str], bool]:

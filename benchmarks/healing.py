@@ -44,6 +44,7 @@ from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.demo_weights import obtain
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
+from prunesearch.objectives.base import ChunkWork
 from prunesearch.objectives.calibration_data import open_text, token_windows
 from prunesearch.objectives.task import TaskObjective
 from prunesearch.recovery import (
@@ -85,12 +86,11 @@ def accuracy(
     loaded: LoadedModel, candidate: LayerSubset, objective: TaskObjective
 ) -> dict[str, float]:
     """HellaSwag's acc_norm and its standard error, with the weights as they are."""
-    work = [(chunk, [candidate]) for chunk in objective.chunks]
-    found = {
-        index: results
-        for index, _, results in objective.score(work, Forward(loaded.model, loaded.layers))
-    }
-    metrics = objective.metrics([found[chunk.index] for chunk in objective.chunks])  # type: ignore[misc]
+    work = [ChunkWork(chunk, [candidate]) for chunk in objective.chunks]
+    found = {}
+    for result in objective.score(work, Forward(loaded.model, loaded.layers)):
+        found[result.chunk.index] = result.rows
+    metrics = objective.metrics([found[chunk.index] for chunk in objective.chunks])
     return {"acc_norm": metrics.values["acc_norm"], "stderr": metrics.stderr["acc_norm"]}
 
 

@@ -32,7 +32,8 @@ from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.demo_weights import obtain
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
-from prunesearch.objectives.base import CalibrationObjective
+from prunesearch.objectives.base import ChunkWork
+from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.pipeline.run import run_search
 from prunesearch.pipeline.session import open_session
@@ -121,7 +122,7 @@ def main() -> None:
     windows = token_windows(BUILTIN_TEXT, loaded.tokenizer, tokens, 256)
     for name, population in populations.items():
         objective = CalibrationObjective(loaded, windows)
-        work = [(chunk, population) for chunk in objective.chunks]
+        work = [ChunkWork(chunk, population) for chunk in objective.chunks]
         forward = Forward(loaded.model, loaded.layers)
         times: dict[str, list[float]] = {"separate": [], "shared": []}
         with wide_products():
@@ -131,10 +132,10 @@ def main() -> None:
                 times["separate"].append(time.perf_counter() - start)
                 start = time.perf_counter()
                 scored = {
-                    candidate: results for _, candidate, results in objective.score(work, forward)
+                    result.candidate: result.rows for result in objective.score(work, forward)
                 }
                 times["shared"].append(time.perf_counter() - start)
-        ours = [objective.metrics([scored[c]]).values["kl"] for c in population]  # type: ignore[list-item]
+        ours = [objective.metrics([scored[c]]).values["kl"] for c in population]
         bound = {"random": ">= 1.15", "converged": ">= 2"}.get(name)
         medians = {how: statistics.median(spent) for how, spent in times.items()}
         record.add(f"{name}_speedup", medians["separate"] / medians["shared"], bound)

@@ -28,7 +28,7 @@ from prunesearch.config.recipe import (
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.models.demo_weights import obtain
 from prunesearch.models.loading import LoadedModel
-from prunesearch.objectives.base import CalibrationObjective
+from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.race import is_worse, rungs
 from prunesearch.pipeline.run import run_search
@@ -93,12 +93,9 @@ def replay(run: Run, population: int, n_layers: int) -> tuple[int, int, bool]:
 
 def _losses(run: Run, candidate: LayerSubset) -> list[float]:
     objective = run.engine.objective
-    stored = {
-        index: results
-        for (index, _, results), _ in run.engine.scores.results(
-            (c, candidate) for c in objective.chunks
-        )
-    }
+    stored = {}
+    for result in run.engine.scores.results((c, candidate) for c in objective.chunks):
+        stored[result.chunk.index] = result.rows
     return list(objective.losses([stored[chunk.index] for chunk in objective.chunks]))
 
 

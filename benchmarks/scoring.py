@@ -29,6 +29,7 @@ from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.models.bf16_cpu import wide_products, widens
 from prunesearch.models.demo_weights import obtain
 from prunesearch.models.loading import LoadedModel, load
+from prunesearch.objectives.base import numbers_of
 from prunesearch.objectives.task import TaskObjective
 
 DROPPED = 8
@@ -95,12 +96,9 @@ def log_likelihoods(loaded: LoadedModel, objective: TaskObjective) -> list[float
     dense = LayerSubset.of(loaded.n_layers)
     with tempfile.TemporaryDirectory() as scratch, EvaluationCache(scratch) as store:
         engine = LocalEngine(loaded, objective, store)
-        scored = {
-            index: results
-            for (index, _, results), _ in engine.scores.results(
-                (c, dense) for c in objective.chunks
-            )
-        }
+        scored = {}
+        for result in engine.scores.results((c, dense) for c in objective.chunks):
+            scored[result.chunk.index] = numbers_of(result.rows)
     return [value for chunk in objective.chunks for value, _ in scored[chunk.index]]
 
 

@@ -46,7 +46,8 @@ from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.safetensors_files import INDEX
 from prunesearch.models.streaming import open_streamed
 from prunesearch.models.structure import meta_model
-from prunesearch.objectives.base import CalibrationObjective
+from prunesearch.objectives.base import ChunkWork
+from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.space import SearchSpace
 
 LIMIT = 3 * 2**30
@@ -124,13 +125,11 @@ def score(
     before = loaded.layers.bytes_read if isinstance(loaded.layers, StreamedLayers) else 0
     start = time.perf_counter()
     with wide_products():
-        found = {
-            f"{candidate.text} {index}": results
-            for lot in lots
-            for index, candidate, results in objective.score(
-                [(chunk, lot) for chunk in objective.chunks], forward
-            )
-        }
+        found = {}
+        for lot in lots:
+            work = [ChunkWork(chunk, lot) for chunk in objective.chunks]
+            for result in objective.score(work, forward):
+                found[f"{result.candidate.text} {result.chunk.index}"] = result.rows
     seconds = time.perf_counter() - start
     after = loaded.layers.bytes_read if isinstance(loaded.layers, StreamedLayers) else 0
     return {

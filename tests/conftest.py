@@ -28,7 +28,7 @@ from prunesearch.models.demo_weights import obtain
 from prunesearch.models.layers import ResidentLayers
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.structure import blocks_of
-from prunesearch.objectives.base import Objective
+from prunesearch.objectives.base import ChunkWork, Objective
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -162,15 +162,14 @@ def resident(model: PreTrainedModel) -> ResidentLayers:
 def results_of(
     loaded: LoadedModel, objective: Objective, *candidates: LayerSubset
 ) -> list[list[Any]]:
-    """Score candidates together, on all chunks;
+    """Score candidates together, on all chunks.
 
-    for each its results chunk by chunk, or why there are none.
+    Return for each candidate what each chunk gave: its rows, or the error.
     """
-    work = [(chunk, candidates) for chunk in objective.chunks]
-    scored = {
-        (index, c): found
-        for index, c, found in objective.score(work, Forward(loaded.model, loaded.layers))
-    }
+    work = [ChunkWork(chunk, candidates) for chunk in objective.chunks]
+    scored = {}
+    for result in objective.score(work, Forward(loaded.model, loaded.layers)):
+        scored[result.chunk.index, result.candidate] = result.error or result.rows
     return [[scored[chunk.index, c] for chunk in objective.chunks] for c in candidates]
 
 

@@ -1,13 +1,14 @@
-"""Scoring through the store.
+"""Scoring through the evaluation cache.
 
-Known results are read from the store. Results that another process is computing are waited for. All
-others are computed here and stored.
+Known results are read from the cache. If another process computes a result, this process waits for
+it. All other results are computed here and stored.
 """
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.keys import Key, evaluation_key
@@ -16,7 +17,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import PruneSearchError, ScoringError, one_line
 from prunesearch.evaluation import FAILURES
 from prunesearch.execution.shared_forward import EvaluationCancelled
-from prunesearch.objectives.base import Chunk, Scored, Work
+from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Work
 from prunesearch.runtime import failpoints
 
 
@@ -26,7 +27,7 @@ class Scorer(Protocol):
     workers: int
     """Number of candidates that are scored at once."""
 
-    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
+    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[ChunkResult]:
         """Score candidates on chunks together, and yield each result as soon as it is known.
 
         Args:
@@ -34,13 +35,21 @@ class Scorer(Protocol):
             stopped: function that returns True once nobody waits for the results.
 
         Raises:
-            Stopped: `stopped` returned True.
+            EvaluationCancelled: `stopped` returned True.
         """
         ...
 
 
+@dataclass(frozen=True)
+class _Request:
+    """A request for the result of one candidate on one chunk."""
+
+    chunk: Chunk
+    candidate: LayerSubset
+
+
 class CachedScorer:
-    """Returns one model's results on chunks. All processes that share the store score each result
+    """Returns one model's results on chunks. All processes that share the cache score each result
     once.
 
     Args:
@@ -57,38 +66,33 @@ class CachedScorer:
         self, scorer: Scorer, store: EvaluationCache, fingerprint: str, stopped: Callable[[], bool]
     ) -> None:
         self.tokens = 0
-        self._scorer, self._store, self._fingerprint, self._stopped = (
-            scorer,
-            store,
-            fingerprint,
-            stopped,
-        )
+        self._scorer = scorer
+        self._store = store
+        self._fingerprint = fingerprint
+        self._stopped = stopped
         self._cost_meter = _CostMeter()
 
-    def results(
-        self, wanted: Iterable[tuple[Chunk, LayerSubset]]
-    ) -> Iterator[tuple[Scored, float | None]]:
-        """Get results of candidates on chunks: from the store, by scoring, or from another process.
+    def results(self, wanted: Iterable[tuple[Chunk, LayerSubset]]) -> Iterator[ChunkResult]:
+        """Get results of candidates on chunks: from the cache, by scoring, or from another process.
 
         Yields:
-            Each result as soon as it is known, with the seconds that the store saved. None instead
-            of the seconds: it was scored here.
+            Each result as soon as it is known.
 
         Raises:
-            Stopped: nobody waits for the results any more.
-            UnavailableError: neither the local nor the shared part of the store works.
+            EvaluationCancelled: nobody waits for the results any more.
+            UnavailableError: neither the local nor the shared part of the cache works.
         """
-        # Group what is requested by key. Chunks with equal content have the same key.
-        left: defaultdict[Key, list[tuple[Chunk, LayerSubset]]] = defaultdict(list)
-        sampled: list[tuple[Chunk, LayerSubset]] = []
+        # Group the requests by key. Chunks with equal content have the same key.
+        left: defaultdict[Key, list[_Request]] = defaultdict(list)
+        sampled: list[_Request] = []
         for chunk, candidate in wanted:
             if chunk.stored:
-                left[self._key(candidate, chunk)].append((chunk, candidate))
+                left[self._key(candidate, chunk)].append(_Request(chunk, candidate))
             else:
-                sampled.append((chunk, candidate))
+                sampled.append(_Request(chunk, candidate))
         # Sampled texts are neither looked up nor stored.
-        for pair in sampled:
-            yield self._once(*pair), None
+        for request in sampled:
+            yield self._score_unstored(request)
         with self._store.single_flight() as single_flight:
             while left:
                 # Look the keys up, and lease those that nobody has computed or leased.
@@ -97,101 +101,115 @@ class CachedScorer:
                     if key.digest not in found:
                         continue
                     entry = found[key.digest]
-                    for chunk, candidate in left.pop(key):
-                        yield (chunk.index, candidate, entry.value), entry.seconds
-                # Score the leased keys.
-                work = _work(left[key][0] for key in left if key.digest in single_flight.owned)
+                    for request in left.pop(key):
+                        yield ChunkResult(
+                            request.chunk,
+                            request.candidate,
+                            entry.value,
+                            saved_seconds=entry.seconds,
+                        )
+                # Score the leased keys. Requests with the same key share one result.
+                owned = [left[key][0] for key in left if key.digest in single_flight.owned]
+                work = _work(owned)
                 self._cost_meter.start(work)
-                for key, results in self._score(work, single_flight):
-                    for chunk, candidate in left.pop(key):
-                        yield (chunk.index, candidate, results), None
+                for key, result in self._score(work, single_flight):
+                    for request in left.pop(key):
+                        yield replace(result, chunk=request.chunk)
                 # Wait for other processes if they have leased all keys that are left.
                 if not work and left:
                     single_flight.wait(self._stopped)
                     if self._stopped():
                         raise EvaluationCancelled
 
-    def _score(
-        self, work: Work, single_flight: SingleFlight
-    ) -> Iterator[tuple[Key, list[Any] | ScoringError]]:
-        """Score candidates on chunks and store the results.
+    def _score(self, work: Work, single_flight: SingleFlight) -> Iterator[tuple[Key, ChunkResult]]:
+        """Score candidates on chunks, store the results, and yield each with its key.
 
         If a pass with several candidates fails, each is scored alone, so that only the candidate
         that causes the failure fails.
         """
-        left: dict[Key, tuple[Chunk, LayerSubset]] = {}
-        chunks: dict[int, Chunk] = {}
-        for chunk, asked in work:
-            chunks[chunk.index] = chunk
-            for candidate in asked:
-                left[self._key(candidate, chunk)] = (chunk, candidate)
-        failure = ""
+        if not work:
+            return
+        left: dict[Key, _Request] = {}
+        for piece in work:
+            for candidate in piece.candidates:
+                left[self._key(candidate, piece.chunk)] = _Request(piece.chunk, candidate)
+        failure: ScoringError | None = None
         try:
-            for index, candidate, results in (
-                self._scorer.score(work, self._stopped) if work else ()
-            ):
-                key = self._key(candidate, chunks[index])
-                kept = self._keep(key, chunks[index], results, single_flight)
+            for result in self._scorer.score(work, self._stopped):
+                key = self._key(result.candidate, result.chunk)
+                stored = self._commit(key, result, single_flight)
                 del left[key]
-                if kept is not None:
-                    yield key, kept
+                if stored is not None:
+                    yield key, stored
         except FAILURES as error:
-            if isinstance(error, PruneSearchError) and not isinstance(error, ScoringError):
-                raise
-            failure = f"{type(error).__name__}: {one_line(error)}"
+            failure = _failure_of(error)
         # Handle the failure here and not in the `except` block. There, the error would still hold
         # the tensors of the pass that failed.
-        candidates = dict.fromkeys(candidate for _, candidate in left.values())
-        if failure and len(candidates) == 1:
-            for key in left:
+        if failure is None:
+            return
+        candidates = dict.fromkeys(request.candidate for request in left.values())
+        if len(candidates) == 1:
+            for key, request in left.items():
                 single_flight.release([key])
-                yield key, ScoringError(failure)
-        elif failure:
-            for alone in candidates:
-                own = [pair for pair in left.values() if pair[1] == alone]
-                yield from self._score(_work(own), single_flight)
+                yield key, ChunkResult(request.chunk, request.candidate, error=failure)
+            return
+        for alone in candidates:
+            own = [request for request in left.values() if request.candidate == alone]
+            yield from self._score(_work(own), single_flight)
 
-    def _once(self, chunk: Chunk, candidate: LayerSubset) -> Scored:
+    def _score_unstored(self, request: _Request) -> ChunkResult:
         """Score a candidate on a chunk whose results are not stored, because they differ every
         time.
         """
-        failure = "nothing was scored"
+        failure = ScoringError("nothing was scored")
+        work = [ChunkWork(request.chunk, [request.candidate])]
         try:
-            for scored in self._scorer.score([(chunk, [candidate])], self._stopped):
-                self.tokens += chunk.tokens
-                return scored
+            for result in self._scorer.score(work, self._stopped):
+                self.tokens += request.chunk.tokens
+                return result
         except FAILURES as error:
-            if isinstance(error, PruneSearchError) and not isinstance(error, ScoringError):
-                raise
-            failure = f"{type(error).__name__}: {one_line(error)}"
-        return chunk.index, candidate, ScoringError(failure)
+            failure = _failure_of(error)
+        return ChunkResult(request.chunk, request.candidate, error=failure)
 
-    def _keep(
-        self, key: Key, chunk: Chunk, results: list[Any] | ScoringError, single_flight: SingleFlight
-    ) -> list[Any] | ScoringError | None:
-        """Store results and return those that the store has now.
+    def _commit(
+        self, key: Key, result: ChunkResult, single_flight: SingleFlight
+    ) -> ChunkResult | None:
+        """Store a result, and return the one that the cache has now.
 
         Returns:
-            The results. None: another process has taken over the key and is not done yet.
+            The result. None: another process has taken over the key and is not done yet.
         """
         failpoints.hit("after_score", key.digest)
-        if isinstance(results, ScoringError):
+        if result.error is not None:
             single_flight.release([key])
-            return results
-        self.tokens += chunk.tokens
-        stands = single_flight.commit(key, results, self._cost_meter.seconds(chunk))
-        return None if stands is None else stands.value
+            return result
+        self.tokens += result.chunk.tokens
+        entry = single_flight.commit(key, result.rows, self._cost_meter.seconds(result.chunk))
+        return None if entry is None else replace(result, rows=entry.value)
 
     def _key(self, candidate: LayerSubset, chunk: Chunk) -> Key:
         return evaluation_key(self._fingerprint, candidate.canonical, chunk.identity)
 
 
-def _work(pairs: Iterable[tuple[Chunk, LayerSubset]]) -> Work:
-    """Group pairs by chunk, in the order of the chunks."""
-    gathered: dict[int, tuple[Chunk, list[LayerSubset]]] = {}
-    for chunk, candidate in pairs:
-        gathered.setdefault(chunk.index, (chunk, []))[1].append(candidate)
-    return [gathered[index] for index in sorted(gathered)]
+def _failure_of(error: Exception) -> ScoringError:
+    """Return an exception of scoring as the error of a candidate.
+
+    Raises:
+        PruneSearchError: the error concerns more than the candidate.
+    """
+    if isinstance(error, PruneSearchError) and not isinstance(error, ScoringError):
+        raise error
+    return ScoringError(f"{type(error).__name__}: {one_line(error)}")
+
+
+def _work(requests: Iterable[_Request]) -> Work:
+    """Group requests by chunk, in the order of the chunks."""
+    chunks: dict[int, Chunk] = {}
+    candidates: defaultdict[int, list[LayerSubset]] = defaultdict(list)
+    for request in requests:
+        chunks[request.chunk.index] = request.chunk
+        candidates[request.chunk.index].append(request.candidate)
+    return [ChunkWork(chunks[index], candidates[index]) for index in sorted(chunks)]
 
 
 class _CostMeter:
@@ -210,8 +228,8 @@ class _CostMeter:
     def start(self, work: Work) -> None:
         """Start the clock for a piece of work."""
         self._tokens = {}
-        for chunk, candidates in work:
-            self._tokens[chunk.index] = chunk.tokens * len(candidates)
+        for piece in work:
+            self._tokens[piece.chunk.index] = piece.chunk.tokens * len(piece.candidates)
         self._since = time.perf_counter()
 
     def seconds(self, chunk: Chunk) -> float:

@@ -16,7 +16,7 @@ from prunesearch import events
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.keys import latency_key
 from prunesearch.candidate import Evaluation, LayerSubset
-from prunesearch.errors import ScoringError, one_line
+from prunesearch.errors import one_line
 from prunesearch.evaluation import FAILURES
 from prunesearch.evaluation.cached_scorer import CachedScorer, Scorer
 from prunesearch.execution.latency import (
@@ -29,14 +29,8 @@ from prunesearch.execution.malloc import keep_freed_memory
 from prunesearch.execution.shared_forward import EvaluationCancelled, Forward
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.loading import LoadedModel
-from prunesearch.objectives.base import (
-    Chunk,
-    Metrics,
-    Objective,
-    Scored,
-    Work,
-    numerics_of,
-)
+from prunesearch.objectives.base import Chunk, ChunkResult, Metrics, Objective, Row, Work
+from prunesearch.objectives.identity import numerics_of
 from prunesearch.objectives.race import is_worse, rungs
 from prunesearch.runtime import stopping
 
@@ -50,7 +44,7 @@ class LocalScorer:
         self._objective = objective
         self.forward = Forward(loaded.model, loaded.layers, state_memory)
 
-    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
+    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[ChunkResult]:
         """Score candidates on chunks together; see `Scorer.score`."""
         self.forward.stopped = stopped
         with wide_products():
@@ -276,7 +270,7 @@ class _BatchEvaluation:
         self._objective = engine.objective
         self._left = list(dict.fromkeys(tasks))
         self._start = time.perf_counter()
-        self._results: dict[LayerSubset, dict[int, list[Any]]] = {}
+        self._results: dict[LayerSubset, dict[int, Sequence[Row]]] = {}
         self._computed: set[LayerSubset] = set()
         self._saved: dict[LayerSubset, float] = defaultdict(float)
         self._failure: dict[LayerSubset, str] = {}
@@ -304,18 +298,18 @@ class _BatchEvaluation:
                 wanted += [(chunk, candidate) for chunk in chunks[:rung] if chunk.index not in have]
         yield from self._done_of(runners)
         self._tell(len(runners))
-        # Record each result. A result that the store had comes with the seconds that this saved.
-        for (index, candidate, results), saved in self._engine.scores.results(wanted):
-            if saved is None:
-                self._computed.add(candidate)
+        # Record each result.
+        for result in self._engine.scores.results(wanted):
+            if result.saved_seconds is None:
+                self._computed.add(result.candidate)
             else:
-                self._saved[candidate] += saved
-            if isinstance(results, ScoringError):
-                self._failure.setdefault(candidate, str(results))
+                self._saved[result.candidate] += result.saved_seconds
+            if result.error is not None:
+                self._failure.setdefault(result.candidate, str(result.error))
             else:
-                self._results[candidate][index] = results
+                self._results[result.candidate][result.chunk.index] = result.rows
             self._tell(len(runners))
-            yield from self._done_of([candidate])
+            yield from self._done_of([result.candidate])
 
     def _tell(self, candidates: int) -> None:
         """Report progress in pieces. A piece is one candidate on one chunk of the data."""
@@ -393,7 +387,7 @@ class _BatchEvaluation:
             return None
         return metrics
 
-    def leading(self, candidate: LayerSubset, chunks: int) -> list[list[Any]]:
+    def leading(self, candidate: LayerSubset, chunks: int) -> list[Sequence[Row]]:
         """Return a candidate's results on the first chunks."""
         return [self._results[candidate][index] for index in range(chunks)]
 

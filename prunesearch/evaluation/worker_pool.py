@@ -25,13 +25,8 @@ from prunesearch.evaluation import FAILURES
 from prunesearch.execution.malloc import keep_freed_memory
 from prunesearch.execution.shared_forward import EvaluationCancelled, Forward
 from prunesearch.models.bf16_cpu import wide_products
-from prunesearch.objectives.base import (
-    Chunk,
-    Objective,
-    Scored,
-    Work,
-    content_digest,
-)
+from prunesearch.objectives.base import ChunkResult, ChunkWork, Objective, Work
+from prunesearch.objectives.identity import content_digest
 
 Build = Callable[[int], tuple[Objective, Forward, str]]
 """Function that returns the objective, forward pass and model fingerprint of worker n.
@@ -105,14 +100,14 @@ class WorkerPool:
             _WorkerHandle(context, build, number, content, self._stop) for number in range(workers)
         ]
 
-    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[Scored]:
+    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[ChunkResult]:
         """Score candidates on chunks in all workers at once, and yield each result when it arrives.
 
         If a share fails, the other shares are completed first.
 
         Raises:
             RunError: a worker cannot start, or it dies repeatedly.
-            Stopped: nobody waits for the results any more.
+            EvaluationCancelled: nobody waits for the results any more.
         """
         # Hand out the shares.
         self._stop.value = False
@@ -145,7 +140,7 @@ class WorkerPool:
         """Return the workers that have an unfinished share."""
         return [member for member in self._members if member.busy]
 
-    def _drain(self) -> Iterator[Scored]:
+    def _drain(self) -> Iterator[ChunkResult]:
         """Stop the workers' passes, and yield the results that were complete by then."""
         # Tell the workers to stop, and take back the shares that no worker has received.
         self._stop.value = True
@@ -160,7 +155,7 @@ class WorkerPool:
                 except EOFError:
                     member.end()
                     continue
-                if isinstance(message, tuple):
+                if isinstance(message, ChunkResult):
                     yield message
             if time.monotonic() > until:
                 for member in busy:
@@ -239,7 +234,7 @@ class _WorkerHandle:
         if not self._ready:
             self._share = []
 
-    def receive(self) -> Scored | Exception | None:
+    def receive(self) -> ChunkResult | Exception | None:
         """Receive one message.
 
         Returns:
@@ -249,13 +244,13 @@ class _WorkerHandle:
             EOFError: the worker is dead.
         """
         try:
-            message: Scored | Exception | Content | None = self.line.recv()
+            message: ChunkResult | Exception | Content | None = self.line.recv()
         except OSError as error:  # the worker died while it sent the message
             raise EOFError from error
         if isinstance(message, Content):
             return self._begin(message)
-        if isinstance(message, tuple):
-            self._done.add(message[:2])
+        if isinstance(message, ChunkResult):
+            self._done.add((message.chunk.index, message.candidate))
             self._deaths = 0
         else:
             self._share = []
@@ -282,13 +277,14 @@ class _WorkerHandle:
             The error if the worker has died too often; otherwise None.
         """
         # Find the part of the share that is not done.
-        left: list[tuple[Chunk, list[LayerSubset]]] = []
-        for chunk, asked in self._share:
-            missing = [
-                candidate for candidate in asked if (chunk.index, candidate) not in self._done
-            ]
+        left: list[ChunkWork] = []
+        for piece in self._share:
+            missing: list[LayerSubset] = []
+            for candidate in piece.candidates:
+                if (piece.chunk.index, candidate) not in self._done:
+                    missing.append(candidate)
             if missing:
-                left.append((chunk, missing))
+                left.append(ChunkWork(piece.chunk, missing))
         # Release the dead process, and give up after several deaths in a row.
         deaths, self._share = self._deaths + 1, []
         self.end()
@@ -307,7 +303,7 @@ class _WorkerHandle:
         """Send the share."""
         try:
             self.line.send(self._share)
-        except OSError:  # the worker is dead, and `hear` will raise
+        except OSError:  # the worker is dead, and `receive` will raise
             return
 
     def end(self) -> None:
@@ -339,10 +335,10 @@ def split(work: Work, parts: int) -> list[Work]:
     of blocks. The first stretch of each chunk goes to another share, so that a few candidates on
     many chunks make work for all.
     """
-    shares: list[list[tuple[Chunk, Sequence[LayerSubset]]]] = [[] for _ in range(parts)]
-    for turn, (chunk, candidates) in enumerate(work):
+    shares: list[list[ChunkWork]] = [[] for _ in range(parts)]
+    for turn, piece in enumerate(work):
         # Cut the candidates, in the order of their paths, by the number of blocks that they keep.
-        ordered = sorted(candidates, key=lambda c: c.path)
+        ordered = sorted(piece.candidates, key=lambda c: c.path)
         total, done, part = sum(len(c.kept) for c in ordered), 0, 0
         stretches: list[list[LayerSubset]] = [[] for _ in range(parts)]
         for candidate in ordered:
@@ -352,7 +348,7 @@ def split(work: Work, parts: int) -> list[Work]:
         # Hand the stretches to the shares, beginning with another share for each chunk.
         for part, stretch in enumerate(stretches):
             if stretch:
-                shares[(part + turn) % parts].append((chunk, stretch))
+                shares[(part + turn) % parts].append(ChunkWork(piece.chunk, stretch))
     return list(shares)
 
 
@@ -388,8 +384,8 @@ def _work_off(
     """
     try:
         with wide_products():
-            for scored in objective.score(share, forward):
-                line.send(scored)
+            for result in objective.score(share, forward):
+                line.send(result)
     except EvaluationCancelled:
         return None
     except PruneSearchError as error:

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from prunesearch.errors import InputError, one_line
 from prunesearch.models.handover import tokenizer_digest
 from prunesearch.models.patching import replaced
-from prunesearch.objectives.base import SCORING_VERSION, Chunk, content_digest
+from prunesearch.objectives.base import Chunk, Identity
+from prunesearch.objectives.identity import SCORING_VERSION, content_digest
 from prunesearch.objectives.lm_eval_tasks import LM_EVAL
 
 
@@ -50,7 +51,7 @@ def generation_chunk(
     sampled = any(
         request["settings"].get("do_sample", settings.get("do_sample")) for request in asked
     )
-    identity = {
+    identity: Identity = {
         "kind": "generated text",
         "version": SCORING_VERSION,
         "numerics": {**numerics, "lm-eval": LM_EVAL},

@@ -3,18 +3,11 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from prunesearch.errors import InputError
 from prunesearch.execution.shared_forward import Forward
-from prunesearch.objectives.base import (
-    Chunk,
-    Metrics,
-    Objective,
-    Scored,
-    Work,
-    tokens_digest,
-)
+from prunesearch.objectives.base import Chunk, ChunkResult, Metrics, Objective, Row, Work
+from prunesearch.objectives.identity import tokens_digest
 
 
 class WeightedSumObjective:
@@ -43,26 +36,26 @@ class WeightedSumObjective:
             self._first[name] = first
             self.chunks += [replace(chunk, index=first + chunk.index) for chunk in part.chunks]
         self.digest = tokens_digest([[name, part.digest] for name, part in self._parts.items()])
-        settings: dict[str, Any] = {}
+        settings: dict[str, str | int] = {}
         for name, part in self._parts.items():
             for setting, value in part.settings.items():
                 settings[f"{name} {setting}"] = value
-        self.settings: Mapping[str, Any] = settings
+        self.settings: Mapping[str, str | int] = settings
 
-    def score(self, work: Work, forward: Forward) -> Iterator[Scored]:
+    def score(self, work: Work, forward: Forward) -> Iterator[ChunkResult]:
         """Score each part's chunks with the part."""
         for name, part in self._parts.items():
             first = self._first[name]
             own = []
-            for chunk, candidates in work:
-                if first <= chunk.index < first + len(part.chunks):
-                    own.append((part.chunks[chunk.index - first], candidates))
+            for piece in work:
+                if first <= piece.chunk.index < first + len(part.chunks):
+                    own.append(replace(piece, chunk=part.chunks[piece.chunk.index - first]))
             if not own:
                 continue
-            for index, candidate, results in part.score(own, forward):
-                yield first + index, candidate, results
+            for result in part.score(own, forward):
+                yield replace(result, chunk=self.chunks[first + result.chunk.index])
 
-    def metrics(self, results: Sequence[list[Any]]) -> Metrics:
+    def metrics(self, results: Sequence[Sequence[Row]]) -> Metrics:
         """Return the metrics of all parts and their weighted sum.
 
         The standard error of the sum is that of independent parts.
@@ -92,7 +85,7 @@ class WeightedSumObjective:
                 variance += (weight * found.stderr.get(metric, 0.0)) ** 2
         return Metrics(values | {self.metric: total}, stderr | {self.metric: math.sqrt(variance)})
 
-    def losses(self, results: Sequence[list[Any]]) -> Sequence[float]:
+    def losses(self, results: Sequence[Sequence[Row]]) -> Sequence[float]:
         """Raise an error, because the parts have different items.
 
         Raises:

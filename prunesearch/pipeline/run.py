@@ -44,8 +44,8 @@ from prunesearch.export import Exported, check_destination, export
 from prunesearch.export.companions import companions
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.structure import Sizes, most_positions
-from prunesearch.objectives.base import numerics_of
 from prunesearch.objectives.calibration_data import token_windows
+from prunesearch.objectives.identity import numerics_of
 from prunesearch.objectives.importance import rank_units
 from prunesearch.objectives.scalarization import TrialScalarizer, objectives
 from prunesearch.pipeline.search_loop import SearchResult, search

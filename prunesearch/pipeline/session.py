@@ -22,7 +22,8 @@ from prunesearch.models.config_edits import period_of
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
 from prunesearch.models.structure import settings_of
-from prunesearch.objectives.base import CalibrationObjective, Objective
+from prunesearch.objectives.base import Objective
+from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.reference_logits import ReferenceLogitsCache
 from prunesearch.objectives.weighted_sum import WeightedSumObjective

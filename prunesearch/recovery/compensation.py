@@ -31,8 +31,8 @@ from prunesearch.export.writer import MAX_SHARD
 from prunesearch.models.fingerprint import fingerprint
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import check_removable
-from prunesearch.objectives.base import numerics_of, tokens_digest
 from prunesearch.objectives.calibration_data import HELD_OUT, check_fits, token_windows
+from prunesearch.objectives.identity import numerics_of, tokens_digest
 from prunesearch.objectives.tensor_files import read_tensors, write_tensors
 from prunesearch.recovery.gap_fitting import (
     METHODS,

@@ -47,7 +47,8 @@ from prunesearch.execution.batches import CHUNK_TOKENS, Rows
 from prunesearch.execution.shared_forward import Forward, through
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import blocks_of
-from prunesearch.objectives.base import CalibrationObjective
+from prunesearch.objectives.base import ChunkResult, ChunkWork
+from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.recovery.output_projections import (
     Edit,
     applied,
@@ -238,27 +239,31 @@ class HeldOut:
 
         The result of a candidate that failed is its first error.
         """
-        results: dict[LayerSubset, list[Any]] = {candidate: [] for candidate in candidates}
+        results: dict[LayerSubset, list[ChunkResult]] = {}
+        for candidate in candidates:
+            results[candidate] = []
         # Score one chunk at a time, so that the results arrive in the order of the chunks.
         for chunk in self._objective.chunks:
             stopping.check()
-            for _, candidate, found in self._objective.score([(chunk, candidates)], self._forward):
-                results[candidate].append(found)
+            work = [ChunkWork(chunk, candidates)]
+            for result in self._objective.score(work, self._forward):
+                results[result.candidate].append(result)
         # Combine the chunks of each candidate, unless one of them failed.
         scores: list[Mapping[str, float] | ScoringError] = []
         for candidate in candidates:
             failure = _first_error(results[candidate])
             if failure is None:
-                scores.append(self._objective.metrics(results[candidate]).values)
+                rows = [result.rows for result in results[candidate]]
+                scores.append(self._objective.metrics(rows).values)
             else:
                 scores.append(failure)
         return scores
 
 
-def _first_error(results: Sequence[Any]) -> ScoringError | None:
+def _first_error(results: Sequence[ChunkResult]) -> ScoringError | None:
     for result in results:
-        if isinstance(result, ScoringError):
-            return result
+        if result.error is not None:
+            return result.error
     return None
 
 

@@ -27,8 +27,8 @@ from prunesearch.models.handover import unchanged_by
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import input_device
 from prunesearch.models.surgery import pruned
-from prunesearch.objectives.base import numerics_of, tokens_digest
 from prunesearch.objectives.calibration_data import check_fits
+from prunesearch.objectives.identity import numerics_of, tokens_digest
 from prunesearch.recovery.heal_recipe import HealRecipe
 from prunesearch.recovery.lora import (
     Adapter,

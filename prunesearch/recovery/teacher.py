@@ -14,11 +14,7 @@ from prunesearch.execution.batches import CHUNK_TOKENS
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import input_device
-from prunesearch.objectives.base import (
-    SCORING_VERSION,
-    numerics_of,
-    tokens_digest,
-)
+from prunesearch.objectives.identity import SCORING_VERSION, numerics_of, tokens_digest
 from prunesearch.objectives.reference_logits import Reference, ReferenceLogitsCache
 from prunesearch.runtime import stopping
 

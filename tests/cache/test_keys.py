@@ -9,7 +9,7 @@ import pytest
 from prunesearch.cache.keys import canonical_json, evaluation_key, latency_key
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recipe import Recipe, RunOptions
-from prunesearch.objectives import base
+from prunesearch.objectives import calibration, identity
 from prunesearch.objectives import task as task_objective
 from prunesearch.pipeline.session import load_for, objective_for
 
@@ -139,13 +139,13 @@ def test_the_class_of_arithmetic_counts(
     text: Recipe, task: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = keys(text) | keys(task)
-    for module in (base, task_objective):
-        monkeypatch.setattr(module, "SCORING_VERSION", base.SCORING_VERSION + 1)
+    for module in (calibration, task_objective):
+        monkeypatch.setattr(module, "SCORING_VERSION", identity.SCORING_VERSION + 1)
     assert not before & (keys(text) | keys(task))
     monkeypatch.undo()
-    numerics = base.numerics_of
+    numerics = identity.numerics_of
     for name in numerics(load_for(text, OPTIONS).model):
-        for module in (base, task_objective):
+        for module in (calibration, task_objective):
             monkeypatch.setattr(
                 module, "numerics_of", lambda model, name=name: numerics(model) | {name: "other"}
             )

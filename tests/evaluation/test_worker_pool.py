@@ -22,12 +22,8 @@ from prunesearch.evaluation.worker_pool import Content, WorkerPool, split
 from prunesearch.execution.shared_forward import EvaluationCancelled, Forward
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
-from prunesearch.objectives.base import (
-    CalibrationObjective,
-    Chunk,
-    Scored,
-    Work,
-)
+from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Work
+from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from tests.conftest import N_LAYERS
 
@@ -48,13 +44,14 @@ class Toy:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def score(self, work: Work, forward: Forward) -> Iterator[Scored]:
-        for chunk, candidates in work:
-            for candidate in candidates:
+    def score(self, work: Work, forward: Forward) -> Iterator[ChunkResult]:
+        for piece in work:
+            for candidate in piece.candidates:
                 self._act(candidate)
                 if forward.stopped():
                     raise EvaluationCancelled
-                yield chunk.index, candidate, [[float(sum(candidate.dropped)), os.getpid()]]
+                row = [float(sum(candidate.dropped)), float(os.getpid())]
+                yield ChunkResult(piece.chunk, candidate, [row])
 
     def _act(self, candidate: LayerSubset) -> None:
         act = candidate.mlp[0] if candidate.mlp else None
@@ -109,19 +106,30 @@ def toys(*acts: int) -> list[LayerSubset]:
 
 
 def chunks(*lots: list[LayerSubset]) -> Work:
-    return [(Chunk(index, {}, 1), lot) for index, lot in enumerate(lots)]
+    return [ChunkWork(Chunk(index, {}, 1), lot) for index, lot in enumerate(lots)]
 
 
-def values(scored: list[Scored]) -> dict[tuple[int, LayerSubset], float]:
-    return {
-        (index, c): result[0][0]
-        for index, c, result in scored
-        if not isinstance(result, ScoringError)
-    }
+def values(scored: list[ChunkResult]) -> dict[tuple[int, LayerSubset], float]:
+    found = {}
+    for result in scored:
+        if result.error is None:
+            found[result.chunk.index, result.candidate] = numbers(result)[0]
+    return found
+
+
+def numbers(result: ChunkResult) -> list[float]:
+    """The sum of a candidate's dropped blocks, and the process that scored it."""
+    (row,) = result.rows
+    assert not isinstance(row, str)
+    return row
 
 
 def expected(work: Work) -> dict[tuple[int, LayerSubset], float]:
-    return {(chunk.index, c): float(sum(c.dropped)) for chunk, asked in work for c in asked}
+    sums = {}
+    for piece in work:
+        for candidate in piece.candidates:
+            sums[piece.chunk.index, candidate] = float(sum(candidate.dropped))
+    return sums
 
 
 def never() -> bool:
@@ -164,7 +172,7 @@ def test_both_work_and_results_come_one_by_one(pool: WorkerPool) -> None:
     start = time.monotonic()
     arrived = [(time.monotonic() - start, scored) for scored in pool.score(work, never)]
     assert values([scored for _, scored in arrived]) == expected(work)
-    assert len({scored[2][0][1] for _, scored in arrived}) == 2, "processes"
+    assert len({numbers(scored)[1] for _, scored in arrived}) == 2, "processes"
     times = [at for at, _ in arrived[2:]]
     assert times[-1] - times[0] > 0.5, "not all at the end"
 
@@ -181,13 +189,11 @@ def test_a_worker_that_is_killed_is_started_again_for_what_is_left(pool: WorkerP
 def test_a_worker_that_is_killed_from_outside_is_started_again(pool: WorkerPool) -> None:
     before = pool.restarts
     work = chunks(toys(*[SLOW] * 6))
-    scored: list[Scored] = []
+    scored: list[ChunkResult] = []
     for at, found in enumerate(pool.score(work, never)):
         scored.append(found)
         if at == 1:
-            results = found[2]
-            assert not isinstance(results, ScoringError)
-            os.kill(results[0][1], signal.SIGKILL)
+            os.kill(int(numbers(found)[1]), signal.SIGKILL)
     assert values(scored) == expected(work)
     assert pool.restarts == before + 1
 
@@ -226,7 +232,7 @@ def test_what_a_share_fails_of_is_heard_when_the_others_are_done(
 
 
 def test_stopping_leaves_at_the_next_block_and_keeps_what_is_done(pool: WorkerPool) -> None:
-    scored: list[Scored] = []
+    scored: list[ChunkResult] = []
     with pytest.raises(EvaluationCancelled):
         for found in pool.score(chunks(toys(*[SLOW] * 20)), lambda: len(scored) > 2):
             scored.append(found)
@@ -294,7 +300,7 @@ def test_a_worker_that_is_started_again_after_a_change_is_refused(folder: Path) 
     mark = folder / "changed"
     mark.unlink(missing_ok=True)
     work = chunks(toys(WELL, WELL, DIES_ONCE, WELL))
-    (folder / work[0][1][2].text).unlink(missing_ok=True)
+    (folder / work[0].candidates[2].text).unlink(missing_ok=True)
     scored = []
     with (
         WorkerPool(functools.partial(build_other_once, folder), 1, TOYS) as pool,
@@ -314,17 +320,19 @@ def build_other_once(folder: Path, number: int) -> tuple[Toy, Still, str]:
 
 
 def test_neighbours_stay_together_and_few_candidates_make_work_for_all() -> None:
-    work = [(Chunk(i, {}, 1), CANDIDATES) for i in range(2)]
+    work = [ChunkWork(Chunk(i, {}, 1), CANDIDATES) for i in range(2)]
     shares = split(work, 3)
-    assert sorted((c.index, a) for share in shares for c, asked in share for a in asked) == sorted(
-        (c.index, a) for c, asked in work for a in asked
-    )
+    handed: list[tuple[int, LayerSubset]] = []
+    for share in shares:
+        for piece in share:
+            handed += [(piece.chunk.index, candidate) for candidate in piece.candidates]
+    assert sorted(handed) == sorted((i, candidate) for i in range(2) for candidate in CANDIDATES)
     ordered = sorted(CANDIDATES, key=lambda c: c.path)
     for share in shares:
-        for _, asked in share:
-            at = ordered.index(asked[0])
-            assert list(asked) == ordered[at : at + len(asked)]
-    alone = split([(Chunk(i, {}, 1), CANDIDATES[:1]) for i in range(4)], 2)
+        for piece in share:
+            at = ordered.index(piece.candidates[0])
+            assert list(piece.candidates) == ordered[at : at + len(piece.candidates)]
+    alone = split([ChunkWork(Chunk(i, {}, 1), CANDIDATES[:1]) for i in range(4)], 2)
     assert [len(share) for share in alone] == [2, 2]
     assert split([], 2) == [[], []]
 

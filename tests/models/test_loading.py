@@ -20,7 +20,7 @@ from prunesearch.errors import (
 from prunesearch.models import demo_weights
 from prunesearch.models.fingerprint import fingerprint
 from prunesearch.models.loading import load
-from prunesearch.objectives.base import CalibrationObjective
+from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.task import TaskObjective
 from tests.conftest import byte_tokenizer, results_of, tiny

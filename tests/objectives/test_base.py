@@ -17,7 +17,7 @@ from prunesearch.execution.latency import (
 )
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import remove
-from prunesearch.objectives.base import CalibrationObjective
+from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.scalarization import TrialScalarizer
 from tests.conftest import N_LAYERS, results_of, tiny

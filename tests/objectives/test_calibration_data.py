@@ -21,7 +21,7 @@ from prunesearch.export import export
 from prunesearch.models.loading import load
 from prunesearch.models.structure import most_positions
 from prunesearch.objectives import calibration_data as text_module
-from prunesearch.objectives.base import CalibrationObjective
+from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import (
     HELD_OUT,
     LONG_TEXT,

@@ -13,7 +13,8 @@ from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import blocks_of, sizes_of
 from prunesearch.models.surgery import pruned
-from prunesearch.objectives.base import CalibrationObjective
+from prunesearch.objectives.base import ChunkWork
+from prunesearch.objectives.calibration import CalibrationObjective
 from tests.conftest import byte_tokenizer, resident
 from tests.export.test_model_types import EXPECTED, SAMPLE
 
@@ -31,11 +32,12 @@ def scored(model_type: str) -> tuple[float, float]:
     candidate = LayerSubset.of(len(blocks_of(model)), (1,))
     objective = CalibrationObjective(loaded, IDS)
     (chunk,) = objective.chunks
-    ((_, _, rows),) = objective.score([(chunk, [candidate])], Forward(model, loaded.layers))
+    work = [ChunkWork(chunk, [candidate])]
+    (result,) = objective.score(work, Forward(model, loaded.layers))
     with pruned(model, candidate), torch.inference_mode():
         logits = model(input_ids=IDS, use_cache=False).logits[:, :-1].float()
     own = torch.nn.functional.cross_entropy(logits.flatten(0, 1), IDS[:, 1:].flatten())
-    return objective.metrics([rows]).values["cross_entropy"], float(own)
+    return objective.metrics([result.rows]).values["cross_entropy"], float(own)
 
 
 @pytest.mark.parametrize(

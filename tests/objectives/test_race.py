@@ -15,7 +15,7 @@ from prunesearch.errors import InputError
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.loading import LoadedModel
-from prunesearch.objectives.base import CalibrationObjective
+from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.race import is_worse, rungs
 from prunesearch.objectives.scalarization import TrialScalarizer

@@ -13,7 +13,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.config.recipe import Recipe, validated
 from prunesearch.errors import InputError
 from prunesearch.models.loading import LoadedModel
-from prunesearch.objectives.base import CalibrationObjective
+from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.reference_logits import Reference, ReferenceLogitsCache
 from prunesearch.objectives.weighted_sum import WeightedSumObjective

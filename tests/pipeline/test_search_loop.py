@@ -19,12 +19,8 @@ from prunesearch.events import Event, SearchProgress, subscribed
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.loading import LoadedModel
-from prunesearch.objectives.base import (
-    CalibrationObjective,
-    Metrics,
-    Scored,
-    Work,
-)
+from prunesearch.objectives.base import ChunkResult, Metrics, Work
+from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.scalarization import TrialScalarizer
 from prunesearch.pipeline.search_loop import SearchResult, search
@@ -181,10 +177,9 @@ def test_nothing_is_scored_twice(engine: LocalEngine, monkeypatch: pytest.Monkey
     calls: list[tuple[int, LayerSubset]] = []
     score = engine.objective.score
 
-    def noted(work: Work, forward: Forward) -> Iterator[Scored]:
-        calls.extend(
-            (chunk.index, candidate) for chunk, candidates in work for candidate in candidates
-        )
+    def noted(work: Work, forward: Forward) -> Iterator[ChunkResult]:
+        for piece in work:
+            calls.extend((piece.chunk.index, candidate) for candidate in piece.candidates)
         return score(work, forward)
 
     monkeypatch.setattr(engine.objective, "score", noted)

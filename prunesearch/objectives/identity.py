@@ -1,0 +1,46 @@
+"""What identifies a result beside the weights and the candidate: data, arithmetic and version."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from prunesearch.cache.keys import minor
+from prunesearch.models.structure import input_device
+
+SCORING_VERSION = 2
+"""Increased whenever a change of this package may change a stored number."""
+
+
+def numerics_of(model: PreTrainedModel) -> dict[str, str]:
+    """Return the class of arithmetic that results are computed in.
+
+    The store keeps results of different classes apart.
+    """
+    return {
+        "attention": str(model.config._attn_implementation),
+        "device": input_device(model).type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "torch": minor(torch.__version__),
+        "transformers": minor(transformers.__version__),
+    }
+
+
+def tokens_digest(sequences: Sequence[Any]) -> str:
+    """Return the digest of nested lists of token ids.
+
+    Spaces are ignored. Use `content_digest` for values that contain text.
+    """
+    return hashlib.sha256(repr(sequences).replace(" ", "").encode()).hexdigest()
+
+
+def content_digest(value: Any) -> str:  # noqa: ANN401 (any JSON value)
+    """Return the digest of a JSON value, text included.
+
+    A value that JSON cannot express is replaced by its text.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
