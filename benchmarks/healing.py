@@ -135,7 +135,7 @@ class Session:
         references = self.folder / "references"
         ask_teacher(plan(self.loaded, CANDIDATE, recipe), references)
         with (
-            weights_restored(self.loaded.model, [CANDIDATE], recipe.target_modules),
+            weights_restored(self.loaded, [CANDIDATE], recipe.target_modules),
             ExitStack() as stack,
         ):
             if compensated:
@@ -252,7 +252,7 @@ def long_run(
     teacher = time.perf_counter() - start
     windows = fit_and_held_out(loaded.tokenizer, recipe.data, FIT_TOKENS, recipe.window)
     with (
-        weights_restored(loaded.model, [CANDIDATE]),
+        weights_restored(loaded, [CANDIDATE]),
         compensate(loaded, CANDIDATE, *windows) as done,
     ):
         compensated = log_perplexity(loaded, CANDIDATE, session.test_BL)
@@ -370,7 +370,7 @@ def throughput(record: Record, session: Session, recipe: HealRecipe) -> float:
         times["bare"] += clock.seconds[1:]
 
     with (
-        weights_restored(session.loaded.model, [CANDIDATE]),
+        weights_restored(session.loaded, [CANDIDATE]),
         pruned(session.loaded.model, CANDIDATE) as model,
     ):
         for run in (ours, bare, bare, ours):

@@ -6,7 +6,7 @@ It does not depend on the place or the name of the model.
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,25 @@ def fingerprint(model: PreTrainedModel, read: Callable[[str], torch.Tensor] | No
     state = _state(model) if read is None else model.state_dict()
     for name, held in sorted(state.items()):
         tensor = read(name) if read is not None and held.is_meta else held
-        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        flat = tensor.detach().to("cpu").contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().data)
+        _add_tensor(digest, name, tensor)
         # Free the tensor before the next one is read.
-        del tensor, flat
+        del tensor
     return digest.hexdigest()
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Compute the digest of some tensors with their names, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        _add_tensor(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def _add_tensor(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> None:
+    """Add a tensor to a digest, with its name, dtype and shape."""
+    digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+    flat = tensor.detach().to("cpu").contiguous().flatten()
+    digest.update(flat.view(torch.uint8).numpy().data)
 
 
 def numeric_config(config: PretrainedConfig) -> dict[str, Any]:

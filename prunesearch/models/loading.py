@@ -1,6 +1,6 @@
 """Loading a causal LM and its tokenizer from a hub id, a folder or a ``.gguf`` file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from prunesearch.models.structure import (
     sizes_of,
 )
 from prunesearch.models.weight_map import check_stored
+from prunesearch.models.weights_state import WeightsState
 
 TOKENIZER_ADVICE = "get its files again, or a newer version of transformers and tokenizers"
 
@@ -64,6 +65,13 @@ class LoadedModel:
     """The files that the model was read from. Later steps read these files only."""
     trusted: bool = False
     """True if the user allowed code that ships with the model to run (``--trust-remote-code``)."""
+    weights: WeightsState = field(default_factory=WeightsState)
+    """Changes of the weights in memory since they were loaded."""
+
+    @property
+    def content(self) -> str:
+        """Digest of the weights in memory: the fingerprint, or another one if they were changed."""
+        return self.weights.content(self.fingerprint)
 
     @property
     def n_layers(self) -> int:

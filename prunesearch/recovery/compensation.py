@@ -6,7 +6,8 @@ the changes of linear maps, from which the same weights are computed again.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -28,9 +29,10 @@ from prunesearch.errors import (
 )
 from prunesearch.export import export
 from prunesearch.export.writer import MAX_SHARD
-from prunesearch.models.fingerprint import fingerprint
+from prunesearch.models.fingerprint import digest_of
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import check_removable
+from prunesearch.models.weights_state import WeightsState
 from prunesearch.objectives.calibration_data import HELD_OUT, check_fits, token_windows
 from prunesearch.objectives.identity import numerics_of, tokens_digest
 from prunesearch.objectives.tensor_files import read_tensors, write_tensors
@@ -54,7 +56,7 @@ _NOTE = "found"
 
 @dataclass(frozen=True)
 class Compensation:
-    """A compensation whose weights are in the model.
+    """A compensation whose weights are in the model, until `undo` restores the dense ones.
 
     As a context manager it restores the dense weights at the end of the ``with`` block.
 
@@ -72,7 +74,11 @@ class Compensation:
     pruned: Mapping[str, float]
     compensated: Mapping[str, float]
     cached: bool
+    _state: WeightsState = field(repr=False)
+    _change: str = field(repr=False)
+    """Digest of the changed weights."""
     _dense_weights: Edit = field(repr=False)
+    _own_weights: Edit = field(repr=False)
 
     @property
     def changed(self) -> tuple[nn.Parameter, ...]:
@@ -95,6 +101,22 @@ class Compensation:
     def undo(self) -> None:
         """Restore the dense weights. They are the same tensors as before."""
         put(self._dense_weights)
+        self._state.remove(self._change)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Restore the dense weights inside the ``with`` block only."""
+        self.undo()
+        try:
+            yield
+        finally:
+            self._apply()
+
+    def _apply(self) -> None:
+        """Replace the weights, and register the change if there is one."""
+        put(self._own_weights)
+        if self._own_weights:
+            self._state.add(self._change)
 
     def __enter__(self) -> Self:
         return self
@@ -177,9 +199,25 @@ def compensate(
     else:
         gap_fitter.repeat(found)
     # Replace the weights, and remember the dense ones.
-    dense_weights = {parameter: parameter.data for parameter in gap_fitter.edit}
-    put(gap_fitter.edit)
-    return Compensation(candidate, **vars(found), cached=cached, _dense_weights=dense_weights)
+    edit = dict(gap_fitter.edit)
+    dense_weights = {parameter: parameter.data for parameter in edit}
+    done = Compensation(
+        candidate,
+        **vars(found),
+        cached=cached,
+        _state=loaded.weights,
+        _change=_digest_of_weights(loaded, edit),
+        _dense_weights=dense_weights,
+        _own_weights=edit,
+    )
+    done._apply()
+    return done
+
+
+def _digest_of_weights(loaded: LoadedModel, edit: Edit) -> str:
+    """Digest of the weights that an edit puts into the model."""
+    names = {parameter: name for name, parameter in loaded.model.named_parameters()}
+    return digest_of({names[parameter]: tensor for parameter, tensor in edit.items()})
 
 
 def compensate_and_export(
@@ -270,7 +308,7 @@ def _digest(
     """Digest of everything that determines a compensation."""
     identity = {
         "version": COMPENSATION_VERSION,
-        "model": fingerprint(loaded.model),
+        "model": loaded.content,
         "candidate": candidate.canonical,
         "fit": tokens_digest(fit_BL.tolist()),
         "held_out": tokens_digest(held_out_BL.tolist()),

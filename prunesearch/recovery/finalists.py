@@ -122,7 +122,7 @@ def rerank_by_healing(
         ask_teacher(planned, references)
         pruned = held_out_loss(planned, candidate)
         with (
-            weights_restored(loaded.model, [candidate], recipe.target_modules),
+            weights_restored(loaded, [candidate], recipe.target_modules),
             ExitStack() as stack,
         ):
             # Compensate.

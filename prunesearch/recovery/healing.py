@@ -22,7 +22,6 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.execution.malloc import keep_freed_memory
 from prunesearch.models.bf16_cpu import wide_products, widens
-from prunesearch.models.fingerprint import fingerprint
 from prunesearch.models.handover import unchanged_by
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import input_device
@@ -80,7 +79,7 @@ class Plan:
         identity: everything that determines the result, as JSON values.
         bf16: compute in bfloat16 (autocast).
         wide: hold 16-bit weights as float32 during training.
-        dense: True if the weights in memory are those of `loaded.fingerprint`.
+        dense: True if the weights in memory were those of `loaded.fingerprint`.
         name: name of the healing in events.
     """
 
@@ -127,13 +126,11 @@ def plan(
         trained_in = "bfloat16"
     elif wide:
         trained_in = "float32"
-    # Hash the weights in memory, which a compensation may have changed.
-    content = fingerprint(loaded.model)
     with pruned(loaded.model, candidate) as model:
         targets = target_names(model, recipe.target_modules)
     identity = {
         "version": HEAL_VERSION,
-        "model": content,
+        "model": loaded.content,
         "candidate": candidate.canonical,
         "recipe": recipe.identity(),
         "targets": targets,
@@ -141,7 +138,7 @@ def plan(
         "held_out": tokens_digest(sequences.held_out_BL.tolist()),
         "numerics": numerics_of(loaded.model) | {"trained in": trained_in},
     }
-    dense = content == loaded.fingerprint
+    dense = loaded.weights.dense
     return Plan(loaded, candidate, recipe, sequences, identity, bf16, wide, dense, name)
 
 
@@ -252,6 +249,8 @@ def carry_out(
                 adapter.read(folder / ADAPTER)
                 difference = adapter.merge(planned.sequences.held_out_BL[:1])
                 healed = replace(healed, merge_difference=difference)
+    if merge:
+        planned.loaded.weights.add(planned.digest)
     return healed
 
 
@@ -292,7 +291,7 @@ def _train(
         checkpointing=checkpointing,
     )
     try:
-        loss_history = trainer.heal()
+        loss_history = trainer.heal(checkpoint)
     finally:
         if checkpointing:
             model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]

@@ -27,6 +27,7 @@ from prunesearch.errors import (
     VerificationError,
     one_line,
 )
+from prunesearch.models.loading import LoadedModel
 from prunesearch.models.patching import replaced
 from prunesearch.models.structure import architecture_of, blocks_of
 from prunesearch.recovery.heal_recipe import ALL_LINEAR, HealRecipe
@@ -225,18 +226,19 @@ def wide_weights(model: PreTrainedModel, wide: bool) -> Iterator[None]:
 
 @contextmanager
 def weights_restored(
-    model: PreTrainedModel, candidates: Sequence[LayerSubset], wanted: str = ALL_LINEAR
+    loaded: LoadedModel, candidates: Sequence[LayerSubset], wanted: str = ALL_LINEAR
 ) -> Iterator[None]:
     """Restore the weights of the model at the end of the ``with`` block, after any healing inside.
 
     Args:
-        model: the dense model.
+        loaded: the dense model.
         candidates: candidates that will be healed. The blocks that any of them keeps are cloned.
         wanted: target modules of the recipe. No other weight is cloned.
 
     Raises:
         InputError: the target modules match nothing.
     """
+    model = loaded.model
     path = architecture_of(model.config).blocks
     # Collect the name prefixes of the kept blocks. str.startswith takes a tuple of them.
     prefixes: set[str] = set()
@@ -246,7 +248,8 @@ def weights_restored(
     weights: list[Any] = [model.get_submodule(name).weight for name in names]
     clones = [weight.detach().clone() for weight in weights]
     try:
-        yield
+        with loaded.weights.restored():
+            yield
     finally:
         with torch.no_grad():
             for weight, clone in zip(weights, clones, strict=True):

@@ -269,13 +269,15 @@ class HealTrainer(Trainer):
         self._began = time.monotonic()
         self._before = 0.0
 
-    def heal(self) -> LossHistory:
-        """Train until the training has ended, from the newest complete checkpoint if there is one.
+    def heal(self, checkpoint: Path | None) -> LossHistory:
+        """Train until the training has ended.
+
+        Args:
+            checkpoint: complete checkpoint to continue from. None starts a new training.
 
         Returns:
             All losses, including those before the checkpoint.
         """
-        checkpoint = newest_checkpoint(self._folder)
         if checkpoint is not None:
             loss_history = loss_history_of(checkpoint)
             # The process may have been killed after the last step.

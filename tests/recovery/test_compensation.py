@@ -20,6 +20,7 @@ from prunesearch.errors import (
     UnknownNameError,
 )
 from prunesearch.export import recheck
+from prunesearch.models.fingerprint import fingerprint
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.structure import blocks_of, sizes_of
 from prunesearch.models.surgery import pruned
@@ -310,3 +311,20 @@ def test_the_command_prints_what_was_done(
     again = CliRunner().invoke(cli, short.replace("/out", "/other").split(), catch_exceptions=False)
     assert "found before" in again.output and "verified" in again.output
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_suspended_compensation_gives_the_dense_weights_for_a_while() -> None:
+    loaded = held(tiny())
+    dense = fingerprint(loaded.model)
+    text = windows(4), windows(2, seed=2)
+    with compensate(loaded, SCATTERED, *text) as done:
+        assert done.helped
+        content, changed = loaded.content, fingerprint(loaded.model)
+        assert changed != dense
+        assert content != loaded.fingerprint
+        with done.suspended():
+            assert (loaded.content, fingerprint(loaded.model)) == (loaded.fingerprint, dense)
+        assert (loaded.content, fingerprint(loaded.model)) == (content, changed)
+    assert (loaded.content, fingerprint(loaded.model)) == (loaded.fingerprint, dense)
+    with compensate(loaded, SCATTERED, *text):
+        assert loaded.content == content, "the same compensation has the same content"

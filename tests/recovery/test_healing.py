@@ -362,11 +362,22 @@ def test_the_dense_weights_come_back(
     other = LayerSubset.of(N_LAYERS, (0,))
     reports = []
     for candidate in (CANDIDATE, other):
-        with weights_restored(loaded.model, [candidate], few.target_modules):
+        with weights_restored(loaded, [candidate], few.target_modules):
             reports.append(heal(loaded, candidate, few, tmp_path / candidate.text))
             assert fingerprint(loaded.model) != loaded.fingerprint
         assert fingerprint(loaded.model) == loaded.fingerprint
     assert all(report.after < report.before for report in reports)
+
+
+def test_a_healed_model_cannot_be_asked_for_the_dense_answers(
+    loaded: LoadedModel, recipe: HealRecipe, tmp_path: Path
+) -> None:
+    distilled = recipe.model_copy(update={"loss": "distill"})
+    with weights_restored(loaded, [CANDIDATE]):
+        heal(loaded, CANDIDATE, distilled, tmp_path / "work")
+        with pytest.raises(InputError, match="its weights were changed in memory"):
+            heal(loaded, CANDIDATE, distilled, tmp_path / "other")
+    assert loaded.weights.dense
 
 
 def test_16_bit_weights_are_trained_wide_and_come_back(
@@ -509,6 +520,7 @@ def test_a_work_folder_of_another_run_is_refused(
             heal(loaded, candidate, planned.recipe.model_copy(update=changes), work)
     with torch.no_grad():
         loaded.model.get_parameter("model.norm.weight").mul_(2)
+    loaded.weights.add("a doubled norm")
     with pytest.raises(InputError, match=r"belongs to another run \(it differs in the model\)"):
         heal(loaded, CANDIDATE, planned.recipe, work)
     (tmp_path / "other").mkdir()
