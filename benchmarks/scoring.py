@@ -37,7 +37,7 @@ GENERATION = 16
 KINDS = {  # profiler events by what they do
     "matrix products": ("aten::addmm", "aten::mm", "aten::mkldnn_linear", "aten::linear", "mkldnn"),
     "attention": ("aten::_scaled_dot_product", "aten::scaled_dot", "aten::bmm", "aten::baddbmm"),
-    "log-softmax and reading": (
+    "log-softmax and batch": (
         "aten::_log_softmax",
         "aten::amax",
         "aten::argmax",
@@ -191,9 +191,7 @@ def main() -> None:
         "<= 1",
     )
     tokens = sum(len(c) + len(t) - 1 for _, c, t in objective._lm.requests)
-    packed = sum(
-        reading.batch.tokens for chunk in objective._readings.values() for reading in chunk
-    )
+    packed = sum(batch.batch.tokens for chunk in objective._batches.values() for batch in chunk)
     record.add("tokens_one_sequence_per_choice", tokens)
     record.add("tokens_read", packed)
     record.add("fewer_tokens", tokens / packed, ">= 1.9")

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.execution.batches import Rows
-from prunesearch.execution.shared_forward import Forward, Head, through
+from prunesearch.execution.shared_forward import Forward, Head, run_block
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.layers import Layers
 from prunesearch.models.structure import (
@@ -206,14 +206,14 @@ def _time_streamed(
     """
     forward, head = Forward(model, layers), Head(model)
     start = _now(model)
-    hidden_1LE, calls = forward.enter(Rows(ids))
+    hidden_1LE, calls = forward.capture_block_inputs(Rows(ids))
     entering = _now(model) - start
     for index, block in layers.walk(range(len(calls))):
         stopping.check()
         for _ in range(repeats):
-            through(block, hidden_1LE, calls[index])
+            run_block(block, hidden_1LE, calls[index])
     start = _now(model)
-    head.logits(head.finish(hidden_1LE[0]))
+    head.logits(head.apply_final_norm(hidden_1LE[0]))
     return entering + _now(model) - start
 
 

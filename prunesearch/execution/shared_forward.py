@@ -6,7 +6,7 @@ each block, every distinct state passes through the block once for each way in w
 use it (whole, without attention, without MLP). The state is unchanged for candidates that drop the
 block. A block sees the same tensor as in a separate pass, so the numbers are equal to the bit.
 
-The model's own code computes the embeddings, masks and rotary angles: `Forward.enter` records the
+The model's own code computes the embeddings, masks and rotary angles: `Forward.capture_block_inputs` records the
 arguments of each block. It also reads the final state, see `Head`. This module therefore needs no
 knowledge of an architecture.
 
@@ -170,7 +170,7 @@ class Forward:
             candidates.append(LayerSubset.of(n, (n // 2,)))
         away = []
         for _, candidate, hidden_1LE in self.run([(batch, candidates)]):
-            found_LV = head.logits(head.finish(hidden_1LE[0])).float()
+            found_LV = head.logits(head.apply_final_norm(hidden_1LE[0])).float()
             with pruned(self.model, candidate) as model:
                 own_LV = model(input_ids=batch.ids, use_cache=False).logits[0].float()
             away.append(float((found_LV - own_LV).norm() / own_LV.norm()))
@@ -186,7 +186,7 @@ class Forward:
         model's state comes first if it was requested.
 
         Raises:
-            Stopped: `stopped` returned True.
+            EvaluationCancelled: `stopped` returned True.
         """
         # Blocks that are streamed from disk are loaded once, for all jobs.
         if self._layers.streamed_once:
@@ -206,15 +206,12 @@ class Forward:
 
         Neighbours in the order of paths share the longest prefixes.
         """
-        ordered, most = _in_order(candidates), self.lot(batch)
+        ordered, most = _in_order(candidates), self.max_candidates(batch)
         for start in range(0, len(ordered), most):
             yield ordered[start : start + most]
 
-    def lot(self, batch: Batch) -> int:
-        """Return the number of candidates whose states of a batch fit in `state_memory`;
-
-        at least one.
-        """
+    def max_candidates(self, batch: Batch) -> int:
+        """Return how many candidates' states of a batch fit in `state_memory`, at least one."""
         state_bytes = (
             batch.tokens * settings_of(self.model.config).hidden_size * self.model.dtype.itemsize
         )
@@ -225,11 +222,11 @@ class Forward:
     ) -> Iterator[tuple[int, LayerSubset, torch.Tensor]]:
         """Run all jobs through the blocks together."""
         with StateBuffer(self._memory if self._layers.streamed_once else None) as state_buffer:
-            entered = [self.enter(batch) for _, batch, _ in jobs]
+            inputs = [self.capture_block_inputs(batch) for _, batch, _ in jobs]
             # All candidates of a job start with the same state.
             states: list[list[_State]] = []
             wanted: set[int] = set()
-            for (hidden, _), (_, _, candidates) in zip(entered, jobs, strict=True):
+            for (hidden, _), (_, _, candidates) in zip(inputs, jobs, strict=True):
                 states.append([_State(state_buffer.put(hidden), candidates)])
                 for candidate in candidates:
                     wanted.update(candidate.kept)
@@ -237,9 +234,9 @@ class Forward:
             for index, block in self._layers.walk(sorted(wanted)):
                 for place, (_, batch, _) in enumerate(jobs):
                     with batch.attention(self.model.config):
-                        call = entered[place][1][index]
+                        call = inputs[place][1][index]
                         states[place] = list(
-                            self._through(
+                            self._run_block(
                                 block, index, call, states[place], state_buffer, batch.tokens
                             )
                         )
@@ -252,7 +249,7 @@ class Forward:
                     for candidate in state.members:
                         yield job, candidate, state_buffer.take(state.place)
 
-    def _through(
+    def _run_block(
         self,
         block: nn.Module,
         index: int,
@@ -284,7 +281,7 @@ class Forward:
                 if self.stopped():
                     raise EvaluationCancelled
                 with ablated(self.model, block, *use):
-                    out = through(block, hidden, call)
+                    out = run_block(block, hidden, call)
                 self.work_counter.computed += tokens
                 yield _State(state_buffer.put(out), tuple(members))
             # Keep the old state only while a candidate that drops the block still has it.
@@ -292,7 +289,7 @@ class Forward:
                 state_buffer.drop(state.place)
 
     @torch.inference_mode()
-    def enter(self, batch: Batch) -> tuple[torch.Tensor, list[Call]]:
+    def capture_block_inputs(self, batch: Batch) -> tuple[torch.Tensor, list[Call]]:
         """Return the hidden state before the first block, and the arguments of each block.
 
         Every block's forward is replaced by a function that records its arguments.
@@ -332,7 +329,7 @@ def _in_order(candidates: Sequence[LayerSubset]) -> tuple[LayerSubset, ...]:
     return tuple(sorted(set(candidates), key=lambda c: c.path))
 
 
-def through(block: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
+def run_block(block: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
     """Return the hidden states after a block."""
     args, kwargs = call
     with code_of(block):
@@ -360,7 +357,7 @@ class Head:
         self._trunk = trunk_of(model)
 
     @torch.inference_mode()
-    def finish(self, states_RE: torch.Tensor) -> torch.Tensor:
+    def apply_final_norm(self, states_RE: torch.Tensor) -> torch.Tensor:
         """Apply what the model computes between its last block and the head to rows: shape (R,
         E).
         """
@@ -379,7 +376,7 @@ class Head:
 
     @torch.inference_mode()
     def logits(self, finished_RE: torch.Tensor) -> torch.Tensor:
-        """Return the logits of rows that `finish` returned, shape (R, V)."""
+        """Return the logits of rows that `apply_final_norm` returned, shape (R, V)."""
         # The trunk returns the given rows, so only the head and the changes of the logits run.
         answer = _Finished(last_hidden_state=finished_RE[None])
         ids_1R = torch.zeros(1, len(finished_RE), dtype=torch.int64, device=finished_RE.device)

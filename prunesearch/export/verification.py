@@ -252,7 +252,7 @@ def _streamed(loaded: LoadedModel, candidate: LayerSubset, ids: torch.Tensor) ->
     """Return the logits at each position, shape (L, V)."""
     [(_, _, hidden_BLE)] = Forward(loaded.model, loaded.layers).run([(Rows(ids), [candidate])])
     head = Head(loaded.model)
-    return head.logits(head.finish(hidden_BLE[0])).float()
+    return head.logits(head.apply_final_norm(hidden_BLE[0])).float()
 
 
 @contextmanager

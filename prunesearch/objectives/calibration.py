@@ -122,7 +122,7 @@ class CalibrationObjective:
         # Run the jobs, and compare as many candidates at a time as the memory for states allows.
         for job, states in groupby(forward.run(jobs), key=itemgetter(0)):
             chunk, batch = chunks[job], jobs[job][0]
-            while lot := list(islice(states, forward.lot(batch))):
+            while lot := list(islice(states, forward.max_candidates(batch))):
                 finished = self._finish(lot)
                 # The dense model's path is the first one, so it is in the first group.
                 reference = references[chunk.index]
@@ -138,7 +138,7 @@ class CalibrationObjective:
         """Apply the final norm to each candidate's state: by candidate, shape (R, E)."""
         finished: dict[LayerSubset, torch.Tensor] = {}
         for _, candidate, state_BLE in lot:
-            finished[candidate] = self._head.finish(state_BLE.flatten(0, 1))
+            finished[candidate] = self._head.apply_final_norm(state_BLE.flatten(0, 1))
         return finished
 
     def _reference(self, chunk: Chunk, finished_RE: torch.Tensor) -> Reference:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from prunesearch.errors import InputError, ScoringError
 from prunesearch.execution.batches import Rows
-from prunesearch.execution.shared_forward import Forward, through
+from prunesearch.execution.shared_forward import Forward, run_block
 from prunesearch.models.layers import Layers
 from prunesearch.models.structure import (
     blocks_of,
@@ -121,7 +121,7 @@ def _influence(
         return hook
 
     forward = Forward(model, layers)
-    entered_W = [forward.enter(Rows(window_L[None])) for window_L in windows_BL]
+    entered_W = [forward.capture_block_inputs(Rows(window_L[None])) for window_L in windows_BL]
     states_W = [hidden for hidden, _ in entered_W]
     # Hook the first and the last module of each unit.
     hooks = []
@@ -135,7 +135,7 @@ def _influence(
         for index, block in layers.walk(range(len(blocks_of(model)))):
             stopping.check()
             for window, (_, calls) in enumerate(entered_W):
-                states_W[window] = through(block, states_W[window], calls[index])
+                states_W[window] = run_block(block, states_W[window], calls[index])
     finally:
         for handle in hooks:
             handle.remove()

@@ -20,9 +20,9 @@ from prunesearch.execution.batches import Batch, row_batches, tree_batches
 from prunesearch.execution.shared_forward import HEAD_ROWS, Forward, Head
 from prunesearch.models.structure import blocks_of, input_device, settings_of
 
-Answer = tuple[float, bool]
+LogLikelihood = tuple[float, bool]
 """Log-likelihood in nats, and True if greedy decoding would give the same continuation."""
-Question = tuple[Sequence[int], Sequence[int]]
+Request = tuple[Sequence[int], Sequence[int]]
 """Token ids of the context and of its continuation."""
 
 _EXACT_TYPES = {"full_attention", "sliding_attention"}
@@ -30,17 +30,17 @@ _BRANCH = ((3, 1, 4, 1, 5, 9, 2, 6), ((5, 3, 5), (8, 9, 7, 9)))  # a context and
 
 
 @dataclass(frozen=True)
-class Reading:
+class ScoredBatch:
     """A batch, and the positions of the scored tokens in it.
 
     Attributes:
         batch: input of the forward pass.
-        members: numbers of the questions in the batch.
-        lengths: number of tokens of each question's continuation.
+        members: numbers of the requests in the batch.
+        lengths: number of tokens of each request's continuation.
         rows_R: tokens that predict a scored token, as indices into all T, without repetition.
         pair_row: index into `rows_R` of the row that predicts each scored token, sorted.
         pair_target: id of each scored token, in the same order.
-        restore: permutation that sorts the scored tokens by question.
+        restore: permutation that sorts the scored tokens by request.
     """
 
     batch: Batch
@@ -53,15 +53,15 @@ class Reading:
 
     @classmethod
     def of(
-        cls, batch: Batch, spans: Mapping[int, Sequence[int]], questions: Sequence[Question]
+        cls, batch: Batch, spans: Mapping[int, Sequence[int]], requests: Sequence[Request]
     ) -> Self:
         """Find the rows to read in a batch.
 
         Args:
             batch: input of the forward pass.
-            spans: for each question in the batch, the index of each token of its sequence among all
+            spans: for each request in the batch, the index of each token of its sequence among all
                 T.
-            questions: all questions; `spans` has their numbers.
+            requests: all requests; `spans` has their numbers.
         """
         # A token is predicted by the token before it, and the model does not read the last token.
         # So the last rows of a sequence predict its continuation.
@@ -69,7 +69,7 @@ class Reading:
         scored: list[int] = []
         lengths: list[int] = []
         for i, span in spans.items():
-            continuation = questions[i][1]
+            continuation = requests[i][1]
             rows = span[-len(continuation) :]
             predicting += rows
             scored += continuation
@@ -95,11 +95,11 @@ class Reading:
         )
 
     @torch.inference_mode()
-    def answers(self, head: Head, state_BLE: torch.Tensor) -> Iterator[tuple[int, Answer]]:
-        """Yield the number of each question in the batch and its answer, from a candidate's last
+    def answers(self, head: Head, state_BLE: torch.Tensor) -> Iterator[tuple[int, LogLikelihood]]:
+        """Yield the number of each request in the batch and its answer, from a candidate's last
         state.
         """
-        finished_RE = head.finish(state_BLE.flatten(0, 1)[self.rows_R])
+        finished_RE = head.apply_final_norm(state_BLE.flatten(0, 1)[self.rows_R])
         step = HEAD_ROWS.get(finished_RE.device.type, HEAD_ROWS["cpu"])
         values, greedy = [], []
         # Compute the logits of a few rows at a time, and read the tokens that these rows predict.
@@ -117,54 +117,54 @@ class Reading:
                 )
             values.append(value)
             greedy.append(likeliest)
-        # Sum the log-likelihoods of each question. Its answer is greedy if all its tokens are.
+        # Sum the log-likelihoods of each request. Its answer is greedy if all its tokens are.
         value_of, greedy_of = torch.cat(values)[self.restore], torch.cat(greedy)[self.restore]
         sums = torch.stack([part.sum() for part in torch.split(value_of, self.lengths)]).tolist()
         alls = torch.stack([part.all() for part in torch.split(greedy_of, self.lengths)]).tolist()
         yield from zip(self.members, zip(sums, alls, strict=True), strict=True)
 
 
-def read_trees(
-    questions: Sequence[Question], sequences: Sequence[Sequence[int]], budget: int
-) -> list[Reading]:
-    """Lay questions out as token trees, in which each common prefix is read once.
+def lay_out_trees(
+    requests: Sequence[Request], sequences: Sequence[Sequence[int]], budget: int
+) -> list[ScoredBatch]:
+    """Lay requests out as token trees, in which each common prefix is read once.
 
     Args:
-        questions: contexts and continuations.
-        sequences: inputs of the questions, from `inputs_of`.
+        requests: contexts and continuations.
+        sequences: inputs of the requests, from `inputs_of`.
         budget: tokens of a batch.
     """
-    return [Reading.of(tree, tree.spans, questions) for tree in tree_batches(sequences, budget)]
+    return [ScoredBatch.of(tree, tree.spans, requests) for tree in tree_batches(sequences, budget)]
 
 
-def read_rows(
-    questions: Sequence[Question], sequences: Sequence[Sequence[int]], budget: int
-) -> list[Reading]:
-    """Lay questions out as rows: each question is a sequence, padded at the right."""
-    readings = []
+def lay_out_rows(
+    requests: Sequence[Request], sequences: Sequence[Sequence[int]], budget: int
+) -> list[ScoredBatch]:
+    """Lay requests out as rows: each request is a sequence, padded at the right."""
+    batches = []
     for batch, members in row_batches(sequences, budget):
         width = batch.ids.shape[1]
         spans: dict[int, Sequence[int]] = {}
         for row, i in enumerate(members):
             spans[i] = range(row * width, row * width + len(sequences[i]))
-        readings.append(Reading.of(batch, spans, questions))
-    return readings
+        batches.append(ScoredBatch.of(batch, spans, requests))
+    return batches
 
 
-def inputs_of(questions: Sequence[Question], longest: int) -> list[tuple[int, ...]]:
-    """Return the tokens that the model reads for each question.
+def inputs_of(requests: Sequence[Request], longest: int) -> list[tuple[int, ...]]:
+    """Return the tokens that the model reads for each request.
 
-    A long question is truncated at the left, as in lm-eval. The last token is left out, because it
+    A long request is truncated at the left, as in lm-eval. The last token is left out, because it
     predicts no scored token.
     """
     inputs = []
-    for context, continuation in questions:
+    for context, continuation in requests:
         tokens = [*context, *continuation][-(longest + 1) :]
         inputs.append(tuple(tokens[:-1]))
     return inputs
 
 
-def reads_trees(model: PreTrainedModel, forward: Forward) -> bool:
+def supports_trees(model: PreTrainedModel, forward: Forward) -> bool:
     """Return True if the model computes the same on a token tree as on each sequence.
 
     The config is read first. Recurrent and linear-attention layers carry one state along the row,

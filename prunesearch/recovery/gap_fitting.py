@@ -44,7 +44,7 @@ from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError, ScoringError
 from prunesearch.execution.batches import CHUNK_TOKENS, Rows
-from prunesearch.execution.shared_forward import Forward, through
+from prunesearch.execution.shared_forward import Forward, run_block
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import blocks_of
 from prunesearch.objectives.base import ChunkResult, ChunkWork
@@ -383,16 +383,16 @@ class GapFitter:
         sums, last = LeastSquares(), self._looks[gap.before].writers[-1]
         for batch in self._batches:
             stopping.check()
-            hidden_BLE, calls = self._forward.enter(batch)
+            hidden_BLE, calls = self._forward.capture_block_inputs(batch)
             # Targets: the states of the dense model after the gap.
             target_BLE = hidden_BLE
             for index in range(gap.dropped[-1] + 1):
-                target_BLE = through(self._blocks[index], target_BLE, calls[index])
+                target_BLE = run_block(self._blocks[index], target_BLE, calls[index])
             # States and inputs: those of the compensated model up to the block before the gap.
             with applied(self.edit):
                 for index in self._candidate.kept:
                     if index < gap.before:
-                        hidden_BLE = through(self._blocks[index], hidden_BLE, calls[index])
+                        hidden_BLE = run_block(self._blocks[index], hidden_BLE, calls[index])
                 hidden_BLE, seen = observed(
                     self._blocks[gap.before], hidden_BLE, calls[gap.before], [last]
                 )

@@ -23,7 +23,6 @@ from prunesearch.execution.shared_forward import (
     Call,
     Forward,
     Head,
-    through,
 )
 from prunesearch.models.structure import architecture_of, blocks_of, parts_of
 
@@ -112,7 +111,7 @@ def observed(
     with ExitStack() as stack:
         for module in modules:
             stack.callback(module.register_forward_hook(note).remove)
-        return through(block, hidden_BLE, call), seen
+        return run_block(block, hidden_BLE, call), seen
 
 
 @torch.inference_mode()
@@ -133,10 +132,10 @@ def look(model: PreTrainedModel, forward: Forward, batch: Rows) -> tuple[list[Bl
     """
     # Tied weights cannot be changed alone, so count the parameters that share each memory address.
     location = Counter(p.data_ptr() for _, p in model.named_parameters(remove_duplicate=False))
-    hidden_BLE, calls = forward.enter(batch)
+    hidden_BLE, calls = forward.capture_block_inputs(batch)
     found = []
     for block, call in zip(blocks_of(model), calls, strict=True):
-        out_BLE, last = through(block, hidden_BLE, call), []
+        out_BLE, last = run_block(block, hidden_BLE, call), []
         # The writer of a sublayer is the linear map that is called last.
         for kind in ("attention", "mlp"):
             sublayer = getattr(architecture_of(model.config), kind)
@@ -160,7 +159,7 @@ def look(model: PreTrainedModel, forward: Forward, batch: Rows) -> tuple[list[Bl
         )
         hidden_BLE = out_BLE
     head, rows_TE = Head(model), flat(hidden_BLE)
-    return found, _alike(head.finish(2 * rows_TE), head.finish(rows_TE))
+    return found, _alike(head.apply_final_norm(2 * rows_TE), head.apply_final_norm(rows_TE))
 
 
 def _scales(
@@ -175,7 +174,7 @@ def _scales(
     for writer in writers:
         edit |= times(writer, 2, {})
     with applied(edit):
-        return _alike(through(block, 2 * hidden_BLE, call), 2 * out_BLE)
+        return _alike(run_block(block, 2 * hidden_BLE, call), 2 * out_BLE)
 
 
 def _adds(
@@ -188,7 +187,7 @@ def _adds(
     # Add a multiple that is as large as the output, because rounding would hide a small change.
     exponent = max(0, math.ceil(math.log2(float(out_TE.norm() / added_TE.norm()))))
     with applied(times(last.module, 1 + 2**exponent, {})):
-        more_TE = flat(through(block, hidden_BLE, call)).float()
+        more_TE = flat(run_block(block, hidden_BLE, call)).float()
     return _alike((more_TE - out_TE) / 2**exponent, added_TE)
 
 

@@ -38,7 +38,7 @@ def test_shared_states_are_those_of_each_candidate_alone(loaded: LoadedModel) ->
         with pruned(loaded.model, candidate) as model:
             expected = model(input_ids=IDS, use_cache=False).logits.flatten(0, 1)
         torch.testing.assert_close(
-            head.logits(head.finish(state.flatten(0, 1))), expected, rtol=1e-4, atol=1e-4
+            head.logits(head.apply_final_norm(state.flatten(0, 1))), expected, rtol=1e-4, atol=1e-4
         )
         (alone,) = states(Forward(loaded.model, loaded.layers), [candidate]).values()
         assert torch.equal(alone, state), "to the bit"
@@ -59,7 +59,7 @@ def test_little_memory_costs_work_and_no_bit(loaded: LoadedModel, held: int) -> 
     state_bytes = IDS.numel() * loaded.model.config.hidden_size * 4
     ample = Forward(loaded.model, loaded.layers)
     tight = Forward(loaded.model, loaded.layers, held * state_bytes)
-    assert tight.lot(Rows(IDS)) == held
+    assert tight.max_candidates(Rows(IDS)) == held
     expected, found = states(ample), states(tight)
     assert all(torch.equal(found[c], expected[c]) for c in CANDIDATES)
     assert (tight.work_counter.computed > ample.work_counter.computed) == (held < len(CANDIDATES))
@@ -89,7 +89,7 @@ def test_code_of_a_model_that_fails_fails_the_candidate(
     with pytest.raises(ScoringError, match=r"cannot compute: AttributeError: .*seen_tokens"):
         for _, _, state in Forward(loaded.model, loaded.layers).run([(Rows(IDS), CANDIDATES[:1])]):
             head = Head(loaded.model)
-            head.logits(head.finish(state[0]))
+            head.logits(head.apply_final_norm(state[0]))
     with pytest.raises(
         VerificationError, match=r"the dense model fails on a prompt, .*seen_tokens"
     ):

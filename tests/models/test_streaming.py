@@ -35,7 +35,7 @@ def logits(
     forward, head = Forward(loaded.model, loaded.layers, state_memory), Head(loaded.model)
     jobs = [(batch, candidates) for batch in BATCHES]
     return {
-        (job, c): head.logits(head.finish(state.flatten(0, 1)))
+        (job, c): head.logits(head.apply_final_norm(state.flatten(0, 1)))
         for job, c, state in forward.run(jobs)
     }
 

@@ -15,18 +15,18 @@ from prunesearch.execution.shared_forward import Forward, Head
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.loglikelihood import (
-    Answer,
-    Reading,
+    LogLikelihood,
+    ScoredBatch,
     inputs_of,
-    read_rows,
-    read_trees,
-    reads_trees,
+    lay_out_rows,
+    lay_out_trees,
+    supports_trees,
 )
 from tests.conftest import ARCHITECTURES, N_LAYERS
 
 CONTEXTS = ("The boat leaves the harbour at dawn and the crew", "The boat leaves the harbour and")
 ENDINGS = (" rows.", " rows on.", " sings a song.", " eats fish and sleeps.")
-QUESTIONS = [(context, ending) for context in CONTEXTS for ending in ENDINGS]
+REQUESTS = [(context, ending) for context in CONTEXTS for ending in ENDINGS]
 CANDIDATES = [
     LayerSubset.of(N_LAYERS),
     LayerSubset.of(N_LAYERS, [0, 3]),
@@ -46,33 +46,33 @@ PACKED = {
 }
 
 
-def lm_evals(loaded: LoadedModel, candidate: LayerSubset) -> list[Answer]:
+def lm_evals(loaded: LoadedModel, candidate: LayerSubset) -> list[LogLikelihood]:
     """What lm-eval's own model answers, one request a batch."""
-    requests = [Instance("loglikelihood", {}, question, i) for i, question in enumerate(QUESTIONS)]
+    requests = [Instance("loglikelihood", {}, request, i) for i, request in enumerate(REQUESTS)]
     with pruned(loaded.model, candidate) as model:
         lm = HFLM(pretrained=model, tokenizer=loaded.tokenizer, batch_size=1)
         return list(lm.loglikelihood(requests, disable_tqdm=True))
 
 
-def ours(loaded: LoadedModel, readings: list[Reading]) -> dict[LayerSubset, list[Answer]]:
+def ours(loaded: LoadedModel, batches: list[ScoredBatch]) -> dict[LayerSubset, list[LogLikelihood]]:
     """Answers of all candidates, scored together."""
     forward, head = Forward(loaded.model, loaded.layers), Head(loaded.model)
-    found: dict[LayerSubset, dict[int, Answer]] = {c: {} for c in CANDIDATES}
-    placed = [reading.on(loaded.model) for reading in readings]
-    for job, candidate, state in forward.run([(reading.batch, CANDIDATES) for reading in placed]):
+    found: dict[LayerSubset, dict[int, LogLikelihood]] = {c: {} for c in CANDIDATES}
+    placed = [batch.on(loaded.model) for batch in batches]
+    for job, candidate, state in forward.run([(batch.batch, CANDIDATES) for batch in placed]):
         found[candidate].update(placed[job].answers(head, state))
-    return {c: [answers[i] for i in range(len(QUESTIONS))] for c, answers in found.items()}
+    return {c: [answers[i] for i in range(len(REQUESTS))] for c, answers in found.items()}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_log_likelihoods_are_lm_evals(architecture: str, make_model: Callable[..., Path]) -> None:
     loaded = load(str(make_model(architecture)), device="cpu")
-    pairs = [tuple(map(loaded.tokenizer.encode, pair)) for pair in QUESTIONS]
+    pairs = [tuple(map(loaded.tokenizer.encode, pair)) for pair in REQUESTS]
     sequences = inputs_of(pairs, 512)
-    packs = reads_trees(loaded.model, Forward(loaded.model, loaded.layers))
-    ways = {"plain": read_rows(pairs, sequences, 128)}
+    packs = supports_trees(loaded.model, Forward(loaded.model, loaded.layers))
+    ways = {"plain": lay_out_rows(pairs, sequences, 128)}
     if packs:
-        ways["packed"] = read_trees(pairs, sequences, 128)
+        ways["packed"] = lay_out_trees(pairs, sequences, 128)
         assert sum(r.batch.tokens for r in ways["packed"]) < 0.6 * sum(
             r.batch.tokens for r in ways["plain"]
         )
@@ -80,8 +80,8 @@ def test_log_likelihoods_are_lm_evals(architecture: str, make_model: Callable[..
         "an architecture for which packing is exact takes the plain path"
     )
     expected = {candidate: lm_evals(loaded, candidate) for candidate in CANDIDATES}
-    for way, readings in ways.items():
-        for candidate, answers in ours(loaded, readings).items():
+    for way, batches in ways.items():
+        for candidate, answers in ours(loaded, batches).items():
             values = torch.tensor([value for value, _ in answers])
             theirs = torch.tensor([value for value, _ in expected[candidate]])
             torch.testing.assert_close(
