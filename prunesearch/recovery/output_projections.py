@@ -23,6 +23,7 @@ from prunesearch.execution.shared_forward import (
     Call,
     Forward,
     Head,
+    run_block,
 )
 from prunesearch.models.structure import architecture_of, blocks_of, parts_of
 
