@@ -49,7 +49,14 @@ from prunesearch.runtime import failpoints
 FORK = multiprocessing.get_context("fork")  # a worker starts in milliseconds, and dies alone
 WORKERS = 4
 TRIALS = 60
-FUSES = ("after_claim", "after_score", "before_commit", "after_commit", "before_tell", "after_tell")
+FUSES = (
+    "after_acquire",
+    "after_score",
+    "before_commit",
+    "after_commit",
+    "before_tell",
+    "after_tell",
+)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ whose values are `Any` or `object`.
 
 import argparse
 import ast
+import graphlib
 import io
 import re
 import subprocess
@@ -55,7 +56,7 @@ class Counts:
 
     lines: int = 0
     totals: Counter[str] = field(default_factory=Counter)
-    imports: dict[str, set[str]] = field(default_factory=dict)
+    imports: dict[str, set[tuple[str, str | None]]] = field(default_factory=dict)
 
 
 def count(package: Path) -> Counts:
@@ -109,22 +110,51 @@ def _comment_lines(text: str) -> int:
     return found
 
 
-def _imported(tree: ast.AST) -> Iterator[str]:
+def _imported(tree: ast.AST) -> Iterator[tuple[str, str | None]]:
+    """Yield the module of each import, and the name that is taken from it."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+        if isinstance(node, ast.Import):
             for alias in node.names:
-                yield f"{node.module}.{alias.name}"
+                yield alias.name, None
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                yield node.module, alias.name
 
 
-def circles(imports: dict[str, set[str]]) -> list[tuple[str, str]]:
-    """Pairs of modules that import each other, directly."""
-    found = []
+def import_graph(imports: dict[str, set[tuple[str, str | None]]]) -> dict[str, set[str]]:
+    """Return the modules of the package that each module imports.
+
+    Imports for type checkers count, too. A module that is imported from a folder, as in
+    ``from package import module``, counts as itself and not as the folder.
+    """
+    graph: dict[str, set[str]] = {}
     for module, names in imports.items():
-        for name in names:
-            if module < name and name in imports and module in imports[name]:
-                found.append((module, name))
-    return sorted(found)
+        graph[module] = set()
+        for source, name in names:
+            target = source
+            if f"{source}.{name}" in imports:
+                target = f"{source}.{name}"
+            if target in imports and target != module:
+                graph[module].add(target)
+    return graph
+
+
+def circles(imports: dict[str, set[tuple[str, str | None]]]) -> list[tuple[str, ...]]:
+    """Circles of modules that import each other, of any length.
+
+    One circle is found at a time, and is opened before the next is searched.
+    """
+    graph, found = import_graph(imports), []
+    while True:
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            circle = error.args[1]  # the first module is repeated at the end
+            found.append(tuple(circle))
+            # Each module of the list is imported by the next one.
+            graph[circle[1]].discard(circle[0])
+        else:
+            return found
 
 
 def banned_words(root: Path) -> Counter[str]:

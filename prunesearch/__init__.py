@@ -8,6 +8,8 @@ nor optuna.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prunesearch.runtime.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from prunesearch.candidate import Evaluation, LayerSubset
     from prunesearch.config.recipe import Recipe, RunOptions
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from prunesearch.pipeline.run import run
     from prunesearch.samplers import PSOSampler, WOASampler
     from prunesearch.space import SearchSpace
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Evaluation": "candidate",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import prunesearch
+from benchmarks import structure
 
 PACKAGE = Path(prunesearch.__file__).parent
 # A module imports only what stands before it here, or beside it in its own folder.
@@ -121,6 +122,26 @@ def test_one_folder_uses_optunas_internals(path: Path) -> None:
     # The cache has an Alembic table of its own.
     if path.parent.name != "cache":
         assert not OPTUNA_SQL.search(path.read_text())
+
+
+def test_no_modules_import_each_other() -> None:
+    assert structure.circles(structure.count(PACKAGE).imports) == []
+
+
+def test_circles_of_any_length_are_found() -> None:
+    imports: dict[str, set[tuple[str, str | None]]] = {
+        "p": {("os", None)},
+        "p.a": {("p.b", "name")},
+        "p.b": {("p", "c")},
+        "p.c": {("p.a", None)},
+        "p.d": {("p.e", "name")},
+        "p.e": {("p.d", "name")},
+    }
+    found = [set(circle) for circle in structure.circles(imports)]
+    assert len(found) == 2
+    assert {"p.a", "p.b", "p.c"} in found
+    assert {"p.d", "p.e"} in found
+    assert structure.circles({**imports, "p.c": set(), "p.d": set()}) == []
 
 
 def _loaded_after(code: str) -> set[str]:

@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +15,7 @@ from typing import Any, Self
 from prunesearch.cache.entry import Entry
 from prunesearch.cache.incidents import Incident
 from prunesearch.cache.keys import Key
+from prunesearch.cache.leased_backend import LeasedBackend
 from prunesearch.cache.leases import (
     TTL,
     Leases,
@@ -24,7 +24,6 @@ from prunesearch.cache.leases import (
 )
 from prunesearch.cache.local_backend import LocalBackend
 from prunesearch.cache.location import CacheLocation
-from prunesearch.cache.shared_backend import SharedBackend, unavailable
 from prunesearch.cache.single_flight import SingleFlight
 from prunesearch.cache.two_level import TwoLevelBackend
 from prunesearch.errors import UnavailableError, one_line
@@ -32,36 +31,6 @@ from prunesearch.runtime import stopping
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0  # interval at which a database that failed is tried again
-
-
-@dataclass
-class LeasedBackend:
-    """A backend, together with the leases that protect it.
-
-    A process leases a key before it computes it, and commits the result to the backend under the
-    lease.
-    """
-
-    leases: Leases
-    backend: LocalBackend | SharedBackend
-
-    def commit(self, owner: str, token: int, entry: Entry) -> Entry | None:
-        """Store a result if its lease is still held.
-
-        Returns:
-            The entry that is stored now, or None if the lease has been lost.
-        """
-        digest = entry.key.digest
-        # The transaction stays open while the entry is written, so the lease cannot pass on.
-        with (
-            unavailable(self.backend.name),
-            self.leases.held(owner, {digest: token}) as (connection, held),
-        ):
-            if digest not in held:
-                return None
-            if isinstance(self.backend, SharedBackend):
-                return self.backend.put_in(connection, [entry])[digest]
-            return self.backend.put([entry])[digest]
 
 
 class EvaluationCache(TwoLevelBackend):
@@ -84,13 +53,13 @@ class EvaluationCache(TwoLevelBackend):
         self.refused = 0
         self._ttl = ttl
         self._liveness = ProcessLiveness(self.folder)
-        self._local_desk: LeasedBackend | None = None
-        self._shared_desk: LeasedBackend | None = None
+        self._local_leased: LeasedBackend | None = None
+        self._shared_leased: LeasedBackend | None = None
         if self.shared is not None:
-            self._shared_desk = LeasedBackend(
+            self._shared_leased = LeasedBackend(
                 Leases(self.shared.engine, self.shared.name, ttl), self.shared
             )
-        self._desks: list[LeasedBackend] = []
+        self._leased_backends: list[LeasedBackend] = []
         self._complaint = ""
         self._keeper = self._start_keeper()
 
@@ -139,8 +108,8 @@ class EvaluationCache(TwoLevelBackend):
         self._watch_keeper()
         wanted = set(digests)
         # Prefer the database: its leases hold for all hosts.
-        if self._shared_desk is not None:
-            leased = self._shared_desk
+        if self._shared_leased is not None:
+            leased = self._shared_leased
             granted = self._shared(lambda _: self._lease_at(leased, wanted))
             if granted is not None:
                 return leased, granted
@@ -153,14 +122,14 @@ class EvaluationCache(TwoLevelBackend):
     def _lease_locally(
         self, backend: LocalBackend, wanted: set[str]
     ) -> tuple[LeasedBackend, dict[str, int]]:
-        if self._local_desk is None:
-            self._local_desk = LeasedBackend(folder_leases(self.folder, self._ttl), backend)
-        return self._local_desk, self._lease_at(self._local_desk, wanted)
+        if self._local_leased is None:
+            self._local_leased = LeasedBackend(folder_leases(self.folder, self._ttl), backend)
+        return self._local_leased, self._lease_at(self._local_leased, wanted)
 
     def _lease_at(self, leased: LeasedBackend, wanted: set[str]) -> dict[str, int]:
         with self._lock:
-            if leased not in self._desks:
-                self._desks.append(leased)
+            if leased not in self._leased_backends:
+                self._leased_backends.append(leased)
         owner = self._liveness.owner
         granted = leased.leases.acquire(owner, wanted)
         left = wanted - set(granted)
@@ -178,28 +147,28 @@ class EvaluationCache(TwoLevelBackend):
     def commit(self, leased: LeasedBackend, token: int, entry: Entry) -> Entry | None:
         """Store a result under its lease; see `SingleFlight.commit`."""
         try:
-            stands = leased.commit(self._liveness.owner, token, entry)
+            stored = leased.commit(self._liveness.owner, token, entry)
         except UnavailableError as error:
             # The backend failed. Store the result in the other backend, if there is one.
-            if leased is self._shared_desk:
+            if leased is self._shared_leased:
                 self._shared_failed(error)
             elif self.shared is not None:
                 self._local_failed(error)
             else:
                 raise
             return self._put(entry)
-        if stands is None:
+        if stored is None:
             # The lease had passed to another process. Report its value if it disagrees.
             self.refused += 1
-            stands = self.get(entry.key)
-            if stands is not None and not stands.agrees(entry):
-                leased.backend.report_incident(Incident.disagreement(stands, entry))
-        elif leased is self._shared_desk:
-            self._cache(stands)
+            stored = self.get(entry.key)
+            if stored is not None and not stored.agrees(entry):
+                leased.backend.report_incident(Incident.disagreement(stored, entry))
+        elif leased is self._shared_leased:
+            self._cache(stored)
         elif self.shared is not None:
             # The key was leased on the disk while the database was down.
-            stands = self._put(stands)
-        return stands
+            stored = self._put(stored)
+        return stored
 
     def release(self, leased: LeasedBackend, digests: Iterable[str]) -> None:
         """Release leases, so that other processes can get them."""
@@ -207,7 +176,7 @@ class EvaluationCache(TwoLevelBackend):
             leased.leases.release(self._liveness.owner, digests)
 
     def _keep(self) -> None:
-        """Renew leases, and try a database that failed again, until the store is closed."""
+        """Renew leases, and try a database that failed again, until the cache is closed."""
         pause = self._ttl / 3
         if self.shared is not None:
             pause = min(pause, _LOOK_SECONDS)
@@ -221,7 +190,7 @@ class EvaluationCache(TwoLevelBackend):
 
     def _renew(self) -> None:
         with self._lock:
-            leased_backends = list(self._desks)
+            leased_backends = list(self._leased_backends)
         for leased in leased_backends:
             self._survive(lambda leased=leased: leased.leases.renew(self._liveness.owner))  # type: ignore[misc]
 
@@ -261,12 +230,12 @@ class EvaluationCache(TwoLevelBackend):
         """Release all leases, send unsent results to the database, and close both backends."""
         self._closed.set()
         self._keeper.join()
-        for leased in self._desks:
+        for leased in self._leased_backends:
             with contextlib.suppress(UnavailableError):
                 leased.leases.release(self._liveness.owner)
         super().close()
-        if self._local_desk is not None:
-            self._local_desk.leases.engine.dispose()
+        if self._local_leased is not None:
+            self._local_leased.leases.engine.dispose()
         self._liveness.leave()
 
     def __enter__(self) -> Self:

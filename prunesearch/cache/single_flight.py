@@ -1,38 +1,55 @@
-"""Single single_flight: of all processes that need a key, one computes it and the others use its
-result.
+"""Single-flight: of all processes that need a key, one computes it and the others use its result.
 
-with store.flight() as single_flight:
-    found = flight.claim(keys)          # the stored entries; this process computes
-    `single_flight.owned` flight.commit(key, value, seconds)  # the entry that is stored now; None
-    if the lease was lost flight.wait(stopped)                # until other processes may have
-    stored their results
+with cache.single_flight() as single_flight:
+    found = single_flight.acquire(keys)         # the stored entries
+    single_flight.owned                         # the keys that this process computes
+    single_flight.commit(key, value, seconds)   # the stored entry; None without a lease
+    single_flight.wait(stopped)                 # until others may have stored results
 """
 
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 from prunesearch.cache.backend import Found
 from prunesearch.cache.entry import Entry
 from prunesearch.cache.keys import Key
+from prunesearch.cache.leased_backend import LeasedBackend
 from prunesearch.runtime import failpoints
 
-if TYPE_CHECKING:
-    from prunesearch.cache.evaluation_cache import EvaluationCache, LeasedBackend
-
 _FIRST_WAIT, _LONGEST_WAIT = 0.02, 1.0
+
+
+class LeasingCache(Protocol):
+    """A cache that leases keys; `EvaluationCache` is one."""
+
+    def get_digests(self, digests: Iterable[str]) -> Found:
+        """Return the stored entries of these keys."""
+        ...
+
+    def lease(self, digests: Iterable[str]) -> tuple[LeasedBackend, dict[str, int]]:
+        """Lease keys. Return the backend that they are leased in, and the lease's token by key."""
+        ...
+
+    def commit(self, leased: LeasedBackend, token: int, entry: Entry) -> Entry | None:
+        """Store a result under its lease."""
+        ...
+
+    def release(self, leased: LeasedBackend, digests: Iterable[str]) -> None:
+        """Release leases without a result."""
+        ...
 
 
 class SingleFlight:
     """Leases keys to this process until it commits them, releases them or dies.
 
-    A thread of the store renews the leases. Leases that are left at the end of the ``with`` block
+    A thread of the cache renews the leases. Leases that are left at the end of the ``with`` block
     are released.
     """
 
-    def __init__(self, store: "EvaluationCache") -> None:
-        self._store = store
+    def __init__(self, cache: LeasingCache) -> None:
+        self._cache = cache
         self._tokens: dict[str, tuple[LeasedBackend, int]] = {}
         self._pause = _FIRST_WAIT
 
@@ -48,20 +65,20 @@ class SingleFlight:
             The entries that are stored already.
 
         Raises:
-            UnavailableError: no backend of the store works.
+            UnavailableError: no backend of the cache works.
         """
         wanted = {key.digest for key in keys} - self.owned
-        found = self._store.get_digests(wanted)
+        found = self._cache.get_digests(wanted)
         missing = wanted - set(found)
         if missing:
-            leased, granted = self._store.lease(missing)
+            leased, granted = self._cache.lease(missing)
             for digest, token in granted.items():
                 self._tokens[digest] = (leased, token)
             for digest in granted:
-                failpoints.hit("after_claim", digest)
+                failpoints.hit("after_acquire", digest)
             # Look again: a key may have been committed, and its lease released, since the first
             # look.
-            late = self._store.get_digests(granted)
+            late = self._cache.get_digests(granted)
             self._release(late)
             found |= late
         if found or self._tokens:
@@ -69,7 +86,7 @@ class SingleFlight:
         return found
 
     def commit(self, key: Key, value: Any, seconds: float = 0.0) -> Entry | None:  # noqa: ANN401 (any JSON value)
-        """Store the result of a key that is in `mine`. On return it is stored durably.
+        """Store the result of a key that is in `owned`. On return it is stored durably.
 
         Returns:
             The entry that is stored now: this one, or an earlier one if there was one. None if the
@@ -77,7 +94,7 @@ class SingleFlight:
             refused then.
 
         Raises:
-            UnavailableError: no backend of the store works.
+            UnavailableError: no backend of the cache works.
             ValueError: the value is not portable JSON.
         """
         entry = Entry(key, value, round(seconds, 4), round(time.time(), 3))
@@ -86,17 +103,17 @@ class SingleFlight:
         _ = entry.serialized
         leased, token = self._tokens.pop(key.digest)
         failpoints.hit("before_commit", key.digest)
-        stands = self._store.commit(leased, token, entry)
-        if stands is not None:
+        stored = self._cache.commit(leased, token, entry)
+        if stored is not None:
             failpoints.hit("after_commit", key.digest)
-        return stands
+        return stored
 
     def release(self, keys: Iterable[Key]) -> None:
         """Release keys without a result, so that other processes can compute them."""
         self._release(key.digest for key in keys)
 
     def _release(self, digests: Iterable[str]) -> None:
-        # Group the digests by the backend that they are leased in. A desk is not hashable.
+        # Group the digests by the backend that they are leased in. A `LeasedBackend` is not hashable.
         leased_backends: dict[int, LeasedBackend] = {}
         left: dict[int, list[str]] = {}
         for digest in list(digests):
@@ -105,7 +122,7 @@ class SingleFlight:
                 leased_backends[id(leased)] = leased
                 left.setdefault(id(leased), []).append(digest)
         for number, leased in leased_backends.items():
-            self._store.release(leased, left[number])
+            self._cache.release(leased, left[number])
 
     def wait(self, stopped: Callable[[], bool]) -> None:
         """Wait a moment for other processes to finish. Each wait is longer than the one before."""

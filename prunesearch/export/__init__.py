@@ -2,12 +2,8 @@
 candidate.
 """
 
-from prunesearch.export.checkpoint import (
-    FORMS,
-    Exported,
-    check_destination,
-    export,
-)
+from prunesearch.export.checkpoint import check_destination, export
+from prunesearch.export.exported import FORMS, Exported
 from prunesearch.export.manifest import MANIFEST, REPORT
 from prunesearch.export.recheck import recheck
 from prunesearch.export.verification import Verification

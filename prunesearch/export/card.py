@@ -7,20 +7,18 @@ applies.
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from huggingface_hub import metadata_load
 
 from prunesearch.config.recipe import Recipe, portable_name
 from prunesearch.errors import ModelError
+from prunesearch.export.exported import Exported
 from prunesearch.export.sublayers import PROMISES, trusts
 from prunesearch.export.verification import Verification
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
-
-if TYPE_CHECKING:
-    from prunesearch.export.checkpoint import Exported
 
 _LICENCE = ("license", "license_name", "license_link", "language")
 
@@ -41,7 +39,7 @@ def own_code(loaded: LoadedModel, form: str) -> bool:
 
 
 def text_of(
-    loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any], manifest: str, report: str
+    loaded: LoadedModel, exported: Exported, facts: Mapping[str, Any], manifest: str, report: str
 ) -> str:
     """Return the text of the card.
 
@@ -105,7 +103,7 @@ def _compared(check: Verification) -> str:
     return f"{said}."
 
 
-def _origin(loaded: LoadedModel, exported: "Exported", facts: Mapping[str, Any]) -> str:
+def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Any]) -> str:
     """Return how the layers were chosen, on which data, and the commands that repeat it."""
     text = ""
     recipe = facts.get("recipe")

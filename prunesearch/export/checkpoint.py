@@ -10,7 +10,6 @@ import dataclasses
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from prunesearch.export.atomic import (
 )
 from prunesearch.export.companions import companions, copy_companions, without_code
 from prunesearch.export.config_file import ConfigFile, edited_file
+from prunesearch.export.exported import FORMS, Exported
 from prunesearch.export.layout import Layout, layout_of
 from prunesearch.export.verification import (
     Expected,
@@ -73,45 +73,7 @@ from prunesearch.models.structure import (
 from prunesearch.models.surgery import check_removable
 from prunesearch.runtime import stopping
 
-FORMS = ("plain", "zeroed", "deci", "remote-code")
-"""The forms in which a candidate can be written; see `sublayers`."""
-
 _SHORT_OF_MEMORY = "where memory is short, export with --weights stream"
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A finished export.
-
-    Attributes:
-        folder: folder of the checkpoint.
-        candidate: candidate that was exported.
-        form: one of `FORMS`.
-        params: number of parameters of the checkpoint as it is loaded.
-        bytes: bytes of the weight files.
-        verification: result of the comparison with the scored candidate.
-        changed: changes that were made to the weights before they were written. Empty if the
-            weights are those of the base model.
-    """
-
-    folder: Path
-    candidate: LayerSubset
-    form: str
-    params: int
-    bytes: int
-    verification: Verification
-    changed: tuple[str, ...] = ()
-
-    def document(self) -> dict[str, Any]:
-        """Return the export as JSON values."""
-        return {
-            "folder": str(self.folder),
-            "dropped": self.candidate.text,
-            "form": self.form,
-            "params": self.params,
-            "bytes": self.bytes,
-            "verification": self.verification.document(),
-        }
 
 
 def export(

@@ -4,19 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import transformers
 import xxhash
 
-import prunesearch
 from prunesearch.errors import StorageError
 from prunesearch.export import card
+from prunesearch.export.exported import Exported
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.safetensors_files import INDEX
-
-if TYPE_CHECKING:
-    from prunesearch.export.checkpoint import Exported
+from prunesearch.runtime.version import __version__
 
 MANIFEST = "prunesearch.json"
 REPORT = "verification.json"
@@ -26,7 +24,7 @@ _LOOKED_AT_OTHERWISE = ("config.json", INDEX, "README.md", MANIFEST, REPORT)
 def write(
     folder: Path,
     loaded: LoadedModel,
-    exported: "Exported",
+    exported: Exported,
     digests: Mapping[str, str],
     unread: Sequence[str],
     facts: Mapping[str, Any],
@@ -42,7 +40,7 @@ def write(
         facts: facts about the candidate (recipe, metrics).
     """
     candidate, check = exported.candidate, exported.verification
-    versions = {"prunesearch": prunesearch.__version__, "transformers": transformers.__version__}
+    versions = {"prunesearch": __version__, "transformers": transformers.__version__}
     report = {
         **asdict(check),
         "versions": versions,

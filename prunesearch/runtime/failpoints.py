@@ -7,7 +7,7 @@ and no environment variable arms them.
 from collections.abc import Callable
 
 POINTS = (
-    *("after_claim", "after_score", "before_commit", "after_commit"),
+    *("after_acquire", "after_score", "before_commit", "after_commit"),
     *("before_tell", "after_tell", "mid_export", "mid_salvage"),
 )
 

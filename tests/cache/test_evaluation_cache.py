@@ -352,7 +352,7 @@ def test_fault_points_are_reached_under_test_only(tmp_path: Path, key: MakeKey) 
     finally:
         failpoints.enable(None)
     assert reached == [
-        (point, key(1).digest) for point in ("after_claim", "before_commit", "after_commit")
+        (point, key(1).digest) for point in ("after_acquire", "before_commit", "after_commit")
     ]
     package = Path(evaluation_cache.__file__).parent.parent
     sources = [path for path in package.rglob("*.py") if path.name != "faults.py"]
