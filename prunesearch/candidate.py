@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from prunesearch.errors import InputError
+from prunesearch.runtime.json_values import Json, to_json
 
 
 @dataclass(frozen=True, order=True)
@@ -135,6 +136,12 @@ class LayerSubset:
     def canonical(self) -> str:
         """Unique spelling for cache keys, such as ``blocks/30:3,7a,12m``."""
         return f"blocks/{self.n_layers}:{self.text}"
+
+
+@to_json.register(LayerSubset)
+def _(candidate: LayerSubset) -> Json:
+    """Return the dropped layers as users write them."""
+    return candidate.text
 
 
 @dataclass(frozen=True)

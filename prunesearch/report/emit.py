@@ -4,28 +4,30 @@ import io
 import json
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from prunesearch.runtime.json_values import to_json
 from prunesearch.runtime.masking import printable
 
 if TYPE_CHECKING:
     from rich.console import Group
 
+Value = TypeVar("Value")
 _PIPE = 100_000  # width of output that is not a terminal: wider than any row
 
 
-def emit(as_json: bool, document: Any, render: "Callable[[Any], list[Group | str]]") -> None:  # noqa: ANN401 (any JSON value)
-    """Print a document on stdout.
+def emit(as_json: bool, value: Value, render: "Callable[[Value], list[Group | str]]") -> None:
+    """Print a result on stdout. This is the only place that prints a result as JSON.
 
     Args:
         as_json: print JSON instead of tables.
-        document: JSON values.
-        render: function that turns the document into tables and lines.
+        value: the result: a dataclass, or a list of dataclasses (see `to_json`).
+        render: function that turns the result into tables and lines.
     """
     if as_json:
-        click.echo(json.dumps(document, indent=2, default=str))
+        click.echo(json.dumps(to_json(value), indent=2))
         return
     from rich.console import Console
 
@@ -39,7 +41,7 @@ def emit(as_json: bool, document: Any, render: "Callable[[Any], list[Group | str
     # In a pipe each row is one line.
     if not console.is_terminal:
         console.width = _PIPE
-    for part in filter(None, render(document)):
+    for part in filter(None, render(value)):
         if isinstance(part, Commands):
             lines = [printable(line) for line in part.split("\n")]
             console.print("\n".join(lines), soft_wrap=True)
