@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import diskcache
 
@@ -38,7 +37,7 @@ SCHEMA_VERSION = 2
 Files of early development versions have version 0 and the same layout.
 """
 
-SETTINGS: Mapping[str, Any] = MappingProxyType(
+SETTINGS: Mapping[str, str | int] = MappingProxyType(
     {
         "eviction_policy": "none",
         "cull_limit": 0,

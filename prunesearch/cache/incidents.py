@@ -6,9 +6,10 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from prunesearch.cache.entry import Entry
+from prunesearch.runtime.json_values import as_float, as_object
 
 DAMAGE, DISAGREEMENT = "damage", "disagreement"
 _MOST = 2**16  # largest number of characters of a damaged row that are kept
@@ -98,9 +99,12 @@ class IncidentFile:
 
 def _read(line: str) -> Incident | None:
     try:
-        fields: dict[str, Any] = json.loads(line)
+        fields = as_object(json.loads(line), "an incident")
         return Incident(
-            str(fields["kind"]), str(fields["key"]), str(fields["detail"]), float(fields["at"])
+            str(fields["kind"]),
+            str(fields["key"]),
+            str(fields["detail"]),
+            as_float(fields["at"], "at"),
         )
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -7,8 +7,11 @@ with the value, so that a wrong key can be diagnosed.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
+
+from prunesearch.runtime.json_values import Json, JsonObject
 
 SCHEMA_VERSION = 1
 """Version of the pre-image's layout."""
@@ -34,7 +37,7 @@ class Key:
         return cls(hashlib.sha256(preimage.encode(errors="replace")).hexdigest(), preimage)
 
 
-def evaluation_key(fingerprint: str, candidate: str, chunk: dict[str, Any]) -> Key:
+def evaluation_key(fingerprint: str, candidate: str, chunk: Mapping[str, Json]) -> Key:
     """Return the key of one candidate's results on one chunk of the data.
 
     Args:
@@ -74,7 +77,7 @@ def minor(version: str) -> str:
     return ".".join(version.split("+")[0].split(".")[:2])
 
 
-def canonical_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)
+def canonical_json(value: Json) -> str:
     """Return the canonical text of a JSON value: with sorted keys, without spaces and without NaN.
 
     Raises:
@@ -85,5 +88,5 @@ def canonical_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)
     )
 
 
-def _key(fields: dict[str, Any]) -> Key:
+def _key(fields: JsonObject) -> Key:
     return Key.of(canonical_json({"schema": SCHEMA_VERSION, **fields}))

@@ -53,6 +53,11 @@ class CacheLocation:
     folder: Path
     url: str | None = None
 
+    def shown(self) -> "CacheLocation":
+        """Return the location with an absolute folder and without the secrets of the URL."""
+        url = None if self.url is None else shown(self.url)
+        return CacheLocation(self.folder.absolute(), url)
+
     def __str__(self) -> str:
         if self.url is None:
             return str(self.folder)

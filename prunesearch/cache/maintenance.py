@@ -4,9 +4,9 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from prunesearch.cache import repair, transfer
 from prunesearch.cache.backend import CacheBackend, Group, Readable
@@ -21,9 +21,65 @@ from prunesearch.cache.repair import FILE
 from prunesearch.cache.shared_backend import SharedBackend
 from prunesearch.cache.two_level import UNSENT
 from prunesearch.errors import StorageError
+from prunesearch.runtime.json_values import json_as
 
 NAMES = "names"
 """Folder of a cache with the names of models: one file for each model, named by its fingerprint."""
+
+
+@dataclass(frozen=True)
+class BackendCheck:
+    """Result of the check of one backend.
+
+    Attributes:
+        place: location of the backend.
+        sound, damaged: number of sound entries, and of damaged ones, which were removed.
+        faults: faults that the database found in its file.
+    """
+
+    place: str
+    sound: int
+    damaged: int
+    faults: tuple[str, ...] = field(metadata=json_as("file"))
+
+
+@dataclass(frozen=True)
+class DatedIncident:
+    """An incident with its time as text. The other attributes are those of `Incident`."""
+
+    kind: str
+    key: str
+    detail: str
+    at: str
+
+
+@dataclass(frozen=True)
+class CacheCheck:
+    """Result of the check of a cache: of each backend, and all incidents so far."""
+
+    backends: tuple[BackendCheck, ...] = field(metadata=json_as("tiers"))
+    incidents: tuple[DatedIncident, ...] = field(metadata=json_as("alarms"))
+
+    @property
+    def sound(self) -> bool:
+        """True if nothing was damaged."""
+        return not any(backend.damaged or backend.faults for backend in self.backends)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Number of entries, leases, owners and quarantined files that were removed.
+
+    Attributes:
+        entries: number of entries, of the shared cache if there is one.
+        before: entries that were stored before this time were removed.
+    """
+
+    entries: int
+    leases: int
+    owners: int
+    quarantined: int
+    before: str
 
 
 @contextmanager
@@ -99,13 +155,16 @@ def unsent(location: CacheLocation) -> int:
     return len(DiskFile(folder))
 
 
-def verified(location: CacheLocation) -> dict[str, Any]:
-    """Check every entry of every backend, and remove damaged entries.
+def when(at: float) -> str:
+    """Return a time in seconds since 1970 as text."""
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):  # the time is from a file that was edited by hand
+        return f"{at:g}"
 
-    Returns:
-        For each backend the number of sound and of damaged entries, and the faults of its file. All
-        incidents.
-    """
+
+def verified(location: CacheLocation) -> CacheCheck:
+    """Check every entry of every backend, and remove damaged entries."""
     # 1. Refuse to make a cache that does not exist.
     with reading(location):
         pass
@@ -127,16 +186,12 @@ def verified(location: CacheLocation) -> dict[str, Any]:
             # Rows with foreign keys cannot be removed one by one.
             if damaged and isinstance(backend, LocalBackend) and _damaged(backend):
                 backend.rebuild()
-            backends.append(
-                {
-                    "place": backend.name,
-                    "sound": len(backend),
-                    "damaged": len(damaged),
-                    "file": faults,
-                }
-            )
+            backends.append(BackendCheck(backend.name, len(backend), len(damaged), tuple(faults)))
             incidents += backend.read_incidents()
-    return {"tiers": backends, "alarms": [asdict(incident) for incident in incidents]}
+    dated = []
+    for incident in incidents:
+        dated.append(DatedIncident(incident.kind, incident.key, incident.detail, when(incident.at)))
+    return CacheCheck(tuple(backends), tuple(dated))
 
 
 def _damaged(backend: CacheBackend) -> list[str]:
@@ -170,16 +225,12 @@ def merge(location: CacheLocation, paths: Sequence[Path]) -> transfer.Imported:
         return transfer.add(paths, backends)
 
 
-def sweep(location: CacheLocation, before: float) -> dict[str, Any]:
+def sweep(location: CacheLocation, before: float) -> Swept:
     """Remove old entries, leases that have run out, and files of dead processes.
 
     Args:
         location: location of the cache.
         before: time in seconds since 1970. Entries that were stored earlier are removed.
-
-    Returns:
-        The numbers of entries (of the shared cache, if there is one), leases, owners and
-        quarantined files that were removed.
     """
     # 1. Refuse to make a cache that does not exist.
     with reading(location):
@@ -206,7 +257,7 @@ def sweep(location: CacheLocation, before: float) -> dict[str, Any]:
     # 4. Remove damaged files.
     files = _sweep_quarantine(location.folder, before)
     files += _sweep_quarantine(location.folder / UNSENT, before)
-    return {"entries": counts[0], "leases": leases, "owners": len(dead), "quarantined": files}
+    return Swept(counts[0], leases, len(dead), files, when(before))
 
 
 def _sweep_quarantine(folder: Path, before: float) -> int:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
 
 import sqlalchemy
 from sqlalchemy import Connection
@@ -156,7 +155,7 @@ class SharedBackend:
                 standing[digest] = self._settle(connection, given[digest], text, rule)
         return standing
 
-    def _keep(self, rows: Sequence[dict[str, Any]]) -> sqlalchemy.Executable:
+    def _keep(self, rows: Sequence[dict[str, str | float]]) -> sqlalchemy.Executable:
         """Make a statement that inserts rows, or locks existing ones, and returns the stored rows.
 
         An update that changes nothing takes the lock. Until the transaction ends, no other
@@ -319,7 +318,7 @@ def unavailable(name: str) -> Iterator[None]:
         ) from None
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def _row(entry: Entry) -> dict[str, str | float]:
     model, kind = entry.labels
     return {
         "key": entry.key.digest,

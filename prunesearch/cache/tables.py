@@ -72,7 +72,7 @@ def connect(url: str) -> Engine:
     return engine
 
 
-def postgres_arguments(url: str | sqlalchemy.URL) -> dict[str, Any]:
+def postgres_arguments(url: str | sqlalchemy.URL) -> dict[str, int | None]:
     """Return arguments for a PostgreSQL driver. Settings in the URL take precedence.
 
     With these arguments the driver notices a dead connection, and works over a pool of sessions.
@@ -80,7 +80,7 @@ def postgres_arguments(url: str | sqlalchemy.URL) -> dict[str, Any]:
     parsed = sqlalchemy.make_url(url)
     if parsed.get_driver_name() not in ("psycopg", "psycopg2"):
         return {}
-    arguments: dict[str, Any] = {
+    arguments: dict[str, int | None] = {
         "connect_timeout": 5,
         "keepalives": 1,
         "keepalives_idle": 30,
@@ -106,7 +106,7 @@ def sqlite_engine(url: str | sqlalchemy.URL, pragmas: Sequence[str] = ()) -> Eng
     engine = sqlalchemy.create_engine(url, connect_args={"timeout": 60})
 
     @event.listens_for(engine, "connect")
-    def prepare(connection: Any, _: object) -> None:  # noqa: ANN401 (sqlite3's connection in SQLAlchemy's wrapper)
+    def prepare(connection: Any, _: object) -> None:  # noqa: ANN401 (a connection of sqlite3, in SQLAlchemy's wrapper)
         # Otherwise the driver would begin transactions late, and without the lock.
         connection.isolation_level = None
         connection.create_function(CLOCK, 0, lambda: monotonic())

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypeGuard
 
 from prunesearch.cache.backend import CacheBackend, Readable, settle
 from prunesearch.cache.entry import (
@@ -31,6 +31,7 @@ from prunesearch.cache.keys import SCHEMA_VERSION, Key, canonical_json
 from prunesearch.cache.shapes import fits
 from prunesearch.errors import InputError, RunError, UnavailableError
 from prunesearch.runtime import failpoints
+from prunesearch.runtime.json_values import Json, JsonObject
 
 FORMAT = "prunesearch evaluations"
 VERSION = 1
@@ -40,6 +41,14 @@ _SLACK = 64 * 2**20  # decompressed size in bytes that is allowed in any case
 _BATCH = 500  # number of entries that are imported in one transaction
 _NOTHING = "; nothing was imported"
 _LATEST = 253402300800.0  # the end of the year 9999, in seconds since 1970
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Result of an export: the file, and the number of its entries."""
+
+    file: str
+    entries: int
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def _write(file: IO[bytes], entries: Iterable[Entry], *, compress: bool) -> int:
         target = gzip.GzipFile(fileobj=file, mode="wb", mtime=0)
     digest, count = hashlib.sha256(), 0
 
-    def line(fields: dict[str, Any]) -> None:
+    def line(fields: JsonObject) -> None:
         text = canonical_json(fields).encode() + b"\n"
         digest.update(text)
         target.write(text)
@@ -137,7 +146,7 @@ def _sound(backend: Readable) -> Iterator[tuple[str, Entry]]:
             yield digest, entry
 
 
-def _fields(entry: Entry) -> dict[str, Any]:
+def _fields(entry: Entry) -> JsonObject:
     return {
         "key": entry.key.digest,
         "made": entry.made,
@@ -275,9 +284,9 @@ def _limited(path: Path, file: IO[bytes] | gzip.GzipFile, most: int) -> Iterator
         yield line
 
 
-def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _parsed(path: Path, number: int, line: bytes) -> JsonObject:
     try:
-        fields = json.loads(line)
+        fields: Json = json.loads(line)
     except (ValueError, RecursionError):
         raise _bad(path, number, "it is not JSON") from None
     if not isinstance(fields, dict):
@@ -285,7 +294,7 @@ def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return fields
 
 
-def _check_header(path: Path, fields: dict[str, Any]) -> None:
+def _check_header(path: Path, fields: JsonObject) -> None:
     if fields.get("format") != FORMAT:
         raise InputError(
             f"{str(path)!r} is not an export of a cache: make one with prunesearch cache export "
@@ -299,20 +308,21 @@ def _check_header(path: Path, fields: dict[str, Any]) -> None:
         )
 
 
-def _entry(path: Path, number: int, fields: dict[str, Any]) -> Entry:
+def _entry(path: Path, number: int, fields: JsonObject) -> Entry:
     # 1. Check the form of each field.
     if set(fields) != _FIELDS:
         raise _bad(path, number, "it does not have the fields of an entry")
     digest, made, seconds = fields["key"], fields["made"], fields["seconds"]
-    if not is_digest(digest) or not isinstance(fields["preimage"], str):
+    preimage = fields["preimage"]
+    if not isinstance(digest, str) or not is_digest(digest) or not isinstance(preimage, str):
         raise _bad(path, number, "its key is not valid")
     # A time in the future is accepted. Such an entry only loses against others, because the
     # earliest stays.
     if not _is_number(made, 0, _LATEST) or not _is_number(seconds, 0, _LATEST):
         raise _bad(path, number, "its times are impossible")
     # 2. The key must be one that prunesearch makes.
-    key = Key(digest, fields["preimage"])
-    if key != Key.of(fields["preimage"]) or not _is_canonical(key.preimage):
+    key = Key(digest, preimage)
+    if key != Key.of(preimage) or not _is_canonical(key.preimage):
         raise _bad(path, number, "its key is not that of its pre-image")
     kind = _kind(key.preimage)
     if kind is None:
@@ -373,7 +383,7 @@ def _is_text(value: object) -> bool:
     return True
 
 
-def _is_number(value: object, least: float, most: float) -> bool:
+def _is_number(value: object, least: float, most: float) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 

@@ -2,11 +2,7 @@
 
 import sys
 import time
-from collections import Counter
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -27,46 +23,12 @@ def cache() -> None:
 @JSON
 def stats(cache: str, storage: str, as_json: bool) -> None:
     """Count entries by model and objective, and what they saved each study."""
-    from prunesearch.cache import maintenance
     from prunesearch.cache.location import CacheLocation
     from prunesearch.report import cache as render
     from prunesearch.studies import cache_use
 
-    # 1. Read the studies and the backends of the cache. The shared backend comes first, if there is
-    # one.
-    location = CacheLocation.parse(cache)
-    studies = cache_use.studies_of(storage)
-    incidents: Counter[str] = Counter(damage=0, disagreement=0)
-    with maintenance.reading(location) as backends:
-        groups = backends[0].groups()
-        for backend in backends:
-            for incident in backend.read_incidents():
-                incidents[incident.kind] += 1
-    # 2. Count entries by model and objective.
-    rows = []
-    for group in groups:
-        rows.append(
-            {
-                "model": studies.models.get(group.model)
-                or maintenance.named(location.folder, group.model),
-                "fingerprint": group.model,
-                "objective": group.kind,
-                "entries": group.entries,
-                "bytes": group.bytes,
-            }
-        )
-    entries, size = maintenance.total(groups)
-    # 3. Print everything.
-    document = {
-        "place": str(location),
-        "entries": entries,
-        "bytes": size,
-        "groups": rows,
-        "studies": [asdict(use) | {"hit_rate": round(use.hit_rate, 4)} for use in studies.uses],
-        "alarms": {kind: incidents[kind] for kind in ("damage", "disagreement")},
-        "unsent": maintenance.unsent(location),
-    }
-    emit(as_json, document, render.stats)
+    statistics = cache_use.statistics(CacheLocation.parse(cache), storage)
+    emit(as_json, statistics, render.stats)
 
 
 @cache.command()
@@ -78,11 +40,9 @@ def verify(cache: str, as_json: bool) -> None:
     from prunesearch.cache.location import CacheLocation
     from prunesearch.report import cache as render
 
-    document = maintenance.verified(CacheLocation.parse(cache))
-    for incident in document["alarms"]:
-        incident["at"] = _when(incident["at"])
-    emit(as_json, document, render.verified)
-    if any(backend["damaged"] or backend["file"] for backend in document["tiers"]):
+    found = maintenance.verified(CacheLocation.parse(cache))
+    emit(as_json, found, render.verified)
+    if not found.sound:
         sys.exit(1)
 
 
@@ -98,7 +58,7 @@ def export_(file: str, cache: str, as_json: bool) -> None:
 
     with maintenance.reading(CacheLocation.parse(cache)) as backends:
         count = transfer.export(backends, Path(file))
-    emit(as_json, {"file": file, "entries": count}, render.exported)
+    emit(as_json, transfer.Exported(file, count), render.exported)
 
 
 @cache.command("import")
@@ -112,7 +72,7 @@ def import_(files: tuple[str, ...], cache: str, as_json: bool) -> None:
     from prunesearch.report import cache as render
 
     done = maintenance.merge(CacheLocation.parse(cache), [Path(file) for file in files])
-    emit(as_json, asdict(done), render.imported)
+    emit(as_json, done, render.imported)
 
 
 @cache.command()
@@ -127,8 +87,7 @@ def gc(older_than: str, cache: str, as_json: bool) -> None:
 
     # No entry is older than 1970.
     before = max(0.0, time.time() - parse_duration(older_than, "--older-than"))
-    document: dict[str, Any] = maintenance.sweep(CacheLocation.parse(cache), before)
-    emit(as_json, {**document, "before": _when(before)}, render.swept)
+    emit(as_json, maintenance.sweep(CacheLocation.parse(cache), before), render.swept)
 
 
 @cache.command()
@@ -136,16 +95,7 @@ def gc(older_than: str, cache: str, as_json: bool) -> None:
 @JSON
 def path(cache: str, as_json: bool) -> None:
     """Print where the cache is."""
-    from prunesearch.cache.location import CacheLocation, shown
+    from prunesearch.cache.location import CacheLocation
     from prunesearch.report import cache as render
 
-    location = CacheLocation.parse(cache)
-    url = None if location.url is None else shown(location.url)
-    emit(as_json, {"folder": str(location.folder.absolute()), "url": url}, render.path)
-
-
-def _when(at: float) -> str:
-    try:
-        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    except (ValueError, OverflowError, OSError):  # the time is from a file that was edited by hand
-        return f"{at:g}"
+    emit(as_json, CacheLocation.parse(cache).shown(), render.path)

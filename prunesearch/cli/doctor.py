@@ -1,7 +1,6 @@
 """The command `doctor`. It starts without torch."""
 
 import sys
-from dataclasses import asdict
 
 import click
 
@@ -21,8 +20,9 @@ def doctor(cache: str, storage: str, as_json: bool) -> None:
     """
     from prunesearch.pipeline.doctor import examine
     from prunesearch.report import cache as render
+    from prunesearch.report.checks import BROKEN
 
-    checks = examine(cache, storage)
-    emit(as_json, {"checks": [asdict(check) for check in checks]}, render.doctor)
-    if any(check.status == "broken" for check in checks):
+    found = examine(cache, storage)
+    emit(as_json, found, render.doctor)
+    if any(check.status == BROKEN for check in found.checks):
         sys.exit(1)

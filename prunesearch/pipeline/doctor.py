@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -31,36 +31,19 @@ from prunesearch.cache.shared_backend import SharedBackend
 from prunesearch.cache.tables import connect
 from prunesearch.cache.two_level import UNSENT
 from prunesearch.errors import PruneSearchError, one_line
+from prunesearch.report.checks import BROKEN, NOTE, Check, Checks
 from prunesearch.runtime.masking import CACHE_VARIABLE, pasted
 from prunesearch.studies import cache_use
 from prunesearch.studies.optuna_internals.tables import schema_revision
 from prunesearch.studies.writers import writer_at
 
-FINE, NOTE, BROKEN = "fine", "note", "broken"
 _PACKAGES = (
     "prunesearch torch transformers optuna lm-eval diskcache sqlalchemy alembic psycopg".split()
 )
 _LITTLE = 2**30  # free space in bytes below which the user is warned
 
 
-@dataclass(frozen=True)
-class Check:
-    """Result of one check.
-
-    Attributes:
-        name: name of the check.
-        found: what was found.
-        status: `FINE`, `NOTE` (worth knowing, but nothing is broken) or `BROKEN`.
-        remedy: advice to the user; empty if there is nothing to do.
-    """
-
-    name: str
-    found: str
-    status: str = FINE
-    remedy: str = ""
-
-
-def examine(cache: str, storage: str) -> list[Check]:
+def examine(cache: str, storage: str) -> Checks:
     """Run all checks. A check that fails is reported, and the others still run.
 
     Args:
@@ -93,7 +76,7 @@ def examine(cache: str, storage: str) -> list[Check]:
             checks.append(
                 Check(name, reason, BROKEN, "see that it is there and that you may use it")
             )
-    return checks
+    return Checks(tuple(checks))
 
 
 def _versions() -> Iterator[Check]:

@@ -46,6 +46,7 @@ from prunesearch.recovery.gap_fitting import (
     gaps_of,
 )
 from prunesearch.recovery.output_projections import Edit, put
+from prunesearch.runtime.json_values import JsonObject
 
 COMPENSATION_VERSION = 1
 """Version of compensation. Increase it with every change that may change a compensated weight."""
@@ -306,7 +307,7 @@ def _digest(
     method: str,
 ) -> str:
     """Digest of everything that determines a compensation."""
-    identity = {
+    identity: JsonObject = {
         "version": COMPENSATION_VERSION,
         "model": loaded.content,
         "candidate": candidate.canonical,

@@ -9,9 +9,10 @@ from typing import Any
 
 from rich.console import Group
 
-from prunesearch.report.study import Document, Parts, front_table
+from prunesearch.report.study import Document, front_table
 from prunesearch.report.tables import (
     Layers,
+    Parts,
     dense_against_pruned,
     duration,
     gib,

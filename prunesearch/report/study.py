@@ -7,6 +7,7 @@ from rich.console import Group
 
 from prunesearch.report.tables import (
     Layers,
+    Parts,
     Prose,
     gib,
     label,
@@ -17,7 +18,6 @@ from prunesearch.report.tables import (
 )
 
 Document = Mapping[str, Any]
-Parts = list[Group | str]
 
 
 def study_list(document: Sequence[Document]) -> Parts:

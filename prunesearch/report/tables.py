@@ -13,6 +13,8 @@ from rich.text import Text
 
 from prunesearch.runtime.masking import printable
 
+Parts = list[Group | str]
+"""Tables and lines, in the order in which they are printed."""
 _GAP = 2  # characters between two columns of a table
 _LEAST = 16  # smallest width of a column with a list of layers, unless the list is shorter
 _NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?( |%|$)|-?$")

@@ -2,19 +2,22 @@
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import sqlalchemy
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from prunesearch.cache.location import check_url, shown, sqlite_file
+from prunesearch.cache import maintenance
+from prunesearch.cache.incidents import DAMAGE, DISAGREEMENT
+from prunesearch.cache.location import CacheLocation, check_url, shown, sqlite_file
 from prunesearch.cache.tables import connect
 from prunesearch.errors import StorageError, one_line
+from prunesearch.runtime.json_values import Json, JsonObject, json_as
 from prunesearch.studies.optuna_internals import tables
 from prunesearch.studies.optuna_internals.tables import (
     STUDIES,
@@ -36,6 +39,8 @@ class StudyUse:
         running: number of trials that are being evaluated, or that a killed search left.
     """
 
+    json_properties: ClassVar[tuple[str, ...]] = ("hit_rate",)
+
     study: str
     hits: int
     computed: int
@@ -44,8 +49,8 @@ class StudyUse:
 
     @property
     def hit_rate(self) -> float:
-        """Share of the finished trials that were found in the cache."""
-        return self.hits / max(1, self.hits + self.computed)
+        """Share of the finished trials that were found in the cache, with four digits."""
+        return round(self.hits / max(1, self.hits + self.computed), 4)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,90 @@ class Studies:
 
     uses: tuple[StudyUse, ...]
     models: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ModelEntries:
+    """Entries of one model and one objective.
+
+    Attributes:
+        model: name of the model, or the beginning of its fingerprint.
+        fingerprint: fingerprint of the model.
+        objective: kind of data that was scored.
+        entries: number of entries.
+        bytes: size of the entries.
+    """
+
+    model: str
+    fingerprint: str
+    objective: str
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class IncidentCounts:
+    """Number of incidents of each kind."""
+
+    damage: int
+    disagreement: int
+
+
+@dataclass(frozen=True)
+class CacheStatistics:
+    """Entries of a cache and their use.
+
+    Attributes:
+        place: location of the cache, without passwords.
+        entries, bytes: number and size of all entries.
+        groups: entries by model and objective.
+        studies: use of the cache by each study.
+        incidents: number of incidents.
+        unsent: number of entries that wait for the shared cache.
+    """
+
+    place: str
+    entries: int
+    bytes: int
+    groups: tuple[ModelEntries, ...]
+    studies: tuple[StudyUse, ...]
+    incidents: IncidentCounts = field(metadata=json_as("alarms"))
+    unsent: int
+
+
+def statistics(location: CacheLocation, storage: str) -> CacheStatistics:
+    """Count the entries of a cache by model and objective, and their use by each study.
+
+    Args:
+        location: location of the cache.
+        storage: URL of the studies' database.
+
+    Raises:
+        StorageError: the cache does not exist, or the database cannot be read.
+    """
+    # 1. Read the studies and the backends. The shared backend comes first, if there is one.
+    studies = studies_of(storage)
+    incidents: Counter[str] = Counter()
+    with maintenance.reading(location) as backends:
+        groups = backends[0].groups()
+        for backend in backends:
+            incidents.update(incident.kind for incident in backend.read_incidents())
+    # 2. Give each model its name.
+    rows = []
+    for group in groups:
+        name = studies.models.get(group.model) or maintenance.named(location.folder, group.model)
+        rows.append(ModelEntries(name, group.model, group.kind, group.entries, group.bytes))
+    # 3. Collect everything.
+    entries, size = maintenance.total(groups)
+    return CacheStatistics(
+        place=str(location),
+        entries=entries,
+        bytes=size,
+        groups=tuple(rows),
+        studies=studies.uses,
+        incidents=IncidentCounts(incidents[DAMAGE], incidents[DISAGREEMENT]),
+        unsent=maintenance.unsent(location),
+    )
 
 
 def studies_of(url: str) -> Studies:
@@ -99,13 +188,13 @@ def studies_of(url: str) -> Studies:
         engine.dispose()
 
 
-def _ours(connection: Connection) -> dict[str, dict[str, Any]]:
+def _ours(connection: Connection) -> dict[str, dict[str, JsonObject]]:
     """Return the identity and the recipe of each study that prunesearch made, by name.
 
     Other software may store anything under these keys, so studies without both of them are left
     out.
     """
-    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    found: dict[str, dict[str, JsonObject]] = defaultdict(dict)
     attribute = STUDY_ATTRIBUTES
     rows = connection.execute(
         sqlalchemy.select(STUDIES.c.study_name, attribute.c.key, attribute.c.value_json)
@@ -123,14 +212,15 @@ def _ours(connection: Connection) -> dict[str, dict[str, Any]]:
     }
 
 
-def _parsed(text: object) -> object:
+def _parsed(text: object) -> Json:
     """Parse a JSON text. Return None if the value is not JSON."""
     if not isinstance(text, str):
         return None
     try:
-        return json.loads(text)
+        value: Json = json.loads(text)
     except (ValueError, RecursionError):
         return None
+    return value
 
 
 def _uses(connection: Connection, names: set[str]) -> Iterator[StudyUse]:
@@ -167,7 +257,7 @@ def _uses(connection: Connection, names: set[str]) -> Iterator[StudyUse]:
         yield StudyUse(name, hits, computed, saved[name], running[name])
 
 
-def _models(ours: dict[str, dict[str, Any]]) -> dict[str, str]:
+def _models(ours: dict[str, dict[str, JsonObject]]) -> dict[str, str]:
     found = {}
     for attributes in ours.values():
         digest, name = (

@@ -404,8 +404,8 @@ def test_verify_looks_at_what_waits_to_be_sent(tmp_path: Path, key: MakeKey) -> 
         outbox.put([Entry(key(i), [[i, 1.5, 2]]) for i in range(3)])
     with sqlite3.connect(tmp_path / "c" / "unsent" / "cache.db") as rows:
         rows.execute("UPDATE Cache SET value = replace(value, '[1,1.5,2]', '[1,1.6,2]')")
-    found = maintenance.verified(CacheLocation(tmp_path / "c"))["tiers"]
-    assert [(backend["sound"], backend["damaged"]) for backend in found] == [(0, 0), (2, 1)]
+    found = maintenance.verified(CacheLocation(tmp_path / "c")).backends
+    assert [(backend.sound, backend.damaged) for backend in found] == [(0, 0), (2, 1)]
 
 
 def test_an_entry_that_is_deleted_while_it_is_put_is_stored(

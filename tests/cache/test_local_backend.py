@@ -155,9 +155,9 @@ def test_hostile_files_run_nothing_and_reach_nothing(
         assert len(backend.get([key(i).digest for i in range(2, 30)])) == 28, "nothing is evicted"
         backend.discard([KEY.digest])
         assert {name: getattr(backend._cache, name) for name in SETTINGS} == dict(SETTINGS)
-    document = verified(CacheLocation(folder))
-    assert document["tiers"][0]["sound"] == 28
-    assert verified(CacheLocation(folder))["tiers"][0]["damaged"] == 0, "what is damaged is gone"
+    found = verified(CacheLocation(folder))
+    assert found.backends[0].sound == 28
+    assert verified(CacheLocation(folder)).backends[0].damaged == 0, "what is damaged is gone"
     assert outside.read_text() == "precious"
     assert {path.name for path in tmp_path.iterdir()} == {"c", "precious.txt"}
 
@@ -330,7 +330,7 @@ def test_a_kill_while_a_damaged_file_is_copied_loses_nothing(
     (aside,) = (location.folder / "quarantine").iterdir()
     for swept in (0, 1):
         os.utime(aside, (0, 0))
-        assert sweep(location, time.time() - 3600)["quarantined"] == swept, "it is copied first"
+        assert sweep(location, time.time() - 3600).quarantined == swept, "it is copied first"
     with closing(LocalBackend(location.folder)) as backend:
         assert len(backend.get(key(i).digest for i in range(100))) == 100
     _die_while_salvaging(location.folder)
