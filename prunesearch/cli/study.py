@@ -1,6 +1,5 @@
 """The commands `study …`. They start without torch."""
 
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -31,11 +30,11 @@ def study() -> None:
 def study_list(storage: str, as_json: bool) -> None:
     """List the studies of a database."""
     from prunesearch.report import study as rendered
-    from prunesearch.studies import persistence
+    from prunesearch.studies import persistence, summary
 
     quiet_optuna()
-    found = persistence.summaries(persistence.open_storage(storage, create=False))
-    emit(as_json, [asdict(summary) for summary in found], rendered.study_list)
+    found = summary.summaries(persistence.open_storage(storage, create=False))
+    emit(as_json, found, rendered.study_list)
 
 
 @study.command("show")
@@ -52,20 +51,11 @@ def study_list(storage: str, as_json: bool) -> None:
 def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
     """Show a study: its recipe, its counts and its best trials."""
     from prunesearch.report import study as rendered
-    from prunesearch.studies import persistence, selection
+    from prunesearch.studies import persistence, summary
 
     quiet_optuna()
     found = persistence.load(persistence.open_storage(storage, create=False), name)
-    # All trials of a front are shown.
-    count = best if len(found.directions) == 1 else None
-    document = {
-        **asdict(persistence.summarise(found)),
-        "recipe": persistence.recipe_of(found).model_dump(mode="json"),
-        "best": [
-            persistence.trial_document(trial) for trial in selection.best_trials(found, count)
-        ],
-    }
-    emit(as_json, document, rendered.study_show)
+    emit(as_json, summary.details(found, best), rendered.study_show)
 
 
 @study.command("best")
@@ -78,14 +68,14 @@ def study_best(
 ) -> None:
     """Print the layers that a study's best trial drops, as --drop of export takes them."""
     from prunesearch.report import study as rendered
-    from prunesearch.studies import persistence, selection
+    from prunesearch.studies import persistence, selection, summary
 
     quiet_optuna()
     wanted = selection.SelectionCriteria.parse(max_loss, max_size)
     trial = selection.choose(
         persistence.load(persistence.open_storage(storage, create=False), name), wanted
     )
-    emit(as_json, persistence.trial_document(trial), rendered.study_best)
+    emit(as_json, summary.summarise_trial(trial), rendered.study_best)
 
 
 @study.command("layers")
@@ -95,19 +85,11 @@ def study_best(
 def study_layers(name: str, storage: str, as_json: bool) -> None:
     """Show which layers matter: what dropping each costs, and how often the best trials drop it."""
     from prunesearch.report import study as rendered
-    from prunesearch.studies import persistence
-    from prunesearch.studies.importance import layer_importances
+    from prunesearch.studies import persistence, summary
 
     quiet_optuna()
     found = persistence.load(persistence.open_storage(storage, create=False), name)
-    summary = persistence.summarise(found)  # refuses studies that are not ours
-    document = {
-        "study": name,
-        "metric": found.metric_names[0] if found.metric_names else "value",
-        "trials": summary.trials,
-        "layers": [asdict(layer) for layer in layer_importances(found)],
-    }
-    emit(as_json, document, rendered.study_layers)
+    emit(as_json, summary.layers_of(found), rendered.study_layers)
 
 
 @study.command("resume")
@@ -151,16 +133,15 @@ def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
     """Delete a study and its trials. Evaluations stay in the cache."""
     from prunesearch.report import study as rendered
     from prunesearch.studies import persistence
+    from prunesearch.studies.summary import DeletedStudy, summarise
 
     quiet_optuna()
     database = persistence.open_storage(storage, create=False)
-    summary = persistence.summarise(
-        persistence.load(database, name)
-    )  # refuses studies that are not ours
+    summary = summarise(persistence.load(database, name))  # refuses studies that are not ours
     if not yes and not click.confirm(
         f"Delete study {name} with {summary.trials} trials?", err=True
     ):
         click.echo("nothing was deleted", err=True)
         return
     persistence.delete(database, name)
-    emit(as_json, {"deleted": name, "trials": summary.trials}, rendered.study_rm)
+    emit(as_json, DeletedStudy(name, summary.trials), rendered.study_rm)

@@ -11,10 +11,10 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import torch
 from torch import nn
@@ -42,6 +42,14 @@ TOKENS = 256
 _SECONDS = 5.0  # time limit of a measurement, after which a slow model is timed no further
 
 
+class StoredLatency(TypedDict):
+    """A `LatencyModel` as JSON values."""
+
+    block_ms: list[float]
+    attention_ms: list[float]
+    other_ms: float
+
+
 @dataclass(frozen=True)
 class LatencyModel:
     """Milliseconds of one prefill of `timed_tokens` tokens, by part of the model.
@@ -62,12 +70,16 @@ class LatencyModel:
             self.other_ms + sum(self.block_ms) - lost(self.block_ms, self.attention_ms, candidate)
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> StoredLatency:
         """Return the latencies as JSON values."""
-        return asdict(self)
+        return {
+            "block_ms": list(self.block_ms),
+            "attention_ms": list(self.attention_ms),
+            "other_ms": self.other_ms,
+        }
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Self:
+    def from_json(cls, stored: StoredLatency) -> Self:
         """Build a latency model from the values that `as_json` returned."""
         return cls(tuple(stored["block_ms"]), tuple(stored["attention_ms"]), stored["other_ms"])
 

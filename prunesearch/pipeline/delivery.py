@@ -177,7 +177,7 @@ def from_study(
         )
         raise ModelError(f"{error}{hint}") from None
     # The weights must be those that were searched.
-    searched = persistence.identity_of(study)["model content"]
+    searched = str(persistence.identity_of(study)["model content"])
     if loaded.fingerprint != searched:
         raise StudyError(
             f"model {recipe.model!r} is not the one that study {name!r} searched: its weights "

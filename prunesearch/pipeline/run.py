@@ -59,9 +59,11 @@ from prunesearch.pipeline.session import (
 )
 from prunesearch.report.notes import Noter
 from prunesearch.runtime import stopping
+from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers import SubsetSampler, build, trials_needed
 from prunesearch.space import SearchSpace, split_drop
 from prunesearch.studies import persistence, selection
+from prunesearch.studies.summary import TrialSummary, summarise_trial
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class Outcome:
         dense, best: evaluations of the dense model and of the study's best candidate. For a Pareto
             study, the best is the knee of its front, which saves most for the quality it loses.
         value: first value of the best trial.
-        front: documents of a Pareto study's non-dominated trials, best quality first; empty for
+        front: a Pareto study's non-dominated trials, best quality first; empty for
             other studies.
         dense_ms, best_ms: latency of one prefill in milliseconds.
         latency_measured: True if the latencies were measured. They are predicted if weights are
@@ -99,7 +101,7 @@ class Outcome:
     dense: Evaluation
     best: Evaluation
     value: float
-    front: tuple[dict[str, Any], ...]
+    front: tuple[TrialSummary, ...]
     dense_ms: float
     best_ms: float
     latency_measured: bool
@@ -471,7 +473,7 @@ class _Prepared:
         """Prepare a study: its fitness, its sampler, and the notes that a dashboard shows."""
         scalarizer = _scalarizer(session, recipe, study)
         # Selection and notes compare trials with the dense model.
-        baseline = {"metric": session.objective.metric, "metrics": dict(dense.metrics)}
+        baseline: JsonObject = {"metric": session.objective.metric, "metrics": dict(dense.metrics)}
         persistence.get_or_set_attr(study, selection.DENSE_ATTR, lambda: baseline)
         space = space_of(recipe, session.loaded)
         figures = {**dense.metrics, **scalarizer.costs(dense.candidate)}
@@ -503,10 +505,10 @@ class _Prepared:
         if not ranked:
             self._refuse(result)
         # The best trial, or the knee and the whole front of a Pareto study.
-        chosen, front = ranked[0], []
+        chosen, front = ranked[0], list[TrialSummary]()
         if self.space.budget == "pareto":
             chosen = knee(ranked, self.scalarizer.values(dense))
-            front = [persistence.trial_document(trial) for trial in ranked]
+            front = [summarise_trial(trial) for trial in ranked]
         best = require(*session.engine.evaluate_now([self.space.from_params(chosen.params)]))
         # Measure its latency against the dense model's.
         measured = not session.loaded.layers.streamed_once

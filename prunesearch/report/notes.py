@@ -4,9 +4,9 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial
@@ -16,34 +16,66 @@ from prunesearch.report.tables import gib, label, number
 from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
 from prunesearch.studies import notes, persistence, selection
 
-Document = Mapping[str, Any]
 _SECONDS = 5.0  # shortest time between two updates of a study's notes
 _MOST = 2000  # most characters of a note; a longer one takes several attributes of the database
 
 
-def study_note(document: Document) -> str:
+@dataclass(frozen=True)
+class BestTrial:
+    """The best trial of a study beside the dense model.
+
+    Attributes:
+        number: number of the trial.
+        dropped: dropped layers, as ``3,7a,12m``.
+        dense, pruned: figures of the dense model and of the trial, by name.
+    """
+
+    number: int
+    dropped: str
+    dense: Mapping[str, float]
+    pruned: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """What a note says about a study.
+
+    Attributes:
+        study: name of the study.
+        storage: URL of the database, without passwords.
+        recipe: recipe of the study.
+        done, total: number of finished trials, and of all trials.
+        front: number of trials on the front; 0 for one objective.
+        best: the best trial. None without one.
+    """
+
+    study: str
+    storage: str
+    recipe: Recipe
+    done: int
+    total: int
+    front: int
+    best: BestTrial | None
+
+
+def study_note(state: StudyState) -> str:
     """Return the note of a study: its best candidate, compared with the dense model, and the next
     commands.
-
-    Args:
-        document: ``study``, ``storage``, ``recipe``, ``done`` and ``total`` trials, ``best`` (None
-            if there is none) and ``front`` (number of trials on it; 0 for one objective). ``best``
-            has ``number`` and ``dropped``, and figures by name in ``dense`` and ``pruned``.
     """
-    recipe, best = document["recipe"], document["best"]
-    what = f"`{Path(recipe['model']).name}`, drop `{recipe['drop']}`, `{recipe['sampler']}`, {_objective(recipe)}"
-    lines = [what, f"{document['done']} of {document['total']} trials are finished."]
-    if document["front"]:
+    recipe, best = state.recipe, state.best
+    what = f"`{Path(recipe.model).name}`, drop `{recipe.drop}`, `{recipe.sampler}`, {_objective(recipe)}"
+    lines = [what, f"{state.done} of {state.total} trials are finished."]
+    if state.front:
         lines.append(
-            f"{document['front']} trials are on the front of quality and size: see the Pareto plot."
+            f"{state.front} trials are on the front of quality and size: see the Pareto plot."
         )
         lines.append(
-            _commands(document, "study show {study}", "export {study} --max-loss 10% --out {study}")
+            _commands(state, "study show {study}", "export {study} --max-loss 10% --out {study}")
         )
     elif best is not None:
-        lines.append(f"**Best: trial {best['number']} drops layers {best['dropped']}**")
+        lines.append(f"**Best: trial {best.number} drops layers {best.dropped}**")
         lines.append(_figures(best))
-        lines.append(_commands(document, "study layers {study}", "export {study} --out {study}"))
+        lines.append(_commands(state, "study layers {study}", "export {study} --out {study}"))
         lines.append(
             "*Hyperparameter importance* tells the best trials from good ones. `study layers` says "
             "what matters."
@@ -51,28 +83,27 @@ def study_note(document: Document) -> str:
     return "\n\n".join(lines)[:_MOST]
 
 
-def trial_note(document: Document) -> str:
+def trial_note(state: StudyState, best: BestTrial) -> str:
     """Return the note of the best trial: the layers that it drops, and the command that exports
     it.
     """
-    best = document["best"]
-    lines = [f"**The best so far. It drops layers {best['dropped']}.**", _figures(best)]
-    return "\n\n".join([*lines, _commands(document, "export {study} --out {study}")])[:_MOST]
+    lines = [f"**The best so far. It drops layers {best.dropped}.**", _figures(best)]
+    return "\n\n".join([*lines, _commands(state, "export {study} --out {study}")])[:_MOST]
 
 
-def _objective(recipe: Document) -> str:
+def _objective(recipe: Recipe) -> str:
     """Describe a recipe's objective and its data."""
-    if recipe.get("task"):
-        return f"task `{recipe['task']}`"
-    calibration = recipe["calibration"]
-    return f"`{recipe['objective']}` on {recipe['tokens']} tokens of `{Path(calibration).name}`"
+    if recipe.task:
+        return f"task `{recipe.task}`"
+    name = Path(recipe.calibration).name
+    return f"`{recipe.objective}` on {recipe.tokens} tokens of `{name}`"
 
 
-def _figures(best: Document) -> str:
+def _figures(best: BestTrial) -> str:
     """Return a table of the dense model's figures beside the best trial's."""
     rows = ["| | dense | pruned |", "|---|---|---|"]
-    for name, after in best["pruned"].items():
-        before = best["dense"].get(name)
+    for name, after in best.pruned.items():
+        before = best.dense.get(name)
         shown = "-" if before is None else _shown(name, before)
         title = label("predicted_ms" if name == "latency_ms" else name)
         rows.append(f"| {title} | {shown} | {_shown(name, after)} |")
@@ -86,16 +117,16 @@ def _shown(name: str, value: float) -> str:
     return number(name, value)
 
 
-def _commands(document: Document, *commands: str) -> str:
+def _commands(state: StudyState, *commands: str) -> str:
     """Format commands as a block of code.
 
     A URL with a password is replaced by its environment variable.
     """
-    storage = document["storage"]
+    storage = state.storage
     flag = ""
     if storage != "sqlite:///storage/study.db":
         flag = f" --storage {pasted(storage, STORAGE_VARIABLE)}"
-    study = quote(document["study"])
+    study = quote(state.study)
     lines = ["```"]
     for command in commands:
         lines.append(f"prunesearch {command.format(study=study)}{flag}")
@@ -130,25 +161,22 @@ class Noter:
         best = ranked[0] if ranked and not pareto else None
         trials = self._study.get_trials(deepcopy=False)
         requested = self._study.user_attrs.get(persistence.TRIALS_ATTR, self._options.trials)
-        document = {
-            "study": self._study.study_name,
-            "storage": persistence.shown(self._options.storage),
-            "recipe": self._recipe.model_dump(mode="json"),
-            "done": sum(trial.state.is_finished() for trial in trials),
-            "total": max(len(trials), requested),
-            "front": len(ranked) if pareto else 0,
-            "best": None if best is None else self._best(best),
-        }
-        note = trial_note(document) if best else ""
-        notes.write(self._study, notes.Notes(study_note(document), best, note))
+        shown = None if best is None else self._best(best)
+        state = StudyState(
+            study=self._study.study_name,
+            storage=persistence.shown(self._options.storage),
+            recipe=self._recipe,
+            done=sum(trial.state.is_finished() for trial in trials),
+            total=max(len(trials), requested),
+            front=len(ranked) if pareto else 0,
+            best=shown,
+        )
+        note = "" if shown is None else trial_note(state, shown)
+        notes.write(self._study, notes.Notes(study_note(state), best, note))
         self._written = time.monotonic()
 
-    def _best(self, trial: FrozenTrial) -> dict[str, Any]:
+    def _best(self, trial: FrozenTrial) -> BestTrial:
         """Return the figures of the best trial beside the dense model's."""
         pruned = {name: trial.user_attrs[name] for name in self._dense if name in trial.user_attrs}
-        return {
-            "number": trial.number,
-            "dropped": trial.user_attrs.get("dropped", ""),
-            "dense": dict(self._dense),
-            "pruned": pruned,
-        }
+        dropped = trial.user_attrs.get("dropped", "")
+        return BestTrial(trial.number, dropped, self._dense, pruned)

@@ -3,13 +3,14 @@
 Each function turns one command's JSON document into tables and lines.
 """
 
+from collections.abc import Mapping
 from itertools import groupby
 from shlex import quote
 from typing import Any
 
 from rich.console import Group
 
-from prunesearch.report.study import Document, front_table
+from prunesearch.report.study import front_table
 from prunesearch.report.tables import (
     Layers,
     Parts,
@@ -23,6 +24,7 @@ from prunesearch.report.tables import (
 )
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
 
+Document = Mapping[str, Any]
 _MUCH = 0.1  # lost share of the dense model's quality above which commands that recover it are suggested
 
 

@@ -1,10 +1,10 @@
-"""Output of the study commands for people, from their JSON documents."""
+"""Output of the study commands for people."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Group
 
+from prunesearch.config.recipe import Recipe
 from prunesearch.report.tables import (
     Layers,
     Parts,
@@ -16,11 +16,17 @@ from prunesearch.report.tables import (
     table,
     without_constant,
 )
+from prunesearch.runtime.json_values import Json
+from prunesearch.studies.summary import (
+    DeletedStudy,
+    StudyDetails,
+    StudyLayers,
+    StudySummary,
+    TrialSummary,
+)
 
-Document = Mapping[str, Any]
 
-
-def study_list(document: Sequence[Document]) -> Parts:
+def study_list(summaries: Sequence[StudySummary]) -> Parts:
     """Show one line per study."""
     columns = (
         "study",
@@ -34,18 +40,18 @@ def study_list(document: Sequence[Document]) -> Parts:
         "layers dropped",
     )
     rows = []
-    for summary in document:
+    for summary in summaries:
         rows.append(
             (
-                summary["name"],
-                summary["objective"],
-                summary["drop"],
-                summary["sampler"],
-                summary["trials"],
+                summary.name,
+                summary.objective,
+                summary.drop,
+                summary.sampler,
+                summary.trials,
                 _running(summary),
-                summary["failed"] or "-",
+                summary.failed or "-",
                 _best_of(summary),
-                Layers(summary["best_dropped"] or "-"),
+                Layers(summary.best_dropped or "-"),
             )
         )
     if not rows:
@@ -53,70 +59,71 @@ def study_list(document: Sequence[Document]) -> Parts:
     return [table("Studies", *without_constant(columns, rows, {"-"}))]
 
 
-def _running(summary: Document) -> str:
+def _running(summary: StudySummary) -> str:
     """Return the number of running trials.
 
     Without a search under way, they are left by a killed one.
     """
-    if summary.get("writer") is not None:
-        return f"{summary['running']}"
-    if summary["running"]:
-        return f"{summary['running']} (stopped)"
+    if summary.writer is not None:
+        return f"{summary.running}"
+    if summary.running:
+        return f"{summary.running} (stopped)"
     return "-"
 
 
-def _best_of(summary: Document) -> str:
+def _best_of(summary: StudySummary) -> str:
     """Return a study's best value, or the size of its front."""
-    if summary["front"]:
-        return f"{summary['front']} on the front"
-    if summary["best_value"] is None:
+    if summary.front:
+        return f"{summary.front} on the front"
+    if summary.best_value is None:
         return "-"
-    return f"{summary['best_value']:.4f}"
+    return f"{summary.best_value:.4f}"
 
 
-def study_show(document: Document) -> Parts:
+def study_show(details: StudyDetails) -> Parts:
     """Show a study's recipe and best trials."""
-    settings = table(document["name"], ("recipe", ""), _recipe_rows(document["recipe"]))
-    counts = f"{document['trials']} trials finished, {_running_of(document)}, {document['failed']} failed"
-    if document["partial_subsets"]:
-        counts += f", {document['partial_subsets']} partial"
-    best = document["best"]
+    summary = details.summary
+    settings = table(summary.name, ("recipe", ""), _recipe_rows(details.recipe))
+    counts = f"{summary.trials} trials finished, {_running_of(summary)}, {summary.failed} failed"
+    if summary.partial_subsets:
+        counts += f", {summary.partial_subsets} partial"
+    best = details.best
     if not best:
         return [settings, counts]
-    if len(best[0]["values"]) > 1:
+    if len(best[0].values) > 1:
         return [settings, counts, front_table("Best trials, one for each size", best)]
     return [settings, counts, _best_table(best)]
 
 
-def _recipe_rows(recipe: Document) -> list[tuple[str, Prose]]:
+def _recipe_rows(recipe: Recipe) -> list[tuple[str, Prose]]:
     """Return the settings of a recipe that are set, one per row."""
     rows = []
-    for name, value in recipe.items():
+    for name, value in recipe.model_dump(mode="json").items():
         if value in (None, "") or value is False:
             continue
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             value = ",".join(f"{key}={weight:g}" for key, weight in value.items())
         rows.append((name, Prose(value)))
     return rows
 
 
-def _best_table(best: Sequence[Document]) -> Group:
+def _best_table(best: Sequence[TrialSummary]) -> Group:
     """Show the best trials of a study with one objective, with their attributes."""
     metric = _metric_of(best)
     # Attributes that are long, or that repeat the value, are only part of the --json output.
     names = []
-    for name, value in best[0]["attributes"].items():
+    for name, value in best[0].attributes.items():
         repeated = name in ("dropped", metric) or name.endswith("_stderr")
         if not repeated and isinstance(value, float | int):
             names.append(name)
-    if "cache" in best[0]["attributes"]:
+    if "cache" in best[0].attributes:
         names.append("cache")
     rows = []
     for trial in best:
-        row = [trial["number"], f"{trial['value']:.4f}" + _error(trial, metric)]
+        row: list[object] = [trial.number, f"{trial.value:.4f}" + _error(trial, metric)]
         for name in names:
-            row.append(_shown(name, trial["attributes"].get(name)) + _error(trial, name))
-        rows.append([*row, Layers(trial["dropped"])])
+            row.append(_shown(name, trial.attributes.get(name)) + _error(trial, name))
+        rows.append([*row, Layers(trial.dropped)])
     heads = {"latency_ms": label("predicted_ms"), "bytes": "size", "seconds": "seconds scored"}
     columns = ["trial", label(metric or "value")]
     for name in names:
@@ -125,35 +132,35 @@ def _best_table(best: Sequence[Document]) -> Group:
     return table("Best trials", *without_constant(columns, rows))
 
 
-def study_layers(document: Document) -> Parts:
+def study_layers(found: StudyLayers) -> Parts:
     """Show the cost of dropping each layer."""
-    layers = document["layers"]
+    layers = found.layers
     if not layers:
-        return [f"{document['study']}: no finished trial yet"]
-    metric = label(document["metric"])
+        return [f"{found.study}: no finished trial yet"]
+    metric = label(found.metric)
     rows = []
     for layer in layers:
         # A layer that was dropped in no trial, or in all, has neither.
         rank, harm = "-", "-"
-        if layer["rank"] is not None:
-            rank = layer["rank"]
-        if layer["harm"] is not None:
-            harm = f"{layer['harm']:+.4f} ± {layer['stderr']:.4f}"
+        if layer.rank is not None:
+            rank = str(layer.rank)
+        if layer.harm is not None:
+            harm = f"{layer.harm:+.4f} ± {layer.stderr:.4f}"
         rows.append(
             (
-                layer["layer"],
+                layer.layer,
                 rank,
                 harm,
-                f"{layer['dropped']:.0%}",
-                f"{layer['dropped_best']:.0%}",
-                _shown(document["metric"], layer["with_"]),
-                _shown(document["metric"], layer["without"]),
+                f"{layer.dropped:.0%}",
+                f"{layer.dropped_best:.0%}",
+                _shown(found.metric, layer.with_),
+                _shown(found.metric, layer.without),
             )
         )
     columns = ("layer", "rank", "harm", "dropped", "in the best", "mean if dropped", "mean if kept")
     return [
         table(
-            f"{document['study']}: what dropping each layer costs, from {document['trials']} trials",
+            f"{found.study}: what dropping each layer costs, from {found.trials} trials",
             columns,
             rows,
         ),
@@ -163,46 +170,42 @@ def study_layers(document: Document) -> Parts:
     ]
 
 
-def _running_of(document: Document) -> str:
+def _running_of(summary: StudySummary) -> str:
     """Describe the running trials of a study, and the search that evaluates them."""
-    running, writer = document["running"], document.get("writer")
+    running, writer = summary.running, summary.writer
     # Without a writer, running trials are left from a search that was killed.
     if writer is None and not running:
         return "0 running"
     if writer is None:
         return f"{running} left by a search that was stopped"
     text = f"{running} running, by a search that is under way"
-    if writer["pid"] is not None:
-        text += f" (pid {writer['pid']} on {writer['host']})"
+    if writer.pid is not None:
+        text += f" (pid {writer.pid} on {writer.host})"
     return text
 
 
-def study_best(document: Document) -> Parts:
+def study_best(trial: TrialSummary) -> Parts:
     """Show the dropped layers only, for scripts."""
-    return [str(document["dropped"])]
+    return [trial.dropped]
 
 
-def study_rm(document: Document) -> Parts:
+def study_rm(done: DeletedStudy) -> Parts:
     """Show what was deleted."""
-    return [
-        f"deleted {document['deleted']} ({document['trials']} trials); its evaluations stay in the "
-        f"cache"
-    ]
+    return [f"deleted {done.deleted} ({done.trials} trials); its evaluations stay in the cache"]
 
 
-def _error(trial: Document, metric: str | None) -> str:
+def _error(trial: TrialSummary, metric: str | None) -> str:
     """Return the standard error of a trial's metric, formatted to follow the value;
 
     empty if there is none.
     """
-    value = trial["attributes"].get(metric)
-    error = trial["attributes"].get(f"{metric}_stderr")
-    if not error or not isinstance(value, int | float):
+    value, error = trial.figure(metric), trial.figure(f"{metric}_stderr")
+    if not error or value is None:
         return ""
     return f" ± {stderr_of(str(metric), value, error)}"
 
 
-def front_table(title: str, trials: Sequence[Document]) -> Group:
+def front_table(title: str, trials: Sequence[TrialSummary]) -> Group:
     """Show non-dominated trials with both values, the costs, and the dropped layers."""
     metric = _metric_of(trials) or "quality"
     columns = [
@@ -215,44 +218,43 @@ def front_table(title: str, trials: Sequence[Document]) -> Group:
     ]
     rows: list[list[object]] = []
     for trial in trials:
-        attributes = trial["attributes"]
         rows.append(
             [
-                f"{trial['values'][0]:.4f}",
-                f"{int(attributes['params']):,}",
-                gib(attributes["bytes"]),
-                f"{attributes['latency_ms']:.1f}",
-                trial["dropped"].count(",") + 1,
-                Layers(trial["dropped"]),
+                f"{trial.values[0]:.4f}",
+                _shown("params", trial.figure("params")),
+                _shown("bytes", trial.figure("bytes")),
+                _shown("latency_ms", trial.figure("latency_ms")),
+                trial.dropped.count(",") + 1,
+                Layers(trial.dropped),
             ]
         )
     # Perplexity is easier to judge than another metric, so it is always shown.
     if metric != "perplexity":
         columns.insert(1, "perplexity")
         for trial, row in zip(trials, rows, strict=True):
-            row.insert(1, _shown("perplexity", trial["attributes"].get("perplexity")))
+            row.insert(1, _shown("perplexity", trial.figure("perplexity")))
     return table(title, *without_constant(columns, rows, {"-"}))
 
 
-def _metric_of(trials: Sequence[Document]) -> str | None:
+def _metric_of(trials: Sequence[TrialSummary]) -> str | None:
     """Return the name of the metric that is the trials' first value;
 
     None if no attribute equals it.
     """
     if not trials:
         return None
-    for name in trials[0]["attributes"]:
-        if all(_equals(trial["attributes"].get(name), trial["values"][0]) for trial in trials):
-            return str(name)
+    for name in trials[0].attributes:
+        if all(_equals(trial.figure(name), trial.values[0]) for trial in trials):
+            return name
     return None
 
 
-def _equals(attribute: object, value: float) -> bool:
+def _equals(attribute: float | None, value: float) -> bool:
     """Return whether an attribute, which is stored with six digits, equals a trial's value."""
-    return isinstance(attribute, int | float) and abs(attribute - value) <= 1e-6
+    return attribute is not None and abs(attribute - value) <= 1e-6
 
 
-def _shown(name: str, value: object) -> str:
+def _shown(name: str, value: Json) -> str:
     """Format an attribute of a trial."""
     if value is None:
         return "-"

@@ -9,11 +9,12 @@ import importlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Literal, TypedDict
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from prunesearch.runtime.json_values import to_json
 from prunesearch.studies.optuna_internals.access import (
     as_live_trial,
     set_system_attribute,
@@ -21,6 +22,14 @@ from prunesearch.studies.optuna_internals.access import (
 )
 
 _OURS_ATTR = "prunesearch:notes"
+
+
+class _Known(TypedDict, total=False):
+    """Digests of prunesearch's own notes, and the number of the trial with a note."""
+
+    study: list[str]
+    trial: list[str]
+    number: int
 
 
 @dataclass(frozen=True)
@@ -54,17 +63,26 @@ def write(study: Study, notes: Notes) -> None:
     _put(study, None, "study", notes.study)
 
 
-def _put(study: Study, trial: FrozenTrial | None, kind: str, text: str, **more: Any) -> None:  # noqa: ANN401 (JSON values)
+def _put(
+    study: Study,
+    trial: FrozenTrial | None,
+    kind: Literal["study", "trial"],
+    text: str,
+    number: int | None = None,
+) -> None:
     """Write one note, unless it has not changed, or a user wrote the present one."""
     dashboard = _dashboard()
     target = study if trial is None else as_live_trial(study, trial)
     there, ours = dashboard.get_note(target), _ours(study)
-    if there == text or (there and _digest(there) not in ours.get(kind, ())):
+    if there == text or (there and _digest(there) not in ours.get(kind, [])):
         return
     # Store the digests of both texts first. If the process is killed before it writes the note, the
     # present text is still recognised.
-    known = {**ours, kind: [_digest(there), _digest(text)], **more}
-    set_system_attribute(study, _OURS_ATTR, known)
+    known = ours.copy()
+    known[kind] = [_digest(there), _digest(text)]
+    if number is not None:
+        known["number"] = number
+    set_system_attribute(study, _OURS_ATTR, to_json(known))
     dashboard.save_note(target, text)
 
 
@@ -78,10 +96,10 @@ def _dashboard() -> ModuleType:
         return thread.submit(importlib.import_module, "optuna_dashboard").result()
 
 
-def _ours(study: Study) -> dict[str, Any]:
+def _ours(study: Study) -> _Known:
     """Return the digests of prunesearch's own notes, and the number of the trial with a note."""
-    found: dict[str, Any] = system_attributes(study).get(_OURS_ATTR, {})
-    return found
+    known: _Known = system_attributes(study).get(_OURS_ATTR, {})
+    return known
 
 
 def _digest(text: str) -> str:

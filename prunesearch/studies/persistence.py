@@ -5,19 +5,16 @@ import json
 import socket
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from pydantic import ValidationError
 from sqlalchemy.exc import (
     IntegrityError,
@@ -45,11 +42,10 @@ from prunesearch.errors import (
     UnknownNameError,
     one_line,
 )
+from prunesearch.runtime.json_values import Json, JsonObject, as_object
 from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
 from prunesearch.studies import writers
-from prunesearch.studies.optuna_internals.access import backend_of
-from prunesearch.studies.rdb import StudyStorage
-from prunesearch.studies.selection import best_trials
+from prunesearch.studies.rdb import EngineOptions, StudyStorage
 from prunesearch.studies.writers import Writer
 
 RECIPE_ATTR = "recipe"
@@ -59,6 +55,9 @@ PLACES_ATTR = "places"
 _PLACES_KEPT = 4  # number of places that are kept for each host
 TRIALS_ATTR = "asked_trials"
 """User attribute of a study: the number of trials that was asked for last."""
+
+
+Value = TypeVar("Value", bound=Json)
 
 
 def open_storage(url: str, *, create: bool) -> RDBStorage:
@@ -74,7 +73,7 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
     """
     check_url(url)
     # 1. Choose the options of the connection; a SQLite file needs its folder.
-    options: dict[str, Any] = {"pool_pre_ping": True, "connect_args": postgres_arguments(url)}
+    options: EngineOptions = {"pool_pre_ping": True, "connect_args": postgres_arguments(url)}
     if file := sqlite_file(url):
         options = {"connect_args": {"timeout": 60}}
         if not file.exists() and not create:
@@ -104,7 +103,7 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
         ) from None
 
 
-def _rdb(url: str, options: dict[str, Any]) -> RDBStorage:
+def _rdb(url: str, options: EngineOptions) -> RDBStorage:
     """Open the database. If another process is making its tables right now, wait for it."""
     # Optuna itself fails when two processes make the tables at the same time.
     for _ in range(20):
@@ -121,7 +120,7 @@ def create_or_resume(
     storage: RDBStorage,
     name: str,
     recipe: Recipe,
-    identity: dict[str, Any],
+    identity: JsonObject,
     *,
     metrics: Sequence[str],
     maximize: Sequence[bool],
@@ -158,7 +157,7 @@ def create_or_resume(
     return _write_metadata(study, recipe, identity, metrics)
 
 
-def refuse_other(study: Study, identity: dict[str, Any]) -> None:
+def refuse_other(study: Study, identity: JsonObject) -> None:
     """Refuse a study that was made with other settings than those that are asked for.
 
     The message names the options that would resume the study, and a name for a new study.
@@ -223,7 +222,7 @@ def refuse_others(url: str, asked: Sequence[tuple[str, Recipe]]) -> None:
 
 
 def _write_metadata(
-    study: Study, recipe: Recipe, identity: dict[str, Any], metrics: Sequence[str]
+    study: Study, recipe: Recipe, identity: JsonObject, metrics: Sequence[str]
 ) -> Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -371,25 +370,25 @@ def recipe_of(study: Study) -> Recipe:
         ) from None
 
 
-def identity_of(study: Study) -> dict[str, Any]:
+def identity_of(study: Study) -> JsonObject:
     """Return everything that determines the study's trials, with the digests of model and data.
 
     Raises:
         StudyError: the study holds no recipe.
     """
     recipe_of(study)
-    identity: dict[str, Any] = json.loads(study.user_attrs[IDENTITY_ATTR])
-    return identity
+    return as_object(json.loads(study.user_attrs[IDENTITY_ATTR]), "the identity of the study")
 
 
-def get_or_set_attr(study: Study, name: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 (any JSON value)
+def get_or_set_attr(study: Study, name: str, make: Callable[[], Value]) -> Value:
     """Return a value that is stored in the study.
 
     It is made by `make` the first time and never changes.
     """
     if name not in study.user_attrs:
         study.set_user_attr(name, json.dumps(make()))
-    return json.loads(study.user_attrs[name])
+    value: Value = json.loads(study.user_attrs[name])
+    return value
 
 
 def remember_places(study: Study, recipe: Recipe) -> None:
@@ -422,7 +421,7 @@ def located(study: Study, given: Mapping[str, str | None], needed: Sequence[str]
     Raises:
         StudyError: a needed path does not exist on this host.
     """
-    recipe, found = recipe_of(study), dict[str, Any]()
+    recipe, found = recipe_of(study), dict[str, str | None]()
     for name, typed in _paths(recipe).items():
         # 1. Use the path that the user gave. A revision belongs to the model of the recipe only.
         if given.get(name):
@@ -496,94 +495,3 @@ def delete(storage: RDBStorage, name: str) -> None:
     load(storage, name)
     with sole_writer(storage, name):
         optuna.delete_study(study_name=name, storage=storage)
-
-
-@dataclass(frozen=True)
-class StudySummary:
-    """One line of `prunesearch study list`.
-
-    Attributes:
-        partial_subsets: number of pruned trials: partial subsets, and candidates that lost a race.
-        best_value, best_dropped: value and dropped layers of the best trial. None without finished
-            trials, and for a Pareto study.
-        front: number of trials on the front of a Pareto study; 0 for other studies.
-        started: start of the first trial, with its time zone.
-        running: number of trials that `writer` is evaluating. Without a writer, the number of
-            trials that a killed search left. The next search finishes them.
-        writer: the process that is searching the study, or None.
-    """
-
-    name: str
-    model: str
-    objective: str
-    drop: str
-    sampler: str
-    trials: int
-    running: int
-    failed: int
-    partial_subsets: int
-    best_value: float | None
-    best_dropped: str | None
-    front: int
-    started: datetime | None
-    writer: Writer | None
-
-
-def summarise(study: Study) -> StudySummary:
-    """Count a study's trials and find its best trial.
-
-    Raises:
-        StudyError: the study holds no recipe.
-    """
-    recipe = recipe_of(study)
-    trials = study.get_trials(deepcopy=False)
-    states = Counter(trial.state for trial in trials)
-    # A Pareto study has a front instead of a best trial.
-    ranked = best_trials(study, None)
-    best_value, best_dropped, front = None, None, 0
-    if len(study.directions) > 1:
-        front = len(ranked)
-    elif ranked:
-        best_value, best_dropped = ranked[0].values[0], ranked[0].user_attrs.get("dropped")
-    starts = [trial.datetime_start for trial in trials if trial.datetime_start]
-    database = backend_of(study)
-    assert isinstance(database, RDBStorage), "studies with a recipe are kept in a database"
-    return StudySummary(
-        name=study.study_name,
-        model=recipe.model,
-        objective=recipe.task or recipe.objective,
-        drop=recipe.drop,
-        sampler=recipe.sampler,
-        trials=states[TrialState.COMPLETE],
-        running=states[TrialState.RUNNING],
-        failed=states[TrialState.FAIL],
-        partial_subsets=states[TrialState.PRUNED],
-        best_value=best_value,
-        best_dropped=best_dropped,
-        front=front,
-        started=min(starts).astimezone() if starts else None,
-        writer=writer_of(database, study.study_name),
-    )
-
-
-def summaries(storage: RDBStorage) -> list[StudySummary]:
-    """Summarise every study that this version of prunesearch can read, in the order of names."""
-    found = []
-    for name in sorted(optuna.get_all_study_names(storage)):
-        with suppress(StudyError):
-            found.append(summarise(optuna.load_study(study_name=name, storage=storage)))
-    return found
-
-
-def trial_document(trial: FrozenTrial) -> dict[str, Any]:
-    """Return a finished trial as JSON values."""
-    dropped = trial.user_attrs.get("dropped", "")
-    attributes = {name: value for name, value in trial.user_attrs.items() if name != "dropped"}
-    values = list(trial.values or [])
-    return {
-        "number": trial.number,
-        "value": values[0] if values else None,
-        "values": values,
-        "dropped": dropped,
-        "attributes": attributes,
-    }

@@ -14,11 +14,12 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypedDict
 
 import sqlalchemy
 from optuna.distributions import (
     BaseDistribution,
+    CategoricalChoiceType,
     check_distribution_compatibility,
     distribution_to_json,
     json_to_distribution,
@@ -27,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import ColumnElement, Connection, event
 from sqlalchemy.orm import ORMExecuteState, Session
 
+from prunesearch.runtime.json_values import Json
 from prunesearch.studies.optuna_internals.storage import (
     TRIAL_FINISHED,
     TRIAL_STARTED,
@@ -44,15 +46,22 @@ _WROTE = "prunesearch wrote"  # key in a session's `info`: the transaction has w
 _MOST_IDS = 500  # largest number of ids in one IN clause; every database takes that many
 
 
+class EngineOptions(TypedDict, total=False):
+    """Options of SQLAlchemy's engine that studies are opened with."""
+
+    pool_pre_ping: bool
+    connect_args: Mapping[str, int | None]
+
+
 class StudyStorage(OpenStorage):
     """An `RDBStorage` that reads many trials fast and finishes a trial in one transaction."""
 
-    def __init__(self, url: str, engine_kwargs: dict[str, Any] | None = None) -> None:
-        super().__init__(url, engine_kwargs=engine_kwargs)
+    def __init__(self, url: str, engine_kwargs: EngineOptions | None = None) -> None:
+        super().__init__(url, engine_kwargs=None if engine_kwargs is None else {**engine_kwargs})
         self._distributions: dict[str, BaseDistribution] = {}
         # Distributions that are known to fit the other trials of their study.
         self._checked: dict[tuple[int, str], str] = {}
-        self._attributes: dict[int, dict[str, Any]] = {}
+        self._attributes: dict[int, dict[str, Json]] = {}
         self._reports: dict[int, dict[int, float]] = {}
         self._fences: list[Callable[[Connection], None]] = []
         event.listen(self.scoped_session, "after_flush", _note_flush)
@@ -78,7 +87,7 @@ class StudyStorage(OpenStorage):
     def with_end(
         self,
         trial_id: int,
-        attributes: Mapping[str, Any],
+        attributes: Mapping[str, Json],
         reports: Mapping[int, float] | None = None,
     ) -> None:
         """Keep user attributes and intermediate values of a running trial until it is finished.
@@ -257,8 +266,10 @@ class _Reader:
         )
         return iter(self._connection.execute(query.where(self._chosen).order_by(order)))
 
-    def _params(self) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, BaseDistribution]]]:
-        params: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+    def _params(
+        self,
+    ) -> tuple[dict[int, dict[str, CategoricalChoiceType]], dict[int, dict[str, BaseDistribution]]]:
+        params: defaultdict[int, dict[str, CategoricalChoiceType]] = defaultdict(dict)
         distributions: defaultdict[int, dict[str, BaseDistribution]] = defaultdict(dict)
         parsed = self._distributions
         for i, name, value, text in self._rows(
@@ -276,8 +287,8 @@ class _Reader:
             distributions[i][name] = distribution
         return params, distributions
 
-    def _attributes(self, table: Any) -> dict[int, dict[str, Any]]:  # noqa: ANN401 (Optuna's models)
-        found: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+    def _attributes(self, table: Any) -> dict[int, dict[str, Json]]:  # noqa: ANN401 (Optuna's models)
+        found: defaultdict[int, dict[str, Json]] = defaultdict(dict)
         for i, key, text in self._rows(table, table.key, table.value_json):
             found[i][key] = json.loads(text)
         return found

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalChoiceType
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from prunesearch.algorithms.history import History, Outcome
+from prunesearch.runtime.json_values import Json
 from prunesearch.studies.optuna_internals.access import (
     backend_of,
     has_heartbeat,
@@ -265,7 +266,7 @@ def create_trial(study: Study, template: FrozenTrial) -> int:
     return storage_of(study).get_trial_number_from_id(trial_id)
 
 
-def set_attribute(study: Study, trial: FrozenTrial, name: str, value: Any) -> None:  # noqa: ANN401 (any JSON value)
+def set_attribute(study: Study, trial: FrozenTrial, name: str, value: Json) -> None:
     """Set a system attribute of a running trial."""
     storage_of(study).set_trial_system_attr(trial_id_of(trial), name, value)
 
@@ -284,9 +285,9 @@ def create_running(study: Study) -> FrozenTrial:
 def set_params(
     study: Study,
     trial: FrozenTrial,
-    params: Mapping[str, Any],
+    params: Mapping[str, CategoricalChoiceType],
     distributions: Mapping[str, BaseDistribution],
-    user_attrs: Mapping[str, Any],
+    user_attrs: Mapping[str, Json],
 ) -> None:
     """Write the parameters and user attributes of a running trial."""
     storage = storage_of(study)
@@ -295,16 +296,16 @@ def set_params(
         storage.set_trial_param(
             trial_id_of(trial), name, distribution.to_internal_repr(value), distribution
         )
-    for name, value in user_attrs.items():
-        storage.set_trial_user_attr(trial_id_of(trial), name, value)
+    for name, attribute in user_attrs.items():
+        storage.set_trial_user_attr(trial_id_of(trial), name, attribute)
 
 
 def start(
     study: Study,
     trial: FrozenTrial,
-    params: Mapping[str, Any],
+    params: Mapping[str, CategoricalChoiceType],
     distributions: Mapping[str, BaseDistribution],
-    user_attrs: Mapping[str, Any],
+    user_attrs: Mapping[str, Json],
 ) -> None:
     """Set a waiting trial to running, with the given parameters."""
     storage_of(study).set_trial_state_values(trial_id_of(trial), TrialState.RUNNING)
@@ -321,7 +322,7 @@ def fail(study: Study, number: int, reason: str) -> None:
     storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
 
-def annotate(study: Study, number: int, attributes: Mapping[str, Any]) -> None:
+def annotate(study: Study, number: int, attributes: Mapping[str, Json]) -> None:
     """Set user attributes of a running trial.
 
     A `StudyStorage` writes them together with the trial's final state, in one transaction.
@@ -338,7 +339,7 @@ def report(study: Study, number: int, step: int, value: float) -> None:
 
 
 def _before_end(
-    study: Study, number: int, attributes: Mapping[str, Any], reports: Mapping[int, float]
+    study: Study, number: int, attributes: Mapping[str, Json], reports: Mapping[int, float]
 ) -> None:
     """Write attributes and intermediate values, if possible in one transaction with the trial's
     final state.

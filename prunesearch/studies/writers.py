@@ -389,7 +389,7 @@ class _Lease:
         Returns:
             The token of the lease, or None if the row was not taken.
         """
-        owned: dict[str, Any] = {
+        owned: dict[str, str | int | float | sqlalchemy.ColumnElement[float]] = {
             "owner": self._owner,
             "expires": _now() + TTL,
             "pid": os.getpid(),

@@ -1,10 +1,12 @@
 import io
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from prunesearch.config.recipe import Recipe
 from prunesearch.report.emit import emit
 from prunesearch.report.render import grid, search
 from prunesearch.report.study import study_list, study_show
@@ -15,6 +17,8 @@ from prunesearch.report.tables import (
     size,
     table,
 )
+from prunesearch.runtime.json_values import Json
+from prunesearch.studies.summary import StudyDetails, StudySummary, TrialSummary
 
 NAME = "smollm2-135m-instruct-drop25pct-kl-pso-s1"
 LAYERS = ",".join(map(str, range(10, 38)))
@@ -83,37 +87,34 @@ def test_prose_is_folded_between_words_and_brackets_are_no_markup() -> None:
     assert_whole(lines, "t [b]", "[red]x", "one two three four")
 
 
-SUMMARY = {
-    "name": NAME,
-    "objective": "kl",
-    "drop": "8",
-    "sampler": "pso",
-    "trials": 12,
-    "running": 0,
-    "failed": 0,
-    "best_value": 1.9693,
-    "best_dropped": "12,13,14,15,17,20,21,22",
-    "front": 0,
-}
+SUMMARY = StudySummary(
+    name=NAME,
+    model="tiny",
+    objective="kl",
+    drop="8",
+    sampler="pso",
+    trials=12,
+    running=0,
+    failed=0,
+    partial_subsets=0,
+    best_value=1.9693,
+    best_dropped="12,13,14,15,17,20,21,22",
+    front=0,
+    started=None,
+    writer=None,
+)
 
 
 def test_a_front_has_no_best_trial_and_empty_columns_are_left_out() -> None:
-    lines = shown(
-        study_list(
-            [
-                SUMMARY,
-                {**SUMMARY, "name": "p", "front": 7, "best_value": None, "best_dropped": None},
-            ]
-        )[0],
-        200,
-    )
+    pareto = replace(SUMMARY, name="p", front=7, best_value=None, best_dropped=None)
+    lines = shown(study_list([SUMMARY, pareto])[0], 200)
     assert "7 on the front" in lines[-2]
     assert "1.9693" in lines[-3]
     assert not {"running", "failed"} & set(" ".join(lines).split())
 
 
 def test_best_trials_show_no_column_twice_and_sizes_in_units() -> None:
-    attributes: dict[str, object] = {
+    attributes: dict[str, Json] = {
         "kl": 1.969312,
         "perplexity": 30.5,
         "bytes": 2**28,
@@ -121,30 +122,18 @@ def test_best_trials_show_no_column_twice_and_sizes_in_units() -> None:
         "cache": "computed",
         "kl_stderr": 0.012,
     }
-    best = [
-        {
-            "number": n,
-            "value": 1.9693123 + n,
-            "values": [1.9693123 + n],
-            "dropped": "12,13",
-            "attributes": values,
-        }
-        for n, values in enumerate([attributes, {**attributes, "kl": 2.969312, "bytes": 2**29}])
-    ]
-    document = {
-        **SUMMARY,
-        "partial_subsets": 0,
-        "recipe": {"seed": 0, "weights": {"quality": 1.0}, "task": None},
-        "best": best,
-    }
-    settings, _, trials = study_show(document)
+    best = []
+    for n, values in enumerate([attributes, {**attributes, "kl": 2.969312, "bytes": 2**29}]):
+        best.append(TrialSummary(n, 1.9693123 + n, (1.9693123 + n,), "12,13", values))
+    recipe = Recipe(model="tiny", drop="8", seed=3)
+    settings, _, trials = study_show(StudyDetails(SUMMARY, recipe, tuple(best)))
     lines = shown(trials, 200)
     assert lines[2].split("  ") and "KL to dense (nats/token)" in lines[2]
     for absent in ("value", "parameters", "computed", "268435456"):
         assert absent not in "\n".join(lines), absent
     assert "0.250 GiB" in "\n".join(lines)
     assert "1.9693 ± 0.0120" in "\n".join(lines)
-    assert any(line.split() == ["seed", "0"] for line in shown(settings, 200))
+    assert any(line.split() == ["seed", "3"] for line in shown(settings, 200))
 
 
 def outcome(**changes: object) -> dict[str, object]:
@@ -205,7 +194,7 @@ def test_in_a_pipe_a_row_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     monkeypatch.setattr(sys, "stdout", file)
     monkeypatch.setenv("COLUMNS", "40")
-    emit(False, [{**SUMMARY, "best_dropped": LAYERS}], study_list)
+    emit(False, [replace(SUMMARY, best_dropped=LAYERS)], study_list)
     (row,) = (line for line in file.getvalue().splitlines() if NAME in line)
     assert row.endswith(LAYERS)
 

@@ -17,6 +17,7 @@ from prunesearch.errors import (
     UnknownNameError,
 )
 from prunesearch.studies import persistence, selection
+from prunesearch.studies.summary import summaries, summarise, summarise_trial
 
 RECIPE = Recipe(model="m", drop="2")
 
@@ -119,7 +120,7 @@ def test_somebody_elses_study_is_left_alone(url: str) -> None:
         )
     with pytest.raises(StudyError, match="holds no recipe"):
         persistence.recipe_of(foreign)
-    assert persistence.summaries(storage) == []
+    assert summaries(storage) == []
 
 
 def test_a_study_whose_making_was_killed_is_completed(url: str) -> None:
@@ -176,13 +177,10 @@ def test_the_best_come_first_and_failures_are_counted(url: str, maximize: bool) 
     assert [t.number for t in selection.best_trials(study, 3)] == (
         [0, 2, 1] if maximize else [1, 3, 2]
     )
-    summary = persistence.summarise(study)
+    summary = summarise(study)
     assert (summary.trials, summary.failed, summary.best_value) == (4, 1, 0.3 if maximize else 0.1)
     assert persistence.last_failure(study) == "out of memory"
-    assert (
-        persistence.trial_document(selection.best_trials(study, 1)[0])["dropped"]
-        == summary.best_dropped
-    )
+    assert summarise_trial(selection.best_trials(study, 1)[0]).dropped == summary.best_dropped
 
 
 def test_a_recipe_of_another_version_is_said_and_passed_over_in_lists(url: str) -> None:
@@ -191,7 +189,7 @@ def test_a_recipe_of_another_version_is_said_and_passed_over_in_lists(url: str) 
     study.set_user_attr(persistence.RECIPE_ATTR, '{"model": "m", "from_the_future": 1}')
     with pytest.raises(StudyError, match="another version of prunesearch"):
         persistence.recipe_of(study)
-    assert persistence.summaries(storage) == []
+    assert summaries(storage) == []
 
 
 def test_a_remembered_value_never_changes(url: str) -> None:
@@ -215,7 +213,7 @@ def test_studies_are_found_by_name_and_deleted(url: str) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'llama-drop8'"):
         persistence.load(storage, "llama-drop")
     persistence.delete(storage, "llama-drop8")
-    assert persistence.summaries(storage) == []
+    assert summaries(storage) == []
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sqlalchemy
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import StorageError, StudyError
 from prunesearch.studies import persistence
+from prunesearch.studies.summary import summaries
 
 RECIPE = Recipe(model="m", drop="2")
 
@@ -29,7 +30,7 @@ def test_a_study_is_made_held_and_resumed(url: str) -> None:
         ).best_value
         == 0.5
     )
-    assert [summary.name for summary in persistence.summaries(again)] == ["s"]
+    assert [summary.name for summary in summaries(again)] == ["s"]
 
 
 def test_a_study_has_one_writer_across_connections(url: str) -> None:

@@ -24,6 +24,7 @@ from prunesearch.cache.keys import evaluation_key
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import RunError, StudyBusyError
 from prunesearch.studies import persistence, writers
+from prunesearch.studies.summary import summaries
 from prunesearch.studies.writers import WRITERS, Writer
 from tests.cache.test_leases import FORK
 
@@ -106,10 +107,10 @@ def test_who_writes_a_study_is_said(url: str) -> None:
             StudyBusyError, match=rf"another process \(pid {os.getpid()} on .*UTC\)"
         ):
             hold(second)
-        (summary,) = persistence.summaries(second)
+        (summary,) = summaries(second)
         assert summary.writer == writer
     assert persistence.writer_of(second, "s") is None
-    assert persistence.summaries(second)[0].writer is None
+    assert summaries(second)[0].writer is None
     hold(second)
 
 
