@@ -99,14 +99,14 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
     if len(outcomes) == 1:
         emit(
             as_json,
-            {**outcomes[0].document(options), "export": exports[0].document()},
+            {**outcomes[0].document(options), "export": exports[0]},
             render.searched_and_exported,
         )
         return
     searches = [outcome.document(options) for outcome in outcomes]
     emit(
         as_json,
-        {"searches": searches, "exports": [made.document() for made in exports]},
+        {"searches": searches, "exports": exports},
         render.grid_and_exports,
     )
 

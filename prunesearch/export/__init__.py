@@ -3,10 +3,9 @@ candidate.
 """
 
 from prunesearch.export.checkpoint import check_destination, export
-from prunesearch.export.exported import FORMS, Exported
 from prunesearch.export.manifest import MANIFEST, REPORT
 from prunesearch.export.recheck import recheck
-from prunesearch.export.verification import Verification
+from prunesearch.export.results import FORMS, Exported, Verification
 
 __all__ = [
     "FORMS",

@@ -14,9 +14,8 @@ from huggingface_hub import metadata_load
 
 from prunesearch.config.recipe import Recipe, portable_name
 from prunesearch.errors import ModelError
-from prunesearch.export.exported import Exported
+from prunesearch.export.results import Exported, Verification
 from prunesearch.export.sublayers import PROMISES, trusts
-from prunesearch.export.verification import Verification
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
 

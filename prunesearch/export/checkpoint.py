@@ -37,15 +37,9 @@ from prunesearch.export.atomic import (
 )
 from prunesearch.export.companions import companions, copy_companions, without_code
 from prunesearch.export.config_file import ConfigFile, edited_file
-from prunesearch.export.exported import FORMS, Exported
 from prunesearch.export.layout import Layout, layout_of
-from prunesearch.export.verification import (
-    Expected,
-    Verification,
-    compare,
-    compare_streamed,
-    expected_streamed,
-)
+from prunesearch.export.results import FORMS, Exported, Verification
+from prunesearch.export.verification import Expected, compare, compare_streamed, expected_streamed
 from prunesearch.export.writer import (
     MAX_SHARD,
     Written,
@@ -72,6 +66,7 @@ from prunesearch.models.structure import (
 )
 from prunesearch.models.surgery import check_removable
 from prunesearch.runtime import stopping
+from prunesearch.runtime.json_values import Json
 
 _SHORT_OF_MEMORY = "where memory is short, export with --weights stream"
 
@@ -80,7 +75,7 @@ def export(
     loaded: LoadedModel,
     candidate: LayerSubset,
     out: Path,
-    facts: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Json] | None = None,
     *,
     form: str = "plain",
     changed: Sequence[str] = (),

@@ -20,9 +20,10 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recipe import portable_name
 from prunesearch.errors import ModelError, one_line
-from prunesearch.models.config_edits import PERIODS, edits
+from prunesearch.models.config_edits import PERIODS, ConfigValue, edits
 from prunesearch.models.guard import guarded
 from prunesearch.models.structure import architecture_of, settings_of
+from prunesearch.runtime.json_values import Json, JsonObject
 
 NAME = "config.json"
 _OTHER_FILE = "transformers_weights"
@@ -43,7 +44,7 @@ class ConfigFile:
         text: text of the file.
     """
 
-    values: Mapping[str, Any]
+    values: Mapping[str, Json]
     text: str
 
     @classmethod
@@ -101,7 +102,7 @@ class ConfigFile:
         values.pop(name, None)
         return self.with_values(values)
 
-    def with_values(self, values: Mapping[str, Any]) -> Self:
+    def with_values(self, values: Mapping[str, Json]) -> Self:
         """Return a config with other content in the same style: indentation, escapes and last line
         break.
         """
@@ -116,7 +117,7 @@ class ConfigFile:
         (folder / NAME).write_text(self.text, encoding="utf-8")
 
 
-def json_text(values: Any, indent: int | str | None, *, ascii_only: bool = False) -> str:  # noqa: ANN401
+def json_text(values: Json, indent: int | str | None, *, ascii_only: bool = False) -> str:
     """Return JSON text that can be written to a file.
 
     JSON can express half of a surrogate pair, but UTF-8 cannot. Text that contains one is escaped.
@@ -168,12 +169,13 @@ def edited_file(
     _set_dtype(values, dtype)
     # Some programs write the path of the model into its config.
     for part in [values, *_parts(values)]:
-        if isinstance(part.get(_READ_FROM), str):
-            part[_READ_FROM] = portable_name(part[_READ_FROM])
+        path = part.get(_READ_FROM)
+        if isinstance(path, str):
+            part[_READ_FROM] = portable_name(path)
     return stored.with_values(values)
 
 
-def _edit_blocks(values: dict[str, Any], config: PretrainedConfig, candidate: LayerSubset) -> None:
+def _edit_blocks(values: JsonObject, config: PretrainedConfig, candidate: LayerSubset) -> None:
     """Change the fields that depend on the blocks.
 
     First the fields in the file are changed under the names that the file uses. Then everything
@@ -200,7 +202,7 @@ def _edit_blocks(values: dict[str, Any], config: PretrainedConfig, candidate: La
     changes = edits(cast(PretrainedConfig, stored), count, candidate.kept)
     for name, value in changes.items():
         if name in section:
-            section[name] = value
+            section[name] = _stored(value)
     # Set the number of blocks. transformers reads it under some names, and other programs under
     # others.
     read = _names_of(count, settings_of(base))
@@ -226,24 +228,31 @@ def _edit_blocks(values: dict[str, Any], config: PretrainedConfig, candidate: La
             section[_name_in(section, listed, wanted)] = right[listed]
 
 
+def _stored(value: ConfigValue) -> Json:
+    """Return a value as a file has it. The keys of JSON objects are texts."""
+    if isinstance(value, Mapping):
+        return {str(key): part for key, part in value.items()}
+    return value
+
+
 class _AsStored:
     """A config with the fields of a file.
 
     Fields that the file lacks have the values that transformers reads.
     """
 
-    def __init__(self, section: Mapping[str, Any], settings: PretrainedConfig) -> None:
+    def __init__(self, section: Mapping[str, Json], settings: PretrainedConfig) -> None:
         self._section, self._settings = section, settings
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return self._section[name] if name in self._section else getattr(self._settings, name)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the fields in the file."""
         return dict(self._section)
 
 
-def _parsed(values: Mapping[str, Any], like: PretrainedConfig) -> PretrainedConfig:
+def _parsed(values: Mapping[str, Json], like: PretrainedConfig) -> PretrainedConfig:
     """Return the config that transformers reads from the content of a file.
 
     Args:
@@ -256,14 +265,14 @@ def _parsed(values: Mapping[str, Any], like: PretrainedConfig) -> PretrainedConf
     """
     named = values.get("model_type")
     kind: Any = type(like)
-    if named not in (None, like.model_type) and named in CONFIG_MAPPING:
+    if isinstance(named, str) and named != like.model_type and named in CONFIG_MAPPING:
         kind = CONFIG_MAPPING[named]
     with guarded("the edited config cannot be read"):
         parsed: PretrainedConfig = kind.from_dict(_with_floats(dict(values)))
     return parsed
 
 
-def _with_floats(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
+def _with_floats(value: Json) -> Json:
     """Return a copy in which objects that stand for numbers are numbers.
 
     transformers writes such an object for infinity, which JSON cannot express.
@@ -277,7 +286,7 @@ def _with_floats(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
     return {name: _with_floats(part) for name, part in value.items()}
 
 
-def _section(values: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]:
+def _section(values: JsonObject, config: PretrainedConfig) -> JsonObject:
     """Return the part of the file that describes the blocks.
 
     It is added if the file leaves it to defaults.
@@ -290,9 +299,9 @@ def _section(values: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]
     return section
 
 
-def _plain(config: PretrainedConfig) -> dict[str, Any]:
+def _plain(config: PretrainedConfig) -> JsonObject:
     """Return all fields of a config as JSON values, including defaults."""
-    fields: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    fields: JsonObject = json.loads(config.to_json_string(use_diff=False))
     return fields
 
 
@@ -311,7 +320,7 @@ def _names_of(count: str, settings: PretrainedConfig) -> set[str]:
     return names
 
 
-def _name_in(section: Mapping[str, Any], name: str, settings: PretrainedConfig) -> str:
+def _name_in(section: Mapping[str, Json], name: str, settings: PretrainedConfig) -> str:
     """Return the name under which the file has a field."""
     if name not in section:
         for alias, real in settings.attribute_map.items():
@@ -321,7 +330,7 @@ def _name_in(section: Mapping[str, Any], name: str, settings: PretrainedConfig) 
 
 
 def _says(
-    values: Mapping[str, Any], like: PretrainedConfig, period: str, right: Mapping[str, Any]
+    values: Mapping[str, Json], like: PretrainedConfig, period: str, right: Mapping[str, Json]
 ) -> bool:
     """Return whether transformers derives the right list from a period.
 
@@ -345,7 +354,7 @@ def _says(
     return bool(derived.get(listed) == right[listed])
 
 
-def _set_dtype(values: dict[str, Any], dtype: torch.dtype) -> None:
+def _set_dtype(values: JsonObject, dtype: torch.dtype) -> None:
     """Set every field that names a dtype, unless the file already states this dtype for the
     model.
     """
@@ -355,19 +364,19 @@ def _set_dtype(values: dict[str, Any], dtype: torch.dtype) -> None:
     # The first statement about the language model counts.
     stated: list[str] = []
     for part in describing:
-        stated += [part[key] for key in _dtype_keys(part)]
+        stated += [str(part[key]) for key in _dtype_keys(part)]
     if not stated or stated[0].removeprefix("torch.") == name:
         return
     for part in [values, *_parts(values)]:
         part.update(dict.fromkeys(_dtype_keys(part), name))
 
 
-def _dtype_keys(part: Mapping[str, Any]) -> list[str]:
+def _dtype_keys(part: Mapping[str, Json]) -> list[str]:
     """Return the keys of a config under which it names a dtype."""
     return [key for key in _DTYPES if _names_a_dtype(part.get(key))]
 
 
-def _parts(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _parts(values: Mapping[str, Json]) -> list[JsonObject]:
     """Return the configs of a model's parts."""
     return [part for part in values.values() if isinstance(part, dict)]
 
@@ -378,7 +387,7 @@ def _names_a_dtype(value: object) -> bool:
     )
 
 
-def _with_older_names(values: dict[str, Any]) -> dict[str, Any]:
+def _with_older_names(values: JsonObject) -> JsonObject:
     """Add the names that transformers 4 reads to a config of transformers 5.
 
     The two versions have different names for the dtype and for rotary embeddings.

@@ -18,6 +18,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError
 from prunesearch.export import gguf_record, llama_cpp
 from prunesearch.export.atomic import new_file
+from prunesearch.export.results import LlamaCppCheck
 from prunesearch.models.gguf_file import open_gguf
 from prunesearch.models.loading import LoadedModel
 
@@ -97,7 +98,7 @@ def edit(
     out: Path,
     compare: LoadedModel | None = None,
     fingerprint: str = "",
-) -> llama_cpp.LlamaCppCheck | None:
+) -> LlamaCppCheck | None:
     """Write a GGUF file without the candidate's blocks.
 
     Args:

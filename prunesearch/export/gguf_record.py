@@ -13,6 +13,7 @@ import xxhash
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, VerificationError
 from prunesearch.export import llama_cpp
+from prunesearch.export.results import Generated, GgufRecheck, LlamaCppCheck
 from prunesearch.models.gguf_file import open_gguf
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.source import refuse_part
@@ -57,15 +58,12 @@ class Record:
         return self._digest.hexdigest()
 
 
-def recheck(path: Path, base: LoadedModel | None = None) -> dict[str, Any]:
+def recheck(path: Path, base: LoadedModel | None = None) -> GgufRecheck:
     """Verify a GGUF export: its weights must be unchanged, and llama.cpp must run it.
 
     Args:
         path: GGUF file.
         base: dense model. If given, llama.cpp's predictions are compared with its candidate.
-
-    Returns:
-        The findings as JSON values. ``llama_cpp`` is None if llama.cpp is not installed.
 
     Raises:
         InputError: the file is not an export of this tool, or it was made from another base model.
@@ -94,23 +92,18 @@ def recheck(path: Path, base: LoadedModel | None = None) -> dict[str, Any]:
         raise VerificationError(
             f"the weights in {str(path)!r} are not those that were written: export it again"
         )
-    found = {
-        "gguf": str(path),
-        "dropped": dropped,
-        "tensors": len(reader.tensors),
-        "compared": False,
-    }
     if base is not None and base.fingerprint != fingerprint:
         raise InputError(
             f"{base.name!r} is not the model that {str(path)!r} was made from: its weights differ"
         )
     # Run the file in llama.cpp as far as that is possible here.
-    if not llama_cpp.available():
-        return {**found, "llama_cpp": None}
-    if base is None:
-        return {**found, "llama_cpp": {"generated": llama_cpp.generate(path, _TEXT)}}
-    check = llama_cpp.check(path, base, candidate, most_common_type(reader))
-    return {**found, "compared": True, "llama_cpp": check.document()}
+    run: LlamaCppCheck | Generated | None = None
+    compared = base is not None and llama_cpp.available()
+    if base is not None and compared:
+        run = llama_cpp.check(path, base, candidate, most_common_type(reader))
+    elif llama_cpp.available():
+        run = Generated(llama_cpp.generate(path, _TEXT))
+    return GgufRecheck(path, candidate.text, len(reader.tensors), compared, run)
 
 
 def most_common_type(reader: Any) -> str:  # noqa: ANN401 (gguf.GGUFReader, which has no types)

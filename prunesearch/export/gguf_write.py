@@ -25,6 +25,7 @@ from prunesearch.export import (
     llama_cpp,
 )
 from prunesearch.export.atomic import new_file
+from prunesearch.export.results import LlamaCppCheck
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import pruned
 from prunesearch.runtime import stopping
@@ -49,7 +50,7 @@ _FILE_TYPES: Mapping[torch.dtype, Any] = {
 
 def write(
     loaded: LoadedModel, candidate: LayerSubset, out: Path, *, compare: bool
-) -> llama_cpp.LlamaCppCheck | None:
+) -> LlamaCppCheck | None:
     """Write a candidate as one GGUF file.
 
     Args:

@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +17,7 @@ import torch
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, VerificationError
+from prunesearch.export.results import LlamaCppCheck
 from prunesearch.export.verification import prompt_ids
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import pruned
@@ -68,30 +68,6 @@ found = [post("/tokenize", content=text, add_special=True, parse_special=True)["
 print("\\nANSWER" + json.dumps([answer, found]), flush=True)
 os._exit(0)
 """
-
-
-@dataclass(frozen=True)
-class LlamaCppCheck:
-    """Result of running a file in llama.cpp.
-
-    Attributes:
-        difference: mean difference of a log-probability, over the likeliest tokens of each step, in
-            nats.
-        largest: largest such difference.
-        allowed: limit of the mean. The limit of the largest difference is ten times as high.
-        steps: number of tokens that were generated greedily.
-        generated: text that was generated after the prompt.
-    """
-
-    difference: float
-    largest: float
-    allowed: float
-    steps: int
-    generated: str
-
-    def document(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
-        return asdict(self)
 
 
 def available() -> bool:

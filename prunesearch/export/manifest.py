@@ -4,16 +4,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import transformers
 import xxhash
 
 from prunesearch.errors import StorageError
 from prunesearch.export import card
-from prunesearch.export.exported import Exported
+from prunesearch.export.results import Exported
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.safetensors_files import INDEX
+from prunesearch.runtime.json_values import Json, JsonObject, to_json
 from prunesearch.runtime.version import __version__
 
 MANIFEST = "prunesearch.json"
@@ -27,7 +27,7 @@ def write(
     exported: Exported,
     digests: Mapping[str, str],
     unread: Sequence[str],
-    facts: Mapping[str, Any],
+    facts: Mapping[str, Json],
 ) -> None:
     """Write the manifest, the verification and the model card.
 
@@ -41,7 +41,7 @@ def write(
     """
     candidate, check = exported.candidate, exported.verification
     versions = {"prunesearch": __version__, "transformers": transformers.__version__}
-    report = {
+    report: JsonObject = {
         **asdict(check),
         "versions": versions,
         "digests": dict(digests),
@@ -66,7 +66,7 @@ def write(
             "params": exported.params,
             "bytes": exported.bytes,
             "left_out": list(unread),
-            "verification": check.document(),
+            "verification": to_json(check),
             "files": _sizes(folder),
             **facts,
         },
@@ -132,6 +132,6 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+def _write_json(path: Path, document: Mapping[str, Json]) -> None:
     """Write a JSON document with sorted keys."""
     path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -4,19 +4,20 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, VerificationError, one_line
 from prunesearch.export import sublayers
 from prunesearch.export.checkpoint import reload
 from prunesearch.export.manifest import MANIFEST, REPORT, file_digest
+from prunesearch.export.results import Recheck, Reference
 from prunesearch.export.verification import compare, matches
 from prunesearch.export.writer import digest
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.safetensors_files import misplaced, tensors_in
 from prunesearch.models.source import refuse_adapter
+from prunesearch.runtime.json_values import Json, JsonObject, as_int, as_list, as_object
 
 _MANIFEST = ("form", "base_model", "base_fingerprint", "base_layers", "dropped")
 _REPORT = ("digests", "reference")
@@ -24,7 +25,7 @@ _REPORT = ("digests", "reference")
 
 def recheck(
     folder: Path, base: LoadedModel | None = None, trust_remote_code: bool = False
-) -> dict[str, Any]:
+) -> Recheck:
     """Verify an export: its files, the digests of its weights, its loading, and its output.
 
     Args:
@@ -33,9 +34,6 @@ def recheck(
             that were stored at the export.
         trust_remote_code: run code that ships with the export.
 
-    Returns:
-        The findings as JSON values.
-
     Raises:
         InputError: the folder is not an export, it needs its own code, or `base` is another model.
         VerificationError: the export has changed.
@@ -43,32 +41,28 @@ def recheck(
     # Refuse what cannot be verified.
     manifest, report = _read(folder / MANIFEST, _MANIFEST), _read(folder / REPORT, _REPORT)
     refuse_adapter(folder, str(folder))
-    form = manifest["form"]
+    form, dropped = str(manifest["form"]), str(manifest["dropped"])
     if (sublayers.trusts(form) or manifest.get("own_code")) and not trust_remote_code:
         raise InputError(
             f"{str(folder)!r} (--as {form}) runs code that it brings along: add --trust-remote-code"
         )
     # Compare the files with the report. Reports of older exports have no digests of small files.
     with _using(folder / REPORT):
-        _check_weights(folder, report["digests"])
-        _check_files(folder, report.get("files", {}))
+        digests = _digests_in(report["digests"])
+        _check_weights(folder, digests)
+        _check_files(folder, _digests_in(report.get("files", {})))
     # Compare the output with the stored one.
     model = reload(folder, base.model if base else None, trust_remote_code)
     with _using(folder / REPORT):
-        difference = matches(model, report["reference"])
-    found: dict[str, Any] = {
-        "folder": str(folder),
-        "base_model": manifest["base_model"],
-        "dropped": manifest["dropped"],
-        "form": form,
-        "weights": len(report["digests"]),
-        "difference": difference,
-    }
+        reference = Reference.from_json(as_object(report["reference"], "reference"))
+        difference = matches(model, reference)
     # Compare the output with that of the candidate.
+    against_base = None
     if base is not None:
         if changed := manifest.get("changed"):
+            words = [str(change) for change in as_list(changed, "changed")]
             raise InputError(
-                f"the weights of {str(folder)!r} were {' and '.join(changed)}, so they are no "
+                f"the weights of {str(folder)!r} were {' and '.join(words)}, so they are no "
                 f"longer the base model's: "
                 "leave out --base"
             )
@@ -77,9 +71,24 @@ def recheck(
                 f"{base.name!r} is not the model that {str(folder)!r} was made from: its weights "
                 f"differ"
             )
-        candidate = LayerSubset.parse(manifest["dropped"], manifest["base_layers"])
-        found["against_base"] = compare(base.model, candidate, model, base.tokenizer).document()
-    return found
+        with _using(folder / MANIFEST):
+            layers = as_int(manifest["base_layers"], "base_layers")
+        candidate = LayerSubset.parse(dropped, layers)
+        against_base = compare(base.model, candidate, model, base.tokenizer)
+    return Recheck(
+        folder=folder,
+        base_model=str(manifest["base_model"]),
+        dropped=dropped,
+        form=form,
+        weights=len(digests),
+        difference=difference,
+        against_base=against_base,
+    )
+
+
+def _digests_in(value: Json) -> dict[str, str]:
+    """Return the digests in a report, by the name of the tensor or file."""
+    return {name: str(text) for name, text in as_object(value, "digests").items()}
 
 
 def _using(report: Path) -> AbstractContextManager[None]:
@@ -105,7 +114,7 @@ def _check_files(folder: Path, digests: dict[str, str]) -> None:
             )
 
 
-def _read(path: Path, needed: Sequence[str]) -> dict[str, Any]:
+def _read(path: Path, needed: Sequence[str]) -> JsonObject:
     """Read the manifest or the report of an export.
 
     Args:
@@ -117,15 +126,17 @@ def _read(path: Path, needed: Sequence[str]) -> dict[str, Any]:
         VerificationError: the file is damaged.
     """
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document: Json = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise InputError(
             f"{str(path.parent)!r} holds no {path.name}: it is not an export of prunesearch"
         ) from None
     except (ValueError, RecursionError) as error:
         raise VerificationError(f"{str(path)!r} is damaged: {one_line(error)}") from None
+    if not isinstance(document, dict):
+        raise VerificationError(f"{str(path)!r} is damaged: it does not say {needed[0]}")
     for name in needed:
-        if not isinstance(document, dict) or name not in document:
+        if name not in document:
             raise VerificationError(f"{str(path)!r} is damaged: it does not say {name}")
     return document
 

@@ -10,9 +10,9 @@ Attention windows are longer than a prompt, so they would hide a mask of the wro
 comparison is therefore repeated with windows of a few tokens.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import VerificationError
 from prunesearch.execution.batches import Rows
 from prunesearch.execution.shared_forward import Forward, Head
+from prunesearch.export.results import Reference, Verification
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.patching import replaced
@@ -53,58 +54,6 @@ _PROMPT = "The history of the lighthouse begins with a fire on a hill, which tol
 # Largest allowed difference of a logit, as a share of the largest logit. The same weights on the
 # same machine give 0, or a rounding error if a matrix is laid out differently in memory.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The output of a model for a prompt, small enough to be stored with the model.
-
-    Attributes:
-        prompt: token ids of the prompt.
-        likeliest: ids and logits of the likeliest tokens at each position of the prompt.
-        continuation: token ids that the model generates greedily.
-    """
-
-    prompt: list[int]
-    likeliest: list[list[tuple[int, float]]]
-    continuation: list[int]
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Result of comparing a reloaded checkpoint with the candidate.
-
-    Attributes:
-        prefill_difference: largest absolute difference of a logit over a prompt.
-        narrow_difference: the same with attention windows of a few tokens. None for models without
-            windows.
-        decode_difference: the same over greedy steps. None if no step was compared, because weights
-            are streamed.
-        allowed: limit of each of these differences.
-        decoded: number of greedy steps that were compared.
-        cached: True if each step read one token and took the rest from a cache. Some model types
-            have no cache.
-        generated: text that the reloaded model generated.
-        reference: output of the reloaded model, for later comparisons.
-        weights: number of tensors whose digest equals that of their source. None if they were made
-            in memory.
-    """
-
-    prefill_difference: float
-    narrow_difference: float | None
-    decode_difference: float | None
-    allowed: float
-    decoded: int
-    cached: bool
-    generated: str
-    reference: Reference = field(repr=False)
-    weights: int | None = None
-
-    def document(self) -> dict[str, Any]:
-        """Return the result as JSON values, without the reference."""
-        document = asdict(self)
-        del document["reference"]
-        return document
 
 
 def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> torch.Tensor:
@@ -310,12 +259,12 @@ def short_windows(config: PretrainedConfig) -> Iterator[bool]:
 
 
 @torch.inference_mode()
-def matches(found: PreTrainedModel, reference: Mapping[str, Any]) -> float:
+def matches(found: PreTrainedModel, reference: Reference) -> float:
     """Compare a reloaded checkpoint with the reference that was stored when it was verified.
 
     Args:
         found: reloaded checkpoint.
-        reference: fields of a `Reference`, as JSON values.
+        reference: the stored reference.
 
     Returns:
         The largest difference of a logit.
@@ -324,11 +273,11 @@ def matches(found: PreTrainedModel, reference: Mapping[str, Any]) -> float:
         VerificationError: the output differs by more than rounding.
     """
     # Compare the stored logits of the likeliest tokens.
-    ids = torch.tensor([reference["prompt"]], device=input_device(found))
+    ids = torch.tensor([reference.prompt], device=input_device(found))
     logits = _prefill(found, ids)[0].float()
     limit = _TOLERANCE.get(found.dtype, 1e-2) * max(float(logits.abs().max()), 1e-6)
     worst = 0.0
-    for row, likely in zip(logits, reference["likeliest"], strict=True):
+    for row, likely in zip(logits, reference.likeliest, strict=True):
         for token, value in likely:
             worst = max(worst, abs(float(row[token]) - value))
     if not worst <= limit:
@@ -339,11 +288,11 @@ def matches(found: PreTrainedModel, reference: Mapping[str, Any]) -> float:
             "something else"
         )
     # Compare the greedy continuation, which streamed exports do not have.
-    if not reference["continuation"]:
+    if not reference.continuation:
         return worst
     with _running("cached decoding"):
         found_now = generate(found, ids)
-    for step, token in enumerate(reference["continuation"][: len(found_now.ids)]):
+    for step, token in enumerate(reference.continuation[: len(found_now.ids)]):
         chosen = int(found_now.ids[step])
         if chosen == token:
             continue

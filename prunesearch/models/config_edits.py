@@ -7,19 +7,26 @@ counted again over the kept blocks.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from transformers import PretrainedConfig
 
 from prunesearch.errors import InputError, ModelError
+from prunesearch.runtime.json_values import Json
 
+Entry = TypeVar("Entry")
+
+ConfigValue: TypeAlias = Json | Mapping[int, Json]
+"""Value of a config field. A few fields have settings by block index."""
+Changes: TypeAlias = Mapping[str, ConfigValue]
+"""New values by field."""
 Kept = Sequence[int]
 """Indices of the kept blocks in the dense model, in ascending order."""
-Rule = Callable[[PretrainedConfig, str, Kept], Mapping[str, Any]]
+Rule = Callable[[PretrainedConfig, str, Kept], Changes]
 """Takes the config, the field's name and the kept blocks; returns the new values by field."""
 
 
-def _slice(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
+def _slice(config: PretrainedConfig, name: str, kept: Kept) -> Changes:
     """Keep the entries of the kept blocks, in a list with one entry per block."""
     values = getattr(config, name)
     if not isinstance(values, list | tuple):
@@ -27,12 +34,12 @@ def _slice(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]
     return {name: _entries(values, kept)}
 
 
-def _entries(values: Sequence[Any], kept: Kept) -> list[Any]:
+def _entries(values: Sequence[Entry], kept: Kept) -> list[Entry]:
     """Return the entries of the kept blocks."""
     return [values[i] for i in kept]
 
 
-def _renumber(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
+def _renumber(config: PretrainedConfig, name: str, kept: Kept) -> Changes:
     """Renumber a list of block indices.
 
     The list may contain every index, so its length cannot tell it apart from a per-block list.
@@ -41,13 +48,13 @@ def _renumber(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, A
     return {name: [new for new, old in enumerate(kept) if old in numbers]}
 
 
-def _first(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
+def _first(config: PretrainedConfig, name: str, kept: Kept) -> Changes:
     """Count how many of the leading blocks, which are of one kind, are kept."""
     limit = getattr(config, name)
     return {name: sum(old < limit for old in kept)}
 
 
-def _window(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
+def _window(config: PretrainedConfig, name: str, kept: Kept) -> Changes:
     """Count the blocks before the first one with sliding attention.
 
     Some programs read this number instead of ``layer_types``.
@@ -57,7 +64,7 @@ def _window(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any
     return _first(config, name, kept)
 
 
-def _sparse_step(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
+def _sparse_step(config: PretrainedConfig, name: str, kept: Kept) -> Changes:
     """Every `step`-th block has experts, except those listed in ``mlp_only_layers``.
 
     After blocks are removed, only the explicit list can express which blocks have experts.
@@ -70,7 +77,7 @@ def _sparse_step(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str
     return {name: 1, "mlp_only_layers": mlps}
 
 
-def _gpt_neo(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
+def _gpt_neo(config: PretrainedConfig, name: str, kept: Kept) -> Changes:
     """Slice ``attention_layers``, and write ``attention_types`` ([[kinds, repeats], ...]) to match
     it.
     """
@@ -78,7 +85,7 @@ def _gpt_neo(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, An
     return {name: [[[kind], 1] for kind in kinds], "attention_layers": kinds}
 
 
-def _scale_depth(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
+def _scale_depth(config: PretrainedConfig, name: str, kept: Kept) -> Changes:
     """Keep the scale of a block's output the same.
 
     MiniCPM multiplies what a block adds by this value, divided by the square root of the number of
@@ -87,13 +94,13 @@ def _scale_depth(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str
     return {name: getattr(config, name) * math.sqrt(len(kept) / config.num_hidden_layers)}
 
 
-def _block_types(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
+def _block_types(config: PretrainedConfig, name: str, kept: Kept) -> Changes:
     """Spell out a repeating pattern of kinds, so that the kept blocks keep their kinds."""
     values = getattr(config, name)
     return {name: [values[i % len(values)] for i in kept]}
 
 
-def _shared_kv(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
+def _shared_kv(config: PretrainedConfig, name: str, kept: Kept) -> Changes:
     """Count the kept blocks that read the keys and values of another block.
 
     The last blocks are readers. Each reads the keys and values of its donor: the last block of the
@@ -117,7 +124,7 @@ def _shared_kv(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, 
     return {name: len(readers)}
 
 
-def _moe_span(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
+def _moe_span(config: PretrainedConfig, name: str, kept: Kept) -> Changes:
     """Find the range of blocks with experts again, which a first block, a last block and a step
     describe.
 
@@ -143,7 +150,7 @@ def _moe_span(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, A
     return {"moe_layer_start_index": first, "moe_layer_end_index": last, "moe_layer_interval": 1}
 
 
-def _by_number(config: PretrainedConfig, name: str, kept: Kept) -> Mapping[str, Any]:
+def _by_number(config: PretrainedConfig, name: str, kept: Kept) -> Changes:
     """Renumber settings that are keyed by block index."""
     # JSON has text keys, so the indices are read as numbers first.
     stored = {int(number): value for number, value in config.to_dict()[name].items()}
@@ -164,7 +171,7 @@ def _fixed(reason: str, harmless: Sequence[object] = (None, False, 0)) -> Rule:
         harmless: values of the field with which blocks can be dropped after all.
     """
 
-    def refuse(config: PretrainedConfig, name: str, _: Kept) -> Mapping[str, Any]:
+    def refuse(config: PretrainedConfig, name: str, _: Kept) -> Changes:
         if getattr(config, name) not in harmless:
             raise ModelError(
                 f"this {config.model_type} model cannot lose blocks: {reason} ({name})"
@@ -216,7 +223,7 @@ transformers 4.57 and 5 read the list if there is one, so the period itself need
 """
 
 
-def edits(config: PretrainedConfig, count: str, kept: Kept) -> dict[str, Any]:
+def edits(config: PretrainedConfig, count: str, kept: Kept) -> dict[str, ConfigValue]:
     """Return the config fields that change when only some blocks are kept.
 
     Args:
@@ -239,7 +246,7 @@ def edits(config: PretrainedConfig, count: str, kept: Kept) -> dict[str, Any]:
     _check_last(config, kept)
     # Known fields follow their rules.
     stored = config.to_dict()
-    changed: dict[str, Any] = {}
+    changed: dict[str, ConfigValue] = {}
     for name, rule in RULES.items():
         if stored.get(name) is not None:
             _check_value(name, rule, getattr(config, name), number)

@@ -4,9 +4,9 @@ The result is a checkpoint, a GGUF file, an upload to the hub, or a recipe for a
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypeAlias
 
 from prunesearch.cache.location import check_writable
 from prunesearch.candidate import LayerSubset
@@ -29,12 +29,17 @@ from prunesearch.export import (
     other_tools,
     recheck,
 )
+from prunesearch.export.results import Exported, ExportedGguf, GgufRecheck, PrintedRecipe, Recheck
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.source import is_gguf
 from prunesearch.pipeline.session import load_for, space_of
 from prunesearch.runtime import stopping
+from prunesearch.runtime.json_values import JsonObject
 from prunesearch.studies import persistence, selection
 from prunesearch.units import parse_size
+
+Delivered: TypeAlias = Exported | ExportedGguf | PrintedRecipe
+"""Result of an export command."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class SelectedCandidate:
 
     loaded: LoadedModel
     candidate: LayerSubset
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
     ranked: tuple[LayerSubset, ...] = ()
 
 
@@ -193,7 +198,7 @@ def from_study(
         others = list(selection.best_trials(study, None))
     ranked = tuple(space.from_params(other.params) for other in others)
     trials = len(study.get_trials(deepcopy=False))
-    facts = {
+    facts: JsonObject = {
         "study": name,
         "trials": trials,
         "recipe": recipe.portable(),
@@ -209,11 +214,8 @@ def from_layers(recipe: Recipe, options: RunOptions, dropped: str) -> SelectedCa
     return SelectedCandidate(loaded, candidate, ranked=(candidate,))
 
 
-def run_export(chosen: SelectedCandidate, request: ExportRequest) -> dict[str, Any]:
+def run_export(chosen: SelectedCandidate, request: ExportRequest) -> Delivered:
     """Export a candidate as requested.
-
-    Returns:
-        Report as JSON values.
 
     Raises:
         PruneSearchError: see `errors`. No partial export stays.
@@ -222,7 +224,7 @@ def run_export(chosen: SelectedCandidate, request: ExportRequest) -> dict[str, A
         return _deliver(chosen, request)
 
 
-def _deliver(chosen: SelectedCandidate, request: ExportRequest) -> dict[str, Any]:
+def _deliver(chosen: SelectedCandidate, request: ExportRequest) -> Delivered:
     """Do the work of `deliver`."""
     loaded, candidate = chosen.loaded, chosen.candidate
     # Other programs know only the architectures that are part of them.
@@ -232,42 +234,32 @@ def _deliver(chosen: SelectedCandidate, request: ExportRequest) -> dict[str, Any
             f"export --out FOLDER"
         )
     if request.program is not None:
-        return {
-            "dropped": candidate.text,
-            "said": other_tools.say(request.program, loaded, candidate),
-        }
+        return PrintedRecipe(candidate, other_tools.say(request.program, loaded, candidate))
     assert request.out is not None
     if request.gguf:
         return _gguf(loaded, candidate, request.out)
     made = export(
         loaded, candidate, request.out, chosen.facts, form=request.form, max_shard=request.max_shard
     )
-    document = made.document()
-    if request.push_to_hub is not None:
-        document["pushed"] = hub.push(
-            made.folder, request.push_to_hub, candidate.text, public=request.public
-        )
-    return document
+    if request.push_to_hub is None:
+        return made
+    url = hub.push(made.folder, request.push_to_hub, candidate.text, public=request.public)
+    return replace(made, pushed=url)
 
 
-def _gguf(loaded: LoadedModel, candidate: LayerSubset, out: Path) -> dict[str, Any]:
+def _gguf(loaded: LoadedModel, candidate: LayerSubset, out: Path) -> ExportedGguf:
     """Write a GGUF file. A GGUF model is edited, and a checkpoint is converted."""
     if loaded.source.gguf is not None:
         compare = loaded if llama_cpp.available() else None
         check = gguf_edit.edit(loaded.source.gguf, candidate, out, compare, loaded.fingerprint)
     else:
         check = gguf_write.write(loaded, candidate, out, compare=llama_cpp.available())
-    return {
-        "gguf": str(out),
-        "bytes": out.stat().st_size,
-        "dropped": candidate.text,
-        "llama_cpp": check.document() if check else None,
-    }
+    return ExportedGguf(out, out.stat().st_size, candidate, check)
 
 
 def verify_again(
     path: Path, base: Recipe | None, options: RunOptions, trust_remote_code: bool
-) -> dict[str, Any]:
+) -> Recheck | GgufRecheck:
     """Verify an existing export (a folder or a GGUF file).
 
     Args:

@@ -66,7 +66,7 @@ class DemoResult:
             "best": best["best"],
             "dense": _shown(best["dense"], self.held_out_dense),
             "pruned": _shown(best["best"], self.held_out_best),
-            "export": self.exported.document(),
+            "export": self.exported,
             "seconds": round(self.seconds, 3),
         }
 

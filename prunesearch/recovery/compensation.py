@@ -263,7 +263,7 @@ def compensate_and_export(
         figures = {"metrics": done.compensated, "stderr": {}, "dense_metrics": done.dense}
         facts = {**facts, **figures, "compensation": document}
         made = export(loaded, candidate, out, facts, changed=("compensated",), max_shard=max_shard)
-    return {"compensation": document, "export": made.document()}
+    return {"compensation": document, "export": made}
 
 
 def fit_and_held_out(

@@ -178,7 +178,7 @@ def heal_and_export(
         known = facts if chosen == ranked[0] else {**facts, "metrics": {}}
         told = _facts(known, done, healed, job.report)
         made = export(loaded, chosen, options.out, told, form=options.form, changed=changed)
-    return {**document, **job.report, "export": made.document()}
+    return {**document, **job.report, "export": made}
 
 
 class _Job:

@@ -31,8 +31,7 @@ def emit(as_json: bool, value: Value, render: "Callable[[Value], list[Group | st
         return
     from rich.console import Console
 
-    from prunesearch.report.render import Commands
-    from prunesearch.report.tables import Paragraph
+    from prunesearch.report.tables import Commands, Paragraph
 
     # Letters that the terminal cannot show are escaped.
     if isinstance(sys.stdout, io.TextIOWrapper):

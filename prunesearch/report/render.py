@@ -6,12 +6,13 @@ Each function turns one command's JSON document into tables and lines.
 from collections.abc import Mapping
 from itertools import groupby
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 
 from prunesearch.report.study import front_table
 from prunesearch.report.tables import (
+    Commands,
     Layers,
     Parts,
     dense_against_pruned,
@@ -23,6 +24,16 @@ from prunesearch.report.tables import (
     table,
 )
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
+
+if TYPE_CHECKING:
+    from prunesearch.export.results import (
+        Exported,
+        ExportedGguf,
+        GgufRecheck,
+        PrintedRecipe,
+        Recheck,
+        Verification,
+    )
 
 Document = Mapping[str, Any]
 _MUCH = 0.1  # lost share of the dense model's quality above which commands that recover it are suggested
@@ -165,102 +176,101 @@ def _pareto(document: Document) -> Parts:
     ]
 
 
-def exported(document: Document) -> Parts:
+def exported(made: "Exported") -> Parts:
     """Show where the checkpoint is and how it was verified."""
-    check = document["verification"]
-    said = " ".join(check["generated"].split())
+    check = made.verification
+    said = " ".join(check.generated.split())
     parts: Parts = [
-        f"exported {document['folder']}: {number('params', document['params'])} parameters, "
-        f"{document['bytes']:,} bytes ({gib(document['bytes'])}), without layers "
-        f"{document['dropped']}",
-        f"verified: {check['weights']} tensors equal what was read; reloaded with from_pretrained, "
-        f"logits differ by "
-        f"{_differences(check)}; allowed {check['allowed']:.3g}",
+        f"exported {made.folder}: {number('params', made.params)} parameters, "
+        f"{made.bytes:,} bytes ({gib(made.bytes)}), without layers {made.candidate.text}",
+        f"verified: {check.weights} tensors equal what was read; reloaded with from_pretrained, "
+        f"logits differ by {_differences(check)}; allowed {check.allowed:.3g}",
     ]
     if said:
         parts.append(f"it says: {said}")
+    if made.pushed is not None:
+        parts.append(f"pushed to {made.pushed}")
     return parts
 
 
-def _differences(check: Document) -> str:
+def _differences(check: "Verification") -> str:
     """List the differences that a verification measured, each with the compared outputs."""
-    parts = [f"{check['prefill_difference']:.3g} (prompt)"]
-    if check["narrow_difference"] is not None:
-        parts.append(f"{check['narrow_difference']:.3g} (with narrow attention windows)")
-    if check["decode_difference"] is not None:
-        how = "cached decoding" if check["cached"] else "decoding without a cache"
-        parts.append(f"{check['decode_difference']:.3g} ({how}, {check['decoded']} steps)")
+    parts = [f"{check.prefill_difference:.3g} (prompt)"]
+    if check.narrow_difference is not None:
+        parts.append(f"{check.narrow_difference:.3g} (with narrow attention windows)")
+    if check.decode_difference is not None:
+        how = "cached decoding" if check.cached else "decoding without a cache"
+        parts.append(f"{check.decode_difference:.3g} ({how}, {check.decoded} steps)")
     return ", ".join(parts)
 
 
-def delivered(document: Document) -> Parts:
+def delivered(done: "Exported | ExportedGguf | PrintedRecipe") -> Parts:
     """Show the result of an export command: printed text, a GGUF file or a checkpoint."""
-    if "said" in document:
-        return [document["said"].rstrip()]
-    if "gguf" in document:
-        check = document["llama_cpp"]
+    from prunesearch.export.results import ExportedGguf, PrintedRecipe
+
+    if isinstance(done, PrintedRecipe):
+        return [done.text.rstrip()]
+    if isinstance(done, ExportedGguf):
+        return _exported_gguf(done)
+    return exported(done)
+
+
+def _exported_gguf(made: "ExportedGguf") -> Parts:
+    """Show where a GGUF file is and how it was verified."""
+    check = made.check
+    proof = (
+        "not verified, since llama.cpp is not installed: pip install 'prunesearch[gguf]', then run "
+        f"prunesearch verify {quote(str(made.path))}"
+    )
+    if check is not None:
         proof = (
-            "not verified, since llama.cpp is not installed: pip install 'prunesearch[gguf]', then "
-            "run "
-            f"prunesearch verify {quote(document['gguf'])}"
+            f"verified in llama.cpp: log-probabilities differ by {check.difference:.3g} nats in "
+            f"the mean (allowed {check.allowed}), {check.largest:.3g} at most, over "
+            f"{check.steps} greedy tokens; it says: {' '.join(check.generated.split())}"
         )
-        if check:
-            proof = (
-                f"verified in llama.cpp: log-probabilities differ by {check['difference']:.3g} "
-                f"nats in the mean "
-                f"(allowed {check['allowed']}), {check['largest']:.3g} at most, over "
-                f"{check['steps']} greedy tokens; "
-                f"it says: {' '.join(check['generated'].split())}"
-            )
-        return [
-            f"wrote {document['gguf']}: {document['bytes']:,} bytes, without layers "
-            f"{document['dropped']}",
-            proof,
-        ]
-    pushed = document.get("pushed")
-    if not pushed:
-        return exported(document)
-    return [*exported(document), f"pushed to {pushed}"]
+    written = f"wrote {made.path}: {made.bytes:,} bytes, without layers {made.candidate.text}"
+    return [written, proof]
 
 
-def verified(document: Document) -> Parts:
+def verified(found: "Recheck | GgufRecheck") -> Parts:
     """Show the result of a repeated verification."""
-    if "gguf" in document:
-        return [_verified_gguf(document)]
+    from prunesearch.export.results import GgufRecheck
+
+    if isinstance(found, GgufRecheck):
+        return [_verified_gguf(found)]
     lines: Parts = [
-        f"{document['folder']} is what was exported: {document['weights']} tensors, logits differ "
-        f"by "
-        f"{document['difference']:.3g}"
+        f"{found.folder} is what was exported: {found.weights} tensors, logits differ by "
+        f"{found.difference:.3g}"
     ]
-    if base := document.get("against_base"):
+    if found.against_base is not None:
         lines.append(
-            f"against {document['base_model']} without layers {document['dropped']}: logits differ "
-            f"by "
-            f"{_differences(base)}"
+            f"against {found.base_model} without layers {found.dropped}: logits differ by "
+            f"{_differences(found.against_base)}"
         )
     return lines
 
 
-def _verified_gguf(document: Document) -> str:
+def _verified_gguf(found: "GgufRecheck") -> str:
     """Describe the result of a repeated verification of a GGUF file."""
-    said = f"{document['gguf']} is what was exported without layers {document['dropped']}: "
-    said += f"{document['tensors']} tensors"
-    check = document["llama_cpp"]
+    from prunesearch.export.results import LlamaCppCheck
+
+    said = f"{found.path} is what was exported without layers {found.dropped}: "
+    said += f"{found.tensors} tensors"
+    check = found.llama_cpp
     if check is None:
         return f"{said}; not run: llama.cpp is not installed (pip install 'prunesearch[gguf]')"
-    text = " ".join(check["generated"].split())
-    if not document["compared"]:
+    text = " ".join(check.generated.split())
+    if not isinstance(check, LlamaCppCheck):
         return f"{said}; llama.cpp runs it and says: {text} (--base MODEL compares it with the dense model)"
     return (
         f"{said}; in llama.cpp log-probabilities differ from the base model's candidate by "
-        f"{check['difference']:.3g} "
-        f"nats in the mean (allowed {check['allowed']:.3g}); it says: {text}"
+        f"{check.difference:.3g} nats in the mean (allowed {check.allowed:.3g}); it says: {text}"
     )
 
 
 def searched_and_exported(document: Document) -> Parts:
     """Show a search and the export of its best candidate."""
-    folder = quote(document["export"]["folder"])
+    folder = quote(str(document["export"].folder))
     return [
         *found(document),
         *exported(document["export"]),
@@ -322,7 +332,7 @@ def demo(document: Document) -> Parts:
         *exported(export),
         _next(
             f"optuna-dashboard {_storage_word(document)}",
-            f"prunesearch evaluate {quote(export['folder'])} --calibration builtin-held-out",
+            f"prunesearch evaluate {quote(str(export.folder))} --calibration builtin-held-out",
             f"prunesearch search {quote(document['model'])} --drop 25% --trials "
             f"300{_storage_flag(document)}{cache}",
         ),
@@ -455,12 +465,6 @@ def _storage_word(document: Document) -> str:
     A URL with a password is replaced by its environment variable.
     """
     return pasted(document["storage"], STORAGE_VARIABLE)
-
-
-class Commands(str):
-    """Lines for copying. They are not wrapped."""
-
-    __slots__ = ()
 
 
 def _next(*commands: str) -> Commands:

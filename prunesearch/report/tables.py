@@ -33,6 +33,12 @@ class Prose(str):
     __slots__ = ()
 
 
+class Commands(str):
+    """Lines for copying. They are not wrapped."""
+
+    __slots__ = ()
+
+
 class Paragraph:
     """A line of text that is folded between words, and inside a long list after a comma.
 

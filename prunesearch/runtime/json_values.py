@@ -18,18 +18,21 @@ Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Js
 JsonObject: TypeAlias = dict[str, Json]
 """A JSON object."""
 
-_NAME, _INLINE, _OMIT = "json_name", "json_inline", "json_omit_none"
+_NAME, _INLINE, _OMIT, _HIDDEN = "json_name", "json_inline", "json_omit_none", "json_hidden"
 
 
-def json_as(name: str = "", *, inline: bool = False, omit_none: bool = False) -> dict[str, Json]:
+def json_as(
+    name: str = "", *, inline: bool = False, omit_none: bool = False, hidden: bool = False
+) -> dict[str, Json]:
     """Return metadata of a dataclass field that says how `to_json` writes the field.
 
     Args:
         name: key of the field in the JSON object. Empty for the name of the field.
         inline: whether the fields of the value become keys of the enclosing object.
         omit_none: whether the key is left out if the value is None.
+        hidden: whether the key is always left out.
     """
-    return {_NAME: name, _INLINE: inline, _OMIT: omit_none}
+    return {_NAME: name, _INLINE: inline, _OMIT: omit_none, _HIDDEN: hidden}
 
 
 @runtime_checkable
@@ -84,7 +87,8 @@ def _fields(value: object) -> JsonObject:
     assert dataclasses.is_dataclass(value)
     for field in dataclasses.fields(value):
         part = getattr(value, field.name)
-        if part is None and field.metadata.get(_OMIT):
+        omitted = part is None and field.metadata.get(_OMIT)
+        if omitted or field.metadata.get(_HIDDEN):
             continue
         converted = to_json(part)
         if field.metadata.get(_INLINE) and isinstance(converted, Mapping):

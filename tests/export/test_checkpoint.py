@@ -175,7 +175,7 @@ def test_what_is_put_into_the_destination_meanwhile_survives(
     with pytest.raises(RunError, match=r"the finished result is '.*out-2'"):
         export(loaded, CANDIDATE, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
-    assert recheck(tmp_path / "out-2")["dropped"] == CANDIDATE.text
+    assert recheck(tmp_path / "out-2").dropped == CANDIDATE.text
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out-server", "out", "out-2"]
 
 
@@ -190,8 +190,8 @@ def test_a_second_export_to_one_destination_keeps_the_first(
     monkeypatch.setattr(checkpoint, "sync_tree", meanwhile)
     with pytest.raises(RunError, match="out-2"):
         export(loaded, CANDIDATE, tmp_path / "out")
-    assert recheck(tmp_path / "out")["dropped"] == "2"
-    assert recheck(tmp_path / "out-2")["dropped"] == CANDIDATE.text
+    assert recheck(tmp_path / "out").dropped == "2"
+    assert recheck(tmp_path / "out-2").dropped == CANDIDATE.text
 
 
 def test_an_export_with_files_of_the_users_is_not_replaced(

@@ -101,8 +101,9 @@ def test_a_second_verification_finds_what_has_changed(loaded: LoadedModel, tmp_p
     out = tmp_path / "out"
     export(loaded, BLOCKS, out)
     found = recheck(out, loaded)
-    assert found["difference"] < 1e-4
-    assert found["against_base"]["prefill_difference"] < 1e-4
+    assert found.difference < 1e-4
+    assert found.against_base is not None
+    assert found.against_base.prefill_difference < 1e-4
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
     with pytest.raises(VerificationError, match="its files have changed"):

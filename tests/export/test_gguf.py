@@ -33,6 +33,7 @@ from prunesearch.export import (
     gguf_write,
     llama_cpp,
 )
+from prunesearch.export.results import LlamaCppCheck
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
 from tests.conftest import N_LAYERS, byte_tokenizer, store_head_apart, tiny
@@ -341,10 +342,11 @@ def test_a_gguf_export_is_verified_again(
     out = tmp_path / "out.gguf"
     gguf_edit.edit(dense_file, BLOCKS, out, None, loaded.fingerprint)
     found = gguf_record.recheck(out, loaded)
-    assert (found["dropped"], found["compared"]) == ("0,3", True)
-    assert found["llama_cpp"]["difference"] < found["llama_cpp"]["allowed"]
+    assert (found.dropped, found.compared) == ("0,3", True)
+    assert isinstance(found.llama_cpp, LlamaCppCheck)
+    assert found.llama_cpp.difference < found.llama_cpp.allowed
     monkeypatch.setattr(llama_cpp, "available", lambda: False)
-    assert gguf_record.recheck(out)["llama_cpp"] is None
+    assert gguf_record.recheck(out).llama_cpp is None
     with pytest.raises(InputError, match="is not the model"):
         gguf_record.recheck(out, replace(loaded, fingerprint="other"))
     content = bytearray(out.read_bytes())

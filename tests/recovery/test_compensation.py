@@ -271,7 +271,7 @@ def test_an_export_of_compensated_weights_verifies(
     document = compensate_and_export(loaded, SCATTERED, out, text, facts={"study": "mine"})
     assert document["compensation"]["recovered"] > 0
     assert torch.equal(logits(loaded.model, LayerSubset.of(N_LAYERS)), dense)
-    assert recheck(out, None)["folder"] == str(out)
+    assert recheck(out, None).folder == out
     with compensate(loaded, SCATTERED, *text):
         expected = logits(loaded.model, SCATTERED)
     found = AutoModelForCausalLM.from_pretrained(out).eval()
