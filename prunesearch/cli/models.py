@@ -1,6 +1,5 @@
 """The commands `evaluate`, `analyze` and `plan` on one model. They start without torch."""
 
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -48,12 +47,12 @@ def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None: 
 def analyze(model: str, revision: str | None, trust_remote_code: bool, as_json: bool) -> None:
     """Count parameters and bytes per layer of MODEL; a config.json is enough."""
     quiet()
-    from prunesearch.models.analyze import take_inventory
+    from prunesearch.models.analyze import NamedInventory, take_inventory
     from prunesearch.report import render
 
     with progress():
         inventory = take_inventory(model, revision=revision, trust_remote_code=trust_remote_code)
-    emit(as_json, {"model": model, **asdict(inventory)}, render.inventory)
+    emit(as_json, NamedInventory(model, inventory), render.inventory)
 
 
 @click.command(cls=Command)

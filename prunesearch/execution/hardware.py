@@ -6,13 +6,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.safetensors_files import Stored
+from prunesearch.runtime.json_values import json_as
 
 _SECONDS = 0.5  # time of each measurement
 _WEIGHT_BYTES = (
@@ -40,7 +41,7 @@ class Speed:
     flops: dict[str, float]
     disk: float
     cached: float
-    to_device: float
+    to_device: float = field(metadata=json_as(omit_none=True))
     free: int
 
 

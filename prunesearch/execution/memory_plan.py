@@ -30,7 +30,7 @@ import os
 import resource
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -153,6 +153,47 @@ class Mode:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Predicted cost of a generation, and the mode to use.
+
+    Attributes:
+        model: the model as it was named.
+        source: source of the sizes: ``safetensors`` or ``config``.
+        params: number of parameters.
+        blocks: number of blocks.
+        block_params: parameters of the largest block.
+        dtype: type of the numbers, as computed.
+        memory: bytes that scoring may take.
+        candidates: candidates of a generation.
+        drop: what each candidate drops.
+        tokens: number of tokens that a candidate is scored on.
+        shared: share of the work that the candidates have in common.
+        speed: measured speeds of this machine.
+        modes: a prediction for each place of the weights.
+        use: place of the weights to use. None if nothing fits.
+        command: command that uses it. None if nothing fits.
+        notes: sentences about the plan.
+    """
+
+    model: str
+    source: str
+    params: int
+    blocks: int
+    block_params: int
+    dtype: str
+    memory: int
+    candidates: int
+    drop: str
+    tokens: int
+    shared: float
+    speed: Speed
+    modes: tuple[Mode, ...]
+    use: str | None
+    command: str | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Model:
     """Properties of a model that a plan is made from.
 
@@ -200,7 +241,7 @@ class _Model:
 
 def plan(
     name: str, asked: Asked, *, revision: str | None = None, trust_remote_code: bool = False
-) -> dict[str, Any]:
+) -> Plan:
     """Predict the cost of a generation, and choose the place of the weights.
 
     Args:
@@ -209,9 +250,6 @@ def plan(
         asked: the search to plan for.
         revision: revision of a Hugging Face id.
         trust_remote_code: run code from the checkpoint.
-
-    Returns:
-        A document of JSON values with the modes, the mode to use, and the command that uses it.
 
     Raises:
         ModelError: the model is missing, damaged or of an unsupported type.
@@ -241,24 +279,24 @@ def plan(
     for mode in modes:
         if mode.fits and (best is None or mode.seconds < best.seconds):
             best = mode
-    return {
-        "model": name,
-        "source": "safetensors" if model.stored else "config",
-        "params": model.other + sum(model.blocks),
-        "blocks": len(model.blocks),
-        "block_params": max(model.blocks),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "memory": asked.memory,
-        "candidates": asked.candidates,
-        "drop": asked.drop,
-        "tokens": _tokens(asked),
-        "shared": round(1 - need.forwards / need.separate, 4),
-        "speed": {key: value for key, value in asdict(speed).items() if value != float("inf")},
-        "modes": [asdict(mode) for mode in modes],
-        "use": best.weights if best else None,
-        "command": _command(name, asked, best, top) if best else None,
-        "notes": _notes(model, asked, speed, modes, best, top),
-    }
+    return Plan(
+        model=name,
+        source="safetensors" if model.stored else "config",
+        params=model.other + sum(model.blocks),
+        blocks=len(model.blocks),
+        block_params=max(model.blocks),
+        dtype=str(model.dtype).removeprefix("torch."),
+        memory=asked.memory,
+        candidates=asked.candidates,
+        drop=asked.drop,
+        tokens=_tokens(asked),
+        shared=round(1 - need.forwards / need.separate, 4),
+        speed=speed,
+        modes=tuple(modes),
+        use=best.weights if best else None,
+        command=_command(name, asked, best, top) if best else None,
+        notes=tuple(_notes(model, asked, speed, modes, best, top)),
+    )
 
 
 def draw(space: SearchSpace, candidates: int) -> list[LayerSubset]:

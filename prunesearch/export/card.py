@@ -7,7 +7,6 @@ applies.
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import metadata_load
@@ -18,6 +17,7 @@ from prunesearch.export.results import Exported, Verification
 from prunesearch.export.sublayers import PROMISES, trusts
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
+from prunesearch.runtime.json_values import Json, JsonObject, as_object, to_json
 
 _LICENCE = ("license", "license_name", "license_link", "language")
 
@@ -38,7 +38,7 @@ def own_code(loaded: LoadedModel, form: str) -> bool:
 
 
 def text_of(
-    loaded: LoadedModel, exported: Exported, facts: Mapping[str, Any], manifest: str, report: str
+    loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json], manifest: str, report: str
 ) -> str:
     """Return the text of the card.
 
@@ -102,11 +102,11 @@ def _compared(check: Verification) -> str:
     return f"{said}."
 
 
-def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Any]) -> str:
+def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json]) -> str:
     """Return how the layers were chosen, on which data, and the commands that repeat it."""
     text = ""
     recipe = facts.get("recipe")
-    if isinstance(recipe, Mapping):
+    if isinstance(recipe, dict):
         data = recipe.get("task_data") or recipe.get("task") or recipe.get("calibration")
         trials = ""
         if "trials" in facts:
@@ -132,7 +132,7 @@ def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Any]) -
     return text
 
 
-def _repeated(recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def _repeated(recipe: JsonObject, facts: Mapping[str, Json]) -> str:
     """Return the command that repeats the search, if a single command can."""
     if recipe.get("units") == "sublayers" or str(recipe.get("drop", "")).startswith("pareto"):
         return "The recipe:"
@@ -140,13 +140,11 @@ def _repeated(recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     return f"`prunesearch run recipe.yaml{trials}` repeats the search, with this recipe:"
 
 
-def _chosen(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _chosen(recipe: JsonObject) -> JsonObject:
     """Return a recipe without the values that are the defaults."""
-    defaults: dict[str, Any] = {}
+    defaults: JsonObject = {}
     for name, field in Recipe.model_fields.items():
-        defaults[name] = field.get_default(call_default_factory=True)
-    # The recipe has plain values here, and the default is a model.
-    defaults["weights"] = defaults["weights"].model_dump()
+        defaults[name] = to_json(field.get_default(call_default_factory=True))
     chosen = {}
     for name, value in recipe.items():
         if name not in defaults or value != defaults[name]:
@@ -154,7 +152,7 @@ def _chosen(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _base_metadata(loaded: LoadedModel) -> dict[str, Any]:
+def _base_metadata(loaded: LoadedModel) -> JsonObject:
     """Return the metadata in the base model's card, or in a GGUF file.
 
     A card that cannot be read counts as empty. It must not stop an export.
@@ -178,7 +176,7 @@ def _base_metadata(loaded: LoadedModel) -> dict[str, Any]:
     return {str(name): value for name, value in found.items()}
 
 
-def _gguf_metadata(path: Path) -> dict[str, Any]:
+def _gguf_metadata(path: Path) -> JsonObject:
     """Return the licence that a GGUF file names in its own fields."""
     from gguf import GGUFReader
 
@@ -203,7 +201,7 @@ def _is_plain(value: object) -> bool:
 def _front_matter(loaded: LoadedModel) -> str:
     """Return the YAML metadata of the card."""
     base = _base_metadata(loaded)
-    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    fields: JsonObject = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     fields["tags"] = ["pruned", "prunesearch"]
     if loaded.source.from_hub:
         fields["base_model"] = loaded.name
@@ -224,13 +222,11 @@ def _licence(loaded: LoadedModel) -> str:
     return "see its model card"
 
 
-def _figures(facts: Mapping[str, Any]) -> str:
+def _figures(facts: Mapping[str, Json]) -> str:
     """Return a table of the metrics, with their standard errors if they have any."""
-    metrics, errors, dense = (
-        facts.get("metrics", {}),
-        facts.get("stderr", {}),
-        facts.get("dense_metrics", {}),
-    )
+    metrics = as_object(facts.get("metrics", {}), "metrics")
+    errors = as_object(facts.get("stderr", {}), "stderr")
+    dense = as_object(facts.get("dense_metrics", {}), "dense_metrics")
     if not metrics:
         return ""
     rows = ""

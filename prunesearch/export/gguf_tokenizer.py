@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import gguf
 from tokenizers import pre_tokenizers
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from prunesearch.errors import InputError
 from prunesearch.export.llama_cpp import OTHER_WAY
 from prunesearch.models.guard import guarded_writing
+from prunesearch.runtime.json_values import JsonObject, as_int, as_list, as_object, as_text
 
 # llama.cpp's name of the rule that splits text before byte-pair encoding, by the rule's regular
 # expression.
@@ -40,6 +41,82 @@ _TEXTS = (
 )
 _MOST_TOKENS = 64
 """Largest number of added tokens that are probed. Each of them is a probe of its own."""
+_STRIPS = ("lstrip", "rstrip", "single_word")
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token beside the vocabulary.
+
+    Attributes:
+        content: text of the token.
+        special: True for a token such as the end of a text.
+        strips: rules by which the text beside the token decides whether it is found.
+    """
+
+    content: str
+    special: bool
+    strips: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """The parts of ``tokenizer.json`` that a GGUF depends on.
+
+    Attributes:
+        model: rules and vocabulary of the byte-pair encoding.
+        vocab: ids of the words.
+        added: added tokens by id.
+        pre_tokenizer: rule that splits text; None without one.
+        normalizer: rule that changes text before; None without one.
+        decoder: rule that turns tokens into text; empty without one.
+    """
+
+    model: JsonObject
+    vocab: Mapping[str, int]
+    added: Mapping[int, AddedToken]
+    pre_tokenizer: JsonObject | None
+    normalizer: JsonObject | None
+    decoder: JsonObject
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the text of the file.
+
+        Raises:
+            ValueError: a part is of another kind than tokenizers writes.
+            KeyError: a part is missing.
+        """
+        stored = as_object(json.loads(text), "tokenizer.json")
+        model = as_object(stored["model"], "model")
+        vocab = {}
+        # Other kinds of tokenizers than byte-pair encodings have other vocabularies.
+        words = model.get("vocab")
+        if isinstance(words, dict):
+            for word, number in words.items():
+                vocab[word] = as_int(number, "vocab")
+        added = {}
+        for part in as_list(stored["added_tokens"], "added_tokens"):
+            entry = as_object(part, "added_tokens")
+            strips = tuple(name for name in _STRIPS if entry.get(name))
+            number = as_int(entry["id"], "id")
+            added[number] = AddedToken(
+                as_text(entry["content"], "content"), bool(entry["special"]), strips
+            )
+        return cls(
+            model,
+            vocab,
+            added,
+            _part(stored, "pre_tokenizer"),
+            _part(stored, "normalizer"),
+            _part(stored, "decoder") or {},
+        )
+
+
+def _part(stored: JsonObject, name: str) -> JsonObject | None:
+    """Return a part of the file; None without it."""
+    part = stored.get(name)
+    return None if part is None else as_object(part, name)
 
 
 @dataclass(frozen=True)
@@ -57,7 +134,7 @@ class Tokenizer:
 
     tokenizer: PreTrainedTokenizerBase
     words: Mapping[int, str]
-    added: Mapping[int, Mapping[str, Any]]
+    added: Mapping[int, AddedToken]
     cut: str
     begins: bool
     ends: bool
@@ -75,8 +152,8 @@ class Tokenizer:
         for number, word in self.words.items():
             words[number], types[number] = word, gguf.TokenType.NORMAL
         for number, entry in self.added.items():
-            words[number], types[number] = entry["content"], gguf.TokenType.USER_DEFINED
-            if entry["special"]:
+            words[number], types[number] = entry.content, gguf.TokenType.USER_DEFINED
+            if entry.special:
                 types[number] = gguf.TokenType.CONTROL
         # The gguf package reads the special tokens and the merges from files.
         with TemporaryDirectory() as folder:
@@ -100,7 +177,7 @@ class Tokenizer:
             texts = _expressible(map(_ascii, _TEXTS), letters)
         # Added tokens are found between other letters.
         for entry in list(self.added.values())[:_MOST_TOKENS]:
-            word = entry["content"]
+            word = entry.content
             if set(_as_bytes(f"a {word}bc")) <= letters:
                 texts.append(f"a {word} b{word}c")
         return {text: list(self.tokenizer(text)["input_ids"]) for text in texts}
@@ -119,22 +196,21 @@ def read(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tokenizer:
     """
     stored = _stored(tokenizer)
     _refuse_others(stored)
-    cut = _cut(stored["pre_tokenizer"])
-    if bool(stored["model"].get("ignore_merges")) != (cut in _WHOLE_WORDS):
+    cut = _cut(stored.pre_tokenizer)
+    if bool(stored.model.get("ignore_merges")) != (cut in _WHOLE_WORDS):
         raise InputError(
             f"llama.cpp's rule {cut!r} merges words otherwise than this tokenizer: {OTHER_WAY}"
         )
-    words = {number: word for word, number in stored["model"]["vocab"].items()}
-    added = {entry["id"]: entry for entry in stored["added_tokens"]}
-    if (most := max([*words, *added])) >= vocab_size:
+    words = {number: word for word, number in stored.vocab.items()}
+    if (most := max([*words, *stored.added])) >= vocab_size:
         raise InputError(
             f"the tokenizer has a token {most}, and the model's embedding {vocab_size} rows: "
             f"export a checkpoint"
         )
-    return Tokenizer(tokenizer, words, added, cut, *_ends(tokenizer))
+    return Tokenizer(tokenizer, words, stored.added, cut, *_ends(tokenizer))
 
 
-def _stored(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _stored(tokenizer: PreTrainedTokenizerBase) -> TokenizerFile:
     """Return the content of a tokenizer's ``tokenizer.json``.
 
     Raises:
@@ -145,17 +221,16 @@ def _stored(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         raise InputError(
             f"the tokenizer has no tokenizer.json, of which a GGUF is written: {OTHER_WAY}"
         )
-    found: dict[str, Any] = json.loads(backend.to_str())
-    return found
+    return TokenizerFile.parse(backend.to_str())
 
 
-def _refuse_others(stored: Mapping[str, Any]) -> None:
+def _refuse_others(stored: TokenizerFile) -> None:
     """Refuse a tokenizer with a feature that llama.cpp does not support.
 
     Raises:
         InputError: the tokenizer has such a feature.
     """
-    model, decoder = stored["model"], stored.get("decoder") or {}
+    model, decoder = stored.model, stored.decoder
     if model["type"] != "BPE" or model.get("byte_fallback") or decoder.get("type") != "ByteLevel":
         raise InputError(f"only byte-level BPE tokenizers can be written to a GGUF: {OTHER_WAY}")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -166,23 +241,23 @@ def _refuse_others(stored: Mapping[str, Any]) -> None:
             )
     # Qwen's normaliser composes accents (NFC). Nearly all texts are composed already, and GGUF
     # files of Qwen are in common use, so this one is accepted.
-    others = [kind for kind in _kinds(stored.get("normalizer"), "normalizers") if kind != "NFC"]
+    others = [kind for kind in _kinds(stored.normalizer, "normalizers") if kind != "NFC"]
     if others:
         raise InputError(
             f"llama.cpp normalises no text, and this tokenizer does ({', '.join(others)}): its "
             f"tokens would be others; "
             f"{OTHER_WAY}"
         )
-    for entry in stored["added_tokens"]:
-        if strips := [name for name in ("lstrip", "rstrip", "single_word") if entry.get(name)]:
+    for token in stored.added.values():
+        if token.strips:
             raise InputError(
-                f"the token {entry['content']!r} is found by what stands beside it "
-                f"({', '.join(strips)}), which "
+                f"the token {token.content!r} is found by what stands beside it "
+                f"({', '.join(token.strips)}), which "
                 f"llama.cpp does not look at: {OTHER_WAY}"
             )
 
 
-def _kinds(part: Mapping[str, Any] | None, inside: str) -> list[str]:
+def _kinds(part: JsonObject | None, inside: str) -> list[str]:
     """Return the types of a normaliser's steps.
 
     Args:
@@ -194,20 +269,23 @@ def _kinds(part: Mapping[str, Any] | None, inside: str) -> list[str]:
     if part["type"] != "Sequence":
         return [str(part["type"])]
     kinds = []
-    for step in part[inside]:
-        kinds += _kinds(step, inside)
+    for step in as_list(part[inside], inside):
+        kinds += _kinds(as_object(step, inside), inside)
     return kinds
 
 
-def _cut(stored: Mapping[str, Any] | None) -> str:
+def _cut(stored: JsonObject | None) -> str:
     """Return llama.cpp's name of a pre-tokeniser.
 
     Raises:
         InputError: this version knows no name for the pre-tokeniser.
     """
-    steps: list[Any] = []
-    if stored is not None:
-        steps = stored["pretokenizers"] if stored["type"] == "Sequence" else [stored]
+    steps: list[JsonObject] = []
+    if stored is not None and stored["type"] == "Sequence":
+        for step in as_list(stored["pretokenizers"], "pretokenizers"):
+            steps.append(as_object(step, "pretokenizers"))
+    elif stored is not None:
+        steps.append(stored)
     kinds = [step["type"] for step in steps]
     if any(step.get("add_prefix_space") for step in steps):
         raise InputError(
@@ -224,8 +302,13 @@ def _cut(stored: Mapping[str, Any] | None) -> str:
     ):
         return "smollm"
     if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
-        rule = steps[0]["pattern"].get("Regex", "")
-        if rule in _CUTS and steps[0]["behavior"] == "Isolated" and not steps[0]["invert"]:
+        rule = as_object(steps[0]["pattern"], "pattern").get("Regex", "")
+        if (
+            isinstance(rule, str)
+            and rule in _CUTS
+            and steps[0]["behavior"] == "Isolated"
+            and not steps[0]["invert"]
+        ):
             return _CUTS[rule]
     raise InputError(f"llama.cpp's name for this model's pre-tokeniser is not known: {OTHER_WAY}")
 

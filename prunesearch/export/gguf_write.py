@@ -30,18 +30,18 @@ from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import pruned
 from prunesearch.runtime import stopping
 
-_ARCHITECTURES: Mapping[str, Any] = {
+_ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "mistral": gguf.MODEL_ARCH.LLAMA,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
 }
-_TYPES: Mapping[torch.dtype, Any] = {
+_TYPES: Mapping[torch.dtype, gguf.GGMLQuantizationType] = {
     torch.float32: gguf.GGMLQuantizationType.F32,
     torch.float16: gguf.GGMLQuantizationType.F16,
     torch.bfloat16: gguf.GGMLQuantizationType.BF16,
 }
-_FILE_TYPES: Mapping[torch.dtype, Any] = {
+_FILE_TYPES: Mapping[torch.dtype, gguf.LlamaFileType] = {
     torch.float32: gguf.LlamaFileType.ALL_F32,
     torch.float16: gguf.LlamaFileType.MOSTLY_F16,
     torch.bfloat16: gguf.LlamaFileType.MOSTLY_BF16,

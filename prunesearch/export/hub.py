@@ -6,9 +6,7 @@ and again before the upload.
 
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
@@ -24,6 +22,7 @@ from prunesearch.errors import (
     RunError,
     one_line,
 )
+from prunesearch.runtime.json_values import JsonObject, as_list, as_object
 
 _TOKEN = re.compile(r"hf_\w+")
 
@@ -123,7 +122,7 @@ def upload_command(repository: str, folder: Path) -> str:
     return shlex.join(["hf", "upload", "--private", repository, str(folder)])
 
 
-def _check_rights(owner: str, me: Mapping[str, Any]) -> None:
+def _check_rights(owner: str, me: JsonObject) -> None:
     """Refuse an owner for whom the token cannot write, as far as the hub tells.
 
     Args:
@@ -133,13 +132,17 @@ def _check_rights(owner: str, me: Mapping[str, Any]) -> None:
     Raises:
         InputError: the token cannot write for the owner.
     """
-    names = [me.get("name"), *(org.get("name") for org in me.get("orgs", ()))]
+    names = [me.get("name")]
+    for organisation in as_list(me.get("orgs", []), "orgs"):
+        names.append(as_object(organisation, "an organisation").get("name"))
     if owner not in names:
         raise InputError(
             f"--push-to-hub: the token is of {names[0]!r}, who is not in {owner!r}: name another "
             f"owner"
         )
-    if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
+    auth = as_object(me.get("auth", {}), "auth")
+    token = as_object(auth.get("accessToken", {}), "accessToken")
+    if token.get("role") == "read":
         raise InputError(
             "--push-to-hub: the token may read only: make one that may write, and hf auth login "
             "again"

@@ -9,7 +9,6 @@ import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 from transformers import PretrainedConfig
@@ -22,6 +21,7 @@ from prunesearch.export.config_file import edited_config
 from prunesearch.models.config_edits import period_of
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import architecture_of, per_layer_tensors, settings_of
+from prunesearch.runtime.json_values import JsonObject
 
 PROGRAMS = ("mergekit", "llama-quantize")
 _INSTEAD = "use prunesearch export --out FOLDER"
@@ -89,7 +89,7 @@ def _mergekit(loaded: LoadedModel, candidate: LayerSubset) -> str:
     return str(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
 
 
-def _source(loaded: LoadedModel, run: tuple[int, int]) -> dict[str, Any]:
+def _source(loaded: LoadedModel, run: tuple[int, int]) -> JsonObject:
     """Return a range of blocks as a source of a slice.
 
     The model is written as a mapping, because in a text "@" starts a revision and "+" an adapter.
@@ -171,7 +171,7 @@ def _check_convertible(config: PretrainedConfig, candidate: LayerSubset) -> None
         )
 
 
-def _alike(value: Any) -> bool:  # noqa: ANN401
+def _alike(value: object) -> bool:
     """Return whether a value is a list whose entries are all equal."""
     return isinstance(value, list | tuple) and all(entry == value[0] for entry in value)
 

@@ -25,6 +25,7 @@ from prunesearch.errors import InputError, ModelError
 from prunesearch.export.config_file import ConfigFile
 from prunesearch.export.layout import sublayer_parameters
 from prunesearch.models.structure import architecture_of
+from prunesearch.runtime.json_values import JsonObject
 
 PROMISES: Mapping[str, str] = {
     "plain": "An ordinary checkpoint: whatever loads the base model loads it.",
@@ -215,7 +216,7 @@ def _lengths(sublayer: Any) -> dict[str, int]:  # noqa: ANN401
 
 def _block_configs(
     config: PretrainedConfig, gone: dict[str, list[int]], number: int
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Return the settings of each block that vLLM's `DeciLMForCausalLM` reads.
 
     Args:
@@ -226,10 +227,14 @@ def _block_configs(
     group = config.num_attention_heads // config.num_key_value_heads
     multiplier = 3 * config.intermediate_size / (2 * config.hidden_size)
 
-    blocks = []
+    blocks: list[JsonObject] = []
     for i in range(number):
-        attention = {"n_heads_in_group": group, "no_op": False, "replace_with_linear": False}
-        ffn = {
+        attention: JsonObject = {
+            "n_heads_in_group": group,
+            "no_op": False,
+            "replace_with_linear": False,
+        }
+        ffn: JsonObject = {
             "ffn_mult": multiplier,
             "intermediate_size": config.intermediate_size,
             "no_op": False,

@@ -29,6 +29,7 @@ from prunesearch.models.safetensors_files import (
 )
 from prunesearch.models.weight_map import parameters_of
 from prunesearch.runtime import stopping
+from prunesearch.runtime.json_values import JsonObject
 
 MAX_SHARD = 5 * 10**9
 """Bytes of the largest shard. This was long the default of `save_pretrained`.
@@ -214,7 +215,7 @@ def _reopened(file: Any, stored: Stored | None) -> Any:  # noqa: ANN401
 
 def _header(shard: Sequence[Entry]) -> bytes:
     """Return the header of a safetensors file: its length, then JSON that describes each tensor."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: JsonObject = {"__metadata__": {"format": "pt"}}
     offset = 0
     for entry in shard:
         header[entry.name] = {

@@ -6,7 +6,7 @@ Used by `prunesearch analyze`.
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prunesearch.errors import ModelError
@@ -15,6 +15,7 @@ from prunesearch.models.guard import guarded
 from prunesearch.models.safetensors_files import weight_files
 from prunesearch.models.source import resolve
 from prunesearch.models.structure import meta_model, read_config
+from prunesearch.runtime.json_values import json_as
 
 _ATTENTION = ("self_attn.", "attn_", "attention.")
 _MLP = ("mlp.", "ffn_")
@@ -55,6 +56,14 @@ class Inventory:
     params: int
     bytes: int
     blocks: tuple[BlockInventory, ...]
+
+
+@dataclass(frozen=True)
+class NamedInventory:
+    """An inventory, with the model as it was named."""
+
+    model: str
+    inventory: Inventory = field(metadata=json_as(inline=True))
 
 
 @dataclass(frozen=True)

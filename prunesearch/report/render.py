@@ -26,6 +26,7 @@ from prunesearch.report.tables import (
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
 
 if TYPE_CHECKING:
+    from prunesearch.execution.memory_plan import Plan
     from prunesearch.export.results import (
         Exported,
         ExportedGguf,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         Recheck,
         Verification,
     )
+    from prunesearch.models.analyze import BlockInventory, NamedInventory
 
 Document = Mapping[str, Any]
 _MUCH = 0.1  # lost share of the dense model's quality above which commands that recover it are suggested
@@ -368,61 +370,62 @@ def evaluation(document: Document) -> Parts:
     ]
 
 
-def inventory(document: Document) -> Parts:
+def inventory(found: "NamedInventory") -> Parts:
     """Show parameters and bytes of each block. Equal neighbours share a line."""
 
-    def weight(block: Document) -> tuple[Any, ...]:
-        return block["params"], block["attention"], block["mlp"], block["bytes"]
+    def weight(block: "BlockInventory") -> tuple[int, int, int, int]:
+        return block.params, block.attention, block.mlp, block.bytes
 
+    inventory = found.inventory
     rows = []
-    for (params, attention, mlp, size), group in groupby(document["blocks"], key=weight):
-        indices = [block["index"] for block in group]
+    for (params, attention, mlp, size), group in groupby(inventory.blocks, key=weight):
+        indices = [block.index for block in group]
         span = str(indices[0]) if len(indices) == 1 else f"{indices[0]}-{indices[-1]}"
         rows.append((span, f"{params:,}", f"{attention:,}", f"{mlp:,}", gib(size)))
     # The rest is the embedding, the final norm and the head.
-    other = document["params"] - sum(block["params"] for block in document["blocks"])
-    other_bytes = document["bytes"] - sum(block["bytes"] for block in document["blocks"])
+    other = inventory.params - sum(block.params for block in inventory.blocks)
+    other_bytes = inventory.bytes - sum(block.bytes for block in inventory.blocks)
     rows.append(("other", f"{other:,}", "", "", gib(other_bytes)))
-    rows.append(("total", f"{document['params']:,}", "", "", gib(document["bytes"])))
-    title = f"{document['model']}: {len(document['blocks'])} blocks (from its {document['source']})"
+    rows.append(("total", f"{inventory.params:,}", "", "", gib(inventory.bytes)))
+    title = f"{found.model}: {len(inventory.blocks)} blocks (from its {inventory.source})"
     return [table(title, ("block (each)", "parameters", "attention", "MLP", "size"), rows)]
 
 
-def plan(document: Document) -> Parts:
+def plan(plan: "Plan") -> Parts:
     """Show what each location of the weights costs, which one to use, and the command for it."""
     rows = []
-    for mode in document["modes"]:
-        memory = gib(mode["memory"])
-        if mode["host_memory"]:
-            memory += f" + {gib(mode['host_memory'])} in host memory"
-        fits = "yes" if mode["fits"] else "no"
-        read = gib(mode["bytes_read"]) if mode["bytes_read"] else "-"
-        rows.append((mode["weights"], memory, fits, read, duration(mode["seconds"])))
-    speed = document["speed"]
+    for mode in plan.modes:
+        memory = gib(mode.memory)
+        if mode.host_memory:
+            memory += f" + {gib(mode.host_memory)} in host memory"
+        fits = "yes" if mode.fits else "no"
+        read = gib(mode.bytes_read) if mode.bytes_read else "-"
+        rows.append((mode.weights, memory, fits, read, duration(mode.seconds)))
+    speed = plan.speed
     rates = []
-    for name, rate in sorted(speed["flops"].items()):
+    for name, rate in sorted(speed.flops.items()):
         rates.append(f"{rate / 1e9:.4g} GFLOP/s in {name}")
     products = ", ".join(rates)
     title = (
-        f"{document['model']}: {document['blocks']} blocks of {document['block_params']:,} "
+        f"{plan.model}: {plan.blocks} blocks of {plan.block_params:,} "
         f"parameters, "
-        f"{document['params']:,} in all (from its {document['source']}), in {document['dtype']}"
+        f"{plan.params:,} in all (from its {plan.source}), in {plan.dtype}"
     )
     return [
         table(
             title,
-            ("--weights", "memory", f"in {gib(document['memory'])}", "read a generation", "time"),
+            ("--weights", "memory", f"in {gib(plan.memory)}", "read a generation", "time"),
             rows,
         ),
-        f"a generation: {document['candidates']} candidates without {document['drop']} of the "
+        f"a generation: {plan.candidates} candidates without {plan.drop} of the "
         f"blocks, at random, on "
-        f"{document['tokens']:,} tokens; they share {100 * document['shared']:.0f} % of the work, "
+        f"{plan.tokens:,} tokens; they share {100 * plan.shared:.0f} % of the work, "
         f"later ones more",
-        f"this machine ({speed['device']}): {products}; reads {speed['disk'] / 1e9:.3g} GB/s from "
+        f"this machine ({speed.device}): {products}; reads {speed.disk / 1e9:.3g} GB/s from "
         f"disk, "
-        f"{speed['cached'] / 1e9:.3g} GB/s from the page cache",
-        *document["notes"],
-        _next(document["command"]) if document["command"] else "",
+        f"{speed.cached / 1e9:.3g} GB/s from the page cache",
+        *plan.notes,
+        _next(plan.command) if plan.command else "",
     ]
 
 

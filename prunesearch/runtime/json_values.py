@@ -29,7 +29,7 @@ def json_as(
     Args:
         name: key of the field in the JSON object. Empty for the name of the field.
         inline: whether the fields of the value become keys of the enclosing object.
-        omit_none: whether the key is left out if the value is None.
+        omit_none: whether the key is left out if the value is None or not finite.
         hidden: whether the key is always left out.
     """
     return {_NAME: name, _INLINE: inline, _OMIT: omit_none, _HIDDEN: hidden}
@@ -86,11 +86,11 @@ def _fields(value: object) -> JsonObject:
     made: JsonObject = {}
     assert dataclasses.is_dataclass(value)
     for field in dataclasses.fields(value):
-        part = getattr(value, field.name)
-        omitted = part is None and field.metadata.get(_OMIT)
-        if omitted or field.metadata.get(_HIDDEN):
+        if field.metadata.get(_HIDDEN):
             continue
-        converted = to_json(part)
+        converted = to_json(getattr(value, field.name))
+        if converted is None and field.metadata.get(_OMIT):
+            continue
         if field.metadata.get(_INLINE) and isinstance(converted, Mapping):
             made.update(converted)
         else:

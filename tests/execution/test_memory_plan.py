@@ -17,6 +17,8 @@ from prunesearch.execution.batches import Rows
 from prunesearch.execution.hardware import Speed
 from prunesearch.execution.memory_plan import (
     Asked,
+    Mode,
+    Plan,
     distinct_forwards,
     draw,
     plan,
@@ -47,31 +49,31 @@ def llama_70b(tmp_path: Path) -> str:
     return str(tmp_path / "config.json")
 
 
-def mode(document: dict, weights: str) -> dict:
-    return next(m for m in document["modes"] if m["weights"] == weights)
+def mode(planned: Plan, weights: str) -> Mode:
+    return next(m for m in planned.modes if m.weights == weights)
 
 
 def test_llama_70b_is_streamed_in_24_gib(known_speed: None, llama_70b: str) -> None:
     document = plan(llama_70b, Asked(24 * GIB, 20))
-    assert (document["use"], document["source"], document["block_params"]) == (
+    assert (document.use, document.source, document.block_params) == (
         "stream",
         "config",
         855_654_400,
     )
     memory, stream = mode(document, "memory"), mode(document, "stream")
-    assert memory["parts"]["weights"] == 2 * 70_553_706_496
-    assert not memory["fits"]
+    assert memory.parts["weights"] == 2 * 70_553_706_496
+    assert not memory.fits
     other = 70_553_706_496 - 80 * 855_654_400
-    assert stream["parts"]["weights"] == 2 * (other + 2 * 855_654_400)
-    assert stream["parts"]["dense answers"] == 1024 * 128_256 * 2
-    assert stream["state_memory"] == 22 * 1024 * 8192 * 2
-    assert stream["fits"] and 7 * GIB < stream["memory"] < 10 * GIB
-    assert stream["memory"] == sum(stream["parts"].values())
-    assert stream["bytes_read"] == 80 * 2 * 855_654_400
-    compute = 2 * 1024 * 20 * (60 * 855_654_400 * (1 - document["shared"]) + 8192 * 128_256) / 1e12
-    assert stream["seconds"] == pytest.approx(max(compute, stream["bytes_read"] / 1e9), rel=1e-3)
-    assert "--weights stream --state-memory 352MiB --tokens 1024" in document["command"]
-    assert document["command"].startswith("prunesearch search MODEL --drop 25% --population 20")
+    assert stream.parts["weights"] == 2 * (other + 2 * 855_654_400)
+    assert stream.parts["dense answers"] == 1024 * 128_256 * 2
+    assert stream.state_memory == 22 * 1024 * 8192 * 2
+    assert stream.fits and 7 * GIB < stream.memory < 10 * GIB
+    assert stream.memory == sum(stream.parts.values())
+    assert stream.bytes_read == 80 * 2 * 855_654_400
+    compute = 2 * 1024 * 20 * (60 * 855_654_400 * (1 - document.shared) + 8192 * 128_256) / 1e12
+    assert stream.seconds == pytest.approx(max(compute, stream.bytes_read / 1e9), rel=1e-3)
+    assert "--weights stream --state-memory 352MiB --tokens 1024" in document.command
+    assert document.command.startswith("prunesearch search MODEL --drop 25% --population 20")
 
 
 def test_a_cpu_that_widens_needs_a_weight_in_float32(
@@ -80,14 +82,14 @@ def test_a_cpu_that_widens_needs_a_weight_in_float32(
     before = mode(plan(llama_70b, Asked(24 * GIB)), "stream")
     monkeypatch.setattr(planning, "widens", lambda: True)
     after = mode(plan(llama_70b, Asked(24 * GIB)), "stream")
-    assert after["memory"] - before["memory"] == 4 * 128_256 * 8192
-    assert after["fits"]
+    assert after.memory - before.memory == 4 * 128_256 * 8192
+    assert after.fits
 
 
 def test_what_fits_is_kept_in_memory(known_speed: None, llama_70b: str) -> None:
     document = plan(llama_70b, Asked(200 * GIB))
-    assert document["use"] == "memory"
-    assert document["command"].endswith("--weights memory --state-memory 352MiB --tokens 1024")
+    assert document.use == "memory"
+    assert document.command.endswith("--weights memory --state-memory 352MiB --tokens 1024")
 
 
 def test_too_many_tokens_spill_states_and_lump_the_answers(
@@ -95,26 +97,26 @@ def test_too_many_tokens_spill_states_and_lump_the_answers(
 ) -> None:
     document = plan(llama_70b, Asked(16 * GIB, 20, tokens=2**17))
     stream = mode(document, "stream")
-    assert document["use"] == "stream"
-    assert "--kl-top 512" in document["command"]
-    assert stream["parts"]["dense answers"] == 2**17 * 512 * 8
-    assert stream["spilled"] == 22 * 2**17 * 8192 * 2 - stream["state_memory"]
-    assert stream["memory"] <= 16 * GIB
-    assert any("likeliest" in note for note in document["notes"])
-    assert any("TMPDIR" in note for note in document["notes"])
+    assert document.use == "stream"
+    assert "--kl-top 512" in document.command
+    assert stream.parts["dense answers"] == 2**17 * 512 * 8
+    assert stream.spilled == 22 * 2**17 * 8192 * 2 - stream.state_memory
+    assert stream.memory <= 16 * GIB
+    assert any("likeliest" in note for note in document.notes)
+    assert any("TMPDIR" in note for note in document.notes)
 
 
 def test_where_nothing_fits_it_says_what_would(known_speed: None, llama_70b: str) -> None:
     document = plan(llama_70b, Asked(2 * GIB))
-    assert document["use"] is None and document["command"] is None
-    assert re.search(r"nothing fits: --weights stream needs \d+\.\d\d GiB", document["notes"][-1])
+    assert document.use is None and document.command is None
+    assert re.search(r"nothing fits: --weights stream needs \d+\.\d\d GiB", document.notes[-1])
 
 
 def test_a_task_has_requests_and_no_dense_answers(known_speed: None, llama_70b: str) -> None:
     document = plan(llama_70b, Asked(24 * GIB, tokens=None, requests=800, length=50))
-    assert document["tokens"] == 40_000
-    assert "dense answers" not in mode(document, "stream")["parts"]
-    assert "--task TASK" in document["command"]
+    assert document.tokens == 40_000
+    assert "dense answers" not in mode(document, "stream").parts
+    assert "--task TASK" in document.command
 
 
 def test_a_faster_type_is_pointed_out(monkeypatch: pytest.MonkeyPatch, llama_70b: str) -> None:
@@ -123,7 +125,7 @@ def test_a_faster_type_is_pointed_out(monkeypatch: pytest.MonkeyPatch, llama_70b
     document = plan(llama_70b, Asked(24 * GIB))
     assert any(
         "float32 is multiplied 8.0 times as fast here as bfloat16" in note
-        for note in document["notes"]
+        for note in document.notes
     )
 
 
@@ -147,15 +149,15 @@ def test_bytes_read_are_those_that_a_generation_reads(known_speed: None, tiny_fo
     forward = Forward(streamed.model, streamed.layers)
     list(forward.run([(Rows(torch.arange(16)[None]), draw(SearchSpace(N_LAYERS, 2), 8))]))
     assert isinstance(streamed.layers, StreamedLayers)
-    assert mode(document, "stream")["bytes_read"] == streamed.layers.bytes_read
-    assert document["source"] == "safetensors"
-    assert mode(document, "memory")["parts"]["weights"] == streamed.sizes.bytes()
+    assert mode(document, "stream").bytes_read == streamed.layers.bytes_read
+    assert document.source == "safetensors"
+    assert mode(document, "memory").parts["weights"] == streamed.sizes.bytes()
 
 
 def test_converting_needs_a_tensor_more(known_speed: None, make_model: Callable[..., Path]) -> None:
     folder = str(make_model())
     plain, converted = (
-        mode(plan(folder, Asked(GIB, dtype=d)), "stream")["parts"]["weights"]
+        mode(plan(folder, Asked(GIB, dtype=d)), "stream").parts["weights"]
         for d in ("auto", "bfloat16")
     )
     assert converted == plain // 2 + 4 * 32 * 64
