@@ -8,11 +8,12 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
+
+from prunesearch.runtime.json_values import JsonObject, as_object
 
 # transformers imports the code of checkpoints into this package.
 _DYNAMIC = "transformers_modules."
@@ -69,23 +70,21 @@ def _add_tensor(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> Non
     digest.update(flat.view(torch.uint8).numpy().data)
 
 
-def numeric_config(config: PretrainedConfig) -> dict[str, Any]:
+def numeric_config(config: PretrainedConfig) -> JsonObject:
     """Return the config fields that affect the output of a model, as JSON values."""
-    fields: dict[str, Any] = config.to_dict()
     kept = {}
-    for name, value in fields.items():
+    for name, value in config.to_dict().items():
         if name not in _NOT_NUMERIC and value is not None:
             kept[name] = value
-    plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
-    return plain
+    return as_object(json.loads(json.dumps(kept, default=str)), "the config")
 
 
-def _quantisation(config: PretrainedConfig) -> Any:  # noqa: ANN401 (as JSON values)
+def _quantisation(config: PretrainedConfig) -> object:
     """Return the quantisation of a model's weights; None for an ordinary model."""
     return config.to_dict().get("quantization_config")
 
 
-def _own_code(model: PreTrainedModel) -> dict[str, Any]:
+def _own_code(model: PreTrainedModel) -> JsonObject:
     """Describe the code of a checkpoint that the model runs.
 
     Returns:

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from prunesearch.errors import RunError
 from prunesearch.models.guard import guarded
 from prunesearch.models.patching import replaced
+from prunesearch.runtime.json_values import JsonObject, as_object
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -42,7 +43,7 @@ def unchanged_by(library: str, model: PreTrainedModel, *, trains: bool = False) 
     """
     # Note the state of the model.
     attributes = set(vars(model))
-    configs = _configs(model)
+    configs = _saved_configs(model)
     modes = {module: module.training for module in model.modules()}
     hooks: dict[tuple[torch.nn.Module, str], set[int]] = {}
     for module in modes:
@@ -54,7 +55,8 @@ def unchanged_by(library: str, model: PreTrainedModel, *, trains: bool = False) 
             yield
     finally:
         # Restore the settings.
-        _restore_configs(configs)
+        for config in configs:
+            config.restore()
         for module, training in modes.items():
             module.training = training
         for (module, kind), known in hooks.items():
@@ -91,7 +93,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Compute a digest of everything that decides how a tokenizer turns text into ids and ids into
     text.
     """
-    facts: dict[str, Any] = {
+    facts: JsonObject = {
         "special": tokenizer.all_special_ids,
         "cleaned": getattr(tokenizer, "clean_up_tokenization_spaces", None),
     }
@@ -104,10 +106,11 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
             "settings": tokenizer.init_kwargs,
         }
     else:
-        facts["rules"] = json.loads(backend.to_str())
+        rules = as_object(json.loads(backend.to_str()), "tokenizer.json")
         # The latest call leaves its settings in the tokenizer.
         for passing in ("padding", "truncation"):
-            facts["rules"].pop(passing, None)
+            rules.pop(passing, None)
+        facts["rules"] = rules
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -149,44 +152,40 @@ def _ties(model: PreTrainedModel) -> dict[str, tuple[Any, ...]]:
     return ties
 
 
-def _configs(model: PreTrainedModel) -> list[tuple[Any, dict[str, Any]]]:
-    """Return the model's config, the configs inside it and the one for generation, each with a copy
-    of its content.
+class _SavedConfig:
+    """A config and a copy of its content.
 
-    Modules keep references to these objects, so their content is restored and not the objects.
-    """
-    found: list[tuple[Any, dict[str, Any]]] = []
-    left: list[Any] = [model.config]
-    while left:
-        config = left.pop()
-        inner = {
-            name: value
-            for name, value in vars(config).items()
-            if isinstance(value, PretrainedConfig)
-        }
-        left += inner.values()
-        found.append((config, _copied(config, inner)))
-    if getattr(model, "generation_config", None) is not None:
-        found.append((model.generation_config, _copied(model.generation_config, {})))
-    return found
-
-
-def _copied(config: object, inner: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of a config's content.
+    Modules keep references to the config, so its content is restored and not the object. Configs
+    inside it are saved separately.
 
     Args:
-        config: config to copy.
-        inner: configs inside it, which are copied separately.
+        config: config to save.
     """
-    copied = {}
-    for name, value in vars(config).items():
-        shared = name in inner or isinstance(value, torch.nn.Module)
-        copied[name] = value if shared else copy.deepcopy(value)
-    return copied
+
+    def __init__(self, config: object) -> None:
+        self._config = config
+        self.inner: list[PretrainedConfig] = []
+        copied = {}
+        for name, value in vars(config).items():
+            if isinstance(value, PretrainedConfig):
+                self.inner.append(value)
+            shared = isinstance(value, PretrainedConfig | torch.nn.Module)
+            copied[name] = value if shared else copy.deepcopy(value)
+        self._content = copied
+
+    def restore(self) -> None:
+        """Give the config its content again."""
+        vars(self._config).clear()
+        vars(self._config).update(self._content)
 
 
-def _restore_configs(configs: list[tuple[Any, dict[str, Any]]]) -> None:
-    """Restore the content of configs."""
-    for config, said in configs:
-        vars(config).clear()
-        vars(config).update(said)
+def _saved_configs(model: PreTrainedModel) -> list[_SavedConfig]:
+    """Save the model's config, the configs inside it and the one for generation."""
+    saved: list[_SavedConfig] = []
+    left: list[PretrainedConfig] = [model.config]
+    while left:
+        saved.append(_SavedConfig(left.pop()))
+        left += saved[-1].inner
+    if getattr(model, "generation_config", None) is not None:
+        saved.append(_SavedConfig(model.generation_config))
+    return saved

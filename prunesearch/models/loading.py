@@ -1,5 +1,6 @@
 """Loading a causal LM and its tokenizer from a hub id, a folder or a ``.gguf`` file."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,7 +109,7 @@ def load(
     # Find the files, and refuse a model that cannot be used before its weights are read.
     place = device_named(device)
     source = resolve(name, revision=revision, trust_remote_code=trust_remote_code)
-    how: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    how: dict[str, bool | str | GgufConfig] = {"trust_remote_code": trust_remote_code}
     if source.gguf is not None:
         # transformers spends minutes on a GGUF file before it notices that the file is damaged.
         open_gguf(source.gguf)
@@ -164,7 +165,7 @@ def load(
     )
 
 
-def refuse_incomplete(name: str, report: dict[str, Any]) -> None:
+def refuse_incomplete(name: str, report: Mapping[str, Collection[object] | None]) -> None:
     """Refuse a checkpoint that lacks weights. transformers would fill them with random numbers.
 
     Args:

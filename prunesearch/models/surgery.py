@@ -23,7 +23,7 @@ from transformers.cache_utils import CacheLayerMixin
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.models.architectures import Sublayer
-from prunesearch.models.config_edits import edits
+from prunesearch.models.config_edits import Changes, edits
 from prunesearch.models.patching import replaced
 from prunesearch.models.structure import (
     architecture_of,
@@ -177,7 +177,7 @@ def check_removable(candidate: LayerSubset) -> None:
         )
 
 
-def _edits(model: PreTrainedModel, candidate: LayerSubset) -> dict[str, Any]:
+def _edits(model: PreTrainedModel, candidate: LayerSubset) -> Changes:
     """Return the config fields that the candidate changes."""
     return edits(settings_of(model.config), architecture_of(model.config).count, candidate.kept)
 
@@ -209,7 +209,7 @@ def slice_parts(tensor: torch.Tensor, axis: int, n_parts: int, kept: Sequence[in
 def _install(
     model: PreTrainedModel,
     blocks: Sequence[nn.Module],
-    fields: Mapping[str, Any],
+    fields: Changes,
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
     """Give a model new blocks, and change all that depends on them.

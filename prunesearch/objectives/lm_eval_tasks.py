@@ -10,18 +10,21 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypedDict
 
 import datasets
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from prunesearch.cache.keys import minor
 from prunesearch.errors import DataError, InputError, UnknownNameError
 from prunesearch.models.guard import guarded
 from prunesearch.objectives.text_files import read_rows
+from prunesearch.runtime.json_values import Json, JsonObject, as_object
 
 LM_EVAL = minor(importlib.metadata.version("lm_eval"))
 """Major and minor version of lm-eval, whose filters and metrics decide the values of a study's
@@ -29,6 +32,38 @@ trials.
 """
 _ONE_PROCESS = "DISABLE_MULTIPROC"  # environment variable of lm-eval
 FEWSHOT_SEED = 1234  # the default of lm_eval.simple_evaluate
+
+
+TaskSetting: TypeAlias = str | Callable[..., dict[str, datasets.Dataset]] | None
+"""A setting of a task: a name, or a function that returns the data set."""
+
+
+class LoadedTasks(TypedDict):
+    """Tasks as lm-eval loads them.
+
+    Attributes:
+        tasks: tasks by name.
+        groups: groups by name.
+        group_map: names of the members of each group.
+    """
+
+    tasks: dict[str, Task]
+    groups: dict[str, Group]
+    group_map: dict[str, list[str]]
+
+
+class TaskOutcome(TypedDict):
+    """The parts of lm-eval's results that are read.
+
+    Attributes:
+        results: metrics of each task and group, and other values.
+        higher_is_better: for each task and metric, whether more is better.
+        samples: documents of each task with their metrics, if they were asked for.
+    """
+
+    results: dict[str, dict[str, float | str]]
+    higher_is_better: dict[str, dict[str, bool | None]]
+    samples: dict[str, list[dict[str, Json]]]
 
 
 @functools.lru_cache(maxsize=4)
@@ -42,7 +77,7 @@ def _task_manager(include_path: str | None) -> TaskManager:
 
 def load_tasks(
     task: str, data: str | None, include_path: str | None, generate: bool
-) -> dict[str, Any]:
+) -> LoadedTasks:
     """Find a task, tag or group and load it.
 
     Args:
@@ -72,10 +107,10 @@ def load_tasks(
             )
         with data_errors(task, data):
             spec = task if rows is None else _with_rows(task, rows)
-            tasks: dict[str, Any] = manager.load([spec])
+            tasks: LoadedTasks = manager.load([spec])
     # The group that replaces the data is an implementation detail, so it is removed again.
     if rows is not None:
-        tasks = {"tasks": tasks["tasks"], "groups": {}, "group_map": {}}
+        tasks = LoadedTasks(tasks=tasks["tasks"], groups={}, group_map={})
     for name, leaf in tasks["tasks"].items():
         if leaf.OUTPUT_TYPE == "generate_until" and not generate:
             raise InputError(
@@ -86,13 +121,13 @@ def load_tasks(
     return tasks
 
 
-def _with_rows(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _with_rows(task: str, rows: list[JsonObject]) -> dict[str, str | list[dict[str, TaskSetting]]]:
     """Return a task with its data source replaced.
 
     It is a group with one task, because a group is lm-eval's public way to override fields.
     """
     splits = {"local": datasets.Dataset.from_list(rows)}
-    overrides = {
+    overrides: dict[str, TaskSetting] = {
         "custom_dataset": lambda **_: splits,
         "training_split": None,
         "validation_split": "local",
@@ -102,7 +137,7 @@ def _with_rows(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"group": "local", "task": [{"task": task, **overrides}]}
 
 
-def configure(tasks: dict[str, Any], num_fewshot: int | None) -> None:
+def configure(tasks: LoadedTasks, num_fewshot: int | None) -> None:
     """Apply the settings that `lm_eval.simple_evaluate` applies to tasks before it evaluates
     them.
     """
@@ -115,7 +150,7 @@ def configure(tasks: dict[str, Any], num_fewshot: int | None) -> None:
         leaf.set_fewshot_seed(seed=FEWSHOT_SEED)
 
 
-def freeze(leaf: Any) -> None:  # noqa: ANN401
+def freeze(leaf: Task) -> None:
     """Make later evaluations reuse a task's processed documents and requests.
 
     Only answers are cleared.
@@ -134,7 +169,7 @@ def freeze(leaf: Any) -> None:  # noqa: ANN401
         leaf.config.process_docs = None
 
 
-def rules_of(leaf: Any) -> dict[str, Any]:  # noqa: ANN401
+def rules_of(leaf: Task) -> JsonObject:
     """Return the fields of a task's config that decide how answers become metrics.
 
     Functions are represented by their source.
@@ -146,11 +181,10 @@ def rules_of(leaf: Any) -> dict[str, Any]:  # noqa: ANN401
     }
     # A function without source is shown with its address, which differs between processes.
     text = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(rules, sort_keys=True, default=str))
-    plain: dict[str, Any] = json.loads(text)
-    return plain
+    return as_object(json.loads(text), "the rules of a task")
 
 
-def flat_metrics(outcome: dict[str, Any], task: str) -> dict[str, float]:
+def flat_metrics(outcome: TaskOutcome, task: str) -> dict[str, float]:
     """Return the metrics of a task or group, with names such as ``acc_norm`` and
     ``acc_norm_stderr``.
 
@@ -173,7 +207,7 @@ def flat_metrics(outcome: dict[str, Any], task: str) -> dict[str, float]:
     return metrics
 
 
-def choose_metric(outcome: dict[str, Any], task: str, asked: str | None) -> tuple[str, bool]:
+def choose_metric(outcome: TaskOutcome, task: str, asked: str | None) -> tuple[str, bool]:
     """Return the name of the searched metric, and True if a larger metric is better."""
     names = [name for name in flat_metrics(outcome, task) if not name.endswith("_stderr")]
     if not names:

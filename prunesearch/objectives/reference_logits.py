@@ -5,16 +5,17 @@ They are computed once and kept in files.
 Shapes: R rows (tokens), V vocabulary, K likeliest tokens.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 
 from prunesearch.cache.keys import evaluation_key
 from prunesearch.errors import StorageError, one_line
 from prunesearch.objectives.tensor_files import read_tensors, write_tensors
+from prunesearch.runtime.json_values import Json
 
 _TINY = 1e-12  # smallest probability of the tail bucket
 
@@ -117,7 +118,7 @@ class ReferenceLogitsCache:
         self._folder = folder
         self._held: dict[str, Reference] = {}
 
-    def get(self, fingerprint: str, chunk: dict[str, Any]) -> Reference | None:
+    def get(self, fingerprint: str, chunk: Mapping[str, Json]) -> Reference | None:
         """Return the reference of a chunk; None if it is not known."""
         name = _name(fingerprint, chunk)
         if name not in self._held and self._folder is not None:
@@ -126,7 +127,7 @@ class ReferenceLogitsCache:
                 self._held[name] = Reference(**found[0])
         return self._held.get(name)
 
-    def put(self, fingerprint: str, chunk: dict[str, Any], reference: Reference) -> None:
+    def put(self, fingerprint: str, chunk: Mapping[str, Json], reference: Reference) -> None:
         """Keep the reference of a chunk.
 
         Raises:
@@ -148,6 +149,6 @@ class ReferenceLogitsCache:
             ) from None
 
 
-def _name(fingerprint: str, chunk: dict[str, Any]) -> str:
+def _name(fingerprint: str, chunk: Mapping[str, Json]) -> str:
     """Return the file name of a reference."""
     return evaluation_key(fingerprint, "reference", chunk).digest + ".safetensors"

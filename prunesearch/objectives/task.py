@@ -45,6 +45,7 @@ from prunesearch.objectives.identity import (
 )
 from prunesearch.objectives.lm_eval_tasks import (
     LM_EVAL,
+    TaskOutcome,
     bootstrap_here,
     choose_metric,
     configure,
@@ -65,6 +66,7 @@ from prunesearch.objectives.loglikelihood import (
     supports_trees,
     tree_depth_fits,
 )
+from prunesearch.runtime.json_values import as_list
 
 CHUNK_REQUESTS = 256
 """Requests of a chunk, rounded up to the end of a document.
@@ -247,7 +249,7 @@ class TaskObjective:
         asked = 0
         for rows in outcome["samples"].values():
             for row in rows:
-                asked += len(row["arguments"])
+                asked += len(as_list(row["arguments"], "arguments"))
                 if asked > have:
                     break
                 value = row.get(self.metric)
@@ -294,10 +296,10 @@ class TaskObjective:
         texts += [""] * (len(self._prompts) - len(texts))
         return _ReplayModel(answers, self._lm.windows, texts)
 
-    def _evaluate(self, lm: Any, samples: bool = False) -> dict[str, Any]:  # noqa: ANN401 (lm-eval is untyped)
+    def _evaluate(self, lm: Any, samples: bool = False) -> TaskOutcome:  # noqa: ANN401 (lm-eval is untyped)
         """Run lm-eval's evaluation with a model."""
         with bootstrap_here():
-            outcome: dict[str, Any] = lm_eval.evaluator.evaluate(
+            outcome: TaskOutcome = lm_eval.evaluator.evaluate(
                 lm=lm,
                 task_dict=self._tasks,
                 limit=self._limit,

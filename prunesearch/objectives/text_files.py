@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunesearch.errors import DataError
 from prunesearch.models.guard import guarded, refuse_pointers
+from prunesearch.runtime.json_values import Json, JsonObject
 
 TEXT_FIELDS = ("text", "content", "document")
 CHAT_FIELDS = ("messages", "conversations", "conversation")
@@ -82,7 +83,7 @@ def documents_in(path: Path, tokenizer: PreTrainedTokenizerBase | None) -> list[
     return documents_of(_rows(path, kind), repr(str(path)), tokenizer)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[JsonObject]:
     """Read a file's rows. A file with an unknown ending is read as JSON lines.
 
     Raises:
@@ -93,16 +94,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise DataError(f"{str(path)!r} row {number} is not a JSON object")
-    return cast(list[dict[str, Any]], rows)
+    return cast(list[JsonObject], rows)
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[JsonObject]:
     """Read a file with one JSON object per line, whatever its name.
 
     Raises:
         DataError: the file cannot be read, is not JSON lines, or is empty.
     """
-    return cast(list[dict[str, Any]], _json_lines(path))
+    return cast(list[JsonObject], _json_lines(path))
 
 
 def open_text(path: Path) -> TextIO:
@@ -112,7 +113,7 @@ def open_text(path: Path) -> TextIO:
 
 
 def documents_of(
-    rows: Iterable[object], where: str, tokenizer: PreTrainedTokenizerBase | None
+    rows: Iterable[Json], where: str, tokenizer: PreTrainedTokenizerBase | None
 ) -> list[str]:
     """Return the documents of rows.
 
@@ -162,13 +163,13 @@ def documents_of(
     return documents
 
 
-def _filled(name: str, rows: Iterable[Mapping[str, object]]) -> bool:
+def _filled(name: str, rows: Iterable[JsonObject]) -> bool:
     """Return True if a field has a value in some row."""
     return any(row.get(name) is not None for row in rows)
 
 
 def _document(
-    value: object, field: str, where: str, tokenizer: PreTrainedTokenizerBase | None
+    value: Json, field: str, where: str, tokenizer: PreTrainedTokenizerBase | None
 ) -> str:
     """Return the text of one value: a string or a conversation."""
     if isinstance(value, str):
@@ -187,7 +188,7 @@ def _document(
 
 
 def _conversation(
-    turns: Sequence[dict[str, Any]],
+    turns: Sequence[JsonObject],
     field: str,
     where: str,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -210,7 +211,9 @@ def _conversation(
     with guarded(
         failure, kind=DataError, advice=f"correct the row, or give a field {TEXT_FIELDS[0]!r}"
     ):
-        written = tokenizer.apply_chat_template(messages, tokenize=False)
+        written = tokenizer.apply_chat_template(
+            cast(list[dict[str, str]], messages), tokenize=False
+        )
     return str(written)
 
 
@@ -238,7 +241,7 @@ def _content(path: Path) -> str:
     return text
 
 
-def _rows(path: Path, kind: Kind) -> Sequence[object]:
+def _rows(path: Path, kind: Kind) -> Sequence[Json]:
     """Read the rows of a file of a kind."""
     if kind == "parquet":
         rows = _parquet(path)
@@ -253,9 +256,9 @@ def _rows(path: Path, kind: Kind) -> Sequence[object]:
     return rows
 
 
-def _json_lines(path: Path) -> list[object]:
+def _json_lines(path: Path) -> list[Json]:
     """Read one JSON object per line. Empty lines are skipped."""
-    rows: list[object] = []
+    rows: list[Json] = []
     for number, line in enumerate(_content(path).split("\n"), 1):
         if line.strip():
             row = _parsed(line, f"{str(path)!r} line {number} is not JSON")
@@ -267,10 +270,10 @@ def _json_lines(path: Path) -> list[object]:
     return rows
 
 
-def _parsed(text: str, failure: str) -> object:
+def _parsed(text: str, failure: str) -> Json:
     """Parse a JSON text."""
     try:
-        return cast(object, json.loads(text))
+        value: Json = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{failure}: {error.msg}") from None
     except (
@@ -278,13 +281,14 @@ def _parsed(text: str, failure: str) -> object:
         RecursionError,
     ) as error:  # a number with thousands of digits, or deeply nested lists
         raise DataError(f"{failure}: {error}") from None
+    return value
 
 
-def _json(path: Path) -> list[object]:
+def _json(path: Path) -> list[Json]:
     """Read the rows of a JSON file: an array, one object, an object of columns, or JSON lines."""
     text = _content(path)
     try:
-        value = json.loads(text)
+        value: Json = json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             return _json_lines(path)
@@ -313,7 +317,7 @@ def _json(path: Path) -> list[object]:
     return [value]
 
 
-def _table(path: Path, delimiter: str) -> list[object]:
+def _table(path: Path, delimiter: str) -> list[Json]:
     """Read the rows of a .csv or .tsv file."""
     content = io.StringIO(_content(path), newline="")
     # A document may be longer than the default limit of 128 KiB.
@@ -325,11 +329,11 @@ def _table(path: Path, delimiter: str) -> list[object]:
         csv.field_size_limit(limit)
 
 
-def _parquet(path: Path) -> list[object]:
+def _parquet(path: Path) -> list[Json]:
     """Read the rows of a Parquet file."""
     import pyarrow.parquet
 
     refuse_pointers(path, DataError)
     with guarded(f"cannot read {str(path)!r}", path, kind=DataError, advice="get it again"):
-        rows: list[object] = pyarrow.parquet.read_table(path).to_pylist()
+        rows: list[Json] = pyarrow.parquet.read_table(path).to_pylist()
     return rows
