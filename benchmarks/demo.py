@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import Record, arguments
+from benchmarks.support.record import Record, arguments
 
 
 def run(folder: Path, trials: int | None) -> tuple[dict[str, Any], float]:

@@ -37,7 +37,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.record import Record, precision
+from benchmarks.support.record import Record, precision
 from prunesearch.candidate import LayerSubset
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.bf16_cpu import wide_products

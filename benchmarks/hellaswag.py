@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks.record import Record, arguments
-from benchmarks.stock import stock_hellaswag
+from benchmarks.support.record import Record, arguments
+from benchmarks.support.stock_lm_eval import stock_hellaswag
 from prunesearch.config.recipe import Recipe, RunOptions
 from prunesearch.models.demo_weights import obtain
 from prunesearch.pipeline.run import run_search

@@ -19,7 +19,7 @@ import torch
 import transformers
 from optuna.trial import TrialState
 
-from benchmarks.record import Record, arguments, precision
+from benchmarks.support.record import Record, arguments, precision
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recipe import (
     BUILTIN_TEXT,

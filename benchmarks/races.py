@@ -16,7 +16,7 @@ import torch
 import transformers
 from optuna.trial import FrozenTrial
 
-from benchmarks.record import Record, arguments, precision
+from benchmarks.support.record import Record, arguments, precision
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recipe import (

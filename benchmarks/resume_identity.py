@@ -27,7 +27,7 @@ import optuna
 import sqlalchemy
 from optuna.study import MaxTrialsCallback
 
-from benchmarks.record import Record, arguments
+from benchmarks.support.record import Record, arguments
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.recipe import Weights
 from prunesearch.execution.latency import LatencyModel

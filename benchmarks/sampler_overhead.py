@@ -24,7 +24,7 @@ import sqlalchemy
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from benchmarks.record import Record, arguments
+from benchmarks.support.record import Record, arguments
 from prunesearch.algorithms.registry import names_with
 from prunesearch.samplers import SubsetSampler, annotate, build
 from prunesearch.space import SearchSpace

@@ -21,8 +21,8 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.record import Record, arguments
-from benchmarks.stock import Stock, stock_hellaswag
+from benchmarks.support.record import Record, arguments
+from benchmarks.support.stock_lm_eval import Stock, stock_hellaswag
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
 from prunesearch.evaluation.engine import LocalEngine

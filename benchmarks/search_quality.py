@@ -26,7 +26,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from benchmarks.record import Record, arguments
+from benchmarks.support.record import Record, arguments
 from prunesearch.algorithms.registry import REGISTRY, VECTOR_ENCODINGS, AlgorithmEntry, names_with
 from prunesearch.algorithms.vector_swarms import VectorSwarm
 from prunesearch.candidate import LayerSubset
@@ -152,7 +152,7 @@ def mealpy(law: str, python: Path) -> Runner:
     """mealpy's own optimizer on random keys, in its own environment."""
 
     def run(problem: Problem, seed: int, budget: int) -> Trace:
-        child = Path(__file__).with_name("mealpy_child.py")
+        child = Path(__file__).parent / "support" / "mealpy_child.py"
         words = [law, problem.space.n_layers, problem.space.k, 16, seed]
         with subprocess.Popen(
             [python, child, *map(str, words)],

@@ -28,8 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from benchmarks import postgres
-from benchmarks.record import Record, arguments
+from benchmarks.support.record import Record, arguments
 from prunesearch.cache import maintenance, transfer
 from prunesearch.cache.entry import Entry
 from prunesearch.cache.evaluation_cache import EvaluationCache
@@ -43,6 +42,7 @@ from prunesearch.errors import (
     StorageError,
     UnavailableError,
 )
+from tests.support import postgres
 
 FORK = multiprocessing.get_context("fork")
 ENTRIES = 300

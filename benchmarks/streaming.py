@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from benchmarks.record import Record
+from benchmarks.support.record import Record
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import PruneSearchError
 from prunesearch.execution.memory_plan import (

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.record import Record
+from benchmarks.support.record import Record
 
 ROOT = Path(__file__).parent.parent
 BANNED = (

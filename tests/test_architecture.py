@@ -10,14 +10,9 @@ import pytest
 
 import prunesearch
 from benchmarks import structure
+from tests.support.package import ORDER, PACKAGE, imports, modules
+from tests.support.paths import REPOSITORY
 
-PACKAGE = Path(prunesearch.__file__).parent
-# A module imports only what stands before it here, or beside it in its own folder.
-ORDER = (
-    "runtime errors units candidate events space algorithms config cache models studies samplers "
-    "execution objectives "
-    "evaluation export recovery report pipeline cli __main__"
-).split()
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 FORBIDDEN = {
     "algorithms": {"torch", "optuna", "transformers"},
@@ -25,24 +20,6 @@ FORBIDDEN = {
     "studies": {"torch", "transformers"},
     "report": {"torch", "transformers"},
 }
-
-
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found
-
-
-def modules() -> list[tuple[str, Path]]:
-    return [
-        (path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path)
-        for path in sorted(PACKAGE.rglob("*.py"))
-        if path != PACKAGE / "__init__.py"
-    ]
 
 
 @pytest.mark.parametrize(
@@ -188,3 +165,31 @@ def test_the_drawn_error_tree_is_the_real_one() -> None:
     }
     assert real == set(drawn) - {"ValueError"}
     assert issubclass(errors.InputError, ValueError)
+
+
+def _imports_of_tests(folder: str) -> list[tuple[Path, set[str]]]:
+    """Each test or benchmark file with what it imports, also in code that it writes as a string."""
+    found = []
+    for path in sorted((REPOSITORY / folder).rglob("*.py")):
+        written = set(re.findall(r"from ((?:tests|benchmarks)[\w.]*) import", path.read_text()))
+        found.append((path, imports(path) | written))
+    return found
+
+
+def test_tests_import_no_other_test_modules_and_no_benchmarks() -> None:
+    for path, names in _imports_of_tests("tests"):
+        place = path.relative_to(REPOSITORY).with_suffix("").parts
+        # A file may name itself in code that another process runs.
+        allowed = ("tests.support", "tests.golden") if "golden" in place else ("tests.support",)
+        for name in names:
+            if name.startswith("tests.") and not name.startswith(".".join(place)):
+                assert name.startswith(allowed), f"{path.name} imports {name}"
+            if path != Path(__file__):  # which counts circles as the benchmark of structure does
+                assert not name.startswith("benchmarks"), f"{path.name} imports {name}"
+
+
+def test_benchmarks_import_tests_support_and_no_tests() -> None:
+    for path, names in _imports_of_tests("benchmarks"):
+        for name in names:
+            if name.startswith("tests"):
+                assert name.startswith("tests.support"), f"{path.name} imports {name}"

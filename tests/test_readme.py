@@ -16,8 +16,8 @@ from prunesearch.cli.main import cli
 from prunesearch.cli.recipes import read_recipe
 from prunesearch.config.recipe import validated
 from prunesearch.pipeline.search_and_recover import RecoverySection
-from tests.conftest import REPOSITORY
-from tests.test_architecture import ORDER, PACKAGE
+from tests.support.package import ORDER, PACKAGE
+from tests.support.paths import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 ARCHITECTURE = (PACKAGE / "README.md").read_text()

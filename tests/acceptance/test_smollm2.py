@@ -25,7 +25,8 @@ from prunesearch.models.loading import load
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.calibration_data import read_jsonl
 from prunesearch.objectives.task import TaskObjective
-from tests.conftest import HELLASWAG, results_of
+from tests.support.models import results_of
+from tests.support.paths import HELLASWAG
 
 
 def prunesearch(here: Path, *words: object) -> tuple[dict[str, object], str]:

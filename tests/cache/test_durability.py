@@ -4,17 +4,17 @@ import signal
 
 import pytest
 
-from benchmarks import durability, postgres
-from benchmarks.formula import run_searches
+from tests.support import killed_searches, postgres
+from tests.support.formula import run_searches
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
 def test_twenty_kills_lose_nothing_and_repeat_nothing(backend: str) -> None:
     if backend == "postgresql" and not postgres.AVAILABLE:
         pytest.skip("PostgreSQL's server is not installed")
-    with durability.ground(backend) as (place, _):
-        died = durability.kill_searches(place, 20, trials=30, pace=0.6)
-        found = durability.checked(place)
+    with killed_searches.ground(backend) as (place, _):
+        died = killed_searches.kill_searches(place, 20, trials=30, pace=0.6)
+        found = killed_searches.checked(place)
     assert died >= 20
     assert found["acknowledged"] > 100
     assert (found["lost"], found["repeated"], found["alarms"]) == (0, 0, 0)
@@ -25,17 +25,17 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing(backend: str) -> None:
 def test_one_of_many_computes_and_the_stopped_are_refused(backend: str) -> None:
     if backend == "postgresql" and not postgres.AVAILABLE:
         pytest.skip("PostgreSQL's server is not installed")
-    with durability.ground(backend) as (place, _):
-        assert durability.single_flight(place, 4, 60) == 60
-        assert durability.fencing(place, 5) == (0, 5)
+    with killed_searches.ground(backend) as (place, _):
+        assert killed_searches.single_flight(place, 4, 60) == 60
+        assert killed_searches.fencing(place, 5) == (0, 5)
 
 
-@pytest.mark.parametrize("point", durability.FUSES)
+@pytest.mark.parametrize("point", killed_searches.FUSES)
 def test_a_death_at_each_point_loses_nothing(point: str) -> None:
-    with durability.ground("sqlite") as (place, _):
+    with killed_searches.ground("sqlite") as (place, _):
         names = [("s", "pso", 0)]
         for fuse in ({point: 4}, {}):
-            process = durability.start(
+            process = killed_searches.start(
                 run_searches,
                 place.location(0),
                 place.storage,
@@ -46,7 +46,7 @@ def test_a_death_at_each_point_loses_nothing(point: str) -> None:
             )
             process.join()
             assert process.exitcode == (-signal.SIGKILL if fuse else 0)
-        found = durability.checked(place)
+        found = killed_searches.checked(place)
     assert (found["lost"], found["repeated"]) == (0, 0)
     assert found["stored"] == 16, "eight trials of two chunks"
     assert found["extra"] <= 1

@@ -15,7 +15,6 @@ import optuna
 import pytest
 import sqlalchemy
 
-from benchmarks import postgres
 from prunesearch.cache import (
     evaluation_cache,
     maintenance,
@@ -34,6 +33,7 @@ from prunesearch.config.recipe import Recipe
 from prunesearch.errors import StorageError, UnavailableError
 from prunesearch.runtime import failpoints
 from prunesearch.studies import persistence
+from tests.support import postgres
 
 MakeKey = Callable[[int], Key]
 

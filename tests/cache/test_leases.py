@@ -1,6 +1,5 @@
 """Leases: one owner at a time, by the database's clock, fenced."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -15,8 +14,8 @@ from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.keys import Key
 from prunesearch.cache.leases import Leases, ProcessLiveness, folder_leases
 from prunesearch.cache.shared_backend import SharedBackend
+from tests.support.processes import FORK
 
-FORK = multiprocessing.get_context("fork")
 MakeKey = Callable[[int], Key]
 
 

@@ -17,9 +17,8 @@ from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.keys import evaluation_key
 from prunesearch.cli.main import cli
 from prunesearch.studies import persistence
-from tests.cli.test_main import FAST, here, refused, run, run_json
+from tests.support.cli import FAST, refused, run, run_json
 
-__all__ = ["here"]  # a fixture
 SEARCH = ["--drop", 2, "--trials", 8, *FAST]
 
 

@@ -14,56 +14,16 @@ from pathlib import Path
 import click
 import optuna
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 import prunesearch
 from prunesearch.cli import main as cli_module
 from prunesearch.cli.main import cli, main
 from prunesearch.errors import PruneSearchError
-
-FAST = ["--tokens", "256", "--window", "64", "--population", "4"]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def run(*words: object) -> Result:
-    result = CliRunner().invoke(cli, [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def run_json(*words: object) -> object:
-    return json.loads(run(*words, "--json").stdout)
-
+from tests.support.cli import FAST, refused, run, run_json
 
 LONG, DIGITS = "x" * 300, "9" * 5000
 """Longer than a file's name may be, and than a number that Python reads."""
-
-
-def refused(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object
-) -> str:
-    """Run as the installed command does; expect exit 2 and one line on stderr."""
-    monkeypatch.setattr(sys, "argv", ["prunesearch", *map(str, words)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    captured = capsys.readouterr()
-    assert stopped.value.code == 2, captured.err
-    assert captured.out == ""
-    lines = captured.err.strip().splitlines()
-    lines = [
-        line for line in lines if not line.startswith(("loading ", "reading the documents"))
-    ]  # on slow machines
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def test_search_show_best_export_evaluate_and_remove(

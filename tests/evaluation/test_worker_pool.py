@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
 
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import DataError, RunError, ScoringError
+from prunesearch.errors import RunError, ScoringError
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.worker_pool import Content, WorkerPool, split
 from prunesearch.execution.shared_forward import EvaluationCancelled, Forward
@@ -25,64 +24,24 @@ from prunesearch.models.streaming import open_streamed
 from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Work
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
-from tests.conftest import N_LAYERS
+from tests.support.models import N_LAYERS
+from tests.support.toy_objective import (
+    DIES,
+    DIES_ONCE,
+    NO_DATA,
+    NO_MEMORY,
+    SLOW,
+    TOYS,
+    WELL,
+    Still,
+    Toy,
+    build_toy,
+    chunks,
+    toys,
+)
 
 WINDOWS = torch.arange(6 * 512).view(6, 512) % 264  # three chunks
 CANDIDATES = [LayerSubset.of(N_LAYERS, [i, j]) for i in range(3) for j in range(i + 1, N_LAYERS)]
-
-
-WELL, DIES_ONCE, DIES, NO_MEMORY, NO_DATA, SLOW = range(30, 36)
-
-
-class Toy:
-    """An objective that misbehaves where it is told to: the MLP that a candidate drops says how."""
-
-    digest = "toys"
-    settings: ClassVar[dict[str, str]] = {}
-    chunks = ()
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def score(self, work: Work, forward: Forward) -> Iterator[ChunkResult]:
-        for piece in work:
-            for candidate in piece.candidates:
-                self._act(candidate)
-                if forward.stopped():
-                    raise EvaluationCancelled
-                row = [float(sum(candidate.dropped)), float(os.getpid())]
-                yield ChunkResult(piece.chunk, candidate, [row])
-
-    def _act(self, candidate: LayerSubset) -> None:
-        act = candidate.mlp[0] if candidate.mlp else None
-        if act == DIES or (act == DIES_ONCE and not self._seen(candidate)):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if act == NO_MEMORY:
-            raise MemoryError("no room")
-        if act == NO_DATA:
-            raise DataError("the data went away")
-        if act == SLOW:
-            (self._folder / "busy").touch()
-            time.sleep(0.3)
-
-    def _seen(self, candidate: LayerSubset) -> bool:
-        mark = self._folder / candidate.text
-        seen = mark.exists()
-        mark.touch()
-        return seen
-
-
-class Still:
-    """A forward pass that does nothing."""
-
-    stopped: Callable[[], bool]
-
-
-def build_toy(folder: Path, number: int) -> tuple[Toy, Still, str]:
-    return Toy(folder), Still(), "a toy"
-
-
-TOYS = Content.of("a toy", Toy(Path()))  # type: ignore[arg-type]
 
 
 def build_nothing(number: int) -> tuple[Toy, Still, str]:
@@ -98,15 +57,6 @@ def build_real(folder: str, number: int) -> tuple[CalibrationObjective, Forward,
         Forward(loaded.model, loaded.layers),
         loaded.fingerprint,
     )
-
-
-def toys(*acts: int) -> list[LayerSubset]:
-    """Candidates that act in this order, which is that of their paths too."""
-    return [LayerSubset.of(40, [29 - i], mlp=[act]) for i, act in enumerate(acts)]
-
-
-def chunks(*lots: list[LayerSubset]) -> Work:
-    return [ChunkWork(Chunk(index, {}, 1), lot) for index, lot in enumerate(lots)]
 
 
 def values(scored: list[ChunkResult]) -> dict[tuple[int, LayerSubset], float]:
@@ -341,7 +291,7 @@ SCRIPT = """
 import functools, signal, sys, time
 from pathlib import Path
 from prunesearch.evaluation.worker_pool import WorkerPool
-from tests.evaluation.test_worker_pool import SLOW, TOYS, build_toy, chunks, toys
+from tests.support.toy_objective import SLOW, TOYS, build_toy, chunks, toys
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):  # whatever the shell does with them, as under nohup

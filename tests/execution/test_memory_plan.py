@@ -27,8 +27,7 @@ from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.layers import StreamedLayers
 from prunesearch.models.streaming import open_streamed
 from prunesearch.space import SearchSpace
-from tests.conftest import N_LAYERS
-from tests.models.test_structure import LLAMA_70B
+from tests.support.models import LLAMA_70B, N_LAYERS
 
 GIB = 2**30
 SPEED = Speed("cpu", {"bfloat16": 1e12, "float32": 5e11}, 1e9, 1e10, float("inf"), 32 * GIB)

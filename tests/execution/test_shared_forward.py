@@ -10,7 +10,7 @@ from prunesearch.execution.shared_forward import EvaluationCancelled, Forward, H
 from prunesearch.export.verification import compare
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import pruned
-from tests.conftest import N_LAYERS
+from tests.support.models import N_LAYERS
 
 IDS = (torch.arange(60) * 7 % 250).view(3, 20)
 CANDIDATES = [

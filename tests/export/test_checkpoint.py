@@ -36,7 +36,7 @@ from prunesearch.export import (
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
 from prunesearch.models.surgery import pruned
-from tests.conftest import ARCHITECTURES, N_LAYERS, byte_tokenizer, store_head_apart
+from tests.support.models import ARCHITECTURES, N_LAYERS, byte_tokenizer, store_head_apart
 
 CANDIDATE = LayerSubset.of(N_LAYERS, (0, 3))
 IDS = torch.arange(1, 20)[None]

@@ -18,7 +18,7 @@ from prunesearch.export import export, gguf_write
 from prunesearch.export.companions import companions_of, is_companion
 from prunesearch.models import source
 from prunesearch.models.loading import load
-from tests.conftest import N_LAYERS, byte_tokenizer, tiny
+from tests.support.models import N_LAYERS, byte_tokenizer, tiny
 
 CANDIDATE = LayerSubset.of(N_LAYERS, (1,))
 

@@ -25,7 +25,7 @@ from prunesearch.export import (
 )
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
-from tests.conftest import N_LAYERS
+from tests.support.models import N_LAYERS
 
 BLOCKS = LayerSubset.of(N_LAYERS, (0, 3))
 SUBLAYERS = LayerSubset.of(N_LAYERS, (2,), attention=(4,), mlp=(1,))

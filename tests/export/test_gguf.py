@@ -36,7 +36,7 @@ from prunesearch.export import (
 from prunesearch.export.results import LlamaCppCheck
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
-from tests.conftest import N_LAYERS, byte_tokenizer, store_head_apart, tiny
+from tests.support.models import N_LAYERS, byte_tokenizer, store_head_apart, tiny
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 MERGES = [

@@ -22,7 +22,7 @@ from prunesearch.models.gguf_file import open_gguf
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.structure import architecture_of
 from prunesearch.models.surgery import pruned
-from tests.conftest import ARCHITECTURES, N_LAYERS
+from tests.support.models import ARCHITECTURES, N_LAYERS
 
 BLOCKS = LayerSubset.of(N_LAYERS, (0, 3))
 IDS = torch.arange(1, 20)[None]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from prunesearch.candidate import LayerSubset
 from prunesearch.export import export, gguf_write
 from prunesearch.models.loading import load
-from tests.conftest import N_LAYERS, byte_tokenizer, tiny
+from tests.support.models import N_LAYERS, byte_tokenizer, tiny
 
 FOLDER = os.environ.get("PRUNESEARCH_TRANSFORMERS4", "")
 pytestmark = pytest.mark.skipif(

@@ -16,7 +16,7 @@ from prunesearch.errors import InputError, ModelError
 from prunesearch.export import export, recheck
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
-from tests.conftest import N_LAYERS, byte_tokenizer, tiny
+from tests.support.models import N_LAYERS, byte_tokenizer, tiny
 
 SUBSET = LayerSubset.of(N_LAYERS, (1, 4))
 CONFIG_CODE = """

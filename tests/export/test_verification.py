@@ -18,7 +18,7 @@ from prunesearch.export import checkpoint, export, recheck
 from prunesearch.export.verification import NEW_TOKENS
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
-from tests.conftest import N_LAYERS, byte_tokenizer, tiny
+from tests.support.models import N_LAYERS, byte_tokenizer, tiny
 
 CANDIDATE = LayerSubset.of(N_LAYERS, (1,))
 SETTINGS: tuple[dict[str, Any], ...] = (

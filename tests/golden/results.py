@@ -14,7 +14,6 @@ import torch
 from click.testing import CliRunner
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.formula import FITNESS, SPACE, Log, engine_for
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.keys import canonical_json, evaluation_key, latency_key
 from prunesearch.cache.location import CacheLocation
@@ -24,7 +23,8 @@ from prunesearch.config.recipe import Recipe, RunOptions
 from prunesearch.pipeline.search_loop import search
 from prunesearch.pipeline.session import load_for, objective_for
 from prunesearch.samplers import build
-from tests.conftest import byte_tokenizer
+from tests.support.formula import FITNESS, SPACE, Log, engine_for
+from tests.support.models import byte_tokenizer
 
 TRIALS = 18
 FINGERPRINT = "0" * 64

@@ -21,7 +21,7 @@ from prunesearch.models.guard import guarded, guarded_writing, refuse_pointers
 from prunesearch.models.loading import load
 from prunesearch.models.streaming import open_streamed
 from prunesearch.models.structure import meta_model, read_config
-from tests.conftest import tiny
+from tests.support.models import tiny
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 5\n"
 

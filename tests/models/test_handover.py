@@ -6,7 +6,7 @@ from torch import nn
 
 from prunesearch.errors import RunError
 from prunesearch.models.handover import tokenizer_copy, tokenizer_digest, unchanged_by
-from tests.conftest import byte_tokenizer, tiny
+from tests.support.models import byte_tokenizer, tiny
 
 
 def test_settings_are_put_back() -> None:

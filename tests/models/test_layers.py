@@ -7,7 +7,7 @@ from prunesearch.models.layers import ResidentLayers, StreamedLayers
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
 from prunesearch.models.structure import blocks_of
-from tests.conftest import N_LAYERS
+from tests.support.models import N_LAYERS
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from prunesearch.models.loading import load
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.task import TaskObjective
-from tests.conftest import byte_tokenizer, results_of, tiny
+from tests.support.models import byte_tokenizer, results_of, tiny
 
 
 def test_a_folder_is_loaded_as_it_is(tiny_folder: Path) -> None:

@@ -16,7 +16,7 @@ from prunesearch.models.safetensors_files import (
     read,
     tensors_in,
 )
-from tests.conftest import tiny
+from tests.support.models import tiny
 
 TENSORS = {
     "matrix": torch.randn(3, 5),

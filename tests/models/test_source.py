@@ -16,7 +16,7 @@ from prunesearch.models.fingerprint import fingerprint, numeric_config
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.source import resolve, with_weights
 from prunesearch.models.streaming import open_streamed
-from tests.conftest import byte_tokenizer, tiny
+from tests.support.models import byte_tokenizer, tiny
 
 OLD, NEW = "a" * 40, "b" * 40
 Loader = Callable[..., LoadedModel]

@@ -19,7 +19,7 @@ from prunesearch.models import structure
 from prunesearch.models.layers import StreamedLayers
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
-from tests.conftest import N_LAYERS, byte_tokenizer, tiny
+from tests.support.models import N_LAYERS, byte_tokenizer, tiny
 
 CANDIDATES = [
     LayerSubset.of(N_LAYERS),

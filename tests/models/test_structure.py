@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from transformers import CONFIG_MAPPING, LlamaConfig
+from transformers import CONFIG_MAPPING
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli.main import cli
@@ -17,22 +17,7 @@ from prunesearch.models.structure import (
     sizes_of,
 )
 from prunesearch.models.surgery import remove
-from tests.conftest import ARCHITECTURES, N_LAYERS, tiny
-
-# Llama-3.1-70B's published numbers.
-LLAMA_70B = LlamaConfig(
-    vocab_size=128256,
-    hidden_size=8192,
-    intermediate_size=28672,
-    num_hidden_layers=80,
-    num_attention_heads=64,
-    num_key_value_heads=8,
-    head_dim=128,
-    max_position_embeddings=131072,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    dtype="bfloat16",
-)
+from tests.support.models import ARCHITECTURES, LLAMA_70B, N_LAYERS, tiny
 
 
 def test_llama_70b_from_its_bare_config(tmp_path: Path) -> None:

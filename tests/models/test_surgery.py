@@ -15,7 +15,7 @@ from prunesearch.models.structure import (
     sublayer_of,
 )
 from prunesearch.models.surgery import pruned, remove
-from tests.conftest import ARCHITECTURES, N_LAYERS, tiny
+from tests.support.models import ARCHITECTURES, N_LAYERS, tiny
 
 IDS = torch.arange(1, 25)[None] * 7 % 264
 SUBSETS = [(0,), (5,), (0, 3), (1, 2, 4), (0, 1, 2, 3, 4)]

@@ -20,7 +20,7 @@ from prunesearch.models.surgery import remove
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.scalarization import TrialScalarizer
-from tests.conftest import N_LAYERS, results_of, tiny
+from tests.support.models import N_LAYERS, results_of, tiny
 
 CANDIDATE = LayerSubset.of(N_LAYERS, (1, 4))
 

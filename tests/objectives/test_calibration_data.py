@@ -36,7 +36,7 @@ from prunesearch.recovery.compensation import compensate
 from prunesearch.recovery.heal_recipe import HealRecipe
 from prunesearch.recovery.healing import plan
 from prunesearch.recovery.training_data import packed
-from tests.conftest import byte_tokenizer, tiny
+from tests.support.models import byte_tokenizer, tiny
 
 
 def beginning(name: str = "<bos>", end: str = "") -> PreTrainedTokenizerFast:

@@ -8,7 +8,7 @@ import torch
 from prunesearch.errors import ScoringError
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.importance import rank_units
-from tests.conftest import N_LAYERS, resident, tiny
+from tests.support.models import N_LAYERS, resident, tiny
 
 WINDOWS = torch.arange(96).view(3, 32) * 7 % 250
 

@@ -22,7 +22,7 @@ from prunesearch.objectives.loglikelihood import (
     lay_out_trees,
     supports_trees,
 )
-from tests.conftest import ARCHITECTURES, N_LAYERS
+from tests.support.models import ARCHITECTURES, N_LAYERS
 
 CONTEXTS = ("The boat leaves the harbour at dawn and the crew", "The boat leaves the harbour and")
 ENDINGS = (" rows.", " rows on.", " sings a song.", " eats fish and sleeps.")

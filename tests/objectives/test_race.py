@@ -22,7 +22,7 @@ from prunesearch.objectives.scalarization import TrialScalarizer
 from prunesearch.pipeline.search_loop import search
 from prunesearch.samplers import PSOSampler
 from prunesearch.space import SearchSpace
-from tests.conftest import N_LAYERS
+from tests.support.models import N_LAYERS
 
 
 def test_rungs_double_and_end_with_everything() -> None:

@@ -17,7 +17,7 @@ from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.reference_logits import Reference, ReferenceLogitsCache
 from prunesearch.objectives.weighted_sum import WeightedSumObjective
-from tests.conftest import N_LAYERS, results_of
+from tests.support.models import N_LAYERS, results_of
 
 CANDIDATES = [LayerSubset.of(N_LAYERS, d) for d in ([1], [4, 5])]
 

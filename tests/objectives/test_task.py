@@ -35,7 +35,7 @@ from prunesearch.models.surgery import pruned
 from prunesearch.objectives.base import Chunk, Metrics
 from prunesearch.objectives.calibration_data import read_jsonl
 from prunesearch.objectives.task import TaskObjective
-from tests.conftest import N_LAYERS, byte_tokenizer, resident, results_of, store_head_apart
+from tests.support.models import N_LAYERS, byte_tokenizer, resident, results_of, store_head_apart
 
 OWN_TASK = """
 task: {name}

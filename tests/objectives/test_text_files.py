@@ -15,7 +15,7 @@ from prunesearch.errors import DataError
 from prunesearch.objectives.calibration_data import read_text, token_windows
 from prunesearch.objectives.text_files import read_rows
 from prunesearch.recovery.training_data import packed
-from tests.conftest import byte_tokenizer
+from tests.support.models import byte_tokenizer
 
 DOCUMENTS = ["one, two", 'three "four"\nfive']
 ROWS = [{"text": text} for text in DOCUMENTS]

@@ -17,7 +17,7 @@ from prunesearch.cli.main import main
 from prunesearch.errors import StorageError
 from prunesearch.models.loading import LoadedModel
 from prunesearch.recovery import HealRecipe, heal
-from tests.conftest import N_LAYERS, byte_tokenizer, tiny
+from tests.support.models import N_LAYERS, byte_tokenizer, tiny
 
 
 @contextmanager

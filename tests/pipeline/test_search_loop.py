@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import optuna
@@ -31,35 +31,11 @@ from prunesearch.samplers import (
     trials_needed,
 )
 from prunesearch.space import SearchSpace
-from tests.conftest import N_LAYERS
+from tests.support.models import N_LAYERS
+from tests.support.table_engine import TableEngine
 
 SPACE = SearchSpace(N_LAYERS, 2)
 SUBSETS = [LayerSubset.of(N_LAYERS, d) for d in ([0], [1, 2], [5])]
-
-
-class TableEngine:
-    """The engine's double: a formula instead of a model;
-
-    stops like a killed process after `patience` evaluations.
-    """
-
-    workers = 1
-
-    def __init__(self, patience: int = 10**6, failing: frozenset[int] = frozenset()) -> None:
-        self.patience, self.failing = patience, failing
-        self.scored: list[str] = []
-
-    async def evaluate(
-        self, candidates: Sequence[LayerSubset], baseline: LayerSubset | None = None
-    ) -> AsyncIterator[Evaluation]:
-        for candidate in candidates:
-            if len(self.scored) == self.patience:
-                raise KeyboardInterrupt
-            self.scored.append(candidate.text)
-            if self.failing.intersection(candidate.dropped):
-                yield Evaluation(candidate, failure="MemoryError: too large")
-            else:
-                yield Evaluation(candidate, {"kl": sum(i * i + 1 for i in candidate.dropped) / 10})
 
 
 @pytest.fixture

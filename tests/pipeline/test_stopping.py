@@ -20,9 +20,7 @@ import pytest
 from prunesearch.cli.main import main
 from prunesearch.pipeline import session
 from prunesearch.runtime import failpoints, stopping
-from tests.cli.test_main import FAST, here, run_json
-
-__all__ = ["here"]  # a fixture
+from tests.support.cli import FAST, run_json
 
 
 @pytest.fixture(autouse=True)

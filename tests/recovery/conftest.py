@@ -4,11 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prunesearch.candidate import LayerSubset
 from prunesearch.recovery import HealRecipe
-from tests.conftest import N_LAYERS
-
-CANDIDATE = LayerSubset.of(N_LAYERS, (1, 3))
 
 
 @pytest.fixture

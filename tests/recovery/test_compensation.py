@@ -28,7 +28,7 @@ from prunesearch.recovery import gap_fitting
 from prunesearch.recovery.compensation import compensate, compensate_and_export, fit_and_held_out
 from prunesearch.recovery.gap_fitting import GapFitter, LeastSquares, gaps_of
 from prunesearch.recovery.output_projections import Edit
-from tests.conftest import N_LAYERS, byte_tokenizer, resident, tiny
+from tests.support.models import N_LAYERS, byte_tokenizer, resident, tiny
 
 SCATTERED = LayerSubset.of(N_LAYERS, (1, 3, 4))
 PRE_NORM = ("llama", "qwen2", "gpt2", "gpt_neox", "falcon", "phi", "opt", "cohere2", "lfm2")

@@ -45,8 +45,10 @@ from prunesearch.recovery.lora import adapted, target_names
 from prunesearch.recovery.teacher import Teacher
 from prunesearch.recovery.training import LossHistory, newest_checkpoint
 from prunesearch.recovery.training_data import packed, sequences_of
-from tests.conftest import N_LAYERS, REPOSITORY, store_head_apart
-from tests.recovery.conftest import CANDIDATE
+from tests.support.models import N_LAYERS, store_head_apart
+from tests.support.paths import REPOSITORY
+
+CANDIDATE = LayerSubset.of(N_LAYERS, (1, 3))
 
 IDS = torch.arange(1, 20)[None]
 

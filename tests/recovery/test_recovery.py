@@ -20,7 +20,7 @@ from prunesearch.pipeline import session
 from prunesearch.pipeline.search_and_recover import RecoverySection
 from prunesearch.recovery import HealRecipe, finalists
 from prunesearch.recovery.finalists import diverse, rerank_by_healing
-from tests.conftest import N_LAYERS
+from tests.support.models import N_LAYERS
 
 SHORT: dict[str, Any] = {
     "loss": "distill", "steps": 4, "eval_every": 2, "batch_size": 2, "window": 32, "held_out_tokens": 128,

@@ -7,14 +7,16 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from prunesearch.candidate import LayerSubset
 from prunesearch.config.recipe import validated
 from prunesearch.errors import InputError, RunError, StudyError
 from prunesearch.events import Event, HealProgress, subscribed
 from prunesearch.models.loading import LoadedModel
 from prunesearch.recovery import HealRecipe, tuning
 from prunesearch.recovery.tuning import Tuned, Tuning, tune
-from tests.recovery.conftest import CANDIDATE
+from tests.support.models import N_LAYERS
 
+CANDIDATE = LayerSubset.of(N_LAYERS, (1, 3))
 SMALL = {
     "trials": 4,
     "steps": 8,

@@ -5,7 +5,6 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,31 +26,13 @@ from prunesearch.samplers import (
     report,
 )
 from prunesearch.space import SearchSpace
-from tests.conftest import LANDSCAPE
+from tests.support.additive_loss import COST, SPACE, drive, loss
+from tests.support.paths import LANDSCAPE
 
-SPACE = SearchSpace(12, 4, frozenset({0}))
 SPACE_DISTRIBUTIONS = {name: IntDistribution(0, 1) for name in SPACE.param_names}
-COST = np.random.default_rng(1).random(12)
 
 Maker = type[PSOSampler] | type[WOASampler]
 both = pytest.mark.parametrize("make", [PSOSampler, WOASampler], ids=["pso", "woa"])
-
-
-def loss(candidate: LayerSubset) -> float:
-    pairs = sum(b - a == 1 for a, b in zip(candidate.dropped, candidate.dropped[1:], strict=False))
-    return float(COST[list(candidate.dropped)].sum() - 0.2 * pairs)
-
-
-def drive(
-    study: optuna.Study,
-    sampler: PSOSampler | WOASampler,
-    trials: int,
-    value: Callable[[LayerSubset], float] = loss,
-) -> list[tuple[str, float | None]]:
-    for _ in range(trials - len(study.trials)):
-        proposal = sampler.ask(study)
-        study.tell(proposal.number, value(proposal.candidate))
-    return [(t.user_attrs["dropped"], t.value) for t in study.trials]
 
 
 @both
@@ -76,7 +57,7 @@ def test_a_resumed_study_proposes_what_an_unbroken_one_does(make: Maker, tmp_pat
 def test_another_process_proposes_the_same(make: Maker) -> None:
     here = drive(optuna.create_study(), make(SPACE, seed=3, population=5), 20)
     code = (
-        "import json, optuna\nfrom tests.samplers.test_population import *\n"
+        "import json, optuna\nfrom tests.support.additive_loss import *\n"
         f"print(json.dumps(drive(optuna.create_study(), {make.__name__}(SPACE, seed=3, "
         f"population=5), 20)))"
     )

@@ -15,11 +15,14 @@ from prunesearch.pipeline.search_loop import search
 from prunesearch.report import notes as notes_module
 from prunesearch.report.notes import Noter
 from prunesearch.samplers import build
+from prunesearch.space import SearchSpace
 from prunesearch.studies import notes
 from prunesearch.studies.optuna_internals.access import as_live_trial
 from prunesearch.studies.persistence import open_storage
-from tests.conftest import N_LAYERS
-from tests.pipeline.test_search_loop import SPACE, TableEngine
+from tests.support.models import N_LAYERS
+from tests.support.table_engine import TableEngine
+
+SPACE = SearchSpace(N_LAYERS, 2)
 
 
 @pytest.fixture

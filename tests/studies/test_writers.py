@@ -26,7 +26,7 @@ from prunesearch.errors import RunError, StudyBusyError
 from prunesearch.studies import persistence, writers
 from prunesearch.studies.summary import summaries
 from prunesearch.studies.writers import WRITERS, Writer
-from tests.cache.test_leases import FORK
+from tests.support.killed_searches import FORK
 
 RECIPE = Recipe(model="m", drop="2")
 BOUNCER = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")

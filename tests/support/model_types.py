@@ -11,6 +11,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 TYPES = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 """All causal-LM model types of the installed transformers."""
+SAMPLE = (
+    "afmoe big_bird cohere2_moe doge falcon_h1 gpt-sw3 granitemoehybrid iquestcoder llama4_text "
+    "minimax_m3_vl_text mvp persimmon qwen3_5_moe_text roformer xlm-roberta"
+).split()
+"""Every twelfth type, for tests; the benchmark of exports tries all."""
 N_LAYERS = 6
 _MOST_PARAMS = 20_000_000
 

@@ -1,0 +1,32 @@
+"""The modules of the package, their order, and what they import."""
+
+import ast
+from pathlib import Path
+
+import prunesearch
+
+PACKAGE = Path(prunesearch.__file__).parent
+# A module imports only what stands before it here, or beside it in its own folder.
+ORDER = (
+    "runtime errors units candidate events space algorithms config cache models studies samplers "
+    "execution objectives "
+    "evaluation export recovery report pipeline cli __main__"
+).split()
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def modules() -> list[tuple[str, Path]]:
+    return [
+        (path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path != PACKAGE / "__init__.py"
+    ]

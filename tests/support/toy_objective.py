@@ -1,0 +1,76 @@
+"""An objective for worker processes that misbehaves on demand."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import DataError
+from prunesearch.evaluation.worker_pool import Content
+from prunesearch.execution.shared_forward import EvaluationCancelled, Forward
+from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Work
+
+WELL, DIES_ONCE, DIES, NO_MEMORY, NO_DATA, SLOW = range(30, 36)
+
+
+class Toy:
+    """An objective that misbehaves where it is told to: the MLP that a candidate drops says how."""
+
+    digest = "toys"
+    settings: ClassVar[dict[str, str]] = {}
+    chunks = ()
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def score(self, work: Work, forward: Forward) -> Iterator[ChunkResult]:
+        for piece in work:
+            for candidate in piece.candidates:
+                self._act(candidate)
+                if forward.stopped():
+                    raise EvaluationCancelled
+                row = [float(sum(candidate.dropped)), float(os.getpid())]
+                yield ChunkResult(piece.chunk, candidate, [row])
+
+    def _act(self, candidate: LayerSubset) -> None:
+        act = candidate.mlp[0] if candidate.mlp else None
+        if act == DIES or (act == DIES_ONCE and not self._seen(candidate)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if act == NO_MEMORY:
+            raise MemoryError("no room")
+        if act == NO_DATA:
+            raise DataError("the data went away")
+        if act == SLOW:
+            (self._folder / "busy").touch()
+            time.sleep(0.3)
+
+    def _seen(self, candidate: LayerSubset) -> bool:
+        mark = self._folder / candidate.text
+        seen = mark.exists()
+        mark.touch()
+        return seen
+
+
+class Still:
+    """A forward pass that does nothing."""
+
+    stopped: Callable[[], bool]
+
+
+def build_toy(folder: Path, number: int) -> tuple[Toy, Still, str]:
+    return Toy(folder), Still(), "a toy"
+
+
+TOYS = Content.of("a toy", Toy(Path()))  # type: ignore[arg-type]
+
+
+def toys(*acts: int) -> list[LayerSubset]:
+    """Candidates that act in this order, which is that of their paths too."""
+    return [LayerSubset.of(40, [29 - i], mlp=[act]) for i, act in enumerate(acts)]
+
+
+def chunks(*lots: list[LayerSubset]) -> Work:
+    return [ChunkWork(Chunk(index, {}, 1), lot) for index, lot in enumerate(lots)]
