@@ -37,7 +37,7 @@ def measure(record: Record, backend: str, kills: int) -> None:
         record.add("repeated", found["repeated"], "== 0")
         record.add("extra_starts", found["extra"], f"<= {died}")
         record.add("starts", found["starts"])
-        record.add("alarms", found["alarms"], "== 0")
+        record.add("incidents", found["incidents"], "== 0")
         record.add("seconds", time.perf_counter() - begun)
     with ground(backend) as (place, _):
         record.add("single_flight_scorings_of_200", single_flight(place, 8, 200), "== 200")

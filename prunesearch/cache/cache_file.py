@@ -33,7 +33,7 @@ class DiskFile:
         self.folder = folder
         self.name = str(folder)
         self.file = folder / FILE
-        self._incidents = IncidentFile(folder / "alarms.jsonl")
+        self._incidents = IncidentFile(folder)
 
     def scan(self) -> Iterator[tuple[str, Entry | None]]:
         """Yield the key and the entry of every row. A damaged entry is None.

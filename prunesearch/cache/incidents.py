@@ -1,4 +1,4 @@
-"""Reports of what went wrong in a store: entries that were damaged, and values that disagree."""
+"""Reports of what went wrong in a cache: entries that were damaged, and values that disagree."""
 
 import json
 import logging
@@ -12,6 +12,9 @@ from prunesearch.cache.entry import Entry
 from prunesearch.runtime.json_values import as_float, as_object
 
 DAMAGE, DISAGREEMENT = "damage", "disagreement"
+NAME = "incidents.jsonl"
+"""Name of the file in the folder of a cache."""
+_OLDER_NAME = "alarms.jsonl"
 _MOST = 2**16  # largest number of characters of a damaged row that are kept
 _log = logging.getLogger(__name__)
 
@@ -64,10 +67,16 @@ class Incident:
 
 
 class IncidentFile:
-    """A file of incidents as JSON lines. Each line is written by one call."""
+    """The file of a folder's incidents, as JSON lines. Each line is written by one call.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        folder: folder of the cache, which holds the file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        # Versions before 0.2 wrote the same lines to a file of another name.
+        self._older = folder / _OLDER_NAME
 
     def add(self, incident: Incident) -> None:
         """Append an incident to the file and log it. If the disk does not work, log only."""
@@ -86,15 +95,21 @@ class IncidentFile:
             finally:
                 os.close(handle)
         except OSError as error:
-            _log.warning("the alarm could not be kept: %s", error.strerror)
+            _log.warning("the incident could not be recorded: %s", error.strerror)
 
     def read(self) -> list[Incident]:
         """Return all incidents that can be read, oldest first."""
-        try:
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return []
-        return [incident for line in lines if (incident := _read(line)) is not None]
+        found = []
+        for path in (self._older, self.path):
+            try:
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            except OSError:
+                continue
+            for line in lines:
+                incident = _read(line)
+                if incident is not None:
+                    found.append(incident)
+        return found
 
 
 def _read(line: str) -> Incident | None:

@@ -57,8 +57,8 @@ class DatedIncident:
 class CacheCheck:
     """Result of the check of a cache: of each backend, and all incidents so far."""
 
-    backends: tuple[BackendCheck, ...] = field(metadata=json_as("tiers"))
-    incidents: tuple[DatedIncident, ...] = field(metadata=json_as("alarms"))
+    backends: tuple[BackendCheck, ...]
+    incidents: tuple[DatedIncident, ...]
 
     @property
     def sound(self) -> bool:

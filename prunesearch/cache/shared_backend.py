@@ -25,7 +25,7 @@ from prunesearch.cache.backend import (
 from prunesearch.cache.entry import Entry, parse_entry
 from prunesearch.cache.incidents import DISAGREEMENT, Incident
 from prunesearch.cache.location import check_url, shown, sqlite_file
-from prunesearch.cache.tables import ALARMS, EVALUATIONS, connect
+from prunesearch.cache.tables import EVALUATIONS, INCIDENTS, connect
 from prunesearch.errors import (
     CorruptEntryError,
     StorageError,
@@ -123,14 +123,14 @@ class SharedBackend:
         if (
             incident.kind == DISAGREEMENT
             and connection.execute(
-                sqlalchemy.select(ALARMS.c.id).where(
-                    ALARMS.c.key == incident.key, ALARMS.c.detail == incident.detail
+                sqlalchemy.select(INCIDENTS.c.id).where(
+                    INCIDENTS.c.key == incident.key, INCIDENTS.c.detail == incident.detail
                 )
             ).first()
         ):
             return  # the same two values were reported before
         incident.say(self.name)
-        connection.execute(ALARMS.insert().values(**asdict(incident)))
+        connection.execute(INCIDENTS.insert().values(**asdict(incident)))
 
     def put(self, entries: Iterable[Entry], rule: Rule = "first") -> Found:
         """Store entries in one transaction; see `LocalBackend.put`.
@@ -261,11 +261,11 @@ class SharedBackend:
 
     def read_incidents(self) -> list[Incident]:
         """Return all reports of damage and disagreement, oldest first."""
-        columns = (ALARMS.c.kind, ALARMS.c.key, ALARMS.c.detail, ALARMS.c.at)
+        columns = (INCIDENTS.c.kind, INCIDENTS.c.key, INCIDENTS.c.detail, INCIDENTS.c.at)
         with self._reading() as connection:
             return [
                 Incident(*row)
-                for row in connection.execute(sqlalchemy.select(*columns).order_by(ALARMS.c.id))
+                for row in connection.execute(sqlalchemy.select(*columns).order_by(INCIDENTS.c.id))
             ]
 
     @contextmanager

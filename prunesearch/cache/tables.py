@@ -30,7 +30,7 @@ EVALUATIONS = Table(
     Column("kind", String(64), nullable=False),
     Column("stored", Float, nullable=False, index=True),
     # Databases have the older name of this column.
-    Column("sealed", Text, key="serialized", nullable=False),
+    Column("serialized", Text, nullable=False),
 )
 LEASES = Table(
     f"{PREFIX}leases",
@@ -40,8 +40,8 @@ LEASES = Table(
     Column("token", BigInteger, nullable=False),
     Column("expires", Float, nullable=False),
 )
-ALARMS = Table(
-    f"{PREFIX}alarms",
+INCIDENTS = Table(
+    f"{PREFIX}incidents",
     METADATA,
     Column("id", BigInteger().with_variant(sqlalchemy.Integer, "sqlite"), primary_key=True),
     Column("kind", String(16), nullable=False),

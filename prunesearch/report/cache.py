@@ -32,7 +32,7 @@ def stats(found: CacheStatistics) -> Parts:
     incidents = found.incidents
     if incidents.damage or incidents.disagreement:
         parts.append(
-            f"alarms: {incidents.damage} damaged, {incidents.disagreement} in disagreement; "
+            f"incidents: {incidents.damage} damaged, {incidents.disagreement} in disagreement; "
             "see prunesearch cache verify"
         )
     return parts
@@ -60,7 +60,7 @@ def verified(found: CacheCheck) -> Parts:
                     Prose(incident.detail[:200]),
                 )
             )
-        parts.append(table("Alarms so far", ("kind", "when", "entry", "found"), rows))
+        parts.append(table("Incidents so far", ("kind", "when", "entry", "found"), rows))
     return parts
 
 

@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from prunesearch.cache.incidents import DAMAGE, DISAGREEMENT
 from prunesearch.cache.location import CacheLocation, check_url, shown, sqlite_file
 from prunesearch.cache.tables import connect
 from prunesearch.errors import StorageError, one_line
-from prunesearch.runtime.json_values import Json, JsonObject, json_as
+from prunesearch.runtime.json_values import Json, JsonObject
 from prunesearch.studies.optuna_internals import tables
 from prunesearch.studies.optuna_internals.tables import (
     STUDIES,
@@ -111,7 +111,7 @@ class CacheStatistics:
     bytes: int
     groups: tuple[ModelEntries, ...]
     studies: tuple[StudyUse, ...]
-    incidents: IncidentCounts = field(metadata=json_as("alarms"))
+    incidents: IncidentCounts
     unsent: int
 
 

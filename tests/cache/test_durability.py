@@ -17,7 +17,7 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing(backend: str) -> None:
         found = killed_searches.checked(place)
     assert died >= 20
     assert found["acknowledged"] > 100
-    assert (found["lost"], found["repeated"], found["alarms"]) == (0, 0, 0)
+    assert (found["lost"], found["repeated"], found["incidents"]) == (0, 0, 0)
     assert found["extra"] <= died
 
 

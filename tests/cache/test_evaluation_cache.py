@@ -1,4 +1,4 @@
-"""The store over its tiers: single flight, and either tier vanishing."""
+"""The cache over its two backends: single-flight, and either backend vanishing."""
 
 import logging
 import shutil
@@ -23,7 +23,7 @@ from prunesearch.cache import (
 )
 from prunesearch.cache.entry import Entry
 from prunesearch.cache.evaluation_cache import EvaluationCache
-from prunesearch.cache.incidents import DAMAGE, DISAGREEMENT
+from prunesearch.cache.incidents import DAMAGE, DISAGREEMENT, Incident
 from prunesearch.cache.keys import Key
 from prunesearch.cache.local_backend import LocalBackend
 from prunesearch.cache.location import CacheLocation
@@ -144,7 +144,7 @@ def test_colleagues_find_what_was_computed(url: str, tmp_path: Path, key: MakeKe
         assert store.get(key(2)) is None
 
 
-def test_the_first_value_stays_and_another_raises_an_alarm(
+def test_the_first_value_stays_and_another_is_an_incident(
     url: str, tmp_path: Path, key: MakeKey
 ) -> None:
     with EvaluationCache(f"{tmp_path}/a,{url}") as store, closing(SharedBackend(url)) as backend:
@@ -200,11 +200,44 @@ def test_the_migrations_make_the_tables_that_the_code_uses(url: str) -> None:
             }
 
 
+def test_a_database_of_the_first_schema_is_migrated_with_its_rows(url: str, key: MakeKey) -> None:
+    # 1. Take the tables back to the first schema, with an entry and an incident in them.
+    with closing(SharedBackend(url)) as backend:
+        backend.put([Entry(key(1), [1.0], 1, 1)])
+        backend.report_incident(Incident.damage("name", "found"))
+        with backend.engine.begin() as connection:
+            for statement in (
+                "ALTER TABLE prunesearch_evaluations RENAME COLUMN serialized TO sealed",
+                "ALTER TABLE prunesearch_incidents RENAME TO prunesearch_alarms",
+                f"UPDATE {schema.VERSION_TABLE} SET version_num = '0001'",
+            ):
+                connection.exec_driver_sql(statement)
+    # 2. Opening it migrates it.
+    with closing(SharedBackend(url)) as backend:
+        assert backend.get([key(1).digest])[key(1).digest].value == [1.0]
+        assert [incident.detail for incident in backend.read_incidents()] == ["found"]
+        assert backend.put([Entry(key(2), [2.0], 1, 1)])
+        backend.report_incident(Incident.damage("other", "found later"))
+        assert len(backend.read_incidents()) == 2
+
+
+def test_a_writer_of_the_first_schema_is_refused_after_the_migration(url: str) -> None:
+    """Its process sees a database that does not work, and keeps its results on its own disk."""
+    old = "INSERT INTO prunesearch_evaluations (key, sealed) VALUES ('k', 'text')"
+    with (
+        closing(SharedBackend(url)) as backend,
+        pytest.raises(UnavailableError, match="sealed"),
+        backend.failures(),
+        backend.engine.begin() as connection,
+    ):
+        connection.exec_driver_sql(old)
+
+
 def test_a_newer_schema_is_refused_with_the_remedy(url: str) -> None:
     with closing(SharedBackend(url)) as backend, backend.engine.begin() as connection:
         connection.exec_driver_sql(f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999'")
     with pytest.raises(
-        StorageError, match=r"newer prunesearch .schema 9999, known: 0001.: upgrade prunesearch"
+        StorageError, match=r"newer prunesearch .schema 9999, known: 0002.: upgrade prunesearch"
     ):
         SharedBackend(url)
 

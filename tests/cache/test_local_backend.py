@@ -44,7 +44,7 @@ json_values = st.recursive(
 
 @given(value=json_values)
 @settings(max_examples=50, deadline=None)
-def test_what_is_sealed_is_unsealed(value: object) -> None:
+def test_a_serialized_value_is_parsed_again(value: object) -> None:
     entry = Entry(KEY, value, 1.5, 1e9)
     assert parse_entry(KEY.digest, entry.serialized) == entry
 
@@ -69,7 +69,7 @@ def test_what_is_put_is_got_after_reopening(tmp_path: Path, key: MakeKey) -> Non
         assert backend.check() == []
 
 
-def test_the_first_value_stays_and_a_second_that_differs_raises_an_alarm(tmp_path: Path) -> None:
+def test_the_first_value_stays_and_a_second_that_differs_is_an_incident(tmp_path: Path) -> None:
     with closing(LocalBackend(tmp_path / "c")) as backend:
         backend.put([Entry(KEY, [[1.0]])])
         assert backend.put([Entry(KEY, [[1.0005]])])[KEY.digest].value == [[1.0]]

@@ -247,7 +247,7 @@ def line_of(
     return canonical_json({**fields, "sha256": checksum(digest.digest, body)})
 
 
-def sealed_file(path: Path, *lines: str) -> Path:
+def serialized_file(path: Path, *lines: str) -> Path:
     text = "".join(
         f"{line}\n" for line in ('{"format":"prunesearch evaluations","schema":1}', *lines)
     )
@@ -309,7 +309,7 @@ def test_an_entry_that_could_not_be_used_is_refused_before_anything_is_written(
 ) -> None:
     sound = [line_of({**of("calibration"), "candidate": f"blocks/6:{i}"}, SUMS) for i in range(3)]
     with pytest.raises(InputError, match=r"line 5: .*; nothing was imported") as caught:
-        check([sealed_file(tmp_path / "odd.jsonl", *sound, ODD[odd])])
+        check([serialized_file(tmp_path / "odd.jsonl", *sound, ODD[odd])])
     str(caught.value).encode()
 
 
@@ -326,9 +326,9 @@ def test_every_kind_of_result_is_imported_also_from_a_clock_that_is_ahead(tmp_pa
         closing(LocalBackend(tmp_path / "b")) as backend,
         closing(SharedBackend(f"sqlite:///{tmp_path}/t.db")) as shared,
     ):
-        assert merge([sealed_file(tmp_path / "a.jsonl", *lines)], [shared, backend]) == Imported(
-            6, 6, 0
-        )
+        assert merge(
+            [serialized_file(tmp_path / "a.jsonl", *lines)], [shared, backend]
+        ) == Imported(6, 6, 0)
         assert len(backend) == len(shared) == 6
 
 

@@ -53,7 +53,7 @@ def test_a_search_is_seen_shared_and_thinned_out(
     assert imported == {"read": 2 * stats["entries"], "new": stats["entries"], "conflicts": 0}
     third = run_json(*search, "--study", "third", "--cache", "colleague")
     assert (third["hits"], third["computed"]) == (8, 0), "a colleague's evaluations are found"
-    assert run_json("cache", "verify")["tiers"][0]["sound"] == stats["entries"]
+    assert run_json("cache", "verify")["backends"][0]["sound"] == stats["entries"]
     assert run("cache", "path").stdout.strip() == str(here / "storage" / "cache")
     assert run_json("cache", "gc", "--older-than", "1d")["entries"] == 0
     time.sleep(1.1)
@@ -88,8 +88,8 @@ def test_damage_is_found_and_reported(here: Path) -> None:
     assert "2 entries are sound, 1 damaged and taken out" in found.stdout
     again = invoke("cache", "verify", "--json")
     assert again.exit_code == 0
-    assert [incident["kind"] for incident in json.loads(again.stdout)["alarms"]] == ["damage"]
-    assert run_json("cache", "stats")["alarms"] == {"damage": 1, "disagreement": 0}
+    assert [incident["kind"] for incident in json.loads(again.stdout)["incidents"]] == ["damage"]
+    assert run_json("cache", "stats")["incidents"] == {"damage": 1, "disagreement": 0}
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_model_that_no_study_names_is_called_by_its_name(
     assert name.name == group["fingerprint"]
     name.write_text("a\x1b[31mb")
     assert run_json("cache", "stats")["groups"][0]["model"] == group["fingerprint"][:12]
-    assert run_json("cache", "verify")["tiers"][0]["file"] == []
+    assert run_json("cache", "verify")["backends"][0]["file"] == []
 
 
 def test_studies_of_others_do_not_disturb(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,4 +268,4 @@ def test_a_span_that_is_longer_than_all_time_removes_nothing(here: Path) -> None
     Path("storage/cache/alarms.jsonl").write_text(
         '{"kind":"damage","key":"k","detail":"","at":1e300}\n'
     )
-    assert run_json("cache", "verify")["alarms"][0]["at"] == "1e+300"
+    assert run_json("cache", "verify")["incidents"][0]["at"] == "1e+300"

@@ -207,7 +207,7 @@ def check(place: Ground, result: Path) -> None:
                 "repeated": sum(line[0] == "start" and line[2] == "1" for line in lines),
                 "extra": starts.total() - len(starts),
                 "stored": len(stored),
-                "alarms": incidents,
+                "incidents": incidents,
             }
         )
     )

@@ -1,4 +1,4 @@
-"""The first schema: tables for evaluations, leases and alarms."""
+"""The first schema: tables for evaluations, leases and incidents."""
 
 import sqlalchemy as sa
 from alembic import op
