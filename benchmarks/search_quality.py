@@ -30,7 +30,7 @@ from benchmarks.support.record import Record, arguments
 from prunesearch.algorithms.registry import REGISTRY, VECTOR_ENCODINGS, AlgorithmEntry, names_with
 from prunesearch.algorithms.vector_swarms import VectorSwarm
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import InputError
+from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.samplers import (
     GenerationPendingError,
     SubsetSampler,
@@ -207,6 +207,22 @@ def runners(problem: Problem, python: Path | None, *, live: bool) -> dict[str, R
     return chosen
 
 
+def selected(algorithms: dict[str, Runner], names: str | None) -> dict[str, Runner]:
+    """The rows that are asked for.
+
+    Raises:
+        UnknownNameError: a name is none of the rows.
+    """
+    if names is None:
+        return algorithms
+    chosen = {}
+    for name in map(str.strip, names.split(";")):
+        if name not in algorithms:
+            raise UnknownNameError("algorithm", name, algorithms)
+        chosen[name] = algorithms[name]
+    return chosen
+
+
 def landscape(path: Path) -> tuple[Problem, float]:
     """A measured landscape and its best value.
 
@@ -347,8 +363,8 @@ def tell(
             row[f"mean@{budget}"] = round(float(values.mean()), 5) if whole else None
             row[f"sd@{budget}"] = round(float(values.std()), 5) if whole else None
         rows[name] = row
-    swarms = names_with("surrogate")
-    baselines = [name for name in rows if not name.startswith(tuple(swarms))]
+    swarms = [name for name in names_with("surrogate") if name in rows]
+    baselines = [name for name in rows if not name.startswith(tuple(names_with("surrogate")))]
     for name in swarms:
         for budget in budgets:
             mean = rows[name][f"mean@{budget}"]
@@ -357,18 +373,21 @@ def tell(
                 f"{name}_{'excess' if kind == 'landscape' else 'kl'}_at_{budget}", mean, bound
             )
             able = [other for other in baselines if rows[other][f"mean@{budget}"] is not None]
+            if not able:
+                continue
             baseline = min(able, key=lambda other: rows[other][f"mean@{budget}"])
             record.add(
                 f"{name}_minus_best_rival_at_{budget}",
                 round(mean - rows[baseline][f"mean@{budget}"], 5),
                 "<= 0",
             )
-        plain = rows[f"{name}, no pre-selection"][f"mean@{budgets[0]}"]
-        record.add(
-            f"{name}_gain_of_preselection_at_{budgets[0]}",
-            plain - rows[name][f"mean@{budgets[0]}"],
-            ">= 0",
-        )
+        without = rows.get(f"{name}, no pre-selection")
+        if without is not None:
+            record.add(
+                f"{name}_gain_of_preselection_at_{budgets[0]}",
+                without[f"mean@{budgets[0]}"] - rows[name][f"mean@{budgets[0]}"],
+                ">= 0",
+            )
         record.add(f"{name}_unique_per_proposed", rows[name]["unique_per_proposed"], "== 1")
     record.notes["table"] = rows
     record.notes["best_known"] = best
@@ -400,6 +419,9 @@ def main() -> None:
                 "type": int,
                 "help": "seeds of the algorithms without a surrogate; default: as many",
             },
+            "--algorithms": {
+                "help": "names of the rows to run, separated by semicolons; default: all"
+            },
             "--no-mealpy": {"action": "store_true"},
         },
     )
@@ -410,7 +432,7 @@ def main() -> None:
         if options.landscape is not None:
             problem, best = landscape(options.landscape)
             kind = "landscape"
-            algorithms = runners(problem, python, live=False)
+            algorithms = selected(runners(problem, python, live=False), options.algorithms)
             traces = measure(problem, algorithms, budgets[-1], dict.fromkeys(algorithms, seeds))
         elif options.live is not None:
             with live_problem(

@@ -48,17 +48,15 @@ RECIPE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         show_default=True,
         help="One, or several: pso,woa.",
     ),
-    click.option("--form", type=Words(ENCODINGS), help="What PSO and WOA move; default set."),
+    click.option("--form", type=Words(ENCODINGS), help="Encoding that a swarm moves; default set."),
     click.option(
         "--preselect/--no-preselect",
         default=True,
         help="A surrogate chooses among the swarm's moves.",
     ),
     click.option("--ranking", type=Words(RANKINGS), help="What to start from; default by sampler."),
-    click.option("--asynchronous", is_flag=True, help="PSO and WOA: never wait for a generation."),
-    click.option(
-        "--population", type=int, help="Trials per generation; default 6 for PSO and WOA, else 16."
-    ),
+    click.option("--asynchronous", is_flag=True, help="Swarms: never wait for a generation."),
+    click.option("--population", type=int, help="Trials per generation; default by sampler."),
     click.option(
         "--seed", type=int, default=0, show_default=True, help="Seed of the random numbers."
     ),

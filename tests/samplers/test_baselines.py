@@ -111,7 +111,7 @@ def test_one_shot_measures_drops_and_goes_on_in_order() -> None:
     assert [t.params for t in given.trials] == [t.params for t in study.trials[11:13]]
 
 
-@pytest.mark.parametrize("name", ["pso", "woa", "evolution", "ga", "annealing", "random"])
+@pytest.mark.parametrize("name", names_with("algorithm"))
 def test_any_swarm_can_be_started_from_a_ranking(name: str) -> None:
     study = optuna.create_study()
     drive(study, build(name, SPACE, ranking=COST.tolist()), 6)
