@@ -5,6 +5,7 @@ Files and folders are either complete or absent.
 
 from prunesearch.cache.files import (
     cannot_write,
+    foreign_writer,
     new_file,
     place_folder,
     replace_folder,
@@ -15,6 +16,7 @@ from prunesearch.cache.files import (
 
 __all__ = [
     "cannot_write",
+    "foreign_writer",
     "new_file",
     "place_folder",
     "replace_folder",

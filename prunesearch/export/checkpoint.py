@@ -9,9 +9,11 @@ new.
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -30,6 +32,7 @@ from prunesearch.errors import (
 from prunesearch.export import manifest, sublayers
 from prunesearch.export.atomic import (
     cannot_write,
+    foreign_writer,
     place_folder,
     replace_folder,
     scratch_beside,
@@ -105,45 +108,145 @@ def export(
         RunError: something else was put at `out` in the meantime. It stays, and the message names
             the folder that the export is in.
     """
-    # Refuse what cannot succeed before any work is done.
-    check_form(loaded.model.config, candidate, form)
-    companions(loaded)
-    replace = replace and (out / manifest.MANIFEST).is_file()
-    if replace:
-        manifest.check_replaceable(out)
-    else:
-        check_destination(out)
-    # If `out` is a link to a folder, the link stays and the folder is filled.
-    place = out.resolve()
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_beside(place) as scratch:
-            new = scratch / "new" / place.name
-            new.mkdir(parents=True)
-            # Write the checkpoint into a scratch folder, and verify it there.
-            events.tell(events.StageProgress(f"writing the checkpoint to {out}"))
-            written, layout = _write(
-                loaded, candidate, form, new, scratch / "dense", max_shard, changed
+    with UnpublishedCheckpoint(
+        loaded,
+        candidate,
+        out,
+        form=form,
+        changed=changed,
+        replace=replace,
+        max_shard=max_shard,
+    ) as checkpoint:
+        checkpoint.write()
+        checkpoint.verify()
+        return checkpoint.publish(facts)
+
+
+class UnpublishedCheckpoint:
+    """A checkpoint in a scratch folder next to its destination.
+
+    It is written, verified and only then moved to the destination. Nothing is ever seen there that
+    was not verified. As a context manager it makes the scratch folder, and deletes it at the end.
+
+    Args:
+        loaded: dense model.
+        candidate: candidate of the dense model.
+        out: destination.
+        form, changed, replace, max_shard: see `export`.
+
+    Raises:
+        InputError: the candidate cannot be written in this form.
+        StorageError: `out` is not empty or cannot be written.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        candidate: LayerSubset,
+        out: Path,
+        *,
+        form: str = "plain",
+        changed: Sequence[str] = (),
+        replace: bool = False,
+        max_shard: int = MAX_SHARD,
+    ) -> None:
+        # Refuse what cannot succeed before any work is done.
+        check_form(loaded.model.config, candidate, form)
+        companions(loaded)
+        self._replace = replace and (out / manifest.MANIFEST).is_file()
+        if self._replace:
+            manifest.check_replaceable(out)
+        else:
+            check_destination(out)
+        self.candidate = candidate
+        self._loaded, self._out, self._form = loaded, out, form
+        self._changed, self._max_shard = tuple(changed), max_shard
+        # If `out` is a link to a folder, the link stays and the folder is filled.
+        self._place = out.resolve()
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Self:
+        with self._failures():
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            self._scratch = self._opened.enter_context(scratch_beside(self._place))
+            self._new = self._scratch / "new" / self._place.name
+            self._new.mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._opened.close()
+
+    def write(self) -> None:
+        """Write config, tokenizer and weights into the scratch folder."""
+        events.tell(events.StageProgress(f"writing the checkpoint to {self._out}"))
+        with self._failures():
+            self._written, self._layout = _write(
+                self._loaded,
+                self.candidate,
+                self._form,
+                self._new,
+                self._scratch / "dense",
+                self._max_shard,
+                self._changed,
             )
-            events.tell(
-                events.StageProgress("verifying it: files, then its logits after reloading")
+
+    def verify(self) -> None:
+        """Read the files again, reload the checkpoint, and compare it with the candidate.
+
+        Raises:
+            VerificationError: the checkpoint does not equal the candidate.
+        """
+        events.tell(events.StageProgress("verifying it: files, then its logits after reloading"))
+        with self._failures():
+            _check_digests(self._new, self._written)
+            verification, params = _reload_and_compare(
+                self._loaded, self.candidate, self._form, self._new
             )
-            _check_digests(new, written)
-            verification, params = _reload_and_compare(loaded, candidate, form, new)
-            verification = dataclasses.replace(verification, weights=len(written.digests))
-            # Describe it, and move it into place.
-            exported = Exported(
-                out, candidate, form, params, written.nbytes, verification, tuple(changed)
-            )
-            manifest.write(new, loaded, exported, written.digests, layout.unread, facts or {})
-            sync_tree(new)
-            if replace and not manifest.foreign_files(place):
-                replace_folder(new, place, scratch)
+        self._verification = dataclasses.replace(verification, weights=len(self._written.digests))
+        self._params = params
+
+    def publish(self, facts: Mapping[str, Json] | None = None) -> Exported:
+        """Write card and manifest, and move the verified checkpoint to its destination.
+
+        Args:
+            facts: see `export`.
+
+        Raises:
+            RunError: something else was put there in the meantime. It stays, and the message names
+                the folder that the export is in.
+        """
+        exported = Exported(
+            self._out,
+            self.candidate,
+            self._form,
+            self._params,
+            self._written.nbytes,
+            self._verification,
+            self._changed,
+        )
+        digests, unread = self._written.digests, self._layout.unread
+        with self._failures():
+            manifest.write(self._new, self._loaded, exported, digests, unread, facts or {})
+            sync_tree(self._new)
+            if self._replace and not manifest.foreign_files(self._place):
+                replace_folder(self._new, self._place, self._scratch)
             else:
-                place_folder(new, place)
-    except OSError as error:
-        raise StorageError(cannot_write(out, error)) from None
-    return exported
+                place_folder(self._new, self._place)
+        return exported
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Raise a `StorageError` for a file that cannot be written."""
+        try:
+            with foreign_writer():
+                yield
+        except OSError as error:
+            raise StorageError(cannot_write(self._out, error)) from None
 
 
 def check_form(config: PretrainedConfig, candidate: LayerSubset, form: str) -> None:
