@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -225,8 +226,8 @@ def benchmark(record: Record, folder: Path) -> None:
     forget(folder)
     dtype: Dtype = "float32" if widens() else "bfloat16"
     planned = plan(str(folder), Asked(LIMIT, CANDIDATES, DROP, TOKENS, dtype=dtype))
-    mode = next(mode for mode in planned["modes"] if mode["weights"] == "stream")
-    shown = json.loads(json.dumps(planned).replace(str(folder), "MODEL"))
+    mode = next(mode for mode in planned.modes if mode.offload == "disk")
+    shown = json.loads(json.dumps(asdict(planned)).replace(str(folder), "MODEL"))
     record.notes |= {
         "dtype": dtype,
         "plan": shown,
@@ -242,12 +243,12 @@ def benchmark(record: Record, folder: Path) -> None:
             raise SystemExit(f"streaming failed: {part['failure']}")
     record.add("bytes_read_per_generation_to_weights", streamed["bytes_read"] / weights, "<= 1.2")
     record.add("peak_rss_gib", streamed["peak"] / 2**30, "<= 3")
-    record.add("predicted_peak_gib", mode["memory"] / 2**30)
-    record.add("predicted_to_measured_peak", mode["memory"] / streamed["peak"])
+    record.add("predicted_peak_gib", mode.memory / 2**30)
+    record.add("predicted_to_measured_peak", mode.memory / streamed["peak"])
     record.add("seconds_to_open", streamed["opened"])
     record.add("seconds_per_generation", streamed["seconds"])
-    record.add("predicted_seconds", mode["seconds"])
-    record.add("predicted_to_measured_seconds", mode["seconds"] / streamed["seconds"])
+    record.add("predicted_seconds", mode.seconds)
+    record.add("predicted_to_measured_seconds", mode.seconds / streamed["seconds"])
     record.add("seconds_one_by_one", alone["seconds"])
     record.add("one_by_one_to_together_seconds", alone["seconds"] / streamed["seconds"])
     record.add("one_by_one_bytes_read_to_weights", alone["bytes_read"] / weights)
@@ -263,9 +264,9 @@ def benchmark(record: Record, folder: Path) -> None:
         whole = run(folder, "memory", dtype, limited=False)
         record.add("seconds_in_memory_unlimited", whole["seconds"])
         record.add("peak_rss_gib_in_memory_unlimited", whole["peak"] / 2**30)
-        resident = next(mode for mode in planned["modes"] if mode["weights"] == "memory")
-        record.add("predicted_peak_gib_in_memory", resident["memory"] / 2**30)
-        record.add("predicted_seconds_in_memory", resident["seconds"])
+        resident = next(mode for mode in planned.modes if mode.offload == "none")
+        record.add("predicted_peak_gib_in_memory", resident.memory / 2**30)
+        record.add("predicted_seconds_in_memory", resident.seconds)
     record.add("max_difference_to_unlimited", difference(streamed, whole), "== 0")
 
 

@@ -8,15 +8,23 @@ import click
 
 from prunesearch.cli.help import Command, Words
 from prunesearch.cli.options import (
-    AT,
+    CALIBRATION,
+    HELD_OUT,
+    HELD_OUT_TOKENS,
     JSON,
+    LAYERS,
+    MAX_SHARD,
+    MODEL_OF_STUDY,
     MODEL_OPTIONS,
+    OUT,
     RUN_OPTIONS,
     SELECTION_OPTIONS,
     STORAGE,
-    with_options,
+    TOKENS,
+    WINDOW,
 )
 from prunesearch.cli.output import quiet
+from prunesearch.cli.parameters import with_options
 from prunesearch.cli.recipes import options_of, selected_by
 from prunesearch.config.recipe import BUILTIN_TEXT
 from prunesearch.errors import InputError
@@ -30,14 +38,10 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("target", metavar="STUDY|MODEL")
-@click.option(
-    "--drop",
-    "dropped",
-    help="Layers to drop from MODEL: 3,7,12. Without it, STUDY's best is compensated.",
-)
-@AT
+@LAYERS
+@MODEL_OF_STUDY
 @with_options(*SELECTION_OPTIONS)
-@click.option("--out", required=True, help="New or empty folder for the checkpoint.")
+@OUT.variant(required=True)
 @click.option(
     "--method",
     type=Words(("auto", "scaling", "linear")),
@@ -45,41 +49,18 @@ if TYPE_CHECKING:
     show_default=True,
     help="Method of compensation; auto: both where they help.",
 )
-@click.option(
-    "--calibration",
-    default=BUILTIN_TEXT,
-    show_default=True,
-    help="Text it is fitted to, as for search.",
-)
-@click.option(
-    "--tokens",
-    type=click.IntRange(16),
-    default=16384,
-    show_default=True,
-    help="Tokens it is fitted to.",
-)
-@click.option(
-    "--window", type=click.IntRange(16), default=256, show_default=True, help="Tokens per sequence."
-)
-@click.option(
-    "--held-out", help="Text that must improve; default: other parts of the calibration text."
-)
-@click.option(
-    "--held-out-tokens",
-    type=click.IntRange(16),
-    default=2048,
-    show_default=True,
-    help="Its number of tokens.",
-)
-@click.option(
-    "--max-shard", default="5GB", show_default=True, help="Size of the largest weight file."
-)
+@CALIBRATION.variant(default=BUILTIN_TEXT)
+@TOKENS.variant(default=16384)
+@WINDOW
+@HELD_OUT
+@HELD_OUT_TOKENS.variant(default=2048, show_default=True)
+@MAX_SHARD
 @STORAGE
 @with_options(*MODEL_OPTIONS, *RUN_OPTIONS)
 @JSON
 def compensate(
     target: str,
-    dropped: str | None,
+    layers: str | None,
     max_loss: str | None,
     max_size: str | None,
     out: str,
@@ -95,7 +76,8 @@ def compensate(
 ) -> None:
     """Compensate dropped layers without training, and write the verified checkpoint.
 
-    The weights of the kept blocks are changed. Nothing is added to the model. Only changes that
+    Without --layers, STUDY's best trial is compensated. The change is fitted to the calibration
+    text. The weights of the kept blocks are changed. Nothing is added to the model. Only changes that
     lower the loss on held-out text are kept, and nothing is written if there are none.
     """
     # Check the options before torch is imported.
@@ -111,7 +93,7 @@ def compensate(
     # Refuse a bad destination before the model is loaded.
     check_destination(Path(out))
     with ProgressView():
-        chosen = selected_by(target, dropped, max_loss, max_size, settings)
+        chosen = selected_by(target, layers, max_loss, max_size, settings)
         loaded = chosen.loaded
         windows = fit_and_held_out(
             loaded.tokenizer, calibration, tokens, window, held_out, held_out_tokens

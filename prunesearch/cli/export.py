@@ -7,38 +7,37 @@ import click
 
 from prunesearch.cli.help import Command
 from prunesearch.cli.options import (
-    AT,
-    EXPORT_FIELDS,
-    FORM,
+    EXPORT_FORMAT,
     JSON,
+    LAYERS,
+    MAX_SHARD,
+    MODEL_OF_STUDY,
     MODEL_OPTIONS,
+    OUT,
     REVISION,
     RUN_OPTIONS,
     SELECTION_OPTIONS,
     STORAGE,
     TRUST,
-    with_options,
 )
 from prunesearch.cli.output import progress, quiet
+from prunesearch.cli.parameters import with_options
 from prunesearch.cli.recipes import options_of, recipe_of, selected_by
 from prunesearch.report.emit import emit
+
+REQUEST = ("out", "export_format", "gguf", "max_shard", "push_to_hub", "public", "program")
+"""Options that say what is written."""
 
 
 @click.command(cls=Command)
 @click.argument("target", metavar="STUDY|MODEL")
-@click.option(
-    "--drop",
-    "dropped",
-    help="Layers to drop from MODEL: 3,7,12a. Without it, STUDY's best is exported.",
-)
-@AT
+@LAYERS
+@MODEL_OF_STUDY
 @with_options(*SELECTION_OPTIONS)
-@click.option("--out", help="New or empty folder for the checkpoint; with --gguf a new file.")
-@FORM
+@OUT
+@EXPORT_FORMAT
 @click.option("--gguf", is_flag=True, help="Write a GGUF for llama.cpp instead.")
-@click.option(
-    "--max-shard", default="5GB", show_default=True, help="Size of the largest weight file."
-)
+@MAX_SHARD
 @click.option(
     "--push-to-hub",
     metavar="OWNER/NAME",
@@ -55,7 +54,7 @@ from prunesearch.report.emit import emit
 @JSON
 def export(
     target: str,
-    dropped: str | None,
+    layers: str | None,
     max_loss: str | None,
     max_size: str | None,
     as_json: bool,
@@ -63,8 +62,10 @@ def export(
 ) -> None:
     """Write a pruned checkpoint that plain transformers loads, reload it, and compare it with what
     was scored.
+
+    Without --layers, STUDY's best trial is exported.
     """
-    made = {name: settings.pop(name) for name in EXPORT_FIELDS}
+    made = {name: settings.pop(name) for name in REQUEST}
     quiet()
     from prunesearch.pipeline import delivery
     from prunesearch.report import render
@@ -72,7 +73,7 @@ def export(
     request = delivery.ExportRequest.parse(**made)
     with progress():
         document = delivery.run_export(
-            selected_by(target, dropped, max_loss, max_size, settings), request
+            selected_by(target, layers, max_loss, max_size, settings), request
         )
     emit(as_json, document, render.delivered)
 

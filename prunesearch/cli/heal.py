@@ -7,18 +7,28 @@ import click
 
 from prunesearch.cli.help import Command, Words
 from prunesearch.cli.options import (
-    AT,
     CACHE,
+    DEVICE,
+    DEVICE_MAP,
     DTYPE,
-    FORM,
+    EXPORT_FORMAT,
+    HELD_OUT,
+    HELD_OUT_TOKENS,
     JSON,
+    KL_TOP,
+    LAYERS,
+    MODEL_OF_STUDY,
+    OUT,
     REVISION,
+    SEED,
     SELECTION_OPTIONS,
     STORAGE,
+    THREADS,
     TRUST,
-    with_options,
+    WINDOW,
 )
 from prunesearch.cli.output import quiet
+from prunesearch.cli.parameters import renamed, with_options
 from prunesearch.cli.recipes import options_of, selected_by
 from prunesearch.config.recipe import validated
 from prunesearch.errors import InputError
@@ -33,23 +43,16 @@ TRAINING = (
         help="Text, JSONL, JSON, CSV or Parquet file, or dataset id[:config[:split]]; default: "
         "builtin prose.",
     ),
-    click.option(
-        "--held-out",
-        help="Text to evaluate the loss on; default: a part of --data that is kept apart.",
-    ),
-    click.option("--held-out-tokens", type=int, help="Tokens of held-out text; default 8192."),
-    click.option("--window", type=int, help="Tokens of a packed sequence; default 256."),
+    HELD_OUT,
+    HELD_OUT_TOKENS.variant(show_default="8192"),
+    WINDOW.variant(default=None, show_default="256"),
     click.option(
         "--loss",
         type=Words(("lm", "distill", "mix")),
         help="lm: next token; distill: KL to the dense model; default lm.",
     ),
     click.option("--distill-weight", type=float, help="Share of the KL in mix; default 0.5."),
-    click.option(
-        "--kl-top",
-        type=int,
-        help="KL over the dense model's K likeliest tokens and the rest; default 64.",
-    ),
+    KL_TOP.variant(show_default="64"),
     click.option("--steps", type=int, help="Optimiser steps; default 4000."),
     click.option("--batch-size", type=int, help="Sequences in a pass; default 8."),
     click.option("--accumulation", type=int, help="Passes in a step; default 1."),
@@ -79,21 +82,17 @@ TRAINING = (
         type=int,
         help="Evaluations without a new best before training stops; default 5.",
     ),
-    click.option("--seed", type=int, help="Seed of adapter and data order; default 0."),
+    SEED,
 )
 
 
 @click.command(cls=Command)
 @click.argument("target", metavar="STUDY|MODEL")
-@click.option(
-    "--drop",
-    "dropped",
-    help="Layers to drop from MODEL: 3,7,12a. Without it, STUDY's best is healed.",
-)
-@AT
+@LAYERS
+@MODEL_OF_STUDY
 @with_options(*SELECTION_OPTIONS)
-@click.option("--out", required=True, help="New or empty folder for the checkpoint.")
-@FORM
+@OUT.variant(required=True)
+@EXPORT_FORMAT
 @click.option("--compensate", is_flag=True, help="Compensate the dropped layers first.")
 @click.option(
     "--finalists",
@@ -119,30 +118,29 @@ TRAINING = (
     is_flag=True,
     help="Compute activations twice: less memory, a third more time.",
 )
-@click.option("--work", help="Folder of this run's checkpoints; default storage/heal/DIGEST.")
+@renamed("--work", "--run-folder", "run_folder")
+@click.option("--run-folder", help="Folder of this run's checkpoints; default storage/heal/DIGEST.")
 @STORAGE
 @with_options(REVISION, DTYPE, TRUST)
-@click.option("--device", help="Torch device; default cuda where there is one, else cpu.")
-@click.option("--device-map", help="Given to accelerate, e.g. auto.")
-@click.option("--threads", type=int, help="Torch CPU threads.")
+@with_options(DEVICE, DEVICE_MAP, THREADS)
 @CACHE
 @JSON
 def heal(
     target: str,
-    dropped: str | None,
+    layers: str | None,
     max_loss: str | None,
     max_size: str | None,
     out: str,
-    form: str,
+    export_format: str,
     compensate: bool,
     checkpointing: bool,
-    work: str | None,
+    run_folder: str | None,
     as_json: bool,
     **settings: Any,  # noqa: ANN401
 ) -> None:
     """Train a pruned model with LoRA, merge it, and write a verified checkpoint.
 
-    Run again to resume.
+    Without --layers, STUDY's best trial is healed. Run again to resume.
     """
     run_settings = {
         name: settings[name] for name in ("storage", "device", "device_map", "threads", "cache")
@@ -186,10 +184,10 @@ def heal(
     if "finalist_steps" in final and "finalists" not in final:
         raise InputError("--finalist-steps goes with --finalists N")
     if "finalists" in final and (
-        dropped is not None or max_loss is not None or max_size is not None
+        layers is not None or max_loss is not None or max_size is not None
     ):
         raise InputError(
-            "--finalists are a study's best: give STUDY, and leave out --drop, --max-loss and "
+            "--finalists are a study's best: give STUDY, and leave out --layers, --max-loss and "
             "--max-size"
         )
     recovery = validated(
@@ -204,14 +202,12 @@ def heal(
         Path(out),
         CacheLocation.parse(run_options.cache).folder,
         run_options.storage,
-        Path(work) if work else None,
+        Path(run_folder) if run_folder else None,
         checkpointing,
-        form,
+        export_format,
     )
     with ProgressView():
-        chosen = selected_by(
-            target, dropped, max_loss, max_size, {**model_settings, **run_settings}
-        )
+        chosen = selected_by(target, layers, max_loss, max_size, {**model_settings, **run_settings})
         with stopping.deferred():
             document = heal_and_export(
                 chosen.loaded, chosen.ranked, recovery, chosen.facts, options

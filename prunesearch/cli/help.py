@@ -11,12 +11,12 @@ from click.shell_completion import CompletionItem
 # Groups of options. Options without a group come first, under the title "Options".
 _SHARED = {
     "Model": "model revision dtype trust_remote_code",
-    "Machine": "device device_map threads weights state_memory workers checkpointing",
-    "Where results are": "study storage cache work",
+    "Machine": "device device_map threads offload state_memory workers checkpointing",
+    "Where results are": "study storage cache run_folder",
 }
 _SEARCHED = {
     "What is dropped": "drop protect units keep_pattern against",
-    "How it is searched": "sampler trials form preselect ranking asynchronous population seed race",
+    "How it is searched": "sampler trials encoding preselect ranking asynchronous population seed race score_weights",
     "What it is scored on": "objective kl_top calibration tokens window task task_data "
     "include_path metric limit "
     "num_fewshot batch_tokens",
@@ -39,18 +39,18 @@ EXAMPLES = {
     "run": ("run recipe.yaml --out pruned",),
     "evaluate": (
         "evaluate ./pruned --calibration builtin-held-out",
-        "evaluate ./model --drop 3,7,12 --task hellaswag --limit 1000",
+        "evaluate ./model --layers 3,7,12 --task hellaswag --limit 1000",
     ),
     "export": (
         "export STUDY --out pruned",
         "export STUDY --max-loss 2% --out pruned.gguf --gguf",
-        "export ./model --drop 3,7,12 --out pruned",
+        "export ./model --layers 3,7,12 --out pruned",
     ),
     "verify": ("verify ./pruned --base ./model",),
     "compensate": ("compensate STUDY --out compensated --calibration my.txt",),
     "heal": (
         "heal STUDY --compensate --loss distill --steps 1000 --data my.txt --out healed",
-        "heal ./model --drop 3,7,12 --tune 20 --out healed",
+        "heal ./model --layers 3,7,12 --tune 20 --out healed",
     ),
     "plan": ("plan meta-llama/Llama-3.1-70B --memory 24GiB",),
     "demo": ("demo", "demo --trials 40 --home /tmp/demo"),

@@ -23,6 +23,7 @@ from prunesearch.cli.export import export, verify
 from prunesearch.cli.heal import heal
 from prunesearch.cli.help import Group
 from prunesearch.cli.models import analyze, evaluate, plan
+from prunesearch.cli.parameters import present_words
 from prunesearch.cli.search import demo, run, search
 from prunesearch.cli.study import study
 from prunesearch.errors import InputError, PruneSearchError, one_line
@@ -128,13 +129,23 @@ def _stopped(status: int) -> NoReturn:
         click.echo("stopped", err=True)
         _document_of_failure("stopped", "StopRequested", status)
         sys.exit(status)
-    line, variables = command(["prunesearch", *sys.argv[1:]])
+    line, variables = command(["prunesearch", *_present_words(sys.argv[1:])])
     click.echo("stopped; what is finished is kept. Resume with:", err=True)
     if variables:
         click.echo(f"  # first: export {' '.join(f'{name}=URL' for name in variables)}", err=True)
     click.echo(f"  {line}", err=True)
     _document_of_failure("stopped", "StopRequested", status, resume=line)
     sys.exit(status)
+
+
+def _present_words(words: list[str]) -> list[str]:
+    """Return a command line with the present spellings of its options."""
+    called: click.Command = cli
+    for word in words:
+        if not isinstance(called, click.Group):
+            break
+        called = called.commands[word]
+    return present_words(words, called)
 
 
 def _document_of_failure(message: str, kind: str, status: int, **more: str) -> None:

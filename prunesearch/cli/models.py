@@ -7,14 +7,19 @@ import click
 from prunesearch.cli.help import Command
 from prunesearch.cli.options import (
     DATA_OPTIONS,
+    DEVICE,
+    DROP,
     JSON,
+    KL_TOP,
+    LAYERS,
     MODEL_OPTIONS,
     REVISION,
     RUN_OPTIONS,
+    TOKENS,
     TRUST,
-    with_options,
 )
 from prunesearch.cli.output import progress, quiet
+from prunesearch.cli.parameters import with_options
 from prunesearch.cli.recipes import options_of, recipe_of
 from prunesearch.report.emit import emit
 from prunesearch.units import parse_size
@@ -22,10 +27,10 @@ from prunesearch.units import parse_size
 
 @click.command(cls=Command)
 @click.argument("model")
-@click.option("--drop", "dropped", default="none", help="Evaluate without these blocks: 3,7,12.")
+@LAYERS.variant(default="none")
 @with_options(*DATA_OPTIONS, *MODEL_OPTIONS, *RUN_OPTIONS)
 @JSON
-def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+def evaluate(model: str, layers: str, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Evaluate MODEL, or an export, on --task or --calibration text, with standard errors."""
     recipe = recipe_of(
         {**settings, "model": model, "drop": "1"}
@@ -36,7 +41,7 @@ def evaluate(model: str, dropped: str, as_json: bool, **settings: Any) -> None: 
     from prunesearch.report import render
 
     with progress():
-        document = evaluate_model(recipe, options, dropped)
+        document = evaluate_model(recipe, options, layers)
     emit(as_json, document, render.evaluation)
 
 
@@ -64,22 +69,14 @@ def analyze(model: str, revision: str | None, trust_remote_code: bool, as_json: 
 @click.option(
     "--candidates", type=int, default=20, show_default=True, help="Candidates in a generation."
 )
-@click.option(
-    "--drop", default="25%", show_default=True, help="How much each candidate drops: 8 or 25%."
-)
-@click.option(
-    "--tokens", type=int, default=1024, show_default=True, help="Calibration tokens scored."
-)
-@click.option(
-    "--kl-top",
-    type=int,
-    help="KL over the K likeliest tokens and the rest as one; default over all.",
-)
+@DROP.variant(default="25%", show_default=True)
+@TOKENS
+@KL_TOP
 @click.option(
     "--requests", type=int, help="Plan for this number of requests of a task instead of --tokens."
 )
 @click.option("--length", type=int, default=64, show_default=True, help="Tokens in a request.")
-@click.option("--device", help="Torch device; default cuda where there is one, else cpu.")
+@DEVICE
 @with_options(*MODEL_OPTIONS)
 @JSON
 def plan(

@@ -20,8 +20,9 @@ def recipe_of(settings: dict[str, Any]) -> Recipe:
     values = {
         name: settings[name] for name in Recipe.model_fields if settings.get(name) is not None
     }
-    # `--weights` holds the weights of the sum and the location of the model's weights.
-    values["weights"] = Weights.parse((settings.get("weights") or ("", ""))[0])
+    values["weights"] = Weights.parse(settings.get("score_weights") or "")
+    if settings.get("encoding") is not None:
+        values["form"] = settings["encoding"]
     return validated(Recipe, values)
 
 
@@ -41,9 +42,9 @@ def options_of(settings: Mapping[str, Any]) -> RunOptions:
     values = {
         name: settings[name] for name in RunOptions.model_fields if settings.get(name) is not None
     }
-    place = (settings.get("weights") or ("", None))[1]
-    if place is not None:
-        values["weights_in"] = place
+    if settings.get("offload") is not None:
+        places = {"none": "memory", "cpu": "host", "disk": "stream"}
+        values["weights_in"] = places.get(settings["offload"], settings["offload"])
     return validated(RunOptions, values)
 
 
@@ -71,19 +72,21 @@ def selected_by(
     options, model = options_of(settings), settings.get("model")
     if dropped is not None:
         if model is not None:
-            raise InputError(f"--model goes with STUDY; with --drop the model is {target!r}")
+            raise InputError(f"--model goes with STUDY; with --layers the model is {target!r}")
         if _is_study(target, options.storage):
-            raise InputError(f"{target!r} is a study, and --drop goes with MODEL: leave --drop out")
+            raise InputError(
+                f"{target!r} is a study, and --layers goes with MODEL: leave --layers out"
+            )
         recipe = recipe_of({**settings, "model": target, "drop": "1"})  # nothing is searched
         return delivery.from_layers(recipe, options, dropped)
     if target and os.path.exists(target):  # noqa: PTH110 (a study's name may be longer than a file's)
         raise InputError(
-            f"{target!r} is a model: say which of its layers to leave out with --drop, or give a "
+            f"{target!r} is a model: say which of its layers to leave out with --layers, or give a "
             f"STUDY"
         )
     if settings["revision"] is not None or settings["dtype"] != "auto":
         raise InputError(
-            "--revision and --dtype go with MODEL --drop; a study's model is the one it searched"
+            "--revision and --dtype go with MODEL --layers; a study's model is the one it searched"
         )
     wanted = SelectionCriteria.parse(max_loss, max_size)
     return delivery.from_study(target, options, wanted, settings["trust_remote_code"], model)

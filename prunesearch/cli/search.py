@@ -11,15 +11,17 @@ from prunesearch.cli.options import (
     DATA_OPTIONS,
     JSON,
     MODEL_OPTIONS,
+    OUT,
     RECIPE_OPTIONS,
     RUN_OPTIONS,
-    SEARCH_RUN_OPTIONS,
     STORAGE,
+    STUDY,
+    THREADS,
     TRIALS,
     TRUST,
-    with_options,
 )
 from prunesearch.cli.output import progress, quiet
+from prunesearch.cli.parameters import renamed, with_options
 from prunesearch.cli.recipes import grid_of, options_of, read_recipe
 from prunesearch.config.recipe import RunOptions, validated
 from prunesearch.report.emit import emit
@@ -29,9 +31,9 @@ from prunesearch.report.emit import emit
 @click.argument("model")
 @with_options(*RECIPE_OPTIONS, *DATA_OPTIONS, *MODEL_OPTIONS)
 @TRIALS
-@click.option("--study", help="Name of the study; default: made from the settings.")
+@STUDY
 @STORAGE
-@with_options(*SEARCH_RUN_OPTIONS)
+@with_options(*RUN_OPTIONS)
 @JSON
 def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Search MODEL (Hugging Face id, folder or .gguf file) for the blocks to drop. Run again to
@@ -59,9 +61,9 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
 
 @click.command(cls=Command)
 @click.argument("recipe_file", metavar="RECIPE")
-@click.option("--out", help="Folder for the pruned checkpoint; default storage/exports/STUDY.")
+@OUT.variant(show_default="storage/exports/STUDY")
 @TRIALS
-@click.option("--study", help="Name of the study; default: made from the recipe.")
+@STUDY
 @STORAGE
 @TRUST
 @with_options(*RUN_OPTIONS)
@@ -112,20 +114,24 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
 
 
 @click.command(cls=Command)
-@click.option("--model", help="A model of your own instead of SmolLM2-135M-Instruct.")
-@click.option("--trials", type=int, help="Trials per sampler.  [default: 160]")
+@click.argument("model", required=False)
+@renamed("--model", None, "model")
+@TRIALS.variant(show_default="160")
 @click.option(
     "--home",
     default="storage",
     show_default=True,
     help="Folder for models, study, cache and export.",
 )
-@click.option("--threads", type=int, help="Torch CPU threads.")
+@THREADS
 @JSON
 def demo(
     model: str | None, trials: int | None, home: str, threads: int | None, as_json: bool
 ) -> None:
-    """Search, export and verify a small real model in minutes."""
+    """Search, export and verify a small real model in minutes.
+
+    MODEL is a model of your own; default: SmolLM2-135M-Instruct.
+    """
     quiet()
     from prunesearch.pipeline.demo import TRIALS, run_demo
     from prunesearch.report import render

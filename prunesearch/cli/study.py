@@ -6,15 +6,19 @@ import click
 
 from prunesearch.cli.help import Group
 from prunesearch.cli.options import (
-    AT,
+    CALIBRATION,
+    INCLUDE_PATH,
     JSON,
+    MODEL_OF_STUDY,
     RUN_OPTIONS,
     SELECTION_OPTIONS,
     STORAGE,
+    TASK_DATA,
+    TRIALS,
     TRUST,
-    with_options,
 )
 from prunesearch.cli.output import progress, quiet, quiet_optuna
+from prunesearch.cli.parameters import with_options
 from prunesearch.cli.recipes import options_of
 from prunesearch.report.emit import emit
 
@@ -66,7 +70,7 @@ def study_show(name: str, best: int, storage: str, as_json: bool) -> None:
 def study_best(
     name: str, max_loss: str | None, max_size: str | None, storage: str, as_json: bool
 ) -> None:
-    """Print the layers that a study's best trial drops, as --drop of export takes them."""
+    """Print the layers that a study's best trial drops, as --layers of export takes them."""
     from prunesearch.report import study as rendered
     from prunesearch.studies import persistence, selection, summary
 
@@ -94,24 +98,19 @@ def study_layers(name: str, storage: str, as_json: bool) -> None:
 
 @study.command("resume")
 @click.argument("name")
-@AT
-@click.option(
-    "--calibration", help="Where the study's calibration text is now; its content must be the same."
-)
-@click.option(
-    "--task-data", help="Where the data of the study's task is now; its content must be the same."
-)
-@click.option(
-    "--include-path",
-    help="Where the study's task YAML files are now; their content must be the same.",
-)
-@click.option("--trials", type=int, help="Trials in all; default: as many as were asked for last.")
+@MODEL_OF_STUDY
+@CALIBRATION.variant(show_default="where it was")
+@with_options(TASK_DATA, INCLUDE_PATH)
+@TRIALS.variant(show_default="as many as were asked for last")
 @TRUST
 @STORAGE
 @with_options(*RUN_OPTIONS)
 @JSON
 def study_resume(name: str, trust_remote_code: bool, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
-    """Go on with the study NAME, from any folder or machine."""
+    """Go on with the study NAME, from any folder or machine.
+
+    The options say where model and data are now. Their content must be what was searched.
+    """
     options = options_of(settings)
     quiet()
     from prunesearch.config.recipe import PATHS

@@ -282,7 +282,7 @@ class Recipe(Settings):
             )
         if budget == "pareto" and (self.weights.size or self.weights.latency):
             raise ValueError(
-                f"--weights go with one objective; --drop {self.drop} weighs quality against "
+                f"--score-weights go with one objective; --drop {self.drop} weighs quality against "
                 f"{self.against}"
             )
         if budget != "pareto" and self.against != "size":
@@ -295,14 +295,14 @@ class Recipe(Settings):
             raise ValueError(
                 f"--drop {self.drop} would drop a single layer, which harms least: say what a "
                 f"saving is worth with "
-                "--weights quality=1,size=2, or use --drop pareto"
+                "--score-weights quality=1,size=2, or use --drop pareto"
             )
         # Options that only some algorithms have.
         able: list[str] = []
         option = ""
         if self.form not in algorithm.encodings:
             able = [entry.name for entry in REGISTRY.entries() if self.form in entry.encodings]
-            option = "form"
+            option = "encoding"
         elif self.asynchronous and not algorithm.asynchronous:
             able, option = names_with("asynchronous"), "asynchronous"
         elif not self.preselect and not algorithm.surrogate:
@@ -383,7 +383,7 @@ class RunOptions(Settings):
         parse_size(self.state_memory, "--state-memory")
         if self.weights_in != "memory" and self.device_map is not None:
             raise ValueError(
-                f"--weights {self.weights_in} places the weights itself: leave --device-map out"
+                f"--offload {self.weights_in} places the weights itself: leave --device-map out"
             )
         return self
 

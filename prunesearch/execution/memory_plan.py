@@ -1,15 +1,15 @@
 """Predicts the memory, the bytes read and the time of scoring a generation, before weights are
 loaded.
 
-The prediction is made for each place of the weights (`memory`, `stream`, `host`).
+The prediction is made for each place where weights wait (`--offload none`, `disk`, `cpu`).
 
 Memory, in bytes. N: parameters outside the blocks. L: parameters of the largest block. T: tokens in
 all. t: tokens at a time. C: candidates. E: hidden size. V: vocabulary. I: width of the MLP. w:
 bytes per number as computed. s: bytes per number as stored.
 
-    memory   all weights                 w (N + blocks)
-    stream   resident weights, 2 blocks  w (N + 2 L), and the largest tensor if it is converted
-    host     as stream on the device, and s (blocks) in host memory
+    none     all weights                 w (N + blocks)
+    disk     resident weights, 2 blocks  w (N + 2 L), and the largest tensor if it is converted
+    cpu      as disk on the device, and s (blocks) in host memory
     each     this process                as it is now, with its libraries
              states                      w E t (C + 2), streamed w E T (C + 2): up to --state-memory
              final states                w E t C, up to --state-memory as well
@@ -127,10 +127,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Mode:
-    """Prediction for one place of the weights.
+    """Prediction for one place where weights wait.
 
     Attributes:
-        weights: place of the weights: ``memory``, ``stream`` or ``host``.
+        offload: where weights wait: ``none``, ``disk`` or ``cpu``.
         fits: True if the memory is sufficient.
         memory: bytes of memory.
         host_memory: further bytes of host memory, if the device has its own memory.
@@ -141,7 +141,7 @@ class Mode:
         state_memory: bytes for hidden states.
     """
 
-    weights: str
+    offload: str
     fits: bool
     memory: int
     host_memory: int
@@ -293,7 +293,7 @@ def plan(
         shared=round(1 - need.forwards / need.separate, 4),
         speed=speed,
         modes=tuple(modes),
-        use=best.weights if best else None,
+        use=best.offload if best else None,
         command=_command(name, asked, best, top) if best else None,
         notes=tuple(_notes(model, asked, speed, modes, best, top)),
     )
@@ -345,14 +345,14 @@ class _Need:
 
     def modes(self, kl_top: int | None) -> list[Mode]:
         """Return the prediction for each place of the weights."""
-        return [self._mode(place, kl_top) for place in ("memory", "stream", "host")]
+        return [self._mode(place, kl_top) for place in ("none", "disk", "cpu")]
 
     def _mode(self, place: str, kl_top: int | None) -> Mode:
         """Return the prediction for one place of the weights."""
         model, asked = self._model, self._asked
-        streamed = place != "memory"
+        streamed = place != "none"
         parts = self._fixed(streamed, kl_top)
-        in_host = model.stored_bytes if place == "host" else 0
+        in_host = model.stored_bytes if place == "cpu" else 0
         if self._on_cpu and in_host:
             parts["blocks in memory"] = in_host
         # Give the states what is left, but keep room for the final states of one chunk.
@@ -366,7 +366,7 @@ class _Need:
         spilled = max(0, wanted - state_memory) if streamed else 0
         enough = state_memory >= state * self._at_once  # room for at least one candidate
         total = sum(parts.values())
-        read = model.stored_bytes if place == "stream" else 0
+        read = model.stored_bytes if place == "disk" else 0
         return Mode(
             place,
             total <= asked.memory and enough,
@@ -518,7 +518,7 @@ def _command(name: str, asked: Asked, mode: Mode, kl_top: int | None) -> str:
         "--population",
         str(asked.candidates),
     ]
-    words += ["--weights", mode.weights, "--state-memory", f"{-(-mode.state_memory // 2**20)}MiB"]
+    words += ["--offload", mode.offload, "--state-memory", f"{-(-mode.state_memory // 2**20)}MiB"]
     if asked.tokens is None:
         words += ["--task", "TASK"]
     else:
@@ -563,7 +563,7 @@ def _notes(
     if best is None:
         least = min(modes, key=lambda mode: mode.memory)
         notes.append(
-            f"nothing fits: --weights {least.weights} needs {least.memory / 2**30:.2f} GiB; "
+            f"nothing fits: --offload {least.offload} needs {least.memory / 2**30:.2f} GiB; "
             "give fewer --tokens, or another --dtype"
         )
     return notes

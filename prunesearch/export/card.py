@@ -125,7 +125,7 @@ def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json]) 
         if loaded.source.commit:
             revision = f" --revision {loaded.source.commit}"
         text += (
-            f"`prunesearch export {shlex.quote(base_name(loaded))}{revision} --drop "
+            f"`prunesearch export {shlex.quote(base_name(loaded))}{revision} --layers "
             f"{exported.candidate.text}{form} "
             "--out NAME` writes this checkpoint again.\n"
         )

@@ -71,7 +71,7 @@ from prunesearch.models.surgery import check_removable
 from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import Json
 
-_SHORT_OF_MEMORY = "where memory is short, export with --weights stream"
+_SHORT_OF_MEMORY = "where memory is short, export with --offload disk"
 
 
 def export(
@@ -421,7 +421,7 @@ def _reload_and_compare(
     # other opens.
     if loaded.layers.streamed_once:
         if form in ("deci", "remote-code"):
-            raise InputError(f"--as {form} is verified in memory: leave out --weights")
+            raise InputError(f"--as {form} is verified in memory: leave out --offload")
         expected = expected_streamed(loaded, candidate)
         device = str(input_device(loaded.model))
         with set_aside(loaded):

@@ -75,7 +75,7 @@ def write(
             f"{llama_cpp.OTHER_WAY}"
         )
     if loaded.layers.streamed_once:
-        raise InputError("a GGUF is written from weights in memory: leave out --weights")
+        raise InputError("a GGUF is written from weights in memory: leave out --offload")
     architecture = _ARCHITECTURES[config.model_type]
     gguf_edit.check_architecture(gguf.MODEL_ARCH_NAMES[architecture], candidate)
     _check_settings(loaded.model)

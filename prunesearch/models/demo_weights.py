@@ -36,7 +36,7 @@ _FILES_WITHOUT_MARKER = {
 }
 """Digests of a folder that an earlier version made, which wrote no marker."""
 _MOVE = "move the folder away or delete it, and run again to download the model"
-_OTHERWISE = "check the network, or use a model of your own with --model"
+_OTHERWISE = "check the network, or give a model of your own: prunesearch demo MODEL"
 _NEEDED = ("config.json", "model.safetensors", "tokenizer.json")
 _PIP_SECONDS = 1800
 

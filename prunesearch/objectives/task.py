@@ -146,7 +146,7 @@ class TaskObjective:
         check_ids(loaded.model, largest_id)
         if self._prompts and loaded.layers.streamed_once:
             raise InputError(
-                f"task {task!r} generates text, which needs all weights in memory: leave --weights "
+                f"task {task!r} generates text, which needs all weights in memory: leave --offload "
                 f"out"
             )
         self._batches: dict[int, list[ScoredBatch]] = {}

@@ -66,7 +66,7 @@ class ExportRequest:
 
     Attributes:
         out: folder of the checkpoint, or the GGUF file.
-        form: form of the export, one of `export.FORMS`.
+        export_format: one of `export.FORMS`.
         gguf: write a GGUF file instead of a checkpoint.
         max_shard: size of the largest weight file in bytes.
         push_to_hub: name of the repository to upload to.
@@ -75,7 +75,7 @@ class ExportRequest:
     """
 
     out: Path | None
-    form: str = "plain"
+    export_format: str = "plain"
     gguf: bool = False
     max_shard: int = 5 * 10**9
     push_to_hub: str | None = None
@@ -86,7 +86,7 @@ class ExportRequest:
     def parse(
         cls,
         out: str | None,
-        form: str,
+        export_format: str,
         gguf: bool,
         max_shard: str,
         push_to_hub: str | None,
@@ -98,8 +98,8 @@ class ExportRequest:
         Raises:
             InputError: options contradict each other, or the destination cannot be written.
         """
-        if form not in FORMS:
-            raise UnknownNameError("form of export", form, FORMS)
+        if export_format not in FORMS:
+            raise UnknownNameError("export format", export_format, FORMS)
         # Check the destination: a recipe for another program, a GGUF file or a folder.
         if program is not None:
             if program not in other_tools.PROGRAMS:
@@ -122,7 +122,7 @@ class ExportRequest:
                 raise InputError(
                     f"--out {out!r} exists already: choose a new file, since none is replaced"
                 )
-            if form != "plain" or push_to_hub is not None:
+            if export_format != "plain" or push_to_hub is not None:
                 raise InputError("--gguf goes neither with --as nor with --push-to-hub")
             check_writable(Path(out))
         else:
@@ -142,7 +142,9 @@ class ExportRequest:
         size = parse_size(max_shard, "--max-shard")
         if size < 1:
             raise InputError(f"--max-shard {max_shard} is not a size: write 5GB or 500MiB")
-        return cls(Path(out) if out else None, form, gguf, size, push_to_hub, public, program)
+        return cls(
+            Path(out) if out else None, export_format, gguf, size, push_to_hub, public, program
+        )
 
 
 def from_study(
@@ -239,7 +241,12 @@ def _deliver(chosen: SelectedCandidate, request: ExportRequest) -> Delivered:
     if request.gguf:
         return _gguf(loaded, candidate, request.out)
     made = export(
-        loaded, candidate, request.out, chosen.facts, form=request.form, max_shard=request.max_shard
+        loaded,
+        candidate,
+        request.out,
+        chosen.facts,
+        form=request.export_format,
+        max_shard=request.max_shard,
     )
     if request.push_to_hub is None:
         return made

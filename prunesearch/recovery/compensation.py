@@ -181,7 +181,7 @@ def compensate(
         )
     if any(parameter.is_meta for parameter in loaded.model.parameters()):
         raise InputError(
-            "weights that are not in memory cannot be compensated: leave out --weights and "
+            "weights that are not in memory cannot be compensated: leave out --offload and "
             "--device-map"
         )
     gap_fitter = GapFitter(loaded, candidate, fit_BL, method)

@@ -115,7 +115,7 @@ def plan(
             suffice.
     """
     if loaded.layers.streamed_once:
-        raise InputError("training needs the weights in memory: leave --weights out")
+        raise InputError("training needs the weights in memory: leave --offload out")
     sequences = sequences_of(recipe, loaded.tokenizer)
     check_fits(loaded.model, sequences.train_BL)
     check_fits(loaded.model, sequences.held_out_BL)

@@ -119,7 +119,7 @@ def held(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
     refuse_network(
         folder,
         f"the work folder {str(folder)!r}",
-        "give a folder on this machine's disk with --work",
+        "give a folder on this machine's disk with --run-folder",
     )
     # Lock the folder.
     try:

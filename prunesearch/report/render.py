@@ -400,7 +400,7 @@ def plan(plan: "Plan") -> Parts:
             memory += f" + {gib(mode.host_memory)} in host memory"
         fits = "yes" if mode.fits else "no"
         read = gib(mode.bytes_read) if mode.bytes_read else "-"
-        rows.append((mode.weights, memory, fits, read, duration(mode.seconds)))
+        rows.append((mode.offload, memory, fits, read, duration(mode.seconds)))
     speed = plan.speed
     rates = []
     for name, rate in sorted(speed.flops.items()):
@@ -414,7 +414,7 @@ def plan(plan: "Plan") -> Parts:
     return [
         table(
             title,
-            ("--weights", "memory", f"in {gib(plan.memory)}", "read a generation", "time"),
+            ("--offload", "memory", f"in {gib(plan.memory)}", "read a generation", "time"),
             rows,
         ),
         f"a generation: {plan.candidates} candidates without {plan.drop} of the "

@@ -60,7 +60,7 @@ def test_search_show_best_export_evaluate_and_remove(
 
     exported = run_json("export", name, "--out", "out")
     assert exported["dropped"] == found["best"]["dropped"]
-    by_hand = run_json("export", tiny_folder, "--drop", exported["dropped"], "--out", "by-hand")
+    by_hand = run_json("export", tiny_folder, "--layers", exported["dropped"], "--out", "by-hand")
     assert by_hand["verification"]["generated"] == exported["verification"]["generated"]
     manifest = (here / "out" / "prunesearch.json").read_text()
     assert json.loads(manifest)["recipe"]["drop"] == "2"
@@ -143,7 +143,7 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
     assert found["value"] == found["best"]["metrics"]["acc_norm"]
     study = optuna.load_study(study_name=found["study"], storage="sqlite:///storage/study.db")
     assert study.direction == optuna.study.StudyDirection.MAXIMIZE
-    measured = run_json("evaluate", tiny_folder, "--drop", found["best"]["dropped"], *task)
+    measured = run_json("evaluate", tiny_folder, "--layers", found["best"]["dropped"], *task)
     assert measured["cached"]
     assert measured["stderr"]["acc_norm"] == found["best"]["stderr"]["acc_norm"]
     assert "acc_norm" in run("evaluate", tiny_folder, *task).stdout
@@ -158,18 +158,21 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
         (["search", "MODEL", "--drop", "0"], "removes nothing"),
         (["search", "MODEL", "--drop", "2", "--sampler", "wao"], "did you mean 'woa'"),
         (["search", "MODEL", "--drop", "2", "--objective", "k"], "unknown objective 'k'"),
-        (["search", "MODEL", "--drop", "..3"], "--weights quality=1,size=2, or use --drop pareto"),
+        (
+            ["search", "MODEL", "--drop", "..3"],
+            "--score-weights quality=1,size=2, or use --drop pareto",
+        ),
         (["search", "MODEL", "--drop", "pareto", "--sampler", "greedy"], "use pso, woa, "),
         (
-            ["search", "MODEL", "--drop", "pareto", "--weights", "size=1"],
+            ["search", "MODEL", "--drop", "pareto", "--score-weights", "size=1"],
             "weighs quality against size",
         ),
         (["search", "MODEL", "--drop", "2", "--against", "latency"], "goes with --drop pareto"),
         (
-            ["search", "MODEL", "--drop", "2", "--sampler", "ga", "--form", "keys"],
-            "--form goes with --sampler pso or woa",
+            ["search", "MODEL", "--drop", "2", "--sampler", "ga", "--encoding", "keys"],
+            "--encoding goes with --sampler pso or woa",
         ),
-        (["search", "MODEL", "--drop", "2", "--form", "key"], "did you mean 'keys'"),
+        (["search", "MODEL", "--drop", "2", "--encoding", "key"], "did you mean 'keys'"),
         (["search", "MODEL", "--drop", "2", "--ranking", "tailor"], "did you mean 'taylor'"),
         (
             ["search", "MODEL", "--drop", "2", "--sampler", "tpe", "--ranking", "taylor"],
@@ -182,7 +185,10 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
             "--max-size '100 bananas' cannot be read",
         ),
         (["search", "MODEL", "--drop", "2", "--task", "helaswag"], "did you mean 'hellaswag'"),
-        (["search", "MODEL", "--drop", "2", "--weights", "qualty=1"], "did you mean 'quality'"),
+        (
+            ["search", "MODEL", "--drop", "2", "--score-weights", "qualty=1"],
+            "did you mean 'quality'",
+        ),
         (["search", "MODEL", "--drop", "2", "--calibration", "short.txt"], "is too short"),
         (
             ["search", "MODEL", "--drop", "2", "--task", "hellaswag", "--task-data", "bad.jsonl"],
@@ -205,39 +211,39 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
         (["study", "list", "--storage", "sqlite:///short.txt"], "': file is not a database"),
         (["evaluate", "MODEL", "--weights", "quality=1"], "--weights quality=1 goes with search"),
         (["study", "resume", "x", "--weights", "size=1"], "--weights size=1 goes with search"),
-        (["export", "MODEL", "--drop", "1", "--out", "new.gguf"], "add --gguf"),
-        (["export", "MODEL", "--drop", "1", "--out", "new", "--gguf"], "write --out NAME.gguf"),
-        (["export", "MODEL", "--drop", "1", "--out", "cut.gguf", "--gguf"], "exists already"),
+        (["export", "MODEL", "--layers", "1", "--out", "new.gguf"], "add --gguf"),
+        (["export", "MODEL", "--layers", "1", "--out", "new", "--gguf"], "write --out NAME.gguf"),
+        (["export", "MODEL", "--layers", "1", "--out", "cut.gguf", "--gguf"], "exists already"),
         (
-            ["heal", "MODEL", "--drop", "1", "--out", "new", "--distill-weight", ".3"],
+            ["heal", "MODEL", "--layers", "1", "--out", "new", "--distill-weight", ".3"],
             "goes with --loss mix",
         ),
         (
-            ["heal", "MODEL", "--drop", "1", "--out", "new", "--kl-top", "8"],
+            ["heal", "MODEL", "--layers", "1", "--out", "new", "--kl-top", "8"],
             "goes with --loss distill or mix",
         ),
         (
-            ["heal", "MODEL", "--drop", "1", "--out", "new", "--lr", "0"],
+            ["heal", "MODEL", "--layers", "1", "--out", "new", "--lr", "0"],
             "learning_rate = 0.0: it must be more than 0",
         ),
-        (["export", "MODEL", "--drop", "1", "--out", "full"], "is not empty"),
-        (["export", "MODEL", "--drop", "7", "--out", "new"], "layers 0 to 5"),
-        (["export", "MODEL", "--drop", "", "--out", "new"], "cannot read layers ''"),
+        (["export", "MODEL", "--layers", "1", "--out", "full"], "is not empty"),
+        (["export", "MODEL", "--layers", "7", "--out", "new"], "layers 0 to 5"),
+        (["export", "MODEL", "--layers", "", "--out", "new"], "cannot read layers ''"),
         (
-            ["export", "MODEL", "--drop", "1", "--print", "mergekit", "--out", "new"],
+            ["export", "MODEL", "--layers", "1", "--print", "mergekit", "--out", "new"],
             "leave out --out",
         ),
-        (["export", "MODEL", "--drop", "1", "--out", "n" * 300], "File name too long"),
+        (["export", "MODEL", "--layers", "1", "--out", "n" * 300], "File name too long"),
         (
-            ["export", "MODEL", "--drop", "1", "--out", "loop/x"],
+            ["export", "MODEL", "--layers", "1", "--out", "loop/x"],
             "Too many levels of symbolic links",
         ),
-        (["export", "MODEL", "--drop", "1", "--out", "not-\udcff-utf8"], "the name is not UTF-8"),
+        (["export", "MODEL", "--layers", "1", "--out", "not-\udcff-utf8"], "the name is not UTF-8"),
         (["analyze", "n" * 300], "File name too long"),
         (["export", "two\nlines\x1b[2J", "--out", "new"], "no study database"),
         (["search", "./two\nlines\x1b[2J", "--drop", "1"], "two\\nlines\\x1b[2J"),
         (["export", "nostudy", "--out", "new"], "no study database"),
-        (["evaluate", "MODEL", "--drop", "9"], "layers 0 to 5"),
+        (["evaluate", "MODEL", "--layers", "9"], "layers 0 to 5"),
         (["analyze", "MISSING"], "no model folder or file"),
         (
             ["run", "none.yaml", "--out", "new"],
@@ -250,18 +256,18 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
         (["run", "out.yaml"], "out = ['a']"),
         (["search", "MODEL", "--drop", "2", "--study", "s" * 513], "at most 512 characters"),
         (["analyze", LONG], "no file can have the name"),
-        (["export", "MODEL", "--drop", "2", "--out", LONG], "File name too long"),
+        (["export", "MODEL", "--layers", "2", "--out", LONG], "File name too long"),
         (["study", "list", "--storage", f"sqlite:///{LONG}"], "ile"),
         (["export", LONG, "--out", "new"], "no study database"),
         (["search", "MODEL", "--drop", DIGITS], "cannot be read"),
         (["search", "MODEL", "--drop", f"{DIGITS}%"], "cannot be read"),
-        (["evaluate", "MODEL", "--drop", DIGITS], "cannot read layers"),
+        (["evaluate", "MODEL", "--layers", DIGITS], "cannot read layers"),
         (["plan", "MODEL", "--memory", DIGITS], "cannot be read"),
         (["search", "MODEL", "--drop", "2", "--protect", f"0-{DIGITS}"], "--protect"),
         (["study", "list"], "no study database"),
         (["study", "list", "--storage", "sqlite:///loop"], "no study database"),
         (["search", "MODEL", "--drop", "2", "--limit", "9"], "--limit goes with --task"),
-        (["export", "nostudy", "--dtype", "float32", "--out", "new"], "go with MODEL --drop"),
+        (["export", "nostudy", "--dtype", "float32", "--out", "new"], "go with MODEL --layers"),
     ],
     ids=lambda value: " ".join(value)[:90] if isinstance(value, list) else "",
 )
@@ -307,7 +313,7 @@ def test_a_study_of_other_settings_or_model_is_not_resumed(
     )
     assert "did you mean 's'" in refused(capsys, monkeypatch, "study", "show", "ss")
     assert "'s' is a study" in refused(
-        capsys, monkeypatch, "export", "s", "--drop", "2", "--out", "new"
+        capsys, monkeypatch, "export", "s", "--layers", "2", "--out", "new"
     )
     said = refused(
         capsys, monkeypatch, "search", tiny_folder, *words, "--seed", 1, "--protect", "0"
@@ -460,7 +466,7 @@ def test_a_study_is_used_from_another_folder(
         == exported["dropped"]
     )
     assert "--model goes with STUDY" in refused(
-        capsys, monkeypatch, "export", "moved", "--drop", "1", "--model", "moved", "--out", "out3"
+        capsys, monkeypatch, "export", "moved", "--layers", "1", "--model", "moved", "--out", "out3"
     )
     resumed = run_json("study", "resume", "s", "--model", "moved", "--storage", url)
     assert (resumed["trials"], resumed["computed"]) == (4, 0), "as many as were asked for"
@@ -569,13 +575,13 @@ def test_ranges_of_layers_are_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = ["evaluate", tiny_folder, "--tokens", 128, "--window", 64]
-    assert run_json(*words, "--drop", "1-3,5")["dropped"] == "1,2,3,5"
+    assert run_json(*words, "--layers", "1-3,5")["dropped"] == "1,2,3,5"
     for bad, complaint in {
         "1-9": "layers 0 to 5",
         "3-1": "layers 0 to 5",
         "1a-3": "as in 3,7,12 or 1-4,9",
     }.items():
-        assert complaint in refused(capsys, monkeypatch, *words, "--drop", bad)
+        assert complaint in refused(capsys, monkeypatch, *words, "--layers", bad)
     assert "--drop 200% leaves no layer: the model has 6" in refused(
         capsys, monkeypatch, "search", tiny_folder, "--drop", "200%"
     )
@@ -786,7 +792,7 @@ def test_sublayers_are_searched_and_evaluated_but_not_exported(
     measured = run_json(
         "evaluate",
         tiny_folder,
-        "--drop",
+        "--layers",
         found["best"]["dropped"],
         "--calibration",
         prose,
@@ -805,7 +811,7 @@ def test_sublayers_are_searched_and_evaluated_but_not_exported(
         ("one-shot", 6),
         ("evolution", 0),
         ("cmaes", 0),
-        ("woa --form keys", 0),
+        ("woa --encoding keys", 0),
         ("pso --asynchronous", 0),
     ],
 )

@@ -97,7 +97,7 @@ def test_the_manifest_and_card_say_what_was_done(
     assert "| kl | 0.25 ± 0.01 | 0 |" in card
     assert "| perplexity | 30 | 20.5 |" in card
     assert (manifest["base_revision"], manifest["base_commit"]) == ("v1", commit)
-    assert f"`prunesearch export me/tiny --revision {commit} --drop 0,3 --out NAME`" in card
+    assert f"`prunesearch export me/tiny --revision {commit} --layers 0,3 --out NAME`" in card
     assert "`woa`, objective `kl` on `prose.txt`) in 7 trials, study `s`" in card
     assert "model: tiny-llama\ndrop: '2'\nsampler: woa\ncalibration: prose.txt\n```" in card
     assert "`prunesearch run recipe.yaml --trials 7`" in card

@@ -268,7 +268,7 @@ def test_without_network_nothing_is_exported(tiny_folder: Path, tmp_path: Path) 
     words = [
         "export",
         str(tiny_folder),
-        "--drop",
+        "--layers",
         "3",
         "--out",
         str(tmp_path / "out"),

@@ -306,7 +306,7 @@ def test_a_gguf_is_known_by_suffix_or_content(
     dense_file.rename(path)
     assert load(str(path), dtype="float32").source.gguf == path
     result = CliRunner().invoke(
-        cli, ["export", str(path), "--drop", "0,3", "--gguf", "--out", str(tmp_path / "o.GGUF")]
+        cli, ["export", str(path), "--layers", "0,3", "--gguf", "--out", str(tmp_path / "o.GGUF")]
     )
     assert result.exit_code == 0, result.output
     assert (
@@ -322,7 +322,7 @@ def test_parts_of_a_gguf_are_refused_by_name(dense_file: Path, tmp_path: Path) -
     dense_file.rename(part)
     for words in (
         "analyze PART",
-        "export PART --drop 3 --out out",
+        "export PART --layers 3 --out out",
         "evaluate PART",
         "search PART --drop 1",
         "verify PART",

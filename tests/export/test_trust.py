@@ -64,18 +64,18 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 SMALL = "--tokens 256 --window 64 --held-out-tokens 128"
-TRAINING = "--steps 1 --batch-size 1 --window 32 --held-out-tokens 64 --work work"
+TRAINING = "--steps 1 --batch-size 1 --window 32 --held-out-tokens 64 --run-folder work"
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        "export MODEL --drop 1 --out out",
-        "export MODEL --drop 1 --out out --weights stream",
-        "export MODEL --drop 1a --as zeroed --out out",
-        "export MODEL --drop 1a --as remote-code --out out",
-        f"compensate MODEL --drop 1 --out out --calibration TEXT {SMALL} --cache cache",
-        f"heal MODEL --drop 1 --out out --data TEXT {TRAINING} --cache cache",
+        "export MODEL --layers 1 --out out",
+        "export MODEL --layers 1 --out out --offload disk",
+        "export MODEL --layers 1a --as zeroed --out out",
+        "export MODEL --layers 1a --as remote-code --out out",
+        f"compensate MODEL --layers 1 --out out --calibration TEXT {SMALL} --cache cache",
+        f"heal MODEL --layers 1 --out out --data TEXT {TRAINING} --cache cache",
         "run RECIPE --trials 1 --out out --cache cache",
     ],
     ids="export stream zeroed remote-code compensate heal run".split(),
@@ -186,7 +186,7 @@ def test_own_code_cannot_be_built_upon(own: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["--print", "mergekit"], ["--gguf", "--out", "own.gguf"]])
 def test_other_programs_do_not_know_own_code(words: list[str], own: Path) -> None:
-    given = ["export", str(own), "--drop", "1", "--device", "cpu", "--trust-remote-code", *words]
+    given = ["export", str(own), "--layers", "1", "--device", "cpu", "--trust-remote-code", *words]
     with pytest.raises(InputError, match="runs code of its own, which other programs do not know"):
         CliRunner().invoke(cli, given, catch_exceptions=False)
 

@@ -200,7 +200,7 @@ def documents(folder: Path, prose: Path, rows: Path) -> dict[str, Any]:
         "compensate": [
             "compensate",
             folder,
-            "--drop",
+            "--layers",
             3,
             *text,
             "--held-out-tokens",
@@ -208,7 +208,7 @@ def documents(folder: Path, prose: Path, rows: Path) -> dict[str, Any]:
             "--out",
             "compensated",
         ],
-        "heal": ["heal", folder, "--drop", 3, "--data", prose, *small, "--out", "healed"],
+        "heal": ["heal", folder, "--layers", 3, "--data", prose, *small, "--out", "healed"],
         "run": ["run", "recipe.yaml", "--out", "made"],
         "cache stats": ["cache", "stats"],
         "cache verify": ["cache", "verify"],

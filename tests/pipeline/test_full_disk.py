@@ -46,19 +46,19 @@ TEXT = "--calibration TEXT --tokens 256 --window 64 --cache cache"
 @pytest.mark.parametrize(
     ("command", "limit", "place"),
     [
-        ("export MODEL --drop 1,3 --out out", 1000, "'out'"),  # a config
-        ("export MODEL --drop 1,3 --out out", 20_000, "'out'"),  # the tokenizer
-        ("export MODEL --drop 1,3 --out out", 200_000, "'out'"),  # weights, by our own writer
+        ("export MODEL --layers 1,3 --out out", 1000, "'out'"),  # a config
+        ("export MODEL --layers 1,3 --out out", 20_000, "'out'"),  # the tokenizer
+        ("export MODEL --layers 1,3 --out out", 200_000, "'out'"),  # weights, by our own writer
         (
-            "export MODEL --drop 1,3 --out out --dtype bfloat16",
+            "export MODEL --layers 1,3 --out out --dtype bfloat16",
             120_000,
             "'out'",
         ),  # weights, by transformers
-        ("export MODEL --drop 1,3 --out out.gguf --gguf", 5000, "'out.gguf'"),
-        ("export MODEL --drop 1,3 --out out.gguf --gguf", 200_000, "'out.gguf'"),
-        (f"compensate MODEL --drop 1,3 --out out {TEXT}", 200_000, "'out'"),
-        (f"compensate MODEL --drop 1,3 --out out {TEXT}", 100, "compensations"),
-        (f"evaluate MODEL --drop 1 {TEXT}", 120_000, "references"),
+        ("export MODEL --layers 1,3 --out out.gguf --gguf", 5000, "'out.gguf'"),
+        ("export MODEL --layers 1,3 --out out.gguf --gguf", 200_000, "'out.gguf'"),
+        (f"compensate MODEL --layers 1,3 --out out {TEXT}", 200_000, "'out'"),
+        (f"compensate MODEL --layers 1,3 --out out {TEXT}", 100, "compensations"),
+        (f"evaluate MODEL --layers 1 {TEXT}", 120_000, "references"),
         (
             f"search MODEL --drop 2 --storage sqlite:///s.db --trials 4 --population 4 {TEXT}",
             120_000,

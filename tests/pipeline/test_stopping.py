@@ -226,13 +226,13 @@ def test_an_export_and_a_healing_end_between_two_steps(
 
     with monkeypatch.context() as patched:
         patched.setattr(writer, "_header", signalled(writer._header, 1))
-        export = ["export", tiny_folder, "--drop", "1", "--out", "out"]
+        export = ["export", tiny_folder, "--layers", "1", "--out", "out"]
         assert stopped(capsys, patched, *export)[0] == 143
     assert not list(here.iterdir()), "no half export stays"
     heal = [
         "heal",
         tiny_folder,
-        "--drop",
+        "--layers",
         "1",
         "--data",
         prose,

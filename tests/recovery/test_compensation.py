@@ -244,7 +244,7 @@ def test_what_cannot_be_done_is_refused(
 def test_weights_that_are_not_in_memory_are_refused() -> None:
     loaded = held(tiny())
     blocks_of(loaded.model)[2].to("meta")
-    with pytest.raises(InputError, match="leave out --weights and --device-map"):
+    with pytest.raises(InputError, match="leave out --offload and --device-map"):
         compensate(loaded, SCATTERED, windows(2), windows(2))
 
 
@@ -303,7 +303,7 @@ def test_the_command_prints_what_was_done(
 ) -> None:
     text = torch.cat(fit_and_held_out(byte_tokenizer(), str(prose), 1024, 64, None, 512))
     folder = taught_folder(make_model, text)
-    command = f"compensate {folder} --drop 1,3,4 --out {tmp_path / 'out'} --calibration {prose}"
+    command = f"compensate {folder} --layers 1,3,4 --out {tmp_path / 'out'} --calibration {prose}"
     short = f"{command} --tokens 1024 --window 64 --held-out-tokens 512 --cache {tmp_path / 'cache'} --device cpu"
     result = CliRunner().invoke(cli, short.split(), catch_exceptions=False)
     assert result.exit_code == 0, result.output

@@ -558,7 +558,7 @@ def test_the_command_heals_exports_and_repeats_nothing(
     tiny_folder: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = f"heal {tiny_folder} --drop 1,3 --out out --data {prose} --held-out-tokens 256 --window 32 --steps 6"
+    words = f"heal {tiny_folder} --layers 1,3 --out out --data {prose} --held-out-tokens 256 --window 32 --steps 6"
     words += " --batch-size 4 --lr 1e-2 --eval-every 3 --loss distill --json"
 
     def run(text: str) -> dict[str, Any]:

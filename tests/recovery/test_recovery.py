@@ -128,9 +128,9 @@ def test_one_recipe_does_all_of_it_once(
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("--finalists 3 --drop 1", "are a study's best: give STUDY"),
-        ("--finalist-steps 3 --drop 1", "goes with --finalists N"),
-        ("--tune-steps 30 --drop 1", "goes with --tune N"),
+        ("--finalists 3 --layers 1", "are a study's best: give STUDY"),
+        ("--finalist-steps 3 --layers 1", "goes with --finalists N"),
+        ("--tune-steps 30 --layers 1", "goes with --tune N"),
         ("--finalists 0", "finalists"),
     ],
 )
@@ -149,13 +149,13 @@ def test_what_cannot_be_compensated_is_healed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(finalists, "FIT_TOKENS", 512)
     small = "--steps 2 --eval-every 2 --batch-size 2 --window 32 --held-out-tokens 128 --device cpu"
-    words = f"heal {tiny_folder} --drop 0 --compensate --data {prose} --out out {small}"
+    words = f"heal {tiny_folder} --layers 0 --compensate --data {prose} --out out {small}"
     result = CliRunner().invoke(cli, words.split())
     assert result.exit_code == 0, result.output
     assert "not compensated: dropping layers 0 leaves no gap" in result.stderr
     assert json.loads(Path("out", MANIFEST).read_text())["changed"] == ["healed"]
     (tmp_path / "taken").write_text("no folder")
-    other = words.replace("--drop 0", "--drop 1").replace(
+    other = words.replace("--layers 0", "--layers 1").replace(
         "--out out", "--out two --cache taken/cache"
     )
     assert isinstance(CliRunner().invoke(cli, other.split()).exception, StorageError)

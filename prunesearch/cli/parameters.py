@@ -1,0 +1,173 @@
+"""`SharedOption`: an option that is defined once for several commands.
+
+`RenamedOption` accepts the earlier spelling of an option for one release.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import click
+
+from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.runtime.masking import printable
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
+OLD_PLACES = {"memory": "none", "resident": "none", "host": "cpu", "stream": "disk"}
+"""Values of the earlier ``--weights``, and those of ``--offload``."""
+
+
+class SharedOption:
+    """Definition of an option that several commands have. It decorates their functions.
+
+    Args:
+        names: the flag, and the name of the parameter if it differs from the flag.
+        earlier: earlier spellings, as `renamed` makes them.
+        settings: arguments of `click.Option`.
+    """
+
+    def __init__(
+        self,
+        *names: str,
+        earlier: Sequence[Decorator] = (),
+        **settings: Any,  # noqa: ANN401 (of click)
+    ) -> None:
+        self._names = names
+        self._earlier = tuple(earlier)
+        self._settings = settings
+
+    def __call__(self, function: Function) -> Function:
+        """Add the option to a command."""
+        for option in self._earlier:
+            function = option(function)
+        return click.option(*self._names, cls=_Option, **self._settings)(function)
+
+    def variant(self, **settings: Any) -> "SharedOption":  # noqa: ANN401 (of click)
+        """Return the option with another default, or as a required one. The meaning is the same."""
+        return SharedOption(*self._names, earlier=self._earlier, **{**self._settings, **settings})
+
+
+class _Option(click.Option):
+    """An option whose help may describe its default."""
+
+    def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
+        """Return what help shows in brackets. A described default stands there as it is."""
+        extra = super().get_help_extra(ctx)
+        if isinstance(self.show_default, str):
+            extra["default"] = self.show_default
+        return extra
+
+
+class RenamedOption(click.Option):
+    """Earlier spelling of an option. It is hidden, and its use prints a warning.
+
+    The value is passed to the parameter that replaces it, as if the present spelling were typed.
+
+    Args:
+        names: earlier flag, such as ``--form``, and a name for the parameter.
+        flag: present flag, such as ``--encoding``; None if an argument replaces the option.
+        parameter: name of the parameter that replaces it.
+    """
+
+    def __init__(self, names: Sequence[str], flag: str | None, parameter: str) -> None:
+        super().__init__(
+            names,
+            hidden=True,
+            expose_value=False,
+            is_eager=True,
+            multiple=True,
+            help=f"Earlier spelling of {flag or parameter}.",
+        )
+        self.spelling = self.opts[0]
+        self._flag = flag
+        self._parameter = parameter
+
+    def present(self, value: str, command: click.Command) -> tuple[str, list[str]]:
+        """Return the parameter that a value is for, and the words that replace the option."""
+        if self._flag is None:
+            return self._parameter, [value]
+        return self._parameter, [self._flag, value]
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        """Pass the values to the parameters that replace the option, and print a warning."""
+        values, args = super().handle_parse_result(ctx, opts, args)
+        for value in values:
+            parameter, words = self.present(value, ctx.command)
+            # The option is eager, so the other parameters are read after this.
+            cast("dict[str, Any]", opts)[parameter] = words[-1]
+            said = f"{self.spelling} {value} is the earlier spelling: write {' '.join(words)}"
+            click.echo(f"warning: {printable(said)}", err=True)
+        return values, args
+
+
+class RenamedWeights(RenamedOption):
+    """The earlier ``--weights``: where weights wait, or the weights of the optimised sum."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(names, "--offload", "offload")
+
+    def present(self, value: str, command: click.Command) -> tuple[str, list[str]]:
+        """Return ``--offload`` for a place, and ``--score-weights`` for a sum.
+
+        Raises:
+            InputError: the value is neither, or the command optimises no sum.
+        """
+        if value in OLD_PLACES:
+            return "offload", ["--offload", OLD_PLACES[value]]
+        if "=" not in value:
+            raise UnknownNameError("place of weights", value, OLD_PLACES)
+        if not any(param.name == "score_weights" for param in command.params):
+            raise InputError(
+                f"--weights {value} goes with search, as --score-weights, or into a recipe file; "
+                f"where the model's weights wait is said by --offload"
+            )
+        return "score_weights", ["--score-weights", value]
+
+
+def renamed(spelling: str, flag: str | None, parameter: str) -> Decorator:
+    """Return a decorator that adds the earlier spelling of an option; see `RenamedOption`."""
+    name = f"earlier_{spelling.strip('-')}"
+    return click.option(spelling, name, cls=RenamedOption, flag=flag, parameter=parameter)
+
+
+WEIGHTS: Decorator = click.option("--weights", "earlier_weights", cls=RenamedWeights)
+"""Decorator that adds the earlier ``--weights``."""
+
+
+def with_options(*options: Decorator) -> Callable[[Function], Function]:
+    """Decorate a command with options, in the order of its help."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def present_words(words: Sequence[str], command: click.Command) -> list[str]:
+    """Return a command line in which earlier spellings are replaced by the present ones.
+
+    Args:
+        words: words of the command line, as they were typed.
+        command: the command that they call.
+    """
+    renamed = {}
+    for param in command.params:
+        if isinstance(param, RenamedOption):
+            renamed[param.spelling] = param
+    found: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        spelling, equals, value = word.partition("=")
+        if spelling not in renamed or not (equals or left):
+            found.append(word)
+            continue
+        # The value stands after "=", or is the next word.
+        if not equals:
+            value = left.pop(0)
+        found += renamed[spelling].present(value, command)[1]
+    return found

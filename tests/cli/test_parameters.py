@@ -1,0 +1,131 @@
+"""Options have one definition, and their earlier spellings still work."""
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from prunesearch.cli.main import cli
+from prunesearch.cli.parameters import RenamedOption, present_words
+from prunesearch.errors import InputError
+
+MAY_DIFFER = {"required", "default", "show_default", "envvar"}
+
+
+def all_commands(group: click.Group = cli, *names: str) -> dict[str, click.Command]:
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found |= all_commands(command, *names, name)
+        else:
+            found[" ".join([*names, name])] = command
+    return found
+
+
+COMMANDS = all_commands()
+
+
+def parsed(*words: str) -> dict[str, object]:
+    name = words[0]
+    with COMMANDS[name].make_context(name, list(words[1:])) as ctx:
+        return ctx.params
+
+
+def test_an_option_means_the_same_on_every_command() -> None:
+    definitions: dict[str, set[tuple[object, ...]]] = {}
+    for command in COMMANDS.values():
+        for param in command.params:
+            if isinstance(param, click.Option) and not param.hidden:
+                meaning = (param.help, param.name, type(param.type), param.is_flag, param.multiple)
+                definitions.setdefault(param.opts[0], set()).add(meaning)
+    for flag, meanings in definitions.items():
+        assert len(meanings) == 1, (flag, meanings)
+
+
+def test_a_flag_is_either_present_or_earlier_on_a_command() -> None:
+    for name, command in COMMANDS.items():
+        flags = [flag for param in command.params for flag in param.opts]
+        assert len(set(flags)) == len(flags), name
+
+
+@pytest.mark.parametrize(
+    ("earlier", "present", "parameter", "value"),
+    [
+        ("search m --drop 2 --form keys", "--encoding keys", "encoding", "keys"),
+        ("search m --drop 2 --weights stream", "--offload disk", "offload", "disk"),
+        ("search m --drop 2 --weights resident", "--offload none", "offload", "none"),
+        ("search m --drop 2 --weights size=2", "--score-weights size=2", "score_weights", "size=2"),
+        ("evaluate m --weights host", "--offload cpu", "offload", "cpu"),
+        ("run r.yaml --weights memory", "--offload none", "offload", "none"),
+        ("export m --drop 3,7a", "--layers 3,7a", "layers", "3,7a"),
+        ("evaluate m --drop=3", "--layers 3", "layers", "3"),
+        ("heal m --out o --drop 3", "--layers 3", "layers", "3"),
+        ("heal m --out o --work w", "--run-folder w", "run_folder", "w"),
+        ("compensate m --out o --drop 3", "--layers 3", "layers", "3"),
+        ("demo --model m", "m", "model", "m"),
+    ],
+)
+def test_an_earlier_spelling_is_accepted_with_a_warning(
+    earlier: str, present: str, parameter: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert parsed(*earlier.split())[parameter] == value
+    shown = capsys.readouterr()
+    assert shown.err.startswith("warning: --")
+    assert shown.err.endswith(f"is the earlier spelling: write {present}\n")
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+    # The command that resumes the work has the present spelling.
+    name, *words = earlier.split()
+    assert " ".join(present_words(words, COMMANDS[name])).endswith(present)
+
+
+def test_both_kinds_of_earlier_weights_go_together() -> None:
+    found = parsed(*"search m --drop 2 --weights stream --weights quality=1,size=2".split())
+    assert (found["offload"], found["score_weights"]) == ("disk", "quality=1,size=2")
+
+
+def test_a_present_spelling_prints_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "search m --drop 2 --encoding keys --offload disk --score-weights size=2"
+    found = parsed(*words.split())
+    assert (found["encoding"], found["offload"], found["drop"]) == ("keys", "disk", "2")
+    assert capsys.readouterr().err == ""
+
+
+def test_earlier_spellings_are_hidden() -> None:
+    for name, command in COMMANDS.items():
+        shown = CliRunner().invoke(cli, [*name.split(), "--help"]).output
+        for param in command.params:
+            if isinstance(param, RenamedOption):
+                assert f"{param.spelling} " not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("search m --drop 2 --weights strem", "did you mean 'stream'"),
+        ("evaluate m --weights quality=1", "--weights quality=1 goes with search"),
+        ("study resume s --weights size=1", "--weights size=1 goes with search"),
+    ],
+)
+def test_earlier_weights_that_mean_nothing_are_refused(words: str, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        cli.main(words.split(), standalone_mode=False)
+
+
+def test_the_command_line_overrides_a_recipe_by_either_spelling(tmp_path: Path) -> None:
+    with COMMANDS["run"].make_context("run", ["r.yaml", "--weights", "stream"]) as ctx:
+        source = ctx.get_parameter_source("offload")
+    assert source is click.core.ParameterSource.COMMANDLINE
+
+
+def test_a_word_that_looks_like_an_earlier_spelling_stays() -> None:
+    assert present_words(["x", "--form"], COMMANDS["search"]) == ["x", "--form"]
+    assert present_words(["x", "--form=keys"], COMMANDS["search"]) == ["x", "--encoding", "keys"]
+    assert present_words(["x", "--form", "keys"], COMMANDS["plan"]) == ["x", "--form", "keys"]
+
+
+@pytest.mark.parametrize("words", ["search m --drop 2", "plan m", "compensate m --out o"])
+def test_few_tokens_are_refused_alike(words: str) -> None:
+    with pytest.raises(click.BadParameter, match="15 is not in the range x>=16"):
+        cli.main([*words.split(), "--tokens", "15"], standalone_mode=False)
