@@ -210,8 +210,7 @@ def _model_type(config: PretrainedConfig, form: str) -> str:
 
 def _lengths(sublayer: Any) -> dict[str, int]:  # noqa: ANN401
     """Return the length of the tuple that each module of a sublayer returns; 0 for a tensor."""
-    returns = dict(sublayer.returns)
-    return {name: returns.get(name, 0) for name in sublayer.modules}
+    return {name: sublayer.returns.get(name, 0) for name in sublayer.modules}
 
 
 def _block_configs(

@@ -1,11 +1,15 @@
 """A table of model types: the names of their blocks, their attention and their MLPs.
 
+A new architecture is one row of `ARCHITECTURES`, and nothing else. The row states all facts that
+other files ask for.
+
 The structure of a type that is not in `ARCHITECTURES` is inferred (`structure.architecture_of`).
 Verification proves the result.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 _PLAIN = "input_layernorm"
 
@@ -27,7 +31,7 @@ class Sublayer:
     modules: tuple[str, ...]
     norm: str | None = None
     behind: tuple[str, ...] = ()
-    returns: Mapping[str, int] = ()  # type: ignore[assignment]
+    returns: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     bare: tuple[str, ...] = ()
 
     @property
@@ -53,6 +57,9 @@ class Architecture:
         refused: reason why models of this type cannot be pruned; None if they can.
         known: True if the model is known to apply its blocks one after the other and do nothing
             else. For other types this is tested before they are scored.
+        last_kind: kind that the type's code gives the last block, whatever ``layer_types`` says;
+            None if it keeps the kind of the config.
+        first_block: reason why the first block cannot be dropped; None if it can.
     """
 
     blocks: str = "model.layers"
@@ -60,9 +67,11 @@ class Architecture:
     attention: Sublayer | None = None
     mlp: Sublayer | None = None
     returns: int = 0
-    per_layer_tensors: Mapping[str, int] = ()  # type: ignore[assignment]
+    per_layer_tensors: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     refused: str | None = None
     known: bool = True
+    last_kind: str | None = None
+    first_block: str | None = None
 
 
 _SELF = Sublayer(("self_attn",), _PLAIN, returns={"self_attn": 2})
@@ -112,7 +121,7 @@ _POSITION = "its blocks compute with their own number"
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     **dict.fromkeys(
-        """afmoe arcee aria_text bitnet cwm deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5 ernie4_5_moe exaone_moe
+        """arcee aria_text bitnet cwm deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5 ernie4_5_moe exaone_moe
         flint gemma glm glm4_moe glm4_moe_lite granite helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 internlm3
         iquestcoder jais2 laguna llama mellum mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3
         mistral mixtral moshi nanochat nemotron olmo olmoe phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3
@@ -147,7 +156,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         returns=2,
     ),
     "gemma3n_text": Architecture(per_layer_tensors=_PER_LAYER, known=False),
-    "gemma4_text": Architecture(per_layer_tensors=_PER_LAYER),
+    "gemma4_text": Architecture(per_layer_tensors=_PER_LAYER, last_kind="full_attention"),
+    "gemma4_unified_text": Architecture(known=False, last_kind="full_attention"),
     "glm4": replace(
         _PRE,
         attention=replace(_SELF, behind=("post_self_attn_layernorm",)),
@@ -158,6 +168,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gpt_oss": replace(_PRE, mlp=replace(_MLP, returns={"mlp": 2})),
     "llama4_text": replace(
         _PRE, mlp=replace(_MLP, modules=("feed_forward",), returns={"feed_forward": 2})
+    ),
+    "modernbert-decoder": Architecture(
+        known=False, first_block="it alone has no norm before its attention"
     ),
     # MPT's MLP adds the residual itself, so it cannot be ablated.
     "mpt": Architecture(

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 from transformers import PretrainedConfig
 
 from prunesearch.errors import InputError, ModelError
+from prunesearch.models.architectures import ARCHITECTURES, Architecture
 from prunesearch.runtime.json_values import Json
 
 Entry = TypeVar("Entry")
@@ -284,21 +285,25 @@ def _check_value(name: str, rule: Rule, value: object, number: int) -> None:
 
 
 def _check_last(config: PretrainedConfig, kept: Kept) -> None:
-    """Refuse a last block without full attention in a Gemma 4 model.
-
-    Gemma 4's config gives the last block full attention, whatever ``layer_types`` says.
+    """Refuse a last block of another kind than the type's code always gives it.
 
     Raises:
-        ModelError: the last kept block has another kind of attention.
+        ModelError: the last kept block has another kind.
     """
     kinds = getattr(config, "layer_types", None)
-    if config.model_type.startswith("gemma4") and kinds and kinds[kept[-1]] != "full_attention":
-        last = max(i for i, kind in enumerate(kinds) if kind == "full_attention")
-        raise ModelError(
-            f"block {kept[-1]} has sliding attention, and the last block of a {config.model_type} "
-            f"model always has "
-            f"full attention: keep the last with --protect {last}"
-        )
+    demanded = ARCHITECTURES.get(config.model_type, Architecture()).last_kind
+    if demanded is None or not kinds or kinds[kept[-1]] == demanded:
+        return
+    last = max(i for i, kind in enumerate(kinds) if kind == demanded)
+    raise ModelError(
+        f"block {kept[-1]} has {_spoken(kinds[kept[-1]])}, and the last block of a "
+        f"{config.model_type} model always has {_spoken(demanded)}: keep the last with --protect "
+        f"{last}"
+    )
+
+
+def _spoken(kind: str) -> str:
+    return kind.replace("_", " ")
 
 
 def _check_first(config: PretrainedConfig, kept: Kept) -> None:
@@ -307,10 +312,10 @@ def _check_first(config: PretrainedConfig, kept: Kept) -> None:
     Raises:
         ModelError: the first block is dropped.
     """
-    if config.model_type == "modernbert-decoder" and 0 not in kept:
+    reason = ARCHITECTURES.get(config.model_type, Architecture()).first_block
+    if reason is not None and 0 not in kept:
         raise ModelError(
-            "block 0 alone has no norm before its attention, and another cannot take its place: "
-            "protect 0"
+            f"block 0 cannot be dropped, and another cannot take its place: {reason}: protect 0"
         )
 
 

@@ -9,7 +9,7 @@ proves the result; it is never assumed to be right.
 import re
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -95,9 +95,7 @@ def _look_at(config: PretrainedConfig, trust_remote_code: bool) -> Architecture:
         )
     path, count = text[0]
     if like is not None:
-        return Architecture(
-            path, count, like.attention, like.mlp, like.returns, like.per_layer_tensors
-        )
+        return replace(like, blocks=path, count=count)
     return Architecture(path, count, known=False)
 
 

@@ -109,7 +109,7 @@ def _nothing(module: nn.Module, name: str, sublayer: Sublayer) -> Callable[..., 
     # Length of the tuple that the module returns; 0 if it returns a tensor.
     length = 0
     if type(module).__name__ not in sublayer.bare:
-        length = dict(sublayer.returns).get(name, 0)
+        length = sublayer.returns.get(name, 0)
 
     def forward(*args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         given = (*args, *kwargs.values())
