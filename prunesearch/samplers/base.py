@@ -11,16 +11,16 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalChoiceType, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from optuna.trial import create_trial as trial_template
 
-from prunesearch.algorithms.history import History, Outcome
+from prunesearch.algorithms.history import History, Memory, Outcome
 from prunesearch.algorithms.operators import (
     Mask,
     Real,
@@ -31,6 +31,7 @@ from prunesearch.algorithms.registry import names_with
 from prunesearch.cache.keys import minor
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, RunError
+from prunesearch.runtime.json_values import Json, JsonObject, as_int
 from prunesearch.space import SearchSpace
 from prunesearch.studies.optuna_internals.access import (
     ParameterTransform,
@@ -135,7 +136,7 @@ class SubsetSampler(PicklableSampler, BaseSampler):
         self._trial_log: TrialLog | None = None
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """Settings that determine the proposals, as JSON values.
 
         A study can only be resumed with the same ones.
@@ -158,7 +159,7 @@ class SubsetSampler(PicklableSampler, BaseSampler):
     def ask(
         self,
         study: Study,
-        describe: Callable[[LayerSubset], Mapping[str, Any]] = lambda candidate: {},
+        describe: Callable[[LayerSubset], Mapping[str, Json]] = lambda candidate: {},
     ) -> Proposal:
         """Create the study's next trial as running, in one transaction, and return its proposal.
 
@@ -320,7 +321,7 @@ class SubsetSampler(PicklableSampler, BaseSampler):
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    ) -> dict[str, int]:
         """Propose the trial's whole subset, for ``study.optimize`` and ``study.ask``.
 
         Raises:
@@ -347,13 +348,15 @@ class SubsetSampler(PicklableSampler, BaseSampler):
         trial: FrozenTrial,
         param_name: str,
         param_distribution: BaseDistribution,
-    ) -> Any:  # noqa: ANN401 (the type is Optuna's)
+    ) -> CategoricalChoiceType:
         """Draw a parameter that is not part of the space at random."""
         self.trial_log(study)
         return draw(self.study_seed, trial.number, param_name, param_distribution)
 
 
-def draw(seed: int, number: int, name: str, distribution: BaseDistribution) -> Any:  # noqa: ANN401
+def draw(
+    seed: int, number: int, name: str, distribution: BaseDistribution
+) -> CategoricalChoiceType:
     """Draw a uniform random value that depends on the four arguments only.
 
     The value is uniform in the log domain if the distribution is logarithmic.
@@ -364,7 +367,7 @@ def draw(seed: int, number: int, name: str, distribution: BaseDistribution) -> A
     return untransform(transform, rng.uniform(low, high))[name]
 
 
-def untransform(transform: ParameterTransform, x_D: Real) -> dict[str, Any]:
+def untransform(transform: ParameterTransform, x_D: Real) -> dict[str, CategoricalChoiceType]:
     """Convert coordinates to parameters, as plain Python numbers."""
     params = transform.untransform(x_D)
     for name, value in params.items():
@@ -390,11 +393,11 @@ def units_of(space: SearchSpace) -> SubsetConstraints:
     return SubsetConstraints.of(free_D, space.k_min, space.k, np.array(space.kinds, dtype=np.intp))
 
 
-def pack(memory: Mapping[str, Any]) -> dict[str, Any]:
+def pack(memory: Memory) -> dict[str, dict[str, float]]:
     """Convert an algorithm's memory to JSON values: sparse vectors by name."""
     packed = {}
     for name, values in memory.items():
-        sparse: dict[str, Any] = {"n": len(values)}
+        sparse: dict[str, float] = {"n": len(values)}
         for index, value in enumerate(values.tolist()):
             if value:
                 sparse[str(index)] = value
@@ -402,14 +405,14 @@ def pack(memory: Mapping[str, Any]) -> dict[str, Any]:
     return packed
 
 
-def unpack(stored: Mapping[str, Any], own: bool) -> dict[str, Any]:
+def unpack(stored: Mapping[str, Mapping[str, float]], own: bool) -> dict[str, Real]:
     """Invert `pack`.
 
     Args:
         stored: JSON values that `pack` returned.
         own: whether this algorithm stored them. If not, the result is empty.
     """
-    memory: dict[str, Any] = {}
+    memory: dict[str, Real] = {}
     if not own:
         return memory
     for name, values in stored.items():
@@ -464,7 +467,7 @@ def refuse_first(study: Study, trial: FrozenTrial, check: Callable[[], object]) 
         raise
 
 
-def hold_to(study: Study, name: str, config: Mapping[str, Any]) -> int:
+def hold_to(study: Study, name: str, config: Mapping[str, Json]) -> int:
     """Store the sampler's settings in a new study, and refuse an old study with other settings.
 
     Args:
@@ -488,7 +491,7 @@ def hold_to(study: Study, name: str, config: Mapping[str, Any]) -> int:
         if config["seed"] is None:
             new["seed"] = secrets.randbits(32)
         set_system_attribute(study, key, json.dumps(new, sort_keys=True))
-        return int(new["seed"])
+        return as_int(new["seed"], "seed")
     # An old study: compare. Without a seed of its own, the sampler takes the study's.
     stored = json.loads(attributes[key])
     differing = []

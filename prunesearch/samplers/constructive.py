@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from optuna.study import Study
@@ -20,6 +20,7 @@ from prunesearch.algorithms.operators import (
 )
 from prunesearch.algorithms.registry import SINGLE, AlgorithmEntry
 from prunesearch.algorithms.surrogate import harm_of
+from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers.base import (
     GenerationPendingError,
     Proposal,
@@ -155,7 +156,7 @@ class OneShotSampler(ConstructiveSampler):
         self._given = None if isinstance(ranking, str) else checked_ranking(ranking, space.n_units)
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """Settings that determine the proposals."""
         ranking = SINGLE if self._given is None else self._given.harm_D.round(9).tolist()
         return {**super().config, "ranking": ranking}

@@ -10,20 +10,20 @@ trial had with the same distribution. All other parameters are drawn at random.
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalChoiceType
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from prunesearch.algorithms.base import VectorState
-from prunesearch.algorithms.history import History, Outcome, gather
+from prunesearch.algorithms.history import History, Memory, Outcome, gather
 from prunesearch.algorithms.operators import Real, SubsetConstraints, generator
 from prunesearch.algorithms.registry import REGISTRY, names_with
 from prunesearch.errors import UnknownNameError
+from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers.base import (
     STATE_ATTR,
     checked_population,
@@ -95,7 +95,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: Space
-    ) -> dict[str, Any]:
+    ) -> dict[str, CategoricalChoiceType]:
         """Move the trial's particle."""
         proposal_inputs = self._proposal_inputs(study, trial.number)
         memory = (
@@ -108,7 +108,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
                 drawn[name] = draw(self.study_seed, trial.number, name, distribution)
             return drawn
         # Store the coordinates, and the trials that were left out of the basis.
-        state: dict[str, Any] = {"by": self.name, "m": pack(memory)}
+        state: JsonObject = {"by": self.name, "m": pack(memory)}
         if proposal_inputs.open:
             state["basis"] = {"open": proposal_inputs.open}
         set_attribute(study, trial, STATE_ATTR, json.dumps(state))
@@ -120,7 +120,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         trial: FrozenTrial,
         param_name: str,
         param_distribution: BaseDistribution,
-    ) -> Any:  # noqa: ANN401 (the type is Optuna's)
+    ) -> CategoricalChoiceType:
         """Draw a value that depends on the seed, the trial's number and the parameter's name
         only.
         """
@@ -233,7 +233,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
                 return Outcome(None, None)
         transform = _transform(self._space)
         stored = json.loads(trial.system_attrs.get(STATE_ATTR, "{}"))
-        memory: Mapping[str, Any] = unpack(stored.get("m", {}), stored.get("by") == self.name)
+        memory: Memory = unpack(stored.get("m", {}), stored.get("by") == self.name)
         params = {name: trial.params[name] for name in self._space}
         # Stored coordinates are used only if they still decode to the trial's parameters.
         fits = len(memory.get("x", ())) == len(transform.bounds)

@@ -3,9 +3,9 @@
 import pkgutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.study import Study
@@ -15,6 +15,7 @@ from prunesearch.algorithms.history import Outcome
 from prunesearch.algorithms.operators import generator, top, unseen
 from prunesearch.algorithms.registry import AlgorithmEntry
 from prunesearch.candidate import LayerSubset
+from prunesearch.runtime.json_values import Json
 from prunesearch.samplers.base import Proposal, SamplerSettings, SubsetSampler
 from prunesearch.space import SearchSpace
 from prunesearch.studies.trial_log import create_running, set_params
@@ -55,7 +56,7 @@ class OptunaSampler(SubsetSampler):
     def ask(
         self,
         study: Study,
-        describe: Callable[[LayerSubset], Mapping[str, Any]] = lambda candidate: {},
+        describe: Callable[[LayerSubset], Mapping[str, Json]] = lambda candidate: {},
     ) -> Proposal:
         """Create the study's next trial and return its proposal."""
         self.trial_log(study)
@@ -77,8 +78,8 @@ class OptunaSampler(SubsetSampler):
         self,
         study: Study,
         trial: FrozenTrial,
-        search_space: Any,  # noqa: ANN401
-    ) -> dict[str, Any]:
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, int]:
         """Let `inner` suggest every parameter, then repair the subset."""
         trial_log = self.trial_log(study)
         with self._lock:

@@ -12,7 +12,7 @@ returns the same proposal later.
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from optuna.study import Study
@@ -27,6 +27,7 @@ from prunesearch.algorithms.surrogate import Ranking, harm_of
 from prunesearch.algorithms.vector_swarms import VectorSwarm
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers.base import (
     STATE_ATTR,
     GenerationPendingError,
@@ -92,7 +93,7 @@ class SwarmSampler(SubsetSampler):
         self._forget()
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """Settings that determine the proposals."""
         ranking: str | list[float] | None = None
         if self._single:
@@ -252,7 +253,7 @@ class SwarmSampler(SubsetSampler):
         view = trial_log.history.view(proposal_inputs.end, proposal_inputs.open)
         planned = planner.propose(view, begun, slots, seen, running)
         # Store the basis where the trial's number does not determine it.
-        kept: dict[str, Any] = {}
+        kept: JsonObject = {}
         if self.asynchronous or proposal_inputs.open:
             kept["basis"] = {"open": proposal_inputs.open, "known": proposal_inputs.known}
         proposals = []
@@ -260,12 +261,12 @@ class SwarmSampler(SubsetSampler):
             proposals.append(self._proposal(first + slot, X_D, memory, kept))
         return proposals
 
-    def _proposal(self, number: int, X_D: Mask, memory: Memory, kept: dict[str, Any]) -> Proposal:
+    def _proposal(self, number: int, X_D: Mask, memory: Memory, kept: JsonObject) -> Proposal:
         """Build the proposal of a subset, with the algorithm's memory and the basis in its
         state.
         """
         candidate = self.space.candidate(np.flatnonzero(X_D).tolist())
-        state: dict[str, Any] = {"by": self.name, **kept}
+        state: JsonObject = {"by": self.name, **kept}
         if memory:
             state["m"] = pack(memory)
         return Proposal(

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalChoiceType
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -13,6 +13,7 @@ from prunesearch.algorithms.planner import Preselection
 from prunesearch.algorithms.registry import ENCODINGS, REGISTRY
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.runtime.json_values import Json
 from prunesearch.samplers.base import Proposal, renamed_encoding
 from prunesearch.samplers.continuous import PlainSwarm
 from prunesearch.samplers.population import SwarmSampler, algorithm_of
@@ -83,7 +84,7 @@ class _Swarm(BaseSampler):
     def ask(
         self,
         study: Study,
-        describe: Callable[[LayerSubset], Mapping[str, Any]] = lambda candidate: {},
+        describe: Callable[[LayerSubset], Mapping[str, Json]] = lambda candidate: {},
     ) -> Proposal:
         """Create the study's next trial in one transaction (see `SubsetSampler.ask`)."""
         return self.subsets.ask(study, describe)
@@ -111,7 +112,7 @@ class _Swarm(BaseSampler):
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    ) -> dict[str, int] | dict[str, CategoricalChoiceType]:
         """Delegate to the underlying sampler."""
         return self.inner.sample_relative(study, trial, search_space)
 
@@ -121,7 +122,7 @@ class _Swarm(BaseSampler):
         trial: FrozenTrial,
         param_name: str,
         param_distribution: BaseDistribution,
-    ) -> Any:  # noqa: ANN401 (the type is Optuna's)
+    ) -> CategoricalChoiceType:
         """Delegate to the underlying sampler."""
         return self.inner.sample_independent(study, trial, param_name, param_distribution)
 
