@@ -1,8 +1,7 @@
 """The command `compensate`. It starts without torch."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -31,9 +30,6 @@ from prunesearch.errors import InputError
 from prunesearch.report.emit import emit
 from prunesearch.runtime import stopping
 from prunesearch.units import parse_size
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 
 @click.command(cls=Command)
@@ -88,6 +84,7 @@ def compensate(
     from prunesearch.cache.location import CacheLocation
     from prunesearch.export import check_destination
     from prunesearch.recovery.compensation import compensate_and_export, fit_and_held_out
+    from prunesearch.report.compensation import compensated
     from prunesearch.report.progress import ProgressView
 
     # Refuse a bad destination before the model is loaded.
@@ -109,42 +106,4 @@ def compensate(
                 folder=CacheLocation.parse(options_of(settings).cache).folder / "compensations",
                 max_shard=size,
             )
-    emit(as_json, document, rendered)
-
-
-def rendered(document: Mapping[str, Any]) -> "list[Group | str]":
-    """Show the result of each gap, the metrics and the place of the export."""
-    from prunesearch.report.render import exported
-    from prunesearch.report.tables import Layers, table
-
-    done = document["compensation"]
-    # One row for each gap.
-    gaps = []
-    for gap in done["gaps"]:
-        alpha = "-" if gap["alpha"] is None else f"{gap['alpha']:.3f}"
-        ridge = "-" if gap["ridge"] is None else f"{gap['ridge']:g}"
-        before, after = f"{gap['loss_before']:.4f}", f"{gap['loss_after']:.4f}"
-        seconds = f"{gap['seconds']:.1f}"
-        gaps.append((Layers(gap["dropped"]), gap["method"], alpha, ridge, before, after, seconds))
-    # One row for each metric, with one column for each model.
-    models = ("dense", "pruned", "compensated")
-    titles = {
-        "cross_entropy": "log-perplexity (nats/token)",
-        "perplexity": "perplexity",
-        "kl": "KL to dense (nats/token)",
-    }
-    metrics = []
-    for metric, title in titles.items():
-        # Adding 0.0 turns -0.0 into 0.0, which prints without a sign.
-        rounded = [f"{round(done[model][metric], 4) + 0.0:.4f}" for model in models]
-        metrics.append((title, *rounded))
-    recovered = f"recovered {done['recovered']:.1%} of the log-perplexity that pruning lost"
-    if done["cached"]:
-        recovered += " (found before, and put in place)"
-    columns = ("gap", "method", "alpha", "ridge", "loss before", "after", "seconds")
-    return [
-        table("Gaps, with the loss on held-out tokens", columns, gaps),
-        table("Held-out tokens", ("", *models), metrics),
-        recovered,
-        *exported(document["export"]),
-    ]
+    emit(as_json, document, compensated)

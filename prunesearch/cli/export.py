@@ -68,14 +68,14 @@ def export(
     made = {name: settings.pop(name) for name in REQUEST}
     quiet()
     from prunesearch.pipeline import delivery
-    from prunesearch.report import render
+    from prunesearch.report import export as rendered
 
     request = delivery.ExportRequest.parse(**made)
     with progress():
         document = delivery.run_export(
             selected_by(target, layers, max_loss, max_size, settings), request
         )
-    emit(as_json, document, render.delivered)
+    emit(as_json, document, rendered.delivered)
 
 
 @click.command(cls=Command)
@@ -92,8 +92,8 @@ def verify(folder: str, base: str | None, as_json: bool, **settings: Any) -> Non
     recipe = None if base is None else recipe_of({**settings, "model": base, "drop": "1"})
     quiet()
     from prunesearch.pipeline.delivery import verify_again
-    from prunesearch.report import render
+    from prunesearch.report import export as rendered
 
     with progress():
         document = verify_again(Path(folder), recipe, options, settings["trust_remote_code"])
-    emit(as_json, document, render.verified)
+    emit(as_json, document, rendered.verified)

@@ -38,11 +38,11 @@ def evaluate(model: str, layers: str, as_json: bool, **settings: Any) -> None:  
     options = options_of(settings)
     quiet()
     from prunesearch.pipeline.run import evaluate_model
-    from prunesearch.report import render
+    from prunesearch.report import models as rendered
 
     with progress():
         document = evaluate_model(recipe, options, layers)
-    emit(as_json, document, render.evaluation)
+    emit(as_json, document, rendered.evaluation)
 
 
 @click.command(cls=Command)
@@ -53,11 +53,11 @@ def analyze(model: str, revision: str | None, trust_remote_code: bool, as_json: 
     """Count parameters and bytes per layer of MODEL; a config.json is enough."""
     quiet()
     from prunesearch.models.analyze import NamedInventory, take_inventory
-    from prunesearch.report import render
+    from prunesearch.report import models as rendered
 
     with progress():
         inventory = take_inventory(model, revision=revision, trust_remote_code=trust_remote_code)
-    emit(as_json, NamedInventory(model, inventory), render.inventory)
+    emit(as_json, NamedInventory(model, inventory), rendered.inventory)
 
 
 @click.command(cls=Command)
@@ -94,12 +94,12 @@ def plan(
     size = None if memory is None else parse_size(memory, "--memory")
     quiet()
     from prunesearch.execution.memory_plan import Asked, plan
-    from prunesearch.report import render
+    from prunesearch.report import models as rendered
 
     emit(
         as_json,
         plan(
             model, Asked.of(size, **asked), revision=revision, trust_remote_code=trust_remote_code
         ),
-        render.plan,
+        rendered.plan,
     )

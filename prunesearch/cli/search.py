@@ -46,7 +46,7 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     quiet()
     from prunesearch.pipeline.run import check_grid, run_searches
     from prunesearch.pipeline.session import open_session
-    from prunesearch.report import render
+    from prunesearch.report import search as rendered
 
     check_grid(recipes, options)
     with progress(), open_session(recipes[0], options) as session:
@@ -54,9 +54,9 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
             outcome.document(options) for outcome in run_searches(session, recipes, options)
         ]
     if len(documents) == 1:
-        emit(as_json, documents[0], render.search)
+        emit(as_json, documents[0], rendered.search)
     else:
-        emit(as_json, {"searches": documents}, render.grid)
+        emit(as_json, {"searches": documents}, rendered.grid)
 
 
 @click.command(cls=Command)
@@ -85,7 +85,7 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
     folder = None if file.out is None else Path(file.out)
     quiet()
     from prunesearch.pipeline import run
-    from prunesearch.report import render
+    from prunesearch.report import search as rendered
 
     if file.recover is not None:
         from prunesearch.pipeline.search_and_recover import RecoverySection, search_and_recover
@@ -102,14 +102,14 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
         emit(
             as_json,
             {**outcomes[0].document(options), "export": exports[0]},
-            render.searched_and_exported,
+            rendered.searched_and_exported,
         )
         return
     searches = [outcome.document(options) for outcome in outcomes]
     emit(
         as_json,
         {"searches": searches, "exports": exports},
-        render.grid_and_exports,
+        rendered.grid_and_exports,
     )
 
 
@@ -134,7 +134,7 @@ def demo(
     """
     quiet()
     from prunesearch.pipeline.demo import TRIALS, run_demo
-    from prunesearch.report import render
+    from prunesearch.report import search as rendered
 
     options = validated(
         RunOptions,
@@ -147,4 +147,4 @@ def demo(
     )
     with progress():
         result = run_demo(model, options, Path(home))
-    emit(as_json, result.document(options), render.demo)
+    emit(as_json, result.document(options), rendered.demo)

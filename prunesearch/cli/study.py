@@ -115,12 +115,12 @@ def study_resume(name: str, trust_remote_code: bool, as_json: bool, **settings: 
     quiet()
     from prunesearch.config.recipe import PATHS
     from prunesearch.pipeline import run
-    from prunesearch.report import render
+    from prunesearch.report.search import search
 
     location = {place: settings[place] for place in PATHS}
     with progress():
         outcome = run.resume(name, options, trust_remote_code=trust_remote_code, **location)
-    emit(as_json, outcome.document(options), render.search)
+    emit(as_json, outcome.document(options), search)
 
 
 @study.command("rm")

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prunesearch.report.render import evaluation, exported, found
+from prunesearch.report.export import exported
+from prunesearch.report.models import evaluation
+from prunesearch.report.search import found
 from prunesearch.report.tables import (
     Layers,
     duration,

@@ -39,6 +39,14 @@ class Commands(str):
     __slots__ = ()
 
 
+def next_commands(*commands: str) -> Commands:
+    """Format commands that the user may run next."""
+    lines = ["next:"]
+    for command in commands:
+        lines.append(f"  {command}")
+    return Commands("\n".join(lines))
+
+
 class Paragraph:
     """A line of text that is folded between words, and inside a long list after a comma.
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from prunesearch.config.recipe import Recipe
 from prunesearch.report.emit import emit
-from prunesearch.report.render import grid, search
+from prunesearch.report.search import grid, search
 from prunesearch.report.study import study_list, study_show
 from prunesearch.report.tables import (
     Layers,

@@ -1,44 +1,25 @@
-"""Output of the commands for people.
-
-Each function turns one command's JSON document into tables and lines.
-"""
+"""Output of `search`, `run` and `demo` for people."""
 
 from collections.abc import Mapping
-from itertools import groupby
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Group
 
+from prunesearch.report.export import exported
 from prunesearch.report.study import front_table
 from prunesearch.report.tables import (
-    Commands,
     Layers,
     Parts,
     dense_against_pruned,
     duration,
-    gib,
-    label,
-    number,
-    stderr_of,
+    next_commands,
     table,
 )
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
 
-if TYPE_CHECKING:
-    from prunesearch.execution.memory_plan import Plan
-    from prunesearch.export.results import (
-        Exported,
-        ExportedGguf,
-        GgufRecheck,
-        PrintedRecipe,
-        Recheck,
-        Verification,
-    )
-    from prunesearch.models.analyze import BlockInventory, NamedInventory
-
 Document = Mapping[str, Any]
-_MUCH = 0.1  # lost share of the dense model's quality above which commands that recover it are suggested
+_MUCH = 0.1  # lost share of the dense quality above which commands that recover it are suggested
 
 
 def search(document: Document) -> Parts:
@@ -52,7 +33,7 @@ def search(document: Document) -> Parts:
     form = " --as zeroed" if _drops_sublayers(document) else ""
     return [
         *found(document),
-        _next(
+        next_commands(
             f"prunesearch export {study} --out {study}{form}{flag}",
             *_recovery(document),
             f"prunesearch study layers {study}{flag}",
@@ -152,7 +133,7 @@ def grid(document: Document) -> Parts:
         f"parameters and latency ({where}) as a share of the dense model's; this run: {computed} "
         f"evaluated, "
         f"{hits} cache hits",
-        _next(
+        next_commands(
             f"prunesearch study show {first}{flag}",
             f"prunesearch export {first} --out {first}{flag}",
             f"optuna-dashboard {_storage_word(searches[0])}",
@@ -169,7 +150,7 @@ def _pareto(document: Document) -> Parts:
         _compared(f"The knee drops layers {best['dropped']}", document),
         *_paired(document),
         _run_line(document),
-        _next(
+        next_commands(
             f"prunesearch study best {study} --max-loss 10%{flag}",
             f"prunesearch export {study} --max-size {int(best['cost']['bytes'])} --out "
             f"{study}{flag}",
@@ -178,105 +159,13 @@ def _pareto(document: Document) -> Parts:
     ]
 
 
-def exported(made: "Exported") -> Parts:
-    """Show where the checkpoint is and how it was verified."""
-    check = made.verification
-    said = " ".join(check.generated.split())
-    parts: Parts = [
-        f"exported {made.folder}: {number('params', made.params)} parameters, "
-        f"{made.bytes:,} bytes ({gib(made.bytes)}), without layers {made.candidate.text}",
-        f"verified: {check.weights} tensors equal what was read; reloaded with from_pretrained, "
-        f"logits differ by {_differences(check)}; allowed {check.allowed:.3g}",
-    ]
-    if said:
-        parts.append(f"it says: {said}")
-    if made.pushed is not None:
-        parts.append(f"pushed to {made.pushed}")
-    return parts
-
-
-def _differences(check: "Verification") -> str:
-    """List the differences that a verification measured, each with the compared outputs."""
-    parts = [f"{check.prefill_difference:.3g} (prompt)"]
-    if check.narrow_difference is not None:
-        parts.append(f"{check.narrow_difference:.3g} (with narrow attention windows)")
-    if check.decode_difference is not None:
-        how = "cached decoding" if check.cached else "decoding without a cache"
-        parts.append(f"{check.decode_difference:.3g} ({how}, {check.decoded} steps)")
-    return ", ".join(parts)
-
-
-def delivered(done: "Exported | ExportedGguf | PrintedRecipe") -> Parts:
-    """Show the result of an export command: printed text, a GGUF file or a checkpoint."""
-    from prunesearch.export.results import ExportedGguf, PrintedRecipe
-
-    if isinstance(done, PrintedRecipe):
-        return [done.text.rstrip()]
-    if isinstance(done, ExportedGguf):
-        return _exported_gguf(done)
-    return exported(done)
-
-
-def _exported_gguf(made: "ExportedGguf") -> Parts:
-    """Show where a GGUF file is and how it was verified."""
-    check = made.check
-    proof = (
-        "not verified, since llama.cpp is not installed: pip install 'prunesearch[gguf]', then run "
-        f"prunesearch verify {quote(str(made.path))}"
-    )
-    if check is not None:
-        proof = (
-            f"verified in llama.cpp: log-probabilities differ by {check.difference:.3g} nats in "
-            f"the mean (allowed {check.allowed}), {check.largest:.3g} at most, over "
-            f"{check.steps} greedy tokens; it says: {' '.join(check.generated.split())}"
-        )
-    written = f"wrote {made.path}: {made.bytes:,} bytes, without layers {made.candidate.text}"
-    return [written, proof]
-
-
-def verified(found: "Recheck | GgufRecheck") -> Parts:
-    """Show the result of a repeated verification."""
-    from prunesearch.export.results import GgufRecheck
-
-    if isinstance(found, GgufRecheck):
-        return [_verified_gguf(found)]
-    lines: Parts = [
-        f"{found.folder} is what was exported: {found.weights} tensors, logits differ by "
-        f"{found.difference:.3g}"
-    ]
-    if found.against_base is not None:
-        lines.append(
-            f"against {found.base_model} without layers {found.dropped}: logits differ by "
-            f"{_differences(found.against_base)}"
-        )
-    return lines
-
-
-def _verified_gguf(found: "GgufRecheck") -> str:
-    """Describe the result of a repeated verification of a GGUF file."""
-    from prunesearch.export.results import LlamaCppCheck
-
-    said = f"{found.path} is what was exported without layers {found.dropped}: "
-    said += f"{found.tensors} tensors"
-    check = found.llama_cpp
-    if check is None:
-        return f"{said}; not run: llama.cpp is not installed (pip install 'prunesearch[gguf]')"
-    text = " ".join(check.generated.split())
-    if not isinstance(check, LlamaCppCheck):
-        return f"{said}; llama.cpp runs it and says: {text} (--base MODEL compares it with the dense model)"
-    return (
-        f"{said}; in llama.cpp log-probabilities differ from the base model's candidate by "
-        f"{check.difference:.3g} nats in the mean (allowed {check.allowed:.3g}); it says: {text}"
-    )
-
-
 def searched_and_exported(document: Document) -> Parts:
     """Show a search and the export of its best candidate."""
     folder = quote(str(document["export"].folder))
     return [
         *found(document),
         *exported(document["export"]),
-        _next(
+        next_commands(
             f"prunesearch evaluate {folder} --calibration builtin-held-out",
             *_recovery(document),
             f"optuna-dashboard {_storage_word(document)}",
@@ -332,7 +221,7 @@ def demo(document: Document) -> Parts:
         ),
         f"wall time {document['seconds']:.0f} s",
         *exported(export),
-        _next(
+        next_commands(
             f"optuna-dashboard {_storage_word(document)}",
             f"prunesearch evaluate {quote(str(export.folder))} --calibration builtin-held-out",
             f"prunesearch search {quote(document['model'])} --drop 25% --trials "
@@ -350,83 +239,6 @@ def _measured(figures: Document) -> Document:
     for name, value in figures.items():
         named["measured_ms" if name == "latency_ms" else name] = value
     return named
-
-
-def evaluation(document: Document) -> Parts:
-    """Show metrics with their standard errors."""
-    rows = []
-    for name, value in document["metrics"].items():
-        error = document["stderr"].get(name)
-        shown = "-" if error is None else stderr_of(name, value, error)
-        rows.append((label(name), number(name, value), shown))
-    rows.append((label("params"), number("params", document["params"]), "-"))
-    rows.append((label("bytes"), number("bytes", document["bytes"]), "-"))
-    title = document["model"]
-    if document["dropped"] != "none":
-        title += f" without layers {document['dropped']}"
-    return [
-        table(title, ("", "value", "standard error"), rows),
-        "from the cache" if document["cached"] else "",
-    ]
-
-
-def inventory(found: "NamedInventory") -> Parts:
-    """Show parameters and bytes of each block. Equal neighbours share a line."""
-
-    def weight(block: "BlockInventory") -> tuple[int, int, int, int]:
-        return block.params, block.attention, block.mlp, block.bytes
-
-    inventory = found.inventory
-    rows = []
-    for (params, attention, mlp, size), group in groupby(inventory.blocks, key=weight):
-        indices = [block.index for block in group]
-        span = str(indices[0]) if len(indices) == 1 else f"{indices[0]}-{indices[-1]}"
-        rows.append((span, f"{params:,}", f"{attention:,}", f"{mlp:,}", gib(size)))
-    # The rest is the embedding, the final norm and the head.
-    other = inventory.params - sum(block.params for block in inventory.blocks)
-    other_bytes = inventory.bytes - sum(block.bytes for block in inventory.blocks)
-    rows.append(("other", f"{other:,}", "", "", gib(other_bytes)))
-    rows.append(("total", f"{inventory.params:,}", "", "", gib(inventory.bytes)))
-    title = f"{found.model}: {len(inventory.blocks)} blocks (from its {inventory.source})"
-    return [table(title, ("block (each)", "parameters", "attention", "MLP", "size"), rows)]
-
-
-def plan(plan: "Plan") -> Parts:
-    """Show what each location of the weights costs, which one to use, and the command for it."""
-    rows = []
-    for mode in plan.modes:
-        memory = gib(mode.memory)
-        if mode.host_memory:
-            memory += f" + {gib(mode.host_memory)} in host memory"
-        fits = "yes" if mode.fits else "no"
-        read = gib(mode.bytes_read) if mode.bytes_read else "-"
-        rows.append((mode.offload, memory, fits, read, duration(mode.seconds)))
-    speed = plan.speed
-    rates = []
-    for name, rate in sorted(speed.flops.items()):
-        rates.append(f"{rate / 1e9:.4g} GFLOP/s in {name}")
-    products = ", ".join(rates)
-    title = (
-        f"{plan.model}: {plan.blocks} blocks of {plan.block_params:,} "
-        f"parameters, "
-        f"{plan.params:,} in all (from its {plan.source}), in {plan.dtype}"
-    )
-    return [
-        table(
-            title,
-            ("--offload", "memory", f"in {gib(plan.memory)}", "read a generation", "time"),
-            rows,
-        ),
-        f"a generation: {plan.candidates} candidates without {plan.drop} of the "
-        f"blocks, at random, on "
-        f"{plan.tokens:,} tokens; they share {100 * plan.shared:.0f} % of the work, "
-        f"later ones more",
-        f"this machine ({speed.device}): {products}; reads {speed.disk / 1e9:.3g} GB/s from "
-        f"disk, "
-        f"{speed.cached / 1e9:.3g} GB/s from the page cache",
-        *plan.notes,
-        _next(plan.command) if plan.command else "",
-    ]
 
 
 def _run_line(document: Document) -> str:
@@ -468,11 +280,3 @@ def _storage_word(document: Document) -> str:
     A URL with a password is replaced by its environment variable.
     """
     return pasted(document["storage"], STORAGE_VARIABLE)
-
-
-def _next(*commands: str) -> Commands:
-    """Format commands that the user may run next."""
-    lines = ["next:"]
-    for command in commands:
-        lines.append(f"  {command}")
-    return Commands("\n".join(lines))

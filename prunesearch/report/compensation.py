@@ -1,0 +1,42 @@
+"""Output of `compensate` for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunesearch.report.export import exported
+from prunesearch.report.tables import Layers, Parts, table
+
+
+def compensated(document: Mapping[str, Any]) -> Parts:
+    """Show the result of each gap, the metrics and the place of the export."""
+    done = document["compensation"]
+    # One row for each gap.
+    gaps = []
+    for gap in done["gaps"]:
+        alpha = "-" if gap["alpha"] is None else f"{gap['alpha']:.3f}"
+        ridge = "-" if gap["ridge"] is None else f"{gap['ridge']:g}"
+        before, after = f"{gap['loss_before']:.4f}", f"{gap['loss_after']:.4f}"
+        seconds = f"{gap['seconds']:.1f}"
+        gaps.append((Layers(gap["dropped"]), gap["method"], alpha, ridge, before, after, seconds))
+    # One row for each metric, with one column for each model.
+    models = ("dense", "pruned", "compensated")
+    titles = {
+        "cross_entropy": "log-perplexity (nats/token)",
+        "perplexity": "perplexity",
+        "kl": "KL to dense (nats/token)",
+    }
+    metrics = []
+    for metric, title in titles.items():
+        # Adding 0.0 turns -0.0 into 0.0, which prints without a sign.
+        rounded = [f"{round(done[model][metric], 4) + 0.0:.4f}" for model in models]
+        metrics.append((title, *rounded))
+    recovered = f"recovered {done['recovered']:.1%} of the log-perplexity that pruning lost"
+    if done["cached"]:
+        recovered += " (found before, and put in place)"
+    columns = ("gap", "method", "alpha", "ridge", "loss before", "after", "seconds")
+    return [
+        table("Gaps, with the loss on held-out tokens", columns, gaps),
+        table("Held-out tokens", ("", *models), metrics),
+        recovered,
+        *exported(document["export"]),
+    ]

@@ -1,0 +1,99 @@
+"""Output of `evaluate`, `analyze` and `plan` for people."""
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from prunesearch.report.tables import (
+    Parts,
+    duration,
+    gib,
+    label,
+    next_commands,
+    number,
+    stderr_of,
+    table,
+)
+
+if TYPE_CHECKING:
+    from prunesearch.execution.memory_plan import Plan
+    from prunesearch.models.analyze import BlockInventory, NamedInventory
+
+Document = Mapping[str, Any]
+
+
+def evaluation(document: Document) -> Parts:
+    """Show metrics with their standard errors."""
+    rows = []
+    for name, value in document["metrics"].items():
+        error = document["stderr"].get(name)
+        shown = "-" if error is None else stderr_of(name, value, error)
+        rows.append((label(name), number(name, value), shown))
+    rows.append((label("params"), number("params", document["params"]), "-"))
+    rows.append((label("bytes"), number("bytes", document["bytes"]), "-"))
+    title = document["model"]
+    if document["dropped"] != "none":
+        title += f" without layers {document['dropped']}"
+    return [
+        table(title, ("", "value", "standard error"), rows),
+        "from the cache" if document["cached"] else "",
+    ]
+
+
+def inventory(found: "NamedInventory") -> Parts:
+    """Show parameters and bytes of each block. Equal neighbours share a line."""
+
+    def weight(block: "BlockInventory") -> tuple[int, int, int, int]:
+        return block.params, block.attention, block.mlp, block.bytes
+
+    inventory = found.inventory
+    rows = []
+    for (params, attention, mlp, size), group in groupby(inventory.blocks, key=weight):
+        indices = [block.index for block in group]
+        span = str(indices[0]) if len(indices) == 1 else f"{indices[0]}-{indices[-1]}"
+        rows.append((span, f"{params:,}", f"{attention:,}", f"{mlp:,}", gib(size)))
+    # The rest is the embedding, the final norm and the head.
+    other = inventory.params - sum(block.params for block in inventory.blocks)
+    other_bytes = inventory.bytes - sum(block.bytes for block in inventory.blocks)
+    rows.append(("other", f"{other:,}", "", "", gib(other_bytes)))
+    rows.append(("total", f"{inventory.params:,}", "", "", gib(inventory.bytes)))
+    title = f"{found.model}: {len(inventory.blocks)} blocks (from its {inventory.source})"
+    return [table(title, ("block (each)", "parameters", "attention", "MLP", "size"), rows)]
+
+
+def plan(plan: "Plan") -> Parts:
+    """Show what each location of the weights costs, which one to use, and the command for it."""
+    rows = []
+    for mode in plan.modes:
+        memory = gib(mode.memory)
+        if mode.host_memory:
+            memory += f" + {gib(mode.host_memory)} in host memory"
+        fits = "yes" if mode.fits else "no"
+        read = gib(mode.bytes_read) if mode.bytes_read else "-"
+        rows.append((mode.offload, memory, fits, read, duration(mode.seconds)))
+    speed = plan.speed
+    rates = []
+    for name, rate in sorted(speed.flops.items()):
+        rates.append(f"{rate / 1e9:.4g} GFLOP/s in {name}")
+    products = ", ".join(rates)
+    title = (
+        f"{plan.model}: {plan.blocks} blocks of {plan.block_params:,} "
+        f"parameters, "
+        f"{plan.params:,} in all (from its {plan.source}), in {plan.dtype}"
+    )
+    return [
+        table(
+            title,
+            ("--offload", "memory", f"in {gib(plan.memory)}", "read a generation", "time"),
+            rows,
+        ),
+        f"a generation: {plan.candidates} candidates without {plan.drop} of the "
+        f"blocks, at random, on "
+        f"{plan.tokens:,} tokens; they share {100 * plan.shared:.0f} % of the work, "
+        f"later ones more",
+        f"this machine ({speed.device}): {products}; reads {speed.disk / 1e9:.3g} GB/s from "
+        f"disk, "
+        f"{speed.cached / 1e9:.3g} GB/s from the page cache",
+        *plan.notes,
+        next_commands(plan.command) if plan.command else "",
+    ]
