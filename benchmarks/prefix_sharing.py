@@ -35,6 +35,7 @@ from prunesearch.models.surgery import pruned
 from prunesearch.objectives.base import ChunkWork
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
+from prunesearch.objectives.metrics.kl import KL
 from prunesearch.pipeline.run import run_search
 from prunesearch.pipeline.session import open_session
 from prunesearch.studies import persistence
@@ -121,7 +122,7 @@ def main() -> None:
     }
     windows = token_windows(BUILTIN_TEXT, loaded.tokenizer, tokens, 256)
     for name, population in populations.items():
-        objective = CalibrationObjective(loaded, windows)
+        objective = CalibrationObjective(loaded, windows, KL())
         work = [ChunkWork(chunk, population) for chunk in objective.chunks]
         forward = Forward(loaded.model, loaded.layers)
         times: dict[str, list[float]] = {"separate": [], "shared": []}

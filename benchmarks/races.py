@@ -30,6 +30,7 @@ from prunesearch.models.demo_weights import obtain
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
+from prunesearch.objectives.metrics.kl import KL
 from prunesearch.objectives.race import is_worse, rungs
 from prunesearch.pipeline.run import run_search
 from prunesearch.pipeline.session import Session, load_for
@@ -54,7 +55,7 @@ def searched(loaded: LoadedModel, recipe: Recipe, trials: int, folder: Path) -> 
         storage=f"sqlite:///{folder}/study.db", cache=str(folder / "cache"), trials=trials
     )
     windows = token_windows(BUILTIN_TEXT, loaded.tokenizer, recipe.tokens, recipe.window)
-    objective = CalibrationObjective(loaded, windows, chunk_tokens=CHUNK_TOKENS)
+    objective = CalibrationObjective(loaded, windows, KL(), chunk_tokens=CHUNK_TOKENS)
     store = EvaluationCache(options.cache)
     engine = LocalEngine(loaded, objective, store)
     outcome = run_search(Session(loaded, objective, engine, store), recipe, options)

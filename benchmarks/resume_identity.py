@@ -30,9 +30,9 @@ from optuna.study import MaxTrialsCallback
 from benchmarks.support.record import Record, arguments
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.recipe import Weights
+from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.structure import Sizes
-from prunesearch.objectives.scalarization import TrialScalarizer
 from prunesearch.pipeline.search_loop import search
 from prunesearch.samplers import PSOSampler, WOASampler, build
 from prunesearch.space import SearchSpace

@@ -49,6 +49,7 @@ from prunesearch.models.streaming import open_streamed
 from prunesearch.models.structure import meta_model
 from prunesearch.objectives.base import ChunkWork
 from prunesearch.objectives.calibration import CalibrationObjective
+from prunesearch.objectives.metrics.kl import KL
 from prunesearch.space import SearchSpace
 
 LIMIT = 3 * 2**30
@@ -156,7 +157,7 @@ def child(folder: Path, what: str, dtype: str, out: Path) -> None:
         return
     document: dict[str, Any] = {"opened": time.perf_counter() - start}
     ids = torch.arange(TOKENS) * 7919 % VOCABULARY
-    objective = CalibrationObjective(loaded, ids[None])
+    objective = CalibrationObjective(loaded, ids[None], KL())
     generation = draw(SearchSpace.parse(loaded.n_layers, DROP), CANDIDATES)
     score(
         loaded, objective, [[LayerSubset.of(loaded.n_layers)]], 2**30

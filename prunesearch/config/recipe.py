@@ -15,17 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from prunesearch.algorithms.registry import REGISTRY, names_with
 from prunesearch.errors import InputError, PruneSearchError, UnknownNameError, either
+from prunesearch.objectives import registry as objective_registry
+from prunesearch.objectives.base import BUILTIN_TEXT as BUILTIN_TEXT
 from prunesearch.space import split_drop
 from prunesearch.units import parse_size
 
 RANKINGS = ("none", "influence", "magnitude", "taylor", "single")
-OBJECTIVES = ("kl", "perplexity", "task")
-CALIBRATED = ("kl", "perplexity")
+OBJECTIVES = tuple(objective_registry.REGISTRY.names())
+CALIBRATED = tuple(objective_registry.names_with("needs_calibration"))
 """Objectives that are computed on calibration text."""
 WEIGHT_PLACES = ("memory", "resident", "stream", "host")
 """Locations of a model's weights; ``resident`` is another word for ``memory``."""
-BUILTIN_TEXT = "builtin"
-"""Name of the calibration text that ships with the package (see `objectives.calibration_data`)."""
 
 VERSION = " version"
 """Suffix of the identity's fields that hold a library's version."""
@@ -237,7 +237,7 @@ class Recipe(Settings):
             )
         if not terms & set(CALIBRATED) and self.calibration != BUILTIN_TEXT:
             raise ValueError(
-                "--calibration goes with the objectives kl and perplexity, not with --task"
+                f"--calibration goes with the objectives {either(CALIBRATED)}, not with --task"
             )
         if "kl" not in terms and self.kl_top is not None:
             raise ValueError("--kl-top goes with --objective kl")

@@ -16,6 +16,9 @@ from prunesearch.errors import ScoringError
 if TYPE_CHECKING:
     from prunesearch.execution.shared_forward import Forward
 
+BUILTIN_TEXT = "builtin"
+"""Name of the calibration text that ships with the package (see `objectives.calibration_data`)."""
+
 Row = list[float] | str
 """The result of one item: numbers (a truth value is 0 or 1), or a generated text.
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunesearch.config.recipe import BUILTIN_TEXT
 from prunesearch.errors import DataError
 from prunesearch.models.guard import guarded
 from prunesearch.models.structure import most_positions
+from prunesearch.objectives.base import BUILTIN_TEXT
 from prunesearch.objectives.text_files import (
     CHAT_FIELDS,
     FIELDS,

@@ -1,27 +1,19 @@
 """Reference logits of the dense model, which pruned models are compared with.
 
-They are computed once and kept in files.
-
 Shapes: R rows (tokens), V vocabulary, K likeliest tokens.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import torch
-
-from prunesearch.cache.keys import evaluation_key
-from prunesearch.errors import StorageError, one_line
-from prunesearch.objectives.tensor_files import read_tensors, write_tensors
-from prunesearch.runtime.json_values import Json
 
 _TINY = 1e-12  # smallest probability of the tail bucket
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceLogits:
     """Log-probabilities of the dense model on a chunk.
 
     Attributes:
@@ -54,6 +46,11 @@ class Reference:
             values.append(top.values)
             indices.append(top.indices)
         return cls(None, torch.cat(values), torch.cat(indices).int())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that are kept, by the names of the attributes."""
+        kept = {"logits_RV": self.logits_RV, "log_p_RK": self.log_p_RK, "index_RK": self.index_RK}
+        return {name: tensor for name, tensor in kept.items() if tensor is not None}
 
     def rows(self, rows: slice, device: torch.device) -> "DenseRows":
         """Return the probabilities of a few rows on a device."""
@@ -102,53 +99,3 @@ class DenseRows:
         kl_R = self._negative_entropy_R - torch.linalg.vecdot(self._p, log_q_RK)
         kl_R -= self._rest_R * rest_q_R.log()
         return kl_R
-
-
-class ReferenceLogitsCache:
-    """Keeps references by model and chunk, in files and in memory.
-
-    Each file contains the digest of its content. A reference whose file is damaged or incomplete
-    counts as missing, so it is computed again.
-
-    Args:
-        folder: folder of the files. None: references are kept in memory only.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._held: dict[str, Reference] = {}
-
-    def get(self, fingerprint: str, chunk: Mapping[str, Json]) -> Reference | None:
-        """Return the reference of a chunk; None if it is not known."""
-        name = _name(fingerprint, chunk)
-        if name not in self._held and self._folder is not None:
-            found = read_tensors(self._folder / name)
-            if found is not None:
-                self._held[name] = Reference(**found[0])
-        return self._held.get(name)
-
-    def put(self, fingerprint: str, chunk: Mapping[str, Json], reference: Reference) -> None:
-        """Keep the reference of a chunk.
-
-        Raises:
-            StorageError: the folder cannot be written.
-        """
-        name = _name(fingerprint, chunk)
-        self._held[name] = reference
-        if self._folder is None:
-            return
-        try:
-            write_tensors(
-                self._folder / name, {k: t for k, t in vars(reference).items() if t is not None}
-            )
-        except OSError as error:
-            raise StorageError(
-                f"cannot keep the dense model's answers in {str(self._folder)!r}: "
-                f"{error.strerror or one_line(error)}; "
-                "free space, or give --kl-top 512, which takes a fraction of it"
-            ) from None
-
-
-def _name(fingerprint: str, chunk: Mapping[str, Json]) -> str:
-    """Return the file name of a reference."""
-    return evaluation_key(fingerprint, "reference", chunk).digest + ".safetensors"

@@ -2,12 +2,34 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from prunesearch.errors import InputError
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.objectives.base import Chunk, ChunkResult, Metrics, Objective, Row, Work
 from prunesearch.objectives.identity import tokens_digest
+from prunesearch.objectives.registry import (
+    REGISTRY,
+    ObjectiveInputs,
+    TaskInputs,
+    names_in_mixes,
+    task_entry,
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One objective of a weighted sum.
+
+    Attributes:
+        objective: the objective.
+        weights: weights by the names of its metrics.
+        prefix: text before the names of its metrics in the sum's report, such as ``hellaswag ``.
+    """
+
+    objective: Objective
+    weights: Mapping[str, float]
+    prefix: str = ""
 
 
 class WeightedSumObjective:
@@ -16,43 +38,39 @@ class WeightedSumObjective:
     The sign of a metric is turned if a larger metric is better.
 
     Args:
-        parts: objectives by name. The metrics of a calibration objective are reported by their own
-            names, and those of a task as ``task metric``.
-        weights: weights by ``kl``, ``perplexity`` or the name of a part. The name of a part stands
-            for its searched metric.
+        parts: parts by name.
     """
 
     metric = "mix"
     maximize = False
 
-    def __init__(self, parts: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
-        self._parts = dict(parts)
-        self._weights = dict(weights)
+    def __init__(self, parts: Mapping[str, Part]) -> None:
+        self._parts = list(parts.values())
         # Number the chunks of all parts from one part to the next.
-        self._first: dict[str, int] = {}
+        self._first: list[int] = []
         self.chunks: list[Chunk] = []
-        for name, part in self._parts.items():
-            first = len(self.chunks)
-            self._first[name] = first
-            self.chunks += [replace(chunk, index=first + chunk.index) for chunk in part.chunks]
-        self.digest = tokens_digest([[name, part.digest] for name, part in self._parts.items()])
         settings: dict[str, str | int] = {}
-        for name, part in self._parts.items():
-            for setting, value in part.settings.items():
+        for name, part in parts.items():
+            first = len(self.chunks)
+            self._first.append(first)
+            for chunk in part.objective.chunks:
+                self.chunks.append(replace(chunk, index=first + chunk.index))
+            for setting, value in part.objective.settings.items():
                 settings[f"{name} {setting}"] = value
+        self.digest = tokens_digest([[name, part.objective.digest] for name, part in parts.items()])
         self.settings: Mapping[str, str | int] = settings
 
     def score(self, work: Work, forward: Forward) -> Iterator[ChunkResult]:
         """Score each part's chunks with the part."""
-        for name, part in self._parts.items():
-            first = self._first[name]
+        for first, part in zip(self._first, self._parts, strict=True):
+            chunks = part.objective.chunks
             own = []
             for piece in work:
-                if first <= piece.chunk.index < first + len(part.chunks):
-                    own.append(replace(piece, chunk=part.chunks[piece.chunk.index - first]))
+                if first <= piece.chunk.index < first + len(chunks):
+                    own.append(replace(piece, chunk=chunks[piece.chunk.index - first]))
             if not own:
                 continue
-            for result in part.score(own, forward):
+            for result in part.objective.score(own, forward):
                 yield replace(result, chunk=self.chunks[first + result.chunk.index])
 
     def metrics(self, results: Sequence[Sequence[Row]]) -> Metrics:
@@ -63,24 +81,16 @@ class WeightedSumObjective:
         values: dict[str, float] = {}
         stderr: dict[str, float] = {}
         total = variance = 0.0
-        for name, part in self._parts.items():
-            first = self._first[name]
-            found = part.metrics(results[first : first + len(part.chunks)])
-            # Report the part's metrics. Those of a task are prefixed with its name.
-            prefix = "" if "kl" in found.values else f"{name} "
+        for first, part in zip(self._first, self._parts, strict=True):
+            found = part.objective.metrics(results[first : first + len(part.objective.chunks)])
+            # Report the part's metrics.
             for metric, value in found.values.items():
-                values[prefix + metric] = value
+                values[part.prefix + metric] = value
             for metric, error in found.stderr.items():
-                stderr[prefix + metric] = error
-            # Add the terms that name a metric of the calibration, or the part itself.
-            sign = -1.0 if part.maximize else 1.0
-            for term, weight in self._weights.items():
-                if not prefix and term in found.values:
-                    metric = term
-                elif term == name:
-                    metric = part.metric
-                else:
-                    continue
+                stderr[part.prefix + metric] = error
+            # Add its terms.
+            sign = -1.0 if part.objective.maximize else 1.0
+            for metric, weight in part.weights.items():
                 total += weight * sign * found.values[metric]
                 variance += (weight * found.stderr.get(metric, 0.0)) ** 2
         return Metrics(values | {self.metric: total}, stderr | {self.metric: math.sqrt(variance)})
@@ -94,3 +104,30 @@ class WeightedSumObjective:
         raise InputError(
             "--race compares item by item, and a mix has items of several kinds: race one objective"
         )
+
+
+def build_mix(terms: Mapping[str, float], inputs: ObjectiveInputs) -> WeightedSumObjective:
+    """Build the weighted sum of objectives and tasks.
+
+    Args:
+        terms: weights by the names of registered objectives and of lm-eval tasks.
+        inputs: what the parts are built from. The settings of its task are those of all tasks.
+    """
+    parts: dict[str, Part] = {}
+    registered = names_in_mixes(terms)
+    # One part for each task.
+    for task, weight in terms.items():
+        if task in registered:
+            continue
+        settings = replace(inputs.task or TaskInputs(task), task=task)
+        objective = task_entry().build(replace(inputs, task=settings))
+        parts[task] = Part(objective, {objective.metric: weight}, prefix=f"{task} ")
+    # One part for all objectives that are computed together.
+    for name in registered:
+        entry = REGISTRY.get(name)
+        part = parts.get(entry.part or name)
+        if part is None:
+            parts[entry.part or name] = part = Part(entry.build(inputs), {})
+        weights = {**part.weights, entry.metric or part.objective.metric: terms[name]}
+        parts[entry.part or name] = replace(part, weights=weights)
+    return WeightedSumObjective(parts)

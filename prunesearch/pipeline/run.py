@@ -39,6 +39,7 @@ from prunesearch.errors import (
     StudyBusyError,
 )
 from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.evaluation.scalarization import TrialScalarizer, objectives
 from prunesearch.execution.latency import LatencyModel, compare_latency
 from prunesearch.export import Exported, check_destination, export
 from prunesearch.export.companions import companions
@@ -47,7 +48,7 @@ from prunesearch.models.structure import Sizes, most_positions
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.identity import numerics_of
 from prunesearch.objectives.importance import rank_units
-from prunesearch.objectives.scalarization import TrialScalarizer, objectives
+from prunesearch.objectives.registry import names_with, zero_metrics
 from prunesearch.pipeline.search_loop import SearchResult, search
 from prunesearch.pipeline.session import (
     Session,
@@ -515,6 +516,7 @@ class _Prepared:
         if measured:
             events.tell(events.StageProgress("timing the winner beside the dense model"))
         dense_ms, best_ms = _latencies(session, self.scalarizer, best.candidate)
+        on_documents = self.recipe.objective in names_with("needs_task")
         return Outcome(
             study=name,
             sampler=self.recipe.sampler,
@@ -527,7 +529,7 @@ class _Prepared:
             best_ms=best_ms,
             latency_measured=measured,
             lost=selection.quality_lost(self.study, chosen, relative=True),
-            paired=_paired(session, dense, best) if self.recipe.objective == "task" else None,
+            paired=_paired(session, dense, best) if on_documents else None,
             result=result,
             damaged=session.store.damaged,
             sizes=session.loaded.sizes,
@@ -763,10 +765,11 @@ def evaluate_model(recipe: Recipe, options: RunOptions, dropped: str) -> dict[st
         CacheLocation.parse(options.cache).folder, loaded.fingerprint, recipe.model
     )
     metrics, stderr = dict(evaluation.metrics), dict(evaluation.stderr)
-    # The KL of the dense model to itself carries no information.
+    # The comparison of the dense model with itself carries no information.
     if candidate.text == "none":
-        metrics.pop("kl", None)
-        stderr.pop("kl", None)
+        for name in zero_metrics():
+            metrics.pop(name, None)
+            stderr.pop(name, None)
     return {
         "model": recipe.model,
         "dropped": candidate.text,

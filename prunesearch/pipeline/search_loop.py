@@ -18,7 +18,7 @@ from prunesearch import events
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.evaluation import Engine
-from prunesearch.objectives.scalarization import TrialScalarizer
+from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.runtime import failpoints
 from prunesearch.samplers import (
     GenerationPendingError,

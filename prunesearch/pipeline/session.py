@@ -2,7 +2,6 @@
 
 import functools
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from prunesearch import events
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.location import CacheLocation, check_writable
 from prunesearch.candidate import Evaluation
-from prunesearch.config.recipe import CALIBRATED, Recipe, RunOptions
+from prunesearch.config.recipe import Recipe, RunOptions
 from prunesearch.errors import RunError
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.worker_pool import Content, WorkerPool
@@ -23,10 +22,10 @@ from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
 from prunesearch.models.structure import settings_of
 from prunesearch.objectives.base import Objective
-from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
-from prunesearch.objectives.reference_logits import ReferenceLogitsCache
-from prunesearch.objectives.weighted_sum import WeightedSumObjective
+from prunesearch.objectives.reference_cache import ReferenceCache
+from prunesearch.objectives.registry import REGISTRY, ObjectiveInputs, TaskInputs
+from prunesearch.objectives.weighted_sum import build_mix
 from prunesearch.runtime import stopping
 from prunesearch.space import SearchSpace
 from prunesearch.studies import persistence
@@ -150,46 +149,29 @@ def objective_for(
         options: locations of the cache.
         generate: allow tasks that generate text.
     """
-    if recipe.objective == "task":
-        return _task_objective(recipe, loaded, recipe.task or "", generate)
-    if recipe.objective in CALIBRATED:
-        return _calibration_objective(recipe, loaded, options, recipe.objective)
-    # A mix: one objective for each task, and one for all metrics on calibration text.
-    parts: dict[str, Objective] = {}
-    for name in recipe.terms:
-        if name not in CALIBRATED:
-            parts[name] = _task_objective(recipe, loaded, name, generate)
-    calibrated = [name for name in recipe.terms if name in CALIBRATED]
-    if calibrated:
-        parts["calibration"] = _calibration_objective(recipe, loaded, options, calibrated[0])
-    return WeightedSumObjective(parts, recipe.terms)
 
+    def read_windows() -> torch.Tensor:
+        return token_windows(recipe.calibration, loaded.tokenizer, recipe.tokens, recipe.window)
 
-def _calibration_objective(
-    recipe: Recipe, loaded: LoadedModel, options: RunOptions, metric: str
-) -> Objective:
-    windows = token_windows(recipe.calibration, loaded.tokenizer, recipe.tokens, recipe.window)
-    references = ReferenceLogitsCache(CacheLocation.parse(options.cache).folder / "references")
-    return CalibrationObjective(loaded, windows, metric, recipe.kl_top, references)
-
-
-def _task_objective(recipe: Recipe, loaded: LoadedModel, task: str, generate: bool) -> Objective:
-    if "lm_eval" not in sys.modules:
-        events.tell(events.StageProgress("loading lm-eval"))
-    from prunesearch.objectives.task import TaskObjective  # lm-eval takes seconds to import
-
-    events.tell(events.StageProgress(f"reading the documents of {task}"))
-    return TaskObjective(
+    inputs = ObjectiveInputs(
         loaded,
-        task,
-        metric=recipe.metric,
-        data=recipe.task_data,
-        include_path=recipe.include_path,
-        limit=recipe.limit,
-        num_fewshot=recipe.num_fewshot,
-        batch_tokens=recipe.batch_tokens,
-        generate=generate,
+        read_windows,
+        ReferenceCache(CacheLocation.parse(options.cache).folder / "references"),
+        kl_top=recipe.kl_top,
+        task=TaskInputs(
+            recipe.task or "",
+            metric=recipe.metric,
+            data=recipe.task_data,
+            include_path=recipe.include_path,
+            limit=recipe.limit,
+            num_fewshot=recipe.num_fewshot,
+            batch_tokens=recipe.batch_tokens,
+            generate=generate,
+        ),
     )
+    if "=" in recipe.objective:
+        return build_mix(recipe.terms, inputs)
+    return REGISTRY.get(recipe.objective).build(inputs)
 
 
 def space_of(recipe: Recipe, loaded: LoadedModel) -> SearchSpace:

@@ -49,6 +49,7 @@ from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import blocks_of
 from prunesearch.objectives.base import ChunkResult, ChunkWork
 from prunesearch.objectives.calibration import CalibrationObjective
+from prunesearch.objectives.metrics.perplexity import Perplexity
 from prunesearch.recovery.output_projections import (
     Edit,
     applied,
@@ -213,7 +214,7 @@ class HeldOut:
         self, loaded: LoadedModel, candidate: LayerSubset, held_out_BL: torch.Tensor
     ) -> None:
         self._forward = Forward(loaded.model, loaded.layers)
-        self._objective = CalibrationObjective(loaded, held_out_BL, "perplexity", _KL_TOP)
+        self._objective = CalibrationObjective(loaded, held_out_BL, Perplexity(_KL_TOP))
         self._candidate = candidate
         # Score the dense model and the pruned model before any weight is changed.
         metrics = []

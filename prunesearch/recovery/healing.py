@@ -186,7 +186,7 @@ def heal(
         candidate: the candidate that is healed.
         recipe: recipe of the healing.
         work_folder: work folder of this run. Default: a folder in `WORK`, named by digest.
-        references: folder of the dense model's logits (see `ReferenceLogitsCache`). Default: in
+        references: folder of the dense model's logits (see `ReferenceCache`). Default: in
             memory.
         checkpointing: compute activations again in the backward pass. This needs less memory and a
             third more time.

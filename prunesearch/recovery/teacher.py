@@ -5,7 +5,6 @@ Shapes: B sequences of L tokens, K likeliest tokens.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,8 +13,10 @@ from prunesearch.execution.batches import CHUNK_TOKENS
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import input_device
+from prunesearch.objectives.base import Identity
 from prunesearch.objectives.identity import SCORING_VERSION, numerics_of, tokens_digest
-from prunesearch.objectives.reference_logits import Reference, ReferenceLogitsCache
+from prunesearch.objectives.reference_cache import ReferenceCache
+from prunesearch.objectives.reference_logits import ReferenceLogits
 from prunesearch.runtime import stopping
 
 # Rows of logits that are converted to float32 at a time.
@@ -28,7 +29,7 @@ class Teacher:
     Args:
         loaded: the dense model.
         top_k: number of likeliest tokens that are stored. The rest is one tail bucket.
-        folder: folder of the `ReferenceLogitsCache`. None keeps the logits in memory.
+        folder: folder of the `ReferenceCache`. None keeps the logits in memory.
         dense: True if the weights in memory are still those of `loaded.fingerprint`.
     """
 
@@ -36,7 +37,7 @@ class Teacher:
         self, loaded: LoadedModel, top_k: int, folder: Path | None, dense: bool = True
     ) -> None:
         self._loaded, self._top_k, self._folder, self._dense = loaded, top_k, folder, dense
-        self._memory = ReferenceLogitsCache(None)
+        self._memory = ReferenceCache(None)
         self._numerics = numerics_of(loaded.model)
 
     def prepare(self, ids_BL: torch.Tensor, progress: Callable[[int, int], None]) -> int:
@@ -69,7 +70,7 @@ class Teacher:
             progress(done, len(ids_BL))
         return len(missing)
 
-    def answers(self, ids_L: torch.Tensor) -> Reference:
+    def answers(self, ids_L: torch.Tensor) -> ReferenceLogits:
         """Return the teacher logits of a prepared sequence.
 
         These are float32 log-probabilities and int32 token ids, both of shape (L, K).
@@ -98,14 +99,15 @@ class Teacher:
         with wide_products():
             logits_BLV = model(input_ids=ids_BL.to(input_device(model)), use_cache=False).logits
         for ids_L, logits_LV in zip(ids_BL, logits_BLV, strict=True):
-            reference = Reference.of(torch.split(logits_LV, _ROWS), self._top_k)
-            self._store().put(self._loaded.fingerprint, self._identity(ids_L), reference)
+            reference = ReferenceLogits.of(torch.split(logits_LV, _ROWS), self._top_k)
+            self._store().put(self._loaded.fingerprint, self._identity(ids_L), reference.tensors())
 
-    def _known(self, ids_L: torch.Tensor) -> Reference | None:
+    def _known(self, ids_L: torch.Tensor) -> ReferenceLogits | None:
         """Return the stored logits of a sequence, or None."""
-        return self._store().get(self._loaded.fingerprint, self._identity(ids_L))
+        known = self._store().get(self._loaded.fingerprint, self._identity(ids_L))
+        return None if known is None else ReferenceLogits(**known)
 
-    def _store(self) -> ReferenceLogitsCache:
+    def _store(self) -> ReferenceCache:
         """Return the store of the logits.
 
         A store keeps in memory what it has read, and a data set may not fit in memory. Each call
@@ -113,9 +115,9 @@ class Teacher:
         """
         if self._folder is None:
             return self._memory
-        return ReferenceLogitsCache(self._folder)
+        return ReferenceCache(self._folder)
 
-    def _identity(self, ids_L: torch.Tensor) -> dict[str, Any]:
+    def _identity(self, ids_L: torch.Tensor) -> Identity:
         """Return everything that determines the logits of a sequence, except the model."""
         return {
             "kind": f"teacher top {self._top_k}",

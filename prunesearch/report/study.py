@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Group
 
 from prunesearch.config.recipe import Recipe
+from prunesearch.objectives.registry import relative_metrics
 from prunesearch.report.tables import (
     Layers,
     Parts,
@@ -229,10 +230,12 @@ def front_table(title: str, trials: Sequence[TrialSummary]) -> Group:
             ]
         )
     # Perplexity is easier to judge than another metric, so it is always shown.
-    if metric != "perplexity":
-        columns.insert(1, "perplexity")
+    for easy in relative_metrics():
+        if metric == easy:
+            continue
+        columns.insert(1, label(easy))
         for trial, row in zip(trials, rows, strict=True):
-            row.insert(1, _shown("perplexity", trial.figure("perplexity")))
+            row.insert(1, _shown(easy, trial.figure(easy)))
     return table(title, *without_constant(columns, rows, {"-"}))
 
 

@@ -11,6 +11,7 @@ from itertools import zip_longest
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.text import Text
 
+from prunesearch.objectives.registry import metric_labels
 from prunesearch.runtime.masking import printable
 
 Parts = list[Group | str]
@@ -309,8 +310,6 @@ def stderr_of(name: str, value: float, error: float) -> str:
 _LABELS = {
     "params": "parameters",
     "bytes": "bytes",
-    "kl": "KL to dense (nats/token)",
-    "cross_entropy": "cross-entropy (nats/token)",
     "latency_ms": "latency (ms)",
     "measured_ms": "latency, measured (ms)",
     "predicted_ms": "latency, predicted (ms)",
@@ -321,7 +320,7 @@ _LABELS = {
 
 def label(metric: str) -> str:
     """Return the displayed name of a metric."""
-    return _LABELS.get(metric, metric)
+    return (_LABELS | metric_labels()).get(metric, metric)
 
 
 def number(metric: str, value: float) -> str:

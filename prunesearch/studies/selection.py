@@ -10,6 +10,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from prunesearch.errors import InputError, StudyError
+from prunesearch.objectives.registry import relative_metrics
 from prunesearch.units import parse_size
 
 DENSE_ATTR = "dense"
@@ -155,8 +156,9 @@ def quality_lost(study: Study, trial: FrozenTrial, *, relative: bool) -> float:
         study: the study.
         trial: the trial.
         relative: whether to return a share of the dense model's value: accuracy lost / dense
-            accuracy for tasks, perplexity gained / dense perplexity for KL and perplexity.
-            Otherwise the difference of the metric that was searched is returned, in its own units.
+            accuracy for tasks, perplexity gained / dense perplexity for KL and perplexity (see
+            `ObjectiveEntry.relative_metric`). Otherwise the difference of the metric that was
+            searched is returned, in its own units.
 
     Raises:
         StudyError: the study does not hold the dense model's metrics.
@@ -168,8 +170,10 @@ def quality_lost(study: Study, trial: FrozenTrial, *, relative: bool) -> float:
             f"study {study.study_name!r} does not say how good the dense model is: run its search "
             f"again, which adds it"
         )
-    if relative and "perplexity" in dense["metrics"]:
-        metric = "perplexity"
+    if relative:
+        for name in relative_metrics():
+            if name in dense["metrics"]:
+                metric = name
     before, after = dense["metrics"][metric], trial.user_attrs[metric]
     lost = after - before
     if study.directions[0] == StudyDirection.MAXIMIZE:

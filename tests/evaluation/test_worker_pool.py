@@ -24,6 +24,7 @@ from prunesearch.models.streaming import open_streamed
 from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Work
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
+from prunesearch.objectives.metrics.kl import KL
 from tests.support.models import N_LAYERS
 from tests.support.toy_objective import (
     DIES,
@@ -53,7 +54,7 @@ def build_real(folder: str, number: int) -> tuple[CalibrationObjective, Forward,
     torch.set_num_threads(1)
     loaded = open_streamed(folder, device="cpu")
     return (
-        CalibrationObjective(loaded, WINDOWS),
+        CalibrationObjective(loaded, WINDOWS, KL()),
         Forward(loaded.model, loaded.layers),
         loaded.fingerprint,
     )
@@ -216,7 +217,7 @@ def build_changing(
     loaded = load(folder, device="cpu")
     windows = token_windows(str(text), loaded.tokenizer, 64, 32)
     return (
-        CalibrationObjective(loaded, windows),
+        CalibrationObjective(loaded, windows, KL()),
         Forward(loaded.model, loaded.layers),
         loaded.fingerprint,
     )

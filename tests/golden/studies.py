@@ -12,9 +12,9 @@ import optuna
 
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.recipe import Weights
+from prunesearch.evaluation.scalarization import TrialScalarizer, objectives
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.structure import Sizes
-from prunesearch.objectives.scalarization import TrialScalarizer, objectives
 from prunesearch.pipeline.search_loop import search
 from prunesearch.samplers import build
 from prunesearch.space import SearchSpace

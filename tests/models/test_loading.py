@@ -22,6 +22,7 @@ from prunesearch.models.fingerprint import fingerprint
 from prunesearch.models.loading import load
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
+from prunesearch.objectives.metrics.kl import KL
 from prunesearch.objectives.task import TaskObjective
 from tests.support.models import byte_tokenizer, results_of, tiny
 
@@ -122,7 +123,9 @@ def test_accelerate_places_and_offloads(
     candidate = LayerSubset.of(6, (0, 4))
     results = []
     for loaded in (plain, mapped, offloaded):
-        kl = CalibrationObjective(loaded, token_windows(str(prose), loaded.tokenizer, 128, 64))
+        kl = CalibrationObjective(
+            loaded, token_windows(str(prose), loaded.tokenizer, 128, 64), KL()
+        )
         task = TaskObjective(loaded, "hellaswag", data=str(hellaswag_like), limit=3)
         results.append([results_of(loaded, objective, candidate) for objective in (kl, task)])
     assert results[0] == results[1] == results[2]

@@ -9,6 +9,7 @@ import torch
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.recipe import Weights
 from prunesearch.errors import ScoringError
+from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import (
     LatencyModel,
     compare_latency,
@@ -19,7 +20,8 @@ from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import remove
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
-from prunesearch.objectives.scalarization import TrialScalarizer
+from prunesearch.objectives.metrics.kl import KL
+from prunesearch.objectives.metrics.perplexity import Perplexity
 from tests.support.models import N_LAYERS, results_of, tiny
 
 CANDIDATE = LayerSubset.of(N_LAYERS, (1, 4))
@@ -36,7 +38,7 @@ def windows(loaded: LoadedModel, prose: Path) -> torch.Tensor:
 def test_kl_and_perplexity_are_what_their_definitions_say(
     loaded: LoadedModel, windows: torch.Tensor
 ) -> None:
-    objective = CalibrationObjective(loaded, windows)
+    objective = CalibrationObjective(loaded, windows, KL())
     assert len(objective.chunks) == 2
     found = objective.metrics(*results_of(loaded, objective, CANDIDATE))
 
@@ -55,34 +57,34 @@ def test_kl_and_perplexity_are_what_their_definitions_say(
 def test_the_dense_model_has_no_divergence_from_itself(
     loaded: LoadedModel, windows: torch.Tensor
 ) -> None:
-    objective = CalibrationObjective(loaded, windows)
+    objective = CalibrationObjective(loaded, windows, KL())
     dense = objective.metrics(*results_of(loaded, objective, LayerSubset.of(N_LAYERS)))
     assert dense.values["kl"] == 0.0
 
 
 def test_both_metrics_share_their_entries(loaded: LoadedModel, windows: torch.Tensor) -> None:
     kl, perplexity = (
-        CalibrationObjective(loaded, windows, metric) for metric in ("kl", "perplexity")
+        CalibrationObjective(loaded, windows, measure) for measure in (KL(), Perplexity())
     )
     assert kl.chunks == perplexity.chunks
 
 
 def test_what_is_scored_is_in_the_identity(loaded: LoadedModel, windows: torch.Tensor) -> None:
-    base = CalibrationObjective(loaded, windows)
+    base = CalibrationObjective(loaded, windows, KL())
     other = windows.clone()
     other[-1, -1] += 1
-    changed = CalibrationObjective(loaded, other)
+    changed = CalibrationObjective(loaded, other, KL())
     assert changed.digest != base.digest
     assert changed.chunks[0] == base.chunks[0], "an untouched chunk keeps its entries"
     assert changed.chunks[1] != base.chunks[1]
     loaded.model.to(torch.bfloat16)
-    assert CalibrationObjective(loaded, windows).chunks[0] != base.chunks[0]
+    assert CalibrationObjective(loaded, windows, KL()).chunks[0] != base.chunks[0]
 
 
 def test_broken_output_is_an_error_not_a_number(loaded: LoadedModel, windows: torch.Tensor) -> None:
     with torch.no_grad():
         loaded.model.model.layers[2].mlp.down_proj.weight.fill_(float("nan"))
-    objective = CalibrationObjective(loaded, windows)
+    objective = CalibrationObjective(loaded, windows, KL())
     (found,) = results_of(loaded, objective, LayerSubset.of(N_LAYERS, (0,)))
     assert all(isinstance(result, ScoringError) and "not finite" in str(result) for result in found)
 

@@ -30,6 +30,7 @@ from prunesearch.objectives.calibration_data import (
     token_windows,
 )
 from prunesearch.objectives.importance import rank_units
+from prunesearch.objectives.metrics.kl import KL
 from prunesearch.pipeline.run import run_search
 from prunesearch.pipeline.session import open_session
 from prunesearch.recovery.compensation import compensate
@@ -279,13 +280,13 @@ def test_windows_that_do_not_fit_are_refused_before_anything_is_computed(
         torch.zeros(2, 128).long(),
         torch.full((2, 64), 264),
     )
-    CalibrationObjective(loaded, fitting_BL)
+    CalibrationObjective(loaded, fitting_BL, KL())
     for windows_BL, complaint in (
         (long_BL, "129 tokens .* 128 positions: use --window 128"),
         (strange_BL, "id 264 .* 264"),
     ):
         for use in (
-            lambda w: CalibrationObjective(loaded, w),
+            lambda w: CalibrationObjective(loaded, w, KL()),
             lambda w: rank_units(loaded.model, loaded.layers, w, "influence", "blocks"),
             lambda w: compensate(loaded, candidate, w, fitting_BL),
             lambda w: compensate(loaded, candidate, fitting_BL, w),

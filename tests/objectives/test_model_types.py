@@ -14,6 +14,7 @@ from prunesearch.models.structure import blocks_of, sizes_of
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.base import ChunkWork
 from prunesearch.objectives.calibration import CalibrationObjective
+from prunesearch.objectives.metrics.kl import KL
 from tests.support.model_types import SAMPLE, tiny_model
 from tests.support.models import byte_tokenizer, resident
 
@@ -33,7 +34,7 @@ def scored(model_type: str) -> tuple[float, float]:
         "tiny", model, byte_tokenizer(), "0" * 64, sizes_of(model), resident(model)
     )
     candidate = LayerSubset.of(len(blocks_of(model)), (1,))
-    objective = CalibrationObjective(loaded, IDS)
+    objective = CalibrationObjective(loaded, IDS, KL())
     (chunk,) = objective.chunks
     work = [ChunkWork(chunk, [candidate])]
     (result,) = objective.score(work, Forward(model, loaded.layers))

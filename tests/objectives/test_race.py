@@ -13,12 +13,13 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.config.recipe import Recipe, Weights, validated
 from prunesearch.errors import InputError
 from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
+from prunesearch.objectives.metrics.kl import KL
 from prunesearch.objectives.race import is_worse, rungs
-from prunesearch.objectives.scalarization import TrialScalarizer
 from prunesearch.pipeline.search_loop import search
 from prunesearch.samplers import PSOSampler
 from prunesearch.space import SearchSpace
@@ -53,7 +54,7 @@ def engine(loaded: LoadedModel, prose: Path, tmp_path: Path) -> LocalEngine:
     windows = token_windows(str(prose), loaded.tokenizer, 2048, 32)
     return LocalEngine(
         loaded,
-        CalibrationObjective(loaded, windows, chunk_tokens=128),
+        CalibrationObjective(loaded, windows, KL(), chunk_tokens=128),
         EvaluationCache(tmp_path / "c"),
     )
 

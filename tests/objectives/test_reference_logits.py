@@ -15,8 +15,10 @@ from prunesearch.errors import InputError
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
-from prunesearch.objectives.reference_logits import Reference, ReferenceLogitsCache
-from prunesearch.objectives.weighted_sum import WeightedSumObjective
+from prunesearch.objectives.metrics.kl import KL
+from prunesearch.objectives.reference_cache import ReferenceCache
+from prunesearch.objectives.reference_logits import ReferenceLogits
+from prunesearch.objectives.weighted_sum import Part, WeightedSumObjective
 from tests.support.models import N_LAYERS, results_of
 
 CANDIDATES = [LayerSubset.of(N_LAYERS, d) for d in ([1], [4, 5])]
@@ -32,7 +34,7 @@ def test_the_likeliest_and_the_rest_in_one_lump(k: int | None) -> None:
     p_RV, q_RV = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(0)) * 3
     log_p, log_q = p_RV.double().log_softmax(-1), q_RV.double().log_softmax(-1)
     terms = log_p.exp() * (log_p - log_q)
-    reference = Reference.of([p_RV[:16], p_RV[16:]], k)
+    reference = ReferenceLogits.of([p_RV[:16], p_RV[16:]], k)
     kl = reference.rows(slice(None), torch.device("cpu")).divergence(log_q.float()).double()
     if k is None:
         torch.testing.assert_close(kl, terms.sum(-1), rtol=1e-4, atol=1e-5)
@@ -50,7 +52,7 @@ def test_answers_are_kept_in_files_and_damaged_ones_made_again(
     def scored() -> list[Any]:
         return results_of(
             loaded,
-            CalibrationObjective(loaded, windows, references=ReferenceLogitsCache(tmp_path)),
+            CalibrationObjective(loaded, windows, KL(), references=ReferenceCache(tmp_path)),
             *CANDIDATES,
         )
 
@@ -65,8 +67,8 @@ def test_answers_are_kept_in_files_and_damaged_ones_made_again(
 
 
 def test_a_mix_is_the_weighted_sum_of_its_parts(loaded: LoadedModel, windows: torch.Tensor) -> None:
-    calibration = CalibrationObjective(loaded, windows)
-    mix = WeightedSumObjective({"calibration": calibration}, {"kl": 2.0, "perplexity": 0.5})
+    calibration = CalibrationObjective(loaded, windows, KL())
+    mix = WeightedSumObjective({"calibration": Part(calibration, {"kl": 2.0, "perplexity": 0.5})})
     (results,) = results_of(loaded, mix, CANDIDATES[1])
     found = mix.metrics(results)
     assert found.values["mix"] == pytest.approx(

@@ -15,6 +15,7 @@ from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.recipe import Weights
 from prunesearch.errors import InputError
 from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.events import Event, SearchProgress, subscribed
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.execution.shared_forward import Forward
@@ -22,7 +23,7 @@ from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.base import ChunkResult, Metrics, Work
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
-from prunesearch.objectives.scalarization import TrialScalarizer
+from prunesearch.objectives.metrics.kl import KL
 from prunesearch.pipeline.search_loop import SearchResult, search
 from prunesearch.samplers import (
     PSOSampler,
@@ -141,7 +142,7 @@ def test_a_running_trial_of_another_space_stops_the_search(scalarizer: TrialScal
 def engine(loaded: LoadedModel, prose: Path, tmp_path: Path) -> LocalEngine:
     windows = token_windows(str(prose), loaded.tokenizer, 2048, 128)
     return LocalEngine(
-        loaded, CalibrationObjective(loaded, windows), EvaluationCache(tmp_path / "cache")
+        loaded, CalibrationObjective(loaded, windows, KL()), EvaluationCache(tmp_path / "cache")
     )
 
 

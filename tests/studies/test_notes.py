@@ -8,9 +8,9 @@ import pytest
 from optuna_dashboard import get_note, save_note
 
 from prunesearch.config.recipe import Recipe, RunOptions, Weights
+from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.structure import Sizes
-from prunesearch.objectives.scalarization import TrialScalarizer
 from prunesearch.pipeline.search_loop import search
 from prunesearch.report import notes as notes_module
 from prunesearch.report.notes import Noter

@@ -27,10 +27,10 @@ from prunesearch.cache.repair import FILE
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recipe import Weights
 from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.structure import Sizes
 from prunesearch.objectives.base import Chunk, ChunkResult, Metrics, Work
-from prunesearch.objectives.scalarization import TrialScalarizer
 from prunesearch.pipeline.search_loop import search
 from prunesearch.runtime import failpoints
 from prunesearch.samplers import build

@@ -1,0 +1,1 @@
+"""One file for each objective. They are found by `objectives.registry`."""

@@ -1,0 +1,47 @@
+"""The objective ``task``: a metric of an lm-eval task or group, such as HellaSwag's accuracy."""
+
+import sys
+
+from prunesearch import events
+from prunesearch.objectives.base import Objective
+from prunesearch.objectives.registry import ObjectiveEntry, ObjectiveInputs, register
+
+
+def build(inputs: ObjectiveInputs) -> Objective:
+    """Read a task's documents.
+
+    Raises:
+        UnknownNameError, DataError, InputError: see `objectives.task.TaskObjective`.
+    """
+    # lm-eval takes seconds to import.
+    if "lm_eval" not in sys.modules:
+        events.tell(events.StageProgress("loading lm-eval"))
+    from prunesearch.objectives.task import TaskObjective
+
+    assert inputs.task is not None, "a recipe with this objective names a task"
+    task = inputs.task
+    events.tell(events.StageProgress(f"reading the documents of {task.task}"))
+    return TaskObjective(
+        inputs.loaded,
+        task.task,
+        metric=task.metric,
+        data=task.data,
+        include_path=task.include_path,
+        limit=task.limit,
+        num_fewshot=task.num_fewshot,
+        batch_tokens=task.batch_tokens,
+        generate=task.generate,
+    )
+
+
+register(
+    ObjectiveEntry(
+        "task",
+        "a metric of an lm-eval task",
+        build=build,
+        order=90,
+        needs_calibration=False,
+        needs_task=True,
+        in_mixes=False,  # a mix names its tasks
+    )
+)
