@@ -85,6 +85,11 @@ def foreign_attributes(path: Path) -> set[str]:
     return {name for name in found if isinstance(name, str)}
 
 
+def methods(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, DEFINITIONS)}
+
+
 @pytest.mark.parametrize("path", [path for _, path in modules()], ids=lambda path: path.stem)
 def test_one_folder_uses_optunas_internals(path: Path) -> None:
     if path.parent == PACKAGE / "studies" / "optuna_internals":
@@ -92,13 +97,48 @@ def test_one_folder_uses_optunas_internals(path: Path) -> None:
     assert not private_modules(path, "optuna")
     assert not foreign_attributes(path) & OPTUNA_ATTRIBUTES
     # A subclass of Optuna's classes must not override their private methods either.
-    methods = {
-        node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, DEFINITIONS)
-    }
-    assert not methods & {"_get_trials", "_get_prepared_new_trial"}
+    assert not methods(path) & {"_get_trials", "_get_prepared_new_trial"}
     # The cache has an Alembic table of its own.
     if path.parent.name != "cache":
         assert not OPTUNA_SQL.search(path.read_text())
+
+
+# Private attributes of transformers, accelerate, peft and lm-eval, and methods of theirs that a
+# subclass could override.
+COMPAT_ATTRIBUTES = {
+    "_attn_implementation", "_keep_in_fp32_modules", "_keep_in_fp32_modules_strict", "_auto_map",
+    "_hf_hook", "_n_gpu", "_tied_weights_keys", "_no_split_modules", "_device",
+}  # fmt: skip
+COMPAT_METHODS = {"_save_checkpoint", "_loglikelihood_tokens", "_inner_training_loop"}
+# Modules of lm-eval that its documentation names.
+LM_EVAL = ("lm_eval.api.", "lm_eval.tasks.", "lm_eval.evaluator", "lm_eval.models.huggingface.")
+
+
+@pytest.mark.parametrize("path", [path for _, path in modules()], ids=lambda path: path.stem)
+def test_one_folder_uses_what_libraries_do_not_promise(path: Path) -> None:
+    if path.parent == PACKAGE / "compat":
+        return
+    for name in imports(path):
+        root = name.split(".")[0]
+        # What transformers and peft promise is imported from the library itself.
+        if root in ("transformers", "peft"):
+            assert name.count(".") <= 1, f"{path.name}: import {name} in prunesearch/compat"
+        if root == "lm_eval":
+            assert name.startswith(LM_EVAL), f"{path.name}: import {name} in prunesearch/compat"
+    assert not foreign_attributes(path) & COMPAT_ATTRIBUTES
+    assert not methods(path) & COMPAT_METHODS
+
+
+@pytest.mark.parametrize(
+    ("part", "path"), modules(), ids=lambda value: getattr(value, "stem", value)
+)
+def test_only_recovery_and_compat_import_peft(part: str, path: Path) -> None:
+    if part not in ("recovery", "compat"):
+        assert not any(name.split(".")[0] == "peft" for name in imports(path))
+
+
+def test_importing_compat_loads_no_torch() -> None:
+    assert _loaded_after("import prunesearch.compat") == set()
 
 
 def test_no_modules_import_each_other() -> None:

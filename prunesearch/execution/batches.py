@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from prunesearch.compat.transformers import attention_as
 from prunesearch.models.structure import input_device, settings_of
 
 CHUNK_TOKENS = {"cpu": 1024, "cuda": 8192}
@@ -143,7 +144,7 @@ class Tree:
         """Make the blocks of a model attend along this tree."""
         token = _TREE.set(self)
         try:
-            with _attention_as(config, _NAME):
+            with attention_as(settings_of(config), _NAME):
                 yield
         finally:
             _TREE.reset(token)
@@ -438,19 +439,7 @@ def no_masks(config: PretrainedConfig) -> AbstractContextManager[None]:
     """Return a context in which the model makes no attention masks, for passes that run no
     block.
     """
-    return _attention_as(config, _NO_BLOCKS)
-
-
-@contextmanager
-def _attention_as(config: PretrainedConfig, name: str) -> Iterator[None]:
-    """Set the name of the attention function in a config, and restore it on exit."""
-    settings = settings_of(config)
-    before = settings._attn_implementation
-    settings._attn_implementation = name
-    try:
-        yield
-    finally:
-        settings._attn_implementation = before
+    return attention_as(settings_of(config), _NO_BLOCKS)
 
 
 def _no_mask(*_: object, **__: object) -> None:

@@ -21,15 +21,14 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.compat.transformers import MoeModelOutputWithPast
 from prunesearch.errors import ModelError, ScoringError, one_line
 from prunesearch.execution.batches import Batch, Rows, no_masks
 from prunesearch.execution.state_buffer import StateBuffer
 from prunesearch.models.guard import guarded
 from prunesearch.models.layers import Layers
-from prunesearch.models.patching import replaced
 from prunesearch.models.structure import (
     architecture_of,
     blocks_of,
@@ -38,6 +37,7 @@ from prunesearch.models.structure import (
     settings_of,
 )
 from prunesearch.models.surgery import ablated, pruned
+from prunesearch.runtime.patching import replaced
 
 HEAD_ROWS = {"cpu": 128, "cuda": 1024}
 """Rows that the vocabulary head computes at a time, by device.

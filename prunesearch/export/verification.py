@@ -31,7 +31,6 @@ from prunesearch.execution.shared_forward import Forward, Head
 from prunesearch.export.results import Reference, Verification
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.patching import replaced
 from prunesearch.models.structure import (
     blocks_of,
     input_device,
@@ -40,6 +39,7 @@ from prunesearch.models.structure import (
 )
 from prunesearch.models.surgery import ablated, pruned
 from prunesearch.objectives.calibration_data import check_ids
+from prunesearch.runtime.patching import replaced
 
 NEW_TOKENS = 20
 _NARROW = 4

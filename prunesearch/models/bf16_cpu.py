@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from prunesearch.models.patching import replaced
+from prunesearch.runtime.patching import replaced
 
 _NARROW = (torch.bfloat16, torch.float16)
 # With fewer rows, reading the weights takes longer than multiplying.

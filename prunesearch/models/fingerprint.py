@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.dynamic_module_utils import get_relative_import_files
 
+from prunesearch.compat.transformers import get_relative_import_files
 from prunesearch.runtime.json_values import JsonObject, as_object
 
 # transformers imports the code of checkpoints into this package.

@@ -17,8 +17,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from prunesearch.errors import RunError
 from prunesearch.models.guard import guarded
-from prunesearch.models.patching import replaced
 from prunesearch.runtime.json_values import JsonObject, as_object
+from prunesearch.runtime.patching import replaced
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from prunesearch.compat.transformers import forget_code_of_tokenizer
 from prunesearch.errors import InputError, ModelError, one_line
 from prunesearch.models.fingerprint import fingerprint
 from prunesearch.models.gguf_file import open_gguf
@@ -243,8 +244,7 @@ def forget_code(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) ->
     """
     if hasattr(config, "auto_map"):
         del config.auto_map
-    tokenizer.init_kwargs.pop("auto_map", None)
-    tokenizer._auto_map = None
+    forget_code_of_tokenizer(tokenizer)
 
 
 def _dtype(name: str, is_gguf: bool) -> torch.dtype | str:

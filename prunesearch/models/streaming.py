@@ -12,8 +12,8 @@ from accelerate import init_empty_weights
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
+from prunesearch.compat.transformers import no_init_weights
 from prunesearch.errors import ModelError, one_line
 from prunesearch.models.fingerprint import fingerprint
 from prunesearch.models.guard import guarded

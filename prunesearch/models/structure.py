@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.compat.transformers import offload_device
 from prunesearch.errors import ModelError
 from prunesearch.models.architectures import ARCHITECTURES, Architecture, Sublayer
 from prunesearch.models.guard import guarded
@@ -213,9 +214,8 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
     For weights that accelerate has offloaded, this is the device on which they compute.
     """
-    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return model.device if device is None else torch.device(device)
+    offloaded = offload_device(model)
+    return model.device if offloaded is None else offloaded
 
 
 @dataclass(frozen=True)

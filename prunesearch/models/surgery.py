@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Cache, EncoderDecoderCache, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.compat.transformers import CacheLayerMixin
 from prunesearch.errors import InputError
 from prunesearch.models.architectures import Sublayer
 from prunesearch.models.config_edits import Changes, edits
-from prunesearch.models.patching import replaced
 from prunesearch.models.structure import (
     architecture_of,
     blocks_of,
@@ -33,6 +32,7 @@ from prunesearch.models.structure import (
     settings_of,
     sublayer_of,
 )
+from prunesearch.runtime.patching import replaced
 
 _NUMBERS = ("layer_idx", "layer_id")
 """Attributes in which modules keep the number of their block."""

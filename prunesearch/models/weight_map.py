@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
+
+from prunesearch.compat.transformers import (
     WeightConverter,
     WeightRenaming,
-    build_glob_alternation,
     dot_natural_key,
+    float32_names,
+    get_model_conversion_mapping,
     rename_source_key,
 )
-
 from prunesearch.errors import ModelError, one_line
 from prunesearch.models.safetensors_files import Stored, read
 
@@ -253,12 +253,9 @@ def keep_exact_parts(model: PreTrainedModel) -> None:
         model: model on the meta device.
     """
     # Some parameters are kept in float32 in any 16-bit model, others only in a float16 model.
-    patterns = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
-    if model.dtype == torch.float16:
-        patterns |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
-    if not patterns or model.dtype not in (torch.float16, torch.bfloat16):
+    exact = float32_names(model)
+    if exact is None or model.dtype not in (torch.float16, torch.bfloat16):
         return
-    exact, *_ = build_glob_alternation(sorted(patterns))
     for name, parameter in model.named_parameters():
         if exact.search(name):
             parameter.data = parameter.data.to(torch.float32)

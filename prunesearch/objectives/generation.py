@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from prunesearch.errors import InputError, one_line
 from prunesearch.models.handover import tokenizer_digest
-from prunesearch.models.patching import replaced
 from prunesearch.objectives.base import Chunk, Identity
 from prunesearch.objectives.identity import SCORING_VERSION, content_digest
 from prunesearch.objectives.lm_eval_tasks import LM_EVAL
+from prunesearch.runtime.patching import replaced
 
 
 def generation_chunk(

@@ -10,6 +10,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from prunesearch.cache.keys import minor
+from prunesearch.compat.transformers import attention_name
 from prunesearch.models.structure import input_device
 
 SCORING_VERSION = 2
@@ -22,7 +23,7 @@ def numerics_of(model: PreTrainedModel) -> dict[str, str]:
     The store keeps results of different classes apart.
     """
     return {
-        "attention": str(model.config._attn_implementation),
+        "attention": attention_name(model.config),
         "device": input_device(model).type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "torch": minor(torch.__version__),

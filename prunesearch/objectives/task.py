@@ -16,9 +16,9 @@ from typing import Any
 import lm_eval.evaluator
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.compat.lm_eval import TokenHFLM, TokenRequest
 from prunesearch.errors import InputError
 from prunesearch.execution.shared_forward import Forward, Head
 from prunesearch.models.handover import tokenizer_copy, unchanged_by
@@ -82,9 +82,6 @@ lm-eval's default of 100,000 takes minutes.
 """
 _WORTH = 0.8  # share of a plain pass's tokens below which a token tree is faster
 
-_TokenRequest = tuple[Any, list[int], list[int]]
-"""lm-eval's tokenised request: its texts, the ids of the context, and those of the continuation."""
-
 
 class TaskObjective:
     """Scores candidates on an lm-eval task or group.
@@ -127,7 +124,12 @@ class TaskObjective:
         configure(self._tasks, num_fewshot)
         tokenizer = tokenizer_copy(loaded.tokenizer)  # a copy, since HFLM sets its padding token
         with unchanged_by("lm-eval", loaded.model), quiet_lm_eval(), data_errors(task, data):
-            self._lm = _RequestRecorder(pretrained=loaded.model, tokenizer=tokenizer, batch_size=1)
+            self._lm = _RequestRecorder(
+                input_device(loaded.model),
+                pretrained=loaded.model,
+                tokenizer=tokenizer,
+                batch_size=1,
+            )
             dummy = self._evaluate(self._lm)
             for leaf in self._tasks["tasks"].values():
                 freeze(leaf)
@@ -350,7 +352,7 @@ def _identity(requests: list[Request], numerics: dict[str, str], longest: int) -
     return identity
 
 
-class _RequestRecorder(HFLM):  # type: ignore[misc]
+class _RequestRecorder(TokenHFLM):
     """lm-eval's own model, changed to record tokenised requests instead of answering them.
 
     Attributes:
@@ -359,17 +361,14 @@ class _RequestRecorder(HFLM):  # type: ignore[misc]
         prompts: requests for generated text.
     """
 
-    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401
-        super().__init__(**kwargs)
-        # HFLM takes the device of the first weight, which may be offloaded.
-        self._device = input_device(self.model)
-        self.requests: list[_TokenRequest] = []
+    def __init__(self, device: torch.device, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(device, **kwargs)
+        self.requests: list[TokenRequest] = []
         self.windows: list[int] = []
         self.prompts: list[Instance] = []
 
-    def _loglikelihood_tokens(
-        self, requests: list[_TokenRequest], **_: object
-    ) -> list[LogLikelihood]:
+    def score_tokens(self, requests: list[TokenRequest]) -> list[LogLikelihood]:
+        """Record the requests, and answer each of them with zero."""
         self.requests.extend(requests)
         return [(0.0, False)] * len(requests)
 

@@ -38,10 +38,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers.pytorch_utils import Conv1D
 
 from prunesearch import events
 from prunesearch.candidate import LayerSubset
+from prunesearch.compat.transformers import Conv1D
 from prunesearch.errors import ModelError, ScoringError
 from prunesearch.execution.batches import CHUNK_TOKENS, Rows
 from prunesearch.execution.shared_forward import Forward, run_block

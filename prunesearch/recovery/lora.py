@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, transformers_weight_conversion
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, set_seed
-from transformers.pytorch_utils import Conv1D
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.compat.peft import SAFETENSORS_WEIGHTS_NAME, names_as_given
+from prunesearch.compat.transformers import Conv1D
 from prunesearch.errors import (
     InputError,
     StorageError,
@@ -28,14 +28,9 @@ from prunesearch.errors import (
     one_line,
 )
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.patching import replaced
 from prunesearch.models.structure import architecture_of, blocks_of
 from prunesearch.recovery.heal_recipe import ALL_LINEAR, HealRecipe
 
-# In a model with experts, peft reads names such as `gate_proj` as those of older versions of
-# transformers, in which each expert had its own layers. It would then adapt the fused experts. The
-# names given here are those of the model itself, so this renaming is switched off.
-_RENAMING = "convert_peft_config_for_transformers"
 _NARROW = (torch.bfloat16, torch.float16)
 # Largest difference of a logit that merging may cause, as a share of the largest logit. Merging
 # adds one rounding.
@@ -185,7 +180,7 @@ def adapted(model: PreTrainedModel, recipe: HealRecipe) -> Iterator[Adapter]:
     set_seed(recipe.seed)
     with (
         warnings.catch_warnings(),
-        replaced(transformers_weight_conversion, _RENAMING, lambda *args, **kwargs: None),
+        names_as_given(),  # they are those of the model itself
     ):
         # The warnings are about names that transformers will drop, and about transposed layers.
         warnings.simplefilter("ignore")

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from prunesearch.compat.transformers import Conv1D
 from prunesearch.execution.batches import Rows
 from prunesearch.execution.shared_forward import (
     Call,

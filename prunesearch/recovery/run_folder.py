@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from prunesearch.cache.files import (
     PREFIX,
@@ -26,6 +25,7 @@ from prunesearch.cache.files import (
     sync_tree,
 )
 from prunesearch.cache.location import refuse_network
+from prunesearch.compat.peft import SAFETENSORS_WEIGHTS_NAME
 from prunesearch.errors import InputError, StorageError, one_line
 
 WORK = Path("storage/heal")

@@ -19,15 +19,14 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 
 from prunesearch import events
+from prunesearch.compat.trainer import TRAINER_STATE_NAME, CheckpointingTrainer, use_one_gpu
 from prunesearch.export.atomic import sync
 from prunesearch.objectives.reference_logits import DenseRows
 from prunesearch.recovery.heal_recipe import HealRecipe
@@ -218,7 +217,7 @@ def held_out_losses(
     return sums[0] / len(examples), sums[1] / len(examples)
 
 
-class HealTrainer(Trainer):
+class HealTrainer(CheckpointingTrainer):
     """Trainer of transformers with the recipe's loss, and with complete checkpoints.
 
     It evaluates the losses on the held-out text.
@@ -323,14 +322,14 @@ class HealTrainer(Trainer):
         """Return 0, because the estimate would go through all parameters at every batch."""
         return 0
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401 (the Trainer's own)
+    def save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401 (the Trainer's own)
         """Save a checkpoint and mark it as complete.
 
         A partial checkpoint is deleted, e.g. on a full disk.
         """
         checkpoint = self._folder / f"{_CHECKPOINT}{self.state.global_step}"
         try:
-            super()._save_checkpoint(model, trial)
+            super().save_checkpoint(model, trial)
             mark_whole(checkpoint)
         except BaseException:
             shutil.rmtree(checkpoint, ignore_errors=True)
@@ -374,7 +373,7 @@ def _arguments(
         report_to="none",
     )
     # With several GPUs the Trainer would use DataParallel, which changes the batches.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
+    use_one_gpu(arguments)
     return arguments
 
 

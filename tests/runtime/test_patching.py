@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from prunesearch.models.patching import replaced
+from prunesearch.runtime.patching import replaced
 
 
 def test_a_method_of_the_class_leaves_nothing_on_the_object() -> None:
