@@ -1,19 +1,14 @@
-"""Calibration text: its sources, and how it is cut into token windows.
+"""Calibration text, and how it is cut into token windows.
 
-`builtin` is English prose that is present on every machine: Python's language reference
-(`pydoc_data.topics`) and the descriptions of prunesearch's dependencies. It needs no download. Text
-of the user's own domain is better.
+The text comes from one of the `calibration_sources`.
 
 If a tokenizer begins texts with a special token (BOS), each window begins with it, too. A model
 that was trained with the token gives other outputs without it, and the requests of tasks contain
 it.
 """
 
-import hashlib
-import importlib.metadata
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,20 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunesearch.errors import DataError
 from prunesearch.models.guard import guarded
 from prunesearch.models.structure import most_positions
-from prunesearch.objectives.base import BUILTIN_TEXT
-from prunesearch.objectives.text_files import (
-    CHAT_FIELDS,
-    FIELDS,
-    LOOKS_LIKE_A_FILE,
-    TEXT_FIELDS,
-    documents_in,
-    documents_of,
-    open_text,
-    read_jsonl,
-)
+from prunesearch.objectives.calibration_sources.registry import source_of
+from prunesearch.objectives.text_files import open_text, read_jsonl
 
 __all__ = [
-    "HELD_OUT",
     "LONG_TEXT",
     "check_fits",
     "check_ids",
@@ -47,13 +32,6 @@ __all__ = [
     "token_windows",
 ]  # fmt: skip
 
-HELD_OUT = "builtin-held-out"
-"""Name of the part of the builtin text that is not used for calibration."""
-
-_DESCRIBED = """
-    accelerate alembic click datasets diskcache hf-xet huggingface-hub joblib lm-eval multiprocess nltk numpy
-    optuna pandas peft psutil pydantic rich safetensors scikit-learn scipy sqlalchemy tokenizers torch tqdm
-    transformers""".split()
 LONG_TEXT = 3 * 2**19
 """Characters up to which a text is tokenised whole. A longer text is tokenised in parts."""
 _PIECE = 16  # characters of a part per token of a window: more than a token has in any language
@@ -65,28 +43,17 @@ def read_text(source: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
     """Read documents from a calibration source.
 
     Args:
-        source: ``builtin``, ``builtin-held-out``, a file (see `text_files`), or a dataset as
-            ``id[:config[:split]]`` for `datasets.load_dataset` (a folder works as an id).
+        source: name of a source, such as ``builtin``, a file or a dataset (see
+            `calibration_sources`).
         tokenizer: tokenizer with the chat template for conversations. None: they are refused.
 
     Raises:
         DataError: the source does not exist, or it has no text.
     """
-    if source in (BUILTIN_TEXT, HELD_OUT):
-        return _builtin(held_out=source == HELD_OUT)
-    path = Path(source)
-    if path.is_file():
-        documents = documents_in(path, tokenizer)
-    elif path.suffix.lower() in LOOKS_LIKE_A_FILE or not source.strip():
-        raise DataError(f"no calibration file {source!r}: check the path")
-    elif source == "-" or (path.exists() and not path.is_dir()):
-        raise DataError(
-            f"calibration {source!r} is a pipe or a device, and the text is read more than once: "
-            f"write it to a file"
-        )
-    else:
-        documents = _read_dataset(source, tokenizer)
-    documents = [text for text in documents if text and not text.isspace()]
+    documents = []
+    for text in source_of(source).read(source, tokenizer):
+        if text and not text.isspace():
+            documents.append(text)
     if not documents:
         raise DataError(f"calibration source {source!r} holds no text")
     return documents
@@ -245,61 +212,3 @@ def check_ids(model: PreTrainedModel, largest: int) -> None:
             f"tokens: the "
             "tokenizer's files are not this model's"
         )
-
-
-def _read_dataset(source: str, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """Read the documents of a data set."""
-    import datasets
-
-    name, _, rest = source.partition(":")
-    config, _, split = rest.partition(":")
-    failure = f"cannot load calibration {source!r} as a file or dataset"
-    with guarded(failure, kind=DataError, advice="give FILE or id[:config[:split]]"):
-        data = datasets.load_dataset(name, config or None, split=split or "train")
-        wanted = [name for name in data.column_names if name in (*TEXT_FIELDS, *CHAT_FIELDS)]
-        rows = data.select_columns(wanted).to_list() if wanted else []
-    if not wanted:
-        raise DataError(
-            f"dataset {source!r} has no text column ({FIELDS}): its columns are "
-            f"{', '.join(data.column_names)}"
-        )
-    return documents_of(rows, f"dataset {source!r}", tokenizer)
-
-
-def _builtin(*, held_out: bool) -> list[str]:
-    """Return the distinct paragraphs of prose of one part of the builtin text.
-
-    A quarter of the documents is held out. The digest of a document's name decides its part. The
-    language reference repeats itself, and a paragraph that is in both parts belongs to calibration.
-
-    Args:
-        held_out: return the held-out part instead of the calibration part.
-    """
-    from pydoc_data.topics import topics
-
-    # Collect the documents.
-    documents = dict(topics)
-    for name in _DESCRIBED:
-        try:
-            documents[name] = str(importlib.metadata.metadata(name).json["description"])
-        except (importlib.metadata.PackageNotFoundError, KeyError):
-            continue
-    # Split them into paragraphs and assign these to the two parts.
-    parts: dict[bool, list[str]] = {False: [], True: []}
-    for name in sorted(documents):
-        part = parts[hashlib.sha256(name.encode()).digest()[0] < 64]
-        for lines in re.split(r"\n\s*\n", documents[name]):
-            paragraph = " ".join(lines.split())
-            if _is_prose(paragraph):
-                part.append(paragraph)
-    # Remove duplicates.
-    calibration = dict.fromkeys(parts[False])
-    if not held_out:
-        return list(calibration)
-    return [p for p in dict.fromkeys(parts[True]) if p not in calibration]
-
-
-def _is_prose(paragraph: str) -> bool:
-    """Return True for a long paragraph that consists mostly of letters and ends like a sentence."""
-    letters = sum(character.isalpha() or character == " " for character in paragraph)
-    return len(paragraph) > 120 and paragraph[-1] in ".:)" and letters > 0.88 * len(paragraph)

@@ -17,7 +17,7 @@ from prunesearch.config.recipe import Recipe, RunOptions
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.export import Exported, export
 from prunesearch.models.demo_weights import obtain
-from prunesearch.objectives.calibration_data import HELD_OUT
+from prunesearch.objectives.calibration_sources.builtin import HELD_OUT
 from prunesearch.pipeline.run import Outcome, facts_of, run_search
 from prunesearch.pipeline.session import (
     Session,

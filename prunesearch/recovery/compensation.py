@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 from prunesearch.cache.files import cannot_write
 from prunesearch.cache.keys import canonical_json
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import BUILTIN_TEXT
 from prunesearch.errors import (
     InputError,
     ModelError,
@@ -33,7 +32,8 @@ from prunesearch.models.fingerprint import digest_of
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import check_removable
 from prunesearch.models.weights_state import WeightsState
-from prunesearch.objectives.calibration_data import HELD_OUT, check_fits, token_windows
+from prunesearch.objectives.calibration_data import check_fits, token_windows
+from prunesearch.objectives.calibration_sources.registry import source_of
 from prunesearch.objectives.identity import numerics_of, tokens_digest
 from prunesearch.objectives.tensor_files import read_tensors, write_tensors
 from prunesearch.recovery.gap_fitting import (
@@ -289,13 +289,14 @@ def fit_and_held_out(
         DataError: a text is missing or too short.
     """
     # Split one text in two if it has no held-out part.
-    if held_out is None and calibration != BUILTIN_TEXT:
+    apart = held_out or source_of(calibration).held_out(calibration)
+    if apart is None:
         both_BL = token_windows(calibration, tokenizer, tokens + held_out_tokens, window)
         fit_BL, held_out_BL = both_BL.tensor_split([tokens // both_BL.shape[1]])
         return fit_BL, held_out_BL
     return (
         token_windows(calibration, tokenizer, tokens, window),
-        token_windows(held_out or HELD_OUT, tokenizer, held_out_tokens, window),
+        token_windows(apart, tokenizer, held_out_tokens, window),
     )
 
 

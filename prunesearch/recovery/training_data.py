@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from prunesearch.config.recipe import BUILTIN_TEXT
 from prunesearch.errors import DataError
 from prunesearch.objectives.calibration_data import (
-    HELD_OUT,
     LONG_TEXT,
     ids_of,
     opening_of,
     read_text,
 )
+from prunesearch.objectives.calibration_sources.registry import source_of
 from prunesearch.recovery.heal_recipe import HealRecipe
 
 # Documents, and characters, that are tokenised at a time.
@@ -49,9 +48,7 @@ def sequences_of(recipe: HealRecipe, tokenizer: PreTrainedTokenizerBase) -> Sequ
     """
     watched = max(1, recipe.held_out_tokens // recipe.window)
     # Without a held-out text of its own, the first windows of the data are kept apart.
-    apart = recipe.held_out or None
-    if apart is None and recipe.data == BUILTIN_TEXT:
-        apart = HELD_OUT
+    apart = recipe.held_out or source_of(recipe.data).held_out(recipe.data)
     skipped = 0 if apart else watched
     packed_BL, tokens = packed(
         recipe.data, tokenizer, recipe.window, skipped + recipe.steps * recipe.batch

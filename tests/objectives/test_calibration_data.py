@@ -23,12 +23,12 @@ from prunesearch.models.structure import most_positions
 from prunesearch.objectives import calibration_data as text_module
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import (
-    HELD_OUT,
     LONG_TEXT,
     opening_of,
     read_text,
     token_windows,
 )
+from prunesearch.objectives.calibration_sources.builtin import HELD_OUT
 from prunesearch.objectives.importance import rank_units
 from prunesearch.objectives.metrics.kl import KL
 from prunesearch.pipeline.run import run_search

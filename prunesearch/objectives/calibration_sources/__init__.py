@@ -1,0 +1,1 @@
+"""Sources of calibration text, one file each."""
