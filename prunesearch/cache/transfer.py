@@ -77,9 +77,14 @@ def export(backends: Sequence[Readable], path: Path) -> int:
         path: path of the file. It is compressed if its name ends in ``.gz``.
 
     Raises:
-        InputError: the file exists and holds something else.
+        InputError: the file exists and holds something else, or its folder does not exist.
         RunError: the file cannot be written.
     """
+    if not path.parent.is_dir():
+        raise InputError(
+            f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first, "
+            f"or give a file in another folder"
+        )
     if path.exists() and not path.is_file():
         raise RunError(f"cannot write {str(path)!r}: it is not a regular file; give another file")
     if path.is_file() and not path.is_symlink() and not _may_be_replaced(path):

@@ -1,5 +1,6 @@
 """The commands `study …`. They start without torch."""
 
+import sys
 from typing import Any
 
 import click
@@ -20,6 +21,7 @@ from prunesearch.cli.options import (
 from prunesearch.cli.output import progress, quiet, quiet_optuna
 from prunesearch.cli.parameters import with_options
 from prunesearch.cli.recipes import options_of
+from prunesearch.errors import InputError
 from prunesearch.report.emit import emit
 
 
@@ -137,10 +139,23 @@ def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
     quiet_optuna()
     database = persistence.open_storage(storage, create=False)
     summary = summarise(persistence.load(database, name))  # refuses studies that are not ours
-    if not yes and not click.confirm(
-        f"Delete study {name} with {summary.trials} trials?", err=True
-    ):
+    if not yes and not _confirmed(f"Delete study {name} with {summary.trials} trials?"):
         click.echo("nothing was deleted", err=True)
         return
     persistence.delete(database, name)
     emit(as_json, DeletedStudy(name, summary.trials), rendered.study_rm)
+
+
+def _confirmed(question: str) -> bool:
+    """Ask a question on the terminal, and return whether the answer is yes.
+
+    Raises:
+        InputError: there is no terminal to ask on.
+    """
+    if not _has_terminal():
+        raise InputError("there is no terminal to ask on, so nothing was deleted: add --yes")
+    return click.confirm(question, err=True)
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()

@@ -28,7 +28,11 @@ def invoke(*words: object) -> Result:
 
 
 def test_a_search_is_seen_shared_and_thinned_out(
-    here: Path, tiny_folder: Path, prose: Path
+    here: Path,
+    tiny_folder: Path,
+    prose: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     search = ["search", tiny_folder, "--calibration", prose, *SEARCH]
     found = run_json(*search)
@@ -48,6 +52,8 @@ def test_a_search_is_seen_shared_and_thinned_out(
     assert "100.0%" in shown
     assert "tiny-llama" in shown
 
+    complaint = refused(capsys, monkeypatch, "cache", "export", "missing/all.jsonl")
+    assert "there is no folder 'missing'; make it first" in complaint
     assert run_json("cache", "export", "all.jsonl.gz")["entries"] == stats["entries"]
     imported = run_json("cache", "import", "all.jsonl.gz", "all.jsonl.gz", "--cache", "colleague")
     assert imported == {"read": 2 * stats["entries"], "new": stats["entries"], "conflicts": 0}

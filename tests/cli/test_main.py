@@ -27,7 +27,11 @@ LONG, DIGITS = "x" * 300, "9" * 5000
 
 
 def test_search_show_best_export_evaluate_and_remove(
-    here: Path, tiny_folder: Path, prose: Path
+    here: Path,
+    tiny_folder: Path,
+    prose: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     search = ["search", tiny_folder, "--drop", 2, "--trials", 8, "--calibration", prose, *FAST]
     found = run_json(*search)
@@ -73,8 +77,11 @@ def test_search_show_best_export_evaluate_and_remove(
 
     assert run_json("study", "rm", name, "--yes") == {"deleted": name, "trials": 8}
     assert [s["name"] for s in run_json("study", "list")] == ["other"]
+    assert "add --yes" in refused(capsys, monkeypatch, "study", "rm", "other")
+    monkeypatch.setattr("prunesearch.cli.study._has_terminal", lambda: True)
     kept = CliRunner().invoke(cli, ["study", "rm", "other"], input="n\n")
     assert "nothing was deleted" in kept.stderr
+    assert [s["name"] for s in run_json("study", "list")] == ["other"]
 
 
 def test_a_grid_is_searched_at_once(
