@@ -34,12 +34,8 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from benchmarks.support.record import Record
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import PruneSearchError
-from prunesearch.execution.memory_plan import (
-    Asked,
-    Dtype,
-    draw,
-    plan,
-)
+from prunesearch.execution.memory_plan import draw, plan
+from prunesearch.execution.plan_types import Asked, Dtype
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.bf16_cpu import wide_products, widens
 from prunesearch.models.layers import StreamedLayers

@@ -93,7 +93,8 @@ def plan(
     """
     size = None if memory is None else parse_size(memory, "--memory")
     quiet()
-    from prunesearch.execution.memory_plan import Asked, plan
+    from prunesearch.execution.memory_plan import plan
+    from prunesearch.execution.plan_types import Asked
     from prunesearch.report import models as rendered
 
     emit(

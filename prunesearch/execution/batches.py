@@ -9,7 +9,7 @@ A segment is a run of tokens between two branchings. Attention is computed for e
 the keys of the segment and of its ancestors, so a T x T mask is not needed. All other parts of a
 decoder work on single tokens. The result is exact if attention is the only part that reads other
 tokens, and if it sees their positions through position embeddings.
-`objectives.loglikelihood.reads_trees` checks this.
+`objectives.loglikelihood.supports_trees` checks this.
 
 Shapes: B sequences of L tokens, T tokens of a tree batch, H heads of size D, G key/value heads, N
     segments with at most
@@ -36,6 +36,8 @@ from prunesearch.models.structure import input_device, settings_of
 
 CHUNK_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens of a chunk by device: enough to fill its caches or its cores."""
+TASK_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens of a task's forward pass by device."""
 MIN_SHARED = 8
 """Shorter common prefixes are repeated: another segment costs more than a few tokens."""
 _PADDING = 1.3  # largest ratio of a bucket's attention with padding to that without

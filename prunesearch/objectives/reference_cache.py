@@ -51,7 +51,7 @@ class ReferenceCache:
             write_tensors(self._folder / name, reference)
         except OSError as error:
             raise StorageError(
-                f"cannot keep the dense model's answers in {str(self._folder)!r}: "
+                f"cannot keep the dense model's outputs in {str(self._folder)!r}: "
                 f"{error.strerror or one_line(error)}; "
                 "free space, or give --kl-top 512, which takes a fraction of it"
             ) from None

@@ -20,6 +20,7 @@ from lm_eval.api.instance import Instance
 from prunesearch.candidate import LayerSubset
 from prunesearch.compat.lm_eval import TokenHFLM, TokenRequest
 from prunesearch.errors import InputError
+from prunesearch.execution.batches import TASK_BATCH_TOKENS
 from prunesearch.execution.shared_forward import Forward, Head
 from prunesearch.models.handover import tokenizer_copy, unchanged_by
 from prunesearch.models.loading import LoadedModel
@@ -73,8 +74,6 @@ CHUNK_REQUESTS = 256
 
 HellaSwag has 64 documents in a chunk.
 """
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Tokens of a forward pass by device."""
 BOOTSTRAP_ITERS = 1000
 """Resamples for standard errors without a formula (perplexity, f1).
 
@@ -135,7 +134,7 @@ class TaskObjective:
                 freeze(leaf)
         self.metric, self.maximize = choose_metric(dummy, task, metric)
         device = input_device(loaded.model).type
-        self._batch_tokens = batch_tokens or BATCH_TOKENS.get(device, 2048)
+        self._batch_tokens = batch_tokens or TASK_BATCH_TOKENS.get(device, 2048)
         self._head = Head(loaded.model)
         # Sort the recorded requests into chunks of log-likelihoods and prompts to generate from.
         requests: list[Request] = []

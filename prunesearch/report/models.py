@@ -16,7 +16,7 @@ from prunesearch.report.tables import (
 )
 
 if TYPE_CHECKING:
-    from prunesearch.execution.memory_plan import Plan
+    from prunesearch.execution.plan_types import Plan
     from prunesearch.models.analyze import BlockInventory, NamedInventory
 
 Document = Mapping[str, Any]

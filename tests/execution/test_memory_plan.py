@@ -12,17 +12,12 @@ from click.testing import CliRunner
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli.main import cli
 from prunesearch.errors import InputError, ModelError, UnknownNameError
-from prunesearch.execution import memory_plan as planning
+from prunesearch.execution import memory_plan, plan_formulas
 from prunesearch.execution.batches import Rows
 from prunesearch.execution.hardware import Speed
-from prunesearch.execution.memory_plan import (
-    Asked,
-    Mode,
-    Plan,
-    distinct_forwards,
-    draw,
-    plan,
-)
+from prunesearch.execution.memory_plan import draw, plan
+from prunesearch.execution.plan_formulas import distinct_forwards
+from prunesearch.execution.plan_types import Asked, Mode, Plan
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.layers import StreamedLayers
 from prunesearch.models.streaming import open_streamed
@@ -36,9 +31,9 @@ SPEED = Speed("cpu", {"bfloat16": 1e12, "float32": 5e11}, 1e9, 1e10, float("inf"
 @pytest.fixture
 def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose speed does not vary."""
-    monkeypatch.setattr(planning, "measure", lambda *_: SPEED)
-    monkeypatch.setattr(planning, "_resident", lambda: GIB // 2)
-    monkeypatch.setattr(planning, "widens", lambda: False)
+    monkeypatch.setattr(memory_plan, "measure", lambda *_: SPEED)
+    monkeypatch.setattr(plan_formulas, "resident_bytes", lambda: GIB // 2)
+    monkeypatch.setattr(plan_formulas, "widens", lambda: False)
 
 
 @pytest.fixture
@@ -64,7 +59,7 @@ def test_llama_70b_is_streamed_in_24_gib(known_speed: None, llama_70b: str) -> N
     assert not memory.fits
     other = 70_553_706_496 - 80 * 855_654_400
     assert stream.parts["weights"] == 2 * (other + 2 * 855_654_400)
-    assert stream.parts["dense answers"] == 1024 * 128_256 * 2
+    assert stream.parts["reference logits"] == 1024 * 128_256 * 2
     assert stream.state_memory == 22 * 1024 * 8192 * 2
     assert stream.fits and 7 * GIB < stream.memory < 10 * GIB
     assert stream.memory == sum(stream.parts.values())
@@ -79,7 +74,7 @@ def test_a_cpu_that_widens_needs_a_weight_in_float32(
     known_speed: None, llama_70b: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = mode(plan(llama_70b, Asked(24 * GIB)), "disk")
-    monkeypatch.setattr(planning, "widens", lambda: True)
+    monkeypatch.setattr(plan_formulas, "widens", lambda: True)
     after = mode(plan(llama_70b, Asked(24 * GIB)), "disk")
     assert after.memory - before.memory == 4 * 128_256 * 8192
     assert after.fits
@@ -91,14 +86,12 @@ def test_what_fits_is_kept_in_memory(known_speed: None, llama_70b: str) -> None:
     assert document.command.endswith("--offload none --state-memory 352MiB --tokens 1024")
 
 
-def test_too_many_tokens_spill_states_and_lump_the_answers(
-    known_speed: None, llama_70b: str
-) -> None:
+def test_too_many_tokens_spill_states_and_need_top_k(known_speed: None, llama_70b: str) -> None:
     document = plan(llama_70b, Asked(16 * GIB, 20, tokens=2**17))
     stream = mode(document, "disk")
     assert document.use == "disk"
     assert "--kl-top 512" in document.command
-    assert stream.parts["dense answers"] == 2**17 * 512 * 8
+    assert stream.parts["reference logits"] == 2**17 * 512 * 8
     assert stream.spilled == 22 * 2**17 * 8192 * 2 - stream.state_memory
     assert stream.memory <= 16 * GIB
     assert any("likeliest" in note for note in document.notes)
@@ -111,16 +104,16 @@ def test_where_nothing_fits_it_says_what_would(known_speed: None, llama_70b: str
     assert re.search(r"nothing fits: --offload disk needs \d+\.\d\d GiB", document.notes[-1])
 
 
-def test_a_task_has_requests_and_no_dense_answers(known_speed: None, llama_70b: str) -> None:
+def test_a_task_has_requests_and_no_reference_logits(known_speed: None, llama_70b: str) -> None:
     document = plan(llama_70b, Asked(24 * GIB, tokens=None, requests=800, length=50))
     assert document.tokens == 40_000
-    assert "dense answers" not in mode(document, "disk").parts
+    assert "reference logits" not in mode(document, "disk").parts
     assert "--task TASK" in document.command
 
 
 def test_a_faster_type_is_pointed_out(monkeypatch: pytest.MonkeyPatch, llama_70b: str) -> None:
     slow = Speed("cpu", {"bfloat16": 1e10, "float32": 8e10}, 1e9, 1e10, float("inf"), 32 * GIB)
-    monkeypatch.setattr(planning, "measure", lambda *_: slow)
+    monkeypatch.setattr(memory_plan, "measure", lambda *_: slow)
     document = plan(llama_70b, Asked(24 * GIB))
     assert any(
         "float32 is multiplied 8.0 times as fast here as bfloat16" in note

@@ -1,4 +1,4 @@
-"""The dense model's answers, kept once and checked when they are read;
+"""Reference logits, kept once and checked when they are read;
 
 the likeliest tokens; mixes.
 """
@@ -46,7 +46,7 @@ def test_the_likeliest_and_the_rest_in_one_lump(k: int | None) -> None:
     assert (kl <= terms.sum(-1) + 1e-4).all(), "lumping only loses"
 
 
-def test_answers_are_kept_in_files_and_damaged_ones_made_again(
+def test_references_are_kept_in_files_and_damaged_ones_made_again(
     loaded: LoadedModel, windows: torch.Tensor, tmp_path: Path
 ) -> None:
     def scored() -> list[Any]:
