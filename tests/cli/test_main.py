@@ -216,8 +216,6 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
         (["study", "show", "x", "--best", "0"], "0 is not in the range"),
         (["plan", "MODEL", "--drop", "pareto"], "plan needs a number or a share"),
         (["study", "list", "--storage", "sqlite:///short.txt"], "': file is not a database"),
-        (["evaluate", "MODEL", "--weights", "quality=1"], "--weights quality=1 goes with search"),
-        (["study", "resume", "x", "--weights", "size=1"], "--weights size=1 goes with search"),
         (["export", "MODEL", "--layers", "1", "--out", "new.gguf"], "add --gguf"),
         (["export", "MODEL", "--layers", "1", "--out", "new", "--gguf"], "write --out NAME.gguf"),
         (["export", "MODEL", "--layers", "1", "--out", "cut.gguf", "--gguf"], "exists already"),

@@ -1,14 +1,18 @@
 """Options have one definition, and their earlier spellings still work."""
 
+import json
+import sys
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from prunesearch.cli.main import cli
+from prunesearch.cli import main as cli_module
+from prunesearch.cli.main import cli, main
 from prunesearch.cli.parameters import RenamedOption, present_words
 from prunesearch.errors import InputError
+from tests.support.cli import run
 
 MAY_DIFFER = {"required", "default", "show_default", "envvar"}
 
@@ -129,3 +133,34 @@ def test_a_word_that_looks_like_an_earlier_spelling_stays() -> None:
 def test_few_tokens_are_refused_alike(words: str) -> None:
     with pytest.raises(click.BadParameter, match="15 is not in the range x>=16"):
         cli.main([*words.split(), "--tokens", "15"], standalone_mode=False)
+
+
+def test_json_stays_one_document_after_a_warning(here: Path, tiny_folder: Path) -> None:
+    small = ["--tokens", 128, "--window", 64]
+    result = run("evaluate", tiny_folder, "--drop", "1,3", *small, "--json")
+    assert json.loads(result.stdout)["dropped"] == "1,3"
+    assert result.stderr.startswith(
+        "warning: --drop 1,3 is the earlier spelling: write --layers 1,3\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("typed", "resumes"),
+    [
+        ("heal s --out o --drop 3 --work w", "heal s --out o --layers 3 --run-folder w"),
+        ("search m --drop 2 --weights=stream", "search m --drop 2 --offload disk"),
+        ("study resume s --weights host", "study resume s --offload cpu"),
+        ("demo --model m", "demo m"),
+    ],
+)
+def test_the_command_that_resumes_has_the_present_spellings(
+    typed: str, resumes: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["prunesearch", *typed.split()])
+    monkeypatch.setattr(cli_module.cli, "main", stop)
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.splitlines()[-1] == f"  prunesearch {resumes}"
