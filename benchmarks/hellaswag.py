@@ -17,7 +17,8 @@ import transformers
 
 from benchmarks.support.record import Record, arguments
 from benchmarks.support.stock_lm_eval import stock_hellaswag
-from prunesearch.config.recipe import Recipe, RunOptions
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
 from prunesearch.models.demo_weights import obtain
 from prunesearch.pipeline.run import run_search
 from prunesearch.pipeline.session import open_session
@@ -38,12 +39,10 @@ def main() -> None:
     recipes = [
         Recipe(
             model=model,
-            drop="6",
-            objective="task",
-            task="hellaswag",
-            task_data=str(options.data),
-            limit=limit,
-        ).model_copy(update={"sampler": sampler})
+            objective={"task": "hellaswag"},
+            data={"task_data": str(options.data), "limit": limit},
+            search={"drop": "6", "sampler": sampler},
+        )
         for sampler in ("pso", "woa")
     ]
     with tempfile.TemporaryDirectory() as scratch, ProgressView():
@@ -61,7 +60,7 @@ def main() -> None:
         )
     record.add("dense_seconds_lm_eval", stock.seconds)
     for recipe, outcome in zip(recipes, outcomes, strict=True):
-        name = recipe.sampler
+        name = recipe.search.sampler
         record.add(f"{name}_acc_norm", outcome.value)
         record.add(f"{name}_acc_norm_stderr", outcome.best.stderr["acc_norm"])
         record.add(f"{name}_acc", outcome.best.metrics["acc"])

@@ -21,18 +21,15 @@ from optuna.trial import TrialState
 
 from benchmarks.support.record import Record, arguments, precision
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import (
-    BUILTIN_TEXT,
-    Recipe,
-    RunOptions,
-    study_name,
-)
+from prunesearch.config.identity import study_name
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.demo_weights import obtain
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
-from prunesearch.objectives.base import ChunkWork
+from prunesearch.objectives.base import BUILTIN_TEXT, ChunkWork
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.metrics.kl import KL
@@ -49,12 +46,9 @@ def generations(model: str, count: int) -> list[list[LayerSubset]]:
     for.
     """
     recipe = Recipe(
-        model=model,
-        dtype=precision(),
-        drop=str(DROPPED),
-        population=POPULATION,
-        tokens=128,
-        window=128,
+        model={"path": model, "dtype": precision()},
+        data={"tokens": 128, "window": 128},
+        search={"drop": str(DROPPED), "population": POPULATION},
     )
     with tempfile.TemporaryDirectory() as scratch:
         options = RunOptions(

@@ -19,15 +19,13 @@ from optuna.trial import FrozenTrial
 from benchmarks.support.record import Record, arguments, precision
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import (
-    BUILTIN_TEXT,
-    Recipe,
-    RunOptions,
-    study_name,
-)
+from prunesearch.config.identity import study_name
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.models.demo_weights import obtain
 from prunesearch.models.loading import LoadedModel
+from prunesearch.objectives.base import BUILTIN_TEXT
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.metrics.kl import KL
@@ -54,7 +52,7 @@ def searched(loaded: LoadedModel, recipe: Recipe, trials: int, folder: Path) -> 
     options = RunOptions(
         storage=f"sqlite:///{folder}/study.db", cache=str(folder / "cache"), trials=trials
     )
-    windows = token_windows(BUILTIN_TEXT, loaded.tokenizer, recipe.tokens, recipe.window)
+    windows = token_windows(BUILTIN_TEXT, loaded.tokenizer, recipe.data.tokens, recipe.data.window)
     objective = CalibrationObjective(loaded, windows, KL(), chunk_tokens=CHUNK_TOKENS)
     store = EvaluationCache(options.cache)
     engine = LocalEngine(loaded, objective, store)
@@ -113,10 +111,14 @@ def main() -> None:
     record = Record("races", options.quick)
     model = str(obtain(Path("storage/models"), print))
     recipes = [
-        Recipe(model=model, dtype=precision(), drop="8", tokens=tokens, window=WINDOW, seed=seed)
+        Recipe(
+            model={"path": model, "dtype": precision()},
+            data={"tokens": tokens, "window": WINDOW},
+            search={"drop": "8", "seed": seed},
+        )
         for seed in seeds
     ]
-    loaded = load_for(recipes[0], RunOptions())
+    loaded = load_for(recipes[0].model, RunOptions())
     record.notes["searches"] = []
     worst = 0.0
     full_tokens = race_tokens = bests = dropped = lost = 0
@@ -125,9 +127,7 @@ def main() -> None:
             for name in ("full", "race"):
                 (Path(scratch) / name).mkdir()
             full = searched(loaded, recipe, trials, Path(scratch) / "full")
-            race = searched(
-                loaded, recipe.model_copy(update={"race": True}), trials, Path(scratch) / "race"
-            )
+            race = searched(loaded, recipe.with_changes(race=True), trials, Path(scratch) / "race")
             better, gone, winner_lost = replay(full, 6, loaded.n_layers)
         full_tokens, race_tokens = (
             full_tokens + full.engine.scores.tokens,
@@ -137,7 +137,7 @@ def main() -> None:
         worst = max(worst, race.kl - full.kl)
         record.notes["searches"].append(
             {
-                "seed": recipe.seed,
+                "seed": recipe.search.seed,
                 "kl_full": full.kl,
                 "kl_race": race.kl,
                 "winner_full": full.winner.text,

@@ -29,7 +29,7 @@ from optuna.study import MaxTrialsCallback
 
 from benchmarks.support.record import Record, arguments
 from prunesearch.candidate import Evaluation, LayerSubset
-from prunesearch.config.recipe import Weights
+from prunesearch.config.objective import ScoreWeights
 from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.structure import Sizes
@@ -45,7 +45,7 @@ FORK = multiprocessing.get_context("fork")  # a worker starts in milliseconds, a
 FITNESS = TrialScalarizer(
     "kl",
     False,
-    Weights(),
+    ScoreWeights(),
     Sizes((10,) * 24, (4,) * 24, 100, 2),
     LatencyModel((1.0,) * 24, (0.4,) * 24, 2.0),
 )

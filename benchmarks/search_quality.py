@@ -247,12 +247,13 @@ def landscape(path: Path) -> tuple[Problem, float]:
 @contextmanager
 def live_problem(model: str, drop: str, calibration: str, cache: str) -> Iterator[Problem]:
     """The real thing: KL on 4 x 256 tokens, through the store."""
-    from prunesearch.config.recipe import Recipe, RunOptions
+    from prunesearch.config.recipe import Recipe
+    from prunesearch.config.run_options import RunOptions
     from prunesearch.objectives.calibration_data import token_windows
     from prunesearch.objectives.importance import rank_units
     from prunesearch.pipeline.session import open_session, require
 
-    recipe = Recipe(model=model, drop=drop, calibration=calibration, tokens=1024, window=256)
+    recipe = Recipe(model=model, search={"drop": drop}, data={"calibration": calibration})
     with open_session(recipe, RunOptions(cache=cache)) as session:
         loaded = session.loaded
         space = SearchSpace.parse(loaded.n_layers, drop)
@@ -264,7 +265,9 @@ def live_problem(model: str, drop: str, calibration: str, cache: str) -> Iterato
                 ).metrics["kl"]
             )
 
-        windows = token_windows(calibration, loaded.tokenizer, recipe.tokens, recipe.window)
+        windows = token_windows(
+            calibration, loaded.tokenizer, recipe.data.tokens, recipe.data.window
+        )
         yield Problem(
             space,
             value,

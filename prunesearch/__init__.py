@@ -12,7 +12,8 @@ from prunesearch.runtime.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from prunesearch.candidate import Evaluation, LayerSubset
-    from prunesearch.config.recipe import Recipe, RunOptions
+    from prunesearch.config.recipe import Recipe
+    from prunesearch.config.run_options import RunOptions
     from prunesearch.errors import PruneSearchError
     from prunesearch.pipeline.run import run
     from prunesearch.samplers import PSOSampler, WOASampler

@@ -14,8 +14,6 @@ from packaging.utils import canonicalize_name
 
 from prunesearch.cli.main import cli
 from prunesearch.cli.recipes import read_recipe
-from prunesearch.config.recipe import validated
-from prunesearch.pipeline.search_and_recover import RecoverySection
 from tests.support.package import ORDER, PACKAGE
 from tests.support.paths import REPOSITORY
 
@@ -63,9 +61,10 @@ def test_the_recipes_are_valid(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.yaml"
         path.write_text(text)
         read = read_recipe(path, {}, ())
-        assert [recipe.drop for recipe in read.recipes] == ["25%"]
-        assert read.recover is not None
-        finalists.append(validated(RecoverySection, read.recover).finalists)
+        assert [recipe.search.drop for recipe in read.recipes] == ["25%"]
+        (recipe,) = read.recipes
+        assert recipe.recover is not None
+        finalists.append(recipe.recover.finalists)
     assert finalists == [1, 5]
 
 

@@ -25,8 +25,8 @@ from prunesearch.cli.options import (
 from prunesearch.cli.output import quiet
 from prunesearch.cli.parameters import with_options
 from prunesearch.cli.recipes import options_of, selected_by
-from prunesearch.config.recipe import BUILTIN_TEXT
 from prunesearch.errors import InputError
+from prunesearch.objectives.base import BUILTIN_TEXT
 from prunesearch.report.emit import emit
 from prunesearch.runtime import stopping
 from prunesearch.units import parse_size

@@ -22,7 +22,7 @@ from prunesearch.cli.options import (
 )
 from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import with_options
-from prunesearch.cli.recipes import options_of, recipe_of, selected_by
+from prunesearch.cli.recipes import model_of, options_of, selected_by
 from prunesearch.report.emit import emit
 
 REQUEST = ("out", "export_format", "gguf", "max_shard", "push_to_hub", "public", "program")
@@ -89,11 +89,11 @@ def verify(folder: str, base: str | None, as_json: bool, **settings: Any) -> Non
     computes.
     """
     options = options_of(settings)
-    recipe = None if base is None else recipe_of({**settings, "model": base, "drop": "1"})
+    dense = None if base is None else model_of({**settings, "model": base})
     quiet()
     from prunesearch.pipeline.delivery import verify_again
     from prunesearch.report import export as rendered
 
     with progress():
-        document = verify_again(Path(folder), recipe, options, settings["trust_remote_code"])
+        document = verify_again(Path(folder), dense, options, settings["trust_remote_code"])
     emit(as_json, document, rendered.verified)

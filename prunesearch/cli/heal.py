@@ -30,7 +30,6 @@ from prunesearch.cli.options import (
 from prunesearch.cli.output import quiet
 from prunesearch.cli.parameters import renamed, with_options
 from prunesearch.cli.recipes import options_of, selected_by
-from prunesearch.config.recipe import validated
 from prunesearch.errors import InputError
 from prunesearch.report.emit import emit
 from prunesearch.runtime import stopping
@@ -149,22 +148,14 @@ def heal(
     quiet()
     # Import torch only when the command runs, so that --help stays fast.
     from prunesearch.cache.location import CacheLocation
-    from prunesearch.recovery.heal_recipe import HealRecipe
-    from prunesearch.recovery.recover import (
-        HealOptions,
-        Recovery,
-        check_out,
-        heal_and_export,
-    )
-    from prunesearch.recovery.tuning import Tuning
+    from prunesearch.config.recovery import HealRecipe, Recovery, Tuning
+    from prunesearch.recovery.recover import HealOptions, check_out, heal_and_export
     from prunesearch.report.healing import healed
     from prunesearch.report.progress import ProgressView
 
     # Options that were given, sorted into the recipe of healing, the tuning and the finalists.
     given = {name: value for name, value in settings.items() if value is not None}
-    recipe = validated(
-        HealRecipe, {name: given[name] for name in HealRecipe.model_fields if name in given}
-    )
+    recipe = HealRecipe(**{name: given[name] for name in HealRecipe.model_fields if name in given})
     if "distill_weight" in given and recipe.loss != "mix":
         raise InputError(f"--distill-weight goes with --loss mix, not --loss {recipe.loss}")
     if "kl_top" in given and recipe.loss == "lm":
@@ -175,7 +166,7 @@ def heal(
         if f"tune_{name}" in given:
             tuned[name] = given[f"tune_{name}"]
     if "tune" in given:
-        tuning = validated(Tuning, {"trials": given["tune"], **tuned})
+        tuning = Tuning(trials=given["tune"], **tuned)
     elif tuned:
         raise InputError(f"--tune-{next(iter(tuned))} goes with --tune N")
     final: dict[str, Any] = {
@@ -190,9 +181,7 @@ def heal(
             "--finalists are a study's best: give STUDY, and leave out --layers, --max-loss and "
             "--max-size"
         )
-    recovery = validated(
-        Recovery, {**final, "compensate": compensate, "tune": tuning, "heal": recipe}
-    )
+    recovery = Recovery(**final, compensate=compensate, tune=tuning, heal=recipe)
     # Refuse a bad destination before the model is loaded.
     check_out(Path(out))
     model_settings = {

@@ -4,9 +4,13 @@ examples.
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
+
+from prunesearch.cli.flags import name_flags
+from prunesearch.errors import PruneSearchError
 
 # Groups of options. Options without a group come first, under the title "Options".
 _SHARED = {
@@ -101,7 +105,15 @@ def summary(command: click.Command) -> str:
 
 
 class Command(click.Command):
-    """A command whose options are shown in groups."""
+    """A command whose options are shown in groups, and whose errors name its flags."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (of click)
+        """Run the command. Errors of the core name fields, and get the flags of the command."""
+        try:
+            return super().invoke(ctx)
+        except PruneSearchError as error:
+            name_flags(error, self.params)
+            raise
 
     def get_short_help_str(self, limit: int = 45) -> str:
         """Return the line that the list of commands shows."""

@@ -20,7 +20,7 @@ from prunesearch.cli.options import (
 )
 from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import with_options
-from prunesearch.cli.recipes import options_of, recipe_of
+from prunesearch.cli.recipes import data_of, model_of, objective_of, options_of
 from prunesearch.report.emit import emit
 from prunesearch.units import parse_size
 
@@ -32,16 +32,16 @@ from prunesearch.units import parse_size
 @JSON
 def evaluate(model: str, layers: str, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Evaluate MODEL, or an export, on --task or --calibration text, with standard errors."""
-    recipe = recipe_of(
-        {**settings, "model": model, "drop": "1"}
-    )  # nothing is searched: the budget is not read
+    section = model_of({**settings, "model": model})
+    objective, data = objective_of(settings), data_of(settings)
+    objective.check_data(data)
     options = options_of(settings)
     quiet()
     from prunesearch.pipeline.run import evaluate_model
     from prunesearch.report import models as rendered
 
     with progress():
-        document = evaluate_model(recipe, options, layers)
+        document = evaluate_model(section, objective, data, options, layers)
     emit(as_json, document, rendered.evaluation)
 
 

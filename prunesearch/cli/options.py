@@ -8,7 +8,9 @@ import click
 from prunesearch.algorithms.registry import ENCODINGS, REGISTRY
 from prunesearch.cli.help import Words
 from prunesearch.cli.parameters import WEIGHTS, SharedOption, renamed
-from prunesearch.config.recipe import OBJECTIVES, RANKINGS, RunOptions
+from prunesearch.config.objective import OBJECTIVES
+from prunesearch.config.run_options import RunOptions
+from prunesearch.config.search import RANKINGS
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE
 from prunesearch.space import UNITS
 

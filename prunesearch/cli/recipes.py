@@ -7,33 +7,67 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from prunesearch.cli.output import quiet_optuna
-from prunesearch.config.recipe import Recipe, RunOptions, Weights, validated
-from prunesearch.errors import InputError, one_line
+from prunesearch.config.data import DataSection
+from prunesearch.config.flat import PLACES, SHORTHANDS, is_flat, sectioned
+from prunesearch.config.model import ModelSection
+from prunesearch.config.objective import ObjectiveSection
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import OLD_OFFLOADS, RunOptions
+from prunesearch.config.search import SearchSection
+from prunesearch.errors import InputError, UnknownNameError, one_line
 
 if TYPE_CHECKING:
     from prunesearch.pipeline.delivery import SelectedCandidate
 
 
-def recipe_of(settings: dict[str, Any]) -> Recipe:
+_RUN_NAMES = (*RunOptions.model_fields, "weights_in", "out")
+"""Keys of the section ``run`` of a recipe file, with an earlier name."""
+
+
+def model_of(settings: Mapping[str, Any]) -> ModelSection:
+    """Build the section `model` of a command. Options that were not given keep the defaults."""
+    return ModelSection(**_values_of("model", settings))
+
+
+def objective_of(settings: Mapping[str, Any]) -> ObjectiveSection:
+    """Build the section `objective` of a command."""
+    return ObjectiveSection(**_values_of("objective", settings))
+
+
+def data_of(settings: Mapping[str, Any]) -> DataSection:
+    """Build the section `data` of a command."""
+    return DataSection(**_values_of("data", settings))
+
+
+def recipe_of(settings: Mapping[str, Any]) -> Recipe:
     """Build the recipe of a command. Options that were not given keep the recipe's defaults."""
-    values = {
-        name: settings[name] for name in Recipe.model_fields if settings.get(name) is not None
-    }
-    values["weights"] = Weights.parse(settings.get("score_weights") or "")
-    if settings.get("encoding") is not None:
-        values["form"] = settings["encoding"]
-    return validated(Recipe, values)
+    return Recipe(
+        model=model_of(settings),
+        data=data_of(settings),
+        objective=objective_of(settings),
+        search=SearchSection(**_values_of("search", settings)),
+    )
 
 
-def grid_of(settings: dict[str, Any]) -> list[Recipe]:
+def _values_of(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a command that belong to a section, by the names of its fields."""
+    values = {}
+    for name, (home, field) in PLACES.items():
+        if home == section and settings.get(name) is not None:
+            values[field] = settings[name]
+    return values
+
+
+def grid_of(settings: Mapping[str, Any]) -> list[Recipe]:
     """Build the recipes of ``--sampler pso,woa --drop 4,8``: every sampler with every number."""
     recipes = []
     for sampler in settings["sampler"].split(","):
         for drop in settings["drop"].split(","):
-            recipes.append(
-                recipe_of({**settings, "sampler": sampler.strip(), "drop": drop.strip()})
-            )
+            changed = {"sampler": sampler.strip(), "drop": drop.strip()}
+            recipes.append(recipe_of({**settings, **changed}))
     return recipes
 
 
@@ -42,10 +76,7 @@ def options_of(settings: Mapping[str, Any]) -> RunOptions:
     values = {
         name: settings[name] for name in RunOptions.model_fields if settings.get(name) is not None
     }
-    if settings.get("offload") is not None:
-        places = {"none": "memory", "cpu": "host", "disk": "stream"}
-        values["weights_in"] = places.get(settings["offload"], settings["offload"])
-    return validated(RunOptions, values)
+    return RunOptions(**values)
 
 
 def selected_by(
@@ -77,8 +108,8 @@ def selected_by(
             raise InputError(
                 f"{target!r} is a study, and --layers goes with MODEL: leave --layers out"
             )
-        recipe = recipe_of({**settings, "model": target, "drop": "1"})  # nothing is searched
-        return delivery.from_layers(recipe, options, dropped)
+        section = model_of({**settings, "model": target})
+        return delivery.from_layers(section, options, dropped)
     if target and os.path.exists(target):  # noqa: PTH110 (a study's name may be longer than a file's)
         raise InputError(
             f"{target!r} is a model: say which of its layers to leave out with --layers, or give a "
@@ -111,23 +142,24 @@ def _is_study(target: str, storage: str) -> bool:
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """Contents of a YAML recipe file. Its names are those of the options of `search` and `run`.
+    """Contents of a YAML recipe file: a recipe, and how it is run.
 
     Attributes:
         recipes: one recipe, or several if the file lists samplers or numbers.
         options: how the recipes are run.
         out: folder for the export, or None.
-        recover: section ``recover``, or None.
     """
 
     recipes: list[Recipe]
     options: RunOptions
     out: str | None
-    recover: dict[str, Any] | None
 
 
 def read_recipe(path: Path, settings: Mapping[str, Any], given: Container[str]) -> RecipeFile:
     """Read a recipe file.
+
+    Its sections are those of `Recipe`, and ``run`` with the fields of `RunOptions` and with
+    ``out``. A file without sections, as earlier versions have it, is read with a warning.
 
     Args:
         path: path of the file.
@@ -138,41 +170,100 @@ def read_recipe(path: Path, settings: Mapping[str, Any], given: Container[str]) 
         InputError: the file cannot be read, or is not a recipe.
     """
     values = _mapping_in(path)
-    # The section of `recover`; an empty one counts as given.
-    recover = None
-    if "recover" in values:
-        recover = values.pop("recover") or {}
-    if recover is not None and not isinstance(recover, dict):
-        raise InputError(
-            f"recover: {recover!r} is not a section: write lines such as 'finalists: 5' below it"
+    if _is_flat_file(values):
+        click.echo(
+            f"warning: recipe {str(path)!r} has no sections, as in earlier versions: write model, "
+            f"data, objective, search and run (see README.md)",
+            err=True,
         )
+        values = _sectioned_file(values)
+    # An empty section `recover` asks for the default recovery.
+    if "recover" in values and values["recover"] is None:
+        values["recover"] = {}
     # Run options: the command line goes before the file.
     merged = dict(settings)
-    for name in (*RunOptions.model_fields, "out"):
-        if name in values:
-            value = values.pop(name)
-            if name not in given:
-                merged[name] = value
-    # One recipe for every sampler with every number.
-    lists = {name: _several(values.pop(name)) for name in ("sampler", "drop") if name in values}
-    recipes = []
-    for chosen in itertools.product(*lists.values()):
-        recipes.append(validated(Recipe, {**values, **dict(zip(lists, chosen, strict=True))}))
+    for name, value in _run_section(values).items():
+        if name not in given:
+            merged[name] = value
+    recipes = _grid_in(values)
     # Only the command line can allow a model's own code.
     if settings.get("trust_remote_code"):
-        recipes = [recipe.model_copy(update={"trust_remote_code": True}) for recipe in recipes]
-    elif any(recipe.trust_remote_code for recipe in recipes):
+        recipes = [recipe.with_changes(trust_remote_code=True) for recipe in recipes]
+    elif any(recipe.model.trust_remote_code for recipe in recipes):
         raise InputError(
             f"recipe {str(path)!r} says trust_remote_code: a file may come from somebody else, so "
-            f"it cannot allow code "
-            "to run; read the model's code, then add --trust-remote-code"
+            f"it cannot allow code to run; read the model's code, then add `trust_remote_code`"
         )
-    if recover is not None and len(recipes) > 1:
+    if len(recipes) > 1 and recipes[0].recover is not None:
         raise InputError("recover: goes with one sampler and one number to drop: give one of each")
     out = merged.get("out")
     if out is not None and not isinstance(out, str):
         raise InputError(f"out = {out!r}: give the name of a folder, in quotes if it is a number")
-    return RecipeFile(recipes, options_of(merged), out, recover)
+    return RecipeFile(recipes, options_of(merged), out)
+
+
+def _is_flat_file(values: Mapping[str, object]) -> bool:
+    """Return whether a recipe file has no sections: its settings, or run options, stand alone."""
+    if is_flat(values):
+        return True
+    sections = {*Recipe.model_fields, "run"} - SHORTHANDS.keys() - {"recover"}
+    return not sections & values.keys() and bool(values.keys() & {*RunOptions.model_fields})
+
+
+def _sectioned_file(values: Mapping[str, object]) -> dict[str, object]:
+    """Sort the settings of a file without sections into sections."""
+    run, others = {}, {}
+    for name, value in values.items():
+        if name in _RUN_NAMES:
+            run[name] = value
+        else:
+            others[name] = value
+    return {**sectioned(others), "run": run}
+
+
+def _run_section(values: dict[str, object]) -> dict[str, object]:
+    """Take the section `run` out of a file, and check its keys.
+
+    Raises:
+        InputError: a key belongs to another section, or is not known.
+    """
+    for section, settings in values.items():
+        if section != "run" and isinstance(settings, dict):
+            for key in settings.keys() & {*RunOptions.model_fields}:
+                raise InputError(f"`{key}` belongs to section run, not {section}")
+        if section in RunOptions.model_fields:
+            raise InputError(f"`{section}` belongs to section run: write it below run:")
+    run = values.pop("run", None) or {}
+    if not isinstance(run, dict):
+        raise InputError(
+            f"run = {run!r} is not a section: write lines such as 'trials: 200' below it"
+        )
+    if "out" in values:
+        run = {"out": values.pop("out"), **run}
+    for key in run:
+        if key in PLACES:
+            raise InputError(f"`{key}` belongs to section {PLACES[key][0]}, not run")
+        if key not in _RUN_NAMES:
+            raise UnknownNameError("key of section run", str(key), _RUN_NAMES)
+    if "weights_in" in run:
+        place = run.pop("weights_in")
+        run.setdefault("offload", OLD_OFFLOADS.get(place, place))
+    return run
+
+
+def _grid_in(values: dict[str, object]) -> list[Recipe]:
+    """Return one recipe for every sampler with every number that a file lists."""
+    search = values.get("search")
+    lists: dict[str, list[object]] = {}
+    if isinstance(search, dict):
+        lists = {name: _several(search[name]) for name in ("sampler", "drop") if name in search}
+    recipes = []
+    for chosen in itertools.product(*lists.values()):
+        changed = values
+        if isinstance(search, dict):
+            changed = {**values, "search": {**search, **dict(zip(lists, chosen, strict=True))}}
+        recipes.append(Recipe(**changed))
+    return recipes
 
 
 def _several(value: object) -> list[object]:
@@ -214,7 +305,7 @@ def _mapping_in(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read recipe {str(path)!r}: {reason}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(
-            f"recipe {str(path)!r} is not a mapping: write lines such as 'model: NAME' and 'drop: "
-            f"8'"
+            f"recipe {str(path)!r} is not a mapping: write lines such as 'model: NAME' and "
+            f"'search: {{drop: 8}}'"
         )
     return values

@@ -23,7 +23,7 @@ from prunesearch.cli.options import (
 from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import renamed, with_options
 from prunesearch.cli.recipes import grid_of, options_of, read_recipe
-from prunesearch.config.recipe import RunOptions, validated
+from prunesearch.config.run_options import RunOptions
 from prunesearch.report.emit import emit
 
 
@@ -72,7 +72,8 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
     """Do what the YAML file RECIPE says: search, choose and recover the best, export, verify,
     evaluate.
 
-    The file may hold what `search` takes, by the same names; options typed here override the file.
+    The file has the sections model, data, objective, search, recover and run. Options typed here
+    override its section run.
     """
     context = click.get_current_context()
     typed = {
@@ -87,13 +88,12 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
     from prunesearch.pipeline import run
     from prunesearch.report import search as rendered
 
-    if file.recover is not None:
-        from prunesearch.pipeline.search_and_recover import RecoverySection, search_and_recover
+    if recipe.recover is not None:
+        from prunesearch.pipeline.search_and_recover import search_and_recover
         from prunesearch.report.healing import recovered
 
-        section = validated(RecoverySection, file.recover)
         with progress():
-            document = search_and_recover(recipe, section, options, folder)
+            document = search_and_recover(recipe, options, folder)
         emit(as_json, document, recovered)
         return
     with progress():
@@ -136,14 +136,11 @@ def demo(
     from prunesearch.pipeline.demo import TRIALS, run_demo
     from prunesearch.report import search as rendered
 
-    options = validated(
-        RunOptions,
-        {
-            "storage": f"sqlite:///{home}/study.db",
-            "cache": f"{home}/cache",
-            "trials": TRIALS if trials is None else trials,
-            "threads": threads,
-        },
+    options = RunOptions(
+        storage=f"sqlite:///{home}/study.db",
+        cache=f"{home}/cache",
+        trials=TRIALS if trials is None else trials,
+        threads=threads,
     )
     with progress():
         result = run_demo(model, options, Path(home))

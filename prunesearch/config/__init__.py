@@ -1,1 +1,3 @@
-"""What identifies a result (`recipe.Recipe`), and how it is run (`recipe.RunOptions`)."""
+"""What identifies a result (`recipe.Recipe`, in sections), and how it is run
+(`run_options.RunOptions`).
+"""

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunesearch.candidate import Evaluation, LayerSubset
-from prunesearch.config.recipe import Weights
+from prunesearch.config.objective import ScoreWeights
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.structure import Sizes
 
@@ -39,7 +39,7 @@ class TrialScalarizer:
 
     metric: str
     maximize: bool
-    weights: Weights
+    weights: ScoreWeights
     sizes: Sizes
     latency: LatencyModel
     against: str | None = None
@@ -79,11 +79,11 @@ class TrialScalarizer:
 
 
 def objectives(
-    metric: str, maximize: bool, weights: Weights, against: str | None
+    metric: str, maximize: bool, weights: ScoreWeights, against: str | None
 ) -> tuple[Sequence[str], list[bool]]:
     """Return the names of a study's values, and for each True if a larger value is better."""
     if against is not None:
         cost = "bytes" if against == "size" else "latency_ms"
         return (metric, cost), [maximize, False]
-    name = metric if weights == Weights() else f"weighted {metric}"
+    name = metric if weights == ScoreWeights() else f"weighted {metric}"
     return (name,), [maximize]

@@ -11,13 +11,14 @@ from pathlib import Path
 import yaml
 from huggingface_hub import metadata_load
 
-from prunesearch.config.recipe import Recipe, portable_name
+from prunesearch.config.names import portable_name
+from prunesearch.config.recipe import Recipe
 from prunesearch.errors import ModelError
 from prunesearch.export.results import Exported, Verification
 from prunesearch.export.sublayers import PROMISES, trusts
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
-from prunesearch.runtime.json_values import Json, JsonObject, as_object, to_json
+from prunesearch.runtime.json_values import Json, JsonObject, as_object
 
 _LICENCE = ("license", "license_name", "license_link", "language")
 
@@ -105,17 +106,18 @@ def _compared(check: Verification) -> str:
 def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json]) -> str:
     """Return how the layers were chosen, on which data, and the commands that repeat it."""
     text = ""
-    recipe = facts.get("recipe")
-    if isinstance(recipe, dict):
-        data = recipe.get("task_data") or recipe.get("task") or recipe.get("calibration")
+    stored = facts.get("recipe")
+    if isinstance(stored, dict):
+        recipe = Recipe(**stored)
+        data = recipe.data.task_data or recipe.objective.task or recipe.data.calibration
         trials = ""
         if "trials" in facts:
             trials = f" in {facts['trials']} trials"
         text += (
-            f"Chosen by prunesearch (`{recipe['sampler']}`, objective `{recipe['objective']}` on "
+            f"Chosen by prunesearch (`{recipe.search.sampler}`, objective `{recipe.objective.name}` on "
             f"`{data}`){trials}, "
             f"study `{facts.get('study')}`. {_repeated(recipe, facts)}\n\n"
-            f"```yaml\n{yaml.safe_dump(_chosen(recipe), sort_keys=False, allow_unicode=True)}```\n\n"
+            f"```yaml\n{yaml.safe_dump(recipe.chosen(), sort_keys=False, allow_unicode=True)}```\n\n"
         )
     # Weights that were changed cannot be exported again from the base model.
     if not exported.changed:
@@ -132,24 +134,12 @@ def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json]) 
     return text
 
 
-def _repeated(recipe: JsonObject, facts: Mapping[str, Json]) -> str:
+def _repeated(recipe: Recipe, facts: Mapping[str, Json]) -> str:
     """Return the command that repeats the search, if a single command can."""
-    if recipe.get("units") == "sublayers" or str(recipe.get("drop", "")).startswith("pareto"):
+    if recipe.search.units == "sublayers" or recipe.search.is_pareto:
         return "The recipe:"
     trials = f" --trials {facts['trials']}" if "trials" in facts else ""
     return f"`prunesearch run recipe.yaml{trials}` repeats the search, with this recipe:"
-
-
-def _chosen(recipe: JsonObject) -> JsonObject:
-    """Return a recipe without the values that are the defaults."""
-    defaults: JsonObject = {}
-    for name, field in Recipe.model_fields.items():
-        defaults[name] = to_json(field.get_default(call_default_factory=True))
-    chosen = {}
-    for name, value in recipe.items():
-        if name not in defaults or value != defaults[name]:
-            chosen[name] = value
-    return chosen
 
 
 def _base_metadata(loaded: LoadedModel) -> JsonObject:

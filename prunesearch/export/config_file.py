@@ -18,7 +18,7 @@ import torch
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import portable_name
+from prunesearch.config.names import portable_name
 from prunesearch.errors import ModelError, one_line
 from prunesearch.models.config_edits import PERIODS, ConfigValue, edits
 from prunesearch.models.guard import guarded

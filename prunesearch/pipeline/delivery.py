@@ -10,7 +10,8 @@ from typing import Self, TypeAlias
 
 from prunesearch.cache.location import check_writable
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import Recipe, RunOptions
+from prunesearch.config.model import ModelSection
+from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import (
     InputError,
     ModelError,
@@ -174,7 +175,7 @@ def from_study(
     recipe = persistence.located(study, {"model": model}, needed=("model",))
     try:
         loaded = load_for(
-            recipe.model_copy(update={"trust_remote_code": trust_remote_code}), options
+            recipe.model.model_copy(update={"trust_remote_code": trust_remote_code}), options
         )
     except ModelError as error:
         hint = (
@@ -187,13 +188,13 @@ def from_study(
     searched = str(persistence.identity_of(study)["model content"])
     if loaded.fingerprint != searched:
         raise StudyError(
-            f"model {recipe.model!r} is not the one that study {name!r} searched: its weights "
+            f"model {recipe.model.path!r} is not the one that study {name!r} searched: its weights "
             f"differ (fingerprint "
             f"{loaded.fingerprint[:12]}, searched was {searched[:12]}): give --model PATH of that "
             f"one, or search this "
             "one with --study NAME"
         )
-    space = space_of(recipe, loaded)
+    space = space_of(recipe.search, loaded)
     # The runners-up have a meaning only if there are no criteria of the user.
     others = [trial]
     if wanted == selection.SelectionCriteria():
@@ -203,15 +204,15 @@ def from_study(
     facts: JsonObject = {
         "study": name,
         "trials": trials,
-        "recipe": recipe.portable(),
+        "recipe": recipe.portable().document(),
         **selection.figures(study, trial),
     }
     return SelectedCandidate(loaded, space.from_params(trial.params), facts, ranked)
 
 
-def from_layers(recipe: Recipe, options: RunOptions, dropped: str) -> SelectedCandidate:
-    """Load the recipe's model and choose the candidate without the named layers (``3,7a,12``)."""
-    loaded = load_for(recipe, options)
+def from_layers(model: ModelSection, options: RunOptions, dropped: str) -> SelectedCandidate:
+    """Load a model and choose the candidate without the named layers (``3,7a,12``)."""
+    loaded = load_for(model, options)
     candidate = LayerSubset.parse(dropped, loaded.n_layers)
     return SelectedCandidate(loaded, candidate, ranked=(candidate,))
 
@@ -265,13 +266,13 @@ def _gguf(loaded: LoadedModel, candidate: LayerSubset, out: Path) -> ExportedGgu
 
 
 def verify_again(
-    path: Path, base: Recipe | None, options: RunOptions, trust_remote_code: bool
+    path: Path, base: ModelSection | None, options: RunOptions, trust_remote_code: bool
 ) -> Recheck | GgufRecheck:
     """Verify an existing export (a folder or a GGUF file).
 
     Args:
         path: the export.
-        base: recipe of the base model to compare with. None compares with nothing.
+        base: base model to compare with. None compares with nothing.
         options: how to run.
         trust_remote_code: run the code of the export.
     """

@@ -13,7 +13,9 @@ from typing import Any
 from prunesearch import events
 from prunesearch.cache.location import CacheLocation
 from prunesearch.candidate import Evaluation
-from prunesearch.config.recipe import Recipe, RunOptions
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
+from prunesearch.config.search import SearchSection
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.export import Exported, export
 from prunesearch.models.demo_weights import obtain
@@ -105,7 +107,10 @@ def run_demo(
             "packages' descriptions; a quarter of the documents is held out for the comparison"
         )
     )
-    recipes = [Recipe(model=name, drop=DROP, sampler=sampler) for sampler in ("pso", "woa")]
+    recipes = [
+        Recipe(model=name, search=SearchSection(drop=DROP, sampler=sampler))
+        for sampler in ("pso", "woa")
+    ]
     # Search with both samplers. They share the model and the store.
     with open_session(recipes[0], options) as session:
         outcomes = tuple(run_search(session, recipe, options) for recipe in recipes)
@@ -127,9 +132,8 @@ def held_out(
     session: Session, recipe: Recipe, options: RunOptions, *evaluations: Evaluation
 ) -> list[Evaluation]:
     """Evaluate the candidates of evaluations on held-out text, through the store."""
-    unseen = recipe.model_copy(update={"calibration": HELD_OUT, "tokens": HELD_OUT_TOKENS})
-    engine = LocalEngine(
-        session.loaded, objective_for(unseen, session.loaded, options), session.store
-    )
+    unseen = recipe.data.model_copy(update={"calibration": HELD_OUT, "tokens": HELD_OUT_TOKENS})
+    objective = objective_for(recipe.objective, unseen, session.loaded, options)
+    engine = LocalEngine(session.loaded, objective, session.store)
     candidates = [evaluation.candidate for evaluation in evaluations]
     return [require(done) for done in engine.evaluate_now(candidates)]

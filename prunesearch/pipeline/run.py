@@ -25,16 +25,15 @@ from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.keys import minor
 from prunesearch.cache.location import CacheLocation, check_writable
 from prunesearch.candidate import Evaluation, LayerSubset
-from prunesearch.config.recipe import (
-    Recipe,
-    RunOptions,
-    in_arguments,
-    slug,
-    study_name,
-)
+from prunesearch.config.data import DataSection
+from prunesearch.config.identity import study_name
+from prunesearch.config.model import ModelSection
+from prunesearch.config.names import slug
+from prunesearch.config.objective import ObjectiveSection
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import (
     InputError,
-    PruneSearchError,
     RunError,
     StudyBusyError,
 )
@@ -62,7 +61,7 @@ from prunesearch.report.notes import Noter
 from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers import SubsetSampler, build, trials_needed
-from prunesearch.space import SearchSpace, split_drop
+from prunesearch.space import SearchSpace
 from prunesearch.studies import persistence, selection
 from prunesearch.studies.summary import TrialSummary, summarise_trial
 
@@ -176,13 +175,10 @@ def run(
     folder = None if out is None else Path(out)
     if listener is not None:
         on_event = _as_handler(listener)
-    try:
-        with ExitStack() as stack:
-            if on_event is not None:
-                stack.enter_context(events.subscribed(on_event))
-            (outcome,), (exported,) = search_and_export([recipe], options, folder)
-    except PruneSearchError as error:
-        raise in_arguments(error) from error
+    with ExitStack() as stack:
+        if on_event is not None:
+            stack.enter_context(events.subscribed(on_event))
+        (outcome,), (exported,) = search_and_export([recipe], options, folder)
     return outcome, exported
 
 
@@ -229,7 +225,7 @@ def search_and_export(
         PruneSearchError: see `errors`.
     """
     # Refuse bad requests before the model is loaded.
-    numbers = list(dict.fromkeys(recipe.drop for recipe in recipes))
+    numbers = list(dict.fromkeys(recipe.search.drop for recipe in recipes))
     folders = {
         recipe: _folder(recipe, options, out, several=len(numbers) > 1) for recipe in recipes
     }
@@ -244,10 +240,14 @@ def search_and_export(
         # Export the best sampler's candidate for each number.
         exports = []
         for number in numbers:
-            found = [pair for pair in zip(recipes, outcomes, strict=True) if pair[0].drop == number]
+            found = [
+                pair
+                for pair in zip(recipes, outcomes, strict=True)
+                if pair[0].search.drop == number
+            ]
             objective = session.objective
             _, (maximize, *_) = objectives(
-                objective.metric, objective.maximize, recipes[0].weights, None
+                objective.metric, objective.maximize, recipes[0].objective.score_weights, None
             )
             choose = max if maximize else min
             recipe, best = choose(found, key=lambda pair: pair[1].value)
@@ -261,18 +261,18 @@ def _folder(recipe: Recipe, options: RunOptions, out: Path | None, *, several: b
     if out is None:
         return Path("storage/exports") / (options.study or study_name(recipe))
     if several:
-        return out / f"drop{slug(recipe.drop)}"
+        return out / f"drop{slug(recipe.search.drop)}"
     return out
 
 
 def _check_exportable(recipe: Recipe) -> None:
     """Refuse a recipe whose result cannot be exported without a choice by the user."""
-    if against_of(recipe) is not None:
+    if recipe.search.is_pareto:
         raise InputError(
-            f"drop: {recipe.drop} gives a front, not one best: use prunesearch search, then export "
+            f"drop: {recipe.search.drop} gives a front, not one best: use prunesearch search, then export "
             f"STUDY --max-loss 2%"
         )
-    if recipe.units != "blocks":
+    if recipe.search.units != "blocks":
         raise InputError(
             "units: sublayers leaves a choice of how to write the result: use prunesearch search, "
             "then export STUDY "
@@ -310,11 +310,15 @@ def run_searches(
     start = time.perf_counter()
     check_grid(recipes, options)
     # How many trials each study shall have.
-    totals = [trials_of(recipe, space_of(recipe, session.loaded), options) for recipe in recipes]
+    totals = [
+        trials_of(recipe, space_of(recipe.search, session.loaded), options) for recipe in recipes
+    ]
     for recipe, total in zip(recipes, totals, strict=True):
         if total > options.trials:
             events.tell(
-                events.StageProgress(f"{recipe.sampler} needs {total} trials here, so it gets them")
+                events.StageProgress(
+                    f"{recipe.search.sampler} needs {total} trials here, so it gets them"
+                )
             )
     storage = persistence.open_storage(options.storage, create=True)
     names = [options.study or study_name(recipe) for recipe in recipes]
@@ -367,7 +371,7 @@ def check_grid(recipes: Sequence[Recipe], options: RunOptions) -> None:
         StudyError: a study was made with another recipe.
     """
     if options.study is not None and len(recipes) > 1:
-        raise InputError(f"--study names one study, and {len(recipes)} are searched: leave it out")
+        raise InputError(f"`study` names one study, and {len(recipes)} are searched: leave it out")
     names = [study_name(recipe) for recipe in recipes]
     for name in names:
         if names.count(name) > 1:
@@ -400,9 +404,7 @@ def resume(
         StudyError: the study does not exist, or its model or data cannot be found.
     """
     study = persistence.load(persistence.open_storage(options.storage, create=False), name)
-    recipe = persistence.located(study, location).model_copy(
-        update={"trust_remote_code": trust_remote_code}
-    )
+    recipe = persistence.located(study, location).with_changes(trust_remote_code=trust_remote_code)
     changed: dict[str, Any] = {"study": name}
     if "trials" not in options.model_fields_set and persistence.TRIALS_ATTR in study.user_attrs:
         changed["trials"] = study.user_attrs[persistence.TRIALS_ATTR]
@@ -425,7 +427,7 @@ async def _search_all(
                 session.engine,
                 ready.scalarizer,
                 total,
-                ready.recipe.race,
+                ready.recipe.objective.race,
                 ready.noter.now_and_then,
             )
         )
@@ -441,17 +443,17 @@ def trials_of(recipe: Recipe, space: SearchSpace, options: RunOptions) -> int:
     Raises:
         InputError: the requested number is too small for a result.
     """
-    needed = trials_needed(recipe.sampler, recipe.start, space)
+    needed = trials_needed(recipe.search.sampler, recipe.search.start, space)
     if "trials" not in options.model_fields_set:
         return max(options.trials, needed.whole)
     if options.trials < needed.first:
-        chosen = f"--sampler {recipe.sampler}"
-        if recipe.start != "none":
-            chosen += f" --ranking {recipe.start}"
+        chosen = f"`sampler` {recipe.search.sampler}"
+        if recipe.search.start != "none":
+            chosen += f" `ranking` {recipe.search.start}"
         raise InputError(
-            f"--trials {options.trials} would give no result: {chosen} {needed.reason}, which takes "
+            f"`trials` {options.trials} would give no result: {chosen} {needed.reason}, which takes "
             f"{needed.first} trials here until the first result and {needed.whole} in all: give "
-            f"--trials {needed.whole}, or leave --trials out"
+            f"`trials` {needed.whole}, or leave `trials` out"
         )
     return options.trials
 
@@ -476,7 +478,7 @@ class _Prepared:
         # Selection and notes compare trials with the dense model.
         baseline: JsonObject = {"metric": session.objective.metric, "metrics": dict(dense.metrics)}
         persistence.get_or_set_attr(study, selection.DENSE_ATTR, lambda: baseline)
-        space = space_of(recipe, session.loaded)
+        space = space_of(recipe.search, session.loaded)
         figures = {**dense.metrics, **scalarizer.costs(dense.candidate)}
         noter = Noter(study, recipe, options, figures)
         return cls(recipe, study, space, _sampler(session, recipe, study, space), scalarizer, noter)
@@ -516,10 +518,10 @@ class _Prepared:
         if measured:
             events.tell(events.StageProgress("timing the winner beside the dense model"))
         dense_ms, best_ms = _latencies(session, self.scalarizer, best.candidate)
-        on_documents = self.recipe.objective in names_with("needs_task")
+        on_documents = self.recipe.objective.name in names_with("needs_task")
         return Outcome(
             study=name,
-            sampler=self.recipe.sampler,
+            sampler=self.recipe.search.sampler,
             trials=len(self.study.get_trials(deepcopy=False)),
             dense=dense,
             best=best,
@@ -543,7 +545,7 @@ class _Prepared:
             count = len(self.study.get_trials(deepcopy=False))
             raise RunError(
                 f"study {name!r} has {count} trials and no result yet: run it again with more "
-                f"--trials"
+                f"`trials`"
             )
         reason = persistence.last_failure(self.study)
         raise RunError(
@@ -598,38 +600,35 @@ def _open_study(session: Session, recipe: Recipe, storage: RDBStorage, name: str
         "numpy version": minor(np.__version__),  # the proposals depend on its random numbers
     }
     metrics, maximize = objectives(
-        session.objective.metric, session.objective.maximize, recipe.weights, against_of(recipe)
+        session.objective.metric,
+        session.objective.maximize,
+        recipe.objective.score_weights,
+        recipe.search.second_objective,
     )
     return persistence.create_or_resume(
         storage, name, recipe, identity, metrics=metrics, maximize=maximize
     )
 
 
-def against_of(recipe: Recipe) -> str | None:
-    """Return the second objective of a Pareto recipe; None for other recipes."""
-    if split_drop(recipe.drop)[0] != "pareto":
-        return None
-    return recipe.against
-
-
 def _sampler(session: Session, recipe: Recipe, study: Study, space: SearchSpace) -> SubsetSampler:
     """Build the recipe's sampler. A resumed study keeps the ranking that it began with."""
     ranking: list[float] | Literal["single"] | None = None
-    if recipe.start == "single":
+    if recipe.search.start == "single":
         ranking = "single"
-    elif recipe.start != "none":
+    elif recipe.search.start != "none":
         ranking = persistence.get_or_set_attr(
             study, "ranking", lambda: _short(_ranking(session, recipe, space))
         )
+    section = recipe.search
     return build(
-        recipe.sampler,
+        section.sampler,
         space,
-        seed=recipe.seed,
-        population=recipe.population,
-        encoding=recipe.form,
-        preselect=recipe.preselect,
+        seed=section.seed,
+        population=section.population,
+        encoding=section.encoding,
+        preselect=section.preselect,
         ranking=ranking,
-        asynchronous=recipe.asynchronous,
+        asynchronous=section.asynchronous,
     )
 
 
@@ -644,15 +643,19 @@ def _short(numbers: Any) -> Any:  # noqa: ANN401 (JSON values)
 
 def _ranking(session: Session, recipe: Recipe, space: SearchSpace) -> list[float]:
     """Rank the units on the recipe's calibration text. A task uses the built-in text."""
-    events.tell(events.StageProgress(f"ranking the layers by {recipe.start}"))
-    loaded = session.loaded
-    window = min(recipe.window, most_positions(loaded.model) or recipe.window)
-    windows = token_windows(recipe.calibration, loaded.tokenizer, recipe.tokens, window)
+    events.tell(events.StageProgress(f"ranking the layers by {recipe.search.start}"))
+    loaded, data = session.loaded, recipe.data
+    window = min(data.window, most_positions(loaded.model) or data.window)
+    windows = token_windows(data.calibration, loaded.tokenizer, data.tokens, window)
     with wide_products():
         harm = rank_units(
-            session.loaded.model, session.loaded.layers, windows, recipe.start, recipe.units
+            session.loaded.model,
+            session.loaded.layers,
+            windows,
+            recipe.search.start,
+            recipe.search.units,
         )
-    if recipe.units == "sublayers":
+    if recipe.search.units == "sublayers":
         return harm
     # The harm of a period is the sum of its blocks' harm.
     harm_of_unit = []
@@ -687,10 +690,10 @@ def _scalarizer(session: Session, recipe: Recipe, study: Study) -> TrialScalariz
     return TrialScalarizer(
         session.objective.metric,
         session.objective.maximize,
-        recipe.weights,
+        recipe.objective.score_weights,
         session.loaded.sizes,
         LatencyModel.from_json(latency),
-        against_of(recipe),
+        recipe.search.second_objective,
     )
 
 
@@ -732,18 +735,26 @@ def facts_of(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
     return {
         "study": outcome.study,
         "trials": outcome.trials,
-        "recipe": recipe.portable(),
+        "recipe": recipe.portable().document(),
         "metrics": dict(outcome.best.metrics),
         "stderr": dict(outcome.best.stderr),
         "dense_metrics": dict(outcome.dense.metrics),
     }
 
 
-def evaluate_model(recipe: Recipe, options: RunOptions, dropped: str) -> dict[str, Any]:
-    """Evaluate the recipe's model without some layers, on the recipe's objective.
+def evaluate_model(
+    model: ModelSection,
+    objective: ObjectiveSection,
+    data: DataSection,
+    options: RunOptions,
+    dropped: str,
+) -> dict[str, Any]:
+    """Evaluate a model without some layers.
 
     Args:
-        recipe: names the model and the objective.
+        model: names the model.
+        objective: names the metric or the task.
+        data: names the data that the objective reads.
         options: how it is run.
         dropped: layers to leave out, as ``3,7,12``, or ``none``.
 
@@ -754,15 +765,15 @@ def evaluate_model(recipe: Recipe, options: RunOptions, dropped: str) -> dict[st
         RunError: the model could not be scored.
     """
     check_writable(CacheLocation.parse(options.cache).folder)
-    loaded = load_for(recipe, options, quantised=True)
+    loaded = load_for(model, options, quantised=True)
     candidate = LayerSubset.parse(dropped, loaded.n_layers)
-    objective = objective_for(recipe, loaded, options, generate=True)
+    scored = objective_for(objective, data, loaded, options, generate=True)
     with EvaluationCache(options.cache) as store:
-        engine = LocalEngine(loaded, objective, store, state_memory=options.state_bytes)
+        engine = LocalEngine(loaded, scored, store, state_memory=options.state_bytes)
         with stopping.deferred():
             evaluation = require(*engine.evaluate_now([candidate]))
     maintenance.remember_name(
-        CacheLocation.parse(options.cache).folder, loaded.fingerprint, recipe.model
+        CacheLocation.parse(options.cache).folder, loaded.fingerprint, model.path
     )
     metrics, stderr = dict(evaluation.metrics), dict(evaluation.stderr)
     # The comparison of the dense model with itself carries no information.
@@ -771,7 +782,7 @@ def evaluate_model(recipe: Recipe, options: RunOptions, dropped: str) -> dict[st
             metrics.pop(name, None)
             stderr.pop(name, None)
     return {
-        "model": recipe.model,
+        "model": model.path,
         "dropped": candidate.text,
         "metrics": metrics,
         "stderr": stderr,

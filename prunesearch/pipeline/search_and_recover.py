@@ -7,22 +7,19 @@ do.
 
 import gc
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 # The first import of optuna_dashboard keeps the variables of its callers alive. It is imported
 # here, before a model is loaded.
 import optuna_dashboard  # noqa: F401
-from pydantic import BaseModel, ConfigDict, Field
 
 from prunesearch import events
 from prunesearch.cache.location import CacheLocation
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import (
-    Recipe,
-    RunOptions,
-    study_name,
-    validated,
-)
+from prunesearch.config.identity import study_name
+from prunesearch.config.model import ModelSection
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import InputError
 from prunesearch.models.loading import LoadedModel
 from prunesearch.pipeline.run import (
@@ -33,47 +30,20 @@ from prunesearch.pipeline.run import (
     run_search,
 )
 from prunesearch.pipeline.session import open_session, space_of
-from prunesearch.recovery.recover import (
-    HealOptions,
-    Recovery,
-    check_out,
-    heal_and_export,
-)
+from prunesearch.recovery.recover import HealOptions, check_out, heal_and_export
 from prunesearch.runtime import stopping
 from prunesearch.studies import persistence, selection
 
 
-class Evaluated(BaseModel):
-    """Settings of the evaluation of the recovered model, as for `prunesearch evaluate`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    task: str | None = None
-    task_data: str | None = None
-    limit: Annotated[int, Field(ge=1)] | None = None
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
-    calibration: str | None = None
-    """Text for perplexity, if no task is given."""
-    tokens: Annotated[int, Field(ge=16)] = 4096
-
-
-class RecoverySection(Recovery):
-    """Section ``recover`` of a recipe file."""
-
-    evaluate: Evaluated | None = None
-
-
 def search_and_recover(
     recipe: Recipe,
-    recovery: RecoverySection,
     options: RunOptions,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Search, choose among finalists, compensate, tune, heal, export, verify and evaluate.
 
     Args:
-        recipe: recipe of the search.
-        recovery: settings of the recovery.
+        recipe: recipe with a section `recover`.
         options: how the search runs.
         out: folder of the checkpoint. Default: a folder in ``storage/exports/``, named by the
             study.
@@ -85,10 +55,9 @@ def search_and_recover(
         PruneSearchError: see `errors`. Finished stages are kept.
     """
     # Refuse bad input before any work.
-    if recipe.units != "blocks" or recipe.drop.startswith("pareto"):
-        raise InputError(
-            "recover: goes with whole blocks and one best candidate: leave out units and pareto"
-        )
+    recovery = recipe.recover
+    if recovery is None:
+        raise InputError("the recipe has no section `recover`")
     name = options.study or study_name(recipe)
     out = out or Path("storage/exports") / f"{name}-recovered"
     check_out(out)
@@ -103,10 +72,10 @@ def search_and_recover(
     # refer to each other, so only the garbage collector frees it.
     del loaded
     gc.collect()
-    if recovery.evaluate is not None:
+    if (wanted := recovery.evaluate) is not None:
         events.tell(events.Message(f"evaluating {out}"))
         document["evaluation"] = evaluate_model(
-            _evaluation(recovery.evaluate, out), options, "none"
+            ModelSection(path=str(out)), wanted.objective, wanted.data, options, "none"
         )
     return document
 
@@ -122,7 +91,7 @@ def _searched(
     with open_session(recipe, options) as session:
         outcome = run_search(session, recipe, options)
         study = persistence.load(persistence.open_storage(options.storage, create=False), name)
-        space = space_of(recipe, session.loaded)
+        space = space_of(recipe.search, session.loaded)
         ranked = [space.from_params(trial.params) for trial in selection.best_trials(study, None)]
         return session.loaded, outcome, ranked
 
@@ -134,13 +103,3 @@ def _facts(recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
     """
     facts = facts_of(recipe, outcome)
     return {name: value for name, value in facts.items() if name in ("study", "recipe")}
-
-
-def _evaluation(wanted: Evaluated, out: Path) -> Recipe:
-    """Return the recipe that evaluates the exported model.
-
-    Nothing is searched, so `drop` is not used.
-    """
-    values = wanted.model_dump(exclude_none=True)
-    objective = "task" if wanted.task else "perplexity"
-    return validated(Recipe, {**values, "model": str(out), "drop": "1", "objective": objective})

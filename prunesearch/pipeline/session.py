@@ -12,7 +12,12 @@ from prunesearch import events
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.location import CacheLocation, check_writable
 from prunesearch.candidate import Evaluation
-from prunesearch.config.recipe import Recipe, RunOptions
+from prunesearch.config.data import DataSection
+from prunesearch.config.model import ModelSection
+from prunesearch.config.objective import ObjectiveSection
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
+from prunesearch.config.search import SearchSection
 from prunesearch.errors import RunError
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.worker_pool import Content, WorkerPool
@@ -55,9 +60,9 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
     # Check the locations before the model is loaded, which takes long.
     persistence.check_url(options.storage)
     check_writable(CacheLocation.parse(options.cache).folder)
-    loaded = load_for(recipe, options)
-    space_of(recipe, loaded)
-    objective = objective_for(recipe, loaded, options)
+    loaded = load_for(recipe.model, options)
+    space_of(recipe.search, loaded)
+    objective = objective_for(recipe.objective, recipe.data, loaded, options)
     content = Content.of(loaded.fingerprint, objective)
     with (
         EvaluationCache(options.cache) as store,
@@ -76,7 +81,7 @@ def _pinned(recipe: Recipe, loaded: LoadedModel) -> Recipe:
     commit = loaded.source.commit
     if commit is None:
         return recipe
-    return recipe.model_copy(update={"revision": commit})
+    return recipe.with_changes(revision=commit)
 
 
 @contextmanager
@@ -97,93 +102,103 @@ def _worker(recipe: Recipe, options: RunOptions, number: int) -> tuple[Objective
         options = options.model_copy(update={"device": f"cuda:{number % gpus}"})
     threads = max(1, (options.threads or os.cpu_count() or 1) // options.workers)
     options = options.model_copy(update={"threads": threads})
-    loaded = load_for(recipe, options)
+    loaded = load_for(recipe.model, options)
     forward = Forward(loaded.model, loaded.layers, options.state_bytes)
-    return objective_for(recipe, loaded, options), forward, loaded.fingerprint
+    objective = objective_for(recipe.objective, recipe.data, loaded, options)
+    return objective, forward, loaded.fingerprint
 
 
-def load_for(recipe: Recipe, options: RunOptions, quantised: bool = False) -> LoadedModel:
-    """Load the recipe's model.
+def load_for(model: ModelSection, options: RunOptions, quantised: bool = False) -> LoadedModel:
+    """Load the model of a recipe.
 
     Args:
-        recipe: names the model.
+        model: names the model.
         options: device and location of the weights.
         quantised: accept a quantised model, which can be scored but not exported.
     """
     with stopping.interruptible():
-        return _load(recipe, options, quantised)
+        return _load(model, options, quantised)
 
 
-def _load(recipe: Recipe, options: RunOptions, quantised: bool) -> LoadedModel:
+def _load(model: ModelSection, options: RunOptions, quantised: bool) -> LoadedModel:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    events.tell(events.StageProgress(f"loading the model {recipe.model}"))
-    if options.weights_in != "memory":
+    events.tell(events.StageProgress(f"loading the model {model.path}"))
+    if options.offload != "none":
         return open_streamed(
-            recipe.model,
-            revision=recipe.revision,
-            dtype=recipe.dtype,
+            model.path,
+            revision=model.revision,
+            dtype=model.dtype,
             device=options.device,
-            trust_remote_code=recipe.trust_remote_code,
-            host=options.weights_in == "host",
+            trust_remote_code=model.trust_remote_code,
+            host=options.offload == "cpu",
         )
     return load(
-        recipe.model,
-        revision=recipe.revision,
-        dtype=recipe.dtype,
+        model.path,
+        revision=model.revision,
+        dtype=model.dtype,
         device=options.device,
         device_map=options.device_map,
-        trust_remote_code=recipe.trust_remote_code,
+        trust_remote_code=model.trust_remote_code,
         quantised=quantised,
     )
 
 
 def objective_for(
-    recipe: Recipe, loaded: LoadedModel, options: RunOptions, generate: bool = False
+    section: ObjectiveSection,
+    data: DataSection,
+    loaded: LoadedModel,
+    options: RunOptions,
+    generate: bool = False,
 ) -> Objective:
-    """Build the recipe's objective with its data.
+    """Build the objective of a recipe with its data.
 
     Args:
-        recipe: names the objective and the data.
+        section: names the objective.
+        data: names the data.
         loaded: model that is scored.
         options: locations of the cache.
         generate: allow tasks that generate text.
+
+    Raises:
+        InputError: the data are not those that the objective reads.
     """
+    section.check_data(data)
 
     def read_windows() -> torch.Tensor:
-        return token_windows(recipe.calibration, loaded.tokenizer, recipe.tokens, recipe.window)
+        return token_windows(data.calibration, loaded.tokenizer, data.tokens, data.window)
 
     inputs = ObjectiveInputs(
         loaded,
         read_windows,
         ReferenceCache(CacheLocation.parse(options.cache).folder / "references"),
-        kl_top=recipe.kl_top,
+        kl_top=section.kl_top,
         task=TaskInputs(
-            recipe.task or "",
-            metric=recipe.metric,
-            data=recipe.task_data,
-            include_path=recipe.include_path,
-            limit=recipe.limit,
-            num_fewshot=recipe.num_fewshot,
-            batch_tokens=recipe.batch_tokens,
+            section.task or "",
+            metric=section.metric,
+            data=data.task_data,
+            include_path=data.include_path,
+            limit=data.limit,
+            num_fewshot=data.num_fewshot,
+            batch_tokens=data.batch_tokens,
             generate=generate,
         ),
     )
-    if "=" in recipe.objective:
-        return build_mix(recipe.terms, inputs)
-    return REGISTRY.get(recipe.objective).build(inputs)
+    if section.is_mix:
+        return build_mix(section.terms, inputs)
+    return REGISTRY.get(section.name).build(inputs)
 
 
-def space_of(recipe: Recipe, loaded: LoadedModel) -> SearchSpace:
-    """Return the recipe's search space on a model.
+def space_of(section: SearchSection, loaded: LoadedModel) -> SearchSpace:
+    """Return the search space of a recipe on a model.
 
     Raises:
         InputError: the model does not allow what the recipe drops.
     """
     period = 1
-    if recipe.keep_pattern:
+    if section.keep_pattern:
         period = period_of(settings_of(loaded.model.config), loaded.n_layers)
-    return SearchSpace.parse(loaded.n_layers, recipe.drop, recipe.protect, recipe.units, period)
+    return SearchSpace.parse(loaded.n_layers, section.drop, section.protect, section.units, period)
 
 
 def require(evaluation: Evaluation) -> Evaluation:

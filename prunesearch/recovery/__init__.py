@@ -1,6 +1,6 @@
 """Recovery of quality after layers were dropped. Only this package imports peft."""
 
-from prunesearch.recovery.heal_recipe import HealRecipe
+from prunesearch.config.recovery import HealRecipe
 from prunesearch.recovery.healing import heal
 from prunesearch.recovery.lora import weights_restored
 from prunesearch.recovery.run_folder import Healed

@@ -13,10 +13,10 @@ from typing import Any
 
 from prunesearch import events
 from prunesearch.candidate import LayerSubset
+from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import ModelError
 from prunesearch.models.loading import LoadedModel
 from prunesearch.recovery.compensation import Compensation, compensate, fit_and_held_out
-from prunesearch.recovery.heal_recipe import HealRecipe
 from prunesearch.recovery.healing import (
     ask_teacher,
     heal,

@@ -19,6 +19,7 @@ from prunesearch import events
 from prunesearch.cache.keys import canonical_json
 from prunesearch.cache.location import check_writable
 from prunesearch.candidate import LayerSubset
+from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import InputError
 from prunesearch.execution.malloc import keep_freed_memory
 from prunesearch.models.bf16_cpu import wide_products, widens
@@ -28,7 +29,6 @@ from prunesearch.models.structure import input_device
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.calibration_data import check_fits
 from prunesearch.objectives.identity import numerics_of, tokens_digest
-from prunesearch.recovery.heal_recipe import HealRecipe
 from prunesearch.recovery.lora import (
     Adapter,
     adapted,

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, set_seed
 from prunesearch.candidate import LayerSubset
 from prunesearch.compat.peft import SAFETENSORS_WEIGHTS_NAME, names_as_given
 from prunesearch.compat.transformers import Conv1D
+from prunesearch.config.recovery import ALL_LINEAR, HealRecipe
 from prunesearch.errors import (
     InputError,
     StorageError,
@@ -29,7 +30,6 @@ from prunesearch.errors import (
 )
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import architecture_of, blocks_of
-from prunesearch.recovery.heal_recipe import ALL_LINEAR, HealRecipe
 
 _NARROW = (torch.bfloat16, torch.float16)
 # Largest difference of a logit that merging may cause, as a share of the largest logit. Merging

@@ -11,13 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing import Any
 
 from prunesearch import events
 from prunesearch.cache.keys import canonical_json
 from prunesearch.candidate import LayerSubset
+from prunesearch.config.recovery import HealRecipe, Recovery
 from prunesearch.errors import ModelError, RunError
 from prunesearch.export import MANIFEST, check_destination, export
 from prunesearch.export.checkpoint import check_form
@@ -25,7 +24,6 @@ from prunesearch.export.companions import companions
 from prunesearch.models.loading import LoadedModel
 from prunesearch.recovery.compensation import Compensation
 from prunesearch.recovery.finalists import compensation_of, diverse, rerank_by_healing
-from prunesearch.recovery.heal_recipe import HealRecipe
 from prunesearch.recovery.healing import (
     Plan,
     ask_teacher,
@@ -34,45 +32,9 @@ from prunesearch.recovery.healing import (
     plan,
 )
 from prunesearch.recovery.run_folder import WORK, Healed
-from prunesearch.recovery.tuning import Tuning, largest, tune
+from prunesearch.recovery.tuning import largest, tune
 
 _FACT = "recovery"  # name of the report in an export's manifest
-
-
-class Recovery(BaseModel):
-    """Settings of the recovery of a search's best candidates. Unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    finalists: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of diverse candidates that get a short healing; 1: take the best without it."""
-    finalist_steps: Annotated[int, Field(ge=1)] = 50
-    """Steps of the short healing."""
-    compensate: bool = True
-    """Compensate the candidates before they are healed."""
-    tune: Tuning | None = None
-    """Search for the hyper-parameters of healing first; null for no search."""
-    heal: HealRecipe | None = HealRecipe(loss="distill")
-    """Healing of the chosen candidate; null for no healing."""
-
-    @model_validator(mode="after")
-    def _something_is_done(self) -> "Recovery":
-        if self.heal is None and self.finalists > 1:
-            raise ValueError("finalists are told apart by healing: leave heal in, or finalists out")
-        if self.heal is None and self.tune is not None:
-            raise ValueError("what is tuned is healing: leave heal in, or tune out")
-        if self.heal is None and not self.compensate:
-            raise ValueError(
-                "with neither compensate nor heal nothing is recovered: leave the section out"
-            )
-        return self
-
-    @property
-    def short(self) -> HealRecipe:
-        """Recipe of the finalists' healing: the same recipe with fewer steps."""
-        assert self.heal is not None
-        steps = min(self.finalist_steps, self.heal.steps)
-        return self.heal.model_copy(update={"steps": steps, "eval_every": max(1, steps // 2)})
 
 
 @dataclass(frozen=True)
@@ -300,7 +262,7 @@ def _digest(loaded: LoadedModel, candidates: Sequence[LayerSubset], recovery: Re
     identity: dict[str, Any] = {
         "model": loaded.fingerprint,
         "candidates": [candidate.canonical for candidate in candidates],
-        "recovery": recovery.model_dump(mode="json", include=set(Recovery.model_fields) - {"heal"}),
+        "recovery": recovery.model_dump(mode="json", exclude={"heal", "evaluate"}),
         "heal": heal,
     }
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()

@@ -27,9 +27,9 @@ from transformers import (
 
 from prunesearch import events
 from prunesearch.compat.trainer import TRAINER_STATE_NAME, CheckpointingTrainer, use_one_gpu
+from prunesearch.config.recovery import HealRecipe
 from prunesearch.export.atomic import sync
 from prunesearch.objectives.reference_logits import DenseRows
-from prunesearch.recovery.heal_recipe import HealRecipe
 from prunesearch.recovery.run_folder import checkpoints
 from prunesearch.recovery.teacher import Teacher
 from prunesearch.recovery.training_data import Sequences

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import DataError
 from prunesearch.objectives.calibration_data import (
     LONG_TEXT,
@@ -22,7 +23,6 @@ from prunesearch.objectives.calibration_data import (
     read_text,
 )
 from prunesearch.objectives.calibration_sources.registry import source_of
-from prunesearch.recovery.heal_recipe import HealRecipe
 
 # Documents, and characters, that are tokenised at a time.
 _LOT = 256

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -23,14 +23,13 @@ from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
-from pydantic import BaseModel, ConfigDict, Field
 
 from prunesearch.cache.keys import canonical_json
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import slug
+from prunesearch.config.names import slug
+from prunesearch.config.recovery import LOOKS, HealRecipe, Tuning
 from prunesearch.errors import RunError, StudyBusyError, StudyError
 from prunesearch.models.loading import LoadedModel
-from prunesearch.recovery.heal_recipe import HealRecipe
 from prunesearch.recovery.healing import carry_out, plan
 from prunesearch.recovery.run_folder import WORK
 from prunesearch.recovery.training import LossCheck
@@ -40,38 +39,19 @@ from prunesearch.studies import persistence
 
 IDENTITY_ATTR = "healing"
 """User attribute of a tuning study. It holds everything that determines its trials."""
-# Evaluations on the held-out text in a trial, without that of step 0. A trial can stop at each.
-_LOOKS = 4
 # Particles of a swarm. A tuning study has few trials.
 _POPULATION = 4
 
 
-class Tuning(BaseModel):
-    """Settings of the search for hyper-parameters."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    trials: int = Field(ge=1)
-    """Total number of complete and pruned trials."""
-    steps: int = Field(default=200, ge=_LOOKS)
-    """Steps of a trial whose share is 1."""
-    sampler: Literal["pso", "woa", "tpe"] = "pso"
-    pruner: Literal["median", "halving"] = "median"
-    learning_rate: tuple[float, float] = (2e-5, 5e-3)
-    batch_size: tuple[int, ...] = (2, 4, 8, 16)
-    rank: tuple[int, ...] = (4, 8, 16, 32)
-    share: tuple[float, float] = (0.25, 1.0)
-    """Range of the share of the steps that a trial takes."""
-
-    def suggest(self, trial: Trial, recipe: HealRecipe, steps: int) -> HealRecipe:
-        """Return the recipe with the parameters of a trial, for a share of `steps` steps."""
-        params = {
-            "learning_rate": trial.suggest_float("learning_rate", *self.learning_rate, log=True),
-            "batch_size": trial.suggest_categorical("batch_size", self.batch_size),
-            "rank": trial.suggest_categorical("rank", self.rank),
-            "steps_share": trial.suggest_float("steps_share", *self.share),
-        }
-        return with_params(recipe, params, steps)
+def suggest(trial: Trial, tuning: Tuning, recipe: HealRecipe, steps: int) -> HealRecipe:
+    """Return the recipe with the parameters of a trial, for a share of `steps` steps."""
+    params = {
+        "learning_rate": trial.suggest_float("learning_rate", *tuning.learning_rate, log=True),
+        "batch_size": trial.suggest_categorical("batch_size", tuning.batch_size),
+        "rank": trial.suggest_categorical("rank", tuning.rank),
+        "steps_share": trial.suggest_float("steps_share", *tuning.share),
+    }
+    return with_params(recipe, params, steps)
 
 
 def with_params(recipe: HealRecipe, params: dict[str, Any], steps: int) -> HealRecipe:
@@ -193,10 +173,10 @@ def _run_trial(
 ) -> None:
     """Run one trial: ask for its parameters, heal, and tell its value."""
     trial = study.ask()
-    short = tuning.suggest(trial, recipe, tuning.steps)
+    short = suggest(trial, tuning, recipe, tuning.steps)
     # Evaluate at equal distances, and leave stopping to the pruner.
-    every = max(1, math.ceil(short.steps / _LOOKS))
-    short = short.model_copy(update={"eval_every": every, "patience": _LOOKS})
+    every = max(1, math.ceil(short.steps / LOOKS))
+    short = short.model_copy(update={"eval_every": every, "patience": LOOKS})
     planned = plan(loaded, candidate, short, f"trial {trial.number}")
     folder = work / planned.digest[:16]
     try:

@@ -11,7 +11,8 @@ from shlex import quote
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from prunesearch.config.recipe import Recipe, RunOptions
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
 from prunesearch.report.tables import gib, label, number
 from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
 from prunesearch.studies import notes, persistence, selection
@@ -63,7 +64,8 @@ def study_note(state: StudyState) -> str:
     commands.
     """
     recipe, best = state.recipe, state.best
-    what = f"`{Path(recipe.model).name}`, drop `{recipe.drop}`, `{recipe.sampler}`, {_objective(recipe)}"
+    search, model = recipe.search, Path(recipe.model.path).name
+    what = f"`{model}`, drop `{search.drop}`, `{search.sampler}`, {_objective(recipe)}"
     lines = [what, f"{state.done} of {state.total} trials are finished."]
     if state.front:
         lines.append(
@@ -93,10 +95,11 @@ def trial_note(state: StudyState, best: BestTrial) -> str:
 
 def _objective(recipe: Recipe) -> str:
     """Describe a recipe's objective and its data."""
-    if recipe.task:
-        return f"task `{recipe.task}`"
-    name = Path(recipe.calibration).name
-    return f"`{recipe.objective}` on {recipe.tokens} tokens of `{name}`"
+    objective, data = recipe.objective, recipe.data
+    if objective.task:
+        return f"task `{objective.task}`"
+    name = Path(data.calibration).name
+    return f"`{objective.name}` on {data.tokens} tokens of `{name}`"
 
 
 def _figures(best: BestTrial) -> str:

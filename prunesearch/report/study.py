@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Group
 
+from prunesearch.config.flat import SECTIONS
 from prunesearch.config.recipe import Recipe
 from prunesearch.objectives.registry import relative_metrics
 from prunesearch.report.tables import (
@@ -97,14 +98,15 @@ def study_show(details: StudyDetails) -> Parts:
 
 
 def _recipe_rows(recipe: Recipe) -> list[tuple[str, Prose]]:
-    """Return the settings of a recipe that are set, one per row."""
+    """Return the settings of a recipe that are set, one per row, such as ``search.drop``."""
     rows = []
-    for name, value in recipe.model_dump(mode="json").items():
-        if value in (None, "") or value is False:
-            continue
-        if isinstance(value, dict):
-            value = ",".join(f"{key}={weight:g}" for key, weight in value.items())
-        rows.append((name, Prose(value)))
+    for section in SECTIONS:
+        for name, value in getattr(recipe, section).model_dump(mode="json").items():
+            if value in (None, "") or value is False:
+                continue
+            if isinstance(value, dict):
+                value = ",".join(f"{key}={weight:g}" for key, weight in value.items())
+            rows.append((f"{section}.{name}", Prose(value)))
     return rows
 
 

@@ -264,6 +264,9 @@ def _models(ours: dict[str, dict[str, JsonObject]]) -> dict[str, str]:
             attributes["identity"].get("model content"),
             attributes["recipe"].get("model"),
         )
+        # Recipes have sections; those of earlier versions have none.
+        if isinstance(name, dict):
+            name = name.get("path")
         if digest:
             found[str(digest)] = Path(str(name)).name
     return found

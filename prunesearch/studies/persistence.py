@@ -28,14 +28,11 @@ from prunesearch.cache.location import check_url as check_url
 from prunesearch.cache.location import shown as shown
 from prunesearch.cache.location import sqlite_file as sqlite_file
 from prunesearch.cache.tables import postgres_arguments
-from prunesearch.config.recipe import (
-    PATHS,
-    VERSION,
-    Recipe,
-    advice,
-    differences,
-)
+from prunesearch.config.flat import PLACES
+from prunesearch.config.identity import VERSION, advice, differences
+from prunesearch.config.recipe import PATHS, Recipe
 from prunesearch.errors import (
+    InputError,
     RunError,
     StorageError,
     StudyError,
@@ -144,7 +141,7 @@ def create_or_resume(
         if RECIPE_ATTR not in study.user_attrs:
             if study.get_trials(deepcopy=False):
                 raise StudyError(
-                    f"study {name!r} was not made by prunesearch: choose another name with --study"
+                    f"study {name!r} was not made by prunesearch: choose another name with `study`"
                 )
             # A process was killed while it made the study.
             return _write_metadata(study, recipe, identity, metrics)
@@ -182,19 +179,19 @@ def refuse_other(study: Study, identity: JsonObject) -> None:
     if options := advice(known, identity):
         to_resume.append(options)
     if known.get("model content") != identity.get("model content"):
-        to_resume.append(f"the model as it was when {recipe.model} was searched")
+        to_resume.append(f"the model as it was when {recipe.model.path} was searched")
     if known.get("data content") != identity.get("data content"):
-        source = recipe.task_data or recipe.task or recipe.calibration
+        source = recipe.data.task_data or recipe.objective.task or recipe.data.calibration
         to_resume.append(f"the text as it was when {source} was read")
     if known.get("numerics") != identity.get("numerics"):
-        to_resume.append("the same --device and --dtype")
+        to_resume.append("the same `device` and `dtype`")
     if any(name.endswith(VERSION) and known[name] != identity.get(name) for name in known):
         to_resume.append("the versions of the libraries that it was made with")
     # The suggested name for a new study depends on what is asked for.
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     raise StudyError(
         f"study {name!r} was made with another recipe ({'; '.join(differing)}): to resume it give "
-        f"{', '.join(to_resume) or 'the same settings'}; for a new one --study {name}-{digest[:6]}"
+        f"{', '.join(to_resume) or 'the same settings'}; for a new one give `study` {name}-{digest[:6]}"
     )
 
 
@@ -229,7 +226,7 @@ def _write_metadata(
         study.set_metric_names(list(metrics))
     # The recipe is written last, so a study that has a recipe is complete.
     study.set_user_attr(IDENTITY_ATTR, json.dumps(identity, sort_keys=True))
-    study.set_user_attr(RECIPE_ATTR, recipe.model_dump_json())
+    study.set_user_attr(RECIPE_ATTR, json.dumps(recipe.search_only().document()))
     return study
 
 
@@ -363,7 +360,7 @@ def recipe_of(study: Study) -> Recipe:
         )
     try:
         return Recipe.model_validate_json(text)
-    except ValidationError:
+    except (ValidationError, InputError):
         raise StudyError(
             f"study {study.study_name!r} was made by another version of prunesearch: use that one "
             f"to read it"
@@ -439,11 +436,11 @@ def located(study: Study, given: Mapping[str, str | None], needed: Sequence[str]
             raise StudyError(
                 f"the {name.replace('_', ' ')} {typed!r} of study {study.study_name!r} is not here "
                 f"(it was "
-                f"{(own or others)[0]}): give --{name.replace('_', '-')} PATH; its content is "
+                f"{(own or others)[0]}): give `{name}` PATH; its content is "
                 f"compared with what was "
                 "searched"
             )
-    return recipe.model_copy(update=found)
+    return recipe.with_changes(**found)
 
 
 def _known_places(study: Study, name: str) -> tuple[list[str], list[str]]:
@@ -471,7 +468,8 @@ def _paths(recipe: Recipe) -> dict[str, str]:
     """Return the settings of a recipe that may be paths."""
     paths = {}
     for name in PATHS:
-        value = getattr(recipe, name)
+        section, field = PLACES[name]
+        value = getattr(getattr(recipe, section), field)
         if value is not None:
             paths[name] = value
     return paths

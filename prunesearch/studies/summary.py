@@ -131,10 +131,10 @@ def summarise(study: Study) -> StudySummary:
     starts = [trial.datetime_start for trial in trials if trial.datetime_start]
     return StudySummary(
         name=study.study_name,
-        model=recipe.model,
-        objective=recipe.task or recipe.objective,
-        drop=recipe.drop,
-        sampler=recipe.sampler,
+        model=recipe.model.path,
+        objective=recipe.objective.task or recipe.objective.name,
+        drop=recipe.search.drop,
+        sampler=recipe.search.sampler,
         trials=states[TrialState.COMPLETE],
         running=states[TrialState.RUNNING],
         failed=states[TrialState.FAIL],

@@ -48,7 +48,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import SQLAlchemyError
 
 from prunesearch.cache.tables import PREFIX, connect
-from prunesearch.config.recipe import slug
+from prunesearch.config.names import slug
 from prunesearch.errors import (
     RunError,
     StorageError,

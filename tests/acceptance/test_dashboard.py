@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from prunesearch.config.recipe import Recipe, RunOptions
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
 from prunesearch.pipeline.run import run_search
 from prunesearch.pipeline.session import open_session
 from prunesearch.report.progress import ProgressView

@@ -8,7 +8,9 @@ import pytest
 
 from prunesearch.cache.keys import canonical_json, evaluation_key, latency_key
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import Recipe, RunOptions
+from prunesearch.config.flat import PLACES, stored_name
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
 from prunesearch.objectives import calibration, identity
 from prunesearch.objectives import task as task_objective
 from prunesearch.pipeline.session import load_for, objective_for
@@ -21,8 +23,8 @@ def keys(
     recipe: Recipe, options: RunOptions = OPTIONS, candidate: LayerSubset = CANDIDATE
 ) -> set[str]:
     """The keys of a candidate's results under a recipe."""
-    loaded = load_for(recipe, options)
-    objective = objective_for(recipe, loaded, options)
+    loaded = load_for(recipe.model, options)
+    objective = objective_for(recipe.objective, recipe.data, loaded, options)
     return {
         evaluation_key(loaded.fingerprint, candidate.canonical, chunk.identity).digest
         for chunk in objective.chunks
@@ -38,7 +40,7 @@ def text(prose: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.fixture
 def task(text: Recipe, hellaswag_like: Path) -> Recipe:
     data = {"objective": "task", "task": "hellaswag", "task_data": str(hellaswag_like), "limit": 6}
-    return Recipe(model=text.model, drop="2", **data)
+    return Recipe(model=text.model.path, drop="2", **data)
 
 
 CHANGES_TEXT = {"dtype": "bfloat16", "tokens": 128, "window": 32, "kl_top": 8}
@@ -82,14 +84,22 @@ KEEPS_RUN: dict[str, object] = {
     "trials": 3,
     "device_map": "cpu",
     "threads": 1,
-    "weights_in": "stream",
+    "offload": "disk",
     "state_memory": "1MiB",
     "workers": 2,
 }
 
 
+def changed(recipe: Recipe, name: str, value: object) -> Recipe:
+    """The recipe with another value of a setting, also where the settings do not go together."""
+    section, field = PLACES[name]
+    settings = getattr(recipe, section).model_copy(update={field: value})
+    return recipe.model_copy(update={section: settings})
+
+
 def test_every_field_is_sorted_into_what_changes_numbers_and_what_does_not() -> None:
-    assert set(Recipe.model_fields) == {*CHANGES_TEXT, *CHANGES_TASK, *KEEPS, *LOCATIONS}
+    fields = {stored_name(section, field) for section, field in PLACES.values()}
+    assert fields == {*CHANGES_TEXT, *CHANGES_TASK, *KEEPS, *LOCATIONS}
     assert set(RunOptions.model_fields) == {*KEEPS_RUN, "device"}, (
         "the device is part of the numerics class"
     )
@@ -100,39 +110,39 @@ def test_what_changes_numbers_changes_every_key(text: Recipe, task: Recipe) -> N
         before = keys(recipe)
         for field, value in changes.items():
             if field != "task":
-                assert not before & keys(recipe.model_copy(update={field: value})), field
+                assert not before & keys(changed(recipe, field, value)), field
     assert not keys(text) & keys(task)
 
 
 def test_what_cannot_change_numbers_changes_no_key(text: Recipe, task: Recipe) -> None:
     before = keys(text)
     for field, value in KEEPS.items():
-        assert keys(text.model_copy(update={field: value})) == before, field
+        assert keys(changed(text, field, value)) == before, field
     for field, value in KEEPS_RUN.items():
         assert keys(text, OPTIONS.model_copy(update={field: value, "device": "cpu"})) == before, (
             field
         )
-    assert keys(task.model_copy(update={"metric": "acc"})) == keys(task)
+    assert keys(changed(task, "metric", "acc")) == keys(task)
 
 
 def test_content_counts_and_places_do_not(
     text: Recipe, task: Recipe, make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     moved = make_model(name="elsewhere")  # the same weights in another folder
-    assert keys(text.model_copy(update={"model": str(moved)})) == keys(text)
+    assert keys(changed(text, "model", str(moved))) == keys(text)
     other = make_model(name="other", seed=1)
-    assert not keys(text.model_copy(update={"model": str(other)})) & keys(text)
+    assert not keys(changed(text, "model", str(other))) & keys(text)
     copy = tmp_path / "copy.txt"
-    copy.write_bytes(Path(text.calibration).read_bytes())
-    assert keys(text.model_copy(update={"calibration": str(copy)})) == keys(text)
+    copy.write_bytes(Path(text.data.calibration).read_bytes())
+    assert keys(changed(text, "calibration", str(copy))) == keys(text)
     copy.write_bytes(b"Once more. " + copy.read_bytes())
-    assert not keys(text.model_copy(update={"calibration": str(copy)})) & keys(text)
-    lines = Path(task.task_data or "").read_text()
+    assert not keys(changed(text, "calibration", str(copy))) & keys(text)
+    lines = Path(task.data.task_data or "").read_text()
     data = tmp_path / "data.jsonl"
     data.write_text(lines)
-    assert keys(task.model_copy(update={"task_data": str(data)})) == keys(task)
+    assert keys(changed(task, "task_data", str(data))) == keys(task)
     data.write_text(lines.replace("sings a song", "sings two songs"))
-    assert not keys(task.model_copy(update={"task_data": str(data)})) & keys(task)
+    assert not keys(changed(task, "task_data", str(data))) & keys(task)
 
 
 def test_the_class_of_arithmetic_counts(
@@ -144,7 +154,7 @@ def test_the_class_of_arithmetic_counts(
     assert not before & (keys(text) | keys(task))
     monkeypatch.undo()
     numerics = identity.numerics_of
-    for name in numerics(load_for(text, OPTIONS).model):
+    for name in numerics(load_for(text.model, OPTIONS).model):
         for module in (calibration, task_objective):
             monkeypatch.setattr(
                 module, "numerics_of", lambda model, name=name: numerics(model) | {name: "other"}

@@ -568,9 +568,7 @@ def test_python_runs_a_recipe_into_a_folder_and_is_told_of_arguments(
     with pytest.raises(
         prunesearch.PruneSearchError, match="trials 2 would give no result: sampler greedy"
     ):
-        prunesearch.run(
-            recipe.model_copy(update={"sampler": "greedy"}), prunesearch.RunOptions(trials=2)
-        )
+        prunesearch.run(recipe.with_changes(sampler="greedy"), prunesearch.RunOptions(trials=2))
 
 
 def test_ranges_of_layers_are_dropped(

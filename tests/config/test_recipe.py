@@ -3,20 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from prunesearch.config.recipe import (
-    Recipe,
-    RunOptions,
-    Weights,
-    differences,
-    study_name,
-    validated,
-)
+from prunesearch.config.identity import differences, study_name
+from prunesearch.config.objective import ScoreWeights
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.recovery import HealRecipe
+from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import InputError, PruneSearchError, UnknownNameError
-from prunesearch.recovery.heal_recipe import HealRecipe
 
 
 def recipe(**changes: object) -> Recipe:
-    return validated(Recipe, {"model": "some/model", "drop": "8", **changes})
+    return Recipe(**{"model": "some/model", "drop": "8", **changes})
 
 
 def test_unknown_keys_are_refused_with_the_nearest() -> None:
@@ -30,12 +26,12 @@ def test_unknown_keys_are_refused_with_the_nearest() -> None:
         ({"sampler": "woaa"}, "did you mean 'woa'"),
         ({"objective": "perplexty"}, "did you mean 'perplexity'"),
         ({"dtype": "bf16"}, "unknown dtype 'bf16'"),
-        ({"objective": "task"}, "--task NAME"),
-        ({"task": "hellaswag", "objective": "kl"}, "goes with --objective task"),
+        ({"objective": "task"}, "`task` NAME"),
+        ({"task": "hellaswag", "objective": "kl"}, "goes with `objective` task"),
         ({"tokens": 3}, "tokens = 3"),
-        ({"limit": 200}, "--limit goes with --task NAME"),
-        ({"task_data": "x.jsonl"}, "--task-data goes with --task NAME"),
-        ({"objective": "task", "task": "hellaswag", "calibration": "x.txt"}, "not with --task"),
+        ({"limit": 200}, "`limit` goes with `task` NAME"),
+        ({"task_data": "x.jsonl"}, "`task_data` goes with `task` NAME"),
+        ({"objective": "task", "task": "hellaswag", "calibration": "x.txt"}, "not with `task`"),
         ({"weights": {"qualty": 1}}, "weights key 'qualty': did you mean 'quality'"),
         ({"population": 1}, "population = 1"),
         ({"seed": -1}, "seed = -1"),
@@ -49,10 +45,10 @@ def test_bad_values_are_refused_in_one_line(changes: dict[str, object], complain
 
 def test_a_recipe_takes_what_the_command_takes() -> None:
     assert recipe(drop=8) == Recipe(model="some/model", drop=8) == recipe()  # type: ignore[arg-type]
-    assert recipe(task="hellaswag").objective == "task"
-    assert recipe(protect=[0, 5]).protect == "0,5"
-    assert recipe(protect=3).protect == "3"
-    assert recipe(weights="size=0.2").weights == Weights(size=0.2)
+    assert recipe(task="hellaswag").objective.name == "task"
+    assert recipe(protect=[0, 5]).search.protect == "0,5"
+    assert recipe(protect=3).search.protect == "3"
+    assert recipe(weights="size=0.2").objective.score_weights == ScoreWeights(size=0.2)
 
 
 @pytest.mark.parametrize(
@@ -69,19 +65,19 @@ def test_a_recipe_takes_what_the_command_takes() -> None:
         (lambda: Recipe(model="m"), "drop is missing: every recipe needs it"),
         (
             lambda: Recipe(model="m", drop="8", task_data="x"),
-            "task_data goes with task NAME, and no task is given",
+            "`task_data` goes with `task` NAME, and no task is given",
         ),
         (
             lambda: Recipe(model="m", drop="8", preselect=False, sampler="ga"),
-            "preselect=False goes with sampler pso",
+            "`preselect=False` goes with `sampler` pso",
         ),
         (
             lambda: Recipe(model="m", drop="8", sampler="wao"),
             "unknown sampler 'wao': did you mean 'woa'?",
         ),
         (lambda: RunOptions(trials=0), "trials = 0"),
-        (lambda: RunOptions(weights_in="stream", device_map="auto"), "leave device_map out"),
-        (lambda: Weights(quality=-1), "quality = -1"),
+        (lambda: RunOptions(offload="disk", device_map="auto"), "leave `device_map` out"),
+        (lambda: ScoreWeights(quality=-1), "quality = -1"),
     ],
 )
 def test_python_is_told_of_arguments(make: Callable[[], object], complaint: str) -> None:
@@ -93,21 +89,21 @@ def test_python_is_told_of_arguments(make: Callable[[], object], complaint: str)
 
 def test_what_travels_names_no_folder() -> None:
     for path in ("/home/me/customer/mails.txt", "data/mails.txt", "../mails"):
-        assert recipe(calibration=path).portable()["calibration"] == Path(path).name
-    assert recipe(calibration="owner/texts").portable()["calibration"] == "owner/texts"
-    assert recipe().portable()["model"] == "some/model"
+        assert recipe(calibration=path).portable().data.calibration == Path(path).name
+    assert recipe(calibration="owner/texts").portable().data.calibration == "owner/texts"
+    assert recipe().portable().model.path == "some/model"
 
 
 def test_weights() -> None:
-    assert Weights.parse("size=0.2") == Weights(quality=1.0, size=0.2, latency=0.0)
-    assert Weights.parse("") == Weights()
+    assert ScoreWeights.parse("size=0.2") == ScoreWeights(quality=1.0, size=0.2, latency=0.0)
+    assert ScoreWeights.parse("") == ScoreWeights()
     for text, complaint in [
         ("sise=1", "did you mean 'size'"),
         ("size=", "needs a number"),
         ("size=-1", "size"),
     ]:
         with pytest.raises(InputError, match=complaint):
-            Weights.parse(text)
+            ScoreWeights.parse(text)
 
 
 def test_identity_holds_what_determines_trials_and_no_location() -> None:
@@ -123,7 +119,7 @@ def test_identity_holds_what_determines_trials_and_no_location() -> None:
         "tokens": 2048,
         "sampler": "woa",
         "population": 8,
-        "weights": Weights(size=1),
+        "weights": ScoreWeights(size=1),
     }
     for field, value in changed.items():
         assert recipe(**{field: value}).identity() != before, field
@@ -153,7 +149,7 @@ def test_differences_are_named() -> None:
 
 
 def test_a_recipe_survives_json() -> None:
-    made = recipe(weights=Weights(latency=0.5), protect="first:1")
+    made = recipe(weights=ScoreWeights(latency=0.5), protect="first:1")
     assert Recipe.model_validate_json(made.model_dump_json()) == made
 
 
@@ -189,8 +185,8 @@ def test_options_are_no_part_of_a_recipe() -> None:
     ],
 )
 def test_no_path_of_any_machine_travels(text: str, name: str) -> None:
-    assert recipe(model=text).portable()["model"] == name
-    assert recipe(calibration=text).portable()["calibration"] == name
+    assert recipe(model=text).portable().model.path == name
+    assert recipe(calibration=text).portable().data.calibration == name
     assert HealRecipe(data=text).portable()["data"] == name
     task = {
         "objective": "task",
@@ -199,4 +195,4 @@ def test_no_path_of_any_machine_travels(text: str, name: str) -> None:
         "include_path": "customer-x",
     }
     said = recipe(**task).portable()
-    assert (said["task_data"], said["include_path"]) == ("documents", "customer-x")
+    assert (said.data.task_data, said.data.include_path) == ("documents", "customer-x")

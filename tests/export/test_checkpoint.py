@@ -74,7 +74,7 @@ def test_the_manifest_and_card_say_what_was_done(
     facts = {
         "study": "s",
         "trials": 7,
-        "recipe": recipe.portable(),
+        "recipe": recipe.portable().document(),
         "metrics": {"kl": 0.25, "perplexity": 30.0},
         "stderr": {"kl": 0.01},
         "dense_metrics": {"kl": 0.0, "perplexity": 20.5},
@@ -99,7 +99,10 @@ def test_the_manifest_and_card_say_what_was_done(
     assert (manifest["base_revision"], manifest["base_commit"]) == ("v1", commit)
     assert f"`prunesearch export me/tiny --revision {commit} --layers 0,3 --out NAME`" in card
     assert "`woa`, objective `kl` on `prose.txt`) in 7 trials, study `s`" in card
-    assert "model: tiny-llama\ndrop: '2'\nsampler: woa\ncalibration: prose.txt\n```" in card
+    assert (
+        "model: tiny-llama\ndata:\n  calibration: prose.txt\nsearch:\n  drop: '2'\n  sampler: woa\n```"
+        in card
+    )
     assert "`prunesearch run recipe.yaml --trials 7`" in card
     assert "license: apache-2.0\n" in card
     assert "base_model: me/tiny\n" in card

@@ -117,7 +117,7 @@ def test_a_recipe_file_cannot_trust_for_the_user(
     assert (
         read_recipe(Path("recipe.yaml"), {"trust_remote_code": True}, ())
         .recipes[0]
-        .trust_remote_code
+        .model.trust_remote_code
     )
 
 

@@ -19,7 +19,8 @@ from prunesearch.cache.keys import canonical_json, evaluation_key, latency_key
 from prunesearch.cache.location import CacheLocation
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli.main import cli
-from prunesearch.config.recipe import Recipe, RunOptions
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
 from prunesearch.pipeline.search_loop import search
 from prunesearch.pipeline.session import load_for, objective_for
 from prunesearch.samplers import build
@@ -92,10 +93,10 @@ def keys(folder: Path, prose: Path, documents: Path) -> dict[str, list[Any]]:
     candidate = LayerSubset.of(6, [1, 4])
     found = {}
     for name, settings in recipes.items():
-        recipe = Recipe.model_validate({"model": str(folder), "drop": "2", **settings})
+        recipe = Recipe(model=str(folder), drop="2", **settings)
         options = RunOptions(device="cpu")
-        loaded = load_for(recipe, options)
-        objective = objective_for(recipe, loaded, options)
+        loaded = load_for(recipe.model, options)
+        objective = objective_for(recipe.objective, recipe.data, loaded, options)
         preimages = []
         for chunk in objective.chunks:
             preimages.append(
@@ -158,8 +159,8 @@ def documents(folder: Path, prose: Path, rows: Path) -> dict[str, Any]:
         1,
     ]
     Path("recipe.yaml").write_text(
-        f"model: {folder}\ndrop: 1\nsampler: random\ntrials: 2\nstudy: r\n"
-        f"calibration: {prose}\ntokens: 128\nwindow: 64\n"
+        f"model: {folder}\nsearch: {{drop: 1, sampler: random}}\nrun: {{trials: 2, study: r}}\n"
+        f"data: {{calibration: {prose}, tokens: 128, window: 64}}\n"
     )
     commands = {
         "analyze": ["analyze", folder],

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 
 from prunesearch.candidate import Evaluation, LayerSubset
-from prunesearch.config.recipe import Weights
+from prunesearch.config.objective import ScoreWeights
 from prunesearch.evaluation.scalarization import TrialScalarizer, objectives
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.structure import Sizes
@@ -52,7 +52,7 @@ class Case:
     def scalarizer(self) -> TrialScalarizer:
         """What the study minimises."""
         against = "size" if self.drop.startswith("pareto") else None
-        return TrialScalarizer("kl", False, Weights(), SIZES, LATENCY, against)
+        return TrialScalarizer("kl", False, ScoreWeights(), SIZES, LATENCY, against)
 
 
 _RANKING = tuple(float((7 * block) % BLOCKS) for block in range(BLOCKS))
@@ -107,7 +107,7 @@ def run_case(case: Case, url: str | None, trials: int = TRIALS) -> optuna.Study:
 
     a study that is there is resumed.
     """
-    _, maximise = objectives("kl", False, Weights(), case.scalarizer.against)
+    _, maximise = objectives("kl", False, ScoreWeights(), case.scalarizer.against)
     study = optuna.create_study(
         storage=None if url is None else open_storage(url, create=True),
         study_name="golden",

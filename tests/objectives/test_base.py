@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prunesearch.candidate import Evaluation, LayerSubset
-from prunesearch.config.recipe import Weights
+from prunesearch.config.objective import ScoreWeights
 from prunesearch.errors import ScoringError
 from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import (
@@ -103,18 +103,18 @@ def test_the_weighted_sum_turns_its_sign_once(loaded: LoadedModel) -> None:
     latency = LatencyModel(
         (2.0,) * N_LAYERS, (0.5,) * N_LAYERS, 8.0
     )  # dense 20 ms; without two blocks 16 ms
-    weights = Weights(quality=2.0, size=0.5, latency=0.25)
+    weights = ScoreWeights(quality=2.0, size=0.5, latency=0.25)
     size_saved = 1 - loaded.sizes.bytes(CANDIDATE) / loaded.sizes.bytes()
     evaluation = Evaluation(CANDIDATE, {"kl": 0.3, "acc": 0.6})
     fewer = TrialScalarizer("kl", False, weights, loaded.sizes, latency)
     more = TrialScalarizer("acc", True, weights, loaded.sizes, latency)
     assert fewer.values(evaluation) == pytest.approx([0.6 - 0.5 * size_saved - 0.25 * 0.2])
     assert more.values(evaluation) == pytest.approx([1.2 + 0.5 * size_saved + 0.25 * 0.2])
-    assert TrialScalarizer("kl", False, Weights(), loaded.sizes, latency).values(evaluation) == [
-        0.3
-    ]
+    assert TrialScalarizer("kl", False, ScoreWeights(), loaded.sizes, latency).values(
+        evaluation
+    ) == [0.3]
     against = {
-        name: TrialScalarizer("kl", False, Weights(), loaded.sizes, latency, name)
+        name: TrialScalarizer("kl", False, ScoreWeights(), loaded.sizes, latency, name)
         for name in ("size", "latency")
     }
     assert against["size"].values(evaluation) == [0.3, loaded.sizes.bytes(CANDIDATE)]

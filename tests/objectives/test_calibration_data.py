@@ -14,13 +14,16 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import BUILTIN_TEXT, Recipe, RunOptions
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.recovery import HealRecipe
+from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import DataError
 from prunesearch.execution.latency import measure_latency_model, timed_tokens
 from prunesearch.export import export
 from prunesearch.models.loading import load
 from prunesearch.models.structure import most_positions
 from prunesearch.objectives import calibration_data as text_module
+from prunesearch.objectives.base import BUILTIN_TEXT
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import (
     LONG_TEXT,
@@ -34,7 +37,6 @@ from prunesearch.objectives.metrics.kl import KL
 from prunesearch.pipeline.run import run_search
 from prunesearch.pipeline.session import open_session
 from prunesearch.recovery.compensation import compensate
-from prunesearch.recovery.heal_recipe import HealRecipe
 from prunesearch.recovery.healing import plan
 from prunesearch.recovery.training_data import packed
 from tests.support.models import byte_tokenizer, tiny
@@ -318,6 +320,6 @@ def test_a_model_with_few_positions_is_searched_timed_and_exported(
     assert outcome.best_ms > 0
     with (
         pytest.raises(DataError, match="use --window 128"),
-        open_session(recipe.model_copy(update={"window": 256}), options),
+        open_session(recipe.with_changes(window=256), options),
     ):
         pass

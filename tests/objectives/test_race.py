@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import Recipe, Weights, validated
+from prunesearch.config.objective import ScoreWeights
+from prunesearch.config.recipe import Recipe
 from prunesearch.errors import InputError
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.scalarization import TrialScalarizer
@@ -62,7 +63,7 @@ def engine(loaded: LoadedModel, prose: Path, tmp_path: Path) -> LocalEngine:
 def raced(engine: LocalEngine, study: optuna.Study, total: int) -> None:
     space = SearchSpace(N_LAYERS, 3)
     latency = LatencyModel((1.0,) * N_LAYERS, (0.4,) * N_LAYERS, 1.0)
-    scalarizer = TrialScalarizer("kl", False, Weights(), engine.loaded.sizes, latency)
+    scalarizer = TrialScalarizer("kl", False, ScoreWeights(), engine.loaded.sizes, latency)
     sampler = PSOSampler(space, seed=0, population=4).subsets
     asyncio.run(search(study, sampler, engine, scalarizer, total, race=True))
 
@@ -110,6 +111,4 @@ def test_a_broken_off_race_goes_on_as_if_nothing_had_happened(
 
 def test_mixes_are_not_raced() -> None:
     with pytest.raises(InputError, match="race one objective"):
-        validated(
-            Recipe, {"model": "m", "drop": "2", "objective": "kl=1,hellaswag=1", "race": True}
-        )
+        Recipe(**{"model": "m", "drop": "2", "objective": "kl=1,hellaswag=1", "race": True})

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import Recipe, validated
+from prunesearch.config.recipe import Recipe
 from prunesearch.errors import InputError
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.calibration import CalibrationObjective
@@ -87,4 +87,4 @@ def test_a_mix_is_the_weighted_sum_of_its_parts(loaded: LoadedModel, windows: to
 )
 def test_mixes_that_cannot_be_read_are_refused(objective: str, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
-        validated(Recipe, {"model": "m", "drop": "2", "objective": objective})
+        Recipe(**{"model": "m", "drop": "2", "objective": objective})

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import Evaluation, LayerSubset
-from prunesearch.config.recipe import Weights
+from prunesearch.config.objective import ScoreWeights
 from prunesearch.errors import InputError
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.scalarization import TrialScalarizer
@@ -44,7 +44,7 @@ def scalarizer(loaded: LoadedModel) -> TrialScalarizer:
     return TrialScalarizer(
         "kl",
         False,
-        Weights(),
+        ScoreWeights(),
         loaded.sizes,
         LatencyModel((1.0,) * N_LAYERS, (0.4,) * N_LAYERS, 1.0),
     )

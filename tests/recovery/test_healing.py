@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli.main import cli
-from prunesearch.config.recipe import validated
 from prunesearch.errors import (
     DataError,
     InputError,
@@ -467,12 +466,12 @@ def test_the_identity_is_of_what_counts(recipe: HealRecipe) -> None:
 @pytest.mark.parametrize("rank", [0, -3])
 def test_a_rank_below_one_is_refused(rank: int) -> None:
     with pytest.raises(InputError, match=rf"rank = {rank}: an adapter needs a rank of at least 1"):
-        validated(HealRecipe, {"rank": rank})
+        HealRecipe(**{"rank": rank})
 
 
 def test_training_data_are_not_held_out() -> None:
     with pytest.raises(InputError, match="is what is trained on"):
-        validated(HealRecipe, {"data": "a.txt", "held_out": "a.txt"})
+        HealRecipe(**{"data": "a.txt", "held_out": "a.txt"})
 
 
 def test_data_that_do_not_suffice_are_refused(

@@ -12,12 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli.main import cli
-from prunesearch.config.recipe import validated
+from prunesearch.config.recovery import Recovery
 from prunesearch.errors import InputError, StorageError
 from prunesearch.export import MANIFEST
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.pipeline import session
-from prunesearch.pipeline.search_and_recover import RecoverySection
 from prunesearch.recovery import HealRecipe, finalists
 from prunesearch.recovery.finalists import diverse, rerank_by_healing
 from tests.support.models import N_LAYERS
@@ -68,7 +67,7 @@ def test_a_final_is_fair_and_leaves_the_dense_model(
 )
 def test_sections_that_make_no_sense_are_refused(section: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
-        validated(RecoverySection, section)
+        Recovery(**section)
 
 
 def test_one_recipe_does_all_of_it_once(

@@ -8,12 +8,12 @@ import pytest
 from optuna.trial import TrialState
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import validated
+from prunesearch.config.recovery import Tuning
 from prunesearch.errors import InputError, RunError, StudyError
 from prunesearch.events import Event, HealProgress, subscribed
 from prunesearch.models.loading import LoadedModel
 from prunesearch.recovery import HealRecipe, tuning
-from prunesearch.recovery.tuning import Tuned, Tuning, tune
+from prunesearch.recovery.tuning import Tuned, tune
 from tests.support.models import N_LAYERS
 
 CANDIDATE = LayerSubset.of(N_LAYERS, (1, 3))
@@ -38,7 +38,7 @@ def run(
     tmp_path: Path,
     **changes: Any,  # noqa: ANN401
 ) -> Tuned:
-    wanted = validated(Tuning, {**SMALL, **changes})
+    wanted = Tuning(**{**SMALL, **changes})
     return tune(loaded, CANDIDATE, recipe, wanted, storage, work=tmp_path / "work")
 
 
@@ -100,7 +100,7 @@ def test_hopeless_trials_are_stopped(
 ) -> None:
     rates = iter([1e-2, 1e-2, 1e-7])
 
-    def suggest(self: Tuning, trial: optuna.Trial, recipe: HealRecipe, steps: int) -> HealRecipe:
+    def suggest(trial: optuna.Trial, wanted: Tuning, recipe: HealRecipe, steps: int) -> HealRecipe:
         params = {
             "learning_rate": trial.suggest_float("learning_rate", (rate := next(rates)), rate),
             "batch_size": trial.suggest_int("batch_size", 4, 4),
@@ -109,7 +109,7 @@ def test_hopeless_trials_are_stopped(
         }
         return tuning.with_params(recipe, params, steps)
 
-    monkeypatch.setattr(Tuning, "suggest", suggest)
+    monkeypatch.setattr(tuning, "suggest", suggest)
     found = run(loaded, recipe, storage, tmp_path, trials=3)
     trials = optuna.load_study(study_name=found.study, storage=storage).trials
     assert [trial.state for trial in trials] == [
@@ -129,9 +129,9 @@ def test_bad_input_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(InputError, match="trials = 0"):
-        validated(Tuning, {"trials": 0})
+        Tuning(**{"trials": 0})
     with pytest.raises(InputError, match="unknown sampler 'psoo': did you mean 'pso'"):
-        validated(Tuning, {"trials": 1, "sampler": "psoo"})
+        Tuning(**{"trials": 1, "sampler": "psoo"})
     with pytest.raises(InputError, match="is too short"):
         run(loaded, recipe, storage, tmp_path, batch_size=(100_000,))
     assert not (tmp_path / "study.db").exists()

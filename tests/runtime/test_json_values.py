@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import Weights
+from prunesearch.config.objective import ScoreWeights
 from prunesearch.runtime.json_values import (
     as_bool,
     as_float,
@@ -60,7 +60,7 @@ def test_what_json_does_not_know_becomes_what_it_knows() -> None:
     values = [np.float32(0.5), np.int64(3), np.bool_(True), math.nan, -math.inf, Colour.RED, True]
     assert to_json(values) == [0.5, 3, True, None, None, "red", True]
     assert to_json({1: Path("a/b"), "ids": np.array([1, 2])}) == {"1": "a/b", "ids": [1, 2]}
-    assert to_json(Weights()) == {"quality": 1.0, "size": 0.0, "latency": 0.0}
+    assert to_json(ScoreWeights()) == {"quality": 1.0, "size": 0.0, "latency": 0.0}
 
 
 def test_narrowing_returns_the_value_or_names_it() -> None:

@@ -7,7 +7,9 @@ import optuna
 import pytest
 from optuna_dashboard import get_note, save_note
 
-from prunesearch.config.recipe import Recipe, RunOptions, Weights
+from prunesearch.config.objective import ScoreWeights
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
 from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.structure import Sizes
@@ -29,7 +31,7 @@ SPACE = SearchSpace(N_LAYERS, 2)
 def scalarizer() -> TrialScalarizer:
     ones = (1,) * N_LAYERS
     latency = LatencyModel((1.0,) * N_LAYERS, (0.4,) * N_LAYERS, 1.0)
-    return TrialScalarizer("kl", False, Weights(), Sizes(ones, ones, 1, 2), latency)
+    return TrialScalarizer("kl", False, ScoreWeights(), Sizes(ones, ones, 1, 2), latency)
 
 
 @pytest.fixture

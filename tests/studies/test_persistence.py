@@ -44,7 +44,7 @@ def test_a_study_is_held_to_its_recipe(url: str) -> None:
     assert persistence.identity_of(made) == identity
     assert made.metric_names == ["kl"]
     with pytest.raises(
-        StudyError, match=r"tokens: 1024 in the study, 99 now\).*give --tokens 1024; .* --study s-"
+        StudyError, match=r"tokens: 1024 in the study, 99 now\).*give `tokens` 1024; .* `study` s-"
     ):
         persistence.create_or_resume(
             storage, "s", RECIPE, identity | {"tokens": 99}, metrics=["kl"], maximize=[True]
@@ -60,7 +60,7 @@ def test_a_study_is_held_to_its_recipe(url: str) -> None:
         )
     with pytest.raises(
         StudyError,
-        match=r"to resume it give --tokens 1024, the model as it was when m was searched",
+        match=r"to resume it give `tokens` 1024, the model as it was when m was searched",
     ):
         persistence.create_or_resume(
             storage,
@@ -80,9 +80,9 @@ def test_what_is_known_before_loading_is_refused_before_it(url: str) -> None:
     persistence.refuse_others(url, [("s", RECIPE), ("other", RECIPE)])
     with pytest.raises(
         StudyError,
-        match=r"seed: 0 in the study, 3 now\): to resume it give --seed 0; .* --study s-",
+        match=r"seed: 0 in the study, 3 now\): to resume it give `seed` 0; .* `study` s-",
     ):
-        persistence.refuse_others(url, [("s", RECIPE.model_copy(update={"seed": 3}))])
+        persistence.refuse_others(url, [("s", RECIPE.with_changes(seed=3))])
 
 
 def test_a_model_is_found_from_every_folder(
@@ -97,15 +97,17 @@ def test_a_model_is_found_from_every_folder(
     persistence.remember_places(study, recipe)
     monkeypatch.chdir(tmp_path / "elsewhere")
     found = persistence.located(study, {})
-    assert (found.model, found.calibration) == (str(tmp_path / "model"), "owner/texts")
+    assert (found.model.path, found.data.calibration) == (str(tmp_path / "model"), "owner/texts")
     given = persistence.located(study, {"model": "model"})
-    assert (given.model, given.revision) == ("model", None)
+    assert (given.model.path, given.model.revision) == ("model", None)
     (tmp_path / "model").rmdir()
-    assert persistence.located(study, {}).model == "model", "as it was typed: its content decides"
+    assert persistence.located(study, {}).model.path == "model", (
+        "as it was typed: its content decides"
+    )
     monkeypatch.chdir(tmp_path / "new")
     with pytest.raises(
         StudyError,
-        match=rf"'model' of study 's' is not here \(it was {tmp_path}/model\): give --model PATH",
+        match=rf"'model' of study 's' is not here \(it was {tmp_path}/model\): give `model` PATH",
     ):
         persistence.located(study, {})
 

@@ -25,7 +25,7 @@ from prunesearch.cache.keys import evaluation_key
 from prunesearch.cache.location import CacheLocation
 from prunesearch.cache.repair import FILE
 from prunesearch.candidate import LayerSubset
-from prunesearch.config.recipe import Weights
+from prunesearch.config.objective import ScoreWeights
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import LatencyModel
@@ -42,7 +42,7 @@ FINGERPRINT = "f" * 64
 FITNESS = TrialScalarizer(
     "kl",
     False,
-    Weights(),
+    ScoreWeights(),
     Sizes((10,) * 24, (4,) * 24, 100, 2),
     LatencyModel((1.0,) * 24, (0.4,) * 24, 2.0),
 )

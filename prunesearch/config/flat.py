@@ -1,0 +1,73 @@
+"""The flat form of a recipe: earlier recipes, and the identity of a study, have no sections.
+
+`PLACES` maps each name of the flat form to a section and a field. The names of the identity
+are the earlier ones, so that earlier studies are resumed.
+"""
+
+from collections.abc import Mapping
+
+from prunesearch.config.data import DataSection
+from prunesearch.config.model import ModelSection
+from prunesearch.config.objective import ObjectiveSection
+from prunesearch.config.search import SearchSection
+from prunesearch.config.settings import Settings
+
+SECTIONS: Mapping[str, type[Settings]] = {
+    "model": ModelSection,
+    "data": DataSection,
+    "objective": ObjectiveSection,
+    "search": SearchSection,
+}
+_STORED_NAMES = {
+    ("model", "path"): "model",
+    ("objective", "name"): "objective",
+    ("objective", "score_weights"): "weights",
+    ("search", "encoding"): "form",
+}
+"""Fields whose name in the flat form differs from that in the section."""
+
+SHORTHANDS = {"model": "path", "objective": "name"}
+"""Sections that may be written as one text, and the field that it stands for."""
+
+
+def stored_name(section: str, field: str) -> str:
+    """Return the name of a field in the flat form and in identities."""
+    return _STORED_NAMES.get((section, field), field)
+
+
+def _places() -> dict[str, tuple[str, str]]:
+    """Return the section and the field of each name, by its earlier and by its present name."""
+    found = {}
+    for section, settings in SECTIONS.items():
+        for field in settings.model_fields:
+            found[stored_name(section, field)] = (section, field)
+            if field not in SHORTHANDS.values():
+                found[field] = (section, field)
+    return found
+
+
+PLACES: Mapping[str, tuple[str, str]] = _places()
+"""Section and field of each flat name, such as ``drop`` or ``form``."""
+
+
+def is_flat(values: Mapping[str, object]) -> bool:
+    """Return whether the values of a recipe are in the flat form."""
+    if any(name in SECTIONS and name not in SHORTHANDS for name in values):
+        return False
+    for name in SHORTHANDS:
+        if isinstance(values.get(name), Mapping | Settings):
+            return False
+    return any(name in PLACES and name not in SHORTHANDS for name in values)
+
+
+def sectioned(values: Mapping[str, object]) -> dict[str, object]:
+    """Sort the values of a flat recipe into sections. Names that are not known are unchanged."""
+    sections: dict[str, dict[str, object]] = {}
+    others: dict[str, object] = {}
+    for name, value in values.items():
+        if name in PLACES:
+            section, field = PLACES[name]
+            sections.setdefault(section, {})[field] = value
+        else:
+            others[name] = value
+    return {**sections, **others}

@@ -1,0 +1,73 @@
+"""`RunOptions`: how a recipe is run. They are not part of the recipe."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from prunesearch.config.settings import Settings
+from prunesearch.units import parse_size
+
+OFFLOADS = ("none", "cpu", "disk")
+OLD_OFFLOADS = {"memory": "none", "resident": "none", "host": "cpu", "stream": "disk"}
+"""Words of earlier versions for where weights wait, and the present ones."""
+
+
+class RunOptions(Settings):
+    """Settings that run a recipe.
+
+    Only the device changes results, and the cache and the studies keep devices apart.
+    """
+
+    title: ClassVar[str] = "runoptions"
+
+    storage: str = "sqlite:///storage/study.db"
+    """Optuna RDB URL."""
+    cache: str = "storage/cache"
+    """The evaluation cache: a folder, the URL of a shared database, or both as ``DIR,URL``."""
+    study: Annotated[str, Field(max_length=512)] | None = None
+    """Name of the study, which Optuna's tables have 512 characters for;
+
+    default: made from the recipe.
+    """
+    trials: Annotated[int, Field(ge=1)] = 200
+    """Total number of trials in the study.
+
+    If it is not given, the study gets more if the sampler needs them.
+    """
+    device: str | None = None
+    """Torch device; default: cuda if there is one, else cpu."""
+    device_map: str | None = None
+    """Passed to accelerate, e.g. ``auto``, for models larger than one device."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Torch CPU threads; default: torch's own choice."""
+    offload: Literal["none", "cpu", "disk"] = "none"
+    """Where the weights of idle blocks wait: on the device, in host memory, or on the disk."""
+    state_memory: str = "2GiB"
+    """Memory limit for the hidden states of a generation."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of processes that score. Each loads its own model."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, values: object) -> object:
+        """Accept ``weights_in``, the earlier name of `offload`."""
+        if not isinstance(values, dict) or "weights_in" not in values:
+            return values
+        values = dict(values)
+        place = values.pop("weights_in")
+        values.setdefault("offload", OLD_OFFLOADS.get(place, place))
+        return values
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> Self:
+        parse_size(self.state_memory, "`state_memory`")
+        if self.offload != "none" and self.device_map is not None:
+            raise ValueError(
+                f"`offload` {self.offload} places the weights itself: leave `device_map` out"
+            )
+        return self
+
+    @property
+    def state_bytes(self) -> int:
+        """`state_memory` in bytes."""
+        return parse_size(self.state_memory, "`state_memory`")
