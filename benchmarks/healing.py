@@ -54,7 +54,7 @@ from prunesearch.recovery import (
     weights_restored,
 )
 from prunesearch.recovery.compensation import compensate, fit_and_held_out
-from prunesearch.recovery.healing import ask_teacher, plan
+from prunesearch.recovery.healing import ask_teacher, plan_healing
 from prunesearch.recovery.lora import adapted
 from prunesearch.recovery.training import HealTrainer
 from prunesearch.recovery.training_data import sequences_of
@@ -133,7 +133,7 @@ class Session:
     def healed(self, recipe: HealRecipe, compensated: bool) -> tuple[float, Healed]:
         """Loss on the test text behind healing, and the report."""
         references = self.folder / "references"
-        ask_teacher(plan(self.loaded, CANDIDATE, recipe), references)
+        ask_teacher(plan_healing(self.loaded, CANDIDATE, recipe), references)
         with (
             weights_restored(self.loaded, [CANDIDATE], recipe.target_modules),
             ExitStack() as stack,
@@ -248,7 +248,7 @@ def long_run(
     print(found, flush=True)
     recipe = recipe.model_copy(update={"data": str(trained)})
     start = time.perf_counter()
-    ask_teacher(plan(loaded, CANDIDATE, recipe), references)
+    ask_teacher(plan_healing(loaded, CANDIDATE, recipe), references)
     teacher = time.perf_counter() - start
     windows = fit_and_held_out(loaded.tokenizer, recipe.data, FIT_TOKENS, recipe.window)
     with (
@@ -314,7 +314,7 @@ class _Rows(Dataset[dict[str, torch.Tensor]]):
 
 def seconds_of_an_answer(session: Session, recipe: HealRecipe) -> float:
     """What the dense model needs for a sequence of the training text."""
-    planned = plan(
+    planned = plan_healing(
         session.loaded, CANDIDATE, recipe.model_copy(update={"loss": "distill", "steps": 4})
     )
     start = time.perf_counter()

@@ -34,7 +34,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from benchmarks.support.record import Record
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import PruneSearchError
-from prunesearch.execution.memory_plan import draw, plan
+from prunesearch.execution.memory_plan import draw, plan_memory
 from prunesearch.execution.plan_types import Asked, Dtype
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.bf16_cpu import wide_products, widens
@@ -222,7 +222,7 @@ def benchmark(record: Record, folder: Path) -> None:
     weights = write_model(folder, QUICK_BLOCKS if record.quick else BLOCKS)
     forget(folder)
     dtype: Dtype = "float32" if widens() else "bfloat16"
-    planned = plan(str(folder), Asked(LIMIT, CANDIDATES, DROP, TOKENS, dtype=dtype))
+    planned = plan_memory(str(folder), Asked(LIMIT, CANDIDATES, DROP, TOKENS, dtype=dtype))
     mode = next(mode for mode in planned.modes if mode.offload == "disk")
     shown = json.loads(json.dumps(asdict(planned)).replace(str(folder), "MODEL"))
     record.notes |= {

@@ -117,7 +117,7 @@ class Planner:
         return [self._next(swarm, model, slot, seen) for slot in slots]
 
     def _next(
-        self, swarm: Swarm, model: "_Model | None", slot: int, seen: set[bytes]
+        self, swarm: Swarm, model: "_SurrogateEnsemble | None", slot: int, seen: set[bytes]
     ) -> tuple[Mask, Memory]:
         """Propose the next subset of one particle."""
         rng = generator(self.seed, swarm.generation, slot, _MOVES)
@@ -174,7 +174,7 @@ class Planner:
         seen.add(X_D.tobytes())
         return X_D, memory
 
-    def _model(self, swarm: Swarm) -> "_Model | None":
+    def _model(self, swarm: Swarm) -> "_SurrogateEnsemble | None":
         """Fit one surrogate per objective to the trials;
 
         None if there are too few or the fit is poor.
@@ -191,11 +191,11 @@ class Planner:
             surrogates.append(Surrogate(X_ND, normal_scores(loss_N[kept][first]), self.ranking))
         if min(surrogate.trust for surrogate in surrogates) < self.preselection.trust:
             return None
-        return _Model(surrogates, self.preselection.caution)
+        return _SurrogateEnsemble(surrogates, self.preselection.caution)
 
     def _select(
         self,
-        model: "_Model",
+        model: "_SurrogateEnsemble",
         moves: Moves,
         aim: "_ParticleGoal",
         rng: np.random.Generator,
@@ -238,7 +238,7 @@ class _ParticleGoal:
     weight_O: Real
 
 
-class _Model:
+class _SurrogateEnsemble:
     """One surrogate per objective, and the value of a proposal under them."""
 
     def __init__(self, surrogates: Sequence[Surrogate], caution: float) -> None:

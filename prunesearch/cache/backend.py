@@ -7,11 +7,11 @@ from typing import Literal, Protocol
 from prunesearch.cache.entry import Entry
 from prunesearch.cache.incidents import Incident
 
-Found = dict[str, Entry]
+FoundEntries = dict[str, Entry]
 """Entries by their key's digest."""
 
 
-Rule = Literal["first", "earliest", "given"]
+SettleRule = Literal["first", "earliest", "given"]
 """Which of two entries of a key stays.
 
 * "first": the entry that is stored already.
@@ -21,7 +21,7 @@ Rule = Literal["first", "earliest", "given"]
 
 
 @dataclass(frozen=True)
-class Group:
+class EntryGroup:
     """Number and size of the entries of one model and one kind of data."""
 
     model: str
@@ -40,7 +40,7 @@ class Readable(Protocol):
         """Yield every key and its entry, in the order of keys. A damaged entry is None."""
         ...
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[EntryGroup]:
         """Count entries and bytes by model and kind of data."""
         ...
 
@@ -66,15 +66,15 @@ class Readable(Protocol):
 class CacheBackend(Readable, Protocol):
     """A backend that can be read and written."""
 
-    def get(self, digests: Iterable[str]) -> Found:
+    def get(self, digests: Iterable[str]) -> FoundEntries:
         """Return the entries of those keys that are stored. Damaged entries are removed."""
         ...
 
-    def put(self, entries: Iterable[Entry], rule: Rule = "first") -> Found:
+    def put(self, entries: Iterable[Entry], rule: SettleRule = "first") -> FoundEntries:
         """Store entries durably, in one transaction. Return the entries that are stored now."""
         ...
 
-    def take_out(self, digests: Iterable[str]) -> Found:
+    def take_out(self, digests: Iterable[str]) -> FoundEntries:
         """Remove those of these entries that are damaged. Return those that are sound."""
         ...
 
@@ -87,13 +87,13 @@ class CacheBackend(Readable, Protocol):
         ...
 
 
-def settle(there: Entry | None, new: Entry, rule: Rule) -> tuple[Entry, Incident | None]:
+def settle(there: Entry | None, new: Entry, rule: SettleRule) -> tuple[Entry, Incident | None]:
     """Decide which of two entries of a key stays.
 
     Args:
         there: the entry in the store, or None.
         new: the entry that is to be stored.
-        rule: see `Rule`.
+        rule: see `SettleRule`.
 
     Returns:
         The entry that stays, and an incident if the two disagree.

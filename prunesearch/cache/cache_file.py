@@ -10,7 +10,7 @@ from typing import Any
 
 import diskcache
 
-from prunesearch.cache.backend import Group
+from prunesearch.cache.backend import EntryGroup
 from prunesearch.cache.entry import Entry, parse_entry
 from prunesearch.cache.hardening import harden_connection, is_damage
 from prunesearch.cache.incidents import Incident, IncidentFile
@@ -50,7 +50,7 @@ class DiskFile:
                 except CorruptEntryError:
                     yield digest, None
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[EntryGroup]:
         """Count entries and bytes by model and kind of data."""
         query = "SELECT tag, COUNT(*), SUM(LENGTH(CAST(value AS BLOB))) FROM Cache GROUP BY tag ORDER BY tag"
         with self.failures("read"), _reading(self.file) as connection:
@@ -59,7 +59,7 @@ class DiskFile:
         for tag, count, size in rows:
             # A tag holds the model and the kind, each on a line.
             model, _, kind = str(tag or "unknown").partition("\n")
-            groups.append(Group(model, kind or "unknown", count, size or 0))
+            groups.append(EntryGroup(model, kind or "unknown", count, size or 0))
         return groups
 
     def check(self) -> list[str]:

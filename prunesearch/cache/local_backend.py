@@ -16,7 +16,7 @@ import diskcache
 from filelock import FileLock
 
 from prunesearch.cache import repair
-from prunesearch.cache.backend import Found, Rule, settle
+from prunesearch.cache.backend import FoundEntries, SettleRule, settle
 from prunesearch.cache.cache_file import DiskFile, reason, sound
 from prunesearch.cache.entry import Entry, parse_entry
 from prunesearch.cache.hardening import HardenedCache, inspect, is_damage
@@ -90,13 +90,13 @@ class LocalBackend(DiskFile):
                 return cache
             cache.close()
 
-    def get(self, digests: Iterable[str]) -> Found:
+    def get(self, digests: Iterable[str]) -> FoundEntries:
         """Return the entries of those keys that are stored. Damaged entries are removed.
 
         Raises:
             UnavailableError: the file cannot be read.
         """
-        found: Found = {}
+        found: FoundEntries = {}
         damaged = []
         for digest in digests:
             text = self._guarded("read", lambda digest=digest: self._row(digest, self._cache))  # type: ignore[misc]
@@ -119,7 +119,7 @@ class LocalBackend(DiskFile):
         except sqlite3.DataError as error:  # the row is larger than a row may be
             return error
 
-    def take_out(self, digests: Iterable[str]) -> Found:
+    def take_out(self, digests: Iterable[str]) -> FoundEntries:
         """Remove those of these entries that are damaged.
 
         Each entry is read again in the transaction that removes it. Another process may have
@@ -130,7 +130,7 @@ class LocalBackend(DiskFile):
         """
         given = list(digests)
 
-        def remove() -> tuple[Found, list[Incident]]:
+        def remove() -> tuple[FoundEntries, list[Incident]]:
             sound_ones, incidents = {}, []
             with self._cache.transact():
                 for digest in given:
@@ -150,7 +150,7 @@ class LocalBackend(DiskFile):
             self._incidents.add(incident)
         return sound_ones
 
-    def put(self, entries: Iterable[Entry], rule: Rule = "first") -> Found:
+    def put(self, entries: Iterable[Entry], rule: SettleRule = "first") -> FoundEntries:
         """Store entries in one transaction. On return they have been synced to disk.
 
         Returns:
@@ -160,26 +160,26 @@ class LocalBackend(DiskFile):
             UnavailableError: the disk is full or read-only.
         """
         given = list(entries)
-        standing, incidents = self._guarded("write", lambda: self._write(self._cache, given, rule))
+        stored, incidents = self._guarded("write", lambda: self._write(self._cache, given, rule))
         # A process that found the file damaged may have replaced it meanwhile. The entries may be
         # lost with the old file, so write them again.
         while self._moved():
-            standing, incidents = self._guarded(
+            stored, incidents = self._guarded(
                 "write", lambda: self._write(self._cache, given, rule)
             )
         for incident in incidents:
             self._incidents.add(incident)
-        return standing
+        return stored
 
     def _write(
-        self, cache: HardenedCache, entries: Iterable[Entry], rule: Rule
-    ) -> tuple[Found, list[Incident]]:
+        self, cache: HardenedCache, entries: Iterable[Entry], rule: SettleRule
+    ) -> tuple[FoundEntries, list[Incident]]:
         """Write entries in one transaction.
 
         Returns:
             The entries that are stored now, and the incidents to report.
         """
-        standing: Found = {}
+        stored: FoundEntries = {}
         incidents: list[Incident] = []
         with cache.transact():
             for entry in entries:
@@ -196,10 +196,10 @@ class LocalBackend(DiskFile):
                 # 3. Write it if it is the new one.
                 if stays is not there:
                     cache.set(digest, stays.serialized, tag="\n".join(stays.labels), retry=False)
-                standing[digest] = stays
+                stored[digest] = stays
                 if incident:
                     incidents.append(incident)
-        return standing, incidents
+        return stored, incidents
 
     def discard(self, digests: Iterable[str]) -> None:
         """Delete entries."""

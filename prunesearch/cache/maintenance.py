@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from prunesearch.cache import repair, transfer
-from prunesearch.cache.backend import CacheBackend, Group, Readable
+from prunesearch.cache.backend import CacheBackend, EntryGroup, Readable
 from prunesearch.cache.cache_file import DiskFile
 from prunesearch.cache.entry import is_digest
 from prunesearch.cache.files import replaced_file
@@ -34,13 +34,13 @@ class BackendCheck:
     Attributes:
         place: location of the backend.
         sound, damaged: number of sound entries, and of damaged ones, which were removed.
-        faults: faults that the database found in its file.
+        problems: faults that the database found in its file.
     """
 
     place: str
     sound: int
     damaged: int
-    faults: tuple[str, ...] = field(metadata=json_as("file"))
+    problems: tuple[str, ...] = field(metadata=json_as("file"))
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class CacheCheck:
     @property
     def sound(self) -> bool:
         """True if nothing was damaged."""
-        return not any(backend.damaged or backend.faults for backend in self.backends)
+        return not any(backend.damaged or backend.problems for backend in self.backends)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def named(folder: Path, fingerprint: str) -> str:
     return fingerprint[:12]
 
 
-def total(groups: list[Group]) -> tuple[int, int]:
+def total(groups: list[EntryGroup]) -> tuple[int, int]:
     """Return the total number of entries and their total size in bytes."""
     return sum(group.entries for group in groups), sum(group.bytes for group in groups)
 
@@ -178,15 +178,15 @@ def verified(location: CacheLocation) -> CacheCheck:
             )
         # 3. Check the file and the entries of each backend.
         for backend in opened:
-            faults = backend.check()
-            if faults and isinstance(backend, LocalBackend):
+            problems = backend.check()
+            if problems and isinstance(backend, LocalBackend):
                 backend.rebuild()
             damaged = _damaged(backend)
             backend.take_out(damaged)
             # Rows with foreign keys cannot be removed one by one.
             if damaged and isinstance(backend, LocalBackend) and _damaged(backend):
                 backend.rebuild()
-            backends.append(BackendCheck(backend.name, len(backend), len(damaged), tuple(faults)))
+            backends.append(BackendCheck(backend.name, len(backend), len(damaged), tuple(problems)))
             incidents += backend.read_incidents()
     dated = []
     for incident in incidents:

@@ -17,9 +17,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
 from prunesearch.cache.backend import (
-    Found,
-    Group,
-    Rule,
+    EntryGroup,
+    FoundEntries,
+    SettleRule,
     settle,
 )
 from prunesearch.cache.entry import Entry, parse_entry
@@ -75,13 +75,13 @@ class SharedBackend:
         except UnavailableError as error:
             raise StorageError(str(error)) from None
 
-    def get(self, digests: Iterable[str]) -> Found:
+    def get(self, digests: Iterable[str]) -> FoundEntries:
         """Return the entries of those keys that are stored. Damaged entries are removed.
 
         Raises:
             UnavailableError: the database does not answer.
         """
-        found: Found = {}
+        found: FoundEntries = {}
         damaged: list[str] = []
         with self._reading() as connection:
             for digest, text in self._texts(connection, list(digests)):
@@ -94,9 +94,9 @@ class SharedBackend:
             found |= self.take_out(damaged)
         return found
 
-    def take_out(self, digests: Iterable[str]) -> Found:
+    def take_out(self, digests: Iterable[str]) -> FoundEntries:
         """Remove those of these entries that are damaged; see `LocalBackend.take_out`."""
-        sound: Found = {}
+        sound: FoundEntries = {}
         with self.failures(), self.engine.begin() as connection:
             for digest, text in list(self._texts(connection, sorted(digests))):
                 try:
@@ -132,7 +132,7 @@ class SharedBackend:
         incident.say(self.name)
         connection.execute(INCIDENTS.insert().values(**asdict(incident)))
 
-    def put(self, entries: Iterable[Entry], rule: Rule = "first") -> Found:
+    def put(self, entries: Iterable[Entry], rule: SettleRule = "first") -> FoundEntries:
         """Store entries in one transaction; see `LocalBackend.put`.
 
         Raises:
@@ -142,18 +142,18 @@ class SharedBackend:
             return self.put_in(connection, entries, rule)
 
     def put_in(
-        self, connection: Connection, entries: Iterable[Entry], rule: Rule = "first"
-    ) -> Found:
+        self, connection: Connection, entries: Iterable[Entry], rule: SettleRule = "first"
+    ) -> FoundEntries:
         """Store entries in a transaction that has begun."""
         given = {entry.key.digest: entry for entry in entries}
         # Rows are locked in one order, so that two transactions never wait for each other.
         order = sorted(given)
-        standing: Found = {}
+        stored: FoundEntries = {}
         for start in range(0, len(order), _MOST):
             rows = [_row(given[digest]) for digest in order[start : start + _MOST]]
             for digest, text in connection.execute(self._keep(rows)).all():
-                standing[digest] = self._settle(connection, given[digest], text, rule)
-        return standing
+                stored[digest] = self._settle(connection, given[digest], text, rule)
+        return stored
 
     def _keep(self, rows: Sequence[dict[str, str | float]]) -> sqlalchemy.Executable:
         """Make a statement that inserts rows, or locks existing ones, and returns the stored rows.
@@ -170,7 +170,7 @@ class SharedBackend:
         )
         return kept.returning(EVALUATIONS.c.key, EVALUATIONS.c.serialized)
 
-    def _settle(self, connection: Connection, entry: Entry, text: str, rule: Rule) -> Entry:
+    def _settle(self, connection: Connection, entry: Entry, text: str, rule: SettleRule) -> Entry:
         digest = entry.key.digest
         # Most often the row was just inserted, or holds the same entry.
         if text == entry.serialized:
@@ -231,7 +231,7 @@ class SharedBackend:
                 return
             last = rows[-1][0]
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[EntryGroup]:
         """Count entries and bytes by model and kind of data."""
         columns = (EVALUATIONS.c.model, EVALUATIONS.c.kind)
         query = sqlalchemy.select(
@@ -241,7 +241,7 @@ class SharedBackend:
         )
         with self._reading() as connection:
             rows = connection.execute(query.group_by(*columns).order_by(*columns)).all()
-        return [Group(model, kind, count, int(size)) for model, kind, count, size in rows]
+        return [EntryGroup(model, kind, count, int(size)) for model, kind, count, size in rows]
 
     def check(self) -> list[str]:
         """Return the faults that SQLite finds in its file. PostgreSQL checks its own files."""

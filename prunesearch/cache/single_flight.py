@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from prunesearch.cache.backend import Found
+from prunesearch.cache.backend import FoundEntries
 from prunesearch.cache.entry import Entry
 from prunesearch.cache.keys import Key
 from prunesearch.cache.leased_backend import LeasedBackend
@@ -24,7 +24,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.02, 1.0
 class LeasingCache(Protocol):
     """A cache that leases keys; `EvaluationCache` is one."""
 
-    def get_digests(self, digests: Iterable[str]) -> Found:
+    def get_digests(self, digests: Iterable[str]) -> FoundEntries:
         """Return the stored entries of these keys."""
         ...
 
@@ -58,7 +58,7 @@ class SingleFlight:
         """Digests of the keys that are leased to this object."""
         return set(self._tokens)
 
-    def acquire(self, keys: Iterable[Key]) -> Found:
+    def acquire(self, keys: Iterable[Key]) -> FoundEntries:
         """Look keys up, and lease those that are missing and that no other process is computing.
 
         Returns:

@@ -44,7 +44,7 @@ _LATEST = 253402300800.0  # the end of the year 9999, in seconds since 1970
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedFile:
     """Result of an export: the file, and the number of its entries."""
 
     file: str
@@ -237,14 +237,14 @@ def _add_batch(
     first, *others = backends
     # 1. The first backend decides which entries stay.
     before = first.get(entry.key.digest for entry in batch)
-    standing = first.put(batch, "earliest")
+    stored = first.put(batch, "earliest")
     # 2. Copy its entries to the others. Another import may have stored an earlier entry in the
     # first backend meanwhile, so repeat this until nothing changes.
     for backend in others:
         copied = None
-        while copied != standing:
-            backend.put(standing.values(), "given")
-            copied, standing = standing, standing | first.get(standing)
+        while copied != stored:
+            backend.put(stored.values(), "given")
+            copied, stored = stored, stored | first.get(stored)
     # 3. Count new keys, and entries that disagree with the store.
     new: set[str] = set()
     conflicts = 0

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from prunesearch.cache.backend import Found, Rule
+from prunesearch.cache.backend import FoundEntries, SettleRule
 from prunesearch.cache.entry import Entry
 from prunesearch.cache.keys import Key
 from prunesearch.cache.local_backend import LocalBackend
@@ -68,7 +68,7 @@ class TwoLevelBackend:
         """Return the entry of a key, or None."""
         return self.get_digests([key.digest]).get(key.digest)
 
-    def get_digests(self, digests: Iterable[str]) -> Found:
+    def get_digests(self, digests: Iterable[str]) -> FoundEntries:
         """Return the entries of those keys that are in a backend.
 
         Entries that only the database has are copied to the disk.
@@ -90,7 +90,7 @@ class TwoLevelBackend:
 
     def _put(self, entry: Entry) -> Entry:
         digest, stands = entry.key.digest, None
-        rule: Rule = "first"
+        rule: SettleRule = "first"
         # 1. Write to the database. Its entry decides which entry the disk gets.
         if self.shared is not None:
             stands = self._shared(lambda backend: backend.put([entry]))
@@ -182,8 +182,8 @@ class TwoLevelBackend:
         with self._lock:
             waiting = self._unsent_entries()
             if waiting:
-                standing = self.shared.put(waiting)
-                self._locally(lambda backend: backend.put(standing.values(), "given"))
+                stored = self.shared.put(waiting)
+                self._locally(lambda backend: backend.put(stored.values(), "given"))
                 try:
                     self._outbox().discard(entry.key.digest for entry in waiting)
                 except (UnavailableError, StorageError) as error:

@@ -58,7 +58,7 @@ def export_(file: str, cache: str, as_json: bool) -> None:
 
     with maintenance.reading(CacheLocation.parse(cache)) as backends:
         count = transfer.export(backends, Path(file))
-    emit(as_json, transfer.Exported(file, count), render.exported)
+    emit(as_json, transfer.ExportedFile(file, count), render.exported)
 
 
 @cache.command("import")

@@ -93,13 +93,13 @@ def plan(
     """
     size = None if memory is None else parse_size(memory, "--memory")
     quiet()
-    from prunesearch.execution.memory_plan import plan
+    from prunesearch.execution.memory_plan import plan_memory
     from prunesearch.execution.plan_types import Asked
     from prunesearch.report import models as rendered
 
     emit(
         as_json,
-        plan(
+        plan_memory(
             model, Asked.of(size, **asked), revision=revision, trust_remote_code=trust_remote_code
         ),
         rendered.plan,

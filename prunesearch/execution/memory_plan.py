@@ -13,7 +13,7 @@ from prunesearch.execution.hardware import measure
 from prunesearch.execution.plan_advice import command_of, notes_of
 from prunesearch.execution.plan_formulas import PlanFormulas
 from prunesearch.execution.plan_inputs import examine
-from prunesearch.execution.plan_types import Asked, Mode, Plan
+from prunesearch.execution.plan_types import Asked, MemoryPlan, Mode
 from prunesearch.models.loading import device_named
 from prunesearch.models.structure import settings_of
 from prunesearch.space import SearchSpace
@@ -22,9 +22,9 @@ KL_TOP = 512
 """Tokens of the top-k KL that is proposed if the full reference logits do not fit."""
 
 
-def plan(
+def plan_memory(
     name: str, asked: Asked, *, revision: str | None = None, trust_remote_code: bool = False
-) -> Plan:
+) -> MemoryPlan:
     """Predict the cost of a generation, and choose the place of the weights.
 
     Args:
@@ -62,7 +62,7 @@ def plan(
     for mode in modes:
         if mode.fits and (best is None or mode.seconds < best.seconds):
             best = mode
-    return Plan(
+    return MemoryPlan(
         model=name,
         source="safetensors" if model.stored else "config",
         params=model.other + sum(model.blocks),

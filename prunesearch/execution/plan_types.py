@@ -109,7 +109,7 @@ class Mode:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Predicted cost of a generation, and the mode to use.
 
     Attributes:

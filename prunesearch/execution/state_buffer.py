@@ -32,7 +32,7 @@ class StateBuffer:
         self.spilled = 0
         self._limit = limit
         self._held: dict[int, torch.Tensor] = {}
-        self._aside: dict[int, tuple[torch.device, torch.Tensor | Path]] = {}
+        self._spilled: dict[int, tuple[torch.device, torch.Tensor | Path]] = {}
         self._bytes = self._next = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -48,26 +48,26 @@ class StateBuffer:
             self._held[self._next] = tensor
         else:
             self.spilled += tensor.nbytes
-            self._aside[self._next] = (tensor.device, self._spill(tensor))
+            self._spilled[self._next] = (tensor.device, self._spill(tensor))
         return self._next
 
     def get(self, number: int) -> torch.Tensor:
         """Return a tensor on the device that it was put on."""
         if number in self._held:
             return self._held[number]
-        device, aside = self._aside[number]
-        if isinstance(aside, Path):
-            return load_file(aside)[_NAME]
-        return aside.to(device)
+        device, spilled = self._spilled[number]
+        if isinstance(spilled, Path):
+            return load_file(spilled)[_NAME]
+        return spilled.to(device)
 
     def drop(self, number: int) -> None:
         """Forget a tensor."""
         if number in self._held:
             self._bytes -= self._held.pop(number).nbytes
             return
-        _, aside = self._aside.pop(number)
-        if isinstance(aside, Path):
-            aside.unlink()
+        _, spilled = self._spilled.pop(number)
+        if isinstance(spilled, Path):
+            spilled.unlink()
 
     def take(self, number: int) -> torch.Tensor:
         """Return a tensor and forget it."""

@@ -15,7 +15,7 @@ from prunesearch.config.names import portable_name
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import ModelError
 from prunesearch.export.results import Exported, Verification
-from prunesearch.export.sublayers import PROMISES, trusts
+from prunesearch.export.sublayers import DESCRIPTIONS, trusts
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
 from prunesearch.runtime.json_values import Json, JsonObject, as_object
@@ -67,7 +67,7 @@ def text_of(
 # {base} without layers {candidate.text}
 
 {len(candidate.kept)} of {candidate.n_layers} blocks of {base}{commit}; {exported.params:,} parameters, \
-{exported.bytes:,} bytes. {PROMISES[exported.form]}{changed}
+{exported.bytes:,} bytes. {DESCRIPTIONS[exported.form]}{changed}
 {_figures(facts)}
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

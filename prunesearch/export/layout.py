@@ -40,7 +40,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor of the new checkpoint.
 
     Attributes:
@@ -82,7 +82,7 @@ class Layout:
             left out.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[TensorEntry, ...]
     unread: tuple[str, ...]
 
 
@@ -121,7 +121,7 @@ def layout_of(
             if _names_a_block(name, architecture.blocks):
                 unread.append(name)
             else:
-                entries.append(Entry(name, place))
+                entries.append(TensorEntry(name, place))
             continue
         parameter, _ = makes[name]
         if parameter in dropped:
@@ -133,7 +133,7 @@ def layout_of(
             if block not in new_number:
                 continue
             renamed = _renumbered(name, block, new_number[block])
-        entries.append(Entry(renamed, place, slices.get(parameter), parameter in zeroed))
+        entries.append(TensorEntry(renamed, place, slices.get(parameter), parameter in zeroed))
     return Layout(tuple(entries), tuple(unread))
 
 

@@ -27,7 +27,7 @@ from prunesearch.export.layout import sublayer_parameters
 from prunesearch.models.structure import architecture_of
 from prunesearch.runtime.json_values import JsonObject
 
-PROMISES: Mapping[str, str] = {
+DESCRIPTIONS: Mapping[str, str] = {
     "plain": "An ordinary checkpoint: whatever loads the base model loads it.",
     "zeroed": "Dropped sublayers are there with weights of zero: it loads wherever the base model "
     "does, and is neither "

@@ -19,7 +19,7 @@ import xxhash
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from prunesearch.export.layout import Entry
+from prunesearch.export.layout import TensorEntry
 from prunesearch.models.safetensors_files import (
     INDEX,
     SINGLE,
@@ -55,7 +55,9 @@ class Written:
     digests: dict[str, str]
 
 
-def write_shards(entries: Sequence[Entry], folder: Path, max_shard: int = MAX_SHARD) -> Written:
+def write_shards(
+    entries: Sequence[TensorEntry], folder: Path, max_shard: int = MAX_SHARD
+) -> Written:
     """Write tensors as one or more shards of about equal size, and their index.
 
     Args:
@@ -128,7 +130,7 @@ def digest(stored: Stored) -> str:
     return hashed.hexdigest()
 
 
-def _balance(entries: Sequence[Entry], max_shard: int) -> list[list[Entry]]:
+def _balance(entries: Sequence[TensorEntry], max_shard: int) -> list[list[TensorEntry]]:
     """Divide the tensors into as few shards as the limit allows, of about equal size.
 
     The order of the tensors stays the same.
@@ -136,7 +138,7 @@ def _balance(entries: Sequence[Entry], max_shard: int) -> list[list[Entry]]:
     # The number of shards gives the size that each should have.
     total = sum(entry.nbytes for entry in entries)
     goal = total / max(1, math.ceil(total / max_shard))
-    shards: list[list[Entry]] = [[]]
+    shards: list[list[TensorEntry]] = [[]]
     size = done = 0
     for entry in entries:
         # A tensor goes to the next shard if it does not fit, or if more than half of it lies beyond
@@ -157,7 +159,9 @@ def _shard_name(number: int, of: int) -> str:
     return SINGLE if of == 1 else f"model-{number + 1:05d}-of-{of:05d}.safetensors"
 
 
-def _write_shard(shard: Sequence[Entry], path: Path, writer: ThreadPoolExecutor) -> dict[str, str]:
+def _write_shard(
+    shard: Sequence[TensorEntry], path: Path, writer: ThreadPoolExecutor
+) -> dict[str, str]:
     """Write one file. A piece is read and digested while the previous piece is written.
 
     Returns:
@@ -213,7 +217,7 @@ def _reopened(file: Any, stored: Stored | None) -> Any:  # noqa: ANN401
     return opened
 
 
-def _header(shard: Sequence[Entry]) -> bytes:
+def _header(shard: Sequence[TensorEntry]) -> bytes:
     """Return the header of a safetensors file: its length, then JSON that describes each tensor."""
     header: JsonObject = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -231,7 +235,10 @@ def _header(shard: Sequence[Entry]) -> bytes:
 
 
 def _pieces(
-    file: int, entry: Entry, spare: list[bytearray], waiting: deque[tuple[Future[None], bytearray]]
+    file: int,
+    entry: TensorEntry,
+    spare: list[bytearray],
+    waiting: deque[tuple[Future[None], bytearray]],
 ) -> Iterator[tuple[bytearray, memoryview]]:
     """Yield the bytes of a new tensor piece by piece, each with the buffer that it lies in.
 
@@ -267,7 +274,7 @@ def _pieces(
             yield bytearray(), piece
 
 
-def _sliced(file: int, entry: Entry) -> Iterator[memoryview]:
+def _sliced(file: int, entry: TensorEntry) -> Iterator[memoryview]:
     """Yield the kept parts of a tensor, a few rows at a time.
 
     A row is everything from the sliced axis on. The axes before it only repeat rows.

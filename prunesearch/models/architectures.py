@@ -22,7 +22,7 @@ class Sublayer:
         modules: names of its modules in a block. A block need not have all of them: hybrids have
             one of several kinds.
         norm: name of the norm before it, if that norm is used by this sublayer alone.
-        behind: names of the norms between its output and the sum.
+        norms_after: names of the norms between its output and the sum.
         returns: length of the tuple that a module returns, by the module's name. Modules that are
             not listed return only hidden states.
         bare: classes that return only hidden states although `returns` lists their modules.
@@ -30,7 +30,7 @@ class Sublayer:
 
     modules: tuple[str, ...]
     norm: str | None = None
-    behind: tuple[str, ...] = ()
+    norms_after: tuple[str, ...] = ()
     returns: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     bare: tuple[str, ...] = ()
 
@@ -39,7 +39,7 @@ class Sublayer:
         """Return the names of all modules that only this sublayer uses, in the order of
         computation.
         """
-        return ((self.norm,) if self.norm else ()) + self.modules + self.behind
+        return ((self.norm,) if self.norm else ()) + self.modules + self.norms_after
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,15 @@ _PRE = Architecture(attention=_SELF, mlp=_MLP)
 _PARALLEL = Architecture(attention=replace(_SELF, norm=None), mlp=replace(_MLP, norm=_PLAIN))
 # One norm before each sublayer, and one after it.
 _SANDWICH = Architecture(
-    attention=replace(_SELF, behind=("post_attention_layernorm",)),
-    mlp=replace(_MLP, norm="pre_feedforward_layernorm", behind=("post_feedforward_layernorm",)),
+    attention=replace(_SELF, norms_after=("post_attention_layernorm",)),
+    mlp=replace(
+        _MLP, norm="pre_feedforward_layernorm", norms_after=("post_feedforward_layernorm",)
+    ),
 )
 # Norms only after the sublayers.
 _POST = Architecture(
-    attention=replace(_SELF, norm=None, behind=("post_attention_layernorm",)),
-    mlp=replace(_MLP, norm=None, behind=("post_feedforward_layernorm",)),
+    attention=replace(_SELF, norm=None, norms_after=("post_attention_layernorm",)),
+    mlp=replace(_MLP, norm=None, norms_after=("post_feedforward_layernorm",)),
 )
 _LINEAR = Architecture(attention=replace(_SELF, modules=("self_attn", "linear_attn")), mlp=_MLP)
 _MOE = replace(_MLP, modules=("block_sparse_moe", "shared_mlp"))
@@ -139,8 +141,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     **dict.fromkeys("gptj codegen".split(), _GPTJ),
     "afmoe": replace(
         _PRE,
-        attention=replace(_SELF, behind=("post_attention_layernorm",)),
-        mlp=replace(_MLP, norm="pre_mlp_layernorm", behind=("post_mlp_layernorm",)),
+        attention=replace(_SELF, norms_after=("post_attention_layernorm",)),
+        mlp=replace(_MLP, norm="pre_mlp_layernorm", norms_after=("post_mlp_layernorm",)),
     ),
     "apertus": replace(
         _PRE,
@@ -160,8 +162,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma4_unified_text": Architecture(known=False, last_kind="full_attention"),
     "glm4": replace(
         _PRE,
-        attention=replace(_SELF, behind=("post_self_attn_layernorm",)),
-        mlp=replace(_MLP, norm="post_attention_layernorm", behind=("post_mlp_layernorm",)),
+        attention=replace(_SELF, norms_after=("post_self_attn_layernorm",)),
+        mlp=replace(_MLP, norm="post_attention_layernorm", norms_after=("post_mlp_layernorm",)),
     ),
     "glm_moe_dsa": replace(_PRE, attention=replace(_SELF, returns={"self_attn": 3}), known=False),
     "gpt_neox": _NEOX,

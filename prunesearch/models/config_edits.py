@@ -15,7 +15,7 @@ from prunesearch.errors import InputError, ModelError
 from prunesearch.models.architectures import ARCHITECTURES, Architecture
 from prunesearch.runtime.json_values import Json
 
-Entry = TypeVar("Entry")
+Item = TypeVar("Item")
 
 ConfigValue: TypeAlias = Json | Mapping[int, Json]
 """Value of a config field. A few fields have settings by block index."""
@@ -35,7 +35,7 @@ def _slice(config: PretrainedConfig, name: str, kept: Kept) -> Changes:
     return {name: _entries(values, kept)}
 
 
-def _entries(values: Sequence[Entry], kept: Kept) -> list[Entry]:
+def _entries(values: Sequence[Item], kept: Kept) -> list[Item]:
     """Return the entries of the kept blocks."""
     return [values[i] for i in kept]
 

@@ -85,7 +85,7 @@ def _units(model: PreTrainedModel, units: str) -> list[list[nn.Module]]:
     modules = []
     for block in blocks_of(model):
         for sublayer in (sublayer_of(model, "attention"), sublayer_of(model, "mlp")):
-            modules.append(parts_of(block, sublayer.parts[: -len(sublayer.behind) or None]))
+            modules.append(parts_of(block, sublayer.parts[: -len(sublayer.norms_after) or None]))
     return modules
 
 

@@ -38,7 +38,7 @@ from prunesearch.objectives.identity import numerics_of, tokens_digest
 from prunesearch.objectives.tensor_files import read_tensors, write_tensors
 from prunesearch.recovery.gap_fitting import (
     METHODS,
-    Found,
+    FittedGaps,
     Gap,
     GapFitter,
     GapResult,
@@ -320,7 +320,7 @@ def _digest(
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
 
-def _keep(path: Path, found: Found) -> None:
+def _keep(path: Path, found: FittedGaps) -> None:
     """Store a result: numbers as JSON in the header, and changes of linear maps as tensors.
 
     Raises:
@@ -341,7 +341,7 @@ def _keep(path: Path, found: Found) -> None:
         ) from None
 
 
-def _read(path: Path, gaps: Sequence[Gap]) -> Found | None:
+def _read(path: Path, gaps: Sequence[Gap]) -> FittedGaps | None:
     """Read a stored result. None if there is none or its file is damaged."""
     kept = read_tensors(path)
     if kept is None:
@@ -352,4 +352,4 @@ def _read(path: Path, gaps: Sequence[Gap]) -> Found | None:
     fitted = []
     for index, gap in enumerate(gaps):
         fitted.append(GapResult(gap, **numbers[index], change_FE=changes.get(str(index))))
-    return Found(tuple(fitted), **found)
+    return FittedGaps(tuple(fitted), **found)

@@ -21,7 +21,7 @@ from prunesearch.recovery.healing import (
     ask_teacher,
     heal,
     held_out_loss,
-    plan,
+    plan_healing,
 )
 from prunesearch.recovery.lora import weights_restored
 from prunesearch.runtime import stopping
@@ -118,7 +118,7 @@ def rerank_by_healing(
         stopping.check()
         # Measure the pruned model and compute the teacher logits before any weight is changed.
         name = f"without {candidate.text}"
-        planned = plan(loaded, candidate, recipe, name)
+        planned = plan_healing(loaded, candidate, recipe, name)
         ask_teacher(planned, references)
         pruned = held_out_loss(planned, candidate)
         with (

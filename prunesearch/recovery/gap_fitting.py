@@ -142,7 +142,7 @@ class GapResult:
 
 
 @dataclass(frozen=True)
-class Found:
+class FittedGaps:
     """Results for all gaps of a candidate. The metrics are those of `Compensation`."""
 
     gaps: tuple[GapResult, ...]
@@ -323,7 +323,7 @@ class GapFitter:
                 "sublayers, experts)"
             )
 
-    def find(self, held_out: "HeldOut") -> Found:
+    def find(self, held_out: "HeldOut") -> FittedGaps:
         """Try each possible method on each gap, and keep the changes that lower the loss."""
         self._held_out, self._metrics = held_out, held_out.pruned
         gaps = []
@@ -333,10 +333,10 @@ class GapFitter:
                     f"compensating gap {number} of {len(self._gaps)}: layers {gap.text}"
                 )
             )
-            gaps.append(self._bridge(gap))
-        return Found(tuple(gaps), held_out.dense, held_out.pruned, self._metrics)
+            gaps.append(self._fit_gap(gap))
+        return FittedGaps(tuple(gaps), held_out.dense, held_out.pruned, self._metrics)
 
-    def repeat(self, found: Found) -> None:
+    def repeat(self, found: FittedGaps) -> None:
         """Apply a stored result without searching again. The weights are the same to the bit."""
         for fitted in found.gaps:
             if fitted.alpha is not None:
@@ -344,7 +344,7 @@ class GapFitter:
             if fitted.change_FE is not None:
                 self.edit = self._mapped(fitted.gap, self.edit, fitted.change_FE)
 
-    def _bridge(self, gap: Gap) -> GapResult:
+    def _fit_gap(self, gap: Gap) -> GapResult:
         """Compensate one gap."""
         start, before = time.perf_counter(), self._metrics["cross_entropy"]
         sums = self._sums(gap)

@@ -68,7 +68,7 @@ _16_BIT = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
-class Plan:
+class HealPlan:
     """A healing run whose inputs were checked.
 
     Attributes:
@@ -99,9 +99,9 @@ class Plan:
         return hashlib.sha256(canonical_json(self.identity).encode()).hexdigest()
 
 
-def plan(
+def plan_healing(
     loaded: LoadedModel, candidate: LayerSubset, recipe: HealRecipe, name: str = "heal"
-) -> Plan:
+) -> HealPlan:
     """Check the inputs of a healing run and read its data. Nothing is written or trained.
 
     Args:
@@ -139,7 +139,7 @@ def plan(
         "numerics": numerics_of(loaded.model) | {"trained in": trained_in},
     }
     dense = loaded.weights.dense
-    return Plan(loaded, candidate, recipe, sequences, identity, bf16, wide, dense, name)
+    return HealPlan(loaded, candidate, recipe, sequences, identity, bf16, wide, dense, name)
 
 
 def _arithmetic(model: PreTrainedModel, recipe: HealRecipe) -> tuple[bool, bool]:
@@ -193,15 +193,17 @@ def heal(
         name: name of the healing in events.
 
     Raises:
-        InputError: see `plan`; the folder belongs to another run, or is in use.
+        InputError: see `plan_healing`; the folder belongs to another run, or is in use.
         StorageError: the folder cannot be written.
         VerificationError: the logits of the merged model differ from those of the adapted one.
     """
-    return carry_out(plan(loaded, candidate, recipe, name), work_folder, references, checkpointing)
+    return carry_out(
+        plan_healing(loaded, candidate, recipe, name), work_folder, references, checkpointing
+    )
 
 
 def carry_out(
-    planned: Plan,
+    planned: HealPlan,
     work_folder: Path | None = None,
     references: Path | None = None,
     checkpointing: bool = False,
@@ -263,7 +265,7 @@ class _Trained:
 
 
 def _train(
-    planned: Plan,
+    planned: HealPlan,
     adapter: Adapter,
     teacher: Teacher | None,
     folder: Path,
@@ -310,7 +312,7 @@ def _keep_best(loss_history: LossHistory, folder: Path, adapter: Adapter) -> Non
     keep_adapter(folder, lambda new: adapter.model.save_pretrained(str(new)))
 
 
-def _report(planned: Plan, trained: _Trained, difference: float) -> Healed:
+def _report(planned: HealPlan, trained: _Trained, difference: float) -> Healed:
     """Return the report of a run that this process finished."""
     loss_history, recipe = trained.loss_history, planned.recipe
     steps = loss_history.training[-1][0] if loss_history.training else 0
@@ -340,7 +342,7 @@ def _finite(curve: list[tuple[int, float]]) -> Curve:
     return tuple(finite)
 
 
-def held_out_loss(planned: Plan, candidate: LayerSubset) -> float:
+def held_out_loss(planned: HealPlan, candidate: LayerSubset) -> float:
     """Cross-entropy of a candidate on the held-out text, in nats per token.
 
     The candidate is measured with the weights that are in memory.
@@ -352,7 +354,7 @@ def held_out_loss(planned: Plan, candidate: LayerSubset) -> float:
     return cross_entropy
 
 
-def ask_teacher(planned: Plan, references: Path | None) -> Teacher | None:
+def ask_teacher(planned: HealPlan, references: Path | None) -> Teacher | None:
     """Compute the teacher logits of a run that are not stored yet.
 
     Returns:

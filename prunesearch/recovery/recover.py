@@ -25,11 +25,11 @@ from prunesearch.models.loading import LoadedModel
 from prunesearch.recovery.compensation import Compensation
 from prunesearch.recovery.finalists import compensation_of, diverse, rerank_by_healing
 from prunesearch.recovery.healing import (
-    Plan,
+    HealPlan,
     ask_teacher,
     carry_out,
     held_out_loss,
-    plan,
+    plan_healing,
 )
 from prunesearch.recovery.run_folder import WORK, Healed
 from prunesearch.recovery.tuning import largest, tune
@@ -198,9 +198,9 @@ class _Job:
         self.report |= {"recipe": recipe.portable(), "losses": {"dense": dense, "pruned": pruned}}
         return recipe
 
-    def _ask(self, candidate: LayerSubset, recipe: HealRecipe) -> Plan:
+    def _ask(self, candidate: LayerSubset, recipe: HealRecipe) -> HealPlan:
         """Compute the teacher logits that a healing needs, and return its plan."""
-        planned = plan(self._loaded, candidate, recipe)
+        planned = plan_healing(self._loaded, candidate, recipe)
         ask_teacher(planned, self._options.references)
         return planned
 
@@ -233,7 +233,7 @@ class _Job:
 
     def healed(self, candidate: LayerSubset, recipe: HealRecipe) -> Healed:
         """Run the full healing, or find its earlier result."""
-        planned = plan(self._loaded, candidate, recipe)
+        planned = plan_healing(self._loaded, candidate, recipe)
         work = self._options.work or WORK / planned.digest[:16]
         _say(f"healing without layers {candidate.text}: {recipe.steps} steps at most")
         healed = carry_out(
@@ -258,7 +258,7 @@ def _digest(loaded: LoadedModel, candidates: Sequence[LayerSubset], recovery: Re
     """
     heal = None
     if recovery.heal is not None:
-        heal = plan(loaded, candidates[0], recovery.heal).identity
+        heal = plan_healing(loaded, candidates[0], recovery.heal).identity
     identity: dict[str, Any] = {
         "model": loaded.fingerprint,
         "candidates": [candidate.canonical for candidate in candidates],

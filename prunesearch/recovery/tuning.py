@@ -30,7 +30,7 @@ from prunesearch.config.names import slug
 from prunesearch.config.recovery import LOOKS, HealRecipe, Tuning
 from prunesearch.errors import RunError, StudyBusyError, StudyError
 from prunesearch.models.loading import LoadedModel
-from prunesearch.recovery.healing import carry_out, plan
+from prunesearch.recovery.healing import carry_out, plan_healing
 from prunesearch.recovery.run_folder import WORK
 from prunesearch.recovery.training import LossCheck
 from prunesearch.runtime import stopping
@@ -121,13 +121,13 @@ def tune(
         references: folder of the dense model's logits. None keeps them in memory.
 
     Raises:
-        InputError: see `healing.plan`; the data do not suffice for the largest batch.
+        InputError: see `healing.plan_healing`; the data do not suffice for the largest batch.
         StudyError: another process writes to the study.
         RunError: no trial is complete.
     """
     # The name of the study follows from everything that determines its trials.
     identity = {
-        **plan(loaded, candidate, largest(recipe, tuning)).identity,
+        **plan_healing(loaded, candidate, largest(recipe, tuning)).identity,
         "tuning": tuning.model_dump(mode="json", exclude={"trials"}),
     }
     digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
@@ -177,7 +177,7 @@ def _run_trial(
     # Evaluate at equal distances, and leave stopping to the pruner.
     every = max(1, math.ceil(short.steps / LOOKS))
     short = short.model_copy(update={"eval_every": every, "patience": LOOKS})
-    planned = plan(loaded, candidate, short, f"trial {trial.number}")
+    planned = plan_healing(loaded, candidate, short, f"trial {trial.number}")
     folder = work / planned.digest[:16]
     try:
         healed = carry_out(planned, folder, references, merge=False, check=_reporter(trial))

@@ -4,7 +4,7 @@ from rich.console import Group
 
 from prunesearch.cache.location import CacheLocation
 from prunesearch.cache.maintenance import CacheCheck, Swept
-from prunesearch.cache.transfer import Exported, Imported
+from prunesearch.cache.transfer import ExportedFile, Imported
 from prunesearch.report.checks import Checks
 from prunesearch.report.tables import Paragraph, Parts, Prose, size, table
 from prunesearch.studies.cache_use import CacheStatistics
@@ -47,7 +47,7 @@ def verified(found: CacheCheck) -> Parts:
             line += " and taken out: they will be computed again"
         parts.append(line)
     for backend in found.backends:
-        for line in backend.faults:
+        for line in backend.problems:
             parts.append(f"{backend.place}: {line}")
     if found.incidents:
         rows = []
@@ -64,7 +64,7 @@ def verified(found: CacheCheck) -> Parts:
     return parts
 
 
-def exported(done: Exported) -> Parts:
+def exported(done: ExportedFile) -> Parts:
     """Show the file that the entries were written to."""
     return [f"exported {done.entries:,} entries to {done.file}"]
 

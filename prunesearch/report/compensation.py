@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunesearch.report.export import exported
-from prunesearch.report.tables import Layers, Parts, table
+from prunesearch.report.tables import LayerList, Parts, table
 
 
 def compensated(document: Mapping[str, Any]) -> Parts:
@@ -17,7 +17,9 @@ def compensated(document: Mapping[str, Any]) -> Parts:
         ridge = "-" if gap["ridge"] is None else f"{gap['ridge']:g}"
         before, after = f"{gap['loss_before']:.4f}", f"{gap['loss_after']:.4f}"
         seconds = f"{gap['seconds']:.1f}"
-        gaps.append((Layers(gap["dropped"]), gap["method"], alpha, ridge, before, after, seconds))
+        gaps.append(
+            (LayerList(gap["dropped"]), gap["method"], alpha, ridge, before, after, seconds)
+        )
     # One row for each metric, with one column for each model.
     models = ("dense", "pruned", "compensated")
     titles = {

@@ -7,7 +7,7 @@ from prunesearch.report.export import exported
 from prunesearch.report.models import evaluation
 from prunesearch.report.search import found
 from prunesearch.report.tables import (
-    Layers,
+    LayerList,
     duration,
     gib,
     table,
@@ -56,7 +56,7 @@ def _final(finalists: Sequence[Mapping[str, Any]]) -> "Group":
                 compensated,
                 f"{finalist['healed']:.4f}",
                 f"{finalist['seconds']:.0f}",
-                Layers(finalist["candidate"]),
+                LayerList(finalist["candidate"]),
             )
         )
     columns = (

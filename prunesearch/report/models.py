@@ -16,7 +16,7 @@ from prunesearch.report.tables import (
 )
 
 if TYPE_CHECKING:
-    from prunesearch.execution.plan_types import Plan
+    from prunesearch.execution.plan_types import MemoryPlan
     from prunesearch.models.analyze import BlockInventory, NamedInventory
 
 Document = Mapping[str, Any]
@@ -61,7 +61,7 @@ def inventory(found: "NamedInventory") -> Parts:
     return [table(title, ("block (each)", "parameters", "attention", "MLP", "size"), rows)]
 
 
-def plan(plan: "Plan") -> Parts:
+def plan(plan: "MemoryPlan") -> Parts:
     """Show what each location of the weights costs, which one to use, and the command for it."""
     rows = []
     for mode in plan.modes:

@@ -9,7 +9,7 @@ from rich.console import Group
 from prunesearch.report.export import exported
 from prunesearch.report.study import front_table
 from prunesearch.report.tables import (
-    Layers,
+    LayerList,
     Parts,
     dense_against_pruned,
     duration,
@@ -117,7 +117,7 @@ def grid(document: Document) -> Parts:
                 f"{best['params'] / dense['params']:.3f}",
                 f"{best['latency_ms'] / dense['latency_ms']:.3f}",
                 each["trials"],
-                Layers(each["best"]["dropped"]),
+                LayerList(each["best"]["dropped"]),
             )
         )
         computed += each["computed"]
@@ -197,7 +197,7 @@ def demo(document: Document) -> Parts:
                 run["computed"],
                 run["hits"],
                 f"{run['seconds']:.0f}",
-                Layers(run["best"]["dropped"]),
+                LayerList(run["best"]["dropped"]),
             )
         )
     return [

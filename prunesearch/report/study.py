@@ -8,7 +8,7 @@ from prunesearch.config.flat import SECTIONS
 from prunesearch.config.recipe import Recipe
 from prunesearch.objectives.registry import relative_metrics
 from prunesearch.report.tables import (
-    Layers,
+    LayerList,
     Parts,
     Prose,
     gib,
@@ -53,7 +53,7 @@ def study_list(summaries: Sequence[StudySummary]) -> Parts:
                 _running(summary),
                 summary.failed or "-",
                 _best_of(summary),
-                Layers(summary.best_dropped or "-"),
+                LayerList(summary.best_dropped or "-"),
             )
         )
     if not rows:
@@ -126,7 +126,7 @@ def _best_table(best: Sequence[TrialSummary]) -> Group:
         row: list[object] = [trial.number, f"{trial.value:.4f}" + _error(trial, metric)]
         for name in names:
             row.append(_shown(name, trial.attributes.get(name)) + _error(trial, name))
-        rows.append([*row, Layers(trial.dropped)])
+        rows.append([*row, LayerList(trial.dropped)])
     heads = {"latency_ms": label("predicted_ms"), "bytes": "size", "seconds": "seconds scored"}
     columns = ["trial", label(metric or "value")]
     for name in names:
@@ -228,7 +228,7 @@ def front_table(title: str, trials: Sequence[TrialSummary]) -> Group:
                 _shown("bytes", trial.figure("bytes")),
                 _shown("latency_ms", trial.figure("latency_ms")),
                 trial.dropped.count(",") + 1,
-                Layers(trial.dropped),
+                LayerList(trial.dropped),
             ]
         )
     # Perplexity is easier to judge than another metric, so it is always shown.

@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?( |%|$)|-?$")
 _PLAIN = str.maketrans({"±": "+/-", "×": "x", "…": "...", "–": "-", "→": "->", "·": "-"})
 
 
-class Layers(str):
+class LayerList(str):
     """A cell with a list of layers. It may be folded after a comma."""
 
     __slots__ = ()
@@ -116,14 +116,14 @@ class Sheet:
 
     Args:
         columns: headings, folded between words.
-        rows: cells; only `Layers` and `Prose` are ever folded.
+        rows: cells; only `LayerList` and `Prose` are ever folded.
     """
 
     def __init__(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         self._columns = list(columns)
         self._rows: list[list[str]] = []
         for row in rows:
-            # `Layers` and `Prose` are strings and keep their class.
+            # `LayerList` and `Prose` are strings and keep their class.
             self._rows.append(
                 [_clean(cell) if isinstance(cell, str) else str(cell) for cell in row]
             )
@@ -166,12 +166,12 @@ def _lines(
 
 def _is_number(cell: str) -> bool:
     """Return whether a cell holds a number, a unit included, or a dash."""
-    return not isinstance(cell, Layers) and _NUMBER.match(cell) is not None
+    return not isinstance(cell, LayerList) and _NUMBER.match(cell) is not None
 
 
 def _cell(cell: str, width: int) -> list[str]:
     """Return the lines of a cell."""
-    if isinstance(cell, Layers | Prose):
+    if isinstance(cell, LayerList | Prose):
         return _folded(cell, width)
     return [cell]
 
@@ -200,7 +200,7 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) ->
 
 def _least(cell: str) -> int:
     """Return the smallest width of a cell."""
-    if isinstance(cell, Layers):
+    if isinstance(cell, LayerList):
         return min(len(cell), _LEAST)
     if isinstance(cell, Prose):
         return max([min(len(cell), _LEAST), *map(len, cell.split())])

@@ -43,7 +43,7 @@ class _Scalar(Protocol):
 
 
 @runtime_checkable
-class _Model(Protocol):
+class _PydanticModel(Protocol):
     """A pydantic model."""
 
     def model_dump(self, *, mode: str) -> Mapping[str, Json]: ...
@@ -69,7 +69,7 @@ def to_json(value: object) -> Json:
         return number if math.isfinite(number) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _fields(value)
-    if isinstance(value, _Model):
+    if isinstance(value, _PydanticModel):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
         return {str(key): to_json(part) for key, part in value.items()}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 
-class Entry(Protocol):
+class RegistryEntry(Protocol):
     """An entry of a registry."""
 
     @property
@@ -24,7 +24,7 @@ class Entry(Protocol):
         ...
 
 
-AnyEntry = TypeVar("AnyEntry", bound=Entry)
+AnyEntry = TypeVar("AnyEntry", bound=RegistryEntry)
 
 
 class Registry(Generic[AnyEntry]):

@@ -117,7 +117,7 @@ class SwarmSampler(SubsetSampler):
         return -(-len(self.space.droppable) // self.population)
 
     def _forget(self) -> None:
-        self._stones: dict[
+        self._partial_subsets: dict[
             int, tuple[int, float]
         ] = {}  # trial -> the only unit it dropped, and its loss
         self._plan: tuple[int, list[Proposal]] | None = (
@@ -295,7 +295,7 @@ class SwarmSampler(SubsetSampler):
         # Collect the losses of single units; a unit that was not measured counts as the median.
         end = min(proposal_inputs.end, self.warmup_generations * self.population)
         loss_D = np.full(self.space.n_units, np.nan)
-        for number, (unit, loss) in self._stones.items():
+        for number, (unit, loss) in self._partial_subsets.items():
             if number < end and number not in proposal_inputs.open:
                 loss_D[unit] = loss
         if np.isnan(loss_D).all():
@@ -330,7 +330,7 @@ class SwarmSampler(SubsetSampler):
         """Record the loss of a trial that dropped a single unit."""
         X_D = self.mask(trial)
         if X_D is not None and X_D.sum() == 1 and losses:
-            self._stones[trial.number] = int(np.flatnonzero(X_D)[0]), losses[0]
+            self._partial_subsets[trial.number] = int(np.flatnonzero(X_D)[0]), losses[0]
         return super()._read(trial, losses)
 
 

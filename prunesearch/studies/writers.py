@@ -414,7 +414,7 @@ class _Lease:
             _METADATA.create_all(connection)
 
     @property
-    def _mine(self) -> sqlalchemy.ColumnElement[bool]:
+    def _own_row(self) -> sqlalchemy.ColumnElement[bool]:
         return sqlalchemy.and_(
             WRITERS.c.study == self._name,
             WRITERS.c.owner == self._owner,
@@ -428,7 +428,7 @@ class _Lease:
             try:
                 with self._engine.begin() as connection:
                     connection.execute(
-                        WRITERS.update().where(self._mine).values(expires=_now() + TTL)
+                        WRITERS.update().where(self._own_row).values(expires=_now() + TTL)
                     )
             except Exception as error:  # noqa: BLE001 (this thread must not end; what has been lost, `check` says)
                 if str(error) != complaint:
@@ -449,7 +449,7 @@ class _Lease:
         """
         # The query locks the row, so that the lease cannot pass on before the transaction ends.
         found = connection.execute(
-            sqlalchemy.select(WRITERS.c.token).where(self._mine).with_for_update(read=True)
+            sqlalchemy.select(WRITERS.c.token).where(self._own_row).with_for_update(read=True)
         )
         if found.first() is None:
             writer = _writer_of_row(_row(connection, self._name))
@@ -463,7 +463,7 @@ class _Lease:
         """Release the lease. The row stays, so that its token goes on rising."""
         # If the database does not work, the lease runs out by itself.
         with contextlib.suppress(SQLAlchemyError), self._engine.begin() as connection:
-            connection.execute(WRITERS.update().where(self._mine).values(expires=0.0))
+            connection.execute(WRITERS.update().where(self._own_row).values(expires=0.0))
 
 
 def _row(connection: Connection, name: str) -> Any:  # noqa: ANN401 (a row)

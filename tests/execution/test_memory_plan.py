@@ -1,4 +1,4 @@
-"""What `prunesearch plan` predicts, against formulas, published sizes and what happens."""
+"""What `prunesearch plan_memory` predicts, against formulas, published sizes and what happens."""
 
 import json
 import re
@@ -15,9 +15,9 @@ from prunesearch.errors import InputError, ModelError, UnknownNameError
 from prunesearch.execution import memory_plan, plan_formulas
 from prunesearch.execution.batches import Rows
 from prunesearch.execution.hardware import Speed
-from prunesearch.execution.memory_plan import draw, plan
+from prunesearch.execution.memory_plan import draw, plan_memory
 from prunesearch.execution.plan_formulas import distinct_forwards
-from prunesearch.execution.plan_types import Asked, Mode, Plan
+from prunesearch.execution.plan_types import Asked, MemoryPlan, Mode
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.layers import StreamedLayers
 from prunesearch.models.streaming import open_streamed
@@ -43,12 +43,12 @@ def llama_70b(tmp_path: Path) -> str:
     return str(tmp_path / "config.json")
 
 
-def mode(planned: Plan, weights: str) -> Mode:
+def mode(planned: MemoryPlan, weights: str) -> Mode:
     return next(m for m in planned.modes if m.offload == weights)
 
 
 def test_llama_70b_is_streamed_in_24_gib(known_speed: None, llama_70b: str) -> None:
-    document = plan(llama_70b, Asked(24 * GIB, 20))
+    document = plan_memory(llama_70b, Asked(24 * GIB, 20))
     assert (document.use, document.source, document.block_params) == (
         "disk",
         "config",
@@ -73,21 +73,21 @@ def test_llama_70b_is_streamed_in_24_gib(known_speed: None, llama_70b: str) -> N
 def test_a_cpu_that_widens_needs_a_weight_in_float32(
     known_speed: None, llama_70b: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = mode(plan(llama_70b, Asked(24 * GIB)), "disk")
+    before = mode(plan_memory(llama_70b, Asked(24 * GIB)), "disk")
     monkeypatch.setattr(plan_formulas, "widens", lambda: True)
-    after = mode(plan(llama_70b, Asked(24 * GIB)), "disk")
+    after = mode(plan_memory(llama_70b, Asked(24 * GIB)), "disk")
     assert after.memory - before.memory == 4 * 128_256 * 8192
     assert after.fits
 
 
 def test_what_fits_is_kept_in_memory(known_speed: None, llama_70b: str) -> None:
-    document = plan(llama_70b, Asked(200 * GIB))
+    document = plan_memory(llama_70b, Asked(200 * GIB))
     assert document.use == "none"
     assert document.command.endswith("--offload none --state-memory 352MiB --tokens 1024")
 
 
 def test_too_many_tokens_spill_states_and_need_top_k(known_speed: None, llama_70b: str) -> None:
-    document = plan(llama_70b, Asked(16 * GIB, 20, tokens=2**17))
+    document = plan_memory(llama_70b, Asked(16 * GIB, 20, tokens=2**17))
     stream = mode(document, "disk")
     assert document.use == "disk"
     assert "--kl-top 512" in document.command
@@ -99,13 +99,13 @@ def test_too_many_tokens_spill_states_and_need_top_k(known_speed: None, llama_70
 
 
 def test_where_nothing_fits_it_says_what_would(known_speed: None, llama_70b: str) -> None:
-    document = plan(llama_70b, Asked(2 * GIB))
+    document = plan_memory(llama_70b, Asked(2 * GIB))
     assert document.use is None and document.command is None
     assert re.search(r"nothing fits: --offload disk needs \d+\.\d\d GiB", document.notes[-1])
 
 
 def test_a_task_has_requests_and_no_reference_logits(known_speed: None, llama_70b: str) -> None:
-    document = plan(llama_70b, Asked(24 * GIB, tokens=None, requests=800, length=50))
+    document = plan_memory(llama_70b, Asked(24 * GIB, tokens=None, requests=800, length=50))
     assert document.tokens == 40_000
     assert "reference logits" not in mode(document, "disk").parts
     assert "--task TASK" in document.command
@@ -114,7 +114,7 @@ def test_a_task_has_requests_and_no_reference_logits(known_speed: None, llama_70
 def test_a_faster_type_is_pointed_out(monkeypatch: pytest.MonkeyPatch, llama_70b: str) -> None:
     slow = Speed("cpu", {"bfloat16": 1e10, "float32": 8e10}, 1e9, 1e10, float("inf"), 32 * GIB)
     monkeypatch.setattr(memory_plan, "measure", lambda *_: slow)
-    document = plan(llama_70b, Asked(24 * GIB))
+    document = plan_memory(llama_70b, Asked(24 * GIB))
     assert any(
         "float32 is multiplied 8.0 times as fast here as bfloat16" in note
         for note in document.notes
@@ -136,7 +136,7 @@ def test_shared_work_is_counted_as_the_forward_pass_does_it(tiny_folder: Path) -
 
 
 def test_bytes_read_are_those_that_a_generation_reads(known_speed: None, tiny_folder: Path) -> None:
-    document = plan(str(tiny_folder), Asked(GIB, 8, drop="2"))
+    document = plan_memory(str(tiny_folder), Asked(GIB, 8, drop="2"))
     streamed = open_streamed(str(tiny_folder), device="cpu")
     forward = Forward(streamed.model, streamed.layers)
     list(forward.run([(Rows(torch.arange(16)[None]), draw(SearchSpace(N_LAYERS, 2), 8))]))
@@ -149,7 +149,7 @@ def test_bytes_read_are_those_that_a_generation_reads(known_speed: None, tiny_fo
 def test_converting_needs_a_tensor_more(known_speed: None, make_model: Callable[..., Path]) -> None:
     folder = str(make_model())
     plain, converted = (
-        mode(plan(folder, Asked(GIB, dtype=d)), "disk").parts["weights"]
+        mode(plan_memory(folder, Asked(GIB, dtype=d)), "disk").parts["weights"]
         for d in ("auto", "bfloat16")
     )
     assert converted == plain // 2 + 4 * 32 * 64

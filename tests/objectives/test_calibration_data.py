@@ -37,7 +37,7 @@ from prunesearch.objectives.metrics.kl import KL
 from prunesearch.pipeline.run import run_search
 from prunesearch.pipeline.session import open_session
 from prunesearch.recovery.compensation import compensate
-from prunesearch.recovery.healing import plan
+from prunesearch.recovery.healing import plan_healing
 from prunesearch.recovery.training_data import packed
 from tests.support.models import byte_tokenizer, tiny
 
@@ -296,7 +296,7 @@ def test_windows_that_do_not_fit_are_refused_before_anything_is_computed(
             with pytest.raises(DataError, match=complaint):
                 use(windows_BL)
     with pytest.raises(DataError, match="use --window 128"):
-        plan(loaded, candidate, HealRecipe(window=256, held_out_tokens=256, steps=1))
+        plan_healing(loaded, candidate, HealRecipe(window=256, held_out_tokens=256, steps=1))
 
 
 def test_a_model_with_few_positions_is_searched_timed_and_exported(

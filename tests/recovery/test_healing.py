@@ -39,7 +39,7 @@ from prunesearch.recovery import (
     training,
     weights_restored,
 )
-from prunesearch.recovery.healing import carry_out, plan
+from prunesearch.recovery.healing import carry_out, plan_healing
 from prunesearch.recovery.lora import adapted, target_names
 from prunesearch.recovery.teacher import Teacher
 from prunesearch.recovery.training import LossHistory, newest_checkpoint
@@ -495,7 +495,7 @@ def test_data_that_do_not_suffice_are_refused(
         (tmp_path / name).write_text(text)
         place = {"held_out": str(tmp_path / name)} if held else {"data": str(tmp_path / name)}
         with pytest.raises(DataError, match=complaint):
-            plan(loaded, CANDIDATE, recipe.model_copy(update=place))
+            plan_healing(loaded, CANDIDATE, recipe.model_copy(update=place))
 
 
 def test_target_modules_that_match_nothing_are_named(loaded: LoadedModel) -> None:
@@ -511,7 +511,9 @@ def test_a_work_folder_of_another_run_is_refused(
     loaded: LoadedModel, recipe: HealRecipe, tmp_path: Path
 ) -> None:
     work = tmp_path / "work"
-    planned = plan(loaded, CANDIDATE, recipe.model_copy(update={"steps": 1, "eval_every": 1}))
+    planned = plan_healing(
+        loaded, CANDIDATE, recipe.model_copy(update={"steps": 1, "eval_every": 1})
+    )
     carry_out(planned, work, merge=False)
     for candidate, changes, complaint in (
         (CANDIDATE, {"rank": 4}, "rank: 8 there, 4 now"),

@@ -11,7 +11,7 @@ from prunesearch.report.emit import emit
 from prunesearch.report.search import grid, search
 from prunesearch.report.study import study_list, study_show
 from prunesearch.report.tables import (
-    Layers,
+    LayerList,
     Paragraph,
     Prose,
     size,
@@ -54,7 +54,7 @@ def test_names_cannot_steer_a_terminal() -> None:
 def test_no_number_name_or_heading_is_broken(width: int, encoding: str) -> None:
     columns = ("study", "cross-entropy (nats/token)", "bytes", "layers dropped")
     lines = shown(
-        table("Studies", columns, [(NAME, "1.9693 ± 0.0123", "212,388,480", Layers(LAYERS))]),
+        table("Studies", columns, [(NAME, "1.9693 ± 0.0123", "212,388,480", LayerList(LAYERS))]),
         width,
         encoding,
     )
