@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from prunesearch.cli.help import Command
+from prunesearch.cli.help import Command, Words
 from prunesearch.cli.options import (
     EXPORT_FORMAT,
     JSON,
@@ -47,7 +47,10 @@ REQUEST = ("out", "export_format", "gguf", "max_shard", "push_to_hub", "public",
     "--public", is_flag=True, help="Let --push-to-hub upload to a repository that is public."
 )
 @click.option(
-    "--print", "program", help="Write nothing; print a recipe for mergekit or llama-quantize."
+    "--print",
+    "program",
+    type=Words(("mergekit", "llama-quantize")),
+    help="Write nothing; print a recipe for another program.",
 )
 @STORAGE
 @with_options(*MODEL_OPTIONS, *RUN_OPTIONS)

@@ -7,7 +7,6 @@ on stdout.
 """
 
 import errno
-import json
 import os
 import signal
 import sys
@@ -27,6 +26,7 @@ from prunesearch.cli.parameters import present_words
 from prunesearch.cli.search import demo, run, search
 from prunesearch.cli.study import study
 from prunesearch.errors import InputError, PruneSearchError, one_line
+from prunesearch.report.emit import emit_json
 from prunesearch.runtime import stopping
 from prunesearch.runtime.masking import command, masked_text, printable
 
@@ -63,9 +63,8 @@ def main() -> None:
     """Run the command line and turn what goes wrong into one line and an exit status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
-        os.environ.setdefault(
-            "TQDM_DISABLE", "1"
-        )  # the bars of transformers and datasets, in a log
+        # Transformers and datasets show no bars in a log.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         with stopping.handled():
             cli.main(standalone_mode=False)
@@ -82,59 +81,58 @@ def main() -> None:
     except PruneSearchError as error:
         _fail("failed", str(error), error, 1)
     except (KeyboardInterrupt, click.Abort) as stop:
-        # Click replaces a KeyboardInterrupt by an Abort.
-        why = stop.__cause__ or stop
-        number: int = signal.SIGINT
-        if isinstance(why, stopping.StopRequested):
-            number = why.number
-        _stopped(128 + number)
+        _stopped(stop)
     except BrokenPipeError:
         # The reader of our output has closed it, as in `prunesearch study list | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        # A bug, of ours or of a library. The user gets one line in this case too.
         if os.environ.get("PRUNESEARCH_TRACEBACK"):
             raise
-        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            _fail(
-                "error",
-                f"no file can have the name {str(error.filename)!r}: {error.strerror}",
-                error,
-                2,
-            )
-        _fail(
-            "failed",
-            f"{type(error).__name__}: {one_line(error)} (PRUNESEARCH_TRACEBACK=1 shows where)",
-            error,
-            1,
-        )
+        _fail_unforeseen(error)
 
 
 def _fail(kind: str, message: str, error: Exception, status: int) -> NoReturn:
     """Print an error as one line, and with ``--json`` as a document too, both without secrets."""
     message = printable(masked_text(message))
     click.echo(f"{kind}: {message}", err=True)
-    _document_of_failure(message, type(error).__name__, status)
+    _emit_failure(message, type(error).__name__, status)
     sys.exit(status)
+
+
+def _fail_unforeseen(error: Exception) -> NoReturn:
+    """Print a bug, of ours or of a library. The user gets one line in this case too."""
+    # A name that is too long reaches some libraries unchecked.
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        message = f"no file can have the name {str(error.filename)!r}: {error.strerror}"
+        _fail("error", message, error, 2)
+    message = f"{type(error).__name__}: {one_line(error)} (PRUNESEARCH_TRACEBACK=1 shows where)"
+    _fail("failed", message, error, 1)
 
 
 _RESUMED = ("search", "run", "demo", "evaluate", "export", "heal", "compensate")
 """Commands that resume their work when they are run again, in addition to ``study resume``."""
 
 
-def _stopped(status: int) -> NoReturn:
+def _stopped(stop: BaseException) -> NoReturn:
     """Print the command that resumes the work. It can be pasted, and contains no secret."""
-    if not sys.argv[1:] or (sys.argv[1] not in _RESUMED and sys.argv[1:3] != ["study", "resume"]):
+    # Click replaces a KeyboardInterrupt by an Abort.
+    why = stop.__cause__ or stop
+    number: int = signal.SIGINT
+    if isinstance(why, stopping.StopRequested):
+        number = why.number
+    status = 128 + number
+    words = sys.argv[1:]
+    if not words or (words[0] not in _RESUMED and words[:2] != ["study", "resume"]):
         click.echo("stopped", err=True)
-        _document_of_failure("stopped", "StopRequested", status)
+        _emit_failure("stopped", "StopRequested", status)
         sys.exit(status)
-    line, variables = command(["prunesearch", *_present_words(sys.argv[1:])])
+    line, variables = command(["prunesearch", *_present_words(words)])
     click.echo("stopped; what is finished is kept. Resume with:", err=True)
     if variables:
         click.echo(f"  # first: export {' '.join(f'{name}=URL' for name in variables)}", err=True)
     click.echo(f"  {line}", err=True)
-    _document_of_failure("stopped", "StopRequested", status, resume=line)
+    _emit_failure("stopped", "StopRequested", status, resume=line)
     sys.exit(status)
 
 
@@ -148,9 +146,10 @@ def _present_words(words: list[str]) -> list[str]:
     return present_words(words, called)
 
 
-def _document_of_failure(message: str, kind: str, status: int, **more: str) -> None:
+def _emit_failure(message: str, kind: str, status: int, **more: str) -> None:
+    """Print a failure as a JSON document, if the command line asks for JSON."""
     if "--json" in sys.argv[1:]:
-        click.echo(json.dumps({"error": message, "kind": kind, "exit": status, **more}, indent=2))
+        emit_json({"error": message, "kind": kind, "exit": status, **more})
 
 
 if __name__ == "__main__":

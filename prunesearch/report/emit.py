@@ -19,7 +19,7 @@ _PIPE = 100_000  # width of output that is not a terminal: wider than any row
 
 
 def emit(as_json: bool, value: Value, render: "Callable[[Value], list[Group | str]]") -> None:
-    """Print a result on stdout. This is the only place that prints a result as JSON.
+    """Print a result on stdout.
 
     Args:
         as_json: print JSON instead of tables.
@@ -27,7 +27,7 @@ def emit(as_json: bool, value: Value, render: "Callable[[Value], list[Group | st
         render: function that turns the result into tables and lines.
     """
     if as_json:
-        click.echo(json.dumps(to_json(value), indent=2))
+        emit_json(value)
         return
     from rich.console import Console
 
@@ -48,3 +48,12 @@ def emit(as_json: bool, value: Value, render: "Callable[[Value], list[Group | st
             console.print(Paragraph(part), crop=False)
         else:
             console.print(part, crop=False)
+
+
+def emit_json(value: object) -> None:
+    """Print a value on stdout as one JSON document. This is the only place that does it.
+
+    Args:
+        value: a dataclass, or lists and mappings of them (see `to_json`).
+    """
+    click.echo(json.dumps(to_json(value), indent=2))

@@ -47,6 +47,20 @@ def test_an_option_means_the_same_on_every_command() -> None:
         assert len(meanings) == 1, (flag, meanings)
 
 
+def test_fixed_words_are_those_of_the_code() -> None:
+    from prunesearch.export.other_tools import PROGRAMS
+    from prunesearch.export.results import FORMS
+    from prunesearch.recovery.compensation import METHODS
+
+    def words(command: str, name: str) -> str:
+        option = next(param for param in COMMANDS[command].params if param.name == name)
+        return option.make_metavar(click.Context(COMMANDS[command]))
+
+    assert words("export", "export_format") == f"[{'|'.join(FORMS)}]"
+    assert words("export", "program") == f"[{'|'.join(PROGRAMS)}]"
+    assert words("compensate", "method") == f"[{'|'.join(METHODS)}]"
+
+
 def test_a_flag_is_either_present_or_earlier_on_a_command() -> None:
     for name, command in COMMANDS.items():
         flags = [flag for param in command.params for flag in param.opts]
