@@ -11,6 +11,7 @@ from prunesearch.cli.parameters import WEIGHTS, SharedOption, renamed
 from prunesearch.config.objective import OBJECTIVES
 from prunesearch.config.run_options import RunOptions
 from prunesearch.config.search import RANKINGS
+from prunesearch.export.formats.registry import checkpoint_formats
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE
 from prunesearch.space import UNITS
 
@@ -211,7 +212,7 @@ OUT = SharedOption(
 EXPORT_FORMAT = SharedOption(
     "--as",
     "export_format",
-    type=Words(("plain", "zeroed", "deci", "remote-code")),
+    type=Words(checkpoint_formats),
     default="plain",
     show_default=True,
     help="Format of the checkpoint. Dropped sublayers need another format than plain.",

@@ -14,8 +14,9 @@ from huggingface_hub import metadata_load
 from prunesearch.config.names import portable_name
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import ModelError
+from prunesearch.export.formats.plain import PLAIN
+from prunesearch.export.formats.registry import REGISTRY
 from prunesearch.export.results import Exported, Verification
-from prunesearch.export.sublayers import DESCRIPTIONS, trusts
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
 from prunesearch.runtime.json_values import Json, JsonObject, as_object
@@ -35,7 +36,7 @@ def own_code(loaded: LoadedModel, form: str) -> bool:
     """Return whether an export ships with code that loads it: that of its form, or that of the base
     model.
     """
-    return trusts(form) or hasattr(loaded.model.config, "auto_map")
+    return REGISTRY.get(form).own_code or hasattr(loaded.model.config, "auto_map")
 
 
 def text_of(
@@ -67,7 +68,7 @@ def text_of(
 # {base} without layers {candidate.text}
 
 {len(candidate.kept)} of {candidate.n_layers} blocks of {base}{commit}; {exported.params:,} parameters, \
-{exported.bytes:,} bytes. {DESCRIPTIONS[exported.form]}{changed}
+{exported.bytes:,} bytes. {REGISTRY.get(exported.form).description}{changed}
 {_figures(facts)}
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -122,8 +123,8 @@ def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json]) 
     # Weights that were changed cannot be exported again from the base model.
     if not exported.changed:
         form = revision = ""
-        if exported.form != "plain":
-            form = f" --as {exported.form}"
+        if exported.form != PLAIN.name:
+            form = f" {REGISTRY.get(exported.form).selected_by}"
         if loaded.source.commit:
             revision = f" --revision {loaded.source.commit}"
         text += (

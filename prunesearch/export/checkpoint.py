@@ -25,11 +25,10 @@ from prunesearch.errors import (
     InputError,
     ModelError,
     StorageError,
-    UnknownNameError,
     VerificationError,
     one_line,
 )
-from prunesearch.export import manifest, sublayers
+from prunesearch.export import manifest
 from prunesearch.export.atomic import (
     cannot_write,
     foreign_writer,
@@ -40,8 +39,9 @@ from prunesearch.export.atomic import (
 )
 from prunesearch.export.companions import companions, copy_companions, without_code
 from prunesearch.export.config_file import ConfigFile, edited_file
+from prunesearch.export.formats.registry import REGISTRY, checkpoint_format
 from prunesearch.export.layout import Layout, layout_of
-from prunesearch.export.results import FORMS, Exported, Verification
+from prunesearch.export.results import Exported, Verification
 from prunesearch.export.verification import Expected, compare, compare_streamed, expected_streamed
 from prunesearch.export.writer import (
     MAX_SHARD,
@@ -67,7 +67,6 @@ from prunesearch.models.structure import (
     meta_model,
     settings_of,
 )
-from prunesearch.models.surgery import check_removable
 from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import Json
 
@@ -253,18 +252,14 @@ def check_form(config: PretrainedConfig, candidate: LayerSubset, form: str) -> N
     """Refuse a candidate that cannot be written in a form, before any work is done.
 
     Raises:
-        InputError: the form is unknown, it cannot express the candidate, or the model is quantised.
+        InputError: the format is unknown, it cannot express the candidate, or the model is quantised.
     """
-    if form not in FORMS:
-        raise UnknownNameError("form of export", form, FORMS)
+    chosen = checkpoint_format(form)
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(
             "the weights are quantised: export the unquantised model and quantise the result"
         )
-    if form == "plain":
-        check_removable(candidate)
-    else:
-        sublayers.check(config, candidate, form)
+    chosen.check(config, candidate)
     # Fails if no config can describe the kept blocks.
     edits(settings_of(config), architecture_of(config).count, candidate.kept)
 
@@ -305,7 +300,7 @@ def write_checkpoint(
         file: config file to edit.
         candidate: candidate of the dense model.
         out: folder to write into.
-        form: one of `FORMS`.
+        form: name of an export format.
         max_shard: bytes of the largest weight file.
         trust_remote_code: build the model with code that ships with it.
 
@@ -315,19 +310,20 @@ def write_checkpoint(
     """
     # Plan the tensors. Dropped sublayers of kept blocks are zeroed or left out, as the form
     # demands.
+    chosen = REGISTRY.get(form)
     model = meta_model(config, trust_remote_code)
     silent = LayerSubset(candidate.n_layers, (), candidate.attention, candidate.mlp)
     layout = layout_of(
         model,
         stored,
         candidate,
-        zeroed=sublayers.zeroed_parameters(model, silent, form),
-        dropped=sublayers.dropped_parameters(model, silent, form),
+        zeroed=chosen.zeroed_parameters(model, silent),
+        dropped=chosen.left_out_parameters(model, silent),
     )
     # The config comes first: it fails early if it cannot describe the candidate.
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else model.dtype
     edited = edited_file(file, config, candidate, dtype)
-    sublayers.write_config(edited, config, candidate, form, out)
+    chosen.write_config(edited, config, candidate, out)
     return write_shards(layout.entries, out, max_shard), layout
 
 
@@ -348,7 +344,7 @@ def _write(
     Args:
         loaded: dense model.
         candidate: candidate of the dense model.
-        form: one of `FORMS`.
+        form: name of an export format.
         new: folder to write into.
         dense: folder for a temporary copy of the dense checkpoint.
         max_shard: bytes of the largest weight file.
@@ -359,7 +355,7 @@ def _write(
     if source.safetensors:
         stored = tensors_of(source.weights)
     stored_as_scored = bool(stored) and _precision(stored) == loaded.model.dtype
-    copy_companions(loaded, new, own_type=sublayers.trusts(form))
+    copy_companions(loaded, new, own_type=REGISTRY.get(form).own_code)
     file = ConfigFile.of(config) if source.folder is None else ConfigFile.read(source.folder)
     # Make a temporary copy of the dense weights if the stored ones are not those that were scored.
     if not stored_as_scored and loaded.layers.streamed_once:
@@ -420,13 +416,13 @@ def _reload_and_compare(
     # A streamed model and its export do not fit into memory together, so one is closed before the
     # other opens.
     if loaded.layers.streamed_once:
-        if form in ("deci", "remote-code"):
+        if not REGISTRY.get(form).streamed:
             raise InputError(f"--as {form} is verified in memory: leave out --offload")
         expected = expected_streamed(loaded, candidate)
         device = str(input_device(loaded.model))
         with set_aside(loaded):
             return _reopen_and_compare(expected, folder, device, loaded.trusted)
-    model = reload(folder, loaded.model, sublayers.trusts(form) or loaded.trusted)
+    model = reload(folder, loaded.model, REGISTRY.get(form).own_code or loaded.trusted)
     verification = compare(loaded.model, candidate, model, loaded.tokenizer)
     return verification, sum(p.numel() for p in model.parameters())
 

@@ -7,9 +7,6 @@ from typing import Self
 from prunesearch.candidate import LayerSubset
 from prunesearch.runtime.json_values import JsonObject, as_float, as_int, as_list, json_as
 
-FORMS = ("plain", "zeroed", "deci", "remote-code")
-"""The forms in which a candidate can be written; see `sublayers`."""
-
 
 @dataclass(frozen=True)
 class Reference:
@@ -83,7 +80,7 @@ class Exported:
     Attributes:
         folder: folder of the checkpoint.
         candidate: candidate that was exported.
-        form: one of `FORMS`.
+        form: name of an export format (see `export.formats`).
         params: number of parameters of the checkpoint as it is loaded.
         bytes: bytes of the weight files.
         verification: result of the comparison with the scored candidate.

@@ -19,17 +19,15 @@ from prunesearch.errors import (
     UnknownNameError,
 )
 from prunesearch.export import (
-    FORMS,
     check_destination,
     export,
-    gguf_edit,
     gguf_record,
-    gguf_write,
     hub,
-    llama_cpp,
     other_tools,
     recheck,
 )
+from prunesearch.export.formats.plain import PLAIN
+from prunesearch.export.formats.registry import REGISTRY, checkpoint_format
 from prunesearch.export.results import Exported, ExportedGguf, GgufRecheck, PrintedRecipe, Recheck
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.source import is_gguf
@@ -67,7 +65,7 @@ class ExportRequest:
 
     Attributes:
         out: folder of the checkpoint, or the GGUF file.
-        export_format: one of `export.FORMS`.
+        export_format: name of a format of `export.formats`.
         gguf: write a GGUF file instead of a checkpoint.
         max_shard: size of the largest weight file in bytes.
         push_to_hub: name of the repository to upload to.
@@ -99,8 +97,7 @@ class ExportRequest:
         Raises:
             InputError: options contradict each other, or the destination cannot be written.
         """
-        if export_format not in FORMS:
-            raise UnknownNameError("export format", export_format, FORMS)
+        chosen = REGISTRY.get("gguf") if gguf else checkpoint_format(export_format)
         # Check the destination: a recipe for another program, a GGUF file or a folder.
         if program is not None:
             if program not in other_tools.PROGRAMS:
@@ -113,25 +110,28 @@ class ExportRequest:
             raise InputError(
                 "--out is needed: a new folder for the checkpoint, or with --gguf a new file"
             )
-        elif gguf:
-            if Path(out).suffix.lower() != ".gguf":
+        elif chosen.suffix is not None:
+            if Path(out).suffix.lower() != chosen.suffix:
                 raise InputError(
-                    f"--gguf writes a file, and --out {out!r} does not name a file: write --out "
-                    f"NAME.gguf"
+                    f"{chosen.selected_by} writes a file, and --out {out!r} does not name a file: "
+                    f"write --out NAME{chosen.suffix}"
                 )
             if os.path.lexists(out):
                 raise InputError(
                     f"--out {out!r} exists already: choose a new file, since none is replaced"
                 )
-            if export_format != "plain" or push_to_hub is not None:
-                raise InputError("--gguf goes neither with --as nor with --push-to-hub")
+            if export_format != PLAIN.name or (push_to_hub is not None and not chosen.hub):
+                raise InputError(
+                    f"{chosen.selected_by} goes neither with --as nor with --push-to-hub"
+                )
             check_writable(Path(out))
         else:
-            if Path(out).suffix.lower() == ".gguf":
-                raise InputError(
-                    f"--out {out!r} names a GGUF file: add --gguf, or choose another name for the "
-                    f"folder"
-                )
+            for other in REGISTRY.entries():
+                if other.suffix is not None and Path(out).suffix.lower() == other.suffix:
+                    raise InputError(
+                        f"--out {out!r} names a {other.name.upper()} file: add "
+                        f"{other.selected_by}, or choose another name for the folder"
+                    )
             check_destination(Path(out))
         # Check the upload.
         if public and push_to_hub is None:
@@ -240,7 +240,7 @@ def _deliver(chosen: SelectedCandidate, request: ExportRequest) -> Delivered:
         return PrintedRecipe(candidate, other_tools.say(request.program, loaded, candidate))
     assert request.out is not None
     if request.gguf:
-        return _gguf(loaded, candidate, request.out)
+        return REGISTRY.get("gguf").write_file(loaded, candidate, request.out)
     made = export(
         loaded,
         candidate,
@@ -253,16 +253,6 @@ def _deliver(chosen: SelectedCandidate, request: ExportRequest) -> Delivered:
         return made
     url = hub.push(made.folder, request.push_to_hub, candidate.text, public=request.public)
     return replace(made, pushed=url)
-
-
-def _gguf(loaded: LoadedModel, candidate: LayerSubset, out: Path) -> ExportedGguf:
-    """Write a GGUF file. A GGUF model is edited, and a checkpoint is converted."""
-    if loaded.source.gguf is not None:
-        compare = loaded if llama_cpp.available() else None
-        check = gguf_edit.edit(loaded.source.gguf, candidate, out, compare, loaded.fingerprint)
-    else:
-        check = gguf_write.write(loaded, candidate, out, compare=llama_cpp.available())
-    return ExportedGguf(out, out.stat().st_size, candidate, check)
 
 
 def verify_again(

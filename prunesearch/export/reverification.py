@@ -7,8 +7,8 @@ from pathlib import Path
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, VerificationError, one_line
-from prunesearch.export import sublayers
 from prunesearch.export.checkpoint import reload
+from prunesearch.export.formats.registry import REGISTRY
 from prunesearch.export.manifest import MANIFEST, REPORT, file_digest
 from prunesearch.export.results import Recheck, Reference
 from prunesearch.export.verification import compare, matches
@@ -42,7 +42,7 @@ def recheck(
     manifest, report = _read(folder / MANIFEST, _MANIFEST), _read(folder / REPORT, _REPORT)
     refuse_adapter(folder, str(folder))
     form, dropped = str(manifest["form"]), str(manifest["dropped"])
-    if (sublayers.trusts(form) or manifest.get("own_code")) and not trust_remote_code:
+    if (REGISTRY.get(form).own_code or manifest.get("own_code")) and not trust_remote_code:
         raise InputError(
             f"{str(folder)!r} (--as {form}) runs code that it brings along: add --trust-remote-code"
         )
