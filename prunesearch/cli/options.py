@@ -8,10 +8,10 @@ import click
 from prunesearch.algorithms.registry import ENCODINGS, REGISTRY
 from prunesearch.cli.help import Words
 from prunesearch.cli.parameters import WEIGHTS, SharedOption, renamed
-from prunesearch.config.objective import OBJECTIVES
 from prunesearch.config.run_options import RunOptions
 from prunesearch.config.search import RANKINGS
 from prunesearch.export.formats.registry import checkpoint_formats
+from prunesearch.objectives import registry as objectives
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE
 from prunesearch.space import UNITS
 
@@ -91,7 +91,7 @@ TRIALS = SharedOption(
 # What it is scored on.
 OBJECTIVE = SharedOption(
     "--objective",
-    help=f"{', '.join(OBJECTIVES)}, or a mix: kl=1,hellaswag=2; default kl, or the task.",
+    help=f"{', '.join(objectives.REGISTRY.names())}, or a mix: kl=1,hellaswag=2; default kl, or the task.",
 )
 SCORE_WEIGHTS = SharedOption(
     "--score-weights",

@@ -9,12 +9,12 @@ from prunesearch.objectives.base import BUILTIN_TEXT
 
 
 class DataSection(Settings):
-    """Calibration text for ``kl`` and ``perplexity``, and the documents of tasks."""
+    """Calibration text, and the documents of tasks."""
 
     title: ClassVar[str] = "recipe"
 
     calibration: str = BUILTIN_TEXT
-    """Text for ``kl`` and ``perplexity``: a file (see `objectives.text_files`), a dataset
+    """Text for the objectives on calibration text: a file (see `objectives.text_files`), a dataset
     (``id[:config[:split]]``) or ``builtin``."""
     tokens: Annotated[int, Field(ge=16)] = 1024
     """Number of calibration tokens that are scored."""

@@ -81,9 +81,7 @@ def study_name(recipe: Recipe) -> str:
         drop += "-sublayers"
     elif search.keep_pattern:
         drop += "-pattern"
-    objective = recipe.objective.name
-    if objective == "task" and recipe.objective.task:
-        objective = recipe.objective.task
+    objective = recipe.objective.task or recipe.objective.name
     parts = [slug(model), drop, slug(objective), search.sampler]
     # Settings that differ from the default.
     if search.encoding != "set":

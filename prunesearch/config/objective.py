@@ -9,11 +9,14 @@ from prunesearch.config.data import DataSection
 from prunesearch.config.settings import Settings
 from prunesearch.errors import InputError, UnknownNameError, either
 from prunesearch.objectives.base import BUILTIN_TEXT
-from prunesearch.objectives.registry import REGISTRY, names_with
+from prunesearch.objectives.registry import (
+    REGISTRY,
+    ObjectiveEntry,
+    names_in_mixes,
+    names_with,
+    task_entry,
+)
 
-OBJECTIVES = tuple(REGISTRY.names())
-CALIBRATED = tuple(names_with("needs_calibration"))
-"""Objectives that are computed on calibration text."""
 _OF_TASKS = ("task_data", "include_path", "limit", "num_fewshot", "batch_tokens")
 """Fields of the section `data` that only tasks read."""
 
@@ -58,7 +61,7 @@ class ObjectiveSection(Settings):
     title: ClassVar[str] = "recipe"
 
     name: str = "kl"
-    """``kl``, ``perplexity``, ``task``, or a weighted mix of these and of lm-eval tasks:
+    """An objective of `objectives.registry`, or a weighted mix of these and of lm-eval tasks:
     ``kl=1,hellaswag=2``.
     """
     task: str | None = None
@@ -87,27 +90,36 @@ class ObjectiveSection(Settings):
         if isinstance(values.get("score_weights"), str):
             values["score_weights"] = ScoreWeights.parse(values["score_weights"])
         if values.get("task") and "name" not in values:
-            values["name"] = "task"
+            values["name"] = task_entry().name
         return values
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> Self:
-        if "=" not in self.name and self.name not in OBJECTIVES:
-            raise UnknownNameError("objective", self.name, OBJECTIVES)
-        if self.name == "task" and not self.task:
-            raise ValueError("objective 'task' needs `task` NAME, e.g. `task` hellaswag")
-        if self.name != "task" and self.task:
-            raise ValueError(f"`task` {self.task} goes with `objective` task, not {self.name}")
+        entries = self.entries
+        task = task_entry()
+        if task in entries and not self.task:
+            raise ValueError(f"objective {task.name!r} needs `task` NAME, e.g. `task` hellaswag")
+        if task not in entries and self.task:
+            raise ValueError(
+                f"`task` {self.task} goes with `objective` {task.name}, not {self.name}"
+            )
         if self.metric is not None and not self.tasks:
             raise ValueError("`metric` goes with `task` NAME, and no task is given")
-        able = [entry.name for entry in REGISTRY.entries() if "kl_top" in entry.options]
-        if self.kl_top is not None and not set(able) & self.terms.keys():
-            raise ValueError(f"`kl_top` goes with `objective` {either(able)}")
+        # Each option that only some objectives read needs one of these.
+        able: dict[str, list[str]] = {}
+        for entry in REGISTRY.entries():
+            for option in entry.options:
+                able.setdefault(option, []).append(entry.name)
+        for option, names in able.items():
+            if getattr(self, option) is not None and not set(names) & self.terms.keys():
+                raise ValueError(f"`{option}` goes with `objective` {either(names)}")
         if self.race and len(self.terms) > 1:
             raise ValueError(
                 "`race` compares item by item, and a mix has items of several kinds: race one "
                 "objective"
             )
+        if self.race and not all(entry.races for entry in entries):
+            raise ValueError(f"`race` goes with `objective` {either(names_with('races'))}")
         return self
 
     @property
@@ -117,7 +129,7 @@ class ObjectiveSection(Settings):
 
     @property
     def terms(self) -> dict[str, float]:
-        """Weights of the metrics, by ``kl``, ``perplexity`` or task. One metric has the weight 1.
+        """Weights of the metrics, by objective or task. One metric has the weight 1.
 
         Raises:
             ValueError: a weight cannot be read, or is not above 0.
@@ -139,14 +151,25 @@ class ObjectiveSection(Settings):
         return found
 
     @property
+    def entries(self) -> list[ObjectiveEntry]:
+        """Facts about the registered objectives that it consists of. Tasks in a mix have none.
+
+        Raises:
+            UnknownNameError: no objective has this name.
+        """
+        names = names_in_mixes(self.terms) if self.is_mix else [self.name]
+        return [REGISTRY.get(name) for name in names]
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Metrics that are tasks of lm-eval."""
-        return tuple(name for name in self.terms if name not in CALIBRATED)
+        others = [entry.name for entry in self.entries if not entry.needs_task]
+        return tuple(name for name in self.terms if name not in others)
 
     @property
     def calibrated(self) -> tuple[str, ...]:
         """Metrics that are computed on calibration text."""
-        return tuple(name for name in self.terms if name in CALIBRATED)
+        return tuple(entry.name for entry in self.entries if entry.needs_calibration)
 
     @property
     def weighs_savings(self) -> bool:
@@ -169,5 +192,6 @@ class ObjectiveSection(Settings):
             )
         if not self.calibrated and data.calibration != BUILTIN_TEXT:
             raise InputError(
-                f"`calibration` goes with the objectives {either(CALIBRATED)}, not with `task`"
+                f"`calibration` goes with the objectives {either(names_with('needs_calibration'))}, "
+                "not with `task`"
             )

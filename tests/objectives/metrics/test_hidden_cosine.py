@@ -103,7 +103,7 @@ def test_it_is_searched_and_evaluated_on_the_command_line(
     assert "hidden-cosine" in shown
 
     dropped = found["best"]["dropped"]
-    scored = run_json("evaluate", tiny_folder, "--drop", dropped, *options)
+    scored = run_json("evaluate", tiny_folder, "--layers", dropped, *options)
     assert set(scored["metrics"]) == {"hidden_cosine"}
     assert run_json("evaluate", tiny_folder, *options)["metrics"] == {}
 
