@@ -32,7 +32,12 @@ _HEALED = {
     "dropout target_modules precision eval_every patience seed",
     "Text": "data held_out held_out_tokens window",
 }
-_GROUPS: dict[str, dict[str, str]] = {"heal": _HEALED, "export": {}}
+_COMPENSATED = {"Text": "calibration tokens window held_out held_out_tokens"}
+_GROUPS: dict[str, dict[str, str]] = {
+    "heal": _HEALED,
+    "compensate": _COMPENSATED,
+    "export": {},
+}
 _FEW = 8  # largest number of options that is shown without groups
 EXAMPLES = {
     "search": (

@@ -93,6 +93,9 @@ class RenamedOption(click.Option):
     ) -> tuple[Any, list[str]]:
         """Pass the values to the parameters that replace the option, and print a warning."""
         values, args = super().handle_parse_result(ctx, opts, args)
+        # A shell that completes a command line parses it too.
+        if ctx.resilient_parsing:
+            return values, args
         for value in values:
             parameter, words = self.present(value, ctx.command)
             # The option is eager, so the other parameters are read after this.

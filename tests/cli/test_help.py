@@ -68,6 +68,8 @@ def test_help_speaks_of_its_own_command() -> None:
     assert "prunesearch verify ./pruned" in help_of("verify")
     assert "Examples:" not in help_of("cache", "verify")
     assert "How it is searched:" not in help_of("export")
+    assert "What it is scored on:" not in help_of("compensate")
+    assert "\nText:\n" in help_of("compensate")
     assert "quality=1" in help_of("search")
     assert "quality=1" not in help_of("evaluate")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from prunesearch.cli import main as cli_module
@@ -49,14 +50,12 @@ def test_an_option_means_the_same_on_every_command() -> None:
 
 def test_fixed_words_are_those_of_the_code() -> None:
     from prunesearch.export.other_tools import PROGRAMS
-    from prunesearch.export.results import FORMS
     from prunesearch.recovery.compensation import METHODS
 
     def words(command: str, name: str) -> str:
         option = next(param for param in COMMANDS[command].params if param.name == name)
         return option.make_metavar(click.Context(COMMANDS[command]))
 
-    assert words("export", "export_format") == f"[{'|'.join(FORMS)}]"
     assert words("export", "program") == f"[{'|'.join(PROGRAMS)}]"
     assert words("compensate", "method") == f"[{'|'.join(METHODS)}]"
 
@@ -96,6 +95,18 @@ def test_an_earlier_spelling_is_accepted_with_a_warning(
     # The command that resumes the work has the present spelling.
     name, *words = earlier.split()
     assert " ".join(present_words(words, COMMANDS[name])).endswith(present)
+
+
+def test_completion_of_an_earlier_spelling_prints_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    completer = ShellComplete(cli, {}, "prunesearch", "_PRUNESEARCH_COMPLETE")
+    args = ["search", "m", "--weights", "strem"]
+    assert [item.value for item in completer.get_completions(args, "--off")] == ["--offload"]
+    offered = [item.value for item in completer.get_completions(["export", "m"], "--")]
+    assert "--layers" in offered
+    assert "--drop" not in offered
+    assert capsys.readouterr().err == ""
 
 
 def test_both_kinds_of_earlier_weights_go_together() -> None:
