@@ -46,7 +46,7 @@ from prunesearch.recovery.gap_fitting import (
     gaps_of,
 )
 from prunesearch.recovery.output_projections import Edit, put
-from prunesearch.runtime.json_values import JsonObject
+from prunesearch.runtime.json_values import Json, JsonObject
 
 COMPENSATION_VERSION = 1
 """Version of compensation. Increase it with every change that may change a compensated weight."""
@@ -125,7 +125,7 @@ class Compensation:
     def __exit__(self, *_: object) -> None:
         self.undo()
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the result as JSON values."""
         return {
             "dropped": self.candidate.text,
@@ -227,7 +227,7 @@ def compensate_and_export(
     out: Path,
     windows: tuple[torch.Tensor, torch.Tensor],
     *,
-    facts: Mapping[str, Any],
+    facts: Mapping[str, Json],
     method: str = "auto",
     folder: Path | None = None,
     max_shard: int = MAX_SHARD,

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prunesearch import events
 from prunesearch.candidate import LayerSubset
@@ -25,6 +24,7 @@ from prunesearch.recovery.healing import (
 )
 from prunesearch.recovery.lora import weights_restored
 from prunesearch.runtime import stopping
+from prunesearch.runtime.json_values import JsonObject
 
 FIT_TOKENS = 8192
 """Number of tokens that a compensation is fitted to."""
@@ -52,7 +52,7 @@ class Finalist:
     healed: float
     seconds: float
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the finalist as JSON values."""
         return {**vars(self), "candidate": self.candidate.text, "seconds": round(self.seconds, 2)}
 

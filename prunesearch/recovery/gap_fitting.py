@@ -35,7 +35,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import torch
 
@@ -59,6 +58,7 @@ from prunesearch.recovery.output_projections import (
     times,
 )
 from prunesearch.runtime import stopping
+from prunesearch.runtime.json_values import JsonObject
 
 METHODS = ("auto", "scaling", "linear")
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -128,7 +128,7 @@ class GapResult:
             used.append("linear")
         return "+".join(used) or "none"
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the result as JSON values, without the tensor."""
         return {
             "dropped": self.gap.text,

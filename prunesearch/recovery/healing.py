@@ -10,7 +10,6 @@ import resource
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -58,6 +57,7 @@ from prunesearch.recovery.training import (
     newest_checkpoint,
 )
 from prunesearch.recovery.training_data import Sequences, sequences_of
+from prunesearch.runtime.json_values import JsonObject
 
 HEAL_VERSION = 1
 """Version of healing.
@@ -87,7 +87,7 @@ class HealPlan:
     candidate: LayerSubset
     recipe: HealRecipe
     sequences: Sequences
-    identity: dict[str, Any]
+    identity: JsonObject
     bf16: bool
     wide: bool
     dense: bool
@@ -128,7 +128,7 @@ def plan_healing(
         trained_in = "float32"
     with pruned(loaded.model, candidate) as model:
         targets = target_names(model, recipe.target_modules)
-    identity = {
+    identity: JsonObject = {
         "version": HEAL_VERSION,
         "model": loaded.content,
         "candidate": candidate.canonical,

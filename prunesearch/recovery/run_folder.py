@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -27,6 +26,7 @@ from prunesearch.cache.files import (
 from prunesearch.cache.location import refuse_network
 from prunesearch.compat.peft import SAFETENSORS_WEIGHTS_NAME
 from prunesearch.errors import InputError, StorageError, one_line
+from prunesearch.runtime.json_values import JsonObject
 
 WORK = Path("storage/heal")
 """Default folder of the work folders, which are named by digest."""
@@ -93,7 +93,7 @@ class Healed:
         """Lowest watched loss, which is that of the weights that were kept."""
         return _number(self.watched_loss, self.best_step)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the report as JSON values."""
         return {**asdict(self), "before": self.before, "after": self.after}
 
@@ -105,7 +105,7 @@ def _number(curve: Curve, step: int) -> float:
 
 
 @contextmanager
-def held(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
+def held(folder: Path, identity: JsonObject) -> Iterator[None]:
     """Create or check the work folder of a run, and lock it inside the ``with`` block.
 
     Args:
@@ -145,7 +145,7 @@ def held(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
         lock.release()
 
 
-def _check_owner(folder: Path, identity: dict[str, Any]) -> None:
+def _check_owner(folder: Path, identity: JsonObject) -> None:
     """Write the identity into an empty folder, or compare it with the stored one.
 
     Raises:
@@ -176,7 +176,7 @@ def _check_owner(folder: Path, identity: dict[str, Any]) -> None:
         )
 
 
-def _differing(stored: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
+def _differing(stored: JsonObject, asked: JsonObject) -> Iterator[str]:
     """Yield the differences of two identities by name.
 
     Settings of the recipe come with both values.
@@ -246,7 +246,7 @@ def finish(folder: Path, healed: Healed) -> None:
     remove_checkpoints(folder)
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
+def _write(path: Path, document: JsonObject) -> None:
     """Write a JSON file atomically."""
     with replaced_file(path) as scratch:
         scratch.write_text(json.dumps(document, indent=1, sort_keys=True), encoding="utf-8")

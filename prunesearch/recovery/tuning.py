@@ -11,11 +11,10 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -34,6 +33,7 @@ from prunesearch.recovery.healing import carry_out, plan_healing
 from prunesearch.recovery.run_folder import WORK
 from prunesearch.recovery.training import LossCheck
 from prunesearch.runtime import stopping
+from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers.continuous import PlainSwarm
 from prunesearch.studies import persistence
 
@@ -54,7 +54,7 @@ def suggest(trial: Trial, tuning: Tuning, recipe: HealRecipe, steps: int) -> Hea
     return with_params(recipe, params, steps)
 
 
-def with_params(recipe: HealRecipe, params: dict[str, Any], steps: int) -> HealRecipe:
+def with_params(recipe: HealRecipe, params: Mapping[str, float], steps: int) -> HealRecipe:
     """Return the recipe with tuned parameters, for their share of `steps` steps."""
     found = {name: params[name] for name in ("learning_rate", "batch_size", "rank")}
     taken = max(1, round(steps * params["steps_share"]))
@@ -86,14 +86,14 @@ class Tuned:
     """
 
     study: str
-    params: dict[str, Any]
+    params: Mapping[str, float]
     value: float
     trials: int
     pruned: int
     computed: int
     recipe: HealRecipe
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the result as JSON values."""
         shown = {name: value for name, value in vars(self).items() if name != "recipe"}
         return {**shown, "recipe": self.recipe.portable()}
@@ -225,7 +225,7 @@ def _pruner(name: str) -> BasePruner:
     return MedianPruner(n_startup_trials=2, n_warmup_steps=0)
 
 
-def _write_metadata(study: Study, identity: dict[str, Any]) -> None:
+def _write_metadata(study: Study, identity: JsonObject) -> None:
     """Write the identity to a new study, or check it in an existing one.
 
     Raises:
