@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from prunesearch.cache.keys import LATENCY, Key, canonical_json
 from prunesearch.errors import CorruptEntryError
+from prunesearch.runtime.json_values import Json
 
 MAX_BYTES = 8 * 2**20
 """Largest size of an entry that is written or read. Results of 1,024 requests take about 40 KiB."""
@@ -143,7 +144,7 @@ def checksum(digest: str, body: str) -> str:
     return hashlib.sha256(f"{digest}\0{body}".encode(errors="replace")).hexdigest()
 
 
-def _close(one: Any, other: Any) -> bool:  # noqa: ANN401 (any JSON value)
+def _close(one: Json, other: Json) -> bool:
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, int | float) and isinstance(other, int | float):

@@ -28,6 +28,7 @@ from prunesearch.cache.single_flight import SingleFlight
 from prunesearch.cache.two_level import TwoLevelBackend
 from prunesearch.errors import UnavailableError, one_line
 from prunesearch.runtime import stopping
+from prunesearch.runtime.json_values import Json
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0  # interval at which a database that failed is tried again
@@ -63,7 +64,7 @@ class EvaluationCache(TwoLevelBackend):
         self._complaint = ""
         self._keeper = self._start_keeper()
 
-    def put(self, key: Key, value: Any, seconds: float = 0.0) -> Entry:  # noqa: ANN401 (any JSON value)
+    def put(self, key: Key, value: Json, seconds: float = 0.0) -> Entry:
         """Store a value without a lease. The first value of a key stays.
 
         On return the value is stored durably.

@@ -5,14 +5,15 @@ Imported entries must pass these checks.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeGuard
 
 from prunesearch.cache.keys import LATENCY
+from prunesearch.runtime.json_values import Json
 
 _LARGEST = 2**63 - 1  # largest integer that is accepted; no count is larger
 
 
-def fits(kind: str, value: Any) -> bool:  # noqa: ANN401 (any JSON value)
+def fits(kind: str, value: Json) -> bool:
     """Return whether a value may be a result of a kind of data.
 
     Args:
@@ -32,23 +33,23 @@ def fits(kind: str, value: Any) -> bool:  # noqa: ANN401 (any JSON value)
     return _is_list_of(rows, _is_row)
 
 
-def _is_list_of(value: object, is_row: Callable[[Any], bool]) -> bool:
+def _is_list_of(value: Json, is_row: Callable[[Json], bool]) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(map(is_row, value))
 
 
-def _is_sums(row: object) -> bool:
+def _is_sums(row: Json) -> bool:
     """Return whether a row holds sums of KL and of log-likelihoods, and a number of tokens."""
     return isinstance(row, list) and len(row) == 3 and all(map(_is_number, row)) and row[2] > 0
 
 
-def _is_answer(row: object) -> bool:
+def _is_answer(row: Json) -> bool:
     """Return whether a row holds a log-likelihood, and whether greedy decoding gives the same."""
     return (
         isinstance(row, list) and len(row) == 2 and _is_number(row[0]) and isinstance(row[1], bool)
     )
 
 
-def _is_latency(value: Any) -> bool:  # noqa: ANN401 (any JSON value)
+def _is_latency(value: Json) -> bool:
     if not isinstance(value, dict) or set(value) != {"block_ms", "attention_ms", "other_ms"}:
         return False
     if not _is_number(value["other_ms"]):
@@ -56,23 +57,23 @@ def _is_latency(value: Any) -> bool:  # noqa: ANN401 (any JSON value)
     return _is_times(value["block_ms"]) and _is_times(value["attention_ms"])
 
 
-def _is_times(times: object) -> bool:
+def _is_times(times: Json) -> bool:
     """Return whether a value is a list of times. A time may be None."""
     return isinstance(times, list) and all(time is None or _is_number(time) for time in times)
 
 
-def _is_row(row: object) -> bool:
+def _is_row(row: Json) -> bool:
     """Return whether a row of a table is a plain value, or a list of plain values."""
     if isinstance(row, list):
         return _is_list_of(row, _is_plain)
     return _is_plain(row)
 
 
-def _is_plain(value: object) -> bool:
+def _is_plain(value: Json) -> bool:
     return isinstance(value, str | bool) or _is_number(value)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Json) -> TypeGuard[float]:
     if isinstance(value, bool):
         return False
     if isinstance(value, int):

@@ -10,13 +10,14 @@ with cache.single_flight() as single_flight:
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from prunesearch.cache.backend import FoundEntries
 from prunesearch.cache.entry import Entry
 from prunesearch.cache.keys import Key
 from prunesearch.cache.leased_backend import LeasedBackend
 from prunesearch.runtime import failpoints
+from prunesearch.runtime.json_values import Json
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.02, 1.0
 
@@ -85,7 +86,7 @@ class SingleFlight:
             self._pause = _FIRST_WAIT
         return found
 
-    def commit(self, key: Key, value: Any, seconds: float = 0.0) -> Entry | None:  # noqa: ANN401 (any JSON value)
+    def commit(self, key: Key, value: Json, seconds: float = 0.0) -> Entry | None:
         """Store the result of a key that is in `owned`. On return it is stored durably.
 
         Returns:

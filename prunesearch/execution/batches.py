@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import nn
@@ -66,7 +66,7 @@ class Batch(Protocol):
         """Return a copy on the model's input device."""
         ...
 
-    def attention(self, config: PretrainedConfig) -> Any:  # noqa: ANN401 (a context manager)
+    def attention(self, config: PretrainedConfig) -> AbstractContextManager[None]:
         """Return a context in which the blocks' attention fits this batch."""
         ...
 
@@ -94,7 +94,7 @@ class Rows:
         """Return a copy on the model's input device."""
         return type(self)(self.ids.to(input_device(model)))
 
-    def attention(self, config: PretrainedConfig) -> Any:  # noqa: ANN401
+    def attention(self, config: PretrainedConfig) -> AbstractContextManager[None]:
         """Return a context that changes nothing: the model's own attention is used."""
         return nullcontext()
 

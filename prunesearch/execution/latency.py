@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Self, TypedDict
+from typing import Self, TypedDict
 
 import torch
 from torch import nn
@@ -110,13 +110,13 @@ def measure_latency_model(model: PreTrainedModel, layers: Layers, repeats: int =
     started: dict[int, float] = {}
 
     def before(index: int) -> Callable[..., None]:
-        def hook(*_: Any) -> None:  # noqa: ANN401
+        def hook(*_: object) -> None:
             started[index] = _now(model)
 
         return hook
 
     def after(index: int) -> Callable[..., None]:
-        def hook(*_: Any) -> None:  # noqa: ANN401
+        def hook(*_: object) -> None:
             spent[index].append(_now(model) - started[index])
 
         return hook

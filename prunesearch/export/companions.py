@@ -10,14 +10,15 @@ keys, data and pictures are not copied.
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from prunesearch.errors import ModelError
 from prunesearch.export.config_file import json_text
 from prunesearch.models.guard import guarded_writing
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.source import SMALL_KINDS
+from prunesearch.runtime.json_values import Json, JsonObject
 
 LARGEST = 128 * 2**20
 """Bytes of the largest companion.
@@ -168,18 +169,27 @@ def _drop_code(path: Path) -> None:
     except (ValueError, RecursionError):
         # A program that reads this file refuses it too.
         return
-    without = without_code(document)
+    without = _without_code(document)
     if without != document:
         path.write_text(json_text(without, 2) + "\n", encoding="utf-8")
 
 
-def without_code(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
+def without_code(config: Mapping[str, Json]) -> JsonObject:
     """Return a copy of a config in which no part names code."""
+    kept: JsonObject = {}
+    for name, value in config.items():
+        if name not in _NAMES_CODE:
+            kept[name] = _without_code(value)
+    return kept
+
+
+def _without_code(value: Json) -> Json:
+    """Return a copy of a value in which no part names code."""
     if isinstance(value, list):
-        return [without_code(part) for part in value]
-    if not isinstance(value, dict):
-        return value
-    return {name: without_code(part) for name, part in value.items() if name not in _NAMES_CODE}
+        return [_without_code(part) for part in value]
+    if isinstance(value, dict):
+        return without_code(value)
+    return value
 
 
 def _name_tokenizer_for_older_programs(path: Path) -> None:

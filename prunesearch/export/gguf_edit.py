@@ -132,7 +132,7 @@ def edit(
         return llama_cpp.check(path, compare, candidate, gguf_record.most_common_type(reader))
 
 
-def _check(reader: Any, source: Path, candidate: LayerSubset) -> str:  # noqa: ANN401
+def _check(reader: gguf.GGUFReader, source: Path, candidate: LayerSubset) -> str:
     """Check that the candidate's blocks can be removed from a file, and return the file's
     architecture.
 
@@ -176,13 +176,13 @@ def check_count_alone(source: Path, candidate: LayerSubset) -> None:
             )
 
 
-def _value(reader: Any, key: str) -> Any:  # noqa: ANN401
+def _value(reader: gguf.GGUFReader, key: str) -> Any:  # noqa: ANN401
     """Return a value of the metadata; None if the file does not have it."""
     field = reader.get_field(key)
     return None if field is None else field.contents()
 
 
-def _count(reader: Any, key: str) -> int:  # noqa: ANN401
+def _count(reader: gguf.GGUFReader, key: str) -> int:
     """Return a number of the metadata.
 
     Raises:
@@ -196,12 +196,14 @@ def _count(reader: Any, key: str) -> int:  # noqa: ANN401
     return value
 
 
-def _architecture(reader: Any) -> str:  # noqa: ANN401
+def _architecture(reader: gguf.GGUFReader) -> str:
     """Return llama.cpp's name of a file's architecture."""
     return str(_value(reader, "general.architecture"))
 
 
-def _copy_metadata(reader: Any, writer: Any, name: str, candidate: LayerSubset) -> None:  # noqa: ANN401
+def _copy_metadata(
+    reader: gguf.GGUFReader, writer: gguf.GGUFWriter, name: str, candidate: LayerSubset
+) -> None:
     """Copy the metadata of a file, edited for the kept blocks.
 
     Args:
@@ -239,8 +241,8 @@ def _edited(key: str, value: Any, candidate: LayerSubset) -> Any:  # noqa: ANN40
 
 
 def _copy_tensors(
-    reader: Any,  # noqa: ANN401
-    writer: Any,  # noqa: ANN401
+    reader: gguf.GGUFReader,
+    writer: gguf.GGUFWriter,
     candidate: LayerSubset,
     record: gguf_record.Record,
 ) -> None:

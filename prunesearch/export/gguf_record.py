@@ -7,6 +7,7 @@ llama.cpp ignores keys that it does not know.
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import xxhash
 
@@ -45,7 +46,7 @@ class Record:
         self._digest.update(f"{name}:{kind}:{data.nbytes}:".encode())
         self._digest.update(np.ascontiguousarray(data).view(np.uint8).data)
 
-    def add_to(self, writer: Any) -> None:  # noqa: ANN401 (gguf.GGUFWriter, which has no types)
+    def add_to(self, writer: gguf.GGUFWriter) -> None:
         """Add the record to a header that is not written yet."""
         writer.add_string(_DROPPED, self._candidate.text)
         writer.add_uint32(_LAYERS, self._candidate.n_layers)
@@ -106,7 +107,7 @@ def recheck(path: Path, base: LoadedModel | None = None) -> GgufRecheck:
     return GgufRecheck(path, candidate.text, len(reader.tensors), compared, run)
 
 
-def most_common_type(reader: Any) -> str:  # noqa: ANN401 (gguf.GGUFReader, which has no types)
+def most_common_type(reader: gguf.GGUFReader) -> str:
     """Return GGUF's name of the type that most matrices of a file have."""
     types = [
         tensor.tensor_type.name for tensor in reader.tensors if tensor.name.endswith("_down.weight")

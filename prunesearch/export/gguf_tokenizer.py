@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Self
 
 import gguf
 from tokenizers import pre_tokenizers
@@ -139,7 +139,7 @@ class Tokenizer:
     begins: bool
     ends: bool
 
-    def add_to(self, writer: Any, vocab_size: int) -> None:  # noqa: ANN401 (gguf.GGUFWriter, which has no types)
+    def add_to(self, writer: gguf.GGUFWriter, vocab_size: int) -> None:
         """Write the tokenizer into the header of a GGUF file.
 
         Args:

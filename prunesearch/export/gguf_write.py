@@ -102,7 +102,7 @@ def write(
         return llama_cpp.check(path, loaded, candidate, kind, tokenizer.probes())
 
 
-def _add_settings(writer: Any, model: PreTrainedModel, name: str) -> None:  # noqa: ANN401
+def _add_settings(writer: gguf.GGUFWriter, model: PreTrainedModel, name: str) -> None:
     """Write the settings that llama.cpp reads.
 
     Args:
@@ -168,7 +168,9 @@ def _check_settings(model: PreTrainedModel) -> None:
         )
 
 
-def _tensors(model: PreTrainedModel, architecture: Any) -> Iterator[tuple[str, torch.Tensor]]:  # noqa: ANN401
+def _tensors(
+    model: PreTrainedModel, architecture: gguf.MODEL_ARCH
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors in llama.cpp's layout, under their names in GGUF."""
     config = model.config
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
@@ -224,7 +226,9 @@ def _llama3_factors(config: PretrainedConfig) -> torch.Tensor:
     return torch.tensor([divisor(rope["rope_theta"] ** (-i / head)) for i in range(0, head, 2)])
 
 
-def _add(writer: Any, record: gguf_record.Record, name: str, tensor: torch.Tensor) -> None:  # noqa: ANN401
+def _add(
+    writer: gguf.GGUFWriter, record: gguf_record.Record, name: str, tensor: torch.Tensor
+) -> None:
     """Add a tensor to the file and to the record."""
     tensor = tensor.detach().cpu().contiguous()
     # llama.cpp expects vectors in float32.

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
@@ -171,7 +171,7 @@ def _write_shard(
     spare = [bytearray(_PIECE) for _ in range(3)]
     # Pieces that the other thread has not written yet, each with the buffer that it lies in.
     waiting: deque[tuple[Future[None], bytearray]] = deque()
-    source: Any = None
+    source: FileIO | None = None
     with path.open("wb", buffering=0) as file:
         _write_all(file.fileno(), memoryview(_header(shard)))
         try:
@@ -180,6 +180,7 @@ def _write_shard(
                 # Neighbouring tensors mostly come from the same file.
                 if source is None or source.name != str(entry.source.path):
                     source = _reopened(source, entry.source)
+                    assert source is not None, "a stored tensor is given"
                 hashed = xxhash.xxh3_128()
                 for buffer, piece in _pieces(source.fileno(), entry, spare, waiting):
                     hashed.update(piece)
@@ -193,7 +194,7 @@ def _write_shard(
     return digests
 
 
-def _reopened(file: Any, stored: Stored | None) -> Any:  # noqa: ANN401
+def _reopened(file: FileIO | None, stored: Stored | None) -> FileIO | None:
     """Close a file, and open the file of a stored tensor.
 
     Args:

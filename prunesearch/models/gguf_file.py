@@ -11,7 +11,6 @@ import math
 import mmap
 import struct
 from pathlib import Path
-from typing import Any
 
 import gguf
 
@@ -41,7 +40,7 @@ _NOT_WHOLE = (
 )
 
 
-def open_gguf(path: Path) -> Any:  # noqa: ANN401 (gguf.GGUFReader, whose package has no types)
+def open_gguf(path: Path) -> gguf.GGUFReader:
     """Open a GGUF file.
 
     Returns:

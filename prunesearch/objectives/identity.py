@@ -39,7 +39,7 @@ def tokens_digest(sequences: Sequence[Any]) -> str:
     return hashlib.sha256(repr(sequences).replace(" ", "").encode()).hexdigest()
 
 
-def content_digest(value: Any) -> str:  # noqa: ANN401 (any JSON value)
+def content_digest(value: object) -> str:
     """Return the digest of a JSON value, text included.
 
     A value that JSON cannot express is replaced by its text.

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:  # noqa: ANN401 (any object and attribute)
+def replaced(owner: object, name: str, value: object) -> Iterator[None]:
     """Replace an attribute of an object or a module inside the ``with`` block.
 
     Args:

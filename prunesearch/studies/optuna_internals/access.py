@@ -11,6 +11,8 @@ from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from prunesearch.runtime.json_values import Json
+
 
 def storage_of(study: Study) -> BaseStorage:
     """Return the storage of a study, with the cache that Optuna puts in front of a database.
@@ -54,7 +56,7 @@ def system_attributes(study: Study) -> dict[str, Any]:
     return storage_of(study).get_study_system_attrs(study_id_of(study))
 
 
-def set_system_attribute(study: Study, name: str, value: Any) -> None:  # noqa: ANN401 (any JSON value)
+def set_system_attribute(study: Study, name: str, value: Json) -> None:
     """Set a system attribute of a study to a JSON value."""
     storage_of(study).set_study_system_attr(study_id_of(study), name, value)
 
