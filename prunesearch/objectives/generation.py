@@ -3,7 +3,7 @@ tokenizer.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from lm_eval.api.instance import Instance
@@ -15,7 +15,22 @@ from prunesearch.models.handover import tokenizer_digest
 from prunesearch.objectives.base import Chunk, Identity
 from prunesearch.objectives.identity import SCORING_VERSION, content_digest
 from prunesearch.objectives.lm_eval_tasks import LM_EVAL
+from prunesearch.runtime.json_values import JsonObject
 from prunesearch.runtime.patching import replaced
+
+
+class GenerationCall(TypedDict):
+    """lm-eval's call of `generate` for one prompt.
+
+    Attributes:
+        ids: token ids of the prompt.
+        stops: texts at which the model stops.
+        settings: further arguments.
+    """
+
+    ids: list[list[int]]
+    stops: list[str]
+    settings: JsonObject
 
 
 def generation_chunk(
@@ -62,9 +77,9 @@ def generation_chunk(
     return Chunk(index, identity, 0, stored=not sampled)
 
 
-def requests_for(lm: HFLM, prompts: Sequence[Instance]) -> list[dict[str, Any]]:
+def requests_for(lm: HFLM, prompts: Sequence[Instance]) -> list[GenerationCall]:
     """Return lm-eval's call of `generate` for each prompt: token ids, stop strings and settings."""
-    asked: list[dict[str, Any]] = []
+    asked: list[GenerationCall] = []
 
     def generate(**settings: Any) -> torch.Tensor:  # noqa: ANN401 (what lm-eval passes on)
         ids: torch.Tensor = settings.pop("input_ids")

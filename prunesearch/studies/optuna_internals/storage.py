@@ -11,6 +11,8 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session
 
+from prunesearch.runtime.json_values import Json
+
 # The tables, by what a row holds. Their columns are typed for Optuna's ORM and not for plain rows.
 TrialRow: Any = models.TrialModel
 ParameterRow: Any = models.TrialParamModel
@@ -46,7 +48,7 @@ class OpenStorage(RDBStorage):
         self,
         session: Session,
         trial_id: int,
-        attributes: Mapping[str, Any],
+        attributes: Mapping[str, Json],
         reports: Mapping[int, float],
     ) -> None:
         """Write user attributes and intermediate values of a trial, without a commit."""
