@@ -10,7 +10,6 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from prunesearch import events
 from prunesearch.cache.evaluation_cache import EvaluationCache
@@ -21,6 +20,7 @@ from prunesearch.evaluation import FAILURES
 from prunesearch.evaluation.cached_scorer import CachedScorer, Scorer
 from prunesearch.execution.latency import (
     LatencyModel,
+    StoredLatency,
     machine,
     measure_latency_model,
     timed_tokens,
@@ -222,7 +222,7 @@ class LocalEngine:
         )
         return LatencyModel.from_json(self._store.once(key, self._measure_latency))
 
-    def _measure_latency(self) -> Any:  # noqa: ANN401 (a JSON value)
+    def _measure_latency(self) -> StoredLatency:
         events.tell(events.StageProgress("timing the blocks"))
         return measure_latency_model(self.loaded.model, self.loaded.layers).as_json()
 
