@@ -18,6 +18,7 @@ from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import OLD_OFFLOADS, RunOptions
 from prunesearch.config.search import SearchSection
 from prunesearch.errors import InputError, UnknownNameError, one_line
+from prunesearch.runtime.json_values import Json, JsonObject, as_text
 
 if TYPE_CHECKING:
     from prunesearch.pipeline.delivery import SelectedCandidate
@@ -27,32 +28,32 @@ _RUN_NAMES = (*RunOptions.model_fields, "weights_in", "out")
 """Keys of the section ``run`` of a recipe file, with an earlier name."""
 
 
-def model_of(settings: Mapping[str, Any]) -> ModelSection:
+def model_of(settings: Mapping[str, Json]) -> ModelSection:
     """Build the section `model` of a command. Options that were not given keep the defaults."""
-    return ModelSection(**_values_of("model", settings))
+    return ModelSection.of(_values_of("model", settings))
 
 
-def objective_of(settings: Mapping[str, Any]) -> ObjectiveSection:
+def objective_of(settings: Mapping[str, Json]) -> ObjectiveSection:
     """Build the section `objective` of a command."""
-    return ObjectiveSection(**_values_of("objective", settings))
+    return ObjectiveSection.of(_values_of("objective", settings))
 
 
-def data_of(settings: Mapping[str, Any]) -> DataSection:
+def data_of(settings: Mapping[str, Json]) -> DataSection:
     """Build the section `data` of a command."""
-    return DataSection(**_values_of("data", settings))
+    return DataSection.of(_values_of("data", settings))
 
 
-def recipe_of(settings: Mapping[str, Any]) -> Recipe:
+def recipe_of(settings: Mapping[str, Json]) -> Recipe:
     """Build the recipe of a command. Options that were not given keep the recipe's defaults."""
     return Recipe(
         model=model_of(settings),
         data=data_of(settings),
         objective=objective_of(settings),
-        search=SearchSection(**_values_of("search", settings)),
+        search=SearchSection.of(_values_of("search", settings)),
     )
 
 
-def _values_of(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _values_of(section: str, settings: Mapping[str, Json]) -> JsonObject:
     """Return the options of a command that belong to a section, by the names of its fields."""
     values = {}
     for name, (home, field) in PLACES.items():
@@ -61,22 +62,22 @@ def _values_of(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def grid_of(settings: Mapping[str, Any]) -> list[Recipe]:
+def grid_of(settings: Mapping[str, Json]) -> list[Recipe]:
     """Build the recipes of ``--sampler pso,woa --drop 4,8``: every sampler with every number."""
     recipes = []
-    for sampler in settings["sampler"].split(","):
-        for drop in settings["drop"].split(","):
+    for sampler in as_text(settings["sampler"], "sampler").split(","):
+        for drop in as_text(settings["drop"], "drop").split(","):
             changed = {"sampler": sampler.strip(), "drop": drop.strip()}
             recipes.append(recipe_of({**settings, **changed}))
     return recipes
 
 
-def options_of(settings: Mapping[str, Any]) -> RunOptions:
+def options_of(settings: Mapping[str, Json]) -> RunOptions:
     """Build the run options of a command."""
     values = {
         name: settings[name] for name in RunOptions.model_fields if settings.get(name) is not None
     }
-    return RunOptions(**values)
+    return RunOptions.of(values)
 
 
 def selected_by(
@@ -84,7 +85,7 @@ def selected_by(
     dropped: str | None,
     max_loss: str | None,
     max_size: str | None,
-    settings: dict[str, Any],
+    settings: Mapping[str, Json],
 ) -> "SelectedCandidate":
     """Return the candidate that an export or recovery command names.
 
@@ -100,7 +101,8 @@ def selected_by(
     from prunesearch.pipeline import delivery
     from prunesearch.studies.selection import SelectionCriteria
 
-    options, model = options_of(settings), settings.get("model")
+    options, given = options_of(settings), settings.get("model")
+    model = None if given is None else as_text(given, "model")
     if dropped is not None:
         if model is not None:
             raise InputError(f"--model goes with STUDY; with --layers the model is {target!r}")
@@ -120,7 +122,8 @@ def selected_by(
             "--revision and --dtype go with MODEL --layers; a study's model is the one it searched"
         )
     wanted = SelectionCriteria.parse(max_loss, max_size)
-    return delivery.from_study(target, options, wanted, settings["trust_remote_code"], model)
+    trusted = bool(settings["trust_remote_code"])
+    return delivery.from_study(target, options, wanted, trusted, model)
 
 
 def _is_study(target: str, storage: str) -> bool:
@@ -155,7 +158,7 @@ class RecipeFile:
     out: str | None
 
 
-def read_recipe(path: Path, settings: Mapping[str, Any], given: Container[str]) -> RecipeFile:
+def read_recipe(path: Path, settings: Mapping[str, Json], given: Container[str]) -> RecipeFile:
     """Read a recipe file.
 
     Its sections are those of `Recipe`, and ``run`` with the fields of `RunOptions` and with
@@ -202,7 +205,7 @@ def read_recipe(path: Path, settings: Mapping[str, Any], given: Container[str]) 
     return RecipeFile(recipes, options_of(merged), out)
 
 
-def _is_flat_file(values: Mapping[str, object]) -> bool:
+def _is_flat_file(values: Mapping[str, Json]) -> bool:
     """Return whether a recipe file has no sections: its settings, or run options, stand alone."""
     if is_flat(values):
         return True
@@ -210,7 +213,7 @@ def _is_flat_file(values: Mapping[str, object]) -> bool:
     return not sections & values.keys() and bool(values.keys() & {*RunOptions.model_fields})
 
 
-def _sectioned_file(values: Mapping[str, object]) -> dict[str, object]:
+def _sectioned_file(values: Mapping[str, Json]) -> JsonObject:
     """Sort the settings of a file without sections into sections."""
     run, others = {}, {}
     for name, value in values.items():
@@ -221,7 +224,7 @@ def _sectioned_file(values: Mapping[str, object]) -> dict[str, object]:
     return {**sectioned(others), "run": run}
 
 
-def _run_section(values: dict[str, object]) -> dict[str, object]:
+def _run_section(values: JsonObject) -> JsonObject:
     """Take the section `run` out of a file, and check its keys.
 
     Raises:
@@ -247,14 +250,16 @@ def _run_section(values: dict[str, object]) -> dict[str, object]:
             raise UnknownNameError("key of section run", str(key), _RUN_NAMES)
     if "weights_in" in run:
         place = run.pop("weights_in")
-        run.setdefault("offload", OLD_OFFLOADS.get(place, place))
+        if isinstance(place, str):
+            place = OLD_OFFLOADS.get(place, place)
+        run.setdefault("offload", place)
     return run
 
 
-def _grid_in(values: dict[str, object]) -> list[Recipe]:
+def _grid_in(values: JsonObject) -> list[Recipe]:
     """Return one recipe for every sampler with every number that a file lists."""
     search = values.get("search")
-    lists: dict[str, list[object]] = {}
+    lists: dict[str, list[Json]] = {}
     if isinstance(search, dict):
         lists = {name: _several(search[name]) for name in ("sampler", "drop") if name in search}
     recipes = []
@@ -262,11 +267,11 @@ def _grid_in(values: dict[str, object]) -> list[Recipe]:
         changed = values
         if isinstance(search, dict):
             changed = {**values, "search": {**search, **dict(zip(lists, chosen, strict=True))}}
-        recipes.append(Recipe(**changed))
+        recipes.append(Recipe.of(changed))
     return recipes
 
 
-def _several(value: object) -> list[object]:
+def _several(value: Json) -> list[Json]:
     """Return the values of a YAML list ``[pso, woa]`` or of a text ``pso,woa``."""
     if isinstance(value, str):
         return [word.strip() for word in value.split(",")]
@@ -275,7 +280,7 @@ def _several(value: object) -> list[object]:
     return [value]
 
 
-def _mapping_in(path: Path) -> dict[str, Any]:
+def _mapping_in(path: Path) -> JsonObject:
     """Read the keys and values of a YAML file.
 
     Raises:

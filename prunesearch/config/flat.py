@@ -5,13 +5,15 @@ are the earlier ones, so that earlier studies are resumed.
 """
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from prunesearch.config.data import DataSection
 from prunesearch.config.model import ModelSection
 from prunesearch.config.objective import ObjectiveSection
 from prunesearch.config.search import SearchSection
-from prunesearch.config.settings import Settings
+from prunesearch.config.settings import Settings, SettingValue
 
+Value = TypeVar("Value")
 SECTIONS: Mapping[str, type[Settings]] = {
     "model": ModelSection,
     "data": DataSection,
@@ -50,7 +52,7 @@ PLACES: Mapping[str, tuple[str, str]] = _places()
 """Section and field of each flat name, such as ``drop`` or ``form``."""
 
 
-def is_flat(values: Mapping[str, object]) -> bool:
+def is_flat(values: Mapping[str, SettingValue]) -> bool:
     """Return whether the values of a recipe are in the flat form."""
     if any(name in SECTIONS and name not in SHORTHANDS for name in values):
         return False
@@ -60,10 +62,10 @@ def is_flat(values: Mapping[str, object]) -> bool:
     return any(name in PLACES and name not in SHORTHANDS for name in values)
 
 
-def sectioned(values: Mapping[str, object]) -> dict[str, object]:
+def sectioned(values: Mapping[str, Value]) -> dict[str, Value | dict[str, Value]]:
     """Sort the values of a flat recipe into sections. Names that are not known are unchanged."""
-    sections: dict[str, dict[str, object]] = {}
-    others: dict[str, object] = {}
+    sections: dict[str, dict[str, Value]] = {}
+    others: dict[str, Value] = {}
     for name, value in values.items():
         if name in PLACES:
             section, field = PLACES[name]

@@ -17,7 +17,7 @@ from prunesearch.config.objective import ObjectiveSection
 from prunesearch.config.recovery import Recovery
 from prunesearch.config.run_options import RunOptions
 from prunesearch.config.search import SearchSection
-from prunesearch.config.settings import Settings
+from prunesearch.config.settings import Settings, SettingValue
 from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.space import split_drop
@@ -66,7 +66,7 @@ class Recipe(Settings):
             return values
         if is_flat(values):
             values = sectioned(values)
-        sections: dict[str, object] = {"search": {}, **values}
+        sections: dict[str, SettingValue] = {"search": {}, **values}
         for name, section in list(sections.items()):
             if name in SECTIONS and section is None:
                 sections[name] = {}
@@ -110,13 +110,13 @@ class Recipe(Settings):
             return InputError(f"`{key}` belongs to section {section}: write {section}: {field}")
         return UnknownNameError("recipe key", key, {*cls.model_fields, *PLACES})
 
-    def with_changes(self, **changes: object) -> Self:
+    def with_changes(self, **changes: SettingValue) -> Self:
         """Return the recipe with other settings, which are given by their flat names.
 
         Raises:
             InputError: the settings do not go together.
         """
-        values: dict[str, object] = dict(self)
+        values: dict[str, SettingValue] = dict(self)
         for section, settings in sectioned(changes).items():
             if section in SECTIONS and isinstance(settings, Mapping):
                 values[section] = SECTIONS[section](**{**dict(getattr(self, section)), **settings})
@@ -168,7 +168,7 @@ class Recipe(Settings):
         return values
 
 
-def _check_keys(section: str, values: Mapping[str, object]) -> None:
+def _check_keys(section: str, values: Mapping[str, SettingValue]) -> None:
     """Refuse keys of a section that it does not have.
 
     Raises:

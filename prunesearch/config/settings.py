@@ -2,11 +2,13 @@
 
 import re
 import reprlib
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.runtime.json_values import Json
 
 
 class Settings(BaseModel):
@@ -34,9 +36,19 @@ class Settings(BaseModel):
             raise complaint(type(self), error) from error
 
     @classmethod
+    def of(cls, values: "Mapping[str, SettingValue]") -> Self:
+        """Build the settings from values by the names of their fields, such as those of a file."""
+        make: Callable[..., Self] = cls
+        return make(**values)
+
+    @classmethod
     def unknown_key(cls, key: str) -> InputError:
         """Return the error of a key that these settings do not have."""
         return UnknownNameError(f"{cls.title} key", key, cls.model_fields)
+
+
+SettingValue: TypeAlias = Json | Settings | Mapping[str, "SettingValue"]
+"""Value of a setting, or of a whole section, before it is validated."""
 
 
 def is_text(value: str) -> bool:

@@ -133,7 +133,7 @@ def test_best_trials_show_no_column_twice_and_sizes_in_units() -> None:
         assert absent not in "\n".join(lines), absent
     assert "0.250 GiB" in "\n".join(lines)
     assert "1.9693 ± 0.0120" in "\n".join(lines)
-    assert any(line.split() == ["seed", "3"] for line in shown(settings, 200))
+    assert any(line.split() == ["search.seed", "3"] for line in shown(settings, 200))
 
 
 def outcome(**changes: object) -> dict[str, object]:
