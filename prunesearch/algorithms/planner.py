@@ -3,8 +3,9 @@
 All functions are pure.
 """
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 
@@ -47,14 +48,37 @@ class Preselection:
     Attributes:
         proposals: number of moves of each particle.
         rounds: most rounds of local search. Each tries `proposals` random swaps of the best subset.
-        caution: number of standard deviations subtracted from the mean. A larger one explores more.
-        trust: smallest leave-one-out correlation at which the surrogate is used.
+        exploration: number of standard deviations that are subtracted from the mean. A larger one
+            explores more.
+        min_correlation: smallest leave-one-out correlation at which the surrogate is used.
+        caution, trust: old names of `exploration` and `min_correlation`.
     """
 
     proposals: int = 32
     rounds: int = 8
-    caution: float = 2.0
-    trust: float = 0.25
+    exploration: float = 2.0
+    min_correlation: float = 0.25
+    caution: InitVar[float | None] = None
+    trust: InitVar[float | None] = None
+
+    def __post_init__(self, caution: float | None, trust: float | None) -> None:
+        """Accept the old names for one release."""
+        for old, new, value in (
+            ("caution", "exploration", caution),
+            ("trust", "min_correlation", trust),
+        ):
+            if value is not None:
+                warnings.warn(f"{old} is called {new} now", DeprecationWarning, stacklevel=3)
+                object.__setattr__(self, new, value)
+
+    def stored(self) -> dict[str, float]:
+        """Return the settings as studies store them, under the names of the first release."""
+        return {
+            "proposals": self.proposals,
+            "rounds": self.rounds,
+            "caution": self.exploration,
+            "trust": self.min_correlation,
+        }
 
 
 @dataclass(frozen=True)
@@ -128,11 +152,11 @@ class Planner:
         # With one, make many moves and let it choose.
         moves = self.algorithm.move(swarm, slot, self.preselection.proposals, rng)
         refining = generator(self.seed, swarm.generation, slot, _REFINE)
-        aim = self._goal(swarm, slot)
-        if aim.units.fixed:
-            sizes_M = np.full(len(moves.X_MD), aim.units.k_min)
+        goal = self._goal(swarm, slot)
+        if goal.units.fixed:
+            sizes_M = np.full(len(moves.X_MD), goal.units.k_min)
             moves = Moves(resize(moves.X_MD, self.units, sizes_M, refining), moves.memory)
-        best_D, memory = self._select(model, moves, aim, refining, seen)
+        best_D, memory = self._select(model, moves, goal, refining, seen)
         X_D, memory = self._novel(best_D, memory, swarm.generation, slot, seen)
         model.condition_on_pending(X_D)
         return X_D, memory
@@ -189,15 +213,18 @@ class Planner:
             if len(X_ND) < FEWEST:
                 return None
             surrogates.append(Surrogate(X_ND, normal_scores(loss_N[kept][first]), self.ranking))
-        if min(surrogate.trust for surrogate in surrogates) < self.preselection.trust:
+        if (
+            min(surrogate.correlation for surrogate in surrogates)
+            < self.preselection.min_correlation
+        ):
             return None
-        return _SurrogateEnsemble(surrogates, self.preselection.caution)
+        return _SurrogateEnsemble(surrogates, self.preselection.exploration)
 
     def _select(
         self,
         model: "_SurrogateEnsemble",
         moves: Moves,
-        aim: "_ParticleGoal",
+        goal: "_ParticleGoal",
         rng: np.random.Generator,
         seen: set[bytes],
     ) -> tuple[Mask, Memory]:
@@ -207,20 +234,20 @@ class Planner:
         assert self.preselection is not None
         # The best of the moves.
         fresh = self._new_among(moves.X_MD, seen) or [0]
-        promise_M = model.lower_confidence_bound(moves.X_MD[fresh], aim.weight_O)
-        chosen = int(np.argmin(promise_M))
-        best_D, best = moves.X_MD[fresh[chosen]], float(promise_M[chosen])
+        bound_M = model.lower_confidence_bound(moves.X_MD[fresh], goal.weight_O)
+        chosen = int(np.argmin(bound_M))
+        best_D, best = moves.X_MD[fresh[chosen]], float(bound_M[chosen])
         # Local search around it.
         for _ in range(self.preselection.rounds):
-            around_MD = neighbours(best_D, aim.units, self.preselection.proposals, rng)
+            around_MD = neighbours(best_D, goal.units, self.preselection.proposals, rng)
             new = self._new_among(around_MD, seen)
             if not new:
                 break
-            promise_M = model.lower_confidence_bound(around_MD[new], aim.weight_O)
-            nearest = int(np.argmin(promise_M))
-            if promise_M[nearest] >= best:
+            bound_M = model.lower_confidence_bound(around_MD[new], goal.weight_O)
+            nearest = int(np.argmin(bound_M))
+            if bound_M[nearest] >= best:
                 break
-            best_D, best = around_MD[new[nearest]], float(promise_M[nearest])
+            best_D, best = around_MD[new[nearest]], float(bound_M[nearest])
         return np.ascontiguousarray(best_D), moves.recall(fresh[chosen])
 
     def _new_among(self, X_MD: Mask, seen: set[bytes]) -> list[int]:
@@ -241,8 +268,8 @@ class _ParticleGoal:
 class _SurrogateEnsemble:
     """One surrogate per objective, and the value of a proposal under them."""
 
-    def __init__(self, surrogates: Sequence[Surrogate], caution: float) -> None:
-        self._surrogates, self._caution = surrogates, caution
+    def __init__(self, surrogates: Sequence[Surrogate], exploration: float) -> None:
+        self._surrogates, self._exploration = surrogates, exploration
 
     def lower_confidence_bound(self, X_MD: Mask, weight_O: Real) -> Real:
         """Return lower confidence bounds; smaller is better. For several objectives, return their
@@ -253,7 +280,7 @@ class _SurrogateEnsemble:
         bounds = []
         for surrogate in self._surrogates:
             mean_M, sd_M = surrogate.predict(X_MD)
-            bounds.append(mean_M - self._caution * sd_M)
+            bounds.append(mean_M - self._exploration * sd_M)
         bound_MO = np.stack(bounds, 1)
         if bound_MO.shape[1] == 1:
             return np.round(bound_MO[:, 0], 9)

@@ -87,7 +87,7 @@ class Surrogate:
         ranking: a prior ranking of the units, or None.
 
     Attributes:
-        trust: correlation of leave-one-out predictions with what was measured.
+        correlation: correlation of leave-one-out predictions with what was measured.
     """
 
     def __init__(self, X_ND: Mask, score_N: Real, ranking: Ranking | None) -> None:
@@ -125,7 +125,7 @@ class Surrogate:
         precision_NN = self._inverse_QQ.T @ self._inverse_QQ
         self._alpha_N = precision_NN @ score_N
         left_out_N = score_N - self._alpha_N / np.diag(precision_NN)
-        self.trust = _correlation(left_out_N, score_N)
+        self.correlation = _correlation(left_out_N, score_N)
 
     def predict(self, X_MD: Mask) -> tuple[Real, Real]:
         """Return the posterior means and standard deviations of subsets, on the scale of the

@@ -107,7 +107,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
             for name, distribution in search_space.items():
                 drawn[name] = draw(self.study_seed, trial.number, name, distribution)
             return drawn
-        # Store the coordinates, and the trials that were left out of the basis.
+        # Store the coordinates, and the trials that had not finished.
         state: JsonObject = {"by": self.name, "m": pack(memory)}
         if proposal_inputs.open:
             state["basis"] = {"open": proposal_inputs.open}
@@ -151,7 +151,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         """
         generation, particle = divmod(number, self.population)
         with self._lock:
-            # Collect the swarm from the finished trials of the basis.
+            # Collect the swarm from the finished trials.
             self._fit(study, search_space)
             trial_log = self._trial_log_of(study)
             trial_log.refresh(proposal_inputs.end)
@@ -175,7 +175,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
             return {name: np.round(values_MD[0], 6) for name, values_MD in moved.items()}
 
     def _shared(self, study: Study, proposal_inputs: ProposalInputs) -> Space:
-        """Return the intersection of the distributions of the basis' completed trials, sorted by
+        """Return the intersection of the distributions of the completed trials, sorted by
         name.
         """
         trial_log = self._trial_log_of(study)

@@ -6,7 +6,7 @@ g is a function of the finished trials before it. So a resumed study, another pr
 workers propose the same sequence of trials.
 
 With ``asynchronous=True`` no worker waits for a generation. Each proposal is a function of the
-trials that have finished at that moment. Their numbers are stored with it, so that `rederive`
+trials that have finished at that moment. Their numbers are stored with it, so that `reproduce`
 returns the same proposal later.
 """
 
@@ -100,7 +100,7 @@ class SwarmSampler(SubsetSampler):
             ranking = SINGLE
         elif self._given is not None:
             ranking = [round(h, 9) for h in self._given.harm_D]
-        chosen = None if self.preselection is None else vars(self.preselection)
+        chosen = None if self.preselection is None else self.preselection.stored()
         return {
             **super().config,
             "preselect": chosen,
@@ -125,7 +125,7 @@ class SwarmSampler(SubsetSampler):
         )
         self._seen: set[bytes] = set()  # subsets of the finished trials before `_seen_end`
         self._seen_end = 0
-        self._handed: dict[int, Mask] = {}  # trial -> its subset, until the storage has it
+        self._unwritten: dict[int, Mask] = {}  # trial -> its subset, until the storage has it
 
     def propose(self, study: Study, number: int) -> Proposal:
         """Return the proposal for trial `number`. The whole generation is planned with it.
@@ -135,7 +135,7 @@ class SwarmSampler(SubsetSampler):
         """
         trial_log = self.trial_log(study)
         if self.asynchronous:
-            return self._steady(trial_log, number)
+            return self._propose_now(trial_log, number)
         generation, slot = divmod(number, self.population)
         end = generation * self.population
         # All trials of the previous generations must have finished.
@@ -148,7 +148,7 @@ class SwarmSampler(SubsetSampler):
                 )
             # If a worker was killed, nobody finishes its trial: continue without it.
             if not trial_log.wait(end):
-                return self._steady(trial_log, number)
+                return self._propose_now(trial_log, number)
         with self._lock:
             if self._plan is None or self._plan[0] != generation:
                 slots = range(self.population)
@@ -162,16 +162,16 @@ class SwarmSampler(SubsetSampler):
         """Return the proposal for a trial that Optuna created.
 
         If the previous generation is still running, the proposal is derived from the finished
-        trials, and this basis is stored. Waiting could deadlock, and an error would leave a trial
+        trials, and their numbers are stored. Waiting could deadlock, and an error would leave a trial
         that nobody finishes.
         """
         try:
             return self.propose(study, trial.number)
         except GenerationPendingError:
-            return self._steady(self.trial_log(study), trial.number)
+            return self._propose_now(self.trial_log(study), trial.number)
 
-    def rederive(self, study: Study, number: int) -> LayerSubset:
-        """Derive the candidate of a trial again, from the basis that is stored with it.
+    def reproduce(self, study: Study, number: int) -> LayerSubset:
+        """Derive the candidate of a trial again, from the inputs that are stored with it.
 
         Raises:
             InputError: the trial was not proposed by this sampler.
@@ -184,7 +184,7 @@ class SwarmSampler(SubsetSampler):
         trial_log.refresh(number + 1)
         generation, slot = divmod(number, self.population)
         with self._lock:
-            # Without a stored basis, the trial was planned with its whole generation.
+            # Without stored inputs, the trial was planned with its whole generation.
             if "basis" not in state:
                 slots = range(self.population)
                 proposal_inputs = ProposalInputs(generation * self.population)
@@ -196,13 +196,16 @@ class SwarmSampler(SubsetSampler):
             )
             return self._generation(trial_log, generation, [slot], proposal_inputs)[0].candidate
 
-    def _steady(self, trial_log: TrialLog, number: int) -> Proposal:
-        """Return a proposal that is derived from the trials finished by now, with this basis
-        stored.
+    def _propose_now(self, trial_log: TrialLog, number: int) -> Proposal:
+        """Return a proposal that is derived from the trials finished by now. Their numbers are stored
+        with it.
         """
         with self._lock:
-            # The basis: finished trials count with their losses, running ones with their subsets.
+            # The inputs: finished trials count with their losses, running ones with their subsets.
             unfinished = trial_log.unfinished(number)
+            for earlier in list(self._unwritten):
+                if earlier < number and earlier not in unfinished:
+                    del self._unwritten[earlier]  # it has finished, so it was written
             others = (*unfinished, *range(number + 1, trial_log.count()))
             known = tuple(n for n in others if self._running_mask(trial_log, n) is not None)
             proposal_inputs = ProposalInputs(number, unfinished, known)
@@ -211,8 +214,7 @@ class SwarmSampler(SubsetSampler):
             # The caller writes the trial a moment later. Until then another thread finds the subset
             # here.
             params = self.space.to_params(proposal.candidate)
-            self._handed[number] = np.array(list(params.values()), dtype=np.bool_)
-            self._handed.pop(number - 1000, None)
+            self._unwritten[number] = np.array(list(params.values()), dtype=np.bool_)
             return proposal
 
     def _generation(
@@ -252,7 +254,7 @@ class SwarmSampler(SubsetSampler):
         )
         view = trial_log.history.view(proposal_inputs.end, proposal_inputs.open)
         planned = planner.propose(view, begun, slots, seen, running)
-        # Store the basis where the trial's number does not determine it.
+        # Store the inputs where the trial's number does not determine them.
         kept: JsonObject = {}
         if self.asynchronous or proposal_inputs.open:
             kept["basis"] = {"open": proposal_inputs.open, "known": proposal_inputs.known}
@@ -262,7 +264,7 @@ class SwarmSampler(SubsetSampler):
         return proposals
 
     def _proposal(self, number: int, X_D: Mask, memory: Memory, kept: JsonObject) -> Proposal:
-        """Build the proposal of a subset, with the algorithm's memory and the basis in its
+        """Build the proposal of a subset, with the algorithm's memory and the inputs in its
         state.
         """
         candidate = self.space.candidate(np.flatnonzero(X_D).tolist())
@@ -303,9 +305,9 @@ class SwarmSampler(SubsetSampler):
         return Ranking(harm_of(np.where(np.isnan(loss_D), np.nanmedian(loss_D), loss_D)))
 
     def _seen_before(self, trial_log: TrialLog, proposal_inputs: ProposalInputs) -> set[bytes]:
-        """Return the subsets of the finished trials before the end of the basis."""
+        """Return the subsets of the finished trials that the proposal is derived from."""
         history = trial_log.history
-        # An older basis, or one with gaps: collect the subsets again.
+        # An earlier end, or one with gaps: collect the subsets again.
         if proposal_inputs.open or proposal_inputs.end < self._seen_end:
             view = history.view(proposal_inputs.end, proposal_inputs.open)
             return {X_D.tobytes() for X_D in view.X_ND[view.kind_N != history.UNKNOWN]}
@@ -319,12 +321,13 @@ class SwarmSampler(SubsetSampler):
 
     def _running_mask(self, trial_log: TrialLog, number: int) -> Mask | None:
         """Return the subset of a running trial; None if it is not known yet."""
-        if number in self._handed:
-            return self._handed[number]
         trial = trial_log.trial(number)
-        if trial is None:
-            return None
-        return self.mask(trial)
+        stored_D = None if trial is None else self.mask(trial)
+        if stored_D is None:
+            return self._unwritten.get(number)
+        # The storage has the subset now.
+        self._unwritten.pop(number, None)
+        return stored_D
 
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
         """Record the loss of a trial that dropped a single unit."""

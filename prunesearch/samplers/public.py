@@ -1,5 +1,6 @@
 """`PSOSampler` and `WOASampler` for users of Optuna, with or without a space of subsets."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -89,9 +90,14 @@ class _Swarm(BaseSampler):
         """Create the study's next trial in one transaction (see `SubsetSampler.ask`)."""
         return self.subsets.ask(study, describe)
 
+    def reproduce(self, study: Study, number: int) -> LayerSubset:
+        """Derive the candidate of a trial again (see `SwarmSampler.reproduce`)."""
+        return self.subsets.reproduce(study, number)
+
     def rederive(self, study: Study, number: int) -> LayerSubset:
-        """Derive the candidate of a trial again (see `SwarmSampler.rederive`)."""
-        return self.subsets.rederive(study, number)
+        """Call `reproduce`, by its old name."""
+        warnings.warn("rederive is called reproduce now", DeprecationWarning, stacklevel=2)
+        return self.reproduce(study, number)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Delegate to the underlying sampler."""

@@ -79,7 +79,7 @@ def test_predictions_are_the_posterior(ranking: Ranking | None) -> None:
     assert deviation_after[0] < deviation[0]
 
 
-def test_trust_is_the_leave_one_out_correlation() -> None:
+def test_correlation_is_the_leave_one_out_correlation() -> None:
     X = subsets(30)
     score = normal_scores(loss(X))
     model = Surrogate(X, score, None)
@@ -90,7 +90,7 @@ def test_trust_is_the_leave_one_out_correlation() -> None:
         K = covariance(model, X[rest], X[rest]) + noise * np.eye(29)
         k = covariance(model, X[left : left + 1], X[rest])
         predicted.append(float((k @ np.linalg.solve(K, score[rest]))[0]))
-    assert model.trust == pytest.approx(np.corrcoef(predicted, score)[0, 1])
+    assert model.correlation == pytest.approx(np.corrcoef(predicted, score)[0, 1])
 
 
 def test_it_learns_what_matters() -> None:
@@ -98,7 +98,7 @@ def test_it_learns_what_matters() -> None:
     mean, _ = Surrogate(X, normal_scores(loss(X)), None).predict(Z)
     assert np.corrcoef(mean, np.log(loss(Z)))[0, 1] > 0.8
     noise = np.random.default_rng(0).random(60)
-    assert Surrogate(X, normal_scores(noise), None).trust < 0.25, (
+    assert Surrogate(X, normal_scores(noise), None).correlation < 0.25, (
         "there is nothing to learn from noise"
     )
 

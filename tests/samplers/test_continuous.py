@@ -191,7 +191,7 @@ def test_subsets_go_on_without_a_killed_worker_and_can_be_derived_again(
     assert [t.number for t in study.trials if t.state == TrialState.RUNNING] == [0]
     later = PSOSampler(space, seed=1, population=3)
     for trial in study.trials[3:]:
-        assert later.rederive(study, trial.number) == space.from_params(trial.params)
+        assert later.reproduce(study, trial.number) == space.from_params(trial.params)
 
 
 def test_a_worker_whose_heart_has_stopped_fails_while_others_wait(

@@ -13,7 +13,7 @@ import pytest
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from prunesearch.algorithms.planner import Planner
+from prunesearch.algorithms.planner import Planner, Preselection
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.samplers import (
@@ -323,7 +323,7 @@ def test_an_asynchronous_swarm_can_be_derived_again(make: Maker, tmp_path: Path)
     later = make(SPACE, seed=2, population=4, asynchronous=True)
     again = optuna.load_study(study_name="s", storage=url)
     for trial in again.trials:
-        assert later.rederive(again, trial.number) == SPACE.from_params(trial.params)
+        assert later.reproduce(again, trial.number) == SPACE.from_params(trial.params)
 
 
 @both
@@ -354,7 +354,7 @@ def test_an_asynchronous_study_that_ranks_itself_can_be_derived_again() -> None:
             held.pop(0)
     later = PSOSampler(SPACE, **options)
     for trial in study.trials:
-        assert later.rederive(study, trial.number).text == trial.user_attrs["dropped"]
+        assert later.reproduce(study, trial.number).text == trial.user_attrs["dropped"]
 
 
 def test_partial_subsets_are_no_results_of_optimize() -> None:
@@ -371,7 +371,9 @@ def test_asking_past_a_generation_neither_locks_up_nor_leaves_a_trial_behind(mak
         study.tell(trial, loss(SPACE.from_params(trial.params)))
     assert len({str(t.params) for t in study.trials}) == 8
     again = make(SPACE, seed=0, population=3)
-    assert all(again.rederive(study, t.number) == SPACE.from_params(t.params) for t in study.trials)
+    assert all(
+        again.reproduce(study, t.number) == SPACE.from_params(t.params) for t in study.trials
+    )
 
 
 @both
@@ -450,3 +452,26 @@ def test_a_measured_landscape_is_solved_in_75_trials(name: str) -> None:
             study.tell(proposal.number, table[proposal.candidate.dropped])
         found.append(study.best_value)
     assert np.mean(found) - min(table.values()) < 0.004
+
+
+def test_subsets_that_the_storage_has_are_not_kept_in_memory() -> None:
+    study = optuna.create_study()
+    sampler = PSOSampler(SPACE, seed=0, population=4, asynchronous=True)
+    for number in range(12):
+        proposal = sampler.ask(study)
+        assert len(sampler.subsets._unwritten) <= 2
+        study.tell(proposal.number, float(number))
+
+
+def test_old_names_are_accepted_for_one_release() -> None:
+    study = optuna.create_study()
+    with pytest.warns(DeprecationWarning, match="form is called encoding now"):
+        sampler = PSOSampler(SPACE, form="keys", seed=0)
+    assert sampler.subsets.algorithm.name == "pso-keys"
+    proposal = sampler.ask(study)
+    with pytest.warns(DeprecationWarning, match="rederive is called reproduce now"):
+        assert sampler.rederive(study, proposal.number) == proposal.candidate
+    with pytest.warns(DeprecationWarning, match="caution is called exploration now"):
+        assert Preselection(caution=1.0) == Preselection(exploration=1.0)
+    with pytest.warns(DeprecationWarning, match="trust is called min_correlation now"):
+        assert Preselection(trust=0.5).min_correlation == 0.5
