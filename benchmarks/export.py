@@ -120,16 +120,16 @@ def real_models(record: Record, folder: Path, gemma: Path | None) -> None:
     loaded = load(str(obtain(Path("storage/models"), print)), device="cpu")
     last, rows = loaded.n_layers - 1, []
     forms = [("0", "plain"), ("14", "plain"), (str(last), "plain"), ("3,9,20,27", "plain")]
-    forms += [("5,11a,20m", form) for form in ("zeroed", "deci", "remote-code")]
-    for dropped, form in forms:
+    forms += [("5,11a,20m", export_format) for export_format in ("zeroed", "deci", "remote-code")]
+    for dropped, export_format in forms:
         candidate = LayerSubset.parse(dropped, loaded.n_layers)
-        made = export(loaded, candidate, folder / "real", form=form)
+        made = export(loaded, candidate, folder / "real", export_format=export_format)
         found = made.verification
         rows.append(
             [
                 "SmolLM2-135M",
                 dropped,
-                form,
+                export_format,
                 made.params,
                 found.prefill_difference,
                 found.decode_difference,

@@ -1,4 +1,4 @@
-"""The interface that both backends of the store implement."""
+"""The interface that both backends of the cache implement."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ SettleRule = Literal["first", "earliest", "given"]
 """Which of two entries of a key stays.
 
 * "first": the entry that is stored already.
-* "earliest": the entry that was computed first. So merging stores does not depend on their order.
+* "earliest": the entry that was computed first. So merging caches does not depend on their order.
 * "given": the new entry, because it comes from the backend that decides.
 """
 
@@ -91,7 +91,7 @@ def settle(there: Entry | None, new: Entry, rule: SettleRule) -> tuple[Entry, In
     """Decide which of two entries of a key stays.
 
     Args:
-        there: the entry in the store, or None.
+        there: the entry in the cache, or None.
         new: the entry that is to be stored.
         rule: see `SettleRule`.
 

@@ -127,7 +127,7 @@ def _reading(file: Path) -> Iterator[sqlite3.Connection]:
 def rows(file: Path) -> Iterator[tuple[str, object]]:
     """Yield the key and the value of every row.
 
-    Values that prunesearch did not write are replaced by a placeholder that `unseal` refuses.
+    Values that prunesearch did not write are replaced by a placeholder that `parse_entry` refuses.
     """
     for _, key, value in _numbered(file):
         yield key, value

@@ -2,7 +2,7 @@
 
 Both backends and every export hold the same text, ``CHECKSUM\\nBODY``. BODY is canonical JSON.
 CHECKSUM is the sha256 of ``KEY\\0BODY``, so it detects a damaged entry and also an entry under the
-wrong key. The checksum detects accidents. It does not stop a person who may write to the store from
+wrong key. The checksum detects accidents. It does not stop a person who may write to the cache from
 forging entries: give write access only to people whose results you trust.
 """
 

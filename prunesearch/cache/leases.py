@@ -270,7 +270,7 @@ class FolderLeases(Leases):
                 renewed = self._ensure() or renewed
                 connection = stack.enter_context(self.engine.begin())
                 held = self._held(connection, owner, tokens)
-                # A new file has no leases yet: claim again those that are free.
+                # A new file has no leases yet: acquire again those that are free.
                 if renewed:
                     held |= set(self._acquire(connection, owner, sorted(set(tokens) - held)))
                 return connection, held

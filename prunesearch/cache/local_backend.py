@@ -111,7 +111,7 @@ class LocalBackend(DiskFile):
         return found
 
     def _row(self, digest: str, cache: HardenedCache) -> object:
-        # An error in the place of the text makes `unseal` refuse the row.
+        # An error in the place of the text makes `parse_entry` refuse the row.
         try:
             return cache.get(digest, default=None, retry=False)
         except CorruptEntryError as error:

@@ -3,7 +3,7 @@
 The first line names the format. Each further line is an entry. The last line closes the file with
 the number of entries and the sha256 of everything before it. Entries are in the order of their
 keys, so that equal stores give equal files. Of several values of a key, the one that was computed
-first stays. So merging stores in any order, and any number of times, gives the same result.
+first stays. So merging caches in any order, and any number of times, gives the same result.
 """
 
 import gzip
@@ -57,8 +57,8 @@ class Imported:
 
     Attributes:
         read: number of entries in the files.
-        new: number of keys that the store did not have.
-        conflicts: number of keys for which the store had a value that disagrees.
+        new: number of keys that the cache did not have.
+        conflicts: number of keys for which the cache had a value that disagrees.
     """
 
     read: int
@@ -73,7 +73,7 @@ def export(backends: Sequence[Readable], path: Path) -> int:
     Any other file stays.
 
     Args:
-        backends: backends of the store.
+        backends: backends of the cache.
         path: path of the file. It is compressed if its name ends in ``.gz``.
 
     Raises:
@@ -209,7 +209,7 @@ def add(paths: Sequence[Path], backends: Sequence[CacheBackend]) -> Imported:
 
     Args:
         paths: paths of the files.
-        backends: backends of the store. The first one decides which entry of a key stays.
+        backends: backends of the cache. The first one decides which entry of a key stays.
 
     Raises:
         RunError: a backend cannot be written, or a file has changed since it was checked. Entries
@@ -245,7 +245,7 @@ def _add_batch(
         while copied != stored:
             backend.put(stored.values(), "given")
             copied, stored = stored, stored | first.get(stored)
-    # 3. Count new keys, and entries that disagree with the store.
+    # 3. Count new keys, and entries that disagree with the cache.
     new: set[str] = set()
     conflicts = 0
     for entry in batch:

@@ -54,7 +54,7 @@ class CachedScorer:
 
     Args:
         scorer: scorer of the results that are not known.
-        store: evaluation cache.
+        cache: evaluation cache.
         fingerprint: fingerprint of the dense model.
         stopped: function that returns True once nobody waits for the results.
 
@@ -63,11 +63,11 @@ class CachedScorer:
     """
 
     def __init__(
-        self, scorer: Scorer, store: EvaluationCache, fingerprint: str, stopped: Callable[[], bool]
+        self, scorer: Scorer, cache: EvaluationCache, fingerprint: str, stopped: Callable[[], bool]
     ) -> None:
         self.tokens = 0
         self._scorer = scorer
-        self._store = store
+        self._cache = cache
         self._fingerprint = fingerprint
         self._stopped = stopped
         self._cost_meter = _CostMeter()
@@ -93,7 +93,7 @@ class CachedScorer:
         # Sampled texts are neither looked up nor stored.
         for request in sampled:
             yield self._score_unstored(request)
-        with self._store.single_flight() as single_flight:
+        with self._cache.single_flight() as single_flight:
             while left:
                 # Look the keys up, and lease those that nobody has computed or leased.
                 found = single_flight.acquire(left)

@@ -1,6 +1,6 @@
 """The engine of one process.
 
-It scores the waiting candidates of all studies together, through the store.
+It scores the waiting candidates of all studies together, through the cache.
 """
 
 import asyncio
@@ -52,30 +52,30 @@ class LocalScorer:
 
 
 class LocalEngine:
-    """Scores candidates of one model on one objective, through the store.
+    """Scores candidates of one model on one objective, through the cache.
 
     Several studies may use an engine at the same time. All waiting candidates are scored together,
     as one generation, in a thread, so that the event loop stays free. A candidate that several
     studies request is scored once, also if they run in other processes or on other machines that
-    share the store. When a consumer is cancelled (Ctrl-C), the running forward pass ends at its
+    share the cache. When a consumer is cancelled (Ctrl-C), the running forward pass ends at its
     next block.
 
     Args:
         loaded: the dense model.
         objective: objective to score candidates on.
-        store: evaluation cache.
+        cache: evaluation cache.
         scorer: scorer of the candidates. Default: this process.
         state_memory: bytes that hidden states may take.
 
     Attributes:
-        scores: the scorer's results on chunks, through the store.
+        scores: the scorer's results on chunks, through the cache.
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
         objective: Objective,
-        store: EvaluationCache,
+        cache: EvaluationCache,
         scorer: Scorer | None = None,
         state_memory: int = 2**31,
     ) -> None:
@@ -84,9 +84,9 @@ class LocalEngine:
         self.objective = objective
         scorer = scorer or LocalScorer(loaded, objective, state_memory)
         self.workers = scorer.workers
-        self._store = store
+        self._cache = cache
         self._stop = threading.Event()
-        self.scores = CachedScorer(scorer, store, loaded.fingerprint, self._stopped)
+        self.scores = CachedScorer(scorer, cache, loaded.fingerprint, self._stopped)
         self._consumers = 0
         self._futures: dict[_EvaluationRequest, asyncio.Future[Evaluation]] = {}
         self._waiting: dict[_EvaluationRequest, asyncio.Future[Evaluation]] = {}
@@ -160,7 +160,7 @@ class LocalEngine:
         batch: Mapping["_EvaluationRequest", asyncio.Future[Evaluation]],
         error: BaseException | None = None,
     ) -> None:
-        """Fail the futures of a batch with the reason, for example that the store cannot be
+        """Fail the futures of a batch with the reason, for example that the cache cannot be
         written.
 
         Args:
@@ -205,22 +205,22 @@ class LocalEngine:
         """
         asked = list(dict.fromkeys(candidates))
         self._stop.clear()
-        sheet = _BatchEvaluation(self, [_EvaluationRequest(candidate) for candidate in asked])
+        batch = _BatchEvaluation(self, [_EvaluationRequest(candidate) for candidate in asked])
         chunks = len(self.objective.chunks)
-        for _ in sheet.fill(chunks):
+        for _ in batch.fill(chunks):
             pass
-        return [self.objective.losses(sheet.leading(candidate, chunks)) for candidate in asked]
+        return [self.objective.losses(batch.leading(candidate, chunks)) for candidate in asked]
 
     def latency_model(self) -> LatencyModel:
         """Return the per-block latencies of the model on this machine.
 
-        They are measured once and kept in the store.
+        They are measured once and kept in the cache.
         """
         model = self.loaded.model
         key = latency_key(
             self.loaded.fingerprint, machine(model), numerics_of(model), timed_tokens(model)
         )
-        return LatencyModel.from_json(self._store.once(key, self._measure_latency))
+        return LatencyModel.from_json(self._cache.once(key, self._measure_latency))
 
     def _measure_latency(self) -> StoredLatency:
         events.tell(events.StageProgress("timing the blocks"))
@@ -236,15 +236,15 @@ class LocalEngine:
         Tasks with a baseline race in rungs, each on more of the data. Without baselines there is
         one rung.
         """
-        sheet = _BatchEvaluation(self, tasks)
+        batch = _BatchEvaluation(self, tasks)
         chunks = len(self.objective.chunks)
         races = any(task.baseline for task in tasks)
         try:
             for rung in rungs(chunks) if races else [chunks]:
-                for task in sheet.fill(rung):
-                    settle(task, sheet.evaluation(task))
-                for task in sheet.finish(rung):
-                    settle(task, sheet.evaluation(task))
+                for task in batch.fill(rung):
+                    settle(task, batch.evaluation(task))
+                for task in batch.finish(rung):
+                    settle(task, batch.evaluation(task))
         except EvaluationCancelled:
             return
 
@@ -278,7 +278,7 @@ class _BatchEvaluation:
         self._out: set[_EvaluationRequest] = set()
 
     def fill(self, rung: int) -> Iterator[_EvaluationRequest]:
-        """Get results on the first `rung` chunks for all tasks left, from the store or by scoring.
+        """Get results on the first `rung` chunks for all tasks left, from the cache or by scoring.
 
         Yields:
             Each task without a baseline as soon as it has the results of all chunks.

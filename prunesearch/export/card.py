@@ -32,11 +32,11 @@ def base_name(loaded: LoadedModel) -> str:
     return loaded.name if loaded.source.from_hub else portable_name(loaded.name, always=True)
 
 
-def own_code(loaded: LoadedModel, form: str) -> bool:
+def own_code(loaded: LoadedModel, export_format: str) -> bool:
     """Return whether an export ships with code that loads it: that of its form, or that of the base
     model.
     """
-    return REGISTRY.get(form).own_code or hasattr(loaded.model.config, "auto_map")
+    return REGISTRY.get(export_format).own_code or hasattr(loaded.model.config, "auto_map")
 
 
 def text_of(
@@ -55,7 +55,7 @@ def text_of(
     name, base = exported.folder.name, base_name(loaded)
     # The parts of the text that not every export has.
     trust = tokenizer_trust = changed = commit = ""
-    if own_code(loaded, exported.form):
+    if own_code(loaded, exported.export_format):
         trust = ", trust_remote_code=True"
         if hasattr(loaded.model.config, "auto_map"):
             tokenizer_trust = trust
@@ -68,7 +68,7 @@ def text_of(
 # {base} without layers {candidate.text}
 
 {len(candidate.kept)} of {candidate.n_layers} blocks of {base}{commit}; {exported.params:,} parameters, \
-{exported.bytes:,} bytes. {REGISTRY.get(exported.form).description}{changed}
+{exported.bytes:,} bytes. {REGISTRY.get(exported.export_format).description}{changed}
 {_figures(facts)}
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -122,14 +122,14 @@ def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json]) 
         )
     # Weights that were changed cannot be exported again from the base model.
     if not exported.changed:
-        form = revision = ""
-        if exported.form != PLAIN.name:
-            form = f" {REGISTRY.get(exported.form).selected_by}"
+        export_format = revision = ""
+        if exported.export_format != PLAIN.name:
+            export_format = f" {REGISTRY.get(exported.export_format).selected_by}"
         if loaded.source.commit:
             revision = f" --revision {loaded.source.commit}"
         text += (
             f"`prunesearch export {shlex.quote(base_name(loaded))}{revision} --layers "
-            f"{exported.candidate.text}{form} "
+            f"{exported.candidate.text}{export_format} "
             "--out NAME` writes this checkpoint again.\n"
         )
     return text

@@ -79,7 +79,7 @@ def export(
     out: Path,
     facts: Mapping[str, Json] | None = None,
     *,
-    form: str = "plain",
+    export_format: str = "plain",
     changed: Sequence[str] = (),
     replace: bool = False,
     max_shard: int = MAX_SHARD,
@@ -93,8 +93,8 @@ def export(
         out: folder of the new checkpoint.
         facts: facts about the candidate (recipe, metrics). They are kept in the manifest and shown
             on the card.
-        form: ``plain`` removes the blocks, and any program loads the result. The other forms are
-            for dropped sublayers.
+        export_format: ``plain`` removes the blocks, and any program loads the result. The other
+            formats are for dropped sublayers.
         changed: changes that were made to the weights in memory, such as ``compensated``. If there
             are any, the weights in memory are written instead of those in the files.
         replace: replace an earlier export at `out`, once the new one is verified.
@@ -111,7 +111,7 @@ def export(
         loaded,
         candidate,
         out,
-        form=form,
+        export_format=export_format,
         changed=changed,
         replace=replace,
         max_shard=max_shard,
@@ -131,7 +131,7 @@ class UnpublishedCheckpoint:
         loaded: dense model.
         candidate: candidate of the dense model.
         out: destination.
-        form, changed, replace, max_shard: see `export`.
+        export_format, changed, replace, max_shard: see `export`.
 
     Raises:
         InputError: the candidate cannot be written in this form.
@@ -144,13 +144,13 @@ class UnpublishedCheckpoint:
         candidate: LayerSubset,
         out: Path,
         *,
-        form: str = "plain",
+        export_format: str = "plain",
         changed: Sequence[str] = (),
         replace: bool = False,
         max_shard: int = MAX_SHARD,
     ) -> None:
         # Refuse what cannot succeed before any work is done.
-        check_form(loaded.model.config, candidate, form)
+        check_export_format(loaded.model.config, candidate, export_format)
         companions(loaded)
         self._replace = replace and (out / manifest.MANIFEST).is_file()
         if self._replace:
@@ -158,7 +158,7 @@ class UnpublishedCheckpoint:
         else:
             check_destination(out)
         self.candidate = candidate
-        self._loaded, self._out, self._form = loaded, out, form
+        self._loaded, self._out, self._export_format = loaded, out, export_format
         self._changed, self._max_shard = tuple(changed), max_shard
         # If `out` is a link to a folder, the link stays and the folder is filled.
         self._place = out.resolve()
@@ -187,7 +187,7 @@ class UnpublishedCheckpoint:
             self._written, self._layout = _write(
                 self._loaded,
                 self.candidate,
-                self._form,
+                self._export_format,
                 self._new,
                 self._scratch / "dense",
                 self._max_shard,
@@ -204,7 +204,7 @@ class UnpublishedCheckpoint:
         with self._failures():
             _check_digests(self._new, self._written)
             verification, params = _reload_and_compare(
-                self._loaded, self.candidate, self._form, self._new
+                self._loaded, self.candidate, self._export_format, self._new
             )
         self._verification = dataclasses.replace(verification, weights=len(self._written.digests))
         self._params = params
@@ -222,7 +222,7 @@ class UnpublishedCheckpoint:
         exported = Exported(
             self._out,
             self.candidate,
-            self._form,
+            self._export_format,
             self._params,
             self._written.nbytes,
             self._verification,
@@ -248,13 +248,15 @@ class UnpublishedCheckpoint:
             raise StorageError(cannot_write(self._out, error)) from None
 
 
-def check_form(config: PretrainedConfig, candidate: LayerSubset, form: str) -> None:
+def check_export_format(
+    config: PretrainedConfig, candidate: LayerSubset, export_format: str
+) -> None:
     """Refuse a candidate that cannot be written in a form, before any work is done.
 
     Raises:
         InputError: the format is unknown, it cannot express the candidate, or the model is quantised.
     """
-    chosen = checkpoint_format(form)
+    chosen = checkpoint_format(export_format)
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(
             "the weights are quantised: export the unquantised model and quantise the result"
@@ -288,7 +290,7 @@ def write_checkpoint(
     file: ConfigFile,
     candidate: LayerSubset,
     out: Path,
-    form: str = "plain",
+    export_format: str = "plain",
     max_shard: int = MAX_SHARD,
     trust_remote_code: bool = False,
 ) -> tuple[Written, Layout]:
@@ -300,7 +302,7 @@ def write_checkpoint(
         file: config file to edit.
         candidate: candidate of the dense model.
         out: folder to write into.
-        form: name of an export format.
+        export_format: name of an export format.
         max_shard: bytes of the largest weight file.
         trust_remote_code: build the model with code that ships with it.
 
@@ -310,7 +312,7 @@ def write_checkpoint(
     """
     # Plan the tensors. Dropped sublayers of kept blocks are zeroed or left out, as the form
     # demands.
-    chosen = REGISTRY.get(form)
+    chosen = REGISTRY.get(export_format)
     model = meta_model(config, trust_remote_code)
     silent = LayerSubset(candidate.n_layers, (), candidate.attention, candidate.mlp)
     layout = layout_of(
@@ -330,7 +332,7 @@ def write_checkpoint(
 def _write(
     loaded: LoadedModel,
     candidate: LayerSubset,
-    form: str,
+    export_format: str,
     new: Path,
     dense: Path,
     max_shard: int,
@@ -344,7 +346,7 @@ def _write(
     Args:
         loaded: dense model.
         candidate: candidate of the dense model.
-        form: name of an export format.
+        export_format: name of an export format.
         new: folder to write into.
         dense: folder for a temporary copy of the dense checkpoint.
         max_shard: bytes of the largest weight file.
@@ -355,7 +357,7 @@ def _write(
     if source.safetensors:
         stored = tensors_of(source.weights)
     stored_as_scored = bool(stored) and _precision(stored) == loaded.model.dtype
-    copy_companions(loaded, new, own_type=REGISTRY.get(form).own_code)
+    copy_companions(loaded, new, own_type=REGISTRY.get(export_format).own_code)
     file = ConfigFile.of(config) if source.folder is None else ConfigFile.read(source.folder)
     # Make a temporary copy of the dense weights if the stored ones are not those that were scored.
     if not stored_as_scored and loaded.layers.streamed_once:
@@ -371,7 +373,7 @@ def _write(
         file = file.with_values(without_code(dict(file.values)))
     try:
         return write_checkpoint(
-            stored, config, file, candidate, new, form, max_shard, loaded.trusted
+            stored, config, file, candidate, new, export_format, max_shard, loaded.trusted
         )
     finally:
         shutil.rmtree(dense, ignore_errors=True)
@@ -406,7 +408,7 @@ def _check_digests(folder: Path, written: Written) -> None:
 
 
 def _reload_and_compare(
-    loaded: LoadedModel, candidate: LayerSubset, form: str, folder: Path
+    loaded: LoadedModel, candidate: LayerSubset, export_format: str, folder: Path
 ) -> tuple[Verification, int]:
     """Reload a new checkpoint, and compare it with the candidate.
 
@@ -416,13 +418,13 @@ def _reload_and_compare(
     # A streamed model and its export do not fit into memory together, so one is closed before the
     # other opens.
     if loaded.layers.streamed_once:
-        if not REGISTRY.get(form).streamed:
-            raise InputError(f"--as {form} is verified in memory: leave out --offload")
+        if not REGISTRY.get(export_format).streamed:
+            raise InputError(f"--as {export_format} is verified in memory: leave out --offload")
         expected = expected_streamed(loaded, candidate)
         device = str(input_device(loaded.model))
         with set_aside(loaded):
             return _reopen_and_compare(expected, folder, device, loaded.trusted)
-    model = reload(folder, loaded.model, REGISTRY.get(form).own_code or loaded.trusted)
+    model = reload(folder, loaded.model, REGISTRY.get(export_format).own_code or loaded.trusted)
     verification = compare(loaded.model, candidate, model, loaded.tokenizer)
     return verification, sum(p.numel() for p in model.parameters())
 

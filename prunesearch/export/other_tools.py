@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.export import gguf_edit
-from prunesearch.export.checkpoint import check_form
+from prunesearch.export.checkpoint import check_export_format
 from prunesearch.export.config_file import edited_config
 from prunesearch.models.config_edits import period_of
 from prunesearch.models.loading import LoadedModel
@@ -66,7 +66,7 @@ def _mergekit(loaded: LoadedModel, candidate: LayerSubset) -> str:
     if source.folder is None:
         raise InputError(f"mergekit reads no GGUF: {_INSTEAD}, or --gguf --out NAME.gguf")
     # Refuse models of which mergekit would make something else.
-    check_form(loaded.model.config, candidate, "plain")
+    check_export_format(loaded.model.config, candidate, "plain")
     stored = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     if stored.get("model_type") != loaded.model.config.model_type:
         raise InputError(
@@ -146,7 +146,7 @@ def _check_convertible(config: PretrainedConfig, candidate: LayerSubset) -> None
     Raises:
         InputError: the file would be wrong.
     """
-    check_form(config, candidate, "plain")
+    check_export_format(config, candidate, "plain")
     architecture = _ARCHITECTURES.get(config.model_type)
     if architecture is None:
         raise InputError(

@@ -80,7 +80,7 @@ class Exported:
     Attributes:
         folder: folder of the checkpoint.
         candidate: candidate that was exported.
-        form: name of an export format (see `export.formats`).
+        export_format: name of an export format (see `export.formats`).
         params: number of parameters of the checkpoint as it is loaded.
         bytes: bytes of the weight files.
         verification: result of the comparison with the scored candidate.
@@ -91,7 +91,7 @@ class Exported:
 
     folder: Path
     candidate: LayerSubset = field(metadata=json_as("dropped"))
-    form: str
+    export_format: str = field(metadata=json_as("form"))
     params: int
     bytes: int
     verification: Verification
@@ -157,7 +157,7 @@ class Recheck:
         folder: folder of the export.
         base_model: name of the base model.
         dropped: dropped layers, as ``3,7a,12m``.
-        form: form of the export.
+        export_format: form of the export.
         weights: number of tensors that were compared.
         difference: largest difference of a logit from the stored output.
         against_base: comparison with the dense model's candidate. None without the dense model.
@@ -166,7 +166,7 @@ class Recheck:
     folder: Path
     base_model: str
     dropped: str
-    form: str
+    export_format: str = field(metadata=json_as("form"))
     weights: int
     difference: float
     against_base: Verification | None = field(default=None, metadata=json_as(omit_none=True))

@@ -41,10 +41,11 @@ def recheck(
     # Refuse what cannot be verified.
     manifest, report = _read(folder / MANIFEST, _MANIFEST), _read(folder / REPORT, _REPORT)
     refuse_adapter(folder, str(folder))
-    form, dropped = str(manifest["form"]), str(manifest["dropped"])
-    if (REGISTRY.get(form).own_code or manifest.get("own_code")) and not trust_remote_code:
+    export_format, dropped = str(manifest["form"]), str(manifest["dropped"])
+    if (REGISTRY.get(export_format).own_code or manifest.get("own_code")) and not trust_remote_code:
         raise InputError(
-            f"{str(folder)!r} (--as {form}) runs code that it brings along: add --trust-remote-code"
+            f"{str(folder)!r} (--as {export_format}) runs code that it brings along: "
+            "add --trust-remote-code"
         )
     # Compare the files with the report. Reports of older exports have no digests of small files.
     with _using(folder / REPORT):
@@ -62,9 +63,8 @@ def recheck(
         if changed := manifest.get("changed"):
             words = [str(change) for change in as_list(changed, "changed")]
             raise InputError(
-                f"the weights of {str(folder)!r} were {' and '.join(words)}, so they are no "
-                f"longer the base model's: "
-                "leave out --base"
+                f"the weights of {str(folder)!r} were {' and '.join(words)}, so they "
+                "are no longer the base model's: leave out --base"
             )
         if base.fingerprint != manifest["base_fingerprint"]:
             raise InputError(
@@ -79,7 +79,7 @@ def recheck(
         folder=folder,
         base_model=str(manifest["base_model"]),
         dropped=dropped,
-        form=form,
+        export_format=export_format,
         weights=len(digests),
         difference=difference,
         against_base=against_base,

@@ -20,7 +20,7 @@ SCORING_VERSION = 2
 def numerics_of(model: PreTrainedModel) -> dict[str, str]:
     """Return the class of arithmetic that results are computed in.
 
-    The store keeps results of different classes apart.
+    The cache keeps results of different classes apart.
     """
     return {
         "attention": attention_name(model.config),

@@ -164,7 +164,7 @@ class TaskObjective:
                     generation_chunk(index, self._lm, self._prompts, loaded.tokenizer, numerics)
                 )
         # The requests, the correct answers and the rules of scoring are part of the study's
-        # identity. They are not part of the store's keys.
+        # identity. They are not part of the cache's keys.
         targets = []
         for leaf in self._tasks["tasks"].values():
             for _, doc in leaf.doc_iterator(rank=0, limit=limit, world_size=1):

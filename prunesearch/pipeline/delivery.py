@@ -246,7 +246,7 @@ def _deliver(chosen: SelectedCandidate, request: ExportRequest) -> Delivered:
         candidate,
         request.out,
         chosen.facts,
-        form=request.export_format,
+        export_format=request.export_format,
         max_shard=request.max_shard,
     )
     if request.push_to_hub is None:

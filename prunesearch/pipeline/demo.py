@@ -111,7 +111,7 @@ def run_demo(
         Recipe(model=name, search=SearchSection(drop=DROP, sampler=sampler))
         for sampler in ("pso", "woa")
     ]
-    # Search with both samplers. They share the model and the store.
+    # Search with both samplers. They share the model and the cache.
     with open_session(recipes[0], options) as session:
         outcomes = tuple(run_search(session, recipe, options) for recipe in recipes)
         # The value is the KL, so lower is better.
@@ -131,9 +131,9 @@ def run_demo(
 def held_out(
     session: Session, recipe: Recipe, options: RunOptions, *evaluations: Evaluation
 ) -> list[Evaluation]:
-    """Evaluate the candidates of evaluations on held-out text, through the store."""
+    """Evaluate the candidates of evaluations on held-out text, through the cache."""
     unseen = recipe.data.model_copy(update={"calibration": HELD_OUT, "tokens": HELD_OUT_TOKENS})
     objective = objective_for(recipe.objective, unseen, session.loaded, options)
-    engine = LocalEngine(session.loaded, objective, session.store)
+    engine = LocalEngine(session.loaded, objective, session.cache)
     candidates = [evaluation.candidate for evaluation in evaluations]
     return [require(done) for done in engine.evaluate_now(candidates)]

@@ -533,7 +533,7 @@ class _Prepared:
             lost=selection.quality_lost(self.study, chosen, relative=True),
             paired=_paired(session, dense, best) if on_documents else None,
             result=result,
-            damaged=session.store.damaged,
+            damaged=session.cache.damaged,
             sizes=session.loaded.sizes,
             seconds=time.perf_counter() - start,
         )
@@ -768,8 +768,8 @@ def evaluate_model(
     loaded = load_for(model, options, quantised=True)
     candidate = LayerSubset.parse(dropped, loaded.n_layers)
     scored = objective_for(objective, data, loaded, options, generate=True)
-    with EvaluationCache(options.cache) as store:
-        engine = LocalEngine(loaded, scored, store, state_memory=options.state_bytes)
+    with EvaluationCache(options.cache) as cache:
+        engine = LocalEngine(loaded, scored, cache, state_memory=options.state_bytes)
         with stopping.deferred():
             evaluation = require(*engine.evaluate_now([candidate]))
     maintenance.remember_name(

@@ -1,7 +1,7 @@
 """Search and recovery from one recipe: from the search to the evaluation of the healed model.
 
 Each stage finds its earlier result by content: the study by its recipe, the evaluation in the
-store, and the others as `recovery.recover` says. The same command again only does what is left to
+cache, and the others as `recovery.recover` says. The same command again only does what is left to
 do.
 """
 

@@ -45,7 +45,7 @@ class Session:
     loaded: LoadedModel
     objective: Objective
     engine: LocalEngine
-    store: EvaluationCache
+    cache: EvaluationCache
 
 
 @contextmanager
@@ -65,12 +65,12 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
     objective = objective_for(recipe.objective, recipe.data, loaded, options)
     content = Content.of(loaded.fingerprint, objective)
     with (
-        EvaluationCache(options.cache) as store,
+        EvaluationCache(options.cache) as cache,
         _scorer(_pinned(recipe, loaded), options, content) as scorer,
     ):
-        engine = LocalEngine(loaded, objective, store, scorer, options.state_bytes)
+        engine = LocalEngine(loaded, objective, cache, scorer, options.state_bytes)
         with stopping.deferred():
-            yield Session(loaded, objective, engine, store)
+            yield Session(loaded, objective, engine, cache)
 
 
 def _pinned(recipe: Recipe, loaded: LoadedModel) -> Recipe:

@@ -246,8 +246,8 @@ class HeldOut:
         # Score one chunk at a time, so that the results arrive in the order of the chunks.
         for chunk in self._objective.chunks:
             stopping.check()
-            work = [ChunkWork(chunk, candidates)]
-            for result in self._objective.score(work, self._forward):
+            pieces = [ChunkWork(chunk, candidates)]
+            for result in self._objective.score(pieces, self._forward):
                 results[result.candidate].append(result)
         # Combine the chunks of each candidate, unless one of them failed.
         scores: list[Mapping[str, float] | ScoringError] = []
@@ -381,7 +381,7 @@ class GapFitter:
     @torch.inference_mode()
     def _sums(self, gap: Gap) -> LeastSquares:
         """Run the text through the dense and the compensated model, and sum what a fit needs."""
-        sums, last = LeastSquares(), self._looks[gap.before].writers[-1]
+        sums, last = LeastSquares(), self._looks[gap.before].projections[-1]
         for batch in self._batches:
             stopping.check()
             hidden_BLE, calls = self._forward.capture_block_inputs(batch)
@@ -410,13 +410,13 @@ class GapFitter:
         for index in self._candidate.kept:
             if index <= gap.before:
                 continue
-            for writer in self._looks[index].writers:
-                edit |= times(writer, factor, edit)
+            for projection in self._looks[index].projections:
+                edit |= times(projection, factor, edit)
         return edit
 
     def _mapped(self, gap: Gap, base: Edit, change_FE: torch.Tensor) -> Edit:
         """Return the edit that also adds a change to the last linear map before a gap."""
-        last = self._looks[gap.before].writers[-1]
+        last = self._looks[gap.before].projections[-1]
         # The last row of the change belongs to the bias, if the map has one.
         parameters = list(last.parameters(recurse=False))
         weight_FE, bias_1E = change_FE.tensor_split([len(change_FE) - len(parameters) + 1])

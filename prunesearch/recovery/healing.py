@@ -1,7 +1,7 @@
 """Healing of a candidate: compute teacher logits, train, and merge the best adapter.
 
-Each run has a work folder (see `work`). If a run is finished, the same run again merges its adapter
-without training.
+Each run has a folder (see `run_folder`). If a run is finished, the same run again merges its
+adapter without training.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from prunesearch.recovery.lora import (
 )
 from prunesearch.recovery.run_folder import (
     ADAPTER,
-    WORK,
+    RUN_FOLDERS,
     Curve,
     Healed,
     finish,
@@ -168,7 +168,7 @@ def heal(
     loaded: LoadedModel,
     candidate: LayerSubset,
     recipe: HealRecipe,
-    work_folder: Path | None = None,
+    run_folder: Path | None = None,
     *,
     references: Path | None = None,
     checkpointing: bool = False,
@@ -185,7 +185,7 @@ def heal(
         loaded: the dense model.
         candidate: the candidate that is healed.
         recipe: recipe of the healing.
-        work_folder: work folder of this run. Default: a folder in `WORK`, named by digest.
+        run_folder: run folder of this run. Default: a folder in `RUN_FOLDERS`, named by digest.
         references: folder of the dense model's logits (see `ReferenceCache`). Default: in
             memory.
         checkpointing: compute activations again in the backward pass. This needs less memory and a
@@ -198,13 +198,13 @@ def heal(
         VerificationError: the logits of the merged model differ from those of the adapted one.
     """
     return carry_out(
-        plan_healing(loaded, candidate, recipe, name), work_folder, references, checkpointing
+        plan_healing(loaded, candidate, recipe, name), run_folder, references, checkpointing
     )
 
 
 def carry_out(
     planned: HealPlan,
-    work_folder: Path | None = None,
+    run_folder: Path | None = None,
     references: Path | None = None,
     checkpointing: bool = False,
     merge: bool = True,
@@ -214,13 +214,13 @@ def carry_out(
 
     Args:
         planned: plan of the run.
-        work_folder: see `heal`.
+        run_folder: see `heal`.
         references: see `heal`.
         checkpointing: see `heal`.
         merge: False leaves the weights as they are and only returns the report.
         check: called with the held-out losses after each step; it may stop the training.
     """
-    folder = work_folder or WORK / planned.digest[:16]
+    folder = run_folder or RUN_FOLDERS / planned.digest[:16]
     model, recipe = planned.loaded.model, planned.recipe
     check_writable(folder)
     with held(folder, planned.identity):
@@ -302,7 +302,7 @@ def _train(
 
 
 def _keep_best(loss_history: LossHistory, folder: Path, adapter: Adapter) -> None:
-    """Load the adapter of the best step into the model, and keep it in the work folder."""
+    """Load the adapter of the best step into the model, and keep it in the run folder."""
     step, _ = loss_history.best
     # Step 0 is the pruned model, which has no checkpoint.
     if step:

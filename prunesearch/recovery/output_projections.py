@@ -39,15 +39,15 @@ Edit = Mapping[nn.Parameter, torch.Tensor]
 
 @dataclass(frozen=True)
 class Block:
-    """The writers of a block, and the changes they support (see `look`).
+    """The output projections of a block, and the changes they support (see `look`).
 
     Attributes:
-        writers: last linear maps of attention and MLP, in this order.
-        scales: True if the output of the block scales with its input and its writers.
-        adds: True if the output of the last writer is added to the hidden state unchanged.
+        projections: last linear maps of attention and MLP, in this order.
+        scales: True if the output of the block scales with its input and its output projections.
+        adds: True if the output of the last projection is added to the hidden state unchanged.
     """
 
-    writers: tuple[Linear, ...]
+    projections: tuple[Linear, ...]
     scales: bool
     adds: bool
 
@@ -72,17 +72,17 @@ def applied(edit: Edit) -> Iterator[None]:
         put(dense)
 
 
-def times(writer: Linear, factor: float, base: Edit) -> Edit:
+def times(projection: Linear, factor: float, base: Edit) -> Edit:
     """Return the edit that multiplies the output of a linear map by a factor.
 
     Args:
-        writer: the linear map.
+        projection: the linear map.
         factor: the factor.
         base: edit whose values are used where it has the parameters.
     """
     return {
         parameter: base.get(parameter, parameter.data) * factor
-        for parameter in writer.parameters(recurse=False)
+        for parameter in projection.parameters(recurse=False)
     }
 
 
@@ -120,7 +120,7 @@ def look(model: PreTrainedModel, forward: Forward, batch: Rows) -> tuple[list[Bl
     """Test on a window of text which changes each block of the dense model supports.
 
     ``scales``: with the state and the writers doubled, the output of the block doubles. ``adds``:
-    with the last writer multiplied by 1 + c, the output of the block changes by c times the
+    with the last projection multiplied by 1 + c, the output of the block changes by c times the
     writer's output.
 
     Args:
@@ -145,16 +145,16 @@ def look(model: PreTrainedModel, forward: Forward, batch: Rows) -> tuple[list[Bl
             for part in parts:
                 linears += [m for m in part.modules() if isinstance(m, nn.Linear | Conv1D)]
             last += observed(block, hidden_BLE, call, linears)[1][-1:]
-        writers = tuple(seen.module for seen in last)
-        usable = len(writers) == 2
-        for writer in writers:
-            for parameter in writer.parameters():
+        projections = tuple(seen.module for seen in last)
+        usable = len(projections) == 2
+        for projection in projections:
+            for parameter in projection.parameters():
                 usable = usable and location[parameter.data_ptr()] == 1
         # Test the changes only if the writers can be changed at all.
         found.append(
             Block(
-                writers,
-                usable and _scales(block, writers, hidden_BLE, out_BLE, call),
+                projections,
+                usable and _scales(block, projections, hidden_BLE, out_BLE, call),
                 usable and _adds(block, last[-1], hidden_BLE, out_BLE, call),
             )
         )
@@ -165,15 +165,15 @@ def look(model: PreTrainedModel, forward: Forward, batch: Rows) -> tuple[list[Bl
 
 def _scales(
     block: nn.Module,
-    writers: Sequence[Linear],
+    projections: Sequence[Linear],
     hidden_BLE: torch.Tensor,
     out_BLE: torch.Tensor,
     call: Call,
 ) -> bool:
     """Return whether doubling the state and the writers doubles the output."""
     edit: dict[nn.Parameter, torch.Tensor] = {}
-    for writer in writers:
-        edit |= times(writer, 2, {})
+    for projection in projections:
+        edit |= times(projection, 2, {})
     with applied(edit):
         return _alike(run_block(block, 2 * hidden_BLE, call), 2 * out_BLE)
 
@@ -181,7 +181,7 @@ def _scales(
 def _adds(
     block: nn.Module, last: _Seen, hidden_BLE: torch.Tensor, out_BLE: torch.Tensor, call: Call
 ) -> bool:
-    """Return whether the output of the last writer is added to the hidden state unchanged."""
+    """Return whether the output of the last projection is added to the hidden state unchanged."""
     added_TE, out_TE = flat(last.gave).float(), flat(out_BLE).float()
     if added_TE.shape != out_TE.shape or not added_TE.any():
         return False

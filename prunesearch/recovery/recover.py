@@ -1,7 +1,7 @@
 """From candidates to a healed checkpoint: finalists, compensation, tuning, healing and export.
 
-Each stage finds its earlier result by content: compensations and the dense model's logits in the
-store, healings in their work folders by digest, tuning in its study, and the export by its
+Each stage finds its earlier result by content: compensations and the teacher logits in the
+cache, healings in their run folders by digest, tuning in its study, and the export by its
 manifest. The same call again only does what is left to do.
 """
 
@@ -19,7 +19,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.config.recovery import HealRecipe, Recovery
 from prunesearch.errors import ModelError, RunError
 from prunesearch.export import MANIFEST, check_destination, export
-from prunesearch.export.checkpoint import check_form
+from prunesearch.export.checkpoint import check_export_format
 from prunesearch.export.companions import companions
 from prunesearch.models.loading import LoadedModel
 from prunesearch.recovery.compensation import Compensation
@@ -31,7 +31,7 @@ from prunesearch.recovery.healing import (
     held_out_loss,
     plan_healing,
 )
-from prunesearch.recovery.run_folder import WORK, Healed
+from prunesearch.recovery.run_folder import RUN_FOLDERS, Healed
 from prunesearch.recovery.tuning import largest, tune
 
 _FACT = "recovery"  # name of the report in an export's manifest
@@ -43,29 +43,30 @@ class HealOptions:
 
     Attributes:
         out: new or empty folder of the checkpoint.
-        store: folder of results that are computed once (dense logits, compensations).
+        results: folder of results that are computed once (dense logits, compensations).
         storage: Optuna RDB URL of tuning studies.
-        work: work folder of the healing. Default: a folder in `healing.WORK`, named by digest.
+        run_folder: folder of the healing's files. Default: a folder in `healing.RUN_FOLDERS`, named
+            by digest.
         checkpointing: compute activations again in the backward pass.
-        form: form of the export, for dropped sublayers.
+        export_format: form of the export, for dropped sublayers.
     """
 
     out: Path
-    store: Path
+    results: Path
     storage: str
-    work: Path | None = None
+    run_folder: Path | None = None
     checkpointing: bool = False
-    form: str = "plain"
+    export_format: str = "plain"
 
     @property
     def references(self) -> Path:
         """Folder of the dense model's logits."""
-        return self.store / "references"
+        return self.results / "references"
 
     @property
     def compensations(self) -> Path:
         """Folder of stored compensations."""
-        return self.store / "compensations"
+        return self.results / "compensations"
 
 
 def check_out(out: Path) -> None:
@@ -106,7 +107,7 @@ def heal_and_export(
     check_out(options.out)
     candidates = diverse(ranked, recovery.finalists)
     for candidate in candidates:
-        check_form(loaded.model.config, candidate, options.form)
+        check_export_format(loaded.model.config, candidate, options.export_format)
     companions(loaded)
     # Return the report of the export that is there, if it comes from the same call.
     digest = _digest(loaded, candidates, recovery)
@@ -139,7 +140,9 @@ def heal_and_export(
         # The search's metrics belong to the first candidate alone.
         known = facts if chosen == ranked[0] else {**facts, "metrics": {}}
         told = _facts(known, done, healed, job.report)
-        made = export(loaded, chosen, options.out, told, form=options.form, changed=changed)
+        made = export(
+            loaded, chosen, options.out, told, export_format=options.export_format, changed=changed
+        )
     return {**document, **job.report, "export": made}
 
 
@@ -234,15 +237,15 @@ class _Job:
     def healed(self, candidate: LayerSubset, recipe: HealRecipe) -> Healed:
         """Run the full healing, or find its earlier result."""
         planned = plan_healing(self._loaded, candidate, recipe)
-        work = self._options.work or WORK / planned.digest[:16]
+        run_folder = self._options.run_folder or RUN_FOLDERS / planned.digest[:16]
         _say(f"healing without layers {candidate.text}: {recipe.steps} steps at most")
         healed = carry_out(
             planned,
-            work,
+            run_folder,
             self._options.references,
             self._options.checkpointing,
         )
-        self.report |= {"work": str(work), "healed": healed.document()}
+        self.report |= {"work": str(run_folder), "healed": healed.document()}
         return healed
 
 
@@ -278,7 +281,7 @@ def _facts(
 
     The metrics of the search were measured before the recovery, so they get another name.
     """
-    # The work folder is a path of this machine.
+    # The run folder is a path of this machine.
     kept = {name: value for name, value in report.items() if name != "work"}
     # The metrics of the last stage that changed weights describe the export.
     metrics: Mapping[str, Any] = {}

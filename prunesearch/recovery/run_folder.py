@@ -1,4 +1,4 @@
-"""The report of a healing, and the work folder with its checkpoints and its result.
+"""The report of a healing, and the run folder with its checkpoints and its result.
 
 After a run is finished, only the best adapter and the report stay in the folder.
 """
@@ -28,10 +28,10 @@ from prunesearch.compat.peft import SAFETENSORS_WEIGHTS_NAME
 from prunesearch.errors import InputError, StorageError, one_line
 from prunesearch.runtime.json_values import JsonObject
 
-WORK = Path("storage/heal")
-"""Default folder of the work folders, which are named by digest."""
+RUN_FOLDERS = Path("storage/heal")
+"""Default folder of all run folders, which are named by digest."""
 ADAPTER = "adapter"
-"""Name of the best adapter's folder in a work folder."""
+"""Name of the best adapter's folder in a run folder."""
 _RUN, _RESULT, _LOCK = "run.json", "result.json", ".lock"
 
 Curve = tuple[tuple[int, float | None], ...]
@@ -106,10 +106,10 @@ def _number(curve: Curve, step: int) -> float:
 
 @contextmanager
 def held(folder: Path, identity: JsonObject) -> Iterator[None]:
-    """Create or check the work folder of a run, and lock it inside the ``with`` block.
+    """Create or check the run folder of a run, and lock it inside the ``with`` block.
 
     Args:
-        folder: the work folder.
+        folder: the run folder.
         identity: everything that determines the result of the run.
 
     Raises:
@@ -118,7 +118,7 @@ def held(folder: Path, identity: JsonObject) -> Iterator[None]:
     """
     refuse_network(
         folder,
-        f"the work folder {str(folder)!r}",
+        f"the run folder {str(folder)!r}",
         "give a folder on this machine's disk with --run-folder",
     )
     # Lock the folder.
@@ -130,7 +130,7 @@ def held(folder: Path, identity: JsonObject) -> Iterator[None]:
         raise InputError(f"another process is healing in {str(folder)!r}: wait for it") from None
     except OSError as error:
         raise StorageError(
-            f"cannot use the work folder {str(folder)!r}: {one_line(error)}"
+            f"cannot use the run folder {str(folder)!r}: {one_line(error)}"
         ) from None
     # Explain every failure to write inside the block.
     try:
@@ -156,7 +156,7 @@ def _check_owner(folder: Path, identity: JsonObject) -> None:
         for path in folder.iterdir():
             if path.name not in (_LOCK, f".{_RUN}") and not _is_scratch(path):
                 raise InputError(
-                    f"work folder {str(folder)!r} holds something else: give an empty one, or none"
+                    f"run folder {str(folder)!r} holds something else: give an empty one, or none"
                 )
         _write(folder / _RUN, identity)
         return
@@ -165,12 +165,12 @@ def _check_owner(folder: Path, identity: JsonObject) -> None:
         stored = json.loads((folder / _RUN).read_text(encoding="utf-8"))
     except ValueError:
         raise InputError(
-            f"work folder {str(folder)!r} is damaged: delete it, or give another"
+            f"run folder {str(folder)!r} is damaged: delete it, or give another"
         ) from None
     differing = list(_differing(stored, identity))
     if differing:
         raise InputError(
-            f"work folder {str(folder)!r} belongs to another run (it differs in "
+            f"run folder {str(folder)!r} belongs to another run (it differs in "
             f"{', '.join(differing)}): "
             "give another folder, or none"
         )
@@ -218,7 +218,7 @@ def keep_adapter(folder: Path, save: Callable[[Path], None]) -> None:
     """Store the best adapter of a run. It replaces the adapter that a stopped process stored.
 
     Args:
-        folder: the work folder.
+        folder: the run folder.
         save: function that writes the files of the adapter into a folder.
 
     Raises:

@@ -79,7 +79,7 @@ class Teacher:
         # The file may have been deleted or damaged since it was prepared.
         if known is None:
             raise InputError(
-                "the dense model's answers have gone from the store while training: run it again"
+                "the teacher logits have gone from the cache while training: run it again"
             )
         return known
 
@@ -100,17 +100,17 @@ class Teacher:
             logits_BLV = model(input_ids=ids_BL.to(input_device(model)), use_cache=False).logits
         for ids_L, logits_LV in zip(ids_BL, logits_BLV, strict=True):
             reference = ReferenceLogits.of(torch.split(logits_LV, _ROWS), self._top_k)
-            self._store().put(self._loaded.fingerprint, self._identity(ids_L), reference.tensors())
+            self._cache().put(self._loaded.fingerprint, self._identity(ids_L), reference.tensors())
 
     def _known(self, ids_L: torch.Tensor) -> ReferenceLogits | None:
         """Return the stored logits of a sequence, or None."""
-        known = self._store().get(self._loaded.fingerprint, self._identity(ids_L))
+        known = self._cache().get(self._loaded.fingerprint, self._identity(ids_L))
         return None if known is None else ReferenceLogits(**known)
 
-    def _store(self) -> ReferenceCache:
-        """Return the store of the logits.
+    def _cache(self) -> ReferenceCache:
+        """Return the cache of the logits.
 
-        A store keeps in memory what it has read, and a data set may not fit in memory. Each call
+        A cache keeps in memory what it has read, and a data set may not fit in memory. Each call
         therefore opens a new store of the folder.
         """
         if self._folder is None:

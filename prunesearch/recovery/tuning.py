@@ -30,7 +30,7 @@ from prunesearch.config.recovery import LOOKS, HealRecipe, Tuning
 from prunesearch.errors import RunError, StudyBusyError, StudyError
 from prunesearch.models.loading import LoadedModel
 from prunesearch.recovery.healing import carry_out, plan_healing
-from prunesearch.recovery.run_folder import WORK
+from prunesearch.recovery.run_folder import RUN_FOLDERS
 from prunesearch.recovery.training import LossCheck
 from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import JsonObject
@@ -106,7 +106,7 @@ def tune(
     tuning: Tuning,
     storage: str,
     *,
-    work: Path = WORK,
+    run_folders: Path = RUN_FOLDERS,
     references: Path | None = None,
 ) -> Tuned:
     """Search for hyper-parameters in a study. The same call resumes the study.
@@ -117,7 +117,7 @@ def tune(
         recipe: recipe whose hyper-parameters are searched.
         tuning: settings of the search.
         storage: Optuna RDB URL.
-        work: folder in which the study gets a folder for its trials.
+        run_folders: folder in which the study gets a folder for its trials.
         references: folder of the dense model's logits. None keeps them in memory.
 
     Raises:
@@ -157,7 +157,7 @@ def tune(
         computed = 0
         while len(_done(study)) < tuning.trials:
             stopping.check()
-            _run_trial(study, loaded, candidate, recipe, tuning, work / name, references)
+            _run_trial(study, loaded, candidate, recipe, tuning, run_folders / name, references)
             computed += 1
         return _tuned(study, recipe, computed)
 
@@ -168,7 +168,7 @@ def _run_trial(
     candidate: LayerSubset,
     recipe: HealRecipe,
     tuning: Tuning,
-    work: Path,
+    run_folders: Path,
     references: Path | None,
 ) -> None:
     """Run one trial: ask for its parameters, heal, and tell its value."""
@@ -178,7 +178,7 @@ def _run_trial(
     every = max(1, math.ceil(short.steps / LOOKS))
     short = short.model_copy(update={"eval_every": every, "patience": LOOKS})
     planned = plan_healing(loaded, candidate, short, f"trial {trial.number}")
-    folder = work / planned.digest[:16]
+    folder = run_folders / planned.digest[:16]
     try:
         healed = carry_out(planned, folder, references, merge=False, check=_reporter(trial))
     except optuna.TrialPruned:

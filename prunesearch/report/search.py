@@ -30,11 +30,11 @@ def search(document: Document) -> Parts:
         return _pareto(document)
     study, flag = quote(document["study"]), _storage_flag(document)
     # A plain checkpoint cannot leave out single sublayers.
-    form = " --as zeroed" if _drops_sublayers(document) else ""
+    flag_for_sublayers = " --as zeroed" if _drops_sublayers(document) else ""
     return [
         *found(document),
         next_commands(
-            f"prunesearch export {study} --out {study}{form}{flag}",
+            f"prunesearch export {study} --out {study}{flag_for_sublayers}{flag}",
             *_recovery(document),
             f"prunesearch study layers {study}{flag}",
             f"optuna-dashboard {_storage_word(document)}",

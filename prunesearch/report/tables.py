@@ -111,7 +111,7 @@ def _folded(text: str, width: int, indent: str = "") -> list[str]:
     return lines
 
 
-class Sheet:
+class WrappedTable:
     """A plain table. Columns of numbers are right-aligned, except the first.
 
     Args:
@@ -226,8 +226,8 @@ def _row_by_row(
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Group:
-    """Return a title above a table (see `Sheet`)."""
-    return Group(Paragraph(title, style="bold"), Sheet(columns, rows))
+    """Return a title above a table (see `WrappedTable`)."""
+    return Group(Paragraph(title, style="bold"), WrappedTable(columns, rows))
 
 
 def without_constant(

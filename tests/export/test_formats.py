@@ -32,14 +32,14 @@ SUBLAYERS = LayerSubset.of(N_LAYERS, (2,), attention=(4,), mlp=(1,))
 IDS = torch.arange(1, 20)[None]
 
 
-@pytest.mark.parametrize("form", ["zeroed", "deci", "remote-code"])
+@pytest.mark.parametrize("export_format", ["zeroed", "deci", "remote-code"])
 @torch.inference_mode()
 def test_sublayers_are_exported_in_each_form(
-    form: str, loaded: LoadedModel, tmp_path: Path
+    export_format: str, loaded: LoadedModel, tmp_path: Path
 ) -> None:
-    made = export(loaded, SUBLAYERS, tmp_path / "out", form=form)
+    made = export(loaded, SUBLAYERS, tmp_path / "out", export_format=export_format)
     reloaded = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", trust_remote_code=form != "zeroed"
+        tmp_path / "out", trust_remote_code=export_format != "zeroed"
     )
     with pruned(loaded.model, SUBLAYERS) as candidate:
         torch.testing.assert_close(
@@ -47,20 +47,20 @@ def test_sublayers_are_exported_in_each_form(
         )
     saved = loaded.sizes.params(SUBLAYERS)
     whole = loaded.sizes.params(LayerSubset.of(N_LAYERS, SUBLAYERS.dropped))
-    assert made.params == whole if form == "zeroed" else saved <= made.params < whole
-    if form != "zeroed":
+    assert made.params == whole if export_format == "zeroed" else saved <= made.params < whole
+    if export_format != "zeroed":
         with pytest.raises(InputError, match="--trust-remote-code"):
             recheck(tmp_path / "out")
-    recheck(tmp_path / "out", trust_remote_code=form != "zeroed")
+    recheck(tmp_path / "out", trust_remote_code=export_format != "zeroed")
 
 
-@pytest.mark.parametrize("form", ["zeroed", "deci", "remote-code"])
+@pytest.mark.parametrize("export_format", ["zeroed", "deci", "remote-code"])
 def test_an_export_without_sublayers_can_lose_blocks(
-    form: str, loaded: LoadedModel, tmp_path: Path
+    export_format: str, loaded: LoadedModel, tmp_path: Path
 ) -> None:
     first = LayerSubset.of(N_LAYERS, attention=(4,), mlp=(1,))
-    export(loaded, first, tmp_path / "first", form=form)
-    trusted = form != "zeroed"
+    export(loaded, first, tmp_path / "first", export_format=export_format)
+    trusted = export_format != "zeroed"
     assert (
         "transformers 5 or newer" in (tmp_path / "first" / "README.md").read_text() or not trusted
     )
@@ -76,7 +76,7 @@ def test_an_export_without_sublayers_can_lose_blocks(
     config = json.loads((tmp_path / "second" / "config.json").read_text())
     if trusted:
         assert (config["dropped_attention"], config["dropped_mlp"]) == ([3], [0])
-    if form == "deci":
+    if export_format == "deci":
         assert len(config["block_configs"]) == N_LAYERS - 1
 
 
@@ -84,7 +84,9 @@ def test_sublayers_have_no_place_in_a_plain_export(loaded: LoadedModel, tmp_path
     with pytest.raises(InputError, match="--as"):
         export(loaded, SUBLAYERS, tmp_path / "out")
     with pytest.raises(InputError, match="vLLM needs attention in the first block"):
-        export(loaded, LayerSubset.of(N_LAYERS, attention=(0,)), tmp_path / "out", form="deci")
+        export(
+            loaded, LayerSubset.of(N_LAYERS, attention=(0,)), tmp_path / "out", export_format="deci"
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -133,10 +133,11 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         load(str(home / "dense.gguf"), device="cpu"), LayerSubset.of(N_LAYERS, (1,)), home / "gguf"
     )
     work.append(("gguf", None, str(home / "gguf"), (1,)))
-    forms = [str(home / form) for form in ("remote-code", "deci")]
+    forms = [str(home / export_format) for export_format in ("remote-code", "deci")]
     without = LayerSubset.of(N_LAYERS, attention=(2,), mlp=(4,))
-    for form in forms:
-        export(load(str(home / "dense"), device="cpu"), without, Path(form), form=Path(form).name)
+    dense = load(str(home / "dense"), device="cpu")
+    for folder in forms:
+        export(dense, without, Path(folder), export_format=Path(folder).name)
     done = subprocess.run(
         [sys.executable, "-c", READER, json.dumps(work), json.dumps(forms)],
         capture_output=True,

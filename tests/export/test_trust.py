@@ -180,7 +180,10 @@ def test_own_code_cannot_be_built_upon(own: Path, tmp_path: Path) -> None:
     trusted = load(str(own), device="cpu", trust_remote_code=True)
     with pytest.raises(InputError, match="runs code of its own"):
         export(
-            trusted, LayerSubset.of(N_LAYERS, attention=(2,)), tmp_path / "out", form="remote-code"
+            trusted,
+            LayerSubset.of(N_LAYERS, attention=(2,)),
+            tmp_path / "out",
+            export_format="remote-code",
         )
 
 

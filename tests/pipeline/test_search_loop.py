@@ -228,10 +228,10 @@ def test_damaged_entries_are_computed_again(engine: LocalEngine) -> None:
     import sqlite3
 
     before = engine.evaluate_now([SUBSETS[1]])[0]
-    with sqlite3.connect(engine._store.folder / "cache.db") as rows:
+    with sqlite3.connect(engine._cache.folder / "cache.db") as rows:
         rows.execute("UPDATE Cache SET value = replace(value, '\"value\":[[', '\"value\":[[1')")
     after = engine.evaluate_now([SUBSETS[1]])[0]
-    assert engine._store.damaged == 2
+    assert engine._cache.damaged == 2
     assert after.metrics == before.metrics
     assert not after.cached
     assert engine.evaluate_now([SUBSETS[1]])[0].cached

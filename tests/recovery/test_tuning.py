@@ -39,7 +39,7 @@ def run(
     **changes: Any,  # noqa: ANN401
 ) -> Tuned:
     wanted = Tuning(**{**SMALL, **changes})
-    return tune(loaded, CANDIDATE, recipe, wanted, storage, work=tmp_path / "work")
+    return tune(loaded, CANDIDATE, recipe, wanted, storage, run_folders=tmp_path / "work")
 
 
 @pytest.mark.parametrize("sampler", ["pso", "tpe"])
