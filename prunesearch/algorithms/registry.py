@@ -70,6 +70,7 @@ class OptunaClass:
         population_argument: keyword argument that takes the trials per generation; None if there is
             none.
         least_population: smallest value of that argument.
+        ordinary_parameters: whether it is offered for ordinary parameters too, as tuning has them.
     """
 
     path: str
@@ -78,6 +79,7 @@ class OptunaClass:
     )
     population_argument: str | None = None
     least_population: int = 1
+    ordinary_parameters: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,13 @@ class AlgorithmEntry:
         if self.vector_law is None:
             return ("set",)
         return ENCODINGS
+
+    @property
+    def ordinary_parameters(self) -> bool:
+        """True if the algorithm can search ordinary parameters instead of subsets."""
+        if self.optuna is not None:
+            return self.optuna.ordinary_parameters
+        return self.vector_law is not None
 
 
 REGISTRY: Registry[AlgorithmEntry] = Registry(

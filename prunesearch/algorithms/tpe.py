@@ -11,7 +11,9 @@ register(
         order=40,
         sampler=OPTUNA,
         optuna=OptunaClass(
-            "optuna.samplers:TPESampler", options=MappingProxyType({"multivariate": True})
+            "optuna.samplers:TPESampler",
+            options=MappingProxyType({"multivariate": True}),
+            ordinary_parameters=True,
         ),
         takes_ranking=False,
         resumable=False,

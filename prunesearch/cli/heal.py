@@ -1,10 +1,12 @@
 """The command `heal`. It starts without torch."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from prunesearch.algorithms.registry import names_with
 from prunesearch.cli.help import Command, Words
 from prunesearch.cli.options import (
     CACHE,
@@ -107,7 +109,9 @@ TRAINING = (
 )
 @click.option("--tune-steps", type=int, help="Steps of a tuning trial; default 200.")
 @click.option(
-    "--tune-sampler", type=Words(("pso", "woa", "tpe")), help="Sampler of the tuning; default pso."
+    "--tune-sampler",
+    type=Words(partial(names_with, "ordinary_parameters")),
+    help="Sampler of the tuning; default pso.",
 )
 @click.option(
     "--tune-pruner", type=Words(("median", "halving")), help="Pruner of the tuning; default median."

@@ -4,10 +4,12 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from prunesearch.algorithms.registry import names_with
 from prunesearch.config.data import DataSection
 from prunesearch.config.names import portable_name
 from prunesearch.config.objective import ObjectiveSection
 from prunesearch.config.settings import Settings
+from prunesearch.errors import UnknownNameError
 from prunesearch.objectives.base import BUILTIN_TEXT
 from prunesearch.runtime.json_values import JsonObject
 
@@ -137,13 +139,22 @@ class Tuning(Settings):
     """Total number of complete and pruned trials."""
     steps: int = Field(default=200, ge=LOOKS)
     """Steps of a trial whose share is 1."""
-    sampler: Literal["pso", "woa", "tpe"] = "pso"
+    sampler: str = "pso"
+    """An algorithm of `algorithms.registry` that can search ordinary parameters."""
     pruner: Literal["median", "halving"] = "median"
     learning_rate: tuple[float, float] = (2e-5, 5e-3)
     batch_size: tuple[int, ...] = (2, 4, 8, 16)
     rank: tuple[int, ...] = (4, 8, 16, 32)
     share: tuple[float, float] = (0.25, 1.0)
     """Range of the share of the steps that a trial takes."""
+
+    @field_validator("sampler")
+    @classmethod
+    def _sampler_searches_parameters(cls, name: str) -> str:
+        able = names_with("ordinary_parameters")
+        if name not in able:
+            raise UnknownNameError("sampler", name, able)
+        return name
 
 
 class EvaluationSection(Settings):

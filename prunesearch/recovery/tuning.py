@@ -19,7 +19,6 @@ from pathlib import Path
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -34,7 +33,7 @@ from prunesearch.recovery.run_folder import RUN_FOLDERS
 from prunesearch.recovery.training import LossCheck
 from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import JsonObject
-from prunesearch.samplers.continuous import PlainSwarm
+from prunesearch.samplers import build_for_parameters
 from prunesearch.studies import persistence
 
 IDENTITY_ATTR = "healing"
@@ -146,7 +145,7 @@ def tune(
         study = optuna.create_study(
             storage=database,
             study_name=name,
-            sampler=_sampler(tuning.sampler, recipe.seed),
+            sampler=build_for_parameters(tuning.sampler, seed=recipe.seed, population=_POPULATION),
             pruner=_pruner(tuning.pruner),
             load_if_exists=True,
         )
@@ -211,12 +210,6 @@ def _reporter(trial: Trial) -> LossCheck:
             raise optuna.TrialPruned
 
     return report
-
-
-def _sampler(name: str, seed: int) -> BaseSampler:
-    if name == "tpe":
-        return TPESampler(seed=seed)
-    return PlainSwarm("woa" if name == "woa" else "pso", seed=seed, population=_POPULATION)
 
 
 def _pruner(name: str) -> BasePruner:

@@ -8,6 +8,8 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from optuna.samplers import BaseSampler
+
 from prunesearch.algorithms.registry import (
     REGISTRY,
     AlgorithmEntry,
@@ -23,6 +25,7 @@ from prunesearch.samplers.base import (
     SubsetSampler,
     renamed_encoding,
 )
+from prunesearch.samplers.continuous import PlainSwarm
 from prunesearch.samplers.population import SwarmSampler
 from prunesearch.samplers.public import PSOSampler, WOASampler
 from prunesearch.space import SearchSpace
@@ -39,6 +42,7 @@ __all__ = [
     "WOASampler",
     "annotate",
     "build",
+    "build_for_parameters",
     "report",
     "trials_needed",
 ]
@@ -97,6 +101,26 @@ def build(
     adapter: Callable[[AlgorithmEntry, SearchSpace, SamplerSettings], SubsetSampler]
     adapter = pkgutil.resolve_name(entry.sampler)
     return adapter(entry, space, settings)
+
+
+def build_for_parameters(name: str, *, seed: int, population: int) -> BaseSampler:
+    """Build a sampler of ordinary Optuna parameters by its command-line name.
+
+    Args:
+        name: name of an algorithm with `AlgorithmEntry.ordinary_parameters`.
+        seed: seed of the random generator.
+        population: trials per generation. Optuna's own samplers do not use it.
+
+    Raises:
+        UnknownNameError: no such sampler.
+    """
+    if name not in names_with("ordinary_parameters"):
+        raise UnknownNameError("sampler", name, names_with("ordinary_parameters"))
+    entry = REGISTRY.get(name)
+    if entry.optuna is not None:
+        sampler: BaseSampler = pkgutil.resolve_name(entry.optuna.path)(seed=seed)
+        return sampler
+    return PlainSwarm(name, seed=seed, population=population)
 
 
 def trials_needed(name: str, ranking: str, space: SearchSpace) -> TrialsNeeded:
