@@ -30,59 +30,83 @@ from prunesearch.cli.options import (
     WINDOW,
 )
 from prunesearch.cli.output import quiet
-from prunesearch.cli.parameters import renamed, with_options
+from prunesearch.cli.parameters import SharedOption, renamed, with_options
 from prunesearch.cli.recipes import options_of, selected_by
+from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import InputError
 from prunesearch.report.emit import emit
 from prunesearch.runtime import stopping
 
-# The defaults of these options are those of `HealRecipe`. Click gets none, so that each default is
-# defined in one place.
+
+def _setting(flag: str, field: str, text: str, **settings: Any) -> SharedOption:  # noqa: ANN401 (of click)
+    """Return an option with the type of a field of `HealRecipe`.
+
+    Help shows the default of the field. Click gets none, so each default is defined in one place.
+
+    Args:
+        flag: flag of the option.
+        field: name of the field, and of the parameter.
+        text: text of the help.
+        settings: other arguments of `click.Option`.
+    """
+    default = HealRecipe.model_fields[field].default
+    shown = f"{default:g}" if isinstance(default, float) else str(default)
+    return SharedOption(
+        flag, field, **{"type": type(default), "show_default": shown, "help": text, **settings}
+    )
+
+
+def _default_of(field: str) -> str:
+    """Return the default of a field of `HealRecipe`, for help."""
+    return str(HealRecipe.model_fields[field].default)
+
+
 TRAINING = (
-    click.option(
+    _setting(
         "--data",
-        help="Text, JSONL, JSON, CSV or Parquet file, or dataset id[:config[:split]]; default: "
-        "builtin prose.",
+        "data",
+        "Training text: text, JSONL, JSON, CSV or Parquet file, or dataset id[:config[:split]].",
+        show_default="builtin prose",
     ),
     HELD_OUT,
-    HELD_OUT_TOKENS.variant(show_default="8192"),
-    WINDOW.variant(default=None, show_default="256"),
-    click.option(
+    HELD_OUT_TOKENS.variant(show_default=_default_of("held_out_tokens")),
+    WINDOW.variant(default=None, show_default=_default_of("window")),
+    _setting(
         "--loss",
+        "loss",
+        "lm: next token; distill: KL to the dense model; mix: both.",
         type=Words(("lm", "distill", "mix")),
-        help="lm: next token; distill: KL to the dense model; default lm.",
     ),
-    click.option("--distill-weight", type=float, help="Share of the KL in mix; default 0.5."),
-    KL_TOP.variant(show_default="64"),
-    click.option("--steps", type=int, help="Optimiser steps; default 4000."),
-    click.option("--batch-size", type=int, help="Sequences in a pass; default 8."),
-    click.option("--accumulation", type=int, help="Passes in a step; default 1."),
-    click.option("--lr", "learning_rate", type=float, help="Peak learning rate; default 2e-4."),
-    click.option(
-        "--warmup", type=float, help="Share of the steps in which it rises; default 0.03."
+    _setting("--distill-weight", "distill_weight", "Share of the KL in mix."),
+    KL_TOP.variant(show_default=_default_of("kl_top")),
+    _setting("--steps", "steps", "Optimiser steps."),
+    _setting("--batch-size", "batch_size", "Sequences in a pass."),
+    _setting("--accumulation", "accumulation", "Passes in a step."),
+    _setting("--lr", "learning_rate", "Peak learning rate."),
+    _setting("--warmup", "warmup", "Share of the steps in which it rises."),
+    _setting("--weight-decay", "weight_decay", "Weight decay of AdamW."),
+    _setting("--rank", "rank", "Rank of the adapter."),
+    _setting("--alpha", "alpha", "The adapter is scaled by alpha / rank."),
+    _setting("--dropout", "dropout", "Dropout before the adapter."),
+    _setting(
+        "--target-modules",
+        "target_modules",
+        "Linear layers: q_proj,v_proj.",
+        show_default="all of the blocks",
     ),
-    click.option("--weight-decay", type=float, help="Weight decay of AdamW; default 0."),
-    click.option("--rank", type=int, help="Rank of the adapter; default 8."),
-    click.option("--alpha", type=float, help="The adapter is scaled by alpha / rank; default 16."),
-    click.option("--dropout", type=float, help="Dropout before the adapter; default 0."),
-    click.option(
-        "--target-modules", help="Linear layers: q_proj,v_proj; default all of the blocks."
-    ),
-    click.option(
+    _setting(
         "--precision",
+        "precision",
+        "Number type of the training.",
         type=Words(("float32", "bfloat16")),
-        help="Default: bfloat16 where the device computes in it.",
+        show_default="bfloat16 where the device computes in it",
     ),
-    click.option(
+    _setting(
         "--eval-every",
-        type=int,
-        help="Steps between evaluations on held-out text, and between checkpoints; default 100.",
+        "eval_every",
+        "Steps between evaluations on held-out text, and between checkpoints.",
     ),
-    click.option(
-        "--patience",
-        type=int,
-        help="Evaluations without a new best before training stops; default 5.",
-    ),
+    _setting("--patience", "patience", "Evaluations without a new best before training stops."),
     SEED,
 )
 
@@ -152,7 +176,7 @@ def heal(
     quiet()
     # Import torch only when the command runs, so that --help stays fast.
     from prunesearch.cache.location import CacheLocation
-    from prunesearch.config.recovery import HealRecipe, Recovery, Tuning
+    from prunesearch.config.recovery import Recovery, Tuning
     from prunesearch.recovery.recover import HealOptions, check_out, heal_and_export
     from prunesearch.report.healing import healed
     from prunesearch.report.progress import ProgressView

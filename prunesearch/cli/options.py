@@ -8,14 +8,12 @@ import click
 from prunesearch.algorithms.registry import ENCODINGS, REGISTRY
 from prunesearch.cli.help import Words
 from prunesearch.cli.parameters import WEIGHTS, SharedOption, renamed
-from prunesearch.config.run_options import RunOptions
+from prunesearch.config.run_options import OFFLOADS, RunOptions
 from prunesearch.config.search import RANKINGS
 from prunesearch.export.formats.registry import checkpoint_formats
 from prunesearch.objectives import registry as objectives
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE
 from prunesearch.space import UNITS
-
-OFFLOADS = ("none", "cpu", "disk")
 
 # What is dropped.
 DROP = SharedOption(

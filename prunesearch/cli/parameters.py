@@ -8,13 +8,12 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from prunesearch.config.run_options import OLD_OFFLOADS
 from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.runtime.masking import printable
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
-OLD_PLACES = {"memory": "none", "resident": "none", "host": "cpu", "stream": "disk"}
-"""Values of the earlier ``--weights``, and those of ``--offload``."""
 
 
 class SharedOption:
@@ -117,10 +116,10 @@ class RenamedWeights(RenamedOption):
         Raises:
             InputError: the value is neither, or the command optimises no sum.
         """
-        if value in OLD_PLACES:
-            return "offload", ["--offload", OLD_PLACES[value]]
+        if value in OLD_OFFLOADS:
+            return "offload", ["--offload", OLD_OFFLOADS[value]]
         if "=" not in value:
-            raise UnknownNameError("place of weights", value, OLD_PLACES)
+            raise UnknownNameError("place of weights", value, OLD_OFFLOADS)
         if not any(param.name == "score_weights" for param in command.params):
             raise InputError(
                 f"--weights {value} goes with search, as --score-weights, or into a recipe file; "

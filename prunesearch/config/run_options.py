@@ -1,5 +1,6 @@
 """`RunOptions`: how a recipe is run. They are not part of the recipe."""
 
+import os
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -7,6 +8,8 @@ from pydantic import Field, model_validator
 from prunesearch.config.settings import Settings
 from prunesearch.units import parse_size
 
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
+"""Largest number of threads. More only wait for each other."""
 OFFLOADS = ("none", "cpu", "disk")
 OLD_OFFLOADS = {"memory": "none", "resident": "none", "host": "cpu", "stream": "disk"}
 """Words of earlier versions for where weights wait, and the present ones."""
@@ -60,6 +63,11 @@ class RunOptions(Settings):
 
     @model_validator(mode="after")
     def _can_be_run(self) -> Self:
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise ValueError(
+                f"`threads` {self.threads} is more than this machine can use: it has "
+                f"{os.cpu_count()} cores; give at most {MOST_THREADS}"
+            )
         parse_size(self.state_memory, "`state_memory`")
         if self.offload != "none" and self.device_map is not None:
             raise ValueError(

@@ -210,6 +210,8 @@ def test_a_task_search_and_evaluation(here: Path, tiny_folder: Path, hellaswag_l
         (["search", "MODEL", "--drop", "2", "--trials", "0"], "trials = 0: it must be at least 1"),
         (["search", "short.txt", "--drop", "2"], "'short.txt' is not a model"),
         (["search", "MODEL", "--drp", "2"], "--drop"),
+        (["search", "MODEL", "--drop", "2", "--threads", "10000"], "--threads 10000 is more than"),
+        (["demo", "--threads", "10000"], "cores; give at most"),
         (["search", "MODEL"], "Missing option '--drop'"),
         (["serach", "MODEL"], "Did you mean 'search'"),
         (["study", "delete", "x"], "known: best, layers, list, resume, rm, show"),
@@ -290,11 +292,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     (here / "short.txt").write_text("hello")
     (here / "loop").symlink_to("loop")
     (here / "bad.jsonl").write_text('{"a": 1}\n')
-    (here / "typo.yaml").write_text("model: m\ndrop: 2\nsamplr: pso\n")
-    (here / "twice.yaml").write_text("model: m\ndrop: 2\ndrop: 3\n")
+    (here / "typo.yaml").write_text("model: m\nsearch: {drop: 2, samplr: pso}\n")
+    (here / "twice.yaml").write_text("model: m\nsearch: {drop: 2, drop: 3}\n")
     (here / "deep.yaml").write_text(f"model: {'[' * 2000}\n")
-    (here / "nul.yaml").write_text('model: "a\\0"\ndrop: 2\n')
-    (here / "out.yaml").write_text("model: m\ndrop: 2\nout: [a]\n")
+    (here / "nul.yaml").write_text('model: "a\\0"\nsearch: {drop: 2}\n')
+    (here / "out.yaml").write_text("model: m\nsearch: {drop: 2}\nrun: {out: [a]}\n")
     before = sorted(here.rglob("*"))
     location = {"MODEL": str(tiny_folder), "MISSING": str(here / "missing")}
     assert complaint in refused(capsys, monkeypatch, *(location.get(word, word) for word in words))

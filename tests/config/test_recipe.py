@@ -77,6 +77,7 @@ def test_a_recipe_takes_what_the_command_takes() -> None:
         ),
         (lambda: RunOptions(trials=0), "trials = 0"),
         (lambda: RunOptions(offload="disk", device_map="auto"), "leave `device_map` out"),
+        (lambda: RunOptions(threads=10_000), "`threads` 10000 is more than this machine can use"),
         (lambda: ScoreWeights(quality=-1), "quality = -1"),
     ],
 )
