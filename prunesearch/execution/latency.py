@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.execution.batches import Rows
-from prunesearch.execution.shared_forward import Forward, Head, run_block
+from prunesearch.execution.head import Head
+from prunesearch.execution.shared_forward import Forward, run_block
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.layers import Layers
 from prunesearch.models.structure import (

@@ -32,9 +32,9 @@ import torch
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.execution.hardware import Speed
+from prunesearch.execution.head import HEAD_ROWS
 from prunesearch.execution.plan_inputs import PlannedModel
 from prunesearch.execution.plan_types import Asked, Mode
-from prunesearch.execution.shared_forward import HEAD_ROWS
 from prunesearch.models.bf16_cpu import widens
 from prunesearch.models.structure import settings_of
 

@@ -7,14 +7,14 @@ use it (whole, without attention, without MLP). The state is unchanged for candi
 block. A block sees the same tensor as in a separate pass, so the numbers are equal to the bit.
 
 The model's own code computes the embeddings, masks and rotary angles: `Forward.capture_block_inputs` records the
-arguments of each block. It also reads the final state, see `Head`. This module therefore needs no
+arguments of each block. `execution.head` reads the final state. This module therefore needs no
 knowledge of an architecture.
 
 Shapes: B sequences, L tokens, E hidden size, R rows that are read, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.compat.transformers import MoeModelOutputWithPast
 from prunesearch.errors import ModelError, ScoringError, one_line
-from prunesearch.execution.batches import Batch, Rows, no_masks
+from prunesearch.execution.batches import Batch, Rows
+from prunesearch.execution.head import Head, code_of, trunk_of
 from prunesearch.execution.state_buffer import StateBuffer
-from prunesearch.models.guard import guarded
 from prunesearch.models.layers import Layers
 from prunesearch.models.structure import (
     architecture_of,
@@ -39,13 +38,6 @@ from prunesearch.models.structure import (
 from prunesearch.models.surgery import ablated, pruned
 from prunesearch.runtime.patching import replaced
 
-HEAD_ROWS = {"cpu": 128, "cuda": 1024}
-"""Rows that the vocabulary head computes at a time, by device.
-
-With fewer rows, reading its weights takes longer than multiplying. With more rows, the logits leave
-the cache before they are used. On 2 CPU cores, 22,850 rows took 2.0 s in blocks of 128, 2.8 s in
-blocks of 64 and 2.7 s in blocks of 512.
-"""
 _ALIKE = 0.02  # accepted relative difference: more than 16-bit rounding causes
 _checked: set[str] = set()
 """Model types outside the table that have passed `Forward._check`."""
@@ -317,14 +309,6 @@ class Forward:
         return first[0], calls
 
 
-def code_of(module: nn.Module) -> AbstractContextManager[None]:
-    """Return a guard that turns failures of a model's own code into `ScoringError`.
-
-    Examples: code for another version of transformers, a missing setting, a lack of memory.
-    """
-    return guarded(f"{type(module).__name__} cannot compute", kind=ScoringError)
-
-
 def _in_order(candidates: Sequence[LayerSubset]) -> tuple[LayerSubset, ...]:
     return tuple(sorted(set(candidates), key=lambda c: c.path))
 
@@ -338,55 +322,3 @@ def run_block(block: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tenso
         return out
     # Some blocks return the hidden states together with attention weights.
     return out[0]
-
-
-@dataclass
-class _Finished(MoeModelOutputWithPast):
-    """A base-model output with every attribute that a CausalLM wrapper might read."""
-
-    cross_attentions: None = None
-    cache_params: None = None
-    shared_kv_states: None = None
-
-
-class Head:
-    """Reads states after the last block: final norm, vocabulary head and changes of the logits."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
-        self._trunk = trunk_of(model)
-
-    @torch.inference_mode()
-    def apply_final_norm(self, states_RE: torch.Tensor) -> torch.Tensor:
-        """Apply what the model computes between its last block and the head to rows: shape (R,
-        E).
-        """
-        device, answer = input_device(self._model), returned(self._model, states_RE[None])
-        with ExitStack() as stack:
-            # Every block returns the given states, whatever its input.
-            for block in blocks_of(self._model):
-                stack.enter_context(replaced(block, "forward", lambda *_, **__: answer))
-            stack.enter_context(no_masks(self._model.config))
-            stack.enter_context(code_of(self._model))
-            nothing_1R = torch.zeros(1, len(states_RE), dtype=torch.int64, device=device)
-            finished: torch.Tensor = self._trunk(
-                input_ids=nothing_1R, position_ids=nothing_1R, use_cache=False
-            ).last_hidden_state
-        return finished[0]
-
-    @torch.inference_mode()
-    def logits(self, finished_RE: torch.Tensor) -> torch.Tensor:
-        """Return the logits of rows that `apply_final_norm` returned, shape (R, V)."""
-        # The trunk returns the given rows, so only the head and the changes of the logits run.
-        answer = _Finished(last_hidden_state=finished_RE[None])
-        ids_1R = torch.zeros(1, len(finished_RE), dtype=torch.int64, device=finished_RE.device)
-        with replaced(self._trunk, "forward", lambda *_, **__: answer), code_of(self._model):
-            logits: torch.Tensor = self._model(input_ids=ids_1R, use_cache=False).logits
-        return logits[0]
-
-
-def trunk_of(model: PreTrainedModel) -> nn.Module:
-    """Return the base model: the module that contains the embeddings, the blocks and the final
-    norm.
-    """
-    return model.get_submodule(architecture_of(model.config).blocks.rpartition(".")[0])

@@ -27,7 +27,8 @@ from transformers import (
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import VerificationError
 from prunesearch.execution.batches import Rows
-from prunesearch.execution.shared_forward import Forward, Head
+from prunesearch.execution.head import Head
+from prunesearch.execution.shared_forward import Forward
 from prunesearch.export.results import Reference, Verification
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel

@@ -13,7 +13,8 @@ import torch
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.execution.batches import CHUNK_TOKENS, Rows
-from prunesearch.execution.shared_forward import Forward, Head
+from prunesearch.execution.head import Head
+from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import blocks_of, input_device
 from prunesearch.objectives.base import (

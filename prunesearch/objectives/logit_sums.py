@@ -13,7 +13,7 @@ from prunesearch.objectives.base import Metrics
 if TYPE_CHECKING:
     import torch
 
-    from prunesearch.execution.shared_forward import Head
+    from prunesearch.execution.head import Head
 
 # Rows of float32 logits at a time. They fit the cache: twice as fast as 2,048 on 2 cores.
 _ROWS = 64
@@ -72,7 +72,7 @@ class LogitSums:
         """
         import torch
 
-        from prunesearch.execution.shared_forward import HEAD_ROWS
+        from prunesearch.execution.head import HEAD_ROWS
         from prunesearch.objectives.reference_logits import ReferenceLogits
 
         logits_of_dense = ReferenceLogits(**reference)

@@ -16,8 +16,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ScoringError
-from prunesearch.execution.batches import Batch, row_batches, tree_batches
-from prunesearch.execution.shared_forward import HEAD_ROWS, Forward, Head
+from prunesearch.execution.batches import Batch, row_batches
+from prunesearch.execution.head import HEAD_ROWS, Head
+from prunesearch.execution.shared_forward import Forward
+from prunesearch.execution.tree_packing import tree_batches
 from prunesearch.models.structure import blocks_of, input_device, settings_of
 
 LogLikelihood = tuple[float, bool]

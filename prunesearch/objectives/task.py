@@ -21,7 +21,8 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.compat.lm_eval import TokenHFLM, TokenRequest
 from prunesearch.errors import InputError
 from prunesearch.execution.batches import TASK_BATCH_TOKENS
-from prunesearch.execution.shared_forward import Forward, Head
+from prunesearch.execution.head import Head
+from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.handover import tokenizer_copy, unchanged_by
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import input_device

@@ -19,12 +19,8 @@ from transformers import PreTrainedModel
 
 from prunesearch.compat.transformers import Conv1D
 from prunesearch.execution.batches import Rows
-from prunesearch.execution.shared_forward import (
-    Call,
-    Forward,
-    Head,
-    run_block,
-)
+from prunesearch.execution.head import Head
+from prunesearch.execution.shared_forward import Call, Forward, run_block
 from prunesearch.models.structure import architecture_of, blocks_of, parts_of
 
 # Relative difference up to which two results count as equal. An eps or 16-bit rounding causes less,

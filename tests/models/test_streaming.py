@@ -14,7 +14,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError, RunError
 from prunesearch.execution.batches import Rows
-from prunesearch.execution.shared_forward import Forward, Head
+from prunesearch.execution.head import Head
+from prunesearch.execution.shared_forward import Forward
 from prunesearch.models import structure
 from prunesearch.models.layers import StreamedLayers
 from prunesearch.models.loading import LoadedModel, load

@@ -11,7 +11,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.execution.shared_forward import Forward, Head
+from prunesearch.execution.head import Head
+from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.loglikelihood import (

@@ -25,7 +25,7 @@ from prunesearch.objectives.registry import ObjectiveEntry, on_calibration_text,
 if TYPE_CHECKING:
     import torch
 
-    from prunesearch.execution.shared_forward import Head
+    from prunesearch.execution.head import Head
 
 
 class HiddenCosine:
