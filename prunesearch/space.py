@@ -72,8 +72,8 @@ class SearchSpace:
         units: Literal["blocks", "sublayers"] = "blocks",
         period: int = 1,
     ) -> Self:
-        """Build a space from the values of ``--drop``, which counts layers or sublayers, and
-        ``--protect``.
+        """Build a space from the values of `drop`, which counts layers or sublayers, and
+        `protect`.
 
         Raises:
             InputError: a value cannot be read or cannot be fulfilled.
@@ -92,7 +92,7 @@ class SearchSpace:
             return cls(n_layers, k, protected, budget, units, period)
         except InputError as error:
             # The message names the argument `k`; name the option instead.
-            raise InputError(str(error).replace(f"k = {k}", f"--drop {drop}", 1)) from None
+            raise InputError(str(error).replace(f"k = {k}", f"`drop` {drop}", 1)) from None
 
     @property
     def n_units(self) -> int:
@@ -226,7 +226,7 @@ class SearchSpace:
 
 
 def split_drop(text: str) -> tuple[Budget, str | None]:
-    """Split the value of ``--drop`` into its budget and its amount.
+    """Split the value of `drop` into its budget and its amount.
 
     The forms are 8, 25%, ..8, ..25%, pareto, pareto:8 and pareto:25%. The amount is None for
     ``pareto``, which means as much as possible.
@@ -246,7 +246,7 @@ def _parse_amount(amount: str, text: str, of: int, period: int) -> int:
 
     Args:
         amount: a number, or a percentage.
-        text: value of ``--drop``, for error messages.
+        text: value of `drop`, for error messages.
         of: number of layers or sublayers in the model.
         period: number of layers in a unit.
 
@@ -257,21 +257,21 @@ def _parse_amount(amount: str, text: str, of: int, period: int) -> int:
         units, rest = divmod(int(amount), period)
         if rest:
             raise InputError(
-                f"--drop {text} cannot keep a pattern that repeats every {period} layers: "
+                f"`drop` {text} cannot keep a pattern that repeats every {period} layers: "
                 f"drop a multiple of {period}, such as {max(units, 1) * period}"
             )
         return units
     if percent := re.fullmatch(r"(\d{1,9}(?:\.\d+)?)%", amount):
         return round(float(percent[1]) / 100 * of / period)
     raise InputError(
-        f"--drop {text!r} cannot be read: give a number of layers (8), a share (25%), a limit "
+        f"`drop` {text!r} cannot be read: give a number of layers (8), a share (25%), a limit "
         f"(..8), "
         "pareto, or pareto:8"
     )
 
 
 def _parse_protect(text: str, n_layers: int) -> frozenset[int]:
-    """Read the value of ``--protect``, such as ``first:1,last:1`` or ``0,5-8``.
+    """Read the value of `protect`, such as ``first:1,last:1`` or ``0,5-8``.
 
     Raises:
         InputError: the value cannot be read, or names layers that the model does not have.
@@ -283,14 +283,14 @@ def _parse_protect(text: str, n_layers: int) -> frozenset[int]:
         if match := re.fullmatch(r"(first|last):(\d{1,9})", part):
             count = int(match[2])
             if count > n_layers:
-                raise InputError(f"--protect {part}: the model has only {n_layers} layers")
+                raise InputError(f"`protect` {part}: the model has only {n_layers} layers")
             start = 0 if match[1] == "first" else n_layers - count
             layers.update(range(start, start + count))
         elif match := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part):
             low, high = int(match[1]), int(match[2] or match[1])
             if not low <= high < n_layers:
-                raise InputError(f"--protect {part}: the model has layers 0 to {n_layers - 1}")
+                raise InputError(f"`protect` {part}: the model has layers 0 to {n_layers - 1}")
             layers.update(range(low, high + 1))
         else:
-            raise InputError(f"--protect {part!r} cannot be read: write first:1,last:1 or 0,5-8")
+            raise InputError(f"`protect` {part!r} cannot be read: write first:1,last:1 or 0,5-8")
     return frozenset(layers)

@@ -151,5 +151,5 @@ def test_budgets() -> None:
 def test_a_space_speaks_of_its_argument_and_the_command_of_its_option() -> None:
     with pytest.raises(InputError, match=r"^k = 6 leaves no layer"):
         SearchSpace(6, 6)
-    with pytest.raises(InputError, match=r"^--drop 150% leaves no layer: the model has 6 layers"):
+    with pytest.raises(InputError, match=r"^`drop` 150% leaves no layer: the model has 6 layers"):
         SearchSpace.parse(6, "150%")

@@ -161,7 +161,7 @@ def inspect(file: Path) -> None:
             raise StorageError(
                 f"the cache in {str(file.parent)!r} was made by a newer prunesearch (schema "
                 f"{version}, known: "
-                f"{SCHEMA_VERSION}): upgrade prunesearch, or give another --cache"
+                f"{SCHEMA_VERSION}): upgrade prunesearch, or give another `cache`"
             )
         # 3. diskcache would set an attribute of itself for each setting in the file.
         if "Settings" in names:

@@ -71,7 +71,7 @@ class LocalBackend(DiskFile):
             raise UnavailableError(
                 f"cannot open the cache in {self.name!r}: {reason(error)}; free space or fix the "
                 f"folder's rights, "
-                "or give another --cache"
+                "or give another `cache`"
             ) from None
 
     def _opened(self) -> HardenedCache:

@@ -43,7 +43,7 @@ _LOCAL_FUSE = frozenset(
 
 @dataclass(frozen=True)
 class CacheLocation:
-    """The location of a cache, as given with ``--cache``.
+    """The location of a cache, as given with `cache`.
 
     Attributes:
         folder: folder of the backend on this machine's disk.
@@ -81,13 +81,13 @@ class CacheLocation:
         if match is None:
             if _may_be_url(words):
                 raise StorageError(
-                    "--cache is neither a folder nor a URL (not shown, since it may hold a "
+                    "`cache` is neither a folder nor a URL (not shown, since it may hold a "
                     "password): write DIR, "
                     "postgresql+psycopg://USER@HOST/DATABASE or DIR,URL; a folder of that name as "
                     "./DIR"
                 )
             return cls(Path(words))
-        check_url(match["url"], "--cache")
+        check_url(match["url"], "`cache`")
         return cls(Path(match["folder"] or DEFAULT_FOLDER), match["url"])
 
 
@@ -104,7 +104,7 @@ def shown(url: str) -> str:
     return masked_url(url)
 
 
-def check_url(url: str, option: str = "--storage") -> None:
+def check_url(url: str, option: str = "`storage`") -> None:
     """Refuse a URL that cannot be that of a database, before anything is written.
 
     Args:
@@ -199,12 +199,12 @@ def private_folder(folder: Path, create: bool = True) -> None:
     if info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o022:
         raise StorageError(
             f"cache folder {str(folder)!r} can be written by others: "
-            "chown it to yourself and chmod 700, or give another --cache"
+            "chown it to yourself and chmod 700, or give another `cache`"
         )
     refuse_network(
         folder,
         f"cache folder {str(folder)!r}",
-        "give a folder on this machine's disk; share evaluations with --cache "
+        "give a folder on this machine's disk; share evaluations with `cache` "
         "postgresql+psycopg://…",
     )
 

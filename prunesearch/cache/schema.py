@@ -61,7 +61,7 @@ def _refuse_unknown(found: str | None, name: str) -> None:
         raise StorageError(
             f"the shared cache {name} was made by a newer prunesearch (schema {found}, known: "
             f"{head()}): "
-            "upgrade prunesearch on this machine, or give another --cache"
+            "upgrade prunesearch on this machine, or give another `cache`"
         )
 
 

@@ -52,7 +52,7 @@ class SharedBackend:
     """
 
     def __init__(self, url: str) -> None:
-        check_url(url, "--cache")
+        check_url(url, "`cache`")
         self.name = shown(url)
         self.damaged = 0
         try:
@@ -61,12 +61,12 @@ class SharedBackend:
             self.engine = connect(url)
         except (ImportError, NoSuchModuleError):
             raise StorageError(
-                f"--cache {self.name!r} needs a driver: pip install 'prunesearch[postgres]' and "
+                f"`cache` {self.name!r} needs a driver: pip install 'prunesearch[postgres]' and "
                 f"write "
                 "postgresql+psycopg://"
             ) from None
         except OSError as error:
-            raise StorageError(f"cannot open --cache {self.name!r}: {error.strerror}") from None
+            raise StorageError(f"cannot open `cache` {self.name!r}: {error.strerror}") from None
         from prunesearch.cache.schema import ensure  # Alembic takes a while to import
 
         try:

@@ -292,7 +292,7 @@ class _WorkerHandle:
             return RunError(
                 f"worker {self._number} died {_ATTEMPTS} times over the same candidates (out of "
                 f"memory?): "
-                "give fewer --workers; what was scored is kept"
+                "give fewer `workers`; what was scored is kept"
             )
         # `take` resets the number of deaths.
         self.take(left)

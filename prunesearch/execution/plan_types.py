@@ -61,7 +61,7 @@ class Asked:
         """
         if str(others["drop"]).startswith("pareto"):
             raise InputError(
-                f"--drop {others['drop']}: plan needs a number or a share of blocks, such as 8 or "
+                f"`drop` {others['drop']}: plan needs a number or a share of blocks, such as 8 or "
                 f"25%"
             )
         numbers = {"candidates": others["candidates"], "length": others["length"], "tokens": tokens}

@@ -88,7 +88,7 @@ class StateBuffer:
             raise RunError(
                 f"cannot put hidden states aside in {tempfile.gettempdir()!r} ({one_line(error)}): "
                 f"raise "
-                "--state-memory, or set TMPDIR to a folder on a disk with more space"
+                "`state_memory`, or set TMPDIR to a folder on a disk with more space"
             ) from None
         return path
 

@@ -70,7 +70,7 @@ from prunesearch.models.structure import (
 from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import Json
 
-_SHORT_OF_MEMORY = "where memory is short, export with --offload disk"
+_SHORT_OF_MEMORY = "where memory is short, export with `offload` disk"
 
 
 def export(
@@ -276,11 +276,11 @@ def check_destination(out: Path) -> None:
     check_writable(out)
     if out.exists() and any(out.iterdir()):
         raise StorageError(
-            f"--out {str(out)!r} is not empty: choose a new folder, or empty it first"
+            f"`out` {str(out)!r} is not empty: choose a new folder, or empty it first"
         )
     if out.is_mount() or out.resolve() == Path.cwd():
         raise StorageError(
-            f"--out {str(out)!r} is a folder that cannot be renamed: name a new folder inside it"
+            f"`out` {str(out)!r} is a folder that cannot be renamed: name a new folder inside it"
         )
 
 
@@ -419,7 +419,9 @@ def _reload_and_compare(
     # other opens.
     if loaded.layers.streamed_once:
         if not REGISTRY.get(export_format).streamed:
-            raise InputError(f"--as {export_format} is verified in memory: leave out --offload")
+            raise InputError(
+                f"`export_format` {export_format} is verified in memory: leave out `offload`"
+            )
         expected = expected_streamed(loaded, candidate)
         device = str(input_device(loaded.model))
         with set_aside(loaded):

@@ -73,7 +73,7 @@ def check_architecture(name: str, candidate: LayerSubset) -> None:
         raise InputError(
             f"llama.cpp has the kinds of {name} blocks by number, in periods of {period}, and "
             f"without layers "
-            f"{candidate.text} they would be wrong: drop whole periods (search with --keep-pattern)"
+            f"{candidate.text} they would be wrong: drop whole periods (search with `keep_pattern`)"
         )
     if not candidate.whole_blocks:
         raise InputError(

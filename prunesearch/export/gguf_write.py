@@ -75,7 +75,7 @@ def write(
             f"{llama_cpp.OTHER_WAY}"
         )
     if loaded.layers.streamed_once:
-        raise InputError("a GGUF is written from weights in memory: leave out --offload")
+        raise InputError("a GGUF is written from weights in memory: leave out `offload`")
     architecture = _ARCHITECTURES[config.model_type]
     gguf_edit.check_architecture(gguf.MODEL_ARCH_NAMES[architecture], candidate)
     _check_settings(loaded.model)
@@ -156,7 +156,7 @@ def _check_settings(model: PreTrainedModel) -> None:
         )
     if other := {tensor.dtype for tensor in model.state_dict().values()} - set(_TYPES):
         raise InputError(
-            f"a GGUF has no weights of {min(map(str, other))}: give --dtype bfloat16, float16 or "
+            f"a GGUF has no weights of {min(map(str, other))}: give `dtype` bfloat16, float16 or "
             f"float32"
         )
     # Some configs give the kind of attention per block, and Mistral's does not.

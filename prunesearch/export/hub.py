@@ -34,12 +34,12 @@ def check_name(repository: str) -> None:
         InputError: the owner is missing, or no repository can have this name.
     """
     if repository.count("/") != 1 or repository.startswith("/") or repository.endswith("/"):
-        raise InputError(f"--push-to-hub {repository!r} is not a repository: write OWNER/NAME")
+        raise InputError(f"`push_to_hub` {repository!r} is not a repository: write OWNER/NAME")
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
         raise InputError(
-            f"--push-to-hub {repository!r} is not a repository: {one_line(error)}"
+            f"`push_to_hub` {repository!r} is not a repository: {one_line(error)}"
         ) from None
 
 
@@ -64,12 +64,12 @@ def check_access(repository: str, out: Path, public: bool, api: HfApi | None = N
         raise
     except LocalTokenNotFoundError:
         raise InputError(
-            "--push-to-hub needs a token: log in with hf auth login, or set HF_TOKEN; nothing was "
+            "`push_to_hub` needs a token: log in with hf auth login, or set HF_TOKEN; nothing was "
             "exported"
         ) from None
     except Exception as error:  # noqa: BLE001 (the hub's library passes on errors of several HTTP libraries)
         raise InputError(
-            f"--push-to-hub {repository}: the hub does not answer as it should ({_safe(error)}), "
+            f"`push_to_hub` {repository}: the hub does not answer as it should ({_safe(error)}), "
             f"and nothing was "
             f"exported: export without it, and later {upload_command(repository, out)}"
         ) from None
@@ -137,14 +137,14 @@ def _check_rights(owner: str, me: JsonObject) -> None:
         names.append(as_object(organisation, "an organisation").get("name"))
     if owner not in names:
         raise InputError(
-            f"--push-to-hub: the token is of {names[0]!r}, who is not in {owner!r}: name another "
+            f"`push_to_hub`: the token is of {names[0]!r}, who is not in {owner!r}: name another "
             f"owner"
         )
     auth = as_object(me.get("auth", {}), "auth")
     token = as_object(auth.get("accessToken", {}), "accessToken")
     if token.get("role") == "read":
         raise InputError(
-            "--push-to-hub: the token may read only: make one that may write, and hf auth login "
+            "`push_to_hub`: the token may read only: make one that may write, and hf auth login "
             "again"
         )
 
@@ -165,7 +165,7 @@ def _refuse_public(repository: str, public: bool, api: HfApi) -> None:
     if not private:
         raise InputError(
             f"{repository!r} is a public repository, and anybody could read the upload: add "
-            f"--public if that is "
+            f"`public` if that is "
             "wanted, or give another name"
         )
 

@@ -82,7 +82,7 @@ def _mergekit(loaded: LoadedModel, candidate: LayerSubset) -> str:
             f"wrong: {_INSTEAD}"
         )
     if dtype not in _MERGEKIT_TYPES:
-        raise InputError(f"mergekit writes {', '.join(_MERGEKIT_TYPES)}, not {dtype}: give --dtype")
+        raise InputError(f"mergekit writes {', '.join(_MERGEKIT_TYPES)}, not {dtype}: give `dtype`")
     # Each run of kept blocks is one slice.
     slices = [{"sources": [_source(loaded, run)]} for run in runs(candidate.kept)]
     recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}

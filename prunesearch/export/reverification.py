@@ -44,8 +44,8 @@ def recheck(
     export_format, dropped = str(manifest["form"]), str(manifest["dropped"])
     if (REGISTRY.get(export_format).own_code or manifest.get("own_code")) and not trust_remote_code:
         raise InputError(
-            f"{str(folder)!r} (--as {export_format}) runs code that it brings along: "
-            "add --trust-remote-code"
+            f"{str(folder)!r} (`export_format` {export_format}) runs code that it brings along: "
+            "add `trust_remote_code`"
         )
     # Compare the files with the report. Reports of older exports have no digests of small files.
     with _using(folder / REPORT):
@@ -64,7 +64,7 @@ def recheck(
             words = [str(change) for change in as_list(changed, "changed")]
             raise InputError(
                 f"the weights of {str(folder)!r} were {' and '.join(words)}, so they "
-                "are no longer the base model's: leave out --base"
+                "are no longer the base model's: leave out `base`"
             )
         if base.fingerprint != manifest["base_fingerprint"]:
             raise InputError(

@@ -120,7 +120,7 @@ def _shared_kv(config: PretrainedConfig, name: str, kept: Kept) -> Changes:
             raise ModelError(
                 f"block {donor} cannot be dropped: blocks {first} to {len(types) - 1} read its "
                 f"keys and values; "
-                f"keep it with --protect {donor}"
+                f"keep it with `protect` {donor}"
             )
     return {name: len(readers)}
 
@@ -297,7 +297,7 @@ def _check_last(config: PretrainedConfig, kept: Kept) -> None:
     last = max(i for i, kind in enumerate(kinds) if kind == demanded)
     raise ModelError(
         f"block {kept[-1]} has {_spoken(kinds[kept[-1]])}, and the last block of a "
-        f"{config.model_type} model always has {_spoken(demanded)}: keep the last with --protect "
+        f"{config.model_type} model always has {_spoken(demanded)}: keep the last with `protect` "
         f"{last}"
     )
 
@@ -335,7 +335,7 @@ def _check_attention(config: PretrainedConfig, kept: Kept) -> None:
         raise ModelError(
             f"blocks {', '.join(map(str, attention))} are all that have attention, and without one "
             f"of them "
-            f"transformers cannot decode: keep one with --protect {attention[-1]}"
+            f"transformers cannot decode: keep one with `protect` {attention[-1]}"
         )
 
 
@@ -364,7 +364,7 @@ def period_of(config: PretrainedConfig, number: int) -> int:
             return period
     raise InputError(
         f"the kinds of this {config.model_type} model's blocks do not repeat: leave out "
-        f"--keep-pattern"
+        f"`keep_pattern`"
     )
 
 

@@ -66,7 +66,7 @@ class LoadedModel:
     source: ResolvedSource = IN_MEMORY
     """The files that the model was read from. Later steps read these files only."""
     trusted: bool = False
-    """True if the user allowed code that ships with the model to run (``--trust-remote-code``)."""
+    """True if the user allowed code that ships with the model to run (`trust_remote_code`)."""
     weights: WeightsState = field(default_factory=WeightsState)
     """Changes of the weights in memory since they were loaded."""
 
@@ -149,8 +149,8 @@ def load(
             model.to(place)
         except RuntimeError as error:  # raised by torch when memory runs out
             raise ModelError(
-                f"model {name!r} does not fit {place} ({one_line(error)}): try --device-map auto "
-                f"or --device cpu"
+                f"model {name!r} does not fit {place} ({one_line(error)}): try `device_map` auto "
+                f"or `device` cpu"
             ) from None
     model.eval()
     blocks_of(model)
@@ -222,7 +222,7 @@ def device_named(name: str | None) -> torch.device:
             reason = "no such device type"
         usable = [str(other) for other in _devices() if other != str(name)]
         raise InputError(
-            f"--device {name!r} cannot be used here ({reason}): try {' or '.join(usable)}"
+            f"`device` {name!r} cannot be used here ({reason}): try {' or '.join(usable)}"
         ) from None
     return device
 

@@ -120,14 +120,14 @@ def resolve(
     if is_gguf(name) or looks_local(name):
         if revision is not None:
             raise InputError(
-                f"--revision {revision!r} goes with a Hugging Face id, and {name!r} is a path: "
+                f"`revision` {revision!r} goes with a Hugging Face id, and {name!r} is a path: "
                 f"leave it out"
             )
         if is_gguf(name):
             return _local_file(name)
         return _local_folder(Path(name), name)
     if revision is not None and not revision.strip():
-        raise InputError("--revision is empty: name a branch, tag or commit, or leave it out")
+        raise InputError("`revision` is empty: name a branch, tag or commit, or leave it out")
     # Download the wanted files, and check that they are those of a model.
     wanted: tuple[str, ...] = _SMALL
     if config_only:

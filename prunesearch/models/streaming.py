@@ -75,7 +75,7 @@ def open_streamed(
     folder = source.folder
     if folder is None:
         raise ModelError(
-            f"{name!r} is a GGUF, which cannot be streamed: use --offload none, or its safetensors"
+            f"{name!r} is a GGUF, which cannot be streamed: use `offload` none, or its safetensors"
         )
     config = read_config(str(folder), trust_remote_code)
     architecture_of(config, trust_remote_code)
@@ -86,7 +86,7 @@ def open_streamed(
     source = with_weights(source)
     if not source.safetensors:
         raise ModelError(
-            f"{name!r} holds no safetensors, only those can be streamed: use --offload none"
+            f"{name!r} holds no safetensors, only those can be streamed: use `offload` none"
         )
     # Build the model without weights, and locate each of its parameters in the files.
     stored = tensors_of(source.weights)
@@ -278,6 +278,6 @@ def _checked(tensor: torch.Tensor, wanted: torch.Tensor, parameter: str, name: s
     if tensor.shape != wanted.shape:
         raise ModelError(
             f"checkpoint {name!r} gives {parameter} the shape {tuple(tensor.shape)}, the model has "
-            f"{tuple(wanted.shape)}: use --offload none"
+            f"{tuple(wanted.shape)}: use `offload` none"
         )
     return tensor.to(wanted.dtype)

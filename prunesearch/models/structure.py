@@ -159,7 +159,7 @@ def sublayer_of(model: PreTrainedModel, kind: str) -> Sublayer:
     if sublayer is None:
         raise ModelError(
             f"the sublayers of {model.config.model_type!r} models cannot be dropped one by one: "
-            f"use --units blocks"
+            f"use `units` blocks"
         )
     return sublayer
 

@@ -173,7 +173,7 @@ def check_removable(candidate: LayerSubset) -> None:
         raise InputError(
             f"layers {candidate.text} name sublayers (a: attention, m: MLP), for which stock "
             f"architectures have no "
-            "place: say how to write them with --as zeroed, deci or remote-code"
+            "place: say how to write them with `export_format` zeroed, deci or remote-code"
         )
 
 

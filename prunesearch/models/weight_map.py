@@ -121,7 +121,7 @@ def locate(
             raise ModelError(
                 f"checkpoint {name!r} {problem} {parameter}: it is not complete, or stored in "
                 f"other pieces than "
-                f"{type(model).__name__} is built of; use --offload none"
+                f"{type(model).__name__} is built of; use `offload` none"
             )
     return {parameter: place for parameter, place in found.items() if parameter in state}
 

@@ -99,7 +99,7 @@ def token_windows(
     if len(chosen) < wanted:
         raise DataError(
             f"calibration text {source!r} is too short: it has {found} tokens, "
-            f"{wanted * body} are needed; give more text or fewer --tokens"
+            f"{wanted * body} are needed; give more text or fewer `tokens`"
         )
     return torch.tensor([opening + ids for ids in chosen], dtype=torch.int64)
 
@@ -187,7 +187,7 @@ def check_fits(model: PreTrainedModel, ids_BL: torch.Tensor) -> None:
     if most is not None and length > most:
         raise DataError(
             f"windows of {length} tokens are longer than the model's table of {most} positions: "
-            f"use --window {most} or "
+            f"use `window` {most} or "
             "less"
         )
     check_ids(model, int(ids_BL.max()) if ids_BL.numel() else 0)

@@ -58,7 +58,7 @@ def rank_units(
     """
     if ranking == "taylor" and layers.streamed_once:
         raise InputError(
-            "--ranking taylor needs all weights in memory: use influence or magnitude with "
+            "`ranking` taylor needs all weights in memory: use influence or magnitude with "
             "streamed ones"
         )
     check_fits(model, windows_BL)
@@ -67,7 +67,7 @@ def rank_units(
     harm = rank(model, layers, windows_BL.to(input_device(model)), _units(model, units))
     if not all(0.0 <= value < float("inf") for value in harm):
         raise ScoringError(
-            f"the ranking {ranking} of the dense model is not finite: search with --ranking none"
+            f"the ranking {ranking} of the dense model is not finite: search with `ranking` none"
         )
     # A unit that seems harmless gets a small positive value.
     floor = 1e-6 * max(harm) or 1.0

@@ -92,7 +92,7 @@ def load_tasks(
         InputError: see there.
     """
     if include_path is not None and not Path(include_path).is_dir():
-        raise DataError(f"no folder {include_path!r} for --include-path")
+        raise DataError(f"no folder {include_path!r} for `include_path`")
     rows = read_rows(Path(data)) if data is not None else None
     with quiet_lm_eval():
         with guarded(
@@ -103,7 +103,7 @@ def load_tasks(
             raise UnknownNameError("task", task, manager.all_tasks)
         if rows is not None and task not in manager.all_subtasks:
             raise InputError(
-                f"--task-data replaces the data of one task; {task!r} is a group of several"
+                f"`task_data` replaces the data of one task; {task!r} is a group of several"
             )
         with data_errors(task, data):
             spec = task if rows is None else _with_rows(task, rows)
@@ -229,7 +229,7 @@ def data_errors(task: str, data: str | None) -> Iterator[None]:
     template.
     """
     where = repr(data) if data else "its own data set"
-    advice = "" if data else "without a network give --task-data FILE.jsonl"
+    advice = "" if data else "without a network give `task_data` FILE.jsonl"
     try:
         with guarded(
             f"task {task!r} cannot use {where}", kind=DataError, advice=advice, passes=(KeyError,)

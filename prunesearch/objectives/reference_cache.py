@@ -53,7 +53,7 @@ class ReferenceCache:
             raise StorageError(
                 f"cannot keep the dense model's outputs in {str(self._folder)!r}: "
                 f"{error.strerror or one_line(error)}; "
-                "free space, or give --kl-top 512, which takes a fraction of it"
+                "free space, or give `kl_top` 512, which takes a fraction of it"
             ) from None
 
 

@@ -148,7 +148,7 @@ class TaskObjective:
         check_ids(loaded.model, largest_id)
         if self._prompts and loaded.layers.streamed_once:
             raise InputError(
-                f"task {task!r} generates text, which needs all weights in memory: leave --offload "
+                f"task {task!r} generates text, which needs all weights in memory: leave `offload` "
                 f"out"
             )
         self._batches: dict[int, list[ScoredBatch]] = {}
@@ -257,7 +257,7 @@ class TaskObjective:
                 value = row.get(self.metric)
                 if not isinstance(value, int | float):
                     raise InputError(
-                        f"metric {self.metric!r} is not a number per document, which --race needs"
+                        f"metric {self.metric!r} is not a number per document, which `race` needs"
                     )
                 losses.append(sign * float(value))
         return losses

@@ -102,7 +102,7 @@ class WeightedSumObjective:
             InputError: always.
         """
         raise InputError(
-            "--race compares item by item, and a mix has items of several kinds: race one objective"
+            "`race` compares item by item, and a mix has items of several kinds: race one objective"
         )
 
 

@@ -366,7 +366,7 @@ def check_grid(recipes: Sequence[Recipe], options: RunOptions) -> None:
     """Refuse recipes whose studies cannot be written, before anything is loaded.
 
     Raises:
-        InputError: ``--study`` names one study for several recipes, or a recipe occurs twice.
+        InputError: `study` names one study for several recipes, or a recipe occurs twice.
         StudyBusyError: another process is searching a study that is not complete.
         StudyError: a study was made with another recipe.
     """

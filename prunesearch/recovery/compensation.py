@@ -181,8 +181,8 @@ def compensate(
         )
     if any(parameter.is_meta for parameter in loaded.model.parameters()):
         raise InputError(
-            "weights that are not in memory cannot be compensated: leave out --offload and "
-            "--device-map"
+            "weights that are not in memory cannot be compensated: leave out `offload` and "
+            "`device_map`"
         )
     gap_fitter = GapFitter(loaded, candidate, fit_BL, method)
     # Look for a stored result.
@@ -258,7 +258,7 @@ def compensate_and_export(
                 f"compensation does not help on the held-out tokens (cross-entropy without layers "
                 f"{candidate.text} is "
                 f"{done.pruned['cross_entropy']:.4f}): nothing was written; fit it to more "
-                f"--tokens of --calibration"
+                f"`tokens` of `calibration`"
             )
         figures = {"metrics": done.compensated, "stderr": {}, "dense_metrics": done.dense}
         facts = {**facts, **figures, "compensation": document}

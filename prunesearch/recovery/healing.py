@@ -115,7 +115,7 @@ def plan_healing(
             suffice.
     """
     if loaded.layers.streamed_once:
-        raise InputError("training needs the weights in memory: leave --offload out")
+        raise InputError("training needs the weights in memory: leave `offload` out")
     sequences = sequences_of(recipe, loaded.tokenizer)
     check_fits(loaded.model, sequences.train_BL)
     check_fits(loaded.model, sequences.held_out_BL)
@@ -158,7 +158,7 @@ def _arithmetic(model: PreTrainedModel, recipe: HealRecipe) -> tuple[bool, bool]
     device, narrow = input_device(model), model.dtype in _16_BIT
     able = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu"
     if recipe.precision == "bfloat16" and not able:
-        raise InputError(f"--precision bfloat16 cannot be used on {device}: use float32")
+        raise InputError(f"`precision` bfloat16 cannot be used on {device}: use float32")
     fast = able and (device.type == "cuda" or (narrow and not widens()))
     bf16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and fast)
     return bf16, narrow and not bf16

@@ -119,7 +119,7 @@ def held(folder: Path, identity: JsonObject) -> Iterator[None]:
     refuse_network(
         folder,
         f"the run folder {str(folder)!r}",
-        "give a folder on this machine's disk with --run-folder",
+        "give a folder on this machine's disk with `run_folder`",
     )
     # Lock the folder.
     try:

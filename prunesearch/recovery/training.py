@@ -162,7 +162,7 @@ def loss_of(
 
     * ``lm``: mean of -log q(next) over the L - 1 tokens that have a predecessor.
     * ``distill``: mean over all L positions of KL(teacher || student), over the teacher's K
-      likeliest tokens and one tail bucket, as with ``--kl-top`` in the search. It is a lower bound
+      likeliest tokens and one tail bucket, as with `kl_top` in the search. It is a lower bound
       of the KL over the vocabulary. Unlike a renormalised KL it also teaches the total probability
       of the other tokens.
     * ``mix``: (1 - w) lm + w distill.

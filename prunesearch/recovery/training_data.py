@@ -62,7 +62,7 @@ def sequences_of(recipe: HealRecipe, tokenizer: PreTrainedTokenizerBase) -> Sequ
             tokens,
             (skipped + recipe.batch) * recipe.window,
             kept_apart,
-            "--batch-size",
+            "`batch_size`",
         )
     # Take the held-out windows.
     if apart is None:
@@ -70,7 +70,7 @@ def sequences_of(recipe: HealRecipe, tokenizer: PreTrainedTokenizerBase) -> Sequ
     else:
         held_out_BL, tokens = packed(apart, tokenizer, recipe.window, watched)
         if len(held_out_BL) < watched:
-            _refuse(apart, tokens, watched * recipe.window, "", "--held-out-tokens")
+            _refuse(apart, tokens, watched * recipe.window, "", "`held_out_tokens`")
     # Cut the training text to whole steps.
     train_BL = packed_BL[skipped:]
     return Sequences(train_BL[: len(train_BL) // recipe.batch * recipe.batch], held_out_BL)
@@ -79,7 +79,7 @@ def sequences_of(recipe: HealRecipe, tokenizer: PreTrainedTokenizerBase) -> Sequ
 def _refuse(source: str, tokens: int, needed: int, detail: str, option: str) -> None:
     raise DataError(
         f"{source!r} is too short: it has {tokens} tokens, {needed} are needed{detail}; "
-        f"give more text, or a smaller {option} or --window"
+        f"give more text, or a smaller {option} or `window`"
     )
 
 

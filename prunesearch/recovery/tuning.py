@@ -260,7 +260,7 @@ def _tuned(study: Study, recipe: HealRecipe, computed: int) -> Tuned:
     complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
     if not complete:
         raise RunError(
-            f"all {len(done)} trials of study {study.study_name!r} were stopped: raise --tune"
+            f"all {len(done)} trials of study {study.study_name!r} were stopped: raise `tune`"
         )
     # Among equal values the earliest trial is the best.
     best = min(complete, key=lambda trial: (trial.values[0], trial.number))

@@ -63,7 +63,7 @@ def build(
     """Build a sampler of subsets by its command-line name.
 
     Args:
-        name: sampler name, as ``--sampler`` takes it.
+        name: sampler name, as `sampler` takes it.
         space: search space of the subsets.
         seed: seed of the random generator.
         population: trials per generation; None for the sampler's default.
@@ -84,12 +84,12 @@ def build(
         able = [other.name for other in REGISTRY.entries() if encoding in other.encodings]
         if not able:
             raise UnknownNameError("encoding", encoding, entry.encodings)
-        raise InputError(f"encoding {encoding!r} goes with --sampler {either(able)}, not {name}")
+        raise InputError(f"encoding {encoding!r} goes with `sampler` {either(able)}, not {name}")
     if asynchronous and not entry.asynchronous:
         able = names_with("asynchronous")
-        raise InputError(f"asynchronous goes with --sampler {either(able)}, not {name}")
+        raise InputError(f"asynchronous goes with `sampler` {either(able)}, not {name}")
     if ranking is not None and not entry.takes_ranking:
-        raise InputError(f"a ranking cannot start --sampler {name}: leave it out")
+        raise InputError(f"a ranking cannot start `sampler` {name}: leave it out")
     settings = SamplerSettings(
         population=population or entry.population,
         seed=seed,

@@ -167,7 +167,7 @@ def studies_of(url: str) -> Studies:
     try:
         engine = connect(url)
     except (ImportError, SQLAlchemyError) as error:
-        raise StorageError(f"cannot read --storage {shown(url)!r}: {one_line(error)}") from None
+        raise StorageError(f"cannot read `storage` {shown(url)!r}: {one_line(error)}") from None
     try:
         with engine.connect().execution_options(reading=True) as connection:
             if not tables.are_there(connection):
@@ -183,7 +183,7 @@ def studies_of(url: str) -> Studies:
             return Studies(tuple(_uses(connection, names)), _models(ours))
     except SQLAlchemyError as error:
         reason = one_line(getattr(error, "orig", None) or error)
-        raise StorageError(f"cannot read --storage {shown(url)!r}: {reason}") from None
+        raise StorageError(f"cannot read `storage` {shown(url)!r}: {reason}") from None
     finally:
         engine.dispose()
 

@@ -28,7 +28,7 @@ class LayerImportance:
     """The importance of a layer or sublayer.
 
     Attributes:
-        layer: name of the layer as in ``--layers``: ``7``, ``7a``, or ``4-5`` for blocks that are
+        layer: name of the layer as in `layers`: ``7``, ``7a``, or ``4-5`` for blocks that are
             dropped together.
         dropped: share of the finished trials that drop the layer.
         dropped_best: share of the best trials that drop the layer.

@@ -87,15 +87,15 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
     except (SQLAlchemyError, NoSuchModuleError, StorageInternalError) as error:
         cause = error.__cause__ or error  # Optuna's own words say nothing of it
         reason = one_line(getattr(cause, "orig", None) or cause)
-        raise StorageError(f"cannot open --storage {shown(url)!r}: {reason}") from None
+        raise StorageError(f"cannot open `storage` {shown(url)!r}: {reason}") from None
     except ImportError:
         raise StorageError(
-            f"--storage {shown(url)!r} needs a driver: pip install 'prunesearch[postgres]' and "
+            f"`storage` {shown(url)!r} needs a driver: pip install 'prunesearch[postgres]' and "
             f"write postgresql+psycopg://"
         ) from None
     except RuntimeError:
         raise StorageError(
-            f"--storage {shown(url)!r} was made by another version of Optuna: upgrade prunesearch, "
+            f"`storage` {shown(url)!r} was made by another version of Optuna: upgrade prunesearch, "
             f"or run: optuna storage upgrade --storage {pasted(url, STORAGE_VARIABLE)}"
         ) from None
 
@@ -259,7 +259,7 @@ def writer_of(storage: RDBStorage, name: str) -> Writer | None:
     except SQLAlchemyError as error:
         reason = one_line(getattr(error, "orig", None) or error)
         raise StorageError(
-            f"cannot see in --storage {shown(str(storage.url))!r} who is searching study {name!r}: "
+            f"cannot see in `storage` {shown(str(storage.url))!r} who is searching study {name!r}: "
             f"{reason}"
         ) from None
 

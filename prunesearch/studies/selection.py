@@ -83,14 +83,14 @@ class SelectionCriteria:
             match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", loss.strip())
             if match is None:
                 raise InputError(
-                    f"--max-loss {loss!r} cannot be read: give a share (2%) or a difference (0.05)"
+                    f"`max_loss` {loss!r} cannot be read: give a share (2%) or a difference (0.05)"
                 )
             relative = match[2] == "%"
             share = float(match[1])
             if relative:
                 share /= 100.0
         if size is not None:
-            limit = parse_size(size, "--max-size")
+            limit = parse_size(size, "`max_size`")
         return cls(share, relative, limit)
 
 
@@ -116,8 +116,8 @@ def choose(study: Study, wanted: SelectionCriteria) -> FrozenTrial:
         if len(study.directions) > 1:
             raise StudyError(
                 f"study {name!r} has {len(trials)} best trials, one for each size: choose with "
-                f"--max-loss 2% or "
-                "--max-size 100MiB"
+                f"`max_loss` 2% or "
+                "`max_size` 100MiB"
             )
         return trials[0]
     # 2. Keep the trials that are small enough.

@@ -157,7 +157,7 @@ def writer_at(url: str, name: str) -> Writer | None:
 def busy(name: str, writer: Writer, more: str = "") -> StudyBusyError:
     """Return the error for a study that another process writes."""
     return StudyBusyError(
-        f"study {name!r} is being searched by {writer}{more}: wait for it, or give --study NAME"
+        f"study {name!r} is being searched by {writer}{more}: wait for it, or give `study` NAME"
     )
 
 

@@ -296,7 +296,7 @@ def test_places_are_read() -> None:
         str(CacheLocation.parse("/fast,postgresql+psycopg://me:x@h/d"))
         == "/fast,postgresql+psycopg://me:***@h/d"
     )
-    with pytest.raises(StorageError, match="--cache 'mysql://h/d': unknown database 'mysql'"):
+    with pytest.raises(StorageError, match="`cache` 'mysql://h/d': unknown database 'mysql'"):
         CacheLocation.parse("mysql://h/d")
 
 

@@ -67,7 +67,7 @@ def test_search_show_best_export_evaluate_and_remove(
     by_hand = run_json("export", tiny_folder, "--layers", exported["dropped"], "--out", "by-hand")
     assert by_hand["verification"]["generated"] == exported["verification"]["generated"]
     manifest = (here / "out" / "prunesearch.json").read_text()
-    assert json.loads(manifest)["recipe"]["drop"] == "2"
+    assert json.loads(manifest)["recipe"]["search"]["drop"] == "2"
     assert str(tiny_folder) not in manifest
     measured = run_json("evaluate", "out", "--calibration", prose, *FAST[:4])
     assert measured["metrics"]["perplexity"] == pytest.approx(
@@ -508,7 +508,7 @@ def test_what_a_study_refuses_is_said_before_loading(
         url,
     ]
     said = refused(capsys, monkeypatch, *words, "--tokens", 128)
-    assert "to resume it give --tokens 256; for a new one --study s-" in said
+    assert "to resume it give --tokens 256; for a new one give --study s-" in said
     with persistence.sole_writer(persistence.open_storage(url, create=False), "s"):
         assert "is being searched" in refused(capsys, monkeypatch, *words)
 
@@ -542,9 +542,9 @@ def test_a_recipe_file_says_all_that_the_command_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Path("recipe.yaml").write_text(
-        f"model: {tiny_folder}\ndrop: [1, 2]\nsampler: [pso, random]\npopulation: 4\ncalibration: "
-        f"{prose}\n"
-        "tokens: 256\nwindow: 64\ntrials: 3\nstorage: sqlite:///my.db\nout: made\n"
+        f"model: {tiny_folder}\nsearch: {{drop: [1, 2], sampler: [pso, random], population: 4}}\n"
+        f"data: {{calibration: {prose}, tokens: 256, window: 64}}\n"
+        "run: {trials: 3, storage: 'sqlite:///my.db', out: made}\n"
     )
     document = run_json("run", "recipe.yaml", "--trials", 4)
     assert [(s["sampler"], s["trials"]) for s in document["searches"]] == [("pso", 4)] * 2 + [
@@ -555,7 +555,9 @@ def test_a_recipe_file_says_all_that_the_command_says(
         assert made["folder"] == f"made/drop{number}"
         found = [s for s in document["searches"] if f"drop{number}-" in s["study"]]
         assert made["dropped"] == min(found, key=lambda s: s["value"])["best"]["dropped"]
-    Path("recipe.yaml").write_text(f"model: {tiny_folder}\ndrop: [1, 2]\nrecover: {{}}\n")
+    Path("recipe.yaml").write_text(
+        f"model: {tiny_folder}\nsearch: {{drop: [1, 2]}}\nrecover: {{}}\n"
+    )
     assert "one sampler and one number" in refused(capsys, monkeypatch, "run", "recipe.yaml")
 
 
@@ -568,7 +570,7 @@ def test_python_runs_a_recipe_into_a_folder_and_is_told_of_arguments(
     _, exported = prunesearch.run(recipe, prunesearch.RunOptions(trials=2), out="dir")  # type: ignore[misc]
     assert exported.folder == Path("dir")
     with pytest.raises(
-        prunesearch.PruneSearchError, match="trials 2 would give no result: sampler greedy"
+        prunesearch.PruneSearchError, match="`trials` 2 would give no result: `sampler` greedy"
     ):
         prunesearch.run(recipe.with_changes(sampler="greedy"), prunesearch.RunOptions(trials=2))
 

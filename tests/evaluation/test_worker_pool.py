@@ -154,7 +154,7 @@ def test_one_that_dies_again_and_again_is_one_line_and_the_rest_is_kept(pool: Wo
     work = chunks(toys(*[WELL] * 5, DIES))
     scored = []
     with pytest.raises(
-        RunError, match=r"worker \d died 3 times over the same candidates.*fewer --workers"
+        RunError, match=r"worker \d died 3 times over the same candidates.*fewer `workers`"
     ) as raised:
         for found in pool.score(work, never):
             scored.append(found)

@@ -62,6 +62,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with (
         StateBuffer(0) as state_buffer,
-        pytest.raises(RunError, match=r"put hidden states aside in .*missing.*--state-memory"),
+        pytest.raises(RunError, match=r"put hidden states aside in .*missing.*`state_memory`"),
     ):
         state_buffer.put(torch.ones(3))

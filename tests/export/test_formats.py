@@ -49,7 +49,7 @@ def test_sublayers_are_exported_in_each_form(
     whole = loaded.sizes.params(LayerSubset.of(N_LAYERS, SUBLAYERS.dropped))
     assert made.params == whole if export_format == "zeroed" else saved <= made.params < whole
     if export_format != "zeroed":
-        with pytest.raises(InputError, match="--trust-remote-code"):
+        with pytest.raises(InputError, match="`trust_remote_code`"):
             recheck(tmp_path / "out")
     recheck(tmp_path / "out", trust_remote_code=export_format != "zeroed")
 
@@ -81,7 +81,7 @@ def test_an_export_without_sublayers_can_lose_blocks(
 
 
 def test_sublayers_have_no_place_in_a_plain_export(loaded: LoadedModel, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--as"):
+    with pytest.raises(InputError, match="`export_format`"):
         export(loaded, SUBLAYERS, tmp_path / "out")
     with pytest.raises(InputError, match="vLLM needs attention in the first block"):
         export(
@@ -231,10 +231,10 @@ def test_an_export_is_uploaded_to_a_private_repository(tmp_path: Path) -> None:
 
 def test_nothing_is_uploaded_to_a_public_repository_unasked(tmp_path: Path) -> None:
     api = _Api(private=False)
-    with pytest.raises(InputError, match="add --public"):
+    with pytest.raises(InputError, match="add `public`"):
         hub.check_access("me/model", tmp_path, False, api)  # type: ignore[arg-type]
     with pytest.raises(
-        RunError, match=r"is exported and verified, but could not be uploaded .*--public"
+        RunError, match=r"is exported and verified, but could not be uploaded .*`public`"
     ):
         hub.push(tmp_path, "me/model", "0,3", api)  # type: ignore[arg-type]
     assert "upload_folder" not in api.calls

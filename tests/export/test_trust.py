@@ -159,7 +159,7 @@ def test_trusted_code_goes_along_and_is_named(
         path.name for path in out.rglob("*.py")
     }
     assert "trust_remote_code=True" in (out / "README.md").read_text()
-    with pytest.raises(InputError, match="--trust-remote-code"):
+    with pytest.raises(InputError, match="`trust_remote_code`"):
         recheck(out)
     recheck(out, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
@@ -171,7 +171,7 @@ def test_trusted_code_goes_along_and_is_named(
 def test_a_type_of_its_own_is_refused_without_trust(
     loader: Callable[..., LoadedModel], own: Path
 ) -> None:
-    with pytest.raises(ModelError, match="read that code, then add --trust-remote-code") as raised:
+    with pytest.raises(ModelError, match="read that code, then add `trust_remote_code`") as raised:
         loader(str(own), device="cpu")
     assert "\n" not in str(raised.value)
 

@@ -26,7 +26,7 @@ def test_the_last_block_has_the_kind_that_the_type_gives_it(model_type: str) -> 
     kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
     config = config_of(model_type, num_hidden_layers=4, layer_types=kinds)
     assert edits(config, COUNT, (0, 1, 3))[COUNT] == 3
-    with pytest.raises(ModelError, match=r"block 2 has sliding attention.*--protect 3"):
+    with pytest.raises(ModelError, match=r"block 2 has sliding attention.*`protect` 3"):
         edits(config, COUNT, (0, 1, 2))
 
 

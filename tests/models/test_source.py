@@ -58,7 +58,7 @@ def test_a_revision_is_resolved_once(
 
 
 def test_a_path_has_no_revision(tiny_folder: Path) -> None:
-    with pytest.raises(InputError, match=r"--revision 'v1' goes with a Hugging Face id"):
+    with pytest.raises(InputError, match=r"`revision` 'v1' goes with a Hugging Face id"):
         load(str(tiny_folder), revision="v1")
 
 

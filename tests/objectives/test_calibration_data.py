@@ -284,7 +284,7 @@ def test_windows_that_do_not_fit_are_refused_before_anything_is_computed(
     )
     CalibrationObjective(loaded, fitting_BL, KL())
     for windows_BL, complaint in (
-        (long_BL, "129 tokens .* 128 positions: use --window 128"),
+        (long_BL, "129 tokens .* 128 positions: use `window` 128"),
         (strange_BL, "id 264 .* 264"),
     ):
         for use in (
@@ -295,7 +295,7 @@ def test_windows_that_do_not_fit_are_refused_before_anything_is_computed(
         ):
             with pytest.raises(DataError, match=complaint):
                 use(windows_BL)
-    with pytest.raises(DataError, match="use --window 128"):
+    with pytest.raises(DataError, match="use `window` 128"):
         plan_healing(loaded, candidate, HealRecipe(window=256, held_out_tokens=256, steps=1))
 
 
@@ -319,7 +319,7 @@ def test_a_model_with_few_positions_is_searched_timed_and_exported(
         assert export(loaded, outcome.best.candidate, tmp_path / "out").verification.decoded > 0
     assert outcome.best_ms > 0
     with (
-        pytest.raises(DataError, match="use --window 128"),
+        pytest.raises(DataError, match="use `window` 128"),
         open_session(recipe.with_changes(window=256), options),
     ):
         pass

@@ -71,5 +71,5 @@ def test_a_broken_model_is_not_ranked() -> None:
     model = tiny()
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
-    with pytest.raises(ScoringError, match="--ranking none"):
+    with pytest.raises(ScoringError, match="`ranking` none"):
         rank_units(model, resident(model), WINDOWS, "influence", "blocks")

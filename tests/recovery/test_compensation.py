@@ -244,7 +244,7 @@ def test_what_cannot_be_done_is_refused(
 def test_weights_that_are_not_in_memory_are_refused() -> None:
     loaded = held(tiny())
     blocks_of(loaded.model)[2].to("meta")
-    with pytest.raises(InputError, match="leave out --offload and --device-map"):
+    with pytest.raises(InputError, match="leave out `offload` and `device_map`"):
         compensate(loaded, SCATTERED, windows(2), windows(2))
 
 

@@ -487,7 +487,7 @@ def test_data_that_do_not_suffice_are_refused(
         "nofield.jsonl": ('{"words": "x"}\n', "has no field 'text'", None),
         "held.txt": (
             "x" * 200,
-            r"it has 201 tokens, 256 are needed; .* smaller --held-out-tokens",
+            r"it has 201 tokens, 256 are needed; .* smaller `held_out_tokens`",
             "held",
         ),
     }

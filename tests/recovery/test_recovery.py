@@ -78,7 +78,8 @@ def test_one_recipe_does_all_of_it_once(
     recipe = tmp_path / "recipe.yaml"
     heal = "\n".join(f"    {name}: {value}" for name, value in {**SHORT, "data": prose}.items())
     recipe.write_text(
-        f"model: {tiny_folder}\ndrop: 2\ncalibration: {prose}\ntokens: 128\nwindow: 32\n"
+        f"model: {tiny_folder}\nsearch: {{drop: 2}}\n"
+        f"data: {{calibration: {prose}, tokens: 128, window: 32}}\n"
         f"recover:\n  finalists: 2\n  finalist_steps: 2\n  heal:\n{heal}\n"
         f"  evaluate:\n    calibration: {prose}\n    tokens: 64\n"
     )

@@ -256,7 +256,7 @@ def test_a_newer_schema_is_refused_with_the_remedy(url: str) -> None:
     with pytest.raises(StorageError, match="upgrade prunesearch, or run: optuna storage upgrade"):
         persistence.open_storage(url, create=False)
     (Path(url.removeprefix("sqlite:///"))).write_bytes(b"no database" * 1000)
-    with pytest.raises(StorageError, match="cannot open --storage"):
+    with pytest.raises(StorageError, match="cannot open `storage`"):
         persistence.open_storage(url, create=False)
 
 

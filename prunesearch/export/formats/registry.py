@@ -29,7 +29,7 @@ class ExportFormat:
     """Facts about one export format, and what it does. The defaults are those of a plain checkpoint.
 
     Attributes:
-        name: name of the format, as ``--as`` takes it.
+        name: name of the format, as `export_format` takes it.
         description: one or two sentences about what loads the result, for the model card.
         order: position in lists.
         option: option that selects the format. None for ``--as NAME``.
@@ -60,7 +60,7 @@ class ExportFormat:
     @property
     def selected_by(self) -> str:
         """Option on the command line that selects the format."""
-        return self.option or f"--as {self.name}"
+        return self.option or f"`export_format` {self.name}"
 
     def check(self, config: "PretrainedConfig", candidate: LayerSubset) -> None:
         """Refuse a model or a candidate that the format cannot express.
@@ -78,12 +78,12 @@ class ExportFormat:
         architecture = architecture_of(config)
         if self.own_code and hasattr(config, "auto_map"):
             raise InputError(
-                f"--as {self.name} writes code for stock models, and this one runs code of its own: "
-                f"use --as {_for_any_code()}"
+                f"`export_format` {self.name} writes code for stock models, and this one runs code of its own: "
+                f"use `export_format` {_for_any_code()}"
             )
         if candidate.whole_blocks and not self.whole_blocks:
             raise InputError(
-                f"--as {self.name} is for dropped sublayers; layers {candidate.text} are whole: "
+                f"`export_format` {self.name} is for dropped sublayers; layers {candidate.text} are whole: "
                 f"leave it out"
             )
         has_sublayers = architecture.attention is not None and architecture.mlp is not None
@@ -147,7 +147,7 @@ register = REGISTRY.register
 
 
 def checkpoint_formats() -> list[str]:
-    """Return the names of the formats that write a checkpoint folder, which ``--as`` takes."""
+    """Return the names of the formats that write a checkpoint folder, which `export_format` takes."""
     return [entry.name for entry in REGISTRY.entries() if entry.suffix is None]
 
 

@@ -68,8 +68,8 @@ class FormatWithCode(ExportFormat):
 
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise InputError(
-                f"--as {self.name} builds on code of transformers, and this model brings its own: "
-                f"use --as zeroed"
+                f"`export_format` {self.name} builds on code of transformers, and this model brings its own: "
+                f"use `export_format` zeroed"
             )
 
     def left_out_parameters(self, model: "PreTrainedModel", dropped: LayerSubset) -> set[str]:
