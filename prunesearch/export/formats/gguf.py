@@ -34,7 +34,7 @@ register(
         "gguf",
         "A GGUF file: llama.cpp and programs built on it load it.",
         order=50,
-        option="`gguf`",
+        option="--gguf",
         other_program=True,
         suffix=".gguf",
         hub=False,

@@ -60,7 +60,7 @@ class ExportFormat:
     @property
     def selected_by(self) -> str:
         """Option on the command line that selects the format."""
-        return self.option or f"`export_format` {self.name}"
+        return self.option or f"--as {self.name}"
 
     def check(self, config: "PretrainedConfig", candidate: LayerSubset) -> None:
         """Refuse a model or a candidate that the format cannot express.
