@@ -15,7 +15,6 @@ import argparse
 import ast
 import graphlib
 import io
-import re
 import subprocess
 import tarfile
 import tempfile
@@ -26,14 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.support.record import Record
+from tests.support import glossary
 
 ROOT = Path(__file__).parent.parent
-BANNED = (
-    r"\bbehind\b", r"\bis no\b", r"\bwhoever\b", r"\bso many\b", r"\blump\b", r"\bmend(s|ed)?\b", r"\bdear\b",
-    r"\bBench\b", r"\bDesk\b", r"\bFlight\b", r"\bShelf\b", r"\bWish\b", r"\bstones?\b", r"\bLedger\b", r"\bTally\b",
-    r"\bcensus\b", r"\bBridges?\b", r"\bseal(ed)?\b", r"\bunseal\b",
-)  # fmt: skip
-"""Words that the glossary in prunesearch/README.md replaces by standard ones."""
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _TARGETS = {
     "root_modules": "<= 6",
@@ -158,22 +152,8 @@ def circles(imports: dict[str, set[tuple[str, str | None]]]) -> list[tuple[str, 
 
 
 def banned_words(root: Path) -> Counter[str]:
-    """How often each banned word stands in the package and in the README files."""
-    found: Counter[str] = Counter()
-    pages = [
-        root / "README.md",
-        *(root / "prunesearch").rglob("*.py"),
-        *(root / "prunesearch").rglob("*.md"),
-    ]
-    for path in pages:
-        text = path.read_text()
-        if path.name == "README.md" and "## Glossary" in text:
-            # The glossary names the words that it replaces.
-            before, _, after = text.partition("## Glossary")
-            text = before + after.partition("\n## ")[2]
-        for pattern in BANNED:
-            found[pattern] += len(re.findall(pattern, text))
-    return +found
+    """How often each private word stands in the package and in its pages; see the glossary's test."""
+    return Counter(finding.word for finding in glossary.findings(root))
 
 
 def figures(root: Path) -> tuple[dict[str, float], Counter[str]]:

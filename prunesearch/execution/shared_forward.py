@@ -39,8 +39,11 @@ from prunesearch.models.surgery import ablated, pruned
 from prunesearch.runtime.patching import replaced
 
 _ALIKE = 0.02  # accepted relative difference: more than 16-bit rounding causes
-_checked: set[str] = set()
-"""Model types outside the table that have passed `Forward._check`."""
+_checked: set[type[PreTrainedModel]] = set()
+"""Classes of models outside the table that have passed `Forward._check`.
+
+The check depends on the code of the class alone, so a class is checked once per process.
+"""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments that the model passes to a block after the hidden state."""
 
@@ -117,13 +120,13 @@ class Forward:
     def _check(self) -> None:
         """Check that running a model block by block gives the output of its own code.
 
-        Only models outside the table are checked, once per model type.
+        Only models outside the table are checked, once per class of models.
 
         Raises:
             ModelError: the outputs differ, because the blocks pass on more than the hidden state or
                 return it in another form.
         """
-        kind = self.model.config.model_type
+        kind = type(self.model)
         if kind in _checked:
             return
         why = ""
@@ -142,8 +145,8 @@ class Forward:
             why = f": {one_line(error)}"
         if why:
             raise ModelError(
-                f"models of type {kind!r} cannot be scored, as their blocks are not one after the "
-                f"other{why}"
+                f"models of type {self.model.config.model_type!r} cannot be scored, as their "
+                f"blocks are not one after the other{why}"
             )
         self.work_counter = WorkCounter()
         _checked.add(kind)

@@ -32,28 +32,32 @@ _POSITIONS = re.compile(
 """Names of position tables: learned ones, and stored tables of sines."""
 _MOST_BLOCKS = 10_000
 NO_MODEL = "no causal language model can be built from this config"
-_found: dict[str, Architecture] = {}
-"""Inferred families of types that are not in the table, by type.
+_inferred: dict[tuple[str, type[PretrainedConfig]], Architecture] = {}
+"""Inferred architectures of types that are not in the table, by type and class of the config.
 
-They are kept for the whole process.
+Inferring builds the model on the meta device, and `architecture_of` is called for every candidate.
+An architecture depends on the code of the config's class and of its model alone, so it is kept for
+the whole process. Two repositories with code of their own have different classes, even if they give
+their model the same type.
 """
 
 
 def architecture_of(config: PretrainedConfig, trust_remote_code: bool = False) -> Architecture:
-    """Look up the family of a model, or infer it.
+    """Look up the architecture of a model, or infer it.
 
     Args:
         config: config of the model.
-        trust_remote_code: build the model with code that ships with it, if its family must be
+        trust_remote_code: build the model with code that ships with it, if its architecture must be
             inferred.
 
     Raises:
         ModelError: models of this type cannot be pruned. The message says why.
     """
     name = config.model_type
-    architecture = ARCHITECTURES.get(name) or _found.get(name)
+    key = name, type(config)
+    architecture = ARCHITECTURES.get(name) or _inferred.get(key)
     if architecture is None:
-        architecture = _found[name] = _look_at(config, trust_remote_code)
+        architecture = _inferred[key] = _infer(config, trust_remote_code)
     if architecture.refused is not None:
         raise ModelError(f"models of type {name!r} cannot be pruned: {architecture.refused}")
     return architecture
@@ -68,8 +72,8 @@ def settings_of(config: PretrainedConfig) -> PretrainedConfig:
     return text if isinstance(text, PretrainedConfig) else config
 
 
-def _look_at(config: PretrainedConfig, trust_remote_code: bool) -> Architecture:
-    """Infer the family of a type that is not in the table."""
+def _infer(config: PretrainedConfig, trust_remote_code: bool) -> Architecture:
+    """Infer the architecture of a type that is not in the table."""
     # A multimodal model may have the blocks of a known language model.
     settings = settings_of(config)
     like = ARCHITECTURES.get(settings.model_type) if settings is not config else None
@@ -109,7 +113,7 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     """Return the model's list of blocks itself, not a copy.
 
     Raises:
-        ModelError: the type cannot be pruned, or the list is not where its family says.
+        ModelError: the type cannot be pruned, or the list is not where its architecture says.
     """
     architecture = architecture_of(model.config)
     number = getattr(settings_of(model.config), architecture.count)
@@ -137,7 +141,7 @@ def per_layer_tensors(model: PreTrainedModel) -> dict[str, int]:
         return {}
     parent, _, _ = architecture.blocks.rpartition(".")
     parameters = dict(model.named_parameters())
-    # A model of the family need not have each of them.
+    # A model of the architecture need not have each of them.
     found = {}
     for name, axis in axes.items():
         if (path := f"{parent}.{name}") in parameters:
@@ -146,10 +150,10 @@ def per_layer_tensors(model: PreTrainedModel) -> dict[str, int]:
 
 
 def sublayer_of(model: PreTrainedModel, kind: str) -> Sublayer:
-    """Return the family's description of a sublayer.
+    """Return the architecture's description of a sublayer.
 
     Args:
-        model: model whose family is looked up.
+        model: model whose architecture is looked up.
         kind: ``attention`` or ``mlp``.
 
     Raises:

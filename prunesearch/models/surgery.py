@@ -8,7 +8,7 @@ three more changes:
   length from the first block.
 * Tensors with a part for each block are sliced.
 
-A ablated sublayer returns zeros of its input's shape. Norms after it turn zeros into zeros.
+An ablated sublayer returns zeros of its input's shape. Norms after it turn zeros into zeros.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,8 +61,9 @@ def pruned(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[PreTraine
         for name in _edits(model, candidate):
             before[name] = stored.get(name, getattr(config, name))
         tensors = {}
-        for name in _sliced_tensors(model, candidate):
-            tensors[name] = model.get_parameter(name).data
+        if candidate.dropped:
+            for name in per_layer_tensors(model):
+                tensors[name] = model.get_parameter(name).data
         try:
             remove(model, LayerSubset(candidate.n_layers, candidate.dropped))
             yield model

@@ -58,7 +58,7 @@ class Teacher:
         missing = [row_L for row_L in ids_BL if self._known(row_L) is None]
         if missing and not self._dense:
             raise InputError(
-                "the dense model's answers are not known and its weights were changed in memory: "
+                "the teacher logits are not known and its weights were changed in memory: "
                 "load it afresh"
             )
         # Compute them, one forward pass at a time.

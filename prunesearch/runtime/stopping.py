@@ -41,7 +41,7 @@ class StopRequested(KeyboardInterrupt):
         self.number = number
 
 
-class _State:
+class _StopState:
     """State that the signal handler and the work share.
 
     There is one per process, because signals are per process.
@@ -57,7 +57,7 @@ class _State:
 
 def requested() -> bool:
     """Return whether a stop was requested."""
-    return _State.number is not None
+    return _StopState.number is not None
 
 
 def drawn(on: bool) -> None:
@@ -66,7 +66,7 @@ def drawn(on: bool) -> None:
     If the handler wrote a line while the display is redrawn, part of the old display would stay on
     the screen.
     """
-    _State.drawn = on
+    _StopState.drawn = on
 
 
 def check() -> None:
@@ -75,8 +75,8 @@ def check() -> None:
     Raises:
         StopRequested: a stop was requested.
     """
-    if _State.number is not None:
-        raise StopRequested(_State.number)
+    if _StopState.number is not None:
+        raise StopRequested(_StopState.number)
 
 
 @contextmanager
@@ -87,11 +87,11 @@ def deferred() -> Iterator[None]:
         StopRequested: at the beginning or at the end, when a stop was asked for.
     """
     check()
-    _State.deferred += 1
+    _StopState.deferred += 1
     try:
         yield
     finally:
-        _State.deferred -= 1
+        _StopState.deferred -= 1
     check()
 
 
@@ -104,24 +104,24 @@ def interruptible() -> Iterator[None]:
         StopRequested: as soon as a stop is asked for, at the end of the block at the latest.
     """
     check()
-    before, _State.deferred = _State.deferred, 0
+    before, _StopState.deferred = _StopState.deferred, 0
     try:
         yield
     finally:
-        _State.deferred = before
+        _StopState.deferred = before
     check()
 
 
 @contextmanager
 def waking(wake: Callable[[], None]) -> Iterator[None]:
     """Have the signal handler call something that wakes a loop which waits. It must not block."""
-    _State.wakers = (*_State.wakers, wake)
+    _StopState.wakers = (*_StopState.wakers, wake)
     try:
         if requested():
             wake()
         yield
     finally:
-        _State.wakers = tuple(other for other in _State.wakers if other is not wake)
+        _StopState.wakers = tuple(other for other in _StopState.wakers if other is not wake)
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def handled() -> Iterator[None]:
 
     A signal that the process was started to ignore, as ``nohup`` does, stays ignored.
     """
-    _State.number, _State.deferred, _State.wakers = None, 0, ()
+    _StopState.number, _StopState.deferred, _StopState.wakers = None, 0, ()
     before = {}
     if threading.current_thread() is threading.main_thread():  # others may not set handlers
         for number in _SIGNALS:
@@ -141,7 +141,7 @@ def handled() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _State.number, _State.ended = None, True
+        _StopState.number, _StopState.ended = None, True
 
 
 def guard_process() -> None:
@@ -156,23 +156,23 @@ def guard_process() -> None:
 
 
 def _end_quietly(number: int, frame: FrameType | None) -> None:
-    if not _State.ended:
+    if not _StopState.ended:
         os.write(2, b"stopped\n")
     os._exit(128 + number)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
-    if _State.number is not None:
-        if now - _State.at > _SAME_SECONDS:
+    if _StopState.number is not None:
+        if now - _StopState.at > _SAME_SECONDS:
             _end_at_once(number)
         return
-    _State.number, _State.at = number, now
-    for wake in _State.wakers:
+    _StopState.number, _StopState.at = number, now
+    for wake in _StopState.wakers:
         wake()
-    if not _State.deferred:
+    if not _StopState.deferred:
         raise StopRequested(number)
-    if not _State.drawn:
+    if not _StopState.drawn:
         os.write(2, f"{STOPPING}\n".encode())
 
 

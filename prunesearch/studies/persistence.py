@@ -54,7 +54,7 @@ TRIALS_ATTR = "asked_trials"
 """User attribute of a study: the number of trials that was asked for last."""
 
 
-Value = TypeVar("Value", bound=Json)
+StoredValue = TypeVar("StoredValue", bound=Json)
 
 
 def open_storage(url: str, *, create: bool) -> RDBStorage:
@@ -377,14 +377,14 @@ def identity_of(study: Study) -> JsonObject:
     return as_object(json.loads(study.user_attrs[IDENTITY_ATTR]), "the identity of the study")
 
 
-def get_or_set_attr(study: Study, name: str, make: Callable[[], Value]) -> Value:
+def get_or_set_attr(study: Study, name: str, make: Callable[[], StoredValue]) -> StoredValue:
     """Return a value that is stored in the study.
 
     It is made by `make` the first time and never changes.
     """
     if name not in study.user_attrs:
         study.set_user_attr(name, json.dumps(make()))
-    value: Value = json.loads(study.user_attrs[name])
+    value: StoredValue = json.loads(study.user_attrs[name])
     return value
 
 

@@ -68,10 +68,10 @@ PHRASES = (
     r"\b(give|gives|given|gave) back\b",
     r"\b(the|a|this|that|each|every|evaluation|shared|both|one|into|in|no) stores?\b(?! \w+s\b)",
     r"\bfault points?\b",
-    r"\bdense answers?\b",
+    r"\bdense (model's )?answers?\b",
     r"\bwork folders?\b",
     r"--weights (memory|host|stream)\b",
-    r"\bmodel famil(y|ies)\b",
+    r"\bfamil(y|ies)\b",
     r"\boutput writers?\b",
     r"\bput aside\b|\bthe shelf\b",
 )  # fmt: skip
