@@ -34,8 +34,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (any public object)
-    if name == "FORMS":  # the earlier list of names
-        return importlib.import_module(f"{__name__}.formats.registry").checkpoint_formats()
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,5 +1,6 @@
 """A registry finds its entries in the files of a folder."""
 
+import ast
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from prunesearch.algorithms.registry import REGISTRY as ALGORITHMS
+from prunesearch.export.formats.registry import REGISTRY as FORMATS
+from prunesearch.objectives.calibration_sources.registry import REGISTRY as SOURCES
 from prunesearch.runtime.registry import Registry
+from tests.support.package import modules
 
 
 @dataclass(frozen=True)
@@ -55,3 +60,21 @@ def test_a_name_has_one_entry() -> None:
 
 def _unknown(name: str, known: Sequence[str]) -> Exception:
     return KeyError(name)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [ALGORITHMS.names(), FORMATS.names(), SOURCES.names()],
+    ids=["algorithm", "format", "source"],
+)
+def test_no_file_tests_for_an_entry_by_its_name(names: list[str]) -> None:
+    """A registered fact is asked for instead, so that a new entry is one file."""
+    found = []
+    for _, path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Compare):
+                continue
+            for part in ast.walk(node):
+                if isinstance(part, ast.Constant) and part.value in names:
+                    found.append(f"{path}:{node.lineno} compares with {part.value!r}")
+    assert found == []
