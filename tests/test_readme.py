@@ -14,6 +14,9 @@ from packaging.utils import canonicalize_name
 
 from prunesearch.cli.main import cli
 from prunesearch.cli.recipes import read_recipe
+from prunesearch.config.flat import SECTIONS
+from prunesearch.config.recovery import Recovery
+from prunesearch.config.run_options import RunOptions
 from tests.support.package import ORDER, PACKAGE
 from tests.support.paths import REPOSITORY
 
@@ -55,17 +58,25 @@ def test_every_command_is_understood(line: str) -> None:
     command.make_context("prunesearch", words).close()
 
 
-def test_the_recipes_are_valid(tmp_path: Path) -> None:
+def test_the_recipes_are_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finalists = []
     for number, (_, text) in enumerate(blocks("yaml")):
         path = tmp_path / f"{number}.yaml"
         path.write_text(text)
         read = read_recipe(path, {}, ())
-        assert [recipe.search.drop for recipe in read.recipes] == ["25%"]
-        (recipe,) = read.recipes
-        assert recipe.recover is not None
-        finalists.append(recipe.recover.finalists)
+        assert {recipe.search.drop for recipe in read.recipes} == {"25%"}
+        if (recover := read.recipes[0].recover) is not None:
+            finalists.append(recover.finalists)
     assert finalists == [1, 5]
+    assert capsys.readouterr().err == "", "none is of an earlier form"
+
+
+def test_every_setting_of_a_recipe_is_on_its_page() -> None:
+    page = (PACKAGE / "config" / "README.md").read_text()
+    for section, settings in {**SECTIONS, "recover": Recovery, "run": RunOptions}.items():
+        (line,) = re.findall(rf"^\| `{section}` .*$", page, re.MULTILINE)
+        named = re.findall(r"`(\w+)`", line.split("|")[2])
+        assert set(named) - {"out"} == set(settings.model_fields), section
 
 
 def test_the_python_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,29 @@ from prunesearch.studies.summary import summaries, summarise, summarise_trial
 RECIPE = Recipe(model="m", drop="2")
 
 
+EARLIER_RECIPES = json.loads(
+    (Path(__file__).parents[1] / "config" / "files" / "flat_recipes.json").read_text()
+)
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/new/study.db"
+
+
+def test_a_study_of_an_earlier_version_is_resumed(url: str) -> None:
+    storage = persistence.open_storage(url, create=True)
+    for name, earlier in EARLIER_RECIPES.items():
+        study = optuna.create_study(storage=storage, study_name=name)
+        study.set_user_attr("identity", json.dumps(earlier["identity"], sort_keys=True))
+        study.set_user_attr("recipe", json.dumps(earlier["stored"]))
+        now = Recipe(**earlier["given"])
+        resumed = persistence.create_or_resume(
+            storage, name, now, now.identity(), metrics=["kl"], maximize=[False]
+        )
+        assert persistence.recipe_of(resumed) == now
+        with pytest.raises(StudyError, match=r"seed: . in the study, 99 now"):
+            persistence.refuse_other(resumed, now.with_changes(seed=99).identity())
 
 
 def test_a_study_is_held_to_its_recipe(url: str) -> None:
