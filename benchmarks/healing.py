@@ -58,6 +58,7 @@ from prunesearch.recovery.healing import ask_teacher, plan_healing
 from prunesearch.recovery.lora import adapted
 from prunesearch.recovery.training import HealTrainer
 from prunesearch.recovery.training_data import sequences_of
+from prunesearch.runtime.json_values import as_object, to_json
 
 CANDIDATE = LayerSubset.parse("4,12,13,14,15,16,17,18", 30)
 DENSE = LayerSubset.of(30)
@@ -273,7 +274,7 @@ def long_run(
     record.add("long_recovered", session.recovered(after), ">= 0.7")
     record.add("peak_gib", report.peak_memory / 2**30)
     record.notes["long"] = {
-        **report.document(),
+        **as_object(to_json(report), "healed"),
         "test": after,
         "seconds_of": seconds,
         "hellaswag": found,

@@ -20,7 +20,7 @@ from benchmarks.support.stock_lm_eval import stock_hellaswag
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.models.demo_weights import obtain
-from prunesearch.pipeline.run import run_search
+from prunesearch.pipeline.searches import run_search
 from prunesearch.pipeline.session import open_session
 from prunesearch.report.progress import ProgressView
 

@@ -33,7 +33,7 @@ from prunesearch.objectives.base import BUILTIN_TEXT, ChunkWork
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.metrics.kl import KL
-from prunesearch.pipeline.run import run_search
+from prunesearch.pipeline.searches import run_search
 from prunesearch.pipeline.session import open_session
 from prunesearch.studies import persistence
 

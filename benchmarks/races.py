@@ -30,7 +30,7 @@ from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.metrics.kl import KL
 from prunesearch.objectives.race import is_worse, rungs
-from prunesearch.pipeline.run import run_search
+from prunesearch.pipeline.searches import run_search
 from prunesearch.pipeline.session import Session, load_for
 from prunesearch.studies import persistence
 

@@ -22,13 +22,12 @@ from prunesearch.cli.options import (
     TOKENS,
     WINDOW,
 )
-from prunesearch.cli.output import quiet
+from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import with_options
-from prunesearch.cli.recipes import options_of, selected_by
+from prunesearch.cli.recipes import options_of, source_of
 from prunesearch.errors import InputError
 from prunesearch.objectives.base import BUILTIN_TEXT
 from prunesearch.report.emit import emit
-from prunesearch.runtime import stopping
 from prunesearch.units import parse_size
 
 
@@ -81,29 +80,20 @@ def compensate(
     if size < 1:
         raise InputError(f"--max-shard {max_shard} is not a size: write 5GB or 500MiB")
     quiet()
-    from prunesearch.cache.location import CacheLocation
-    from prunesearch.export import check_destination
-    from prunesearch.recovery.compensation import compensate_and_export, fit_and_held_out
-    from prunesearch.report.compensation import compensated
-    from prunesearch.report.progress import ProgressView
+    from prunesearch.pipeline.export_request import ExportRequest
+    from prunesearch.pipeline.run import report_of
+    from prunesearch.pipeline.state import Request
+    from prunesearch.recovery.compensation import CompensationSettings
+    from prunesearch.report.render import render
 
-    # Refuse a bad destination before the model is loaded.
-    check_destination(Path(out))
-    with ProgressView():
-        chosen = selected_by(target, layers, max_loss, max_size, settings)
-        loaded = chosen.loaded
-        windows = fit_and_held_out(
-            loaded.tokenizer, calibration, tokens, window, held_out, held_out_tokens
-        )
-        with stopping.deferred():
-            document = compensate_and_export(
-                loaded,
-                chosen.candidate,
-                Path(out),
-                windows,
-                facts=chosen.facts,
-                method=method,
-                folder=CacheLocation.parse(options_of(settings).cache).folder / "compensations",
-                max_shard=size,
-            )
-    emit(as_json, document, compensated)
+    request = Request(
+        options_of(settings),
+        source=source_of(target, layers, max_loss, max_size, settings),
+        export=ExportRequest(Path(out), max_shard=size),
+        compensation=CompensationSettings(
+            method, calibration, tokens, window, held_out, held_out_tokens
+        ),
+    )
+    with progress():
+        report = report_of("compensate", request)
+    emit(as_json, report, render)

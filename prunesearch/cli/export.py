@@ -22,7 +22,7 @@ from prunesearch.cli.options import (
 )
 from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import with_options
-from prunesearch.cli.recipes import model_of, options_of, selected_by
+from prunesearch.cli.recipes import model_of, options_of, source_of
 from prunesearch.report.emit import emit
 
 REQUEST = ("out", "export_format", "gguf", "max_shard", "push_to_hub", "public", "program")
@@ -70,15 +70,17 @@ def export(
     """
     made = {name: settings.pop(name) for name in REQUEST}
     quiet()
-    from prunesearch.pipeline import delivery
-    from prunesearch.report import export as rendered
+    from prunesearch.pipeline.export_request import ExportRequest
+    from prunesearch.pipeline.run import report_of
+    from prunesearch.pipeline.state import Request
+    from prunesearch.report.render import render
 
-    request = delivery.ExportRequest.parse(**made)
+    written = ExportRequest.parse(**made)
+    source = source_of(target, layers, max_loss, max_size, settings)
+    request = Request(options_of(settings), source=source, export=written)
     with progress():
-        document = delivery.run_export(
-            selected_by(target, layers, max_loss, max_size, settings), request
-        )
-    emit(as_json, document, rendered.delivered)
+        report = report_of("export", request)
+    emit(as_json, report, render)
 
 
 @click.command(cls=Command)
@@ -94,7 +96,7 @@ def verify(folder: str, base: str | None, as_json: bool, **settings: Any) -> Non
     options = options_of(settings)
     dense = None if base is None else model_of({**settings, "model": base})
     quiet()
-    from prunesearch.pipeline.delivery import verify_again
+    from prunesearch.pipeline.stages.verify import verify_again
     from prunesearch.report import export as rendered
 
     with progress():

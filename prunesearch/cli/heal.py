@@ -29,13 +29,12 @@ from prunesearch.cli.options import (
     TRUST,
     WINDOW,
 )
-from prunesearch.cli.output import quiet
+from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import SharedOption, renamed, with_options
-from prunesearch.cli.recipes import options_of, selected_by
+from prunesearch.cli.recipes import options_of, source_of
 from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import InputError
 from prunesearch.report.emit import emit
-from prunesearch.runtime import stopping
 
 
 def _setting(flag: str, field: str, text: str, **settings: Any) -> SharedOption:  # noqa: ANN401 (of click)
@@ -175,11 +174,11 @@ def heal(
     run_options = options_of(run_settings)
     quiet()
     # Import torch only when the command runs, so that --help stays fast.
-    from prunesearch.cache.location import CacheLocation
     from prunesearch.config.recovery import Recovery, Tuning
-    from prunesearch.recovery.recover import HealOptions, check_out, heal_and_export
-    from prunesearch.report.healing import healed
-    from prunesearch.report.progress import ProgressView
+    from prunesearch.pipeline.export_request import ExportRequest
+    from prunesearch.pipeline.run import report_of
+    from prunesearch.pipeline.state import Request, TrainingOptions
+    from prunesearch.report.render import render
 
     # Options that were given, sorted into the recipe of healing, the tuning and the finalists.
     given = {name: value for name, value in settings.items() if value is not None}
@@ -210,23 +209,16 @@ def heal(
             "--max-size"
         )
     recovery = Recovery(**final, compensate=compensate, tune=tuning, heal=recipe)
-    # Refuse a bad destination before the model is loaded.
-    check_out(Path(out))
     model_settings = {
         name: settings[name] for name in ("revision", "dtype", "trust_remote_code", "model")
     }
-    options = HealOptions(
-        Path(out),
-        CacheLocation.parse(run_options.cache).folder,
-        run_options.storage,
-        Path(run_folder) if run_folder else None,
-        checkpointing,
-        export_format,
+    request = Request(
+        run_options,
+        source=source_of(target, layers, max_loss, max_size, {**model_settings, **run_settings}),
+        export=ExportRequest(Path(out), export_format),
+        recovery=recovery,
+        training=TrainingOptions(Path(run_folder) if run_folder else None, checkpointing),
     )
-    with ProgressView():
-        chosen = selected_by(target, layers, max_loss, max_size, {**model_settings, **run_settings})
-        with stopping.deferred():
-            document = heal_and_export(
-                chosen.loaded, chosen.ranked, recovery, chosen.facts, options
-            )
-    emit(as_json, document, healed)
+    with progress():
+        report = report_of("heal", request)
+    emit(as_json, report, render)

@@ -37,12 +37,14 @@ def evaluate(model: str, layers: str, as_json: bool, **settings: Any) -> None:  
     objective.check_data(data)
     options = options_of(settings)
     quiet()
-    from prunesearch.pipeline.run import evaluate_model
-    from prunesearch.report import models as rendered
+    from prunesearch.pipeline.run import report_of
+    from prunesearch.pipeline.state import EvaluationRequest, Request
+    from prunesearch.report.render import render
 
+    asked = EvaluationRequest(section, objective, data, layers)
     with progress():
-        document = evaluate_model(section, objective, data, options, layers)
-    emit(as_json, document, rendered.evaluation)
+        report = report_of("evaluate", Request(options, evaluation=asked))
+    emit(as_json, report, render)
 
 
 @click.command(cls=Command)

@@ -21,7 +21,7 @@ from prunesearch.errors import InputError, UnknownNameError, one_line
 from prunesearch.runtime.json_values import Json, JsonObject, as_text
 
 if TYPE_CHECKING:
-    from prunesearch.pipeline.delivery import SelectedCandidate
+    from prunesearch.pipeline.state import LayersSource, StudySource
 
 
 _RUN_NAMES = (*RunOptions.model_fields, "weights_in", "out")
@@ -80,14 +80,14 @@ def options_of(settings: Mapping[str, Json]) -> RunOptions:
     return RunOptions.of(values)
 
 
-def selected_by(
+def source_of(
     target: str,
     dropped: str | None,
     max_loss: str | None,
     max_size: str | None,
     settings: Mapping[str, Json],
-) -> "SelectedCandidate":
-    """Return the candidate that an export or recovery command names.
+) -> "StudySource | LayersSource":
+    """Return where the candidate of an export or recovery command comes from.
 
     Args:
         target: name of a study, or a model.
@@ -96,9 +96,9 @@ def selected_by(
         settings: the other options of the command.
 
     Raises:
-        InputError: the options do not go together; see also `delivery`.
+        InputError: the options do not go together.
     """
-    from prunesearch.pipeline import delivery
+    from prunesearch.pipeline.state import LayersSource, StudySource
     from prunesearch.studies.selection import SelectionCriteria
 
     options, given = options_of(settings), settings.get("model")
@@ -111,7 +111,7 @@ def selected_by(
                 f"{target!r} is a study, and --layers goes with MODEL: leave --layers out"
             )
         section = model_of({**settings, "model": target})
-        return delivery.from_layers(section, options, dropped)
+        return LayersSource(section, dropped)
     if target and os.path.exists(target):  # noqa: PTH110 (a study's name may be longer than a file's)
         raise InputError(
             f"{target!r} is a model: say which of its layers to leave out with --layers, or give a "
@@ -123,7 +123,7 @@ def selected_by(
         )
     wanted = SelectionCriteria.parse(max_loss, max_size)
     trusted = bool(settings["trust_remote_code"])
-    return delivery.from_study(target, options, wanted, trusted, model)
+    return StudySource(target, wanted, trusted, model)
 
 
 def _is_study(target: str, storage: str) -> bool:

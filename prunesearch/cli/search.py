@@ -44,19 +44,13 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """
     recipes, options = grid_of(settings), options_of(settings)
     quiet()
-    from prunesearch.pipeline.run import check_grid, run_searches
-    from prunesearch.pipeline.session import open_session
-    from prunesearch.report import search as rendered
+    from prunesearch.pipeline.run import report_of
+    from prunesearch.pipeline.state import Request
+    from prunesearch.report.render import render
 
-    check_grid(recipes, options)
-    with progress(), open_session(recipes[0], options) as session:
-        documents = [
-            outcome.document(options) for outcome in run_searches(session, recipes, options)
-        ]
-    if len(documents) == 1:
-        emit(as_json, documents[0], rendered.search)
-    else:
-        emit(as_json, {"searches": documents}, rendered.grid)
+    with progress():
+        report = report_of("search", Request(options, tuple(recipes)))
+    emit(as_json, report, render)
 
 
 @click.command(cls=Command)
@@ -82,35 +76,15 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
         if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
     }
     file = read_recipe(Path(recipe_file), {**settings, "out": out}, typed)
-    recipe, options = file.recipes[0], file.options
     folder = None if file.out is None else Path(file.out)
     quiet()
-    from prunesearch.pipeline import run
-    from prunesearch.report import search as rendered
+    from prunesearch.pipeline.run import report_of, request_of
+    from prunesearch.report.render import render
 
-    if recipe.recover is not None:
-        from prunesearch.pipeline.search_and_recover import search_and_recover
-        from prunesearch.report.healing import recovered
-
-        with progress():
-            document = search_and_recover(recipe, options, folder)
-        emit(as_json, document, recovered)
-        return
     with progress():
-        outcomes, exports = run.search_and_export(file.recipes, options, folder)
-    if len(outcomes) == 1:
-        emit(
-            as_json,
-            {**outcomes[0].document(options), "export": exports[0]},
-            rendered.searched_and_exported,
-        )
-        return
-    searches = [outcome.document(options) for outcome in outcomes]
-    emit(
-        as_json,
-        {"searches": searches, "exports": exports},
-        rendered.grid_and_exports,
-    )
+        request = request_of(tuple(file.recipes), file.options, folder)
+        report = report_of("run", request)
+    emit(as_json, report, render)
 
 
 @click.command(cls=Command)
@@ -134,7 +108,7 @@ def demo(
     """
     quiet()
     from prunesearch.pipeline.demo import TRIALS, run_demo
-    from prunesearch.report import search as rendered
+    from prunesearch.report.render import render
 
     options = RunOptions(
         storage=f"sqlite:///{home}/study.db",
@@ -144,4 +118,4 @@ def demo(
     )
     with progress():
         result = run_demo(model, options, Path(home))
-    emit(as_json, result.document(options), rendered.demo)
+    emit(as_json, result, render)

@@ -116,13 +116,15 @@ def study_resume(name: str, trust_remote_code: bool, as_json: bool, **settings: 
     options = options_of(settings)
     quiet()
     from prunesearch.config.recipe import PATHS
-    from prunesearch.pipeline import run
-    from prunesearch.report.search import search
+    from prunesearch.pipeline.run import report_of
+    from prunesearch.pipeline.stages.search import resume_request
+    from prunesearch.report.render import render
 
     location = {place: settings[place] for place in PATHS}
+    request = resume_request(name, options, trust_remote_code=trust_remote_code, **location)
     with progress():
-        outcome = run.resume(name, options, trust_remote_code=trust_remote_code, **location)
-    emit(as_json, outcome.document(options), search)
+        report = report_of("search", request)
+    emit(as_json, report, render)
 
 
 @study.command("rm")

@@ -4,7 +4,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -46,6 +46,13 @@ class Session:
     objective: Objective
     engine: LocalEngine
     cache: EvaluationCache
+    spaces: dict[SearchSection, SearchSpace] = field(default_factory=dict, repr=False)
+
+    def space_of(self, section: SearchSection) -> SearchSpace:
+        """Return the search space of a recipe. It is made once."""
+        if section not in self.spaces:
+            self.spaces[section] = space_of(section, self.loaded)
+        return self.spaces[section]
 
 
 @contextmanager
@@ -61,7 +68,7 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
     persistence.check_url(options.storage)
     check_writable(CacheLocation.parse(options.cache).folder)
     loaded = load_for(recipe.model, options)
-    space_of(recipe.search, loaded)
+    spaces = {recipe.search: space_of(recipe.search, loaded)}
     objective = objective_for(recipe.objective, recipe.data, loaded, options)
     content = Content.of(loaded.fingerprint, objective)
     with (
@@ -70,7 +77,7 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
     ):
         engine = LocalEngine(loaded, objective, cache, scorer, options.state_bytes)
         with stopping.deferred():
-            yield Session(loaded, objective, engine, cache)
+            yield Session(loaded, objective, engine, cache, spaces)
 
 
 def _pinned(recipe: Recipe, loaded: LoadedModel) -> Recipe:
@@ -184,9 +191,11 @@ def objective_for(
             generate=generate,
         ),
     )
-    if section.is_mix:
-        return build_mix(section.terms, inputs)
-    return REGISTRY.get(section.name).build(inputs)
+    # Nothing is left half done while data are read, so a signal ends this at once.
+    with stopping.interruptible():
+        if section.is_mix:
+            return build_mix(section.terms, inputs)
+        return REGISTRY.get(section.name).build(inputs)
 
 
 def space_of(section: SearchSection, loaded: LoadedModel) -> SearchSpace:

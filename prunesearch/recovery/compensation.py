@@ -1,4 +1,4 @@
-"""Compensation of a candidate's gaps without training (see `gap_fitting`), and its export.
+"""Compensation of a candidate's gaps without training (see `gap_fitting`).
 
 Results are stored by a digest of everything that determines them. A result holds the scales and
 the changes of linear maps, from which the same weights are computed again.
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import nn
@@ -22,16 +22,14 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import (
     InputError,
     ModelError,
-    RunError,
     StorageError,
     UnknownNameError,
 )
-from prunesearch.export import export
-from prunesearch.export.writer import MAX_SHARD
 from prunesearch.models.fingerprint import digest_of
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import check_removable
 from prunesearch.models.weights_state import WeightsState
+from prunesearch.objectives.base import BUILTIN_TEXT
 from prunesearch.objectives.calibration_data import check_fits, token_windows
 from prunesearch.objectives.calibration_sources.registry import source_of
 from prunesearch.objectives.identity import numerics_of, tokens_digest
@@ -46,13 +44,34 @@ from prunesearch.recovery.gap_fitting import (
     gaps_of,
 )
 from prunesearch.recovery.output_projections import Edit, put
-from prunesearch.runtime.json_values import Json, JsonObject
+from prunesearch.runtime.json_values import JsonObject
 
 COMPENSATION_VERSION = 1
 """Version of compensation. Increase it with every change that may change a compensated weight."""
 # Attributes of a compensated gap that are stored besides its change.
 _NUMBERS = ("alpha", "ridge", "loss_before", "loss_after", "seconds")
 _NOTE = "found"
+
+
+@dataclass(frozen=True)
+class CompensationSettings:
+    """Settings of a compensation without healing.
+
+    Attributes:
+        method: one of `METHODS`.
+        calibration: text to fit to.
+        tokens: number of tokens to fit to.
+        window: tokens of a window.
+        held_out: text that must improve. None: see `fit_and_held_out`.
+        held_out_tokens: number of held-out tokens.
+    """
+
+    method: str = "auto"
+    calibration: str = BUILTIN_TEXT
+    tokens: int = 16384
+    window: int = 256
+    held_out: str | None = None
+    held_out_tokens: int = 2048
 
 
 @dataclass(frozen=True)
@@ -124,18 +143,6 @@ class Compensation:
 
     def __exit__(self, *_: object) -> None:
         self.undo()
-
-    def document(self) -> JsonObject:
-        """Return the result as JSON values."""
-        return {
-            "dropped": self.candidate.text,
-            "gaps": [done.document() for done in self.gaps],
-            "dense": dict(self.dense),
-            "pruned": dict(self.pruned),
-            "compensated": dict(self.compensated),
-            "recovered": self.recovered,
-            "cached": self.cached,
-        }
 
 
 def compensate(
@@ -219,51 +226,6 @@ def _digest_of_weights(loaded: LoadedModel, edit: Edit) -> str:
     """Digest of the weights that an edit puts into the model."""
     names = {parameter: name for name, parameter in loaded.model.named_parameters()}
     return digest_of({names[parameter]: tensor for parameter, tensor in edit.items()})
-
-
-def compensate_and_export(
-    loaded: LoadedModel,
-    candidate: LayerSubset,
-    out: Path,
-    windows: tuple[torch.Tensor, torch.Tensor],
-    *,
-    facts: Mapping[str, Json],
-    method: str = "auto",
-    folder: Path | None = None,
-    max_shard: int = MAX_SHARD,
-) -> dict[str, Any]:
-    """Export the compensated candidate. On return `loaded` is the dense model again.
-
-    Args:
-        loaded: the dense model.
-        candidate: the candidate whose gaps are compensated.
-        out: folder of the checkpoint.
-        windows: token ids to fit to and held-out token ids, as for `compensate`.
-        facts: known facts about the candidate, for the manifest.
-        method: one of `METHODS`.
-        folder: folder in which compensations are stored.
-        max_shard: size of the largest weight file in bytes.
-
-    Returns:
-        Reports of the compensation and of the export, as JSON values.
-
-    Raises:
-        RunError: the compensation does not help, or see `compensate` and `export`. Nothing is
-            written.
-    """
-    with compensate(loaded, candidate, *windows, method, folder) as done:
-        document = done.document()
-        if not done.helped:
-            raise RunError(
-                f"compensation does not help on the held-out tokens (cross-entropy without layers "
-                f"{candidate.text} is "
-                f"{done.pruned['cross_entropy']:.4f}): nothing was written; fit it to more "
-                f"`tokens` of `calibration`"
-            )
-        figures = {"metrics": done.compensated, "stderr": {}, "dense_metrics": done.dense}
-        facts = {**facts, **figures, "compensation": document}
-        made = export(loaded, candidate, out, facts, changed=("compensated",), max_shard=max_shard)
-    return {"compensation": document, "export": made}
 
 
 def fit_and_held_out(

@@ -24,7 +24,6 @@ from prunesearch.recovery.healing import (
 )
 from prunesearch.recovery.lora import weights_restored
 from prunesearch.runtime import stopping
-from prunesearch.runtime.json_values import JsonObject
 
 FIT_TOKENS = 8192
 """Number of tokens that a compensation is fitted to."""
@@ -51,10 +50,6 @@ class Finalist:
     compensated: float | None
     healed: float
     seconds: float
-
-    def document(self) -> JsonObject:
-        """Return the finalist as JSON values."""
-        return {**vars(self), "candidate": self.candidate.text, "seconds": round(self.seconds, 2)}
 
 
 def diverse(
@@ -144,7 +139,9 @@ def rerank_by_healing(
             if done is not None:
                 seconds += sum(gap.seconds for gap in done.gaps)
                 before = healed.before
-            found.append(Finalist(candidate, place, pruned, before, healed.after, seconds))
+            found.append(
+                Finalist(candidate, place, pruned, before, healed.after, round(seconds, 2))
+            )
     return sorted(found, key=lambda finalist: finalist.healed)
 
 

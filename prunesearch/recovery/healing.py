@@ -79,7 +79,6 @@ class HealPlan:
         identity: everything that determines the result, as JSON values.
         bf16: compute in bfloat16 (autocast).
         wide: hold 16-bit weights as float32 during training.
-        dense: True if the weights in memory were those of `loaded.fingerprint`.
         name: name of the healing in events.
     """
 
@@ -90,8 +89,12 @@ class HealPlan:
     identity: JsonObject
     bf16: bool
     wide: bool
-    dense: bool
     name: str
+
+    @property
+    def content(self) -> str:
+        """Digest of the weights that the plan was made for."""
+        return str(self.identity["model"])
 
     @property
     def digest(self) -> str:
@@ -138,8 +141,7 @@ def plan_healing(
         "held_out": tokens_digest(sequences.held_out_BL.tolist()),
         "numerics": numerics_of(loaded.model) | {"trained in": trained_in},
     }
-    dense = loaded.weights.dense
-    return HealPlan(loaded, candidate, recipe, sequences, identity, bf16, wide, dense, name)
+    return HealPlan(loaded, candidate, recipe, sequences, identity, bf16, wide, name)
 
 
 def _arithmetic(model: PreTrainedModel, recipe: HealRecipe) -> tuple[bool, bool]:
@@ -365,7 +367,9 @@ def ask_teacher(planned: HealPlan, references: Path | None) -> Teacher | None:
     """
     if planned.recipe.loss == "lm":
         return None
-    teacher = Teacher(planned.loaded, planned.recipe.kl_top, references, planned.dense)
+    teacher = Teacher(
+        planned.loaded, planned.recipe.kl_top, references, planned.loaded.weights.dense
+    )
     every_BL = torch.cat([planned.sequences.train_BL, planned.sequences.held_out_BL])
 
     def progress(done: int, total: int) -> None:

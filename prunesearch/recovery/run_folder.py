@@ -8,8 +8,9 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import ClassVar
 
 from filelock import FileLock, Timeout
 
@@ -26,7 +27,7 @@ from prunesearch.cache.files import (
 from prunesearch.cache.location import refuse_network
 from prunesearch.compat.peft import SAFETENSORS_WEIGHTS_NAME
 from prunesearch.errors import InputError, StorageError, one_line
-from prunesearch.runtime.json_values import JsonObject
+from prunesearch.runtime.json_values import JsonObject, as_object, to_json
 
 RUN_FOLDERS = Path("storage/heal")
 """Default folder of all run folders, which are named by digest."""
@@ -77,6 +78,7 @@ class Healed:
     merge_difference: float
     cached: bool = False
     resumed_from: int = 0
+    json_properties: ClassVar[tuple[str, ...]] = ("before", "after")
 
     @property
     def before(self) -> float:
@@ -92,10 +94,6 @@ class Healed:
     def watched(self) -> float:
         """Lowest watched loss, which is that of the weights that were kept."""
         return _number(self.watched_loss, self.best_step)
-
-    def document(self) -> JsonObject:
-        """Return the report as JSON values."""
-        return {**asdict(self), "before": self.before, "after": self.after}
 
 
 def _number(curve: Curve, step: int) -> float:
@@ -242,7 +240,7 @@ def finish(folder: Path, healed: Healed) -> None:
 
     The adapter is stored already. Report and adapter are on disk before a checkpoint is deleted.
     """
-    _write(folder / _RESULT, healed.document())
+    _write(folder / _RESULT, as_object(to_json(healed), "healed"))
     remove_checkpoints(folder)
 
 

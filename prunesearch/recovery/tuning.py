@@ -92,11 +92,6 @@ class Tuned:
     computed: int
     recipe: HealRecipe
 
-    def document(self) -> JsonObject:
-        """Return the result as JSON values."""
-        shown = {name: value for name, value in vars(self).items() if name != "recipe"}
-        return {**shown, "recipe": self.recipe.portable()}
-
 
 def tune(
     loaded: LoadedModel,

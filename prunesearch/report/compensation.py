@@ -1,18 +1,20 @@
 """Output of `compensate` for people."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prunesearch.report.export import exported
 from prunesearch.report.tables import LayerList, Parts, table
 
+if TYPE_CHECKING:
+    from prunesearch.report.results import CompensatedReport
 
-def compensated(document: Mapping[str, Any]) -> Parts:
+
+def compensated(report: "CompensatedReport") -> Parts:
     """Show the result of each gap, the metrics and the place of the export."""
-    done = document["compensation"]
+    done = report.compensation
     # One row for each gap.
     gaps = []
-    for gap in done["gaps"]:
+    for gap in done.gaps:
         alpha = "-" if gap["alpha"] is None else f"{gap['alpha']:.3f}"
         ridge = "-" if gap["ridge"] is None else f"{gap['ridge']:g}"
         before, after = f"{gap['loss_before']:.4f}", f"{gap['loss_after']:.4f}"
@@ -21,7 +23,7 @@ def compensated(document: Mapping[str, Any]) -> Parts:
             (LayerList(gap["dropped"]), gap["method"], alpha, ridge, before, after, seconds)
         )
     # One row for each metric, with one column for each model.
-    models = ("dense", "pruned", "compensated")
+    models = {"dense": done.dense, "pruned": done.pruned, "compensated": done.compensated}
     titles = {
         "cross_entropy": "log-perplexity (nats/token)",
         "perplexity": "perplexity",
@@ -30,15 +32,15 @@ def compensated(document: Mapping[str, Any]) -> Parts:
     metrics = []
     for metric, title in titles.items():
         # Adding 0.0 turns -0.0 into 0.0, which prints without a sign.
-        rounded = [f"{round(done[model][metric], 4) + 0.0:.4f}" for model in models]
+        rounded = [f"{round(model[metric], 4) + 0.0:.4f}" for model in models.values()]
         metrics.append((title, *rounded))
-    recovered = f"recovered {done['recovered']:.1%} of the log-perplexity that pruning lost"
-    if done["cached"]:
+    recovered = f"recovered {done.recovered:.1%} of the log-perplexity that pruning lost"
+    if done.cached:
         recovered += " (found before, and put in place)"
     columns = ("gap", "method", "alpha", "ridge", "loss before", "after", "seconds")
     return [
         table("Gaps, with the loss on held-out tokens", columns, gaps),
         table("Held-out tokens", ("", *models), metrics),
         recovered,
-        *exported(document["export"]),
+        *exported(report.export),
     ]

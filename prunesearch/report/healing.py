@@ -12,13 +12,18 @@ from prunesearch.report.tables import (
     gib,
     table,
 )
+from prunesearch.runtime.json_values import as_object, to_json
 
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from prunesearch.report.results import HealReport, RecoveredReport
 
-def healed(document: Mapping[str, Any]) -> "list[Group | str]":
+
+def healed(report: "HealReport") -> "list[Group | str]":
     """Show the result of a heal command."""
+    # The stages of an earlier, equal export are JSON values. Those of this command become the same.
+    document: Mapping[str, Any] = as_object(to_json(report), "heal")
     parts: list[Group | str] = []
     if finalists := document.get("finalists"):
         parts.append(_final(finalists))
@@ -36,9 +41,9 @@ def healed(document: Mapping[str, Any]) -> "list[Group | str]":
         )
     if "healed" in document:
         parts += _healing(document)
-    if document["export"] is None:
-        return [*parts, f"{document['out']} holds this very export already and was left as it is"]
-    return [*parts, *exported(document["export"])]
+    if report.export is None:
+        return [*parts, f"{report.out} holds this very export already and was left as it is"]
+    return [*parts, *exported(report.export)]
 
 
 def _final(finalists: Sequence[Mapping[str, Any]]) -> "Group":
@@ -134,9 +139,9 @@ def _trained(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     )
 
 
-def recovered(document: Mapping[str, Any]) -> "list[Group | str]":
+def recovered(report: "RecoveredReport") -> "list[Group | str]":
     """Show a search and the recovery of its best candidate."""
-    parts: list[Group | str] = [*found(document), *healed(document)]
-    if "evaluation" in document:
-        parts += evaluation(document["evaluation"])
+    parts: list[Group | str] = [*found(report.search), *healed(report.heal)]
+    if report.evaluation is not None:
+        parts += evaluation(report.evaluation)
     return parts

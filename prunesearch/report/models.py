@@ -18,25 +18,26 @@ from prunesearch.report.tables import (
 if TYPE_CHECKING:
     from prunesearch.execution.plan_types import MemoryPlan
     from prunesearch.models.analyze import BlockInventory, NamedInventory
+    from prunesearch.report.results import EvaluationReport
 
 Document = Mapping[str, Any]
 
 
-def evaluation(document: Document) -> Parts:
+def evaluation(report: "EvaluationReport") -> Parts:
     """Show metrics with their standard errors."""
     rows = []
-    for name, value in document["metrics"].items():
-        error = document["stderr"].get(name)
+    for name, value in report.metrics.items():
+        error = report.stderr.get(name)
         shown = "-" if error is None else stderr_of(name, value, error)
         rows.append((label(name), number(name, value), shown))
-    rows.append((label("params"), number("params", document["params"]), "-"))
-    rows.append((label("bytes"), number("bytes", document["bytes"]), "-"))
-    title = document["model"]
-    if document["dropped"] != "none":
-        title += f" without layers {document['dropped']}"
+    rows.append((label("params"), number("params", report.params), "-"))
+    rows.append((label("bytes"), number("bytes", report.bytes), "-"))
+    title = report.model
+    if report.dropped != "none":
+        title += f" without layers {report.dropped}"
     return [
         table(title, ("", "value", "standard error"), rows),
-        "from the cache" if document["cached"] else "",
+        "from the cache" if report.cached else "",
     ]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 
@@ -18,74 +18,85 @@ from prunesearch.report.tables import (
 )
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
 
-Document = Mapping[str, Any]
+if TYPE_CHECKING:
+    from prunesearch.report.results import (
+        DemoReport,
+        RunReport,
+        RunsReport,
+        ScoredModel,
+        SearchesReport,
+        SearchReport,
+    )
+
 _MUCH = 0.1  # lost share of the dense quality above which commands that recover it are suggested
 
 
-def search(document: Document) -> Parts:
+def search(report: "SearchReport") -> Parts:
     """Show the best candidate against the dense model, the cost of the run, and the next
     commands.
     """
-    if document["front"]:
-        return _pareto(document)
-    study, flag = quote(document["study"]), _storage_flag(document)
+    if report.front:
+        return _pareto(report)
+    study, flag = quote(report.study), _storage_flag(report)
     # A plain checkpoint cannot leave out single sublayers.
-    flag_for_sublayers = " --as zeroed" if _drops_sublayers(document) else ""
+    flag_for_sublayers = " --as zeroed" if _drops_sublayers(report) else ""
     return [
-        *found(document),
+        *found(report),
         next_commands(
             f"prunesearch export {study} --out {study}{flag_for_sublayers}{flag}",
-            *_recovery(document),
+            *_recovery(report),
             f"prunesearch study layers {study}{flag}",
-            f"optuna-dashboard {_storage_word(document)}",
+            f"optuna-dashboard {_storage_word(report)}",
         ),
     ]
 
 
-def found(document: Document) -> Parts:
+def found(report: "SearchReport") -> Parts:
     """Show the best candidate against the dense model, and the cost of the run."""
-    title = f"{document['study']}: best of {document['trials']} trials drops layers {document['best']['dropped']}"
-    return [_compared(title, document), *_paired(document), _run_line(document)]
+    title = f"{report.study}: best of {report.trials} trials drops layers {report.best.dropped}"
+    return [_compared(title, report), *_paired(report), _run_line(report)]
 
 
-def _compared(title: str, document: Document) -> Group:
+def _compared(title: str, report: "SearchReport") -> Group:
     """Show the metrics and costs of the dense and the best model side by side."""
-    dense, best = document["dense"], document["best"]
+    dense, best = report.dense, report.best
     return dense_against_pruned(
         title,
-        {**dense["metrics"], **_cost(document, "dense")},
-        {**best["metrics"], **_cost(document, "best")},
-        best["stderr"],
-        dense["stderr"],
+        {**dense.metrics, **_cost(dense, measured=report.latency_measured)},
+        {**best.metrics, **_cost(best, measured=report.latency_measured)},
+        best.stderr,
+        dense.stderr,
     )
 
 
-def _cost(document: Document, model: str) -> Document:
+def _cost(model: "ScoredModel", *, measured: bool) -> dict[str, float]:
     """Return a model's costs, with the latency named as measured or predicted."""
-    cost = dict(document[model]["cost"])
-    cost["measured_ms" if document["latency_measured"] else "predicted_ms"] = cost.pop("latency_ms")
-    return cost
+    return {
+        "params": model.cost.params,
+        "bytes": model.cost.bytes,
+        "measured_ms" if measured else "predicted_ms": model.cost.latency_ms,
+    }
 
 
-def _paired(document: Document) -> Parts:
+def _paired(report: "SearchReport") -> Parts:
     """Show the difference from the dense model on the same documents, with its standard error."""
-    paired = document["paired"]
+    paired = report.paired
     if paired is None:
         return []
-    name, difference, error = paired["metric"], paired["difference"], paired["stderr"]
+    name, difference, error = paired.metric, paired.difference, paired.stderr
     return [
-        f"{name}, pruned - dense on the same {paired['documents']:,} documents: {difference:+.4f} "
+        f"{name}, pruned - dense on the same {paired.documents:,} documents: {difference:+.4f} "
         f"± {error:.4f}"
     ]
 
 
-def _recovery(document: Document) -> list[str]:
+def _recovery(report: "SearchReport") -> list[str]:
     """Return commands that recover quality, if much was lost."""
-    if document["lost"] < _MUCH:
+    if report.lost < _MUCH:
         return []
-    study, flag = quote(document["study"]), _storage_flag(document)
+    study, flag = quote(report.study), _storage_flag(report)
     heal = f"prunesearch heal {study} --loss distill --steps 1000 --out {study}-healed"
-    if _drops_sublayers(document):
+    if _drops_sublayers(report):
         return [f"{heal} --as zeroed{flag}"]
     return [
         f"prunesearch compensate {study} --out {study}-compensated{flag}",
@@ -93,40 +104,40 @@ def _recovery(document: Document) -> list[str]:
     ]
 
 
-def _drops_sublayers(document: Document) -> bool:
+def _drops_sublayers(report: "SearchReport") -> bool:
     """Return whether the best candidate drops single sublayers (written as ``7a`` or ``12m``)."""
-    dropped = document["best"]["dropped"]
+    dropped = report.best.dropped
     return "a" in dropped or "m" in dropped
 
 
-def grid(document: Document) -> Parts:
+def grid(report: "SearchesReport | RunsReport") -> Parts:
     """Show several studies that were searched at once, and the next commands."""
-    searches = document["searches"]
-    first, flag = quote(searches[0]["study"]), _storage_flag(searches[0])
+    searches = report.searches
+    first, flag = quote(searches[0].study), _storage_flag(searches[0])
     rows = []
     computed = hits = 0
     for each in searches:
-        best, dense = each["best"]["cost"], each["dense"]["cost"]
-        value = f"{each['value']:.4f}"
-        if each["front"]:
-            value = f"{len(each['front'])} on the front"
+        best, dense = each.best.cost, each.dense.cost
+        value = f"{each.value:.4f}"
+        if each.front:
+            value = f"{len(each.front)} on the front"
         rows.append(
             (
-                each["study"],
+                each.study,
                 value,
-                f"{best['params'] / dense['params']:.3f}",
-                f"{best['latency_ms'] / dense['latency_ms']:.3f}",
-                each["trials"],
-                LayerList(each["best"]["dropped"]),
+                f"{best.params / dense.params:.3f}",
+                f"{best.latency_ms / dense.latency_ms:.3f}",
+                each.trials,
+                LayerList(each.best.dropped),
             )
         )
-        computed += each["computed"]
-        hits += each["hits"]
+        computed += each.computed
+        hits += each.hits
     columns = ("study", "best", "parameters", "latency", "trials", "layers dropped")
-    where = "measured" if searches[0]["latency_measured"] else "predicted"
+    where = "measured" if searches[0].latency_measured else "predicted"
     return [
         table(
-            f"{len(rows)} studies over one engine and cache, {duration(searches[-1]['seconds'])}",
+            f"{len(rows)} studies over one engine and cache, {duration(searches[-1].seconds)}",
             columns,
             rows,
         ),
@@ -141,63 +152,62 @@ def grid(document: Document) -> Parts:
     ]
 
 
-def _pareto(document: Document) -> Parts:
+def _pareto(report: "SearchReport") -> Parts:
     """Show the front, its knee against the dense model, and the commands that choose from it."""
-    best, study, flag = document["best"], quote(document["study"]), _storage_flag(document)
-    title = f"{document['study']}: {len(document['front'])} best of {document['trials']} trials"
+    best, study, flag = report.best, quote(report.study), _storage_flag(report)
+    title = f"{report.study}: {len(report.front)} best of {report.trials} trials"
     return [
-        front_table(title, document["front"]),
-        _compared(f"The knee drops layers {best['dropped']}", document),
-        *_paired(document),
-        _run_line(document),
+        front_table(title, report.front),
+        _compared(f"The knee drops layers {best.dropped}", report),
+        *_paired(report),
+        _run_line(report),
         next_commands(
             f"prunesearch study best {study} --max-loss 10%{flag}",
-            f"prunesearch export {study} --max-size {int(best['cost']['bytes'])} --out "
-            f"{study}{flag}",
-            f"optuna-dashboard {_storage_word(document)}",
+            f"prunesearch export {study} --max-size {int(best.cost.bytes)} --out {study}{flag}",
+            f"optuna-dashboard {_storage_word(report)}",
         ),
     ]
 
 
-def searched_and_exported(document: Document) -> Parts:
+def searched_and_exported(report: "RunReport") -> Parts:
     """Show a search and the export of its best candidate."""
-    folder = quote(str(document["export"].folder))
+    search, folder = report.search, quote(str(report.export.folder))
     return [
-        *found(document),
-        *exported(document["export"]),
+        *found(search),
+        *exported(report.export),
         next_commands(
             f"prunesearch evaluate {folder} --calibration builtin-held-out",
-            *_recovery(document),
-            f"optuna-dashboard {_storage_word(document)}",
+            *_recovery(search),
+            f"optuna-dashboard {_storage_word(search)}",
         ),
     ]
 
 
-def grid_and_exports(document: Document) -> Parts:
+def grid_and_exports(report: "RunsReport") -> Parts:
     """Show several searches and their exports."""
-    parts = grid(document)
-    for made in document["exports"]:
+    parts = grid(report)
+    for made in report.exports:
         parts += exported(made)
     return parts
 
 
-def demo(document: Document) -> Parts:
+def demo(report: "DemoReport") -> Parts:
     """Show the final screen of the demo."""
-    best, export = document["best"], document["export"]
+    best, export = report.best, report.export
     cache = ""
-    if document["cache"] != "storage/cache":
-        cache = f" --cache {pasted(document['cache'], CACHE_VARIABLE)}"
+    if report.cache != "storage/cache":
+        cache = f" --cache {pasted(report.cache, CACHE_VARIABLE)}"
     runs = []
-    for run in document["searches"]:
+    for run in report.searches:
         runs.append(
             (
-                run["sampler"],
-                f"{run['value']:.4f}",
-                run["trials"],
-                run["computed"],
-                run["hits"],
-                f"{run['seconds']:.0f}",
-                LayerList(run["best"]["dropped"]),
+                run.sampler,
+                f"{run.value:.4f}",
+                run.trials,
+                run.computed,
+                run.hits,
+                f"{run.seconds:.0f}",
+                LayerList(run.best.dropped),
             )
         )
     return [
@@ -215,22 +225,22 @@ def demo(document: Document) -> Parts:
             runs,
         ),
         dense_against_pruned(
-            f"Dense against pruned: layers {best['dropped']} dropped",
-            _measured(document["dense"]),
-            _measured(document["pruned"]),
+            f"Dense against pruned: layers {best.dropped} dropped",
+            _measured(report.dense),
+            _measured(report.pruned),
         ),
-        f"wall time {document['seconds']:.0f} s",
+        f"wall time {report.seconds:.0f} s",
         *exported(export),
         next_commands(
-            f"optuna-dashboard {_storage_word(document)}",
+            f"optuna-dashboard {_storage_word(report)}",
             f"prunesearch evaluate {quote(str(export.folder))} --calibration builtin-held-out",
-            f"prunesearch search {quote(document['model'])} --drop 25% --trials "
-            f"300{_storage_flag(document)}{cache}",
+            f"prunesearch search {quote(report.model)} --drop 25% --trials "
+            f"300{_storage_flag(report)}{cache}",
         ),
     ]
 
 
-def _measured(figures: Document) -> Document:
+def _measured(figures: Mapping[str, float]) -> dict[str, float]:
     """Return figures with the latency named as measured.
 
     The demo's models are in memory, so it always is.
@@ -241,42 +251,42 @@ def _measured(figures: Document) -> Document:
     return named
 
 
-def _run_line(document: Document) -> str:
+def _run_line(report: "SearchReport") -> str:
     """Describe the evaluations of this run. Counts of rare events are left out if they are 0."""
-    line = f"this run: {document['computed']} evaluated, {document['hits']} cache hits"
-    if document["failed"]:
-        line += f", {document['failed']} failed"
-    if document["adopted"]:
-        line += f", {document['adopted']} of them begun by an interrupted run"
-    if document["damaged"]:
-        line += f", {document['damaged']} damaged cache entries computed again"
-    return f"{line}, {document['seconds']:.0f} s{_unfinished(document)}"
+    line = f"this run: {report.computed} evaluated, {report.hits} cache hits"
+    if report.failed:
+        line += f", {report.failed} failed"
+    if report.adopted:
+        line += f", {report.adopted} of them begun by an interrupted run"
+    if report.damaged:
+        line += f", {report.damaged} damaged cache entries computed again"
+    return f"{line}, {report.seconds:.0f} s{_unfinished(report)}"
 
 
-def _unfinished(document: Document) -> str:
+def _unfinished(report: "SearchReport") -> str:
     """Return a note if the sampler's rounds are not complete, with the command that completes
     them.
     """
-    missing = document["missing"]
+    missing = report.missing
     if not missing:
         return ""
     return (
-        f"\nnot finished: {document['sampler']} has {missing} trials of its rounds to go, so this "
+        f"\nnot finished: {report.sampler} has {missing} trials of its rounds to go, so this "
         f"is not its result "
-        f"yet; run it again with --trials {document['trials'] + missing}"
+        f"yet; run it again with --trials {report.trials + missing}"
     )
 
 
-def _storage_flag(document: Document) -> str:
+def _storage_flag(report: "SearchReport | DemoReport") -> str:
     """Return the ``--storage`` option of a command; empty for the default storage."""
-    if document["storage"] == "sqlite:///storage/study.db":
+    if report.storage == "sqlite:///storage/study.db":
         return ""
-    return f" --storage {_storage_word(document)}"
+    return f" --storage {_storage_word(report)}"
 
 
-def _storage_word(document: Document) -> str:
+def _storage_word(report: "SearchReport | DemoReport") -> str:
     """Return the storage URL as a shell word.
 
     A URL with a password is replaced by its environment variable.
     """
-    return pasted(document["storage"], STORAGE_VARIABLE)
+    return pasted(report.storage, STORAGE_VARIABLE)

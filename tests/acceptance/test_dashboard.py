@@ -14,7 +14,7 @@ import pytest
 
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
-from prunesearch.pipeline.run import run_search
+from prunesearch.pipeline.searches import run_search
 from prunesearch.pipeline.session import open_session
 from prunesearch.report.progress import ProgressView
 
@@ -37,8 +37,8 @@ def dashboard(tiny_folder: Path, prose: Path, tmp_path: Path) -> Iterator[str]:
     options = RunOptions(
         storage=f"sqlite:///{tmp_path}/study.db", cache=str(tmp_path / "cache"), trials=12
     )
-    with open_session(recipe, options) as session:
-        run_search(session, recipe, options, ProgressView())
+    with ProgressView(), open_session(recipe, options) as session:
+        run_search(session, recipe, options)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

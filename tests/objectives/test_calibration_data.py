@@ -34,7 +34,7 @@ from prunesearch.objectives.calibration_data import (
 from prunesearch.objectives.calibration_sources.builtin import HELD_OUT
 from prunesearch.objectives.importance import rank_units
 from prunesearch.objectives.metrics.kl import KL
-from prunesearch.pipeline.run import run_search
+from prunesearch.pipeline.searches import run_search
 from prunesearch.pipeline.session import open_session
 from prunesearch.recovery.compensation import compensate
 from prunesearch.recovery.healing import plan_healing

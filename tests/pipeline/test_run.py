@@ -35,7 +35,7 @@ def test_a_handler_receives_all_events_of_a_run(
     searched = [event for event in seen if isinstance(event, SearchProgress)]
     assert (searched[0].done, searched[-1].done, searched[-1].total) == (0, 3, 3)
     stages = [event.name for event in seen if isinstance(event, StageProgress)]
-    assert stages[0] == f"loading the model {recipe.model}"
+    assert stages[0] == f"loading the model {recipe.model.path}"
     assert f"writing the checkpoint to {tmp_path / 'out'}" in stages
 
 

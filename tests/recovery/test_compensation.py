@@ -3,6 +3,7 @@ for the worse.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,25 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli.main import cli
+from prunesearch.config.model import ModelSection
+from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import (
     InputError,
     ModelError,
     RunError,
     UnknownNameError,
 )
-from prunesearch.export import recheck
+from prunesearch.export import export, recheck
 from prunesearch.models.fingerprint import fingerprint
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.structure import blocks_of, sizes_of
 from prunesearch.models.surgery import pruned
+from prunesearch.pipeline.export_request import ExportRequest
+from prunesearch.pipeline.run import run_stages
+from prunesearch.pipeline.stages.compensate import compensation_report
+from prunesearch.pipeline.state import LayersSource, Request
 from prunesearch.recovery import gap_fitting
-from prunesearch.recovery.compensation import compensate, compensate_and_export, fit_and_held_out
+from prunesearch.recovery.compensation import CompensationSettings, compensate, fit_and_held_out
 from prunesearch.recovery.gap_fitting import GapFitter, LeastSquares, gaps_of
 from prunesearch.recovery.output_projections import Edit
 from tests.support.models import N_LAYERS, byte_tokenizer, resident, tiny
@@ -200,7 +207,7 @@ def test_what_was_found_is_found_again(tmp_path: Path, monkeypatch: pytest.Monke
         with compensate(loaded, SCATTERED, *text, folder=tmp_path) as again:
             assert all(torch.equal(p.data, w) for p, w in zip(again.changed, weights, strict=True))
     assert again.cached
-    assert {**again.document(), "cached": False} == first.document()
+    assert replace(compensation_report(again), cached=False) == compensation_report(first)
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     assert not compensate(loaded, SCATTERED, *text, folder=tmp_path).cached
@@ -268,8 +275,9 @@ def test_an_export_of_compensated_weights_verifies(
     loaded, out = load(str(taught_folder(make_model)), device="cpu"), tmp_path / "out"
     dense = logits(loaded.model, LayerSubset.of(N_LAYERS))
     text = (windows(24, 3)[:16], windows(24, 3)[16:])
-    document = compensate_and_export(loaded, SCATTERED, out, text, facts={"study": "mine"})
-    assert document["compensation"]["recovered"] > 0
+    with compensate(loaded, SCATTERED, *text) as done:
+        assert done.recovered > 0
+        export(loaded, SCATTERED, out, changed=("compensated",))
     assert torch.equal(logits(loaded.model, LayerSubset.of(N_LAYERS)), dense)
     assert recheck(out, None).folder == out
     with compensate(loaded, SCATTERED, *text):
@@ -280,13 +288,17 @@ def test_an_export_of_compensated_weights_verifies(
 
 
 def test_nothing_is_written_where_nothing_helps(
-    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(GapFitter, "_improves", lambda *_: False)
+    request = Request(
+        RunOptions(cache=str(tmp_path / "cache")),
+        source=LayersSource(ModelSection(path=str(tiny_folder)), "1,3,4"),
+        export=ExportRequest(tmp_path / "out"),
+        compensation=CompensationSettings("auto", str(prose), 128, 64, None, 64),
+    )
     with pytest.raises(RunError, match="does not help on the held-out tokens"):
-        compensate_and_export(
-            loaded, SCATTERED, tmp_path / "out", (windows(2), windows(2)), facts={}
-        )
+        run_stages("compensate", request)
     assert not (tmp_path / "out").exists()
 
 

@@ -44,6 +44,7 @@ from prunesearch.recovery.lora import adapted, target_names
 from prunesearch.recovery.teacher import Teacher
 from prunesearch.recovery.training import LossHistory, newest_checkpoint
 from prunesearch.recovery.training_data import packed, sequences_of
+from prunesearch.runtime.json_values import to_json
 from tests.support.models import N_LAYERS, store_head_apart
 from tests.support.paths import REPOSITORY
 
@@ -212,7 +213,7 @@ def test_divergence_is_stopped_and_the_best_is_kept(
     assert healed.steps < 30
     assert healed.after <= healed.before
     assert all(bool(p.isfinite().all()) for p in loaded.model.parameters())
-    json.dumps(healed.document(), allow_nan=False)
+    json.dumps(to_json(healed), allow_nan=False)
 
 
 # Resuming

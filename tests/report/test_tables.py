@@ -2,12 +2,20 @@ import io
 import re
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from prunesearch.config.recipe import Recipe
 from prunesearch.report.emit import emit
+from prunesearch.report.results import (
+    Cost,
+    PairedDifference,
+    ScoredModel,
+    SearchesReport,
+    SearchReport,
+)
 from prunesearch.report.search import grid, search
 from prunesearch.report.study import study_list, study_show
 from prunesearch.report.tables import (
@@ -136,31 +144,30 @@ def test_best_trials_show_no_column_twice_and_sizes_in_units() -> None:
     assert any(line.split() == ["search.seed", "3"] for line in shown(settings, 200))
 
 
-def outcome(**changes: object) -> dict[str, object]:
-    """A search's document."""
-    dense = {"dropped": "none", "metrics": {"acc_norm": 0.8333}, "stderr": {"acc_norm": 0.1124}}
-    best = {"dropped": "3,4", "metrics": {"acc_norm": 0.6667}, "stderr": {"acc_norm": 0.0875}}
-    cost = {"params": 100, "bytes": 200, "latency_ms": 10.0}
-    return {
-        "study": "my study",
-        "storage": "sqlite:///storage/study.db",
-        "trials": 12,
-        "value": 0.6667,
-        "front": [],
-        "dense": {**dense, "cost": cost},
-        "best": {**best, "cost": cost},
-        "latency_measured": True,
-        "lost": 0.2,
-        "paired": {"metric": "acc_norm", "documents": 12, "difference": -0.1667, "stderr": 0.1},
-        "computed": 12,
-        "hits": 0,
-        "failed": 0,
-        "adopted": 0,
-        "missing": 0,
-        "damaged": 0,
-        "seconds": 1.0,
-        **changes,
-    }
+def outcome(**changes: Any) -> SearchReport:  # noqa: ANN401
+    """A search's report."""
+    cost = Cost(params=100, bytes=200, latency_ms=10.0)
+    report = SearchReport(
+        study="my study",
+        sampler="pso",
+        storage="sqlite:///storage/study.db",
+        trials=12,
+        value=0.6667,
+        front=[],
+        dense=ScoredModel("none", {"acc_norm": 0.8333}, {"acc_norm": 0.1124}, cost),
+        best=ScoredModel("3,4", {"acc_norm": 0.6667}, {"acc_norm": 0.0875}, cost),
+        latency_measured=True,
+        lost=0.2,
+        paired=PairedDifference("acc_norm", documents=12, difference=-0.1667, stderr=0.1),
+        hits=0,
+        computed=12,
+        failed=0,
+        adopted=0,
+        missing=0,
+        damaged=0,
+        seconds=1.0,
+    )
+    return replace(report, **changes)
 
 
 def text_of(parts: list[object]) -> str:
@@ -174,7 +181,7 @@ def test_tasks_have_errors_for_both_models_and_a_paired_difference() -> None:
     assert "acc_norm, pruned - dense on the same 12 documents: -0.1667 ± 0.1000" in text
     assert "latency, measured (ms)" in text
     assert "latency, predicted (ms)" in text_of(search(outcome(latency_measured=False)))
-    assert "(measured)" in text_of(grid({"searches": [outcome(), outcome()]}))
+    assert "(measured)" in text_of(grid(SearchesReport([outcome(), outcome()])))
 
 
 def test_next_commands_can_be_pasted_and_bring_quality_back_where_it_was_lost() -> None:
@@ -185,7 +192,7 @@ def test_next_commands_can_be_pasted_and_bring_quality_back_where_it_was_lost() 
     unhurt = text_of(search(outcome(lost=0.01)))
     assert "compensate" not in unhurt
     sublayers = outcome()
-    sublayers["best"] = {**sublayers["best"], "dropped": "3a,4"}  # type: ignore[dict-item]
+    sublayers = replace(sublayers, best=replace(sublayers.best, dropped="3a,4"))
     assert "--as zeroed" in text_of(search(sublayers))
     assert "compensate" not in text_of(search(sublayers))
 

@@ -1,0 +1,168 @@
+"""A study that is ready to be searched: its fitness, its sampler and its notes."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+from optuna.storages import RDBStorage
+from optuna.study import Study
+
+from prunesearch import events
+from prunesearch.cache.keys import minor
+from prunesearch.candidate import Evaluation
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
+from prunesearch.errors import (
+    RunError,
+)
+from prunesearch.evaluation.scalarization import TrialScalarizer, objectives
+from prunesearch.execution.latency import LatencyModel
+from prunesearch.models.bf16_cpu import wide_products
+from prunesearch.models.structure import most_positions
+from prunesearch.objectives.calibration_data import token_windows
+from prunesearch.objectives.identity import numerics_of
+from prunesearch.objectives.importance import rank_units
+from prunesearch.pipeline.session import (
+    Session,
+)
+from prunesearch.report.notes import Noter
+from prunesearch.runtime.json_values import JsonObject
+from prunesearch.samplers import SubsetSampler, build
+from prunesearch.space import SearchSpace
+from prunesearch.studies import persistence, selection
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedStudy:
+    """A study that is ready to be searched."""
+
+    recipe: Recipe
+    study: Study
+    space: SearchSpace
+    sampler: SubsetSampler
+    scalarizer: TrialScalarizer
+    noter: Noter
+
+    @classmethod
+    def of(
+        cls,
+        session: Session,
+        recipe: Recipe,
+        study: Study,
+        space: SearchSpace,
+        dense: Evaluation,
+        options: RunOptions,
+    ) -> Self:
+        """Prepare a study: its fitness, its sampler, and the notes that a dashboard shows."""
+        scalarizer = _scalarizer(session, recipe, study)
+        # Selection and notes compare trials with the dense model.
+        baseline: JsonObject = {"metric": session.objective.metric, "metrics": dict(dense.metrics)}
+        persistence.get_or_set_attr(study, selection.DENSE_ATTR, lambda: baseline)
+        figures = {**dense.metrics, **scalarizer.costs(dense.candidate)}
+        noter = Noter(study, recipe, options, figures)
+        return cls(recipe, study, space, _sampler(session, recipe, study, space), scalarizer, noter)
+
+    def write_notes(self) -> None:
+        """Update the study's notes.
+
+        A failure is only logged, because the search itself is complete.
+        """
+        name = self.study.study_name
+        try:
+            with persistence.database_failures(name):
+                self.noter.write()
+        except RunError as error:
+            _log.warning("the notes of study %r were not written: %s", name, error)
+
+
+def open_study(session: Session, recipe: Recipe, storage: RDBStorage, name: str) -> Study:
+    """Create or resume a study. An old study must have the same identity."""
+    identity = {
+        **recipe.identity(),
+        **session.objective.settings,
+        "data content": session.objective.digest,
+        "model content": session.loaded.fingerprint,
+        "numerics": numerics_of(session.loaded.model),
+        "numpy version": minor(np.__version__),  # the proposals depend on its random numbers
+    }
+    metrics, maximize = objectives(
+        session.objective.metric,
+        session.objective.maximize,
+        recipe.objective.score_weights,
+        recipe.search.second_objective,
+    )
+    return persistence.create_or_resume(
+        storage, name, recipe, identity, metrics=metrics, maximize=maximize
+    )
+
+
+def _scalarizer(session: Session, recipe: Recipe, study: Study) -> TrialScalarizer:
+    """Build the fitness of a study. A resumed study keeps the latency model that it began with."""
+    latency = persistence.get_or_set_attr(
+        study, "latency_model", lambda: _short(session.engine.latency_model().as_json())
+    )
+    return TrialScalarizer(
+        session.objective.metric,
+        session.objective.maximize,
+        recipe.objective.score_weights,
+        session.loaded.sizes,
+        LatencyModel.from_json(latency),
+        recipe.search.second_objective,
+    )
+
+
+def _sampler(session: Session, recipe: Recipe, study: Study, space: SearchSpace) -> SubsetSampler:
+    """Build the recipe's sampler. A resumed study keeps the ranking that it began with."""
+    ranking: list[float] | Literal["single"] | None = None
+    if recipe.search.start == "single":
+        ranking = "single"
+    elif recipe.search.start != "none":
+        ranking = persistence.get_or_set_attr(
+            study, "ranking", lambda: _short(_ranking(session, recipe, space))
+        )
+    section = recipe.search
+    return build(
+        section.sampler,
+        space,
+        seed=section.seed,
+        population=section.population,
+        encoding=section.encoding,
+        preselect=section.preselect,
+        ranking=ranking,
+        asynchronous=section.asynchronous,
+    )
+
+
+def _ranking(session: Session, recipe: Recipe, space: SearchSpace) -> list[float]:
+    """Rank the units on the recipe's calibration text. A task uses the built-in text."""
+    events.tell(events.StageProgress(f"ranking the layers by {recipe.search.start}"))
+    loaded, data = session.loaded, recipe.data
+    window = min(data.window, most_positions(loaded.model) or data.window)
+    windows = token_windows(data.calibration, loaded.tokenizer, data.tokens, window)
+    with wide_products():
+        harm = rank_units(
+            session.loaded.model,
+            session.loaded.layers,
+            windows,
+            recipe.search.start,
+            recipe.search.units,
+        )
+    if recipe.search.units == "sublayers":
+        return harm
+    # The harm of a period is the sum of its blocks' harm.
+    harm_of_unit = []
+    for unit in range(space.n_units):
+        harm_of_unit.append(sum(harm[block] for block in space.blocks_of(unit)))
+    return harm_of_unit
+
+
+def _short(numbers: Any) -> Any:  # noqa: ANN401 (JSON values)
+    """Round the numbers in JSON values to six digits, so that a dashboard can show them."""
+    if isinstance(numbers, dict):
+        return {name: _short(value) for name, value in numbers.items()}
+    if isinstance(numbers, list | tuple):
+        return [_short(value) for value in numbers]
+    return float(f"{numbers:.6g}")

@@ -1,0 +1,214 @@
+"""Searches of one or several studies with one session, from the check of the request to the outcome."""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+from prunesearch import events
+from prunesearch.candidate import LayerSubset
+from prunesearch.config.identity import study_name
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
+from prunesearch.errors import (
+    InputError,
+    StudyBusyError,
+)
+from prunesearch.pipeline.outcome import SearchOutcome, outcome_of
+from prunesearch.pipeline.prepared_study import PreparedStudy, open_study
+from prunesearch.pipeline.search_loop import SearchResult, search
+from prunesearch.pipeline.session import (
+    Session,
+    require,
+)
+from prunesearch.runtime import stopping
+from prunesearch.samplers import trials_needed
+from prunesearch.space import SearchSpace
+from prunesearch.studies import persistence
+
+Result = TypeVar("Result")
+
+
+def check_grid(recipes: Sequence[Recipe], options: RunOptions) -> None:
+    """Refuse recipes whose studies cannot be written, before anything is loaded.
+
+    Raises:
+        InputError: `study` names one study for several recipes, or a recipe occurs twice.
+        StudyBusyError: another process is searching a study that is not complete.
+        StudyError: a study was made with another recipe.
+    """
+    if options.study is not None and len(recipes) > 1:
+        raise InputError(f"`study` names one study, and {len(recipes)} are searched: leave it out")
+    names = [study_name(recipe) for recipe in recipes]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"study {name!r} would be searched twice at once: name each sampler and number once"
+            )
+    asked = [(options.study or study_name(recipe), recipe) for recipe in recipes]
+    persistence.refuse_busy(options.storage, [name for name, _ in asked], options.trials)
+    persistence.refuse_others(options.storage, asked)
+
+
+def run_search(session: Session, recipe: Recipe, options: RunOptions) -> SearchOutcome:
+    """Create or resume the recipe's study and bring it to the requested number of trials.
+
+    Raises:
+        StudyError: the study belongs to another recipe, model or data, or another process is
+            writing it.
+        RunError: the dense model or every candidate could not be scored, or the database failed.
+    """
+    (outcome,) = run_searches(session, [recipe], options)
+    return outcome
+
+
+def run_searches(
+    session: Session,
+    recipes: Sequence[Recipe],
+    options: RunOptions,
+) -> list[SearchOutcome]:
+    """Search several recipes at once with one engine, which scores their candidates together.
+
+    Call `check_grid` before the session is opened.
+
+    Args:
+        session: loaded model, objective and engine.
+        recipes: recipes with the model and objective of `session`.
+        options: how the recipes are run.
+
+    Raises:
+        StudyError, RunError: see `run_search`.
+    """
+    start = time.perf_counter()
+    # How many trials each study shall have.
+    spaces = [session.space_of(recipe.search) for recipe in recipes]
+    totals = [
+        trials_of(recipe, space, options) for recipe, space in zip(recipes, spaces, strict=True)
+    ]
+    for recipe, total in zip(recipes, totals, strict=True):
+        if total > options.trials:
+            events.tell(
+                events.StageProgress(
+                    f"{recipe.search.sampler} needs {total} trials here, so it gets them"
+                )
+            )
+    storage = persistence.open_storage(options.storage, create=True)
+    names = [options.study or study_name(recipe) for recipe in recipes]
+    # Complete studies that another process is writing are only reported.
+    complete: set[str] = set()
+    with ExitStack() as held:
+        # Become the only writer of each study.
+        for name, total in zip(names, totals, strict=True):
+            held.enter_context(persistence.database_failures(name, storage))
+            try:
+                held.enter_context(persistence.sole_writer(storage, name))
+            except StudyBusyError:
+                if not persistence.is_complete(storage, name, total):
+                    raise
+                complete.add(name)
+        # All studies are opened before any work, so that a refusal costs nothing.
+        opened = []
+        for recipe, name in zip(recipes, names, strict=True):
+            opened.append(open_study(session, recipe, storage, name))
+        # The dense model is what every candidate is compared with.
+        events.tell(events.StageProgress("scoring the dense model"))
+        dense = require(*session.engine.evaluate_now([LayerSubset.of(session.loaded.n_layers)]))
+        prepared, left = [], []
+        for recipe, study, space, total in zip(recipes, opened, spaces, totals, strict=True):
+            ready = PreparedStudy.of(session, recipe, study, space, dense, options)
+            prepared.append(ready)
+            if study.study_name not in complete:
+                left.append((ready, total))
+        for ready, total in left:
+            persistence.remember_places(ready.study, ready.recipe)
+            ready.study.set_user_attr(persistence.TRIALS_ATTR, total)
+        # Search, then collect the outcomes in the order of the recipes.
+        searched = iter(_run_to_end(_search_all(session, left)))
+        for ready, _ in left:
+            ready.write_notes()
+        nothing = SearchResult(0, 0, 0, 0)
+        outcomes = []
+        for ready in prepared:
+            result = nothing if ready.study.study_name in complete else next(searched)
+            outcomes.append(outcome_of(ready, session, dense, result, start))
+        return outcomes
+
+
+def trials_of(recipe: Recipe, space: SearchSpace, options: RunOptions) -> int:
+    """Return the number of trials that a search shall have.
+
+    It is the requested number. Without a request it is the default, or what the sampler needs if
+    that is more.
+
+    Raises:
+        InputError: the requested number is too small for a result.
+    """
+    needed = trials_needed(recipe.search.sampler, recipe.search.start, space)
+    if "trials" not in options.model_fields_set:
+        return max(options.trials, needed.whole)
+    if options.trials < needed.first:
+        chosen = f"`sampler` {recipe.search.sampler}"
+        if recipe.search.start != "none":
+            chosen += f" `ranking` {recipe.search.start}"
+        raise InputError(
+            f"`trials` {options.trials} would give no result: {chosen} {needed.reason}, which takes "
+            f"{needed.first} trials here until the first result and {needed.whole} in all: give "
+            f"`trials` {needed.whole}, or leave `trials` out"
+        )
+    return options.trials
+
+
+async def _search_all(
+    session: Session, prepared: Sequence[tuple[PreparedStudy, int]]
+) -> list[SearchResult]:
+    """Search all prepared studies concurrently."""
+    searches = []
+    for ready, total in prepared:
+        searches.append(
+            search(
+                ready.study,
+                ready.sampler,
+                session.engine,
+                ready.scalarizer,
+                total,
+                ready.recipe.objective.race,
+                ready.noter.now_and_then,
+            )
+        )
+    return await asyncio.gather(*searches)
+
+
+def _run_to_end(searching: Coroutine[Any, Any, Result]) -> Result:
+    """Run searches in a new event loop.
+
+    If this thread has a running loop already, as in a notebook, the new loop runs in another
+    thread.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_until_stopped(searching))
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(copy_context().run, asyncio.run, searching).result()
+
+
+async def _until_stopped(searching: Coroutine[Any, Any, Result]) -> Result:
+    """Run searches until they are done or a signal cancels them.
+
+    Raises:
+        StopRequested: a signal cancelled them.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(searching)
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(task.cancel)
+
+    with stopping.waking(wake):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            stopping.check()
+            raise

@@ -1,0 +1,111 @@
+"""Stage `compensate`: change kept blocks so that they compensate the dropped ones.
+
+An earlier result is found in the cache. The changed weights stay in the model until the command
+ends.
+"""
+
+from dataclasses import replace
+
+from prunesearch import events
+from prunesearch.config.recovery import HealRecipe
+from prunesearch.errors import ModelError, RunError
+from prunesearch.pipeline.stages.base import Stage
+from prunesearch.pipeline.state import State
+from prunesearch.recovery.compensation import Compensation, compensate, fit_and_held_out
+from prunesearch.recovery.finalists import compensation_of
+from prunesearch.report.results import CompensationReport
+from prunesearch.runtime import stopping
+
+
+def compensate_candidate(state: State) -> State:
+    """Compensate the selected candidate, if this is asked for and helps.
+
+    Raises:
+        RunError: the command would write nothing but a compensation, and it does not help.
+    """
+    done = _requested(state) if state.request.compensation is not None else _of_recovery(state)
+    state.resources.compensation = done
+    if done is None:
+        return state
+    report = compensation_report(done)
+    state = replace(state, compensation=report, changed=(*state.changed, "compensated"))
+    return state if state.recovery is None else state.with_recovery(compensation=report)
+
+
+def compensation_report(done: Compensation) -> CompensationReport:
+    """Return the report of a compensation."""
+    return CompensationReport(
+        dropped=done.candidate.text,
+        gaps=[gap.document() for gap in done.gaps],
+        dense=dict(done.dense),
+        pruned=dict(done.pruned),
+        compensated=dict(done.compensated),
+        recovered=done.recovered,
+        cached=done.cached,
+    )
+
+
+def _requested(state: State) -> Compensation:
+    """Compensate as the command `compensate` asks for.
+
+    Raises:
+        RunError: the compensation does not help.
+    """
+    settings, loaded = state.request.compensation, state.resources.loaded
+    assert settings is not None
+    with stopping.interruptible():
+        windows = fit_and_held_out(
+            loaded.tokenizer,
+            settings.calibration,
+            settings.tokens,
+            settings.window,
+            settings.held_out,
+            settings.held_out_tokens,
+        )
+    candidate = state.choice.candidate
+    done = compensate(loaded, candidate, *windows, settings.method, state.request.compensations)
+    if not done.helped:
+        raise RunError(
+            f"compensation does not help on the held-out tokens (cross-entropy without layers "
+            f"{candidate.text} is {done.pruned['cross_entropy']:.4f}): nothing was written; fit it "
+            f"to more `tokens` of `calibration`"
+        )
+    return done
+
+
+def _of_recovery(state: State) -> Compensation | None:
+    """Compensate before a healing. Without help, the candidate can still be healed.
+
+    Raises:
+        RunError: nothing is healed, and the compensation does not help.
+    """
+    recovery, candidate = state.request.recovery, state.choice.candidate
+    assert recovery is not None
+    events.tell(events.Message(f"compensating layers {candidate.text}"))
+    folder = state.request.compensations
+    done = None
+    try:
+        done = compensation_of(
+            state.resources.loaded, candidate, recovery.heal or HealRecipe(), folder
+        )
+    except ModelError as error:
+        events.tell(events.Message(f"not compensated: {error}"))
+    if done is not None and not done.helped:
+        events.tell(events.Message("compensation does not help on the held-out tokens"))
+        done = None
+    if done is None and recovery.heal is None:
+        raise RunError(
+            f"nothing was written: layers {candidate.text} were to be compensated, and that does "
+            f"not help"
+        )
+    return done
+
+
+def wanted(state: State) -> bool:
+    """Return whether the candidate is to be compensated."""
+    recovery = state.request.recovery
+    asked = state.request.compensation is not None or (recovery is not None and recovery.compensate)
+    return asked and state.earlier is None
+
+
+COMPENSATE = Stage("compensate", compensate_candidate, wanted=wanted)

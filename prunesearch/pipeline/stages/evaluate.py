@@ -1,0 +1,95 @@
+"""Stage `evaluate`: measure a model on a task or on text, through the cache."""
+
+from dataclasses import replace
+
+from prunesearch import events
+from prunesearch.cache import maintenance
+from prunesearch.cache.evaluation_cache import EvaluationCache
+from prunesearch.cache.location import CacheLocation, check_writable
+from prunesearch.candidate import Evaluation, LayerSubset
+from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.objectives.calibration_sources.builtin import HELD_OUT
+from prunesearch.objectives.registry import zero_metrics
+from prunesearch.pipeline.session import load_for, objective_for, require
+from prunesearch.pipeline.stages.base import Stage
+from prunesearch.pipeline.state import Request, State
+from prunesearch.report.results import EvaluationReport
+from prunesearch.runtime import stopping
+
+HELD_OUT_TOKENS = 4096
+
+
+def evaluate(state: State) -> State:
+    """Evaluate the model that the command names, or both models on held-out text."""
+    if state.request.held_out:
+        state = replace(state, held_out=_on_held_out_text(state))
+    if state.request.evaluation is not None:
+        # Only the model that is evaluated needs to be in memory.
+        state.resources.release()
+        state = replace(state, evaluation=_evaluated(state.request))
+    return state
+
+
+def _evaluated(request: Request) -> EvaluationReport:
+    """Load a model and evaluate it without some layers.
+
+    Raises:
+        RunError: the model could not be scored.
+    """
+    asked, options = request.evaluation, request.options
+    assert asked is not None
+    if request.export is not None:
+        events.tell(events.Message(f"evaluating {asked.model.path}"))
+    loaded = load_for(asked.model, options, quantised=True)
+    candidate = LayerSubset.parse(asked.layers, loaded.n_layers)
+    objective = objective_for(asked.objective, asked.data, loaded, options, generate=True)
+    with EvaluationCache(options.cache) as cache:
+        engine = LocalEngine(loaded, objective, cache, state_memory=options.state_bytes)
+        with stopping.deferred():
+            evaluation = require(*engine.evaluate_now([candidate]))
+    maintenance.remember_name(request.cache_folder, loaded.fingerprint, asked.model.path)
+    metrics, stderr = dict(evaluation.metrics), dict(evaluation.stderr)
+    # The comparison of the dense model with itself carries no information.
+    if candidate.text == "none":
+        for name in zero_metrics():
+            metrics.pop(name, None)
+            stderr.pop(name, None)
+    return EvaluationReport(
+        model=asked.model.path,
+        dropped=candidate.text,
+        metrics=metrics,
+        stderr=stderr,
+        params=loaded.sizes.params(candidate),
+        bytes=loaded.sizes.bytes(candidate),
+        cached=evaluation.cached,
+    )
+
+
+def _on_held_out_text(state: State) -> tuple[Evaluation, ...]:
+    """Evaluate the dense model and the selected candidate on text that no search used."""
+    events.tell(events.Message("comparing dense and pruned on held-out text"))
+    recipe, loaded, options = (
+        state.request.recipes[0],
+        state.resources.loaded,
+        state.request.options,
+    )
+    unseen = recipe.data.model_copy(update={"calibration": HELD_OUT, "tokens": HELD_OUT_TOKENS})
+    objective = objective_for(recipe.objective, unseen, loaded, options)
+    candidates = [LayerSubset.of(loaded.n_layers), state.choice.candidate]
+    with EvaluationCache(options.cache) as cache, stopping.deferred():
+        engine = LocalEngine(loaded, objective, cache)
+        return tuple(require(done) for done in engine.evaluate_now(candidates))
+
+
+def check(request: Request) -> None:
+    """Refuse a cache that cannot be written, before the model is loaded."""
+    if request.evaluation is not None:
+        check_writable(CacheLocation.parse(request.options.cache).folder)
+
+
+def wanted(state: State) -> bool:
+    """Return whether something is to be evaluated."""
+    return state.request.held_out or state.request.evaluation is not None
+
+
+EVALUATE = Stage("evaluate", evaluate, check, wanted, defers_signals=False)

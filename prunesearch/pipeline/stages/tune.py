@@ -1,0 +1,43 @@
+"""Stage `tune`: search for the hyper-parameters of the healing. Its study can be resumed."""
+
+from dataclasses import replace
+
+from prunesearch.pipeline.stages.base import Stage
+from prunesearch.pipeline.stages.heal import with_dense_weights
+from prunesearch.pipeline.state import State
+from prunesearch.recovery.healing import ask_teacher
+from prunesearch.recovery.tuning import largest, tune
+from prunesearch.runtime.json_values import as_object, to_json
+
+
+def tune_healing(state: State) -> State:
+    """Search for hyper-parameters with short healings of the selected candidate."""
+    recovery, candidate = state.request.recovery, state.choice.candidate
+    assert recovery is not None
+    assert recovery.heal is not None
+    assert recovery.tune is not None
+    references = state.request.references
+    # The teacher logits of the largest trial contain those of all other trials.
+    planned = state.resources.plan(candidate, largest(recovery.heal, recovery.tune))
+    with with_dense_weights(state.resources):
+        ask_teacher(planned, references)
+    tuned = tune(
+        state.resources.loaded,
+        candidate,
+        recovery.heal,
+        recovery.tune,
+        state.request.options.storage,
+        references=references,
+    )
+    # The recipe is shown without folders of this machine.
+    found = {**as_object(to_json(tuned), "tuning"), "recipe": tuned.recipe.portable()}
+    return replace(state, tuned=tuned).with_recovery(tuning=found)
+
+
+def wanted(state: State) -> bool:
+    """Return whether hyper-parameters are to be searched."""
+    recovery = state.request.recovery
+    return recovery is not None and recovery.tune is not None and state.earlier is None
+
+
+TUNE = Stage("tune", tune_healing, wanted=wanted)
