@@ -35,19 +35,18 @@ class SearchSection(Settings):
     sampler: str = "pso"
     """An algorithm of `algorithms.registry`."""
     encoding: Literal["set", "keys", "slots", "binary"] = "set"
-    """Encoding of a subset in PSO and WOA: a set, or one of the papers' encodings (see
-    `algorithms.vector_swarms`).
+    """Encoding of a subset: a set, or one of the papers' encodings (see
+    `algorithms.vector_swarms`), which the sampler must have.
     """
     preselect: bool = True
-    """Let a surrogate choose among the moves of PSO and WOA."""
+    """Let a surrogate choose among the sampler's moves, if the sampler can."""
     ranking: Literal["none", "influence", "magnitude", "taylor", "single"] | None = None
     """Ranking of the units that the search starts from (see `objectives.importance`). With
-    ``single``, the first trials drop each unit alone. Default: ``influence`` for PSO and WOA,
-    ``single`` for one-shot, ``none`` for the others."""
+    ``single``, the first trials drop each unit alone. Default: that of the sampler."""
     asynchronous: bool = False
-    """PSO and WOA: propose from the finished trials instead of waiting for a generation."""
+    """Propose from the finished trials instead of waiting for a generation, if the sampler can."""
     population: Annotated[int, Field(ge=2, le=1024)] | None = None
-    """Trials per generation; default: 6 for PSO and WOA, 16 for the others."""
+    """Trials per generation; default: that of the sampler."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the random generator."""
 
