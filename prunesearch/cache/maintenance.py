@@ -99,7 +99,7 @@ def reading(location: CacheLocation) -> Iterator[list[Readable]]:
         backends.append(DiskFile(location.folder))
     if not backends:
         raise StorageError(
-            f"no cache in {str(location.folder)!r}: run prunesearch search first, or give --cache"
+            f"no cache in {str(location.folder)!r}: run prunesearch search first, or give `cache`"
         )
     try:
         yield backends

@@ -20,7 +20,7 @@ class Asked:
     Attributes:
         memory: bytes that scoring may take, of the GPU if there is one, otherwise of the machine.
         candidates: candidates of a generation.
-        drop: what to drop, as in `search --drop`.
+        drop: what to drop, see `SearchSection.drop`.
         tokens: calibration tokens. None: a task with `requests` requests of `length` tokens each.
         requests: requests of a task.
         length: tokens of a request.

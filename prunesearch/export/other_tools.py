@@ -64,7 +64,9 @@ def _mergekit(loaded: LoadedModel, candidate: LayerSubset) -> str:
     """
     source, dtype = loaded.source, str(loaded.model.dtype).removeprefix("torch.")
     if source.folder is None:
-        raise InputError(f"mergekit reads no GGUF: {_INSTEAD}, or --gguf --out NAME.gguf")
+        raise InputError(
+            f"mergekit reads no GGUF: {_INSTEAD}, or prunesearch export --gguf --out NAME.gguf"
+        )
     # Refuse models of which mergekit would make something else.
     check_export_format(loaded.model.config, candidate, "plain")
     stored = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """One-shot rankings: estimates of the harm of dropping each unit, without scoring a candidate.
 
-A search starts from a ranking (`Recipe.ranking`). `--sampler one-shot` uses nothing else.
+A search starts from a ranking (`Recipe.ranking`). The sampler ``one-shot`` uses nothing else.
 
 * `influence`: block influence, X. Men et al., "ShortGPT", arXiv:2403.03853, eq. 1: the mean over
   tokens of 1 - cos(input, output) of the unit. It takes one forward pass of the dense model.

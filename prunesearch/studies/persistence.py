@@ -75,7 +75,7 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
         options = {"connect_args": {"timeout": 60}}
         if not file.exists() and not create:
             raise StorageError(
-                f"no study database {str(file)!r}: run prunesearch search first, or give --storage"
+                f"no study database {str(file)!r}: run prunesearch search first, or give `storage`"
             )
         try:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
