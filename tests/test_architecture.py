@@ -145,6 +145,17 @@ def test_no_modules_import_each_other() -> None:
     assert structure.circles(structure.count(PACKAGE).imports) == []
 
 
+def test_a_public_class_name_is_used_once() -> None:
+    places: dict[str, list[str]] = {}
+    for _, path in modules():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    # Click's own classes are extended under their names.
+    ours = {name: where for name, where in places.items() if name not in ("Group", "Command")}
+    assert {name: where for name, where in ours.items() if len(where) > 1} == {}
+
+
 def test_circles_of_any_length_are_found() -> None:
     imports: dict[str, set[tuple[str, str | None]]] = {
         "p": {("os", None)},

@@ -20,7 +20,7 @@ Memory = Mapping[str, Real]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """One finished trial.
 
     Attributes:
@@ -68,7 +68,7 @@ class History:
     def __len__(self) -> int:
         return len(self.memories)
 
-    def append(self, outcome: Outcome | None) -> None:
+    def append(self, outcome: TrialOutcome | None) -> None:
         """Add the trial whose number is the history's length; None if it has not finished."""
         # Double the arrays when they are full.
         if len(self) == len(self._X_ND):
@@ -82,7 +82,7 @@ class History:
         if outcome is not None:
             self.settle(len(self) - 1, outcome)
 
-    def settle(self, number: int, outcome: Outcome) -> None:
+    def settle(self, number: int, outcome: TrialOutcome) -> None:
         """Enter the outcome of a trial that has finished since it was added."""
         self.memories[number] = outcome.memory
         if outcome.steps:

@@ -35,7 +35,7 @@ __all__ = [
 LONG_TEXT = 3 * 2**19
 """Characters up to which a text is tokenised whole. A longer text is tokenised in parts."""
 _PIECE = 16  # characters of a part per token of a window: more than a token has in any language
-Read = Callable[[str], list[int]]
+Encode = Callable[[str], list[int]]
 _PROBES = ("a", "the", ".", "0")
 
 
@@ -104,7 +104,7 @@ def token_windows(
     return torch.tensor([opening + ids for ids in chosen], dtype=torch.int64)
 
 
-def _from_whole(text: str, read: Read, length: int, wanted: int) -> tuple[list[list[int]], int]:
+def _from_whole(text: str, read: Encode, length: int, wanted: int) -> tuple[list[list[int]], int]:
     """Return windows of a text that is tokenised whole, and its number of tokens."""
     ids = read(text)
     have = len(ids) // length
@@ -113,7 +113,7 @@ def _from_whole(text: str, read: Read, length: int, wanted: int) -> tuple[list[l
     return [ids[i * length : (i + 1) * length] for i in order.tolist()], len(ids)
 
 
-def _from_parts(text: str, read: Read, length: int, wanted: int) -> tuple[list[list[int]], int]:
+def _from_parts(text: str, read: Encode, length: int, wanted: int) -> tuple[list[list[int]], int]:
     """Return windows of a long text, and the number of tokens that were read.
 
     The first window of each part comes first, then the second window of each part, and so on.

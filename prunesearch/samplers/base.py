@@ -20,7 +20,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from optuna.trial import create_trial as trial_template
 
-from prunesearch.algorithms.history import History, Memory, Outcome
+from prunesearch.algorithms.history import History, Memory, TrialOutcome
 from prunesearch.algorithms.operators import (
     Mask,
     Real,
@@ -276,15 +276,17 @@ class SubsetSampler(PicklableSampler, BaseSampler):
             return np.isin(np.arange(self.space.n_units), stored)
         return np.array(values, dtype=np.bool_)
 
-    def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
+    def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> TrialOutcome:
         """Return a finished trial's subset, if it belongs to the space, and the algorithm's stored
         memory.
         """
         X_D = self.mask(trial)
         if X_D is None or not self.units.holds(X_D):
-            return Outcome(None, None)
+            return TrialOutcome(None, None)
         stored = json.loads(trial.system_attrs.get(STATE_ATTR, "{}"))
-        return Outcome(X_D, None, memory=unpack(stored.get("m", {}), stored.get("by") == self.name))
+        return TrialOutcome(
+            X_D, None, memory=unpack(stored.get("m", {}), stored.get("by") == self.name)
+        )
 
     def reseed_rng(self) -> None:
         """Do nothing: the random numbers depend on the trial's number only."""

@@ -10,7 +10,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from prunesearch.algorithms.greedy import greedy_step
-from prunesearch.algorithms.history import Outcome
+from prunesearch.algorithms.history import TrialOutcome
 from prunesearch.algorithms.one_shot import by_total
 from prunesearch.algorithms.operators import (
     Mask,
@@ -94,7 +94,7 @@ class ConstructiveSampler(SubsetSampler):
             X_D, self.units, {*self._loss_of, *running}, generator(self.study_seed, number, 0)
         )
 
-    def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
+    def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> TrialOutcome:
         """Record the loss of a finished subset; a failed trial has an infinite loss."""
         X_D = self.mask(trial)
         if X_D is not None:

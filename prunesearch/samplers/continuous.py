@@ -19,7 +19,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from prunesearch.algorithms.base import VectorState
-from prunesearch.algorithms.history import History, Memory, Outcome, gather
+from prunesearch.algorithms.history import History, Memory, TrialOutcome, gather
 from prunesearch.algorithms.operators import Real, SubsetConstraints, generator
 from prunesearch.algorithms.registry import REGISTRY, names_with
 from prunesearch.errors import UnknownNameError
@@ -221,16 +221,16 @@ class PlainSwarm(PicklableSampler, BaseSampler):
             self._trial_log_of(study).take_over(before)
         self._trial_log_of(study)
 
-    def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
+    def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> TrialOutcome:
         """Return the trial's coordinates: the stored ones, or those of its parameters if none were
         stored.
         """
         # A trial with other parameters has no coordinates.
         if not self._space:
-            return Outcome(None, None)
+            return TrialOutcome(None, None)
         for name, distribution in self._space.items():
             if trial.distributions.get(name) != distribution:
-                return Outcome(None, None)
+                return TrialOutcome(None, None)
         transform = _transform(self._space)
         stored = json.loads(trial.system_attrs.get(STATE_ATTR, "{}"))
         memory: Memory = unpack(stored.get("m", {}), stored.get("by") == self.name)
@@ -239,7 +239,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         fits = len(memory.get("x", ())) == len(transform.bounds)
         if not fits or transform.untransform(_inside(memory["x"])) != params:
             memory = {"x": np.round(transform.transform(params), 6)}
-        return Outcome(np.zeros(0, dtype=np.bool_), None, memory=memory)
+        return TrialOutcome(np.zeros(0, dtype=np.bool_), None, memory=memory)
 
 
 def _transform(search_space: Space) -> ParameterTransform:

@@ -11,7 +11,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from prunesearch.algorithms.history import Outcome
+from prunesearch.algorithms.history import TrialOutcome
 from prunesearch.algorithms.operators import generator, top, unseen
 from prunesearch.algorithms.registry import AlgorithmEntry
 from prunesearch.candidate import LayerSubset
@@ -120,7 +120,7 @@ class OptunaSampler(SubsetSampler):
         """Delegate to Optuna's sampler."""
         self.inner.reseed_rng()
 
-    def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
+    def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> TrialOutcome:
         X_D = self.mask(trial)
         if X_D is not None:
             self._seen.add(X_D.tobytes())

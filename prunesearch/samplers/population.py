@@ -19,7 +19,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from prunesearch.algorithms.base import Algorithm
-from prunesearch.algorithms.history import Memory, Outcome
+from prunesearch.algorithms.history import Memory, TrialOutcome
 from prunesearch.algorithms.operators import Mask
 from prunesearch.algorithms.planner import Planner, Preselection
 from prunesearch.algorithms.registry import SINGLE, SWARM_POPULATION, AlgorithmEntry
@@ -329,7 +329,7 @@ class SwarmSampler(SubsetSampler):
         self._unwritten.pop(number, None)
         return stored_D
 
-    def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> Outcome:
+    def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> TrialOutcome:
         """Record the loss of a trial that dropped a single unit."""
         X_D = self.mask(trial)
         if X_D is not None and X_D.sum() == 1 and losses:

@@ -18,7 +18,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from prunesearch.algorithms.history import History, Outcome
+from prunesearch.algorithms.history import History, TrialOutcome
 from prunesearch.runtime.json_values import Json
 from prunesearch.studies.optuna_internals.access import (
     backend_of,
@@ -68,7 +68,7 @@ class TrialLog:
 
     study: Study
     history: History
-    read: Callable[[FrozenTrial, Sequence[float]], Outcome]
+    read: Callable[[FrozenTrial, Sequence[float]], TrialOutcome]
     open: set[int] = field(default_factory=set)
     hinted: bool = False
 
@@ -211,7 +211,7 @@ class TrialLog:
                 "than accuracy)"
             )
 
-    def _outcome(self, trial: FrozenTrial) -> Outcome:
+    def _outcome(self, trial: FrozenTrial) -> TrialOutcome:
         """Convert a finished trial to an outcome, with losses that are to be minimised."""
         values = trial.values
         # The value of a pruned trial is its last intermediate value.
@@ -224,7 +224,7 @@ class TrialLog:
         self._note(trial, losses)
         outcome = self.read(trial, losses or ())
         steps = {step: self._signs[0] * value for step, value in trial.intermediate_values.items()}
-        return Outcome(
+        return TrialOutcome(
             outcome.X_D,
             tuple(losses) if losses else None,
             trial.state == TrialState.PRUNED,

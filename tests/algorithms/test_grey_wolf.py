@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prunesearch.algorithms.grey_wolf import GreyWolf, leaders
-from prunesearch.algorithms.history import History, Outcome, Swarm, gather
+from prunesearch.algorithms.history import History, Swarm, TrialOutcome, gather
 from prunesearch.algorithms.operators import SubsetConstraints
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import InputError
@@ -17,7 +17,7 @@ def swarm_of(*subsets: tuple[int, ...], generation: int, objectives: int = 1) ->
     history = History(8, objectives)
     for number, subset in enumerate(subsets):
         losses = (float(number),) * objectives
-        history.append(Outcome(np.isin(np.arange(8), subset), losses))
+        history.append(TrialOutcome(np.isin(np.arange(8), subset), losses))
     view = history.view(len(history))
     swarm = gather(view, UNITS, generation, len(subsets), np.random.default_rng(0))
     assert swarm is not None

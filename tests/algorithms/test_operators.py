@@ -11,8 +11,8 @@ from prunesearch.algorithms.base import Algorithm
 from prunesearch.algorithms.evolution import Evolution
 from prunesearch.algorithms.history import (
     History,
-    Outcome,
     Swarm,
+    TrialOutcome,
     gather,
 )
 from prunesearch.algorithms.operators import (
@@ -68,7 +68,7 @@ def some_swarm(
                 X, memory = moves.X_MD[0], moves.recall(0)
             failed = rng.random() < 0.1 and particle
             history.append(
-                Outcome(X, None if failed else tuple(rng.random(objectives)), memory=memory)
+                TrialOutcome(X, None if failed else tuple(rng.random(objectives)), memory=memory)
             )
     swarm = gather(history.view(len(history)), units, 3, 5, rng)
     assert swarm is not None
@@ -162,7 +162,7 @@ def test_pso_with_nothing_to_follow_stays_put() -> None:
     units = SubsetConstraints.of(np.ones(12, dtype=bool), 4)
     history = History(12)
     x = random_subsets(units, np.array([4]), np.random.default_rng(3))[0]
-    history.append(Outcome(x, (1.0,)))
+    history.append(TrialOutcome(x, (1.0,)))
     alone = gather(history.view(1), units, 1, 1, np.random.default_rng(0))
     assert alone is not None
     moves = ParticleSwarm(turbulence=0.0).move(alone, 0, 3, generator(0, 1, 0))

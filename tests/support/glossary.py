@@ -194,7 +194,11 @@ def findings(root: Path) -> list[Finding]:
     package = root / "prunesearch"
     for path in sorted(package.rglob("*.py")):
         found += in_module(path, root)
-    for path in [root / "README.md", *sorted(package.rglob("*.md"))]:
+    for path in [
+        root / "README.md",
+        root / "storage" / "README.md",
+        *sorted(package.rglob("*.md")),
+    ]:
         found += in_page(path, root)
     return found
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from prunesearch.errors import DataError, UnknownNameError
 from prunesearch.runtime.registry import Registry
 
-Read = Callable[[str, PreTrainedTokenizerBase | None], list[str]]
+ReadTexts = Callable[[str, PreTrainedTokenizerBase | None], list[str]]
 """Takes the name of a text and the tokenizer with the chat template for conversations, or None.
 Returns the documents. Raises a `DataError` if the text cannot be read."""
 
@@ -40,7 +40,7 @@ class CalibrationSource:
     label: str
     order: int
     matches: Callable[[str], bool]
-    read: Read
+    read: ReadTexts
     held_out: Callable[[str], str | None] = no_held_out
 
 
