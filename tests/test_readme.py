@@ -139,3 +139,16 @@ def test_every_dependency_is_pinned() -> None:
 
 def _lines(name: str) -> list[str]:
     return (REPOSITORY / name).read_text().splitlines()
+
+
+FOLDERS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_folders_page_names_its_modules(folder: Path) -> None:
+    page = (folder / "README.md").read_text()
+    # `plan_*.py` stands for several modules.
+    patterns = re.findall(r"[`\[/]([\w*]+\.py)[`\]]", page)
+    named = {path.name for pattern in patterns for path in folder.glob(pattern)}
+    modules = {path.name for path in folder.glob("*.py") if not path.name.startswith("__")}
+    assert modules <= named
