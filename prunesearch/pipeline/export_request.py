@@ -64,45 +64,45 @@ class ExportRequest:
                 raise UnknownNameError("program", program, other_tools.PROGRAMS)
             if out is not None:
                 raise InputError(
-                    f"--print {program} prints a recipe and writes nothing: leave out --out"
+                    f"`program` {program} prints a recipe and writes nothing: leave out `out`"
                 )
         elif out is None:
             raise InputError(
-                "--out is needed: a new folder for the checkpoint, or with --gguf a new file"
+                "`out` is needed: a new folder for the checkpoint, or with `gguf` a new file"
             )
         elif chosen.suffix is not None:
             if Path(out).suffix.lower() != chosen.suffix:
                 raise InputError(
-                    f"{chosen.selected_by} writes a file, and --out {out!r} does not name a file: "
-                    f"write --out NAME{chosen.suffix}"
+                    f"{chosen.field} writes a file, and `out` {out!r} does not name a file: "
+                    f"write `out` NAME{chosen.suffix}"
                 )
             if os.path.lexists(out):
                 raise InputError(
-                    f"--out {out!r} exists already: choose a new file, since none is replaced"
+                    f"`out` {out!r} exists already: choose a new file, since none is replaced"
                 )
             if export_format != PLAIN.name or (push_to_hub is not None and not chosen.hub):
                 raise InputError(
-                    f"{chosen.selected_by} goes neither with --as nor with --push-to-hub"
+                    f"{chosen.field} goes neither with `export_format` nor with `push_to_hub`"
                 )
             check_writable(Path(out))
         else:
             for other in REGISTRY.entries():
                 if other.suffix is not None and Path(out).suffix.lower() == other.suffix:
                     raise InputError(
-                        f"--out {out!r} names a {other.name.upper()} file: add "
-                        f"{other.selected_by}, or choose another name for the folder"
+                        f"`out` {out!r} names a {other.name.upper()} file: add "
+                        f"{other.field}, or choose another name for the folder"
                     )
             check_destination(Path(out))
         # Check the upload.
         if public and push_to_hub is None:
-            raise InputError("--public goes with --push-to-hub OWNER/NAME")
+            raise InputError("`public` goes with `push_to_hub` OWNER/NAME")
         if push_to_hub is not None:
             hub.check_name(push_to_hub)
             if out is not None and program is None:
                 hub.check_access(push_to_hub, Path(out), public)
-        size = parse_size(max_shard, "--max-shard")
+        size = parse_size(max_shard, "`max_shard`")
         if size < 1:
-            raise InputError(f"--max-shard {max_shard} is not a size: write 5GB or 500MiB")
+            raise InputError(f"`max_shard` {max_shard} is not a size: write 5GB or 500MiB")
         return cls(
             Path(out) if out else None, export_format, gguf, size, push_to_hub, public, program
         )

@@ -15,7 +15,7 @@ from tests.support.package import PACKAGE
 CORE = [
     path
     for path in sorted(PACKAGE.rglob("*.py"))
-    if path.relative_to(PACKAGE).parts[0] not in ("cli", "pipeline", "report", "__main__.py")
+    if path.relative_to(PACKAGE).parts[0] not in ("cli", "report", "__main__.py")
 ]
 COMMAND = re.compile(r"prunesearch |export |STUDY |optuna |hf upload|llama|--merge FIRST")
 

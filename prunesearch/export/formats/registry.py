@@ -62,6 +62,13 @@ class ExportFormat:
         """Option on the command line that selects the format."""
         return self.option or f"--as {self.name}"
 
+    @property
+    def field(self) -> str:
+        """Setting that selects the format, as error messages name it."""
+        if self.option is None:
+            return f"`export_format` {self.name}"
+        return f"`{self.option.removeprefix('--')}`"
+
     def check(self, config: "PretrainedConfig", candidate: LayerSubset) -> None:
         """Refuse a model or a candidate that the format cannot express.
 

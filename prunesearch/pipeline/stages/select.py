@@ -86,7 +86,7 @@ def _from_study(state: State, source: StudySource) -> Selected:
     except ModelError as error:
         hint = ""
         if source.model is None:
-            hint = f"; if it lies elsewhere, give --model PATH: study {name!r} knows its content"
+            hint = f"; if it lies elsewhere, give `model` PATH: study {name!r} knows its content"
         raise ModelError(f"{error}{hint}") from None
     # The weights must be those that were searched.
     searched = persistence.identity_of(study)["model content"]
@@ -94,7 +94,7 @@ def _from_study(state: State, source: StudySource) -> Selected:
         raise StudyError(
             f"model {recipe.model.path!r} is not the one that study {name!r} searched: its weights "
             f"differ (fingerprint {loaded.fingerprint[:12]}, searched was {str(searched)[:12]}): "
-            f"give --model PATH of that one, or search this one with --study NAME"
+            f"give `model` PATH of that one, or search this one with `study` NAME"
         )
     space = space_of(recipe.search, loaded)
     # The runners-up have a meaning only if there are no criteria of the user.
