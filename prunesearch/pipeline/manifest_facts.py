@@ -1,14 +1,14 @@
 """The facts that the manifest and the card of an export hold about its candidate."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from prunesearch.pipeline.state import Selected, State
 from prunesearch.recovery.earlier_export import FACT
 from prunesearch.report.results import RecoveryReport
-from prunesearch.runtime.json_values import Json, JsonObject, as_object, to_json
+from prunesearch.runtime.json_values import Json, JsonObject, to_json
 
 _MEASURED = ("metrics", "stderr", "dense_metrics")
-_CURVES = ("training_loss", "watched_loss", "held_out_loss")
 
 
 def facts_for(state: State, choice: Selected) -> JsonObject:
@@ -32,9 +32,8 @@ def _recovered(known: JsonObject, report: RecoveryReport) -> JsonObject:
 
     The metrics of the search were measured before the recovery, so they get another name.
     """
-    kept = as_object(to_json(report), "recovery")
     # The run folder is a path of this machine.
-    kept.pop("work", None)
+    kept = replace(report, work=None)
     # The metrics of the last stage that changed weights describe the export.
     metrics: Mapping[str, Json] = {}
     dense: Mapping[str, Json] = {}
@@ -42,10 +41,8 @@ def _recovered(known: JsonObject, report: RecoveryReport) -> JsonObject:
         metrics, dense = report.compensation.compensated, report.compensation.dense
     if report.healed is not None:
         assert report.losses is not None
-        # Leave out the loss curves.
-        healed = {name: value for name, value in report.healed.items() if name not in _CURVES}
-        kept["healed"] = healed
-        metrics = {"held-out cross-entropy": report.healed["after"]}
+        kept = replace(kept, healed=report.healed.without_curves())
+        metrics = {"held-out cross-entropy": report.healed.after}
         dense = {"held-out cross-entropy": report.losses["dense"]}
     others = {name: value for name, value in known.items() if name not in _MEASURED}
     return {
@@ -53,5 +50,5 @@ def _recovered(known: JsonObject, report: RecoveryReport) -> JsonObject:
         "metrics_before_healing": known.get("metrics", {}),
         "metrics": dict(metrics),
         "dense_metrics": dict(dense),
-        FACT: kept,
+        FACT: to_json(kept),
     }

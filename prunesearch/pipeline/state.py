@@ -258,7 +258,7 @@ class State:
     recovery: RecoveryReport | None = None
     tuned: Tuned | None = None
     changed: tuple[str, ...] = ()
-    earlier: JsonObject | None = None
+    earlier: RecoveryReport | None = None
     exported: tuple[Delivered, ...] = ()
     held_out: tuple[Evaluation, ...] = field(default=(), repr=False)
     evaluation: EvaluationReport | None = None

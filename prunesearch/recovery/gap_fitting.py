@@ -58,7 +58,6 @@ from prunesearch.recovery.output_projections import (
     times,
 )
 from prunesearch.runtime import stopping
-from prunesearch.runtime.json_values import JsonObject
 
 METHODS = ("auto", "scaling", "linear")
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -127,18 +126,6 @@ class GapResult:
         if self.ridge is not None:
             used.append("linear")
         return "+".join(used) or "none"
-
-    def document(self) -> JsonObject:
-        """Return the result as JSON values, without the tensor."""
-        return {
-            "dropped": self.gap.text,
-            "method": self.method,
-            "alpha": self.alpha,
-            "ridge": self.ridge,
-            "loss_before": self.loss_before,
-            "loss_after": self.loss_after,
-            "seconds": round(self.seconds, 2),
-        }
 
 
 @dataclass(frozen=True)

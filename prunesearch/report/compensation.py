@@ -15,13 +15,11 @@ def compensated(report: "CompensatedReport") -> Parts:
     # One row for each gap.
     gaps = []
     for gap in done.gaps:
-        alpha = "-" if gap["alpha"] is None else f"{gap['alpha']:.3f}"
-        ridge = "-" if gap["ridge"] is None else f"{gap['ridge']:g}"
-        before, after = f"{gap['loss_before']:.4f}", f"{gap['loss_after']:.4f}"
-        seconds = f"{gap['seconds']:.1f}"
-        gaps.append(
-            (LayerList(gap["dropped"]), gap["method"], alpha, ridge, before, after, seconds)
-        )
+        alpha = "-" if gap.alpha is None else f"{gap.alpha:.3f}"
+        ridge = "-" if gap.ridge is None else f"{gap.ridge:g}"
+        before, after = f"{gap.loss_before:.4f}", f"{gap.loss_after:.4f}"
+        seconds = f"{gap.seconds:.1f}"
+        gaps.append((LayerList(gap.dropped), gap.method, alpha, ridge, before, after, seconds))
     # One row for each metric, with one column for each model.
     models = {"dense": done.dense, "pruned": done.pruned, "compensated": done.compensated}
     titles = {

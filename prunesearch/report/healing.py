@@ -1,7 +1,7 @@
 """Results of healing, for people."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from prunesearch.report.export import exported
 from prunesearch.report.models import evaluation
@@ -12,56 +12,60 @@ from prunesearch.report.tables import (
     gib,
     table,
 )
-from prunesearch.runtime.json_values import as_object, to_json
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from prunesearch.report.results import HealReport, RecoveredReport
+    from prunesearch.config.recovery import HealRecipe
+    from prunesearch.report.results import (
+        FinalistReport,
+        HealedReport,
+        HealReport,
+        RecoveredReport,
+    )
 
 
 def healed(report: "HealReport") -> "list[Group | str]":
     """Show the result of a heal command."""
-    # The stages of an earlier, equal export are JSON values. Those of this command become the same.
-    document: Mapping[str, Any] = as_object(to_json(report), "heal")
+    recovery = report.recovery
     parts: list[Group | str] = []
-    if finalists := document.get("finalists"):
+    if finalists := recovery.finalists:
         parts.append(_final(finalists))
-    if done := document.get("compensation"):
+    if done := recovery.compensation:
         parts.append(
-            f"compensation recovered {done['recovered']:.1%} of the log-perplexity that pruning "
+            f"compensation recovered {done.recovered:.1%} of the log-perplexity that pruning "
             f"lost, without training"
         )
-    if tuning := document.get("tuning"):
-        params = ", ".join(f"{name} {value:.3g}" for name, value in tuning["params"].items())
+    if tuning := recovery.tuning:
+        params = ", ".join(f"{name} {value:.3g}" for name, value in tuning.params.items())
         parts.append(
-            f"study {tuning['study']}: {tuning['trials']} trials finished, {tuning['pruned']} "
+            f"study {tuning.study}: {tuning.trials} trials finished, {tuning.pruned} "
             f"stopped, "
-            f"{tuning['computed']} of them now; best {tuning['value']:.4f} with {params}"
+            f"{tuning.computed} of them now; best {tuning.value:.4f} with {params}"
         )
-    if "healed" in document:
-        parts += _healing(document)
+    if recovery.healed is not None:
+        parts += _healing(report, recovery.healed)
     if report.export is None:
         return [*parts, f"{report.out} holds this very export already and was left as it is"]
     return [*parts, *exported(report.export)]
 
 
-def _final(finalists: Sequence[Mapping[str, Any]]) -> "Group":
+def _final(finalists: "Sequence[FinalistReport]") -> "Group":
     """Show the finalists with their losses before and after a short healing."""
     rows = []
     for place, finalist in enumerate(finalists, 1):
         compensated = "-"
-        if finalist["compensated"] is not None:
-            compensated = f"{finalist['compensated']:.4f}"
+        if finalist.compensated is not None:
+            compensated = f"{finalist.compensated:.4f}"
         rows.append(
             (
                 place,
-                finalist["place"],
-                f"{finalist['pruned']:.4f}",
+                finalist.place,
+                f"{finalist.pruned:.4f}",
                 compensated,
-                f"{finalist['healed']:.4f}",
-                f"{finalist['seconds']:.0f}",
-                LayerList(finalist["candidate"]),
+                f"{finalist.healed:.4f}",
+                f"{finalist.seconds:.0f}",
+                LayerList(finalist.candidate),
             )
         )
     columns = (
@@ -76,66 +80,68 @@ def _final(finalists: Sequence[Mapping[str, Any]]) -> "Group":
     return table("Finalists, with the held-out loss (nats/token)", columns, rows)
 
 
-def _healing(document: Mapping[str, Any]) -> "list[Group | str]":
+def _healing(heal: "HealReport", report: "HealedReport") -> "list[Group | str]":
     """Show the losses and the speed of a training, and how it ended."""
-    report, recipe = document["healed"], document["recipe"]
-    losses = [(model, "", f"{loss:.4f}") for model, loss in document["losses"].items()]
-    if "compensation" in document:
-        losses.append(("compensated", "", f"{report['before']:.4f}"))
-    losses.append(("healed", str(report["best_step"]), f"{report['after']:.4f}"))
-    title = f"Held-out loss (nats/token) without layers {document['dropped']}"
+    recovery = heal.recovery
+    recipe = recovery.recipe
+    assert recipe is not None
+    assert recovery.losses is not None
+    losses = [(model, "", f"{loss:.4f}") for model, loss in recovery.losses.items()]
+    if recovery.compensation is not None:
+        losses.append(("compensated", "", f"{report.before:.4f}"))
+    losses.append(("healed", str(report.best_step), f"{report.after:.4f}"))
+    title = f"Held-out loss (nats/token) without layers {recovery.dropped}"
     parts: list[Group | str] = [
         table(title, ("model", "step", "cross-entropy"), losses),
         *_distilled(report, recipe),
         _trained(report, recipe),
     ]
-    if report["diverged"]:
+    if report.diverged:
         parts.append(
-            f"training diverged at step {report['steps']} and was stopped; step "
-            f"{report['best_step']} was kept: "
+            f"training diverged at step {report.steps} and was stopped; step "
+            f"{report.best_step} was kept: "
             "try a smaller --lr"
         )
-    elif report["stopped_early"]:
+    elif report.stopped_early:
         parts.append(
-            f"stopped early: {recipe['patience']} looks were no better than step "
-            f"{report['best_step']}"
+            f"stopped early: {recipe.patience} looks were no better than step {report.best_step}"
         )
-    if report["best_step"] == 0:
+    if report.best_step == 0:
         parts.append("no step was better than the start, whose weights were kept")
-    if report["cached"]:
-        where = document.get("work", document["out"])  # of a finished export, its own folder
+    if report.cached:
+        where = recovery.work or heal.out  # of a finished export, its own folder
         parts.append(f"nothing was trained: this run was finished before and is kept in {where}")
-    elif report["resumed_from"]:
-        parts.append(f"went on from step {report['resumed_from']}")
+    elif report.resumed_from:
+        parts.append(f"went on from step {report.resumed_from}")
     return parts
 
 
-def _distilled(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+def _distilled(report: "HealedReport", recipe: "HealRecipe") -> list[str]:
     """Show the loss that a distillation lowers, which is not the cross-entropy of the table."""
-    if recipe["loss"] == "lm":
+    if recipe.loss == "lm":
         return []
     # A run that was finished before is read from its export, which does not hold the curves.
-    losses = dict(report.get("watched_loss", ()))
-    before, after = losses.get(0), losses.get(report["best_step"])
+    losses = dict(report.watched_loss or ())
+    before, after = losses.get(0), losses.get(report.best_step)
     if before is None or after is None:
         return []
     return [
-        f"the loss that was trained ({recipe['loss']}), on held-out text: {before:.4f} before, "
+        f"the loss that was trained ({recipe.loss}), on held-out text: {before:.4f} before, "
         f"{after:.4f} after"
     ]
 
 
-def _trained(report: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+def _trained(report: "HealedReport", recipe: "HealRecipe") -> str:
     """Describe the size and the speed of a training."""
     speed = ""
-    if report["seconds"]:
-        speed = f", {report['steps'] / report['seconds']:.3g} steps/s"
+    if report.seconds:
+        speed = f", {report.steps / report.seconds:.3g} steps/s"
     return (
-        f"{report['steps']} of {report['planned']} steps of "
-        f"{recipe['batch_size'] * recipe['accumulation']} × "
-        f"{recipe['window']} tokens, loss {recipe['loss']}, rank {recipe['rank']}: "
-        f"{report['tokens']:,} tokens in "
-        f"{duration(report['seconds'])}{speed}, peak memory {gib(report['peak_memory'])}"
+        f"{report.steps} of {report.planned} steps of "
+        f"{recipe.batch_size * recipe.accumulation} × "
+        f"{recipe.window} tokens, loss {recipe.loss}, rank {recipe.rank}: "
+        f"{report.tokens:,} tokens in "
+        f"{duration(report.seconds)}{speed}, peak memory {gib(report.peak_memory)}"
     )
 
 

@@ -1,8 +1,7 @@
 """Output of `evaluate`, `analyze` and `plan` for people."""
 
-from collections.abc import Mapping
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunesearch.report.tables import (
     Parts,
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from prunesearch.execution.plan_types import MemoryPlan
     from prunesearch.models.analyze import BlockInventory, NamedInventory
     from prunesearch.report.results import EvaluationReport
-
-Document = Mapping[str, Any]
 
 
 def evaluation(report: "EvaluationReport") -> Parts:

@@ -1,10 +1,15 @@
 """Results of commands, as plain values. `to_json` turns them into documents."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
+from pydantic import TypeAdapter, ValidationError
+
+from prunesearch.config.recovery import HealRecipe
+from prunesearch.errors import InputError
 from prunesearch.export.results import Exported, ExportedGguf, PrintedRecipe
-from prunesearch.runtime.json_values import Json, json_as
+from prunesearch.runtime.json_values import JsonObject, json_as
 from prunesearch.studies.summary import TrialSummary
 
 
@@ -92,6 +97,19 @@ class RunsReport:
 
 
 @dataclass(frozen=True)
+class GapReport:
+    """Result of compensating one gap. The fields are those of `gap_fitting.GapResult`."""
+
+    dropped: str
+    method: str
+    alpha: float | None
+    ridge: float | None
+    loss_before: float
+    loss_after: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class CompensationReport:
     """Result of a compensation.
 
@@ -104,7 +122,7 @@ class CompensationReport:
     """
 
     dropped: str
-    gaps: Sequence[Mapping[str, Json]]
+    gaps: Sequence[GapReport]
     dense: Mapping[str, float]
     pruned: Mapping[str, float]
     compensated: Mapping[str, float]
@@ -118,6 +136,68 @@ class CompensatedReport:
 
     compensation: CompensationReport
     export: Exported
+
+
+@dataclass(frozen=True)
+class FinalistReport:
+    """Result of a finalist. The fields are those of `finalists.Finalist`."""
+
+    candidate: str
+    place: int
+    pruned: float
+    compensated: float | None
+    healed: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TuningReport:
+    """Result of a tuning study. The fields are those of `tuning.Tuned`.
+
+    The recipe has no folders of this machine.
+    """
+
+    study: str
+    params: Mapping[str, float]
+    value: float
+    trials: int
+    pruned: int
+    computed: int
+    recipe: HealRecipe
+
+
+Curve = tuple[tuple[int, float | None], ...]
+"""Losses by step. A loss that is not finite is None."""
+
+
+@dataclass(frozen=True)
+class HealedReport:
+    """Result of a healing. The fields are those of `run_folder.Healed`.
+
+    The report of an earlier export has no curves.
+    """
+
+    digest: str
+    steps: int
+    planned: int
+    best_step: int
+    tokens: int
+    seconds: float
+    peak_memory: int
+    stopped_early: bool
+    diverged: bool
+    merge_difference: float | None
+    before: float
+    after: float
+    cached: bool = False
+    resumed_from: int = 0
+    training_loss: Curve | None = field(default=None, metadata=json_as(omit_none=True))
+    watched_loss: Curve | None = field(default=None, metadata=json_as(omit_none=True))
+    held_out_loss: Curve | None = field(default=None, metadata=json_as(omit_none=True))
+
+    def without_curves(self) -> Self:
+        """Return the report without the losses by step, as a manifest has it."""
+        return replace(self, training_loss=None, watched_loss=None, held_out_loss=None)
 
 
 @dataclass(frozen=True)
@@ -137,16 +217,30 @@ class RecoveryReport:
     """
 
     digest: str
-    finalists: Sequence[Mapping[str, Json]] | None = field(
+    finalists: Sequence[FinalistReport] | None = field(
         default=None, metadata=json_as(omit_none=True)
     )
     dropped: str = ""
-    tuning: Mapping[str, Json] | None = field(default=None, metadata=json_as(omit_none=True))
-    recipe: Mapping[str, Json] | None = field(default=None, metadata=json_as(omit_none=True))
+    tuning: TuningReport | None = field(default=None, metadata=json_as(omit_none=True))
+    recipe: HealRecipe | None = field(default=None, metadata=json_as(omit_none=True))
     losses: Mapping[str, float] | None = field(default=None, metadata=json_as(omit_none=True))
     compensation: CompensationReport | None = field(default=None, metadata=json_as(omit_none=True))
     work: str | None = field(default=None, metadata=json_as(omit_none=True))
-    healed: Mapping[str, Json] | None = field(default=None, metadata=json_as(omit_none=True))
+    healed: HealedReport | None = field(default=None, metadata=json_as(omit_none=True))
+
+    @classmethod
+    def of_earlier(cls, stored: JsonObject) -> "RecoveryReport | None":
+        """Read the report of an earlier export. Nothing was trained now, so it counts as cached.
+
+        The result is None if this version cannot read the report.
+        """
+        try:
+            report = TypeAdapter(cls).validate_python(stored)
+        except (ValidationError, InputError):
+            return None
+        if report.healed is None:
+            return report
+        return replace(report, healed=replace(report.healed, cached=True))
 
 
 @dataclass(frozen=True)
@@ -156,13 +250,13 @@ class HealReport:
     Attributes:
         model: name of the dense model.
         out: folder of the checkpoint.
-        recovery: the stages of the recovery; JSON values of an earlier, equal export.
+        recovery: the stages of the recovery, of this command or of an earlier, equal one.
         export: the export. None if an equal one existed already.
     """
 
     model: str
     out: str
-    recovery: RecoveryReport | Mapping[str, Json] = field(metadata=json_as(inline=True))
+    recovery: RecoveryReport = field(metadata=json_as(inline=True))
     export: Exported | None
 
 

@@ -13,7 +13,8 @@ from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import State
 from prunesearch.recovery.compensation import Compensation, compensate, fit_and_held_out
 from prunesearch.recovery.finalists import compensation_of
-from prunesearch.report.results import CompensationReport
+from prunesearch.recovery.gap_fitting import GapResult
+from prunesearch.report.results import CompensationReport, GapReport
 from prunesearch.runtime import stopping
 
 
@@ -36,12 +37,25 @@ def compensation_report(done: Compensation) -> CompensationReport:
     """Return the report of a compensation."""
     return CompensationReport(
         dropped=done.candidate.text,
-        gaps=[gap.document() for gap in done.gaps],
+        gaps=[_gap_report(gap) for gap in done.gaps],
         dense=dict(done.dense),
         pruned=dict(done.pruned),
         compensated=dict(done.compensated),
         recovered=done.recovered,
         cached=done.cached,
+    )
+
+
+def _gap_report(done: GapResult) -> GapReport:
+    """Return the report of one gap."""
+    return GapReport(
+        dropped=done.gap.text,
+        method=done.method,
+        alpha=done.alpha,
+        ridge=done.ridge,
+        loss_before=done.loss_before,
+        loss_after=done.loss_after,
+        seconds=round(done.seconds, 2),
     )
 
 

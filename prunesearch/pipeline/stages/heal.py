@@ -10,11 +10,12 @@ from dataclasses import replace
 
 from prunesearch import events
 from prunesearch.candidate import LayerSubset
+from prunesearch.config.recovery import HealRecipe
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import Resources, State
 from prunesearch.recovery.healing import ask_teacher, carry_out, held_out_loss
-from prunesearch.recovery.run_folder import RUN_FOLDERS
-from prunesearch.runtime.json_values import as_object, to_json
+from prunesearch.recovery.run_folder import RUN_FOLDERS, Healed
+from prunesearch.report.results import HealedReport
 
 
 def heal_candidate(state: State) -> State:
@@ -34,11 +35,21 @@ def heal_candidate(state: State) -> State:
     healed = carry_out(planned, run_folder, state.request.references, training.checkpointing)
     state = replace(state, changed=(*state.changed, "healed"))
     return state.with_recovery(
-        recipe=recipe.portable(),
+        recipe=portable_recipe(recipe),
         losses={"dense": dense, "pruned": pruned},
         work=str(run_folder),
-        healed=as_object(to_json(healed), "healed"),
+        healed=healed_report(healed),
     )
+
+
+def healed_report(healed: Healed) -> HealedReport:
+    """Return the report of a healing."""
+    return HealedReport(**vars(healed), before=healed.before, after=healed.after)
+
+
+def portable_recipe(recipe: HealRecipe) -> HealRecipe:
+    """Return a recipe without the folders of this machine."""
+    return recipe.model_copy(update=recipe.portable())
 
 
 @contextmanager

@@ -24,9 +24,9 @@ from prunesearch.pipeline.state import (
 )
 from prunesearch.recovery.earlier_export import digest_of, report_at
 from prunesearch.recovery.finalists import diverse, rerank_by_healing
-from prunesearch.report.results import RecoveryReport
+from prunesearch.report.results import FinalistReport, RecoveryReport
 from prunesearch.runtime import stopping
-from prunesearch.runtime.json_values import JsonObject, as_object, to_json
+from prunesearch.runtime.json_values import JsonObject
 from prunesearch.studies import persistence, selection
 
 
@@ -139,12 +139,11 @@ def _finalist(state: State) -> State:
     if recovery.heal is not None:
         planned = state.resources.plan(candidates[0], recovery.heal)
     digest = digest_of(loaded, candidates, recovery, planned)
-    earlier = report_at(choice.out)
-    if earlier is not None and earlier["digest"] == digest:
-        healed = earlier.get("healed")
-        if isinstance(healed, dict):
-            healed["cached"] = True
-        return replace(state, earlier=earlier)
+    stored = report_at(choice.out)
+    if stored is not None and stored["digest"] == digest:
+        earlier = RecoveryReport.of_earlier(stored)
+        if earlier is not None:
+            return replace(state, earlier=earlier)
     check_destination(choice.out)
     # Run the final.
     report = RecoveryReport(digest)
@@ -163,7 +162,7 @@ def _finalist(state: State) -> State:
 
 def _final(
     state: State, candidates: list[LayerSubset]
-) -> tuple[LayerSubset, tuple[JsonObject, ...]]:
+) -> tuple[LayerSubset, tuple[FinalistReport, ...]]:
     """Run the short healings. Return the candidate that heals best, and all results."""
     recovery = state.request.recovery
     assert recovery is not None
@@ -177,7 +176,11 @@ def _final(
         references=state.request.references,
         compensations=state.request.compensations,
     )
-    return final[0].candidate, tuple(as_object(to_json(finalist), "finalist") for finalist in final)
+    reports = []
+    for finalist in final:
+        values = {**vars(finalist), "candidate": finalist.candidate.text}
+        reports.append(FinalistReport(**values))
+    return final[0].candidate, tuple(reports)
 
 
 SELECT = Stage("select", select, defers_signals=False)

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from prunesearch.pipeline.stages.base import Stage
-from prunesearch.pipeline.stages.heal import with_dense_weights
+from prunesearch.pipeline.stages.heal import portable_recipe, with_dense_weights
 from prunesearch.pipeline.state import State
 from prunesearch.recovery.healing import ask_teacher
 from prunesearch.recovery.tuning import largest, tune
-from prunesearch.runtime.json_values import as_object, to_json
+from prunesearch.report.results import TuningReport
 
 
 def tune_healing(state: State) -> State:
@@ -30,7 +30,7 @@ def tune_healing(state: State) -> State:
         references=references,
     )
     # The recipe is shown without folders of this machine.
-    found = {**as_object(to_json(tuned), "tuning"), "recipe": tuned.recipe.portable()}
+    found = TuningReport(**{**vars(tuned), "recipe": portable_recipe(tuned.recipe)})
     return replace(state, tuned=tuned).with_recovery(tuning=found)
 
 
