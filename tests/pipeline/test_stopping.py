@@ -145,7 +145,7 @@ def test_signals_before_and_after_a_command_end_it_without_a_traceback(
 ) -> None:
     ends: list[int] = []
     monkeypatch.setattr(os, "_exit", ends.append)
-    monkeypatch.setattr(stopping._State, "ended", False)
+    monkeypatch.setattr(stopping._StopState, "ended", False)
     stopping.guard_process()
     signal.raise_signal(number)  # while it is imported
     with pytest.raises(stopping.StopRequested), stopping.handled():

@@ -271,8 +271,8 @@ def test_a_stop_is_shown_in_the_picture_and_not_across_it(monkeypatch: pytest.Mo
     console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
     with ProgressView(console) as view:
         events.tell(SearchProgress("s", 1, 12))
-        assert stopping._State.drawn
+        assert stopping._StopState.drawn
         assert stopping.STOPPING not in picture(view, 80)
         monkeypatch.setattr(stopping, "requested", lambda: True)
         assert stopping.STOPPING in picture(view, 80)
-    assert not stopping._State.drawn
+    assert not stopping._StopState.drawn
