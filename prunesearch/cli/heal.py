@@ -32,9 +32,11 @@ from prunesearch.cli.options import (
 from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import SharedOption, renamed, with_options
 from prunesearch.cli.recipes import options_of, source_of
-from prunesearch.config.recovery import HealRecipe
+from prunesearch.config.recovery import HealRecipe, Recovery, Tuning
+from prunesearch.config.settings import Settings
 from prunesearch.errors import InputError
 from prunesearch.report.emit import emit
+from prunesearch.runtime.json_values import JsonObject
 
 
 def _setting(flag: str, field: str, text: str, **settings: Any) -> SharedOption:  # noqa: ANN401 (of click)
@@ -55,9 +57,9 @@ def _setting(flag: str, field: str, text: str, **settings: Any) -> SharedOption:
     )
 
 
-def _default_of(field: str) -> str:
-    """Return the default of a field of `HealRecipe`, for help."""
-    return str(HealRecipe.model_fields[field].default)
+def _default_of(field: str, settings: type[Settings] = HealRecipe) -> str:
+    """Return the default of a field, for help."""
+    return str(settings.model_fields[field].default)
 
 
 TRAINING = (
@@ -123,21 +125,31 @@ TRAINING = (
     type=int,
     help="Number of diverse candidates of STUDY with a short healing; the best is then healed.",
 )
-@click.option("--finalist-steps", type=int, help="Steps for each of the --finalists; default 50.")
+@click.option(
+    "--finalist-steps",
+    type=int,
+    help=f"Steps for each of the --finalists; default {_default_of('finalist_steps', Recovery)}.",
+)
 @with_options(*TRAINING)
 @click.option(
     "--tune",
     type=int,
     help="Number of short trials that search learning rate, batch, rank and steps first.",
 )
-@click.option("--tune-steps", type=int, help="Steps of a tuning trial; default 200.")
+@click.option(
+    "--tune-steps",
+    type=int,
+    help=f"Steps of a tuning trial; default {_default_of('steps', Tuning)}.",
+)
 @click.option(
     "--tune-sampler",
     type=Words(partial(names_with, "ordinary_parameters")),
-    help="Sampler of the tuning; default pso.",
+    help=f"Sampler of the tuning; default {_default_of('sampler', Tuning)}.",
 )
 @click.option(
-    "--tune-pruner", type=Words(("median", "halving")), help="Pruner of the tuning; default median."
+    "--tune-pruner",
+    type=Words(("median", "halving")),
+    help=f"Pruner of the tuning; default {_default_of('pruner', Tuning)}.",
 )
 @click.option(
     "--checkpointing",
@@ -174,41 +186,19 @@ def heal(
     run_options = options_of(run_settings)
     quiet()
     # Import torch only when the command runs, so that --help stays fast.
-    from prunesearch.config.recovery import Recovery, Tuning
     from prunesearch.pipeline.export_request import ExportRequest
     from prunesearch.pipeline.run import report_of
     from prunesearch.pipeline.state import Request, TrainingOptions
     from prunesearch.report.render import render
 
-    # Options that were given, sorted into the recipe of healing, the tuning and the finalists.
     given = {name: value for name, value in settings.items() if value is not None}
-    recipe = HealRecipe(**{name: given[name] for name in HealRecipe.model_fields if name in given})
-    if "distill_weight" in given and recipe.loss != "mix":
-        raise InputError(f"--distill-weight goes with --loss mix, not --loss {recipe.loss}")
-    if "kl_top" in given and recipe.loss == "lm":
-        raise InputError("--kl-top goes with --loss distill or mix, not --loss lm")
-    tuning = None
-    tuned = {}
-    for name in ("steps", "sampler", "pruner"):
-        if f"tune_{name}" in given:
-            tuned[name] = given[f"tune_{name}"]
-    if "tune" in given:
-        tuning = Tuning(trials=given["tune"], **tuned)
-    elif tuned:
-        raise InputError(f"--tune-{next(iter(tuned))} goes with --tune N")
-    final: dict[str, Any] = {
-        name: given[name] for name in ("finalists", "finalist_steps") if name in given
-    }
-    if "finalist_steps" in final and "finalists" not in final:
-        raise InputError("--finalist-steps goes with --finalists N")
-    if "finalists" in final and (
-        layers is not None or max_loss is not None or max_size is not None
-    ):
+    recovery = _recovery_of(given, compensate)
+    chosen = [layers, max_loss, max_size]
+    if "finalists" in given and chosen != [None, None, None]:
         raise InputError(
             "--finalists are a study's best: give STUDY, and leave out --layers, --max-loss and "
             "--max-size"
         )
-    recovery = Recovery(**final, compensate=compensate, tune=tuning, heal=recipe)
     model_settings = {
         name: settings[name] for name in ("revision", "dtype", "trust_remote_code", "model")
     }
@@ -222,3 +212,42 @@ def heal(
     with progress():
         report = report_of("heal", request)
     emit(as_json, report, render)
+
+
+def _recovery_of(given: JsonObject, compensate: bool) -> Recovery:
+    """Build the settings of the recovery from the options that were given.
+
+    Raises:
+        InputError: an option goes with another one, which is missing.
+    """
+    values = {name: given[name] for name in HealRecipe.model_fields if name in given}
+    recipe = HealRecipe.of(values)
+    if "distill_weight" in given and recipe.loss != "mix":
+        raise InputError(f"--distill-weight goes with --loss mix, not --loss {recipe.loss}")
+    if "kl_top" in given and recipe.loss == "lm":
+        raise InputError("--kl-top goes with --loss distill or mix, not --loss lm")
+    final: JsonObject = {}
+    for name in ("finalists", "finalist_steps"):
+        if name in given:
+            final[name] = given[name]
+    if "finalist_steps" in final and "finalists" not in final:
+        raise InputError("--finalist-steps goes with --finalists N")
+    tuning = _tuning_of(given)
+    return Recovery.of({**final, "compensate": compensate, "tune": tuning, "heal": recipe})
+
+
+def _tuning_of(given: JsonObject) -> Tuning | None:
+    """Build the settings of the tuning; None without ``--tune``.
+
+    Raises:
+        InputError: there are options of the tuning, but not ``--tune``.
+    """
+    tuned: JsonObject = {}
+    for name in ("steps", "sampler", "pruner"):
+        if f"tune_{name}" in given:
+            tuned[name] = given[f"tune_{name}"]
+    if "tune" in given:
+        return Tuning.of({"trials": given["tune"], **tuned})
+    if tuned:
+        raise InputError(f"--tune-{next(iter(tuned))} goes with --tune N")
+    return None
