@@ -9,7 +9,7 @@ from prunesearch.cache.location import check_writable
 from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.export import check_destination, hub, other_tools
 from prunesearch.export.formats.plain import PLAIN
-from prunesearch.export.formats.registry import REGISTRY, checkpoint_format
+from prunesearch.export.formats.registry import REGISTRY, ExportFormat, checkpoint_format
 from prunesearch.export.writer import MAX_SHARD
 from prunesearch.units import parse_size
 
@@ -22,7 +22,6 @@ class ExportRequest:
         out: folder of the checkpoint, or the GGUF file. None after a search: a folder in `root`,
             named by the study.
         export_format: name of a format of `export.formats`.
-        gguf: write a GGUF file instead of a checkpoint.
         max_shard: size of the largest weight file in bytes.
         push_to_hub: name of the repository to upload to.
         public: allow the upload to a public repository.
@@ -33,13 +32,17 @@ class ExportRequest:
 
     out: Path | None = None
     export_format: str = "plain"
-    gguf: bool = False
     max_shard: int = MAX_SHARD
     push_to_hub: str | None = None
     public: bool = False
     program: str | None = None
     root: Path = Path("storage/exports")
     replace: bool = False
+
+    @property
+    def format(self) -> ExportFormat:
+        """The export format, with its facts."""
+        return REGISTRY.get(self.export_format)
 
     @classmethod
     def parse(
@@ -103,6 +106,4 @@ class ExportRequest:
         size = parse_size(max_shard, "`max_shard`")
         if size < 1:
             raise InputError(f"`max_shard` {max_shard} is not a size: write 5GB or 500MiB")
-        return cls(
-            Path(out) if out else None, export_format, gguf, size, push_to_hub, public, program
-        )
+        return cls(Path(out) if out else None, chosen.name, size, push_to_hub, public, program)

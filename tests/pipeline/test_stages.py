@@ -7,6 +7,7 @@ import pytest
 
 import prunesearch
 from prunesearch.config.recovery import HealRecipe, Recovery
+from prunesearch.errors import UnknownNameError
 from prunesearch.models import loading
 from prunesearch.pipeline import session
 from prunesearch.pipeline.export_request import ExportRequest
@@ -141,3 +142,24 @@ def test_a_recovery_after_a_search_loads_and_hashes_the_model_once(
     assert report.heal.export is not None
     assert report.heal.export.folder.name == f"{report.search.study}-recovered"
     assert (report.heal.export.folder / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["gguf", "zerod"])
+def test_recovered_weights_are_written_as_a_checkpoint(
+    here: Path,
+    tiny_folder: Path,
+    short: HealRecipe,
+    options: prunesearch.RunOptions,
+    counts: Counts,
+    name: str,
+) -> None:
+    model = prunesearch.Recipe(model=str(tiny_folder), search={"drop": "1"}).model
+    request = Request(
+        options,
+        source=LayersSource(model, "1,3"),
+        export=ExportRequest(here / "out", name),
+        recovery=Recovery(heal=short),
+    )
+    with pytest.raises(UnknownNameError, match=f"unknown export format '{name}'"):
+        run_stages("heal", request)
+    assert counts.loads == 0

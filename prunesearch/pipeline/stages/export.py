@@ -10,7 +10,7 @@ from pathlib import Path
 from prunesearch.errors import InputError
 from prunesearch.export import check_destination, other_tools
 from prunesearch.export.checkpoint import UnpublishedCheckpoint
-from prunesearch.export.formats.registry import REGISTRY
+from prunesearch.export.formats.registry import checkpoint_format
 from prunesearch.export.results import PrintedRecipe
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import Delivered, Request, State
@@ -21,7 +21,7 @@ def export_candidates(state: State) -> State:
     """Write what the command asks for."""
     export = state.request.export
     assert export is not None
-    if export.program is not None or export.gguf:
+    if export.program is not None or export.format.suffix is not None:
         return replace(state, exported=(_for_other_program(state),))
     resources = state.resources
     for choice in state.selected:
@@ -42,7 +42,7 @@ def export_candidates(state: State) -> State:
 
 
 def _for_other_program(state: State) -> Delivered:
-    """Print a recipe for another program, or write a GGUF file.
+    """Print a recipe for another program, or write its file.
 
     Raises:
         InputError: the model runs code of its own.
@@ -50,7 +50,8 @@ def _for_other_program(state: State) -> Delivered:
     export, loaded, choice = state.request.export, state.resources.loaded, state.choice
     assert export is not None
     # Other programs know only the architectures that are part of them.
-    if hasattr(loaded.model.config, "auto_map"):
+    foreign = export.program is not None or export.format.other_program
+    if foreign and hasattr(loaded.model.config, "auto_map"):
         raise InputError(
             f"model {loaded.name!r} runs code of its own, which other programs do not know: use "
             f"export --out FOLDER"
@@ -59,13 +60,22 @@ def _for_other_program(state: State) -> Delivered:
         text = other_tools.say(export.program, loaded, choice.candidate)
         return PrintedRecipe(choice.candidate, text)
     assert choice.out is not None
-    return REGISTRY.get("gguf").write_file(loaded, choice.candidate, choice.out)
+    return export.format.write_file(loaded, choice.candidate, choice.out)
 
 
 def check(request: Request) -> None:
-    """Refuse a destination that holds something, before the model is loaded."""
+    """Refuse a destination that holds something, and a format that cannot be written, before the
+    model is loaded.
+    """
     export = request.export
-    if export is None or export.gguf or export.program is not None or export.replace:
+    if export is None or export.program is not None:
+        return
+    if request.recovery is not None:
+        # Recovered weights are in memory, and only checkpoints are written from there.
+        checkpoint_format(export.export_format)
+    if export.replace:
+        return
+    if export.format.suffix is not None:
         return
     folders: list[Path | None] = [export.out]
     if request.recipes:
