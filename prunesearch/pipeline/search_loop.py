@@ -7,9 +7,8 @@ sequence of trials equals that of an unbroken run.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -20,6 +19,7 @@ from prunesearch.errors import InputError
 from prunesearch.evaluation import Engine
 from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.runtime import failpoints
+from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers import (
     GenerationPendingError,
     SubsetSampler,
@@ -258,11 +258,11 @@ class _Run:
             raise InputError(f"running trial {trial.number} cannot be adopted: {error}") from None
 
 
-def _attributes(evaluation: Evaluation) -> Mapping[str, Any]:
+def _attributes(evaluation: Evaluation) -> JsonObject:
     """Return the user attributes of a trial, which dashboards show."""
     if evaluation.failure is not None:
         return {"failure": evaluation.failure}
-    attributes: dict[str, Any] = {
+    attributes: JsonObject = {
         "cache": "hit" if evaluation.cached else "computed",
         "seconds": round(evaluation.seconds, 3),
     }

@@ -4,7 +4,6 @@ A study is found by its recipe and resumed. An evaluation that is in the cache i
 """
 
 from dataclasses import replace
-from typing import Any
 
 from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import InputError
@@ -13,6 +12,7 @@ from prunesearch.pipeline.searches import check_grid, run_search, run_searches
 from prunesearch.pipeline.session import open_session
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import Request, State
+from prunesearch.runtime.json_values import JsonObject
 from prunesearch.studies import persistence
 
 
@@ -79,7 +79,7 @@ def resume_request(
     """
     study = persistence.load(persistence.open_storage(options.storage, create=False), name)
     recipe = persistence.located(study, location).with_changes(trust_remote_code=trust_remote_code)
-    changed: dict[str, Any] = {"study": name}
+    changed: JsonObject = {"study": name}
     if "trials" not in options.model_fields_set and persistence.TRIALS_ATTR in study.user_attrs:
         changed["trials"] = study.user_attrs[persistence.TRIALS_ATTR]
     options = options.model_copy(update=changed)
