@@ -1,5 +1,4 @@
-"""Data that is kept between runs: evaluations (`evaluations` over `backends`) and studies
-(`studies`).
+"""The evaluation cache: results by key, in a local and a shared backend.
 
-The package does not import torch.
+The package knows nothing of studies or models, and does not import torch.
 """

@@ -100,9 +100,9 @@ def settle(there: Entry | None, new: Entry, rule: SettleRule) -> tuple[Entry, In
     """
     if there is None or rule == "given":
         return new, None
-    stays, other = there, new
+    kept, other = there, new
     if rule == "earliest" and new.rank < there.rank:
-        stays, other = new, there
+        kept, other = new, there
     if there.agrees(new):
-        return stays, None
-    return stays, Incident.disagreement(stays, other)
+        return kept, None
+    return kept, Incident.disagreement(kept, other)

@@ -61,8 +61,8 @@ class EvaluationCache(TwoLevelBackend):
                 Leases(self.shared.engine, self.shared.name, ttl), self.shared
             )
         self._leased_backends: list[LeasedBackend] = []
-        self._complaint = ""
-        self._keeper = self._start_keeper()
+        self._last_warning = ""
+        self._renewal = self._start_renewal()
 
     def put(self, key: Key, value: Json, seconds: float = 0.0) -> Entry:
         """Store a value without a lease. The first value of a key stays.
@@ -106,7 +106,7 @@ class EvaluationCache(TwoLevelBackend):
 
         Leases of processes that died on this host are taken over.
         """
-        self._watch_keeper()
+        self._check_renewal()
         wanted = set(digests)
         # Prefer the database: its leases hold for all hosts.
         if self._shared_leased is not None:
@@ -176,7 +176,7 @@ class EvaluationCache(TwoLevelBackend):
         with contextlib.suppress(UnavailableError):  # the leases run out by themselves
             leased.leases.release(self._liveness.owner, digests)
 
-    def _keep(self) -> None:
+    def _renew_regularly(self) -> None:
         """Renew leases, and try a database that failed again, until the cache is closed."""
         pause = self._ttl / 3
         if self.shared is not None:
@@ -187,15 +187,15 @@ class EvaluationCache(TwoLevelBackend):
             if time.monotonic() >= due - pause / 2:
                 due = time.monotonic() + self._ttl / 3
                 self._renew()
-            self._survive(self._look_again)
+            self._run_guarded(self._retry_failed)
 
     def _renew(self) -> None:
         with self._lock:
             leased_backends = list(self._leased_backends)
         for leased in leased_backends:
-            self._survive(lambda leased=leased: leased.leases.renew(self._liveness.owner))  # type: ignore[misc]
+            self._run_guarded(lambda leased=leased: leased.leases.renew(self._liveness.owner))  # type: ignore[misc]
 
-    def _survive(self, task: Callable[[], None]) -> None:
+    def _run_guarded(self, task: Callable[[], None]) -> None:
         """Run one task of the thread that renews leases, whatever it raises.
 
         If that thread ended, all leases would run out unnoticed.
@@ -205,39 +205,41 @@ class EvaluationCache(TwoLevelBackend):
         except UnavailableError:
             pass  # the database or the disk does not work; the threads that score report it
         except Exception as error:  # noqa: BLE001 (the next round may succeed)
-            if str(error) != self._complaint:
-                self._complaint = str(error)
+            if str(error) != self._last_warning:
+                self._last_warning = str(error)
                 _log.warning(
                     "renewing leases failed, which is tried again: %s: %s",
                     type(error).__name__,
                     one_line(error),
                 )
 
-    def _start_keeper(self) -> threading.Thread:
-        keeper = threading.Thread(target=self._keep, name="prunesearch-leases", daemon=True)
+    def _start_renewal(self) -> threading.Thread:
+        keeper = threading.Thread(
+            target=self._renew_regularly, name="prunesearch-leases", daemon=True
+        )
         keeper.start()
         return keeper
 
-    def _watch_keeper(self) -> None:
+    def _check_renewal(self) -> None:
         """Start the thread that renews leases again if it is gone.
 
         A forked process, for example, does not have its parent's threads.
         """
-        if not self._keeper.is_alive() and not self._closed.is_set():
+        if not self._renewal.is_alive() and not self._closed.is_set():
             _log.warning("the thread that renews leases has died: starting it again")
-            self._keeper = self._start_keeper()
+            self._renewal = self._start_renewal()
 
     def close(self) -> None:
         """Release all leases, send unsent results to the database, and close both backends."""
         self._closed.set()
-        self._keeper.join()
+        self._renewal.join()
         for leased in self._leased_backends:
             with contextlib.suppress(UnavailableError):
                 leased.leases.release(self._liveness.owner)
         super().close()
         if self._local_leased is not None:
             self._local_leased.leases.engine.dispose()
-        self._liveness.leave()
+        self._liveness.close()
 
     def __enter__(self) -> Self:
         return self

@@ -116,9 +116,9 @@ class HardenedCache(diskcache.Cache):  # type: ignore[misc]
     @property
     def _con(self) -> sqlite3.Connection:
         connection: sqlite3.Connection = super()._con
-        if getattr(self._local, "distrusted", None) is not connection:
+        if getattr(self._local, "hardened", None) is not connection:
             harden_connection(connection)
-            self._local.distrusted = connection
+            self._local.hardened = connection
         return connection
 
 

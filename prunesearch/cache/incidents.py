@@ -42,14 +42,14 @@ class Incident:
         return cls(DAMAGE, str(key)[:100], text[:_MOST], time.time())
 
     @classmethod
-    def disagreement(cls, stays: Entry, other: Entry) -> Self:
+    def disagreement(cls, kept: Entry, other: Entry) -> Self:
         """Make the report of two values of one key that differ by more than the tolerance."""
         detail = json.dumps(
-            {"preimage": stays.key.preimage, "stays": stays.value, "other": other.value}
+            {"preimage": kept.key.preimage, "stays": kept.value, "other": other.value}
         )
-        return cls(DISAGREEMENT, stays.key.digest, detail[:_MOST], time.time())
+        return cls(DISAGREEMENT, kept.key.digest, detail[:_MOST], time.time())
 
-    def say(self, where: str) -> None:
+    def log(self, where: str) -> None:
         """Log the report as a warning."""
         if self.kind == DAMAGE:
             _log.warning(
@@ -85,7 +85,7 @@ class IncidentFile:
             for known in self.read():
                 if (known.key, known.detail) == (incident.key, incident.detail):
                     return
-        incident.say(str(self.path.parent))
+        incident.log(str(self.path.parent))
         line = json.dumps(asdict(incident), ensure_ascii=True) + "\n"
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

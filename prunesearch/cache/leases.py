@@ -394,7 +394,7 @@ class ProcessLiveness:
         files = sorted(self._folder.glob("*.lock"))
         return [file.stem for file in files if self.has_died(file.stem)]
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Release the lock and remove its file."""
         if self._lock is not None:
             self.forget(self.owner)

@@ -192,11 +192,11 @@ class LocalBackend(DiskFile):
                     except CorruptEntryError:
                         incidents.append(Incident.damage(digest, row))
                 # 2. Decide which of the two stays.
-                stays, incident = settle(there, entry, rule)
+                kept, incident = settle(there, entry, rule)
                 # 3. Write it if it is the new one.
-                if stays is not there:
-                    cache.set(digest, stays.serialized, tag="\n".join(stays.labels), retry=False)
-                stored[digest] = stays
+                if kept is not there:
+                    cache.set(digest, kept.serialized, tag="\n".join(kept.labels), retry=False)
+                stored[digest] = kept
                 if incident:
                     incidents.append(incident)
         return stored, incidents

@@ -252,7 +252,7 @@ def sweep(location: CacheLocation, before: float) -> Swept:
     for owner in dead:
         local.release(owner)
         liveness.forget(owner)
-    liveness.leave()
+    liveness.close()
     local.engine.dispose()
     # 4. Remove damaged files.
     files = _sweep_quarantine(location.folder, before)

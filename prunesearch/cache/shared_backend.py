@@ -129,7 +129,7 @@ class SharedBackend:
             ).first()
         ):
             return  # the same two values were reported before
-        incident.say(self.name)
+        incident.log(self.name)
         connection.execute(INCIDENTS.insert().values(**asdict(incident)))
 
     def put(self, entries: Iterable[Entry], rule: SettleRule = "first") -> FoundEntries:
@@ -181,16 +181,16 @@ class SharedBackend:
         except CorruptEntryError:
             self._report_incident(connection, Incident.damage(digest, text))
             there = None
-        stays, incident = settle(there, entry, rule)
-        if stays is not there:
+        kept, incident = settle(there, entry, rule)
+        if kept is not there:
             connection.execute(
                 EVALUATIONS.update()
                 .where(EVALUATIONS.c.key == digest)
-                .values(serialized=stays.serialized)
+                .values(serialized=kept.serialized)
             )
         if incident is not None:
             self._report_incident(connection, incident)
-        return stays
+        return kept
 
     def report_incident(self, incident: Incident) -> None:
         """Store and log an incident."""

@@ -137,11 +137,11 @@ def entries_of(backends: Sequence[Readable]) -> Iterator[Entry]:
     # Every backend yields its entries in the order of keys, so a merge brings equal keys together.
     merged = heapq.merge(*map(_sound, backends), key=itemgetter(0))
     for _, same in itertools.groupby(merged, key=itemgetter(0)):
-        stays: Entry | None = None
+        kept: Entry | None = None
         for _, entry in same:
-            stays, _ = settle(stays, entry, "earliest")
-        assert stays is not None
-        yield stays
+            kept, _ = settle(kept, entry, "earliest")
+        assert kept is not None
+        yield kept
 
 
 def _sound(backend: Readable) -> Iterator[tuple[str, Entry]]:

@@ -231,7 +231,7 @@ class TwoLevelBackend:
                 self._waiting = LocalBackend(self.folder / UNSENT)
             return self._waiting
 
-    def _look_again(self) -> None:
+    def _retry_failed(self) -> None:
         """Try a database that failed again."""
         if self._was_down:
             with contextlib.suppress(UnavailableError):

@@ -36,7 +36,7 @@ _ARCHITECTURES: Mapping[str, str] = {
 """llama.cpp's architecture for each model type, as its converter chooses it."""
 
 
-def say(program: str, loaded: LoadedModel, candidate: LayerSubset) -> str:
+def recipe_text(program: str, loaded: LoadedModel, candidate: LayerSubset) -> str:
     """Return the recipe with which a program drops the candidate's blocks.
 
     Args:

@@ -175,7 +175,7 @@ def _leases(text: str) -> Iterator[Check]:
     # Look for owners that died on this host.
     liveness = ProcessLiveness(folder)
     dead = liveness.dead()
-    liveness.leave()
+    liveness.close()
     if dead:
         what = f"{len(dead)} processes died while they were scoring"
         remedy = f"nothing: the next search takes over; {_tidy(text)} tidies up"

@@ -64,5 +64,5 @@ def test_a_recipe_takes_it() -> None:
     recipe = Recipe(model="m", drop="2", sampler="gwo", asynchronous=True)
     assert recipe.search.start == "influence"
     Recipe(model="m", drop="pareto", sampler="gwo")
-    with pytest.raises(InputError, match="goes with .sampler. pso or woa, not gwo"):
+    with pytest.raises(InputError, match=r"goes with .sampler. pso or woa, not gwo"):
         Recipe(model="m", drop="2", sampler="gwo", form="keys")

@@ -136,7 +136,7 @@ def test_a_dead_process_of_this_host_is_known_to_be_dead(tmp_path: Path) -> None
     assert owned.dead() == [owner]
     owned.forget(owner)
     assert not owned.has_died(owner)
-    owned.leave()
+    owned.close()
     assert list((tmp_path / "owners").iterdir()) == []
 
 
@@ -240,7 +240,7 @@ def test_the_keeper_outlives_what_goes_wrong(
         while failures and time.monotonic() < end:
             time.sleep(0.05)
         assert not failures
-        assert store._keeper.is_alive()
+        assert store._renewal.is_alive()
         assert "tried again: ValueError: second" in caplog.text
 
 
@@ -250,7 +250,7 @@ def test_a_keeper_that_is_gone_is_replaced(tmp_path: Path, key: MakeKey) -> None
 
         def acquire() -> None:  # a fork has no thread of its parent's
             single_flight.acquire([key(1)])
-            writer.send(store._keeper.is_alive())
+            writer.send(store._renewal.is_alive())
 
         process = FORK.Process(target=acquire)
         process.start()

@@ -60,10 +60,10 @@ def test_a_mergekit_recipe_gives_the_candidate_or_is_refused(
     loaded = load(str(make_model(architecture)))
     if architecture not in SAID:
         with pytest.raises(InputError, match=r"would be wrong: use prunesearch export") as told:
-            other_tools.say("mergekit", loaded, BLOCKS)
+            other_tools.recipe_text("mergekit", loaded, BLOCKS)
         assert "\n" not in str(told.value)
         return
-    text = other_tools.say("mergekit", loaded, BLOCKS)
+    text = other_tools.recipe_text("mergekit", loaded, BLOCKS)
     assert "&" not in text
     recipe = yaml.safe_load(text)
     assert (recipe["merge_method"], recipe["dtype"]) == ("passthrough", "float32")
@@ -81,10 +81,11 @@ def test_names_are_quoted(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_folder, tmp_path / name)
     loaded = load(f"./{name}", device="cpu")
-    recipe = yaml.safe_load(other_tools.say("mergekit", loaded, BLOCKS))
+    recipe = yaml.safe_load(other_tools.recipe_text("mergekit", loaded, BLOCKS))
     assert recipe["slices"][0]["sources"][0]["model"]["model"] == {"path": f"./{name}"}
     convert, quantize = map(
-        shlex.split, other_tools.say("llama-quantize", loaded, BLOCKS).rstrip("\n").split("\n")
+        shlex.split,
+        other_tools.recipe_text("llama-quantize", loaded, BLOCKS).rstrip("\n").split("\n"),
     )
     assert convert == [
         "convert_hf_to_gguf.py",
@@ -102,7 +103,7 @@ def test_a_hub_model_is_named_with_its_commit(loaded: LoadedModel) -> None:
     hub = replace(
         loaded, name="me/x", source=replace(loaded.source, from_hub=True, commit="0" * 40)
     )
-    recipe = yaml.safe_load(other_tools.say("mergekit", hub, BLOCKS))
+    recipe = yaml.safe_load(other_tools.recipe_text("mergekit", hub, BLOCKS))
     assert recipe["slices"][0]["sources"][0]["model"]["model"] == {
         "path": "me/x",
         "revision": "0" * 40,
@@ -112,22 +113,22 @@ def test_a_hub_model_is_named_with_its_commit(loaded: LoadedModel) -> None:
 def test_sublayers_and_unknown_types_are_refused(make_model: Callable[..., Path]) -> None:
     for program in other_tools.PROGRAMS:
         with pytest.raises(InputError, match="whole blocks only"):
-            other_tools.say(
+            other_tools.recipe_text(
                 program, load(str(make_model())), LayerSubset.of(N_LAYERS, (2,), mlp=(1,))
             )
     for architecture in ("opt", "qwen3_next", "lfm2"):
         with pytest.raises(InputError, match="use prunesearch export"):
-            other_tools.say(
+            other_tools.recipe_text(
                 "llama-quantize", load(str(make_model(architecture, name=architecture))), BLOCKS
             )
     # Kinds of blocks by number, in another period than the config's.
     with pytest.raises(InputError, match="would be wrong"):
-        other_tools.say(
+        other_tools.recipe_text(
             "llama-quantize",
             load(str(make_model("gemma2", name="g"))),
             LayerSubset.of(N_LAYERS, (1, 2)),
         )
-    assert "0,3" in other_tools.say(
+    assert "0,3" in other_tools.recipe_text(
         "llama-quantize", load(str(make_model("qwen2", name="q"))), BLOCKS
     )
 
@@ -155,13 +156,13 @@ def test_a_gguf_is_named_if_only_its_number_of_blocks_changes(
     path = tmp_path / "my model.gguf"
     gguf_write.write(loaded, LayerSubset.of(N_LAYERS), path, compare=False)
     from_file = replace(loaded, source=replace(loaded.source, folder=None, gguf=path))
-    words = shlex.split(other_tools.say("llama-quantize", from_file, BLOCKS))
+    words = shlex.split(other_tools.recipe_text("llama-quantize", from_file, BLOCKS))
     assert words[3:] == [str(path), str(tmp_path / "my model-pruned.gguf"), "COPY"]
     with pytest.raises(InputError, match="mergekit reads no GGUF"):
-        other_tools.say("mergekit", from_file, BLOCKS)
+        other_tools.recipe_text("mergekit", from_file, BLOCKS)
     with with_metadata(path, feed_forward_lengths=[1, 2, 3, 4, 5, 6]) as more:
         other = replace(loaded, source=replace(loaded.source, folder=None, gguf=more))
         with pytest.raises(
             InputError, match=r"llama\.feed_forward_lengths of more\.gguf would be wrong"
         ):
-            other_tools.say("llama-quantize", other, BLOCKS)
+            other_tools.recipe_text("llama-quantize", other, BLOCKS)

@@ -57,7 +57,7 @@ def _for_other_program(state: State) -> Delivered:
             f"export --out FOLDER"
         )
     if export.program is not None:
-        text = other_tools.say(export.program, loaded, choice.candidate)
+        text = other_tools.recipe_text(export.program, loaded, choice.candidate)
         return PrintedRecipe(choice.candidate, text)
     assert choice.out is not None
     return export.format.write_file(loaded, choice.candidate, choice.out)
