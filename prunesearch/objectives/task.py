@@ -14,11 +14,8 @@ from operator import itemgetter
 from typing import Any
 
 import lm_eval.evaluator
-import torch
-from lm_eval.api.instance import Instance
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.compat.lm_eval import TokenHFLM, TokenRequest
 from prunesearch.errors import InputError
 from prunesearch.execution.batches import TASK_BATCH_TOKENS
 from prunesearch.execution.head import Head
@@ -45,6 +42,7 @@ from prunesearch.objectives.identity import (
     numerics_of,
     tokens_digest,
 )
+from prunesearch.objectives.lm_eval_models import ReplayModel, RequestRecorder
 from prunesearch.objectives.lm_eval_tasks import (
     LM_EVAL,
     TaskOutcome,
@@ -124,7 +122,7 @@ class TaskObjective:
         configure(self._tasks, num_fewshot)
         tokenizer = tokenizer_copy(loaded.tokenizer)  # a copy, since HFLM sets its padding token
         with unchanged_by("lm-eval", loaded.model), quiet_lm_eval(), data_errors(task, data):
-            self._lm = _RequestRecorder(
+            self._lm = RequestRecorder(
                 input_device(loaded.model),
                 pretrained=loaded.model,
                 tokenizer=tokenizer,
@@ -137,33 +135,12 @@ class TaskObjective:
         device = input_device(loaded.model).type
         self._batch_tokens = batch_tokens or TASK_BATCH_TOKENS.get(device, 2048)
         self._head = Head(loaded.model)
-        # Sort the recorded requests into chunks of log-likelihoods and prompts to generate from.
-        requests: list[Request] = []
-        largest_id = 0
-        for _, context, continuation in self._lm.requests:
-            requests.append((context, continuation))
-            largest_id = max((largest_id, *context, *continuation))
-        self._requests = _by_document(requests)
         self._prompts = self._lm.prompts
-        check_ids(loaded.model, largest_id)
-        if self._prompts and loaded.layers.streamed_once:
-            raise InputError(
-                f"task {task!r} generates text, which needs all weights in memory: leave `offload` "
-                f"out"
-            )
+        self._requests = self._recorded_requests(loaded)
         self._batches: dict[int, list[ScoredBatch]] = {}
         self._trees: bool | None = None
-        numerics = {**numerics_of(loaded.model), "batch_tokens": str(self._batch_tokens)}
-        self.chunks: list[Chunk] = []
-        for index, requests in enumerate(self._requests):
-            identity = _identity(requests, numerics, self._lm.max_length)
-            self.chunks.append(Chunk(index, identity, _tokens(requests)))
-        if self._prompts:
-            index = len(self._requests)
-            with unchanged_by("lm-eval", loaded.model), quiet_lm_eval(), data_errors(task, data):
-                self.chunks.append(
-                    generation_chunk(index, self._lm, self._prompts, loaded.tokenizer, numerics)
-                )
+        with unchanged_by("lm-eval", loaded.model), quiet_lm_eval(), data_errors(task, data):
+            self.chunks = self._describe_chunks(loaded)
         # The requests, the correct answers and the rules of scoring are part of the study's
         # identity. They are not part of the cache's keys.
         targets = []
@@ -180,6 +157,39 @@ class TaskObjective:
                 [targets, *map(rules_of, self._tasks["tasks"].values())]
             ),
         }
+
+    def _recorded_requests(self, loaded: LoadedModel) -> list[list[Request]]:
+        """Return the recorded requests for log-likelihoods, split into chunks.
+
+        Raises:
+            InputError: a token id is too large for the model, or the task generates text and the
+                weights are streamed.
+        """
+        requests: list[Request] = []
+        largest_id = 0
+        for _, context, continuation in self._lm.requests:
+            requests.append((context, continuation))
+            largest_id = max((largest_id, *context, *continuation))
+        check_ids(loaded.model, largest_id)
+        if self._prompts and loaded.layers.streamed_once:
+            raise InputError(
+                f"task {self._name!r} generates text, which needs all weights in memory: leave "
+                "`offload` out"
+            )
+        return _by_document(requests)
+
+    def _describe_chunks(self, loaded: LoadedModel) -> list[Chunk]:
+        """Describe the chunks of log-likelihoods, and the generated texts as one chunk."""
+        numerics = {**numerics_of(loaded.model), "batch_tokens": str(self._batch_tokens)}
+        chunks: list[Chunk] = []
+        for index, requests in enumerate(self._requests):
+            identity = _identity(requests, numerics, self._lm.max_length)
+            chunks.append(Chunk(index, identity, _tokens(requests)))
+        if self._prompts:
+            chunks.append(
+                generation_chunk(len(chunks), self._lm, self._prompts, loaded.tokenizer, numerics)
+            )
+        return chunks
 
     def score(self, work: Work, forward: Forward) -> Iterator[ChunkResult]:
         """Yield the results of each chunk for each of its candidates.
@@ -281,7 +291,7 @@ class TaskObjective:
         self._batches[index] = [batch.on(self._model) for batch in batches]
         return self._batches[index]
 
-    def _replay(self, results: Sequence[Sequence[Row]]) -> "_ReplayModel":
+    def _replay(self, results: Sequence[Sequence[Row]]) -> ReplayModel:
         """Return a model that answers with stored results.
 
         Requests at the end that have no result get a dummy answer.
@@ -296,7 +306,7 @@ class TaskObjective:
         for rows in results[asked:]:
             texts += [str(text) for text in rows]
         texts += [""] * (len(self._prompts) - len(texts))
-        return _ReplayModel(answers, self._lm.windows, texts)
+        return ReplayModel(answers, self._lm.windows, texts)
 
     def _evaluate(self, lm: Any, samples: bool = False) -> TaskOutcome:  # noqa: ANN401 (lm-eval is untyped)
         """Run lm-eval's evaluation with a model."""
@@ -350,75 +360,3 @@ def _identity(requests: list[Request], numerics: dict[str, str], longest: int) -
     if any(len(context) + len(continuation) > longest + 1 for context, continuation in requests):
         identity["truncation"] = longest
     return identity
-
-
-class _RequestRecorder(TokenHFLM):
-    """lm-eval's own model, changed to record tokenised requests instead of answering them.
-
-    Attributes:
-        requests: tokenised requests for log-likelihoods.
-        windows: number of tokenised requests for each request: 1, or the windows of a rolling one.
-        prompts: requests for generated text.
-    """
-
-    def __init__(self, device: torch.device, **kwargs: Any) -> None:  # noqa: ANN401
-        super().__init__(device, **kwargs)
-        self.requests: list[TokenRequest] = []
-        self.windows: list[int] = []
-        self.prompts: list[Instance] = []
-
-    def score_tokens(self, requests: list[TokenRequest]) -> list[LogLikelihood]:
-        """Record the requests, and answer each of them with zero."""
-        self.requests.extend(requests)
-        return [(0.0, False)] * len(requests)
-
-    def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = True
-    ) -> list[LogLikelihood]:
-        self.windows += [1] * len(requests)
-        return list(super().loglikelihood(requests, disable_tqdm=True))
-
-    def loglikelihood_rolling(
-        self, requests: list[Instance], disable_tqdm: bool = True
-    ) -> list[float]:
-        for request in requests:
-            before = len(self.requests)
-            super().loglikelihood_rolling([request], disable_tqdm=True)
-            self.windows.append(len(self.requests) - before)
-        return [0.0] * len(requests)
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        self.prompts += requests
-        return [""] * len(requests)
-
-    def generate(self, prompts: list[Instance]) -> list[str]:
-        """Generate texts with the model in its present state."""
-        with unchanged_by("lm-eval", self.model), torch.inference_mode(), quiet_lm_eval():
-            return list(super().generate_until(prompts, disable_tqdm=True))
-
-
-class _ReplayModel:
-    """A model that answers lm-eval's requests from stored answers, in the order of the requests."""
-
-    rank, world_size = 0, 1
-
-    def __init__(self, answers: list[LogLikelihood], windows: list[int], texts: list[str]) -> None:
-        self._answers = iter(answers)
-        self._windows = iter(windows)
-        self._texts = iter(texts)
-
-    def generate_until(self, requests: list[Instance]) -> list[str]:
-        return [next(self._texts) for _ in requests]
-
-    def loglikelihood(self, requests: list[Instance]) -> list[LogLikelihood]:
-        return [self._next()[0] for _ in requests]
-
-    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        sums = []
-        for _ in requests:
-            sums.append(sum(value for value, _ in self._next()))
-        return sums
-
-    def _next(self) -> list[LogLikelihood]:
-        """Return the answers of the next request."""
-        return [next(self._answers) for _ in range(next(self._windows))]

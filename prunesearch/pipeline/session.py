@@ -20,7 +20,8 @@ from prunesearch.config.run_options import RunOptions
 from prunesearch.config.search import SearchSection
 from prunesearch.errors import RunError
 from prunesearch.evaluation.engine import LocalEngine
-from prunesearch.evaluation.worker_pool import Content, WorkerPool
+from prunesearch.evaluation.worker import Content
+from prunesearch.evaluation.worker_pool import WorkerPool
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.config_edits import period_of
 from prunesearch.models.loading import LoadedModel, load

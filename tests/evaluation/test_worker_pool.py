@@ -17,7 +17,8 @@ from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import RunError, ScoringError
 from prunesearch.evaluation.engine import LocalEngine
-from prunesearch.evaluation.worker_pool import Content, WorkerPool, split
+from prunesearch.evaluation.worker import Content
+from prunesearch.evaluation.worker_pool import WorkerPool, split
 from prunesearch.execution.shared_forward import EvaluationCancelled, Forward
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import DataError
-from prunesearch.evaluation.worker_pool import Content
+from prunesearch.evaluation.worker import Content
 from prunesearch.execution.shared_forward import EvaluationCancelled, Forward
 from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Work
 

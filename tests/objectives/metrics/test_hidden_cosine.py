@@ -10,7 +10,8 @@ import torch
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
 from prunesearch.evaluation.engine import LocalEngine
-from prunesearch.evaluation.worker_pool import Content, WorkerPool
+from prunesearch.evaluation.worker import Content
+from prunesearch.evaluation.worker_pool import WorkerPool
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import remove

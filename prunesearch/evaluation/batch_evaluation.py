@@ -1,0 +1,172 @@
+"""Evaluates candidates together: from the results on chunks to metrics, races included."""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from prunesearch import events
+from prunesearch.candidate import Evaluation, LayerSubset
+from prunesearch.errors import one_line
+from prunesearch.evaluation import FAILURES
+from prunesearch.evaluation.cached_scorer import CachedScorer
+from prunesearch.objectives.base import Chunk, Metrics, Objective, Row
+from prunesearch.objectives.race import is_worse
+
+
+@dataclass(frozen=True)
+class CandidateRequest:
+    """A request for one evaluation.
+
+    Attributes:
+        candidate: candidate to evaluate.
+        baseline: candidate to race against; None: no race.
+    """
+
+    candidate: LayerSubset
+    baseline: LayerSubset | None = None
+
+
+class BatchEvaluation:
+    """State of requests that are evaluated together, chunk by chunk."""
+
+    def __init__(
+        self, scores: CachedScorer, objective: Objective, requests: Sequence[CandidateRequest]
+    ) -> None:
+        self._scores = scores
+        self._objective = objective
+        self._left = list(dict.fromkeys(requests))
+        self._start = time.perf_counter()
+        self._results: dict[LayerSubset, dict[int, Sequence[Row]]] = {}
+        self._computed: set[LayerSubset] = set()
+        self._saved: dict[LayerSubset, float] = defaultdict(float)
+        self._failure: dict[LayerSubset, str] = {}
+        self._steps: dict[CandidateRequest, dict[int, float]] = defaultdict(dict)
+        self._out: set[CandidateRequest] = set()
+
+    def fill(self, rung: int) -> Iterator[CandidateRequest]:
+        """Get results on the first `rung` chunks for all requests left, from the cache or by scoring.
+
+        Yields:
+            Each request without a baseline as soon as it has the results of all chunks.
+        """
+        chunks = self._objective.chunks
+        # List the candidates of the requests that are left, and their baselines, each once.
+        runners: dict[LayerSubset, None] = {}
+        for request in self._left:
+            if request.baseline is not None:
+                runners[request.baseline] = None
+            runners[request.candidate] = None
+        # List the results that are missing.
+        wanted: list[tuple[Chunk, LayerSubset]] = []
+        for candidate in runners:
+            have = self._results.setdefault(candidate, {})
+            if candidate not in self._failure:
+                wanted += [(chunk, candidate) for chunk in chunks[:rung] if chunk.index not in have]
+        yield from self._done_of(runners)
+        self._tell(len(runners))
+        # Record each result.
+        for result in self._scores.results(wanted):
+            if result.saved_seconds is None:
+                self._computed.add(result.candidate)
+            else:
+                self._saved[result.candidate] += result.saved_seconds
+            if result.error is not None:
+                self._failure.setdefault(result.candidate, str(result.error))
+            else:
+                self._results[result.candidate][result.chunk.index] = result.rows
+            self._tell(len(runners))
+            yield from self._done_of([result.candidate])
+
+    def _tell(self, candidates: int) -> None:
+        """Report progress in pieces. A piece is one candidate on one chunk of the data."""
+        chunks = len(self._objective.chunks)
+        done = 0
+        for candidate, found in self._results.items():
+            done += chunks if candidate in self._failure else len(found)
+        name = f"scoring {candidates} candidates" if candidates > 1 else "scoring"
+        events.tell(events.StageProgress(name, done, chunks * len(self._results), "pieces"))
+
+    def _done_of(self, candidates: Iterable[LayerSubset]) -> Iterator[CandidateRequest]:
+        """Take out and yield the requests without a baseline that have the results of all chunks."""
+        for candidate in list(candidates):
+            request = CandidateRequest(candidate)
+            if request in self._left and len(self._results[request.candidate]) == len(
+                self._objective.chunks
+            ):
+                self._left.remove(request)
+                yield request
+
+    def finish(self, rung: int) -> list[CandidateRequest]:
+        """Take out and return the requests that are done after a rung.
+
+        These are requests that failed, that were scored in full, or that are worse than their
+        baseline.
+        """
+        last = rung == len(self._objective.chunks)
+        done = []
+        for request in self._left:
+            # Record the metric at this rung, and compare the candidate with its baseline.
+            metrics = self._metrics(request.candidate, rung)
+            if metrics is not None and request.baseline is not None:
+                self._steps[request][rung] = metrics.values[self._objective.metric]
+                if not last and self._is_worse(request.candidate, request.baseline, rung):
+                    self._out.add(request)
+            if metrics is None or last or request in self._out:
+                done.append(request)
+        self._left = [request for request in self._left if request not in done]
+        return done
+
+    def evaluation(self, request: CandidateRequest) -> Evaluation:
+        """Return the evaluation of a request that is done.
+
+        Candidates are scored together, so the time is shared equally among them.
+        """
+        candidate = request.candidate
+        share = (time.perf_counter() - self._start) / max(1, len(self._computed))
+        seconds = share if candidate in self._computed else 0.0
+        metrics = self._metrics(candidate, len(self._results[candidate]))
+        if metrics is None:
+            return Evaluation(candidate, failure=self._failure[candidate], seconds=seconds)
+        return Evaluation(
+            candidate,
+            metrics.values,
+            metrics.stderr,
+            candidate not in self._computed,
+            seconds,
+            steps=dict(self._steps[request]),
+            raced_out=request in self._out,
+            saved=self._saved[candidate],
+        )
+
+    def _metrics(self, candidate: LayerSubset, chunks: int) -> Metrics | None:
+        """Return a candidate's metrics on the first chunks; None if it failed."""
+        if candidate in self._failure:
+            return None
+        try:
+            metrics = self._objective.metrics(self.leading(candidate, chunks))
+        except FAILURES as error:
+            self._failure[candidate] = f"{type(error).__name__}: {one_line(error)}"
+            return None
+        value = metrics.values[self._objective.metric]
+        if not math.isfinite(value):
+            self._failure[candidate] = f"{self._objective.metric} is {value}"
+            return None
+        return metrics
+
+    def leading(self, candidate: LayerSubset, chunks: int) -> list[Sequence[Row]]:
+        """Return a candidate's results on the first chunks."""
+        return [self._results[candidate][index] for index in range(chunks)]
+
+    def _is_worse(self, candidate: LayerSubset, baseline: LayerSubset, chunks: int) -> bool:
+        """Return True if a candidate loses the race on the first chunks.
+
+        A baseline that failed decides nothing.
+        """
+        if baseline in self._failure:
+            return False
+        losses = self._objective.losses
+        return is_worse(
+            losses(self.leading(candidate, chunks)), losses(self.leading(baseline, chunks))
+        )

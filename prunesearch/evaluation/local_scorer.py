@@ -1,0 +1,24 @@
+"""The scorer of this process."""
+
+from collections.abc import Callable, Iterator
+
+from prunesearch.execution.shared_forward import Forward
+from prunesearch.models.bf16_cpu import wide_products
+from prunesearch.models.loading import LoadedModel
+from prunesearch.objectives.base import ChunkResult, Objective, Work
+
+
+class LocalScorer:
+    """A scorer that uses the model of this process."""
+
+    workers = 1
+
+    def __init__(self, loaded: LoadedModel, objective: Objective, state_memory: int) -> None:
+        self._objective = objective
+        self.forward = Forward(loaded.model, loaded.layers, state_memory)
+
+    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[ChunkResult]:
+        """Score candidates on chunks together; see `Scorer.score`."""
+        self.forward.stopped = stopped
+        with wide_products():
+            yield from self._objective.score(work, self.forward)
