@@ -7,7 +7,8 @@ import pytest
 
 import prunesearch
 from prunesearch.config.recovery import HealRecipe, Recovery
-from prunesearch.errors import UnknownNameError
+from prunesearch.errors import StorageError, UnknownNameError, VerificationError
+from prunesearch.export.checkpoint import UnpublishedCheckpoint
 from prunesearch.models import loading
 from prunesearch.pipeline import session
 from prunesearch.pipeline.export_request import ExportRequest
@@ -163,3 +164,32 @@ def test_recovered_weights_are_written_as_a_checkpoint(
     with pytest.raises(UnknownNameError, match=f"unknown export format '{name}'"):
         run_stages("heal", request)
     assert counts.loads == 0
+
+
+def test_a_request_is_refused_before_the_model_is_loaded(
+    here: Path,
+    make_recipe: Callable[..., prunesearch.Recipe],
+    options: prunesearch.RunOptions,
+    counts: Counts,
+) -> None:
+    (here / "out").mkdir()
+    (here / "out" / "thesis.tex").write_text("x")
+    with pytest.raises(StorageError, match="is not empty"):
+        run_stages("run", request_of((make_recipe(),), options, here / "out"))
+    assert counts.loads == 0
+
+
+def test_nothing_is_published_that_was_not_verified(
+    here: Path,
+    make_recipe: Callable[..., prunesearch.Recipe],
+    options: prunesearch.RunOptions,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def differs(checkpoint: UnpublishedCheckpoint) -> None:
+        raise VerificationError("the logits differ")
+
+    monkeypatch.setattr(UnpublishedCheckpoint, "verify", differs)
+    with pytest.raises(VerificationError, match="the logits differ"):
+        run_stages("run", request_of((make_recipe(),), options, here / "out"))
+    assert not (here / "out").exists()
+    assert not [path for path in here.iterdir() if path.name not in ("storage",)]
