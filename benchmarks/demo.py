@@ -14,13 +14,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.support.inputs import model_folder
 from benchmarks.support.record import Record, arguments
 
 
-def run(folder: Path, trials: int | None) -> tuple[dict[str, Any], float]:
+def run(
+    folder: Path, trials: int | None, model: Path | None, threads: int
+) -> tuple[dict[str, Any], float]:
     """Run the demo in a folder; return its document and the wall time with start-up."""
-    command = [sys.executable, "-m", "prunesearch.cli.main", "demo", "--json", "--threads", "2"]
+    command = [sys.executable, "-m", "prunesearch.cli.main", "demo", "--json"]
+    command += ["--threads", str(threads)]
     command += [] if trials is None else ["--trials", str(trials)]
+    command += [] if model is None else ["--model", str(model)]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout), time.perf_counter() - start
@@ -29,18 +34,20 @@ def run(folder: Path, trials: int | None) -> tuple[dict[str, Any], float]:
 def main() -> None:
     """Run the benchmark."""
     options = arguments("The demo, from nothing and again")
-    trials = 32 if options.quick else None
-    record = Record("demo", options.quick)
+    record = Record("demo", options.size)
+    trials = record.by_size(None, 32, 8)
     with tempfile.TemporaryDirectory() as scratch:
-        first, seconds = run(Path(scratch), trials)
+        # The demo fetches its model itself; only a smoke run names another.
+        model = model_folder(record, Path(scratch)) if record.size == "smoke" else None
+        first, seconds = run(Path(scratch), trials, model, record.threads)
         record.add("first_run_seconds", seconds, "<= 360")
-        again, seconds = run(Path(scratch), trials)
+        again, seconds = run(Path(scratch), trials, model, record.threads)
         record.add("second_run_seconds", seconds, "<= 40")
         record.add(
             "second_run_evaluated", sum(search["computed"] for search in again["searches"]), "== 0"
         )
         (Path(scratch) / "storage" / "study.db").unlink()
-        cached, seconds = run(Path(scratch), trials)
+        cached, seconds = run(Path(scratch), trials, model, record.threads)
         record.add("study_deleted_run_seconds", seconds, "<= 40")
         record.add(
             "study_deleted_run_evaluated",

@@ -16,6 +16,7 @@ import time
 
 from benchmarks.support.record import Record, arguments
 from tests.support.killed_searches import (
+    TRIALS,
     checked,
     fencing,
     ground,
@@ -29,7 +30,7 @@ def measure(record: Record, backend: str, kills: int) -> None:
     """All figures of one back end."""
     with ground(backend) as (place, _):
         begun = time.perf_counter()
-        died = kill_searches(place, kills)
+        died = kill_searches(place, kills, record.by_size(TRIALS, TRIALS, 12))
         found = checked(place)
         record.add("kills", died)
         record.add("acknowledged", found["acknowledged"])
@@ -40,9 +41,11 @@ def measure(record: Record, backend: str, kills: int) -> None:
         record.add("incidents", found["incidents"], "== 0")
         record.add("seconds", time.perf_counter() - begun)
     with ground(backend) as (place, _):
-        record.add("single_flight_scorings_of_200", single_flight(place, 8, 200), "== 200")
+        processes, keys = record.by_size((8, 200), (8, 200), (4, 20))
+        found_once = single_flight(place, processes, keys)
+        record.add(f"single_flight_scorings_of_{keys}", found_once, f"== {keys}")
     with ground(backend) as (place, _):
-        owners = 10 if record.quick else 50
+        owners = record.by_size(50, 10, 3)
         accepted, refused = fencing(place, owners)
         record.add("stale_owners", owners)
         record.add("stale_commits_accepted", accepted, "== 0")
@@ -50,9 +53,7 @@ def measure(record: Record, backend: str, kills: int) -> None:
     if backend == "postgresql":
         with ground(backend) as (place, server):
             assert server is not None
-            outcome = outages(
-                place, server, 3 if record.quick else 20, 5.0 if record.quick else 30.0
-            )
+            outcome = outages(place, server, *record.by_size((20, 30.0), (3, 5.0), (1, 1.0)))
             found = checked(place)
             record.add("outage_acknowledged", found["acknowledged"])
             record.add("outage_lost", found["lost"], "== 0")
@@ -69,8 +70,8 @@ def main() -> None:
             "--backend": {"choices": ["sqlite", "postgresql"], "default": "sqlite"},
         },
     )
-    record = Record("durability", options.quick)
-    measure(record, options.backend, options.kills or (20 if options.quick else 200))
+    record = Record("durability", options.size)
+    measure(record, options.backend, options.kills or record.by_size(200, 20, 4))
     record.finish(options.json)
 
 

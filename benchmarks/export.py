@@ -33,8 +33,9 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.streaming import forget, write_model
-from benchmarks.support.record import Record
+from benchmarks.support.checkpoints import Shape, forget, write_model
+from benchmarks.support.inputs import model_folder
+from benchmarks.support.record import Record, arguments
 from prunesearch.cache.files import sync_tree
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
@@ -46,7 +47,6 @@ from prunesearch.export import (
     recheck,
 )
 from prunesearch.export.config_file import ConfigFile
-from prunesearch.models.demo_weights import obtain
 from prunesearch.models.loading import load
 from prunesearch.models.safetensors_files import tensors_in
 from prunesearch.models.streaming import open_streamed
@@ -56,7 +56,9 @@ from tests.support.model_types import TYPES
 SUBSETS = ("0,3", "2", "5")
 SPARING = "0,1"
 """Tried where nothing of `SUBSETS` can go."""
-_SPEED_BLOCKS, _QUICK_BLOCKS, _KILL_BLOCKS = 88, 10, 6
+LARGE, QUICK = Shape(88), Shape(10)
+KILLED = Shape(6)
+SMOKE = Shape(12, hidden=128, intermediate=256)
 
 
 def architectures(record: Record, folder: Path, types: tuple[str, ...]) -> None:
@@ -79,7 +81,7 @@ def architectures(record: Record, folder: Path, types: tuple[str, ...]) -> None:
                 reason = next((one.reason for one in owned if one.reason), "")
                 rows.append({"type": model_type, "outcome": outcome, "reason": reason})
                 break
-    torch.set_num_threads(2)
+    torch.set_num_threads(record.threads)
     counts = Counter(row["outcome"] for row in rows)
     record.add("types", len(types))
     record.add("types_verified", counts["verified"], ">= 120")
@@ -98,7 +100,8 @@ def architectures(record: Record, folder: Path, types: tuple[str, ...]) -> None:
 def mistakes(record: Record, folder: Path) -> None:
     """Plant every mistake, with and without the digests."""
     found = {}
-    for i, mistake in enumerate(MISTAKES):
+    planted = record.by_size(MISTAKES, MISTAKES, MISTAKES[:2])
+    for i, mistake in enumerate(planted):
         said = [
             complaint(mistake, folder / f"{i}-{digests}", digests=digests)
             for digests in (True, False)
@@ -106,7 +109,7 @@ def mistakes(record: Record, folder: Path) -> None:
         found[mistake.name] = {"caught": said[0], "caught by the logits alone": said[1]}
     silent = [
         m.name
-        for m in MISTAKES
+        for m in planted
         if found[m.name]["caught by the logits alone"] is None and not m.harmless
     ]
     record.add("mistakes_planted", len(found))
@@ -117,7 +120,7 @@ def mistakes(record: Record, folder: Path) -> None:
 
 def real_models(record: Record, folder: Path, gemma: Path | None) -> None:
     """Export real weights in every way they go."""
-    loaded = load(str(obtain(Path("storage/models"), print)), device="cpu")
+    loaded = load(str(model_folder(record, folder)), device="cpu")
     last, rows = loaded.n_layers - 1, []
     forms = [("0", "plain"), ("14", "plain"), (str(last), "plain"), ("3,9,20,27", "plain")]
     forms += [("5,11a,20m", export_format) for export_format in ("zeroed", "deci", "remote-code")]
@@ -191,12 +194,12 @@ def speed(record: Record, folder: Path) -> None:
     """
     source, out, copied = folder / "dense", folder / "out", folder / "copy"
     source.mkdir()
-    blocks = _QUICK_BLOCKS if record.quick else _SPEED_BLOCKS
-    weights = write_model(source, blocks)
-    candidate = LayerSubset.of(blocks, range(4, blocks, 10))
+    shape = record.by_size(LARGE, QUICK, SMOKE)
+    weights = write_model(source, shape)
+    candidate = LayerSubset.of(shape.blocks, range(4, shape.blocks, 10))
     times: dict[str, list[float]] = {"write": [], "cp": []}
     nbytes = 0
-    for _ in range(1 if record.quick else 3):
+    for _ in range(record.by_size(3, 1, 1)):
         forget(source)
         nbytes, seconds, peak = _child("write", source, candidate, out)
         times["write"].append(seconds)
@@ -271,7 +274,8 @@ def kills(record: Record, folder: Path, number: int) -> None:
     """Kill exports at random moments; what is at the destination is complete or not there."""
     source, out = folder / "dense", folder / "killed" / "out"
     source.mkdir()
-    write_model(source, _KILL_BLOCKS)
+    shape = record.by_size(KILLED, KILLED, SMOKE)
+    write_model(source, shape)
     words = [
         sys.executable,
         "-m",
@@ -283,7 +287,7 @@ def kills(record: Record, folder: Path, number: int) -> None:
         "--dropped",
         "1,3",
     ]
-    _, usual, _ = _child("export", source, LayerSubset.of(_KILL_BLOCKS, (1, 3)), out)
+    _, usual, _ = _child("export", source, LayerSubset.of(shape.blocks, (1, 3)), out)
     shutil.rmtree(out.parent)
     draw = random.Random(0)
     counts = Counter[str]()
@@ -304,7 +308,7 @@ def kills(record: Record, folder: Path, number: int) -> None:
         else:
             counts["absent"] += 1
         counts["scratch"] += any(out.parent.glob(".prunesearch-*")) if out.parent.exists() else 0
-    _child("export", source, LayerSubset.of(_KILL_BLOCKS, (1, 3)), out)
+    _child("export", source, LayerSubset.of(shape.blocks, (1, 3)), out)
     record.add("kills", number)
     record.add("kills_with_a_complete_export", counts["complete"])
     record.add(
@@ -320,37 +324,38 @@ def kills(record: Record, folder: Path, number: int) -> None:
 
 def main() -> None:
     """Run the benchmark, or one export in a process of its own."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = arguments(
+        __doc__ or "",
+        {
+            "--gemma": {"type": Path, "help": "gemma-3-270m-q4_k_m.gguf"},
+            "--types": {"help": "only these types, with commas"},
+            "--part": {
+                "action": "append",
+                "choices": ["types", "mistakes", "real", "speed", "kills"],
+            },
+            "--child": {"help": argparse.SUPPRESS},
+            "--folder": {"type": Path, "help": "where to work; default a temporary folder"},
+            "--dropped": {"help": argparse.SUPPRESS},
+            "--out": {"type": Path, "help": argparse.SUPPRESS},
+        },
     )
-    parser.add_argument("--quick", action="store_true", help="twenty types, 1 GiB, five kills")
-    parser.add_argument("--json", type=Path, help="write the document here")
-    parser.add_argument("--gemma", type=Path, help="gemma-3-270m-q4_k_m.gguf")
-    parser.add_argument("--types", help="only these types, with commas")
-    parser.add_argument(
-        "--part", action="append", choices=["types", "mistakes", "real", "speed", "kills"]
-    )
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help="where to work; default a temporary folder")
-    parser.add_argument("--dropped", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(2)
     if options.child is not None:
+        torch.set_num_threads(2)
         child(options.child, options.folder, options.dropped, options.out)
         return
-    record = Record("export", options.quick)
-    types = (
-        tuple(options.types.split(",")) if options.types else TYPES[::9] if options.quick else TYPES
-    )
+    record = Record("export", options.size)
+    torch.set_num_threads(record.threads)
+    types = record.by_size(TYPES, TYPES[::9], ("llama", "big_bird"))
+    if options.types:
+        types = tuple(options.types.split(","))
     parts: dict[str, Callable[[Path], None]] = {
         "types": lambda folder: architectures(record, folder, types),
         "mistakes": lambda folder: mistakes(record, folder),
         "real": lambda folder: real_models(record, folder, options.gemma),
         "speed": lambda folder: speed(record, folder),
-        "kills": lambda folder: kills(record, folder, 5 if options.quick else 40),
+        "kills": lambda folder: kills(record, folder, record.by_size(40, 5, 1)),
     }
     for name in options.part or parts:
         with tempfile.TemporaryDirectory(

@@ -37,11 +37,11 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.support.record import Record, precision
+from benchmarks.support.inputs import hellaswag, model_folder, text
+from benchmarks.support.record import Record, arguments, precision
 from prunesearch.candidate import LayerSubset
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.bf16_cpu import wide_products
-from prunesearch.models.demo_weights import obtain
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.base import ChunkWork
@@ -62,12 +62,25 @@ from prunesearch.runtime.json_values import as_object, to_json
 
 CANDIDATE = LayerSubset.parse("4,12,13,14,15,16,17,18", 30)
 DENSE = LayerSubset.of(30)
-FIT_TOKENS = 8192
+QUICK: dict[str, float] = {
+    "documents": 20,
+    "train_documents": 200,
+    "seeds": 1,
+    "cell_seconds": 1,
+    "long_steps": 4,
+    "test_tokens": 512,
+}
+SMOKE: dict[str, float] = QUICK | {
+    "documents": 4,
+    "train_documents": 4,
+    "unused": 2,
+    "fit_tokens": 512,
+    "held_out_tokens": 512,
+    "cell_seconds": 0.01,
+    "long_steps": 2,
+}
+"""Options of a quick and of a smoke run."""
 _PARAGRAPH = 200  # characters; shorter lines are titles
-UNUSED = 1000
-"""The documents of HellaSwag from here on were used by no search, calibration or evaluation of this
-project.
-"""
 
 
 @torch.inference_mode()
@@ -100,13 +113,13 @@ class Session:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.folder = folder
-        self.loaded = load(
-            str(obtain(Path("storage/models"), print)), dtype=precision(), device="cpu"
-        )
+        self.loaded = load(str(options.model), dtype=precision(), device="cpu")
         self.test_BL = token_windows(
             str(options.test), self.loaded.tokenizer, options.test_tokens, 256
         )
-        self.windows = fit_and_held_out(self.loaded.tokenizer, str(options.train), FIT_TOKENS, 256)
+        self.windows = fit_and_held_out(
+            self.loaded.tokenizer, str(options.train), options.fit_tokens, 256
+        )
         self.dense = log_perplexity(self.loaded, DENSE, self.test_BL)
         self.pruned = log_perplexity(self.loaded, CANDIDATE, self.test_BL)
         start = time.perf_counter()
@@ -207,7 +220,7 @@ def mixed(options: argparse.Namespace, path: Path) -> tuple[Path, Path]:
     text, to train on.
     """
     with open_text(options.hellaswag) as file:
-        lines = list(file)[UNUSED:]
+        lines = list(file)[options.unused :]
     measured = path / "measured.jsonl"
     measured.write_text("".join(lines[: options.documents]), encoding="utf-8")
     documents = [
@@ -230,8 +243,10 @@ def mixed(options: argparse.Namespace, path: Path) -> tuple[Path, Path]:
 def _told(document: dict[str, Any]) -> str:
     """A document with its right ending, as lm-eval puts it to the model."""
     context = f"{document['ctx_a']} {document['ctx_b'].capitalize()}"
-    return preprocess(
-        f"{document['activity_label']}: {context} {document['endings'][int(document['label'])]}"
+    return str(
+        preprocess(
+            f"{document['activity_label']}: {context} {document['endings'][int(document['label'])]}"
+        )
     )
 
 
@@ -251,7 +266,7 @@ def long_run(
     start = time.perf_counter()
     ask_teacher(plan_healing(loaded, CANDIDATE, recipe), references)
     teacher = time.perf_counter() - start
-    windows = fit_and_held_out(loaded.tokenizer, recipe.data, FIT_TOKENS, recipe.window)
+    windows = fit_and_held_out(loaded.tokenizer, recipe.data, options.fit_tokens, recipe.window)
     with (
         weights_restored(loaded, [CANDIDATE]),
         compensate(loaded, CANDIDATE, *windows) as done,
@@ -284,11 +299,8 @@ def long_run(
     record.add("hellaswag_stderr", found["healed"]["stderr"])
     record.add("hellaswag_documents", options.documents)
     lost = found["dense"]["acc_norm"] - found["pruned"]["acc_norm"]
-    record.add(
-        "hellaswag_recovered",
-        (found["healed"]["acc_norm"] - found["pruned"]["acc_norm"]) / lost,
-        ">= 0.5",
-    )
+    gained = found["healed"]["acc_norm"] - found["pruned"]["acc_norm"]
+    record.add("hellaswag_recovered", gained / lost if lost else 0.0, ">= 0.5")
 
 
 class _Clock(TrainerCallback):
@@ -340,7 +352,8 @@ def throughput(record: Record, session: Session, recipe: HealRecipe) -> float:
                 sequences,
                 None,
                 folder,
-                lambda progress: None,
+                name="throughput",
+                check=lambda losses: None,
                 device=torch.device("cpu"),
                 bf16=False,
                 checkpointing=False,
@@ -356,7 +369,10 @@ def throughput(record: Record, session: Session, recipe: HealRecipe) -> float:
         adapter = get_peft_model(
             model,
             LoraConfig(
-                r=recipe.rank, lora_alpha=recipe.alpha, target_modules=names, task_type="CAUSAL_LM"
+                r=recipe.rank,
+                lora_alpha=int(recipe.alpha),
+                target_modules=names,
+                task_type="CAUSAL_LM",
             ),
         )
         arguments = TrainingArguments(
@@ -390,8 +406,8 @@ from benchmarks.healing import CANDIDATE
 from prunesearch import events
 from prunesearch.recovery import HealRecipe, heal
 from prunesearch.models.loading import load
-torch.set_num_threads(2)
-model, recipe, work = sys.argv[1:]
+model, recipe, threads, work = sys.argv[1:]
+torch.set_num_threads(int(threads))
 loaded = load(model, dtype="float32", device="cpu")
 
 def show(event):
@@ -410,6 +426,7 @@ def resumed(record: Record, session: Session, recipe: HealRecipe) -> None:
         update={"steps": 6, "eval_every": 2, "loss": "lm", "held_out_tokens": 512}
     )
     words = [sys.executable, "-c", _CHILD, session.loaded.name, recipe.model_dump_json()]
+    words.append(str(record.threads))
 
     def curve(work: Path) -> list[tuple[int, float]]:
         done = subprocess.run([*words, str(work)], capture_output=True, text=True, check=True)
@@ -464,42 +481,52 @@ def draw(record: Record, path: Path) -> None:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = arguments(
+        __doc__ or "",
+        {
+            "--train": {"type": Path, "help": "text to fit and to train on"},
+            "--test": {"type": Path, "help": "text to measure on"},
+            "--hellaswag": {"type": Path, "help": "HellaSwag .jsonl[.gz|.bz2]"},
+            "--documents": {"type": int, "default": 1000, "help": "of HellaSwag, to measure on"},
+            "--train-documents": {
+                "type": int,
+                "default": 2000,
+                "help": "of HellaSwag, to train on",
+            },
+            "--train-share": {
+                "type": float,
+                "default": 0.2,
+                "help": "of --train in the long run's text",
+            },
+            "--test-tokens": {"type": int, "default": 8192},
+            "--seeds": {"type": int, "default": 3},
+            "--cell-seconds": {
+                "type": float,
+                "default": 600,
+                "help": "of each cell of the table",
+            },
+            "--long-steps": {"type": int, "default": 210},
+            "--long-loss": {"default": "mix"},
+            "--fit-tokens": {"type": int, "default": 8192, "help": "of the compensation"},
+            "--held-out-tokens": {"type": int, "default": 2048, "help": "of --train, to choose by"},
+            "--unused": {
+                "type": int,
+                "default": 1000,
+                "help": "the documents of HellaSwag from here on were used by no search, "
+                "calibration or evaluation of this project",
+            },
+        },
     )
-    parser.add_argument("--quick", action="store_true", help="the same figures with a few steps")
-    parser.add_argument("--json", type=Path, help="write the document here, and the plot beside it")
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--hellaswag", type=Path, required=True, help="HellaSwag .jsonl[.gz|.bz2]")
-    parser.add_argument("--documents", type=int, default=1000, help="of HellaSwag, to measure on")
-    parser.add_argument(
-        "--train-documents", type=int, default=2000, help="of HellaSwag, to train on"
-    )
-    parser.add_argument(
-        "--train-share", type=float, default=0.2, help="of --train in the long run's text"
-    )
-    parser.add_argument("--test-tokens", type=int, default=8192)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cell-seconds", type=float, default=600, help="of each cell of the table")
-    parser.add_argument("--long-steps", type=int, default=210)
-    parser.add_argument("--long-loss", default="mix")
-    options = parser.parse_args()
-    if options.quick:
-        small = {
-            "documents": 20,
-            "train_documents": 200,
-            "seeds": 1,
-            "cell_seconds": 1,
-            "long_steps": 4,
-            "test_tokens": 512,
-        }
-        vars(options).update(small)
+    record = Record("healing", options.size)
+    torch.set_num_threads(record.threads)
+    vars(options).update(record.by_size({}, QUICK, SMOKE))
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(2)
-    record = Record("healing", options.quick)
     with tempfile.TemporaryDirectory(prefix="prunesearch-healing-") as folder:
+        options.model = model_folder(record, Path(folder))
+        options.hellaswag = hellaswag(record, options.hellaswag, Path(folder))
+        options.train = text(record, options.train, "--train", Path(folder))
+        options.test = text(record, options.test, "--test", Path(folder))
         session = Session(options, Path(folder))
         record.add("log_perplexity_dense", session.dense)
         record.add("log_perplexity_pruned", session.pruned)
@@ -509,7 +536,7 @@ def main() -> None:
         print(record.figures, flush=True)
         recipe = HealRecipe(
             data=str(options.train), window=256, batch_size=2, learning_rate=3e-3, rank=32, alpha=64, steps=1,
-            distill_weight=0.3, held_out_tokens=2048, eval_every=1, patience=100,
+            distill_weight=0.3, held_out_tokens=options.held_out_tokens, eval_every=1, patience=100,
         )  # fmt: skip
         step = throughput(record, session, recipe)
         speeds = Speeds(

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 import transformers
 
+from benchmarks.support.inputs import hellaswag, model_folder
 from benchmarks.support.record import Record, arguments
 from benchmarks.support.stock_lm_eval import stock_hellaswag
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
-from prunesearch.models.demo_weights import obtain
 from prunesearch.pipeline.searches import run_search
 from prunesearch.pipeline.session import open_session
 from prunesearch.report.progress import ProgressView
@@ -29,28 +29,36 @@ def main() -> None:
     """Run the benchmark."""
     options = arguments(
         "HellaSwag search with PSO, then WOA on the same cache",
-        {"--data": {"type": Path, "required": True, "help": "HellaSwag .jsonl[.gz|.bz2]"}},
+        {"--data": {"type": Path, "help": "HellaSwag .jsonl[.gz|.bz2]"}},
     )
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(2)
-    limit, trials = (40, 8) if options.quick else (200, 40)
-    record = Record("hellaswag", options.quick)
-    model = str(obtain(Path("storage/models"), print))
+    record = Record("hellaswag", options.size)
+    torch.set_num_threads(record.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        _search(record, options.data, Path(scratch))
+    record.finish(options.json)
+
+
+def _search(record: Record, given: Path | None, folder: Path) -> None:
+    """Search with both samplers over one cache, and compare the dense model with lm-eval."""
+    limit, trials = record.by_size((200, 40), (40, 8), (4, 8))
+    data = hellaswag(record, given, folder)
+    model = str(model_folder(record, folder))
     recipes = [
         Recipe(
             model=model,
             objective={"task": "hellaswag"},
-            data={"task_data": str(options.data), "limit": limit},
+            data={"task_data": str(data), "limit": limit},
             search={"drop": "6", "sampler": sampler},
         )
         for sampler in ("pso", "woa")
     ]
-    with tempfile.TemporaryDirectory() as scratch, ProgressView():
+    with ProgressView():
         run = RunOptions(
-            storage=f"sqlite:///{scratch}/study.db", cache=f"{scratch}/cache", trials=trials
+            storage=f"sqlite:///{folder}/study.db", cache=f"{folder}/cache", trials=trials
         )
         with open_session(recipes[0], run) as session:
-            stock = stock_hellaswag(session.loaded, options.data, limit, 16)
+            stock = stock_hellaswag(session.loaded, data, limit, 16)
             outcomes = [run_search(session, recipe, run) for recipe in recipes]
     dense = outcomes[0].dense
     for name, value in stock.metrics.items():
@@ -72,7 +80,6 @@ def main() -> None:
         )
         record.notes[f"{name}_dropped"] = outcome.best.candidate.text
         record.add(f"{name}_latency_ratio", outcome.best_ms / outcome.dense_ms)
-    record.finish(options.json)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 import transformers
 from optuna.trial import TrialState
 
+from benchmarks.support.inputs import model_folder
 from benchmarks.support.record import Record, arguments, precision
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.identity import study_name
@@ -26,7 +27,6 @@ from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.bf16_cpu import wide_products
-from prunesearch.models.demo_weights import obtain
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.base import BUILTIN_TEXT, ChunkWork
@@ -95,12 +95,25 @@ def main() -> None:
     """Run the benchmark."""
     options = arguments("KL of a generation: shared prefixes against one by one")
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(2)
-    tokens, repeats, count = (256, 1, 3) if options.quick else (512, 3, 10)
-    record = Record("prefix_sharing", options.quick)
-    path = str(obtain(Path("storage/models"), print))
-    searched = generations(path, count)
-    loaded = load(path, dtype=precision())
+    record = Record("prefix_sharing", options.size)
+    torch.set_num_threads(record.threads)
+    tokens, repeats, count = record.by_size((512, 3, 10), (256, 1, 3), (256, 1, 3))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = str(model_folder(record, Path(scratch)))
+        searched = generations(path, count)
+        _compare(record, load(path, dtype=precision()), searched, tokens, repeats)
+    record.finish(options.json)
+
+
+def _compare(
+    record: Record,
+    loaded: LoadedModel,
+    searched: list[list[LayerSubset]],
+    tokens: int,
+    repeats: int,
+) -> None:
+    """Time uniform subsets and generations of a search, together and one by one."""
+    count = len(searched)
     rng = np.random.default_rng(0)
     uniform = [
         LayerSubset.of(
@@ -142,7 +155,6 @@ def main() -> None:
             float(np.max(np.abs(np.divide(ours, expected) - 1))),
         )
         record.notes[name] = [candidate.text for candidate in population]
-    record.finish(options.json)
 
 
 if __name__ == "__main__":

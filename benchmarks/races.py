@@ -16,6 +16,7 @@ import torch
 import transformers
 from optuna.trial import FrozenTrial
 
+from benchmarks.support.inputs import model_folder
 from benchmarks.support.record import Record, arguments, precision
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
@@ -23,7 +24,6 @@ from prunesearch.config.identity import study_name
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.evaluation.engine import LocalEngine
-from prunesearch.models.demo_weights import obtain
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.base import BUILTIN_TEXT
 from prunesearch.objectives.calibration import CalibrationObjective
@@ -105,20 +105,28 @@ def main() -> None:
         {"--trials": {"type": int, "default": 36}, "--tokens": {"type": int, "default": 1024}},
     )
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(2)
-    seeds, trials = (range(1), 12) if options.quick else (range(5), options.trials)
-    tokens = 512 if options.quick else options.tokens
-    record = Record("races", options.quick)
-    model = str(obtain(Path("storage/models"), print))
-    recipes = [
-        Recipe(
-            model={"path": model, "dtype": precision()},
-            data={"tokens": tokens, "window": WINDOW},
-            search={"drop": "8", "seed": seed},
-        )
-        for seed in seeds
-    ]
-    loaded = load_for(recipes[0].model, RunOptions())
+    record = Record("races", options.size)
+    torch.set_num_threads(record.threads)
+    seeds = range(record.by_size(5, 1, 1))
+    trials = record.by_size(options.trials, 12, 12)
+    tokens = record.by_size(options.tokens, 512, 256)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = str(model_folder(record, Path(scratch)))
+        recipes = [
+            Recipe(
+                model={"path": model, "dtype": precision()},
+                data={"tokens": tokens, "window": WINDOW},
+                search={"drop": "8", "seed": seed},
+            )
+            for seed in seeds
+        ]
+        loaded = load_for(recipes[0].model, RunOptions())
+        _compare(record, loaded, recipes, trials)
+    record.finish(options.json)
+
+
+def _compare(record: Record, loaded: LoadedModel, recipes: list[Recipe], trials: int) -> None:
+    """Search each recipe with and without races."""
     record.notes["searches"] = []
     worst = 0.0
     full_tokens = race_tokens = bests = dropped = lost = 0
@@ -154,7 +162,6 @@ def main() -> None:
     record.add("replayed_winners_dropped", lost)
     record.add("replayed_new_bests", bests)
     record.add("replayed_new_bests_dropped", dropped)
-    record.finish(options.json)
 
 
 if __name__ == "__main__":

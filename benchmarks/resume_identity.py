@@ -21,7 +21,6 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 import optuna
 import sqlalchemy
@@ -70,7 +69,7 @@ def loss(candidate: LayerSubset) -> float:
     return sum(cost) - 0.2 * sum(b - a == 1 for a, b in itertools.pairwise(candidate.dropped))
 
 
-def run_search(url: str, name: str, seed: int, die_before: int | None) -> None:
+def run_search(url: str, name: str, seed: int, trials: int, die_before: int | None) -> None:
     """Bring a study to its end, or die before a statement to the database."""
     storage = open_storage(url, create=True)
     if die_before is not None:
@@ -82,10 +81,10 @@ def run_search(url: str, name: str, seed: int, die_before: int | None) -> None:
 
         sqlalchemy.event.listen(storage.engine, "before_cursor_execute", die)
     study = optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
-    asyncio.run(search(study, build(name, SPACE, seed=seed), Formula(), FITNESS, TRIALS))
+    asyncio.run(search(study, build(name, SPACE, seed=seed), Formula(), FITNESS, trials))
 
 
-def run_worker(url: str, name: str, seed: int) -> None:
+def run_worker(url: str, name: str, seed: int, trials: int) -> None:
     """One of several workers under ``study.optimize``."""
     sampler = (PSOSampler if name == "pso" else WOASampler)(SPACE, seed=seed)
     study = optuna.load_study(
@@ -97,7 +96,7 @@ def run_worker(url: str, name: str, seed: int) -> None:
         time.sleep(random.random() / 50)  # so that trials finish out of order
         return loss(candidate)
 
-    study.optimize(objective, callbacks=[MaxTrialsCallback(TRIALS, states=None)])
+    study.optimize(objective, callbacks=[MaxTrialsCallback(trials, states=None)])
 
 
 def in_process(target: object, *args: object) -> int:
@@ -108,14 +107,12 @@ def in_process(target: object, *args: object) -> int:
     return int(process.exitcode or 0)
 
 
-def dump(url: str, *, whole: bool) -> bytes:
+def dump(url: str, trials: int, *, whole: bool) -> bytes:
     """The study's trials as canonical bytes;
 
     `whole` with attributes, which ``study.optimize`` writes otherwise.
     """
-    trials = optuna.load_study(storage=open_storage(url, create=False), study_name="s").trials[
-        :TRIALS
-    ]
+    study = optuna.load_study(storage=open_storage(url, create=False), study_name="s")
     rows = [
         [
             t.number,
@@ -124,7 +121,7 @@ def dump(url: str, *, whole: bool) -> bytes:
             t.values,
             *([t.user_attrs, t.system_attrs] if whole else []),
         ]
-        for t in trials
+        for t in study.trials[:trials]
     ]
     return json.dumps(rows, sort_keys=True).encode()
 
@@ -133,8 +130,9 @@ def main() -> None:
     """Run the benchmark."""
     options = arguments(__doc__ or "")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    record = Record("resume_identity", options.quick)
-    seeds = range(2 if options.quick else 10)
+    record = Record("resume_identity", options.size)
+    seeds = range(record.by_size(10, 2, 1))
+    wanted, trials = record.by_size((KILLS, TRIALS), (KILLS, TRIALS), (1, 14))
     identical = shared = kills = 0
     chance = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -142,31 +140,35 @@ def main() -> None:
             unbroken, killed, many = (
                 f"sqlite:///{folder}/{name}-{seed}-{kind}.db" for kind in "ukm"
             )
-            in_process(run_search, unbroken, name, seed, None)
-            reference = dump(unbroken, whole=True)
+            in_process(run_search, unbroken, name, seed, trials, None)
+            reference = dump(unbroken, trials, whole=True)
             died = 0
-            while died < KILLS:
+            while died < wanted:
                 # Long enough to get somewhere, short enough that the study is not over before the
                 # tenth kill.
                 died += (
-                    in_process(run_search, killed, name, seed, chance.randint(1, 240))
+                    in_process(
+                        run_search, killed, name, seed, trials, chance.randint(1, 5 * trials)
+                    )
                     == -signal.SIGKILL
                 )
-            assert in_process(run_search, killed, name, seed, None) == 0
+            assert in_process(run_search, killed, name, seed, trials, None) == 0
             kills += died
-            identical += dump(killed, whole=True) == reference
+            identical += dump(killed, trials, whole=True) == reference
             optuna.create_study(storage=open_storage(many, create=True), study_name="s")
-            workers = [FORK.Process(target=run_worker, args=(many, name, seed)) for _ in range(3)]
+            workers = [
+                FORK.Process(target=run_worker, args=(many, name, seed, trials)) for _ in range(3)
+            ]
             for worker in workers:
                 worker.start()
             for worker in workers:
                 worker.join()
-            shared += dump(many, whole=False) == dump(unbroken, whole=False)
+            shared += dump(many, trials, whole=False) == dump(unbroken, trials, whole=False)
     record.add("studies", 2 * len(seeds))
     record.add("kills", kills)
     record.add("identical_after_kills", identical, f"== {2 * len(seeds)}")
     record.add("identical_with_three_workers", shared, f"== {2 * len(seeds)}")
-    record.finish(options.json and Path(options.json))
+    record.finish(options.json)
 
 
 if __name__ == "__main__":

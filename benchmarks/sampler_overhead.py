@@ -45,7 +45,9 @@ def loss(dropped: tuple[int, ...]) -> float:
 def fill(study: Study, trials: int) -> None:
     """Add finished random trials, as a week of searching leaves them."""
     rng = np.random.default_rng(1)
-    distributions = {name: optuna.distributions.IntDistribution(0, 1) for name in SPACE.param_names}
+    distributions: dict[str, optuna.distributions.BaseDistribution] = {
+        name: optuna.distributions.IntDistribution(0, 1) for name in SPACE.param_names
+    }
     for _ in range(trials):
         candidate = SPACE.candidate(sorted(rng.choice(80, 20, replace=False).tolist()))
         value = loss(candidate.dropped)
@@ -127,8 +129,8 @@ def main() -> None:
     """Run the benchmark."""
     options = arguments(__doc__ or "")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    record = Record("sampler_overhead", options.quick)
-    sizes = (0, 1000) if options.quick else (0, 1000, LARGEST)
+    record = Record("sampler_overhead", options.size)
+    sizes = record.by_size((0, 1000, LARGEST), (0, 1000), (0, 60))
     with tempfile.TemporaryDirectory() as folder:
         filled = {size: Path(folder) / f"{size}.db" for size in sizes}
         for size, path in filled.items():
@@ -149,7 +151,7 @@ def main() -> None:
                 if name == "pso" and size == max(sizes):
                     record.add(f"open_s_{size}_trials", opened, "<= 5")
                 commits = Commits(storage.engine)
-                propose, ask, tell = steps(study, sampler, 5)
+                propose, ask, tell = steps(study, sampler, record.by_size(5, 5, 1))
                 record.add(f"{name}_propose_ms_{size}_trials", propose, "<= 3")
                 record.add(f"{name}_ask_with_storage_ms_{size}_trials", ask)
                 record.add(f"{name}_tell_with_storage_ms_{size}_trials", tell)
@@ -164,7 +166,7 @@ def main() -> None:
                     )
                     study.tell(running.number, 1.0)
                     record.add(f"{name}_commits_per_tell", commits.count - before, "<= 1")
-        if not options.quick:
+        if LARGEST in sizes:
             record.add("open_s_10000_trials_optuna", _plain_open(filled[LARGEST]))
     record.notes["sqlite"] = sqlite3.sqlite_version
     record.finish(options.json)

@@ -21,13 +21,13 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.support.inputs import hellaswag, model_folder
 from benchmarks.support.record import Record, arguments
 from benchmarks.support.stock_lm_eval import Stock, stock_hellaswag
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.models.bf16_cpu import wide_products, widens
-from prunesearch.models.demo_weights import obtain
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.objectives.base import numbers_of
 from prunesearch.objectives.task import TaskObjective
@@ -136,23 +136,29 @@ def main() -> None:
     options = arguments(
         "Parity with lm-eval and speed against it",
         {
-            "--data": {"type": Path, "required": True, "help": "HellaSwag .jsonl[.gz|.bz2]"},
+            "--data": {"type": Path, "help": "HellaSwag .jsonl[.gz|.bz2]"},
             "--limit": {"type": int, "default": 200, "help": "documents"},
         },
     )
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(2)
-    limit = 8 if options.quick else options.limit
-    record = Record("scoring", options.quick)
+    record = Record("scoring", options.size)
+    torch.set_num_threads(record.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = hellaswag(record, options.data, Path(scratch))
+        model = str(model_folder(record, Path(scratch)))
+        _compare(record, model, data, record.by_size(options.limit, 8, 4))
+    record.finish(options.json)
+
+
+def _compare(record: Record, path: str, data: Path, limit: int) -> None:
+    """Score with the engine and with lm-eval, in float32 and as stored."""
     record.notes["documents"] = limit
     record.notes["16-bit products"] = (
         "through float32" if widens() else "by the CPU's own instructions"
     )
-    path = str(obtain(Path("storage/models"), print))
-
     loaded = load(path, dtype="float32")
-    objective = TaskObjective(loaded, "hellaswag", data=str(options.data), limit=limit)
-    theirs = stock_hellaswag(loaded, options.data, limit, 16)
+    objective = TaskObjective(loaded, "hellaswag", data=str(data), limit=limit)
+    theirs = stock_hellaswag(loaded, data, limit, 16)
     seconds, (ours,) = engine_seconds(loaded, objective, [LayerSubset.of(loaded.n_layers)])
     add_parity(record, "float32", log_likelihoods(loaded, objective), theirs, "<= 0.001")
     for metric in ("acc", "acc_norm"):
@@ -164,18 +170,18 @@ def main() -> None:
     record.add("float32_speedup", theirs.seconds / seconds)
 
     loaded = load(path)
-    objective = TaskObjective(loaded, "hellaswag", data=str(options.data), limit=limit)
+    objective = TaskObjective(loaded, "hellaswag", data=str(data), limit=limit)
     few = max(4, limit // 10)
     tried = {}
     for size in (16, 64):
         with arithmetic(widens()):
-            tried[size] = stock_hellaswag(loaded, options.data, few, size).seconds
+            tried[size] = stock_hellaswag(loaded, data, few, size).seconds
     best = min(tried, key=lambda size: tried[size])
     record.notes["lm-eval batch size"] = best
     with arithmetic(widens()):
-        alone, many = (stock_hellaswag(loaded, options.data, limit, size) for size in (1, 64))
-        same = many if best == 64 else stock_hellaswag(loaded, options.data, limit, best)
-    plain = stock_hellaswag(loaded, options.data, limit, best) if widens() else same
+        alone, many = (stock_hellaswag(loaded, data, limit, size) for size in (1, 64))
+        same = many if best == 64 else stock_hellaswag(loaded, data, limit, best)
+    plain = stock_hellaswag(loaded, data, limit, best) if widens() else same
     dense_seconds, _ = engine_seconds(loaded, objective, [LayerSubset.of(loaded.n_layers)])
     answers = log_likelihoods(loaded, objective)
     add_parity(record, "bfloat16_lm_eval_1_against_64", alone.log_likelihoods, many, None)
@@ -210,7 +216,6 @@ def main() -> None:
             same.seconds * len(late) / late_seconds,
         )
     record.notes["time of the dense model by kind"] = profiled(objective, loaded)
-    record.finish(options.json)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ subset that is proposed again costs nothing, and single blocks that a ranking me
 any other. A PNG beside OUT shows the best so far.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.samplers import (
     GenerationPendingError,
+    Proposal,
     SubsetSampler,
     SwarmSampler,
     build,
@@ -99,7 +101,7 @@ def run_sampler(problem: Problem, sampler: SubsetSampler, budget: int, spent: in
     trace = Trace(best=[float("inf")] * spent)
     seen: set[str] = set()
     while len(trace.best) < budget and trace.proposed < _PATIENCE * budget:
-        batch = []
+        batch: list[Proposal] = []
         while len(batch) < sampler.batch:
             try:
                 batch.append(sampler.ask(study))
@@ -242,6 +244,17 @@ def landscape(path: Path) -> tuple[Problem, float]:
             f"{str(path)!r} has {len(table)} subsets of {space.size}: a landscape has all of them"
         )
     return Problem(space, table.__getitem__, partial=False), min(table.values())
+
+
+def tiny_landscape() -> tuple[Problem, float]:
+    """A landscape of 20 subsets, for a smoke run; its best value."""
+    space = SearchSpace(6, 3)
+    table = {subset: float(sum(i * i + 1 for i in subset)) for subset in _subsets(space)}
+    return Problem(space, table.__getitem__, partial=False), min(table.values())
+
+
+def _subsets(space: SearchSpace) -> Iterator[tuple[int, ...]]:
+    return itertools.combinations(range(space.n_layers), space.k)
 
 
 @contextmanager
@@ -430,9 +443,17 @@ def main() -> None:
     )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     budgets = sorted(int(word) for word in options.budgets.split(","))
-    seeds = min(options.seeds, 3) if options.quick else options.seeds
-    with mealpy_environment(not options.no_mealpy and not options.quick) as python:
-        if options.landscape is not None:
+    record = Record("search_quality", options.size)
+    if record.size == "smoke":
+        budgets = [12, 16]
+    seeds = record.by_size(options.seeds, min(options.seeds, 3), 1)
+    with mealpy_environment(not options.no_mealpy and not record.quick) as python:
+        if record.size == "smoke":
+            problem, best = tiny_landscape()
+            kind = "landscape"
+            algorithms = runners(problem, python, live=False)
+            traces = measure(problem, algorithms, budgets[-1], dict.fromkeys(algorithms, seeds))
+        elif options.landscape is not None:
             problem, best = landscape(options.landscape)
             kind = "landscape"
             algorithms = selected(runners(problem, python, live=False), options.algorithms)
@@ -453,7 +474,6 @@ def main() -> None:
             best = min(t.best[-1] for runs in traces.values() for t in runs)
         else:
             raise InputError("give --landscape FILE or --live MODEL")
-    record = Record("search_quality", options.quick)
     live_targets = {budget: round(ratio * best, 4) for budget, ratio in LIVE_TARGETS.items()}
     tell(record, traces, budgets, best, kind, TARGETS if kind == "landscape" else live_targets)
     if options.json is not None:

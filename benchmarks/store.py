@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from benchmarks.support.record import Record, arguments
@@ -80,7 +81,7 @@ def corruption(record: Record, flips: int) -> None:
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:
         source = filled(Path(name) / "source", ENTRIES) / FILE
-        portion = 50
+        portion = min(50, flips)
         for start in range(0, flips, portion):
             reader, writer = FORK.Pipe()
             process = FORK.Process(
@@ -137,6 +138,10 @@ def _tried(folder: Path) -> str:
         return "refused"
 
 
+Parameters = dict[str, str | bytes]
+"""Values that a statement to the database names."""
+
+
 class _Payload:
     """A pickle that touches a file when it is loaded."""
 
@@ -147,9 +152,10 @@ class _Payload:
         return Path.touch, (self.canary,)
 
 
-def attacks(canary: Path, outside: Path, huge: int) -> dict[str, tuple[str, dict[str, object]]]:
+def attacks(canary: Path, outside: Path, huge: int) -> dict[str, tuple[str, Parameters]]:
     """Statements that turn a cache file hostile, with their parameters."""
-    code, place = {"code": pickle.dumps(_Payload(canary))}, {"outside": str(outside)}
+    code: Parameters = {"code": pickle.dumps(_Payload(canary))}
+    place: Parameters = {"outside": str(outside)}
     return {
         "pickle row": ("UPDATE Cache SET mode = 4, value = :code", code),
         "raw key": ("UPDATE Cache SET raw = 0, key = :code WHERE rowid = 1", code),
@@ -165,7 +171,7 @@ def attacks(canary: Path, outside: Path, huge: int) -> dict[str, tuple[str, dict
     }
 
 
-def hostile(record: Record, huge: int) -> None:
+def hostile(record: Record, huge: int, mib: int) -> None:
     """Serve nothing, run nothing, touch nothing."""
     ran = touched = served = failed = 0
     with tempfile.TemporaryDirectory() as name:
@@ -190,7 +196,7 @@ def hostile(record: Record, huge: int) -> None:
             ran += canary.exists()
             touched += outside.read_text() != "precious"
             shutil.rmtree(folder)
-        refused = sum(_refused(path, home) for path in _bombs(home))
+        refused = sum(_refused(path, home) for path in _bombs(home, mib))
         touched += {path.name for path in home.iterdir()} - {
             "outside.txt",
             "export.jsonl",
@@ -206,23 +212,24 @@ def hostile(record: Record, huge: int) -> None:
 
 
 HEADER = b'{"format":"prunesearch evaluations","schema":1}\n'
-BOMBS: dict[str, Callable[[], Iterator[bytes]]] = {
-    "one line of 4 GiB": lambda: itertools.chain([HEADER], itertools.repeat(b" " * 2**20, 4096)),
-    "many empty objects": lambda: itertools.chain(
-        [HEADER], itertools.repeat(b"{}\n" * 2**18, 1024)
+BOMBS: dict[str, Callable[[int], Iterator[bytes]]] = {
+    "one long line": lambda mib: itertools.chain([HEADER], itertools.repeat(b" " * 2**20, mib)),
+    "many empty objects": lambda mib: itertools.chain(
+        [HEADER], itertools.repeat(b"{}\n" * 2**18, mib // 4)
     ),
-    "deep": lambda: iter([HEADER, b"[" * 1_000_000, b"\n"]),
-    "a pickle": lambda: iter([pickle.dumps(_Payload(Path("/nowhere")))]),
-    "no end": lambda: iter([HEADER]),
+    "deep": lambda _: iter([HEADER, b"[" * 1_000_000, b"\n"]),
+    "a pickle": lambda _: iter([pickle.dumps(_Payload(Path("/nowhere")))]),
+    "no end": lambda _: iter([HEADER]),
 }
+"""Import files that must be refused; the first two grow to so many MiB when they are unpacked."""
 
 
-def _bombs(home: Path) -> Iterator[Path]:
+def _bombs(home: Path, mib: int) -> Iterator[Path]:
     (home / "imports").mkdir()
     for number, make in enumerate(BOMBS.values()):
         path = home / "imports" / f"{number}.jsonl.gz"
         with gzip.open(path, "wb", compresslevel=1) as file:
-            for part in make():
+            for part in make(mib):
                 file.write(part)
         yield path
 
@@ -346,20 +353,19 @@ def _p99(found: list[float]) -> float:
     return statistics.quantiles(found, n=100)[98]
 
 
-def speed(record: Record, many: int) -> None:
+def speed(record: Record, count: int, many: int) -> None:
     """Time hits, commits and a large cache."""
-    count = 1000
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         with EvaluationCache(filled(home / "a", count)) as store:
-            hits = times(lambda i=i: store.get(key(i)) for i in range(count))
+            hits = times(partial(store.get, key(i)) for i in range(count))
             record.add("disk_hit_p50_ms", statistics.median(hits), "<= 1")
             record.add("disk_commit_p50_ms", _commit(store, 10**6))
         if postgres.AVAILABLE:
             with postgres.Server(fsync=True) as server:
                 maintenance.merge(CacheLocation(home / "b", server.url), [_exported(home)])
                 with EvaluationCache(f"{home}/c,{server.url}") as store:
-                    hits = times(lambda i=i: store.get(key(i)) for i in range(count))
+                    hits = times(partial(store.get, key(i)) for i in range(count))
                     record.add("postgresql_hit_p50_ms", statistics.median(hits), "<= 10")
                     record.add("postgresql_commit_p50_ms", _commit(store, 2 * 10**6))
         _large(record, home / "large", many)
@@ -376,7 +382,7 @@ def _commit(store: EvaluationCache, first: int) -> float:
     keys = [key(i) for i in range(first, first + 200)]
     with store.single_flight() as single_flight:
         single_flight.acquire(keys)
-        return statistics.median(times(lambda k=k: single_flight.commit(k, value(1)) for k in keys))
+        return statistics.median(times(partial(single_flight.commit, k, value(1)) for k in keys))
 
 
 def _large(record: Record, folder: Path, many: int) -> None:
@@ -390,8 +396,8 @@ def _large(record: Record, folder: Path, many: int) -> None:
     with EvaluationCache(folder) as store:
         record.add("large_open_seconds", time.perf_counter() - begun, "<= 2")
         chance = random.Random(0)
-        wanted = [key(chance.randrange(many)) for _ in range(5000)]
-        hits = times(lambda k=k: store.get(k) for k in wanted)
+        wanted = [key(chance.randrange(many)) for _ in range(min(5000, many))]
+        hits = times(partial(store.get, k) for k in wanted)
         record.add("large_get_p99_ms", _p99(hits), "<= 5")
         record.add("large_entries", len(store))
     record.notes["large_bytes"] = (folder / FILE).stat().st_size
@@ -400,12 +406,12 @@ def _large(record: Record, folder: Path, many: int) -> None:
 def main() -> None:
     """Run the benchmark."""
     options = arguments(__doc__ or "")
-    record = Record("store", options.quick)
+    record = Record("store", options.size)
     merging(record)
-    hostile(record, 10**8 if options.quick else 999_000_000)
+    hostile(record, *record.by_size((999_000_000, 4096), (10**8, 4096), (10**6, 64)))
     full_disk(record)
-    corruption(record, 200 if options.quick else 1000)
-    speed(record, 50_000 if options.quick else MILLION)
+    corruption(record, record.by_size(1000, 200, 10))
+    speed(record, *record.by_size((1000, MILLION), (1000, 50_000), (200, 1000)))
     record.finish(options.json)
 
 

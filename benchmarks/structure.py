@@ -11,7 +11,6 @@ that holds another. `dict[str, Any]`-like annotations are `dict`, `Mapping` or `
 whose values are `Any` or `object`.
 """
 
-import argparse
 import ast
 import graphlib
 import io
@@ -24,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.support.record import Record
+from benchmarks.support.record import Record, arguments
 from tests.support import glossary
 
 ROOT = Path(__file__).parent.parent
@@ -185,14 +184,10 @@ def figures(root: Path) -> tuple[dict[str, float], Counter[str]]:
 
 def main() -> None:
     """Count, compare with an older commit where one is named, and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = arguments(
+        __doc__ or "", {"--against": {"metavar": "COMMIT", "help": "count this commit too"}}
     )
-    parser.add_argument("--quick", action="store_true", help="the same; it takes seconds")
-    parser.add_argument("--json", type=Path, help="write the document here")
-    parser.add_argument("--against", metavar="COMMIT", help="count this commit too")
-    options = parser.parse_args()
-    record = Record("structure", options.quick)
+    record = Record("structure", options.size)
     found, words = figures(ROOT)
     for name, value in found.items():
         record.add(name, value, _TARGETS.get(name))

@@ -1,11 +1,11 @@
 """Fixtures: tiny random models built in milliseconds, and SmolLM2 for the acceptance tests."""
 
-import json
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -18,6 +18,8 @@ from prunesearch.models.loading import LoadedModel, load
 from tests.support import postgres
 from tests.support.models import byte_tokenizer, tiny
 from tests.support.paths import REPOSITORY
+from tests.support.texts import hellaswag_rows, write_lines
+from tests.support.texts import prose as prose_of
 
 torch.set_num_threads(
     1
@@ -52,7 +54,7 @@ def _modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def make_model(tmp_path: Path) -> Callable[..., Path]:
     """Save a tiny model with its tokenizer and return the folder."""
 
-    def make(architecture: str = "llama", name: str = "tiny", **changes: object) -> Path:
+    def make(architecture: str = "llama", name: str = "tiny", **changes: Any) -> Path:  # noqa: ANN401
         folder = tmp_path / name
         tiny(architecture, **changes).save_pretrained(folder)
         byte_tokenizer().save_pretrained(folder)
@@ -101,37 +103,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
 def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text file of a few thousand bytes."""
     path = tmp_path_factory.mktemp("text") / "prose.txt"
-    path.write_text(
-        " ".join(
-            f"Sentence {i} tells of {i * i} ships that left the harbour at dawn."
-            for i in range(120)
-        )
-    )
+    path.write_text(prose_of(120))
     return path
 
 
 @pytest.fixture(scope="session")
 def hellaswag_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve documents with HellaSwag's fields."""
-    path = tmp_path_factory.mktemp("task") / "documents.jsonl"
-    rows = [
-        {
-            "ind": i,
-            "activity_label": "Sailing",
-            "ctx_a": f"Boat {i} leaves the harbour.",
-            "ctx_b": "the crew",
-            "endings": [
-                f"rows {i} miles.",
-                "sings a song.",
-                f"eats {i} fish and sleeps.",
-                "waits.",
-            ],
-            "label": str(i % 4),
-        }
-        for i in range(12)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_lines(tmp_path_factory.mktemp("task") / "documents.jsonl", hellaswag_rows(12))
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ OPTUNA_SQL = re.compile(
 
 def private_modules(path: Path, library: str) -> set[str]:
     """The imports of a module that name a private part of a library."""
-    found = set()
+    found: set[str] = set()
     for name in imports(path):
         root, *rest = name.split(".")
         if root == library and any(part.startswith("_") for part in rest):
@@ -74,15 +74,17 @@ def foreign_attributes(path: Path) -> set[str]:
     """Private attributes that a module reads of something other than its own objects, also by
     `getattr` with a constant name.
     """
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute):
             owner = ast.unparse(node.value)
             if owner not in ("self", "cls"):
                 found.add(node.attr)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
-            found.update(a.value for a in node.args if isinstance(a, ast.Constant))
-    return {name for name in found if isinstance(name, str)}
+            for argument in node.args:
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    found.add(argument.value)
+    return found
 
 
 def methods(path: Path) -> set[str]:
@@ -247,3 +249,31 @@ def test_benchmarks_import_tests_support_and_no_tests() -> None:
         for name in names:
             if name.startswith("tests"):
                 assert name.startswith("tests.support"), f"{path.name} imports {name}"
+
+
+def _asserts(node: ast.AST) -> bool:
+    """Whether a function states what must hold: by `assert`, or by a call that raises."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Assert):
+            return True
+        if isinstance(inner, ast.Call):
+            name = ast.unparse(inner.func).rpartition(".")[2]
+            checked = any(keyword.arg == "check" for keyword in inner.keywords)
+            if name in ("raises", "warns") or name.startswith("assert_") or checked:
+                return True
+    return False
+
+
+def test_every_test_asserts_something() -> None:
+    for path in sorted((REPOSITORY / "tests").rglob("test_*.py")):
+        tree = ast.parse(path.read_text())
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        asserting = {function.name for function in functions if _asserts(function)}
+        for function in functions:
+            called = {
+                ast.unparse(node.func).rpartition(".")[2]
+                for node in ast.walk(function)
+                if isinstance(node, ast.Call)
+            }
+            if function.name.startswith("test_"):
+                assert {function.name, *called} & asserting, f"{path.name}: {function.name}"

@@ -11,6 +11,7 @@ import optuna
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pydantic import BaseModel
 
 from prunesearch.cli.main import cli
 from prunesearch.cli.recipes import read_recipe
@@ -55,7 +56,8 @@ def test_every_command_is_understood(line: str) -> None:
     command: click.Command = cli
     while isinstance(command, click.Group):
         command = command.commands[words.pop(0)]
-    command.make_context("prunesearch", words).close()
+    with command.make_context("prunesearch", words) as context:
+        assert context.command is command
 
 
 def test_the_recipes_are_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +75,8 @@ def test_the_recipes_are_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_every_setting_of_a_recipe_is_on_its_page() -> None:
     page = (PACKAGE / "config" / "README.md").read_text()
-    for section, settings in {**SECTIONS, "recover": Recovery, "run": RunOptions}.items():
+    sections: dict[str, type[BaseModel]] = {**SECTIONS, "recover": Recovery, "run": RunOptions}
+    for section, settings in sections.items():
         (line,) = re.findall(rf"^\| `{section}` .*$", page, re.MULTILINE)
         named = re.findall(r"`(\w+)`", line.split("|")[2])
         assert set(named) - {"out"} == set(settings.model_fields), section
@@ -84,7 +87,7 @@ def test_the_python_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(examples) == 2
     create_study = optuna.create_study
     for _, text in examples:
-        studies = []
+        studies: list[optuna.Study] = []
 
         def created(found: list[optuna.Study] = studies, **options: Any) -> optuna.Study:  # noqa: ANN401 (of optuna)
             found.append(create_study(**options))

@@ -10,7 +10,7 @@ import json
 import sys
 
 import numpy as np
-from mealpy import PSO, WOA, FloatVar
+from mealpy import PSO, WOA, FloatVar  # type: ignore[import-not-found]
 
 
 class _DoneError(Exception):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -20,6 +20,11 @@ from prunesearch.models.bf16_cpu import widens
 
 _PACKAGES = ("prunesearch", "torch", "transformers", "optuna", "lm-eval", "diskcache", "numpy")
 _COMPARE = {"<=": float.__le__, ">=": float.__ge__, "==": float.__eq__}
+Size = Literal["full", "quick", "smoke"]
+"""How much a benchmark measures: all of it, the same figures within five minutes, or just enough
+to show within seconds that the benchmark still runs.
+"""
+T = TypeVar("T")
 
 
 @dataclass
@@ -33,13 +38,27 @@ class Record:
     """
 
     benchmark: str
-    quick: bool
+    size: Size = "full"
     figures: dict[str, float] = field(default_factory=dict)
     targets: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     commit: str = field(
         default_factory=lambda: _commit()
     )  # of the code that runs, not of what it has become since
+
+    @property
+    def quick(self) -> bool:
+        """Whether less was measured than in a full run."""
+        return self.size != "full"
+
+    @property
+    def threads(self) -> int:
+        """Threads of a run; on tiny models a second one is waited for longer than it computes."""
+        return self.by_size(2, 2, 1)
+
+    def by_size(self, full: T, quick: T, smoke: T) -> T:
+        """The value that belongs to this run's size."""
+        return {"full": full, "quick": quick, "smoke": smoke}[self.size]
 
     def add(self, name: str, value: float, bound: str | None = None) -> None:
         """Record a figure and, where the issue names one, its target."""
@@ -67,6 +86,7 @@ class Record:
                 "python": platform.python_version(),
             },
             "quick": self.quick,
+            "size": self.size,
             "figures": self.figures,
             "targets": {
                 name: {"bound": bound, "met": self.met(name)}
@@ -93,14 +113,23 @@ def arguments(
     description: str, extra: Mapping[str, dict[str, Any]] | None = None
 ) -> argparse.Namespace:
     """Parse ``--quick``, ``--json FILE`` and a benchmark's own options."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--quick", action="store_true", help="the same figures on less, within five minutes"
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="the same code on tiny generated models and data, within seconds: its figures say nothing",
     )
     parser.add_argument("--json", type=Path, help="write the document here")
     for name, options in (extra or {}).items():
         parser.add_argument(name, **options)
-    return parser.parse_args()
+    parsed = parser.parse_args()
+    parsed.size = "smoke" if parsed.smoke else "quick" if parsed.quick else "full"
+    return parsed
 
 
 def precision() -> Literal["auto", "float32"]:

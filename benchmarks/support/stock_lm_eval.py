@@ -1,6 +1,7 @@
 """lm-eval by itself on a local HellaSwag file: what ours is compared with."""
 
 import contextlib
+import functools
 import io
 import time
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from lm_eval.tasks import TaskManager
 
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.calibration_data import read_jsonl
+
+# Making one reads the thousands of task files that come with lm-eval.
+_manager = functools.cache(TaskManager)
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ def stock_hellaswag(loaded: LoadedModel, data: Path, limit: int, batch_size: int
     task = {"group": "local", "task": [{"task": "hellaswag", **overrides}]}
     lm = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
     with contextlib.redirect_stderr(io.StringIO()):
-        tasks = TaskManager().load([task])
+        tasks = _manager().load([task])
         start = time.perf_counter()
         outcome = lm_eval.simple_evaluate(lm, tasks=list(tasks["tasks"].values()), limit=limit)
         seconds = time.perf_counter() - start

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import datasets
 import lm_eval
@@ -29,7 +30,7 @@ from tests.support.models import results_of
 from tests.support.paths import HELLASWAG
 
 
-def prunesearch(here: Path, *words: object) -> tuple[dict[str, object], str]:
+def prunesearch(here: Path, *words: object) -> tuple[dict[str, Any], str]:
     command = [sys.executable, "-m", "prunesearch.cli.main", *map(str, words), "--json"]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -45,11 +46,11 @@ def home(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def demo(home: Path) -> dict[str, object]:
+def demo(home: Path) -> dict[str, Any]:
     return prunesearch(home, "demo", "--trials", 12)[0]
 
 
-def test_the_demo_ends_with_a_smaller_model_that_works(demo: dict[str, object], home: Path) -> None:
+def test_the_demo_ends_with_a_smaller_model_that_works(demo: dict[str, Any], home: Path) -> None:
     first, second = demo["searches"]
     assert (first["sampler"], second["sampler"]) == ("pso", "woa")
     assert first["computed"] == 12
@@ -62,7 +63,7 @@ def test_the_demo_ends_with_a_smaller_model_that_works(demo: dict[str, object], 
     assert demo["export"]["verification"]["prefill_difference"] == 0
 
 
-def test_the_demo_again_scores_nothing(demo: dict[str, object], home: Path) -> None:
+def test_the_demo_again_scores_nothing(demo: dict[str, Any], home: Path) -> None:
     again, said = prunesearch(home, "demo", "--trials", 12)
     assert [run["computed"] for run in again["searches"]] == [0, 0]
     assert again["pruned"]["kl"] == demo["pruned"]["kl"]
@@ -72,20 +73,21 @@ def test_the_demo_again_scores_nothing(demo: dict[str, object], home: Path) -> N
 
 @torch.inference_mode()
 def test_plain_transformers_gives_the_candidates_logits_and_text(
-    demo: dict[str, object], home: Path
+    demo: dict[str, Any], home: Path
 ) -> None:
     loaded = load(str(home / "storage" / "models" / "SmolLM2-135M-Instruct"))
-    reloaded = AutoModelForCausalLM.from_pretrained(home / demo["export"]["folder"])
+    reloaded: Any = AutoModelForCausalLM.from_pretrained(home / demo["export"]["folder"])
     tokenizer = AutoTokenizer.from_pretrained(home / demo["export"]["folder"])
     chat = [{"role": "user", "content": "Why is the sea salty?"}]
-    ids = tokenizer.apply_chat_template(
+    ids: Any = tokenizer.apply_chat_template(
         chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     with pruned(loaded.model, LayerSubset.parse(demo["export"]["dropped"], 30)) as candidate:
         assert torch.equal(reloaded(**ids).logits, candidate(**ids).logits)
+        models: tuple[Any, Any] = (reloaded, candidate)
         texts = [
             model.generate(**ids, do_sample=False, min_new_tokens=50, max_new_tokens=50)
-            for model in (reloaded, candidate)
+            for model in models
         ]
     assert texts[0].shape[1] == ids["input_ids"].shape[1] + 50
     assert torch.equal(*texts)

@@ -57,7 +57,9 @@ def test_a_large_a_finds_units_that_nobody_has() -> None:
 def test_a_front_leads_with_its_members() -> None:
     swarm = swarm_of((0, 1, 2), (3, 4, 5), generation=1, objectives=2)
     found = leaders(swarm, 1, np.random.default_rng(0))
-    assert {tuple(np.flatnonzero(X_D)) for X_D in found} == {(0, 1, 2)}  # the rest is dominated
+    assert {tuple(np.flatnonzero(X_D).tolist()) for X_D in found} == {
+        (0, 1, 2)
+    }  # the rest is dominated
 
 
 def test_a_recipe_takes_it() -> None:

@@ -12,7 +12,7 @@ def test_the_archive_is_what_nothing_dominates(seed: int, rows: int, objectives:
     loss = np.random.default_rng(seed).integers(0, 6, (rows, objectives)).astype(float)
     kept = pareto.archive(loss)
 
-    def dominates(a: np.ndarray, b: np.ndarray) -> bool:  # type: ignore[type-arg]
+    def dominates(a: np.ndarray, b: np.ndarray) -> bool:
         return bool((a <= b).all() and (a < b).any())
 
     for row in range(rows):

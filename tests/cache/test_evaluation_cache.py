@@ -304,12 +304,14 @@ def test_what_was_not_sent_is_sent_by_the_next_run(tmp_path: Path, key: MakeKey)
     assert len(LocalBackend(tmp_path / "a" / "unsent")) == 0
 
 
-def test_a_search_goes_on_without_its_disk(url: str, tmp_path: Path, key: MakeKey) -> None:
+def test_a_search_goes_on_without_its_disk(
+    url: str, tmp_path: Path, key: MakeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with EvaluationCache(f"{tmp_path}/a,{url}") as store, store.single_flight() as single_flight:
         single_flight.acquire([key(1), key(2)])
         single_flight.commit(key(1), 1)
         assert store.local is not None
-        store.local.put = _fail  # type: ignore[method-assign]
+        monkeypatch.setattr(store.local, "put", _fail)
         assert single_flight.commit(key(2), 2) is not None
         assert store.local is None
         assert store.get(key(1)) is not None
@@ -461,7 +463,9 @@ def test_an_entry_that_is_deleted_while_it_is_put_is_stored(
         assert len(backend) == 0
 
 
-def test_concurrent_merges_keep_the_entry_that_was_made_first(url: str, key: MakeKey) -> None:
+def test_concurrent_merges_keep_the_entry_that_was_made_first(
+    url: str, key: MakeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with closing(SharedBackend(url)) as backend:
         backend.put([Entry(key(1), 1, made=10.0)])
         slow, fast = SharedBackend(url), SharedBackend(url)
@@ -473,7 +477,7 @@ def test_concurrent_merges_keep_the_entry_that_was_made_first(url: str, key: Mak
             merging.join(0.3)
             return settle(*words)
 
-        slow._settle = settle_late  # type: ignore[method-assign]
+        monkeypatch.setattr(slow, "_settle", settle_late)
         slow.put([Entry(key(1), 1, made=7.0)], "earliest")
         merging.join()
         assert backend.get([key(1).digest])[key(1).digest].made == 5.0

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from prunesearch.config.run_options import RunOptions
 from prunesearch.objectives import calibration, identity
 from prunesearch.objectives import task as task_objective
 from prunesearch.pipeline.session import load_for, objective_for
+from prunesearch.runtime.json_values import Json
 
 CANDIDATE = LayerSubset.of(6, [1, 4])
 OPTIONS = RunOptions(device="cpu")
@@ -39,7 +41,12 @@ def text(prose: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def task(text: Recipe, hellaswag_like: Path) -> Recipe:
-    data = {"objective": "task", "task": "hellaswag", "task_data": str(hellaswag_like), "limit": 6}
+    data: dict[str, Any] = {
+        "objective": "task",
+        "task": "hellaswag",
+        "task_data": str(hellaswag_like),
+        "limit": 6,
+    }
     return Recipe(model=text.model.path, drop="2", **data)
 
 
@@ -171,23 +178,24 @@ def test_the_candidate_counts(text: Recipe) -> None:
 
 
 def test_every_part_of_a_key_counts() -> None:
-    base = (
-        "f",
-        "blocks/6:1",
-        {"tokens": "t", "numerics": {"dtype": "bfloat16"}, "version": 1, "kind": "calibration"},
-    )
+    fields: dict[str, Json] = {
+        "tokens": "t",
+        "numerics": {"dtype": "bfloat16"},
+        "version": 1,
+        "kind": "calibration",
+    }
+    base = ("f", "blocks/6:1", fields)
     changed = [
-        ("g", base[1], base[2]),
-        (base[0], "blocks/6:2", base[2]),
-        (base[0], "blocks/7:1", base[2]),
-        *((base[0], base[1], base[2] | {field: "other"}) for field in base[2]),
+        ("g", "blocks/6:1", fields),
+        ("f", "blocks/6:2", fields),
+        ("f", "blocks/7:1", fields),
+        *(("f", "blocks/6:1", {**fields, field: "other"}) for field in fields),
     ]
     digests = {evaluation_key(*parts).digest for parts in [base, *changed]}
     assert len(digests) == 1 + len(changed)
-    assert evaluation_key(*base) == evaluation_key(
-        base[0], base[1], dict(reversed(base[2].items()))
-    )
-    assert json.loads(evaluation_key(*base).preimage)["chunk"] == base[2]
+    backwards = dict(reversed(fields.items()))
+    assert evaluation_key(*base) == evaluation_key("f", "blocks/6:1", backwards)
+    assert json.loads(evaluation_key(*base).preimage)["chunk"] == fields
 
 
 def test_latencies_are_kept_per_machine_and_precision() -> None:

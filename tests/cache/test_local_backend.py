@@ -227,7 +227,7 @@ def test_folders_that_cannot_be_trusted_are_refused(
     with pytest.raises(StorageError, match="written by others"):
         LocalBackend(folder)
     assert (LocalBackend(tmp_path / "new").folder.stat().st_mode & 0o777) == 0o700
-    monkeypatch.setattr(location.os, "getuid", lambda: 12345)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(StorageError, match="chown it to yourself"):
         LocalBackend(tmp_path / "new")
     monkeypatch.undo()

@@ -1,5 +1,6 @@
 """What ``--cache`` and ``--storage`` may say."""
 
+import grp
 import os
 import pwd
 import re
@@ -91,9 +92,7 @@ def test_a_group_of_one_is_nobody_else(tmp_path: Path, monkeypatch: pytest.Monke
     folder.chmod(0o775)
     user = pwd.getpwuid(os.getuid()).pw_name
     members: list[str] = []
-    monkeypatch.setattr(
-        location.grp, "getgrgid", lambda _: SimpleNamespace(gr_name=user, gr_mem=members)
-    )
+    monkeypatch.setattr(grp, "getgrgid", lambda _: SimpleNamespace(gr_name=user, gr_mem=members))
     check_url(f"sqlite:///{folder}/study.db")
     members.append("colleague")
     with pytest.raises(StorageError, match="can be written by others"):
@@ -103,10 +102,10 @@ def test_a_group_of_one_is_nobody_else(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_database_of_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(location.os, "getuid", lambda: 12345)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
     info = os.stat_result((0o100644, 0, 0, 1, 54321, 54321, 0, 0, 0, 0))
     assert location._is_open(info)
-    monkeypatch.setattr(location.os, "getuid", lambda: 0)
+    monkeypatch.setattr(os, "getuid", lambda: 0)
     assert not location._is_open(info), (
         "what users made is the administrator's to use, as in containers"
     )

@@ -27,6 +27,7 @@ from prunesearch.cache.transfer import (
 )
 from prunesearch.errors import InputError, RunError
 from prunesearch.runtime import failpoints
+from prunesearch.runtime.json_values import Json
 
 MakeKey = Callable[[int], Key]
 
@@ -235,7 +236,7 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 def line_of(
-    preimage: dict[str, Any], value: object, *, seconds: str = "1.0", made: str = "1.0"
+    preimage: dict[str, Any], value: Json, *, seconds: str = "1.0", made: str = "1.0"
 ) -> str:
     """An entry as a file may have it whose maker means harm: well formed, with its right
     checksum.
@@ -263,10 +264,12 @@ def of(kind: str, model: str = "f" * 64) -> dict[str, Any]:
     return {"schema": 1, "model": model, "candidate": "blocks/6:1", "chunk": chunk}
 
 
-SUMS, LATENCIES = (
-    [[1.5, 2.5, 3]],
-    {"block_ms": [1.0, 2.0], "attention_ms": [0.5, 0.5], "other_ms": 1.0},
-)
+SUMS: Json = [[1.5, 2.5, 3]]
+LATENCIES: dict[str, Json] = {
+    "block_ms": [1.0, 2.0],
+    "attention_ms": [0.5, 0.5],
+    "other_ms": 1.0,
+}
 LATENCY_KEY = {
     "schema": 1,
     "model": "f" * 64,

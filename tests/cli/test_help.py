@@ -79,4 +79,5 @@ def test_help_speaks_of_its_own_command() -> None:
 )
 def test_every_example_is_understood(example: str) -> None:
     name, *words = example.split()
-    cli.commands[name].make_context("prunesearch", words).close()
+    with cli.commands[name].make_context("prunesearch", words) as context:
+        assert context.params

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import optuna
@@ -409,7 +410,7 @@ def test_the_python_call_works_where_an_event_loop_runs(
 ) -> None:
     """As in a notebook."""
 
-    async def notebook_cell() -> tuple[object, object]:
+    async def notebook_cell() -> Any:  # noqa: ANN401
         recipe = prunesearch.Recipe(
             model=str(tiny_folder),
             drop="2",
@@ -566,8 +567,8 @@ def test_python_runs_a_recipe_into_a_folder_and_is_told_of_arguments(
 ) -> None:
     recipe = prunesearch.Recipe(
         model=str(tiny_folder), drop=2, calibration=str(prose), tokens=128, window=64, population=2
-    )  # type: ignore[arg-type]
-    _, exported = prunesearch.run(recipe, prunesearch.RunOptions(trials=2), out="dir")  # type: ignore[misc]
+    )
+    _, exported = prunesearch.run(recipe, prunesearch.RunOptions(trials=2), out="dir")
     assert exported.folder == Path("dir")
     with pytest.raises(
         prunesearch.PruneSearchError, match="`trials` 2 would give no result: `sampler` greedy"

@@ -50,7 +50,7 @@ def test_an_option_means_the_same_on_every_command() -> None:
 
 def test_fixed_words_are_those_of_the_code() -> None:
     from prunesearch.export.other_tools import PROGRAMS
-    from prunesearch.recovery.compensation import METHODS
+    from prunesearch.recovery.gap_fitting import METHODS
 
     def words(command: str, name: str) -> str:
         option = next(param for param in COMMANDS[command].params if param.name == name)

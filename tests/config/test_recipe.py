@@ -9,6 +9,7 @@ from prunesearch.config.recipe import Recipe
 from prunesearch.config.recovery import HealRecipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import InputError, PruneSearchError, UnknownNameError
+from prunesearch.runtime.json_values import Json
 
 
 def recipe(**changes: object) -> Recipe:
@@ -44,7 +45,7 @@ def test_bad_values_are_refused_in_one_line(changes: dict[str, object], complain
 
 
 def test_a_recipe_takes_what_the_command_takes() -> None:
-    assert recipe(drop=8) == Recipe(model="some/model", drop=8) == recipe()  # type: ignore[arg-type]
+    assert recipe(drop=8) == Recipe(model="some/model", drop=8) == recipe()
     assert recipe(task="hellaswag").objective.name == "task"
     assert recipe(protect=[0, 5]).search.protect == "0,5"
     assert recipe(protect=3).search.protect == "3"
@@ -127,8 +128,8 @@ def test_identity_holds_what_determines_trials_and_no_location() -> None:
 
 
 def test_what_an_older_study_cannot_say_is_no_difference() -> None:
-    old = {"seed": 0}
-    now = {
+    old: dict[str, Json] = {"seed": 0}
+    now: dict[str, Json] = {
         "seed": 0,
         "numpy version": "2.4",
         "lm-eval version": "0.4",

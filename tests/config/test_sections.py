@@ -163,9 +163,9 @@ def test_what_has_sections_is_not_flat() -> None:
 
 
 def test_an_earlier_name_for_where_weights_wait_is_read() -> None:
-    assert RunOptions(weights_in="stream").offload == "disk"
-    assert RunOptions(weights_in="host").offload == "cpu"
-    assert RunOptions(weights_in="memory").offload == "none"
+    assert RunOptions(weights_in="stream").offload == "disk"  # type: ignore[call-arg]
+    assert RunOptions(weights_in="host").offload == "cpu"  # type: ignore[call-arg]
+    assert RunOptions(weights_in="memory").offload == "none"  # type: ignore[call-arg]
 
 
 def test_a_recovery_needs_something_to_do() -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from prunesearch.evaluation.worker_pool import WorkerPool, split
 from prunesearch.execution.shared_forward import EvaluationCancelled, Forward
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
-from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Work
+from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Objective, Work
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.metrics.kl import KL
@@ -35,8 +36,6 @@ from tests.support.toy_objective import (
     SLOW,
     TOYS,
     WELL,
-    Still,
-    Toy,
     build_toy,
     chunks,
     toys,
@@ -46,7 +45,7 @@ WINDOWS = torch.arange(6 * 512).view(6, 512) % 264  # three chunks
 CANDIDATES = [LayerSubset.of(N_LAYERS, [i, j]) for i in range(3) for j in range(i + 1, N_LAYERS)]
 
 
-def build_nothing(number: int) -> tuple[Toy, Still, str]:
+def build_nothing(number: int) -> tuple[Objective, Forward, str]:
     raise ScoringError("there is no model")
 
 
@@ -104,7 +103,7 @@ def test_two_workers_give_the_numbers_of_one_process(tiny_folder: Path, tmp_path
     build = functools.partial(build_real, str(tiny_folder))
     objective, _, fingerprint = build(0)
     loaded: LoadedModel = load(str(tiny_folder), device="cpu")
-    found = []
+    found: list[Any] = []
     try:
         with WorkerPool(build, 2, Content.of(fingerprint, objective)) as pool:
             for scorer in (None, pool):
@@ -263,12 +262,13 @@ def test_a_worker_that_is_started_again_after_a_change_is_refused(folder: Path) 
     assert len(scored) < 4
 
 
-def build_other_once(folder: Path, number: int) -> tuple[Toy, Still, str]:
+def build_other_once(folder: Path, number: int) -> tuple[Objective, Forward, str]:
     """A toy, and another one from the second time on."""
     mark = folder / "changed"
     name = "another toy" if mark.exists() else "a toy"
     mark.touch()
-    return Toy(folder), Still(), name
+    toy, still, _ = build_toy(folder, number)
+    return toy, still, name
 
 
 def test_neighbours_stay_together_and_few_candidates_make_work_for_all() -> None:

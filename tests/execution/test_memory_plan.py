@@ -66,6 +66,7 @@ def test_llama_70b_is_streamed_in_24_gib(known_speed: None, llama_70b: str) -> N
     assert stream.bytes_read == 80 * 2 * 855_654_400
     compute = 2 * 1024 * 20 * (60 * 855_654_400 * (1 - document.shared) + 8192 * 128_256) / 1e12
     assert stream.seconds == pytest.approx(max(compute, stream.bytes_read / 1e9), rel=1e-3)
+    assert document.command is not None
     assert "--offload disk --state-memory 352MiB --tokens 1024" in document.command
     assert document.command.startswith("prunesearch search MODEL --drop 25% --population 20")
 
@@ -83,6 +84,7 @@ def test_a_cpu_that_widens_needs_a_weight_in_float32(
 def test_what_fits_is_kept_in_memory(known_speed: None, llama_70b: str) -> None:
     document = plan_memory(llama_70b, Asked(200 * GIB))
     assert document.use == "none"
+    assert document.command is not None
     assert document.command.endswith("--offload none --state-memory 352MiB --tokens 1024")
 
 
@@ -90,6 +92,7 @@ def test_too_many_tokens_spill_states_and_need_top_k(known_speed: None, llama_70
     document = plan_memory(llama_70b, Asked(16 * GIB, 20, tokens=2**17))
     stream = mode(document, "disk")
     assert document.use == "disk"
+    assert document.command is not None
     assert "--kl-top 512" in document.command
     assert stream.parts["reference logits"] == 2**17 * 512 * 8
     assert stream.spilled == 22 * 2**17 * 8192 * 2 - stream.state_memory
@@ -108,6 +111,7 @@ def test_a_task_has_requests_and_no_reference_logits(known_speed: None, llama_70
     document = plan_memory(llama_70b, Asked(24 * GIB, tokens=None, requests=800, length=50))
     assert document.tokens == 40_000
     assert "reference logits" not in mode(document, "disk").parts
+    assert document.command is not None
     assert "--task TASK" in document.command
 
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import (
-    CONFIG_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    Llama4Config,
     PreTrainedModel,
 )
 
+from prunesearch.cache.files import sync_tree
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import (
@@ -71,7 +72,7 @@ def test_the_manifest_and_card_say_what_was_done(
     recipe = Recipe(
         model="/home/me/tiny-llama", drop="2", sampler="woa", calibration="/home/me/prose.txt"
     )
-    facts = {
+    facts: dict[str, Any] = {
         "study": "s",
         "trials": 7,
         "recipe": recipe.portable().document(),
@@ -172,7 +173,6 @@ def test_what_is_put_into_the_destination_meanwhile_survives(
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / "thesis.tex").write_text("precious")
 
-    sync_tree = checkpoint.sync_tree
     (tmp_path / ".out-server").mkdir()
     monkeypatch.setattr(checkpoint, "sync_tree", meanwhile)
     with pytest.raises(RunError, match=r"the finished result is '.*out-2'"):
@@ -189,7 +189,6 @@ def test_a_second_export_to_one_destination_keeps_the_first(
         monkeypatch.setattr(checkpoint, "sync_tree", sync_tree)
         export(loaded, LayerSubset.of(N_LAYERS, (2,)), tmp_path / "out")
 
-    sync_tree = checkpoint.sync_tree
     monkeypatch.setattr(checkpoint, "sync_tree", meanwhile)
     with pytest.raises(RunError, match="out-2"):
         export(loaded, CANDIDATE, tmp_path / "out")
@@ -343,11 +342,12 @@ def test_a_model_that_also_sees_keeps_its_eyes(tmp_path: Path) -> None:
         "projector_input_dim": 16,
         "projector_output_dim": 16,
     }
-    config = CONFIG_MAPPING["llama4"](text_config=text, vision_config=vision)
+    config = Llama4Config(text_config=text, vision_config=vision)
     AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "base")
     byte_tokenizer().save_pretrained(tmp_path / "base")
     out = export(load(str(tmp_path / "base"), device="cpu"), CANDIDATE, tmp_path / "out").folder
-    whole, report = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    reloaded: Any = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    whole, report = reloaded
     assert not report["missing_keys"]
     assert whole.config.text_config.num_hidden_layers == N_LAYERS - 2
     assert whole.config.vision_config.num_hidden_layers == 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, LlamaConfig
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError
@@ -222,9 +222,7 @@ def test_the_style_of_the_file_is_kept(indent: int | str | None, end: str, tmp_p
 
 
 def test_a_config_made_in_memory_has_the_names_of_transformers_4_too() -> None:
-    config = CONFIG_MAPPING["llama"](
-        rope_parameters={"rope_theta": 5e5, **_LLAMA3}, dtype="bfloat16"
-    )
+    config = LlamaConfig(rope_parameters={"rope_theta": 5e5, **_LLAMA3}, dtype="bfloat16")
     values = ConfigFile.of(config).values
     assert (values["rope_theta"], values["rope_scaling"], values["torch_dtype"]) == (
         5e5,

@@ -262,8 +262,11 @@ def test_a_hub_that_cannot_be_reached_is_one_line_before_and_after_the_export(
             hub.push(Path("my out"), "me/model", "0,3", _Api(fails=error, at=at))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="hf auth login"):
         hub.check_access(
-            "me/model", Path(), False, _Api(fails=LocalTokenNotFoundError("none"), at="whoami")
-        )  # type: ignore[arg-type]
+            "me/model",
+            Path(),
+            False,
+            _Api(fails=LocalTokenNotFoundError("none"), at="whoami"),  # type: ignore[arg-type]
+        )
 
 
 def test_without_network_nothing_is_exported(tiny_folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -116,7 +117,7 @@ def test_llama_cpp_finds_the_wrong_blocks(
 ) -> None:
     other = LayerSubset.of(N_LAYERS, (1, 4))
     with pytest.raises(VerificationError, match=r"llama\.cpp predicts something else"):
-        gguf_edit.llama_cpp.check(dense_file, loaded, other, "F32")
+        llama_cpp.check(dense_file, loaded, other, "F32")
     assert [path.name for path in tmp_path.iterdir()] == ["dense.gguf"]
 
 
@@ -184,7 +185,9 @@ def whole_tokenizer(
 
 
 def with_tokenizer(
-    tokenizer: PreTrainedTokenizerFast, folder: Path, **changes: object
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    **changes: Any,  # noqa: ANN401
 ) -> LoadedModel:
     tiny(vocab_size=len(tokenizer), **changes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -247,7 +250,7 @@ def test_tokenizers_that_llama_cpp_cannot_follow_are_refused(reason: str, tmp_pa
     ],
 )
 def test_models_that_llama_cpp_would_compute_otherwise_are_refused(
-    complaint: str, changes: dict[str, object], loaded: LoadedModel, tmp_path: Path
+    complaint: str, changes: dict[str, Any], loaded: LoadedModel, tmp_path: Path
 ) -> None:
     other = replace(loaded, model=tiny(**{"vocab_size": len(loaded.tokenizer), **changes}))
     with pytest.raises(InputError, match=re.escape(complaint)):

@@ -162,7 +162,7 @@ def documents(folder: Path, prose: Path, rows: Path) -> dict[str, Any]:
         f"model: {folder}\nsearch: {{drop: 1, sampler: random}}\nrun: {{trials: 2, study: r}}\n"
         f"data: {{calibration: {prose}, tokens: 128, window: 64}}\n"
     )
-    commands = {
+    commands: dict[str, list[object]] = {
         "analyze": ["analyze", folder],
         "plan": ["plan", folder, "--memory", "64GiB"],
         "search": ["search", folder, "--drop", 2, "--trials", 8, *text, "--study", "s"],

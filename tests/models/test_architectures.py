@@ -1,5 +1,7 @@
 """Facts of the table of architectures are respected."""
 
+from typing import Any
+
 import pytest
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
@@ -11,8 +13,9 @@ from prunesearch.models.structure import architecture_of, settings_of
 COUNT = "num_hidden_layers"
 
 
-def config_of(model_type: str, **values: object) -> PretrainedConfig:
-    return CONFIG_MAPPING[model_type](**values)
+def config_of(model_type: str, **values: Any) -> PretrainedConfig:  # noqa: ANN401 (fields of any config)
+    config: PretrainedConfig = CONFIG_MAPPING[model_type](**values)
+    return config
 
 
 def test_a_row_without_facts_has_none() -> None:

@@ -11,16 +11,16 @@ from tests.support.models import byte_tokenizer, tiny
 
 def test_settings_are_put_back() -> None:
     model = tiny()
-    said = model.config.to_json_string(), model.generation_config.to_json_string()  # type: ignore[union-attr]
+    said = model.config.to_json_string(), model.generation_config.to_json_string()
     attributes = set(vars(model))
     with unchanged_by("a library", model):
         model.config.use_cache = False
         model.config.rope_parameters["rope_theta"] = 1.0
-        model.generation_config.eos_token_id = 7  # type: ignore[union-attr]
+        model.generation_config.eos_token_id = 7
         model.train()
         model.peft_config = {}
         model.get_input_embeddings().register_forward_hook(lambda *args: None)
-    assert said == (model.config.to_json_string(), model.generation_config.to_json_string())  # type: ignore[union-attr]
+    assert said == (model.config.to_json_string(), model.generation_config.to_json_string())
     assert set(vars(model)) == attributes
     assert not any(module.training for module in model.modules())
     assert not model.get_input_embeddings()._forward_hooks
@@ -32,7 +32,7 @@ def _write(model: nn.Module) -> None:
 
 
 def _move(model: nn.Module) -> None:
-    model.lm_head.weight.data = model.lm_head.weight.data.clone()  # type: ignore[union-attr]
+    model.lm_head.weight.data = model.lm_head.weight.data.clone()  # type: ignore[union-attr, operator]
 
 
 def _tie(model: nn.Module) -> None:

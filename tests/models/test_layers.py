@@ -1,3 +1,4 @@
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,7 @@ def test_a_walk_that_is_broken_off_leaves_nothing_behind(streamed: LoadedModel) 
     walk = layers_of(streamed).walk(range(N_LAYERS))
     next(walk)
     next(walk)
+    assert isinstance(walk, Generator)
     walk.close()
     assert all_meta(streamed)
     assert [index for index, _ in layers_of(streamed).walk([3])] == [3]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import (
@@ -47,8 +48,12 @@ def test_the_fingerprint_names_content_not_place(make_model: Callable[..., Path]
 
 def test_the_fingerprint_sees_every_change_of_content() -> None:
     model = tiny()
-    prints = {fingerprint(model), fingerprint(tiny(seed=1)), fingerprint(model.to(torch.bfloat16))}
-    model.to(torch.float32)
+    prints = {
+        fingerprint(model),
+        fingerprint(tiny(seed=1)),
+        fingerprint(model.bfloat16()),
+    }
+    nn.Module.to(model, torch.float32)
     with torch.no_grad():
         model.model.layers[3].mlp.up_proj.weight[0, 0] += 1e-3
     prints.add(fingerprint(model))

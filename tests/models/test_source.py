@@ -2,6 +2,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ BOTH = pytest.mark.parametrize("loader", [load, open_streamed], ids=["memory", "
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def saved(folder: Path, seed: int = 0, **how: str) -> Path:
+def saved(folder: Path, seed: int = 0, **how: Any) -> Path:  # noqa: ANN401 (options of save_pretrained)
     """A tiny model on disk."""
     tiny(seed=seed).save_pretrained(folder, **how)
     byte_tokenizer().save_pretrained(folder)

@@ -17,6 +17,7 @@ from prunesearch.execution.batches import Rows
 from prunesearch.execution.head import Head
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models import structure
+from prunesearch.models.architectures import ARCHITECTURES, Architecture
 from prunesearch.models.layers import StreamedLayers
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
@@ -94,9 +95,7 @@ def test_tied_embeddings_are_held_once(make_model: Callable[..., Path], stored_t
 def test_experts_that_are_stored_one_by_one_are_put_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    monkeypatch.setattr(
-        structure, "ARCHITECTURES", {**structure.ARCHITECTURES, "mixtral": structure.Architecture()}
-    )
+    monkeypatch.setattr(structure, "ARCHITECTURES", {**ARCHITECTURES, "mixtral": Architecture()})
     settings = {**tiny().config.to_dict(), "num_local_experts": 12, "num_experts_per_tok": 2}
     for name in ("architectures", "model_type", "dtype"):
         settings.pop(name, None)

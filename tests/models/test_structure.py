@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from transformers import CONFIG_MAPPING
+from transformers import CTRLConfig
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli.main import cli
@@ -85,9 +85,7 @@ def test_only_the_weights_that_transformers_loads_are_counted(
 
 
 def test_a_type_outside_the_table_is_looked_at() -> None:
-    config = CONFIG_MAPPING["ctrl"](
-        vocab_size=264, n_embd=32, n_layer=6, n_head=4, dff=64, n_positions=64
-    )
+    config = CTRLConfig(vocab_size=264, n_embd=32, n_layer=6, n_head=4, dff=64, n_positions=64)
     architecture = architecture_of(config)
     assert (architecture.blocks, architecture.known, architecture.attention) == (
         "transformer.h",

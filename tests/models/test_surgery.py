@@ -1,9 +1,11 @@
 """A pruned model is the model one would have built from the blocks that are left."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, BloomConfig, DiffLlamaConfig, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
@@ -39,6 +41,12 @@ def smaller(architecture: str, kept: tuple[int, ...]) -> dict[str, object]:
     return changes
 
 
+def generated(model: nn.Module, tokens: int) -> torch.Tensor:
+    """The text that a model continues `IDS` with, so many tokens long."""
+    generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
+    return generate(IDS, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens)
+
+
 def rebuilt(architecture: str, dropped: tuple[int, ...]) -> torch.nn.Module:
     """A fresh smaller model that has been given the kept blocks' weights by name."""
     source = tiny(architecture)
@@ -68,10 +76,7 @@ def test_prefill_decode_and_text_equal_a_rebuilt_model(
     expected, model = rebuilt(architecture, dropped), tiny(architecture)
     with pruned(model, LayerSubset.of(N_LAYERS, dropped)):
         torch.testing.assert_close(model(IDS).logits, expected(IDS).logits, rtol=0, atol=0)
-        texts = [
-            m.generate(IDS, do_sample=False, max_new_tokens=12, min_new_tokens=12)
-            for m in (model, expected)
-        ]
+        texts = [generated(m, 12) for m in (model, expected)]
         assert torch.equal(*texts), "cached decoding differs"
 
 
@@ -139,10 +144,7 @@ def test_a_dropped_sublayer_is_one_whose_output_is_zero(architecture: str) -> No
         expected = silent(IDS, use_cache=False).logits
         torch.testing.assert_close(model(IDS, use_cache=False).logits, expected)
         assert not torch.allclose(expected, before, rtol=1e-2, atol=1e-2)
-        texts = [
-            m.generate(IDS, do_sample=False, max_new_tokens=8, min_new_tokens=8)
-            for m in (model, silent)
-        ]
+        texts = [generated(m, 8) for m in (model, silent)]
         assert torch.equal(*texts), "cached decoding differs"
     assert torch.equal(model(IDS, use_cache=False).logits, before)
 

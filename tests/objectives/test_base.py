@@ -77,7 +77,7 @@ def test_what_is_scored_is_in_the_identity(loaded: LoadedModel, windows: torch.T
     assert changed.digest != base.digest
     assert changed.chunks[0] == base.chunks[0], "an untouched chunk keeps its entries"
     assert changed.chunks[1] != base.chunks[1]
-    loaded.model.to(torch.bfloat16)
+    loaded.model.bfloat16()
     assert CalibrationObjective(loaded, windows, KL()).chunks[0] != base.chunks[0]
 
 

@@ -3,6 +3,7 @@ where it is not.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_log_likelihoods_are_lm_evals(architecture: str, make_model: Callable[..
             values = torch.tensor([value for value, _ in answers])
             theirs = torch.tensor([value for value, _ in expected[candidate]])
             torch.testing.assert_close(
-                values, theirs, atol=1e-3, rtol=1e-4, msg=lambda m, way=way: f"{way}: {m}"
+                values, theirs, atol=1e-3, rtol=1e-4, msg=partial("{}: {}".format, way)
             )
             assert [greedy for _, greedy in answers] == [
                 greedy for _, greedy in expected[candidate]

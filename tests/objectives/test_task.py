@@ -243,7 +243,7 @@ def test_a_task_leaves_weights_tokenizer_and_settings_as_they_were(
     (apart / "tokenizer_config.json").write_text(json.dumps(edited))
     loaded = opened(str(apart), device="cpu")
     head, words = loaded.model.lm_head.weight.clone(), len(loaded.tokenizer)
-    configs = loaded.model.config.to_json_string(), loaded.model.generation_config.to_json_string()  # type: ignore[union-attr]
+    configs = loaded.model.config.to_json_string(), loaded.model.generation_config.to_json_string()
     TaskObjective(loaded, "own_ll", include_path=str(own_tasks))
     assert torch.equal(loaded.model.lm_head.weight, head)
     assert not torch.equal(head, loaded.model.model.embed_tokens.weight)
@@ -251,7 +251,7 @@ def test_a_task_leaves_weights_tokenizer_and_settings_as_they_were(
     assert configs == (
         loaded.model.config.to_json_string(),
         loaded.model.generation_config.to_json_string(),
-    )  # type: ignore[union-attr]
+    )
     if opened is load:
         assert fingerprint(loaded.model) == loaded.fingerprint
 
@@ -318,7 +318,7 @@ def test_the_truncation_length_is_in_the_key_of_what_is_truncated(
 ) -> None:
     """Bloom's config has no length, so that the tokenizer's counts."""
     torch.manual_seed(0)
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 264,
         "hidden_size": 32,
         "n_layer": 2,
@@ -326,7 +326,8 @@ def test_the_truncation_length_is_in_the_key_of_what_is_truncated(
         "bos_token_id": 0,
         "eos_token_id": 0,
     }
-    model = BloomForCausalLM(BloomConfig(**sizes)).eval()
+    model = BloomForCausalLM(BloomConfig(**sizes))
+    model.eval()
     found = []
     for longest in (512, 256, 24):
         tokenizer = byte_tokenizer()

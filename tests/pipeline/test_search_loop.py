@@ -110,7 +110,7 @@ def test_the_trials_that_a_plan_needs_are_known_before(
         sampler = build(
             name, space, population=4, ranking="single" if ranking == "single" else None
         )
-        result = asyncio.run(search(study, sampler, TableEngine(), scalarizer, total))  # type: ignore[arg-type]
+        result = asyncio.run(search(study, sampler, TableEngine(), scalarizer, total))
         return sum(t.state == TrialState.COMPLETE for t in study.trials), result.missing
 
     assert results(first - 1)[0] == 0

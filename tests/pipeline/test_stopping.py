@@ -180,7 +180,11 @@ def test_a_waiting_loop_is_woken_and_threads_install_nothing() -> None:
     async def wait() -> float:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        with stopping.waking(lambda: loop.call_soon_threadsafe(task.cancel)):  # type: ignore[func-returns-value, arg-type]
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(task.cancel)
+
+        with stopping.waking(wake):
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
             begun = time.monotonic()
             try:

@@ -5,6 +5,7 @@ for the worse.
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,8 @@ def windows(number: int, seed: int = 1) -> torch.Tensor:
 @torch.inference_mode()
 def logits(model: PreTrainedModel, candidate: LayerSubset) -> torch.Tensor:
     with pruned(model, candidate):
-        return model(input_ids=windows(2, 9), use_cache=False).logits
+        found: torch.Tensor = model(input_ids=windows(2, 9), use_cache=False).logits
+        return found
 
 
 @torch.no_grad()
@@ -78,7 +80,7 @@ def test_a_block_that_is_linear_in_what_the_mlp_before_it_reads_is_made_up_for(
 ) -> None:
     model = tiny(architecture, tie_word_embeddings=False)
     before, dropped = blocks_of(model)[index - 1], blocks_of(model)[index]
-    last = before.mlp.c_proj if architecture == "gpt2" else before.mlp.down_proj
+    last = before.get_submodule("mlp.c_proj" if architecture == "gpt2" else "mlp.down_proj")
     inner: list[torch.Tensor] = []
     last.register_forward_pre_hook(lambda _, args: inner.append(args[0]))
     change = torch.randn(64, 32, generator=torch.Generator().manual_seed(0)) / 8
@@ -113,6 +115,7 @@ def test_the_folded_scale_is_the_scale_of_the_hidden_state(
     blocks = blocks_of(model)
     with pytest.MonkeyPatch.context() as patch:
         for before, alpha in alphas.items():
+            assert alpha is not None
             patch.setattr(blocks[before], "forward", _scaled(blocks[before].forward, alpha))
         scaled = logits(model, SCATTERED)
     assert alphas.keys() == {0, 2} and None not in alphas.values()
@@ -120,8 +123,8 @@ def test_the_folded_scale_is_the_scale_of_the_hidden_state(
     assert torch.equal(logits(model, LayerSubset.of(N_LAYERS)), dense)
 
 
-def _scaled(forward: Callable[..., object], alpha: float) -> Callable[..., object]:
-    def scaled(*args: object, **kwargs: object) -> object:
+def _scaled(forward: Callable[..., Any], alpha: float) -> Callable[..., Any]:
+    def scaled(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         out = forward(*args, **kwargs)
         return (out[0] * alpha, *out[1:]) if isinstance(out, tuple) else out * alpha
 
@@ -171,7 +174,7 @@ def test_the_report_is_what_the_changed_model_gives() -> None:
 
 
 def test_weights_keep_their_precision() -> None:
-    loaded = held(taught(tiny(tie_word_embeddings=False)).model.to(torch.bfloat16))
+    loaded = held(taught(tiny(tie_word_embeddings=False)).model.bfloat16())
     done = compensate(loaded, SCATTERED, windows(24, 3)[:16], windows(24, 3)[16:])
     assert done.recovered > 0
     assert {p.dtype for p in loaded.model.parameters()} == {torch.bfloat16}
@@ -258,7 +261,8 @@ def test_weights_that_are_not_in_memory_are_refused() -> None:
 def test_a_shared_weight_is_left_alone() -> None:
     model = tiny()
     blocks = blocks_of(model)
-    blocks[4].mlp.down_proj.weight = blocks[5].mlp.down_proj.weight
+    projections = [blocks[i].get_submodule("mlp.down_proj") for i in (4, 5)]
+    projections[0].weight = projections[1].weight
     with pytest.raises(ModelError, match="cannot be compensated by scaling"):
         compensate(held(model), LayerSubset.of(N_LAYERS, (2,)), windows(2), windows(2), "scaling")
 

@@ -126,7 +126,7 @@ def test_nothing_but_healed_weights_comes_back(
     head = store_head_apart(folder)
     loaded = load(str(folder), device="cpu")
     loaded.model.config.pretraining_tp = 2  # peft sets it to 1
-    before = loaded.model.config.to_json_string(), loaded.model.generation_config.to_json_string()  # type: ignore[union-attr]
+    before = loaded.model.config.to_json_string(), loaded.model.generation_config.to_json_string()
     attributes = set(vars(loaded.model))
     brief = HealRecipe(data=str(prose), held_out_tokens=64, window=32, steps=2, batch_size=2)
     heal(loaded, CANDIDATE, brief, tmp_path / "work", checkpointing=True)
@@ -135,7 +135,7 @@ def test_nothing_but_healed_weights_comes_back(
     assert before == (
         loaded.model.config.to_json_string(),
         loaded.model.generation_config.to_json_string(),
-    )  # type: ignore[union-attr]
+    )
     assert set(vars(loaded.model)) == attributes
     assert not any(module.training or module._forward_hooks for module in loaded.model.modules())
     assert all(parameter.requires_grad for parameter in loaded.model.parameters())
@@ -467,12 +467,12 @@ def test_the_identity_is_of_what_counts(recipe: HealRecipe) -> None:
 @pytest.mark.parametrize("rank", [0, -3])
 def test_a_rank_below_one_is_refused(rank: int) -> None:
     with pytest.raises(InputError, match=rf"rank = {rank}: an adapter needs a rank of at least 1"):
-        HealRecipe(**{"rank": rank})
+        HealRecipe(rank=rank)
 
 
 def test_training_data_are_not_held_out() -> None:
     with pytest.raises(InputError, match="is what is trained on"):
-        HealRecipe(**{"data": "a.txt", "held_out": "a.txt"})
+        HealRecipe(data="a.txt", held_out="a.txt")
 
 
 def test_data_that_do_not_suffice_are_refused(

@@ -129,9 +129,9 @@ def test_bad_input_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(InputError, match="trials = 0"):
-        Tuning(**{"trials": 0})
+        Tuning(trials=0)
     with pytest.raises(InputError, match="unknown sampler 'psoo': did you mean 'pso'"):
-        Tuning(**{"trials": 1, "sampler": "psoo"})
+        Tuning(trials=1, sampler="psoo")
     with pytest.raises(InputError, match="is too short"):
         run(loaded, recipe, storage, tmp_path, batch_size=(100_000,))
     assert not (tmp_path / "study.db").exists()

@@ -1,6 +1,7 @@
 import io
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +41,7 @@ def shown(part: object, width: int, encoding: str = "utf-8") -> list[str]:
     )
     console.print(part, crop=False)
     file.flush()
-    return file.buffer.getvalue().decode(encoding).splitlines()  # type: ignore[attr-defined]
+    return file.buffer.getvalue().decode(encoding).splitlines()
 
 
 def assert_whole(lines: list[str], *words: str) -> None:
@@ -170,7 +171,7 @@ def outcome(**changes: Any) -> SearchReport:  # noqa: ANN401
     return replace(report, **changes)
 
 
-def text_of(parts: list[object]) -> str:
+def text_of(parts: Sequence[object]) -> str:
     return "\n".join(line for part in parts for line in shown(part, 120))
 
 
@@ -219,6 +220,6 @@ def test_an_ascii_pipe_gets_every_result(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "stdout", file)
     emit(False, outcome(study="übung"), search)
     file.flush()
-    text = file.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
+    text = file.buffer.getvalue().decode("ascii")
     assert "0.6667 +/- 0.0875" in text
     assert "\\xfcbung" in text

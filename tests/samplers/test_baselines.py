@@ -13,6 +13,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.samplers import (
     GenerationPendingError,
+    Proposal,
     SubsetSampler,
     build,
     report,
@@ -33,7 +34,7 @@ def loss(candidate: LayerSubset) -> float:
 def drive(study: optuna.Study, sampler: SubsetSampler, total: int) -> list[tuple[str, str]]:
     """Batches as the search loop asks for them; partial subsets are pruned."""
     while (count := len(study.get_trials(deepcopy=False))) < total:
-        batch = []
+        batch: list[Proposal] = []
         while len(batch) < min(sampler.batch, total - count):
             try:
                 batch.append(sampler.ask(study))

@@ -3,8 +3,10 @@
 import inspect
 import json
 import warnings
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -22,6 +24,9 @@ Maker = type[PSOSampler] | type[WOASampler]
 both = pytest.mark.parametrize("make", [PSOSampler, WOASampler], ids=["pso", "woa"])
 
 
+Direction = Literal["minimize", "maximize"]
+
+
 def objective(trial: optuna.Trial) -> float:
     """One parameter of each kind; the best is 0."""
     x = trial.suggest_float("x", -5.0, 5.0)
@@ -29,7 +34,7 @@ def objective(trial: optuna.Trial) -> float:
     step = trial.suggest_float("step", 0.0, 1.0, step=0.25)
     n = trial.suggest_int("n", 1, 64, log=True)
     kind = trial.suggest_categorical("kind", ["a", "b", "c"])
-    return (
+    return float(
         (x - 2) ** 2
         + np.log10(rate / 1e-3) ** 2
         + (step - 0.5) ** 2
@@ -39,7 +44,10 @@ def objective(trial: optuna.Trial) -> float:
 
 
 def run(
-    sampler: optuna.samplers.BaseSampler, trials: int, direction: str = "minimize", jobs: int = 1
+    sampler: optuna.samplers.BaseSampler,
+    trials: int,
+    direction: Direction = "minimize",
+    jobs: int = 1,
 ) -> optuna.Study:
     study = optuna.create_study(sampler=sampler, direction=direction)
     sign = 1.0 if direction == "minimize" else -1.0
@@ -83,7 +91,7 @@ def test_several_objectives_give_a_front(make: Maker) -> None:
         study.optimize(two, n_trials=160)
         return float(np.mean([t.params["y"] for t in study.best_trials]))
 
-    directions = ["minimize", "minimize"]
+    directions: list[Direction] = ["minimize", "minimize"]
     ours = spread(optuna.create_study(directions=directions, sampler=make(seed=1)))
     chance = spread(
         optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=1))
@@ -124,7 +132,9 @@ def test_failures_pruning_and_conditional_parameters_do_no_harm(make: Maker) -> 
 
 
 def test_foreign_trials_are_learnt_from() -> None:
-    distributions = {"x": optuna.distributions.FloatDistribution(-5.0, 5.0)}
+    distributions: dict[str, optuna.distributions.BaseDistribution] = {
+        "x": optuna.distributions.FloatDistribution(-5.0, 5.0)
+    }
     study = optuna.create_study(sampler=PSOSampler(seed=0, population=4))
     for x in (-4.0, 1.0, 4.0, -2.0):
         study.add_trial(
@@ -234,7 +244,8 @@ def test_constraints_come_before_values(make: Maker, given: str) -> None:
 
 def test_constraints_hold_for_subsets_and_several_objectives_too() -> None:
     space = SearchSpace(12, 3)
-    for directions in (["minimize"], ["minimize", "minimize"]):
+    for objectives in (1, 2):
+        directions: list[Direction] = ["minimize"] * objectives
         sampler = PSOSampler(
             space,
             seed=0,
@@ -264,7 +275,7 @@ def test_equal_values_give_no_warning_but_one_hint(
         )
         study = optuna.create_study(sampler=sampler)
         study.optimize(
-            lambda trial, names=names: 0.0 * sum(trial.suggest_int(n, 0, 1) for n in names),
+            partial(flat, names),
             n_trials=45,
         )
         assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -275,7 +286,8 @@ def test_equal_values_give_no_warning_but_one_hint(
 @pytest.mark.parametrize("name", ["pso", "woa", "evolution", "ga", "annealing"])
 def test_extreme_values_give_no_warning(name: str, value: float) -> None:
     space = SearchSpace(10, 3)
-    for directions in (["minimize"], ["minimize", "maximize"]):
+    both_kinds: tuple[list[Direction], ...] = (["minimize"], ["minimize", "maximize"])
+    for directions in both_kinds:
         if name == "annealing" and len(directions) > 1:
             continue
         study = optuna.create_study(directions=directions)
@@ -284,6 +296,14 @@ def test_extreme_values_give_no_warning(name: str, value: float) -> None:
             proposal = sampler.ask(study)
             own = value if number % 3 else float(number)
             study.tell(proposal.number, [own] * len(directions))
+        assert len(study.trials) == 20
+
+
+def flat(names: Sequence[str], trial: optuna.Trial) -> float:
+    """The same value for every choice."""
+    for name in names:
+        trial.suggest_int(name, 0, 1)
+    return 0.0
 
 
 @both
@@ -316,7 +336,7 @@ def test_arguments_are_named(make: Maker) -> None:
         {"population": 1},
     ):
         with pytest.raises(InputError, match=next(iter(wrong))):
-            make(**wrong)  # type: ignore[arg-type]
+            make(**wrong)
     with pytest.raises(InputError, match="constraints_func"):
         make(constraints_func=[1.0])  # type: ignore[arg-type]
     shown = inspect.signature(make).parameters

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -204,7 +205,7 @@ def test_what_the_samplers_cannot_do_is_refused() -> None:
     with pytest.raises(InputError, match="not finite"):
         PSOSampler(SPACE, ranking=[float("nan")] * 12)
     with pytest.raises(InputError, match=r"unknown ranking 'singel'.*single"):
-        PSOSampler(SPACE, ranking="singel")
+        PSOSampler(SPACE, ranking="singel")  # type: ignore[arg-type]
 
 
 @both
@@ -212,7 +213,13 @@ def test_other_settings_on_a_begun_study_are_refused(make: Maker) -> None:
     study = optuna.create_study()
     drive(study, make(SPACE, seed=3, population=5), 7)
     drive(study, make(SPACE, seed=3, population=5), 9)
-    for changed in ({"seed": 4}, {"population": 6}, {"preselect": False}, {"novelty": False}):
+    changes: tuple[dict[str, Any], ...] = (
+        {"seed": 4},
+        {"population": 6},
+        {"preselect": False},
+        {"novelty": False},
+    )
+    for changed in changes:
         with pytest.raises(
             InputError, match=f"{next(iter(changed))} was .*use the same, or a new study"
         ):
@@ -339,7 +346,12 @@ def test_samplers_can_be_pickled(make: Maker) -> None:
 
 def test_an_asynchronous_study_that_ranks_itself_can_be_derived_again() -> None:
     """What the single blocks cost counts as far as it was known then."""
-    options = {"seed": 1, "population": 4, "ranking": "single", "asynchronous": True}
+    options: dict[str, Any] = {
+        "seed": 1,
+        "population": 4,
+        "ranking": "single",
+        "asynchronous": True,
+    }
     study, sampler = optuna.create_study(), PSOSampler(SPACE, **options)
     held: list[Proposal] = []
     for _ in range(30):

@@ -1,23 +1,26 @@
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import IntDistribution
+from optuna.distributions import BaseDistribution, IntDistribution
 
 from prunesearch.studies.importance import layer_importances, ridge
 
 
 def study_of(
     dropped_TD: np.ndarray,
-    values_T: Sequence[float],
-    direction: str = "minimize",
+    values_T: Sequence[float] | np.ndarray,
+    direction: Literal["minimize", "maximize"] = "minimize",
     names: str = "drop_{:02d}",
 ) -> optuna.Study:
     study = optuna.create_study(direction=direction)
     for row, value in zip(dropped_TD, values_T, strict=True):
         params = {names.format(i): int(gone) for i, gone in enumerate(row)}
-        distributions = {name: IntDistribution(0, 1) for name in params}
+        distributions: dict[str, BaseDistribution] = {
+            name: IntDistribution(0, 1) for name in params
+        }
         study.add_trial(
             optuna.create_trial(params=params, distributions=distributions, value=float(value))
         )
@@ -43,7 +46,7 @@ def test_the_layers_harm_is_found_with_honest_errors() -> None:
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_the_layer_that_must_stay_matters_most_although_it_is_hardly_ever_dropped(
-    direction: str,
+    direction: Literal["minimize", "maximize"],
 ) -> None:
     """What Optuna's default importance gets wrong."""
     dropped_TD = subsets(120, 8, 3)

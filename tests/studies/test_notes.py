@@ -45,7 +45,7 @@ def study(tmp_path: Path) -> optuna.Study:
 
 
 def note_of(study: optuna.Study, number: int) -> str:
-    return get_note(as_live_trial(study, study.trials[number]))
+    return str(get_note(as_live_trial(study, study.trials[number])))
 
 
 def test_notes_follow_the_best_trial(study: optuna.Study) -> None:
@@ -60,7 +60,7 @@ def test_what_somebody_wrote_in_the_dashboard_stays(study: optuna.Study) -> None
     first, second = study.trials
     notes.write(study, notes.Notes("ours", first, "ours"))
     save_note(study, "theirs")
-    save_note(as_live_trial(study, first), "theirs")  # type: ignore[arg-type]
+    save_note(as_live_trial(study, first), "theirs")
     notes.write(study, notes.Notes("ours again", second, "ours"))
     assert (get_note(study), note_of(study, 0), note_of(study, 1)) == ("theirs", "theirs", "ours")
 
@@ -116,7 +116,7 @@ def test_notes_change_no_trial(
             after = noter(study).now_and_then if noted else (lambda: None)
             sampler, engine = build("pso", SPACE, seed=0, population=4), TableEngine(patience)
             with suppress(KeyboardInterrupt):
-                asyncio.run(search(study, sampler, engine, scalarizer, 10, after_generation=after))  # type: ignore[arg-type]
+                asyncio.run(search(study, sampler, engine, scalarizer, 10, after_generation=after))
         assert (get_note(study) != "") == noted
         return [(t.number, t.params, t.values, t.user_attrs, t.system_attrs) for t in study.trials]
 

@@ -26,7 +26,7 @@ from prunesearch.errors import RunError, StudyBusyError
 from prunesearch.studies import persistence, writers
 from prunesearch.studies.summary import summaries
 from prunesearch.studies.writers import WRITERS, Writer
-from tests.support.killed_searches import FORK
+from tests.support.processes import FORK
 
 RECIPE = Recipe(model="m", drop="2")
 BOUNCER = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
@@ -59,7 +59,9 @@ def pool(server: Any, database: str, tmp_path_factory: pytest.TempPathFactory) -
         f"transaction\n"
         "default_pool_size = 3\nunix_socket_dir =\nignore_startup_parameters = extra_float_digits\n"
     )
-    as_user = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid} if os.getuid() == 0 else {}
+    as_user: dict[str, Any] = (
+        {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid} if os.getuid() == 0 else {}
+    )
     process = subprocess.Popen(
         [BOUNCER, str(folder / "ini")],
         stdout=subprocess.DEVNULL,

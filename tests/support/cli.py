@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -18,7 +19,8 @@ def run(*words: object) -> Result:
     return result
 
 
-def run_json(*words: object) -> object:
+def run_json(*words: object) -> Any:  # noqa: ANN401 (JSON)
+    """Return the JSON document of a command."""
     return json.loads(run(*words, "--json").stdout)
 
 

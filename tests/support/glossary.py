@@ -210,7 +210,7 @@ def _place(path: Path, root: Path) -> str:
 def replaced_words(root: Path) -> set[str]:
     """Return the words in the glossary's column "not"."""
     _, _, glossary = (root / "prunesearch" / "README.md").read_text().partition("## Glossary")
-    words = set()
+    words: set[str] = set()
     for line in glossary.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("|") and len(cells) == 3 and not line.startswith(("| word", "|--")):

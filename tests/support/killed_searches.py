@@ -284,11 +284,13 @@ def fencing(place: Ground, owners: int, ttl: float = 1.0) -> tuple[int, int]:
 
     stopped = [start(stale, number) for number in range(owners)]
     for process in stopped:
+        assert process.pid is not None
         os.waitpid(process.pid, os.WUNTRACED)
     successor = start(fresh)
     successor.join()
     assert successor.exitcode == 0, successor.exitcode
     for process in stopped:
+        assert process.pid is not None
         os.kill(process.pid, signal.SIGCONT)
     for process in stopped:
         process.join()

@@ -93,7 +93,8 @@ def tiny_model(model_type: str, seed: int = 0, **changes: object) -> PreTrainedM
         raise ValueError(f"{params:,} parameters are not tiny")
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _shrunk(config_class: type[PretrainedConfig], changes: dict[str, Any]) -> PretrainedConfig:

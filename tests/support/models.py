@@ -99,7 +99,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """Model types and what a tiny one needs beside `tiny`'s own settings."""
 
 
-def tiny(architecture: str = "llama", seed: int = 0, **changes: object) -> PreTrainedModel:
+def tiny(architecture: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:  # noqa: ANN401 (fields of any config class)
     """A random model of six small blocks, whose blocks differ enough that their order matters."""
     config_class = CONFIG_MAPPING[architecture]
     settings = {
@@ -126,7 +126,8 @@ def tiny(architecture: str = "llama", seed: int = 0, **changes: object) -> PreTr
     }
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config_class(**names))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def resident(model: PreTrainedModel) -> ResidentLayers:
