@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from prunesearch.cli.main import cli
 from tests.support.cli import FAST, run, run_json
 
 NAME = "tiny-llama-drop2-kl-pso"
@@ -39,7 +37,6 @@ class Workflow:
     measured: Any
     removed: Any
     listed_after: Any
-    declined_text: str
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +66,6 @@ def workflow(
             measured=run_json("evaluate", "out", "--calibration", prose, *FAST[:4]),
             removed=run_json("study", "rm", NAME, "--yes"),
             listed_after=run_json("study", "list"),
-            declined_text=CliRunner().invoke(cli, ["study", "rm", "other"], input="n\n").stderr,
         )
     finally:
         os.chdir(before)
@@ -140,7 +136,7 @@ def test_an_export_by_hand_generates_the_same(workflow: Workflow) -> None:
 
 
 def test_a_manifest_has_the_recipe_and_no_path(workflow: Workflow) -> None:
-    assert json.loads(workflow.manifest)["recipe"]["drop"] == "2"
+    assert json.loads(workflow.manifest)["recipe"]["search"]["drop"] == "2"
     assert str(workflow.model) not in workflow.manifest
 
 
@@ -155,7 +151,3 @@ def test_an_export_evaluates_to_what_the_search_found(workflow: Workflow) -> Non
 def test_a_study_is_removed_with_its_trials(workflow: Workflow) -> None:
     assert workflow.removed == {"deleted": NAME, "trials": 8}
     assert [study["name"] for study in workflow.listed_after] == ["other"]
-
-
-def test_a_study_is_kept_when_the_user_declines(workflow: Workflow) -> None:
-    assert "nothing was deleted" in workflow.declined_text

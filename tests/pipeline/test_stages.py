@@ -67,15 +67,16 @@ class Counts:
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     counted = Counts()
-    load, fingerprint = session.load, loading.fingerprint
+    load: Callable[..., object] = vars(session)["load"]
+    fingerprint: Callable[..., str] = vars(loading)["fingerprint"]
 
     def counting_load(*args: object, **kwargs: object) -> object:
         counted.loads += 1
-        return load(*args, **kwargs)  # type: ignore[arg-type]
+        return load(*args, **kwargs)
 
     def counting_fingerprint(*args: object) -> str:
         counted.fingerprints += 1
-        return fingerprint(*args)  # type: ignore[arg-type]
+        return fingerprint(*args)
 
     monkeypatch.setattr(session, "load", counting_load)
     monkeypatch.setattr(loading, "fingerprint", counting_fingerprint)
