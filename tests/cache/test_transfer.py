@@ -227,10 +227,10 @@ def test_a_process_that_dies_while_it_exports_leaves_the_old_file(
     assert exported.read_bytes() == before
 
 
-def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_file_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with (
         closing(LocalBackend(tmp_path / "a")) as backend,
-        pytest.raises(RunError, match="give another place"),
+        pytest.raises(InputError, match="there is no folder .*; make it first"),
     ):
         export([backend], tmp_path / "no" / "where.jsonl")
 
