@@ -8,12 +8,15 @@ dictionaries, README.
 Lines are counted without blank ones. Docstrings and string literals hold no comprehensions and no
 comments, since all but the comments is counted in the syntax tree. A nested comprehension is one
 that holds another. `dict[str, Any]`-like annotations are `dict`, `Mapping` or `MutableMapping`
-whose values are `Any` or `object`.
+whose values are `Any` or `object`. The files of an algorithm, an objective and an architecture are the
+modules that name one that was added last: grey wolf, hidden-state cosine, nanochat.
 """
 
 import ast
 import graphlib
 import io
+import re
+import statistics
 import subprocess
 import tarfile
 import tempfile
@@ -40,7 +43,17 @@ _TARGETS = {
     "readme_lines": "<= 200",
     "readme_line_of_first_search": "<= 40",
     "banned_words": "== 0",
+    "files_of_an_algorithm": "== 1",
+    "files_of_an_objective": "== 1",
+    "files_of_an_architecture": "== 1",
 }
+_EXTENSIONS = {
+    "files_of_an_algorithm": r"gwo|grey.?wolf",
+    "files_of_an_objective": r"hidden.?cosine",
+    "files_of_an_architecture": r"\bnanochat\b",
+}
+"""An entry of each registry. The modules that name it are the files that adding it has touched."""
+_LONG_FILE = 300
 
 
 @dataclass
@@ -48,6 +61,7 @@ class Counts:
     """What is counted over the package."""
 
     lines: int = 0
+    function_lines: list[int] = field(default_factory=list)
     totals: Counter[str] = field(default_factory=Counter)
     imports: dict[str, set[tuple[str, str | None]]] = field(default_factory=dict)
 
@@ -60,7 +74,14 @@ def count(package: Path) -> Counts:
         tree = ast.parse(text)
         counts.lines += sum(1 for line in text.splitlines() if line.strip())
         counts.totals["comments"] += _comment_lines(text)
+        counts.totals["wide"] += sum(len(line) > 100 for line in text.splitlines())
+        counts.totals["long files"] += len(text.splitlines()) > _LONG_FILE
+        for name, pattern in _EXTENSIONS.items():
+            counts.totals[name] += bool(re.search(pattern, text, re.IGNORECASE))
         _count_tree(tree, counts.totals)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                counts.function_lines.append((node.end_lineno or node.lineno) - node.lineno + 1)
         module = ".".join(
             (package.name, *path.relative_to(package).with_suffix("").parts)
         ).removesuffix(".__init__")
@@ -179,6 +200,12 @@ def figures(root: Path) -> tuple[dict[str, float], Counter[str]]:
         "readme_lines": len(readme),
         "readme_line_of_first_search": first,
         "banned_words": words.total(),
+        **{name: counts.totals[name] for name in _EXTENSIONS},
+        "lines_over_100_columns": counts.totals["wide"],
+        "files_over_300_lines": counts.totals["long files"],
+        "function_lines_median": statistics.median(counts.function_lines),
+        "function_lines_p90": sorted(counts.function_lines)[len(counts.function_lines) * 9 // 10],
+        "function_lines_max": max(counts.function_lines),
     }, words
 
 
