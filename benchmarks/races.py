@@ -93,7 +93,7 @@ def replay(run: Run, population: int, n_layers: int) -> tuple[int, int, bool]:
 def _losses(run: Run, candidate: LayerSubset) -> list[float]:
     objective = run.engine.objective
     stored = {}
-    for result in run.engine.scores.results((c, candidate) for c in objective.chunks):
+    for result in run.engine.results.get((c, candidate) for c in objective.chunks):
         stored[result.chunk.index] = result.rows
     return list(objective.losses([stored[chunk.index] for chunk in objective.chunks]))
 
@@ -138,8 +138,8 @@ def _compare(record: Record, loaded: LoadedModel, recipes: list[Recipe], trials:
             race = searched(loaded, recipe.with_changes(race=True), trials, Path(scratch) / "race")
             better, gone, winner_lost = replay(full, 6, loaded.n_layers)
         full_tokens, race_tokens = (
-            full_tokens + full.engine.scores.tokens,
-            race_tokens + race.engine.scores.tokens,
+            full_tokens + full.engine.results.tokens,
+            race_tokens + race.engine.results.tokens,
         )
         bests, dropped, lost = bests + better, dropped + gone, lost + winner_lost
         worst = max(worst, race.kl - full.kl)
@@ -150,8 +150,8 @@ def _compare(record: Record, loaded: LoadedModel, recipes: list[Recipe], trials:
                 "kl_race": race.kl,
                 "winner_full": full.winner.text,
                 "winner_race": race.winner.text,
-                "tokens_full": full.engine.scores.tokens,
-                "tokens_race": race.engine.scores.tokens,
+                "tokens_full": full.engine.results.tokens,
+                "tokens_race": race.engine.results.tokens,
                 "raced_out": sum(t.state.name == "PRUNED" for t in race.trials),
             }
         )

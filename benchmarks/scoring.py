@@ -97,7 +97,7 @@ def log_likelihoods(loaded: LoadedModel, objective: TaskObjective) -> list[float
     with tempfile.TemporaryDirectory() as scratch, EvaluationCache(scratch) as store:
         engine = LocalEngine(loaded, objective, store)
         scored = {}
-        for result in engine.scores.results((c, dense) for c in objective.chunks):
+        for result in engine.results.get((c, dense) for c in objective.chunks):
             scored[result.chunk.index] = numbers_of(result.rows)
     return [value for chunk in objective.chunks for value, _ in scored[chunk.index]]
 

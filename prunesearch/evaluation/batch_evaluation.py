@@ -10,7 +10,7 @@ from prunesearch import events
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.errors import one_line
 from prunesearch.evaluation import FAILURES
-from prunesearch.evaluation.cached_scorer import CachedScorer
+from prunesearch.evaluation.cached_scorer import CachedResults
 from prunesearch.objectives.base import Chunk, Metrics, Objective, Row
 from prunesearch.objectives.race import is_worse
 
@@ -32,9 +32,9 @@ class BatchEvaluation:
     """State of requests that are evaluated together, chunk by chunk."""
 
     def __init__(
-        self, scores: CachedScorer, objective: Objective, requests: Sequence[CandidateRequest]
+        self, results: CachedResults, objective: Objective, requests: Sequence[CandidateRequest]
     ) -> None:
-        self._scores = scores
+        self._cached = results
         self._objective = objective
         self._left = list(dict.fromkeys(requests))
         self._start = time.perf_counter()
@@ -67,7 +67,7 @@ class BatchEvaluation:
         yield from self._done_of(runners)
         self._tell(len(runners))
         # Record each result.
-        for result in self._scores.results(wanted):
+        for result in self._cached.get(wanted):
             if result.saved_seconds is None:
                 self._computed.add(result.candidate)
             else:

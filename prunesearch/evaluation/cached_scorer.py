@@ -27,15 +27,15 @@ class Scorer(Protocol):
     workers: int
     """Number of candidates that are scored at once."""
 
-    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[ChunkResult]:
+    def score(self, work: Work, cancelled: Callable[[], bool]) -> Iterator[ChunkResult]:
         """Score candidates on chunks together, and yield each result as soon as it is known.
 
         Args:
             work: chunks and their candidates.
-            stopped: function that returns True once nobody waits for the results.
+            cancelled: function that returns True once the results are no longer needed.
 
         Raises:
-            EvaluationCancelled: `stopped` returned True.
+            EvaluationCancelled: `cancelled` returned True.
         """
         ...
 
@@ -48,7 +48,7 @@ class _Request:
     candidate: LayerSubset
 
 
-class CachedScorer:
+class CachedResults:
     """Returns one model's results on chunks. All processes that share the cache score each result
     once.
 
@@ -56,52 +56,58 @@ class CachedScorer:
         scorer: scorer of the results that are not known.
         cache: evaluation cache.
         fingerprint: fingerprint of the dense model.
-        stopped: function that returns True once nobody waits for the results.
+        cancelled: function that returns True once the results are no longer needed.
 
     Attributes:
         tokens: number of tokens that candidates were scored on in this process.
     """
 
     def __init__(
-        self, scorer: Scorer, cache: EvaluationCache, fingerprint: str, stopped: Callable[[], bool]
+        self,
+        scorer: Scorer,
+        cache: EvaluationCache,
+        fingerprint: str,
+        cancelled: Callable[[], bool],
     ) -> None:
         self.tokens = 0
         self._scorer = scorer
         self._cache = cache
         self._fingerprint = fingerprint
-        self._stopped = stopped
+        self._cancelled = cancelled
         self._cost_meter = _CostMeter()
 
-    def results(self, wanted: Iterable[tuple[Chunk, LayerSubset]]) -> Iterator[ChunkResult]:
+    def get(self, wanted: Iterable[tuple[Chunk, LayerSubset]]) -> Iterator[ChunkResult]:
         """Get results of candidates on chunks: from the cache, by scoring, or from another process.
 
         Yields:
             Each result as soon as it is known.
 
         Raises:
-            EvaluationCancelled: nobody waits for the results any more.
+            EvaluationCancelled: the results are no longer needed.
             UnavailableError: neither the local nor the shared part of the cache works.
         """
         # Group the requests by key. Chunks with equal content have the same key.
-        left: defaultdict[Key, list[_Request]] = defaultdict(list)
-        sampled: list[_Request] = []
+        pending: defaultdict[Key, list[_Request]] = defaultdict(list)
+        uncacheable: list[_Request] = []
         for chunk, candidate in wanted:
-            if chunk.stored:
-                left[self._key(candidate, chunk)].append(_Request(chunk, candidate))
+            if chunk.cacheable:
+                pending[self._key(candidate, chunk)].append(_Request(chunk, candidate))
             else:
-                sampled.append(_Request(chunk, candidate))
-        # Sampled texts are neither looked up nor stored.
-        for request in sampled:
-            yield self._score_unstored(request)
+                uncacheable.append(_Request(chunk, candidate))
+        # Generated text that is sampled differs every time: it is neither looked up nor stored.
+        for request in uncacheable:
+            yield self._score_without_cache(request)
         with self._cache.single_flight() as single_flight:
-            while left:
+            # A key stays pending until its result was yielded. A key that another process has taken
+            # over while it was scored here stays pending too, and the next round asks for it again.
+            while pending:
                 # Look the keys up, and lease those that nobody has computed or leased.
-                found = single_flight.acquire(left)
-                for key in list(left):
+                found = single_flight.acquire(pending)
+                for key in list(pending):
                     if key.digest not in found:
                         continue
                     entry = found[key.digest]
-                    for request in left.pop(key):
+                    for request in pending.pop(key):
                         yield ChunkResult(
                             request.chunk,
                             request.candidate,
@@ -109,62 +115,61 @@ class CachedScorer:
                             saved_seconds=entry.seconds,
                         )
                 # Score the leased keys. Requests with the same key share one result.
-                owned = [left[key][0] for key in left if key.digest in single_flight.owned]
+                owned = [pending[key][0] for key in pending if key.digest in single_flight.owned]
                 work = _work(owned)
                 self._cost_meter.start(work)
                 for key, result in self._score(work, single_flight):
-                    for request in left.pop(key):
+                    for request in pending.pop(key):
                         yield replace(result, chunk=request.chunk)
-                # Wait for other processes if they have leased all keys that are left.
-                if not work and left:
-                    single_flight.wait(self._stopped)
-                    if self._stopped():
+                # Wait for other processes if they have leased all keys that are pending.
+                if not work and pending:
+                    single_flight.wait(self._cancelled)
+                    if self._cancelled():
                         raise EvaluationCancelled
 
     def _score(self, work: Work, single_flight: SingleFlight) -> Iterator[tuple[Key, ChunkResult]]:
         """Score candidates on chunks, store the results, and yield each with its key.
 
         If a pass with several candidates fails, each is scored alone, so that only the candidate
-        that causes the failure fails.
+        that causes the failure fails. A candidate that the scorer returns no result for fails too.
+
+        No result is yielded for a key that another process has taken over and not computed yet.
         """
         if not work:
             return
-        left: dict[Key, _Request] = {}
+        unscored: dict[Key, _Request] = {}
         for piece in work:
             for candidate in piece.candidates:
-                left[self._key(candidate, piece.chunk)] = _Request(piece.chunk, candidate)
+                unscored[self._key(candidate, piece.chunk)] = _Request(piece.chunk, candidate)
         failure: ScoringError | None = None
         try:
-            for result in self._scorer.score(work, self._stopped):
+            for result in self._scorer.score(work, self._cancelled):
                 key = self._key(result.candidate, result.chunk)
                 stored = self._commit(key, result, single_flight)
-                del left[key]
+                del unscored[key]
                 if stored is not None:
                     yield key, stored
         except FAILURES as error:
             failure = _failure_of(error)
         # Handle the failure here and not in the `except` block. There, the error would still hold
         # the tensors of the pass that failed.
-        if failure is None:
-            return
-        candidates = dict.fromkeys(request.candidate for request in left.values())
-        if len(candidates) == 1:
-            for key, request in left.items():
+        candidates = dict.fromkeys(request.candidate for request in unscored.values())
+        if failure is None or len(candidates) == 1:
+            for key, request in unscored.items():
                 single_flight.release([key])
-                yield key, ChunkResult(request.chunk, request.candidate, error=failure)
+                reason = failure or _no_result(request)
+                yield key, ChunkResult(request.chunk, request.candidate, error=reason)
             return
         for alone in candidates:
-            own = [request for request in left.values() if request.candidate == alone]
+            own = [request for request in unscored.values() if request.candidate == alone]
             yield from self._score(_work(own), single_flight)
 
-    def _score_unstored(self, request: _Request) -> ChunkResult:
-        """Score a candidate on a chunk whose results are not stored, because they differ every
-        time.
-        """
-        failure = ScoringError("nothing was scored")
+    def _score_without_cache(self, request: _Request) -> ChunkResult:
+        """Score a candidate on a chunk whose results are not stored."""
+        failure = _no_result(request)
         work = [ChunkWork(request.chunk, [request.candidate])]
         try:
-            for result in self._scorer.score(work, self._stopped):
+            for result in self._scorer.score(work, self._cancelled):
                 self.tokens += request.chunk.tokens
                 return result
         except FAILURES as error:
@@ -184,11 +189,19 @@ class CachedScorer:
             single_flight.release([key])
             return result
         self.tokens += result.chunk.tokens
-        entry = single_flight.commit(key, result.rows, self._cost_meter.seconds(result.chunk))
+        entry = single_flight.commit(key, result.rows, self._cost_meter.charge(result.chunk))
         return None if entry is None else replace(result, rows=entry.value)
 
     def _key(self, candidate: LayerSubset, chunk: Chunk) -> Key:
         return evaluation_key(self._fingerprint, candidate.canonical, chunk.identity)
+
+
+def _no_result(request: _Request) -> ScoringError:
+    """Return the error of a candidate that an objective has forgotten."""
+    dropped = request.candidate.text
+    return ScoringError(
+        f"the objective returned no result for layers {dropped} on chunk {request.chunk.index}"
+    )
 
 
 def _failure_of(error: Exception) -> ScoringError:
@@ -232,8 +245,12 @@ class _CostMeter:
             self._tokens[piece.chunk.index] = piece.chunk.tokens * len(piece.candidates)
         self._since = time.perf_counter()
 
-    def seconds(self, chunk: Chunk) -> float:
-        """Return the share of a candidate whose results have just come."""
+    def charge(self, chunk: Chunk) -> float:
+        """Add the time since the last call, and return the cost of one result.
+
+        Args:
+            chunk: chunk of a result that has just come.
+        """
         now = time.perf_counter()
         self._spent, self._since = self._spent + now - self._since, now
         self._done += self._tokens.pop(chunk.index, 0)

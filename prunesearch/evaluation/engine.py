@@ -12,7 +12,7 @@ from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.keys import latency_key
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.evaluation.batch_evaluation import BatchEvaluation, CandidateRequest
-from prunesearch.evaluation.cached_scorer import CachedScorer, Scorer
+from prunesearch.evaluation.cached_scorer import CachedResults, Scorer
 from prunesearch.evaluation.local_scorer import LocalScorer
 from prunesearch.execution.latency import (
     LatencyModel,
@@ -47,7 +47,7 @@ class LocalEngine:
         state_memory: bytes that hidden states may take.
 
     Attributes:
-        scores: the scorer's results on chunks, through the cache.
+        results: results on chunks: from the cache, by the scorer, or from another process.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class LocalEngine:
         self.workers = scorer.workers
         self._cache = cache
         self._stop = threading.Event()
-        self.scores = CachedScorer(scorer, cache, loaded.fingerprint, self._stopped)
+        self.results = CachedResults(scorer, cache, loaded.fingerprint, self._cancelled)
         self._consumers = 0
         self._futures: dict[CandidateRequest, asyncio.Future[Evaluation]] = {}
         self._waiting: dict[CandidateRequest, asyncio.Future[Evaluation]] = {}
         self._pump: asyncio.Task[None] | None = None
 
-    def _stopped(self) -> bool:
-        """Return True if no consumer waits for results any more."""
+    def _cancelled(self) -> bool:
+        """Return True if no consumer waits for results any more, or the process is to stop."""
         return self._stop.is_set() or stopping.requested()
 
     async def evaluate(
@@ -191,7 +191,7 @@ class LocalEngine:
         asked = list(dict.fromkeys(candidates))
         self._stop.clear()
         batch = BatchEvaluation(
-            self.scores, self.objective, [CandidateRequest(candidate) for candidate in asked]
+            self.results, self.objective, [CandidateRequest(candidate) for candidate in asked]
         )
         chunks = len(self.objective.chunks)
         for _ in batch.fill(chunks):
@@ -223,7 +223,7 @@ class LocalEngine:
         Requests with a baseline race in rungs, each on more of the data. Without baselines there is
         one rung.
         """
-        batch = BatchEvaluation(self.scores, self.objective, requests)
+        batch = BatchEvaluation(self.results, self.objective, requests)
         chunks = len(self.objective.chunks)
         races = any(request.baseline for request in requests)
         try:

@@ -17,8 +17,8 @@ class LocalScorer:
         self._objective = objective
         self.forward = Forward(loaded.model, loaded.layers, state_memory)
 
-    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[ChunkResult]:
+    def score(self, work: Work, cancelled: Callable[[], bool]) -> Iterator[ChunkResult]:
         """Score candidates on chunks together; see `Scorer.score`."""
-        self.forward.stopped = stopped
+        self.forward.stopped = cancelled
         with wide_products():
             yield from self._objective.score(work, self.forward)

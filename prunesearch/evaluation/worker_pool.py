@@ -48,14 +48,14 @@ class WorkerPool:
             WorkerHandle(context, build, number, content, self._stop) for number in range(workers)
         ]
 
-    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[ChunkResult]:
+    def score(self, work: Work, cancelled: Callable[[], bool]) -> Iterator[ChunkResult]:
         """Score candidates on chunks in all workers at once, and yield each result when it arrives.
 
         If a share fails, the other shares are completed first.
 
         Raises:
             RunError: a worker cannot start, or it dies repeatedly.
-            EvaluationCancelled: nobody waits for the results any more.
+            EvaluationCancelled: the results are no longer needed.
         """
         # Hand out the shares.
         self._stop.value = False
@@ -65,7 +65,7 @@ class WorkerPool:
         # Receive messages until every share is done. A dead worker is started again.
         try:
             while busy := self._busy():
-                if stopped():
+                if cancelled():
                     yield from self._drain()
                     raise EvaluationCancelled
                 for member in _speaking(busy):

@@ -37,14 +37,14 @@ class Chunk:
         identity: description of the data and of the computation, as JSON values. The cache's key is
             made of the weights, the candidate and this.
         tokens: number of tokens in one candidate's forward pass over the chunk.
-        stored: True if the results depend on `identity` alone. Sampled texts do not, so they are
-            not stored.
+        cacheable: True if the results depend on `identity` alone. Generated text that is sampled
+            differs every time, so its results are not stored.
     """
 
     index: int
     identity: Identity
     tokens: int
-    stored: bool = True
+    cacheable: bool = True
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def generation_chunk(
         "generation config": content_digest(settings),
         "tokenizer": tokenizer_digest(tokenizer),
     }
-    return Chunk(index, identity, 0, stored=not sampled)
+    return Chunk(index, identity, 0, cacheable=not sampled)
 
 
 def requests_for(lm: HFLM, prompts: Sequence[Instance]) -> list[GenerationCall]:

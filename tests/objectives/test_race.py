@@ -80,15 +80,15 @@ def test_a_race_scores_the_winner_in_full_and_the_losers_in_part(engine: LocalEn
     assert all(max(t.intermediate_values) < chunks for t in pruned)
     best = LayerSubset.parse(study.best_trial.user_attrs["dropped"], N_LAYERS)
     assert engine.evaluate_now([best])[0].metrics["kl"] == pytest.approx(study.best_value)
-    assert engine.scores.tokens < 16 * sum(chunk.tokens for chunk in engine.objective.chunks)
+    assert engine.results.tokens < 16 * sum(chunk.tokens for chunk in engine.objective.chunks)
     for trial in (
         pruned
     ):  # what was dropped is indeed worse, and what was scored is used by a full evaluation
         candidate = LayerSubset.parse(trial.user_attrs["dropped"], N_LAYERS)
-        before = engine.scores.tokens
+        before = engine.results.tokens
         assert engine.evaluate_now([candidate])[0].metrics["kl"] > study.best_value
         scored = max(trial.intermediate_values)
-        assert engine.scores.tokens - before == sum(
+        assert engine.results.tokens - before == sum(
             chunk.tokens for chunk in engine.objective.chunks[scored:]
         )
 

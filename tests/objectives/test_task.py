@@ -276,7 +276,7 @@ def test_whatever_decides_a_generated_text_is_in_its_key(
     loaded: LoadedModel, own_tasks: Path, changed: str
 ) -> None:
     before, task = generation(loaded, own_tasks), "own_gen"
-    assert before.stored
+    assert before.cacheable
     assert before.identity == generation(loaded, own_tasks).identity, "the same twice"
     if changed in ("repetition_penalty", "eos_token_id"):
         setattr(loaded.model.generation_config, changed, 5)
@@ -290,14 +290,14 @@ def test_whatever_decides_a_generated_text_is_in_its_key(
         task = changed
     after = generation(loaded, own_tasks, task)
     assert before.identity != after.identity
-    assert after.stored
+    assert after.cacheable
 
 
 def test_sampled_text_is_generated_anew_each_time(
     loaded: LoadedModel, own_tasks: Path, tmp_path: Path
 ) -> None:
     objective = TaskObjective(loaded, "own_gen_sampled", include_path=str(own_tasks), generate=True)
-    assert not objective.chunks[0].stored
+    assert not objective.chunks[0].cacheable
     candidate = LayerSubset.of(N_LAYERS, (1,))
     with EvaluationCache(tmp_path / "cache") as store:
         engine = LocalEngine(loaded, objective, store)

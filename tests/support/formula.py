@@ -108,7 +108,7 @@ class LoggedScorer:
         self._log, self._seconds = log, seconds
         self._committed = _lookup(location)
 
-    def score(self, work: Work, stopped: Callable[[], bool]) -> Iterator[ChunkResult]:
+    def score(self, work: Work, cancelled: Callable[[], bool]) -> Iterator[ChunkResult]:
         """Score candidates on chunks, one by one."""
         for piece in work:
             chunk = piece.chunk
