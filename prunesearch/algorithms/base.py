@@ -1,7 +1,7 @@
 """Interfaces of an algorithm.
 
-`Algorithm` moves subsets; `VectorLaw` moves real vectors. Both are pure functions from the swarm and
-a random generator to proposals for one particle.
+`Algorithm` moves subsets; `VectorLaw` moves real vectors. Both are pure functions from the swarm
+and a random generator to proposals for one particle.
 """
 
 from collections.abc import Mapping

@@ -28,8 +28,10 @@ VECTOR_ENCODINGS = ("keys", "slots", "binary")
 """Encodings of a subset as a real vector (see `algorithms.vector_swarms`)."""
 ENCODINGS = ("set", *VECTOR_ENCODINGS)
 SWARM_POPULATION = 6
-"""Trials per generation of the swarms with a surrogate, the best measured on recorded landscapes: the
-surrogate is fitted often."""
+"""Trials per generation of the swarms with a surrogate.
+
+It is the best one measured on recorded landscapes: the surrogate is fitted often.
+"""
 SINGLE = "single"
 """Name of the ranking that a study measures itself, by dropping each unit alone."""
 
@@ -105,8 +107,8 @@ class AlgorithmEntry:
         needs_ranking: whether it cannot do without one.
         random: whether another seed gives other trials.
         resumable: whether a resumed study continues with the same trials as an unbroken one.
-        trials_needed: function of the space and the name of the ranking that returns how many trials
-            a search needs.
+        trials_needed: function of the space and the name of the ranking that returns how many
+            trials a search needs.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Optuna's tree-structured Parzen estimator, over the same binary parameters as the other algorithms."""
+"""Optuna's tree-structured Parzen estimator, over the binary parameters of all algorithms."""
 
 from types import MappingProxyType
 

@@ -52,7 +52,10 @@ class DiskFile:
 
     def groups(self) -> list[EntryGroup]:
         """Count entries and bytes by model and kind of data."""
-        query = "SELECT tag, COUNT(*), SUM(LENGTH(CAST(value AS BLOB))) FROM Cache GROUP BY tag ORDER BY tag"
+        query = (
+            "SELECT tag, COUNT(*), SUM(LENGTH(CAST(value AS BLOB))) "
+            "FROM Cache GROUP BY tag ORDER BY tag"
+        )
         with self.failures("read"), _reading(self.file) as connection:
             rows = connection.execute(query).fetchall()
         groups = []
@@ -203,7 +206,8 @@ def _by_key(file: Path) -> Iterator[tuple[str, object]]:
     with _reading(file) as connection:
         try:
             query = f"SELECT key, rowid FROM Cache WHERE key > ? AND {ours} ORDER BY key"
-            for last, number in _paged(connection, query, ""):  # noqa: B007 (the error below needs it)
+            # The error below names `last`.
+            for last, number in _paged(connection, query, ""):  # noqa: B007
                 yield from _row(connection, number)
             others = connection.execute(f"SELECT rowid FROM Cache WHERE NOT ({ours})").fetchall()
         except sqlite3.DataError:

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -193,7 +194,7 @@ class EvaluationCache(TwoLevelBackend):
         with self._lock:
             leased_backends = list(self._leased_backends)
         for leased in leased_backends:
-            self._run_guarded(lambda leased=leased: leased.leases.renew(self._liveness.owner))  # type: ignore[misc]
+            self._run_guarded(partial(leased.leases.renew, self._liveness.owner))
 
     def _run_guarded(self, task: Callable[[], None]) -> None:
         """Run one task of the thread that renews leases, whatever it raises.

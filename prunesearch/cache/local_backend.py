@@ -9,6 +9,7 @@ the cache continues.
 import itertools
 import sqlite3
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -99,7 +100,7 @@ class LocalBackend(DiskFile):
         found: FoundEntries = {}
         damaged = []
         for digest in digests:
-            text = self._guarded("read", lambda digest=digest: self._row(digest, self._cache))  # type: ignore[misc]
+            text = self._guarded("read", partial(self._row, digest, self._cache))
             if text is not None:
                 try:
                     found[digest] = parse_entry(digest, text)

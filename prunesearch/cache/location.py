@@ -328,7 +328,8 @@ def check_writable(folder: Path) -> None:
     """
     _check_name(folder)
     # Path.exists raises if a parent folder cannot be entered, so os.path.exists is used.
-    parent = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110
+    folders = (folder, *folder.absolute().parents)
+    parent = next(path for path in folders if os.path.exists(path))  # noqa: PTH110
     try:
         tempfile.TemporaryDirectory(prefix=".prunesearch-", dir=parent).cleanup()
     except OSError as error:

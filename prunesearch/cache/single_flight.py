@@ -114,7 +114,8 @@ class SingleFlight:
         self._release(key.digest for key in keys)
 
     def _release(self, digests: Iterable[str]) -> None:
-        # Group the digests by the backend that they are leased in. A `LeasedBackend` is not hashable.
+        # Group the digests by the backend that they are leased in. A `LeasedBackend` is not
+        # hashable.
         leased_backends: dict[int, LeasedBackend] = {}
         left: dict[int, list[str]] = {}
         for digest in list(digests):

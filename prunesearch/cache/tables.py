@@ -106,7 +106,7 @@ def sqlite_engine(url: str | sqlalchemy.URL, pragmas: Sequence[str] = ()) -> Eng
     engine = sqlalchemy.create_engine(url, connect_args={"timeout": 60})
 
     @event.listens_for(engine, "connect")
-    def prepare(connection: Any, _: object) -> None:  # noqa: ANN401 (a connection of sqlite3, in SQLAlchemy's wrapper)
+    def prepare(connection: Any, _: object) -> None:  # noqa: ANN401 (of sqlite3, wrapped)
         # Otherwise the driver would begin transactions late, and without the lock.
         connection.isolation_level = None
         connection.create_function(CLOCK, 0, lambda: monotonic())

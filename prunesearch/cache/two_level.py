@@ -218,7 +218,8 @@ class TwoLevelBackend:
         if not self._outbox_is_broken:
             self._outbox_is_broken = True
             _log.warning(
-                "%s; results that the shared cache misses while it is down are kept on this machine",
+                "%s; results that the shared cache misses while it is down "
+                "are kept on this machine",
                 error,
             )
 

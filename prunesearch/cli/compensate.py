@@ -72,8 +72,8 @@ def compensate(
     """Compensate dropped layers without training, and write the verified checkpoint.
 
     Without --layers, STUDY's best trial is compensated. The change is fitted to the calibration
-    text. The weights of the kept blocks are changed. Nothing is added to the model. Only changes that
-    lower the loss on held-out text are kept, and nothing is written if there are none.
+    text. The weights of the kept blocks are changed. Nothing is added to the model. Only changes
+    that lower the loss on held-out text are kept, and nothing is written if there are none.
     """
     # Check the options before torch is imported.
     size = parse_size(max_shard, "--max-shard")

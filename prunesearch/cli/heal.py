@@ -39,7 +39,7 @@ from prunesearch.report.emit import emit
 from prunesearch.runtime.json_values import JsonObject
 
 
-def _setting(flag: str, field: str, text: str, **settings: Any) -> SharedOption:  # noqa: ANN401 (of click)
+def _setting(flag: str, field: str, text: str, **settings: Any) -> SharedOption:  # noqa: ANN401
     """Return an option with the type of a field of `HealRecipe`.
 
     Help shows the default of the field. Click gets none, so each default is defined in one place.

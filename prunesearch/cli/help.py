@@ -20,13 +20,15 @@ _SHARED = {
 }
 _SEARCHED = {
     "What is dropped": "drop protect units keep_pattern against",
-    "How it is searched": "sampler trials encoding preselect ranking asynchronous population seed race score_weights",
+    "How it is searched": "sampler trials encoding preselect ranking asynchronous "
+    "population seed race score_weights",
     "What it is scored on": "objective kl_top calibration tokens window task task_data "
     "include_path metric limit "
     "num_fewshot batch_tokens",
 }
 _HEALED = {
-    "Before healing": "compensate finalists finalist_steps tune tune_steps tune_sampler tune_pruner",
+    "Before healing": "compensate finalists finalist_steps tune tune_steps "
+    "tune_sampler tune_pruner",
     "Training": "loss distill_weight kl_top steps batch_size accumulation learning_rate warmup "
     "weight_decay rank alpha "
     "dropout target_modules precision eval_every patience seed",

@@ -89,11 +89,13 @@ TRIALS = SharedOption(
 # What it is scored on.
 OBJECTIVE = SharedOption(
     "--objective",
-    help=f"{', '.join(objectives.REGISTRY.names())}, or a mix: kl=1,hellaswag=2; default kl, or the task.",
+    help=f"{', '.join(objectives.REGISTRY.names())}, or a mix: kl=1,hellaswag=2; "
+    "default kl, or the task.",
 )
 SCORE_WEIGHTS = SharedOption(
     "--score-weights",
-    help="Weights of the sum that ranks trials: quality=1,size=0.2,latency=0; default quality only.",
+    help="Weights of the sum that ranks trials: quality=1,size=0.2,latency=0; "
+    "default quality only.",
 )
 KL_TOP = SharedOption(
     "--kl-top",
@@ -104,7 +106,8 @@ KL_TOP = SharedOption(
 CALIBRATION = SharedOption(
     "--calibration",
     show_default="builtin prose",
-    help="Calibration text: text, JSONL, JSON, CSV or Parquet file, or dataset id[:config[:split]].",
+    help="Calibration text: text, JSONL, JSON, CSV or Parquet file, "
+    "or dataset id[:config[:split]].",
 )
 TOKENS = SharedOption(
     "--tokens",

@@ -112,7 +112,8 @@ def source_of(
             )
         section = model_of({**settings, "model": target})
         return LayersSource(section, dropped)
-    if target and os.path.exists(target):  # noqa: PTH110 (a study's name may be longer than a file's)
+    # Path.exists raises if a study's name is longer than a file's may be.
+    if target and os.path.exists(target):  # noqa: PTH110
         raise InputError(
             f"{target!r} is a model: say which of its layers to leave out with --layers, or give a "
             f"STUDY"

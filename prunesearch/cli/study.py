@@ -108,7 +108,12 @@ def study_layers(name: str, storage: str, as_json: bool) -> None:
 @STORAGE
 @with_options(*RUN_OPTIONS)
 @JSON
-def study_resume(name: str, trust_remote_code: bool, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
+def study_resume(
+    name: str,
+    trust_remote_code: bool,
+    as_json: bool,
+    **settings: Any,  # noqa: ANN401
+) -> None:
     """Go on with the study NAME, from any folder or machine.
 
     The options say where model and data are now. Their content must be what was searched.

@@ -14,11 +14,11 @@ from transformers.trainer import TRAINER_STATE_NAME as TRAINER_STATE_NAME
 class CheckpointingTrainer(Trainer):
     """A `Trainer` whose way to save a checkpoint can be replaced: override `save_checkpoint`."""
 
-    def save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401 (the Trainer's own)
+    def save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401
         """Save a checkpoint as the `Trainer` does."""
         super()._save_checkpoint(model, trial)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401 (the Trainer's own)
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401
         # The Trainer calls this method.
         self.save_checkpoint(model, trial)
 

@@ -192,6 +192,6 @@ class ObjectiveSection(Settings):
             )
         if not self.calibrated and data.calibration != BUILTIN_TEXT:
             raise InputError(
-                f"`calibration` goes with the objectives {either(names_with('needs_calibration'))}, "
-                "not with `task`"
+                f"`calibration` goes with the objectives "
+                f"{either(names_with('needs_calibration'))}, not with `task`"
             )

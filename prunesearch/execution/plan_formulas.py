@@ -1,4 +1,4 @@
-"""The formulas of a memory plan, for each place where weights wait (`--offload none`, `disk`, `cpu`).
+"""The formulas of a memory plan for each `--offload`: `none`, `disk` and `cpu`.
 
 Memory, in bytes. N: parameters outside the blocks. L: parameters of the largest block. T: tokens in
 all. t: tokens at a time. C: candidates. E: hidden size. V: vocabulary. I: width of the MLP. w:

@@ -47,7 +47,14 @@ class Asked:
         return self.requests * self.length
 
     @classmethod
-    def of(cls, memory: int | None, *, tokens: int, requests: int | None, **others: Any) -> Self:  # noqa: ANN401
+    def of(
+        cls,
+        memory: int | None,
+        *,
+        tokens: int,
+        requests: int | None,
+        **others: Any,  # noqa: ANN401
+    ) -> Self:
         """Check the values of the command line.
 
         Args:

@@ -6,9 +6,9 @@ each block, every distinct state passes through the block once for each way in w
 use it (whole, without attention, without MLP). The state is unchanged for candidates that drop the
 block. A block sees the same tensor as in a separate pass, so the numbers are equal to the bit.
 
-The model's own code computes the embeddings, masks and rotary angles: `Forward.capture_block_inputs` records the
-arguments of each block. `execution.head` reads the final state. This module therefore needs no
-knowledge of an architecture.
+The model's own code computes the embeddings, masks and rotary angles:
+`Forward.capture_block_inputs` records the arguments of each block. `execution.head` reads the final
+state. This module therefore needs no knowledge of an architecture.
 
 Shapes: B sequences, L tokens, E hidden size, R rows that are read, V vocabulary.
 """
@@ -292,7 +292,10 @@ class Forward:
         calls: list[Call] = []
         first: list[torch.Tensor] = []
 
-        def note(*args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor | None, ...]:  # noqa: ANN401
+        def note(
+            *args: Any,  # noqa: ANN401
+            **kwargs: Any,  # noqa: ANN401
+        ) -> torch.Tensor | tuple[torch.Tensor | None, ...]:
             # The hidden state is passed first, or by name.
             hidden: torch.Tensor = args[0] if args else kwargs.pop("hidden_states")
             calls.append((args[1:], kwargs))

@@ -1,8 +1,8 @@
 """Packs sequences into token trees, and trees into batches.
 
-A radix tree of the sequences is built, large trees are split, and the rest is laid out in one row of
-tokens. Segments of similar lengths are put into one bucket, so that little of the attention is spent
-on padding.
+A radix tree of the sequences is built, large trees are split, and the rest is laid out in one row
+of tokens. Segments of similar lengths are put into one bucket, so that little of the attention is
+spent on padding.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """Export of a pruned checkpoint that loads in standard tools, and proof that it is the scored
 candidate.
 
-The public names are imported when first used, so that help texts can list the formats without torch.
+The public names are imported when first used, so that help texts can list the formats without
+torch.
 """
 
 import importlib

@@ -67,7 +67,8 @@ def text_of(
 {_front_matter(loaded)}---
 # {base} without layers {candidate.text}
 
-{len(candidate.kept)} of {candidate.n_layers} blocks of {base}{commit}; {exported.params:,} parameters, \
+{len(candidate.kept)} of {candidate.n_layers} blocks of {base}{commit}; \
+{exported.params:,} parameters, \
 {exported.bytes:,} bytes. {REGISTRY.get(exported.export_format).description}{changed}
 {_figures(facts)}
 ```python
@@ -77,7 +78,8 @@ tokenizer = AutoTokenizer.from_pretrained("{name}"{tokenizer_trust})
 ```
 
 {_origin(loaded, exported, facts)}
-Verified by reloading: {_compared(exported.verification)} `prunesearch verify {shlex.quote(name)}` repeats it. \
+Verified by reloading: {_compared(exported.verification)} \
+`prunesearch verify {shlex.quote(name)}` repeats it. \
 Details: `{manifest}`, `{report}`.
 
 The licence of the base model applies: {_licence(loaded)}.
@@ -94,7 +96,10 @@ def _compared(check: Verification) -> str:
         if not check.cached:
             how = "decoding, which this model type does without a cache"
         parts.append(f"{check.decode_difference:.3g} over {check.decoded} steps of {how}")
-    said = f"logits differ from the scored candidate's by at most {', '.join(parts)} (allowed {check.allowed:.3g})"
+    said = (
+        f"logits differ from the scored candidate's by at most {', '.join(parts)} "
+        f"(allowed {check.allowed:.3g})"
+    )
     if check.decode_difference is None:
         said += "; decoding was not compared, since the weights were streamed"
     if check.weights is not None:
@@ -114,11 +119,12 @@ def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json]) 
         trials = ""
         if "trials" in facts:
             trials = f" in {facts['trials']} trials"
+        chosen = yaml.safe_dump(recipe.chosen(), sort_keys=False, allow_unicode=True)
         text += (
-            f"Chosen by prunesearch (`{recipe.search.sampler}`, objective `{recipe.objective.name}` on "
-            f"`{data}`){trials}, "
+            f"Chosen by prunesearch (`{recipe.search.sampler}`, "
+            f"objective `{recipe.objective.name}` on `{data}`){trials}, "
             f"study `{facts.get('study')}`. {_repeated(recipe, facts)}\n\n"
-            f"```yaml\n{yaml.safe_dump(recipe.chosen(), sort_keys=False, allow_unicode=True)}```\n\n"
+            f"```yaml\n{chosen}```\n\n"
         )
     # Weights that were changed cannot be exported again from the base model.
     if not exported.changed:

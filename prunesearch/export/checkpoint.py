@@ -254,7 +254,8 @@ def check_export_format(
     """Refuse a candidate that cannot be written in a form, before any work is done.
 
     Raises:
-        InputError: the format is unknown, it cannot express the candidate, or the model is quantised.
+        InputError: the format is unknown, it cannot express the candidate, or the model is
+        quantised.
     """
     chosen = checkpoint_format(export_format)
     if getattr(config, "quantization_config", None) is not None:

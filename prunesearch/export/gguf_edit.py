@@ -23,16 +23,16 @@ from prunesearch.models.gguf_file import open_gguf
 from prunesearch.models.loading import LoadedModel
 
 PERIODS: Mapping[str, int] = {
-    "gemma2": 2, "gpt-oss": 2, "cohere2": 4, "exaone4": 4, "llama4": 4, "smollm3": 4, "olmo2": 4, "gemma3": 6,
-    "plamo3": 8, "qwen3next": 4, "qwen35": 4, "qwen35moe": 4,
+    "gemma2": 2, "gpt-oss": 2, "cohere2": 4, "exaone4": 4, "llama4": 4, "smollm3": 4, "olmo2": 4,
+    "gemma3": 6, "plamo3": 8, "qwen3next": 4, "qwen35": 4, "qwen35moe": 4,
 }  # fmt: skip
 """Period of each architecture for which llama.cpp derives the kind of a block from its index.
 
 The last block of each period differs from the others.
 """
 PLAIN = frozenset(
-    """llama qwen2 qwen3 qwen2moe qwen3moe mistral3 phi2 phi3 starcoder2 stablelm gemma gptneox gpt2 falcon bloom mpt
-    granite granitemoe olmo olmoe internlm2 nemotron deci""".split()
+    """llama qwen2 qwen3 qwen2moe qwen3moe mistral3 phi2 phi3 starcoder2 stablelm gemma gptneox gpt2
+    falcon bloom mpt granite granitemoe olmo olmoe internlm2 nemotron deci""".split()
 )
 """Architectures whose blocks are all of one kind, or whose files state the kinds."""
 _FIRST = ("leading_dense_block_count",)

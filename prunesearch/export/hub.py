@@ -67,7 +67,8 @@ def check_access(repository: str, out: Path, public: bool, api: HfApi | None = N
             "`push_to_hub` needs a token: log in with hf auth login, or set HF_TOKEN; nothing was "
             "exported"
         ) from None
-    except Exception as error:  # noqa: BLE001 (the hub's library passes on errors of several HTTP libraries)
+    # The hub's library passes on errors of several HTTP libraries.
+    except Exception as error:  # noqa: BLE001
         raise InputError(
             f"`push_to_hub` {repository}: the hub does not answer as it should ({_safe(error)}), "
             f"and nothing was "
@@ -104,7 +105,8 @@ def push(
             repo_type="model",
             commit_message=f"Without layers {dropped}, exported by prunesearch",
         )
-    except Exception as error:  # noqa: BLE001 (see above; what was exported is not lost with any of them)
+    # As above. What was exported is not lost with any of them.
+    except Exception as error:  # noqa: BLE001
         raise RunError(
             f"{str(folder)!r} is exported and verified, but could not be uploaded to "
             f"{repository!r} "

@@ -51,20 +51,25 @@ server = xllamacpp.Server(params)
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 def post(path, **fields):
     head = {"Content-Type": "application/json"}
-    request = urllib.request.Request(server.listening_address + path, json.dumps(fields).encode(), head)
+    url = server.listening_address + path
+    request = urllib.request.Request(url, json.dumps(fields).encode(), head)
     return json.loads(opener.open(request).read())
 def go_on(prompt, tokens):
-    return post("/completion", prompt=prompt, n_predict=tokens, temperature=0.0, n_probs=top, return_tokens=True,
-                ignore_eos=True)
+    return post("/completion", prompt=prompt, n_predict=tokens, temperature=0.0, n_probs=top,
+                return_tokens=True, ignore_eos=True)
 if isinstance(prompt, str):
     answer = go_on(prompt, tokens)["content"]
-else:  # a token at a time: no probabilities come for tokens that end inside a character, and the others are counted on
+else:
+    # A token at a time: no probabilities come for tokens that end inside a character, and the
+    # others are counted on.
     answer = []
     for _ in range(tokens):
         one = go_on(prompt + [token for token, _ in answer], 1)
         likeliest = one.get("completion_probabilities") or [{"top_logprobs": []}]
         answer.append([one["tokens"][0], likeliest[0]["top_logprobs"]])
-found = [post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"] for text in texts]
+def tokens_of(text):
+    return post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"]
+found = [tokens_of(text) for text in texts]
 print("\\nANSWER" + json.dumps([answer, found]), flush=True)
 os._exit(0)
 """

@@ -26,12 +26,12 @@ from prunesearch.runtime.json_values import JsonObject
 PROGRAMS = ("mergekit", "llama-quantize")
 _INSTEAD = "use prunesearch export --out FOLDER"
 _MERGEKIT_TYPES = ("bfloat16", "float16", "float32")
-_SAME_NAME = """bloom falcon gemma gemma2 granite granitemoe gpt2 llama mpt nemotron olmo cohere2 exaone4 olmo2 olmoe
-    phi3 qwen2 qwen3 smollm3 stablelm starcoder2""".split()
+_SAME_NAME = """bloom falcon gemma gemma2 granite granitemoe gpt2 llama mpt nemotron olmo cohere2
+    exaone4 olmo2 olmoe phi3 qwen2 qwen3 smollm3 stablelm starcoder2""".split()
 _ARCHITECTURES: Mapping[str, str] = {
     **{name: name for name in _SAME_NAME},
-    "gemma3_text": "gemma3", "gpt_neox": "gptneox", "gpt_oss": "gpt-oss", "mistral": "llama", "mixtral": "llama",
-    "phi": "phi2", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
+    "gemma3_text": "gemma3", "gpt_neox": "gptneox", "gpt_oss": "gpt-oss", "mistral": "llama",
+    "mixtral": "llama", "phi": "phi2", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
 }  # fmt: skip
 """llama.cpp's architecture for each model type, as its converter chooses it."""
 

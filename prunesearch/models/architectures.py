@@ -123,11 +123,12 @@ _POSITION = "its blocks compute with their own number"
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     **dict.fromkeys(
-        """arcee aria_text bitnet cwm deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5 ernie4_5_moe exaone_moe
-        flint gemma glm glm4_moe glm4_moe_lite granite helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 internlm3
-        iquestcoder jais2 laguna llama mellum mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3
-        mistral mixtral moshi nanochat nemotron olmo olmoe phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3
-        solar_open starcoder2 youtu""".split(),
+        """arcee aria_text bitnet cwm deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5
+        ernie4_5_moe exaone_moe flint gemma glm glm4_moe glm4_moe_lite granite helium
+        hunyuan_v1_dense hunyuan_v1_moe hy_v3 internlm3 iquestcoder jais2 laguna llama mellum
+        mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral
+        moshi nanochat nemotron olmo olmoe phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss
+        smollm3 solar_open starcoder2 youtu""".split(),
         _PRE,
     ),
     **dict.fromkeys("gemma2 gemma3_text".split(), _SANDWICH),
@@ -187,7 +188,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "xglm": replace(_OPT, blocks="model.layers"),
     "biogpt": replace(_OPT, blocks="biogpt.layers"),
     **dict.fromkeys(
-        "bart bigbird_pegasus blenderbot blenderbot-small marian mbart pegasus plbart whisper".split(),
+        """bart bigbird_pegasus blenderbot blenderbot-small marian mbart pegasus plbart
+        whisper""".split(),
         Architecture("model.decoder.layers", "decoder_layers"),
     ),
     **dict.fromkeys(

@@ -82,7 +82,8 @@ def _gpt_neo(config: PretrainedConfig, name: str, kept: Kept) -> Changes:
     """Slice ``attention_layers``, and write ``attention_types`` ([[kinds, repeats], ...]) to match
     it.
     """
-    kinds = _entries(getattr(config, "attention_layers"), kept)  # noqa: B009 (no attribute of the base class)
+    # The base class of configs does not have the attribute.
+    kinds = _entries(getattr(config, "attention_layers"), kept)  # noqa: B009
     return {name: [[[kind], 1] for kind in kinds], "attention_layers": kinds}
 
 
@@ -184,8 +185,9 @@ def _fixed(reason: str, harmless: Sequence[object] = (None, False, 0)) -> Rule:
 
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
-        """layer_types mlp_layer_types indexer_types no_rope_layers layer_rope_theta num_attention_heads_per_layer
-        num_key_value_heads_per_layer attention_layers activation_sparsity_pattern intermediate_size""".split(),
+        """layer_types mlp_layer_types indexer_types no_rope_layers layer_rope_theta
+        num_attention_heads_per_layer num_key_value_heads_per_layer attention_layers
+        activation_sparsity_pattern intermediate_size""".split(),
         _slice,
     ),
     **dict.fromkeys(
@@ -209,8 +211,8 @@ RULES: Mapping[str, Rule] = {
 
 PERIODS: Mapping[str, str] = {
     **dict.fromkeys(
-        """sliding_window_pattern _sliding_window_pattern prefix_dense_sliding_window_pattern window_pattern
-        full_attention_interval global_attn_every_n_layers""".split(),
+        """sliding_window_pattern _sliding_window_pattern prefix_dense_sliding_window_pattern
+        window_pattern full_attention_interval global_attn_every_n_layers""".split(),
         "layer_types",
     ),
     "no_rope_layer_interval": "no_rope_layers",

@@ -20,10 +20,11 @@ _DYNAMIC = "transformers_modules."
 
 # Config fields that do not affect any logit, such as names and paths.
 _NOT_NUMERIC = frozenset(
-    """_name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label label2id
-    finetuning_task gguf_file initializer_range name_or_path output_attentions output_hidden_states pad_token_id
-    prefix problem_type quantization_config return_dict task_specific_params tokenizer_class torch_dtype
-    transformers_version unk_token_id use_cache vocab_file pretraining_tp""".split()
+    """_name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id
+    id2label label2id finetuning_task gguf_file initializer_range name_or_path output_attentions
+    output_hidden_states pad_token_id prefix problem_type quantization_config return_dict
+    task_specific_params tokenizer_class torch_dtype transformers_version unk_token_id use_cache
+    vocab_file pretraining_tp""".split()
 )
 
 

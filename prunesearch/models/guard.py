@@ -135,7 +135,10 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, ValueError) and "trust_remote_code" in str(error):
-        return "it needs code that ships with it; read that code, then add `trust_remote_code` to run it"
+        return (
+            "it needs code that ships with it; "
+            "read that code, then add `trust_remote_code` to run it"
+        )
     # transformers names the weight only in its log, which is not shown.
     if "`ignore_mismatched_sizes`" in str(error):
         return "a weight has another shape than the config says; get it again"

@@ -19,12 +19,14 @@ from prunesearch.models.safetensors_files import weight_files, weight_names
 ADAPTER = "adapter_config.json"
 CONFIG = "config.json"
 SMALL_KINDS = tuple(
-    ".json .txt .md .model .spm .tiktoken .jinja .jinja2 .vocab .bpe .codes .merges .dict .tsv".split()
-)  # fmt: skip
+    """.json .txt .md .model .spm .tiktoken .jinja .jinja2 .vocab .bpe .codes .merges .dict
+    .tsv""".split()
+)
 """File name endings of tokenizers, templates, processors, cards and licences."""
 _SMALL = (
-    *(f"*{kind}" for kind in SMALL_KINDS), "tokenizer*", "vocab*", "*LICENSE*", "*LICENCE*", "*License*", "*license*",
-    "*COPYING*", "*COPYRIGHT*", "*NOTICE*", "*Notice*", "*POLICY*", "*TERMS*", "AUTHORS*", "PATENTS*",
+    *(f"*{kind}" for kind in SMALL_KINDS), "tokenizer*", "vocab*", "*LICENSE*", "*LICENCE*",
+    "*License*", "*license*", "*COPYING*", "*COPYRIGHT*", "*NOTICE*", "*Notice*",
+    "*POLICY*", "*TERMS*", "AUTHORS*", "PATENTS*",
 )  # fmt: skip
 """Patterns of the small files that are copied into an export (`export.companions`)."""
 _CODE = ("*.py",)

@@ -112,7 +112,10 @@ def _nothing(module: nn.Module, name: str, sublayer: Sublayer) -> Callable[..., 
     if type(module).__name__ not in sublayer.bare:
         length = sublayer.returns.get(name, 0)
 
-    def forward(*args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor | None, ...]:  # noqa: ANN401
+    def forward(
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> torch.Tensor | tuple[torch.Tensor | None, ...]:
         given = (*args, *kwargs.values())
         hidden = next(value for value in given if isinstance(value, torch.Tensor))
         for value in given:

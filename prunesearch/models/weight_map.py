@@ -55,7 +55,8 @@ class Fused:
         # A converter collects tensors, so each reading has a converter of its own.
         converter = deepcopy(self.converter)
         for pattern, stored in self.pieces:
-            converter.add_tensor(self.name, self.name, pattern, read(stored))  # type: ignore[arg-type]
+            piece = read(stored)
+            converter.add_tensor(self.name, self.name, pattern, piece)  # type: ignore[arg-type]
         made = converter.convert(self.name, model=self.model, config=self.model.config)
         tensor = made[self.name]
         whole: torch.Tensor = tensor[0] if isinstance(tensor, list) else tensor

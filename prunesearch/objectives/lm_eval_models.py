@@ -1,4 +1,4 @@
-"""Models for lm-eval: one records the requests of a task, and one answers them from stored results."""
+"""Models for lm-eval: one records a task's requests, and one answers them from stored results."""
 
 from typing import Any
 

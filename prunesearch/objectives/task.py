@@ -308,7 +308,7 @@ class TaskObjective:
         texts += [""] * (len(self._prompts) - len(texts))
         return ReplayModel(answers, self._lm.windows, texts)
 
-    def _evaluate(self, lm: Any, samples: bool = False) -> TaskOutcome:  # noqa: ANN401 (lm-eval is untyped)
+    def _evaluate(self, lm: Any, samples: bool = False) -> TaskOutcome:  # noqa: ANN401 (untyped)
         """Run lm-eval's evaluation with a model."""
         with bootstrap_here():
             outcome: TaskOutcome = lm_eval.evaluator.evaluate(

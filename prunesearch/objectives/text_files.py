@@ -4,9 +4,9 @@
 * JSON lines (.jsonl, .ndjson), JSON (.json), tables (.csv, .tsv) and Parquet (.parquet) have one
   document per row.
 
-All files but Parquet may be compressed (.gz, .bz2, .xz). Text is UTF-8, with or without a byte order
-mark. A file with a NUL character is binary or UTF-16, and it is refused. An escaped NUL in a row
-(``\\u0000``) is removed.
+All files but Parquet may be compressed (.gz, .bz2, .xz). Text is UTF-8, with or without a byte
+order mark. A file with a NUL character is binary or UTF-16, and it is refused. An escaped NUL in a
+row (``\\u0000``) is removed.
 """
 
 import bz2
@@ -34,13 +34,13 @@ _SHARED_GPT = {"human": "user", "gpt": "assistant"}
 
 Kind = Literal["text", "json lines", "json", "csv", "tsv", "parquet"]
 _KINDS: Mapping[str, Kind] = {
-    ".jsonl": "json lines", ".jsonlines": "json lines", ".ndjson": "json lines", ".json": "json", ".csv": "csv",
-    ".tsv": "tsv", ".parquet": "parquet",
+    ".jsonl": "json lines", ".jsonlines": "json lines", ".ndjson": "json lines",
+    ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
 }  # fmt: skip
 _OPENERS: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _NOT_READ = frozenset(
-    """.zst .zip .tar .tgz .7z .rar .lz4 .br .arrow .feather .orc .avro .pdf .doc .docx .odt .epub .xls .xlsx .npy .npz
-    .pt .pth .bin .pkl .safetensors .gguf .h5 .db .sqlite .sqlite3""".split()
+    """.zst .zip .tar .tgz .7z .rar .lz4 .br .arrow .feather .orc .avro .pdf .doc .docx .odt .epub
+    .xls .xlsx .npy .npz .pt .pth .bin .pkl .safetensors .gguf .h5 .db .sqlite .sqlite3""".split()
 )
 _READ = ".txt, .jsonl, .json, .csv or .tsv (plain, .gz, .bz2 or .xz), or .parquet"
 LOOKS_LIKE_A_FILE = (*_KINDS, *_OPENERS, ".txt", ".md")

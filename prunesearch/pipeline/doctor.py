@@ -122,7 +122,10 @@ def _cache(text: str) -> Iterator[Check]:
         yield _cache_file(folder / FILE)
     waiting = maintenance.unsent(CacheLocation(folder))
     if waiting:
-        remedy = f"search once more with --cache URL, or prunesearch cache export FILE --cache {folder / UNSENT}"
+        remedy = (
+            "search once more with --cache URL, "
+            f"or prunesearch cache export FILE --cache {folder / UNSENT}"
+        )
         yield Check("unsent", f"{waiting} entries wait for the shared cache", NOTE, remedy)
 
 

@@ -1,4 +1,4 @@
-"""Searches of one or several studies with one session, from the check of the request to the outcome."""
+"""Searches of one or several studies with one session, from the request to the outcome."""
 
 import asyncio
 import time
@@ -154,9 +154,9 @@ def trials_of(recipe: Recipe, space: SearchSpace, options: RunOptions) -> int:
         if recipe.search.start != "none":
             chosen += f" `ranking` {recipe.search.start}"
         raise InputError(
-            f"`trials` {options.trials} would give no result: {chosen} {needed.reason}, which takes "
-            f"{needed.first} trials here until the first result and {needed.whole} in all: give "
-            f"`trials` {needed.whole}, or leave `trials` out"
+            f"`trials` {options.trials} would give no result: {chosen} {needed.reason}, "
+            f"which takes {needed.first} trials here until the first result "
+            f"and {needed.whole} in all: give `trials` {needed.whole}, or leave `trials` out"
         )
     return options.trials
 

@@ -101,7 +101,11 @@ def observed(
     """
     seen: list[_Seen] = []
 
-    def note(module: Any, given: tuple[torch.Tensor, ...], gave: torch.Tensor) -> None:  # noqa: ANN401
+    def note(
+        module: Any,  # noqa: ANN401
+        given: tuple[torch.Tensor, ...],
+        gave: torch.Tensor,
+    ) -> None:
         # Clone the output, because some models add the residual in place.
         seen.append(_Seen(module, given[0], gave.clone()))
 

@@ -301,7 +301,7 @@ class HealTrainer(CheckpointingTrainer):
         loss = loss_of(outputs.logits, inputs, self._recipe)
         return (loss, outputs) if return_outputs else loss
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401 (the Trainer's own)
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
         """Compute and log the losses on the held-out text. No logits are kept."""
         model: Any = self.model
         model.eval()
@@ -322,7 +322,7 @@ class HealTrainer(CheckpointingTrainer):
         """Return 0, because the estimate would go through all parameters at every batch."""
         return 0
 
-    def save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401 (the Trainer's own)
+    def save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401
         """Save a checkpoint and mark it as complete.
 
         A partial checkpoint is deleted, e.g. on a full disk.

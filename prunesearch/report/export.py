@@ -101,7 +101,10 @@ def _verified_gguf(found: "GgufRecheck") -> str:
         return f"{said}; not run: llama.cpp is not installed (pip install 'prunesearch[gguf]')"
     text = " ".join(check.generated.split())
     if not isinstance(check, LlamaCppCheck):
-        return f"{said}; llama.cpp runs it and says: {text} (--base MODEL compares it with the dense model)"
+        return (
+            f"{said}; llama.cpp runs it and says: {text} "
+            "(--base MODEL compares it with the dense model)"
+        )
     return (
         f"{said}; in llama.cpp log-probabilities differ from the base model's candidate by "
         f"{check.difference:.3g} nats in the mean (allowed {check.allowed:.3g}); it says: {text}"

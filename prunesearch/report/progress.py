@@ -162,7 +162,8 @@ class ProgressView:
             )
             if ended or before is None or self._is_due(progress.study, _EVERY):
                 self._printed[progress.study] = time.monotonic()
-                line = f"{progress.study}: {progress.done}/{progress.total} trials, {self._describe(progress)}"
+                line = f"{progress.study}: {progress.done}/{progress.total} trials, "
+                line += self._describe(progress)
                 if left := self._left(progress):
                     line += f", {left}"
                 self._print(line)
@@ -275,7 +276,8 @@ class ProgressView:
         each = self._clocks[progress.study].each
         if each is None:
             return text
-        return f"{text}, {progress.hits / (progress.hits + progress.computed):.0%} hits, {each:.2f} s/eval"
+        hits = progress.hits / (progress.hits + progress.computed)
+        return f"{text}, {hits:.0%} hits, {each:.2f} s/eval"
 
     def _left(self, progress: SearchProgress) -> str:
         seconds = self._clocks[progress.study].left

@@ -34,7 +34,8 @@ _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 # name=value; 'name': 'value', as in a dict or JSON; and the tokens of the hub, which are known by
 # their look.
 _SECRET = re.compile(
-    rf"(?i)(?<![\w-])(-*{_SECRET_NAME})(?:(\s*=\s*)(?:{_QUOTED}|[^\s&;,'\")]+)|(['\"]\s*:\s*)(?:{_QUOTED}))"
+    rf"(?i)(?<![\w-])(-*{_SECRET_NAME})"
+    rf"(?:(\s*=\s*)(?:{_QUOTED}|[^\s&;,'\")]+)|(['\"]\s*:\s*)(?:{_QUOTED}))"
 )
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=\bBearer )[^\s'\",]+")
 _WEB = (

@@ -162,8 +162,8 @@ class SwarmSampler(SubsetSampler):
         """Return the proposal for a trial that Optuna created.
 
         If the previous generation is still running, the proposal is derived from the finished
-        trials, and their numbers are stored. Waiting could deadlock, and an error would leave a trial
-        that nobody finishes.
+        trials, and their numbers are stored. Waiting could deadlock, and an error would leave a
+        trial that nobody finishes.
         """
         try:
             return self.propose(study, trial.number)
@@ -197,8 +197,9 @@ class SwarmSampler(SubsetSampler):
             return self._generation(trial_log, generation, [slot], proposal_inputs)[0].candidate
 
     def _propose_now(self, trial_log: TrialLog, number: int) -> Proposal:
-        """Return a proposal that is derived from the trials finished by now. Their numbers are stored
-        with it.
+        """Return a proposal that is derived from the trials finished by now.
+
+        Their numbers are stored with it.
         """
         with self._lock:
             # The inputs: finished trials count with their losses, running ones with their subsets.

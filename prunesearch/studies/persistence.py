@@ -191,7 +191,8 @@ def refuse_other(study: Study, identity: JsonObject) -> None:
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     raise StudyError(
         f"study {name!r} was made with another recipe ({'; '.join(differing)}): to resume it give "
-        f"{', '.join(to_resume) or 'the same settings'}; for a new one give `study` {name}-{digest[:6]}"
+        f"{', '.join(to_resume) or 'the same settings'}; "
+        f"for a new one give `study` {name}-{digest[:6]}"
     )
 
 

@@ -147,7 +147,12 @@ class StudyStorage(OpenStorage):
         if stored is not None:
             check_distribution_compatibility(json_to_distribution(stored), distribution)
 
-    def add_trial(self, study_id: int, template: FrozenTrial | None, session: Session) -> Any:  # noqa: ANN401 (Optuna's model)
+    def add_trial(
+        self,
+        study_id: int,
+        template: FrozenTrial | None,
+        session: Session,
+    ) -> Any:  # noqa: ANN401 (Optuna's models are untyped)
         """Add a trial to the session, and write its parameters in bulk.
 
         Optuna writes them one by one.
@@ -260,7 +265,12 @@ class _Reader:
             )
         return found
 
-    def _rows(self, table: Any, *columns: Any, order: Any = None) -> Iterator[Any]:  # noqa: ANN401 (Optuna's models)
+    def _rows(
+        self,
+        table: Any,  # noqa: ANN401
+        *columns: Any,  # noqa: ANN401
+        order: Any = None,  # noqa: ANN401
+    ) -> Iterator[Any]:
         query = sqlalchemy.select(table.trial_id, *columns).join(
             TrialRow, table.trial_id == TrialRow.trial_id
         )
@@ -287,7 +297,7 @@ class _Reader:
             distributions[i][name] = distribution
         return params, distributions
 
-    def _attributes(self, table: Any) -> dict[int, dict[str, Json]]:  # noqa: ANN401 (Optuna's models)
+    def _attributes(self, table: Any) -> dict[int, dict[str, Json]]:  # noqa: ANN401
         found: defaultdict[int, dict[str, Json]] = defaultdict(dict)
         for i, key, text in self._rows(table, table.key, table.value_json):
             found[i][key] = json.loads(text)

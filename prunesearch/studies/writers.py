@@ -430,7 +430,8 @@ class _Lease:
                     connection.execute(
                         WRITERS.update().where(self._own_row).values(expires=_now() + TTL)
                     )
-            except Exception as error:  # noqa: BLE001 (this thread must not end; what has been lost, `check` says)
+            # This thread must not end. `check` says what has been lost.
+            except Exception as error:  # noqa: BLE001
                 if str(error) != complaint:
                     complaint = str(error)
                     _log.warning(

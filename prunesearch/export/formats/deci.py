@@ -30,18 +30,19 @@ class Deci(FormatWithCode):
         super().check_model(config, candidate)
         if config.model_type not in _TYPES:
             raise InputError(
-                f"`export_format` deci is for {', '.join(_TYPES)}, not {config.model_type}: use `export_format` "
-                f"remote-code or zeroed"
+                f"`export_format` deci is for {', '.join(_TYPES)}, not {config.model_type}: "
+                "use `export_format` remote-code or zeroed"
             )
         first = candidate.kept[0]
         if first in candidate.attention:
             raise InputError(
-                f"`export_format` deci: vLLM needs attention in the first block, and {first}a is dropped: use "
-                f"`export_format` remote-code, or `protect` {first}"
+                f"`export_format` deci: vLLM needs attention in the first block, and {first}a is "
+                f"dropped: use `export_format` remote-code, or `protect` {first}"
             )
         if config.attention_bias or config.mlp_bias:
             raise InputError(
-                "`export_format` deci: DeciLM has no biases, and this model has: use `export_format` remote-code"
+                "`export_format` deci: DeciLM has no biases, and this model has: "
+                "use `export_format` remote-code"
             )
 
 

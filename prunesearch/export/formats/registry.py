@@ -1,11 +1,11 @@
 """The registry of export formats.
 
-A file in this folder that calls `register` adds a format to the command line and to the exports. The
-entry states all facts that other files ask for. What a format does differently from a plain
+A file in this folder that calls `register` adds a format to the command line and to the exports.
+The entry states all facts that other files ask for. What a format does differently from a plain
 checkpoint, it overrides.
 
-The files of this folder import torch and transformers only inside functions, because help texts list
-the formats.
+The files of this folder import torch and transformers only inside functions, because help texts
+list the formats.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """Facts about one export format, and what it does. The defaults are those of a plain checkpoint.
+    """Facts about one export format, and what it does.
+
+    The defaults are those of a plain checkpoint.
 
     Attributes:
         name: name of the format, as `export_format` takes it.
@@ -36,8 +38,8 @@ class ExportFormat:
         whole_blocks: whether it can write a candidate that drops whole blocks only.
         sublayers: whether it can write a candidate that drops single attention or MLP sublayers.
         own_code: whether it ships with code that loads it.
-        other_program: whether another program than transformers reads it. That program does not know
-            a model with code of its own.
+        other_program: whether another program than transformers reads it. That program does not
+            know a model with code of its own.
         suffix: suffix of the file that it writes; None if it writes a folder.
         hub: whether it can be uploaded to the hub.
         shards: whether it can be split into several weight files.
@@ -85,13 +87,13 @@ class ExportFormat:
         architecture = architecture_of(config)
         if self.own_code and hasattr(config, "auto_map"):
             raise InputError(
-                f"`export_format` {self.name} writes code for stock models, and this one runs code of its own: "
-                f"use `export_format` {_for_any_code()}"
+                f"`export_format` {self.name} writes code for stock models, and this one runs code "
+                f"of its own: use `export_format` {_for_any_code()}"
             )
         if candidate.whole_blocks and not self.whole_blocks:
             raise InputError(
-                f"`export_format` {self.name} is for dropped sublayers; layers {candidate.text} are whole: "
-                f"leave it out"
+                f"`export_format` {self.name} is for dropped sublayers; "
+                f"layers {candidate.text} are whole: leave it out"
             )
         has_sublayers = architecture.attention is not None and architecture.mlp is not None
         if not candidate.whole_blocks and not has_sublayers:
@@ -154,7 +156,7 @@ register = REGISTRY.register
 
 
 def checkpoint_formats() -> list[str]:
-    """Return the names of the formats that write a checkpoint folder, which `export_format` takes."""
+    """Return the names of the formats that write a checkpoint folder: values of `export_format`."""
     return [entry.name for entry in REGISTRY.entries() if entry.suffix is None]
 
 

@@ -1,7 +1,7 @@
 """Base of the formats that leave out single sublayers, and ship with code that loads them.
 
-Stock architectures cannot leave out a sublayer. So such a checkpoint has a model type of its own, and
-a modelling file that extends the stock one.
+Stock architectures cannot leave out a sublayer. So such a checkpoint has a model type of its own,
+and a modelling file that extends the stock one.
 
 No format writes transformers' own ``per_layer_config`` with ``skip``. No modelling code of this
 version respects it, so a model would silently keep the sublayers.
@@ -68,8 +68,8 @@ class FormatWithCode(ExportFormat):
 
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise InputError(
-                f"`export_format` {self.name} builds on code of transformers, and this model brings its own: "
-                f"use `export_format` zeroed"
+                f"`export_format` {self.name} builds on code of transformers, and this model "
+                "brings its own: use `export_format` zeroed"
             )
 
     def left_out_parameters(self, model: "PreTrainedModel", dropped: LayerSubset) -> set[str]:

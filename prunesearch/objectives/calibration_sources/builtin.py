@@ -16,10 +16,9 @@ from prunesearch.objectives.calibration_sources.registry import CalibrationSourc
 HELD_OUT = "builtin-held-out"
 """Name of the part of the builtin text that is not used for calibration."""
 
-_DESCRIBED = """
-    accelerate alembic click datasets diskcache hf-xet huggingface-hub joblib lm-eval multiprocess nltk numpy
-    optuna pandas peft psutil pydantic rich safetensors scikit-learn scipy sqlalchemy tokenizers torch tqdm
-    transformers""".split()
+_DESCRIBED = """accelerate alembic click datasets diskcache hf-xet huggingface-hub joblib lm-eval
+    multiprocess nltk numpy optuna pandas peft psutil pydantic rich safetensors scikit-learn scipy
+    sqlalchemy tokenizers torch tqdm transformers""".split()
 
 
 def read(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:

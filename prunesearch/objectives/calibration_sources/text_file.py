@@ -28,8 +28,8 @@ def read(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> list[st
     if path.suffix.lower() in LOOKS_LIKE_A_FILE or not name.strip():
         raise DataError(f"no calibration file {name!r}: check the path")
     raise DataError(
-        f"calibration {name!r} is a pipe or a device, and the text is read more than once: write it "
-        f"to a file"
+        f"calibration {name!r} is a pipe or a device, and the text is read more than once: "
+        "write it to a file"
     )
 
 

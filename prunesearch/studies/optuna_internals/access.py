@@ -61,7 +61,7 @@ def set_system_attribute(study: Study, name: str, value: Json) -> None:
     storage_of(study).set_study_system_attr(study_id_of(study), name, value)
 
 
-def as_live_trial(study: Study, trial: FrozenTrial) -> Any:  # noqa: ANN401 (stands for an optuna.Trial)
+def as_live_trial(study: Study, trial: FrozenTrial) -> Any:  # noqa: ANN401
     """Return a finished trial in the form that optuna-dashboard's `save_note` takes.
 
     An `optuna.Trial` would ask the sampler for parameters again. Stands for `Trial.storage`,
