@@ -44,6 +44,7 @@ from prunesearch.export import (
     export,
     gguf_edit,
     gguf_write,
+    llama_cpp,
     recheck,
 )
 from prunesearch.export.config_file import ConfigFile
@@ -140,11 +141,13 @@ def real_models(record: Record, folder: Path, gemma: Path | None) -> None:
             ]
         )
         shutil.rmtree(folder / "real")
-    check = gguf_write.write(
-        loaded, LayerSubset.parse("3,9,20,27", 30), folder / "real.gguf", compare=True
-    )
-    assert check is not None
-    rows.append(["SmolLM2-135M", "3,9,20,27", "gguf", None, None, check.difference, check.allowed])
+    if llama_cpp.available() or record.size != "smoke":
+        scattered = LayerSubset.parse("3,9,20,27", loaded.n_layers)
+        check = gguf_write.write(loaded, scattered, folder / "real.gguf", compare=True)
+        assert check is not None
+        rows.append(
+            ["SmolLM2-135M", scattered.text, "gguf", None, None, check.difference, check.allowed]
+        )
     if gemma is not None:
         rows += _gemma(gemma, folder)
     record.add("real_exports_verified", len(rows))

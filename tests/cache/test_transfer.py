@@ -230,7 +230,7 @@ def test_a_process_that_dies_while_it_exports_leaves_the_old_file(
 def test_a_file_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with (
         closing(LocalBackend(tmp_path / "a")) as backend,
-        pytest.raises(InputError, match="there is no folder .*; make it first"),
+        pytest.raises(InputError, match=r"there is no folder .*; make it first"),
     ):
         export([backend], tmp_path / "no" / "where.jsonl")
 
