@@ -77,11 +77,11 @@ class Head:
         return finished[0]
 
     @torch.inference_mode()
-    def logits(self, finished_RE: torch.Tensor) -> torch.Tensor:
+    def logits(self, normed_RE: torch.Tensor) -> torch.Tensor:
         """Return the logits of rows that `apply_final_norm` returned, shape (R, V)."""
         # The trunk returns the given rows, so only the head and the changes of the logits run.
-        answer = _Finished(last_hidden_state=finished_RE[None])
-        ids_1R = torch.zeros(1, len(finished_RE), dtype=torch.int64, device=finished_RE.device)
+        answer = _Finished(last_hidden_state=normed_RE[None])
+        ids_1R = torch.zeros(1, len(normed_RE), dtype=torch.int64, device=normed_RE.device)
         with replaced(self._trunk, "forward", lambda *_, **__: answer), code_of(self._model):
             logits: torch.Tensor = self._model(input_ids=ids_1R, use_cache=False).logits
         return logits[0]

@@ -1,6 +1,6 @@
 """Objectives on calibration text: what they share.
 
-Shapes: B sequences of L tokens, R = B * L rows, E hidden size.
+Shapes: B sequences of L tokens, R = B * L token positions, E hidden size.
 """
 
 import math
@@ -57,7 +57,7 @@ class Measure(Protocol):
         self,
         windows_BL: torch.Tensor,
         reference: Mapping[str, torch.Tensor],
-        finished: Mapping[LayerSubset, torch.Tensor],
+        normed_states: Mapping[LayerSubset, torch.Tensor],
         head: Head,
     ) -> dict[LayerSubset, list[list[float]]]:
         """Return numbers for each candidate and each sequence of one chunk.
@@ -65,17 +65,24 @@ class Measure(Protocol):
         Args:
             windows_BL: token ids of the chunk.
             reference: what `reference` returned for the chunk.
-            finished: hidden states after the final norm by candidate, shape (R, E).
+            normed_states: hidden states after the final norm by candidate, shape (R, E).
             head: the vocabulary head.
         """
         ...
 
-    def metrics(self, rows: Sequence[Sequence[float]]) -> Metrics:
-        """Turn the numbers of all sequences into metrics."""
+    def metrics(self, per_sequence: Sequence[Sequence[float]]) -> Metrics:
+        """Turn the numbers of all sequences into metrics.
+
+        Args:
+            per_sequence: one item for each sequence: the numbers that `compare` returned for it.
+        """
         ...
 
-    def losses(self, rows: Sequence[Sequence[float]]) -> list[float]:
-        """Return the loss of each sequence. A smaller loss is better. Races compare them."""
+    def losses(self, per_sequence: Sequence[Sequence[float]]) -> list[float]:
+        """Return the loss of each sequence. A smaller loss is better. Races compare them.
+
+        The argument is that of `metrics`.
+        """
         ...
 
 
@@ -132,11 +139,11 @@ class CalibrationObjective:
             windows_BL = self._windows[piece.chunk.index]
             # Compare as many candidates at a time as the memory for states allows.
             for group in _groups(states, forward.max_candidates(Rows(windows_BL))):
-                finished = self._apply_final_norm(group)
-                reference = self._reference(piece.chunk, finished)
+                normed_states = self._apply_final_norm(group)
+                reference = self._reference(piece.chunk, normed_states)
                 if self._dense not in piece.candidates:
-                    finished.pop(self._dense, None)
-                yield from self._compare(piece.chunk, reference, finished)
+                    normed_states.pop(self._dense, None)
+                yield from self._compare(piece.chunk, reference, normed_states)
 
     def _run_chunks(
         self, work: Work, forward: Forward
@@ -158,20 +165,20 @@ class CalibrationObjective:
 
     def _apply_final_norm(self, group: Sequence[State]) -> dict[LayerSubset, torch.Tensor]:
         """Apply the final norm to each candidate's state: by candidate, shape (R, E)."""
-        finished: dict[LayerSubset, torch.Tensor] = {}
+        normed_states: dict[LayerSubset, torch.Tensor] = {}
         for candidate, state_BLE in group:
-            finished[candidate] = self._head.apply_final_norm(state_BLE.flatten(0, 1))
-        return finished
+            normed_states[candidate] = self._head.apply_final_norm(state_BLE.flatten(0, 1))
+        return normed_states
 
     @torch.inference_mode()
     def _reference(
-        self, chunk: Chunk, finished: Mapping[LayerSubset, torch.Tensor]
+        self, chunk: Chunk, normed_states: Mapping[LayerSubset, torch.Tensor]
     ) -> Mapping[str, torch.Tensor]:
         """Return the reference of a chunk: the stored one, or one of the dense model's state."""
         known = self._references.get(self._fingerprint, chunk.identity)
         if known is not None:
             return known
-        reference = self._measure.reference(finished[self._dense], self._head)
+        reference = self._measure.reference(normed_states[self._dense], self._head)
         self._references.put(self._fingerprint, chunk.identity, reference)
         return reference
 
@@ -180,12 +187,12 @@ class CalibrationObjective:
         self,
         chunk: Chunk,
         reference: Mapping[str, torch.Tensor],
-        finished: Mapping[LayerSubset, torch.Tensor],
+        normed_states: Mapping[LayerSubset, torch.Tensor],
     ) -> list[ChunkResult]:
         """Compare candidates with the dense model on a chunk."""
         windows_BL = self._windows[chunk.index]
         results: list[ChunkResult] = []
-        measured = self._measure.compare(windows_BL, reference, finished, self._head)
+        measured = self._measure.compare(windows_BL, reference, normed_states, self._head)
         for candidate, numbers in measured.items():
             if all(map(math.isfinite, chain.from_iterable(numbers))):
                 rows: list[Row] = list(numbers)

@@ -1,6 +1,6 @@
 """Sums over the logits of calibration text, from which KL, cross-entropy and perplexity are made.
 
-Shapes: B sequences of L tokens, R = B * L rows, E hidden size, V vocabulary.
+Shapes: B sequences of L tokens, R = B * L token positions, E hidden size, V vocabulary.
 """
 
 import math
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from prunesearch.execution.head import Head
 
-# Rows of float32 logits at a time. They fit the cache: twice as fast as 2,048 on 2 cores.
+# Token positions whose float32 logits are computed at a time. They fit the cache: twice as fast as 2,048 on 2 cores.
 _ROWS = 64
 
 
@@ -63,12 +63,12 @@ class LogitSums:
         self,
         windows_BL: "torch.Tensor",
         reference: "Mapping[str, torch.Tensor]",
-        finished: "Mapping[LayerSubset, torch.Tensor]",
+        normed_states: "Mapping[LayerSubset, torch.Tensor]",
         head: "Head",
     ) -> dict[LayerSubset, list[list[float]]]:
         """Return ``[kl_sum, nll_sum, tokens]`` per sequence for each candidate.
 
-        The dense distribution of a block of rows is computed once and used for all candidates.
+        The dense distribution of a block of positions is computed once and used for all candidates.
         """
         import torch
 
@@ -77,19 +77,19 @@ class LogitSums:
 
         logits_of_dense = ReferenceLogits(**reference)
         device = windows_BL.device
-        # The token that each row predicts. The last position of a sequence predicts nothing, and
+        # The token that each position predicts. The last position of a sequence predicts nothing, and
         # its value is left out of the sums below.
         next_R = torch.cat([windows_BL[:, 1:], windows_BL[:, :1]], dim=1).flatten()
-        kl_R = {c: torch.empty(len(next_R), device=device) for c in finished}
-        nll_R = {c: torch.empty(len(next_R), device=device) for c in finished}
+        kl_R = {c: torch.empty(len(next_R), device=device) for c in normed_states}
+        nll_R = {c: torch.empty(len(next_R), device=device) for c in normed_states}
         step = HEAD_ROWS.get(device.type, HEAD_ROWS["cpu"])
-        # Per row: the divergence from the dense model, and the negative log-likelihood.
+        # Per position: the divergence from the dense model, and the negative log-likelihood.
         for start in range(0, len(next_R), step):
             every = slice(start, min(start + step, len(next_R)))
             parts = _parts(every)
             dense = [logits_of_dense.rows(rows, device) for rows in parts]
-            for candidate, finished_RE in finished.items():
-                logits = torch.split(head.logits(finished_RE[every]), _ROWS)
+            for candidate, normed_RE in normed_states.items():
+                logits = torch.split(head.logits(normed_RE[every]), _ROWS)
                 for rows, dense_rows, logits_RV in zip(parts, dense, logits, strict=True):
                     log_q_RV = torch.log_softmax(logits_RV, dim=-1, dtype=torch.float32)
                     kl_R[candidate][rows] = dense_rows.divergence(log_q_RV)
@@ -97,20 +97,21 @@ class LogitSums:
         # Per sequence: the sums over its positions.
         sums: dict[LayerSubset, list[list[float]]] = {}
         length = windows_BL.shape[1]
-        for candidate in finished:
+        for candidate in normed_states:
             kl_B = kl_R[candidate].view(windows_BL.shape).double().sum(1).tolist()
             nll_B = nll_R[candidate].view(windows_BL.shape)[:, :-1].double().sum(1).tolist()
             sums[candidate] = [[kl, nll, length] for kl, nll in zip(kl_B, nll_B, strict=True)]
         return sums
 
-    def metrics(self, rows: Sequence[Sequence[float]]) -> Metrics:
+    def metrics(self, per_sequence: Sequence[Sequence[float]]) -> Metrics:
         """Return ``kl`` and ``cross_entropy`` in nats per token, and ``perplexity``.
 
-        The standard errors are those of the mean over sequences.
+        `per_sequence` holds what `compare` returns: three numbers for each sequence. The standard
+        errors are those of the mean over sequences.
         """
         import torch
 
-        sums = torch.tensor(rows, dtype=torch.float64)
+        sums = torch.tensor(per_sequence, dtype=torch.float64)
         kl_B, nll_B = sums[:, 0] / sums[:, 2], sums[:, 1] / (sums[:, 2] - 1)
         cross_entropy = float(sums[:, 1].sum() / (sums[:, 2] - 1).sum())
         perplexity = math.exp(min(cross_entropy, 700.0))
@@ -129,7 +130,7 @@ class LogitSums:
 
 
 def _parts(rows: slice) -> list[slice]:
-    """Split a range of rows into blocks of `_ROWS` rows."""
+    """Split a range of positions into blocks of `_ROWS` positions."""
     blocks = []
     for first in range(rows.start, rows.stop, _ROWS):
         blocks.append(slice(first, min(first + _ROWS, rows.stop)))

@@ -101,12 +101,12 @@ class ScoredBatch:
         """Yield the number of each request in the batch and its answer, from a candidate's last
         state.
         """
-        finished_RE = head.apply_final_norm(state_BLE.flatten(0, 1)[self.rows_R])
-        step = HEAD_ROWS.get(finished_RE.device.type, HEAD_ROWS["cpu"])
+        normed_RE = head.apply_final_norm(state_BLE.flatten(0, 1)[self.rows_R])
+        step = HEAD_ROWS.get(normed_RE.device.type, HEAD_ROWS["cpu"])
         values, greedy = [], []
         # Compute the logits of a few rows at a time, and read the tokens that these rows predict.
-        for start in range(0, len(finished_RE), step):
-            log_p_RV = torch.log_softmax(head.logits(finished_RE[start : start + step]), dim=-1)
+        for start in range(0, len(normed_RE), step):
+            log_p_RV = torch.log_softmax(head.logits(normed_RE[start : start + step]), dim=-1)
             ends = torch.tensor([start, start + step], device=self.pair_row.device)
             first, last = torch.searchsorted(self.pair_row, ends).tolist()
             row, target = self.pair_row[first:last] - start, self.pair_target[first:last]

@@ -1,4 +1,5 @@
-"""The objective ``hidden-cosine``: how far a candidate turns the dense model's final hidden states.
+"""The objective ``hidden-cosine``: the angle between a candidate's final hidden states and the
+dense model's.
 
 The loss of a token is 1 - cos(x, y), where x is the final hidden state of the dense model and y that
 of the candidate. ShortGPT ranks single blocks by the same measure of a block's input and output and
@@ -7,10 +8,10 @@ Redundant Than You Expect", 2024, arXiv 2403.03853). Here it compares whole mode
 
 The states are read after the final norm. These are what the vocabulary head multiplies, so two
 states with the same direction rank all tokens alike. Before the norm, a few dimensions with huge
-values decide the cosine, and the norm's weights take them back. The vocabulary head itself is not
+values dominate the cosine; the norm's weights scale them down. The vocabulary head itself is not
 computed, which makes this objective cheaper than KL for models with a large vocabulary.
 
-Shapes: B sequences of L tokens, R = B * L rows, E hidden size.
+Shapes: B sequences of L tokens, R = B * L token positions, E hidden size.
 """
 
 import math
@@ -42,7 +43,7 @@ class HiddenCosine:
         self,
         windows_BL: "torch.Tensor",
         reference: "Mapping[str, torch.Tensor]",
-        finished: "Mapping[LayerSubset, torch.Tensor]",
+        normed_states: "Mapping[LayerSubset, torch.Tensor]",
         head: "Head",
     ) -> dict[LayerSubset, list[list[float]]]:
         """Return ``[sum of 1 - cosine, tokens]`` per sequence for each candidate."""
@@ -50,26 +51,26 @@ class HiddenCosine:
 
         x_RE = normalize(reference["states_RE"].to(windows_BL.device).float(), dim=-1)
         sums: dict[LayerSubset, list[list[float]]] = {}
-        for candidate, finished_RE in finished.items():
-            y_RE = normalize(finished_RE.float(), dim=-1)
+        for candidate, normed_RE in normed_states.items():
+            y_RE = normalize(normed_RE.float(), dim=-1)
             # For unit vectors, 1 - x.y = |x - y|^2 / 2. This form is exact for equal states.
             loss_BL = ((x_RE - y_RE).square().sum(-1) / 2).view(windows_BL.shape)
             loss_B = loss_BL.double().sum(1).tolist()
             sums[candidate] = [[loss, windows_BL.shape[1]] for loss in loss_B]
         return sums
 
-    def metrics(self, rows: Sequence[Sequence[float]]) -> Metrics:
+    def metrics(self, per_sequence: Sequence[Sequence[float]]) -> Metrics:
         """Return the mean over tokens, and its standard error over sequences."""
-        tokens = sum(length for _, length in rows)
-        values = {self.metric: math.fsum(loss for loss, _ in rows) / tokens}
-        if len(rows) < 2:
+        tokens = sum(length for _, length in per_sequence)
+        values = {self.metric: math.fsum(loss for loss, _ in per_sequence) / tokens}
+        if len(per_sequence) < 2:
             return Metrics(values)
-        error = statistics.stdev(self.losses(rows)) / math.sqrt(len(rows))
+        error = statistics.stdev(self.losses(per_sequence)) / math.sqrt(len(per_sequence))
         return Metrics(values, {self.metric: error})
 
-    def losses(self, rows: Sequence[Sequence[float]]) -> list[float]:
+    def losses(self, per_sequence: Sequence[Sequence[float]]) -> list[float]:
         """Return the mean of each sequence."""
-        return [loss / length for loss, length in rows]
+        return [loss / length for loss, length in per_sequence]
 
 
 register(

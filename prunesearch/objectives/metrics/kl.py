@@ -15,9 +15,9 @@ class KL(LogitSums):
 
     metric = "kl"
 
-    def losses(self, rows: Sequence[Sequence[float]]) -> list[float]:
+    def losses(self, per_sequence: Sequence[Sequence[float]]) -> list[float]:
         """Return the KL of each sequence in nats per token."""
-        return [kl_of(row) for row in rows]
+        return [kl_of(row) for row in per_sequence]
 
 
 register(

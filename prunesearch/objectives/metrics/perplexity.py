@@ -15,9 +15,9 @@ class Perplexity(LogitSums):
 
     metric = "perplexity"
 
-    def losses(self, rows: Sequence[Sequence[float]]) -> list[float]:
+    def losses(self, per_sequence: Sequence[Sequence[float]]) -> list[float]:
         """Return the cross-entropy of each sequence in nats per token."""
-        return [cross_entropy_of(row) for row in rows]
+        return [cross_entropy_of(row) for row in per_sequence]
 
 
 register(
