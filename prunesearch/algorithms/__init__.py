@@ -1,4 +1,4 @@
 """Search algorithms that use numpy only.
 
-`pso` and `woa` propose subsets; both consist of the operators in `moves`.
+`pso` and `woa` propose subsets. Both consist of the operators in `operators`.
 """

@@ -39,7 +39,9 @@ class Annealing:
         current = here if accepted else before
         chain_MD = np.broadcast_to(swarm.view.X_ND[current], (count, X_D.size))
         Y_MD = drift(
-            swap(chain_MD, swarm.units, np.ones(count, dtype=np.intp), rng), swarm.units, rng
+            swap(chain_MD, swarm.constraints, np.ones(count, dtype=np.intp), rng),
+            swarm.constraints,
+            rng,
         )
         origin: Real = np.full((count, 1), float(current))
         return Moves(Y_MD, {"from": origin})

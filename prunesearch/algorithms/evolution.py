@@ -24,19 +24,23 @@ class Evolution:
 
     def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
         """Return `count` mutants of the best subset."""
-        parent_MD = np.broadcast_to(swarm.leader(particle), (count, swarm.units.free_D.size))
+        parent_MD = np.broadcast_to(swarm.leader(particle), (count, swarm.constraints.free_D.size))
         flips_M = np.minimum(
             rng.integers(1, self.most + 1, count), rng.integers(1, self.most + 1, count)
         )
         # Distribute the swaps over the kinds of units, and swap within each kind.
-        kinds = np.unique(swarm.units.group_D[swarm.units.free_D])
+        kinds = np.unique(swarm.constraints.group_D[swarm.constraints.free_D])
         flips_MK = rng.multinomial(flips_M, np.full(kinds.size, 1.0 / kinds.size))
         child_MD = np.zeros(parent_MD.shape, dtype=np.bool_)
         for kind, flips_M in zip(kinds, flips_MK.T, strict=True):
-            of_kind = SubsetConstraints.of(swarm.units.group_D == kind, 0, swarm.units.k_max)
-            free = SubsetConstraints.of(swarm.units.free_D & of_kind.free_D, 0, swarm.units.k_max)
+            of_kind = SubsetConstraints.of(
+                swarm.constraints.group_D == kind, 0, swarm.constraints.k_max
+            )
+            free = SubsetConstraints.of(
+                swarm.constraints.free_D & of_kind.free_D, 0, swarm.constraints.k_max
+            )
             child_MD |= swap(parent_MD & of_kind.free_D, free, flips_M, rng)
-        return Moves(drift(child_MD, swarm.units, rng))
+        return Moves(drift(child_MD, swarm.constraints, rng))
 
 
 register(

@@ -32,7 +32,9 @@ class Genetic:
         # Fill or trim the child to the mother's size, at random from the units of its parents.
         child_MD = top(2.0 * gene_MD + pool_MD + rng.random(pool_MD.shape), mother_MD.sum(1))
         mutated_M = (rng.random(count) < self.mutation).astype(np.intp)
-        return Moves(drift(swap(child_MD, swarm.units, mutated_M, rng), swarm.units, rng))
+        return Moves(
+            drift(swap(child_MD, swarm.constraints, mutated_M, rng), swarm.constraints, rng)
+        )
 
 
 register(

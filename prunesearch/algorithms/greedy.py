@@ -15,23 +15,23 @@ from prunesearch.space import SearchSpace
 
 
 def greedy_step(
-    units: SubsetConstraints, loss_of: Mapping[bytes, float]
+    constraints: SubsetConstraints, loss_of: Mapping[bytes, float]
 ) -> tuple[Mask, list[Mask]]:
     """Return the subset that the finished rounds have built, and what the next round still needs.
 
     Args:
-        units: constraints on the subsets.
+        constraints: constraints on the subsets.
         loss_of: losses of the finished subsets, by their bytes; inf for a failed one.
 
     Returns:
         The subset built so far, and its unfinished extensions by one unit. There are none if it is
         complete.
     """
-    base_D = np.zeros_like(units.free_D)
-    while base_D.sum() < units.k_max:
+    base_D = np.zeros_like(constraints.free_D)
+    while base_D.sum() < constraints.k_max:
         # All extensions by one unit.
         children = []
-        for unit in np.flatnonzero(units.free_D & ~base_D):
+        for unit in np.flatnonzero(constraints.free_D & ~base_D):
             child_D = base_D.copy()
             child_D[unit] = True
             children.append(child_D)

@@ -191,7 +191,7 @@ class Swarm:
     """State from which the moves of a generation are derived.
 
     Attributes:
-        units: constraints on the subsets.
+        constraints: constraints on the subsets.
         generation: number of the generation to propose, counted from 0.
         number_P: latest trial of each particle. `X_PD` and `memory_P` are its subset and memory.
         loss_P: loss of each particle's latest trial; inf if it failed.
@@ -202,7 +202,7 @@ class Swarm:
         view: history that the swarm was built from.
     """
 
-    units: SubsetConstraints
+    constraints: SubsetConstraints
     generation: int
     number_P: Counts
     loss_P: Real
@@ -237,7 +237,11 @@ class Swarm:
 
 
 def gather(
-    view: View, units: SubsetConstraints, generation: int, population: int, rng: np.random.Generator
+    view: View,
+    constraints: SubsetConstraints,
+    generation: int,
+    population: int,
+    rng: np.random.Generator,
 ) -> Swarm | None:
     """Rebuild the swarm from a history; None if no trial has a loss of full fidelity.
 
@@ -285,7 +289,9 @@ def gather(
         if own.size:
             preferred = own[full_N[own]] if full_N[own].any() else own
             best_P[particle] = rows[preferred[np.argmin(loss_N[preferred])]]
-    return Swarm(units, generation, number_P, loss_P, best_P, leader_P, view.X_ND[elite], view)
+    return Swarm(
+        constraints, generation, number_P, loss_P, best_P, leader_P, view.X_ND[elite], view
+    )
 
 
 def _elite(view: View, most: int) -> Counts:

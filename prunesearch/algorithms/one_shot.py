@@ -12,7 +12,7 @@ from prunesearch.algorithms.operators import Mask, Real, SubsetConstraints
 from prunesearch.algorithms.registry import ONE_SHOT, SINGLE, AlgorithmEntry, register
 
 
-def by_total(harm_D: Real, units: SubsetConstraints, size: int) -> Iterator[Mask]:
+def by_total(harm_D: Real, constraints: SubsetConstraints, size: int) -> Iterator[Mask]:
     """Yield all subsets of a size in order of their total harm, by a best-first walk from the
     cheapest units.
 
@@ -20,7 +20,7 @@ def by_total(harm_D: Real, units: SubsetConstraints, size: int) -> Iterator[Mask
     problems", Manag. Sci. 18,
     1972: a successor moves one chosen unit to the next place of the ranking.
     """
-    free = np.flatnonzero(units.free_D)
+    free = np.flatnonzero(constraints.free_D)
     ranked = free[np.argsort(harm_D[free], kind="stable")]
     cost = harm_D[ranked]
     start = tuple(range(size))
@@ -28,7 +28,7 @@ def by_total(harm_D: Real, units: SubsetConstraints, size: int) -> Iterator[Mask
     while heap:
         # Yield the cheapest subset that is left.
         _, location = heapq.heappop(heap)
-        X_D = np.zeros_like(units.free_D)
+        X_D = np.zeros_like(constraints.free_D)
         X_D[ranked[list(location)]] = True
         yield X_D
         # Add its successors.

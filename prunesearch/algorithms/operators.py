@@ -94,52 +94,71 @@ def top(score_MD: Real, count_M: Counts) -> Mask:
     return chosen_MD
 
 
-def random_subsets(units: SubsetConstraints, size_M: Counts, rng: np.random.Generator) -> Mask:
+def falling(generation: int, cycle: int) -> float:
+    """Return the control parameter a of WOA and GWO, which falls from 2 to 0 over `cycle`
+    generations and starts again.
+    """
+    return 2.0 * (1.0 - (max(generation, 1) - 1) % cycle / cycle)
+
+
+def random_subsets(
+    constraints: SubsetConstraints, size_M: Counts, rng: np.random.Generator
+) -> Mask:
     """Choose free units uniformly, as many as each size requires."""
-    return choose(np.broadcast_to(units.free_D, (size_M.size, units.free_D.size)), size_M, rng)
+    return choose(
+        np.broadcast_to(constraints.free_D, (size_M.size, constraints.free_D.size)), size_M, rng
+    )
 
 
-def swap(X_MD: Mask, units: SubsetConstraints, count_M: Counts, rng: np.random.Generator) -> Mask:
+def swap(
+    X_MD: Mask, constraints: SubsetConstraints, count_M: Counts, rng: np.random.Generator
+) -> Mask:
     """Exchange `count` chosen units of each row (fewer if necessary) for the same number of
     unchosen free ones.
     """
-    spare_MD = units.free_D & ~X_MD
+    spare_MD = constraints.free_D & ~X_MD
     count_M = np.minimum(count_M, np.minimum(X_MD.sum(1), spare_MD.sum(1)))
     return np.asarray((X_MD & ~choose(X_MD, count_M, rng)) | choose(spare_MD, count_M, rng))
 
 
-def neighbours(X_D: Mask, units: SubsetConstraints, most: int, rng: np.random.Generator) -> Mask:
+def neighbours(
+    X_D: Mask, constraints: SubsetConstraints, most: int, rng: np.random.Generator
+) -> Mask:
     """Return up to `most` different subsets that one swap makes of `X_D`.
 
     Their size may change too if it is free.
     """
-    chosen, spare = np.flatnonzero(X_D), np.flatnonzero(units.free_D & ~X_D)
+    chosen, spare = np.flatnonzero(X_D), np.flatnonzero(constraints.free_D & ~X_D)
     pairs = chosen.size * spare.size
     if pairs == 0:
-        return drift(X_D[None], units, rng)
+        return drift(X_D[None], constraints, rng)
     out, into = np.divmod(rng.choice(pairs, size=min(most, pairs), replace=False), spare.size)
     Y_MD = np.repeat(X_D[None], out.size, axis=0)
     rows = np.arange(out.size)
     Y_MD[rows, chosen[out]] = False
     Y_MD[rows, spare[into]] = True
-    return drift(Y_MD, units, rng)
+    return drift(Y_MD, constraints, rng)
 
 
-def resize(X_MD: Mask, units: SubsetConstraints, size_M: Counts, rng: np.random.Generator) -> Mask:
+def resize(
+    X_MD: Mask, constraints: SubsetConstraints, size_M: Counts, rng: np.random.Generator
+) -> Mask:
     """Add or remove random units until each row has its size."""
-    if units.fixed:
+    if constraints.fixed:
         return X_MD
     excess_M = X_MD.sum(1) - size_M
     fewer_MD = X_MD & ~choose(X_MD, np.maximum(excess_M, 0), rng)
-    return np.asarray(fewer_MD | choose(units.free_D & ~X_MD, np.maximum(-excess_M, 0), rng))
+    return np.asarray(fewer_MD | choose(constraints.free_D & ~X_MD, np.maximum(-excess_M, 0), rng))
 
 
-def drift(X_MD: Mask, units: SubsetConstraints, rng: np.random.Generator) -> Mask:
+def drift(X_MD: Mask, constraints: SubsetConstraints, rng: np.random.Generator) -> Mask:
     """Change the size of half of the rows by one, up or down. If the size is fixed, do nothing."""
-    if units.fixed:
+    if constraints.fixed:
         return X_MD
     step_M = rng.integers(-1, 2, size=len(X_MD)) * (rng.random(len(X_MD)) < 0.75)
-    return resize(X_MD, units, np.clip(X_MD.sum(1) + step_M, units.k_min, units.k_max), rng)
+    return resize(
+        X_MD, constraints, np.clip(X_MD.sum(1) + step_M, constraints.k_min, constraints.k_max), rng
+    )
 
 
 def toward(X_MD: Mask, goal_MD: Mask, share_M: Real, rng: np.random.Generator) -> Mask:
@@ -161,7 +180,11 @@ def toward(X_MD: Mask, goal_MD: Mask, share_M: Real, rng: np.random.Generator) -
 
 
 def unseen(
-    X_D: Mask, units: SubsetConstraints, seen: Set[bytes], rng: np.random.Generator, tries: int = 64
+    X_D: Mask,
+    constraints: SubsetConstraints,
+    seen: Set[bytes],
+    rng: np.random.Generator,
+    tries: int = 64,
 ) -> Mask:
     """Return `X_D` if it is new, else a new subset that differs by as few random swaps as possible.
 
@@ -171,26 +194,28 @@ def unseen(
     if X_D.tobytes() not in seen:
         return X_D
     # Try random swaps, from one up to the most that are possible.
-    widest = max(1, min(int(X_D.sum()), int((units.free_D & ~X_D).sum())))
+    widest = max(1, min(int(X_D.sum()), int((constraints.free_D & ~X_D).sum())))
     wide_M = 1 + np.arange(tries) * widest // tries
-    Y_MD = drift(swap(np.repeat(X_D[None], tries, axis=0), units, wide_M, rng), units, rng)
+    Y_MD = drift(
+        swap(np.repeat(X_D[None], tries, axis=0), constraints, wide_M, rng), constraints, rng
+    )
     for Y_D in Y_MD:
         if Y_D.tobytes() not in seen:
             return np.ascontiguousarray(Y_D)
-    if units.count > _LISTABLE:
+    if constraints.count > _LISTABLE:
         return X_D
     # Draw one of the subsets that are left.
-    left = [Y_D for Y_D in every_subset(units) if Y_D.tobytes() not in seen]
+    left = [Y_D for Y_D in every_subset(constraints) if Y_D.tobytes() not in seen]
     if not left:
         return X_D
     return left[int(rng.integers(len(left)))]
 
 
-def every_subset(units: SubsetConstraints) -> Iterator[Mask]:
+def every_subset(constraints: SubsetConstraints) -> Iterator[Mask]:
     """Yield all subsets, by size and then in lexicographic order."""
-    free = np.flatnonzero(units.free_D).tolist()
-    for size in range(units.k_min, units.k_max + 1):
+    free = np.flatnonzero(constraints.free_D).tolist()
+    for size in range(constraints.k_min, constraints.k_max + 1):
         for chosen in itertools.combinations(free, size):
-            X_D = np.zeros_like(units.free_D)
+            X_D = np.zeros_like(constraints.free_D)
             X_D[list(chosen)] = True
             yield X_D

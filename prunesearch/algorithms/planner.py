@@ -87,7 +87,7 @@ class Planner:
 
     Attributes:
         algorithm: algorithm that moves a particle.
-        units: constraints on the subsets.
+        constraints: constraints on the subsets.
         seed: seed of the random generator.
         population: number of particles.
         preselection: settings of the surrogate; None to take each particle's first move.
@@ -96,7 +96,7 @@ class Planner:
     """
 
     algorithm: Algorithm
-    units: SubsetConstraints
+    constraints: SubsetConstraints
     seed: int
     population: int
     preselection: Preselection | None = field(default_factory=Preselection)
@@ -125,7 +125,9 @@ class Planner:
         """
         leaders = generator(self.seed, generation, 0, _LEADERS)
         swarm = (
-            gather(view, self.units, generation, self.population, leaders) if generation else None
+            gather(view, self.constraints, generation, self.population, leaders)
+            if generation
+            else None
         )
         # Without a swarm to move, propose first subsets.
         if swarm is None:
@@ -153,9 +155,9 @@ class Planner:
         moves = self.algorithm.move(swarm, slot, self.preselection.proposals, rng)
         refining = generator(self.seed, swarm.generation, slot, _REFINE)
         goal = self._goal(swarm, slot)
-        if goal.units.fixed:
-            sizes_M = np.full(len(moves.X_MD), goal.units.k_min)
-            moves = Moves(resize(moves.X_MD, self.units, sizes_M, refining), moves.memory)
+        if goal.constraints.fixed:
+            sizes_M = np.full(len(moves.X_MD), goal.constraints.k_min)
+            moves = Moves(resize(moves.X_MD, self.constraints, sizes_M, refining), moves.memory)
         best_D, memory = self._select(model, moves, goal, refining, seen)
         X_D, memory = self._novel(best_D, memory, swarm.generation, slot, seen)
         model.condition_on_pending(X_D)
@@ -171,11 +173,11 @@ class Planner:
         weight_O = pareto.weights(
             slot, swarm.generation, self.population, swarm.view.history.objectives
         )
-        if weight_O.size == 1 or self.units.fixed or (slot + swarm.generation) % 2:
-            return _ParticleGoal(self.units, weight_O)
-        sizes = self.units.k_max - self.units.k_min + 1
+        if weight_O.size == 1 or self.constraints.fixed or (slot + swarm.generation) % 2:
+            return _ParticleGoal(self.constraints, weight_O)
+        sizes = self.constraints.k_max - self.constraints.k_min + 1
         one_size = SubsetConstraints.of(
-            self.units.free_D, self.units.k_min + int(weight_O[0] * sizes)
+            self.constraints.free_D, self.constraints.k_min + int(weight_O[0] * sizes)
         )
         return _ParticleGoal(one_size, np.eye(weight_O.size)[0])
 
@@ -186,7 +188,7 @@ class Planner:
         """
         block, place = divmod(index, self.population)
         return np.asarray(
-            first_subsets(self.units, self.population, self.seed, block, self.ranking)[place]
+            first_subsets(self.constraints, self.population, self.seed, block, self.ranking)[place]
         )
 
     def _novel(
@@ -194,7 +196,9 @@ class Planner:
     ) -> tuple[Mask, Memory]:
         """Replace a subset that was proposed before by a new one, and remember it."""
         if self.novelty:
-            X_D = unseen(X_D, self.units, seen, generator(self.seed, generation, slot, _NOVELTY))
+            X_D = unseen(
+                X_D, self.constraints, seen, generator(self.seed, generation, slot, _NOVELTY)
+            )
         seen.add(X_D.tobytes())
         return X_D, memory
 
@@ -239,7 +243,7 @@ class Planner:
         best_D, best = moves.X_MD[fresh[chosen]], float(bound_M[chosen])
         # Local search around it.
         for _ in range(self.preselection.rounds):
-            around_MD = neighbours(best_D, goal.units, self.preselection.proposals, rng)
+            around_MD = neighbours(best_D, goal.constraints, self.preselection.proposals, rng)
             new = self._new_among(around_MD, seen)
             if not new:
                 break
@@ -261,7 +265,7 @@ class Planner:
 class _ParticleGoal:
     """Goal of a particle: the subsets that it chooses among, and its weights of the objectives."""
 
-    units: SubsetConstraints
+    constraints: SubsetConstraints
     weight_O: Real
 
 
@@ -322,7 +326,7 @@ def _informative(loss_N: Real) -> Counts:
 
 
 def first_subsets(
-    units: SubsetConstraints, population: int, seed: int, block: int, ranking: Ranking | None
+    constraints: SubsetConstraints, population: int, seed: int, block: int, ranking: Ranking | None
 ) -> Mask:
     """Return subsets to start from, shape (P, D).
 
@@ -331,30 +335,30 @@ def first_subsets(
     and M. Welling, ICML 2019) at rising temperatures.
     """
     rng = generator(seed, _DESIGN + block, 0)
-    size_P = np.linspace(units.k_max, units.k_min, population).round().astype(np.intp)
+    size_P = np.linspace(constraints.k_max, constraints.k_min, population).round().astype(np.intp)
     if ranking is None:
-        return _balanced(units, rng.permutation(size_P), rng)
+        return _balanced(constraints, rng.permutation(size_P), rng)
     # Cheap units have a high score; noise grows with the temperature of the row.
     log_D = np.log(ranking.harm_D)
     ease_D = -(log_D - log_D.mean()) / (float(log_D.std()) or 1.0)
     heat_P = (np.arange(population) + block * population) / population
     score_PD = ease_D + heat_P[:, None] * rng.gumbel(size=(population, ease_D.size))
-    score_PD[:, ~units.free_D] = -np.inf
+    score_PD[:, ~constraints.free_D] = -np.inf
     return top(score_PD, size_P)
 
 
-def _balanced(units: SubsetConstraints, size_P: Counts, rng: np.random.Generator) -> Mask:
+def _balanced(constraints: SubsetConstraints, size_P: Counts, rng: np.random.Generator) -> Mask:
     """Draw subsets in which every unit occurs equally often, by dealing from shuffled decks of the
     free units.
     """
-    X_PD = np.zeros((size_P.size, units.free_D.size), dtype=np.bool_)
+    X_PD = np.zeros((size_P.size, constraints.free_D.size), dtype=np.bool_)
     deck: list[int] = []
     for X_D, size in zip(X_PD, size_P.tolist(), strict=True):
         while X_D.sum() < size:
             # Take the first card that the subset lacks. If there is none, add another deck.
             drawn = next((unit for unit in deck if not X_D[unit]), None)
             if drawn is None:
-                deck += rng.permutation(np.flatnonzero(units.free_D)).tolist()
+                deck += rng.permutation(np.flatnonzero(constraints.free_D)).tolist()
                 continue
             deck.remove(drawn)
             X_D[drawn] = True

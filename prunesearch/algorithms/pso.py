@@ -53,24 +53,26 @@ class ParticleSwarm:
             swarm.best_X_PD[particle],
             swarm.leader(particle),
         )
-        units, shape = swarm.units, (count, X_D.size)
+        constraints, shape = swarm.constraints, (count, X_D.size)
         # Velocity: inertia, then the union by maximum with both differences.
         kept_D = swarm.memory_P[particle].get("v", np.zeros(X_D.size))
         V_MD = np.broadcast_to(self.w * kept_D, shape)
         V_MD = np.maximum(V_MD, self.c1 * rng.random(shape) * (own_D & ~X_D))  # c1 r1 (P - X)
         V_MD = np.maximum(V_MD, self.c2 * rng.random(shape) * (leader_D & ~X_D))  # c2 r2 (G - X)
-        V_MD = np.minimum(V_MD, 1.0) * units.free_D
+        V_MD = np.minimum(V_MD, 1.0) * constraints.free_D
 
         # Position updating: units above the threshold first, then the old position's, ties at
         # random.
         above_MD = rng.random((count, 1)) < V_MD
         rank_MD = np.where(above_MD, 2.0, 0.0) + 1.0 * X_D + 0.5 * rng.random(shape)
-        rank_MD[:, ~units.free_D] = -1.0
+        rank_MD[:, ~constraints.free_D] = -1.0
         sizes = np.array([X_D.sum(), own_D.sum(), leader_D.sum()])
-        size_M = np.full(count, sizes[0]) if units.fixed else rng.choice(sizes, size=count)
-        Y_MD = top(rank_MD, np.clip(size_M, units.k_min, units.k_max))
+        size_M = np.full(count, sizes[0]) if constraints.fixed else rng.choice(sizes, size=count)
+        Y_MD = top(rank_MD, np.clip(size_M, constraints.k_min, constraints.k_max))
         disturbed_M = (rng.random(count) < self.turbulence).astype(np.intp)
-        return Moves(drift(swap(Y_MD, units, disturbed_M, rng), units, rng), {"v": V_MD})
+        return Moves(
+            drift(swap(Y_MD, constraints, disturbed_M, rng), constraints, rng), {"v": V_MD}
+        )
 
 
 @dataclass(frozen=True)

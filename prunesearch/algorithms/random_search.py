@@ -18,8 +18,8 @@ class RandomSearch:
 
     def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
         """Return `count` random subsets."""
-        sizes = rng.integers(swarm.units.k_min, swarm.units.k_max + 1, size=count)
-        return Moves(random_subsets(swarm.units, sizes, rng))
+        sizes = rng.integers(swarm.constraints.k_min, swarm.constraints.k_max + 1, size=count)
+        return Moves(random_subsets(swarm.constraints, sizes, rng))
 
 
 register(AlgorithmEntry("random", "uniform random subsets", order=90, algorithm=RandomSearch))

@@ -52,59 +52,61 @@ class VectorSwarm:
 
     def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
         """Return `count` proposals with their coordinates ``x`` and what else the law stores."""
-        units = swarm.units
+        constraints = swarm.constraints
         # Read the coordinates of all particles, of the particle's best and of its leader.
         positions = []
         for memory, X_D in zip(swarm.memory_P, swarm.X_PD, strict=True):
-            positions.append(self._coordinates(units, memory, X_D))
+            positions.append(self._coordinates(constraints, memory, X_D))
         all_PD = np.stack(positions)
-        own_D = self._coordinates(units, swarm.best_memory_P[particle], swarm.best_X_PD[particle])
+        own_D = self._coordinates(
+            constraints, swarm.best_memory_P[particle], swarm.best_X_PD[particle]
+        )
         leader_memory = swarm.view.history.memories[int(swarm.leader_P[particle])]
-        leader_D = self._coordinates(units, leader_memory, swarm.leader(particle))
+        leader_D = self._coordinates(constraints, leader_memory, swarm.leader(particle))
         x_D = all_PD[particle]
         v_D = swarm.memory_P[particle].get("v", np.zeros(x_D.size))
         # Take a step, and decode it.
         state = VectorState(x_D, v_D, own_D, leader_D, all_PD, swarm.generation)
         moved = self.law.step(state, count, rng)
-        return Moves(self._decode(units, moved["x"], rng), moved)
+        return Moves(self._decode(constraints, moved["x"], rng), moved)
 
-    def _coordinates(self, units: SubsetConstraints, memory: Memory, X_D: Mask) -> Real:
+    def _coordinates(self, constraints: SubsetConstraints, memory: Memory, X_D: Mask) -> Real:
         """Return the stored coordinates, or coordinates that decode to the subset if none were
         stored.
         """
         if "x" in memory:
             return memory["x"]
         if self.encoding == "slots":
-            free = np.flatnonzero(units.free_D)
+            free = np.flatnonzero(constraints.free_D)
             named = np.searchsorted(free, np.flatnonzero(X_D))
-            return np.asarray((np.resize(named, units.k_max) + 0.5) / free.size)
+            return np.asarray((np.resize(named, constraints.k_max) + 0.5) / free.size)
         return np.where(X_D, 0.75, 0.25)
 
-    def _decode(self, units: SubsetConstraints, x_MD: Real, rng: np.random.Generator) -> Mask:
+    def _decode(self, constraints: SubsetConstraints, x_MD: Real, rng: np.random.Generator) -> Mask:
         """Decode coordinates to subsets that satisfy the constraints."""
         if self.encoding == "slots":
-            return np.stack([_name_units(units, x_D) for x_D in x_MD])
-        score_MD = np.where(units.free_D, x_MD, -1.0)
+            return np.stack([_name_units(constraints, x_D) for x_D in x_MD])
+        score_MD = np.where(constraints.free_D, x_MD, -1.0)
         if self.encoding == "keys":
-            sizes = (x_MD[:, units.free_D] > 0.5).sum(axis=1)
-            return top(score_MD, np.clip(sizes, units.k_min, units.k_max))
+            sizes = (x_MD[:, constraints.free_D] > 0.5).sum(axis=1)
+            return top(score_MD, np.clip(sizes, constraints.k_min, constraints.k_max))
         probability_MD = 1.0 / (1.0 + np.exp(-_SLOPE * (x_MD - 0.5)))
-        drawn_MD = (rng.random(x_MD.shape) < probability_MD) & units.free_D
-        size_M: Counts = np.clip(drawn_MD.sum(axis=1), units.k_min, units.k_max)
+        drawn_MD = (rng.random(x_MD.shape) < probability_MD) & constraints.free_D
+        size_M: Counts = np.clip(drawn_MD.sum(axis=1), constraints.k_min, constraints.k_max)
         return top(
             score_MD + 2.0 * drawn_MD, size_M
         )  # drawn units first, each kind by its probability
 
 
-def _name_units(units: SubsetConstraints, x_K: Real) -> Mask:
+def _name_units(constraints: SubsetConstraints, x_K: Real) -> Mask:
     """Decode integer slots.
 
     A unit that is already named is replaced by the next free one, cyclically.
     """
-    free = np.flatnonzero(units.free_D)
-    X_D = np.zeros_like(units.free_D)
+    free = np.flatnonzero(constraints.free_D)
+    X_D = np.zeros_like(constraints.free_D)
     for slot in np.minimum((x_K * free.size).astype(np.intp), free.size - 1).tolist():
-        if X_D[free[slot]] and not units.fixed:
+        if X_D[free[slot]] and not constraints.fixed:
             continue
         while X_D[free[slot]]:
             slot = (slot + 1) % free.size

@@ -6,13 +6,13 @@ is there is a difference of sets here:
 
     A = 2 a r - a                       eq. 2.3, a falls from 2 to 0
     |A| < 1:  X <- toward(G)            eq. 2.2, encircling: take over a share 1 - |A| of what the
-    leader G has |A| >= 1: X <- toward(X_rand)       eq. 2.8, exploring: the same toward a random
-    other whale
-    spiral:   X <- G with j swaps       eq. 2.5, around the leader at a distance j that shrinks with
-        a
+                                        leader G has
+    |A| >= 1: X <- toward(X_rand)       eq. 2.8, exploring: the same toward a random other whale
+    spiral:   X <- G with j swaps       eq. 2.5, around the leader at a distance j that shrinks
+                                        with a
 
-each branch of the last two lines with probability 1/2 (eq. 2.6). `a` restarts every `cycle`
-generations, so that a study can be prolonged without knowing its length beforehand.
+The spiral, and the first two lines together, have probability 1/2 each (eq. 2.6). `a` restarts
+every `cycle` generations, so that a study can be prolonged without knowing its length beforehand.
 
 `WhaleVectors` is the paper's algorithm on real vectors, eqs. 2.1 to 2.8.
 """
@@ -24,7 +24,7 @@ import numpy as np
 
 from prunesearch.algorithms.base import Moves, VectorState
 from prunesearch.algorithms.history import Swarm
-from prunesearch.algorithms.operators import Real, drift, swap, toward
+from prunesearch.algorithms.operators import Real, drift, falling, swap, toward
 from prunesearch.algorithms.registry import SWARM_POPULATION, AlgorithmEntry, register
 
 CYCLE = 10  # generations in which a falls from 2 to 0
@@ -55,7 +55,7 @@ class WhaleOptimization:
         distance_M = rng.integers(1, hit + 1, size=count)
         leader_MD = np.broadcast_to(leader_D, X_MD.shape)
         circling_MD = drift(
-            swap(leader_MD, swarm.units, distance_M, rng), swarm.units, rng
+            swap(leader_MD, swarm.constraints, distance_M, rng), swarm.constraints, rng
         )  # eq. 2.5
         return Moves(np.where(spiral_M[:, None], circling_MD, closing_MD))
 
@@ -83,13 +83,6 @@ class WhaleVectors:
         spiral_MD = distance_MD * np.cos(2.0 * np.pi * l_M) + leader_D
         x_MD = np.where(rng.random((count, 1)) < 0.5, closing_MD, spiral_MD)  # eq. 2.6
         return {"x": np.clip(x_MD, 0.0, 1.0)}
-
-
-def falling(generation: int, cycle: int) -> float:
-    """Return the control parameter a, which falls from 2 to 0 over `cycle` generations and starts
-    again.
-    """
-    return 2.0 * (1.0 - (max(generation, 1) - 1) % cycle / cycle)
 
 
 register(

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from prunesearch.execution.head import Head
 
-# Token positions whose float32 logits are computed at a time. They fit the cache: twice as fast as 2,048 on 2 cores.
+# Token positions whose float32 logits are computed at a time. They fit the cache of the processor:
+# twice as fast as 2,048 on 2 cores.
 _ROWS = 64
 
 

@@ -128,7 +128,7 @@ class SubsetSampler(PicklableSampler, BaseSampler):
         self.seed = checked_seed(seed)
         self.study_seed = self.seed or 0
         self.population = checked_population(population)
-        self.units = units_of(space)
+        self.constraints = constraints_of(space)
         self._distributions: dict[str, BaseDistribution] = {
             name: IntDistribution(0, 1) for name in space.param_names
         }
@@ -141,7 +141,7 @@ class SubsetSampler(PicklableSampler, BaseSampler):
 
         A study can only be resumed with the same ones.
         """
-        return {"seed": self.seed, "population": self.population, "units": self.units.count}
+        return {"seed": self.seed, "population": self.population, "units": self.constraints.count}
 
     @property
     def batch(self) -> int:
@@ -228,7 +228,7 @@ class SubsetSampler(PicklableSampler, BaseSampler):
     def holds(self, trial: FrozenTrial) -> bool:
         """Return whether a trial's subset belongs to the space."""
         X_D = self.mask(trial)
-        return X_D is not None and self.units.holds(X_D)
+        return X_D is not None and self.constraints.holds(X_D)
 
     def is_partial_subset(self, candidate: LayerSubset) -> bool:
         """Return whether a candidate drops fewer units than the space demands.
@@ -281,7 +281,7 @@ class SubsetSampler(PicklableSampler, BaseSampler):
         memory.
         """
         X_D = self.mask(trial)
-        if X_D is None or not self.units.holds(X_D):
+        if X_D is None or not self.constraints.holds(X_D):
             return TrialOutcome(None, None)
         stored = json.loads(trial.system_attrs.get(STATE_ATTR, "{}"))
         return TrialOutcome(
@@ -389,7 +389,7 @@ def renamed_encoding(encoding: str, form: str | None) -> str:
     return form
 
 
-def units_of(space: SearchSpace) -> SubsetConstraints:
+def constraints_of(space: SearchSpace) -> SubsetConstraints:
     """Return the constraints on the space's subsets, as the algorithms use them."""
     free_D = np.isin(np.arange(space.n_units), space.droppable)
     return SubsetConstraints.of(free_D, space.k_min, space.k, np.array(space.kinds, dtype=np.intp))

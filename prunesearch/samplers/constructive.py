@@ -71,7 +71,7 @@ class ConstructiveSampler(SubsetSampler):
             number,
             candidate,
             json.dumps({"by": self.name}),
-            partial_subset=not self.units.holds(X_D),
+            partial_subset=not self.constraints.holds(X_D),
         )
 
     def mask_of(self, study: Study, number: int) -> Mask | None:
@@ -91,7 +91,7 @@ class ConstructiveSampler(SubsetSampler):
     def _after(self, X_D: Mask, running: set[bytes], number: int) -> Mask:
         """Return a new subset close to `X_D`, the result of the completed plan."""
         return unseen(
-            X_D, self.units, {*self._loss_of, *running}, generator(self.study_seed, number, 0)
+            X_D, self.constraints, {*self._loss_of, *running}, generator(self.study_seed, number, 0)
         )
 
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> TrialOutcome:
@@ -114,16 +114,16 @@ class GreedySampler(ConstructiveSampler):
         trial_log = self.trial_log(study)
         with self._lock:
             trial_log.refresh(trial_log.count())
-            base_D, unfinished = greedy_step(self.units, self._loss_of)
+            base_D, unfinished = greedy_step(self.constraints, self._loss_of)
         if not unfinished:
             return 0
         # The rest of this round, and one trial for each remaining unit in every later round.
-        free = int(self.units.free_D.sum())
-        later_rounds = range(int(base_D.sum()) + 1, self.units.k_max)
+        free = int(self.constraints.free_D.sum())
+        later_rounds = range(int(base_D.sum()) + 1, self.constraints.k_max)
         return len(unfinished) + sum(free - dropped for dropped in later_rounds)
 
     def _next(self, running: set[bytes], number: int) -> Mask | None:
-        base_D, unfinished = greedy_step(self.units, self._loss_of)
+        base_D, unfinished = greedy_step(self.constraints, self._loss_of)
         for X_D in unfinished:
             if X_D.tobytes() not in running:
                 return X_D
@@ -182,10 +182,12 @@ class OneShotSampler(ConstructiveSampler):
             harm_D = harm_of(np.where(finite_D, loss_D, worst))
         # Walk through the subsets in order of their total cost, up to the first new one.
         done = {*self._loss_of, *running}
-        for X_D in islice(by_total(harm_D, self.units, self.units.k_max), len(done) + 1):
+        for X_D in islice(
+            by_total(harm_D, self.constraints, self.constraints.k_max), len(done) + 1
+        ):
             if X_D.tobytes() not in done:
                 return X_D
-        cheapest_D = top(-harm_D[None], np.array([self.units.k_max]))[0]
+        cheapest_D = top(-harm_D[None], np.array([self.constraints.k_max]))[0]
         return self._after(cheapest_D, running, number)
 
 

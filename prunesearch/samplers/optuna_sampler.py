@@ -96,12 +96,14 @@ class OptunaSampler(SubsetSampler):
             suggested_D = np.array(
                 [params[name] for name in self.space.param_names], dtype=np.bool_
             )
-            wanted_D = suggested_D & self.units.free_D
-            size = int(np.clip(wanted_D.sum(), self.units.k_min, self.units.k_max))
-            score_D = np.where(self.units.free_D, 2.0 * wanted_D + rng.random(wanted_D.size), -1.0)
+            wanted_D = suggested_D & self.constraints.free_D
+            size = int(np.clip(wanted_D.sum(), self.constraints.k_min, self.constraints.k_max))
+            score_D = np.where(
+                self.constraints.free_D, 2.0 * wanted_D + rng.random(wanted_D.size), -1.0
+            )
             # Replace a subset that was proposed before by a new one.
             repaired_D = top(score_D[None], np.array([size]))[0]
-            X_D = unseen(repaired_D, self.units, self._seen, rng)
+            X_D = unseen(repaired_D, self.constraints, self._seen, rng)
             self._seen.add(X_D.tobytes())
         return self.space.to_params(self.space.candidate(np.flatnonzero(X_D).tolist()))
 

@@ -246,7 +246,7 @@ class SwarmSampler(SubsetSampler):
         # Move the swarm.
         planner = Planner(
             self.algorithm,
-            self.units,
+            self.constraints,
             self.study_seed,
             self.population,
             self.preselection,
@@ -273,7 +273,7 @@ class SwarmSampler(SubsetSampler):
         if memory:
             state["m"] = pack(memory)
         return Proposal(
-            number, candidate, json.dumps(state), partial_subset=not self.units.holds(X_D)
+            number, candidate, json.dumps(state), partial_subset=not self.constraints.holds(X_D)
         )
 
     def _partial_subset(self, number: int, slot: int) -> Proposal:
@@ -285,7 +285,9 @@ class SwarmSampler(SubsetSampler):
         if number < len(free):
             X_D = np.isin(np.arange(self.space.n_units), free[number])
         else:
-            planner = Planner(self.algorithm, self.units, self.study_seed, self.population, None)
+            planner = Planner(
+                self.algorithm, self.constraints, self.study_seed, self.population, None
+            )
             X_D = planner.first(slot)
         return self._proposal(number, X_D, {}, {})
 

@@ -9,7 +9,7 @@ from prunesearch.algorithms.operators import SubsetConstraints
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import InputError
 
-UNITS = SubsetConstraints.of(np.ones(8, dtype=bool), 3)
+CONSTRAINTS = SubsetConstraints.of(np.ones(8, dtype=bool), 3)
 
 
 def swarm_of(*subsets: tuple[int, ...], generation: int, objectives: int = 1) -> Swarm:
@@ -19,7 +19,7 @@ def swarm_of(*subsets: tuple[int, ...], generation: int, objectives: int = 1) ->
         losses = (float(number),) * objectives
         history.append(TrialOutcome(np.isin(np.arange(8), subset), losses))
     view = history.view(len(history))
-    swarm = gather(view, UNITS, generation, len(subsets), np.random.default_rng(0))
+    swarm = gather(view, CONSTRAINTS, generation, len(subsets), np.random.default_rng(0))
     assert swarm is not None
     return swarm
 
@@ -28,6 +28,12 @@ def test_the_three_best_distinct_subsets_lead() -> None:
     swarm = swarm_of((0, 1, 2), (0, 1, 2), (3, 4, 5), (5, 6, 7), (0, 3, 6), generation=1)
     found = leaders(swarm, 4, np.random.default_rng(0))
     assert [np.flatnonzero(X_D).tolist() for X_D in found] == [[0, 1, 2], [3, 4, 5], [5, 6, 7]]
+
+
+def test_the_last_leader_is_repeated_while_there_are_fewer_than_three() -> None:
+    swarm = swarm_of((0, 1, 2), (3, 4, 5), (3, 4, 5), generation=1)
+    found = leaders(swarm, 2, np.random.default_rng(0))
+    assert [np.flatnonzero(X_D).tolist() for X_D in found] == [[0, 1, 2], [3, 4, 5], [3, 4, 5]]
 
 
 def test_a_pack_with_one_leader_ends_at_it() -> None:

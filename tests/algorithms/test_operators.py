@@ -53,16 +53,18 @@ def some_swarm(
 ) -> Swarm:
     """The swarm that three generations of an algorithm leave."""
     rng = np.random.default_rng(seed)
-    units = some_units(rng, k_min, k_max)
-    history = History(units.free_D.size, objectives)
+    constraints = some_units(rng, k_min, k_max)
+    history = History(constraints.free_D.size, objectives)
     for generation in range(3):
         swarm = (
-            gather(history.view(len(history)), units, generation, 5, rng) if generation else None
+            gather(history.view(len(history)), constraints, generation, 5, rng)
+            if generation
+            else None
         )
         for particle in range(5):
             memory = {}
             if swarm is None:
-                X = random_subsets(units, rng.integers(k_min, k_max + 1, 1), rng)[0]
+                X = random_subsets(constraints, rng.integers(k_min, k_max + 1, 1), rng)[0]
             else:
                 moves = algorithm.move(swarm, particle, 1, generator(seed, generation, particle))
                 X, memory = moves.X_MD[0], moves.recall(0)
@@ -70,7 +72,7 @@ def some_swarm(
             history.append(
                 TrialOutcome(X, None if failed else tuple(rng.random(objectives)), memory=memory)
             )
-    swarm = gather(history.view(len(history)), units, 3, 5, rng)
+    swarm = gather(history.view(len(history)), constraints, 3, 5, rng)
     assert swarm is not None
     return swarm
 
@@ -88,7 +90,7 @@ def test_a_move_keeps_the_budget_and_spares_protected_units(
         moves = algorithm.move(swarm, particle, 7, generator(seed, 3, particle))
         assert moves.X_MD.shape == (7, 12)
         assert ((moves.X_MD.sum(1) >= k_min) & (moves.X_MD.sum(1) <= k_max)).all()
-        assert not moves.X_MD[:, ~swarm.units.free_D].any()
+        assert not moves.X_MD[:, ~swarm.constraints.free_D].any()
         assert all(
             np.isfinite(values).all() and len(values) == 7 for values in moves.memory.values()
         )
@@ -100,21 +102,21 @@ def test_a_move_keeps_the_budget_and_spares_protected_units(
 @given(seed=seeds, count=st.integers(0, 6))
 def test_swap_exchanges_exactly_as_many_as_it_can(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
-    units = some_units(rng, 4, 4)
-    x = random_subsets(units, np.full(3, 4), rng)
-    y = swap(x, units, np.full(3, count), rng)
+    constraints = some_units(rng, 4, 4)
+    x = random_subsets(constraints, np.full(3, 4), rng)
+    y = swap(x, constraints, np.full(3, count), rng)
     for before, after in zip(x, y, strict=True):
         assert (before & ~after).sum() == (after & ~before).sum() == min(count, 4)
-    assert not y[:, ~units.free_D].any()
+    assert not y[:, ~constraints.free_D].any()
 
 
 @given(seed=seeds)
 def test_toward_ends_between_the_two(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    units = some_units(rng, 1, 6)
+    constraints = some_units(rng, 1, 6)
     x, goal = (
-        random_subsets(units, np.full(8, 3), rng),
-        random_subsets(units, rng.integers(1, 7, 8), rng),
+        random_subsets(constraints, np.full(8, 3), rng),
+        random_subsets(constraints, rng.integers(1, 7, 8), rng),
     )
     y = toward(x, goal, np.full(8, 0.5), rng)
     assert not (y & ~(x | goal)).any()
@@ -128,9 +130,9 @@ def test_toward_ends_between_the_two(seed: int) -> None:
 @given(seed=seeds, size=st.integers(1, 6))
 def test_resize_changes_nothing_but_the_size(seed: int, size: int) -> None:
     rng = np.random.default_rng(seed)
-    units = some_units(rng, 1, 6)
-    x = random_subsets(units, np.full(4, 3), rng)
-    y = resize(x, units, np.full(4, size), rng)
+    constraints = some_units(rng, 1, 6)
+    x = random_subsets(constraints, np.full(4, 3), rng)
+    y = resize(x, constraints, np.full(4, size), rng)
     assert (y.sum(1) == size).all()
     assert (y <= x).all() if size <= 3 else (x <= y).all()
 
@@ -148,7 +150,7 @@ def test_evolution_swaps_within_a_kind() -> None:
     parent = swarm.leader(0)
     moves = Evolution().move(swarm, 0, 200, np.random.default_rng(0))
     for kind in (0, 1):
-        of_kind = swarm.units.group_D == kind
+        of_kind = swarm.constraints.group_D == kind
         assert (moves.X_MD[:, of_kind].sum(1) == parent[of_kind].sum()).all()
     changed = (moves.X_MD & ~parent).sum(1)
     assert set(changed.tolist()) == {1, 2, 3}
@@ -159,11 +161,11 @@ def test_pso_with_nothing_to_follow_stays_put() -> None:
     """With both bests at the particle, no velocity and no turbulence, S-PSO has nothing to move
     by.
     """
-    units = SubsetConstraints.of(np.ones(12, dtype=bool), 4)
+    constraints = SubsetConstraints.of(np.ones(12, dtype=bool), 4)
     history = History(12)
-    x = random_subsets(units, np.array([4]), np.random.default_rng(3))[0]
+    x = random_subsets(constraints, np.array([4]), np.random.default_rng(3))[0]
     history.append(TrialOutcome(x, (1.0,)))
-    alone = gather(history.view(1), units, 1, 1, np.random.default_rng(0))
+    alone = gather(history.view(1), constraints, 1, 1, np.random.default_rng(0))
     assert alone is not None
     moves = ParticleSwarm(turbulence=0.0).move(alone, 0, 3, generator(0, 1, 0))
     assert (x == moves.X_MD).all()
@@ -172,21 +174,23 @@ def test_pso_with_nothing_to_follow_stays_put() -> None:
 
 @pytest.mark.parametrize("sizes", [(2, 2), (1, 3)])
 def test_every_unseen_subset_is_found_before_any_repeats(sizes: tuple[int, int]) -> None:
-    units = SubsetConstraints.of(np.ones(6, dtype=bool), *sizes)
+    constraints = SubsetConstraints.of(np.ones(6, dtype=bool), *sizes)
     assert (
-        units.count
-        == len(list(every_subset(units)))
+        constraints.count
+        == len(list(every_subset(constraints)))
         == sum(math.comb(6, k) for k in range(sizes[0], sizes[1] + 1))
     )
     seen: set[bytes] = set()
-    for draw in range(units.count):
+    for draw in range(constraints.count):
         rng = generator(0, 0, draw)
-        x = unseen(random_subsets(units, np.array([2]), rng)[0], units, seen, rng)
+        x = unseen(random_subsets(constraints, np.array([2]), rng)[0], constraints, seen, rng)
         assert x.tobytes() not in seen
         seen.add(x.tobytes())
     rng = generator(0, 1, 0)
-    x = random_subsets(units, np.array([2]), rng)[0]
-    assert (unseen(x, units, seen, rng) == x).all(), "nothing is left: the proposal comes back"
+    x = random_subsets(constraints, np.array([2]), rng)[0]
+    assert (unseen(x, constraints, seen, rng) == x).all(), (
+        "nothing is left: the proposal comes back"
+    )
 
 
 def test_generators_are_keyed_not_sequential() -> None:
@@ -205,11 +209,11 @@ def counts(X: Mask) -> list[int]:
 
 
 def test_the_first_subsets_use_every_unit_alike() -> None:
-    units = SubsetConstraints.of(np.ones(9, dtype=bool), 3)
-    X = first_subsets(units, 6, seed=5, block=0, ranking=None)
+    constraints = SubsetConstraints.of(np.ones(9, dtype=bool), 3)
+    X = first_subsets(constraints, 6, seed=5, block=0, ranking=None)
     assert counts(X) == [2] * 9
-    assert (first_subsets(units, 6, seed=5, block=0, ranking=None) == X).all()
-    assert (first_subsets(units, 6, seed=6, block=0, ranking=None) != X).any()
+    assert (first_subsets(constraints, 6, seed=5, block=0, ranking=None) == X).all()
+    assert (first_subsets(constraints, 6, seed=6, block=0, ranking=None) != X).any()
     spread = first_subsets(
         SubsetConstraints.of(np.ones(9, dtype=bool), 1, 8), 8, seed=5, block=0, ranking=None
     )
@@ -220,10 +224,10 @@ def test_the_first_subsets_use_every_unit_alike() -> None:
 
 def test_a_ranking_starts_the_search_at_its_favourite() -> None:
     harm = np.array([9.0, 1.0, 8.0, 2.0, 7.0, 3.0])
-    units = SubsetConstraints.of(np.array([True] * 5 + [False]), 2)
-    X = first_subsets(units, 4, seed=0, block=0, ranking=Ranking(harm))
+    constraints = SubsetConstraints.of(np.array([True] * 5 + [False]), 2)
+    X = first_subsets(constraints, 4, seed=0, block=0, ranking=Ranking(harm))
     assert np.flatnonzero(X[0]).tolist() == [1, 3]
     assert not X[:, 5].any()
-    assert len({x.tobytes() for x in first_subsets(units, 8, 0, 1, Ranking(harm))}) > 3, (
+    assert len({x.tobytes() for x in first_subsets(constraints, 8, 0, 1, Ranking(harm))}) > 3, (
         "later ones wander"
     )
