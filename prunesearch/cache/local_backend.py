@@ -100,7 +100,7 @@ class LocalBackend(DiskFile):
         found: FoundEntries = {}
         damaged = []
         for digest in digests:
-            text = self._guarded("read", partial(self._row, digest, self._cache))
+            text = self._guarded("read", partial(self._read, digest))
             if text is not None:
                 try:
                     found[digest] = parse_entry(digest, text)
@@ -110,6 +110,10 @@ class LocalBackend(DiskFile):
             # Another process may have replaced a damaged entry by a sound one meanwhile.
             found |= self.take_out(damaged)
         return found
+
+    def _read(self, digest: str) -> object:
+        # `_guarded` may open the file again before it repeats this, so the cache is looked up here.
+        return self._row(digest, self._cache)
 
     def _row(self, digest: str, cache: HardenedCache) -> object:
         # An error in the place of the text makes `parse_entry` refuse the row.
