@@ -43,7 +43,7 @@ from prunesearch.runtime.json_values import Json, JsonObject, as_object
 from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
 from prunesearch.studies import writers
 from prunesearch.studies.rdb import EngineOptions, StudyStorage
-from prunesearch.studies.writers import Writer
+from prunesearch.studies.writer_process import Writer, busy
 
 RECIPE_ATTR = "recipe"
 IDENTITY_ATTR = "identity"
@@ -295,7 +295,7 @@ def refuse_busy(url: str, names: Sequence[str], trials: int) -> None:
     for name in names:
         writer = writer_of(storage, name)
         if writer is not None and not is_complete(storage, name, trials):
-            raise writers.busy(name, writer)
+            raise busy(name, writer)
 
 
 @contextmanager

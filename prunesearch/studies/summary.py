@@ -18,7 +18,7 @@ from prunesearch.studies import persistence
 from prunesearch.studies.importance import LayerImportance, layer_importances
 from prunesearch.studies.optuna_internals.access import backend_of
 from prunesearch.studies.selection import best_trials
-from prunesearch.studies.writers import Writer
+from prunesearch.studies.writer_process import Writer
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.keys import evaluation_key
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import RunError, StudyBusyError
-from prunesearch.studies import persistence, writers
+from prunesearch.studies import persistence, writer_lease
 from prunesearch.studies.summary import summaries
-from prunesearch.studies.writers import WRITERS, Writer
+from prunesearch.studies.writer_lease import WRITERS
+from prunesearch.studies.writer_process import Writer, is_dead
 from tests.support.processes import FORK
 
 RECIPE = Recipe(model="m", drop="2")
@@ -221,7 +222,7 @@ def test_a_writer_that_was_replaced_cannot_write(database: str) -> None:
 def test_a_lease_is_renewed_and_its_end_fails_no_search(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writers, "TTL", 0.3)
+    monkeypatch.setattr(writer_lease, "TTL", 0.3)
     first, second = (persistence.open_storage(database, create=True) for _ in range(2))
     with persistence.sole_writer(first, "s"):
         time.sleep(1.0)
@@ -288,5 +289,5 @@ def test_a_study_that_is_deleted_while_it_is_searched_is_said_in_one_line(url: s
 
 def test_a_writer_of_whom_nothing_is_known_has_a_name() -> None:
     assert str(Writer()) == "another process"
-    assert not writers._is_dead("")
-    assert not writers._is_dead("another-boot pid:[1] 1 1")
+    assert not is_dead("")
+    assert not is_dead("another-boot pid:[1] 1 1")
