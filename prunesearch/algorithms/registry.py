@@ -93,7 +93,7 @@ class AlgorithmEntry:
         label: one line for help texts and tables.
         order: position in lists.
         sampler: adapter to Optuna as ``module:function``. The function takes this entry, the search
-            space and a `samplers.base.SamplerSettings`.
+            space and a `samplers.settings.SamplerSettings`.
         algorithm: function that makes the algorithm; None if the adapter needs none.
         vector_law: law of motion on real vectors; None if there is none. With it, the algorithm
             also has the encodings of the literature, and can search ordinary parameters.

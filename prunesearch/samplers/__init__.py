@@ -10,24 +10,14 @@ from typing import Literal
 
 from optuna.samplers import BaseSampler
 
-from prunesearch.algorithms.registry import (
-    REGISTRY,
-    AlgorithmEntry,
-    TrialsNeeded,
-    names_with,
-)
+from prunesearch.algorithms.registry import REGISTRY, AlgorithmEntry, TrialsNeeded, names_with
 from prunesearch.errors import InputError, UnknownNameError, either
-from prunesearch.samplers.base import (
-    STATE_ATTR,
-    GenerationPendingError,
-    Proposal,
-    SamplerSettings,
-    SubsetSampler,
-    renamed_encoding,
-)
+from prunesearch.samplers.base import GenerationPendingError, Proposal, SubsetSampler
 from prunesearch.samplers.continuous import PlainSwarm
 from prunesearch.samplers.population import SwarmSampler
 from prunesearch.samplers.public import PSOSampler, WOASampler
+from prunesearch.samplers.settings import SamplerSettings, renamed_encoding
+from prunesearch.samplers.stored_memory import STATE_ATTR
 from prunesearch.space import SearchSpace
 from prunesearch.studies.trial_log import annotate, report
 

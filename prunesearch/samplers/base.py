@@ -5,13 +5,9 @@ It maps subsets to Optuna parameters, writes a whole trial in one transaction, a
 """
 
 import json
-import secrets
 import threading
-import warnings
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalChoiceType, IntDistribution
@@ -20,39 +16,27 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from optuna.trial import create_trial as trial_template
 
-from prunesearch.algorithms.history import History, Memory, TrialOutcome
-from prunesearch.algorithms.operators import (
-    Mask,
-    Real,
-    SubsetConstraints,
-    generator,
-)
+from prunesearch.algorithms.history import History, TrialOutcome
+from prunesearch.algorithms.operators import Mask, SubsetConstraints
 from prunesearch.algorithms.registry import names_with
-from prunesearch.cache.keys import minor
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, RunError
-from prunesearch.runtime.json_values import Json, JsonObject, as_int
+from prunesearch.runtime.json_values import Json, JsonObject
+from prunesearch.samplers.parameters import draw
+from prunesearch.samplers.settings import checked_population, checked_seed, hold_to, refuse_first
+from prunesearch.samplers.stored_memory import STATE_ATTR, unpack
 from prunesearch.space import SearchSpace
-from prunesearch.studies.optuna_internals.access import (
-    ParameterTransform,
-    is_same_study,
-    set_system_attribute,
-    system_attributes,
-)
+from prunesearch.studies.optuna_internals.access import is_same_study
 from prunesearch.studies.trial_log import (
     PicklableSampler,
     TrialLog,
     create_trial,
     fail,
-    logger,
-    put_back,
     set_attribute,
     start,
     under_optimize,
 )
 
-STATE_ATTR = "ps:s"
-_CONFIG_ATTR = "ps:config:"
 _ASK_TRIES = 5
 
 
@@ -76,27 +60,6 @@ class Proposal:
     candidate: LayerSubset
     state: str
     partial_subset: bool = False
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """Settings that `build` passes to the adapter of an algorithm.
-
-    Attributes:
-        population: number of trials per generation.
-        seed: seed of the random generator; None to draw one when the study is new.
-        encoding: encoding of a subset.
-        preselect: whether a surrogate chooses among moves.
-        ranking: cost of dropping each unit alone, ``"single"`` to measure it, or None.
-        asynchronous: whether to propose without waiting for a generation.
-    """
-
-    population: int
-    seed: int | None = 0
-    encoding: str = "set"
-    preselect: bool = True
-    ranking: Sequence[float] | Literal["single"] | None = None
-    asynchronous: bool = False
 
 
 class SubsetSampler(PicklableSampler, BaseSampler):
@@ -356,162 +319,7 @@ class SubsetSampler(PicklableSampler, BaseSampler):
         return draw(self.study_seed, trial.number, param_name, param_distribution)
 
 
-def draw(
-    seed: int, number: int, name: str, distribution: BaseDistribution
-) -> CategoricalChoiceType:
-    """Draw a uniform random value that depends on the four arguments only.
-
-    The value is uniform in the log domain if the distribution is logarithmic.
-    """
-    rng = generator(seed, number, zlib.crc32(name.encode()), stream=8)
-    transform = ParameterTransform({name: distribution})
-    low, high = transform.bounds.T
-    return untransform(transform, rng.uniform(low, high))[name]
-
-
-def untransform(transform: ParameterTransform, x_D: Real) -> dict[str, CategoricalChoiceType]:
-    """Convert coordinates to parameters, as plain Python numbers."""
-    params = transform.untransform(x_D)
-    for name, value in params.items():
-        # Optuna's clipping leaves some numpy scalars.
-        if isinstance(value, np.generic):
-            params[name] = value.item()
-    return params
-
-
-def renamed_encoding(encoding: str, form: str | None) -> str:
-    """Return the encoding, which older versions called `form`."""
-    if form is None:
-        return encoding
-    warnings.warn(
-        "form is called encoding now: give encoding=...", DeprecationWarning, stacklevel=3
-    )
-    return form
-
-
 def constraints_of(space: SearchSpace) -> SubsetConstraints:
     """Return the constraints on the space's subsets, as the algorithms use them."""
     free_D = np.isin(np.arange(space.n_units), space.droppable)
     return SubsetConstraints.of(free_D, space.k_min, space.k, np.array(space.kinds, dtype=np.intp))
-
-
-def pack(memory: Memory) -> dict[str, dict[str, float]]:
-    """Convert an algorithm's memory to JSON values: sparse vectors by name."""
-    packed = {}
-    for name, values in memory.items():
-        sparse: dict[str, float] = {"n": len(values)}
-        for index, value in enumerate(values.tolist()):
-            if value:
-                sparse[str(index)] = value
-        packed[name] = sparse
-    return packed
-
-
-def unpack(stored: Mapping[str, Mapping[str, float]], own: bool) -> dict[str, Real]:
-    """Invert `pack`.
-
-    Args:
-        stored: JSON values that `pack` returned.
-        own: whether this algorithm stored them. If not, the result is empty.
-    """
-    memory: dict[str, Real] = {}
-    if not own:
-        return memory
-    for name, values in stored.items():
-        vector = np.zeros(int(values["n"]))
-        for index, value in values.items():
-            if index != "n":
-                vector[int(index)] = value
-        memory[name] = vector
-    return memory
-
-
-def checked_seed(seed: int | None) -> int | None:
-    """Check a seed of the random generator and return it as a plain integer.
-
-    Raises:
-        InputError: the seed is not a whole number from 0 to 2**63 - 1.
-    """
-    if seed is None:
-        return None
-    if isinstance(seed, int | np.integer) and 0 <= seed < 2**63:
-        return int(seed)
-    raise InputError(f"seed = {seed!r}: give a whole number from 0 to 2**63 - 1, or None")
-
-
-def checked_population(population: int, least: int = 1) -> int:
-    """Check a number of trials per generation and return it as a plain integer.
-
-    Raises:
-        InputError: the population is not a whole number, or is smaller than `least`.
-    """
-    if isinstance(population, bool) or not isinstance(population, int | np.integer):
-        raise InputError(f"population = {population!r}: give a whole number")
-    if population < least:
-        raise InputError(
-            f"population {population} is too small for a swarm: use at least {least} particles"
-        )
-    return int(population)
-
-
-def refuse_first(study: Study, trial: FrozenTrial, check: Callable[[], object]) -> None:
-    """Run a check before a trial that Optuna has just created gets parameters.
-
-    Raises:
-        InputError: the error of the check.
-    """
-    try:
-        check()
-    except InputError:
-        # A failed trial would take a place in its generation, so the trial waits for a sampler that
-        # fits.
-        put_back(study, trial)
-        raise
-
-
-def hold_to(study: Study, name: str, config: Mapping[str, Json]) -> int:
-    """Store the sampler's settings in a new study, and refuse an old study with other settings.
-
-    Args:
-        study: study that is going to be sampled.
-        name: name of the sampler.
-        config: settings of the sampler, with its ``seed``.
-
-    Returns:
-        The study's seed: the one in `config`, or if that is None the one that was drawn when the
-        study was new.
-
-    Raises:
-        InputError: the study was sampled with other settings before.
-    """
-    numpy_now = minor(np.__version__)
-    attributes = system_attributes(study)
-    key = _CONFIG_ATTR + name
-    # A new study: store the settings.
-    if key not in attributes:
-        new = {**config, "numpy": numpy_now}
-        if config["seed"] is None:
-            new["seed"] = secrets.randbits(32)
-        set_system_attribute(study, key, json.dumps(new, sort_keys=True))
-        return as_int(new["seed"], "seed")
-    # An old study: compare. Without a seed of its own, the sampler takes the study's.
-    stored = json.loads(attributes[key])
-    differing = []
-    for k, v in config.items():
-        if k == "seed" and v is None:
-            continue
-        if stored.get(k) != v:
-            differing.append(f"{k} was {stored.get(k)!r}, is {v!r}")
-    if differing:
-        raise InputError(
-            f"study {study.study_name!r} was sampled by {name} with other settings "
-            f"({'; '.join(differing)}): "
-            "use the same, or a new study"
-        )
-    if stored.get("numpy", numpy_now) != numpy_now:
-        logger.warning(
-            f"study {study.study_name!r} was begun with numpy {stored['numpy']}, this is "
-            f"{numpy_now}: what is proposed "
-            "from here on may differ from what that version would propose"
-        )
-    return int(stored["seed"])

@@ -12,22 +12,13 @@ from optuna.trial import FrozenTrial
 from prunesearch.algorithms.greedy import greedy_step
 from prunesearch.algorithms.history import TrialOutcome
 from prunesearch.algorithms.one_shot import by_total
-from prunesearch.algorithms.operators import (
-    Mask,
-    generator,
-    top,
-    unseen,
-)
+from prunesearch.algorithms.operators import Mask, generator, top, unseen
 from prunesearch.algorithms.registry import SINGLE, AlgorithmEntry
 from prunesearch.algorithms.surrogate import harm_of
 from prunesearch.runtime.json_values import JsonObject
-from prunesearch.samplers.base import (
-    GenerationPendingError,
-    Proposal,
-    SamplerSettings,
-    SubsetSampler,
-)
+from prunesearch.samplers.base import GenerationPendingError, Proposal, SubsetSampler
 from prunesearch.samplers.population import checked_ranking
+from prunesearch.samplers.settings import SamplerSettings
 from prunesearch.space import SearchSpace
 from prunesearch.studies.trial_log import under_optimize
 

@@ -24,17 +24,9 @@ from prunesearch.algorithms.operators import Real, SubsetConstraints, generator
 from prunesearch.algorithms.registry import REGISTRY, names_with
 from prunesearch.errors import UnknownNameError
 from prunesearch.runtime.json_values import JsonObject
-from prunesearch.samplers.base import (
-    STATE_ATTR,
-    checked_population,
-    checked_seed,
-    draw,
-    hold_to,
-    pack,
-    refuse_first,
-    unpack,
-    untransform,
-)
+from prunesearch.samplers.parameters import draw, untransform
+from prunesearch.samplers.settings import checked_population, checked_seed, hold_to, refuse_first
+from prunesearch.samplers.stored_memory import STATE_ATTR, pack, unpack
 from prunesearch.studies.optuna_internals.access import ParameterTransform, is_same_study
 from prunesearch.studies.trial_log import (
     PicklableSampler,

@@ -16,7 +16,8 @@ from prunesearch.algorithms.operators import generator, top, unseen
 from prunesearch.algorithms.registry import AlgorithmEntry
 from prunesearch.candidate import LayerSubset
 from prunesearch.runtime.json_values import Json
-from prunesearch.samplers.base import Proposal, SamplerSettings, SubsetSampler
+from prunesearch.samplers.base import Proposal, SubsetSampler
+from prunesearch.samplers.settings import SamplerSettings
 from prunesearch.space import SearchSpace
 from prunesearch.studies.trial_log import create_running, set_params
 

@@ -28,15 +28,9 @@ from prunesearch.algorithms.vector_swarms import VectorSwarm
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.runtime.json_values import JsonObject
-from prunesearch.samplers.base import (
-    STATE_ATTR,
-    GenerationPendingError,
-    Proposal,
-    SamplerSettings,
-    SubsetSampler,
-    checked_population,
-    pack,
-)
+from prunesearch.samplers.base import GenerationPendingError, Proposal, SubsetSampler
+from prunesearch.samplers.settings import SamplerSettings, checked_population
+from prunesearch.samplers.stored_memory import STATE_ATTR, pack
 from prunesearch.space import SearchSpace
 from prunesearch.studies.trial_log import ProposalInputs, TrialLog, under_optimize
 

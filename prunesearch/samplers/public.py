@@ -15,9 +15,10 @@ from prunesearch.algorithms.registry import ENCODINGS, REGISTRY
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.runtime.json_values import Json
-from prunesearch.samplers.base import Proposal, renamed_encoding
+from prunesearch.samplers.base import Proposal
 from prunesearch.samplers.continuous import PlainSwarm
 from prunesearch.samplers.population import SwarmSampler, algorithm_of
+from prunesearch.samplers.settings import renamed_encoding
 from prunesearch.space import SearchSpace
 from prunesearch.studies.optuna_internals.access import store_constraints
 
