@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from prunesearch.config.recipe import Recipe
     from prunesearch.config.run_options import RunOptions
     from prunesearch.errors import PruneSearchError
-    from prunesearch.pipeline.run import run
+    from prunesearch.pipeline.run import RunResult, run
     from prunesearch.samplers import PSOSampler, WOASampler
     from prunesearch.space import SearchSpace
 
@@ -26,6 +26,7 @@ _HOMES = {
     "PruneSearchError": "errors",
     "Recipe": "config.recipe",
     "RunOptions": "config.recipe",
+    "RunResult": "pipeline.run",
     "SearchSpace": "space",
     "WOASampler": "samplers",
     "run": "pipeline.run",
@@ -37,6 +38,7 @@ __all__ = [
     "PruneSearchError",
     "Recipe",
     "RunOptions",
+    "RunResult",
     "SearchSpace",
     "WOASampler",
     "run",

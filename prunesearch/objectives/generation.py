@@ -47,7 +47,7 @@ def generation_chunk(
         lm: lm-eval's model.
         prompts: lm-eval's requests for texts.
         tokenizer: tokenizer as it was loaded, without lm-eval's changes.
-        numerics: class of arithmetic, see `objectives.numerics_of`.
+        numerics: class of arithmetic, see `objectives.identity.numerics_of`.
 
     Raises:
         InputError: the prompt and the generated text do not fit the model.

@@ -20,13 +20,13 @@ what is left to do:
 """
 
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, Self
 
-# The first import of optuna_dashboard keeps the variables of its callers alive. It is imported
-# here, before a model is loaded.
+# The first import of optuna_dashboard keeps the variables of its callers alive, so a model that a
+# caller has loaded would never be freed. It is imported here, before any model exists.
 import optuna_dashboard  # noqa: F401
 
 from prunesearch import events
@@ -39,7 +39,7 @@ from prunesearch.pipeline.export_request import ExportRequest
 from prunesearch.pipeline.outcome import SearchOutcome
 from prunesearch.pipeline.stages import STAGES, Stage
 from prunesearch.pipeline.state import EvaluationRequest, Request, Resources, State
-from prunesearch.report.results import Report
+from prunesearch.report.results import EvaluationReport, RecoveryReport, Report
 from prunesearch.runtime import stopping
 
 COMMANDS = {
@@ -51,7 +51,47 @@ COMMANDS = {
     "heal": ("select", "verify"),
     "evaluate": ("evaluate", "evaluate"),
 }
-"""The first and the last stage of each command. The stage `report` always follows."""
+"""The first and the last stage of each command. The stage `report` always follows.
+
+The ranges of `export`, `compensate` and `heal` are equal. These commands differ in their requests:
+`Stage.wanted` tells whether a request asks for a stage, and the other stages are skipped.
+"""
+
+
+class _OutcomeAndExport(NamedTuple):
+    """The two values that a `RunResult` unpacks into."""
+
+    outcome: SearchOutcome
+    exported: Exported | None
+
+
+class RunResult(_OutcomeAndExport):
+    """Result of `run`. It unpacks into two values: ``outcome, exported = run(recipe)``.
+
+    Attributes:
+        outcome: outcome of the search.
+        exported: the verified export. With a recovery, it is None if an equal export existed
+            already.
+        recovery: results of the recovery, of this run or of the earlier, equal one. None if the
+            recipe has no section `recover`.
+        evaluation: metrics of the exported model. None if the recipe does not ask for them
+            (`recover.evaluate`).
+    """
+
+    recovery: RecoveryReport | None
+    evaluation: EvaluationReport | None
+
+    def __new__(
+        cls,
+        outcome: SearchOutcome,
+        exported: Exported | None,
+        recovery: RecoveryReport | None = None,
+        evaluation: EvaluationReport | None = None,
+    ) -> Self:
+        """Make the pair, and add the two other results to it."""
+        result = super().__new__(cls, outcome, exported)
+        result.recovery, result.evaluation = recovery, evaluation
+        return result
 
 
 def run_stages(command: str, request: Request) -> State:
@@ -80,10 +120,7 @@ def run_stages(command: str, request: Request) -> State:
         for stage in stages:
             if not stage.wanted(state):
                 continue
-            if stage.defers_signals:
-                with stopping.deferred():
-                    state = stage.run(state)
-            else:
+            with stopping.deferred() if stage.defers_signals else nullcontext():
                 state = stage.run(state)
         return state
 
@@ -114,8 +151,11 @@ def run(
     on_event: events.EventHandler | None = None,
     *,
     listener: "SearchListener | None" = None,
-) -> tuple[SearchOutcome, Exported | None]:
-    """Do what a recipe says: search, recover the best candidate if this is asked for, and export.
+) -> RunResult:
+    """Do what a recipe says: search, recover the best candidate, export, verify and evaluate it.
+
+    The recovery and the evaluation are optional: they are made if the recipe has a section
+    `recover`, and if this section asks for an evaluation.
 
     Args:
         recipe: description of the search and of what follows it.
@@ -126,8 +166,8 @@ def run(
             use `on_event`.
 
     Returns:
-        The outcome of the search, and the verified export. With a recovery, the export is None if
-        an equal one existed already.
+        The outcome of the search, the verified export, and the results of the recovery and the
+        evaluation. ``outcome, exported = run(recipe)`` takes the first two.
 
     Raises:
         PruneSearchError: see `errors`. Finished evaluations are kept.
@@ -147,7 +187,8 @@ def run(
         state = run_stages("run", request)
     (outcome,) = state.outcomes
     exports = [made for made in state.exported if isinstance(made, Exported)]
-    return outcome, exports[0] if exports else None
+    exported = exports[0] if exports else None
+    return RunResult(outcome, exported, state.recovery or state.earlier, state.evaluation)
 
 
 def request_of(recipes: tuple[Recipe, ...], options: RunOptions, out: Path | None) -> Request:

@@ -1,10 +1,12 @@
 """`prunesearch.run`: events, and the arguments of earlier versions."""
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 import prunesearch
+from prunesearch.config.recovery import EvaluationSection, HealRecipe, Recovery
 from prunesearch.events import Event, SearchProgress, StageProgress
 
 
@@ -37,6 +39,45 @@ def test_a_handler_receives_all_events_of_a_run(
     stages = [event.name for event in seen if isinstance(event, StageProgress)]
     assert stages[0] == f"loading the model {recipe.model.path}"
     assert f"writing the checkpoint to {tmp_path / 'out'}" in stages
+
+
+def test_a_run_returns_the_search_the_export_the_recovery_and_the_evaluation(
+    recipe: prunesearch.Recipe, options: prunesearch.RunOptions, tmp_path: Path
+) -> None:
+    plain = prunesearch.run(recipe, options, tmp_path / "plain")
+    outcome, exported = plain
+    assert exported is not None
+    assert (outcome, exported) == (plain.outcome, plain.exported)
+    assert list(plain) == [outcome, exported]
+    assert exported.folder == tmp_path / "plain"
+    assert (plain.recovery, plain.evaluation) == (None, None)
+    # With a recovery and an evaluation.
+    text = recipe.data.calibration
+    healing = HealRecipe(data=text, held_out_tokens=64, window=32, steps=2, batch_size=2)
+    recovered = recipe.model_copy(
+        update={
+            "recover": Recovery(
+                compensate=False,
+                heal=healing,
+                evaluate=EvaluationSection(calibration=text, tokens=256),
+            )
+        }
+    )
+    found = prunesearch.run(recovered, options, tmp_path / "recovered")
+    assert found.outcome.best.candidate == outcome.best.candidate
+    assert found.recovery is not None
+    assert found.recovery.dropped == outcome.best.candidate.text
+    assert found.evaluation is not None
+    assert found.evaluation.model == str(tmp_path / "recovered")
+    assert found.evaluation.metrics["perplexity"] > 1.0
+    # The results survive a copy, as to another process.
+    copied = pickle.loads(pickle.dumps(found))
+    assert copied.evaluation == found.evaluation
+    # An equal export is not repeated, and its recovery is returned.
+    again = prunesearch.run(recovered, options, tmp_path / "recovered")
+    assert again.exported is None
+    assert again.recovery is not None
+    assert again.recovery.digest == found.recovery.digest
 
 
 def test_a_listener_still_works_and_is_deprecated(
