@@ -16,11 +16,11 @@ from prunesearch.cli.options import (
     MODEL_OF_STUDY,
     MODEL_OPTIONS,
     OUT,
-    RUN_OPTIONS,
     SELECTION_OPTIONS,
     STORAGE,
     TOKENS,
     WINDOW,
+    WITHOUT_SCORING,
 )
 from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import with_options
@@ -51,7 +51,7 @@ from prunesearch.units import parse_size
 @HELD_OUT_TOKENS.variant(default=2048, show_default=True)
 @MAX_SHARD
 @STORAGE
-@with_options(*MODEL_OPTIONS, *RUN_OPTIONS)
+@with_options(*MODEL_OPTIONS, *WITHOUT_SCORING)
 @JSON
 def compensate(
     target: str,

@@ -15,10 +15,10 @@ from prunesearch.cli.options import (
     MODEL_OPTIONS,
     OUT,
     REVISION,
-    RUN_OPTIONS,
     SELECTION_OPTIONS,
     STORAGE,
     TRUST,
+    WITHOUT_SCORING,
 )
 from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import with_options
@@ -53,7 +53,7 @@ REQUEST = ("out", "export_format", "gguf", "max_shard", "push_to_hub", "public",
     help="Write nothing; print a recipe for another program.",
 )
 @STORAGE
-@with_options(*MODEL_OPTIONS, *RUN_OPTIONS)
+@with_options(*MODEL_OPTIONS, *WITHOUT_SCORING)
 @JSON
 def export(
     target: str,
@@ -87,7 +87,7 @@ def export(
 @click.argument("folder")
 @click.option("--base", help="The dense model, for a full comparison with it.")
 @with_options(REVISION, TRUST)
-@with_options(*RUN_OPTIONS)
+@with_options(*WITHOUT_SCORING)
 @JSON
 def verify(folder: str, base: str | None, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Verify the export in FOLDER, or a GGUF export, again: files, weights, and what it

@@ -13,8 +13,8 @@ from prunesearch.cli.options import (
     KL_TOP,
     LAYERS,
     MODEL_OPTIONS,
+    ONE_CANDIDATE,
     REVISION,
-    RUN_OPTIONS,
     TOKENS,
     TRUST,
 )
@@ -28,7 +28,7 @@ from prunesearch.units import parse_size
 @click.command(cls=Command)
 @click.argument("model")
 @LAYERS.variant(default="none")
-@with_options(*DATA_OPTIONS, *MODEL_OPTIONS, *RUN_OPTIONS)
+@with_options(*DATA_OPTIONS, *MODEL_OPTIONS, *ONE_CANDIDATE)
 @JSON
 def evaluate(model: str, layers: str, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Evaluate MODEL, or an export, on --task or --calibration text, with standard errors."""

@@ -7,7 +7,7 @@ import click
 
 from prunesearch.algorithms.registry import ENCODINGS, REGISTRY
 from prunesearch.cli.help import Words
-from prunesearch.cli.parameters import WEIGHTS, SharedOption, renamed
+from prunesearch.cli.parameters import WEIGHTS, SharedOption, ignored, renamed
 from prunesearch.config.run_options import OFFLOADS, RunOptions
 from prunesearch.config.search import RANKINGS
 from prunesearch.export.formats.registry import checkpoint_formats
@@ -256,4 +256,10 @@ DATA_OPTIONS = (
 )
 SELECTION_OPTIONS = (MAX_LOSS, MAX_SIZE)
 MODEL_OPTIONS = (REVISION, DTYPE, TRUST)
-RUN_OPTIONS = (DEVICE, DEVICE_MAP, THREADS, OFFLOAD, STATE_MEMORY, WORKERS, CACHE)
+LOADING_OPTIONS = (DEVICE, DEVICE_MAP, THREADS, OFFLOAD)
+RUN_OPTIONS = (*LOADING_OPTIONS, STATE_MEMORY, WORKERS, CACHE)
+"""How candidates are scored: on one model, or by several processes."""
+WITHOUT_SCORING = (*LOADING_OPTIONS, CACHE, ignored("--workers", "--state-memory"))
+"""How a model is loaded by a command that scores no candidates of a search."""
+ONE_CANDIDATE = (*LOADING_OPTIONS, STATE_MEMORY, CACHE, ignored("--workers"))
+"""How one candidate is scored."""

@@ -104,6 +104,54 @@ class RenamedOption(click.Option):
         return values, args
 
 
+class IgnoredOption(click.Option):
+    """An option that a command accepted in earlier versions and that has no effect on it.
+
+    It is hidden, and its use prints a warning.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(names, hidden=True, expose_value=False, help="Has no effect.")
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        """Print a warning if the option is given."""
+        given = self.name in opts
+        value, args = super().handle_parse_result(ctx, opts, args)
+        if given and not ctx.resilient_parsing:
+            said = f"{self.opts[0]} has no effect on {ctx.info_name}: leave it out"
+            click.echo(f"warning: {printable(said)}", err=True)
+        return value, args
+
+
+class MisplacedOption(click.Option):
+    """An option of other commands, for which the error of this command names its own option.
+
+    Args:
+        names: the flag, and a name for the parameter.
+        hint: what to write instead.
+    """
+
+    def __init__(self, names: Sequence[str], hint: str) -> None:
+        super().__init__(names, hidden=True, expose_value=False, is_eager=True, help=hint)
+        self._hint = hint
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        """Refuse the option.
+
+        Raises:
+            UsageError: the option is given.
+        """
+        given = self.name in opts
+        value, args = super().handle_parse_result(ctx, opts, args)
+        if given and not ctx.resilient_parsing:
+            raise click.UsageError(f"No such option: {self.opts[0]}: {self._hint}", ctx)
+        return value, args
+
+
 class RenamedWeights(RenamedOption):
     """The earlier ``--weights``: where weights wait, or the weights of the optimised sum."""
 
@@ -132,6 +180,23 @@ def renamed(spelling: str, flag: str | None, parameter: str) -> Decorator:
     """Return a decorator that adds the earlier spelling of an option; see `RenamedOption`."""
     name = f"earlier_{spelling.strip('-')}"
     return click.option(spelling, name, cls=RenamedOption, flag=flag, parameter=parameter)
+
+
+def ignored(*flags: str) -> Decorator:
+    """Return a decorator that adds options without an effect; see `IgnoredOption`."""
+
+    def decorate(function: Function) -> Function:
+        for flag in flags:
+            name = f"ignored_{flag.strip('-').replace('-', '_')}"
+            function = click.option(flag, name, cls=IgnoredOption)(function)
+        return function
+
+    return decorate
+
+
+def misplaced(flag: str, hint: str) -> Decorator:
+    """Return a decorator that refuses an option of other commands; see `MisplacedOption`."""
+    return click.option(flag, f"misplaced_{flag.strip('-')}", cls=MisplacedOption, hint=hint)
 
 
 WEIGHTS: Decorator = click.option("--weights", "earlier_weights", cls=RenamedWeights)

@@ -21,7 +21,7 @@ from prunesearch.cli.options import (
     TRUST,
 )
 from prunesearch.cli.output import progress, quiet
-from prunesearch.cli.parameters import renamed, with_options
+from prunesearch.cli.parameters import misplaced, renamed, with_options
 from prunesearch.cli.recipes import grid_of, options_of, read_recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.report.emit import emit
@@ -29,6 +29,11 @@ from prunesearch.report.emit import emit
 
 @click.command(cls=Command)
 @click.argument("model")
+@misplaced(
+    "--layers",
+    "search finds out which layers to drop: give their number, as in --drop 8; evaluate, export, "
+    "compensate and heal take a list as --layers",
+)
 @with_options(*RECIPE_OPTIONS, *DATA_OPTIONS, *MODEL_OPTIONS)
 @TRIALS
 @STUDY

@@ -15,6 +15,7 @@ from prunesearch.config.run_options import RunOptions
 from prunesearch.config.search import SearchSection
 from prunesearch.export.results import Exported
 from prunesearch.models.demo_weights import obtain
+from prunesearch.objectives.registry import REGISTRY, ObjectiveEntry
 from prunesearch.pipeline.export_request import ExportRequest
 from prunesearch.pipeline.outcome import search_report
 from prunesearch.pipeline.run import run_stages
@@ -65,6 +66,7 @@ def run_demo(model: str | None, options: RunOptions, home: Path) -> DemoReport:
     chosen = state.choice.candidate.text
     best = next(search.best for search in searches if search.best.dropped == chosen)
     dense, pruned = state.held_out
+    objective = REGISTRY.get(recipes[0].objective.name)
     (exported,) = state.exported
     assert isinstance(exported, Exported)
     return DemoReport(
@@ -73,18 +75,29 @@ def run_demo(model: str | None, options: RunOptions, home: Path) -> DemoReport:
         cache=str(CacheLocation.parse(options.cache)),
         searches=searches,
         best=best,
-        dense=_figures(searches[0].dense, dense),
-        pruned=_figures(best, pruned),
+        dense=_figures(searches[0].dense, dense, objective),
+        pruned=_figures(best, pruned, objective),
         export=exported,
         seconds=round(time.perf_counter() - start, 3),
     )
 
 
-def _figures(searched: ScoredModel, held_out: Evaluation) -> dict[str, float]:
-    """Return the rows of the final table for one model."""
+def _figures(
+    searched: ScoredModel, held_out: Evaluation, objective: ObjectiveEntry
+) -> dict[str, float]:
+    """Return the rows of the final table for one model.
+
+    Args:
+        searched: the model on the text of the search.
+        held_out: the model on held-out text.
+        objective: the objective of the search. Its metrics are shown.
+    """
+    metric, quality = objective.metric, objective.relative_metric
+    assert metric is not None
+    assert quality is not None
     return {
         **vars(searched.cost),
-        "kl": searched.metrics["kl"],
-        "held_out_kl": held_out.metrics["kl"],
-        "held_out_perplexity": held_out.metrics["perplexity"],
+        metric: searched.metrics[metric],
+        f"held_out_{metric}": held_out.metrics[metric],
+        f"held_out_{quality}": held_out.metrics[quality],
     }

@@ -9,7 +9,11 @@ from prunesearch.cache.location import check_writable
 from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.export import check_destination, hub, other_tools
 from prunesearch.export.formats.plain import PLAIN
-from prunesearch.export.formats.registry import REGISTRY, ExportFormat, checkpoint_format
+from prunesearch.export.formats.registry import (
+    REGISTRY,
+    ExportFormat,
+    checkpoint_format,
+)
 from prunesearch.export.writer import MAX_SHARD
 from prunesearch.units import parse_size
 
@@ -55,11 +59,13 @@ class ExportRequest:
         public: bool,
         program: str | None,
     ) -> Self:
-        """Check the options of the command line, before any work.
+        """Check the fields of a request, before any work. `gguf` selects the format that writes a
+        GGUF file; the other arguments are described in `ExportRequest`.
 
         Raises:
             InputError: options contradict each other, or the destination cannot be written.
         """
+        # A format that writes a file has a flag of its own: see `export.formats.registry`.
         chosen = REGISTRY.get("gguf") if gguf else checkpoint_format(export_format)
         # Check the destination: a recipe for another program, a GGUF file or a folder.
         if program is not None:

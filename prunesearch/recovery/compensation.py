@@ -112,7 +112,7 @@ class Compensation:
 
     @property
     def recovered(self) -> float:
-        """Recovered share of the log-perplexity that pruning lost; 0 if none was lost."""
+        """Recovered share of the cross-entropy that pruning added; 0 if none was lost."""
         lost = self.pruned["cross_entropy"] - self.dense["cross_entropy"]
         if not lost > 0:
             return 0.0

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from prunesearch.report.export import exported
-from prunesearch.report.tables import LayerList, Parts, table
+from prunesearch.report.tables import LayerList, Parts, label, table
 
 if TYPE_CHECKING:
     from prunesearch.report.results import CompensatedReport
@@ -22,17 +22,12 @@ def compensated(report: "CompensatedReport") -> Parts:
         gaps.append((LayerList(gap.dropped), gap.method, alpha, ridge, before, after, seconds))
     # One row for each metric, with one column for each model.
     models = {"dense": done.dense, "pruned": done.pruned, "compensated": done.compensated}
-    titles = {
-        "cross_entropy": "log-perplexity (nats/token)",
-        "perplexity": "perplexity",
-        "kl": "KL to dense (nats/token)",
-    }
     metrics = []
-    for metric, title in titles.items():
+    for metric in done.dense:
         # Adding 0.0 turns -0.0 into 0.0, which prints without a sign.
         rounded = [f"{round(model[metric], 4) + 0.0:.4f}" for model in models.values()]
-        metrics.append((title, *rounded))
-    recovered = f"recovered {done.recovered:.1%} of the log-perplexity that pruning lost"
+        metrics.append((label(metric), *rounded))
+    recovered = f"recovered {done.recovered:.1%} of the cross-entropy that pruning added"
     if done.cached:
         recovered += " (found before, and put in place)"
     columns = ("gap", "method", "alpha", "ridge", "loss before", "after", "seconds")

@@ -33,8 +33,8 @@ def healed(report: "HealReport") -> "list[Group | str]":
         parts.append(_final(finalists))
     if done := recovery.compensation:
         parts.append(
-            f"compensation recovered {done.recovered:.1%} of the log-perplexity that pruning "
-            f"lost, without training"
+            f"compensation recovered {done.recovered:.1%} of the cross-entropy that pruning "
+            f"added, without training"
         )
     if tuning := recovery.tuning:
         params = ", ".join(f"{name} {value:.3g}" for name, value in tuning.params.items())

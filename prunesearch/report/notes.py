@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
-from prunesearch.report.tables import gib, label, number
+from prunesearch.report.tables import example_loss, gib, label, number
 from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
 from prunesearch.studies import notes, persistence, selection
 
@@ -48,6 +48,7 @@ class StudyState:
         done, total: number of finished trials, and of all trials.
         front: number of trials on the front; 0 for one objective.
         best: the best trial. None without one.
+        loss: a loss for the example of a command; see `tables.example_loss`.
     """
 
     study: str
@@ -57,6 +58,7 @@ class StudyState:
     total: int
     front: int
     best: BestTrial | None
+    loss: str = "10%"
 
 
 def study_note(state: StudyState) -> str:
@@ -72,7 +74,11 @@ def study_note(state: StudyState) -> str:
             f"{state.front} trials are on the front of quality and size: see the Pareto plot."
         )
         lines.append(
-            _commands(state, "study show {study}", "export {study} --max-loss 10% --out {study}")
+            _commands(
+                state,
+                "study show {study}",
+                f"export {{study}} --max-loss {state.loss} --out {{study}}",
+            )
         )
     elif best is not None:
         lines.append(f"**Best: trial {best.number} drops layers {best.dropped}**")
@@ -173,6 +179,7 @@ class Noter:
             total=max(len(trials), requested),
             front=len(ranked) if pareto else 0,
             best=shown,
+            loss=example_loss(self._dense),
         )
         note = "" if shown is None else trial_note(state, shown)
         notes.write(self._study, notes.Notes(study_note(state), best, note))

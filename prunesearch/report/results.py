@@ -117,7 +117,7 @@ class CompensationReport:
         dropped: the dropped layers.
         gaps: results of the gaps, in order.
         dense, pruned, compensated: metrics of the three models on the held-out tokens.
-        recovered: recovered share of the log-perplexity that pruning lost.
+        recovered: recovered share of the cross-entropy that pruning added.
         cached: True if a stored result was applied.
     """
 

@@ -13,6 +13,7 @@ from prunesearch.report.tables import (
     Parts,
     dense_against_pruned,
     duration,
+    example_loss,
     next_commands,
     table,
 )
@@ -156,13 +157,14 @@ def _pareto(report: "SearchReport") -> Parts:
     """Show the front, its knee against the dense model, and the commands that choose from it."""
     best, study, flag = report.best, quote(report.study), _storage_flag(report)
     title = f"{report.study}: {len(report.front)} best of {report.trials} trials"
+    loss = example_loss(report.dense.metrics)
     return [
         front_table(title, report.front),
         _compared(f"The knee drops layers {best.dropped}", report),
         *_paired(report),
         _run_line(report),
         next_commands(
-            f"prunesearch study best {study} --max-loss 10%{flag}",
+            f"prunesearch study best {study} --max-loss {loss}{flag}",
             f"prunesearch export {study} --max-size {int(best.cost.bytes)} --out {study}{flag}",
             f"optuna-dashboard {_storage_word(report)}",
         ),

@@ -5,13 +5,13 @@ for the terminal is printed row by row, with one line per column. In pipes nothi
 """
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.text import Text
 
-from prunesearch.objectives.registry import metric_labels
+from prunesearch.objectives.registry import metric_labels, relative_metrics, zero_metrics
 from prunesearch.runtime.masking import printable
 
 Parts = list[Group | str]
@@ -321,6 +321,18 @@ _LABELS = {
 def label(metric: str) -> str:
     """Return the displayed name of a metric."""
     return (_LABELS | metric_labels()).get(metric, metric)
+
+
+def example_loss(dense: Collection[str]) -> str:
+    """Return a loss for the example of a command: a share, or a difference if a share of the
+    searched metric is not defined.
+
+    Args:
+        dense: names of the dense model's metrics.
+    """
+    if any(name in dense for name in relative_metrics()):
+        return "10%"
+    return "0.05" if any(name in dense for name in zero_metrics()) else "10%"
 
 
 def number(metric: str, value: float) -> str:

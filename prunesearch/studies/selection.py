@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,7 +10,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from prunesearch.errors import InputError, StudyError
-from prunesearch.objectives.registry import relative_metrics
+from prunesearch.objectives.registry import relative_metrics, zero_metrics
 from prunesearch.units import parse_size
 
 DENSE_ATTR = "dense"
@@ -106,6 +106,7 @@ def choose(study: Study, wanted: SelectionCriteria) -> FrozenTrial:
 
     Raises:
         StudyError: no trial meets the limits, or a Pareto study is given without limits.
+        InputError: the largest loss is a share of a metric that is 0 for the dense model.
     """
     # 1. Without limits, take the best trial.
     name = study.study_name
@@ -135,6 +136,8 @@ def choose(study: Study, wanted: SelectionCriteria) -> FrozenTrial:
         sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
         return min(fitting, key=lambda t: (sign * t.values[0], t.number))
     # 4. Otherwise take the smallest model that loses little enough.
+    if wanted.relative:
+        _check_share(study)
     losses = {t.number: quality_lost(study, t, relative=wanted.relative) for t in fitting}
     kept = [t for t in fitting if losses[t.number] <= wanted.loss]
     if not kept:
@@ -142,6 +145,36 @@ def choose(study: Study, wanted: SelectionCriteria) -> FrozenTrial:
         shown = f"{least_loss:.2%}" if wanted.relative else f"{least_loss:.4g}"
         raise StudyError(f"no trial of study {name!r} loses so little: the least is {shown}")
     return min(kept, key=lambda t: (_size(t), losses[t.number], t.number))
+
+
+def _metric_of_shares(metric: str, dense: Collection[str]) -> str:
+    """Return the metric whose share of the dense value tells the loss.
+
+    Args:
+        metric: the metric that was searched.
+        dense: names of the dense model's metrics.
+    """
+    for name in relative_metrics():
+        if name in dense:
+            metric = name
+    return metric
+
+
+def _check_share(study: Study) -> None:
+    """Refuse a share of a metric that is 0 for the dense model.
+
+    Raises:
+        InputError: the metric is 0.
+    """
+    dense = json.loads(study.user_attrs.get(DENSE_ATTR, "{}"))
+    if not dense:
+        return
+    metric = _metric_of_shares(dense["metric"], dense["metrics"])
+    if metric in zero_metrics() or not dense["metrics"][metric]:
+        raise InputError(
+            f"study {study.study_name!r} has no share of quality: {metric} of the dense model is "
+            f"0; give `max_loss` as a difference of {metric}, such as 0.05"
+        )
 
 
 def _size(trial: FrozenTrial) -> int:
@@ -171,9 +204,7 @@ def quality_lost(study: Study, trial: FrozenTrial, *, relative: bool) -> float:
             f"again, which adds it"
         )
     if relative:
-        for name in relative_metrics():
-            if name in dense["metrics"]:
-                metric = name
+        metric = _metric_of_shares(metric, dense["metrics"])
     before, after = dense["metrics"][metric], trial.user_attrs[metric]
     lost = after - before
     if study.directions[0] == StudyDirection.MAXIMIZE:

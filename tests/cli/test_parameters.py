@@ -37,6 +37,38 @@ def parsed(*words: str) -> dict[str, object]:
         return ctx.params
 
 
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("export", ["--workers", "--state-memory"]),
+        ("verify", ["--workers", "--state-memory"]),
+        ("compensate", ["--workers", "--state-memory"]),
+        ("evaluate", ["--workers"]),
+    ],
+)
+def test_an_option_without_an_effect_is_accepted_with_a_warning(
+    command: str, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    help_text = run(command, "--help").stdout
+    given = []
+    for flag in flags:
+        assert f"{flag} " not in help_text
+        given += [flag, "2"]
+    if command == "compensate":
+        given += ["--out", "folder"]
+    assert "workers" not in parsed(command, "X", *given)
+    warned = capsys.readouterr().err.splitlines()
+    expected = [f"warning: {flag} has no effect on {command}: leave it out" for flag in flags]
+    assert sorted(warned) == sorted(expected)
+
+
+def test_search_says_what_to_write_instead_of_layers() -> None:
+    result = run("search", "MODEL", "--layers", "3,7")
+    assert result.exit_code == 2
+    assert "No such option: --layers: search finds out which layers to drop" in result.stderr
+    assert "--drop 8" in result.stderr
+
+
 def test_an_option_means_the_same_on_every_command() -> None:
     definitions: dict[str, set[tuple[object, ...]]] = {}
     for command in COMMANDS.values():

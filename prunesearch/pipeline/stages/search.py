@@ -6,8 +6,9 @@ A study is found by its recipe and resumed. An evaluation that is in the cache i
 from dataclasses import replace
 
 from prunesearch.config.run_options import RunOptions
-from prunesearch.errors import InputError
+from prunesearch.errors import InputError, either
 from prunesearch.export.companions import companions
+from prunesearch.export.formats.registry import REGISTRY
 from prunesearch.pipeline.searches import check_grid, run_search, run_searches
 from prunesearch.pipeline.session import open_session
 from prunesearch.pipeline.stages.base import Stage
@@ -42,16 +43,17 @@ def check(request: Request) -> None:
             `searches.check_grid`.
     """
     if request.export is not None:
+        formats = [entry.name for entry in REGISTRY.entries() if entry.sublayers]
         for recipe in request.recipes:
             if recipe.search.is_pareto:
                 raise InputError(
-                    f"drop: {recipe.search.drop} gives a front, not one best: use prunesearch "
-                    f"search, then export STUDY --max-loss 2%"
+                    f"drop: {recipe.search.drop} gives a front, not one best: only search it, and "
+                    f"then export the study with `max_loss` or `max_size`"
                 )
             if recipe.search.units != "blocks":
                 raise InputError(
-                    "units: sublayers leaves a choice of how to write the result: use prunesearch "
-                    "search, then export STUDY --as zeroed, deci or remote-code"
+                    f"units: sublayers leaves a choice of how to write the result: only search, "
+                    f"and then export the study with `export_format` {either(formats)}"
                 )
     if request.recipes:
         check_grid(request.recipes, request.options)

@@ -1,0 +1,49 @@
+"""Selection of a trial by the loss of quality."""
+
+import json
+
+import optuna
+import pytest
+
+from prunesearch.errors import InputError
+from prunesearch.report.tables import example_loss
+from prunesearch.studies.selection import DENSE_ATTR, SelectionCriteria, choose
+
+
+def study_of(metric: str, dense: dict[str, float], *trials: dict[str, float]) -> optuna.Study:
+    """A study whose trials have these metrics. The later trials are larger models."""
+    study = optuna.create_study(study_name="s")
+    study.set_user_attr(DENSE_ATTR, json.dumps({"metric": metric, "metrics": dense}))
+    for number, metrics in enumerate(trials):
+        study.add_trial(
+            optuna.trial.create_trial(
+                value=metrics[metric], user_attrs={**metrics, "bytes": 100 + number}
+            )
+        )
+    return study
+
+
+def test_a_share_of_a_metric_that_is_0_is_refused() -> None:
+    metrics = [{"hidden_cosine": value} for value in (0.3, 0.04, 0.01)]
+    study = study_of("hidden_cosine", {"hidden_cosine": 0.0}, *metrics)
+    with pytest.raises(InputError, match="hidden_cosine of the dense model is 0; give `max_loss`"):
+        choose(study, SelectionCriteria.parse("2%", None))
+    assert choose(study, SelectionCriteria.parse("0.05", None)).number == 1
+    # The examples of commands give a difference too.
+    assert example_loss(["hidden_cosine"]) == "0.05"
+
+
+def test_a_share_of_a_kl_study_is_a_share_of_perplexity() -> None:
+    dense = {"kl": 0.0, "cross_entropy": 3.0, "perplexity": 20.0}
+    trials = [{"kl": 0.9, "perplexity": 30.0}, {"kl": 0.1, "perplexity": 20.3}]
+    study = study_of("kl", dense, *trials)
+    assert choose(study, SelectionCriteria.parse("2%", None)).number == 1
+    assert choose(study, SelectionCriteria.parse("50%", None)).number == 0
+    assert choose(study, SelectionCriteria.parse("0.9", None)).number == 0
+    assert example_loss(dense) == example_loss({"acc": 0.5}) == "10%"
+
+
+def test_a_share_of_an_accuracy_of_0_is_refused() -> None:
+    study = study_of("acc", {"acc": 0.0}, {"acc": 0.0})
+    with pytest.raises(InputError, match="acc of the dense model is 0"):
+        choose(study, SelectionCriteria.parse("2%", None))
