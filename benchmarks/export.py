@@ -39,14 +39,7 @@ from benchmarks.support.record import Record, arguments
 from prunesearch.cache.files import sync_tree
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
-from prunesearch.export import (
-    checkpoint,
-    export,
-    gguf_edit,
-    gguf_write,
-    llama_cpp,
-    recheck,
-)
+from prunesearch.export import checkpoint_files, export, gguf_edit, gguf_write, llama_cpp, recheck
 from prunesearch.export.config_file import ConfigFile
 from prunesearch.models.loading import load
 from prunesearch.models.safetensors_files import tensors_in
@@ -259,7 +252,7 @@ def child(what: str, source: Path, dropped: str, out: Path) -> None:
     start = time.perf_counter()
     if what == "write":
         out.mkdir()
-        written, _ = checkpoint.write_checkpoint(
+        written, _ = checkpoint_files.write_checkpoint(
             tensors_in(source), loaded.model.config, ConfigFile.read(source), candidate, out
         )
         sync_tree(out)

@@ -7,27 +7,18 @@ new.
 """
 
 import dataclasses
-import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from prunesearch import events
 from prunesearch.cache.location import check_writable
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import (
-    InputError,
-    ModelError,
-    StorageError,
-    VerificationError,
-    one_line,
-)
+from prunesearch.errors import InputError, StorageError
 from prunesearch.export import manifest
 from prunesearch.export.atomic import (
     cannot_write,
@@ -37,40 +28,16 @@ from prunesearch.export.atomic import (
     scratch_beside,
     sync_tree,
 )
-from prunesearch.export.companions import companions, copy_companions, without_code
-from prunesearch.export.config_file import ConfigFile, edited_file
-from prunesearch.export.formats.registry import REGISTRY, checkpoint_format
-from prunesearch.export.layout import Layout, layout_of
-from prunesearch.export.results import Exported, Verification
-from prunesearch.export.verification import Expected, compare, compare_streamed, expected_streamed
-from prunesearch.export.writer import (
-    MAX_SHARD,
-    Written,
-    digest,
-    write_cast,
-    write_shards,
-)
+from prunesearch.export.checkpoint_files import write_files
+from prunesearch.export.companions import companions
+from prunesearch.export.formats.registry import checkpoint_format
+from prunesearch.export.reloading import check_digests, reload_and_compare
+from prunesearch.export.results import Exported
+from prunesearch.export.writer import MAX_SHARD
 from prunesearch.models.config_edits import edits
-from prunesearch.models.guard import guarded, guarded_writing
-from prunesearch.models.handover import unchanged_by
-from prunesearch.models.loading import LoadedModel, refuse_incomplete
-from prunesearch.models.safetensors_files import (
-    Stored,
-    misplaced,
-    tensors_in,
-    tensors_of,
-)
-from prunesearch.models.streaming import open_streamed, set_aside
-from prunesearch.models.structure import (
-    architecture_of,
-    input_device,
-    meta_model,
-    settings_of,
-)
-from prunesearch.runtime import stopping
+from prunesearch.models.loading import LoadedModel
+from prunesearch.models.structure import architecture_of, settings_of
 from prunesearch.runtime.json_values import Json
-
-_SHORT_OF_MEMORY = "where memory is short, export with `offload` disk"
 
 
 def export(
@@ -184,7 +151,7 @@ class UnpublishedCheckpoint:
         """Write config, tokenizer and weights into the scratch folder."""
         events.tell(events.StageProgress(f"writing the checkpoint to {self._out}"))
         with self._failures():
-            self._written, self._layout = _write(
+            self._written, self._layout = write_files(
                 self._loaded,
                 self.candidate,
                 self._export_format,
@@ -202,8 +169,8 @@ class UnpublishedCheckpoint:
         """
         events.tell(events.StageProgress("verifying it: files, then its logits after reloading"))
         with self._failures():
-            _check_digests(self._new, self._written)
-            verification, params = _reload_and_compare(
+            check_digests(self._new, self._written)
+            verification, params = reload_and_compare(
                 self._loaded, self.candidate, self._export_format, self._new
             )
         self._verification = dataclasses.replace(verification, weights=len(self._written.digests))
@@ -283,201 +250,3 @@ def check_destination(out: Path) -> None:
         raise StorageError(
             f"`out` {str(out)!r} is a folder that cannot be renamed: name a new folder inside it"
         )
-
-
-def write_checkpoint(
-    stored: Mapping[str, Stored],
-    config: PretrainedConfig,
-    file: ConfigFile,
-    candidate: LayerSubset,
-    out: Path,
-    export_format: str = "plain",
-    max_shard: int = MAX_SHARD,
-    trust_remote_code: bool = False,
-) -> tuple[Written, Layout]:
-    """Write the config and the weights of a candidate in safetensors, without verifying them.
-
-    Args:
-        stored: tensors of the dense checkpoint by name.
-        config: config of the dense model.
-        file: config file to edit.
-        candidate: candidate of the dense model.
-        out: folder to write into.
-        export_format: name of an export format.
-        max_shard: bytes of the largest weight file.
-        trust_remote_code: build the model with code that ships with it.
-
-    Raises:
-        ModelError: the checkpoint is damaged, or no config can describe the kept blocks.
-        OSError: the checkpoint cannot be read, or `out` cannot be written.
-    """
-    # Plan the tensors. Dropped sublayers of kept blocks are zeroed or left out, as the form
-    # demands.
-    chosen = REGISTRY.get(export_format)
-    model = meta_model(config, trust_remote_code)
-    silent = LayerSubset(candidate.n_layers, (), candidate.attention, candidate.mlp)
-    layout = layout_of(
-        model,
-        stored,
-        candidate,
-        zeroed=chosen.zeroed_parameters(model, silent),
-        dropped=chosen.left_out_parameters(model, silent),
-    )
-    # The config comes first: it fails early if it cannot describe the candidate.
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else model.dtype
-    edited = edited_file(file, config, candidate, dtype)
-    chosen.write_config(edited, config, candidate, out)
-    return write_shards(layout.entries, out, max_shard), layout
-
-
-def _write(
-    loaded: LoadedModel,
-    candidate: LayerSubset,
-    export_format: str,
-    new: Path,
-    dense: Path,
-    max_shard: int,
-    changed: Sequence[str],
-) -> tuple[Written, Layout]:
-    """Write everything but the manifest.
-
-    Weights that are not stored in safetensors, or not in the dtype in which they were scored, are
-    first written to such a checkpoint.
-
-    Args:
-        loaded: dense model.
-        candidate: candidate of the dense model.
-        export_format: name of an export format.
-        new: folder to write into.
-        dense: folder for a temporary copy of the dense checkpoint.
-        max_shard: bytes of the largest weight file.
-        changed: changes that were made to the weights in memory.
-    """
-    config, source = loaded.model.config, loaded.source
-    stored: dict[str, Stored] = {}
-    if source.safetensors:
-        stored = tensors_of(source.weights)
-    stored_as_scored = bool(stored) and _precision(stored) == loaded.model.dtype
-    copy_companions(loaded, new, own_type=REGISTRY.get(export_format).own_code)
-    file = ConfigFile.of(config) if source.folder is None else ConfigFile.read(source.folder)
-    # Make a temporary copy of the dense weights if the stored ones are not those that were scored.
-    if not stored_as_scored and loaded.layers.streamed_once:
-        write_cast(loaded.model, stored, dense)
-        stored = tensors_in(dense)
-    elif not stored_as_scored or changed:
-        with guarded_writing("the model in memory"), unchanged_by("transformers", loaded.model):
-            loaded.model.save_pretrained(dense)
-        stored = tensors_in(dense)
-        file = file.of_part(config, type(loaded.model).__name__)
-    # An export does not name code that the user did not trust.
-    if not loaded.trusted:
-        file = file.with_values(without_code(dict(file.values)))
-    try:
-        return write_checkpoint(
-            stored, config, file, candidate, new, export_format, max_shard, loaded.trusted
-        )
-    finally:
-        shutil.rmtree(dense, ignore_errors=True)
-
-
-def _precision(stored: Mapping[str, Stored]) -> torch.dtype:
-    """Return the dtype in which most of the bytes are stored."""
-    nbytes: Counter[torch.dtype] = Counter()
-    for place in stored.values():
-        nbytes[place.dtype] += place.nbytes
-    return max(nbytes, key=lambda dtype: nbytes[dtype], default=torch.float32)
-
-
-def _check_digests(folder: Path, written: Written) -> None:
-    """Read the new files again, and compare them with the index and the digests of their sources.
-
-    Raises:
-        VerificationError: a tensor is not where the index says, or its content is not that of its
-            source.
-    """
-    stored = tensors_in(folder)
-    if (wrong := misplaced(folder)) is not None:
-        raise VerificationError(
-            f"tensor {wrong} is not in the file where the index says: the export was not kept"
-        )
-    for name, expected in written.digests.items():
-        stopping.check()
-        if name not in stored or digest(stored[name]) != expected:
-            raise VerificationError(
-                f"the written tensor {name} is not what was read: the export was not kept"
-            )
-
-
-def _reload_and_compare(
-    loaded: LoadedModel, candidate: LayerSubset, export_format: str, folder: Path
-) -> tuple[Verification, int]:
-    """Reload a new checkpoint, and compare it with the candidate.
-
-    Returns:
-        The verification, and the number of parameters of the reloaded model.
-    """
-    # A streamed model and its export do not fit into memory together, so one is closed before the
-    # other opens.
-    if loaded.layers.streamed_once:
-        if not REGISTRY.get(export_format).streamed:
-            raise InputError(
-                f"`export_format` {export_format} is verified in memory: leave out `offload`"
-            )
-        expected = expected_streamed(loaded, candidate)
-        device = str(input_device(loaded.model))
-        with set_aside(loaded):
-            return _reopen_and_compare(expected, folder, device, loaded.trusted)
-    model = reload(folder, loaded.model, REGISTRY.get(export_format).own_code or loaded.trusted)
-    verification = compare(loaded.model, candidate, model, loaded.tokenizer)
-    return verification, sum(p.numel() for p in model.parameters())
-
-
-def _reopen_and_compare(
-    expected: Expected, folder: Path, device: str, trusted: bool
-) -> tuple[Verification, int]:
-    """Open a streamed checkpoint, and compare it.
-
-    The checkpoint is closed when this function returns.
-    """
-    found = open_streamed(str(folder), device=device, trust_remote_code=trusted)
-    return compare_streamed(expected, found), found.sizes.params()
-
-
-def reload(
-    folder: Path, beside: PreTrainedModel | None = None, trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """Load a checkpoint as any user would.
-
-    Args:
-        folder: folder of the checkpoint.
-        beside: model in memory whose device is used.
-        trust_remote_code: run code that ships with the checkpoint.
-
-    Raises:
-        VerificationError: the checkpoint does not load, or some of its weights are missing.
-    """
-    # A model that is spread over several devices is compared with one that is spread as well.
-    devices = set(getattr(beside, "hf_device_map", {}).values())
-    spread = {"device_map": "auto"} if len(devices) > 1 else {}
-    try:
-        with guarded(
-            "the export could not be reloaded",
-            folder,
-            advice=_SHORT_OF_MEMORY,
-            kind=VerificationError,
-        ):
-            reloaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, output_loading_info=True, trust_remote_code=trust_remote_code, **spread
-            )
-        found, report = reloaded
-        refuse_incomplete(folder.name, report)
-        if beside is not None and not spread:
-            found.to(input_device(beside))
-    except ModelError as error:
-        raise VerificationError(f"the export is not complete: {one_line(error)}") from None
-    except RuntimeError as error:  # raised by torch when memory runs out
-        raise VerificationError(
-            f"the export could not be reloaded: {one_line(error)}; {_SHORT_OF_MEMORY}"
-        ) from None
-    model: PreTrainedModel = found.eval()
-    return model

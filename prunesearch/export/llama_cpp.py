@@ -17,8 +17,8 @@ import torch
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, VerificationError
+from prunesearch.export.decoding import prompt_ids
 from prunesearch.export.results import LlamaCppCheck
-from prunesearch.export.verification import prompt_ids
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import pruned
 

@@ -17,7 +17,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.export import gguf_edit
 from prunesearch.export.checkpoint import check_export_format
-from prunesearch.export.config_file import edited_config
+from prunesearch.export.edited_config import edited_config
 from prunesearch.models.config_edits import period_of
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import architecture_of, per_layer_tensors, settings_of

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, VerificationError, one_line
-from prunesearch.export.checkpoint import reload
 from prunesearch.export.formats.registry import REGISTRY
 from prunesearch.export.manifest import MANIFEST, REPORT, file_digest
+from prunesearch.export.reloading import reload
 from prunesearch.export.results import Recheck, Reference
 from prunesearch.export.verification import compare, matches
 from prunesearch.export.writer import digest

@@ -10,66 +10,29 @@ Attention windows are longer than a prompt, so they would hide a mask of the wro
 comparison is therefore repeated with windows of a few tokens.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from transformers import (
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import VerificationError
 from prunesearch.execution.batches import Rows
 from prunesearch.execution.head import Head
 from prunesearch.execution.shared_forward import Forward
+from prunesearch.export.altered_models import identity_blocks, short_windows
+from prunesearch.export.decoding import Decoded, generate, likeliest, prefill_logits, prompt_ids
 from prunesearch.export.results import Reference, Verification
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.structure import (
-    blocks_of,
-    input_device,
-    most_positions,
-    settings_of,
-)
-from prunesearch.models.surgery import ablated, pruned
-from prunesearch.objectives.calibration_data import check_ids
-from prunesearch.runtime.patching import replaced
+from prunesearch.models.structure import input_device
+from prunesearch.models.surgery import pruned
 
-NEW_TOKENS = 20
-_NARROW = 4
-_WINDOWS = (
-    "sliding_window",
-    "attention_window_size",
-    "attention_chunk_size",
-    "local_attention",
-    "window_size",
-)
-_PROMPT = "The history of the lighthouse begins with a fire on a hill, which told sailors that"
 # Largest allowed difference of a logit, as a share of the largest logit. The same weights on the
 # same machine give 0, or a rounding error if a matrix is laid out differently in memory.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
-
-def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> torch.Tensor:
-    """Return the token ids of a prompt, shape (1, L). Without a tokenizer they are made up."""
-    if tokenizer is None:
-        most = min(int(getattr(settings_of(model.config), "vocab_size", 100)), 5000)
-        ids = [(7 * i + 5) % most for i in range(24)]
-    else:
-        ids = tokenizer(_PROMPT)["input_ids"]
-        # The prompt and its continuation must fit into the model's position table.
-        positions = most_positions(model)
-        if positions is not None:
-            ids = ids[: max(1, positions - NEW_TOKENS)]
-        check_ids(model, max(ids))
-    return torch.tensor([ids], device=input_device(model))
 
 
 @torch.inference_mode()
@@ -93,18 +56,20 @@ def compare(
     # Compare the logits over a prompt.
     ids = prompt_ids(dense, tokenizer)
     with _dense_running("a prompt"), identity_blocks(dense, candidate):
-        expected = _prefill(dense, ids)
+        expected = prefill_logits(dense, ids)
     limit = _TOLERANCE.get(found.dtype, 1e-2) * max(float(expected.abs().max()), 1e-6)
     with _running("a prompt"):
-        actual = _prefill(found, ids)
+        actual = prefill_logits(found, ids)
     prefill = _difference(expected, actual, limit, "in the prompt")
     # Compare them again with narrow attention windows, if both models have windows.
     narrow = None
     with short_windows(dense.config) as dense_narrows, short_windows(found.config) as found_narrows:
         if dense_narrows and found_narrows:
             with identity_blocks(dense, candidate):
-                wanted = _prefill(dense, ids)
-            narrow = _difference(wanted, _prefill(found, ids), limit, "where attention windows end")
+                wanted = prefill_logits(dense, ids)
+            narrow = _difference(
+                wanted, prefill_logits(found, ids), limit, "where attention windows end"
+            )
     # Compare greedy decoding, which uses the cache.
     with _dense_running("cached decoding"), pruned(dense, candidate):
         in_memory = generate(dense, ids)
@@ -205,60 +170,6 @@ def _streamed(loaded: LoadedModel, candidate: LayerSubset, ids: torch.Tensor) ->
     return head.logits(head.apply_final_norm(hidden_BLE[0])).float()
 
 
-@contextmanager
-def identity_blocks(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[None]:
-    """Make the dropped blocks of a dense model return their input unchanged inside the ``with``
-    block.
-
-    The kept blocks keep their own numbers and masks. The dropped blocks still compute, which shows
-    in what form a block of any type returns its hidden states.
-    """
-
-    def handing_on(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def hand_on(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            out = forward(*args, **kwargs)
-            hidden = args[0] if args else kwargs["hidden_states"]
-            if isinstance(out, tuple | list):
-                return (hidden, *out[1:])
-            return hidden
-
-        return hand_on
-
-    blocks = blocks_of(model)
-    with ExitStack() as stack:
-        for number in candidate.dropped:
-            forward = blocks[number].forward
-            # Each block needs a closure of its own, as `forward` is a variable of the loop.
-            stack.enter_context(replaced(blocks[number], "forward", handing_on(forward)))
-        for number in {*candidate.attention, *candidate.mlp}:
-            use = (number in candidate.attention, number in candidate.mlp)
-            stack.enter_context(ablated(model, blocks[number], *use))
-        yield
-
-
-@contextmanager
-def short_windows(config: PretrainedConfig) -> Iterator[bool]:
-    """Make a model's attention windows a few tokens wide inside the ``with`` block.
-
-    Yields:
-        True if the model has attention windows.
-    """
-    settings = settings_of(config)
-    stored = settings.to_dict()
-    windows: dict[str, int] = {}
-    for name in _WINDOWS:
-        width = getattr(settings, name, None)
-        if name in stored and isinstance(width, int) and width > _NARROW:
-            windows[name] = width
-    try:
-        for name in windows:
-            setattr(settings, name, _NARROW)
-        yield bool(windows)
-    finally:
-        for name, width in windows.items():
-            setattr(settings, name, width)
-
-
 @torch.inference_mode()
 def matches(found: PreTrainedModel, reference: Reference) -> float:
     """Compare a reloaded checkpoint with the reference that was stored when it was verified.
@@ -275,7 +186,7 @@ def matches(found: PreTrainedModel, reference: Reference) -> float:
     """
     # Compare the stored logits of the likeliest tokens.
     ids = torch.tensor([reference.prompt], device=input_device(found))
-    logits = _prefill(found, ids)[0].float()
+    logits = prefill_logits(found, ids)[0].float()
     limit = _TOLERANCE.get(found.dtype, 1e-2) * max(float(logits.abs().max()), 1e-6)
     worst = 0.0
     for row, likely in zip(logits, reference.likeliest, strict=True):
@@ -304,82 +215,6 @@ def matches(found: PreTrainedModel, reference: Reference) -> float:
         # The two tokens are tied, and the texts may differ after them.
         break
     return worst
-
-
-def likeliest(logits_BLV: torch.Tensor, number: int = 4) -> list[list[tuple[int, float]]]:
-    """Return ids and logits of the likeliest tokens at each position of the first sequence.
-
-    Args:
-        logits_BLV: logits, shape (B, L, V).
-        number: number of tokens per position.
-    """
-    values, ids = logits_BLV[0].float().topk(number, dim=-1)
-    likely = []
-    for ids_here, values_here in zip(ids.tolist(), values.tolist(), strict=True):
-        rounded = [round(value, 6) for value in values_here]
-        likely.append(list(zip(ids_here, rounded, strict=True)))
-    return likely
-
-
-class Decoded(NamedTuple):
-    """Greedy steps of a model.
-
-    Attributes:
-        ids: ids of the new tokens, shape (T,).
-        logits: logits at each step, shape (T, V).
-        cached: True if each step after the first read less than the whole text, and took the rest
-            from a cache.
-    """
-
-    ids: torch.Tensor
-    logits: torch.Tensor
-    cached: bool
-
-
-def generate(model: PreTrainedModel, ids: torch.Tensor) -> Decoded:
-    """Continue greedily with a cache.
-
-    Settings that come with the model (`generation_config.json`, ``use_cache``, generation code) are
-    ignored. They could sample, stop early, disable the cache, or require something that is not
-    available here.
-    """
-    lengths: list[int] = []
-
-    def note_length(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # A model takes token ids or embeddings. Input that is not found counts as the whole text.
-        read = kwargs.get("input_ids", args[0] if args else None)
-        if read is None:
-            read = kwargs.get("inputs_embeds")
-        if read is None:
-            read = ids
-        lengths.append(read.shape[1])
-
-    hook = model.register_forward_pre_hook(note_length, with_kwargs=True)
-    try:
-        clean = GenerationConfig()  # type: ignore[no-untyped-call]
-        with replaced(model, "generation_config", clean):
-            answer: Any = type(model).generate(  # type: ignore[attr-defined]
-                model,
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                use_cache=True,
-                max_new_tokens=NEW_TOKENS,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-    finally:
-        hook.remove()
-    cached = all(length < ids.shape[1] for length in lengths[1:])
-    return Decoded(
-        answer.sequences[0, ids.shape[1] :], torch.stack(answer.logits)[:, 0].float(), cached
-    )
-
-
-def _prefill(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    """Return the logits over a prompt, shape (1, L, V)."""
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits.float()
 
 
 def _difference(expected: torch.Tensor, actual: torch.Tensor, limit: float, where: str) -> float:

@@ -28,12 +28,7 @@ from prunesearch.errors import (
     StorageError,
     VerificationError,
 )
-from prunesearch.export import (
-    MANIFEST,
-    checkpoint,
-    export,
-    recheck,
-)
+from prunesearch.export import MANIFEST, checkpoint, export, recheck, reloading
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
 from prunesearch.models.surgery import pruned
@@ -146,8 +141,8 @@ def test_a_failed_verification_leaves_nothing(
             model.get_parameter("model.norm.weight").mul_(1.1)
         return model
 
-    reload = checkpoint.reload
-    monkeypatch.setattr(checkpoint, "reload", load_other_weights)
+    reload = reloading.reload
+    monkeypatch.setattr(reloading, "reload", load_other_weights)
     with pytest.raises(VerificationError, match="differs from the scored candidate"):
         export(loaded, CANDIDATE, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,8 @@ from transformers import CONFIG_MAPPING, LlamaConfig
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError
-from prunesearch.export.config_file import ConfigFile, edited_file
+from prunesearch.export.config_file import ConfigFile
+from prunesearch.export.edited_config import edited_file
 from prunesearch.models.structure import read_config
 
 N = 6

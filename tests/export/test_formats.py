@@ -16,13 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli.main import cli
 from prunesearch.errors import InputError, RunError, VerificationError
-from prunesearch.export import (
-    checkpoint,
-    export,
-    gguf_edit,
-    hub,
-    recheck,
-)
+from prunesearch.export import export, gguf_edit, hub, recheck, reloading
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
 from tests.support.models import N_LAYERS
@@ -145,8 +139,8 @@ def test_a_stale_config_is_caught(
         return reload(*args, **kwargs)  # type: ignore[arg-type]
 
     loaded = load(str(make_model(architecture)))
-    reload = checkpoint.reload
-    monkeypatch.setattr(checkpoint, "reload", planted)
+    reload = reloading.reload
+    monkeypatch.setattr(reloading, "reload", planted)
     with pytest.raises(VerificationError, match="differs from the scored candidate"):
         export(loaded, BLOCKS, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import VerificationError
-from prunesearch.export import checkpoint, export, recheck
-from prunesearch.export.verification import NEW_TOKENS
+from prunesearch.export import export, recheck, reloading
+from prunesearch.export.decoding import NEW_TOKENS
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
 from tests.support.models import N_LAYERS, byte_tokenizer, tiny
@@ -72,8 +72,8 @@ def test_a_wrong_number_of_a_cache_is_found_where_the_config_wants_no_cache(
                 module.layer_idx = 4  # type: ignore[assignment]
         return model
 
-    reload = checkpoint.reload
-    monkeypatch.setattr(checkpoint, "reload", sabotaged)
+    reload = reloading.reload
+    monkeypatch.setattr(reloading, "reload", sabotaged)
     with pytest.raises(VerificationError):
         export(load(str(base), device="cpu"), CANDIDATE, tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()

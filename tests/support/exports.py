@@ -15,10 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, VerificationError
-from prunesearch.export import (
-    checkpoint,
-    export,
-)
+from prunesearch.export import checkpoint, checkpoint_files, export, reloading
 from prunesearch.models.loading import load
 from prunesearch.models.safetensors_files import INDEX
 from prunesearch.models.structure import blocks_of
@@ -226,7 +223,7 @@ MISTAKES = (
 @contextmanager
 def planted(mistake: Mistake) -> Iterator[None]:
     """Let exports make a mistake inside the ``with`` block."""
-    write, read = checkpoint._write, checkpoint.reload
+    write, read = checkpoint_files.write_files, reloading.reload
 
     def written(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         done = write(*args, **kwargs)
@@ -241,8 +238,8 @@ def planted(mistake: Mistake) -> Iterator[None]:
         return model
 
     with (
-        mock.patch.object(checkpoint, "_write", written),
-        mock.patch.object(checkpoint, "reload", reloaded),
+        mock.patch.object(checkpoint, "write_files", written),
+        mock.patch.object(reloading, "reload", reloaded),
     ):
         yield
 
@@ -257,7 +254,7 @@ def complaint(mistake: Mistake, folder: Path, *, digests: bool = True) -> str | 
     tiny_model(mistake.model_type, tie_word_embeddings=mistake.tied).save_pretrained(source)
     byte_tokenizer().save_pretrained(source)
     loaded = load(str(source), device="cpu")
-    checks = nullcontext() if digests else mock.patch.object(checkpoint, "_check_digests")
+    checks = nullcontext() if digests else mock.patch.object(checkpoint, "check_digests")
     with planted(mistake), checks:
         try:
             export(
