@@ -14,15 +14,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from prunesearch.cache.entry import Entry
+from prunesearch.cache.folder_leases import folder_leases
 from prunesearch.cache.incidents import Incident
 from prunesearch.cache.keys import Key
 from prunesearch.cache.leased_backend import LeasedBackend
-from prunesearch.cache.leases import (
-    TTL,
-    Leases,
-    ProcessLiveness,
-    folder_leases,
-)
+from prunesearch.cache.leases import TTL, Leases
+from prunesearch.cache.liveness import ProcessLiveness
 from prunesearch.cache.local_backend import LocalBackend
 from prunesearch.cache.location import CacheLocation
 from prunesearch.cache.single_flight import SingleFlight

@@ -12,36 +12,23 @@ PostgreSQL has a clock of its own. SQLite has no clock and serves one host only,
 host's monotonic clock, which all processes share and which cannot be set.
 """
 
-import contextlib
-import re
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import sqlalchemy
-from filelock import FileLock, Timeout
 from sqlalchemy import ColumnElement, Connection, Engine, Float
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from prunesearch.cache.hardening import is_damage
-from prunesearch.cache.tables import (
-    CLOCK,
-    LEASES,
-    METADATA,
-    sqlite_engine,
-)
+from prunesearch.cache.tables import CLOCK, LEASES
 from prunesearch.errors import UnavailableError, one_line
 
 TTL = 60.0
 """Seconds that a lease lives unless it is renewed. It is renewed three times in that span."""
 LONGEST = 3600.0
 """Longest lease in seconds. One that seems to last longer was granted before the host restarted."""
-_OWNER = re.compile(r"[0-9a-f]{32}")
 _MOST = 200  # largest number of keys in one statement
-_ATTEMPTS = 5  # attempts at a file that is damaged, or that other processes keep replacing
 _Result = TypeVar("_Result")
 
 
@@ -207,199 +194,3 @@ class Leases:
             raise UnavailableError(
                 f"the leases in {self.name} do not work: {reason}; fix it and run again"
             ) from None
-
-
-class FolderLeases(Leases):
-    """The leases of processes that share a folder, in the file ``leases.db``.
-
-    The file is not synced to disk, because no process holds a lease after a power cut. For the same
-    reason a damaged file is simply replaced by a new one. Two processes may then compute the same
-    key once.
-
-    Raises:
-        UnavailableError: the folder cannot be written.
-    """
-
-    def __init__(self, folder: Path, ttl: float = TTL) -> None:
-        self._file = folder / "leases.db"
-        url = sqlalchemy.URL.create("sqlite", database=str(self._file))
-        engine = sqlite_engine(url, ("journal_mode = DELETE", "synchronous = OFF"))
-        super().__init__(engine, str(self._file), ttl)
-        self._inode: int | None = None
-        self._transact(lambda connection: None)
-
-    def _transact(self, action: Callable[[Connection], _Result]) -> _Result:
-        with self._failures():
-            # Try again as long as the file turns out to be damaged, or was replaced meanwhile.
-            for _ in range(_ATTEMPTS):
-                try:
-                    self._ensure()
-                    with self.engine.begin() as connection:
-                        return action(connection)
-                except SQLAlchemyError as error:
-                    if not self._recovers(error):
-                        raise
-            with self.engine.begin() as connection:
-                return action(connection)
-
-    @contextmanager
-    def held(self, owner: str, tokens: Mapping[str, int]) -> Iterator[tuple[Connection, set[str]]]:
-        """Open a transaction in which leases cannot be lost; see `Leases.held`.
-
-        If the file has been replaced by a new one, the owner gets its leases again, as far as they
-        are free.
-        """
-        with contextlib.ExitStack() as stack:
-            connection, held = self._begin_held(stack, owner, tokens)
-            yield connection, held
-            try:
-                self._release(connection, owner, held)
-                stack.close()
-            except SQLAlchemyError as error:
-                # The caller's work in the block is done. Leases that are left run out by
-                # themselves.
-                if not self._recovers(error):
-                    raise
-
-    def _begin_held(
-        self, stack: contextlib.ExitStack, owner: str, tokens: Mapping[str, int]
-    ) -> tuple[Connection, set[str]]:
-        renewed = False
-        for attempt in range(_ATTEMPTS):
-            try:
-                renewed = self._ensure() or renewed
-                connection = stack.enter_context(self.engine.begin())
-                held = self._held(connection, owner, tokens)
-                # A new file has no leases yet: acquire again those that are free.
-                if renewed:
-                    held |= set(self._acquire(connection, owner, sorted(set(tokens) - held)))
-                return connection, held
-            except SQLAlchemyError as error:
-                with contextlib.suppress(SQLAlchemyError):
-                    stack.close()
-                if attempt + 1 == _ATTEMPTS or not self._recovers(error):
-                    raise
-                renewed = True
-        raise AssertionError("the last attempt returns or raises")
-
-    def _ensure(self) -> bool:
-        """Make the file and its table if they are missing.
-
-        Returns:
-            True if the file is another one than before.
-        """
-        before, self._inode = self._inode, self._present()
-        if self._inode is not None and self._inode == before:
-            return False
-        # Close connections to a file that another process has replaced.
-        self.engine.dispose()
-        with self.engine.begin() as connection:
-            METADATA.create_all(connection, tables=[LEASES])
-            connection.execute(sqlalchemy.select(LEASES).limit(1))
-        self._inode = self._present()
-        return before is not None
-
-    def _recovers(self, error: SQLAlchemyError) -> bool:
-        """Return whether another attempt may succeed.
-
-        This is so if another process has replaced the file, or if the file is damaged. A damaged
-        file is deleted here.
-        """
-        self.engine.dispose()
-        if self._present() != self._inode:
-            return True
-        # A table of other columns counts as damage.
-        if not (is_damage(getattr(error, "orig", None) or error) or "no such column" in str(error)):
-            return False
-        with FileLock(self._file.with_name("repair.lock")):
-            if self._present() == self._inode:
-                for suffix in ("-journal", ""):
-                    self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
-        return True
-
-    def _present(self) -> int | None:
-        try:
-            return self._file.stat().st_ino
-        except OSError:
-            return None
-
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        try:
-            yield
-        except (SQLAlchemyError, OSError) as error:
-            reason = one_line(getattr(error, "orig", None) or error)
-            raise UnavailableError(
-                f"cannot use the leases in {self.name!r}: {reason}; free space and run again"
-            ) from None
-
-
-def folder_leases(folder: Path, ttl: float = TTL) -> Leases:
-    """Open the leases of processes that share a folder.
-
-    Raises:
-        UnavailableError: the folder cannot be written.
-    """
-    return FolderLeases(folder, ttl)
-
-
-class ProcessLiveness:
-    """Shows other processes of this host that an owner of leases is alive.
-
-    The owner holds a file lock, which ends with its process. So the leases of a killed process are
-    taken over at once, before they run out.
-
-    Args:
-        folder: folder that the processes share.
-
-    Attributes:
-        owner: name of this owner.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self.owner = uuid.uuid4().hex
-        self._folder = folder and folder / "owners"
-        self._lock: FileLock | None = None
-        if self._folder is not None:
-            # If the disk is full, others wait until the leases run out.
-            with contextlib.suppress(OSError):
-                self._folder.mkdir(exist_ok=True, mode=0o700)
-                lock = FileLock(self._file(self.owner), thread_local=False)
-                lock.acquire(blocking=False)
-                self._lock = lock
-
-    def has_died(self, owner: str) -> bool:
-        """Return whether an owner is known to have died: its lock file exists and is not locked."""
-        if self._folder is None or owner == self.owner or not _OWNER.fullmatch(owner):
-            return False
-        if not self._file(owner).is_file():
-            return False  # the owner may live on another host
-        lock = FileLock(self._file(owner))
-        try:
-            lock.acquire(blocking=False)
-        except (Timeout, OSError):
-            return False
-        lock.release()
-        return True
-
-    def forget(self, owner: str) -> None:
-        """Remove the lock file of a dead owner."""
-        if self._folder is not None and _OWNER.fullmatch(owner):
-            self._file(owner).unlink(missing_ok=True)
-
-    def dead(self) -> list[str]:
-        """Return the owners that died on this host and whose lock files are still there."""
-        if self._folder is None:
-            return []
-        files = sorted(self._folder.glob("*.lock"))
-        return [file.stem for file in files if self.has_died(file.stem)]
-
-    def close(self) -> None:
-        """Release the lock and remove its file."""
-        if self._lock is not None:
-            self.forget(self.owner)
-            self._lock.release()
-
-    def _file(self, owner: str) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{owner}.lock"

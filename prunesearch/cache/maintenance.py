@@ -13,8 +13,10 @@ from prunesearch.cache.backend import CacheBackend, EntryGroup, Readable
 from prunesearch.cache.cache_file import DiskFile
 from prunesearch.cache.entry import is_digest
 from prunesearch.cache.files import replaced_file
+from prunesearch.cache.folder_leases import folder_leases
 from prunesearch.cache.incidents import Incident
-from prunesearch.cache.leases import Leases, ProcessLiveness, folder_leases
+from prunesearch.cache.leases import Leases
+from prunesearch.cache.liveness import ProcessLiveness
 from prunesearch.cache.local_backend import LocalBackend
 from prunesearch.cache.location import CacheLocation
 from prunesearch.cache.repair import FILE

@@ -16,8 +16,10 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from prunesearch.cache import maintenance
+from prunesearch.cache.folder_leases import folder_leases
 from prunesearch.cache.hardening import FIXED_WAL, SCHEMA_VERSION
-from prunesearch.cache.leases import Leases, ProcessLiveness, folder_leases
+from prunesearch.cache.leases import Leases
+from prunesearch.cache.liveness import ProcessLiveness
 from prunesearch.cache.location import (
     CacheLocation,
     check_url,

@@ -11,8 +11,10 @@ import pytest
 
 from prunesearch.cache import tables
 from prunesearch.cache.evaluation_cache import EvaluationCache
+from prunesearch.cache.folder_leases import folder_leases
 from prunesearch.cache.keys import Key
-from prunesearch.cache.leases import Leases, ProcessLiveness, folder_leases
+from prunesearch.cache.leases import Leases
+from prunesearch.cache.liveness import ProcessLiveness
 from prunesearch.cache.shared_backend import SharedBackend
 from tests.support.processes import FORK
 

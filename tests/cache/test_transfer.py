@@ -13,18 +13,13 @@ from typing import Any
 
 import pytest
 
-from prunesearch.cache import transfer
+from prunesearch.cache import exchange_file, transfer
 from prunesearch.cache.backend import CacheBackend
 from prunesearch.cache.entry import Entry, checksum
 from prunesearch.cache.keys import Key, canonical_json
 from prunesearch.cache.local_backend import LocalBackend
 from prunesearch.cache.shared_backend import SharedBackend
-from prunesearch.cache.transfer import (
-    Imported,
-    add,
-    check,
-    export,
-)
+from prunesearch.cache.transfer import Imported, add, check, export
 from prunesearch.errors import InputError, RunError
 from prunesearch.runtime import failpoints
 from prunesearch.runtime.json_values import Json
@@ -203,8 +198,8 @@ def test_bombs_and_broken_archives_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_unfolds_beyond_measure_is_refused(
     tmp_path: Path, key: MakeKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "_SLACK", 0)
-    monkeypatch.setattr(transfer, "_RATIO", 2)
+    monkeypatch.setattr(exchange_file, "_SLACK", 0)
+    monkeypatch.setattr(exchange_file, "_RATIO", 2)
     with closing(
         cache(tmp_path / "a", *(Entry(key(i), [[0.0] * 1000]) for i in range(20)))
     ) as backend:

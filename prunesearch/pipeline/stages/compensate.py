@@ -13,7 +13,7 @@ from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import State
 from prunesearch.recovery.compensation import Compensation, compensate, fit_and_held_out
 from prunesearch.recovery.finalists import compensation_of
-from prunesearch.recovery.gap_fitting import GapResult
+from prunesearch.recovery.gaps import GapResult
 from prunesearch.report.results import CompensationReport, GapReport
 from prunesearch.runtime import stopping
 
