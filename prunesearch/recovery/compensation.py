@@ -19,12 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from prunesearch.cache.files import cannot_write
 from prunesearch.cache.keys import canonical_json
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import (
-    InputError,
-    ModelError,
-    StorageError,
-    UnknownNameError,
-)
+from prunesearch.errors import InputError, ModelError, StorageError, UnknownNameError
 from prunesearch.models.fingerprint import digest_of
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import check_removable
@@ -34,15 +29,9 @@ from prunesearch.objectives.calibration_data import check_fits, token_windows
 from prunesearch.objectives.calibration_sources.registry import source_of
 from prunesearch.objectives.identity import numerics_of, tokens_digest
 from prunesearch.objectives.tensor_files import read_tensors, write_tensors
-from prunesearch.recovery.gap_fitting import (
-    METHODS,
-    FittedGaps,
-    Gap,
-    GapFitter,
-    GapResult,
-    HeldOut,
-    gaps_of,
-)
+from prunesearch.recovery.gap_fitting import METHODS, GapFitter
+from prunesearch.recovery.gaps import FittedGaps, Gap, GapResult, gaps_of
+from prunesearch.recovery.held_out import HeldOut
 from prunesearch.recovery.output_projections import Edit, put
 from prunesearch.runtime.json_values import JsonObject
 

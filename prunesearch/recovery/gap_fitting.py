@@ -30,229 +30,27 @@ Shapes: B windows of L tokens, T tokens, F inputs of the linear map (and a one f
 hidden size.
 """
 
-import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 
 from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.compat.transformers import Conv1D
-from prunesearch.errors import ModelError, ScoringError
+from prunesearch.errors import ModelError
 from prunesearch.execution.batches import CHUNK_TOKENS, Rows
 from prunesearch.execution.shared_forward import Forward, run_block
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import blocks_of
-from prunesearch.objectives.base import ChunkResult, ChunkWork
-from prunesearch.objectives.calibration import CalibrationObjective
-from prunesearch.objectives.metrics.perplexity import Perplexity
-from prunesearch.recovery.output_projections import (
-    Edit,
-    applied,
-    flat,
-    look,
-    observed,
-    times,
-)
+from prunesearch.recovery.gaps import FittedGaps, Gap, GapResult, gaps_of
+from prunesearch.recovery.held_out import HeldOut
+from prunesearch.recovery.least_squares import LeastSquares
+from prunesearch.recovery.output_projections import Edit, applied, flat, look, observed, times
 from prunesearch.runtime import stopping
 
 METHODS = ("auto", "scaling", "linear")
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Ridge strengths, as multiples of the mean square of an input over the weighted tokens."""
-# Number of the dense model's likeliest tokens in the KL. Few are enough, and they need little
-# memory.
-_KL_TOP = 512
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Consecutive dropped blocks.
-
-    Attributes:
-        before: index of the kept block before them.
-        dropped: indices of the dropped blocks.
-    """
-
-    before: int
-    dropped: tuple[int, ...]
-
-    @property
-    def text(self) -> str:
-        """The dropped blocks, separated by commas."""
-        return ",".join(map(str, self.dropped))
-
-
-def gaps_of(candidate: LayerSubset) -> list[Gap]:
-    """Return the gaps that have a kept block before them, in order."""
-    gaps = []
-    # Two neighbouring kept blocks have a gap between them if their indices are not consecutive.
-    for before, after in pairwise((*candidate.kept, candidate.n_layers)):
-        if after > before + 1:
-            gaps.append(Gap(before, tuple(range(before + 1, after))))
-    return gaps
-
-
-@dataclass(frozen=True)
-class GapResult:
-    """Result of compensating one gap.
-
-    Attributes:
-        gap: the gap.
-        alpha: ratio by which the gap's blocks multiply the norm of the state. None if scaling was
-            not kept.
-        ridge: ridge strength of the linear map, one of `RIDGES`. None if no linear map was kept.
-        loss_before, loss_after: cross-entropy of the held-out tokens, in nats per token.
-        seconds: time that the search took.
-        change_FE: change D of the linear map. None if no linear map was kept.
-    """
-
-    gap: Gap
-    alpha: float | None
-    ridge: float | None
-    loss_before: float
-    loss_after: float
-    seconds: float
-    change_FE: torch.Tensor | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def method(self) -> str:
-        """Method that was kept: ``scaling``, ``linear``, ``scaling+linear`` or ``none``."""
-        used = []
-        if self.alpha is not None:
-            used.append("scaling")
-        if self.ridge is not None:
-            used.append("linear")
-        return "+".join(used) or "none"
-
-
-@dataclass(frozen=True)
-class FittedGaps:
-    """Results for all gaps of a candidate. The metrics are those of `Compensation`."""
-
-    gaps: tuple[GapResult, ...]
-    dense: Mapping[str, float]
-    pruned: Mapping[str, float]
-    compensated: Mapping[str, float]
-
-
-class LeastSquares:
-    """Sums over tokens, from which the scale and the linear map are computed.
-
-    Their memory does not depend on the number of tokens.
-    """
-
-    def __init__(self) -> None:
-        self._tokens = 0
-        self._ratio: torch.Tensor | float = 0.0
-        self._gram_FF: torch.Tensor | float = 0.0
-        self._target_FE: torch.Tensor | float = 0.0
-        self._state_FE: torch.Tensor | float = 0.0
-
-    def add(self, inputs_TF: torch.Tensor, state_TE: torch.Tensor, target_TE: torch.Tensor) -> None:
-        """Add tokens to the sums.
-
-        Args:
-            inputs_TF: inputs of the linear map.
-            state_TE: states before the gap, in the compensated model.
-            target_TE: states after the gap, in the dense model.
-        """
-        inputs_TF, state_TE, target_TE = inputs_TF.float(), state_TE.float(), target_TE.float()
-        # Weight each token by the inverse of its squared norm.
-        square_T1 = (
-            target_TE.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        )
-        weighted_FT = (inputs_TF / square_T1).T
-        # Add in float64, so that the result does not lose precision over many tokens.
-        self._tokens += len(inputs_TF)
-        self._ratio += (square_T1[:, 0].sqrt() / state_TE.norm(dim=1)).double().sum()
-        self._gram_FF += (weighted_FT @ inputs_TF).double()
-        self._target_FE += (weighted_FT @ target_TE).double()
-        self._state_FE += (weighted_FT @ state_TE).double()
-
-    @property
-    def ratio(self) -> float:
-        """Mean ratio of the norms of target and state (alpha of Prune&Comp)."""
-        return float(self._ratio) / self._tokens
-
-    def solve(self, ridge: float, unit: float) -> torch.Tensor:
-        """Compute the change D of the linear map, shape (F, E).
-
-        Args:
-            ridge: ridge strength, as a multiple of the mean diagonal of the Gram matrix.
-            unit: factor for the targets.
-        """
-        # diagonal() is a view, so the ridge is added to the matrix itself.
-        gram_FF = torch.as_tensor(self._gram_FF).clone()
-        diagonal_F = gram_FF.diagonal()
-        diagonal_F += ridge * diagonal_F.mean()
-        change_FE: torch.Tensor = torch.linalg.solve(
-            gram_FF, unit * self._target_FE - self._state_FE
-        )
-        return change_FE.float()
-
-
-class HeldOut:
-    """Scores a candidate on the held-out tokens while its weights are changed."""
-
-    def __init__(
-        self, loaded: LoadedModel, candidate: LayerSubset, held_out_BL: torch.Tensor
-    ) -> None:
-        self._forward = Forward(loaded.model, loaded.layers)
-        self._objective = CalibrationObjective(loaded, held_out_BL, Perplexity(_KL_TOP))
-        self._candidate = candidate
-        # Score the dense model and the pruned model before any weight is changed.
-        metrics = []
-        for found in self._score([LayerSubset.of(loaded.n_layers), candidate]):
-            if isinstance(found, ScoringError):
-                raise found
-            metrics.append(found)
-        self.dense, self.pruned = metrics
-
-    def metrics(self, edit: Edit) -> Mapping[str, float]:
-        """Score the candidate with an edit applied.
-
-        The loss is infinite if its output is not finite.
-        """
-        with applied(edit):
-            [found] = self._score([self._candidate])
-        if isinstance(found, ScoringError):
-            return {"cross_entropy": math.inf}
-        return found
-
-    def _score(self, candidates: Sequence[LayerSubset]) -> list[Mapping[str, float] | ScoringError]:
-        """Score candidates on all chunks.
-
-        The result of a candidate that failed is its first error.
-        """
-        results: dict[LayerSubset, list[ChunkResult]] = {}
-        for candidate in candidates:
-            results[candidate] = []
-        # Score one chunk at a time, so that the results arrive in the order of the chunks.
-        for chunk in self._objective.chunks:
-            stopping.check()
-            pieces = [ChunkWork(chunk, candidates)]
-            for result in self._objective.score(pieces, self._forward):
-                results[result.candidate].append(result)
-        # Combine the chunks of each candidate, unless one of them failed.
-        scores: list[Mapping[str, float] | ScoringError] = []
-        for candidate in candidates:
-            failure = _first_error(results[candidate])
-            if failure is None:
-                rows = [result.rows for result in results[candidate]]
-                scores.append(self._objective.metrics(rows).values)
-            else:
-                scores.append(failure)
-        return scores
-
-
-def _first_error(results: Sequence[ChunkResult]) -> ScoringError | None:
-    for result in results:
-        if result.error is not None:
-            return result.error
-    return None
 
 
 class GapFitter:

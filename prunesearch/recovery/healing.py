@@ -28,12 +28,9 @@ from prunesearch.models.structure import input_device
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.calibration_data import check_fits
 from prunesearch.objectives.identity import numerics_of, tokens_digest
-from prunesearch.recovery.lora import (
-    Adapter,
-    adapted,
-    target_names,
-    wide_weights,
-)
+from prunesearch.recovery.lora import Adapter, adapted, target_names, wide_weights
+from prunesearch.recovery.loss_history import LossHistory
+from prunesearch.recovery.losses import Examples, held_out_losses
 from prunesearch.recovery.run_folder import (
     ADAPTER,
     RUN_FOLDERS,
@@ -46,16 +43,8 @@ from prunesearch.recovery.run_folder import (
     remove_checkpoints,
 )
 from prunesearch.recovery.teacher import Teacher
-from prunesearch.recovery.training import (
-    Examples,
-    HealTrainer,
-    LossCheck,
-    LossHistory,
-    checkpoint_at,
-    held_out_losses,
-    keep_training,
-    newest_checkpoint,
-)
+from prunesearch.recovery.training import HealTrainer, LossCheck, keep_training
+from prunesearch.recovery.training_checkpoints import checkpoint_at, newest_checkpoint
 from prunesearch.recovery.training_data import Sequences, sequences_of
 from prunesearch.runtime.json_values import JsonObject
 

@@ -98,7 +98,7 @@ class RunsReport:
 
 @dataclass(frozen=True)
 class GapReport:
-    """Result of compensating one gap. The fields are those of `gap_fitting.GapResult`."""
+    """Result of compensating one gap. The fields are those of `gaps.GapResult`."""
 
     dropped: str
     method: str

@@ -216,7 +216,7 @@ def test_an_export_and_a_healing_end_between_two_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from prunesearch.export import writer
-    from prunesearch.recovery import training
+    from prunesearch.recovery import losses, training
 
     def signalled(function: Callable[..., Any], at: int) -> Callable[..., Any]:
         calls = iter(range(at))
@@ -249,7 +249,7 @@ def test_an_export_and_a_healing_end_between_two_steps(
     ]
     heal += ["--held-out-tokens", 64, "--eval-every", 1, "--out", "healed"]
     with monkeypatch.context() as patched:
-        patched.setattr(training, "loss_of", signalled(training.loss_of, 3))
+        patched.setattr(training, "loss_of", signalled(losses.loss_of, 3))
         assert stopped(capsys, patched, *heal)[0] == 143
     assert not Path("healed").exists()
     assert run_json(*heal)["healed"]["resumed_from"] > 0

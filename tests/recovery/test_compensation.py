@@ -34,7 +34,9 @@ from prunesearch.pipeline.stages.compensate import compensation_report
 from prunesearch.pipeline.state import LayersSource, Request
 from prunesearch.recovery import gap_fitting
 from prunesearch.recovery.compensation import CompensationSettings, compensate, fit_and_held_out
-from prunesearch.recovery.gap_fitting import GapFitter, LeastSquares, gaps_of
+from prunesearch.recovery.gap_fitting import GapFitter
+from prunesearch.recovery.gaps import gaps_of
+from prunesearch.recovery.least_squares import LeastSquares
 from prunesearch.recovery.output_projections import Edit
 from tests.support.models import N_LAYERS, byte_tokenizer, resident, tiny
 

@@ -35,14 +35,16 @@ from prunesearch.models.surgery import pruned
 from prunesearch.recovery import (
     HealRecipe,
     heal,
+    losses,
     run_folder,
     training,
     weights_restored,
 )
 from prunesearch.recovery.healing import carry_out, plan_healing
 from prunesearch.recovery.lora import adapted, target_names
+from prunesearch.recovery.loss_history import LossHistory
 from prunesearch.recovery.teacher import Teacher
-from prunesearch.recovery.training import LossHistory, newest_checkpoint
+from prunesearch.recovery.training_checkpoints import newest_checkpoint
 from prunesearch.recovery.training_data import packed, sequences_of
 from prunesearch.runtime.json_values import to_json
 from tests.support.models import N_LAYERS, store_head_apart
@@ -200,7 +202,7 @@ def test_divergence_is_stopped_and_the_best_is_kept(
     arithmetic.
     """
     steps = itertools.count(1)
-    loss_of = training.loss_of
+    loss_of = losses.loss_of
 
     def leaving(*args: Any) -> torch.Tensor:  # noqa: ANN401 (those of `loss_of`)
         beyond = max(0, next(steps) - 6)
