@@ -25,7 +25,7 @@ def run(
     command = [sys.executable, "-m", "prunesearch.cli.main", "demo", "--json"]
     command += ["--threads", str(threads)]
     command += [] if trials is None else ["--trials", str(trials)]
-    command += [] if model is None else ["--model", str(model)]
+    command += [] if model is None else [str(model)]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout), time.perf_counter() - start

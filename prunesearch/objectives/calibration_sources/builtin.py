@@ -4,6 +4,7 @@ It consists of Python's language reference (`pydoc_data.topics`) and the descrip
 prunesearch's dependencies. It needs no download. Text of the user's own domain is better.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import re
@@ -35,6 +36,16 @@ def paragraphs(*, held_out: bool) -> list[str]:
     Args:
         held_out: return the held-out part instead of the calibration part.
     """
+    calibration, measuring = _parts()
+    return list(measuring if held_out else calibration)
+
+
+@functools.cache
+def _parts() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the paragraphs for calibration and those that are held out.
+
+    Finding them takes a second, so it is done once per process.
+    """
     from pydoc_data.topics import topics
 
     # Collect the documents.
@@ -54,15 +65,16 @@ def paragraphs(*, held_out: bool) -> list[str]:
                 part.append(paragraph)
     # Remove duplicates.
     calibration = dict.fromkeys(parts[False])
-    if not held_out:
-        return list(calibration)
-    return [p for p in dict.fromkeys(parts[True]) if p not in calibration]
+    held_out = (p for p in dict.fromkeys(parts[True]) if p not in calibration)
+    return tuple(calibration), tuple(held_out)
 
 
 def _is_prose(paragraph: str) -> bool:
     """Return True for a long paragraph that consists mostly of letters and ends like a sentence."""
+    if len(paragraph) <= 120 or paragraph[-1] not in ".:)":
+        return False
     letters = sum(character.isalpha() or character == " " for character in paragraph)
-    return len(paragraph) > 120 and paragraph[-1] in ".:)" and letters > 0.88 * len(paragraph)
+    return letters > 0.88 * len(paragraph)
 
 
 def held_out_of(name: str) -> str | None:
