@@ -13,21 +13,15 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.config.identity import study_name
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
-from prunesearch.errors import (
-    InputError,
-    StudyBusyError,
-)
+from prunesearch.errors import InputError, StudyBusyError
 from prunesearch.pipeline.outcome import SearchOutcome, outcome_of
 from prunesearch.pipeline.prepared_study import PreparedStudy, open_study
 from prunesearch.pipeline.search_loop import SearchResult, search
-from prunesearch.pipeline.session import (
-    Session,
-    require,
-)
+from prunesearch.pipeline.session import Session, require
 from prunesearch.runtime import stopping
 from prunesearch.samplers import trials_needed
 from prunesearch.space import SearchSpace
-from prunesearch.studies import persistence
+from prunesearch.studies import persistence, places
 
 Result = TypeVar("Result")
 
@@ -123,7 +117,7 @@ def run_searches(
             if study.study_name not in complete:
                 left.append((ready, total))
         for ready, total in left:
-            persistence.remember_places(ready.study, ready.recipe)
+            places.remember_places(ready.study, ready.recipe)
             ready.study.set_user_attr(persistence.TRIALS_ATTR, total)
         # Search, then collect the outcomes in the order of the recipes.
         searched = iter(_run_to_end(_search_all(session, left)))

@@ -1,13 +1,10 @@
 """Studies in an Optuna RDB: opens the database, finds studies, and compares them with recipes."""
 
-import hashlib
 import json
-import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import optuna
@@ -15,7 +12,6 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
-from pydantic import ValidationError
 from sqlalchemy.exc import (
     IntegrityError,
     NoSuchModuleError,
@@ -28,28 +24,15 @@ from prunesearch.cache.location import check_url as check_url
 from prunesearch.cache.location import shown as shown
 from prunesearch.cache.location import sqlite_file as sqlite_file
 from prunesearch.cache.tables import postgres_arguments
-from prunesearch.config.flat import PLACES
-from prunesearch.config.identity import VERSION, advice, differences
-from prunesearch.config.recipe import PATHS, Recipe
-from prunesearch.errors import (
-    InputError,
-    RunError,
-    StorageError,
-    StudyError,
-    UnknownNameError,
-    one_line,
-)
-from prunesearch.runtime.json_values import Json, JsonObject, as_object
+from prunesearch.config.recipe import Recipe
+from prunesearch.errors import RunError, StorageError, StudyError, UnknownNameError, one_line
+from prunesearch.runtime.json_values import Json, JsonObject
 from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
 from prunesearch.studies import writers
 from prunesearch.studies.rdb import EngineOptions, StudyStorage
+from prunesearch.studies.study_recipe import IDENTITY_ATTR, RECIPE_ATTR, refuse_other
 from prunesearch.studies.writer_process import Writer, busy
 
-RECIPE_ATTR = "recipe"
-IDENTITY_ATTR = "identity"
-PLACES_ATTR = "places"
-"""User attribute of a study: paths of its model and data on each host, the latest first."""
-_PLACES_KEPT = 4  # number of places that are kept for each host
 TRIALS_ATTR = "asked_trials"
 """User attribute of a study: the number of trials that was asked for last."""
 
@@ -152,48 +135,6 @@ def create_or_resume(
         directions.append(StudyDirection.MAXIMIZE if more else StudyDirection.MINIMIZE)
     study = optuna.create_study(storage=storage, study_name=name, directions=directions)
     return _write_metadata(study, recipe, identity, metrics)
-
-
-def refuse_other(study: Study, identity: JsonObject) -> None:
-    """Refuse a study that was made with other settings than those that are asked for.
-
-    The message names the options that would resume the study, and a name for a new study.
-
-    Args:
-        study: the study.
-        identity: the whole identity, or the part that is known before the model is loaded.
-
-    Raises:
-        StudyError: the study was made with other settings.
-    """
-    known = identity_of(study)
-    # A whole identity also differs in the fields that it lacks. A part is compared field by field.
-    if "model content" not in identity:
-        known = {name: value for name, value in known.items() if name in identity}
-    differing = differences(known, identity)
-    if not differing:
-        return
-    name, recipe = study.study_name, recipe_of(study)
-    # Collect everything that is needed to resume the study.
-    to_resume = []
-    if options := advice(known, identity):
-        to_resume.append(options)
-    if known.get("model content") != identity.get("model content"):
-        to_resume.append(f"the model as it was when {recipe.model.path} was searched")
-    if known.get("data content") != identity.get("data content"):
-        source = recipe.data.task_data or recipe.objective.task or recipe.data.calibration
-        to_resume.append(f"the text as it was when {source} was read")
-    if known.get("numerics") != identity.get("numerics"):
-        to_resume.append("the same `device` and `dtype`")
-    if any(name.endswith(VERSION) and known[name] != identity.get(name) for name in known):
-        to_resume.append("the versions of the libraries that it was made with")
-    # The suggested name for a new study depends on what is asked for.
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    raise StudyError(
-        f"study {name!r} was made with another recipe ({'; '.join(differing)}): to resume it give "
-        f"{', '.join(to_resume) or 'the same settings'}; "
-        f"for a new one give `study` {name}-{digest[:6]}"
-    )
 
 
 def refuse_others(url: str, asked: Sequence[tuple[str, Recipe]]) -> None:
@@ -348,36 +289,6 @@ def load(storage: RDBStorage, name: str) -> Study:
     return optuna.load_study(study_name=name, storage=storage)
 
 
-def recipe_of(study: Study) -> Recipe:
-    """Return the recipe that a study was made with.
-
-    Raises:
-        StudyError: the study holds no recipe, or one that cannot be read.
-    """
-    text = study.user_attrs.get(RECIPE_ATTR)
-    if text is None:
-        raise StudyError(
-            f"study {study.study_name!r} holds no recipe: it was not made by prunesearch"
-        )
-    try:
-        return Recipe.model_validate_json(text)
-    except (ValidationError, InputError):
-        raise StudyError(
-            f"study {study.study_name!r} was made by another version of prunesearch: use that one "
-            f"to read it"
-        ) from None
-
-
-def identity_of(study: Study) -> JsonObject:
-    """Return everything that determines the study's trials, with the digests of model and data.
-
-    Raises:
-        StudyError: the study holds no recipe.
-    """
-    recipe_of(study)
-    return as_object(json.loads(study.user_attrs[IDENTITY_ATTR]), "the identity of the study")
-
-
 def get_or_set_attr(study: Study, name: str, make: Callable[[], StoredValue]) -> StoredValue:
     """Return a value that is stored in the study.
 
@@ -387,93 +298,6 @@ def get_or_set_attr(study: Study, name: str, make: Callable[[], StoredValue]) ->
         study.set_user_attr(name, json.dumps(make()))
     value: StoredValue = json.loads(study.user_attrs[name])
     return value
-
-
-def remember_places(study: Study, recipe: Recipe) -> None:
-    """Store the absolute paths of the recipe's model and data on this host.
-
-    With them, the study can be resumed from any folder.
-    """
-    location = _places_of(study)
-    own = {}
-    for name, value in _paths(recipe).items():
-        if Path(value).exists():
-            own[name] = str(Path(value).absolute())
-    host = socket.gethostname()
-    before = location.get(host, [])
-    # The latest place comes first. Write only if it is a new one.
-    if own and before[:1] != [own]:
-        older = [place for place in before if place != own]
-        location[host] = [own, *older][:_PLACES_KEPT]
-        study.set_user_attr(PLACES_ATTR, json.dumps(location))
-
-
-def located(study: Study, given: Mapping[str, str | None], needed: Sequence[str] = PATHS) -> Recipe:
-    """Return a study's recipe with the paths of its model and data on this host.
-
-    Args:
-        study: the study.
-        given: paths that the user gave, by the recipe's names. They take precedence.
-        needed: names of the paths that must exist on this host.
-
-    Raises:
-        StudyError: a needed path does not exist on this host.
-    """
-    recipe, found = recipe_of(study), dict[str, str | None]()
-    for name, typed in _paths(recipe).items():
-        # 1. Use the path that the user gave. A revision belongs to the model of the recipe only.
-        if given.get(name):
-            found[name] = given[name]
-            if name == "model":
-                found["revision"] = None
-            continue
-        # 2. Otherwise use the first known path that exists: of this host, of the recipe, of other
-        # hosts.
-        own, others = _known_places(study, name)
-        here = [path for path in (*own, typed, *others) if Path(path).exists()]
-        if here:
-            found[name] = here[0]
-        elif (own or others) and name in needed:
-            raise StudyError(
-                f"the {name.replace('_', ' ')} {typed!r} of study {study.study_name!r} is not here "
-                f"(it was "
-                f"{(own or others)[0]}): give `{name}` PATH; its content is "
-                f"compared with what was "
-                "searched"
-            )
-    return recipe.with_changes(**found)
-
-
-def _known_places(study: Study, name: str) -> tuple[list[str], list[str]]:
-    """Return the known paths of the model or data on this host, latest first, and on other hosts.
-
-    A path of another host may exist here, too, if the hosts share a disk.
-    """
-    own: list[str] = []
-    others: list[str] = []
-    for host, location in _places_of(study).items():
-        paths = [place[name] for place in location if name in place]
-        if host == socket.gethostname():
-            own += paths
-        else:
-            others += paths
-    return own, others
-
-
-def _places_of(study: Study) -> dict[str, list[dict[str, str]]]:
-    location: dict[str, list[dict[str, str]]] = json.loads(study.user_attrs.get(PLACES_ATTR, "{}"))
-    return location
-
-
-def _paths(recipe: Recipe) -> dict[str, str]:
-    """Return the settings of a recipe that may be paths."""
-    paths = {}
-    for name in PATHS:
-        section, field = PLACES[name]
-        value = getattr(getattr(recipe, section), field)
-        if value is not None:
-            paths[name] = value
-    return paths
 
 
 def last_failure(study: Study) -> str:

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import StudyError
 from prunesearch.runtime.json_values import Json, json_as
-from prunesearch.studies import persistence
+from prunesearch.studies import persistence, study_recipe
 from prunesearch.studies.importance import LayerImportance, layer_importances
 from prunesearch.studies.optuna_internals.access import backend_of
 from prunesearch.studies.selection import best_trials
@@ -116,7 +116,7 @@ def summarise(study: Study) -> StudySummary:
     Raises:
         StudyError: the study holds no recipe.
     """
-    recipe = persistence.recipe_of(study)
+    recipe = study_recipe.recipe_of(study)
     trials = study.get_trials(deepcopy=False)
     states = Counter(trial.state for trial in trials)
     # A Pareto study has a front instead of a best trial.
@@ -176,7 +176,7 @@ def details(study: Study, best: int) -> StudyDetails:
     """
     count = best if len(study.directions) == 1 else None
     trials = [summarise_trial(trial) for trial in best_trials(study, count)]
-    return StudyDetails(summarise(study), persistence.recipe_of(study), tuple(trials))
+    return StudyDetails(summarise(study), study_recipe.recipe_of(study), tuple(trials))
 
 
 def layers_of(study: Study) -> StudyLayers:

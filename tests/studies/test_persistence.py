@@ -16,7 +16,7 @@ from prunesearch.errors import (
     StudyError,
     UnknownNameError,
 )
-from prunesearch.studies import persistence, selection
+from prunesearch.studies import persistence, places, selection, study_recipe
 from prunesearch.studies.summary import summaries, summarise, summarise_trial
 
 RECIPE = Recipe(model="m", drop="2")
@@ -42,9 +42,9 @@ def test_a_study_of_an_earlier_version_is_resumed(url: str) -> None:
         resumed = persistence.create_or_resume(
             storage, name, now, now.identity(), metrics=["kl"], maximize=[False]
         )
-        assert persistence.recipe_of(resumed) == now
+        assert study_recipe.recipe_of(resumed) == now
         with pytest.raises(StudyError, match=r"seed: . in the study, 99 now"):
-            persistence.refuse_other(resumed, now.with_changes(seed=99).identity())
+            study_recipe.refuse_other(resumed, now.with_changes(seed=99).identity())
 
 
 def test_a_study_is_held_to_its_recipe(url: str) -> None:
@@ -60,8 +60,8 @@ def test_a_study_is_held_to_its_recipe(url: str) -> None:
         ).study_name
         == "s"
     )
-    assert persistence.recipe_of(made) == RECIPE
-    assert persistence.identity_of(made) == identity
+    assert study_recipe.recipe_of(made) == RECIPE
+    assert study_recipe.identity_of(made) == identity
     assert made.metric_names == ["kl"]
     with pytest.raises(
         StudyError, match=r"tokens: 1024 in the study, 99 now\).*give `tokens` 1024; .* `study` s-"
@@ -114,22 +114,20 @@ def test_a_model_is_found_from_every_folder(
     recipe = Recipe(model="model", drop="2", calibration="owner/texts", revision="main")
     storage = persistence.open_storage(url, create=True)
     study = persistence.create_or_resume(storage, "s", recipe, {}, metrics=["kl"], maximize=[False])
-    persistence.remember_places(study, recipe)
+    places.remember_places(study, recipe)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    found = persistence.located(study, {})
+    found = places.located(study, {})
     assert (found.model.path, found.data.calibration) == (str(tmp_path / "model"), "owner/texts")
-    given = persistence.located(study, {"model": "model"})
+    given = places.located(study, {"model": "model"})
     assert (given.model.path, given.model.revision) == ("model", None)
     (tmp_path / "model").rmdir()
-    assert persistence.located(study, {}).model.path == "model", (
-        "as it was typed: its content decides"
-    )
+    assert places.located(study, {}).model.path == "model", "as it was typed: its content decides"
     monkeypatch.chdir(tmp_path / "new")
     with pytest.raises(
         StudyError,
         match=rf"'model' of study 's' is not here \(it was {tmp_path}/model\): give `model` PATH",
     ):
-        persistence.located(study, {})
+        places.located(study, {})
 
 
 def test_somebody_elses_study_is_left_alone(url: str) -> None:
@@ -141,7 +139,7 @@ def test_somebody_elses_study_is_left_alone(url: str) -> None:
             storage, "theirs", RECIPE, {}, metrics=["kl"], maximize=[False]
         )
     with pytest.raises(StudyError, match="holds no recipe"):
-        persistence.recipe_of(foreign)
+        study_recipe.recipe_of(foreign)
     assert summaries(storage) == []
 
 
@@ -149,7 +147,7 @@ def test_a_study_whose_making_was_killed_is_completed(url: str) -> None:
     storage = persistence.open_storage(url, create=True)
     optuna.create_study(storage=storage, study_name="s")
     assert (
-        persistence.recipe_of(
+        study_recipe.recipe_of(
             persistence.create_or_resume(
                 storage, "s", RECIPE, {"a": 1}, metrics=["kl"], maximize=[False]
             )
@@ -208,9 +206,9 @@ def test_the_best_come_first_and_failures_are_counted(url: str, maximize: bool) 
 def test_a_recipe_of_another_version_is_said_and_passed_over_in_lists(url: str) -> None:
     storage = persistence.open_storage(url, create=True)
     study = persistence.create_or_resume(storage, "s", RECIPE, {}, metrics=["kl"], maximize=[False])
-    study.set_user_attr(persistence.RECIPE_ATTR, '{"model": "m", "from_the_future": 1}')
+    study.set_user_attr(study_recipe.RECIPE_ATTR, '{"model": "m", "from_the_future": 1}')
     with pytest.raises(StudyError, match="another version of prunesearch"):
-        persistence.recipe_of(study)
+        study_recipe.recipe_of(study)
     assert summaries(storage) == []
 
 

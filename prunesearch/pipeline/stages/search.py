@@ -14,7 +14,7 @@ from prunesearch.pipeline.session import open_session
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import Request, State
 from prunesearch.runtime.json_values import JsonObject
-from prunesearch.studies import persistence
+from prunesearch.studies import persistence, places
 
 
 def search(state: State) -> State:
@@ -80,7 +80,7 @@ def resume_request(
         StudyError: the study does not exist, or its model or data cannot be found.
     """
     study = persistence.load(persistence.open_storage(options.storage, create=False), name)
-    recipe = persistence.located(study, location).with_changes(trust_remote_code=trust_remote_code)
+    recipe = places.located(study, location).with_changes(trust_remote_code=trust_remote_code)
     changed: JsonObject = {"study": name}
     if "trials" not in options.model_fields_set and persistence.TRIALS_ATTR in study.user_attrs:
         changed["trials"] = study.user_attrs[persistence.TRIALS_ATTR]

@@ -15,19 +15,13 @@ from prunesearch.export.companions import companions
 from prunesearch.pipeline.outcome import facts_of
 from prunesearch.pipeline.session import load_for, space_of
 from prunesearch.pipeline.stages.base import Stage
-from prunesearch.pipeline.state import (
-    LayersSource,
-    Request,
-    Selected,
-    State,
-    StudySource,
-)
+from prunesearch.pipeline.state import LayersSource, Request, Selected, State, StudySource
 from prunesearch.recovery.earlier_export import digest_of, report_at
 from prunesearch.recovery.finalists import diverse, rerank_by_healing
 from prunesearch.report.results import FinalistReport, RecoveryReport
 from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import JsonObject
-from prunesearch.studies import persistence, selection
+from prunesearch.studies import persistence, places, selection, study_recipe
 
 
 def select(state: State) -> State:
@@ -79,7 +73,7 @@ def _from_study(state: State, source: StudySource) -> Selected:
     options, name = state.request.options, source.name
     study = persistence.load(persistence.open_storage(options.storage, create=False), name)
     trial = selection.choose(study, source.criteria)
-    recipe = persistence.located(study, {"model": source.model}, needed=("model",))
+    recipe = places.located(study, {"model": source.model}, needed=("model",))
     model = recipe.model.model_copy(update={"trust_remote_code": source.trust_remote_code})
     try:
         loaded = state.resources.keep(load_for(model, options))
@@ -89,7 +83,7 @@ def _from_study(state: State, source: StudySource) -> Selected:
             hint = f"; if it lies elsewhere, give `model` PATH: study {name!r} knows its content"
         raise ModelError(f"{error}{hint}") from None
     # The weights must be those that were searched.
-    searched = persistence.identity_of(study)["model content"]
+    searched = study_recipe.identity_of(study)["model content"]
     if loaded.fingerprint != searched:
         raise StudyError(
             f"model {recipe.model.path!r} is not the one that study {name!r} searched: its weights "
