@@ -2,6 +2,8 @@
 
 import json
 import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from prunesearch.models.loading import LoadedModel, load
 from prunesearch.pipeline import session
 from prunesearch.recovery import HealRecipe, finalists
 from prunesearch.recovery.finalists import diverse, rerank_by_healing
+from tests.support.cli import run, run_json
 from tests.support.models import N_LAYERS
 
 SHORT: dict[str, Any] = {
@@ -70,19 +73,28 @@ def test_sections_that_make_no_sense_are_refused(section: dict[str, Any], compla
         Recovery(**section)
 
 
-def test_one_recipe_does_all_of_it_once(
-    tiny_folder: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(finalists, "FIT_TOKENS", 512)
-    recipe = tmp_path / "recipe.yaml"
-    heal = "\n".join(f"    {name}: {value}" for name, value in {**SHORT, "data": prose}.items())
-    recipe.write_text(
-        f"model: {tiny_folder}\nsearch: {{drop: 2}}\n"
-        f"data: {{calibration: {prose}, tokens: 128, window: 32}}\n"
-        f"recover:\n  finalists: 2\n  finalist_steps: 2\n  heal:\n{heal}\n"
-        f"  evaluate:\n    calibration: {prose}\n    tokens: 64\n"
-    )
+@dataclass(frozen=True)
+class Recovered:
+    """What a recipe with recovery gave, then again, then as text; and `heal` of its study.
+
+    Attributes:
+        loads: how many models were loaded for the first run.
+        blocks: of the healed checkpoint, as transformers loads it.
+    """
+
+    loads: int
+    document: Any
+    manifest: Any
+    blocks: int
+    repeated: Any
+    shown_text: str
+    chosen: Any
+
+
+@pytest.fixture(scope="module")
+def recovered(
+    tiny_folder: Path, prose: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Recovered]:
     models: list[weakref.ref[torch.nn.Module]] = []
 
     def load_and_count(name: str, **options: Any) -> LoadedModel:  # noqa: ANN401
@@ -91,38 +103,75 @@ def test_one_recipe_does_all_of_it_once(
         models.append(weakref.ref(found.model))
         return found
 
-    monkeypatch.setattr(session, "load", load_and_count)
-    words = ["run", str(recipe), "--out", "healed", "--trials", "8", "--device", "cpu", "--json"]
-    first = CliRunner().invoke(cli, words)
-    assert first.exit_code == 0, (first.output, first.exception)
-    assert len(models) == 2, "the dense model once, and the healed one for its evaluation"
-    document = json.loads(first.stdout)
+    folder = tmp_path_factory.mktemp("recovered")
+    heal = "\n".join(f"    {name}: {value}" for name, value in {**SHORT, "data": prose}.items())
+    (folder / "recipe.yaml").write_text(
+        f"model: {tiny_folder}\nsearch: {{drop: 2}}\n"
+        f"data: {{calibration: {prose}, tokens: 128, window: 32}}\n"
+        f"recover:\n  finalists: 2\n  finalist_steps: 2\n  heal:\n{heal}\n"
+        f"  evaluate:\n    calibration: {prose}\n    tokens: 64\n"
+    )
+    words = ["run", "recipe.yaml", "--out", "healed", "--trials", "8", "--device", "cpu"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setattr(finalists, "FIT_TOKENS", 512)
+        with pytest.MonkeyPatch.context() as counted:
+            counted.setattr(session, "load", load_and_count)
+            document = run_json(*words)
+        final = "--finalists 2 --finalist-steps 2 --compensate --loss distill --lr 1e-2"
+        small = "--steps 4 --eval-every 2 --batch-size 2 --window 32 --held-out-tokens 128"
+        small += " --out other --device cpu"
+        yield Recovered(
+            loads=len(models),
+            document=document,
+            manifest=json.loads(Path("healed", MANIFEST).read_text()),
+            blocks=AutoModelForCausalLM.from_pretrained("healed").config.num_hidden_layers,
+            repeated=run_json(*words),
+            shown_text=run(*words).stdout,
+            chosen=run_json(
+                "heal", document["study"], "--data", prose, *final.split(), *small.split()
+            ),
+        )
+
+
+def test_the_dense_and_the_healed_model_are_loaded_once(recovered: Recovered) -> None:
+    assert recovered.loads == 2
+
+
+def test_the_first_of_the_finalists_is_healed(recovered: Recovered) -> None:
+    document = recovered.document
     assert len(document["finalists"]) == 2
     assert document["dropped"] == document["finalists"][0]["candidate"]
     assert document["healed"]["steps"] == 4
-    assert document["evaluation"]["metrics"]["perplexity"] > 1
-    told = json.loads((tmp_path / "healed" / MANIFEST).read_text())
-    assert told["changed"][-1] == "healed"
-    assert "work" not in told["recovery"], "no folder of this machine travels"
-    assert AutoModelForCausalLM.from_pretrained("healed").config.num_hidden_layers == N_LAYERS - 2
-    monkeypatch.setattr(session, "load", load)
-    again = CliRunner().invoke(cli, words)
-    assert again.exit_code == 0, again.output
-    repeated = json.loads(again.stdout)
+
+
+def test_the_healed_checkpoint_is_evaluated(recovered: Recovered) -> None:
+    assert recovered.document["evaluation"]["metrics"]["perplexity"] > 1
+
+
+def test_the_manifest_tells_of_healing_and_names_no_folder(recovered: Recovered) -> None:
+    assert recovered.manifest["changed"][-1] == "healed"
+    assert "work" not in recovered.manifest["recovery"]
+
+
+def test_the_healed_checkpoint_loads_without_the_dropped_blocks(recovered: Recovered) -> None:
+    assert recovered.blocks == N_LAYERS - 2
+
+
+def test_a_recipe_that_runs_again_computes_nothing(recovered: Recovered) -> None:
+    repeated = recovered.repeated
     assert repeated["export"] is None
     assert repeated["computed"] == 0
     assert repeated["evaluation"]["cached"]
-    shown = CliRunner().invoke(cli, words[:-1])
-    assert "Finalists" in shown.stdout
-    assert "holds this very export already" in shown.stdout
-    final = f"heal {document['study']} --finalists 2 --finalist-steps 2 --compensate --data {prose} --loss distill"
-    small = "--steps 4 --eval-every 2 --batch-size 2 --window 32 --held-out-tokens 128 --lr 1e-2"
-    small += " --out other --device cpu"
-    chosen = CliRunner().invoke(cli, [*final.split(), *small.split(), "--json"])
-    assert chosen.exit_code == 0, chosen.output
-    assert json.loads(chosen.stdout)["finalists"] == document["finalists"], (
-        "what was healed is known"
-    )
+
+
+def test_finalists_and_the_export_that_is_kept_are_shown(recovered: Recovered) -> None:
+    assert "Finalists" in recovered.shown_text
+    assert "holds this very export already" in recovered.shown_text
+
+
+def test_heal_knows_the_finalists_that_a_recipe_healed(recovered: Recovered) -> None:
+    assert recovered.chosen["finalists"] == recovered.document["finalists"]
 
 
 @pytest.mark.parametrize(
