@@ -321,8 +321,8 @@ def test_threads_give_the_sequence_of_one(make: Maker) -> None:
 def test_an_asynchronous_swarm_can_be_derived_again(make: Maker, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     study = optuna.create_study(study_name="s", storage=url)
-    optimize_with(study, make(SPACE, seed=2, population=4, asynchronous=True), 40, jobs=3)
-    assert len({t.params.values().__repr__() for t in study.trials}) == 40
+    optimize_with(study, make(SPACE, seed=2, population=4, asynchronous=True), 20, jobs=3)
+    assert len({t.params.values().__repr__() for t in study.trials}) == 20
     bases = [json.loads(t.system_attrs[STATE_ATTR])["basis"] for t in study.trials]
     assert any(proposal_inputs["open"] for proposal_inputs in bases), (
         "nothing overlapped: the test shows nothing"
