@@ -1,9 +1,9 @@
 """Grey wolf optimization as moves on subsets.
 
 S. Mirjalili, S. M. Mirjalili and A. Lewis, "Grey wolf optimizer", Adv. Eng. Softw. 69, 2014,
-doi 10.1016/j.advengsoft.2013.12.007. Equation numbers are the paper's. The three best subsets alpha,
-beta and delta lead the pack. A subset is written as the vector of its membership, 1 for a chosen
-unit and 0 for another:
+doi 10.1016/j.advengsoft.2013.12.007. Equation numbers are the paper's. The three best subsets
+alpha, beta and delta lead the pack. A subset is written as the vector of its membership, 1 for a
+chosen unit and 0 for another:
 
     A = 2 a r1 - a,  C = 2 r2           eqs. 3.3 and 3.4, r1, r2 ~ U(0, 1) a unit and a leader
     D_l = |C_l L_l - X|                 eq. 3.5, for each leader l
@@ -15,8 +15,8 @@ random; where the size may vary, K is drawn from the sizes of X and the leaders.
 leaders have is almost sure, a unit of one leader competes with those of the others, and a unit that
 only X has stays where A is negative. Units that nobody has come in where all others have negative
 means. Where the size may vary, the last step changes it by one for some proposals, up or down, so
-that also sizes are tried that nobody has. As in `woa`, a restarts every `cycle` generations, so that
-a study can be prolonged.
+that also sizes are tried that nobody has. As in `woa`, a restarts every `cycle` generations, so
+that a study can be prolonged.
 
 Shapes: M proposals, L leaders, D units, E elites (see `operators`).
 """
@@ -66,9 +66,9 @@ class GreyWolf:
 def leaders(swarm: Swarm, particle: int, rng: np.random.Generator) -> Mask:
     """Return alpha, beta and delta, shape (3, D).
 
-    With one objective these are the study's best distinct subsets. While there are fewer than three,
-    the last one is repeated. With several objectives, alpha is the particle's leader, and the others
-    are random members of the archive, which may be equal.
+    With one objective these are the study's best distinct subsets. While there are fewer than
+    three, the last one is repeated. With several objectives, alpha is the particle's leader, and
+    the others are random members of the archive, which may be equal.
     """
     places = np.minimum(np.arange(LEADERS), len(swarm.elite_ED) - 1)
     if swarm.view.history.objectives > 1:

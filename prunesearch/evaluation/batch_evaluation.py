@@ -46,7 +46,9 @@ class BatchEvaluation:
         self._out: set[CandidateRequest] = set()
 
     def fill(self, rung: int) -> Iterator[CandidateRequest]:
-        """Get results on the first `rung` chunks for all requests left, from the cache or by scoring.
+        """Get results on the first `rung` chunks for all requests left.
+
+        They come from the cache, or from scoring.
 
         Yields:
             Each request without a baseline as soon as it has the results of all chunks.
@@ -89,7 +91,7 @@ class BatchEvaluation:
         events.tell(events.StageProgress(name, done, chunks * len(self._results), "pieces"))
 
     def _done_of(self, candidates: Iterable[LayerSubset]) -> Iterator[CandidateRequest]:
-        """Take out and yield the requests without a baseline that have the results of all chunks."""
+        """Take out and yield the requests without a baseline that have results of all chunks."""
         for candidate in list(candidates):
             request = CandidateRequest(candidate)
             if request in self._left and len(self._results[request.candidate]) == len(

@@ -78,8 +78,8 @@ class LogitSums:
 
         logits_of_dense = ReferenceLogits(**reference)
         device = windows_BL.device
-        # The token that each position predicts. The last position of a sequence predicts nothing, and
-        # its value is left out of the sums below.
+        # The token that each position predicts. The last position of a sequence predicts nothing,
+        # and its value is left out of the sums below.
         next_R = torch.cat([windows_BL[:, 1:], windows_BL[:, :1]], dim=1).flatten()
         kl_R = {c: torch.empty(len(next_R), device=device) for c in normed_states}
         nll_R = {c: torch.empty(len(next_R), device=device) for c in normed_states}

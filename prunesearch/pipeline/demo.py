@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from prunesearch import events
-from prunesearch.cache.location import CacheLocation
+from prunesearch.cache.location import CacheLocation, shown
 from prunesearch.candidate import Evaluation
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
@@ -21,7 +21,6 @@ from prunesearch.pipeline.outcome import search_report
 from prunesearch.pipeline.run import run_stages
 from prunesearch.pipeline.state import Request
 from prunesearch.report.results import DemoReport, ScoredModel
-from prunesearch.studies import persistence
 
 # 6 of the 30 blocks of SmolLM2.
 DROP = "20%"
@@ -71,7 +70,7 @@ def run_demo(model: str | None, options: RunOptions, home: Path) -> DemoReport:
     assert isinstance(exported, Exported)
     return DemoReport(
         model=name,
-        storage=persistence.shown(options.storage),
+        storage=shown(options.storage),
         cache=str(CacheLocation.parse(options.cache)),
         searches=searches,
         best=best,

@@ -11,22 +11,17 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from prunesearch import events
+from prunesearch.cache.location import shown
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.recipe import Recipe
-from prunesearch.errors import (
-    InputError,
-    RunError,
-)
+from prunesearch.errors import InputError, RunError
 from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import compare_latency
 from prunesearch.models.structure import Sizes
 from prunesearch.objectives.registry import names_with
 from prunesearch.pipeline.prepared_study import PreparedStudy
 from prunesearch.pipeline.search_loop import SearchResult
-from prunesearch.pipeline.session import (
-    Session,
-    require,
-)
+from prunesearch.pipeline.session import Session, require
 from prunesearch.report.results import Cost, PairedDifference, ScoredModel, SearchReport
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.studies import persistence, selection
@@ -234,7 +229,7 @@ def search_report(outcome: SearchOutcome, storage: str) -> SearchReport:
     return SearchReport(
         study=outcome.study,
         sampler=outcome.sampler,
-        storage=persistence.shown(storage),
+        storage=shown(storage),
         trials=outcome.trials,
         value=outcome.value,
         front=outcome.front,

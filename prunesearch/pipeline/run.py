@@ -8,7 +8,7 @@ what is left to do:
 
 | stage | what it does | where it finds an earlier result |
 |---|---|---|
-| search | brings a study to its number of trials | the study by its recipe, evaluations in the cache |
+| search | brings a study to its number of trials | its study, and evaluations in the cache |
 | select | chooses the candidate, with the finalists' short healing | run folders of the finalists |
 | compensate | changes kept blocks without training | the cache |
 | tune | searches the hyper-parameters of healing | its study |

@@ -10,7 +10,7 @@ import torch
 
 from prunesearch import events
 from prunesearch.cache.evaluation_cache import EvaluationCache
-from prunesearch.cache.location import CacheLocation, check_writable
+from prunesearch.cache.location import CacheLocation, check_url, check_writable
 from prunesearch.candidate import Evaluation
 from prunesearch.config.data import DataSection
 from prunesearch.config.model import ModelSection
@@ -34,7 +34,6 @@ from prunesearch.objectives.registry import REGISTRY, ObjectiveInputs, TaskInput
 from prunesearch.objectives.weighted_sum import build_mix
 from prunesearch.runtime import stopping
 from prunesearch.space import SearchSpace
-from prunesearch.studies import persistence
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
             used.
     """
     # Check the locations before the model is loaded, which takes long.
-    persistence.check_url(options.storage)
+    check_url(options.storage)
     check_writable(CacheLocation.parse(options.cache).folder)
     loaded = load_for(recipe.model, options)
     spaces = {recipe.search: space_of(recipe.search, loaded)}

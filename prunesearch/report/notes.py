@@ -11,6 +11,7 @@ from shlex import quote
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from prunesearch.cache.location import shown
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.report.tables import example_loss, gib, label, number
@@ -113,9 +114,9 @@ def _figures(best: BestTrial) -> str:
     rows = ["| | dense | pruned |", "|---|---|---|"]
     for name, after in best.pruned.items():
         before = best.dense.get(name)
-        shown = "-" if before is None else _shown(name, before)
+        previous = "-" if before is None else _shown(name, before)
         title = label("predicted_ms" if name == "latency_ms" else name)
-        rows.append(f"| {title} | {shown} | {_shown(name, after)} |")
+        rows.append(f"| {title} | {previous} | {_shown(name, after)} |")
     return "\n".join(rows)
 
 
@@ -170,18 +171,18 @@ class Noter:
         best = ranked[0] if ranked and not pareto else None
         trials = self._study.get_trials(deepcopy=False)
         requested = self._study.user_attrs.get(persistence.TRIALS_ATTR, self._options.trials)
-        shown = None if best is None else self._best(best)
+        described = None if best is None else self._best(best)
         state = StudyState(
             study=self._study.study_name,
-            storage=persistence.shown(self._options.storage),
+            storage=shown(self._options.storage),
             recipe=self._recipe,
             done=sum(trial.state.is_finished() for trial in trials),
             total=max(len(trials), requested),
             front=len(ranked) if pareto else 0,
-            best=shown,
+            best=described,
             loss=example_loss(self._dense),
         )
-        note = "" if shown is None else trial_note(state, shown)
+        note = "" if described is None else trial_note(state, described)
         notes.write(self._study, notes.Notes(study_note(state), best, note))
         self._written = time.monotonic()
 

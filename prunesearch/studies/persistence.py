@@ -20,9 +20,7 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
-from prunesearch.cache.location import check_url as check_url
-from prunesearch.cache.location import shown as shown
-from prunesearch.cache.location import sqlite_file as sqlite_file
+from prunesearch.cache.location import check_url, shown, sqlite_file
 from prunesearch.cache.tables import postgres_arguments
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import RunError, StorageError, StudyError, UnknownNameError, one_line

@@ -7,9 +7,6 @@ from pathlib import Path
 
 from optuna.study import Study
 
-from prunesearch.cache.location import check_url as check_url
-from prunesearch.cache.location import shown as shown
-from prunesearch.cache.location import sqlite_file as sqlite_file
 from prunesearch.config.flat import PLACES
 from prunesearch.config.recipe import PATHS, Recipe
 from prunesearch.errors import StudyError

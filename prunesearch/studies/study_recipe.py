@@ -6,9 +6,6 @@ import json
 from optuna.study import Study
 from pydantic import ValidationError
 
-from prunesearch.cache.location import check_url as check_url
-from prunesearch.cache.location import shown as shown
-from prunesearch.cache.location import sqlite_file as sqlite_file
 from prunesearch.config.identity import VERSION, advice, differences
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import InputError, StudyError

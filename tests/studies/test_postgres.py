@@ -4,6 +4,7 @@ import optuna
 import pytest
 import sqlalchemy
 
+from prunesearch.cache.location import shown
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import StorageError, StudyError
 from prunesearch.studies import persistence
@@ -48,7 +49,7 @@ def test_a_study_has_one_writer_across_connections(url: str) -> None:
 
 
 def test_passwords_are_not_printed(url: str) -> None:
-    assert "secret" not in persistence.shown(url)
+    assert "secret" not in shown(url)
     with pytest.raises(StorageError, match="cannot open") as caught:
         persistence.open_storage(url.rpartition("/")[0] + "/nowhere", create=True)
     assert "secret" not in str(caught.value)

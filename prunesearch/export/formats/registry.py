@@ -8,9 +8,9 @@ The files of this folder import torch and transformers only inside functions, be
 list the formats.
 
 The values of ``--as`` are the formats that write a checkpoint folder. A format that writes a single
-file (`ExportFormat.suffix`) has a flag of its own (`ExportFormat.option`), because ``--out`` names a
-file then. Such a format needs two lines outside of this folder: the flag in ``cli/export.py``, and
-the entry that it selects in `pipeline.export_request`.
+file (`ExportFormat.suffix`) has a flag of its own (`ExportFormat.option`), because ``--out`` names
+a file then. Such a format needs two lines outside of this folder: the flag in ``cli/export.py``,
+and the entry that it selects in `pipeline.export_request`.
 """
 
 from dataclasses import dataclass

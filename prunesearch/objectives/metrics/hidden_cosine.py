@@ -1,10 +1,10 @@
 """The objective ``hidden-cosine``: the angle between a candidate's final hidden states and the
 dense model's.
 
-The loss of a token is 1 - cos(x, y), where x is the final hidden state of the dense model and y that
-of the candidate. ShortGPT ranks single blocks by the same measure of a block's input and output and
-calls it block influence (X. Men et al., "ShortGPT: Layers in Large Language Models are More
-Redundant Than You Expect", 2024, arXiv 2403.03853). Here it compares whole models.
+The loss of a token is 1 - cos(x, y), where x is the final hidden state of the dense model and y
+that of the candidate. ShortGPT ranks single blocks by the same measure of a block's input and
+output and calls it block influence (X. Men et al., "ShortGPT: Layers in Large Language Models are
+More Redundant Than You Expect", 2024, arXiv 2403.03853). Here it compares whole models.
 
 The states are read after the final norm. These are what the vocabulary head multiplies, so two
 states with the same direction rank all tokens alike. Before the norm, a few dimensions with huge

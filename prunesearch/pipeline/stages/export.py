@@ -53,8 +53,8 @@ def _for_other_program(state: State) -> Delivered:
     foreign = export.program is not None or export.format.other_program
     if foreign and hasattr(loaded.model.config, "auto_map"):
         raise InputError(
-            f"model {loaded.name!r} runs code of its own, which other programs do not know: write a "
-            f"checkpoint to a folder instead, with `export_format`"
+            f"model {loaded.name!r} runs code of its own, which other programs do not know: "
+            "write a checkpoint to a folder instead, with `export_format`"
         )
     if export.program is not None:
         text = other_tools.recipe_text(export.program, loaded, choice.candidate)
