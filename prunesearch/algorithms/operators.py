@@ -95,7 +95,7 @@ def top(score_MD: Real, count_M: Counts) -> Mask:
 
 
 def falling(generation: int, cycle: int) -> float:
-    """Return the control parameter a of WOA and GWO, which falls from 2 to 0 over `cycle`
+    """Return the control parameter a of the swarms, which falls from 2 to 0 over `cycle`
     generations and starts again.
     """
     return 2.0 * (1.0 - (max(generation, 1) - 1) % cycle / cycle)
