@@ -149,7 +149,6 @@ def real_models(record: Record, folder: Path, gemma: Path | None) -> None:
 
 def _gemma(path: Path, folder: Path) -> list[list[Any]]:
     """Gemma 3: five sliding blocks, then a full one;
-
     a GGUF is edited where that pattern stays, else refused.
     """
     loaded, rows, name = load(str(path), device="cpu"), [], "Gemma-3-270M"
@@ -185,7 +184,6 @@ def _gemma(path: Path, folder: Path) -> list[list[Any]]:
 
 def speed(record: Record, folder: Path) -> None:
     """Time writing against ``cp``, and a whole export with its verification;
-
     each in a process of its own.
     """
     source, out, copied = folder / "dense", folder / "out", folder / "copy"

@@ -5,8 +5,8 @@ SmolLM2-135M-Instruct, 6 of 30 blocks, acc_norm of `--limit` HellaSwag documents
 the same cache. The dense accuracy is compared with `lm_eval.simple_evaluate` on the same file and
 limit.
 
-    python -m benchmarks.hellaswag --data hellaswag.jsonl.bz2 --json
-    benchmarks/results/hellaswag.json
+    python -m benchmarks.hellaswag --data hellaswag.jsonl.bz2 \\
+        --json benchmarks/results/hellaswag.json
 """
 
 import tempfile

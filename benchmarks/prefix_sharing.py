@@ -75,7 +75,6 @@ def one_by_one(
     loaded: LoadedModel, windows_BL: torch.Tensor, candidates: Sequence[LayerSubset]
 ) -> list[float]:
     """Mean KL of each candidate in nats per token, from whole forward passes;
-
     the dense model's is made once.
     """
     log_p_BLV = torch.log_softmax(

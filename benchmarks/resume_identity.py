@@ -109,7 +109,6 @@ def in_process(target: object, *args: object) -> int:
 
 def dump(url: str, trials: int, *, whole: bool) -> bytes:
     """The study's trials as canonical bytes;
-
     `whole` with attributes, which ``study.optimize`` writes otherwise.
     """
     study = optuna.load_study(storage=open_storage(url, create=False), study_name="s")

@@ -71,7 +71,6 @@ def fill(study: Study, trials: int) -> None:
 
 class Commits:
     """Counts the transactions of a database engine that wrote something;
-
     those that only read cost no fsync.
     """
 

@@ -1,8 +1,9 @@
 """How good a subset each algorithm finds with how many evaluations.
 
-    python -m benchmarks.search_quality --landscape FILE --budgets 50,75,100,200 --seeds 30 --json
-    OUT python -m benchmarks.search_quality --live MODEL --drop 8 --budgets 50,100,150 --seeds 5
-    --calibration TEXT
+    python -m benchmarks.search_quality --landscape FILE --budgets 50,75,100,200 --seeds 30 \\
+        --json OUT
+    python -m benchmarks.search_quality --live MODEL --drop 8 --budgets 50,100,150 --seeds 5 \\
+        --calibration TEXT
 
 A landscape is a table of all subsets of one size: {"n_layers", "k", "rows": [[dropped, value, ...],
 ...]}; what counts is the excess over its best value. Live, the value is the KL divergence on 4 x
@@ -94,7 +95,6 @@ Runner = Callable[[Problem, int, int], Trace]
 
 def run_sampler(problem: Problem, sampler: SubsetSampler, budget: int, spent: int = 0) -> Trace:
     """Drive one of our samplers until it has evaluated `budget` subsets;
-
     `spent` of them went into its ranking.
     """
     study = optuna.create_study()
@@ -292,7 +292,6 @@ def live_problem(model: str, drop: str, calibration: str, cache: str) -> Iterato
 @contextmanager
 def mealpy_environment(wanted: bool) -> Iterator[Path | None]:
     """A virtual environment with mealpy, for as long as it is needed;
-
     None where it cannot be installed.
     """
     if not wanted:

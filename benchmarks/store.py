@@ -3,8 +3,7 @@
     python -m benchmarks.store --json OUT
 
 Corruption: one random bit of the cache file is flipped, the store is opened, asked for everything
-    and written to; again
-and again, in processes of their own. Hostile: rows, settings, schemas and import files that
+and written to; again and again, in processes of their own. Hostile: rows, settings, schemas and import files that
 somebody made to run code or to reach a file outside. Full disk: a file system of 2 MiB, and one
 that is read-only. Merge: three caches in all six orders, twice. Speed: hits from the disk and from
 PostgreSQL, and a cache of a million entries.
@@ -297,7 +296,6 @@ def full_disk(record: Record) -> None:
 
 def _fill(store: EvaluationCache) -> tuple[int, float]:
     """Put until the disk refuses;
-
     how many went in, and the seconds from the last call to its error.
     """
     for number in itertools.count(1000):

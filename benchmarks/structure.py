@@ -2,8 +2,7 @@
 dictionaries, README.
 
     python -m benchmarks.structure --json FILE            # this checkout
-    python -m benchmarks.structure --against COMMIT       # the same figures of an older commit,
-    beside it
+    python -m benchmarks.structure --against COMMIT       # an older commit's figures beside it
 
 Lines are counted without blank ones. Docstrings and string literals hold no comprehensions and no
 comments, since all but the comments is counted in the syntax tree. A nested comprehension is one

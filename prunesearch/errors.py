@@ -1,21 +1,19 @@
 """Exception types.
 
     PruneSearchError
-    ├── InputError (ValueError)      the user can correct it: one line, exit status 2, nothing was
-    written │   ├── UnknownNameError         a name that does not exist; carries the nearest one
-    that does │   ├── ModelError               a model that is missing, damaged or of an unsupported
-    architecture │   ├── DataError                calibration text or task data that cannot be used
-    │   ├── StudyError               a study that is missing or was made with another recipe
-    │   │   └── StudyBusyError       a study that another process is searching
-    │   └── StorageError             a database, cache or output folder that cannot be used
-    └── RunError                     the request was valid but failed; exit status 1, finished work
-    is kept
-        ├── ScoringError             one candidate could not be scored
-        ├── CorruptEntryError        a stored evaluation is damaged
-        ├── UnavailableError         the cache's disk or database does not work at the moment
-        ├── DownloadError            a file could not be obtained or is not the one expected
-        └── VerificationError        an exported checkpoint does not equal the candidate it was made
-        from
+    ├── InputError (ValueError)   the user can correct it: exit status 2, nothing was written
+    │   ├── UnknownNameError      a name that does not exist; carries the nearest one
+    │   ├── ModelError            a model that is missing, damaged or of an unsupported architecture
+    │   ├── DataError             calibration text or task data that cannot be used
+    │   ├── StudyError            a study that is missing or was made with another recipe
+    │   │   └── StudyBusyError    a study that another process is searching
+    │   └── StorageError          a database, cache or output folder that cannot be used
+    └── RunError                  a valid request failed: exit status 1, finished work is kept
+        ├── ScoringError          one candidate could not be scored
+        ├── CorruptEntryError     a stored evaluation is damaged
+        ├── UnavailableError      the cache's disk or database does not work at the moment
+        ├── DownloadError         a file could not be obtained or is not the one expected
+        └── VerificationError     an exported checkpoint does not equal its candidate
 
 Every message says what happened, for which value, and what to do next. Catch `PruneSearchError` to
 catch all of them.

@@ -41,7 +41,6 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the code of checkpoints that tests trust in one folder of their own;
-
     it cannot change within a process.
     """
     with pytest.MonkeyPatch.context() as patch:
@@ -81,7 +80,6 @@ def loaded(tiny_folder: Path) -> LoadedModel:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Put a folder into an empty Hugging Face cache, without network, as a commit of a hub id;
-
     gives its snapshot.
     """
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -51,9 +51,9 @@ class History:
     """
 
     UNKNOWN, COMPLETE, PRUNED, FAILED = range(4)
-    """Kinds of trial: not finished or without a subset;
+    """Kinds of trial.
 
-    with a loss; with a loss of lower fidelity; failed.
+    They are: not finished or without a subset; with a loss; with a loss of lower fidelity; failed.
     """
 
     def __init__(self, units: int, objectives: int = 1) -> None:

@@ -78,9 +78,9 @@ def scalar(loss_NO: Real, weight_O: Real) -> Real:
 
 
 def chebyshev(share_NO: Real, weight_O: Real) -> Real:
-    """Return the augmented Chebyshev sum of objectives that are scaled to [0, 1] (ParEGO, eq.
+    """Return the augmented Chebyshev sum of objectives that are scaled to [0, 1].
 
-    2).
+    ParEGO, eq. 2.
     """
     part_NO = weight_O * share_NO
     return np.asarray(part_NO.max(axis=1) + _AUGMENTED * part_NO.sum(axis=1))

@@ -203,9 +203,9 @@ class Planner:
         return X_D, memory
 
     def _model(self, swarm: Swarm) -> "_SurrogateEnsemble | None":
-        """Fit one surrogate per objective to the trials;
+        """Fit one surrogate per objective to the trials.
 
-        None if there are too few or the fit is poor.
+        The result is None if there are too few or the fit is poor.
         """
         if self.preselection is None:
             return None

@@ -7,10 +7,9 @@ problems", IEEE Trans. Evol. Comput. 14(2), 2010, doi 10.1109/TEVC.2009.2030331 
 A position is a set of units. A velocity gives each unit a possibility in [0, 1] of being chosen
 next:
 
-    V <- max(w V, c1 r1 (P - X), c2 r2 (G - X))        S-PSO eqs. 6-9: scaling, set difference,
-    union by maximum
+    V <- max(w V, c1 r1 (P - X), c2 r2 (G - X))        S-PSO eqs. 6-9
 
-with P the particle's best and G the leader's position, r1, r2 ~ U(0, 1) a unit. The next position
+The operations are scaling, set difference, and union by maximum, with P the particle's best and G the leader's position, r1, r2 ~ U(0, 1) a unit. The next position
 is built from the units whose possibility exceeds a random threshold, then from the old position
 (S-PSO, position updating); where the size may vary it is drawn from the sizes of X, P and G. One
 departure: with probability `turbulence` one random unit is swapped, because a swarm of sets has no

@@ -5,15 +5,18 @@ It is a Gaussian process over subsets. The effects of dropped blocks nearly add 
 with an interaction of near blocks. So the covariance of two subsets S and T is a sum of
 interpretable parts:
 
-    k(S, T) = c0 + a1 |S n T| / K                       a weight of its own for each unit
-            + a2 sum_d r^(d-1) pairs_d(S n T)           a weight for each pair of units at distance
-            d <= 4 + ar (sum_d q^(d-1) n_d(S) n_d(T) / K       a weight for near pairs wherever they
-            are, and one for each
-                  + triples(S n T) / 2)                 three in a row: a gap may cost less than its
-                  parts
-            + a3 exp(-|S ^ T| / 2 l)                    anything else that is alike for like subsets
-            + ap phi(S) . phi(T)                        how far a prior ranking of the units can be
-            trusted
+    k(S, T) = c0 + a1 |S n T| / K
+            + a2 sum_d r^(d-1) pairs_d(S n T)
+            + ar (sum_d q^(d-1) n_d(S) n_d(T) / K + triples(S n T) / 2)
+            + a3 exp(-|S ^ T| / 2 l)
+            + ap phi(S) . phi(T)
+
+* a1: a weight of its own for each unit.
+* a2: a weight for each pair of units at a distance d <= 4.
+* ar: a weight for near pairs wherever they are, and one for each three in a row. A gap may cost
+  less than its parts.
+* a3: anything else that is alike for like subsets.
+* ap: how far a prior ranking of the units can be trusted.
 
 C. E. Rasmussen and C. K. I. Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, is
 the source of the posterior (eqs. 2.25 and 2.26, algorithm 2.1), of the evidence that chooses the

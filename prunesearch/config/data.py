@@ -29,7 +29,7 @@ class DataSection(Settings):
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """Number of few-shot examples; default: the task's."""
     batch_tokens: Annotated[int, Field(ge=16)] | None = None
-    """Tokens per forward pass of a task;
+    """Tokens per forward pass of a task; default: 2,048 on a CPU, 16,384 on a GPU.
 
-    default: 2,048 on a CPU, 16,384 on a GPU. It changes bfloat16 sums.
+    It changes bfloat16 sums.
     """

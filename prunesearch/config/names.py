@@ -16,8 +16,12 @@ def portable_name(text: str, *, always: bool = False) -> str:
         text: path or id.
         always: treat `text` as a path, whatever it looks like.
 
-    >>> portable_name("/home/me/customer-x/mails.txt"), portable_name("Qwen/Qwen2.5-0.5B"),
-    portable_name("wiki:en") ('mails.txt', 'Qwen/Qwen2.5-0.5B', 'wiki:en')
+    >>> portable_name("/home/me/customer-x/mails.txt")
+    'mails.txt'
+    >>> portable_name("Qwen/Qwen2.5-0.5B")
+    'Qwen/Qwen2.5-0.5B'
+    >>> portable_name("wiki:en")
+    'wiki:en'
     """
     path: PurePosixPath | PureWindowsPath = PurePosixPath(text)
     if "\\" in text or re.match(r"[A-Za-z]:/", text):

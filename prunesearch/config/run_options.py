@@ -28,10 +28,7 @@ class RunOptions(Settings):
     cache: str = "storage/cache"
     """The evaluation cache: a folder, the URL of a shared database, or both as ``DIR,URL``."""
     study: Annotated[str, Field(max_length=512)] | None = None
-    """Name of the study, which Optuna's tables have 512 characters for;
-
-    default: made from the recipe.
-    """
+    """Name of the study; default: made from the recipe. Optuna's tables hold 512 characters."""
     trials: Annotated[int, Field(ge=1)] = 200
     """Total number of trials in the study.
 

@@ -213,9 +213,9 @@ def _input(model: PreTrainedModel) -> torch.Tensor:
 def _time_streamed(
     model: PreTrainedModel, layers: Layers, ids: torch.Tensor, repeats: int
 ) -> float:
-    """Run each block several times while its weights are in memory;
+    """Run each block several times while its weights are in memory.
 
-    returns the seconds of all other work.
+    Return the seconds of all other work.
     """
     forward, head = Forward(model, layers), Head(model)
     start = _now(model)

@@ -11,8 +11,8 @@ bytes per number as computed. s: bytes per number as stored.
              states                      w E t (C + 2), streamed w E T (C + 2): up to --state-memory
              final states                w E t C, up to --state-memory as well
              one block at work           w t (3 I + 6 E)
-             one weight in float32       4 E V, or the largest tensor, if 16-bit products use
-             float32 logits                      64 V (w + 16)
+             one weight in float32       4 E V, or the largest tensor, if products use float32
+             logits                      64 V (w + 16)
              reference logits            w T V, or 8 T K with --kl-top K
 
 Time, in seconds, of an early generation, whose candidates are drawn at random. Candidates of later

@@ -164,9 +164,9 @@ def sublayer_parameters(
 
 
 def _block_of(parameter: str, path: str) -> int | None:
-    """Return the index of the block that a parameter belongs to;
+    """Return the index of the block that a parameter belongs to.
 
-    None if it is outside the blocks.
+    It is None if the parameter is outside the blocks.
     """
     match = re.match(rf"{re.escape(path)}\.(\d+)\.", parameter)
     return int(match[1]) if match else None

@@ -2,8 +2,7 @@
 
 Known model types are listed in `architectures.ARCHITECTURES`. For any other type the blocks are
 inferred: they are the only list of modules whose length is the number of blocks in the config.
-    Verification
-proves the result; it is never assumed to be right.
+Verification proves the result; it is never assumed to be right.
 """
 
 import re

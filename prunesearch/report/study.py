@@ -198,9 +198,9 @@ def study_rm(done: DeletedStudy) -> Parts:
 
 
 def _error(trial: TrialSummary, metric: str | None) -> str:
-    """Return the standard error of a trial's metric, formatted to follow the value;
+    """Return the standard error of a trial's metric, formatted to follow the value.
 
-    empty if there is none.
+    It is empty if there is none.
     """
     value, error = trial.figure(metric), trial.figure(f"{metric}_stderr")
     if not error or value is None:
@@ -242,9 +242,9 @@ def front_table(title: str, trials: Sequence[TrialSummary]) -> Group:
 
 
 def _metric_of(trials: Sequence[TrialSummary]) -> str | None:
-    """Return the name of the metric that is the trials' first value;
+    """Return the name of the metric that is the trials' first value.
 
-    None if no attribute equals it.
+    It is None if no attribute equals it.
     """
     if not trials:
         return None

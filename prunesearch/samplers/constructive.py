@@ -73,9 +73,9 @@ class ConstructiveSampler(SubsetSampler):
         return self.mask(trial)
 
     def _next(self, running: set[bytes], number: int) -> Mask | None:
-        """Return the next subset that is neither finished nor running;
+        """Return the next subset that is neither finished nor running.
 
-        None if it depends on a running one.
+        It is None if it depends on a running one.
         """
         raise NotImplementedError
 

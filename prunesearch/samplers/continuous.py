@@ -137,9 +137,9 @@ class PlainSwarm(PicklableSampler, BaseSampler):
     def _move(
         self, study: Study, number: int, search_space: Space, proposal_inputs: ProposalInputs
     ) -> dict[str, Real] | None:
-        """Return the particle's next coordinates;
+        """Return the particle's next coordinates.
 
-        None in the first generation, or without completed trials.
+        They are None in the first generation, or without completed trials.
         """
         generation, particle = divmod(number, self.population)
         with self._lock:

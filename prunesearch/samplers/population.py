@@ -271,9 +271,9 @@ class SwarmSampler(SubsetSampler):
         )
 
     def _partial_subset(self, number: int, slot: int) -> Proposal:
-        """Propose to drop a single unit;
+        """Propose to drop a single unit.
 
-        once all units are measured, fill the generation with random subsets.
+        Once all units are measured, fill the generation with random subsets.
         """
         free = self.space.droppable
         if number < len(free):

@@ -27,7 +27,6 @@ def key(number: int) -> Key:
 
 class StoreMachine(RuleBasedStateMachine):
     """Two owners over one folder;
-
     the model: what was committed first, and who holds what until when.
     """
 

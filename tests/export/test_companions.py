@@ -1,5 +1,4 @@
 """The base's small files travel as they are;
-
 weights, keys, data and code that was not trusted stay where they are.
 """
 

@@ -1,5 +1,4 @@
 """Verification decodes by itself, with a cache, whatever settings come with the model;
-
 and says what it compared.
 """
 

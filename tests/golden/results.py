@@ -128,7 +128,6 @@ def _without_versions(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
 
 def fill_cache(folder: Path) -> tuple[int, int]:
     """Search a formula through a cache;
-
     how many results were found there and how many were computed.
     """
     location = CacheLocation.parse(str(folder))

@@ -104,7 +104,6 @@ class FormulaEngine:
 
 def run_case(case: Case, url: str | None, trials: int = TRIALS) -> optuna.Study:
     """Bring the study of a case to its end, in a database or in memory;
-
     a study that is there is resumed.
     """
     _, maximise = objectives("kl", False, ScoreWeights(), case.scalarizer.against)

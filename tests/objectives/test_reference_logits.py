@@ -1,5 +1,4 @@
 """Reference logits, kept once and checked when they are read;
-
 the likeliest tokens; mixes.
 """
 

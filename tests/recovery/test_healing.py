@@ -121,7 +121,6 @@ def test_nothing_but_healed_weights_comes_back(
     make_model: Callable[..., Path], prose: Path, tmp_path: Path
 ) -> None:
     """The head is stored apart although the config says that it is the embedding;
-
     peft and the Trainer set fields.
     """
     folder = make_model(name="apart", tie_word_embeddings=True)

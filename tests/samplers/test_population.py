@@ -451,7 +451,6 @@ def test_single_blocks_first_when_the_study_ranks_itself() -> None:
 @pytest.mark.parametrize("name", ["pso", "woa"])
 def test_a_measured_landscape_is_solved_in_75_trials(name: str) -> None:
     """All 4,060 ways to drop 3 of 30 blocks are known;
-
     random search is .07 off after 75 trials, EvoPress .03.
     """
     table = {tuple(dropped): kl for dropped, kl, _ in json.loads(LANDSCAPE.read_text())["rows"]}

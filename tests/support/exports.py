@@ -142,7 +142,6 @@ def _stale(field: str, value: object) -> Callable[[Path], None]:
 
 def _swap_shards(folder: Path) -> None:
     """Exchange two files, so that the index is wrong;
-
     transformers reads each file's own header and does not mind.
     """
     index = json.loads((folder / INDEX).read_text())

@@ -98,7 +98,6 @@ class Log:
 
 class LoggedScorer:
     """Sleeps instead of scoring;
-
     notes what it starts, and whether a committed result was there already.
     """
 
@@ -154,7 +153,6 @@ def engine_for(
 
 def acknowledging(log: Log, fuse: Mapping[str, int] | None = None) -> Callable[[str, str], None]:
     """What a worker does at fault points: after a commit it acknowledges;
-
     where its fuse says so, it dies.
     """
     left = dict(fuse or {})

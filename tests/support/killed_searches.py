@@ -174,7 +174,6 @@ def kill_searches(
     place: Ground, kills: int, trials: int = TRIALS, pace: float = 1.5, seed: int = 0
 ) -> int:
     """Kill searching processes until `kills` have died, then let some studies finish;
-
     returns the deaths.
     """
     searchers = Searchers(
@@ -252,7 +251,6 @@ def _fencing_key(number: int) -> Key:
 
 def fencing(place: Ground, owners: int, ttl: float = 1.0) -> tuple[int, int]:
     """Owners are stopped before they commit, others take over, the owners continue;
-
     (stale accepted, refused).
     """
 

@@ -69,7 +69,6 @@ class Server:
 
     def stop(self, mode: str = "immediate") -> None:
         """Stop it;
-
         ``immediate`` is a crash: nothing is written down, and the next start recovers from the log.
         """
         self._run("pg_ctl", "-w", "-m", mode, "stop")

@@ -7,7 +7,6 @@ from prunesearch.candidate import Evaluation, LayerSubset
 
 class TableEngine:
     """The engine's double: a formula instead of a model;
-
     stops like a killed process after `patience` evaluations.
     """
 
