@@ -9,11 +9,12 @@ next:
 
     V <- max(w V, c1 r1 (P - X), c2 r2 (G - X))        S-PSO eqs. 6-9
 
-The operations are scaling, set difference, and union by maximum, with P the particle's best and G the leader's position, r1, r2 ~ U(0, 1) a unit. The next position
-is built from the units whose possibility exceeds a random threshold, then from the old position
-(S-PSO, position updating); where the size may vary it is drawn from the sizes of X, P and G. One
-departure: with probability `turbulence` one random unit is swapped, because a swarm of sets has no
-other source of units that no particle holds.
+The operations are scaling, set difference, and union by maximum. P is the particle's best and G the
+leader's position; r1, r2 ~ U(0, 1) for each unit. The next position is built from the units whose
+possibility exceeds a random threshold, then from the old position (S-PSO, position updating). Where
+the size may vary, it is drawn from the sizes of X, P and G. One departure: with probability
+`turbulence` one random unit is swapped, because a swarm of sets has no other source of units that
+no particle holds.
 
 `ParticleVectors` is the canonical PSO on real vectors, with the constriction of M. Clerc and J.
 Kennedy, IEEE TEVC 6(1), 2002:
