@@ -148,7 +148,7 @@ def run(
     recipe: Recipe,
     options: RunOptions = RunOptions(),  # noqa: B008 (frozen)
     out: str | Path | None = None,
-    on_event: events.EventHandler | None = None,
+    on_event: "events.EventHandler | SearchListener | None" = None,
     *,
     listener: "SearchListener | None" = None,
 ) -> RunResult:
@@ -162,8 +162,8 @@ def run(
         options: how the recipe is run.
         out: folder for the checkpoint; default: ``storage/exports/`` and the study's name.
         on_event: function that receives the events of the run (see `events`).
-        listener: object whose method ``progress`` receives the progress of the search. Deprecated:
-            use `on_event`.
+        listener: object whose method ``progress`` receives the progress of the search, as the
+            fourth argument once was. Deprecated: use `on_event`.
 
     Returns:
         The outcome of the search, the verified export, and the results of the recovery and the
@@ -178,12 +178,11 @@ def run(
             f"run takes a Recipe, not {type(given).__name__}: write run(Recipe(model=..., "
             f"drop=...)); the command prunesearch run takes a recipe file"
         )
-    if listener is not None:
-        on_event = _as_handler(listener)
+    handler = _handler_of(on_event if listener is None else listener)
     request = request_of((recipe,), options, None if out is None else Path(out))
     with ExitStack() as stack:
-        if on_event is not None:
-            stack.enter_context(events.subscribed(on_event))
+        if handler is not None:
+            stack.enter_context(events.subscribed(handler))
         state = run_stages("run", request)
     (outcome,) = state.outcomes
     exports = [made for made in state.exported if isinstance(made, Exported)]
@@ -217,8 +216,18 @@ class SearchListener(Protocol):
         """Handle the news that a study was opened or a trial was told."""
 
 
-def _as_handler(listener: SearchListener) -> events.EventHandler:
-    """Return an event handler that calls a listener, and warn that listeners are deprecated."""
+def _handler_of(
+    given: "events.EventHandler | SearchListener | None",
+) -> events.EventHandler | None:
+    """Return the event handler of a run. A listener is wrapped, and its caller is warned.
+
+    Raises:
+        InputError: it is neither a function nor a listener.
+    """
+    if given is None or callable(given):
+        return given
+    if not callable(getattr(given, "progress", None)):
+        raise InputError(f"`on_event` = {given!r}: give a function that takes an event")
     warnings.warn(
         "listener is deprecated and will be removed in the next release: give on_event, a function "
         "that receives the events of prunesearch.events",
@@ -228,6 +237,6 @@ def _as_handler(listener: SearchListener) -> events.EventHandler:
 
     def handle(event: events.Event) -> None:
         if isinstance(event, events.SearchProgress):
-            listener.progress(event)
+            given.progress(event)
 
     return handle

@@ -80,8 +80,9 @@ def test_a_run_returns_the_search_the_export_the_recovery_and_the_evaluation(
     assert again.recovery.digest == found.recovery.digest
 
 
+@pytest.mark.parametrize("by_name", [True, False])
 def test_a_listener_still_works_and_is_deprecated(
-    recipe: prunesearch.Recipe, options: prunesearch.RunOptions, tmp_path: Path
+    recipe: prunesearch.Recipe, options: prunesearch.RunOptions, tmp_path: Path, by_name: bool
 ) -> None:
     class Listener(list[SearchProgress]):
         def progress(self, progress: SearchProgress) -> None:
@@ -89,5 +90,16 @@ def test_a_listener_still_works_and_is_deprecated(
 
     heard = Listener()
     with pytest.warns(DeprecationWarning, match="give on_event"):
-        prunesearch.run(recipe, options, tmp_path / "out", listener=heard)
+        if by_name:
+            prunesearch.run(recipe, options, tmp_path / "out", listener=heard)
+        else:
+            prunesearch.run(recipe, options, tmp_path / "out", heard)
     assert heard[-1].done == 3
+
+
+def test_a_handler_that_cannot_be_called_is_refused_before_any_work(
+    recipe: prunesearch.Recipe, options: prunesearch.RunOptions, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="`on_event` = 3: give a function"):
+        prunesearch.run(recipe, options, tmp_path / "out", 3)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
