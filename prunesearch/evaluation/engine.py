@@ -34,10 +34,10 @@ class LocalEngine:
     """Scores candidates of one model on one objective, through the cache.
 
     Several studies may use an engine at the same time. All waiting candidates are scored together,
-    as one generation, in a thread, so that the event loop stays free. A candidate that several
+    as one batch, in a thread, so that the event loop stays free. A candidate that several
     studies request is scored once, also if they run in other processes or on other machines that
-    share the cache. When a consumer is cancelled (Ctrl-C), the running forward pass ends at its
-    next block.
+    share the cache. When the last consumer is gone, or a stop is requested (Ctrl-C), the running
+    forward pass ends at its next block.
 
     Args:
         loaded: the dense model.
@@ -69,7 +69,7 @@ class LocalEngine:
         self._consumers = 0
         self._futures: dict[CandidateRequest, asyncio.Future[Evaluation]] = {}
         self._waiting: dict[CandidateRequest, asyncio.Future[Evaluation]] = {}
-        self._pump: asyncio.Task[None] | None = None
+        self._scoring_task: asyncio.Task[None] | None = None
 
     def _cancelled(self) -> bool:
         """Return True if no consumer waits for results any more, or the process is to stop."""
@@ -85,20 +85,20 @@ class LocalEngine:
             baseline: candidate to race against. A candidate that is worse than it on part of the
                 data is not scored on the rest.
         """
-        asked = [
+        futures = [
             self._submit(CandidateRequest(candidate, baseline))
             for candidate in dict.fromkeys(candidates)
         ]
         self._consumers += 1
         try:
-            for done in asyncio.as_completed(asked):
+            for done in asyncio.as_completed(futures):
                 yield await done
         finally:
             self._consumers -= 1
             # Without a consumer, stop the scoring and cancel what still waits.
             if not self._consumers:
                 self._stop.set()
-                self._fail(self._waiting)
+                self._abort(self._waiting)
                 self._waiting = {}
 
     def _submit(self, request: CandidateRequest) -> asyncio.Future[Evaluation]:
@@ -110,8 +110,8 @@ class LocalEngine:
             self._futures[request] = self._waiting[request] = (
                 asyncio.get_running_loop().create_future()
             )
-            if self._pump is None or self._pump.done():
-                self._pump = asyncio.create_task(self._score_waiting())
+            if self._scoring_task is None or self._scoring_task.done():
+                self._scoring_task = asyncio.create_task(self._score_waiting())
         return self._futures[request]
 
     async def _score_waiting(self) -> None:
@@ -132,14 +132,14 @@ class LocalEngine:
                 scoring = asyncio.to_thread(self._evaluate, list(taken), settle)
                 (error,) = await asyncio.gather(scoring, return_exceptions=True)
             finally:
-                self._fail(taken, error)
+                self._abort(taken, error)
 
     def _settle(self, request: CandidateRequest, evaluation: Evaluation) -> None:
         future = self._futures.pop(request, None)
         if future is not None:
             future.set_result(evaluation)
 
-    def _fail(
+    def _abort(
         self,
         batch: Mapping[CandidateRequest, asyncio.Future[Evaluation]],
         error: BaseException | None = None,

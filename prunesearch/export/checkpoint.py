@@ -1,8 +1,8 @@
 """Export of a candidate as a checkpoint.
 
 The weights are copied from the dense checkpoint's files to the new files, without building a model.
-The new checkpoint is written next to the destination, reloaded, compared and synced. Only then it
-is renamed into place. So the destination either holds a complete, verified checkpoint or nothing
+The new checkpoint is written next to the destination, reloaded, compared and synced. Only then is it
+renamed into place. So the destination either holds a complete, verified checkpoint or nothing
 new.
 """
 
@@ -68,7 +68,7 @@ def export(
         max_shard: bytes of the largest weight file.
 
     Raises:
-        InputError: the candidate cannot be written in this form.
+        InputError: the candidate cannot be written in this format.
         StorageError: `out` is not empty or cannot be written.
         VerificationError: the reloaded checkpoint does not equal the candidate.
         RunError: something else was put at `out` in the meantime. It stays, and the message names
@@ -101,7 +101,7 @@ class UnpublishedCheckpoint:
         export_format, changed, replace, max_shard: see `export`.
 
     Raises:
-        InputError: the candidate cannot be written in this form.
+        InputError: the candidate cannot be written in this format.
         StorageError: `out` is not empty or cannot be written.
     """
 
@@ -132,7 +132,7 @@ class UnpublishedCheckpoint:
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
-        with self._failures():
+        with self._storage_errors():
             self._place.parent.mkdir(parents=True, exist_ok=True)
             self._scratch = self._opened.enter_context(scratch_beside(self._place))
             self._new = self._scratch / "new" / self._place.name
@@ -150,7 +150,7 @@ class UnpublishedCheckpoint:
     def write(self) -> None:
         """Write config, tokenizer and weights into the scratch folder."""
         events.tell(events.StageProgress(f"writing the checkpoint to {self._out}"))
-        with self._failures():
+        with self._storage_errors():
             self._written, self._layout = write_files(
                 self._loaded,
                 self.candidate,
@@ -168,7 +168,7 @@ class UnpublishedCheckpoint:
             VerificationError: the checkpoint does not equal the candidate.
         """
         events.tell(events.StageProgress("verifying it: files, then its logits after reloading"))
-        with self._failures():
+        with self._storage_errors():
             check_digests(self._new, self._written)
             verification, params = reload_and_compare(
                 self._loaded, self.candidate, self._export_format, self._new
@@ -196,7 +196,7 @@ class UnpublishedCheckpoint:
             self._changed,
         )
         digests, unread = self._written.digests, self._layout.unread
-        with self._failures():
+        with self._storage_errors():
             manifest.write(self._new, self._loaded, exported, digests, unread, facts or {})
             sync_tree(self._new)
             if self._replace and not manifest.foreign_files(self._place):
@@ -206,7 +206,7 @@ class UnpublishedCheckpoint:
         return exported
 
     @contextmanager
-    def _failures(self) -> Iterator[None]:
+    def _storage_errors(self) -> Iterator[None]:
         """Raise a `StorageError` for a file that cannot be written."""
         try:
             with foreign_writer():
@@ -218,7 +218,7 @@ class UnpublishedCheckpoint:
 def check_export_format(
     config: PretrainedConfig, candidate: LayerSubset, export_format: str
 ) -> None:
-    """Refuse a candidate that cannot be written in a form, before any work is done.
+    """Refuse a candidate that cannot be written in a format, before any work is done.
 
     Raises:
         InputError: the format is unknown, it cannot express the candidate, or the model is

@@ -1,7 +1,7 @@
 """Samplers of layer subsets.
 
-Each sampler derives a proposal from the trial's number and the study's finished trials. Only this
-folder and `studies.rdb` use Optuna's private API.
+Each sampler derives a proposal from the trial's number and the study's finished trials. What they
+use of Optuna's private parts comes from `studies.optuna_internals`.
 """
 
 import pkgutil

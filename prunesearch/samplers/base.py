@@ -26,7 +26,7 @@ from prunesearch.samplers.parameters import draw
 from prunesearch.samplers.settings import checked_population, checked_seed, hold_to, refuse_first
 from prunesearch.samplers.stored_memory import STATE_ATTR, unpack
 from prunesearch.space import SearchSpace
-from prunesearch.studies.optuna_internals.access import is_same_study
+from prunesearch.studies.optuna_internals.access import enqueued_params, is_same_study
 from prunesearch.studies.trial_log import (
     PicklableSampler,
     TrialLog,
@@ -170,7 +170,7 @@ class SubsetSampler(PicklableSampler, BaseSampler):
         """
         started = []
         for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            params = {**trial.params, **trial.system_attrs.get("fixed_params", {})}
+            params = {**trial.params, **enqueued_params(trial)}
             try:
                 candidate = self.space.any_subset(params)
                 if self.space.count(candidate) > self.space.k:
@@ -219,13 +219,13 @@ class SubsetSampler(PicklableSampler, BaseSampler):
                         f"use one of {', '.join(names_with('several_objectives'))}"
                     )
                 self.study_seed = hold_to(study, self.name, self.config)
-                self._forget()
+                self._reset_caches()
                 self._trial_log = known = TrialLog(
                     study, History(self.space.n_units, objectives), self._read
                 )
             return known
 
-    def _forget(self) -> None:
+    def _reset_caches(self) -> None:
         """Drop everything that was derived from another study's trials."""
 
     def mask(self, trial: FrozenTrial) -> Mask | None:

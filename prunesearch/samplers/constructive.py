@@ -28,9 +28,9 @@ class ConstructiveSampler(SubsetSampler):
 
     def __init__(self, space: SearchSpace, *, seed: int | None = 0, population: int = 16) -> None:
         super().__init__(space, seed=seed, population=population)
-        self._forget()
+        self._reset_caches()
 
-    def _forget(self) -> None:
+    def _reset_caches(self) -> None:
         self._loss_of: dict[bytes, float] = {}
 
     def propose(self, study: Study, number: int) -> Proposal:

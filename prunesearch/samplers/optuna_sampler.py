@@ -49,9 +49,9 @@ class OptunaSampler(SubsetSampler):
         super().__init__(space, seed=seed, population=population)
         self.inner, self.name = inner, name
         self.several_objectives = several_objectives
-        self._forget()
+        self._reset_caches()
 
-    def _forget(self) -> None:
+    def _reset_caches(self) -> None:
         self._seen: set[bytes] = set()
 
     def ask(

@@ -47,7 +47,7 @@ class SwarmSampler(SubsetSampler):
             that choice.
         ranking: cost of dropping each unit alone, on any positive scale, or ``"single"`` to measure
             it. In that case the study's first trials drop one block each.
-        novelty: never propose a subset twice while there are others.
+        novelty: never propose a subset twice while unproposed subsets remain.
         asynchronous: never wait for a generation.
         several_objectives: whether the algorithm can search for a front.
     """
@@ -84,7 +84,7 @@ class SwarmSampler(SubsetSampler):
                 raise UnknownNameError("ranking", ranking, (SINGLE,))
         elif ranking is not None:
             self._given = checked_ranking(ranking, space.n_units)
-        self._forget()
+        self._reset_caches()
 
     @property
     def config(self) -> JsonObject:
@@ -110,7 +110,7 @@ class SwarmSampler(SubsetSampler):
         # Round up: the last of them need not be full.
         return -(-len(self.space.droppable) // self.population)
 
-    def _forget(self) -> None:
+    def _reset_caches(self) -> None:
         self._partial_subsets: dict[
             int, tuple[int, float]
         ] = {}  # trial -> the only unit it dropped, and its loss
@@ -148,7 +148,7 @@ class SwarmSampler(SubsetSampler):
                 slots = range(self.population)
                 self._plan = (
                     generation,
-                    self._generation(trial_log, generation, slots, ProposalInputs(end)),
+                    self._propose_slots(trial_log, generation, slots, ProposalInputs(end)),
                 )
             return self._plan[1][slot]
 
@@ -182,13 +182,13 @@ class SwarmSampler(SubsetSampler):
             if "basis" not in state:
                 slots = range(self.population)
                 proposal_inputs = ProposalInputs(generation * self.population)
-                return self._generation(trial_log, generation, slots, proposal_inputs)[
+                return self._propose_slots(trial_log, generation, slots, proposal_inputs)[
                     slot
                 ].candidate
             proposal_inputs = ProposalInputs(
                 number, tuple(state["basis"]["open"]), tuple(state["basis"]["known"])
             )
-            return self._generation(trial_log, generation, [slot], proposal_inputs)[0].candidate
+            return self._propose_slots(trial_log, generation, [slot], proposal_inputs)[0].candidate
 
     def _propose_now(self, trial_log: TrialLog, number: int) -> Proposal:
         """Return a proposal that is derived from the trials finished by now.
@@ -205,14 +205,14 @@ class SwarmSampler(SubsetSampler):
             known = tuple(n for n in others if self._running_mask(trial_log, n) is not None)
             proposal_inputs = ProposalInputs(number, unfinished, known)
             generation, slot = divmod(number, self.population)
-            proposal = self._generation(trial_log, generation, [slot], proposal_inputs)[0]
+            proposal = self._propose_slots(trial_log, generation, [slot], proposal_inputs)[0]
             # The caller writes the trial a moment later. Until then another thread finds the subset
             # here.
             params = self.space.to_params(proposal.candidate)
             self._unwritten[number] = np.array(list(params.values()), dtype=np.bool_)
             return proposal
 
-    def _generation(
+    def _propose_slots(
         self,
         trial_log: TrialLog,
         generation: int,
@@ -226,8 +226,8 @@ class SwarmSampler(SubsetSampler):
         first = generation * self.population
         trial_log.refresh(proposal_inputs.end)
         # The first generations measure single blocks, if the ranking is measured.
-        begun = generation - self.warmup_generations
-        if begun < 0:
+        swarm_generation = generation - self.warmup_generations
+        if swarm_generation < 0:
             return [self._partial_subset(first + slot, slot) for slot in slots]
         # Neither finished nor running subsets are proposed again.
         seen = self._seen_before(trial_log, proposal_inputs)
@@ -248,7 +248,7 @@ class SwarmSampler(SubsetSampler):
             self.novelty,
         )
         view = trial_log.history.view(proposal_inputs.end, proposal_inputs.open)
-        planned = planner.propose(view, begun, slots, seen, running)
+        planned = planner.propose(view, swarm_generation, slots, seen, running)
         # Store the inputs where the trial's number does not determine them.
         kept: JsonObject = {}
         if self.asynchronous or proposal_inputs.open:

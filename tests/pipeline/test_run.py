@@ -7,6 +7,7 @@ import pytest
 
 import prunesearch
 from prunesearch.config.recovery import EvaluationSection, HealRecipe, Recovery
+from prunesearch.errors import InputError
 from prunesearch.events import Event, SearchProgress, StageProgress
 
 

@@ -38,16 +38,16 @@ def select(state: State) -> State:
     if state.request.recovery is None:
         return state
     with stopping.deferred():
-        return _finalist(state)
+        return _choose_among_finalists(state)
 
 
 def _from_searches(state: State) -> tuple[Selected, ...]:
     """Select the best sampler's candidate for each number of dropped layers."""
     recipes, outcomes = state.request.recipes, state.outcomes
     selected = []
-    for number in dict.fromkeys(recipe.search.drop for recipe in recipes):
+    for drop in dict.fromkeys(recipe.search.drop for recipe in recipes):
         found = [
-            pair for pair in zip(recipes, outcomes, strict=True) if pair[0].search.drop == number
+            pair for pair in zip(recipes, outcomes, strict=True) if pair[0].search.drop == drop
         ]
         recipe, best = found[0]
         for other, outcome in found[1:]:
@@ -116,7 +116,7 @@ def _out(request: Request) -> Path | None:
     return None if request.export is None else request.export.out
 
 
-def _finalist(state: State) -> State:
+def _choose_among_finalists(state: State) -> State:
     """Choose among the finalists by a short healing, unless an equal export exists already."""
     recovery, choice, loaded = state.request.recovery, state.choice, state.resources.loaded
     export = state.request.export
@@ -139,11 +139,11 @@ def _finalist(state: State) -> State:
         if earlier is not None:
             return replace(state, earlier=earlier)
     check_destination(choice.out)
-    # Run the final.
+    # Heal the finalists for a few steps.
     report = RecoveryReport(digest)
     chosen = candidates[0]
     if len(candidates) > 1:
-        chosen, finalists = _final(state, candidates)
+        chosen, finalists = _run_short_healings(state, candidates)
         report = replace(report, finalists=finalists)
     # The metrics of the search belong to the first candidate alone.
     facts = choice.facts
@@ -154,15 +154,15 @@ def _finalist(state: State) -> State:
     return replace(state, selected=(selected,), recovery=report)
 
 
-def _final(
+def _run_short_healings(
     state: State, candidates: list[LayerSubset]
 ) -> tuple[LayerSubset, tuple[FinalistReport, ...]]:
     """Run the short healings. Return the candidate that heals best, and all results."""
     recovery = state.request.recovery
     assert recovery is not None
     steps = recovery.short.steps
-    events.tell(events.Message(f"the final: {len(candidates)} candidates, {steps} steps each"))
-    final = rerank_by_healing(
+    events.tell(events.Message(f"short healing of {len(candidates)} finalists, {steps} steps each"))
+    ranked = rerank_by_healing(
         state.resources.loaded,
         candidates,
         recovery.short,
@@ -171,10 +171,10 @@ def _final(
         compensations=state.request.compensations,
     )
     reports = []
-    for finalist in final:
+    for finalist in ranked:
         values = {**vars(finalist), "candidate": finalist.candidate.text}
         reports.append(FinalistReport(**values))
-    return final[0].candidate, tuple(reports)
+    return ranked[0].candidate, tuple(reports)
 
 
 SELECT = Stage("select", select, defers_signals=False)

@@ -46,6 +46,14 @@ def trial_id_of(trial: FrozenTrial) -> int:
     return trial._trial_id
 
 
+def enqueued_params(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters that a trial was enqueued with; empty if it was not enqueued.
+
+    They are in a system attribute of the trial, which `Study.enqueue_trial` writes.
+    """
+    return dict(trial.system_attrs.get("fixed_params", {}))
+
+
 def is_same_study(one: Study, other: Study) -> bool:
     """Return whether two objects stand for the same study in the same storage object."""
     return storage_of(one) is storage_of(other) and study_id_of(one) == study_id_of(other)
