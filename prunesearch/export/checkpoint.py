@@ -1,8 +1,8 @@
 """Export of a candidate as a checkpoint.
 
 The weights are copied from the dense checkpoint's files to the new files, without building a model.
-The new checkpoint is written next to the destination, reloaded, compared and synced. Only then is it
-renamed into place. So the destination either holds a complete, verified checkpoint or nothing
+The new checkpoint is written next to the destination, reloaded, compared and synced. Only then is
+it renamed into place. So the destination either holds a complete, verified checkpoint or nothing
 new.
 """
 
