@@ -10,6 +10,29 @@ from typing import Self
 from prunesearch.errors import InputError
 from prunesearch.runtime.json_values import Json, to_json
 
+_SPAN = re.compile(r"\s*(\d{1,9})\s*-\s*(\d{1,9})\s*")
+"""Blocks from one to another, such as ``1-4``."""
+_UNIT = re.compile(r"\s*(-?\d{1,9})([am]?)\s*")
+"""One block, or its attention or MLP."""
+
+
+def check_layers(text: str) -> None:
+    """Refuse a list of layers that `LayerSubset.parse` cannot read for any model.
+
+    Raises:
+        InputError: the text is not such a list.
+    """
+    for word in text.split(","):
+        if text.strip() != "none" and not (_SPAN.fullmatch(word) or _UNIT.fullmatch(word)):
+            raise _unreadable(text)
+
+
+def _unreadable(text: str) -> InputError:
+    """Return the error of a list of layers that cannot be read."""
+    return InputError(
+        f"cannot read layers {text!r}: write indices with commas, as in 3,7,12 or 1-4,9"
+    )
+
 
 @dataclass(frozen=True, order=True)
 class LayerSubset:
@@ -81,7 +104,7 @@ class LayerSubset:
             return cls.of(n_layers)
         parts: dict[str, list[int]] = {"": [], "a": [], "m": []}
         for word in text.split(","):
-            if span := re.fullmatch(r"\s*(\d{1,9})\s*-\s*(\d{1,9})\s*", word):
+            if span := _SPAN.fullmatch(word):
                 low, high = int(span[1]), int(span[2])
                 # Check the range before it is expanded, because it may be huge.
                 if not low <= high < n_layers:
@@ -91,11 +114,9 @@ class LayerSubset:
                     )
                 parts[""] += range(low, high + 1)
                 continue
-            match = re.fullmatch(r"\s*(-?\d{1,9})([am]?)\s*", word)
+            match = _UNIT.fullmatch(word)
             if match is None:
-                raise InputError(
-                    f"cannot read layers {text!r}: write indices with commas, as in 3,7,12 or 1-4,9"
-                )
+                raise _unreadable(text)
             parts[match[2]].append(int(match[1]))
         return cls.of(n_layers, parts[""], parts["a"], parts["m"])
 

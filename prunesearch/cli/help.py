@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from prunesearch.cli.flags import name_flags
+from prunesearch.cli.parameters import print_notes
 from prunesearch.errors import PruneSearchError
 
 # Groups of options. Options without a group come first, under the title "Options".
@@ -113,6 +114,12 @@ def summary(command: click.Command) -> str:
 
 class Command(click.Command):
     """A command whose options are shown in groups, and whose errors name its flags."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line, and print the warnings about it if it is accepted."""
+        left = super().parse_args(ctx, args)
+        print_notes(ctx)
+        return left
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (of click)
         """Run the command. Errors of the core name fields, and get the flags of the command."""

@@ -8,12 +8,18 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from prunesearch.config.run_options import OLD_OFFLOADS
+from prunesearch.algorithms.registry import ENCODINGS
+from prunesearch.candidate import check_layers
+from prunesearch.config.objective import ScoreWeights
+from prunesearch.config.run_options import OFFLOADS, OLD_OFFLOADS
+from prunesearch.config.settings import contradiction
 from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.runtime.masking import printable
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
+_NOTES = "prunesearch.notes"
+"""Key of the warnings in the context of a command."""
 
 
 class SharedOption:
@@ -90,18 +96,70 @@ class RenamedOption(click.Option):
     def handle_parse_result(
         self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
     ) -> tuple[Any, list[str]]:
-        """Pass the values to the parameters that replace the option, and print a warning."""
+        """Pass the values to the parameters that replace the option, and note a warning.
+
+        Raises:
+            InputError: a value is not accepted, or the option contradicts another one.
+        """
         values, args = super().handle_parse_result(ctx, opts, args)
         # A shell that completes a command line parses it too.
         if ctx.resilient_parsing:
             return values, args
+        typed = self._typed(ctx, opts)
         for value in values:
             parameter, words = self.present(value, ctx.command)
+            self._check(parameter, words[-1])
+            said = f"{self.spelling} {value}"
+            other, meant = typed.setdefault(parameter, (said, words[-1]))
+            if meant != words[-1]:
+                only = words[0] if len(words) > 1 else _shown(ctx, parameter)
+                raise contradiction(said, other, only)
             # The option is eager, so the other parameters are read after this.
             cast("dict[str, Any]", opts)[parameter] = words[-1]
-            said = f"{self.spelling} {value} is the earlier spelling: write {' '.join(words)}"
-            click.echo(f"warning: {printable(said)}", err=True)
+            note(ctx, f"{said} is the earlier spelling: write {' '.join(words)}")
         return values, args
+
+    def _typed(self, ctx: click.Context, opts: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+        """Return what the present spellings were given, as it was typed, and its value."""
+        typed = {}
+        for param in ctx.command.params:
+            value = opts.get(param.name or "")
+            if param is not self and isinstance(value, str):
+                words = [value] if isinstance(param, click.Argument) else [param.opts[0], value]
+                typed[param.name or ""] = (" ".join(words), value)
+        return typed
+
+    def _check(self, parameter: str, value: str) -> None:
+        """Refuse a value that the present spelling does not take either.
+
+        Raises:
+            InputError: the value is not accepted.
+        """
+        if parameter == "encoding" and value not in ENCODINGS:
+            raise UnknownNameError("encoding", value, ENCODINGS)
+        if parameter == "layers":
+            check_layers(value)
+        if not value:
+            raise InputError(f"{self.spelling} is empty: give {self._flag or parameter} a value")
+
+
+def _shown(ctx: click.Context, parameter: str) -> str:
+    """Return what help calls an argument, such as ``MODEL``."""
+    for param in ctx.command.params:
+        if param.name == parameter:
+            return param.make_metavar(ctx).strip("[]")
+    return parameter
+
+
+def note(ctx: click.Context, text: str) -> None:
+    """Keep a warning until the whole command line is read; see `print_notes`."""
+    ctx.meta.setdefault(_NOTES, []).append(f"warning: {printable(text)}")
+
+
+def print_notes(ctx: click.Context) -> None:
+    """Print the warnings about a command line that was read without an error."""
+    for line in ctx.meta.pop(_NOTES, ()):
+        click.echo(line, err=True)
 
 
 class IgnoredOption(click.Option):
@@ -120,8 +178,7 @@ class IgnoredOption(click.Option):
         given = self.name in opts
         value, args = super().handle_parse_result(ctx, opts, args)
         if given and not ctx.resilient_parsing:
-            said = f"{self.opts[0]} has no effect on {ctx.info_name}: leave it out"
-            click.echo(f"warning: {printable(said)}", err=True)
+            note(ctx, f"{self.opts[0]} has no effect on {ctx.info_name}: leave it out")
         return value, args
 
 
@@ -166,8 +223,11 @@ class RenamedWeights(RenamedOption):
         """
         if value in OLD_OFFLOADS:
             return "offload", ["--offload", OLD_OFFLOADS[value]]
+        if value in OFFLOADS:
+            raise InputError(f"--weights {value}: write --offload {value}")
         if "=" not in value:
             raise UnknownNameError("place of weights", value, OLD_OFFLOADS)
+        ScoreWeights.parse(value)
         if not any(param.name == "score_weights" for param in command.params):
             raise InputError(
                 f"--weights {value} goes with search, as --score-weights, or into a recipe file; "

@@ -1,11 +1,13 @@
 """`RunOptions`: how a recipe is run. They are not part of the recipe."""
 
 import os
+import warnings
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prunesearch.config.settings import Settings
+from prunesearch.config.settings import Settings, merge_renamed
+from prunesearch.errors import InputError
 from prunesearch.units import parse_size
 
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
@@ -21,7 +23,7 @@ class RunOptions(Settings):
     Only the device changes results, and the cache and the studies keep devices apart.
     """
 
-    title: ClassVar[str] = "runoptions"
+    title: ClassVar[str] = "RunOptions"
 
     storage: str = "sqlite:///storage/study.db"
     """Optuna RDB URL."""
@@ -51,11 +53,19 @@ class RunOptions(Settings):
     @classmethod
     def _read_old_names(cls, values: object) -> object:
         """Accept ``weights_in``, the earlier name of `offload`."""
-        if not isinstance(values, dict) or "weights_in" not in values:
+        if not isinstance(values, dict):
             return values
-        values = dict(values)
-        place = values.pop("weights_in")
-        values.setdefault("offload", OLD_OFFLOADS.get(place, place))
+        place = values.get("offload")
+        if isinstance(place, str) and place in OLD_OFFLOADS:
+            raise InputError(f"`offload` {place}: write `offload` {OLD_OFFLOADS[place]}")
+        if "weights_in" in values:
+            values = dict(values)
+            warnings.warn(
+                "weights_in is called offload now: give offload=...",
+                DeprecationWarning,
+                stacklevel=4,
+            )
+            merge_renamed(values, "weights_in", "offload", OLD_OFFLOADS)
         return values
 
     @model_validator(mode="after")

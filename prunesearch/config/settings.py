@@ -3,7 +3,7 @@
 import re
 import reprlib
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -49,6 +49,38 @@ class Settings(BaseModel):
 
 SettingValue: TypeAlias = Json | Settings | Mapping[str, "SettingValue"]
 """Value of a setting, or of a whole section, before it is validated."""
+
+
+Value = TypeVar("Value")
+
+
+def merge_renamed(
+    values: dict[str, Value], earlier: str, present: str, words: Mapping[str, Value] | None = None
+) -> None:
+    """Move the value of an earlier name to the present one.
+
+    Args:
+        values: values by name. They are changed.
+        earlier: earlier name. It need not be there.
+        present: present name.
+        words: earlier values, and the present ones.
+
+    Raises:
+        InputError: both names are there, and their values differ.
+    """
+    if earlier not in values:
+        return
+    typed = values.pop(earlier)
+    value = typed
+    if isinstance(typed, str) and words is not None:
+        value = words.get(typed, typed)
+    if values.setdefault(present, value) != value:
+        raise contradiction(f"{earlier} {typed}", f"{present} {values[present]}", present)
+
+
+def contradiction(earlier: str, present: str, only: str) -> InputError:
+    """Return the error of one setting that is given twice, with different values."""
+    return InputError(f"{earlier} and {present} contradict each other: give {only} only")
 
 
 def is_text(value: str) -> bool:

@@ -13,7 +13,7 @@ from prunesearch.cli import main as cli_module
 from prunesearch.cli.main import cli, main
 from prunesearch.cli.parameters import RenamedOption, present_words
 from prunesearch.errors import InputError
-from tests.support.cli import run
+from tests.support.cli import refused, run
 
 MAY_DIFFER = {"required", "default", "show_default", "envvar"}
 
@@ -159,6 +159,65 @@ def test_earlier_spellings_are_hidden() -> None:
         for param in command.params:
             if isinstance(param, RenamedOption):
                 assert f"{param.spelling} " not in shown
+
+
+CONTRADICTIONS = {
+    "export m --drop 3 --layers 4": "--drop 3 and --layers 4 contradict each other: give --layers",
+    "export m --drop 3 --drop 4": "--drop 4 and --drop 3 contradict each other: give --layers only",
+    "search m --drop 2 --form keys --encoding set": "--form keys and --encoding set contradict",
+    "demo m1 --model m2": "--model m2 and m1 contradict each other: give MODEL only",
+    "evaluate m --weights host --offload disk": "--weights host and --offload disk contradict",
+    "evaluate m --weights host --weights stream": "--weights stream and --weights host contradict",
+    "heal m --out o --drop 3 --work a --run-folder b": "--work a and --run-folder b contradict",
+    "search m --drop 2 --weights quality=1 --score-weights quality=2": "give --score-weights only",
+}
+
+
+@pytest.mark.parametrize("words", CONTRADICTIONS)
+def test_an_earlier_and_a_present_spelling_must_agree(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=CONTRADICTIONS[words]):
+        parsed(*words.split())
+    # No warning stands before the error.
+    assert capsys.readouterr().err == ""
+
+
+def test_an_earlier_and_a_present_spelling_may_be_equal() -> None:
+    assert parsed(*"export m --drop 3 --layers 3".split())["layers"] == "3"
+    assert parsed(*"evaluate m --weights host --offload cpu".split())["offload"] == "cpu"
+    assert parsed(*"demo m --model m".split())["model"] == "m"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["search", "m", "--drop", "2", "--form", "foo"], "unknown encoding 'foo'"),
+        (["search", "m", "--drop", "2", "--form", ""], "unknown encoding ''"),
+        (["search", "m", "--drop", "2", "--weights", "quality=nan"], "must be a finite number"),
+        (["search", "m", "--drop", "2", "--weights", "host=3"], "unknown weight 'host'"),
+        (["evaluate", "m", "--weights", "host=3"], "unknown weight 'host'"),
+        (["evaluate", "m", "--weights", "cpu"], "--weights cpu: write --offload cpu"),
+        (["evaluate", "m", "--weights", "none"], "--weights none: write --offload none"),
+        (["export", "m", "--drop", ""], "cannot read layers ''"),
+        (["export", "m", "--drop", "25%"], "cannot read layers '25%'"),
+        (["demo", "--model", ""], "--model is empty"),
+    ],
+)
+def test_no_warning_recommends_what_is_refused(
+    words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        parsed(*words)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("place", "word"), [("host", "cpu"), ("memory", "none")])
+def test_an_earlier_place_of_weights_names_the_present_one(
+    place: str, word: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = refused(capsys, monkeypatch, "evaluate", "m", "--offload", place)
+    assert message == f"error: --offload {place}: write --offload {word}"
 
 
 @pytest.mark.parametrize(

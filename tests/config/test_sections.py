@@ -162,10 +162,31 @@ def test_what_has_sections_is_not_flat() -> None:
     assert not is_flat({"model": {"path": "m"}, "drop": 8})
 
 
-def test_an_earlier_name_for_where_weights_wait_is_read() -> None:
-    assert RunOptions(weights_in="stream").offload == "disk"  # type: ignore[call-arg]
-    assert RunOptions(weights_in="host").offload == "cpu"  # type: ignore[call-arg]
-    assert RunOptions(weights_in="memory").offload == "none"  # type: ignore[call-arg]
+@pytest.mark.parametrize(
+    ("earlier", "present"), [("stream", "disk"), ("host", "cpu"), ("memory", "none")]
+)
+def test_an_earlier_name_for_where_weights_wait_is_read(earlier: str, present: str) -> None:
+    with pytest.warns(DeprecationWarning, match="called offload now") as caught:
+        assert RunOptions(weights_in=earlier).offload == present  # type: ignore[call-arg]
+    assert caught[0].filename == __file__
+    with pytest.warns(DeprecationWarning):
+        options = RunOptions(weights_in=earlier, offload=present)  # type: ignore
+    assert options.offload == present
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"weights_in": "host", "offload": "disk"}, "weights_in host and offload disk contradict"),
+        ({"weights_in": ["host"]}, r"offload = \['host'\]: it must be"),
+        ({"offload": "host"}, "`offload` host: write `offload` cpu"),
+        ({"trails": 3}, "unknown RunOptions key 'trails': did you mean 'trials'"),
+    ],
+)
+def test_run_options_are_refused(values: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        RunOptions(**values)
 
 
 def test_a_recovery_needs_something_to_do() -> None:
