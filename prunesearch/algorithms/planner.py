@@ -35,6 +35,7 @@ from prunesearch.algorithms.surrogate import (
     Surrogate,
     normal_scores,
 )
+from prunesearch.errors import InputError
 
 # Each purpose has its own stream of random numbers, so that one cannot shift another.
 _MOVES, _NOVELTY, _REFINE, _LEADERS = range(4)
@@ -68,6 +69,12 @@ class Preselection:
             ("trust", "min_correlation", trust),
         ):
             if value is not None:
+                # The default cannot be told from a value that was given.
+                if getattr(self, new) not in (getattr(type(self), new), value):
+                    raise InputError(
+                        f"{old} {value} and {new} {getattr(self, new)} contradict each other: give "
+                        f"{new} only"
+                    )
                 warnings.warn(f"{old} is called {new} now", DeprecationWarning, stacklevel=3)
                 object.__setattr__(self, new, value)
 

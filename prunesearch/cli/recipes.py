@@ -17,6 +17,7 @@ from prunesearch.config.objective import ObjectiveSection
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import OLD_OFFLOADS, RunOptions
 from prunesearch.config.search import SearchSection
+from prunesearch.config.settings import contradiction, merge_renamed
 from prunesearch.errors import InputError, UnknownNameError, one_line
 from prunesearch.runtime.json_values import Json, JsonObject, as_text
 
@@ -175,12 +176,12 @@ def read_recipe(path: Path, settings: Mapping[str, Json], given: Container[str])
     """
     values = _mapping_in(path)
     if _is_flat_file(values):
+        values = _sectioned_file(values)
         click.echo(
             f"warning: recipe {str(path)!r} has no sections, as in earlier versions: write model, "
             f"data, objective, search and run (see README.md)",
             err=True,
         )
-        values = _sectioned_file(values)
     # An empty section `recover` asks for the default recovery.
     if "recover" in values and values["recover"] is None:
         values["recover"] = {}
@@ -215,7 +216,16 @@ def _is_flat_file(values: Mapping[str, Json]) -> bool:
 
 
 def _sectioned_file(values: Mapping[str, Json]) -> JsonObject:
-    """Sort the settings of a file without sections into sections."""
+    """Sort the settings of a file without sections into sections.
+
+    Raises:
+        InputError: the file has the section `run` too, or contradicts itself.
+    """
+    if "run" in values:
+        raise InputError(
+            "the file has the section run and settings outside sections: write model, data, "
+            "objective, search and run"
+        )
     run, others = {}, {}
     for name, value in values.items():
         if name in _RUN_NAMES:
@@ -234,26 +244,25 @@ def _run_section(values: JsonObject) -> JsonObject:
     for section, settings in values.items():
         if section != "run" and isinstance(settings, dict):
             for key in settings.keys() & {*RunOptions.model_fields}:
-                raise InputError(f"`{key}` belongs to section run, not {section}")
-        if section in RunOptions.model_fields:
-            raise InputError(f"`{section}` belongs to section run: write it below run:")
+                raise InputError(f"key {key!r} belongs to section run, not {section}")
+        if section in (*RunOptions.model_fields, "weights_in"):
+            # No backticks: the command may have a flag of the same name, and this is a key.
+            raise InputError(f"key {section!r} belongs to section run: write it below run:")
     run = values.pop("run", None) or {}
     if not isinstance(run, dict):
         raise InputError(
             f"run = {run!r} is not a section: write lines such as 'trials: 200' below it"
         )
     if "out" in values:
-        run = {"out": values.pop("out"), **run}
+        out = values.pop("out")
+        if run.setdefault("out", out) != out:
+            raise contradiction(f"out {out}", f"run: out {run['out']}", "run: out")
     for key in run:
         if key in PLACES:
             raise InputError(f"`{key}` belongs to section {PLACES[key][0]}, not run")
         if key not in _RUN_NAMES:
             raise UnknownNameError("key of section run", str(key), _RUN_NAMES)
-    if "weights_in" in run:
-        place = run.pop("weights_in")
-        if isinstance(place, str):
-            place = OLD_OFFLOADS.get(place, place)
-        run.setdefault("offload", place)
+    merge_renamed(run, "weights_in", "offload", OLD_OFFLOADS)
     return run
 
 
@@ -314,4 +323,20 @@ def _mapping_in(path: Path) -> JsonObject:
             f"recipe {str(path)!r} is not a mapping: write lines such as 'model: NAME' and "
             f"'search: {{drop: 8}}'"
         )
+    _check_keys_of_sections(values)
     return values
+
+
+def _check_keys_of_sections(values: JsonObject) -> None:
+    """Refuse keys inside sections that are not text, such as the number of ``1: 3``.
+
+    Raises:
+        InputError: a key is not a text.
+    """
+    for section, settings in values.items():
+        if not isinstance(settings, dict):
+            continue
+        for key in settings:
+            if not isinstance(key, str):
+                raise InputError(f"unknown key {key!r} in section {section}: keys are names")
+        _check_keys_of_sections(settings)

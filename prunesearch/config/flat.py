@@ -11,7 +11,7 @@ from prunesearch.config.data import DataSection
 from prunesearch.config.model import ModelSection
 from prunesearch.config.objective import ObjectiveSection
 from prunesearch.config.search import SearchSection
-from prunesearch.config.settings import Settings, SettingValue
+from prunesearch.config.settings import Settings, SettingValue, merge_renamed
 
 Value = TypeVar("Value")
 SECTIONS: Mapping[str, type[Settings]] = {
@@ -52,6 +52,10 @@ PLACES: Mapping[str, tuple[str, str]] = _places()
 """Section and field of each flat name, such as ``drop`` or ``form``."""
 
 
+EARLIER_NAMES = {"weights": "score_weights", "form": "encoding"}
+"""Names of earlier versions, and the present ones."""
+
+
 def is_flat(values: Mapping[str, SettingValue]) -> bool:
     """Return whether the values of a recipe are in the flat form."""
     if any(name in SECTIONS and name not in SHORTHANDS for name in values):
@@ -63,10 +67,17 @@ def is_flat(values: Mapping[str, SettingValue]) -> bool:
 
 
 def sectioned(values: Mapping[str, Value]) -> dict[str, Value | dict[str, Value]]:
-    """Sort the values of a flat recipe into sections. Names that are not known are unchanged."""
+    """Sort the values of a flat recipe into sections. Names that are not known are unchanged.
+
+    Raises:
+        InputError: the earlier and the present name of a setting are given different values.
+    """
     sections: dict[str, dict[str, Value]] = {}
     others: dict[str, Value] = {}
-    for name, value in values.items():
+    merged = dict(values)
+    for earlier, present in EARLIER_NAMES.items():
+        merge_renamed(merged, earlier, present)
+    for name, value in merged.items():
         if name in PLACES:
             section, field = PLACES[name]
             sections.setdefault(section, {})[field] = value

@@ -9,6 +9,7 @@ class ModelSection(Settings):
     """The model, and how its weights are read."""
 
     title: ClassVar[str] = "recipe"
+    section: ClassVar[str] = "model"
 
     path: str
     """Hugging Face id, local folder or ``.gguf`` file."""

@@ -4,13 +4,22 @@ A recipe's identity (`Recipe.identity`) contains every choice that changes the s
 their values. It does not contain paths: the pipeline adds digests of the model and the data.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from prunesearch.config.data import DataSection
-from prunesearch.config.flat import PLACES, SECTIONS, SHORTHANDS, is_flat, sectioned, stored_name
+from prunesearch.config.flat import (
+    EARLIER_NAMES,
+    PLACES,
+    SECTIONS,
+    SHORTHANDS,
+    is_flat,
+    sectioned,
+    stored_name,
+)
 from prunesearch.config.model import ModelSection
 from prunesearch.config.names import portable_name
 from prunesearch.config.objective import ObjectiveSection
@@ -56,7 +65,17 @@ class Recipe(Settings):
     """What is done with the best candidates; None exports the best one as it is."""
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401 (sections, or settings without them)
+        for earlier, present in EARLIER_NAMES.items():
+            if earlier not in values:
+                continue
+            said = f"{earlier} is called {present} now: give {present}=..."
+            warnings.warn(said, DeprecationWarning, stacklevel=2)
         super().__init__(**values)
+
+    @classmethod
+    def of_stored(cls, values: Mapping[str, SettingValue]) -> Self:
+        """Build the recipe from a stored document, which an earlier version may have written."""
+        return cls.of(sectioned(values) if is_flat(values) else values)
 
     @model_validator(mode="before")
     @classmethod
@@ -66,6 +85,10 @@ class Recipe(Settings):
             return values
         if is_flat(values):
             values = sectioned(values)
+        else:
+            for key in values:
+                if key in PLACES and key not in SHORTHANDS:
+                    raise cls.unknown_key(key)
         sections: dict[str, SettingValue] = {"search": {}, **values}
         for name, section in list(sections.items()):
             if name in SECTIONS and section is None:
@@ -108,7 +131,8 @@ class Recipe(Settings):
         if key in PLACES:
             section, field = PLACES[key]
             return InputError(f"`{key}` belongs to section {section}: write {section}: {field}")
-        return UnknownNameError("recipe key", key, {*cls.model_fields, *PLACES})
+        known = {*cls.model_fields, *PLACES} - EARLIER_NAMES.keys()
+        return UnknownNameError("recipe key", key, known)
 
     def with_changes(self, **changes: SettingValue) -> Self:
         """Return the recipe with other settings, which are given by their flat names.
@@ -176,6 +200,9 @@ def _check_keys(section: str, values: Mapping[str, SettingValue]) -> None:
             suggested.
     """
     for key in values:
+        # A file may have numbers as keys.
+        if not isinstance(key, str):
+            raise InputError(f"unknown key {key!r} in section {section}: keys are names")
         if key in SECTIONS[section].model_fields:
             continue
         if key in PLACES and PLACES[key][0] != section:

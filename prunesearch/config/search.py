@@ -16,6 +16,7 @@ class SearchSection(Settings):
     """The search space, the sampler and its settings."""
 
     title: ClassVar[str] = "recipe"
+    section: ClassVar[str] = "search"
 
     drop: str
     """Number of units to drop: ``8``, ``25%`` (rounded to the nearest whole number), at most 8

@@ -22,6 +22,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     title: ClassVar[str] = "settings"
     """What an error message calls these settings."""
+    section: ClassVar[str] = ""
+    """Section of a recipe that has these settings, or an empty text."""
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401 (pydantic checks them)
         for name, value in values.items():
@@ -100,7 +102,8 @@ def complaint(model: type[Settings], error: ValidationError) -> InputError:
     if first["type"] == "extra_forbidden":
         return model.unknown_key(str(first["loc"][-1]))
     if first["type"] == "missing":
-        return InputError(f"{name} is missing: every {model.title} needs it")
+        place = f" in section {model.section}" if model.section else ""
+        return InputError(f"{name} is missing{place}: every {model.title} needs it")
     if first["type"] == "model_type":
         return InputError(
             f"{name} = {reprlib.repr(first['input'])} is not a section: write its settings below "

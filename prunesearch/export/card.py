@@ -114,7 +114,7 @@ def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json]) 
     text = ""
     stored = facts.get("recipe")
     if isinstance(stored, dict):
-        recipe = Recipe(**stored)
+        recipe = Recipe.of_stored(stored)
         data = recipe.data.task_data or recipe.objective.task or recipe.data.calibration
         trials = ""
         if "trials" in facts:

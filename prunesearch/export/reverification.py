@@ -44,7 +44,7 @@ def recheck(
     export_format, dropped = str(manifest["form"]), str(manifest["dropped"])
     if (REGISTRY.get(export_format).own_code or manifest.get("own_code")) and not trust_remote_code:
         raise InputError(
-            f"{str(folder)!r} (`export_format` {export_format}) runs code that it brings along: "
+            f"{str(folder)!r} (export format {export_format}) runs code that it brings along: "
             "add `trust_remote_code`"
         )
     # Compare the files with the report. Reports of older exports have no digests of small files.

@@ -42,9 +42,21 @@ class SamplerSettings:
 
 
 def renamed_encoding(encoding: str, form: str | None) -> str:
-    """Return the encoding, which older versions called `form`."""
+    """Return the encoding, which older versions called `form`.
+
+    Raises:
+        InputError: the encoding is not a text, or `form` is another one.
+    """
+    given = encoding if form is None else form
+    if not isinstance(given, str):
+        raise InputError(f"encoding = {given!r}: give a text")
     if form is None:
         return encoding
+    # The default cannot be told from an encoding that was given.
+    if encoding not in ("set", form):
+        raise InputError(
+            f"form {form} and encoding {encoding} contradict each other: give encoding only"
+        )
     warnings.warn(
         "form is called encoding now: give encoding=...", DeprecationWarning, stacklevel=3
     )

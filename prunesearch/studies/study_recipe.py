@@ -4,11 +4,10 @@ import hashlib
 import json
 
 from optuna.study import Study
-from pydantic import ValidationError
 
 from prunesearch.config.identity import VERSION, advice, differences
 from prunesearch.config.recipe import Recipe
-from prunesearch.errors import InputError, StudyError
+from prunesearch.errors import StudyError
 from prunesearch.runtime.json_values import JsonObject, as_object
 
 RECIPE_ATTR = "recipe"
@@ -69,8 +68,8 @@ def recipe_of(study: Study) -> Recipe:
             f"study {study.study_name!r} holds no recipe: it was not made by prunesearch"
         )
     try:
-        return Recipe.model_validate_json(text)
-    except (ValidationError, InputError):
+        return Recipe.of_stored(as_object(json.loads(text), RECIPE_ATTR))
+    except ValueError:
         raise StudyError(
             f"study {study.study_name!r} was made by another version of prunesearch: use that one "
             f"to read it"

@@ -1,5 +1,6 @@
 """Recipe files, and the translation of errors to flags."""
 
+import warnings
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ from prunesearch.cli.flags import name_flags
 from prunesearch.cli.main import cli
 from prunesearch.cli.recipes import read_recipe
 from prunesearch.errors import DataError, InputError
+from tests.support.cli import refused
 
 
 @pytest.fixture
@@ -65,8 +67,11 @@ def test_a_file_without_sections_is_read_with_a_warning(
 @pytest.mark.parametrize(
     ("lines", "complaint"),
     [
-        ("search: {drop: 2, trials: 3}", "`trials` belongs to section run, not search"),
-        ("search: {drop: 2}\ntrials: 3", "`trials` belongs to section run"),
+        ("search: {drop: 2, trials: 3}", "key 'trials' belongs to section run, not search"),
+        (
+            "search: {drop: 2}\ntrials: 3",
+            "key 'trials' belongs to section run: write it below run:",
+        ),
         ("search: {drop: 2}\nrun: {drop: 3}", "`drop` belongs to section search, not run"),
         ("search: {drop: 2}\nrun: {trails: 3}", "section run 'trails': did you mean 'trials'"),
         ("search: {drop: 2}\nrun: 3", "run = 3 is not a section"),
@@ -75,13 +80,47 @@ def test_a_file_without_sections_is_read_with_a_warning(
         ("search: {drop: [1, 2]}\nrecover: {}", "one sampler and one number"),
         ("search: {drop: 2}\nrun: {out: 3}", "out = 3: give the name of a folder"),
         ("search: {drop: 2}\nrecover: 3", "recover = 3 is not a section"),
+        ("drop: 2\nform: keys\nencoding: set", "form keys and encoding set contradict each other"),
+        ("drop: 2\nweights: a\nscore_weights: b", "give score_weights only"),
+        ("drop: 2\nweights_in: host\noffload: disk", "weights_in host and offload disk contradict"),
+        ("search: {drop: 2}\nrun: {weights_in: host, offload: disk}", "give offload only"),
+        ("search: {drop: 2}\nout: a\nrun: {out: b}", "out a and run: out b contradict each other"),
+        ("drop: 2\nrun: {trials: 3}", "has the section run and settings outside sections"),
+        ("drop: 2\ndata: {tokens: 64}", "`drop` belongs to section search: write search: drop"),
+        ("search: {drop: 2, 1: 3}", "unknown key 1 in section search"),
+        ("search: {drop: 2}\nrecover: {heal: {1: 3}}", "unknown key 1 in section heal"),
+        ("search: {drop: 2}\nrun: {1: 3}", "unknown key 1 in section run"),
+        ("search: {drop: 2}\nfoo: 3", "unknown recipe key 'foo'"),
     ],
 )
-def test_misplaced_keys_are_refused(file: Path, lines: str, complaint: str) -> None:
+def test_misplaced_keys_and_contradictions_are_refused(
+    file: Path, lines: str, complaint: str
+) -> None:
     file.write_text(f"model: m\n{lines}\n")
     with pytest.raises(InputError) as caught:
         read_recipe(file, {}, ())
     assert complaint in str(caught.value)
+    assert "'form'" not in str(caught.value)
+
+
+def test_a_key_of_a_file_is_not_called_a_flag(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text("model: m\nsearch: {drop: 2}\ntrials: 3\n")
+    message = refused(capsys, monkeypatch, "run", file)
+    assert message == "error: key 'trials' belongs to section run: write it below run:"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    ["drop: 2\nform: keys\nencoding: keys", "search: {drop: 2, encoding: keys}\nrun: {out: a}"],
+)
+def test_equal_values_do_not_contradict_each_other(file: Path, lines: str) -> None:
+    file.write_text(f"model: m\n{lines}\nout: a\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = read_recipe(file, {}, ())
+    assert (read.recipes[0].search.encoding, read.out) == ("keys", "a")
 
 
 def test_fields_become_the_flags_of_the_command() -> None:

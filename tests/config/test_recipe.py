@@ -63,7 +63,7 @@ def test_a_recipe_takes_what_the_command_takes() -> None:
             lambda: Recipe(model="m", drop="8", trials=3),
             "'trials' is not part of a Recipe: give it as run",
         ),
-        (lambda: Recipe(model="m"), "drop is missing: every recipe needs it"),
+        (lambda: Recipe(model="m"), "drop is missing in section search: every recipe needs it"),
         (
             lambda: Recipe(model="m", drop="8", task_data="x"),
             "`task_data` goes with `task` NAME, and no task is given",

@@ -1,6 +1,7 @@
 """A recipe in sections, and the earlier form without sections."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from prunesearch.errors import InputError
 EARLIER = json.loads((Path(__file__).parent / "files" / "flat_recipes.json").read_text())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", EARLIER)
 def test_a_recipe_of_an_earlier_version_is_the_same_recipe(name: str) -> None:
     earlier = EARLIER[name]
     made = Recipe(**earlier["given"])
-    assert Recipe.model_validate_json(json.dumps(earlier["stored"])) == made
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Recipe.of_stored(earlier["stored"]) == made
     assert json.dumps(made.identity(), sort_keys=True) == json.dumps(
         earlier["identity"], sort_keys=True
     )
@@ -33,6 +37,7 @@ def test_a_recipe_of_an_earlier_version_is_the_same_recipe(name: str) -> None:
     assert Recipe(**earlier["portable"]) == made.portable()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_sections_objects_and_flat_settings_make_the_same_recipe() -> None:
     sections = Recipe(
         model={"path": "m", "dtype": "float32"},
@@ -59,6 +64,15 @@ def test_sections_objects_and_flat_settings_make_the_same_recipe() -> None:
     assert Recipe(**json.loads(json.dumps(sections.document()))) == sections
 
 
+def test_earlier_names_warn_in_code_and_not_when_they_were_stored() -> None:
+    with pytest.warns(DeprecationWarning, match="form is called encoding now") as caught:
+        made = Recipe(model="m", drop="2", form="keys")
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Recipe.of_stored({"model": "m", "drop": "2", "form": "keys"}) == made
+
+
 def test_a_model_and_an_objective_may_be_one_text() -> None:
     made = Recipe(model="m", objective="perplexity", search={"drop": "8"})
     assert (made.model.path, made.objective.name) == ("m", "perplexity")
@@ -67,6 +81,7 @@ def test_a_model_and_an_objective_may_be_one_text() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("sections", "complaint"),
     [
@@ -79,7 +94,12 @@ def test_a_model_and_an_objective_may_be_one_text() -> None:
         ({"search": {"drop": 8, "form": "keys"}}, "`form` is now called encoding in section sea"),
         ({"search": {"drop": 8}, "serach": {}}, "recipe key 'serach': did you mean 'search'"),
         ({"search": 5}, "search = 5 is not a section"),
-        ({"search": {}}, "drop is missing: every recipe needs it"),
+        ({"search": {}}, "drop is missing in section search: every recipe needs it"),
+        ({"model": {}, "search": {"drop": 8}}, "path is missing in section model"),
+        ({"model": {"path": "m"}, "drop": 2}, "`drop` belongs to section search: write search: d"),
+        ({"search": {"drop": 8, 1: 3}}, "unknown key 1 in section search"),
+        ({"drop": 8, "encoding": "set", "form": "keys"}, "form keys and encoding set contradict"),
+        ({"drop": 8, "weights": "size=1", "score_weights": "size=2"}, "give score_weights only"),
         ({"search": {"drop": 8}, "trials": 3}, "'trials' is not part of a Recipe"),
         ({"search": {"drop": 8}, "data": {"limit": 3}}, "`limit` goes with `task` NAME"),
         (
@@ -97,7 +117,7 @@ def test_a_model_and_an_objective_may_be_one_text() -> None:
 )
 def test_sections_are_refused_in_one_line(sections: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InputError) as caught:
-        Recipe(model="m", **sections)
+        Recipe(**{"model": "m", **sections})
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "--" not in str(caught.value)

@@ -474,6 +474,19 @@ def test_subsets_that_the_storage_has_are_not_kept_in_memory() -> None:
         study.tell(proposal.number, float(number))
 
 
+def test_old_and_new_names_must_agree() -> None:
+    with pytest.raises(InputError, match="form keys and encoding slots contradict each other"):
+        PSOSampler(SPACE, form="keys", encoding="slots")
+    with pytest.raises(
+        InputError, match=r"caution 1\.0 and exploration 3\.0 contradict each other"
+    ):
+        Preselection(caution=1.0, exploration=3.0)
+    with pytest.raises(InputError, match="encoding = 3: give a text"):
+        PSOSampler(SPACE, form=3)  # type: ignore[arg-type]
+    with pytest.warns(DeprecationWarning):
+        assert Preselection(caution=3.0, exploration=3.0).exploration == 3.0
+
+
 def test_old_names_are_accepted_for_one_release() -> None:
     study = optuna.create_study()
     with pytest.warns(DeprecationWarning, match="form is called encoding now"):
