@@ -232,6 +232,7 @@ def _sectioned_file(values: Mapping[str, Json]) -> JsonObject:
             run[name] = value
         else:
             others[name] = value
+    merge_renamed(run, "weights_in", "offload", OLD_OFFLOADS)
     return {**sectioned(others), "run": run}
 
 
@@ -318,25 +319,27 @@ def _mapping_in(path: Path) -> JsonObject:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"cannot read recipe {str(path)!r}: {reason}") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise InputError(
             f"recipe {str(path)!r} is not a mapping: write lines such as 'model: NAME' and "
             f"'search: {{drop: 8}}'"
         )
-    _check_keys_of_sections(values)
+    _check_keys(values, f"recipe {str(path)!r}")
     return values
 
 
-def _check_keys_of_sections(values: JsonObject) -> None:
-    """Refuse keys inside sections that are not text, such as the number of ``1: 3``.
+def _check_keys(values: JsonObject, place: str) -> None:
+    """Refuse keys of a file that are not text, such as the number of ``1: 3``.
+
+    Args:
+        values: keys and values of the file or of a section.
+        place: what an error message calls them.
 
     Raises:
         InputError: a key is not a text.
     """
-    for section, settings in values.items():
-        if not isinstance(settings, dict):
-            continue
-        for key in settings:
-            if not isinstance(key, str):
-                raise InputError(f"unknown key {key!r} in section {section}: keys are names")
-        _check_keys_of_sections(settings)
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise InputError(f"unknown key {key!r} in {place}: keys are names")
+        if isinstance(value, dict):
+            _check_keys(value, f"section {key}")

@@ -90,17 +90,19 @@ def test_a_file_without_sections_is_read_with_a_warning(
         ("search: {drop: 2, 1: 3}", "unknown key 1 in section search"),
         ("search: {drop: 2}\nrecover: {heal: {1: 3}}", "unknown key 1 in section heal"),
         ("search: {drop: 2}\nrun: {1: 3}", "unknown key 1 in section run"),
+        ("search: {drop: 2}\n1: 3", "unknown key 1 in recipe"),
         ("search: {drop: 2}\nfoo: 3", "unknown recipe key 'foo'"),
     ],
 )
 def test_misplaced_keys_and_contradictions_are_refused(
-    file: Path, lines: str, complaint: str
+    file: Path, lines: str, complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(f"model: m\n{lines}\n")
     with pytest.raises(InputError) as caught:
         read_recipe(file, {}, ())
     assert complaint in str(caught.value)
     assert "'form'" not in str(caught.value)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_key_of_a_file_is_not_called_a_flag(
