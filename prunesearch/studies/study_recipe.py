@@ -69,7 +69,8 @@ def recipe_of(study: Study) -> Recipe:
         )
     try:
         return Recipe.of_stored(as_object(json.loads(text), RECIPE_ATTR))
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
+        # An attribute of somebody else's study can be anything.
         raise StudyError(
             f"study {study.study_name!r} was made by another version of prunesearch: use that one "
             f"to read it"
