@@ -5,7 +5,7 @@ nothing.
 
 Four processes search studies through the real engine, store, samplers and study database (the model
 is a formula that sleeps), on two machines' worth of cache folders with PostgreSQL, on one folder
-with SQLite. They die by SIGKILL: at a random moment, or at a fault point that was drawn when they
+with SQLite. They die by SIGKILL: at a random moment, or at a failpoint that was drawn when they
 were started. Every acknowledgement is a line that the code under test syncs to disk after its
 commit returned; another process compares all of them with what is stored. Then 8 processes ask for
 the same keys at once, 50 owners are stopped past their leases and continued, and PostgreSQL is

@@ -88,7 +88,7 @@ def architectures(record: Record, folder: Path, types: tuple[str, ...]) -> None:
     record.notes["exports"] = [asdict(one) for one in tried]
 
 
-# Mistakes that tools make, each planted behind the writing of an otherwise right export.
+# Mistakes that tools make, each made in an otherwise right export after it was written.
 
 
 def mistakes(record: Record, folder: Path) -> None:
@@ -116,9 +116,9 @@ def real_models(record: Record, folder: Path, gemma: Path | None) -> None:
     """Export real weights in every way they go."""
     loaded = load(str(model_folder(record, folder)), device="cpu")
     last, rows = loaded.n_layers - 1, []
-    forms = [("0", "plain"), ("14", "plain"), (str(last), "plain"), ("3,9,20,27", "plain")]
-    forms += [("5,11a,20m", export_format) for export_format in ("zeroed", "deci", "remote-code")]
-    for dropped, export_format in forms:
+    exports = [("0", "plain"), ("14", "plain"), (str(last), "plain"), ("3,9,20,27", "plain")]
+    exports += [("5,11a,20m", export_format) for export_format in ("zeroed", "deci", "remote-code")]
+    for dropped, export_format in exports:
         candidate = LayerSubset.parse(dropped, loaded.n_layers)
         made = export(loaded, candidate, folder / "real", export_format=export_format)
         found = made.verification

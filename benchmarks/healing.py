@@ -8,9 +8,9 @@ kept apart to choose by. Losses are next-token cross-entropies (log-perplexities
 chose nothing.
 
 * A table of two by two at equal time: plain LoRA against distillation, with and without compensation. A cell's time is
-  that of the dense model's answers, the compensation and the training; its steps follow from the speeds of each.
+  that of the teacher logits, the compensation and the training; its steps follow from the speeds of each.
 * One longer healing: compensated, then next-token loss and distillation, on `--train` and documents of HellaSwag
-  (contexts with the right ending), with HellaSwag's acc_norm of other documents before and behind it.
+  (contexts with the right ending), with HellaSwag's acc_norm of other documents before and after it.
 * Seconds of a step against a bare peft + Trainer loop on the same batches.
 * A run that is killed (SIGKILL) and run again, against one that is not: largest difference of the loss curves.
 """
@@ -145,7 +145,7 @@ class Session:
         return (self.pruned - loss) / (self.pruned - self.dense)
 
     def healed(self, recipe: HealRecipe, compensated: bool) -> tuple[float, Healed]:
-        """Loss on the test text behind healing, and the report."""
+        """Loss on the test text after healing, and the report."""
         references = self.folder / "references"
         ask_teacher(plan_healing(self.loaded, CANDIDATE, recipe), references)
         with (
@@ -161,7 +161,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Seconds of a training step, of the dense model's answers to a sequence, and of a
+    """Seconds of a training step, of the teacher logits of a sequence, and of a
     compensation.
     """
 
@@ -216,7 +216,7 @@ def table(
 
 
 def mixed(options: argparse.Namespace, path: Path) -> tuple[Path, Path]:
-    """HellaSwag documents to measure on, and those behind them, with paragraphs of the training
+    """HellaSwag documents to measure on, and those after them, with paragraphs of the training
     text, to train on.
     """
     with open_text(options.hellaswag) as file:
@@ -421,7 +421,7 @@ print("CURVE" + json.dumps(healed.training_loss))
 
 
 def resumed(record: Record, session: Session, recipe: HealRecipe) -> None:
-    """Kill a run behind its first checkpoint and run it again."""
+    """Kill a run after its first checkpoint and run it again."""
     recipe = recipe.model_copy(
         update={"steps": 6, "eval_every": 2, "loss": "lm", "held_out_tokens": 512}
     )

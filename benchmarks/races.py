@@ -48,15 +48,15 @@ class Run:
 
 
 def searched(loaded: LoadedModel, recipe: Recipe, trials: int, folder: Path) -> Run:
-    """Search with a store of its own."""
+    """Search with a cache of its own."""
     options = RunOptions(
         storage=f"sqlite:///{folder}/study.db", cache=str(folder / "cache"), trials=trials
     )
     windows = token_windows(BUILTIN_TEXT, loaded.tokenizer, recipe.data.tokens, recipe.data.window)
     objective = CalibrationObjective(loaded, windows, KL(), chunk_tokens=CHUNK_TOKENS)
-    store = EvaluationCache(options.cache)
-    engine = LocalEngine(loaded, objective, store)
-    outcome = run_search(Session(loaded, objective, engine, store), recipe, options)
+    cache = EvaluationCache(options.cache)
+    engine = LocalEngine(loaded, objective, cache)
+    outcome = run_search(Session(loaded, objective, engine, cache), recipe, options)
     study = persistence.load(
         persistence.open_storage(options.storage, create=False), study_name(recipe)
     )

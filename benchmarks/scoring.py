@@ -84,8 +84,8 @@ def engine_seconds(
     loaded: LoadedModel, objective: TaskObjective, candidates: Sequence[LayerSubset]
 ) -> tuple[float, list[dict[str, float]]]:
     """Time of evaluating candidates through a new store, metrics included; and the metrics."""
-    with tempfile.TemporaryDirectory() as scratch, EvaluationCache(scratch) as store:
-        engine = LocalEngine(loaded, objective, store)
+    with tempfile.TemporaryDirectory() as scratch, EvaluationCache(scratch) as cache:
+        engine = LocalEngine(loaded, objective, cache)
         start = time.perf_counter()
         evaluations = engine.evaluate_now(candidates)
         return time.perf_counter() - start, [dict(e.metrics) for e in evaluations]
@@ -94,8 +94,8 @@ def engine_seconds(
 def log_likelihoods(loaded: LoadedModel, objective: TaskObjective) -> list[float]:
     """Our answer to every request, for the dense model."""
     dense = LayerSubset.of(loaded.n_layers)
-    with tempfile.TemporaryDirectory() as scratch, EvaluationCache(scratch) as store:
-        engine = LocalEngine(loaded, objective, store)
+    with tempfile.TemporaryDirectory() as scratch, EvaluationCache(scratch) as cache:
+        engine = LocalEngine(loaded, objective, cache)
         scored = {}
         for result in engine.results.get((c, dense) for c in objective.chunks):
             scored[result.chunk.index] = numbers_of(result.rows)

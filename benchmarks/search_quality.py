@@ -237,7 +237,7 @@ def landscape(path: Path) -> tuple[Problem, float]:
         space = SearchSpace(stored["n_layers"], stored["k"])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(
-            f"{str(path)!r} is no landscape ({error!r}): it needs n_layers, k and rows"
+            f"{str(path)!r} is not a landscape ({error!r}): it needs n_layers, k and rows"
         ) from None
     if len(table) != space.size:
         raise InputError(
@@ -259,7 +259,7 @@ def _subsets(space: SearchSpace) -> Iterator[tuple[int, ...]]:
 
 @contextmanager
 def live_problem(model: str, drop: str, calibration: str, cache: str) -> Iterator[Problem]:
-    """The real thing: KL on 4 x 256 tokens, through the store."""
+    """The real thing: KL on 4 x 256 tokens, through the cache."""
     from prunesearch.config.recipe import Recipe
     from prunesearch.config.run_options import RunOptions
     from prunesearch.objectives.calibration_data import token_windows
@@ -392,7 +392,7 @@ def tell(
                 continue
             baseline = min(able, key=lambda other: rows[other][f"mean@{budget}"])
             record.add(
-                f"{name}_minus_best_rival_at_{budget}",
+                f"{name}_minus_best_baseline_at_{budget}",
                 round(mean - rows[baseline][f"mean@{budget}"], 5),
                 "<= 0",
             )
@@ -430,7 +430,7 @@ def main() -> None:
             "--cache": {"default": "storage/cache"},
             "--budgets": {"default": "50,75,100,200"},
             "--seeds": {"type": int, "default": 30},
-            "--rival-seeds": {
+            "--baseline-seeds": {
                 "type": int,
                 "help": "seeds of the algorithms without a surrogate; default: as many",
             },
@@ -463,7 +463,7 @@ def main() -> None:
             ) as problem:
                 kind = "live"
                 algorithms = runners(problem, python, live=True)
-                fewer = options.rival_seeds or seeds
+                fewer = options.baseline_seeds or seeds
                 counts = dict.fromkeys(algorithms, fewer)
                 counts |= dict.fromkeys(names_with("surrogate"), seeds)
                 for entry in REGISTRY.entries():

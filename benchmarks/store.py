@@ -1,4 +1,4 @@
-"""The evaluation store under damage, attack and want of space; merging; how fast it is.
+"""The evaluation cache under damage, attack and want of space; merging; how fast it is.
 
     python -m benchmarks.store --json OUT
 
@@ -120,17 +120,17 @@ def _flip(
 def _tried(folder: Path) -> str:
     digests = [key(i).digest for i in range(ENTRIES)]
     try:
-        with EvaluationCache(folder) as store:
-            found = store.get_digests(digests)
-            store.put(key(ENTRIES), value(ENTRIES))
-            again = store.get_digests([*digests, key(ENTRIES).digest])
+        with EvaluationCache(folder) as cache:
+            found = cache.get_digests(digests)
+            cache.put(key(ENTRIES), value(ENTRIES))
+            again = cache.get_digests([*digests, key(ENTRIES).digest])
             if (
                 wrong([*found.values(), *again.values()], ENTRIES + 1)
                 or key(ENTRIES).digest not in again
             ):
                 return "wrong"
-            assert store.local is not None
-            if store.local.read_incidents():
+            assert cache.local is not None
+            if cache.local.read_incidents():
                 return "detected"
             return "unaffected" if len(found) == ENTRIES else "missed and computed again"
     except PruneSearchError:
@@ -182,11 +182,11 @@ def hostile(record: Record, huge: int, mib: int) -> None:
             with closing(sqlite3.connect(folder / FILE, isolation_level=None)) as rows:
                 rows.execute(statement, values)
             try:
-                with EvaluationCache(folder) as store:
+                with EvaluationCache(folder) as cache:
                     served += wrong(
-                        store.get_digests(key(i).digest for i in range(50)).values(), 50
+                        cache.get_digests(key(i).digest for i in range(50)).values(), 50
                     )
-                    store.put(key(60), value(60))
+                    cache.put(key(60), value(60))
                 maintenance.verified(CacheLocation(folder))
                 with maintenance.reading(CacheLocation(folder)) as backends:
                     transfer.export(backends, home / "export.jsonl")
@@ -220,7 +220,7 @@ BOMBS: dict[str, Callable[[int], Iterator[bytes]]] = {
     "a pickle": lambda _: iter([pickle.dumps(_Payload(Path("/nowhere")))]),
     "no end": lambda _: iter([HEADER]),
 }
-"""Import files that must be refused; the first two grow to so many MiB when they are unpacked."""
+"""Import files that must be refused; the first two grow to this number of MiB when they are unpacked."""
 
 
 def _bombs(home: Path, mib: int) -> Iterator[Path]:
@@ -265,14 +265,14 @@ def full_disk(record: Record) -> None:
         if small is None:
             record.notes["full_disk"] = "not measured: mounting a file system needs root"
             return
-        with EvaluationCache(small / "c") as store:
-            stored, seconds = _fill(store)
-            readable = len(store.get_digests(key(i).digest for i in range(stored)))
+        with EvaluationCache(small / "c") as cache:
+            stored, seconds = _fill(cache)
+            readable = len(cache.get_digests(key(i).digest for i in range(stored)))
         record.add("full_disk_seconds_to_error", seconds, "<= 5")
         record.add("full_disk_earlier_rows_unreadable", stored - readable, "== 0")
-        with EvaluationCache(f"{small}/d,sqlite:///{other}/team.db") as store:
-            went_on = all(store.put(key(i), ["x" * 20_000]) for i in range(150))
-            record.add("full_disk_goes_on_with_a_tier", int(went_on and len(store) == 150), "== 1")
+        with EvaluationCache(f"{small}/d,sqlite:///{other}/team.db") as cache:
+            went_on = all(cache.put(key(i), ["x" * 20_000]) for i in range(150))
+            record.add("full_disk_goes_on_with_a_tier", int(went_on and len(cache) == 150), "== 1")
     with small_disk() as small, tempfile.TemporaryDirectory() as other:
         assert small is not None
         url = f"sqlite:///{other}/team.db"
@@ -294,14 +294,14 @@ def full_disk(record: Record) -> None:
             record.add("read_only_goes_on_with_a_tier", int(went_on and len(shared) == 50), "== 1")
 
 
-def _fill(store: EvaluationCache) -> tuple[int, float]:
+def _fill(cache: EvaluationCache) -> tuple[int, float]:
     """Put until the disk refuses;
     how many went in, and the seconds from the last call to its error.
     """
     for number in itertools.count(1000):
         begun = time.perf_counter()
         try:
-            store.put(key(number - 1000), ["x" * 20_000])
+            cache.put(key(number - 1000), ["x" * 20_000])
         except UnavailableError:
             return number - 1000, time.perf_counter() - begun
     raise AssertionError
@@ -355,17 +355,17 @@ def speed(record: Record, count: int, many: int) -> None:
     """Time hits, commits and a large cache."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        with EvaluationCache(filled(home / "a", count)) as store:
-            hits = times(partial(store.get, key(i)) for i in range(count))
+        with EvaluationCache(filled(home / "a", count)) as cache:
+            hits = times(partial(cache.get, key(i)) for i in range(count))
             record.add("disk_hit_p50_ms", statistics.median(hits), "<= 1")
-            record.add("disk_commit_p50_ms", _commit(store, 10**6))
+            record.add("disk_commit_p50_ms", _commit(cache, 10**6))
         if postgres.AVAILABLE:
             with postgres.Server(fsync=True) as server:
                 maintenance.merge(CacheLocation(home / "b", server.url), [_exported(home)])
-                with EvaluationCache(f"{home}/c,{server.url}") as store:
-                    hits = times(partial(store.get, key(i)) for i in range(count))
+                with EvaluationCache(f"{home}/c,{server.url}") as cache:
+                    hits = times(partial(cache.get, key(i)) for i in range(count))
                     record.add("postgresql_hit_p50_ms", statistics.median(hits), "<= 10")
-                    record.add("postgresql_commit_p50_ms", _commit(store, 2 * 10**6))
+                    record.add("postgresql_commit_p50_ms", _commit(cache, 2 * 10**6))
         _large(record, home / "large", many)
 
 
@@ -375,10 +375,10 @@ def _exported(home: Path) -> Path:
     return home / "a.jsonl"
 
 
-def _commit(store: EvaluationCache, first: int) -> float:
+def _commit(cache: EvaluationCache, first: int) -> float:
     """Median milliseconds of a leased commit; all leases are taken in one transaction."""
     keys = [key(i) for i in range(first, first + 200)]
-    with store.single_flight() as single_flight:
+    with cache.single_flight() as single_flight:
         single_flight.acquire(keys)
         return statistics.median(times(partial(single_flight.commit, k, value(1)) for k in keys))
 
@@ -391,13 +391,13 @@ def _large(record: Record, folder: Path, many: int) -> None:
         while batch := list(itertools.islice(keys, 20_000)):
             backend.put(Entry(k, [[0.5, 0.25, 256]] * 4, 1.0, 1.7e9) for k in batch)
     begun = time.perf_counter()
-    with EvaluationCache(folder) as store:
+    with EvaluationCache(folder) as cache:
         record.add("large_open_seconds", time.perf_counter() - begun, "<= 2")
         chance = random.Random(0)
         wanted = [key(chance.randrange(many)) for _ in range(min(5000, many))]
-        hits = times(partial(store.get, k) for k in wanted)
+        hits = times(partial(cache.get, k) for k in wanted)
         record.add("large_get_p99_ms", _p99(hits), "<= 5")
-        record.add("large_entries", len(store))
+        record.add("large_entries", len(cache))
     record.notes["large_bytes"] = (folder / FILE).stat().st_size
 
 

@@ -92,9 +92,7 @@ def child(folder: Path, what: str, dtype: str, out: Path) -> None:
     ids = torch.arange(TOKENS) * 7919 % VOCABULARY
     objective = CalibrationObjective(loaded, ids[None], KL())
     generation = draw(SearchSpace.parse(loaded.n_layers, DROP), CANDIDATES)
-    score(
-        loaded, objective, [[LayerSubset.of(loaded.n_layers)]], 2**30
-    )  # the dense model's answers
+    score(loaded, objective, [[LayerSubset.of(loaded.n_layers)]], 2**30)  # the reference logits
     forget(folder)
     lots = [[candidate] for candidate in generation] if what == "one by one" else [generation]
     document |= score(loaded, objective, lots, 2**30)

@@ -117,7 +117,7 @@ LM_EVAL = ("lm_eval.api.", "lm_eval.tasks.", "lm_eval.evaluator", "lm_eval.model
 
 
 @pytest.mark.parametrize("path", [path for _, path in modules()], ids=lambda path: path.stem)
-def test_one_folder_uses_what_libraries_do_not_promise(path: Path) -> None:
+def test_one_folder_uses_what_is_not_public_in_libraries(path: Path) -> None:
     if path.parent == PACKAGE / "compat":
         return
     for name in imports(path):

@@ -36,6 +36,16 @@ SINGLE = "single"
 """Name of the ranking that a study measures itself, by dropping each unit alone."""
 
 
+def check_encoding(name: str) -> None:
+    """Refuse a name that is not an encoding.
+
+    Raises:
+        UnknownNameError: there is no such encoding.
+    """
+    if name not in ENCODINGS:
+        raise UnknownNameError("encoding", name, ENCODINGS)
+
+
 @dataclass(frozen=True)
 class TrialsNeeded:
     """Number of trials that a search needs if it evaluates partial subsets first.

@@ -5,7 +5,8 @@ A command may change the default of an option, or require it (see `SharedOption.
 
 import click
 
-from prunesearch.algorithms.registry import ENCODINGS, REGISTRY
+from prunesearch.algorithms.registry import ENCODINGS, REGISTRY, check_encoding
+from prunesearch.candidate import check_layers
 from prunesearch.cli.help import Words
 from prunesearch.cli.parameters import WEIGHTS, SharedOption, ignored, renamed
 from prunesearch.config.run_options import OFFLOADS, RunOptions
@@ -22,7 +23,7 @@ DROP = SharedOption(
 )
 LAYERS = SharedOption(
     "--layers",
-    earlier=[renamed("--drop", "--layers", "layers")],
+    earlier=[renamed("--drop", "--layers", "layers", check_layers)],
     help="Which layers of MODEL to drop: 3,7,12-14; 7a is the attention of layer 7, 7m its MLP.",
 )
 PROTECT = SharedOption("--protect", default="", help="Blocks that stay: first:1,last:1 or 0,5-8.")
@@ -55,7 +56,7 @@ SAMPLER = SharedOption(
 )
 ENCODING = SharedOption(
     "--encoding",
-    earlier=[renamed("--form", "--encoding", "encoding")],
+    earlier=[renamed("--form", "--encoding", "encoding", check_encoding)],
     type=Words(ENCODINGS),
     help="Encoding that a swarm moves; default set.",
 )

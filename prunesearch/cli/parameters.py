@@ -8,8 +8,6 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from prunesearch.algorithms.registry import ENCODINGS
-from prunesearch.candidate import check_layers
 from prunesearch.config.objective import ScoreWeights
 from prunesearch.config.run_options import OFFLOADS, OLD_OFFLOADS
 from prunesearch.config.settings import contradiction
@@ -18,6 +16,8 @@ from prunesearch.runtime.masking import printable
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
+Check = Callable[[str], None]
+"""Function that raises an `InputError` for a value that is not accepted."""
 _NOTES = "prunesearch.notes"
 """Key of the warnings in the context of a command."""
 
@@ -72,9 +72,17 @@ class RenamedOption(click.Option):
         names: earlier flag, such as ``--form``, and a name for the parameter.
         flag: present flag, such as ``--encoding``; None if an argument replaces the option.
         parameter: name of the parameter that replaces it.
+        check: refuses a value that the present spelling does not take either, so that no warning
+            recommends it. None: every value is passed on.
     """
 
-    def __init__(self, names: Sequence[str], flag: str | None, parameter: str) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        flag: str | None,
+        parameter: str,
+        check: Check | None = None,
+    ) -> None:
         super().__init__(
             names,
             hidden=True,
@@ -86,6 +94,7 @@ class RenamedOption(click.Option):
         self.spelling = self.opts[0]
         self._flag = flag
         self._parameter = parameter
+        self._refuse = check
 
     def present(self, value: str, command: click.Command) -> tuple[str, list[str]]:
         """Return the parameter that a value is for, and the words that replace the option."""
@@ -108,7 +117,7 @@ class RenamedOption(click.Option):
         typed = self._typed(ctx, opts)
         for value in values:
             parameter, words = self.present(value, ctx.command)
-            self._check(parameter, words[-1])
+            self._check(words[-1])
             said = f"{self.spelling} {value}"
             other, meant = typed.setdefault(parameter, (said, words[-1]))
             if meant != words[-1]:
@@ -129,18 +138,17 @@ class RenamedOption(click.Option):
                 typed[param.name or ""] = (" ".join(words), value)
         return typed
 
-    def _check(self, parameter: str, value: str) -> None:
+    def _check(self, value: str) -> None:
         """Refuse a value that the present spelling does not take either.
 
         Raises:
             InputError: the value is not accepted.
         """
-        if parameter == "encoding" and value not in ENCODINGS:
-            raise UnknownNameError("encoding", value, ENCODINGS)
-        if parameter == "layers":
-            check_layers(value)
+        if self._refuse is not None:
+            self._refuse(value)
         if not value:
-            raise InputError(f"{self.spelling} is empty: give {self._flag or parameter} a value")
+            present = self._flag or self._parameter
+            raise InputError(f"{self.spelling} is empty: give {present} a value")
 
 
 def _shown(ctx: click.Context, parameter: str) -> str:
@@ -236,10 +244,14 @@ class RenamedWeights(RenamedOption):
         return "score_weights", ["--score-weights", value]
 
 
-def renamed(spelling: str, flag: str | None, parameter: str) -> Decorator:
+def renamed(
+    spelling: str, flag: str | None, parameter: str, check: Check | None = None
+) -> Decorator:
     """Return a decorator that adds the earlier spelling of an option; see `RenamedOption`."""
     name = f"earlier_{spelling.strip('-')}"
-    return click.option(spelling, name, cls=RenamedOption, flag=flag, parameter=parameter)
+    return click.option(
+        spelling, name, cls=RenamedOption, flag=flag, parameter=parameter, check=check
+    )
 
 
 def ignored(*flags: str) -> Decorator:

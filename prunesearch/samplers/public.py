@@ -11,9 +11,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from prunesearch.algorithms.planner import Preselection
-from prunesearch.algorithms.registry import ENCODINGS, REGISTRY
+from prunesearch.algorithms.registry import REGISTRY, check_encoding
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.errors import InputError
 from prunesearch.runtime.json_values import Json
 from prunesearch.samplers.base import Proposal
 from prunesearch.samplers.continuous import PlainSwarm
@@ -226,8 +226,7 @@ def swarm(
         options: the other options of `SwarmSampler`.
         owner: name of the class that the user called, for error messages.
     """
-    if encoding not in ENCODINGS:
-        raise UnknownNameError("encoding", encoding, ENCODINGS)
+    check_encoding(encoding)
     entry = REGISTRY.get(name)
     if space is None:
         # Ordinary parameters: refuse the options that only subsets have.

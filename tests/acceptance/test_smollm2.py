@@ -54,7 +54,7 @@ def test_the_demo_ends_with_a_smaller_model_that_works(demo: dict[str, Any], hom
     first, second = demo["searches"]
     assert (first["sampler"], second["sampler"]) == ("pso", "woa")
     assert first["computed"] == 12
-    assert second["hits"] >= 6, "the second sampler finds the first's start in the store"
+    assert second["hits"] >= 6, "the second sampler finds the first's start in the cache"
     assert demo["dense"]["params"] == 134_515_008
     assert demo["pruned"]["params"] == 134_515_008 - 6 * 3_540_096
     assert demo["pruned"]["kl"] == min(first["value"], second["value"]) < 2.0

@@ -47,27 +47,27 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return found
 
 
-def test_a_flight_computes_what_nobody_has(tmp_path: Path, key: MakeKey) -> None:
-    with EvaluationCache(tmp_path) as store:
-        store.put(key(1), "known", seconds=2.5)
-        with store.single_flight() as single_flight:
+def test_a_key_that_nobody_has_is_computed_once(tmp_path: Path, key: MakeKey) -> None:
+    with EvaluationCache(tmp_path) as cache:
+        cache.put(key(1), "known", seconds=2.5)
+        with cache.single_flight() as single_flight:
             found = single_flight.acquire([key(1), key(2)])
             assert {digest: entry.seconds for digest, entry in found.items()} == {
                 key(1).digest: 2.5
             }
             assert single_flight.owned == {key(2).digest}
-            with store.single_flight() as other:
+            with cache.single_flight() as other:
                 assert other.acquire([key(2)]) == {}
                 assert other.owned == set()
             stands = single_flight.commit(key(2), "new", 1.0)
             assert stands is not None
             assert stands.value == "new"
-        assert len(store) == 2
+        assert len(cache) == 2
 
 
 def test_what_is_given_up_is_left_to_others(tmp_path: Path, key: MakeKey) -> None:
-    with EvaluationCache(tmp_path) as store, store.single_flight() as second:
-        with pytest.raises(KeyError), store.single_flight() as first:
+    with EvaluationCache(tmp_path) as cache, cache.single_flight() as second:
+        with pytest.raises(KeyError), cache.single_flight() as first:
             first.acquire([key(1), key(2), key(3)])
             first.release([key(1)])
             second.acquire([key(1), key(2)])
@@ -86,8 +86,8 @@ def test_once_is_once(tmp_path: Path, key: MakeKey) -> None:
         return 7
 
     def ask() -> None:
-        with EvaluationCache(tmp_path) as store:
-            assert store.once(key(1), compute) == 7
+        with EvaluationCache(tmp_path) as cache:
+            assert cache.once(key(1), compute) == 7
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
@@ -100,7 +100,7 @@ def test_once_is_once(tmp_path: Path, key: MakeKey) -> None:
 def test_a_value_that_is_no_json_is_refused_and_its_lease_kept(
     tmp_path: Path, key: MakeKey
 ) -> None:
-    with EvaluationCache(tmp_path) as store, store.single_flight() as single_flight:
+    with EvaluationCache(tmp_path) as cache, cache.single_flight() as single_flight:
         single_flight.acquire([key(1)])
         with pytest.raises(ValueError, match="not JSON compliant"):
             single_flight.commit(key(1), float("inf"))
@@ -114,7 +114,7 @@ def test_threads_that_want_the_same_compute_it_once(url: str, tmp_path: Path, ke
     keys = [key(i) for i in range(20)]
 
     def work(folder: Path) -> None:
-        with EvaluationCache(f"{folder},{url}") as store, store.single_flight() as single_flight:
+        with EvaluationCache(f"{folder},{url}") as cache, cache.single_flight() as single_flight:
             left = {k.digest: k for k in keys}
             while left:
                 for digest in single_flight.acquire(left.values()):
@@ -133,22 +133,22 @@ def test_threads_that_want_the_same_compute_it_once(url: str, tmp_path: Path, ke
 
 
 def test_colleagues_find_what_was_computed(url: str, tmp_path: Path, key: MakeKey) -> None:
-    with EvaluationCache(f"{tmp_path}/a,{url}") as store:
-        store.put(key(1), [1.5])
-    with EvaluationCache(f"{tmp_path}/b,{url}") as store:
-        found = store.get(key(1))
+    with EvaluationCache(f"{tmp_path}/a,{url}") as cache:
+        cache.put(key(1), [1.5])
+    with EvaluationCache(f"{tmp_path}/b,{url}") as cache:
+        found = cache.get(key(1))
         assert found is not None
         assert found.value == [1.5]
-        assert store.local is not None
-        assert len(store.local) == 1, "the next hit comes from the disk"
-        assert store.get(key(2)) is None
+        assert cache.local is not None
+        assert len(cache.local) == 1, "the next hit comes from the disk"
+        assert cache.get(key(2)) is None
 
 
 def test_the_first_value_stays_and_another_is_an_incident(
     url: str, tmp_path: Path, key: MakeKey
 ) -> None:
-    with EvaluationCache(f"{tmp_path}/a,{url}") as store, closing(SharedBackend(url)) as backend:
-        store.put(key(1), [1.0])
+    with EvaluationCache(f"{tmp_path}/a,{url}") as cache, closing(SharedBackend(url)) as backend:
+        cache.put(key(1), [1.0])
         assert backend.put([Entry(key(1), [2.0])])[key(1).digest].value == [1.0]
         assert backend.put([Entry(key(1), [2.0])])[key(1).digest].value == [1.0]
         (incident,) = backend.read_incidents()
@@ -171,16 +171,16 @@ def test_damage_in_the_database_is_taken_out(url: str, tmp_path: Path, key: Make
 
 
 def test_the_tables_live_beside_optunas(url: str, tmp_path: Path, key: MakeKey) -> None:
-    with EvaluationCache(f"{tmp_path}/a,{url}") as store:
-        store.put(key(1), 1)
+    with EvaluationCache(f"{tmp_path}/a,{url}") as cache:
+        cache.put(key(1), 1)
     storage = persistence.open_storage(url, create=True)
     recipe = Recipe(model="m", drop="2")
     study = persistence.create_or_resume(
         storage, "s", recipe, {"a": 1}, metrics=["kl"], maximize=[False]
     )
     study.add_trial(optuna.trial.create_trial(value=0.5))
-    with EvaluationCache(f"{tmp_path}/b,{url}") as store:
-        assert store.get(key(1)) is not None
+    with EvaluationCache(f"{tmp_path}/b,{url}") as cache:
+        assert cache.get(key(1)) is not None
     names = set(sqlalchemy.inspect(storage.engine).get_table_names())
     assert {"trials", "alembic_version", schema.VERSION_TABLE, *METADATA.tables} <= names
     assert optuna.load_study(study_name="s", storage=url).best_value == 0.5
@@ -273,16 +273,16 @@ def test_a_search_goes_on_without_its_database_and_catches_up(
     if not postgres.AVAILABLE:
         pytest.skip("PostgreSQL's server is not installed")
     monkeypatch.setattr(two_level, "RETRY_SECONDS", 0.3)
-    with postgres.Server() as server, EvaluationCache(f"{tmp_path}/a,{server.url}") as store:
-        with store.single_flight() as single_flight:
+    with postgres.Server() as server, EvaluationCache(f"{tmp_path}/a,{server.url}") as cache:
+        with cache.single_flight() as single_flight:
             single_flight.acquire([key(i) for i in range(4)])
             single_flight.commit(key(0), 0)
             server.stop()
             assert single_flight.commit(key(1), 1) is not None, "leased before, committed now"
             single_flight.acquire([key(5)])
             assert single_flight.commit(key(5), 5) is not None, "leased while it is down"
-            assert store.unsent == 2
-            assert store.get(key(5)) is not None
+            assert cache.unsent == 2
+            assert cache.get(key(5)) is not None
             server.start()
             end = time.monotonic() + 10
             while len(LocalBackend(tmp_path / "a" / "unsent")) and time.monotonic() < end:
@@ -298,23 +298,23 @@ def test_what_was_not_sent_is_sent_by_the_next_run(tmp_path: Path, key: MakeKey)
     url = f"sqlite:///{tmp_path}/team.db"
     with closing(LocalBackend(tmp_path / "a" / "unsent")) as outbox:
         outbox.put([Entry(key(1), 1)])
-    with EvaluationCache(f"{tmp_path}/a,{url}") as store, closing(SharedBackend(url)) as backend:
+    with EvaluationCache(f"{tmp_path}/a,{url}") as cache, closing(SharedBackend(url)) as backend:
         assert set(backend.get([key(1).digest])) == {key(1).digest}
-        assert store.get(key(1)) is not None
+        assert cache.get(key(1)) is not None
     assert len(LocalBackend(tmp_path / "a" / "unsent")) == 0
 
 
 def test_a_search_goes_on_without_its_disk(
     url: str, tmp_path: Path, key: MakeKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with EvaluationCache(f"{tmp_path}/a,{url}") as store, store.single_flight() as single_flight:
+    with EvaluationCache(f"{tmp_path}/a,{url}") as cache, cache.single_flight() as single_flight:
         single_flight.acquire([key(1), key(2)])
         single_flight.commit(key(1), 1)
-        assert store.local is not None
-        monkeypatch.setattr(store.local, "put", _fail)
+        assert cache.local is not None
+        monkeypatch.setattr(cache.local, "put", _fail)
         assert single_flight.commit(key(2), 2) is not None
-        assert store.local is None
-        assert store.get(key(1)) is not None
+        assert cache.local is None
+        assert cache.get(key(1)) is not None
         single_flight.acquire([key(3)])
         assert single_flight.commit(key(3), 3) is not None
 
@@ -325,24 +325,24 @@ def _fail(*_: object, **__: object) -> None:
     )
 
 
-def test_without_any_tier_the_failure_is_said(
+def test_without_any_backend_the_failure_is_named(
     tmp_path: Path, key: MakeKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with EvaluationCache(tmp_path / "a") as store, store.single_flight() as single_flight:
+    with EvaluationCache(tmp_path / "a") as cache, cache.single_flight() as single_flight:
         single_flight.acquire([key(1)])
-        monkeypatch.setattr(store.local, "put", _fail)
+        monkeypatch.setattr(cache.local, "put", _fail)
         with pytest.raises(UnavailableError, match="free space and run again"):
             single_flight.commit(key(1), 1)
     monkeypatch.setattr(two_level, "PATIENCE", 0.1)
     monkeypatch.setattr(two_level, "RETRY_SECONDS", 0.1)
     url = f"sqlite:///{tmp_path}/team.db"
-    with EvaluationCache(f"{tmp_path}/b,{url}") as store:
-        assert store.shared is not None
-        with store.shared.engine.begin() as connection:
+    with EvaluationCache(f"{tmp_path}/b,{url}") as cache:
+        assert cache.shared is not None
+        with cache.shared.engine.begin() as connection:
             METADATA.drop_all(connection)
-        monkeypatch.setattr(store.local, "put", _fail)
+        monkeypatch.setattr(cache.local, "put", _fail)
         with pytest.raises(UnavailableError, match="no such table"):
-            store.put(key(1), 1)
+            cache.put(key(1), 1)
 
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
@@ -355,33 +355,33 @@ def test_a_full_disk_fails_soon_and_what_is_there_can_be_read(tmp_path: Path, ke
     if mounted.returncode:
         pytest.skip("may not mount")
     try:
-        with EvaluationCache(small / "c") as store:
+        with EvaluationCache(small / "c") as cache:
             before = time.monotonic()
             with pytest.raises(UnavailableError, match=r"full.*free space") as caught:
                 for i in range(1000):
                     before = time.monotonic()
-                    store.put(key(i), "x" * 20_000)
+                    cache.put(key(i), "x" * 20_000)
             assert time.monotonic() - before < 5
             assert "\n" not in str(caught.value)
-            assert store.get(key(0)) is not None
-            with store.single_flight() as single_flight, pytest.raises(UnavailableError):
+            assert cache.get(key(0)) is not None
+            with cache.single_flight() as single_flight, pytest.raises(UnavailableError):
                 for i in range(1000, 2000):
                     single_flight.acquire([key(i)])
                     single_flight.commit(key(i), "x" * 20_000)
-        with EvaluationCache(f"{small}/d,sqlite:///{tmp_path}/team.db") as store:
+        with EvaluationCache(f"{small}/d,sqlite:///{tmp_path}/team.db") as cache:
             for i in range(200):
-                store.put(key(i), "x" * 20_000)
-            assert store.local is None
-            assert store.get(key(150)) is not None
+                cache.put(key(i), "x" * 20_000)
+            assert cache.local is None
+            assert cache.get(key(150)) is not None
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
-def test_fault_points_are_reached_under_test_only(tmp_path: Path, key: MakeKey) -> None:
+def test_failpoints_are_hit_under_test_only(tmp_path: Path, key: MakeKey) -> None:
     reached = []
     failpoints.enable(lambda point, subject: reached.append((point, subject)))
     try:
-        with EvaluationCache(tmp_path) as store, store.single_flight() as single_flight:
+        with EvaluationCache(tmp_path) as cache, cache.single_flight() as single_flight:
             single_flight.acquire([key(1)])
             single_flight.commit(key(1), 1)
     finally:
@@ -398,10 +398,10 @@ def test_fault_points_are_reached_under_test_only(tmp_path: Path, key: MakeKey) 
 
 
 def test_leases_hold_in_the_shared_table(url: str, tmp_path: Path, key: MakeKey) -> None:
-    with EvaluationCache(f"{tmp_path}/a,{url}") as store, store.single_flight() as single_flight:
+    with EvaluationCache(f"{tmp_path}/a,{url}") as cache, cache.single_flight() as single_flight:
         single_flight.acquire([key(1)])
-        assert store.shared is not None
-        with store.shared.engine.connect() as connection:
+        assert cache.shared is not None
+        with cache.shared.engine.connect() as connection:
             assert connection.execute(sqlalchemy.select(LEASES.c.key)).scalars().all() == [
                 key(1).digest
             ]
@@ -419,15 +419,15 @@ def test_a_damaged_outbox_is_made_anew_and_says_nothing_about_the_database(
     content[middle : middle + 4096] = b"\xff" * 4096
     file.write_bytes(content)
     folder.chmod(0o700)
-    with EvaluationCache(f"{folder},{url}") as store:
-        store.put(key(99), 1)
-        assert store.unsent == 0
-        assert 45 < len(store) <= 51, "what was sound has been sent"
+    with EvaluationCache(f"{folder},{url}") as cache:
+        cache.put(key(99), 1)
+        assert cache.unsent == 0
+        assert 45 < len(cache) <= 51, "what was sound has been sent"
     assert "are kept here until it is back" not in caplog.text
     (folder / "unsent").chmod(0o777)
-    with EvaluationCache(f"{folder},{url}") as store:
-        store.put(key(100), 1)
-        assert store.unsent == 0
+    with EvaluationCache(f"{folder},{url}") as cache:
+        cache.put(key(100), 1)
+        assert cache.unsent == 0
     assert caplog.text.count("can be written by others") == 1
 
 

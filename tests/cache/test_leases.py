@@ -147,16 +147,16 @@ def test_what_a_killed_process_was_computing_is_taken_over_at_once(
 ) -> None:
     reader, writer = FORK.Pipe()
 
-    def claim_and_hang() -> None:
-        with EvaluationCache(tmp_path) as store, store.single_flight() as single_flight:
+    def lease_and_hang() -> None:
+        with EvaluationCache(tmp_path) as cache, cache.single_flight() as single_flight:
             single_flight.acquire([key(1)])
             writer.send(single_flight.owned)
             time.sleep(60)
 
-    process = FORK.Process(target=claim_and_hang)
+    process = FORK.Process(target=lease_and_hang)
     process.start()
     assert reader.recv() == {key(1).digest}
-    with EvaluationCache(tmp_path) as store, store.single_flight() as single_flight:
+    with EvaluationCache(tmp_path) as cache, cache.single_flight() as single_flight:
         single_flight.acquire([key(1)])
         assert single_flight.owned == set()
         os.kill(process.pid or 0, signal.SIGKILL)
@@ -236,23 +236,23 @@ def test_the_keeper_outlives_what_goes_wrong(
         renew(self, owner)
 
     monkeypatch.setattr(Leases, "renew", failing)
-    with EvaluationCache(tmp_path, ttl=0.3) as store, store.single_flight() as single_flight:
+    with EvaluationCache(tmp_path, ttl=0.3) as cache, cache.single_flight() as single_flight:
         single_flight.acquire([key(1)])
         end = time.monotonic() + 10
         while failures and time.monotonic() < end:
             time.sleep(0.05)
         assert not failures
-        assert store._renewal.is_alive()
+        assert cache._renewal.is_alive()
         assert "tried again: ValueError: second" in caplog.text
 
 
 def test_a_keeper_that_is_gone_is_replaced(tmp_path: Path, key: MakeKey) -> None:
     reader, writer = FORK.Pipe()
-    with EvaluationCache(tmp_path) as store, store.single_flight() as single_flight:
+    with EvaluationCache(tmp_path) as cache, cache.single_flight() as single_flight:
 
         def acquire() -> None:  # a fork has no thread of its parent's
             single_flight.acquire([key(1)])
-            writer.send(store._renewal.is_alive())
+            writer.send(cache._renewal.is_alive())
 
         process = FORK.Process(target=acquire)
         process.start()

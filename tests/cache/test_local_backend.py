@@ -1,4 +1,4 @@
-"""The disk tier serves what was put or nothing, whatever lies in its file, and touches no other."""
+"""The local backend serves what was put or nothing, whatever lies in its file, and touches no other."""
 
 import os
 import pickle
@@ -164,12 +164,12 @@ def test_hostile_files_run_nothing_and_reach_nothing(
 
 def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir(mode=0o700)
-    (tmp_path / "c" / "cache.db").write_bytes(b"this is no database" * 100)
+    (tmp_path / "c" / "cache.db").write_bytes(b"this is not a database" * 100)
     with closing(LocalBackend(tmp_path / "c")) as backend:
         backend.put([Entry(KEY, 1)])
         assert [incident.key for incident in backend.read_incidents()] == ["cache.db"]
-    (aside,) = (tmp_path / "c" / "quarantine").glob("*/cache.db")
-    assert aside.read_bytes().startswith(b"this is no database")
+    (quarantined,) = (tmp_path / "c" / "quarantine").glob("*/cache.db")
+    assert quarantined.read_bytes().startswith(b"this is not a database")
 
 
 def test_what_is_sound_in_a_damaged_file_is_kept(tmp_path: Path, key: MakeKey) -> None:
@@ -327,9 +327,9 @@ def test_a_kill_while_a_damaged_file_is_copied_loses_nothing(
     _put(location.folder, *(Entry(key(i), [i]) for i in range(100)))
     for _ in range(2):
         _die_while_salvaging(location.folder)
-    (aside,) = (location.folder / "quarantine").iterdir()
+    (quarantined,) = (location.folder / "quarantine").iterdir()
     for swept in (0, 1):
-        os.utime(aside, (0, 0))
+        os.utime(quarantined, (0, 0))
         assert sweep(location, time.time() - 3600).quarantined == swept, "it is copied first"
     with closing(LocalBackend(location.folder)) as backend:
         assert len(backend.get(key(i).digest for i in range(100))) == 100
@@ -341,13 +341,13 @@ def test_a_kill_while_a_damaged_file_is_copied_loses_nothing(
 def test_a_kill_between_a_file_and_its_journal_loses_nothing(tmp_path: Path, key: MakeKey) -> None:
     folder = tmp_path / "c"
     _put(folder, *(Entry(key(i), [i]) for i in range(10)))
-    aside = folder / "quarantine" / "20260101T000000"
-    aside.mkdir(parents=True)
-    (folder / "cache.db").replace(aside / "cache.db")
+    quarantined = folder / "quarantine" / "20260101T000000"
+    quarantined.mkdir(parents=True)
+    (folder / "cache.db").replace(quarantined / "cache.db")
     (folder / "cache.db-journal").write_bytes(b"")
     with closing(LocalBackend(folder)) as backend:
         assert len(backend) == 10
-    assert (aside / "cache.db-journal").exists()
+    assert (quarantined / "cache.db-journal").exists()
 
 
 def test_what_lies_between_damaged_pages_is_kept(tmp_path: Path, key: MakeKey) -> None:

@@ -1,4 +1,4 @@
-"""The store against a dictionary: commits, crashes, reopening, clocks that jump and leases that run
+"""The cache against a dictionary: commits, crashes, reopening, clocks that jump and leases that run
 out.
 """
 
@@ -38,8 +38,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.patch.start()
         self.committed: dict[int, float] = {}
         self.held: dict[int, tuple[str, float]] = {}
-        self.stores: dict[str, EvaluationCache] = {}
-        self.flights: dict[str, SingleFlight] = {}
+        self.caches: dict[str, EvaluationCache] = {}
+        self.leasing: dict[str, SingleFlight] = {}
         self.serial = 0.0
 
     @initialize()
@@ -48,12 +48,12 @@ class StoreMachine(RuleBasedStateMachine):
             self.open(owner)
 
     def open(self, owner: str) -> None:
-        self.stores[owner] = EvaluationCache(self.folder / "c")
-        self.flights[owner] = self.stores[owner].single_flight()
+        self.caches[owner] = EvaluationCache(self.folder / "c")
+        self.leasing[owner] = self.caches[owner].single_flight()
 
     @rule(owner=owners, number=numbers)
     def acquire(self, owner: str, number: int) -> None:
-        single_flight = self.flights[owner]
+        single_flight = self.leasing[owner]
         if key(number).digest in single_flight.owned:
             return
         found = single_flight.acquire([key(number)])
@@ -68,7 +68,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(owner=owners, number=numbers)
     def commit(self, owner: str, number: int) -> None:
-        single_flight = self.flights[owner]
+        single_flight = self.leasing[owner]
         if key(number).digest not in single_flight.owned:
             return
         self.serial += 1
@@ -84,16 +84,16 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(owner=owners, number=numbers)
     def release(self, owner: str, number: int) -> None:
-        self.flights[owner].release([key(number)])
+        self.leasing[owner].release([key(number)])
         if self.held.get(number, ("", 0))[0] == owner:
             del self.held[number]
 
     @rule(owner=owners)
     def crash(self, owner: str) -> None:
-        """As a killed process: nothing is given back, but its lock dies with it."""
-        store = self.stores[owner]
-        store._closed.set()
-        lock = store._liveness._lock
+        """As a killed process: no lease is released, but its lock dies with it."""
+        cache = self.caches[owner]
+        cache._closed.set()
+        lock = cache._liveness._lock
         assert lock is not None
         lock.release()
         self.held = {number: held for number, held in self.held.items() if held[0] != owner}
@@ -101,13 +101,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(owner=owners)
     def reopen(self, owner: str) -> None:
-        self.stores[owner].close()
+        self.caches[owner].close()
         self.held = {number: held for number, held in self.held.items() if held[0] != owner}
         self.open(owner)
 
     @rule(owner=owners)
     def renew(self, owner: str) -> None:
-        self.stores[owner]._renew()
+        self.caches[owner]._renew()
         for number, (holder, _) in list(self.held.items()):
             if holder == owner:
                 self.held[number] = owner, self.now + TTL
@@ -118,22 +118,22 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, owner=owners)
     def get(self, number: int, owner: str) -> None:
-        entry = self.stores[owner].get(key(number))
+        entry = self.caches[owner].get(key(number))
         assert (entry.value if entry else None) == (
             [[self.committed[number]]] if number in self.committed else None
         )
 
     @invariant()
     def counts_agree(self) -> None:
-        if self.stores:
-            assert len(self.stores["a"]) == len(self.committed)
+        if self.caches:
+            assert len(self.caches["a"]) == len(self.committed)
 
     def teardown(self) -> None:
-        for store in self.stores.values():
-            store.close()
+        for cache in self.caches.values():
+            cache.close()
         self.patch.stop()
         shutil.rmtree(self.folder)
 
 
-TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestCache = StoreMachine.TestCase
+TestCache.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)

@@ -82,9 +82,9 @@ def test_a_search_through_a_shared_database(here: Path, tiny_folder: Path, prose
 
 
 def test_damage_is_found_and_reported(here: Path) -> None:
-    with EvaluationCache("storage/cache") as store:
+    with EvaluationCache("storage/cache") as cache:
         for i in range(3):
-            store.put(
+            cache.put(
                 evaluation_key("f" * 64, f"blocks/6:{i}", {"kind": "calibration"}), [[i, 1, 2]]
             )
     with sqlite3.connect("storage/cache/cache.db") as rows:
@@ -236,8 +236,8 @@ def test_a_model_that_no_study_names_is_called_by_its_name(
 
 
 def test_studies_of_others_do_not_disturb(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with EvaluationCache("storage/cache") as store:
-        store.put(evaluation_key("f" * 64, "blocks/6:1", {"kind": "calibration"}), [[1, 1, 2]])
+    with EvaluationCache("storage/cache") as cache:
+        cache.put(evaluation_key("f" * 64, "blocks/6:1", {"kind": "calibration"}), [[1, 1, 2]])
     storage = persistence.open_storage("sqlite:///storage/study.db", create=True)
     odd: list[object] = [
         "sourdough",
@@ -266,8 +266,8 @@ def test_studies_of_others_do_not_disturb(here: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_span_that_is_longer_than_all_time_removes_nothing(here: Path) -> None:
-    with EvaluationCache("storage/cache") as store:
-        store.put(evaluation_key("f" * 64, "blocks/6:1", {"kind": "calibration"}), [[1, 1, 2]])
+    with EvaluationCache("storage/cache") as cache:
+        cache.put(evaluation_key("f" * 64, "blocks/6:1", {"kind": "calibration"}), [[1, 1, 2]])
     for span in ("999999999d", "9" * 15 + "w"):
         found = run_json("cache", "gc", "--older-than", span)
         assert (found["entries"], found["before"]) == (0, "1970-01-01 00:00:00 UTC")

@@ -239,7 +239,7 @@ def test_errors_are_a_document_with_json(
     assert captured.err == f"error: {document['error']}\n"
 
 
-def test_an_unforeseen_fault_is_one_line(
+def test_an_unforeseen_error_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(**_: object) -> None:

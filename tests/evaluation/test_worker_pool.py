@@ -107,8 +107,8 @@ def test_two_workers_give_the_numbers_of_one_process(tiny_folder: Path, tmp_path
     try:
         with WorkerPool(build, 2, Content.of(fingerprint, objective)) as pool:
             for scorer in (None, pool):
-                with EvaluationCache(tmp_path / str(len(found))) as store:
-                    engine = LocalEngine(loaded, objective, store, scorer)
+                with EvaluationCache(tmp_path / str(len(found))) as cache:
+                    engine = LocalEngine(loaded, objective, cache, scorer)
                     found.append(engine.evaluate_now(CANDIDATES))
     finally:
         torch.set_num_threads(threads)
@@ -233,16 +233,16 @@ def test_a_worker_that_reads_something_else_is_refused_and_nothing_is_stored(
     loaded = load(str(folder), device="cpu")
     text.write_text(prose.read_text().replace("ships", "boats"))
     with (
-        EvaluationCache(tmp_path / "cache") as store,
+        EvaluationCache(tmp_path / "cache") as cache,
         WorkerPool(build, 1, Content.of(fingerprint, objective)) as pool,
         pytest.raises(
             RunError,
             match=r"worker 0 found other content on disk.*calibration text.*run the command again",
         ),
     ):
-        LocalEngine(loaded, objective, store, pool).evaluate_now(CANDIDATES[:2])
-    with EvaluationCache(tmp_path / "cache") as store:
-        engine = LocalEngine(loaded, objective, store)
+        LocalEngine(loaded, objective, cache, pool).evaluate_now(CANDIDATES[:2])
+    with EvaluationCache(tmp_path / "cache") as cache:
+        engine = LocalEngine(loaded, objective, cache)
         assert not any(evaluation.cached for evaluation in engine.evaluate_now(CANDIDATES[:2]))
 
 

@@ -28,7 +28,7 @@ IDS = torch.arange(1, 20)[None]
 
 @pytest.mark.parametrize("export_format", ["zeroed", "deci", "remote-code"])
 @torch.inference_mode()
-def test_sublayers_are_exported_in_each_form(
+def test_sublayers_are_exported_in_each_format(
     export_format: str, loaded: LoadedModel, tmp_path: Path
 ) -> None:
     made = export(loaded, SUBLAYERS, tmp_path / "out", export_format=export_format)

@@ -133,13 +133,13 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         load(str(home / "dense.gguf"), device="cpu"), LayerSubset.of(N_LAYERS, (1,)), home / "gguf"
     )
     work.append(("gguf", None, str(home / "gguf"), (1,)))
-    forms = [str(home / export_format) for export_format in ("remote-code", "deci")]
+    folders = [str(home / export_format) for export_format in ("remote-code", "deci")]
     without = LayerSubset.of(N_LAYERS, attention=(2,), mlp=(4,))
     dense = load(str(home / "dense"), device="cpu")
-    for folder in forms:
+    for folder in folders:
         export(dense, without, Path(folder), export_format=Path(folder).name)
     done = subprocess.run(
-        [sys.executable, "-c", READER, json.dumps(work), json.dumps(forms)],
+        [sys.executable, "-c", READER, json.dumps(work), json.dumps(folders)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": FOLDER, "HF_MODULES_CACHE": str(home / "modules")},

@@ -132,8 +132,8 @@ def fill_cache(folder: Path) -> tuple[int, int]:
     """
     location = CacheLocation.parse(str(folder))
     log = Log(folder.with_name("log"))
-    with EvaluationCache(location) as store:
-        engine = engine_for(store, location, log, 2, 0.0)
+    with EvaluationCache(location) as cache:
+        engine = engine_for(cache, location, log, 2, 0.0)
         study = optuna.create_study()
         result = asyncio.run(search(study, build("pso", SPACE, seed=0), engine, FITNESS, TRIALS))
     return result.hits, result.computed

@@ -73,7 +73,7 @@ def test_host_weights_of_the_right_type_are_used_where_they_are(tiny_folder: Pat
     assert layers._slots == [None, None]
 
 
-def test_a_walk_that_is_broken_off_leaves_nothing_behind(streamed: LoadedModel) -> None:
+def test_a_pass_that_is_interrupted_leaves_no_weights(streamed: LoadedModel) -> None:
     walk = layers_of(streamed).walk(range(N_LAYERS))
     next(walk)
     next(walk)

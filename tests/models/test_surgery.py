@@ -42,7 +42,7 @@ def smaller(architecture: str, kept: tuple[int, ...]) -> dict[str, object]:
 
 
 def generated(model: nn.Module, tokens: int) -> torch.Tensor:
-    """The text that a model continues `IDS` with, so many tokens long."""
+    """The text that a model continues `IDS` with, of this number of tokens."""
     generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
     return generate(IDS, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens)
 

@@ -170,7 +170,7 @@ def test_healing_documents_and_windows_begin_so_too(tmp_path: Path) -> None:
     for window in windows.tolist():
         for place in range(
             1, len(window)
-        ):  # a document ends before each, and a new one begins behind each end
+        ):  # a document ends before each, and a new one begins after each end
             assert (window[place] == bos) == (window[place - 1] == end)
     fewer, _ = packed(str(source), tokenizer, 100, 3)
     assert torch.equal(fewer, windows[:3])

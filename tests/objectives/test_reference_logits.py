@@ -29,7 +29,7 @@ def windows(loaded: LoadedModel, prose: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, None])
-def test_the_likeliest_and_the_rest_in_one_lump(k: int | None) -> None:
+def test_top_k_kl_has_one_tail_bucket(k: int | None) -> None:
     p_RV, q_RV = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(0)) * 3
     log_p, log_q = p_RV.double().log_softmax(-1), q_RV.double().log_softmax(-1)
     terms = log_p.exp() * (log_p - log_q)
@@ -42,7 +42,7 @@ def test_the_likeliest_and_the_rest_in_one_lump(k: int | None) -> None:
     rest_p, rest_q = (x.exp().masked_fill(likely, 0.0).sum(-1) for x in (log_p, log_q))
     expected = terms.masked_fill(~likely, 0.0).sum(-1) + rest_p * (rest_p / rest_q).log()
     torch.testing.assert_close(kl, expected, rtol=1e-3, atol=1e-4)
-    assert (kl <= terms.sum(-1) + 1e-4).all(), "lumping only loses"
+    assert (kl <= terms.sum(-1) + 1e-4).all(), "a tail bucket only loses"
 
 
 def test_references_are_kept_in_files_and_damaged_ones_made_again(

@@ -303,8 +303,8 @@ def test_sampled_text_is_generated_anew_each_time(
     objective = TaskObjective(loaded, "own_gen_sampled", include_path=str(own_tasks), generate=True)
     assert not objective.chunks[0].cacheable
     candidate = LayerSubset.of(N_LAYERS, (1,))
-    with EvaluationCache(tmp_path / "cache") as store:
-        engine = LocalEngine(loaded, objective, store)
+    with EvaluationCache(tmp_path / "cache") as cache:
+        engine = LocalEngine(loaded, objective, cache)
         for _ in range(2):
             (evaluation,) = engine.evaluate_now([candidate])
             assert evaluation.failure is None

@@ -191,7 +191,7 @@ def test_running_out_of_memory_is_a_failed_evaluation(
     assert not evaluation.metrics
     monkeypatch.undo()
     assert engine.evaluate_now([SUBSETS[0]])[0].failure is None, (
-        "a failure is not kept in the store"
+        "a failure is not kept in the cache"
     )
 
 

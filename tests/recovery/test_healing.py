@@ -282,7 +282,7 @@ def test_a_killed_run_goes_on_exactly(
     assert resumed.best_step == whole.best_step
 
 
-def test_a_run_that_was_killed_behind_its_last_step_trains_no_more(
+def test_a_run_that_was_killed_after_its_last_step_trains_no_more(
     tiny_folder: Path, recipe: HealRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prunesearch.recovery import healing

@@ -87,7 +87,7 @@ def test_what_was_under_way_goes_on_from_its_checkpoints(
     assert found.study == name
     assert trials[0].state == TrialState.FAIL
     assert trials[1].params == trials[0].params
-    assert first["trial 1"] > 1, "it went on behind a checkpoint"
+    assert first["trial 1"] > 1, "it continued from a checkpoint"
     assert found.trials + found.pruned == 4
 
 

@@ -1,4 +1,4 @@
-"""The rivals behind `build`: each searches, keeps its promises, and says what it cannot do."""
+"""The baselines that `build` makes: each searches, resumes, and refuses what it cannot do."""
 
 import itertools
 from collections.abc import Callable

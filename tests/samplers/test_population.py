@@ -228,7 +228,7 @@ def test_other_settings_on_a_begun_study_are_refused(make: Maker) -> None:
 
 @pytest.mark.parametrize("encoding", ["set", "keys", "slots", "binary"])
 @both
-def test_every_encoding_resumes_and_keeps_its_promises(make: Maker, encoding: str) -> None:
+def test_every_encoding_resumes_with_valid_subsets(make: Maker, encoding: str) -> None:
     for preselect in (True, False):
         unbroken = drive(
             optuna.create_study(),
@@ -248,7 +248,7 @@ def test_every_encoding_resumes_and_keeps_its_promises(make: Maker, encoding: st
 
 @both
 def test_without_novelty_a_swarm_repeats_itself(make: Maker) -> None:
-    """The check behind the promise: the textbook encoding proposes the same subsets again as soon as
+    """The reason for novelty: the textbook encoding proposes the same subsets again as soon as
     nothing stops it.
     """
     rows = drive(
@@ -376,7 +376,7 @@ def test_partial_subsets_are_no_results_of_optimize() -> None:
 
 
 @both
-def test_asking_past_a_generation_neither_locks_up_nor_leaves_a_trial_behind(make: Maker) -> None:
+def test_asking_past_a_generation_neither_locks_up_nor_leaves_a_trial(make: Maker) -> None:
     study = optuna.create_study(sampler=make(SPACE, seed=0, population=3))
     trials = [study.ask(dict(SPACE_DISTRIBUTIONS)) for _ in range(8)]
     for trial in trials:

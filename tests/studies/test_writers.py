@@ -44,7 +44,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def pool(server: Any, database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: ANN401
-    """The URL of a database behind PgBouncer in transaction mode."""
+    """The URL of a database through PgBouncer in transaction mode."""
     if BOUNCER is None:
         pytest.skip("PgBouncer is not installed")
     folder = Path("/tmp") / f"bouncer-{os.getpid()}"
@@ -235,7 +235,7 @@ def test_a_lease_is_renewed_and_its_end_fails_no_search(
         monkeypatch.setattr(first.engine, "begin", broken)
 
 
-def test_behind_pgbouncer_a_study_has_one_writer(pool: str, tmp_path: Path) -> None:
+def test_through_pgbouncer_a_study_has_one_writer(pool: str, tmp_path: Path) -> None:
     first, second = (persistence.open_storage(pool, create=True) for _ in range(2))
     with persistence.sole_writer(first, "s"):
         study = study_in(first)
@@ -243,12 +243,12 @@ def test_behind_pgbouncer_a_study_has_one_writer(pool: str, tmp_path: Path) -> N
             add_trial(study, number)
             with pytest.raises(StudyBusyError):
                 hold(second)
-        with EvaluationCache(f"{tmp_path}/c,{pool}") as store:
+        with EvaluationCache(f"{tmp_path}/c,{pool}") as cache:
             for number in range(8):
-                store.put(evaluation_key("f" * 64, f"blocks/6:{number}", {"kind": "k"}), [[1.0]])
-            assert store.unsent == 0
-            assert store.shared is not None
-            assert len(store.shared) == 8
+                cache.put(evaluation_key("f" * 64, f"blocks/6:{number}", {"kind": "k"}), [[1.0]])
+            assert cache.unsent == 0
+            assert cache.shared is not None
+            assert len(cache.shared) == 8
         run_out(second)
         with persistence.sole_writer(second, "s"), pytest.raises(RunError, match="taken over"):
             add_trial(study)

@@ -119,7 +119,7 @@ class LoggedScorer:
 
 
 def _lookup(location: CacheLocation) -> Callable[[str], bool]:
-    """Asks the store's database itself whether a key was committed, past the code under test."""
+    """Asks the cache's database itself whether a key was committed, past the code under test."""
     if location.url is None:
         file = location.folder / FILE
 
@@ -144,15 +144,15 @@ def _lookup(location: CacheLocation) -> Callable[[str], bool]:
 
 
 def engine_for(
-    store: EvaluationCache, location: CacheLocation, log: Log, chunks: int, seconds: float
+    cache: EvaluationCache, location: CacheLocation, log: Log, chunks: int, seconds: float
 ) -> LocalEngine:
     """A real engine around the formula."""
     scorer = LoggedScorer(location, log, seconds)
-    return LocalEngine(SimpleNamespace(fingerprint=FINGERPRINT), Formula(chunks), store, scorer)  # type: ignore[arg-type]
+    return LocalEngine(SimpleNamespace(fingerprint=FINGERPRINT), Formula(chunks), cache, scorer)  # type: ignore[arg-type]
 
 
 def acknowledging(log: Log, fuse: Mapping[str, int] | None = None) -> Callable[[str, str], None]:
-    """What a worker does at fault points: after a commit it acknowledges;
+    """What a worker does at failpoints: after a commit it acknowledges;
     where its fuse says so, it dies.
     """
     left = dict(fuse or {})
@@ -179,9 +179,9 @@ def run_searches(
     """Bring studies (name, sampler, seed) to their end, one after the other."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     failpoints.enable(acknowledging(log, fuse))
-    with EvaluationCache(location) as store:
+    with EvaluationCache(location) as cache:
         database = open_storage(storage, create=True)
-        engine = engine_for(store, location, log, 2, 0.005)
+        engine = engine_for(cache, location, log, 2, 0.005)
         for name, sampler, seed in names:
             with sole_writer(database, name):
                 study = optuna.create_study(storage=database, study_name=name, load_if_exists=True)

@@ -131,7 +131,7 @@ class Searchers:
         )
 
     def _fuse(self) -> dict[str, int]:
-        """Where a new process shall die: half of them at a fault point."""
+        """Where a new process shall die: half of them at a failpoint."""
         return (
             {self._chance.choice(FUSES): self._chance.randint(1, 30)}
             if self._chance.random() < 0.5
@@ -139,7 +139,7 @@ class Searchers:
         )
 
     def kill_one(self) -> None:
-        """Wait a while for one to die by its fuse, else kill one; start again whoever is dead."""
+        """Wait a while for one to die by its fuse, else kill one; start the dead ones again."""
         moment = time.monotonic() + self._chance.uniform(0.2, self._cost_meter)
         while time.monotonic() < moment and all(
             process.is_alive() for process in self._running.values()
@@ -191,7 +191,7 @@ def check(place: Ground, result: Path) -> None:
     acknowledged = {line[1] for line in lines if line[0] == "acknowledged"}
     starts = Counter(line[1] for line in lines if line[0] == "start")
     with maintenance.reading(place.location(0)) as backends:
-        stored = dict(backends[0].scan())  # the shared tier, where there is one
+        stored = dict(backends[0].scan())  # the shared backend, where there is one
         incidents = sum(len(backend.read_incidents()) for backend in backends)
     lost = sum(
         (entry := stored.get(digest)) is None or entry.value != expected(entry.key.preimage)
@@ -227,9 +227,9 @@ def single_flight(place: Ground, processes: int, keys: int) -> int:
     barrier = FORK.Barrier(processes)
 
     def ask(worker: int) -> None:
-        location, log = place.location(worker), place.log(f"flight-{worker}")
-        with EvaluationCache(location) as store:
-            engine = engine_for(store, location, log, 1, 0.002)
+        location, log = place.location(worker), place.log(f"single-flight-{worker}")
+        with EvaluationCache(location) as cache:
+            engine = engine_for(cache, location, log, 1, 0.002)
             barrier.wait()
             found = engine.evaluate_now(subsets(keys))
             assert all(evaluation.failure is None for evaluation in found)
@@ -240,7 +240,7 @@ def single_flight(place: Ground, processes: int, keys: int) -> int:
         assert process.exitcode == 0, process.exitcode
     return sum(
         line.startswith("start")
-        for file in place.folder.glob("flight-*.log")
+        for file in place.folder.glob("single-flight-*.log")
         for line in file.read_text().splitlines()
     )
 
@@ -260,19 +260,19 @@ def fencing(place: Ground, owners: int, ttl: float = 1.0) -> tuple[int, int]:
                 os.kill(os.getpid(), signal.SIGSTOP)
 
         with (
-            EvaluationCache(place.location(0), ttl) as store,
-            store.single_flight() as single_flight,
+            EvaluationCache(place.location(0), ttl) as cache,
+            cache.single_flight() as single_flight,
         ):
             single_flight.acquire([_fencing_key(number)])
             failpoints.enable(stop)
             single_flight.commit(_fencing_key(number), "stale")
-            place.log(f"fencing-{number}").add("refused", store.refused)
+            place.log(f"fencing-{number}").add("refused", cache.refused)
 
     def fresh() -> None:
         keys = [_fencing_key(number) for number in range(owners)]
         with (
-            EvaluationCache(place.location(1), ttl) as store,
-            store.single_flight() as single_flight,
+            EvaluationCache(place.location(1), ttl) as cache,
+            cache.single_flight() as single_flight,
         ):
             while len(single_flight.owned) < owners:
                 single_flight.acquire(keys)
@@ -315,8 +315,8 @@ def outages(
         location, log = place.location(worker), place.log(f"load-{worker}")
         failpoints.enable(acknowledging(log))
         chance = random.Random(worker // 2)  # two and two ask for the same
-        with EvaluationCache(location, 5.0) as store:
-            engine = engine_for(store, location, log, 1, 0.02)
+        with EvaluationCache(location, 5.0) as cache:
+            engine = engine_for(cache, location, log, 1, 0.02)
             pool = subsets(100_000)
             while not end.is_set():
                 found = engine.evaluate_now(chance.sample(pool, 6))

@@ -85,8 +85,8 @@ def test_a_worker_computes_the_same_numbers(tiny_folder: Path, tmp_path: Path) -
     found = []
     with WorkerPool(worker, 1, Content.of(fingerprint, objective)) as pool:
         for name, scorer in (("alone", None), ("pool", pool)):
-            with EvaluationCache(tmp_path / name) as store:
-                engine = LocalEngine(loaded, objective, store, scorer)
+            with EvaluationCache(tmp_path / name) as cache:
+                engine = LocalEngine(loaded, objective, cache, scorer)
                 found.append([dict(e.metrics) for e in engine.evaluate_now([CANDIDATE, DENSE])])
     assert found[0] == found[1]
 
