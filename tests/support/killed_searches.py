@@ -176,9 +176,8 @@ def kill_searches(
     """Kill searching processes until `kills` have died, then let some studies finish;
     returns the deaths.
     """
-    searchers = Searchers(
-        place, 2 + kills // 4, trials, pace, seed
-    )  # more studies than can be finished
+    # More studies than a quick machine finishes between the kills.
+    searchers = Searchers(place, 40 + kills // 4, trials, pace, seed)
     while searchers.died < kills:
         searchers.kill_one()
     searchers.finish(2)
