@@ -9,6 +9,7 @@ from tests.support.glossary import (
     EVERY_PART,
     PHRASES,
     WHOLE_NAMES,
+    Finding,
     findings,
     in_module,
     in_page,
@@ -31,7 +32,7 @@ def test_the_package_uses_no_private_word() -> None:
 
 
 def test_tests_and_benchmarks_use_no_private_word() -> None:
-    found = []
+    found: list[Finding] = []
     for folder in ("tests", "benchmarks"):
         for path in sorted((REPOSITORY / folder).rglob("*.py")):
             if path.stem not in ("glossary", "test_glossary"):
