@@ -7,7 +7,9 @@
     │   ├── DataError             calibration text or task data that cannot be used
     │   ├── StudyError            a study that is missing or was made with another recipe
     │   │   └── StudyBusyError    a study that another process is searching
-    │   └── StorageError          a database, cache or output folder that cannot be used
+    │   ├── StorageError          a database, cache or output folder that cannot be used
+    │   ├── NotFoundError         a job, study or file of the service that does not exist
+    │   └── ConflictError         a request that the state of its object does not allow
     └── RunError                  a valid request failed: exit status 1, finished work is kept
         ├── ScoringError          one candidate could not be scored
         ├── CorruptEntryError     a stored evaluation is damaged
@@ -72,6 +74,14 @@ class StudyBusyError(StudyError):
 
 class StorageError(InputError):
     """A database, cache or folder that cannot or must not be opened."""
+
+
+class NotFoundError(InputError):
+    """A job, study or file of the service that does not exist."""
+
+
+class ConflictError(InputError):
+    """A request that the present state of its object does not allow."""
 
 
 class RunError(PruneSearchError):

@@ -10,7 +10,7 @@ PACKAGE = Path(prunesearch.__file__).parent
 ORDER = (
     "runtime compat errors units candidate events space algorithms cache models execution "
     "objectives config studies samplers "
-    "evaluation export recovery report pipeline cli __main__"
+    "evaluation export recovery report pipeline service cli __main__"
 ).split()
 
 
