@@ -51,12 +51,21 @@ INCIDENTS = Table(
 )
 
 
-def connect(url: str) -> Engine:
-    """Return an engine for a database. On SQLite a transaction takes the lock when it begins."""
+def connect(url: str, connections: int = 4) -> Engine:
+    """Return an engine for a database. On SQLite a transaction takes the lock when it begins.
+
+    Args:
+        url: URL of the database.
+        connections: number of connections to a server that may be open at once.
+    """
     if sqlalchemy.make_url(url).get_backend_name() == "sqlite":
         return sqlite_engine(url)
     engine = sqlalchemy.create_engine(
-        url, pool_pre_ping=True, pool_size=2, max_overflow=2, connect_args=postgres_arguments(url)
+        url,
+        pool_pre_ping=True,
+        pool_size=2,
+        max_overflow=connections - 2,
+        connect_args=postgres_arguments(url),
     )
 
     @event.listens_for(engine, "begin")
