@@ -148,3 +148,11 @@ def tell(event: Event) -> None:
     """Publish an event. Without a subscriber, nothing happens."""
     for subscription in _subscriptions.get():
         subscription.send(event)
+
+
+def tell_or_log(text: str) -> None:
+    """Publish a message. Without a subscriber, log it as a warning."""
+    if _subscriptions.get():
+        tell(Message(text))
+    else:
+        _log.warning("%s", text)

@@ -68,17 +68,29 @@ def connect(url: str, connections: int = 4) -> Engine:
         connect_args=postgres_arguments(url),
     )
 
+    # None of the statements takes a second. One that hangs longer has lost its network.
+    limit_transactions(engine, 30)
+    return engine
+
+
+def limit_transactions(engine: Engine, seconds: int) -> None:
+    """Let PostgreSQL end a statement that takes too long, and a transaction that was abandoned.
+
+    The limits are set for each transaction only: a pool such as PgBouncer passes the session on to
+    other programs.
+
+    Args:
+        engine: engine of a PostgreSQL database.
+        seconds: longest time of a statement. A transaction may idle for 60 seconds. Then its locks
+            are released, for its client is gone.
+    """
+
     @event.listens_for(engine, "begin")
     def limit(connection: Connection) -> None:
-        # None of the statements takes a second. One that hangs longer has lost its network. The
-        # limits are set for the transaction only: a pool such as PgBouncer passes the session on to
-        # other programs.
         connection.exec_driver_sql(
-            "SELECT set_config('statement_timeout', '30s', true), "
+            f"SELECT set_config('statement_timeout', '{seconds}s', true), "
             "set_config('idle_in_transaction_session_timeout', '60s', true)"
         )
-
-    return engine
 
 
 def postgres_arguments(url: str | sqlalchemy.URL) -> dict[str, int | None]:

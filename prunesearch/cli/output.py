@@ -32,5 +32,5 @@ def quiet() -> None:
     quiet_optuna()
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for name in ("huggingface_hub", "datasets", "lm_eval"):
+    for name in ("huggingface_hub", "datasets", "lm_eval", "psycopg"):
         logging.getLogger(name).setLevel(logging.ERROR)

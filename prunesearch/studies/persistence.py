@@ -12,6 +12,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
+from sqlalchemy import make_url
 from sqlalchemy.exc import (
     IntegrityError,
     NoSuchModuleError,
@@ -21,13 +22,14 @@ from sqlalchemy.exc import (
 )
 
 from prunesearch.cache.location import check_url, shown, sqlite_file
-from prunesearch.cache.tables import postgres_arguments
+from prunesearch.cache.tables import connect, limit_transactions, postgres_arguments
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import RunError, StorageError, StudyError, UnknownNameError, one_line
 from prunesearch.runtime.json_values import Json, JsonObject
 from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
 from prunesearch.studies import writers
 from prunesearch.studies.rdb import EngineOptions, StudyStorage
+from prunesearch.studies.reconnection import PATIENCE, Reconnection
 from prunesearch.studies.study_recipe import IDENTITY_ATTR, RECIPE_ATTR, refuse_other
 from prunesearch.studies.writer_process import Writer, busy
 
@@ -38,7 +40,7 @@ TRIALS_ATTR = "asked_trials"
 StoredValue = TypeVar("StoredValue", bound=Json)
 
 
-def open_storage(url: str, *, create: bool) -> RDBStorage:
+def open_storage(url: str, *, create: bool) -> StudyStorage:
     """Open the database of studies.
 
     Args:
@@ -62,9 +64,11 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         except OSError as error:
             raise StorageError(f"cannot write to {str(file.parent)!r}: {error.strerror}") from None
-    # 2. Open the database, and turn each failure into one line.
+    # 2. Open the database, and turn each failure into one line. A database that has worked in this
+    # process is waited for.
+    patience = PATIENCE if url in _worked else 0.0
     try:
-        return _rdb(url, options)
+        storage = Reconnection(shown(url), patience).repeat(lambda: _rdb(url, options))
     except (SQLAlchemyError, NoSuchModuleError, StorageInternalError) as error:
         cause = error.__cause__ or error  # Optuna's own words say nothing of it
         reason = one_line(getattr(cause, "orig", None) or cause)
@@ -79,11 +83,37 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
             f"`storage` {shown(url)!r} was made by another version of Optuna: upgrade prunesearch, "
             f"or run: optuna storage upgrade --storage {pasted(url, STORAGE_VARIABLE)}"
         ) from None
+    _worked.add(url)
+    return storage
 
 
-def _rdb(url: str, options: EngineOptions) -> RDBStorage:
-    """Open the database. If another process is making its tables right now, wait for it."""
-    # Optuna itself fails when two processes make the tables at the same time.
+_worked: set[str] = set()
+"""URLs of the databases that this process has opened."""
+_TABLES_LOCK = 0x70727374  # PostgreSQL's advisory lock while Optuna makes its tables: "prst"
+_LONGEST_STATEMENT = 300  # seconds; reading a study of 10,000 trials takes a few
+
+
+def _rdb(url: str, options: EngineOptions) -> StudyStorage:
+    """Open the database, and make its tables if there are none.
+
+    Optuna itself fails when two processes make the tables at the same time.
+    """
+    if make_url(url).get_backend_name() != "postgresql":
+        return _rdb_in_file(url, options)
+    # The lock belongs to a transaction, so it also holds through a pool of sessions.
+    lock = connect(url)
+    try:
+        with lock.begin() as connection:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TABLES_LOCK})")
+            storage = StudyStorage(url, engine_kwargs=options)
+    finally:
+        lock.dispose()
+    limit_transactions(storage.engine, _LONGEST_STATEMENT)
+    return storage
+
+
+def _rdb_in_file(url: str, options: EngineOptions) -> StudyStorage:
+    """Open a file. If another process is making its tables right now, wait for it."""
     for _ in range(20):
         try:
             return StudyStorage(url, engine_kwargs=options)

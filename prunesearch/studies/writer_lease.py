@@ -35,6 +35,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from prunesearch.cache.tables import PREFIX
 from prunesearch.errors import RunError, one_line
+from prunesearch.runtime.masking import masked_url
+from prunesearch.studies.reconnection import Reconnection
 from prunesearch.studies.writer_process import Writer, busy, is_dead, this_process
 
 TTL = 30.0
@@ -76,7 +78,7 @@ def held_lease(engine: Engine, name: str) -> Iterator[Fence]:
         StudyBusyError: another process holds the lease.
     """
     lease = _Lease(engine, name)
-    lease.acquire()
+    Reconnection(masked_url(str(engine.url))).repeat(lease.acquire)
     ended = threading.Event()
     keeper = threading.Thread(
         target=lease.keep, args=(ended,), name="prunesearch-writer", daemon=True
@@ -107,8 +109,10 @@ class _Lease:
         self._make_table()
         row = None
         with self._engine.begin() as connection:
-            # 1. Take the lease if it is free, or has run out.
-            token = self._acquire(connection, WRITERS.c.expires <= _now())
+            # 1. Take the lease if it is free, or has run out. Or this process has taken it in an
+            # attempt whose answer was lost.
+            own = WRITERS.c.owner == self._owner
+            token = self._acquire(connection, sqlalchemy.or_(WRITERS.c.expires <= _now(), own))
             if token is None:
                 row = _row(connection, self._name)
             # 2. Take it from a process of this host that is dead, unless another process was
@@ -165,17 +169,18 @@ class _Lease:
 
     def keep(self, ended: threading.Event) -> None:
         """Renew the lease until `ended` is set."""
-        complaint = ""
+        warned = False
         while not ended.wait(TTL / 3):
             try:
                 with self._engine.begin() as connection:
                     connection.execute(
                         WRITERS.update().where(self._own_row).values(expires=_now() + TTL)
                     )
+                warned = False
             # This thread must not end. `check` says what has been lost.
             except Exception as error:  # noqa: BLE001
-                if str(error) != complaint:
-                    complaint = str(error)
+                if not warned:
+                    warned = True
                     _log.warning(
                         "study %r could not be held on to, which is tried again: %s",
                         self._name,

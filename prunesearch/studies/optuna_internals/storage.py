@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Container, Mapping
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -23,6 +24,19 @@ SystemAttributeRow: Any = models.TrialSystemAttributeModel
 TRIAL_STARTED: Any = TrialRow._datetime_start_utc
 TRIAL_FINISHED: Any = TrialRow._datetime_complete_utc
 """Columns with the times of a trial, in UTC without a zone."""
+OPERATIONS = (
+    *("create_new_study", "delete_study", "set_study_user_attr", "set_study_system_attr"),
+    *("get_study_id_from_name", "get_study_name_from_id", "get_study_directions"),
+    *("get_study_user_attrs", "get_study_system_attrs", "get_all_studies", "get_best_trial"),
+    *("get_trial_user_attrs", "get_trial_system_attrs", "get_trial_param", "get_trial"),
+    *("get_trial_id_from_study_id_trial_number", "get_all_trials", "create_new_trial"),
+    *("set_trial_param", "set_trial_state_values", "set_trial_intermediate_value"),
+    *("set_trial_user_attr", "set_trial_system_attr", "record_heartbeat"),
+    # Optuna's cache calls these instead of some of the above.
+    *("_create_new_trial", "_set_trial_param", "_get_trials", "_get_best_trial_id"),
+    *("_get_stale_trial_ids",),
+)
+"""Names of the methods of `RDBStorage` that open a transaction."""
 
 
 class OpenStorage(RDBStorage):
@@ -43,6 +57,11 @@ class OpenStorage(RDBStorage):
             KeyError: it does not.
         """
         models.StudyModel.find_or_raise_by_id(study_id, session)
+
+    def find_trial(self, session: Session, trial_id: int) -> models.TrialModel | None:
+        """Return a trial as Optuna's ORM has it; None if it does not exist."""
+        found: models.TrialModel | None = session.get(models.TrialModel, trial_id)
+        return found
 
     def write_ending(
         self,
@@ -99,6 +118,12 @@ class OpenStorage(RDBStorage):
     ) -> models.TrialModel:
         # `create_new_trial` calls this method.
         return self.add_trial(study_id, template_trial, session)
+
+
+def started_of(trial: Any) -> datetime | None:  # noqa: ANN401 (Optuna's models are untyped)
+    """Return the start of a trial, in UTC without a zone, as it is stored."""
+    started: datetime | None = trial._datetime_start_utc
+    return started
 
 
 def without_parameters(template: FrozenTrial) -> FrozenTrial:
