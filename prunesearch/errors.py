@@ -15,6 +15,7 @@
         ├── CorruptEntryError     a stored evaluation is damaged
         ├── UnavailableError      the cache's disk or database does not work at the moment
         ├── DownloadError         a file could not be obtained or is not the one expected
+        ├── ServerError           a server does not answer, fails, or is not understood
         └── VerificationError     an exported checkpoint does not equal its candidate
 
 Every message says what happened, for which value, and what to do next. Catch `PruneSearchError` to
@@ -102,6 +103,10 @@ class UnavailableError(RunError):
 
 class DownloadError(RunError):
     """A file could not be obtained, or is not the expected one."""
+
+
+class ServerError(RunError):
+    """A prunesearch server that does not answer, that failed, or that is not understood."""
 
 
 class VerificationError(RunError):

@@ -18,6 +18,7 @@ _SHARED = {
     "Model": "model revision dtype trust_remote_code",
     "Machine": "device device_map threads offload state_memory workers checkpointing",
     "Where results are": "study storage cache run_folder",
+    "Server": "server token_file insecure_http",
 }
 _SEARCHED = {
     "What is dropped": "drop protect units keep_pattern against",
@@ -65,6 +66,12 @@ EXAMPLES = {
         "heal ./model --layers 3,7,12 --tune 20 --out healed",
     ),
     "plan": ("plan meta-llama/Llama-3.1-70B --memory 24GiB",),
+    "submit": (
+        "submit recipe.yaml --watch",
+        "submit --model SmolLM2-135M-Instruct --drop 6 --trials 100",
+    ),
+    "watch": ("watch job-0123456789abcdef --server https://pruning.example.org",),
+    "fetch": ("fetch job-0123456789abcdef --out pruned",),
     "demo": ("demo", "demo --trials 40 --home /tmp/demo"),
 }
 

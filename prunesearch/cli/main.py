@@ -23,6 +23,7 @@ from prunesearch.cli.heal import heal
 from prunesearch.cli.help import Group
 from prunesearch.cli.models import analyze, evaluate, plan
 from prunesearch.cli.parameters import present_words
+from prunesearch.cli.remote import cancel, fetch, jobs, pause, resume, stop, submit, watch
 from prunesearch.cli.search import demo, run, search
 from prunesearch.cli.study import study
 from prunesearch.errors import InputError, PruneSearchError, one_line
@@ -44,17 +45,25 @@ def cli() -> None:
 for group_or_command in (
     analyze,
     cache,
+    cancel,
     compensate,
     demo,
     doctor,
     evaluate,
     export,
+    fetch,
     heal,
+    jobs,
+    pause,
     plan,
+    resume,
     run,
     search,
+    stop,
     study,
+    submit,
     verify,
+    watch,
 ):
     cli.add_command(group_or_command)
 
@@ -67,7 +76,7 @@ def main() -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         with stopping.handled():
-            cli.main(standalone_mode=False)
+            status = cli.main(standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -90,6 +99,10 @@ def main() -> None:
         if os.environ.get("PRUNESEARCH_TRACEBACK"):
             raise
         _fail_unforeseen(error)
+    else:
+        # Click returns the status with which a command ended early; most return nothing.
+        if isinstance(status, int):
+            sys.exit(status)
 
 
 def _fail(kind: str, message: str, error: Exception, status: int) -> NoReturn:

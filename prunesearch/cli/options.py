@@ -14,6 +14,7 @@ from prunesearch.config.search import RANKINGS
 from prunesearch.export.formats.registry import checkpoint_formats
 from prunesearch.objectives import registry as objectives
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE
+from prunesearch.service.credentials import DEFAULT_SERVER, SERVER_VARIABLE, TOKEN_VARIABLE
 from prunesearch.space import UNITS
 
 # What is dropped.
@@ -205,6 +206,26 @@ CACHE = SharedOption(
     envvar=CACHE_VARIABLE,
     show_envvar=True,
     help="The cache: DIR, URL or DIR,URL. Keep a password in ~/.pgpass.",
+)
+
+# The server.
+SERVER = SharedOption(
+    "--server",
+    default=DEFAULT_SERVER,
+    show_default=True,
+    envvar=SERVER_VARIABLE,
+    show_envvar=True,
+    help="URL of the server.",
+)
+TOKEN_FILE = SharedOption(
+    "--token-file",
+    show_default=f"{TOKEN_VARIABLE}, ~/.config/prunesearch/token, storage/admin.token",
+    help="File with the token, which others may not read.",
+)
+INSECURE_HTTP = SharedOption(
+    "--insecure-http",
+    is_flag=True,
+    help="Send the token to another machine without encryption.",
 )
 
 # The checkpoint that is written.

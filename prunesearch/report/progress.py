@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -27,6 +27,11 @@ _HOLD = 4.0  # seconds that the first stages of a log wait for what comes of the
 _BAR, _LEFT = 12, 13  # columns for a bar at least, and for the time left
 
 
+def _monotonic() -> float:
+    """Return the time of this process."""
+    return time.monotonic()
+
+
 class _Clock:
     """Estimates the remaining time of a study from the mean time per trial so far.
 
@@ -38,9 +43,11 @@ class _Clock:
         each: seconds per evaluation of this run; None before the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self.each: float | None = None
-        self._start = time.monotonic()
+        self._now = now
+        self._start = now()
+        self._run = 0
         self._end: float | None = None
 
     def read(self, progress: SearchProgress, share: float) -> None:
@@ -50,9 +57,13 @@ class _Clock:
             progress: progress of the study.
             share: finished share of the work on the running trials.
         """
-        now = time.monotonic()
-        spent = now - self._start
+        now = self._now()
         run = progress.hits + progress.computed
+        # The search was started again, as after a crash of its process.
+        if run < self._run:
+            self._start = now
+        self._run = run
+        spent = now - self._start
         in_part = share * progress.under_way
         if run:
             self.each = spent / run
@@ -66,7 +77,7 @@ class _Clock:
         """Remaining seconds; None before the first evaluation."""
         if self._end is None:
             return None
-        return max(0.0, self._end - time.monotonic())
+        return max(0.0, self._end - self._now())
 
 
 class ProgressView:
@@ -74,10 +85,18 @@ class ProgressView:
 
     A study gets a bar, the time left, and its best trial with its layers. As a context manager, the
     view subscribes to the events of the ``with`` block.
+
+    Args:
+        console: where to draw. None: stderr.
+        now: clock of the process that works, in seconds, with which its speed is estimated. None:
+            this process works.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(
+        self, console: Console | None = None, now: Callable[[], float] | None = None
+    ) -> None:
         self.console = console or Console(stderr=True)
+        self._now = now or _monotonic
         self._lock = threading.RLock()
         self._live: Live | None = None
         self._studies: dict[str, SearchProgress] = {}
@@ -151,7 +170,7 @@ class ProgressView:
             if before is not None and progress.under_way > before.under_way:
                 self._share = 0.0  # another generation has begun
             self._studies[progress.study] = progress
-            self._clocks.setdefault(progress.study, _Clock()).read(progress, self._share)
+            self._clocks.setdefault(progress.study, _Clock(self._now)).read(progress, self._share)
             if self.console.is_terminal:
                 self._show()
                 return

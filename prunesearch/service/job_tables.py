@@ -1,0 +1,144 @@
+"""Tables of jobs for people. Text of the server is escaped."""
+
+import time
+
+from prunesearch.report.tables import (
+    LayerList,
+    Parts,
+    Prose,
+    duration,
+    next_commands,
+    size,
+    table,
+    without_constant,
+)
+from prunesearch.runtime.masking import printable
+from prunesearch.service.download import FetchedExport
+from prunesearch.service.job import FINAL, Job, JobPage
+from prunesearch.service.watching import WatchedJob
+
+_DAYS = 2 * 86_400  # seconds after which a time is shown by its day
+
+
+def jobs(page: JobPage) -> Parts:
+    """Show one line per job."""
+    columns = ("job", "state", "study", "done", "best", "layers dropped", "by", "submitted")
+    rows = []
+    for job in page.jobs:
+        rows.append(
+            (
+                job.id,
+                job.state,
+                job.study,
+                _done(job),
+                _best(job),
+                LayerList(_dropped(job)),
+                job.submitted_by,
+                _ago(job.created),
+            )
+        )
+    if not rows:
+        return ["no jobs: prunesearch submit RECIPE.yaml submits one"]
+    parts: Parts = [table("Jobs", *without_constant(columns, rows, {"-"}))]
+    if page.next is not None:
+        parts.append("there are more jobs: see --limit, --state and --study")
+    return parts
+
+
+def job_details(job: Job) -> Parts:
+    """Show a job: its state, its stages and what can be done with it."""
+    rows: list[tuple[object, ...]] = [
+        ("state", job.state),
+        ("study", job.study),
+        ("command", job.command),
+        ("trials", job.trials),
+        ("submitted", f"{_ago(job.created)} by {printable(job.submitted_by)}"),
+    ]
+    if job.started is not None:
+        end = time.time() if job.ended is None else job.ended
+        rows.append(("time since its start", duration(round(max(0.0, end - job.started)))))
+    if job.progress is not None and job.state not in FINAL:
+        rows.append(("step", Prose(f"{printable(job.progress.step)} {_done(job)}")))
+    if (best := _best(job)) != "-":
+        rows.append(("best", best))
+        rows.append(("layers dropped", LayerList(_dropped(job))))
+    if job.error:
+        rows.append(("error", Prose(printable(job.error))))
+    parts: Parts = [table(job.id, ("", ""), rows)]
+    stages = []
+    for stage in job.stages:
+        spent = "-" if stage.seconds is None else duration(stage.seconds)
+        stages.append((stage.name, stage.state, spent))
+    if stages:
+        parts.append(table("Stages", ("stage", "state", "time"), stages))
+    if commands := _next(job):
+        parts.append(next_commands(*commands))
+    return parts
+
+
+def watched(found: WatchedJob) -> Parts:
+    """Show a job that was watched to its end."""
+    return job_details(found.job)
+
+
+def submitted(job: Job) -> Parts:
+    """Show a job that was submitted."""
+    return [
+        f"{job.id} is {job.state}: study {printable(job.study)}, {job.trials} trials",
+        next_commands(f"prunesearch watch {job.id}"),
+    ]
+
+
+def changed(job: Job) -> Parts:
+    """Show a job after its state was changed."""
+    parts: Parts = [f"{job.id} is {job.state}"]
+    if commands := _next(job):
+        parts.append(next_commands(*commands))
+    return parts
+
+
+def fetched(found: FetchedExport) -> Parts:
+    """Show an export that was downloaded."""
+    return [
+        f"{found.folder}: {len(found.files)} files, {size(found.bytes)}; each has the sha256 that "
+        f"the server announced",
+        next_commands(f"prunesearch verify {found.folder}"),
+    ]
+
+
+def _next(job: Job) -> list[str]:
+    """Return the commands that go on with a job."""
+    if job.state == "paused":
+        return [f"prunesearch resume {job.id}"]
+    if job.exported:
+        return [f"prunesearch fetch {job.id} --out pruned"]
+    if job.state not in FINAL:
+        return [f"prunesearch watch {job.id}"]
+    return []
+
+
+def _done(job: Job) -> str:
+    """Return how much of the present step is done."""
+    if job.progress is None or not job.progress.total:
+        return "-"
+    return f"{job.progress.done}/{job.progress.total} {printable(job.progress.unit)}".strip()
+
+
+def _best(job: Job) -> str:
+    """Return the best value so far."""
+    if job.progress is None or job.progress.best_value is None:
+        return "-"
+    return f"{job.progress.best_value:.4f}"
+
+
+def _dropped(job: Job) -> str:
+    """Return the layers that the best trial drops."""
+    return (job.progress and job.progress.best_dropped) or "-"
+
+
+def _ago(at: float) -> str:
+    """Format a time of the past: how long ago it was, or its day."""
+    seconds = max(0.0, time.time() - at)
+    if seconds > _DAYS:
+        return time.strftime("%Y-%m-%d", time.localtime(at))
+    return f"{duration(round(seconds))} ago"
