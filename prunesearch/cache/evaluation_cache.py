@@ -18,7 +18,7 @@ from prunesearch.cache.folder_leases import folder_leases
 from prunesearch.cache.incidents import Incident
 from prunesearch.cache.keys import Key
 from prunesearch.cache.leased_backend import LeasedBackend
-from prunesearch.cache.leases import TTL, Leases
+from prunesearch.cache.leases import TTL, Interest, Leases
 from prunesearch.cache.liveness import ProcessLiveness
 from prunesearch.cache.local_backend import LocalBackend
 from prunesearch.cache.location import CacheLocation
@@ -121,9 +121,14 @@ class EvaluationCache(TwoLevelBackend):
     def _lease_locally(
         self, backend: LocalBackend, wanted: set[str]
     ) -> tuple[LeasedBackend, dict[str, int]]:
+        leased = self._leased(backend)
+        return leased, self._lease_at(leased, wanted)
+
+    def _leased(self, backend: LocalBackend) -> LeasedBackend:
+        """Return the local backend with its leases, which are opened when they are first needed."""
         if self._local_leased is None:
             self._local_leased = LeasedBackend(folder_leases(self.folder, self._ttl), backend)
-        return self._local_leased, self._lease_at(self._local_leased, wanted)
+        return self._local_leased
 
     def _lease_at(self, leased: LeasedBackend, wanted: set[str]) -> dict[str, int]:
         with self._lock:
@@ -135,13 +140,44 @@ class EvaluationCache(TwoLevelBackend):
         if not left:
             return granted
         # Release the leases of owners that died on this host, then try once more.
-        dead = [other for other in leased.leases.owners(left) if self._liveness.has_died(other)]
+        if self._release_dead(leased, leased.leases.owners(left)):
+            granted |= leased.leases.acquire(owner, left)
+        return granted
+
+    def _release_dead(self, leased: LeasedBackend, owners: Iterable[str]) -> set[str]:
+        """Release the leases of those owners that died on this host, and return these owners."""
+        dead = {other for other in owners if self._liveness.has_died(other)}
         for other in dead:
             leased.leases.release(other)
             self._liveness.forget(other)
-        if dead:
-            granted |= leased.leases.acquire(owner, left)
-        return granted
+        return dead
+
+    def interest(self, digests: Iterable[str]) -> Interest:
+        """Return which living processes hold these keys, or wait for keys of this process."""
+        wanted = set(digests)
+        if self._shared_leased is not None:
+            leased = self._shared_leased
+            found = self._shared(lambda _: self._interest_at(leased, wanted))
+            if found is not None:
+                return found
+        here = self._locally(lambda backend: self._interest_at(self._leased(backend), wanted))
+        # Without a disk, leasing waits for the database.
+        return here or Interest(self._liveness.owner, {})
+
+    def _interest_at(self, leased: LeasedBackend, wanted: set[str]) -> Interest:
+        found = leased.leases.interest(self._liveness.owner, wanted)
+        dead = self._release_dead(leased, found.others)
+        alive = {digest: owner for digest, owner in found.holders.items() if owner not in dead}
+        return Interest(found.owner, alive, found.waiting - dead)
+
+    def announce(self, holders: Iterable[str]) -> None:
+        """Announce to other processes that this one waits for keys that they hold."""
+        others = set(holders)
+        leased = self._shared_leased or self._local_leased
+        if leased is not None:
+            # Without the announcement, this process only waits longer.
+            with contextlib.suppress(UnavailableError):
+                leased.leases.announce(self._liveness.owner, others)
 
     def commit(self, leased: LeasedBackend, token: int, entry: Entry) -> Entry | None:
         """Store a result under its lease; see `SingleFlight.commit`."""

@@ -12,8 +12,9 @@ PostgreSQL has a clock of its own. SQLite has no clock and serves one host only,
 host's monotonic clock, which all processes share and which cannot be set.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import sqlalchemy
@@ -29,7 +30,28 @@ TTL = 60.0
 LONGEST = 3600.0
 """Longest lease in seconds. One that seems to last longer was granted before the host restarted."""
 _MOST = 200  # largest number of keys in one statement
+_WAITS_FOR = ">"  # separates two owners in the key of a notice, see `Leases.announce`
 _Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Interest:
+    """Which other owners are interested in some keys.
+
+    Attributes:
+        owner: owner that has asked.
+        holders: owner of each key that is leased, by digest.
+        waiting: owners that have announced that they wait for keys of `owner`.
+    """
+
+    owner: str
+    holders: Mapping[str, str]
+    waiting: Set[str] = frozenset()
+
+    @property
+    def others(self) -> set[str]:
+        """All owners but `owner` itself."""
+        return {*self.holders.values(), *self.waiting} - {self.owner}
 
 
 class Leases:
@@ -159,9 +181,57 @@ class Leases:
 
         return self._transact(owners)
 
+    def interest(self, owner: str, digests: Iterable[str]) -> Interest:
+        """Return who holds these keys, and who has announced to wait for keys of an owner.
+
+        An announcement is returned once.
+        """
+        given = sorted(digests)
+        notices = LEASES.c.key.startswith(_notice(owner, ""), autoescape=True)
+
+        def interest(connection: Connection) -> Interest:
+            alive = sqlalchemy.not_(self._over)
+            # 1. Read the leases that have not run out.
+            holders: dict[str, str] = {}
+            for start in range(0, len(given), _MOST):
+                query = sqlalchemy.select(LEASES.c.key, LEASES.c.owner).where(
+                    LEASES.c.key.in_(given[start : start + _MOST]), alive
+                )
+                for key, holder in connection.execute(query):
+                    holders[key] = holder
+            # 2. Take the announcements.
+            query = sqlalchemy.select(LEASES.c.owner).where(notices, alive)
+            waiting = set(connection.execute(query).scalars())
+            if waiting:
+                connection.execute(LEASES.delete().where(notices))
+            return Interest(owner, holders, waiting)
+
+        return self._transact(interest)
+
+    def announce(self, owner: str, holders: Iterable[str]) -> None:
+        """Announce to other owners that an owner waits for keys that they hold.
+
+        An announcement is a row like a lease, whose key consists of both owners. So it is renewed
+        and runs out like the leases of the one that waits.
+        """
+        until = self._now + self.ttl
+        rows = []
+        for holder in sorted(set(holders) - {owner}):
+            rows.append(
+                {"key": _notice(holder, owner), "owner": owner, "token": 1, "expires": until}
+            )
+        if not rows:
+            return
+        statement = self._insert(LEASES).values(rows)
+        statement = statement.on_conflict_do_update(
+            index_elements=[LEASES.c.key], set_={"expires": until}
+        )
+        self._transact(lambda connection: connection.execute(statement))
+
     def count(self) -> tuple[int, int]:
         """Return the number of leases that are alive, and of leases that have run out."""
         query = sqlalchemy.select(sqlalchemy.func.count()).select_from(LEASES)
+        query = query.where(sqlalchemy.not_(LEASES.c.key.contains(_WAITS_FOR)))
 
         def count(connection: Connection) -> tuple[int, int]:
             every = int(connection.execute(query).scalar_one())
@@ -194,3 +264,8 @@ class Leases:
             raise UnavailableError(
                 f"the leases in {self.name} do not work: {reason}; fix it and run again"
             ) from None
+
+
+def _notice(holder: str, waiting: str) -> str:
+    """Return the key of the announcement that an owner waits for another; at most 64 characters."""
+    return f"{holder[:31]}{_WAITS_FOR}{waiting[:32]}"

@@ -16,10 +16,14 @@ from prunesearch.cache.backend import FoundEntries
 from prunesearch.cache.entry import Entry
 from prunesearch.cache.keys import Key
 from prunesearch.cache.leased_backend import LeasedBackend
+from prunesearch.cache.leases import Interest
 from prunesearch.runtime import failpoints
 from prunesearch.runtime.json_values import Json
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.02, 1.0
+_GROWTH = 1.25  # so a result is noticed after at most a quarter more than the time waited for it
+Choice = Callable[[set[str], Interest], set[str]]
+"""Function that chooses which free keys are leased. It knows who is interested in the keys."""
 
 
 class LeasingCache(Protocol):
@@ -27,6 +31,14 @@ class LeasingCache(Protocol):
 
     def get_digests(self, digests: Iterable[str]) -> FoundEntries:
         """Return the stored entries of these keys."""
+        ...
+
+    def interest(self, digests: Iterable[str]) -> Interest:
+        """Return which processes hold these keys, or wait for keys of this process."""
+        ...
+
+    def announce(self, holders: Iterable[str]) -> None:
+        """Announce to other processes that this one waits for keys that they hold."""
         ...
 
     def lease(self, digests: Iterable[str]) -> tuple[LeasedBackend, dict[str, int]]:
@@ -52,6 +64,7 @@ class SingleFlight:
     def __init__(self, cache: LeasingCache) -> None:
         self._cache = cache
         self._tokens: dict[str, tuple[LeasedBackend, int]] = {}
+        self._announced_to: set[str] = set()
         self._pause = _FIRST_WAIT
 
     @property
@@ -59,8 +72,13 @@ class SingleFlight:
         """Digests of the keys that are leased to this object."""
         return set(self._tokens)
 
-    def acquire(self, keys: Iterable[Key]) -> FoundEntries:
-        """Look keys up, and lease those that are missing and that no other process is computing.
+    def acquire(self, keys: Iterable[Key], choose: Choice | None = None) -> FoundEntries:
+        """Look keys up, and lease missing ones that no other process is computing.
+
+        Args:
+            keys: the keys.
+            choose: function that chooses which of the missing and free keys are leased. Default:
+                all.
 
         Returns:
             The entries that are stored already.
@@ -72,19 +90,33 @@ class SingleFlight:
         found = self._cache.get_digests(wanted)
         missing = wanted - set(found)
         if missing:
-            leased, granted = self._cache.lease(missing)
-            for digest, token in granted.items():
-                self._tokens[digest] = (leased, token)
-            for digest in granted:
-                failpoints.hit("after_acquire", digest)
-            # Look again: a key may have been committed, and its lease released, since the first
-            # look.
-            late = self._cache.get_digests(granted)
-            self._release(late)
-            found |= late
+            found = found | self._lease(missing, choose)
         if found or self._tokens:
             self._pause = _FIRST_WAIT
         return found
+
+    def _lease(self, missing: set[str], choose: Choice | None) -> FoundEntries:
+        """Lease missing keys, and return the entries that were stored meanwhile."""
+        interest = self._cache.interest(missing)
+        chosen = missing - set(interest.holders)
+        if choose is not None:
+            chosen = choose(chosen, interest)
+        if not chosen:
+            # Other processes compute all of them. They leave some over once they know.
+            unaware = set(interest.holders.values()) - self._announced_to
+            if unaware:
+                self._cache.announce(unaware)
+                self._announced_to |= unaware
+            return {}
+        leased, granted = self._cache.lease(chosen)
+        for digest, token in granted.items():
+            self._tokens[digest] = (leased, token)
+        for digest in granted:
+            failpoints.hit("after_acquire", digest)
+        # Look again: a key may have been committed, and its lease released, since the first look.
+        late = self._cache.get_digests(granted)
+        self._release(late)
+        return late
 
     def commit(self, key: Key, value: Json, seconds: float = 0.0) -> Entry | None:
         """Store the result of a key that is in `owned`. On return it is stored durably.
@@ -131,7 +163,7 @@ class SingleFlight:
         end = time.monotonic() + self._pause
         while time.monotonic() < end and not stopped():
             time.sleep(min(0.05, self._pause))
-        self._pause = min(_LONGEST_WAIT, 1.5 * self._pause)
+        self._pause = min(_LONGEST_WAIT, _GROWTH * self._pause)
 
     def __enter__(self) -> Self:
         return self

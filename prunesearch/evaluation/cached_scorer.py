@@ -6,7 +6,7 @@ it. All other results are computed here and stored.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from prunesearch.cache.single_flight import SingleFlight
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import PruneSearchError, ScoringError, one_line
 from prunesearch.evaluation import FAILURES
+from prunesearch.evaluation.lease_pieces import LeasePieces
 from prunesearch.execution.shared_forward import EvaluationCancelled
 from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Work
 from prunesearch.runtime import failpoints
@@ -57,9 +58,13 @@ class CachedResults:
         cache: evaluation cache.
         fingerprint: fingerprint of the dense model.
         cancelled: function that returns True once the results are no longer needed.
+        one_pass: True if a pass over the blocks is expensive (their weights are streamed).
 
     Attributes:
         tokens: number of tokens that candidates were scored on in this process.
+        scored: number of results that were scored in this process.
+        waits: wait for results that other processes are computing. If False, `get` ends when
+            nothing is left to score here.
     """
 
     def __init__(
@@ -68,13 +73,16 @@ class CachedResults:
         cache: EvaluationCache,
         fingerprint: str,
         cancelled: Callable[[], bool],
+        one_pass: bool = False,
     ) -> None:
-        self.tokens = 0
+        self.tokens = self.scored = 0
+        self.waits = True
         self._scorer = scorer
         self._cache = cache
         self._fingerprint = fingerprint
         self._cancelled = cancelled
         self._cost_meter = _CostMeter()
+        self._pieces = LeasePieces(scorer.workers, one_pass)
 
     def get(self, wanted: Iterable[tuple[Chunk, LayerSubset]]) -> Iterator[ChunkResult]:
         """Get results of candidates on chunks: from the cache, by scoring, or from another process.
@@ -83,7 +91,8 @@ class CachedResults:
             Each result as soon as it is known.
 
         Raises:
-            EvaluationCancelled: the results are no longer needed.
+            EvaluationCancelled: the results are no longer needed, or other processes are computing
+                all that is left and `waits` is False.
             UnavailableError: neither the local nor the shared part of the cache works.
         """
         # Group the requests by key. Chunks with equal content have the same key.
@@ -97,12 +106,14 @@ class CachedResults:
         # Generated text that is sampled differs every time: it is neither looked up nor stored.
         for request in uncacheable:
             yield self._score_without_cache(request)
+        self._pieces.begin(_path_order(pending))
         with self._cache.single_flight() as single_flight:
             # A key stays pending until its result was yielded. A key that another process has taken
             # over while it was scored here stays pending too, and the next round asks for it again.
             while pending:
-                # Look the keys up, and lease those that nobody has computed or leased.
-                found = single_flight.acquire(pending)
+                # Look the keys up, and lease those that are scored next.
+                found = single_flight.acquire(pending, self._pieces.choose)
+                self._pieces.note_found(len(found))
                 for key in list(pending):
                     if key.digest not in found:
                         continue
@@ -123,8 +134,9 @@ class CachedResults:
                         yield replace(result, chunk=request.chunk)
                 # Wait for other processes if they have leased all keys that are pending.
                 if not work and pending:
-                    single_flight.wait(self._cancelled)
-                    if self._cancelled():
+                    if self.waits:
+                        single_flight.wait(self._cancelled)
+                    if self._cancelled() or not self.waits:
                         raise EvaluationCancelled
 
     def _score(self, work: Work, single_flight: SingleFlight) -> Iterator[tuple[Key, ChunkResult]]:
@@ -189,6 +201,7 @@ class CachedResults:
             single_flight.release([key])
             return result
         self.tokens += result.chunk.tokens
+        self.scored += 1
         entry = single_flight.commit(key, result.rows, self._cost_meter.charge(result.chunk))
         return None if entry is None else replace(result, rows=entry.value)
 
@@ -213,6 +226,19 @@ def _failure_of(error: Exception) -> ScoringError:
     if isinstance(error, PruneSearchError) and not isinstance(error, ScoringError):
         raise error
     return ScoringError(f"{type(error).__name__}: {one_line(error)}")
+
+
+def _path_order(pending: Mapping[Key, Sequence[_Request]]) -> list[tuple[Key, int]]:
+    """Return keys and their chunks by chunk, and within a chunk by the candidates' paths.
+
+    Neighbours in this order share the longest prefixes.
+    """
+    ordered = sorted(pending, key=lambda key: _place(pending[key][0]))
+    return [(key, pending[key][0].chunk.index) for key in ordered]
+
+
+def _place(request: _Request) -> tuple[int, tuple[int, ...]]:
+    return request.chunk.index, request.candidate.path
 
 
 def _work(requests: Iterable[_Request]) -> Work:

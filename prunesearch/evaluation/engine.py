@@ -45,6 +45,7 @@ class LocalEngine:
         cache: evaluation cache.
         scorer: scorer of the candidates. Default: this process.
         state_memory: bytes that hidden states may take.
+        one_pass: True if a pass over the blocks is expensive (their weights are streamed).
 
     Attributes:
         results: results on chunks: from the cache, by the scorer, or from another process.
@@ -57,6 +58,7 @@ class LocalEngine:
         cache: EvaluationCache,
         scorer: Scorer | None = None,
         state_memory: int = 2**31,
+        one_pass: bool = False,
     ) -> None:
         keep_freed_memory()
         self.loaded = loaded
@@ -65,7 +67,7 @@ class LocalEngine:
         self.workers = scorer.workers
         self._cache = cache
         self._stop = threading.Event()
-        self.results = CachedResults(scorer, cache, loaded.fingerprint, self._cancelled)
+        self.results = CachedResults(scorer, cache, loaded.fingerprint, self._cancelled, one_pass)
         self._consumers = 0
         self._futures: dict[CandidateRequest, asyncio.Future[Evaluation]] = {}
         self._waiting: dict[CandidateRequest, asyncio.Future[Evaluation]] = {}

@@ -75,7 +75,8 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
         EvaluationCache(options.cache) as cache,
         _scorer(_pinned(recipe, loaded), options, content) as scorer,
     ):
-        engine = LocalEngine(loaded, objective, cache, scorer, options.state_bytes)
+        streamed = loaded.layers.streamed_once
+        engine = LocalEngine(loaded, objective, cache, scorer, options.state_bytes, streamed)
         with stopping.deferred():
             yield Session(loaded, objective, engine, cache, spaces)
 

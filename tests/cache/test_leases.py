@@ -91,6 +91,27 @@ def test_leases_from_before_a_reboot_do_not_last(tmp_path: Path, clock: Clock) -
     assert leases.acquire("b", ["k"]) == {"k": 2}
 
 
+def test_owners_learn_once_who_holds_keys_and_who_waits_for_theirs(
+    tmp_path: Path, clock: Clock
+) -> None:
+    leases = folder_leases(tmp_path, 10.0)
+    first, second = "a" * 32, "b" * 32
+    leases.acquire(first, ["k", "l"])
+    found = leases.interest(second, ["k", "m"])
+    assert (found.holders, found.waiting, found.others) == ({"k": first}, set(), {first})
+    leases.announce(second, [first, second])
+    leases.announce(second, [first])
+    assert leases.count() == (2, 0), "announcements are not leases"
+    assert leases.interest("c" * 32, ["k"]).waiting == set()
+    assert leases.interest(first, []).waiting == {second}
+    assert leases.interest(first, []).waiting == set(), "it was told already"
+    # Leases and announcements that have run out count no more.
+    leases.announce(second, [first])
+    clock.now += 10.0
+    found = leases.interest(first, ["k"])
+    assert (found.holders, found.waiting) == ({}, set())
+
+
 def test_a_failed_commit_keeps_the_lease(tmp_path: Path) -> None:
     leases = folder_leases(tmp_path)
     tokens = leases.acquire("a", ["k"])
