@@ -25,7 +25,9 @@ from prunesearch.cli.models import analyze, evaluate, plan
 from prunesearch.cli.parameters import present_words
 from prunesearch.cli.remote import cancel, fetch, jobs, pause, resume, stop, submit, watch
 from prunesearch.cli.search import demo, run, search
+from prunesearch.cli.serve import serve
 from prunesearch.cli.study import study
+from prunesearch.cli.token import token
 from prunesearch.errors import InputError, PruneSearchError, one_line
 from prunesearch.report.emit import emit_json
 from prunesearch.runtime import stopping
@@ -59,9 +61,11 @@ for group_or_command in (
     resume,
     run,
     search,
+    serve,
     stop,
     study,
     submit,
+    token,
     verify,
     watch,
 ):

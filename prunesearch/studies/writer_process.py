@@ -41,11 +41,14 @@ def this_process() -> str:
 
     It is empty if the system does not provide one.
     """
+    return process_name(os.getpid())
+
+
+def process_name(pid: int) -> str:
+    """Return an identifier of a process of this host; see `this_process`."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return (
-            f"{boot} {Path('/proc/self/ns/pid').readlink()} {os.getpid()} {_started(os.getpid())}"
-        )
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()} {pid} {_started(pid)}"
     except OSError:
         return ""
 

@@ -83,6 +83,7 @@ ALLOWED = (
     ("cache/hardening.py", "store"), ("export/gguf_tokenizer.py", "behind"),
     ("samplers/", "form"),  # the earlier name of `encoding`, accepted with a warning
     ("algorithms/planner.py", "caution"), ("algorithms/planner.py", "trust"),  # the same
+    ("service/http/", "form"), ("service/web/", "form"),  # of a web page
     ("", "single_flight"), ("", "SingleFlight"),
 )  # fmt: skip
 """Pairs of a path's beginning and a name, or a word, that may stand there."""

@@ -1,0 +1,90 @@
+"""The commands `token …` on the tokens of a service. They start without torch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from prunesearch.cli.help import Group, Words
+from prunesearch.cli.options import JSON, STORAGE
+from prunesearch.report.emit import emit
+from prunesearch.service.access.roles import ROLES, Role
+from prunesearch.units import parse_duration
+
+if TYPE_CHECKING:
+    from prunesearch.service.access.access import Access
+
+_NAME = click.argument("name")
+
+
+@click.group(cls=Group)
+def token() -> None:
+    """Make, revoke and list the tokens of a service."""
+
+
+@token.command("create")
+@_NAME
+@click.option(
+    "--role",
+    type=Words(ROLES),
+    required=True,
+    help="viewer: read; submitter: and submit jobs; admin: and everything else.",
+)
+@click.option("--expires", help="When it expires: 30d, 12h.  [default: never]")
+@click.option("--out", help="Write the secret to this file, which only you can read.")
+@STORAGE
+@JSON
+def token_create(
+    name: str, role: Role, expires: str | None, out: str | None, storage: str, as_json: bool
+) -> None:
+    """Make a token, and print its secret once.
+
+    The service keeps only a digest of it.
+    """
+    from prunesearch.service.access import token_tables as rendered
+    from prunesearch.service.access.token_file import account, write_secret
+
+    lifetime = None if expires is None else parse_duration(expires, "--expires")
+    access = _access(storage)
+    made = access.tokens.create(name, role, lifetime)
+    access.audit.record(account(), "create_token", name, f"role {role}", "this machine")
+    if out is None:
+        emit(as_json, made, rendered.created)
+        return
+    write_secret(Path(out), made.secret)
+    written = rendered.WrittenToken(name, role, made.record.expires, out)
+    emit(as_json, written, rendered.written)
+
+
+@token.command("revoke")
+@_NAME
+@STORAGE
+@JSON
+def token_revoke(name: str, storage: str, as_json: bool) -> None:
+    """Revoke a token. Its sessions and streams end within seconds."""
+    from prunesearch.service.access import token_tables as rendered
+    from prunesearch.service.access.token_file import account
+
+    access = _access(storage)
+    revoked = access.tokens.revoke(name)
+    access.audit.record(account(), "revoke_token", name, "", "this machine")
+    emit(as_json, revoked, rendered.revoked)
+
+
+@token.command("list")
+@STORAGE
+@JSON
+def token_list(storage: str, as_json: bool) -> None:
+    """List the tokens of a service, without their secrets."""
+    from prunesearch.service.access import token_tables as rendered
+
+    emit(as_json, _access(storage).tokens.records(), rendered.tokens)
+
+
+def _access(storage: str) -> "Access":
+    """Return the tokens and the log of changes of a service's database."""
+    from prunesearch.service.access.access import Access
+    from prunesearch.service.database import open_database
+    from prunesearch.service.settings import ServiceSettings
+
+    return Access(open_database(ServiceSettings(storage=storage).database))

@@ -1,0 +1,74 @@
+"""Files that hold the secret of a token, for its user alone."""
+
+import getpass
+import os
+import tempfile
+from pathlib import Path
+
+from prunesearch.cache.location import sqlite_file
+from prunesearch.errors import ConflictError, InputError
+from prunesearch.service.access import secrets
+from prunesearch.service.access.access import Access
+
+FIRST_TOKEN = "admin"
+"""Name of the token that the first start of a service makes."""
+_FILE = "admin.token"
+
+
+def write_secret(path: Path, secret: str) -> None:
+    """Write a secret into a file that only its owner can read. It replaces an existing file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        # mkstemp makes the file with mode 0600.
+        handle, scratch = tempfile.mkstemp(prefix=".token-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(secret + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            Path(scratch).replace(path)
+        except OSError:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"cannot write the token to {str(path)!r}: {error.strerror}") from None
+
+
+def token_path(storage: str) -> Path:
+    """Return the file of the first token: beside a SQLite file, else in ``storage``."""
+    file = sqlite_file(storage)
+    return (file.parent if file is not None else Path("storage")) / _FILE
+
+
+def make_first_token(access: Access, path: Path) -> bool:
+    """Make a token of an admin if there is no token yet, and write it to a file.
+
+    Returns:
+        Whether a token was made.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if access.tokens.any():
+        return False
+    # The file comes first: a token without a file could never be used.
+    secret = secrets.new_token()
+    write_secret(path, secret)
+    try:
+        access.tokens.create(FIRST_TOKEN, "admin", secret=secret)
+    except ConflictError:
+        return False  # another process was faster
+    access.audit.record(account(), "create_token", FIRST_TOKEN, "first start", "this machine")
+    return True
+
+
+def account() -> str:
+    """Return the name of the account on this machine, for the log of changes."""
+    try:
+        return f"account {getpass.getuser()}"
+    except (KeyError, OSError):
+        return f"account {os.getuid()}"

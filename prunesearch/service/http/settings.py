@@ -1,0 +1,103 @@
+"""How the HTTP process listens, and what it refuses."""
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from prunesearch.errors import InputError
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class HttpSettings:
+    """Settings of the HTTP process.
+
+    Attributes:
+        host, port: address that the process listens on.
+        dashboard_port: port of the dashboard's listener. None: there is no dashboard.
+        trusted_hosts: names that a request's header Host may have, in addition to the loopback
+            names and to `host`.
+        tls_cert, tls_key: files of the certificate and of its key. None: plain HTTP.
+        proxy_addresses: addresses of the proxies whose headers X-Forwarded-* are believed. None:
+            there is no proxy.
+        open_metrics: whether /metrics answers without a token.
+        body_bytes: largest body of a request.
+        body_seconds: time in which a whole body must arrive.
+        answer_seconds: time after which a request ends with status 503 if the database is away.
+        requests_per_minute: largest number of requests of one token, or of one address without a
+            token.
+        sign_ins_per_minute: largest number of attempts to sign in from one address.
+        poll_seconds: time between two looks at the database for new events.
+        check_seconds: time between two checks whether the tokens of open streams are still valid.
+        keep_alive_seconds: time after which a quiet stream sends a comment.
+        idle_reader_seconds: time after which a stream ends whose reader takes nothing.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    dashboard_port: int | None = None
+    trusted_hosts: tuple[str, ...] = ()
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    proxy_addresses: str | None = None
+    open_metrics: bool = False
+    body_bytes: int = 1024 * 1024
+    body_seconds: float = 10.0
+    answer_seconds: float = 8.0
+    requests_per_minute: int = 6000
+    sign_ins_per_minute: int = 10
+    poll_seconds: float = 0.25
+    check_seconds: float = 2.0
+    keep_alive_seconds: float = 15.0
+    idle_reader_seconds: float = 60.0
+
+    @property
+    def secure(self) -> bool:
+        """Whether browsers reach the service by https."""
+        return self.tls_cert is not None or self.proxy_addresses is not None
+
+    @property
+    def url(self) -> str:
+        """URL of the service, as it is shown to the user."""
+        return f"{self._scheme}://{self._shown_host}:{self.port}"
+
+    @property
+    def dashboard_url(self) -> str | None:
+        """URL of the dashboard. None: there is none."""
+        if self.dashboard_port is None:
+            return None
+        return f"{self._scheme}://{self._shown_host}:{self.dashboard_port}"
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self.tls_cert is not None else "http"
+
+    @property
+    def _shown_host(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    def check(self) -> None:
+        """Refuse settings with which tokens would cross a network in the clear.
+
+        Raises:
+            InputError: the host is not a loopback address and there is neither TLS nor a proxy; or
+                one of certificate and key is missing.
+        """
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InputError("`tls_cert` and `tls_key` go together: give both, or neither")
+        if not is_loopback(self.host) and not self.secure:
+            raise InputError(
+                f"`host` {self.host!r} would send tokens over the network unencrypted: give "
+                "`tls_cert` and `tls_key`, or `proxy_addresses` if a proxy in front of the service "
+                "terminates TLS"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach an address."""
+    if host in LOOPBACK_NAMES:
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
