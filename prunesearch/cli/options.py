@@ -199,6 +199,21 @@ STORAGE = SharedOption(
     show_envvar=True,
     help="Optuna RDB URL of the studies. Keep its password in ~/.pgpass.",
 )
+COPY_FROM = SharedOption(
+    "--from",
+    "source",
+    default=RunOptions().storage,
+    show_default=True,
+    envvar=STORAGE_VARIABLE,
+    show_envvar=True,
+    help="Optuna RDB URL of the database with the studies.",
+)
+COPY_TO = SharedOption(
+    "--to",
+    "target",
+    required=True,
+    help="Optuna RDB URL of the database for the copies. Keep its password in ~/.pgpass.",
+)
 CACHE = SharedOption(
     "--cache",
     default=RunOptions().cache,

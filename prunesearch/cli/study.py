@@ -8,6 +8,8 @@ import click
 from prunesearch.cli.help import Group
 from prunesearch.cli.options import (
     CALIBRATION,
+    COPY_FROM,
+    COPY_TO,
     INCLUDE_PATH,
     JSON,
     MODEL_OF_STUDY,
@@ -27,7 +29,7 @@ from prunesearch.report.emit import emit
 
 @click.group(cls=Group)
 def study() -> None:
-    """Show, resume and delete studies."""
+    """Show, resume, copy and delete studies."""
 
 
 @study.command("list")
@@ -130,6 +132,37 @@ def study_resume(
     with progress():
         report = report_of("search", request)
     emit(as_json, report, render)
+
+
+@study.command("copy")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@COPY_FROM
+@COPY_TO
+@click.option("--name", "new_name", help="Name of the copy; default the name of the study.")
+@click.option("--all", "every", is_flag=True, help="Copy all studies of the database.")
+@JSON
+def study_copy(
+    names: tuple[str, ...],
+    source: str,
+    target: str,
+    new_name: str | None,
+    every: bool,
+    as_json: bool,
+) -> None:
+    """Copy the studies NAME to another database, where each goes on with the same next trials.
+
+    Evaluations travel with cache export and cache import.
+    """
+    from prunesearch.report import study as rendered
+    from prunesearch.report.progress import ProgressView
+    from prunesearch.studies.copying import copy_studies
+
+    if bool(names) == every:
+        raise InputError("give the NAME of one or more studies, or --all")
+    quiet_optuna()
+    with ProgressView():
+        copied = copy_studies(source, target, None if every else names, new_name)
+    emit(as_json, copied, rendered.study_copy)
 
 
 @study.command("rm")

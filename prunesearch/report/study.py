@@ -19,6 +19,7 @@ from prunesearch.report.tables import (
     without_constant,
 )
 from prunesearch.runtime.json_values import Json
+from prunesearch.studies.copying import CopiedStudy
 from prunesearch.studies.summary import (
     DeletedStudy,
     StudyDetails,
@@ -190,6 +191,19 @@ def _running_of(summary: StudySummary) -> str:
 def study_best(trial: TrialSummary) -> Parts:
     """Show the dropped layers only, for scripts."""
     return [trial.dropped]
+
+
+def study_copy(copied: Sequence[CopiedStudy]) -> Parts:
+    """Show what was copied."""
+    if not copied:
+        return ["there is no study to copy"]
+    lines = []
+    for made in copied:
+        name = made.copied
+        if made.study != made.copied:
+            name = f"{made.copied} as {made.study}"
+        lines.append(f"copied {name} ({made.trials} trials) to {made.storage}")
+    return [*lines, "evaluations are not part of a study: see cache export and cache import"]
 
 
 def study_rm(done: DeletedStudy) -> Parts:

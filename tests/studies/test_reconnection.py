@@ -1,6 +1,5 @@
 """A study survives outages of its database: nothing is lost, doubled or in another order."""
 
-import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Iterator
@@ -24,19 +23,15 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import OperationalError
 
 from prunesearch import events
-from prunesearch.cache.evaluation_cache import EvaluationCache
-from prunesearch.cache.location import CacheLocation
 from prunesearch.errors import RunError, StorageError
-from prunesearch.pipeline.search_loop import search
 from prunesearch.runtime import failpoints, stopping
-from prunesearch.samplers import build
 from prunesearch.studies import persistence, reconnection
 from prunesearch.studies.optuna_internals.storage import OPERATIONS
 from prunesearch.studies.rdb import StudyStorage
 from prunesearch.studies.writer_lease import WRITERS
 from tests.support import postgres
-from tests.support.formula import FITNESS, SPACE, Log, engine_for
 from tests.support.proxy import Proxy
+from tests.support.searches import search_in, trials_of
 
 TRIALS = 32
 
@@ -69,41 +64,6 @@ def told() -> Iterator[list[str]]:
 
     with events.subscribed(handle):
         yield texts
-
-
-def search_in(url: str, folder: Path, sampler: str, trials: int) -> None:
-    """Search a study through a URL."""
-    location = CacheLocation(folder / "cache")
-    with EvaluationCache(location) as cache:
-        engine = engine_for(cache, location, Log(folder / "log"), 1, 0.0)
-        storage = persistence.open_storage(url, create=True)
-        with persistence.database_failures("s", storage), persistence.sole_writer(storage, "s"):
-            study = optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
-            asyncio.run(search(study, build(sampler, SPACE, seed=3), engine, FITNESS, trials))
-        storage.engine.dispose()
-
-
-def trials_of(url: str, name: str = "s") -> list[dict[str, Any]]:
-    """Everything of a study's trials that does not depend on time."""
-    found = []
-    for trial in optuna.load_study(storage=url, study_name=name).trials:
-        attributes = {
-            key: value
-            for key, value in trial.user_attrs.items()
-            if key not in ("seconds", "saved_seconds", "cache")
-        }
-        found.append(
-            {
-                "number": trial.number,
-                "state": trial.state,
-                "values": trial.values,
-                "params": trial.params,
-                "user": attributes,
-                "system": trial.system_attrs,
-                "steps": trial.intermediate_values,
-            }
-        )
-    return found
 
 
 @pytest.fixture(scope="module")

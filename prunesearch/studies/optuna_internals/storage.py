@@ -1,6 +1,7 @@
 """An `RDBStorage` whose private methods have public names, and the tables that it uses."""
 
 import copy
+import re
 from collections.abc import Container, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -10,6 +11,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Table
 from sqlalchemy.orm import Session
 
 from prunesearch.runtime.json_values import Json
@@ -24,6 +26,33 @@ SystemAttributeRow: Any = models.TrialSystemAttributeModel
 TRIAL_STARTED: Any = TrialRow._datetime_start_utc
 TRIAL_FINISHED: Any = TrialRow._datetime_complete_utc
 """Columns with the times of a trial, in UTC without a zone."""
+STUDY_TABLE: Table = models.StudyModel.__table__
+STUDY_PARTS: tuple[Table, ...] = (
+    models.StudyDirectionModel.__table__,
+    models.StudyUserAttributeModel.__table__,
+)
+"""Tables whose rows belong to a study, but for its system attributes."""
+STUDY_SYSTEM_ATTRIBUTES: Table = models.StudySystemAttributeModel.__table__
+TRIAL_TABLE: Table = models.TrialModel.__table__
+TRIAL_PARTS: tuple[Table, ...] = (
+    models.TrialParamModel.__table__,
+    models.TrialValueModel.__table__,
+    models.TrialIntermediateValueModel.__table__,
+    models.TrialUserAttributeModel.__table__,
+    models.TrialSystemAttributeModel.__table__,
+    models.TrialHeartbeatModel.__table__,
+)
+"""Tables whose rows belong to a trial."""
+ALL_TABLES = frozenset(models.BaseModel.metadata.tables)
+"""Names of all of Optuna's tables."""
+KEYS_WITH_TRIAL_ID = re.compile(
+    r"(?P<before>dashboard:|dashboard:artifacts:|preference:skip_trial:)(?P<trial_id>\d+)(?=:|$)"
+)
+"""Names of system attributes of a study that contain the id of a trial.
+
+optuna-dashboard 0.21.0 writes them: the notes and the artifacts of a trial, and the trials that a
+user has skipped.
+"""
 OPERATIONS = (
     *("create_new_study", "delete_study", "set_study_user_attr", "set_study_system_attr"),
     *("get_study_id_from_name", "get_study_name_from_id", "get_study_directions"),
