@@ -1,4 +1,7 @@
-"""Every benchmark runs: its smoke form writes a valid document."""
+"""Every benchmark runs: its smoke form writes a valid document.
+
+These tests take minutes, so they are a step of their own: ``pytest -m smoke --dist load``.
+"""
 
 import importlib
 import json
@@ -31,6 +34,7 @@ def settings_of_libraries() -> Iterator[None]:
     transformers.logging.enable_progress_bar()
 
 
+@pytest.mark.smoke
 @pytest.mark.usefixtures("settings_of_libraries")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_smoke_form_writes_a_valid_document(
