@@ -66,6 +66,7 @@ class SearchProgress:
         under_way: number of trials that are being evaluated.
         front: number of non-dominated trials of a Pareto study, which has no best trial; 0 for
             other studies.
+        value: first value of the last trial; None at the start, and if the trial failed.
     """
 
     study: str
@@ -78,6 +79,7 @@ class SearchProgress:
     evaluation: Evaluation | None = None
     under_way: int = 0
     front: int = 0
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,33 @@ class HealProgress:
     watched: Sequence[tuple[int, float]] = ()
 
 
-Event = Message | StageProgress | SearchProgress | HealProgress
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage of the pipeline begins.
+
+    Attributes:
+        stage: name of the stage, as in `pipeline.stages`.
+    """
+
+    stage: str
+
+
+@dataclass(frozen=True)
+class StageFinished:
+    """A stage of the pipeline has ended, or is not wanted.
+
+    Attributes:
+        stage: name of the stage.
+        seconds: duration.
+        skipped: whether the command does not want the stage.
+    """
+
+    stage: str
+    seconds: float = 0.0
+    skipped: bool = False
+
+
+Event = Message | StageProgress | SearchProgress | HealProgress | StageStarted | StageFinished
 EventHandler = Callable[[Event], None]
 """Function that receives events."""
 

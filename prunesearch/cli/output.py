@@ -1,10 +1,13 @@
 """What a command shows beside its result: progress, and no messages of libraries."""
 
-import logging
 from typing import TYPE_CHECKING
+
+from prunesearch.runtime.silence import quiet, quiet_optuna
 
 if TYPE_CHECKING:
     from prunesearch.report.progress import ProgressView
+
+__all__ = ["progress", "quiet", "quiet_optuna"]
 
 
 def progress() -> "ProgressView":
@@ -13,24 +16,3 @@ def progress() -> "ProgressView":
     from prunesearch.report.progress import ProgressView
 
     return ProgressView()
-
-
-def quiet_optuna() -> None:
-    """Let Optuna log warnings and errors only."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def quiet() -> None:
-    """Silence libraries, so that the terminal shows our own progress only.
-
-    Our errors contain their messages.
-    """
-    import transformers
-
-    quiet_optuna()
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for name in ("huggingface_hub", "datasets", "lm_eval", "psycopg"):
-        logging.getLogger(name).setLevel(logging.ERROR)

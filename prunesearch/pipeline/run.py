@@ -19,6 +19,7 @@ what is left to do:
 | report | puts the results together | |
 """
 
+import time
 import warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -119,9 +120,13 @@ def run_stages(command: str, request: Request) -> State:
         state = State(request, resources)
         for stage in stages:
             if not stage.wanted(state):
+                events.tell(events.StageFinished(stage.name, skipped=True))
                 continue
+            events.tell(events.StageStarted(stage.name))
+            began = time.perf_counter()
             with stopping.deferred() if stage.defers_signals else nullcontext():
                 state = stage.run(state)
+            events.tell(events.StageFinished(stage.name, time.perf_counter() - began))
         return state
 
 

@@ -18,7 +18,7 @@ from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.evaluation import Engine
 from prunesearch.evaluation.scalarization import TrialScalarizer
-from prunesearch.runtime import failpoints
+from prunesearch.runtime import early_end, failpoints
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers import (
     GenerationPendingError,
@@ -60,6 +60,8 @@ async def search(
 ) -> SearchResult:
     """Bring `study` to `total` finished trials, or fewer if the space has fewer candidates.
 
+    The search ends earlier if somebody asks for it (see `early_end`).
+
     Args:
         study: study to extend.
         sampler: sampler that proposes the candidates.
@@ -82,7 +84,7 @@ async def search(
     if sampler.asynchronous:
         await asyncio.gather(*(run.keep_busy(engine) for _ in range(engine.workers)))
     else:
-        while batch := run.enqueued() or run.ask(sampler.batch):
+        while not run.ends_early() and (batch := run.enqueued() or run.ask(sampler.batch)):
             await run.evaluate(engine, batch)
     return SearchResult(run.hits, run.computed, run.failed, len(orphans), sampler.missing(study))
 
@@ -152,8 +154,15 @@ class _Run:
 
     async def keep_busy(self, engine: Engine) -> None:
         """Ask for and evaluate one trial after the other."""
-        while batch := self.enqueued() or self.ask(1):
+        while not self.ends_early() and (batch := self.enqueued() or self.ask(1)):
             await self.evaluate(engine, batch)
+
+    def ends_early(self) -> bool:
+        """Return whether the search shall end before it has all its trials.
+
+        It goes on until it has a result.
+        """
+        return early_end.requested() and self._best[0] is not None
 
     async def evaluate(self, engine: Engine, batch: Sequence[tuple[int, LayerSubset]]) -> None:
         """Evaluate the candidates of a batch and tell each of its trials."""
@@ -174,6 +183,7 @@ class _Run:
     def _tell(self, number: int, evaluation: Evaluation) -> None:
         """Finish a trial with its evaluation."""
         failpoints.hit("before_tell", str(number))
+        value = None
         annotate(self._study, number, _attributes(evaluation))
         if evaluation.failure is not None:
             self.failed += 1
@@ -183,11 +193,11 @@ class _Run:
                 self.hits += 1
             else:
                 self.computed += 1
-            self._tell_values(number, evaluation)
+            value = self._tell_values(number, evaluation)
         failpoints.hit("after_tell", str(number))
         self._done += 1
         self._under_way -= 1
-        self.announce(evaluation)
+        self.announce(evaluation, value)
 
     def _baseline(self, number: int) -> LayerSubset | None:
         """Return the baseline of a race: the best candidate before the generation of trial
@@ -205,8 +215,12 @@ class _Run:
                 return self._candidate(trial)
         return None
 
-    def _tell_values(self, number: int, evaluation: Evaluation) -> None:
-        """Finish a trial whose evaluation succeeded, as complete or as pruned."""
+    def _tell_values(self, number: int, evaluation: Evaluation) -> float:
+        """Finish a trial whose evaluation succeeded, as complete or as pruned.
+
+        Returns:
+            The first value of the trial.
+        """
         values = self._scalarizer.values(evaluation)
         # Intermediate values, for dashboards and for the estimate of pruned trials.
         for step, metric in evaluation.steps.items():
@@ -216,18 +230,19 @@ class _Run:
             report(self._study, number, step, self._scalarizer.values(at_step)[0])
         if evaluation.raced_out:
             self._study.tell(number, state=TrialState.PRUNED)
-            return
+            return values[0]
         if self._sampler.is_partial_subset(evaluation.candidate):
             # A partial subset cannot be a result. As a pruned trial it informs the sampler and is
             # never the best.
             report(self._study, number, self._sampler.space.count(evaluation.candidate), values[0])
             self._study.tell(number, state=TrialState.PRUNED)
-            return
+            return values[0]
         self._study.tell(number, values)
         if self._best[0] is None or self._scalarizer.better(values[0], self._best[0]):
             self._best = (values[0], evaluation.candidate.text)
+        return values[0]
 
-    def announce(self, evaluation: Evaluation | None = None) -> None:
+    def announce(self, evaluation: Evaluation | None = None, value: float | None = None) -> None:
         """Publish the study's progress."""
         # A front has no best trial; its size is shown instead.
         best_value, best_dropped = self._best
@@ -247,6 +262,7 @@ class _Run:
                 evaluation=evaluation,
                 under_way=self._under_way,
                 front=front,
+                value=value,
             )
         )
 

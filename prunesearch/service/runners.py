@@ -44,6 +44,23 @@ class RunnerInfo:
         return self.host == platform.node()
 
 
+@dataclass(frozen=True)
+class RunnerStarted:
+    """A runner that has just started.
+
+    Attributes:
+        id: its identifier.
+        pid: process id.
+        database: URL of its database, without secrets.
+        slots: number of jobs that it runs at once.
+    """
+
+    id: str
+    pid: int
+    database: str
+    slots: int
+
+
 def list_runners(engine: Engine) -> list[RunnerInfo]:
     """Return the runners in a database, the latest first."""
     query = sqlalchemy.select(RUNNERS, now(engine).label("now")).order_by(RUNNERS.c.started.desc())

@@ -1,0 +1,21 @@
+"""Silences libraries, so that only our own progress and errors are shown."""
+
+import logging
+
+
+def quiet_optuna() -> None:
+    """Let Optuna log warnings and errors only."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def quiet() -> None:
+    """Silence libraries. Our errors contain their messages."""
+    import transformers
+
+    quiet_optuna()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    for name in ("huggingface_hub", "datasets", "lm_eval", "psycopg"):
+        logging.getLogger(name).setLevel(logging.ERROR)
