@@ -145,3 +145,18 @@ def server() -> Iterator[postgres.Server]:
 def database(server: postgres.Server, request: pytest.FixtureRequest) -> str:
     """The URL of an empty database."""
     return server.database(f"d{abs(hash(request.node.nodeid))}")
+
+
+@pytest.fixture(scope="session")
+def bouncer(server: postgres.Server) -> Iterator[postgres.Bouncer]:
+    """PgBouncer in transaction mode before the server."""
+    if postgres.BOUNCER is None:
+        pytest.skip("PgBouncer is not installed")
+    with postgres.Bouncer(server) as running:
+        yield running
+
+
+@pytest.fixture
+def pool(bouncer: postgres.Bouncer, database: str) -> str:
+    """The URL of an empty database through PgBouncer."""
+    return bouncer.url(database)

@@ -1,7 +1,8 @@
 """The tables of the cache, and connections to a database that holds them."""
 
-from collections.abc import Sequence
-from time import monotonic
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic, sleep
 from typing import Any
 
 import sqlalchemy
@@ -91,6 +92,26 @@ def limit_transactions(engine: Engine, seconds: int) -> None:
             f"SELECT set_config('statement_timeout', '{seconds}s', true), "
             "set_config('idle_in_transaction_session_timeout', '60s', true)"
         )
+
+
+@contextmanager
+def advisory_lock(engine: Engine, number: int) -> Iterator[None]:
+    """Hold one of PostgreSQL's advisory locks until the block ends.
+
+    The lock belongs to a transaction, so it also holds through a pool of sessions. While a process
+    waits it uses no session, so the holder of the lock can have several of a small pool.
+
+    Args:
+        engine: engine of a PostgreSQL database.
+        number: number of the lock.
+    """
+    while True:
+        with engine.begin() as connection:
+            held = connection.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({number})")
+            if held.scalar():
+                yield
+                return
+        sleep(0.05)
 
 
 def postgres_arguments(url: str | sqlalchemy.URL) -> dict[str, int | None]:

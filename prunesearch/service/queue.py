@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from prunesearch.cache.location import shown
-from prunesearch.cache.tables import connect
+from prunesearch.cache.tables import advisory_lock, connect
 from prunesearch.errors import StorageError, one_line
 from prunesearch.runtime.masking import masked_text, printable
 
@@ -105,8 +105,7 @@ def _make_tables(client: DBOSClient, url: str) -> None:
     # DBOS's own lock belongs to a session. This one belongs to a transaction.
     engine = connect(url)
     try:
-        with engine.begin() as connection:
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+        with advisory_lock(engine, _LOCK):
             database.run_migrations()
     finally:
         engine.dispose()

@@ -4,7 +4,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import optuna
@@ -22,12 +22,18 @@ from sqlalchemy.exc import (
 )
 
 from prunesearch.cache.location import check_url, shown, sqlite_file
-from prunesearch.cache.tables import connect, limit_transactions, postgres_arguments
+from prunesearch.cache.tables import (
+    advisory_lock,
+    connect,
+    limit_transactions,
+    postgres_arguments,
+)
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import RunError, StorageError, StudyError, UnknownNameError, one_line
 from prunesearch.runtime.json_values import Json, JsonObject
 from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
 from prunesearch.studies import writers
+from prunesearch.studies.optuna_internals.tables import NO_REVISION, schema_revision
 from prunesearch.studies.rdb import EngineOptions, StudyStorage
 from prunesearch.studies.reconnection import PATIENCE, Reconnection
 from prunesearch.studies.study_recipe import IDENTITY_ATTR, RECIPE_ATTR, refuse_other
@@ -100,14 +106,14 @@ def _rdb(url: str, options: EngineOptions) -> StudyStorage:
     """
     if make_url(url).get_backend_name() != "postgresql":
         return _rdb_in_file(url, options)
-    # The lock belongs to a transaction, so it also holds through a pool of sessions.
-    lock = connect(url)
+    engine = connect(url)
     try:
-        with lock.begin() as connection:
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TABLES_LOCK})")
+        with engine.connect() as connection:
+            ready = schema_revision(connection) != NO_REVISION
+        with nullcontext() if ready else advisory_lock(engine, _TABLES_LOCK):
             storage = StudyStorage(url, engine_kwargs=options)
     finally:
-        lock.dispose()
+        engine.dispose()
     limit_transactions(storage.engine, _LONGEST_STATEMENT)
     return storage
 

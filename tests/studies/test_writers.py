@@ -3,14 +3,8 @@ writers.
 """
 
 import os
-import pwd
-import shutil
-import socket
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -30,7 +24,6 @@ from prunesearch.studies.writer_process import Writer, is_dead
 from tests.support.processes import FORK
 
 RECIPE = Recipe(model="m", drop="2")
-BOUNCER = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -40,45 +33,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/study.db"
     found: str = request.getfixturevalue("database")
     return found
-
-
-@pytest.fixture
-def pool(server: Any, database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: ANN401
-    """The URL of a database through PgBouncer in transaction mode."""
-    if BOUNCER is None:
-        pytest.skip("PgBouncer is not installed")
-    folder = Path("/tmp") / f"bouncer-{os.getpid()}"
-    folder.mkdir(mode=0o755)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "users").write_text('"me" "secret"\n')
-    (folder / "ini").write_text(
-        f"[databases]\n* = host=127.0.0.1 port={server.port}\n[pgbouncer]\nlisten_addr = "
-        f"127.0.0.1\n"
-        f"listen_port = {port}\nauth_type = trust\nauth_file = {folder}/users\npool_mode = "
-        f"transaction\n"
-        "default_pool_size = 3\nunix_socket_dir =\nignore_startup_parameters = extra_float_digits\n"
-    )
-    as_user: dict[str, Any] = (
-        {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid} if os.getuid() == 0 else {}
-    )
-    process = subprocess.Popen(
-        [BOUNCER, str(folder / "ini")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        **as_user,
-    )
-    end = time.monotonic() + 20
-    while time.monotonic() < end and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
-    yield database.replace(f":{server.port}/", f":{port}/")
-    process.terminate()
-    process.wait()
-    shutil.rmtree(folder)
 
 
 def study_in(storage: RDBStorage, name: str = "s") -> Study:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -96,3 +97,67 @@ class Server:
         if pid.is_file():
             os.kill(int(pid.read_text().split()[0]), signal.SIGQUIT)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+BOUNCER = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
+
+
+class Bouncer:
+    """PgBouncer in transaction mode, with a pool of three sessions, before a server."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._folder = Path(tempfile.mkdtemp(prefix="bouncer-"))
+        self._folder.chmod(0o755)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        (self._folder / "users").write_text('"me" "secret"\n')
+        (self._folder / "ini").write_text(
+            f"[databases]\n* = host=127.0.0.1 port={server.port}\n[pgbouncer]\n"
+            f"listen_addr = 127.0.0.1\nlisten_port = {self.port}\nauth_type = trust\n"
+            f"auth_file = {self._folder}/users\npool_mode = transaction\n"
+            "default_pool_size = 3\nunix_socket_dir =\nserver_login_retry = 1\n"
+            "ignore_startup_parameters = extra_float_digits\n"
+        )
+        self.start()
+
+    def url(self, direct: str) -> str:
+        """URL through the pool of a database of the server."""
+        return direct.replace(f":{self._server.port}/", f":{self.port}/")
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        as_user: dict[str, Any] = {}
+        if os.getuid() == 0:
+            as_user = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid}
+        self._process = subprocess.Popen(
+            [str(BOUNCER), str(self._folder / "ini")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **as_user,
+        )
+        end = time.monotonic() + 20
+        while time.monotonic() < end and self._process.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise RuntimeError("PgBouncer does not start")
+
+    def stop(self) -> None:
+        """Kill it: every connection is lost."""
+        self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        shutil.rmtree(self._folder)

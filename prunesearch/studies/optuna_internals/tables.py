@@ -13,6 +13,8 @@ TRIAL_ATTRIBUTES = table(
 )
 RUNNING = "RUNNING"
 """State of a trial that is being evaluated."""
+NO_REVISION = "none"
+"""The revision of a database without Optuna's tables."""
 _VERSION_TABLE = "alembic_version"
 
 
@@ -23,7 +25,7 @@ def are_there(connection: Connection) -> bool:
 
 
 def schema_revision(connection: Connection) -> str:
-    """Return the revision of Optuna's schema in a database; "none" without one."""
+    """Return the revision of Optuna's schema in a database, or `NO_REVISION`."""
     if not sqlalchemy.inspect(connection).has_table(_VERSION_TABLE):
-        return "none"
+        return NO_REVISION
     return str(connection.exec_driver_sql(f"SELECT version_num FROM {_VERSION_TABLE}").scalar())
