@@ -61,7 +61,7 @@ class HttpService:
 def settings_in(folder: Path) -> ServiceSettings:
     """Settings of a service with everything in one folder."""
     for name in ("models", "data"):
-        (folder / name).mkdir(exist_ok=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
     return ServiceSettings(
         storage=f"sqlite:///{folder}/study.db",
         cache=str(folder / "cache"),

@@ -5,13 +5,14 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from starlette.responses import RedirectResponse, Response
 
 import prunesearch
 from prunesearch.service.access.access import Access
 from prunesearch.service.database import open_database
-from prunesearch.service.http import problems
+from prunesearch.service.export_files import ExportFiles
+from prunesearch.service.http import openapi, problems
 from prunesearch.service.http.auth import SignInNeededError
 from prunesearch.service.http.event_hub import EventHub
 from prunesearch.service.http.metrics import HttpMetrics
@@ -21,13 +22,16 @@ from prunesearch.service.http.middleware.measured import Deadline, Measured
 from prunesearch.service.http.middleware.methods import Methods
 from prunesearch.service.http.middleware.rates import AddressRates
 from prunesearch.service.http.rate_limits import RateLimits
-from prunesearch.service.http.routes import events, health, jobs
+from prunesearch.service.http.routes import access as access_routes
+from prunesearch.service.http.routes import events, exports, health, jobs, studies
+from prunesearch.service.http.routing import AuditedRoute
 from prunesearch.service.http.services import Services
 from prunesearch.service.http.settings import LOOPBACK_NAMES, HttpSettings
 from prunesearch.service.jobs import Jobs
 from prunesearch.service.settings import ServiceSettings
+from prunesearch.service.studies_view import StudiesView
 
-_GROUPS = (jobs, events, health)
+_GROUPS = (jobs, events, exports, studies, access_routes, health)
 """Modules of routes. The order is that of the OpenAPI document."""
 
 
@@ -62,11 +66,11 @@ def create_app(
     )
     app.state.services = services
     problems.add_handlers(app)
+    openapi.use_document(app)
     app.add_exception_handler(SignInNeededError, _to_sign_in)
-    routes = APIRouter()
+    app.router.route_class = AuditedRoute
     for group in _GROUPS:
-        group.add_to(routes)
-    app.include_router(routes)
+        group.add_to(app)
     _add_middleware(app, services)
     return app
 
@@ -80,6 +84,8 @@ def _services(settings: ServiceSettings, jobs: Jobs | None, http: HttpSettings) 
         http=http,
         jobs=jobs,
         access=access,
+        studies=StudiesView(settings.storage),
+        exports=ExportFiles(),
         events=EventHub(jobs, access, http.poll_seconds, http.check_seconds),
         limits=RateLimits(http.requests_per_minute, http.sign_ins_per_minute),
         metrics=HttpMetrics(),

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -95,8 +95,3 @@ def problems(*statuses: int, public: bool = False) -> dict[int | str, dict[str, 
         content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
         described[status] = {"description": _TEXTS[status], "content": content}
     return described
-
-
-def router(prefix: str = "", tag: str = "") -> APIRouter:
-    """Return a router whose changes are audited."""
-    return APIRouter(prefix=prefix, tags=[tag] if tag else None, route_class=AuditedRoute)

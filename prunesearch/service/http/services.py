@@ -7,12 +7,14 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from prunesearch.service.access.access import Access
+from prunesearch.service.export_files import ExportFiles
 from prunesearch.service.http.event_hub import EventHub
 from prunesearch.service.http.metrics import HttpMetrics
 from prunesearch.service.http.rate_limits import RateLimits
 from prunesearch.service.http.settings import HttpSettings
 from prunesearch.service.jobs import Jobs
 from prunesearch.service.settings import ServiceSettings
+from prunesearch.service.studies_view import StudiesView
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Services:
         http: settings of the HTTP process.
         jobs: the jobs.
         access: tokens, sessions and the log of changes.
+        studies: the studies.
+        exports: the files of exports.
         events: the events of jobs that are being followed.
         limits: limits of the rate of requests.
         metrics: what /metrics shows.
@@ -33,6 +37,8 @@ class Services:
     http: HttpSettings
     jobs: Jobs
     access: Access
+    studies: StudiesView
+    exports: ExportFiles
     events: EventHub
     limits: RateLimits
     metrics: HttpMetrics

@@ -23,6 +23,9 @@ ValueRow: Any = models.TrialValueModel
 ReportRow: Any = models.TrialIntermediateValueModel
 UserAttributeRow: Any = models.TrialUserAttributeModel
 SystemAttributeRow: Any = models.TrialSystemAttributeModel
+StudyRow: Any = models.StudyModel
+DirectionRow: Any = models.StudyDirectionModel
+StudyAttributeRow: Any = models.StudyUserAttributeModel
 TRIAL_STARTED: Any = TrialRow._datetime_start_utc
 TRIAL_FINISHED: Any = TrialRow._datetime_complete_utc
 """Columns with the times of a trial, in UTC without a zone."""

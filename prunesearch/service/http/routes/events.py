@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
@@ -11,20 +11,20 @@ from prunesearch.service.http.auth import Viewer, credential_of
 from prunesearch.service.http.documents import EventPageDocument
 from prunesearch.service.http.event_stream import EventStream
 from prunesearch.service.http.routes.jobs import JobId
-from prunesearch.service.http.routing import problems, router
+from prunesearch.service.http.routing import problems
 from prunesearch.service.http.services import Shared
 from prunesearch.service.job import FINAL
 
 _LARGEST = 2**62
 
 
-def add_to(app: APIRouter) -> None:
+def add_to(app: FastAPI) -> None:
     """Add the route of events."""
-    events = router("/v1/jobs", "jobs")
     example = 'id: 3\nevent: search\ndata: {"at":1790000000.0,"number":0,"value":0.41}\n\n'
-    events.get(
-        "/{job_id}/events",
+    app.get(
+        "/v1/jobs/{job_id}/events",
         operation_id="follow_job",
+        tags=["jobs"],
         response_class=Response,
         responses={
             200: {
@@ -40,7 +40,6 @@ def add_to(app: APIRouter) -> None:
             **problems(404),
         },
     )(follow_job)
-    app.include_router(events)
 
 
 async def follow_job(

@@ -1,6 +1,6 @@
 """Whether the service works, and its metrics."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
@@ -8,37 +8,38 @@ from starlette.responses import JSONResponse
 from prunesearch.service.http.auth import Require
 from prunesearch.service.http.documents import Health, Readiness
 from prunesearch.service.http.readiness import readiness, update_metrics
-from prunesearch.service.http.routing import problems, router
+from prunesearch.service.http.routing import problems
 from prunesearch.service.http.services import Shared, services_of
 
 
-def add_to(app: APIRouter) -> None:
+def add_to(app: FastAPI) -> None:
     """Add the routes of probes and metrics."""
-    health = router("", "operation")
-    health.get(
+    app.get(
         "/healthz",
         operation_id="health",
+        tags=["operation"],
         response_model=Health,
         responses=problems(public=True),
     )(healthz)
-    health.get(
+    app.get(
         "/readyz",
         operation_id="readiness",
+        tags=["operation"],
         response_model=Readiness,
         responses={
             503: {"model": Readiness, "description": "It cannot take jobs."},
         },
     )(readyz)
-    health.get(
+    app.get(
         "/metrics",
         operation_id="metrics",
+        tags=["operation"],
         response_class=Response,
         responses={
             200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
             **problems(),
         },
     )(metrics)
-    app.include_router(health)
 
 
 async def healthz() -> Health:

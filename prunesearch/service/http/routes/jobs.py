@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import FastAPI, Header, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import JsonValue
 
@@ -18,7 +18,7 @@ from prunesearch.service.http.documents import (
     Submission,
 )
 from prunesearch.service.http.problems import FieldError, ProblemError
-from prunesearch.service.http.routing import changed, problems, router
+from prunesearch.service.http.routing import changed, problems
 from prunesearch.service.http.services import Services, Shared
 from prunesearch.service.job import Job, JobRequest, JobState
 from prunesearch.service.recipe_text import check_depth, read_recipe
@@ -43,12 +43,12 @@ _QUOTED = re.compile(r"`(\w+)`")
 """How a message names the field that is wrong: by its section, or in backticks."""
 
 
-def add_to(app: APIRouter) -> None:
+def add_to(app: FastAPI) -> None:
     """Add the routes of jobs."""
-    jobs = router("/v1/jobs", "jobs")
-    jobs.post(
-        "",
+    app.post(
+        "/v1/jobs",
         operation_id="submit_job",
+        tags=["jobs"],
         status_code=201,
         response_model=JobDocument,
         responses={
@@ -56,45 +56,56 @@ def add_to(app: APIRouter) -> None:
             **problems(408, 409, 413, 415),
         },
     )(submit_job)
-    jobs.get("", operation_id="list_jobs", response_model=JobPageDocument, responses=problems())(
-        list_jobs
-    )
-    jobs.get(
-        "/{job_id}",
+    app.get(
+        "/v1/jobs",
+        operation_id="list_jobs",
+        tags=["jobs"],
+        response_model=JobPageDocument,
+        responses=problems(),
+    )(list_jobs)
+    app.get(
+        "/v1/jobs/{job_id}",
         operation_id="show_job",
+        tags=["jobs"],
         response_model=JobDocument,
         responses=problems(404),
     )(show_job)
     for verb in (pause_job, resume_job, stop_job, cancel_job):
-        jobs.post(
-            f"/{{job_id}}/{verb.__name__.removesuffix('_job')}",
+        app.post(
+            f"/v1/jobs/{{job_id}}/{verb.__name__.removesuffix('_job')}",
             operation_id=verb.__name__,
+            tags=["jobs"],
             response_model=JobDocument,
             responses=problems(404, 409),
         )(verb)
-    jobs.delete(
-        "/{job_id}",
+    app.delete(
+        "/v1/jobs/{job_id}",
         operation_id="delete_job",
+        tags=["jobs"],
         status_code=204,
         response_class=Response,
         responses=problems(404, 409),
     )(delete_job)
-    jobs.get("/{job_id}/result", operation_id="show_result", responses=problems(404))(show_result)
-    jobs.get(
-        "/{job_id}/log",
+    app.get(
+        "/v1/jobs/{job_id}/result",
+        operation_id="show_result",
+        tags=["jobs"],
+        responses=problems(404),
+    )(show_result)
+    app.get(
+        "/v1/jobs/{job_id}/log",
         operation_id="show_log",
+        tags=["jobs"],
         response_class=PlainTextResponse,
         responses=problems(404),
     )(show_log)
-    app.include_router(jobs)
-    recipes = router("/v1/recipes", "jobs")
-    recipes.post(
-        "/check",
+    app.post(
+        "/v1/recipes/check",
         operation_id="check_recipe",
+        tags=["jobs"],
         response_model=CheckedRecipe,
         responses=problems(408, 409, 413, 415),
     )(check_recipe)
-    app.include_router(recipes)
 
 
 def request_of(submission: Submission) -> JobRequest:
