@@ -6,9 +6,9 @@ The workers are started before the clock is. Results are compared with the work 
 import time
 from pathlib import Path
 
-from benchmarks.support.fixed_cost import candidates_of, generation, stand_in
 from benchmarks.support.record import Record
 from prunesearch.evaluation.worker_pool import WorkerPool
+from tests.support.fixed_cost import generation, scored, stand_in, values
 
 
 def measure(record: Record, scratch: Path) -> None:
@@ -31,8 +31,5 @@ def _seconds(workers: int, candidates: int, chunks: int, seconds: float, generat
         list(pool.score(generation(workers, 1), lambda: False))
         start = time.perf_counter()
         for _ in range(generations):
-            found = set()
-            for result in pool.score(work, lambda: False):
-                found.add((result.chunk.index, result.candidate))
-            assert found == candidates_of(work)
+            assert scored(list(pool.score(work, lambda: False))) == values(work)
         return time.perf_counter() - start

@@ -9,7 +9,7 @@ from prunesearch.algorithms.registry import ENCODINGS, REGISTRY, check_encoding
 from prunesearch.candidate import check_layers
 from prunesearch.cli.help import Words
 from prunesearch.cli.parameters import WEIGHTS, SharedOption, ignored, renamed
-from prunesearch.config.run_options import OFFLOADS, RunOptions
+from prunesearch.config.run_options import ENGINES, OFFLOADS, RunOptions
 from prunesearch.config.search import RANKINGS
 from prunesearch.export.formats.registry import checkpoint_formats
 from prunesearch.objectives import registry as objectives
@@ -185,7 +185,23 @@ WORKERS = SharedOption(
     type=int,
     default=1,
     show_default=True,
-    help="Processes that score, each with a model.",
+    help="Workers that score, each with a model.",
+)
+ENGINE = SharedOption(
+    "--engine",
+    type=Words(ENGINES),
+    default="local",
+    show_default=True,
+    help="Where workers run: local: processes on this machine; ray: where Ray places them.",
+)
+RAY_ADDRESS = SharedOption(
+    "--ray-address",
+    help="Ray cluster to join: auto, or HOST:PORT; default: Ray is started on this machine.",
+)
+GPUS_PER_WORKER = SharedOption(
+    "--gpus-per-worker",
+    type=float,
+    help="GPUs of a Ray worker: 0.5, 1, or several for a large model; default 1 on a GPU.",
 )
 
 # Where results are. A password belongs into ~/.pgpass or into the variable: other users of the
@@ -294,7 +310,9 @@ DATA_OPTIONS = (
 SELECTION_OPTIONS = (MAX_LOSS, MAX_SIZE)
 MODEL_OPTIONS = (REVISION, DTYPE, TRUST)
 LOADING_OPTIONS = (DEVICE, DEVICE_MAP, THREADS, OFFLOAD)
-RUN_OPTIONS = (*LOADING_OPTIONS, STATE_MEMORY, WORKERS, CACHE)
+RAY_OPTIONS = (ENGINE, RAY_ADDRESS, GPUS_PER_WORKER)
+"""Where the workers are."""
+RUN_OPTIONS = (*LOADING_OPTIONS, STATE_MEMORY, WORKERS, *RAY_OPTIONS, CACHE)
 """How candidates are scored: on one model, or by several processes."""
 WITHOUT_SCORING = (*LOADING_OPTIONS, CACHE, ignored("--workers", "--state-memory"))
 """How a model is loaded by a command that scores no candidates of a search."""

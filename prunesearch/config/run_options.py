@@ -1,6 +1,7 @@
 """`RunOptions`: how a recipe is run. They are not part of the recipe."""
 
 import os
+import re
 import warnings
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -13,8 +14,13 @@ from prunesearch.units import parse_size
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
 """Largest number of threads. More only wait for each other."""
 OFFLOADS = ("none", "cpu", "disk")
+ENGINES = ("local", "ray")
+MOST_PROCESSES = 64
+"""Largest number of worker processes on one machine."""
 OLD_OFFLOADS = {"memory": "none", "resident": "none", "host": "cpu", "stream": "disk"}
 """Words of earlier versions for where weights wait, and the present ones."""
+_ADDRESS = re.compile(r"[\w.\-]+:\d{1,5}|\[[0-9a-fA-F:.]+\]:\d{1,5}")
+"""A host and a port."""
 
 
 class RunOptions(Settings):
@@ -46,8 +52,20 @@ class RunOptions(Settings):
     """Where the weights of idle blocks wait: on the device, in host memory, or on the disk."""
     state_memory: str = "2GiB"
     """Memory limit for the hidden states of a generation."""
-    workers: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of processes that score. Each loads its own model."""
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Number of workers that score. Each loads its own model."""
+    engine: Literal["local", "ray"] = "local"
+    """Where the workers run: on this machine, or where Ray places them."""
+    ray_address: str | None = None
+    """Ray cluster to join: ``auto`` for the one of this node, or ``HOST:PORT`` of its head.
+
+    Default: Ray is started on this machine, and ends with the command.
+    """
+    gpus_per_worker: Annotated[float, Field(ge=0, le=64)] | None = None
+    """GPUs of a Ray worker. A part of one is shared; over several, the model is split.
+
+    Default: 1 if this process scores on a GPU, else 0.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -80,7 +98,58 @@ class RunOptions(Settings):
             raise ValueError(
                 f"`offload` {self.offload} places the weights itself: leave `device_map` out"
             )
+        self._check_workers()
         return self
+
+    def _check_workers(self) -> None:
+        """Refuse settings of workers that do not go together.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.engine == "ray":
+            self._check_ray()
+            return
+        for name in ("ray_address", "gpus_per_worker"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"`{name}` {getattr(self, name)} goes with `engine` ray")
+        if self.workers > MOST_PROCESSES:
+            raise ValueError(
+                f"`workers` {self.workers}: one machine takes at most {MOST_PROCESSES}; a cluster "
+                f"takes more, with `engine` ray"
+            )
+
+    def _check_ray(self) -> None:
+        """Refuse settings that Ray's workers cannot be given.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        address, gpus, device = self.ray_address, self.gpus_per_worker or 0, self.device
+        if address is not None and address.startswith("ray://"):
+            raise ValueError(
+                f"`ray_address` {address}: results are not streamed through Ray's client: run the "
+                f"command on a node of the cluster, with `ray_address` auto"
+            )
+        if address not in (None, "auto") and not _ADDRESS.fullmatch(address or ""):
+            raise ValueError(
+                f"`ray_address` {address!r} is not an address: give auto, or HOST:PORT of the "
+                f"cluster's head"
+            )
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"`gpus_per_worker` {gpus:g}: give a part of 1, or a whole number")
+        kind = None if device is None else device.partition(":")[0]
+        if gpus and kind not in (None, "cuda"):
+            raise ValueError(
+                f"`gpus_per_worker` {gpus:g} and `device` {device} contradict each other"
+            )
+        if self.gpus_per_worker == 0 and kind == "cuda":
+            raise ValueError(f"`gpus_per_worker` 0 and `device` {device} contradict each other")
+        if gpus > 1 and self.offload != "none":
+            raise ValueError(
+                f"`gpus_per_worker` {gpus:g} splits the model over GPUs, and `offload` "
+                f"{self.offload} keeps it off them: leave one out"
+            )
 
     @property
     def state_bytes(self) -> int:

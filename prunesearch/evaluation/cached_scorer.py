@@ -17,7 +17,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import PruneSearchError, ScoringError, one_line
 from prunesearch.evaluation import FAILURES
 from prunesearch.evaluation.lease_pieces import LeasePieces
-from prunesearch.execution.shared_forward import EvaluationCancelled
+from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Work
 from prunesearch.runtime import failpoints
 

@@ -14,6 +14,7 @@ from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.evaluation.batch_evaluation import BatchEvaluation, CandidateRequest
 from prunesearch.evaluation.cached_scorer import CachedResults, Scorer
 from prunesearch.evaluation.local_scorer import LocalScorer
+from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.execution.latency import (
     LatencyModel,
     StoredLatency,
@@ -22,7 +23,6 @@ from prunesearch.execution.latency import (
     timed_tokens,
 )
 from prunesearch.execution.malloc import keep_freed_memory
-from prunesearch.execution.shared_forward import EvaluationCancelled
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.base import Objective
 from prunesearch.objectives.identity import numerics_of

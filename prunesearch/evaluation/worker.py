@@ -1,26 +1,46 @@
-"""What runs in a worker process: it loads a model, and scores shares until its parent ends it."""
+"""What a worker computes with, and what runs in a worker process.
+
+The process loads a model, and scores shares until its parent ends it. Workers of Ray are in
+`ray_worker`. This module is imported without torch, so that a worker loads it when it needs it.
+"""
 
 import multiprocessing
 import os
+import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from prunesearch.errors import PruneSearchError, RunError, one_line
 from prunesearch.evaluation import FAILURES
+from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.execution.malloc import keep_freed_memory
-from prunesearch.execution.shared_forward import EvaluationCancelled, Forward
-from prunesearch.models.bf16_cpu import wide_products
-from prunesearch.objectives.base import Objective, Work
-from prunesearch.objectives.identity import content_digest
+from prunesearch.objectives.base import ChunkResult, Objective, Work
+from prunesearch.objectives.digests import content_digest
 
-Build = Callable[[int], tuple[Objective, Forward, str]]
+if TYPE_CHECKING:
+    from prunesearch.execution.shared_forward import Forward
+
+Build = Callable[[int], "tuple[Objective, Forward, str]"]
 """Function that returns the objective, forward pass and model fingerprint of worker n.
 
 It is called in the worker's process, so it must be picklable.
 """
+_DIGITS = 12  # digits of a digest in a message
+
+
+class Difference(NamedTuple):
+    """The first difference between two contents.
+
+    Attributes:
+        what: name of what differs.
+        digests: the digests of both, for a message.
+    """
+
+    what: str
+    digests: str
 
 
 class Content(NamedTuple):
@@ -46,16 +66,21 @@ class Content(NamedTuple):
             fingerprint, data, content_digest([chunk.identity for chunk in objective.chunks])
         )
 
-    def unlike(self, other: "Content") -> str | None:
-        """Return a description of the first difference; None if all is equal."""
+    def unlike(self, other: "Content") -> Difference | None:
+        """Return the first difference between this content of a worker and that of its parent.
+
+        None: all is equal.
+        """
         words = {
             "model": "weights or config of the model",
             "data": "calibration text or task data",
             "chunks": "versions of the libraries, or how the data is computed",
         }
         for name, what in words.items():
-            if getattr(self, name) != getattr(other, name):
-                return what
+            there, here = getattr(self, name), getattr(other, name)
+            if there != here:
+                digests = f"digest {there[:_DIGITS]} there, {here[:_DIGITS]} here"
+                return Difference(what, digests)
         return None
 
 
@@ -78,30 +103,37 @@ def serve(line: Connection, build: Build, number: int, stop: Any) -> None:  # no
         line.send(Content.of(fingerprint, objective))
         while True:
             share: Work = line.recv()
-            line.send(_score_share(share, objective, forward, line))
+            for message in score_share(share, objective, forward):
+                line.send(message)
 
 
-def _score_share(
-    share: Work, objective: Objective, forward: Forward, line: Connection
-) -> Exception | None:
-    """Score a share and send each result.
+def score_share(
+    share: Work, objective: Objective, forward: "Forward"
+) -> Iterator[ChunkResult | Exception | None]:
+    """Score a share in a worker.
 
-    Returns:
-        The error if the share could not be completed; otherwise None.
+    Yields:
+        Each result. Then the error if the share could not be completed, otherwise None.
     """
     try:
-        with wide_products():
-            for result in objective.score(share, forward):
-                line.send(result)
+        with _numerics():
+            yield from objective.score(share, forward)
+        yield None
     except EvaluationCancelled:
-        return None
+        yield None
     except PruneSearchError as error:
-        if isinstance(error, RunError):
-            return error
-        return RunError(str(error))
+        yield error if isinstance(error, RunError) else RunError(str(error))
     except FAILURES as error:
-        return error
-    return None
+        yield error
+
+
+def _numerics() -> AbstractContextManager[None]:
+    """Return the context that a model is run in. A worker without torch has no model."""
+    if "torch" not in sys.modules:
+        return nullcontext()
+    from prunesearch.models.bf16_cpu import wide_products
+
+    return wide_products()
 
 
 def _end_with_parent() -> None:

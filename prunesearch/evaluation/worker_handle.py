@@ -92,13 +92,13 @@ class WorkerHandle:
 
     def _begin(self, content: Content) -> RunError | None:
         """Send the share to a worker that has its model. A worker with other content is ended."""
-        what = content.unlike(self._content)
-        if what is not None:
+        difference = content.unlike(self._content)
+        if difference is not None:
             self.end()
             return RunError(
-                f"worker {self._number} found other content on disk than this process did ({what} "
-                f"changed since the "
-                "start): nothing of it was used; run the command again"
+                f"worker {self._number} found other content on disk than this process did "
+                f"({difference.what} changed since the start: {difference.digests}): nothing of it "
+                f"was used; run the command again"
             )
         self._ready = True
         self._ask()

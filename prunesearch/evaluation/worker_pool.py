@@ -13,11 +13,11 @@ from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any, Self
 
-from prunesearch.candidate import LayerSubset
+from prunesearch.evaluation.stretches import split
 from prunesearch.evaluation.worker import Build, Content
 from prunesearch.evaluation.worker_handle import WorkerHandle
-from prunesearch.execution.shared_forward import EvaluationCancelled
-from prunesearch.objectives.base import ChunkResult, ChunkWork, Work
+from prunesearch.execution.cancellation import EvaluationCancelled
+from prunesearch.objectives.base import ChunkResult, Work
 
 _POLL_SECONDS = 0.2
 _PATIENCE_SECONDS = 30.0  # time for a worker to end its pass at the next block before it is killed
@@ -131,27 +131,3 @@ def _speaking(members: Sequence[WorkerHandle]) -> list[WorkerHandle]:
     """Wait a short time, and return the workers that have sent a message or died."""
     ready = wait([member.line for member in members], _POLL_SECONDS)
     return [member for member in members if member.line in ready]
-
-
-def split(work: Work, parts: int) -> list[Work]:
-    """Split work into shares of about equal size.
-
-    Each chunk's candidates are cut into stretches of neighbours, which keep about the same number
-    of blocks. The first stretch of each chunk goes to another share, so that a few candidates on
-    many chunks make work for all.
-    """
-    shares: list[list[ChunkWork]] = [[] for _ in range(parts)]
-    for turn, piece in enumerate(work):
-        # Cut the candidates, in the order of their paths, by the number of blocks that they keep.
-        ordered = sorted(piece.candidates, key=lambda c: c.path)
-        total, done, part = sum(len(c.kept) for c in ordered), 0, 0
-        stretches: list[list[LayerSubset]] = [[] for _ in range(parts)]
-        for candidate in ordered:
-            stretches[part].append(candidate)
-            done += len(candidate.kept)
-            part = min(parts - 1, done * parts // total)
-        # Hand the stretches to the shares, beginning with another share for each chunk.
-        for part, stretch in enumerate(stretches):
-            if stretch:
-                shares[(part + turn) % parts].append(ChunkWork(piece.chunk, stretch))
-    return list(shares)

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError, ScoringError, one_line
 from prunesearch.execution.batches import Batch, Rows
+from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.execution.head import Head, code_of, trunk_of
 from prunesearch.execution.state_buffer import StateBuffer
 from prunesearch.models.layers import Layers
@@ -46,10 +47,6 @@ The check depends on the code of the class alone, so a class is checked once per
 """
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments that the model passes to a block after the hidden state."""
-
-
-class EvaluationCancelled(BaseException):
-    """Raised between two blocks when nobody needs the result any more."""
 
 
 @dataclass

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from prunesearch.errors import InputError, one_line
 from prunesearch.models.handover import tokenizer_digest
 from prunesearch.objectives.base import Chunk, Identity
-from prunesearch.objectives.identity import SCORING_VERSION, content_digest
+from prunesearch.objectives.digests import content_digest
+from prunesearch.objectives.identity import SCORING_VERSION
 from prunesearch.objectives.lm_eval_tasks import LM_EVAL
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.runtime.patching import replaced

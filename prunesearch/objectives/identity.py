@@ -1,7 +1,6 @@
 """What identifies a result beside the weights and the candidate: data, arithmetic and version."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,14 +33,6 @@ def numerics_of(model: PreTrainedModel) -> dict[str, str]:
 def tokens_digest(sequences: Sequence[Any]) -> str:
     """Return the digest of nested lists of token ids.
 
-    Spaces are ignored. Use `content_digest` for values that contain text.
+    Spaces are ignored. Use `digests.content_digest` for values that contain text.
     """
     return hashlib.sha256(repr(sequences).replace(" ", "").encode()).hexdigest()
-
-
-def content_digest(value: object) -> str:
-    """Return the digest of a JSON value, text included.
-
-    A value that JSON cannot express is replaced by its text.
-    """
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

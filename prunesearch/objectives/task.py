@@ -35,10 +35,10 @@ from prunesearch.objectives.base import (
     numbers_of,
 )
 from prunesearch.objectives.calibration_data import check_ids
+from prunesearch.objectives.digests import content_digest
 from prunesearch.objectives.generation import generation_chunk
 from prunesearch.objectives.identity import (
     SCORING_VERSION,
-    content_digest,
     numerics_of,
     tokens_digest,
 )

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,6 +21,8 @@ from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.config.search import SearchSection
 from prunesearch.errors import RunError
+from prunesearch.evaluation import ray_cluster
+from prunesearch.evaluation.cached_scorer import Scorer
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.worker import Content
 from prunesearch.evaluation.worker_pool import WorkerPool
@@ -26,7 +30,7 @@ from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.config_edits import period_of
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
-from prunesearch.models.structure import settings_of
+from prunesearch.models.structure import input_device, settings_of
 from prunesearch.objectives.base import Objective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.reference_cache import ReferenceCache
@@ -34,6 +38,9 @@ from prunesearch.objectives.registry import REGISTRY, ObjectiveInputs, TaskInput
 from prunesearch.objectives.weighted_sum import build_mix
 from prunesearch.runtime import stopping
 from prunesearch.space import SearchSpace
+
+if TYPE_CHECKING:
+    from prunesearch.pipeline.ray_workers import RayPlan
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
             used.
     """
     # Check the locations before the model is loaded, which takes long.
+    if options.engine == "ray":
+        ray_cluster.check_installed()
     check_url(options.storage)
     check_writable(CacheLocation.parse(options.cache).folder)
     loaded = load_for(recipe.model, options)
@@ -73,7 +82,7 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
     content = Content.of(loaded.fingerprint, objective)
     with (
         EvaluationCache(options.cache) as cache,
-        _scorer(_pinned(recipe, loaded), options, content) as scorer,
+        _scorer(_pinned(recipe, loaded), options, loaded, content) as scorer,
     ):
         streamed = loaded.layers.streamed_once
         engine = LocalEngine(loaded, objective, cache, scorer, options.state_bytes, streamed)
@@ -93,12 +102,37 @@ def _pinned(recipe: Recipe, loaded: LoadedModel) -> Recipe:
 
 
 @contextmanager
-def _scorer(recipe: Recipe, options: RunOptions, content: Content) -> Iterator[WorkerPool | None]:
-    """Start worker processes, if more than one is requested."""
+def _scorer(
+    recipe: Recipe, options: RunOptions, loaded: LoadedModel, content: Content
+) -> Iterator[Scorer | None]:
+    """Start the workers. With one local worker, this process scores itself."""
+    if options.engine == "ray":
+        with _ray_pool(recipe, options, loaded, content) as scorer:
+            yield scorer
+        return
     if options.workers == 1:
         yield None
         return
     with WorkerPool(functools.partial(_worker, recipe, options), options.workers, content) as pool:
+        yield pool
+
+
+@contextmanager
+def _ray_pool(
+    recipe: Recipe, options: RunOptions, loaded: LoadedModel, content: Content
+) -> Iterator[Scorer]:
+    """Connect to Ray, and start its workers."""
+    # Ray is an extra, so what needs it is imported here.
+    from prunesearch.evaluation.ray_pool import RayPool
+    from prunesearch.pipeline.ray_workers import RayPlan
+
+    references = _references_of(options)
+    plan = RayPlan.of(recipe, options, input_device(loaded.model).type, references)
+    build, whole = functools.partial(_ray_worker, plan), options.offload == "disk"
+    with (
+        ray_cluster.connected(options.ray_address, plan.resources.cpus * options.workers),
+        RayPool(build, options.workers, content, plan.resources, whole) as pool,
+    ):
         yield pool
 
 
@@ -109,10 +143,21 @@ def _worker(recipe: Recipe, options: RunOptions, number: int) -> tuple[Objective
     if gpus and options.device in (None, "cuda"):
         options = options.model_copy(update={"device": f"cuda:{number % gpus}"})
     threads = max(1, (options.threads or os.cpu_count() or 1) // options.workers)
-    options = options.model_copy(update={"threads": threads})
+    return _scored_by(recipe, options.model_copy(update={"threads": threads}))
+
+
+def _ray_worker(plan: "RayPlan", number: int) -> tuple[Objective, Forward, str]:
+    """Load the model and objective of a worker of Ray, on the devices that Ray gave it."""
+    return _scored_by(plan.recipe_here(), plan.options, ReferenceCache(plan.references_here()))
+
+
+def _scored_by(
+    recipe: Recipe, options: RunOptions, references: ReferenceCache | None = None
+) -> tuple[Objective, Forward, str]:
+    """Load the model and objective of a worker."""
     loaded = load_for(recipe.model, options)
     forward = Forward(loaded.model, loaded.layers, options.state_bytes)
-    objective = objective_for(recipe.objective, recipe.data, loaded, options)
+    objective = objective_for(recipe.objective, recipe.data, loaded, options, references=references)
     return objective, forward, loaded.fingerprint
 
 
@@ -158,6 +203,7 @@ def objective_for(
     loaded: LoadedModel,
     options: RunOptions,
     generate: bool = False,
+    references: ReferenceCache | None = None,
 ) -> Objective:
     """Build the objective of a recipe with its data.
 
@@ -167,6 +213,7 @@ def objective_for(
         loaded: model that is scored.
         options: locations of the cache.
         generate: allow tasks that generate text.
+        references: the dense model's outputs. Default: those in the cache's folder.
 
     Raises:
         InputError: the data are not those that the objective reads.
@@ -179,7 +226,7 @@ def objective_for(
     inputs = ObjectiveInputs(
         loaded,
         read_windows,
-        ReferenceCache(CacheLocation.parse(options.cache).folder / "references"),
+        ReferenceCache(_references_of(options)) if references is None else references,
         kl_top=section.kl_top,
         task=TaskInputs(
             section.task or "",
@@ -197,6 +244,11 @@ def objective_for(
         if section.is_mix:
             return build_mix(section.terms, inputs)
         return REGISTRY.get(section.name).build(inputs)
+
+
+def _references_of(options: RunOptions) -> Path:
+    """Return the folder of the dense model's outputs."""
+    return CacheLocation.parse(options.cache).folder / "references"
 
 
 def space_of(section: SearchSection, loaded: LoadedModel) -> SearchSpace:

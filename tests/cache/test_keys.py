@@ -94,6 +94,9 @@ KEEPS_RUN: dict[str, object] = {
     "offload": "disk",
     "state_memory": "1MiB",
     "workers": 2,
+    "engine": "ray",
+    "ray_address": "head:6379",
+    "gpus_per_worker": 0.5,
 }
 
 

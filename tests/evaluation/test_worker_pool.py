@@ -18,9 +18,11 @@ from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import RunError, ScoringError
 from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.evaluation.stretches import split
 from prunesearch.evaluation.worker import Content
-from prunesearch.evaluation.worker_pool import WorkerPool, split
-from prunesearch.execution.shared_forward import EvaluationCancelled, Forward
+from prunesearch.evaluation.worker_pool import WorkerPool
+from prunesearch.execution.cancellation import EvaluationCancelled
+from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
 from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Objective, Work

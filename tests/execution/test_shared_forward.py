@@ -6,8 +6,9 @@ import torch
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ScoringError, VerificationError
 from prunesearch.execution.batches import Rows
+from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.execution.head import Head
-from prunesearch.execution.shared_forward import EvaluationCancelled, Forward
+from prunesearch.execution.shared_forward import Forward
 from prunesearch.export.verification import compare
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import pruned

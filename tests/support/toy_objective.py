@@ -5,13 +5,16 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import DataError
 from prunesearch.evaluation.worker import Content
-from prunesearch.execution.shared_forward import EvaluationCancelled, Forward
+from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Objective, Work
+
+if TYPE_CHECKING:
+    from prunesearch.execution.shared_forward import Forward
 
 WELL, DIES_ONCE, DIES, NO_MEMORY, NO_DATA, SLOW = range(30, 36)
 
@@ -26,7 +29,7 @@ class Toy:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def score(self, work: Work, forward: Forward) -> Iterator[ChunkResult]:
+    def score(self, work: Work, forward: "Forward") -> Iterator[ChunkResult]:
         for piece in work:
             for candidate in piece.candidates:
                 self._act(candidate)
@@ -60,9 +63,9 @@ class Still:
     stopped: Callable[[], bool]
 
 
-def build_toy(folder: Path, number: int) -> tuple[Objective, Forward, str]:
+def build_toy(folder: Path, number: int) -> "tuple[Objective, Forward, str]":
     """Stand in for the loading of a model; a toy needs none of what it leaves out."""
-    return cast(Objective, Toy(folder)), cast(Forward, Still()), "a toy"
+    return cast(Objective, Toy(folder)), cast("Forward", Still()), "a toy"
 
 
 TOYS = Content.of("a toy", cast(Objective, Toy(Path())))

@@ -1,0 +1,140 @@
+"""The connection of this process to Ray: it starts Ray on this machine, or joins a cluster.
+
+Ray is imported inside the functions, because it is an extra.
+"""
+
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+from prunesearch.compat import ray as compat_ray
+from prunesearch.errors import InputError, one_line
+
+_OBJECT_MEMORY = 2**27  # bytes of Ray's object memory on this machine: results are small
+_REACH_SECONDS = 10.0  # time in which the head of a cluster must answer
+
+
+def check_installed() -> None:
+    """Refuse `engine` ray if Ray is not installed.
+
+    Raises:
+        InputError: it is not.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise InputError(
+            "`engine` ray needs Ray: pip install 'prunesearch[ray]', on every node of the cluster"
+        )
+
+
+@contextmanager
+def connected(address: str | None, cpus: int) -> Iterator[None]:
+    """Connect this process to Ray inside the ``with`` block.
+
+    A Ray that is started here listens on 127.0.0.1 only, and is shut down at the end. One that was
+    joined is left alone. If the program that uses this package has connected already, this
+    connection is used, and left open.
+
+    Args:
+        address: address of the cluster, or ``auto`` for the one that runs on this machine. None:
+            Ray is started on this machine.
+        cpus: number of CPU cores that a Ray which is started here hands out.
+
+    Raises:
+        InputError: there is no cluster at this address, or it has another version of Ray or Python.
+    """
+    check_installed()
+    import ray
+
+    with ExitStack() as stack:
+        stack.enter_context(compat_ray.quiet())
+        if not ray.is_initialized():
+            stack.callback(ray.shutdown)
+            _connect(address, cpus)
+        yield
+
+
+def _connect(address: str | None, cpus: int) -> None:
+    """Start Ray, or join it.
+
+    Raises:
+        InputError: see `connected`.
+    """
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        settings |= {
+            "num_cpus": cpus,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_MEMORY,
+            "_node_ip_address": "127.0.0.1",
+        }
+    failures = (RuntimeError, OSError, ValueError, ray.exceptions.RayError)
+    with _signals_kept():
+        try:
+            found = _reachable(address)
+            with compat_ray.on_loopback() if _is_loopback(found) else nullcontext():
+                ray.init(address=found or "local", **settings)
+        except failures as error:
+            what = "start Ray on this machine"
+            if address is not None:
+                what = f"join Ray at `ray_address` {address}"
+            raise InputError(f"cannot {what}: {one_line(error)}") from error
+
+
+def _reachable(address: str | None) -> str | None:
+    """Return the address of a cluster. None: Ray is started on this machine.
+
+    Ray itself tries for minutes to reach an address at which nobody answers.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    if address is None:
+        return None
+    found = compat_ray.address_here() if address == "auto" else address
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"nobody answers at {found} ({error.strerror or error})") from error
+    return found
+
+
+def _is_loopback(address: str | None) -> bool:
+    """Return whether Ray has to be used on this machine's own interface."""
+    host = "localhost" if address is None else address.rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put back this process's handler of SIGTERM, which Ray replaces when it starts."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def described() -> str:
+    """Return what the cluster has, such as ``2 nodes with 8 CPUs and 1 GPU (free: ...)``."""
+    import ray
+
+    nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    text = "1 node" if nodes == 1 else f"{nodes} nodes"
+    return f"{text} with {_amounts(total)} (free: {_amounts(free)})"
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
