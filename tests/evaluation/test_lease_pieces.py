@@ -11,7 +11,7 @@ from prunesearch.cache.leases import Interest
 from prunesearch.candidate import LayerSubset
 from prunesearch.evaluation.cached_scorer import CachedResults
 from prunesearch.evaluation.lease_pieces import LeasePieces
-from prunesearch.execution.shared_forward import EvaluationCancelled
+from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.objectives.base import Chunk, ChunkResult, Work
 
 Requests = list[tuple[Chunk, LayerSubset]]
