@@ -88,6 +88,8 @@ def _connected(
     headers = {"Accept": "text/event-stream", "Last-Event-ID": str(last)}
     path = f"/v1/jobs/{check_job_id(job_id)}/events"
     with client.streamed(path, query=query, headers=headers) as response:
+        if response.status_code == httpx2.codes.NO_CONTENT:
+            return  # the job has ended, and all its events are known
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "text/event-stream" or "content-encoding" in response.headers:
             raise ServerError(f"{client.server.url} sends no events: is it a prunesearch server?")

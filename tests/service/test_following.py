@@ -80,8 +80,11 @@ def test_an_event_that_the_server_left_out_is_noticed(client: Client, double: Jo
         list(follow(client, JOB_ID))
 
 
-def test_a_job_whose_last_event_is_known_has_ended(client: Client, double: JobServer) -> None:
-    double.on(STREAM, Answer.of_events())
+@pytest.mark.parametrize("answer", [Answer.of_events(), Answer(204)])
+def test_a_job_whose_last_event_is_known_has_ended(
+    client: Client, double: JobServer, answer: Answer
+) -> None:
+    double.on(STREAM, answer)
     double.on(JOB, Answer.of_json(job_document("finished", last_event=9)))
     assert list(follow(client, JOB_ID, after=9)) == []
 
