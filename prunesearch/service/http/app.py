@@ -30,8 +30,9 @@ from prunesearch.service.http.settings import LOOPBACK_NAMES, HttpSettings
 from prunesearch.service.jobs import Jobs
 from prunesearch.service.settings import ServiceSettings
 from prunesearch.service.studies_view import StudiesView
+from prunesearch.service.web import pages
 
-_GROUPS = (jobs, events, exports, studies, access_routes, health)
+_GROUPS = (jobs, events, exports, studies, access_routes, health, pages)
 """Modules of routes. The order is that of the OpenAPI document."""
 
 

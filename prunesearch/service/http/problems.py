@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import Scope
 
 from prunesearch.errors import (
@@ -28,6 +28,7 @@ from prunesearch.errors import (
 )
 from prunesearch.runtime.masking import masked_text, printable
 from prunesearch.service.http.middleware.methods import allowed_methods
+from prunesearch.service.web.error_page import PAGE_HEADERS, error_page, is_for_a_page
 
 MEDIA_TYPE = "application/problem+json"
 _TITLES = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
@@ -80,7 +81,7 @@ class ProblemError(Exception):
 
 
 def response_of(problem: ProblemError, scope: Scope) -> Response:
-    """Return the response of a problem.
+    """Return the response of a problem: a problem document, or for a page an error page.
 
     Args:
         problem: the problem.
@@ -93,6 +94,9 @@ def response_of(problem: ProblemError, scope: Scope) -> Response:
         instance=printable(str(scope.get("path", ""))),
         errors=problem.errors or None,
     )
+    if is_for_a_page(scope):
+        text = error_page(document.title, document.detail, problem.status, scope)
+        return HTMLResponse(text, problem.status, {**PAGE_HEADERS, **problem.headers})
     content = document.model_dump(mode="json", exclude_none=True)
     return JSONResponse(content, problem.status, problem.headers, MEDIA_TYPE)
 
@@ -135,6 +139,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     detail = str(error.detail)
     if detail == phrase:
         detail = _DETAILS.get(error.status_code, detail)
+        if error.status_code == 404 and is_for_a_page(request.scope):
+            detail = "there is no such page: the list of jobs leads to all others"
     headers = dict(error.headers or {})
     if error.status_code == 405:
         allowed = allowed_methods(request.app.routes, request.scope["path"])

@@ -133,7 +133,11 @@ def recipe_text(document: JsonObject) -> str:
     # A recipe of another version is shown as it is.
     with suppress(InputError):
         document = Recipe.of_stored(document).chosen()
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    if all(line.isprintable() for line in text.split("\n")):
+        return text
+    # Characters that are invisible, or turn the direction of the text, become escapes.
+    return yaml.safe_dump(document, sort_keys=False, width=100)
 
 
 def samplers() -> list[tuple[str, str]]:

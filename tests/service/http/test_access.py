@@ -18,12 +18,11 @@ from tests.support.http_service import BASE, HttpService, http_service
 
 PUBLIC = {"/healthz", "/readyz", "/openapi.json"}
 """Routes that need no token. A new route is not among them unless somebody adds it here."""
-PAGES = {"/sign-in", "/sign-out", "/static/{path:path}", "/static/{version}/{path:path}"}
+PAGES = {"/sign-in", "/sign-out", "/static/{name}"}
 VALUES = {
     "job_id": "job-0123456789abcdef",
     "name": "a-viewer",
     "path": "config.json",
-    "version": "1",
 }
 
 

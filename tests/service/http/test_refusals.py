@@ -82,7 +82,7 @@ def test_security_headers_are_on_every_answer(service: HttpService) -> None:
     for path in ("/healthz", "/v1/jobs", "/nothing", "/openapi.json"):
         headers = service.client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
-        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["referrer-policy"] == "same-origin"
         assert headers["cache-control"] == "no-store"
         policy = headers["content-security-policy"]
         assert "frame-ancestors 'none'" in policy

@@ -251,7 +251,17 @@ function watchForms() {
   if (wrong) wrong.focus();
 }
 
+/* What was done is said once, and not again after a reload. */
+
+function forgetNotice() {
+  const url = new URL(location.href);
+  if (!url.searchParams.has("done")) return;
+  url.searchParams.delete("done");
+  history.replaceState(null, "", url);
+}
+
 remember(document);
+forgetNotice();
 showTimes(document);
 followLog();
 followJob();
