@@ -31,13 +31,13 @@ _SECRET_NAME = (
     r"|(?:_|access|auth)token)"
 )
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
-# name=value; 'name': 'value', as in a dict or JSON; and the tokens of the hub, which are known by
-# their look.
+# name=value; 'name': 'value', as in a dict or JSON; and the tokens of the hub and of our
+# service, which are known by their look.
 _SECRET = re.compile(
     rf"(?i)(?<![\w-])(-*{_SECRET_NAME})"
     rf"(?:(\s*=\s*)(?:{_QUOTED}|[^\s&;,'\")]+)|(['\"]\s*:\s*)(?:{_QUOTED}))"
 )
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=\bBearer )[^\s'\",]+")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bps_[A-Za-z0-9_-]{32,}|(?<=\bBearer )[^\s'\",]+")
 _WEB = (
     "http",
     "https",

@@ -3,7 +3,14 @@
 import time
 
 from prunesearch import events
-from prunesearch.events import HealProgress, Message, SearchProgress, StageProgress
+from prunesearch.events import (
+    HealProgress,
+    Message,
+    SearchProgress,
+    StageFinished,
+    StageProgress,
+    StageStarted,
+)
 from prunesearch.runtime.json_values import (
     Json,
     JsonObject,
@@ -56,6 +63,8 @@ def event_from(stored: StoredEvent) -> events.Event | None:
                 return _search_progress(stored.data)
             case "heal":
                 return _heal_progress(stored.data)
+            case "stage":
+                return _stage(stored.data)
     except ValueError:
         # The server is newer than this client, or the event is damaged. The next one will do.
         return None
@@ -72,6 +81,15 @@ def _state_message(data: JsonObject) -> Message:
     state = _shown(data.get("state"), "state")
     error = data.get("error")
     return Message(f"{state}: {_shown(error, 'error')}" if error else state)
+
+
+def _stage(data: JsonObject) -> StageStarted | StageFinished:
+    name, state = _shown(data.get("name"), "name"), as_text(data.get("state"), "state")
+    if state == "running":
+        return StageStarted(name)
+    seconds = data.get("seconds")
+    spent = 0.0 if seconds is None else as_float(seconds, "seconds")
+    return StageFinished(name, spent, state == "skipped")
 
 
 def _stage_progress(data: JsonObject) -> StageProgress:

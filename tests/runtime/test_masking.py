@@ -102,3 +102,9 @@ def test_a_printed_command_can_be_pasted() -> None:
     )
     assert pasted("postgresql://me:***@h/t", "V") == '"$V"', "masked already"
     assert masked("dir,postgresql://me:s3cret@h/t") == "dir,postgresql://me:***@h/t"
+
+
+def test_a_token_of_the_service_is_hidden_wherever_it_stands() -> None:
+    token = "ps_" + "Ab-_9" * 8 + "xyz"
+    assert token not in masked_text(f"--token={token}, see {token}.")
+    assert masked_text("the package ps_utils is kept") == "the package ps_utils is kept"

@@ -10,7 +10,14 @@ from rich.console import Console
 
 from prunesearch import events
 from prunesearch.errors import InputError, ServerError
-from prunesearch.events import HealProgress, Message, SearchProgress, StageProgress
+from prunesearch.events import (
+    HealProgress,
+    Message,
+    SearchProgress,
+    StageFinished,
+    StageProgress,
+    StageStarted,
+)
 from prunesearch.report.progress import ProgressView
 from prunesearch.runtime.json_values import JsonObject, to_json
 from prunesearch.service import client as client_module
@@ -134,6 +141,18 @@ def test_a_stored_event_becomes_the_event_that_was_told(kind: str, event: events
     data = to_json(event)
     assert isinstance(data, dict)
     assert event_from(StoredEvent(1, 0.0, kind, data)) == event
+
+
+@pytest.mark.parametrize(
+    ("data", "event"),
+    [
+        ({"name": "heal", "state": "running", "seconds": None}, StageStarted("heal")),
+        ({"name": "heal", "state": "finished", "seconds": 2.5}, StageFinished("heal", 2.5)),
+        ({"name": "heal", "state": "skipped", "seconds": None}, StageFinished("heal", 0.0, True)),
+    ],
+)
+def test_a_stage_becomes_the_event_that_was_told(data: JsonObject, event: events.Event) -> None:
+    assert event_from(StoredEvent(1, 0.0, "stage", data)) == event
 
 
 @pytest.mark.parametrize(

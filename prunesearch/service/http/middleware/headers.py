@@ -1,5 +1,6 @@
 """Checks the headers of requests, and sets those of responses."""
 
+import re
 from collections.abc import Collection
 from urllib.parse import parse_qsl
 
@@ -26,6 +27,8 @@ _SECURITY = {
 _PROBES = ("/healthz", "/readyz")  # a probe may know only the address of the machine
 _TOKEN_NAMES = frozenset("token access_token api_key apikey authorization bearer auth key".split())
 _TOKEN_PREFIX = "ps_"
+# A name, or an address of IPv6 in brackets; and a port.
+_HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[\w.*-]+))(?::\d*)?", re.ASCII)
 
 
 class SecurityHeaders:
@@ -116,8 +119,6 @@ class RequestChecks:
 
 
 def host_name(header: str) -> str:
-    """Return the name of a header Host, without its port."""
-    text = header.strip().lower()
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0]
+    """Return the name of a header Host, without its port. It is empty if the header is damaged."""
+    match = _HOST.fullmatch(header.strip().lower())
+    return "" if match is None else match["address"] or match["name"]
