@@ -230,7 +230,8 @@ def _uses(connection: Connection, names: set[str]) -> Iterator[StudyUse]:
     for name, number in connection.execute(
         sqlalchemy.select(STUDIES.c.study_name, count)
         .join(TRIALS, TRIALS.c.study_id == STUDIES.c.study_id)
-        .where(TRIALS.c.state == tables.RUNNING)
+        # In PostgreSQL the state is an enumeration, which is not compared with a text.
+        .where(sqlalchemy.cast(TRIALS.c.state, sqlalchemy.String) == tables.RUNNING)
         .group_by(STUDIES.c.study_name)
     ):
         running[name] = number

@@ -60,7 +60,8 @@ PHRASES = (
         "desk", "shelf", "bench", "wish", "stone", "ledger", "tally", "lump", "census", "rival",
         "tier", "alarm", "anatomy", "seal", "unseal", "mend", "dear", "aim", "claim", "bridge",
     )),
-    r"\b(sealed|shelves|mended|whoever|behind)\b",
+    r"\b(sealed|shelves|mended|whoever)\b",
+    r"(?<!--)\bbehind\b",  # not the option --behind-proxy
     r"(?<!single-)(?<!in-)\bflights?\b",
     r"\bthe (basis|sheet)\b",
     r"\bso many\b",
