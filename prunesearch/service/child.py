@@ -16,6 +16,8 @@ from prunesearch.service.job_process import JobOrder
 
 PROGRAM = (sys.executable, "-m", "prunesearch.service.job_process")
 """Command of the process."""
+PATIENCE = 5.0
+"""Seconds in which a process must end that was told to do so at once."""
 _DRAIN = 5.0  # seconds for the last lines of a process that has ended
 _LONGEST = 2000  # letters of a log line that are kept
 
@@ -101,7 +103,7 @@ class JobChild:
         Args:
             seconds: time in which it may end after the step that is under way.
         """
-        for number, patience in ((signal.SIGTERM, seconds), (signal.SIGTERM, 5.0)):
+        for number, patience in ((signal.SIGTERM, seconds), (signal.SIGTERM, PATIENCE)):
             self._signal(number)
             if self._ended.wait(patience):
                 break

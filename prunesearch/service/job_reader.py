@@ -13,7 +13,7 @@ from prunesearch.service.job import FINAL, Job, JobPage, JobProgress, JobState, 
 from prunesearch.service.job_state import in_state, state_of
 from prunesearch.service.tables import JOB_RECORDS, workflow_table
 
-_CURSOR = re.compile(r"([0-9.e+]{1,30})_(job-[0-9a-f]{16})")
+_CURSOR = re.compile(r"([0-9]{1,12}(?:[.][0-9]{1,9})?)_(job-[0-9a-f]{16})")
 MOST_JOBS = 500
 """Largest number of jobs in a page."""
 

@@ -67,6 +67,8 @@ class Runner:
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         # Number of threads that run a job or wait for it.
         self._begun: defaultdict[str, int] = defaultdict(int)
+        # Number of times that the queue gave a job to a thread of this process.
+        self._turns: defaultdict[str, int] = defaultdict(int)
         # Jobs that the queue says are ours and that no thread runs, and since when.
         self._orphans: dict[str, float] = {}
         self._guard, self._ending = threading.Lock(), threading.Event()
@@ -79,17 +81,17 @@ class Runner:
         Raises:
             StorageError: the database cannot be used.
         """
-        queue.open_client(self._settings.database).destroy()  # makes the tables of the queue
+        # The client makes the tables of the queue. A queue that is there at the launch is looked at
+        # at once.
+        client = queue.open_client(self._settings.database)
+        client.register_queue(
+            queue.QUEUE, worker_concurrency=self._slots.count, polling_interval_sec=POLL
+        )
+        client.destroy()
         self._roll.sign()
         workflow.attach(self._attend)
         DBOS(config=queue.configuration(self._settings.database, self.id))
         DBOS.launch()
-        DBOS.register_queue(
-            queue.QUEUE,
-            worker_concurrency=self._slots.count,
-            polling_interval_sec=POLL,
-            on_conflict="always_update",
-        )
         self._watcher.start()
         database = shown(self._settings.database)
         return RunnerStarted(self.id, os.getpid(), database, self._slots.count)
@@ -138,14 +140,23 @@ class Runner:
     def _attend(self, job: str, request: JsonObject) -> Iterator[RunningJob]:
         """Run a job inside the block.
 
-        A job that was paused may be resumed while its process still ends. Then this waits.
+        A job that was paused may be resumed while its process still runs. Then the queue gives it
+        to a second thread. The first one ends its process, and the second one waits for that.
         """
         with self._guard:
-            lock = self._locks[job]
+            lock, earlier = self._locks[job], self._running.get(job)
             self._begun[job] += 1
+            self._turns[job] += 1
+            turn = self._turns[job]
+        if earlier is not None:
+            earlier.interrupt(GRACE)
         try:
-            with lock, self._run(job, request) as running:
-                yield running
+            with lock:
+                # Only the last thread that the queue gave the job to owns it.
+                if self._turns[job] != turn:
+                    raise InterruptedJob
+                with self._run(job, request) as running:
+                    yield running
         finally:
             with self._guard:
                 self._begun[job] -= 1
@@ -155,6 +166,8 @@ class Runner:
         """Run a job inside the block. No other thread of this process runs it."""
         found = self._find(job)
         writer = EventWriter(self._log, job, found.stages, found.progress)
+        if any(stage.state != "waiting" for stage in found.stages):
+            writer.put("message", {"text": "the job goes on where it was interrupted"})
         running = RunningJob(job, request, writer, self._around)
         with self._guard:
             self._running[job] = running
