@@ -69,7 +69,13 @@ def test_large_slow_and_compressed_bodies_are_refused(service: HttpService) -> N
 
 def test_foreign_hosts_and_tokens_in_urls_are_refused(service: HttpService) -> None:
     client, viewer = service.client, service.headers("viewer")
-    for host in ("evil.example", "127.0.0.1.evil.example", "evil.example:8712", "", "127.0.0.1:1@evil.example"):
+    for host in (
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "evil.example:8712",
+        "",
+        "127.0.0.1:1@evil.example",
+    ):
         check(client.get("/v1/jobs", headers={**viewer, "Host": host}), 400)
     for host in ("localhost:1", "127.0.0.1", "[::1]:8712"):
         assert client.get("/v1/jobs", headers={**viewer, "Host": host}).status_code == 200
