@@ -7,7 +7,7 @@ import tarfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -103,20 +103,21 @@ def opened(folder: Path, path: str) -> Iterator[BufferedReader]:
     parts = path.split("/")
     if "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise NotFoundError(f"the export has no file {path[:200]!r}")
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        for index, part in enumerate(parts):
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            if index < len(parts) - 1:
-                flags |= os.O_DIRECTORY
-            inner = os.open(part, flags, dir_fd=handle)
-            os.close(handle)
-            handle = inner
-    except (OSError, ValueError):
-        raise NotFoundError(f"the export has no file {path[:200]!r}") from None
+    with ExitStack() as folders:
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            for index, part in enumerate(parts):
+                folders.callback(os.close, handle)
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+                if index < len(parts) - 1:
+                    flags |= os.O_DIRECTORY
+                handle = os.open(part, flags, dir_fd=handle)
+        except (OSError, ValueError):
+            raise NotFoundError(f"the export has no file {path[:200]!r}") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise NotFoundError(f"the export has no file {path[:200]!r}")
     with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise NotFoundError(f"the export has no file {path[:200]!r}")
         yield file
 
 

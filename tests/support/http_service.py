@@ -71,12 +71,19 @@ def settings_in(folder: Path) -> ServiceSettings:
     )
 
 
-@contextmanager
-def http_service(folder: Path, http: HttpSettings = QUICK) -> Iterator[HttpService]:
-    """Start a service, and stop it when the block ends."""
+def made_service(folder: Path, http: HttpSettings = QUICK) -> HttpService:
+    """A service that follows no events, unless a server runs its app."""
     jobs = MemoryJobs()
     app = create_app(settings_in(folder), jobs=jobs, http=replace(http))
     access: Access = app.state.services.access
     tokens = {role: access.tokens.create(f"a-{role}", role).secret for role in ROLES}
-    with TestClient(app, base_url=BASE, raise_server_exceptions=False) as client:
-        yield HttpService(app, jobs, tokens, client)
+    client = TestClient(app, base_url=BASE, raise_server_exceptions=False)
+    return HttpService(app, jobs, tokens, client)
+
+
+@contextmanager
+def http_service(folder: Path, http: HttpSettings = QUICK) -> Iterator[HttpService]:
+    """Start a service, and stop it when the block ends."""
+    service = made_service(folder, http)
+    with service.client:
+        yield service

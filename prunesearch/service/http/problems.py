@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.types import Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prunesearch.errors import (
     ConflictError,
@@ -117,7 +117,8 @@ def add_handlers(app: FastAPI) -> None:
     for kind in (OperationalError, InterfaceError, DBAPIError, PoolTimeoutError):
         app.add_exception_handler(kind, _database_error)
     app.add_exception_handler(ResponseValidationError, _unforeseen)
-    app.add_exception_handler(Exception, _unforeseen)
+    # Starlette would let the failure through after its answer, and the log would have it all.
+    app.add_middleware(_Failures)
 
 
 async def _problem(request: Request, error: Exception) -> Response:
@@ -197,6 +198,33 @@ async def _database_error(request: Request, error: Exception) -> Response:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return await _away(request, error)
     return await _unforeseen(request, error)
+
+
+class _Failures:
+    """Answers failures that nobody foresaw.
+
+    Args:
+        app: the app.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:  # noqa: BLE001 (every failure needs an answer)
+            answer = await _unforeseen(Request(scope), error)
+            # After the beginning of a response, the connection is closed without its end.
+            if not begun:
+                await answer(scope, receive, send)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:

@@ -51,27 +51,28 @@ def add_to(app: FastAPI) -> None:
         responses=problems(),
         tags=tags,
     )(list_studies)
-    for path, handler, model in (
-        ("", show_study, StudyDetailsDocument),
-        ("/best", best_trial, TrialDocument),
-        ("/front", show_front, TrialListDocument),
-        ("/trials", list_trials, TrialPageDocument),
-        ("/layers", show_layers, LayersDocument),
-    ):
-        get(
-            "/v1/studies/{name}" + path,
-            operation_id=handler.__name__,
-            response_model=model,
-            responses=known,
-            tags=tags,
-        )(handler)
     get(
-        "/v1/studies/{name}/trials.csv",
+        "/v1/studies/{name:path}/trials.csv",
         operation_id="trials_csv",
         response_class=Response,
         responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **known},
         tags=tags,
     )(trials_csv)
+    # The name of a study may have slashes in it, so the route of the study itself comes last.
+    for path, handler, model in (
+        ("/best", best_trial, TrialDocument),
+        ("/front", show_front, TrialListDocument),
+        ("/trials", list_trials, TrialPageDocument),
+        ("/layers", show_layers, LayersDocument),
+        ("", show_study, StudyDetailsDocument),
+    ):
+        get(
+            "/v1/studies/{name:path}" + path,
+            operation_id=handler.__name__,
+            response_model=model,
+            responses=known,
+            tags=tags,
+        )(handler)
     get(
         "/v1/cache",
         operation_id="show_cache",

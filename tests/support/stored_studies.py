@@ -1,0 +1,43 @@
+"""Studies in a database, written without a search."""
+
+import json
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from prunesearch.config.recipe import Recipe
+from prunesearch.studies import persistence
+
+CHOICE = CategoricalDistribution((False, True))
+
+
+def trial(
+    number: int, *values: float, state: TrialState = TrialState.COMPLETE, **attributes: object
+) -> FrozenTrial:
+    """A trial that drops two of four layers."""
+    drops = {number % 4, (number + 1 + number // 4 % 3) % 4}
+    params = {f"drop_{layer:02}": layer in drops for layer in range(4)}
+    dropped = ",".join(str(layer) for layer in sorted(drops))
+    return create_trial(
+        state=state,
+        values=values or None,
+        params=params,
+        distributions=dict.fromkeys(params, CHOICE),
+        user_attrs={"dropped": dropped, "cache": "computed", **attributes},
+    )
+
+
+def store_study(
+    storage: str, name: str, trials: list[FrozenTrial], *, maximize: tuple[bool, ...] = (False,)
+) -> None:
+    """Write a study with a recipe."""
+    database = persistence.open_storage(storage, create=True)
+    directions = [StudyDirection.MAXIMIZE if more else StudyDirection.MINIMIZE for more in maximize]
+    study = optuna.create_study(storage=database, study_name=name, directions=directions)
+    drop = "2" if len(maximize) == 1 else "pareto:50%"
+    recipe = Recipe(model="/secret/folder/tiny", search={"drop": drop})
+    study.set_user_attr("identity", json.dumps(recipe.identity()))
+    study.set_user_attr("recipe", json.dumps(recipe.document()))
+    study.add_trials(trials)
