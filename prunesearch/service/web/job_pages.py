@@ -117,7 +117,7 @@ def job_page(
 
 def _log(services: Services, job: Job) -> list[str]:
     after = max(0, job.last_event - _EVENTS)
-    return views.log_lines(services.jobs.events(job.id, after, _EVENTS, ("log", "message")))
+    return views.log_lines(services.jobs.events(job.id, after, _EVENTS, views.LOG_KINDS))
 
 
 def _files(services: Services, job: Job) -> list[views.FileRow]:

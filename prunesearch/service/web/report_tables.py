@@ -35,6 +35,11 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
 
+    @property
+    def is_headed(self) -> bool:
+        """Whether a column has a heading."""
+        return any(column.name for column in self.columns)
+
 
 @dataclass(frozen=True)
 class TitledChart:

@@ -160,13 +160,32 @@ def elapsed(job: Job) -> float | None:
     return max(0.0, ended - job.started)
 
 
+LOG_KINDS = ("log", "message", "stage", "state")
+"""Kinds of the events that a page shows as lines of a log."""
+
+
 def log_lines(events: Iterable[StoredEvent]) -> list[str]:
-    """Return the last lines of a log."""
+    """Return the last lines of a log. The script makes the same lines of later events."""
     lines = []
     for event in events:
-        if event.kind in ("log", "message"):
-            lines.append(str(event.data.get("text", "")))
+        line = _line(event)
+        if line:
+            lines.append(line)
     return lines[-LOG_LINES:]
+
+
+def _line(event: StoredEvent) -> str:
+    """Return the line of an event. Empty for events without one."""
+    data = event.data
+    if event.kind == "log":
+        return str(data.get("line", ""))
+    if event.kind == "message":
+        return str(data.get("text", ""))
+    if event.kind == "state":
+        return f"[the job is {data.get('state')}]"
+    if event.kind == "stage" and data.get("state") in ("running", "finished"):
+        return f"[{data.get('name')}: {data.get('state')}]"
+    return ""
 
 
 @dataclass(frozen=True)

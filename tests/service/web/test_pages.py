@@ -168,14 +168,17 @@ def test_lists_have_pages(service: HttpService) -> None:
 def test_a_job_shows_stages_log_and_verbs(service: HttpService) -> None:
     stages = (StageRecord("search", "running"), StageRecord("export", "waiting"))
     job = job_of(service, state="running", progress=RUNNING, stages=stages, started=1.8e9)
-    service.jobs.add_event(job, "log", text="trial 1: kl 0.5")
+    service.jobs.add_event(job, "log", line="trial 1: kl 0.5")
     service.jobs.add_event(job, "search", done=1)
+    service.jobs.add_event(job, "stage", name="search", state="running", seconds=None)
     client = browser(service)
     shown = page(client, f"/jobs/{job}")
     follow = shown.one("div", id="job").attributes
     assert follow["data-events"] == f"/v1/jobs/{job}/events"
     assert follow["data-after"] == str(service.jobs.get(job).last_event)
-    assert "trial 1: kl 0.5" in shown.one("pre", id="lines").text
+    assert (
+        shown.one("pre", id="lines").text == "[the job is queued] trial 1: kl 0.5 [search: running]"
+    )
     labels = [button.text for button in shown.one("div", class_="verbs").all("button")]
     assert labels == ["Pause", "Stop the search", "Cancel", "Cancel", "Keep it"]
     stages_shown = [stage.all("b")[0].text for stage in shown.one("ol").all("li")]
@@ -196,7 +199,7 @@ def test_verbs_are_buttons(service: HttpService, verb: str, state: str, after: s
     answer = client.post(f"/jobs/{job}/{verb}", data={"csrf_token": token})
     assert answer.status_code == 200
     assert service.jobs.get(job).state == after
-    assert check_page(answer.text).all("p", class_="notice")[0].text
+    assert check_page(answer.text).one("p", class_="notice done").text
     last = service.access.audit.changes(1)[0]
     assert (last.who, last.action, last.target) == ("a-submitter", f"{verb}_job", job)
 
@@ -245,7 +248,7 @@ def test_hostile_names_stay_text_on_every_page(service: HttpService, state: str)
         progress=progress, stages=stages, started=1.8e9,
     )  # fmt: skip
     for line in (*HOSTILE, TEXT):
-        service.jobs.add_event(job, "log", text=line)
+        service.jobs.add_event(job, "log", line=line)
     client = browser(service, "admin")
     for path in ("/", f"/jobs/{job}", f"/submit?like={job}"):
         shown = page(client, path)

@@ -11,7 +11,7 @@ PAIRS = (
     *((text, ground) for text in ("text", "muted", "accent", "good", "warn", "bad")
       for ground in ("surface", "ground")),
     *((text, "sunken") for text in ("text", "muted")),
-    ("on-accent", "accent"), ("warn", "warn-ground"), ("bad", "bad-ground"),
+    ("on-accent", "accent"), ("warn", "warn-ground"), ("bad", "bad-ground"), ("good", "good-ground"),
 )  # fmt: skip
 """Names of a text's colour and of the colour that it is on."""
 CONTROLS = (("edge", "surface"), ("edge", "ground"), ("mark", "sunken"), ("accent", "sunken"))

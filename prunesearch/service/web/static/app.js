@@ -146,7 +146,10 @@ function followJob() {
     source.addEventListener("open", () => say(""));
     source.addEventListener("error", () => {
       if (source === null) return;
-      if (source.readyState === EventSource.CLOSED) {
+      // The server ends the stream of a job that has ended.
+      if (final.includes(state)) {
+        close();
+      } else if (source.readyState === EventSource.CLOSED) {
         // The server refused: the session may have ended, or the job was deleted. The page knows.
         close();
         refresh().then((well) => { if (well) setTimeout(open, 2000); });
@@ -167,15 +170,12 @@ function followJob() {
   function receive(kind, event) {
     after = Number(event.lastEventId) || after;
     const data = JSON.parse(event.data);
-    if (kind === "log" || kind === "message") {
-      addLine(String(data.text ?? data.line ?? ""));
-      return;
-    }
+    addLine(lineOf(kind, data));
+    if (kind === "log" || kind === "message") return;
     if (kind === "state") {
       state = String(data.state);
       job.dataset.state = state;
       announce(`The job is ${state}.`, true);
-      if (final.includes(state)) close();
     } else if (kind === "stage") {
       announce(`Stage ${data.name}: ${data.state ?? "running"}.`, true);
     } else if (data.total) {
@@ -205,10 +205,19 @@ function showProgress(data) {
 
 /* The log follows its end until the user scrolls up. */
 
+function lineOf(kind, data) {
+  // As views.py makes the lines that the page has at first.
+  if (kind === "log") return String(data.line ?? "");
+  if (kind === "message") return String(data.text ?? "");
+  if (kind === "state") return `[the job is ${data.state}]`;
+  if (kind === "stage" && ["running", "finished"].includes(data.state)) return `[${data.name}: ${data.state}]`;
+  return "";
+}
+
 function addLine(text) {
   const lines = document.getElementById("lines");
   const box = document.getElementById("log");
-  if (!lines) return;
+  if (!lines || !text) return;
   lines.append(`${escapeHidden(text)}\n`);
   while (lines.childNodes.length > MOST_LINES) lines.firstChild.remove();
   if (document.getElementById("follow").checked) box.scrollTop = box.scrollHeight;
