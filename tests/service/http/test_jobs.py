@@ -70,7 +70,7 @@ def test_result_and_log_are_shown(service: HttpService) -> None:
     job = service.submit()
     headers = service.headers("viewer")
     assert service.client.get(f"/v1/jobs/{job}/result", headers=headers).status_code == 404
-    service.jobs.add_event(job, "log", text="line 1")
+    service.jobs.add_event(job, "log", line="line 1")
     service.jobs.results[job] = {"best": float("nan")}
     assert service.client.get(f"/v1/jobs/{job}/result", headers=headers).json() == {"best": None}
     log = service.client.get(f"/v1/jobs/{job}/log", headers=headers)

@@ -263,7 +263,7 @@ def show_log(
     """Show the log of a job as text: up to 1,000 lines after an event."""
     services.jobs.get(job_id)
     events = services.jobs.events(job_id, after, _LOG_PAGE, ("log",))
-    lines = [str(event.data.get("text", "")) for event in events]
+    lines = [str(event.data.get("line", "")) for event in events]
     text = "".join(line + "\n" for line in lines)
     headers = {"X-Next": str(events[-1].seq if events else after)}
     return PlainTextResponse(text, headers=headers)
