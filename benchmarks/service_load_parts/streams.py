@@ -54,6 +54,7 @@ class Streams:
     def __init__(self, service: RunningService, jobs: list[str], seconds: float) -> None:
         self._service, self._jobs, self._seconds = service, jobs, seconds
         self.latencies: list[float] = []
+        self.by_path: dict[str, list[float]] = {}
         self.refused: list[str] = []
         self.memory: list[tuple[float, int]] = []
         self.connections = 0
@@ -128,6 +129,7 @@ class Streams:
     async def _one(self, client: httpx2.AsyncClient, path: str, due: float) -> None:
         response = await client.get(path)
         self.latencies.append(time.monotonic() - due)
+        self.by_path.setdefault(path, []).append(self.latencies[-1])
         if response.status_code != 200:
             self.refused.append(f"{path}: {response.status_code} {response.text[:200]}")
 
@@ -191,6 +193,10 @@ def measure(record: Record, scratch: Path) -> None:
     record.add("streams_memory_growth", streams.growth(), "<= 0.05")
     record.add("streams_memory_mib", streams.memory[-1][1] / 2**20)
     record.notes["streams_refused"] = streams.refused[:10]
+    slowest = {}
+    for path, latencies in streams.by_path.items():
+        slowest[path] = round(1000 * statistics.quantiles(latencies, n=100)[98], 1)
+    record.notes["streams_p99_ms_by_path"] = slowest
 
 
 def _event(number: int) -> NewEvent:

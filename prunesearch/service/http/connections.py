@@ -85,7 +85,9 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         kind = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(kind[0], socket.SOCK_STREAM)
+        # asyncio sends small answers at once (TCP_NODELAY) only if the socket knows that it is
+        # TCP. Without that, an answer would wait 40 ms for the client's acknowledgement.
+        listener = socket.socket(kind[0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(kind[4])
         listener.listen(1024)
