@@ -8,12 +8,13 @@ from types import TracebackType
 from typing import Self
 
 from prunesearch.cache.location import shown, sqlite_file
+from prunesearch.errors import InputError
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE
 from prunesearch.service.access.token_file import make_first_token, token_path
 from prunesearch.service.http.app import create_app
 from prunesearch.service.http.connections import http_server, listen
 from prunesearch.service.http.services import Services
-from prunesearch.service.http.settings import HttpSettings
+from prunesearch.service.http.settings import SETTINGS_VARIABLE, HttpSettings
 from prunesearch.service.settings import ServiceSettings
 from prunesearch.service.supervisor import Program, Supervisor
 
@@ -77,7 +78,13 @@ class Server:
         self._supervisor = Supervisor(programs, self._logs, settings.storage)
 
     def start(self) -> RunningServer:
-        """Make the first token, and start the other processes."""
+        """Make the folders and the first token, and start the other processes.
+
+        Raises:
+            InputError: a folder cannot be made.
+        """
+        for folder in (*self._settings.models, *self._settings.data):
+            make_folder(folder)
         file = token_path(self._settings.storage)
         made = make_first_token(self._services.access, file)
         self._supervisor.start()
@@ -123,6 +130,18 @@ def log_to_stderr() -> None:
         log.propagate = False
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, if it does not exist.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot use folder {str(folder)!r}: {error.strerror}") from None
+
+
 def _folder(settings: ServiceSettings) -> Path:
     """Return the folder for files of the service on this host."""
     file = sqlite_file(settings.storage)
@@ -139,4 +158,8 @@ def _programs(
     if runner_arguments is not None:
         arguments = ("-m", "prunesearch", "runner", *runner_arguments)
         programs.append(Program("runner", arguments, environment))
+    if http.dashboard_port is not None:
+        environment = {**environment, SETTINGS_VARIABLE: http.written()}
+        arguments = ("-m", "prunesearch.service.dashboard")
+        programs.append(Program("dashboard", arguments, environment))
     return programs

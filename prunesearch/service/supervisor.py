@@ -27,7 +27,7 @@ from prunesearch.studies.writer_process import is_dead, process_name
 _LOOK_SECONDS = 0.2
 _SOON = 10.0
 """A process that dies in this time after its start is started again after a pause."""
-_LONGEST_PAUSE = 60.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _STOP_SECONDS = 30.0
 """Time in which a process must end after SIGTERM."""
 _MOST_LOG = 10 * 1024 * 1024
@@ -73,6 +73,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._pid = 0
         self._identity = ""
+        self._status: int | None = None
         self._started, self._next, self._pause = 0.0, 0.0, 0.0
 
     @property
@@ -110,7 +111,7 @@ class Child:
 
     def _alive(self) -> bool:
         if self._process is not None and self._process.poll() is not None:
-            self._process = None
+            self._status, self._process = self._process.returncode, None
         return bool(self._identity) and not is_dead(self._identity)
 
     def _find(self) -> None:
@@ -139,12 +140,12 @@ class Child:
         name = self.program.name
         if lived > _SOON:
             self._pause = 0.0
-            logger.warning("%s ended: starting it again", name)
+            logger.warning("%s ended%s: starting it again", name, self._reason())
             return
-        self._pause = min(_LONGEST_PAUSE, max(0.5, self._pause * 2))
+        self._pause = min(_LONGEST_PAUSE, max(_FIRST_PAUSE, self._pause * 2))
         self._next = time.monotonic() + self._pause
-        said = f"{name} ended after {lived:.1f} s, starting it again in {self._pause:g} s"
-        logger.error("%s: %s (see %s)", said, self._last_line(), self.log)
+        said = f"{name} ended after {lived:.1f} s{self._reason()}"
+        logger.error("%s: starting it again in %g s; see %s", said, self._pause, self.log)
 
     def _start(self) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -160,11 +161,20 @@ class Child:
                 env={**os.environ, **self.program.environment},
                 start_new_session=True,
             )
+        self._status = None
         self._pid, self._started = self._process.pid, time.monotonic()
         self._identity = process_name(self._pid)
         record = {"process": self._identity, "pid": self._pid, "digest": self.program.digest}
         with replaced_file(self._file) as scratch:
             scratch.write_text(json.dumps(record))
+
+    def _reason(self) -> str:
+        """Return why the process has ended: the signal, or the last line of its log."""
+        if self._status is not None and self._status < 0:
+            return f" by {signal.Signals(-self._status).name}"
+        if self._status:
+            return f" with status {self._status} ({self._last_line()})"
+        return ""
 
     def _last_line(self) -> str:
         """Return the last line of the log, without secrets."""

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from prunesearch.service.access import secrets
-from prunesearch.service.access.access import Credential
+from prunesearch.service.access.access import Access, Credential
 from prunesearch.service.access.roles import Role, User
 from prunesearch.service.access.sessions import COOKIE
 from prunesearch.service.http.problems import ProblemError
@@ -78,7 +78,7 @@ class Require:
             SignInNeededError: the same as 401, for a page.
         """
         try:
-            user = await authenticated(request)
+            user = await authenticated(request, services_of(request).access)
         except ProblemError as problem:
             if self.page and problem.status == 401 and request.method in SAFE_METHODS:
                 raise SignInNeededError(sign_in_path(request)) from None
@@ -109,14 +109,17 @@ Admin = Annotated[User, Depends(Require("admin"))]
 """Parameters of routes that get the user, who has at least this role."""
 
 
-async def authenticated(connection: HTTPConnection) -> User:
+async def authenticated(connection: HTTPConnection, access: Access) -> User:
     """Return who sends a request, by its token or its session.
+
+    Args:
+        connection: the request. On return its state has `user`, `credential` and `csrf`.
+        access: the tokens and sessions.
 
     Raises:
         ProblemError: there is neither, or it is not valid.
     """
     secret, session = _secret_of(connection)
-    access = services_of(connection).access
     found = await run_in_threadpool(access.signed_in, secret, session=session)
     if found is None:
         kind = "session" if session else "token"

@@ -1,10 +1,15 @@
 """How the HTTP process listens, and what it refuses."""
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Self
 
 from prunesearch.errors import InputError
 
+SETTINGS_VARIABLE = "PRUNESEARCH_HTTP"
+"""Environment variable with the settings of the HTTP process, for the process of the dashboard."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -34,7 +39,7 @@ class HttpSettings:
     """
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: int = 8712
     dashboard_port: int | None = None
     trusted_hosts: tuple[str, ...] = ()
     tls_cert: str | None = None
@@ -50,6 +55,16 @@ class HttpSettings:
     check_seconds: float = 2.0
     keep_alive_seconds: float = 15.0
     idle_reader_seconds: float = 60.0
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Return the settings of a text that `written` gave."""
+        values = json.loads(text)
+        return cls(**{**values, "trusted_hosts": tuple(values["trusted_hosts"])})
+
+    def written(self) -> str:
+        """Return the settings as a JSON text, for another process."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @property
     def secure(self) -> bool:
