@@ -1,7 +1,8 @@
 """An app on a real socket, in a thread of this process."""
 
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,10 +20,12 @@ class LiveServer:
     Attributes:
         client: sends requests to it.
         port: its port.
+        stop: tells it to end, as a signal would.
     """
 
     client: httpx2.Client
     port: int
+    stop: Callable[[], None]
 
 
 @contextmanager
@@ -38,7 +41,7 @@ def live_server(app: FastAPI) -> Iterator[LiveServer]:
     url = f"http://127.0.0.1:{port}"
     with httpx2.Client(base_url=url, limits=limits, timeout=30, trust_env=False) as client:
         try:
-            yield LiveServer(client, port)
+            yield LiveServer(client, port, lambda: server.handle_exit(signal.SIGTERM, None))
         finally:
             server.should_exit = True
             thread.join(30)

@@ -34,6 +34,7 @@ class MemoryJobs(Jobs):
     Attributes:
         reads: number of calls that a database would answer.
         running: whether the runner is alive.
+        hanging: while this event is not set, every call waits.
         failing: error that every call raises, as if the database were away; or None.
     """
 
@@ -44,12 +45,15 @@ class MemoryJobs(Jobs):
         self._exports: dict[str, Path] = {}
         self._lock = threading.RLock()
         self.reads = 0
+        self.hanging = threading.Event()
+        self.hanging.set()
         self.running = True
         self.failing: Exception | None = None
         self.results: dict[str, JsonObject] = {}
 
     def _look(self) -> None:
         self.reads += 1
+        self.hanging.wait()
         if self.failing is not None:
             raise self.failing
 

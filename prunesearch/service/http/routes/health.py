@@ -33,6 +33,7 @@ def add_to(app: FastAPI) -> None:
     app.get(
         "/metrics",
         operation_id="metrics",
+        openapi_extra={"security": [{"token": []}, {"session": []}]},
         tags=["operation"],
         response_class=Response,
         responses={
