@@ -14,13 +14,14 @@ from pathlib import Path
 
 import optuna
 
-from benchmarks.scale_out_parts import ray_workers
+from benchmarks.scale_out_parts import ray_failures, ray_workers
 from benchmarks.support.record import Record, arguments
 
 Part = Callable[[Record, Path], None]
 """Function that adds the figures of a part to the record. The folder is empty, and its own."""
 PARTS: Mapping[str, Part] = {
     "ray-workers": ray_workers.measure,
+    "ray-failures": ray_failures.measure,
 }
 """The parts by name, in the order in which they are measured."""
 

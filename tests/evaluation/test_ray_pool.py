@@ -1,8 +1,6 @@
 """Workers of Ray: the same study as in one process, whatever dies. Ray is started once for all."""
 
-import asyncio
 import functools
-import json
 import os
 import signal
 import socket
@@ -13,33 +11,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
-import optuna
 import pytest
 import ray
 
-from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import InputError, RunError, ScoringError
-from prunesearch.evaluation.cached_scorer import Scorer
-from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.ray_handle import WorkerResources
 from prunesearch.evaluation.ray_pool import RayPool
 from prunesearch.execution.cancellation import EvaluationCancelled
-from prunesearch.objectives.base import ChunkResult, Work
-from prunesearch.pipeline.search_loop import search
+from prunesearch.objectives.base import ChunkResult
 from prunesearch.pipeline.session import open_session
-from prunesearch.samplers import build as build_sampler
-from tests.support import fixed_cost, toy_objective
+from tests.support import toy_objective
+from tests.support.disturbed_studies import CHUNKS, Disturbed, InProcess, trials_of
 from tests.support.fixed_cost import generation, scored, stand_in, values
-from tests.support.formula import FITNESS, SPACE
 from tests.support.paths import REPOSITORY
 from tests.support.ray_nodes import Nodes, nodes
 from tests.support.toy_objective import DIES, NO_DATA, NO_MEMORY, SLOW, TOYS, WELL, build_toy, toys
 
-CHUNKS = 2
 TRIALS = 24
 
 
@@ -74,52 +64,10 @@ def toy_pool(cluster: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield started
 
 
-def study_of(scorer: Scorer, folder: Path) -> str:
-    """Search with the stand-in, and return all that is stored of the trials but times."""
-    with EvaluationCache(folder) as cache:
-        loaded = SimpleNamespace(fingerprint=fixed_cost.FINGERPRINT)
-        objective = fixed_cost.FixedCost(CHUNKS, 0)
-        engine = LocalEngine(loaded, objective, cache, scorer)  # type: ignore[arg-type]
-        study = optuna.create_study()
-        asyncio.run(search(study, build_sampler("pso", SPACE, seed=3), engine, FITNESS, TRIALS))
-    rows = []
-    for trial in study.trials:
-        attrs = {name: each for name, each in trial.user_attrs.items() if name != "seconds"}
-        rows.append(
-            [trial.number, trial.state.name, trial.params, trial.values, attrs, trial.system_attrs]
-        )
-    return json.dumps(rows, sort_keys=True, default=str)
-
-
-class InProcess:
-    """A scorer of this process."""
-
-    workers = 1
-
-    def score(self, work: Work, cancelled: Callable[[], bool]) -> Iterator[ChunkResult]:
-        yield from fixed_cost.FixedCost(CHUNKS, 0).score(work, SimpleNamespace(stopped=never))  # type: ignore[arg-type]
-
-
-class Disturbed:
-    """The scorer of a pool to which something happens after some results."""
-
-    workers = 4
-
-    def __init__(self, pool: RayPool, after: int, act: Callable[[], None]) -> None:
-        self._pool, self._left, self._act = pool, after, act
-
-    def score(self, work: Work, cancelled: Callable[[], bool]) -> Iterator[ChunkResult]:
-        for result in self._pool.score(work, cancelled):
-            self._left -= 1
-            if not self._left:
-                self._act()
-            yield result
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The study of one process."""
-    return study_of(InProcess(), tmp_path_factory.mktemp("alone"))
+    return trials_of(InProcess(), tmp_path_factory.mktemp("alone"), TRIALS)
 
 
 def test_a_killed_worker_costs_nothing_and_the_study_is_that_of_one_process(
@@ -130,7 +78,7 @@ def test_a_killed_worker_costs_nothing_and_the_study_is_that_of_one_process(
     def kill() -> None:
         os.kill(pool.places[0].pid, signal.SIGKILL)
 
-    assert study_of(Disturbed(pool, 9, kill), tmp_path) == alone
+    assert trials_of(Disturbed(pool, 9, kill), tmp_path, TRIALS) == alone
     assert pool.restarts == before + 1
 
 
@@ -150,8 +98,8 @@ def test_a_removed_node_costs_only_its_unfinished_candidates(
     with RayPool(build, 2, content, WorkerResources(2)) as pool:
         assert pool.wait_for_all(60)
         assert len({place.node for place in pool.places}) == 2
-        study = study_of(Disturbed(pool, 5, lambda: cluster.remove(node)), tmp_path / "cache")
-        assert study == alone
+        disturbed = Disturbed(pool, 5, lambda: cluster.remove(node))
+        assert trials_of(disturbed, tmp_path / "cache", TRIALS) == alone
         assert pool.restarts == 1
     # A candidate that was under way on the removed node is scored twice, and no other.
     lines = [line.rpartition(" ")[0] for line in log.read_text().splitlines()]
