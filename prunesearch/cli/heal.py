@@ -21,6 +21,7 @@ from prunesearch.cli.options import (
     LAYERS,
     MODEL_OF_STUDY,
     OUT,
+    RAY_OPTIONS,
     REVISION,
     SEED,
     SELECTION_OPTIONS,
@@ -28,15 +29,23 @@ from prunesearch.cli.options import (
     THREADS,
     TRUST,
     WINDOW,
+    WORKERS,
 )
 from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import SharedOption, renamed, with_options
 from prunesearch.cli.recipes import options_of, source_of
 from prunesearch.config.recovery import HealRecipe, Recovery, Tuning
+from prunesearch.config.run_options import RunOptions
 from prunesearch.config.settings import Settings
 from prunesearch.errors import InputError
 from prunesearch.report.emit import emit
 from prunesearch.runtime.json_values import JsonObject
+
+_RUN_SETTINGS = (
+    *("storage", "device", "device_map", "threads", "cache"),
+    *("workers", "engine", "ray_address", "gpus_per_worker"),
+)
+"""Run options of the command."""
 
 
 def _setting(flag: str, field: str, text: str, **settings: Any) -> SharedOption:  # noqa: ANN401
@@ -161,6 +170,8 @@ TRAINING = (
 @STORAGE
 @with_options(REVISION, DTYPE, TRUST)
 @with_options(DEVICE, DEVICE_MAP, THREADS)
+@WORKERS.variant(help="Trials of --tune at once, with --engine ray.")
+@with_options(*RAY_OPTIONS)
 @CACHE
 @JSON
 def heal(
@@ -180,10 +191,9 @@ def heal(
 
     Without --layers, STUDY's best trial is healed. Run again to resume.
     """
-    run_settings = {
-        name: settings[name] for name in ("storage", "device", "device_map", "threads", "cache")
-    }
+    run_settings = {name: settings[name] for name in _RUN_SETTINGS}
     run_options = options_of(run_settings)
+    _check_engine(run_options, settings["tune"])
     quiet()
     # Import torch only when the command runs, so that --help stays fast.
     from prunesearch.pipeline.export_request import ExportRequest
@@ -212,6 +222,18 @@ def heal(
     with progress():
         report = report_of("heal", request)
     emit(as_json, report, render)
+
+
+def _check_engine(options: RunOptions, tune: int | None) -> None:
+    """Refuse workers where nothing is run in them.
+
+    Raises:
+        InputError: they go with another option, which is missing.
+    """
+    if options.engine == "ray" and tune is None:
+        raise InputError("--engine ray goes with --tune N: the trials of a tuning run in workers")
+    if options.engine != "ray" and options.workers > 1:
+        raise InputError(f"--workers {options.workers} goes with --engine ray and --tune N")
 
 
 def _recovery_of(given: JsonObject, compensate: bool) -> Recovery:

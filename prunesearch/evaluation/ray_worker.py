@@ -35,6 +35,13 @@ class Place(NamedTuple):
     pid: int
 
 
+def place_here() -> Place:
+    """Return where this process runs. It is called in a worker."""
+    import ray
+
+    return Place(socket.gethostname(), ray.get_runtime_context().get_node_id(), os.getpid())
+
+
 class RayWorker:
     """A worker with a model of its own.
 
@@ -53,9 +60,7 @@ class RayWorker:
 
     def place(self) -> Place:
         """Return where this worker runs."""
-        import ray
-
-        return Place(socket.gethostname(), ray.get_runtime_context().get_node_id(), os.getpid())
+        return place_here()
 
     def load(self) -> Content | RunError:
         """Load the model and the data, and return what they are; or the reason why it failed."""

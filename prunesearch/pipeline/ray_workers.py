@@ -51,24 +51,11 @@ class RayPlan:
             device: type of the device that this process scores on.
             references: folder of the dense model's outputs.
         """
-        gpus = options.gpus_per_worker
-        if gpus is None:
-            gpus = 1.0 if device == "cuda" else 0.0
-        threads = _threads(options)
-        changes: dict[str, object] = {
-            "storage": RunOptions().storage,
-            "cache": RunOptions().cache,
-            "study": None,
-            "threads": threads,
-            "device": _device(device, gpus),
-        }
-        # A model that one GPU does not hold is split over those of the worker.
-        if gpus > 1 and options.device_map is None:
-            changes["device_map"] = "auto"
+        own, resources = options_of_worker(options, device)
         return cls(
             _with_absolute_paths(recipe),
-            options.model_copy(update=changes),
-            WorkerResources(threads, gpus),
+            own,
+            resources,
             references.absolute(),
             _places_by_host(recipe, options),
         )
@@ -92,6 +79,31 @@ class RayPlan:
         """
         parent = self.references.parent
         return self.references if os.access(parent, os.W_OK) else None
+
+
+def options_of_worker(options: RunOptions, device: str) -> tuple[RunOptions, WorkerResources]:
+    """Return the run options of a worker, and what it asks Ray for.
+
+    Args:
+        options: run options of this process.
+        device: type of the device that this process computes on.
+    """
+    gpus = options.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if device == "cuda" else 0.0
+    threads = _threads(options)
+    # URLs can hold passwords, so a worker gets none.
+    changes: dict[str, object] = {
+        "storage": RunOptions().storage,
+        "cache": RunOptions().cache,
+        "study": None,
+        "threads": threads,
+        "device": _device(device, gpus),
+    }
+    # A model that one GPU does not hold is split over those of the worker.
+    if gpus > 1 and options.device_map is None:
+        changes["device_map"] = "auto"
+    return options.model_copy(update=changes), WorkerResources(threads, gpus)
 
 
 def _threads(options: RunOptions) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -28,8 +29,8 @@ from prunesearch.config.names import slug
 from prunesearch.config.recovery import LOOKS, HealRecipe, Tuning
 from prunesearch.errors import RunError, StudyBusyError, StudyError
 from prunesearch.models.loading import LoadedModel
-from prunesearch.recovery.healing import carry_out, plan_healing
-from prunesearch.recovery.run_folder import RUN_FOLDERS
+from prunesearch.recovery.healing import HealPlan, carry_out, plan_healing
+from prunesearch.recovery.run_folder import RUN_FOLDERS, Healed
 from prunesearch.recovery.training import LossCheck
 from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import JsonObject
@@ -93,6 +94,62 @@ class Tuned:
     recipe: HealRecipe
 
 
+@dataclass(frozen=True)
+class TrialRun:
+    """A trial that is about to be run.
+
+    Attributes:
+        trial: the trial.
+        planned: plan of its healing.
+        folder: run folder.
+        check: reports the losses to the pruner, and raises `optuna.TrialPruned` if it says so.
+    """
+
+    trial: Trial
+    planned: HealPlan
+    folder: Path
+    check: LossCheck
+
+
+class TrialRunner(Protocol):
+    """Runs the trials of a tuning study."""
+
+    at_once: int
+    """Number of trials that are run at once."""
+
+    def run(self, runs: Sequence[TrialRun]) -> Sequence[Healed | None]:
+        """Run trials, and return their results in the same order. None: the trial was pruned."""
+        ...
+
+
+class LocalRunner:
+    """Runs trials in this process."""
+
+    at_once = 1
+
+    def __init__(self, references: Path | None) -> None:
+        self._references = references
+
+    def run(self, runs: Sequence[TrialRun]) -> Sequence[Healed | None]:
+        """Run trials one after the other."""
+        return [run_trial(run.planned, run.folder, self._references, run.check) for run in runs]
+
+
+def run_trial(
+    planned: HealPlan, folder: Path, references: Path | None, check: LossCheck
+) -> Healed | None:
+    """Run the healing of a trial, without a change of the weights.
+
+    Returns:
+        The result. None: the trial was pruned, and its files are removed.
+    """
+    try:
+        return carry_out(planned, folder, references, merge=False, check=check)
+    except optuna.TrialPruned:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+
 def tune(
     loaded: LoadedModel,
     candidate: LayerSubset,
@@ -102,6 +159,7 @@ def tune(
     *,
     run_folders: Path = RUN_FOLDERS,
     references: Path | None = None,
+    runner: "TrialRunner | None" = None,
 ) -> Tuned:
     """Search for hyper-parameters in a study. The same call resumes the study.
 
@@ -113,6 +171,7 @@ def tune(
         storage: Optuna RDB URL.
         run_folders: folder in which the study gets a folder for its trials.
         references: folder of the dense model's logits. None keeps them in memory.
+        runner: where trials are run. Default: in this process, one after the other.
 
     Raises:
         InputError: see `healing.plan_healing`; the data do not suffice for the largest batch.
@@ -147,37 +206,45 @@ def tune(
         # Check an existing study, and enqueue the trials that a killed process left.
         _write_metadata(study, identity)
         _adopt(study)
-        # Run the missing trials.
+        # Run the missing trials, as many at once as the runner takes.
+        runner = runner or LocalRunner(references)
         computed = 0
-        while len(_done(study)) < tuning.trials:
+        while (missing := tuning.trials - len(_done(study))) > 0:
             stopping.check()
-            _run_trial(study, loaded, candidate, recipe, tuning, run_folders / name, references)
-            computed += 1
+            runs = []
+            for _ in range(min(missing, runner.at_once)):
+                runs.append(_ask(study, loaded, candidate, recipe, tuning, run_folders / name))
+            # The trials are told in their order, after all of them. A pruner that compares a trial
+            # with the complete ones then decides the same, whichever trial is the fastest.
+            for run, healed in zip(runs, runner.run(runs), strict=True):
+                _tell(study, run, healed)
+            computed += len(runs)
         return _tuned(study, recipe, computed)
 
 
-def _run_trial(
+def _ask(
     study: Study,
     loaded: LoadedModel,
     candidate: LayerSubset,
     recipe: HealRecipe,
     tuning: Tuning,
     run_folders: Path,
-    references: Path | None,
-) -> None:
-    """Run one trial: ask for its parameters, heal, and tell its value."""
+) -> TrialRun:
+    """Ask for the parameters of a trial, and plan its healing."""
     trial = study.ask()
     short = suggest(trial, tuning, recipe, tuning.steps)
     # Evaluate at equal distances, and leave stopping to the pruner.
     every = max(1, math.ceil(short.steps / LOOKS))
     short = short.model_copy(update={"eval_every": every, "patience": LOOKS})
     planned = plan_healing(loaded, candidate, short, f"trial {trial.number}")
-    folder = run_folders / planned.digest[:16]
-    try:
-        healed = carry_out(planned, folder, references, merge=False, check=_reporter(trial))
-    except optuna.TrialPruned:
+    return TrialRun(trial, planned, run_folders / planned.digest[:16], _reporter(trial))
+
+
+def _tell(study: Study, run: TrialRun, healed: Healed | None) -> None:
+    """Tell the study the result of a trial. None: the trial was pruned."""
+    trial = run.trial
+    if healed is None:
         study.tell(trial, state=TrialState.PRUNED)
-        shutil.rmtree(folder, ignore_errors=True)
         return
     trial.set_user_attr("steps", healed.steps)
     trial.set_user_attr("seconds", healed.seconds)

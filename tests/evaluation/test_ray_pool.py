@@ -12,25 +12,35 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import optuna
 import pytest
 import ray
 
+from prunesearch.candidate import LayerSubset
 from prunesearch.config.recipe import Recipe
+from prunesearch.config.recovery import HealRecipe, Tuning
 from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import InputError, RunError, ScoringError
 from prunesearch.evaluation.ray_handle import WorkerResources
 from prunesearch.evaluation.ray_pool import RayPool
 from prunesearch.execution.cancellation import EvaluationCancelled
+from prunesearch.models.loading import load
 from prunesearch.objectives.base import ChunkResult
 from prunesearch.pipeline.session import open_session
+from prunesearch.recovery.ray_trial_worker import TrialModel
+from prunesearch.recovery.ray_tuning import RayRunner
+from prunesearch.recovery.tuning import LocalRunner, TrialRunner, tune
 from tests.support import toy_objective
 from tests.support.disturbed_studies import CHUNKS, Disturbed, InProcess, trials_of
 from tests.support.fixed_cost import generation, scored, stand_in, values
+from tests.support.models import N_LAYERS
 from tests.support.paths import REPOSITORY
 from tests.support.ray_nodes import Nodes, nodes
 from tests.support.toy_objective import DIES, NO_DATA, NO_MEMORY, SLOW, TOYS, WELL, build_toy, toys
 
 TRIALS = 24
+CANDIDATE = LayerSubset.of(N_LAYERS, (1, 3))
+Rows = list[tuple[str, list[float] | None, dict[str, float], dict[int, float]]]
 
 
 def never() -> bool:
@@ -201,6 +211,38 @@ def test_a_session_with_ray_scores_the_numbers_of_this_process(
     assert [each.metrics for each in there] == [each.metrics for each in here]
     assert not any(each.cached or each.failure for each in there)
     assert ray.is_initialized(), "a connection of the program is left open"
+
+
+def tuned(runner: TrialRunner, folder: Path, model: TrialModel, recipe: HealRecipe) -> Rows:
+    """A tuning study of two rates, the second of which is hopeless. Returns its trials."""
+    wanted = Tuning(trials=3, steps=8, batch_size=(2,), rank=(2,), learning_rate=(1e-7, 3e-2))
+    found = tune(
+        model.loaded, CANDIDATE, recipe, wanted, f"sqlite:///{folder}/study.db",
+        run_folders=model.run_folders, references=model.references, runner=runner,
+    )  # fmt: skip
+    study = optuna.load_study(study_name=found.study, storage=f"sqlite:///{folder}/study.db")
+    return [(t.state.name, t.values, t.params, t.intermediate_values) for t in study.trials]
+
+
+def trial_model(tiny: Path, folder: Path) -> TrialModel:
+    return TrialModel(load(str(tiny), device="cpu"), folder / "references", folder / "runs")
+
+
+def test_trials_of_a_tuning_are_pruned_in_workers_as_in_one_process(
+    cluster: Nodes, tiny_folder: Path, prose: Path, tmp_path: Path
+) -> None:
+    recipe = HealRecipe(
+        data=str(prose), held_out_tokens=64, window=32, batch_size=2, loss="mix", kl_top=8, seed=1
+    )
+    here = trial_model(tiny_folder, tmp_path / "here")
+    with RayRunner(
+        functools.partial(trial_model, tiny_folder, tmp_path / "there"), 1, WorkerResources()
+    ) as runner:
+        (tmp_path / "ray").mkdir()
+        there = tuned(runner, tmp_path / "ray", here, recipe)
+    assert there == tuned(LocalRunner(here.references), tmp_path, here, recipe)
+    assert {row[0] for row in there} == {"COMPLETE", "PRUNED"}
+    assert list((tmp_path / "there" / "runs").glob("*/*")), "the workers have folders of their own"
 
 
 SCRIPT = """

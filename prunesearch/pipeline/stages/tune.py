@@ -1,12 +1,15 @@
 """Stage `tune`: search for the hyper-parameters of the healing. Its study can be resumed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
+from prunesearch.evaluation import ray_cluster
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.stages.heal import portable_recipe, with_dense_weights
-from prunesearch.pipeline.state import State
+from prunesearch.pipeline.state import Request, State
 from prunesearch.recovery.healing import ask_teacher
-from prunesearch.recovery.tuning import largest, tune
+from prunesearch.recovery.tuning import TrialRunner, largest, tune
 from prunesearch.report.results import TuningReport
 
 
@@ -21,17 +24,42 @@ def tune_healing(state: State) -> State:
     planned = state.resources.plan(candidate, largest(recovery.heal, recovery.tune))
     with with_dense_weights(state.resources):
         ask_teacher(planned, references)
-    tuned = tune(
-        state.resources.loaded,
-        candidate,
-        recovery.heal,
-        recovery.tune,
-        state.request.options.storage,
-        references=references,
-    )
+    with _runner(state) as runner:
+        tuned = tune(
+            state.resources.loaded,
+            candidate,
+            recovery.heal,
+            recovery.tune,
+            state.request.options.storage,
+            references=references,
+            runner=runner,
+        )
     # The recipe is shown without folders of this machine.
     found = TuningReport(**{**vars(tuned), "recipe": portable_recipe(tuned.recipe)})
     return replace(state, tuned=tuned).with_recovery(tuning=found)
+
+
+@contextmanager
+def _runner(state: State) -> Iterator[TrialRunner | None]:
+    """Return what runs the trials: workers of Ray, or None for this process."""
+    if state.request.options.engine != "ray":
+        yield None
+        return
+    # Ray is an extra, so what needs it is imported here.
+    from prunesearch.pipeline.ray_trials import ray_runner
+
+    with ray_runner(state) as runner:
+        yield runner
+
+
+def check(request: Request) -> None:
+    """Refuse the engine if it is not installed, before anything is loaded.
+
+    Raises:
+        InputError: Ray is not installed.
+    """
+    if request.options.engine == "ray":
+        ray_cluster.check_installed()
 
 
 def wanted(state: State) -> bool:
@@ -40,4 +68,4 @@ def wanted(state: State) -> bool:
     return recovery is not None and recovery.tune is not None and state.earlier is None
 
 
-TUNE = Stage("tune", tune_healing, wanted=wanted)
+TUNE = Stage("tune", tune_healing, check, wanted)
