@@ -170,7 +170,7 @@ TRAINING = (
 @STORAGE
 @with_options(REVISION, DTYPE, TRUST)
 @with_options(DEVICE, DEVICE_MAP, THREADS)
-@WORKERS.variant(help="Trials of --tune at once, with --engine ray.")
+@WORKERS
 @with_options(*RAY_OPTIONS)
 @CACHE
 @JSON

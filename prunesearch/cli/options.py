@@ -185,7 +185,7 @@ WORKERS = SharedOption(
     type=int,
     default=1,
     show_default=True,
-    help="Workers that score, each with a model.",
+    help="Workers at once, each with a model.",
 )
 ENGINE = SharedOption(
     "--engine",

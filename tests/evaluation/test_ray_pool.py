@@ -111,9 +111,9 @@ def test_a_removed_node_costs_only_its_unfinished_candidates(
         disturbed = Disturbed(pool, 5, lambda: cluster.remove(node))
         assert trials_of(disturbed, tmp_path / "cache", TRIALS) == alone
         assert pool.restarts == 1
-    # A candidate that was under way on the removed node is scored twice, and no other.
+    # Only the stretch that was under way on the removed node is scored twice.
     lines = [line.rpartition(" ")[0] for line in log.read_text().splitlines()]
-    assert len(lines) - len(set(lines)) <= 1
+    assert len(lines) - len(set(lines)) <= 3
 
 
 def test_candidates_over_which_workers_die_are_one_line_and_the_rest_is_kept(
