@@ -83,6 +83,29 @@ class SearchProgress:
 
 
 @dataclass(frozen=True)
+class WorkProgress:
+    """Progress of a process that helps with somebody's study.
+
+    Attributes:
+        study: name of the study.
+        done, total: number of finished trials of the study, and of all trials that it shall have.
+        results: number of results that this process has scored for the study: one for each
+            candidate and chunk of the data.
+        candidates: number of candidates that these results belong to.
+        running: number of trials that the study is evaluating.
+        writer: description of the process that is searching the study; None if there is none.
+    """
+
+    study: str
+    done: int
+    total: int
+    results: int = 0
+    candidates: int = 0
+    running: int = 0
+    writer: str | None = None
+
+
+@dataclass(frozen=True)
 class HealProgress:
     """Progress of a healing.
 
@@ -130,7 +153,15 @@ class StageFinished:
     skipped: bool = False
 
 
-Event = Message | StageProgress | SearchProgress | HealProgress | StageStarted | StageFinished
+Event = (
+    Message
+    | StageProgress
+    | SearchProgress
+    | WorkProgress
+    | HealProgress
+    | StageStarted
+    | StageFinished
+)
 EventHandler = Callable[[Event], None]
 """Function that receives events."""
 

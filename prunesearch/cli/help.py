@@ -73,6 +73,9 @@ EXAMPLES = {
     ),
     "watch": ("watch job-0123456789abcdef --server https://pruning.example.org",),
     "fetch": ("fetch job-0123456789abcdef --out pruned",),
+    "work": (
+        "work STUDY --storage postgresql+psycopg://me@host/team --cache postgresql+psycopg://me@host/team",
+    ),
     "demo": ("demo", "demo --trials 40 --home /tmp/demo"),
 }
 

@@ -29,6 +29,7 @@ from prunesearch.cli.search import demo, run, search
 from prunesearch.cli.serve import serve
 from prunesearch.cli.study import study
 from prunesearch.cli.token import token
+from prunesearch.cli.work import work
 from prunesearch.errors import InputError, PruneSearchError, one_line
 from prunesearch.report.emit import emit_json
 from prunesearch.runtime import stopping
@@ -70,6 +71,7 @@ for group_or_command in (
     token,
     verify,
     watch,
+    work,
 ):
     cli.add_command(group_or_command)
 
@@ -129,7 +131,7 @@ def _fail_unforeseen(error: Exception) -> NoReturn:
     _fail("failed", message, error, 1)
 
 
-_RESUMED = ("search", "run", "demo", "evaluate", "export", "heal", "compensate")
+_RESUMED = ("search", "run", "demo", "evaluate", "export", "heal", "compensate", "work")
 """Commands that resume their work when they are run again, in addition to ``study resume``."""
 
 

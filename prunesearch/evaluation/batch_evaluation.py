@@ -45,6 +45,16 @@ class BatchEvaluation:
         self._steps: dict[CandidateRequest, dict[int, float]] = defaultdict(dict)
         self._out: set[CandidateRequest] = set()
 
+    @property
+    def computed(self) -> set[LayerSubset]:
+        """Candidates that were scored in this process, in part or in full."""
+        return set(self._computed)
+
+    @property
+    def failed(self) -> set[LayerSubset]:
+        """Candidates that cannot be scored."""
+        return set(self._failure)
+
     def fill(self, rung: int) -> Iterator[CandidateRequest]:
         """Get results on the first `rung` chunks for all requests left.
 

@@ -182,6 +182,24 @@ class LocalEngine:
         stopping.check()
         return [done[candidate] for candidate in asked]
 
+    def score_free(self, requests: Sequence[CandidateRequest]) -> BatchEvaluation:
+        """Score in this thread what requests lack and no other process is scoring.
+
+        Results that other processes are scoring are not waited for, so the requests need not be
+        complete afterwards.
+
+        Returns:
+            The state of the requests: which candidates were scored here, and which failed.
+        """
+        self._stop.clear()
+        self.results.waits = False
+        batch = BatchEvaluation(self.results, self.objective, requests)
+        try:
+            self._run(batch, requests, lambda request, evaluation: None)
+        finally:
+            self.results.waits = True
+        return batch
+
     def losses(self, candidates: Iterable[LayerSubset]) -> list[Sequence[float]]:
         """Return each candidate's losses on the items of the data, in the given order.
 
@@ -220,12 +238,20 @@ class LocalEngine:
         requests: Sequence[CandidateRequest],
         settle: Callable[[CandidateRequest, Evaluation], None],
     ) -> None:
-        """Evaluate requests together, and settle each as soon as it is done.
+        """Evaluate requests together, and settle each as soon as it is done."""
+        self._run(BatchEvaluation(self.results, self.objective, requests), requests, settle)
+
+    def _run(
+        self,
+        batch: BatchEvaluation,
+        requests: Sequence[CandidateRequest],
+        settle: Callable[[CandidateRequest, Evaluation], None],
+    ) -> None:
+        """Evaluate the requests of a batch.
 
         Requests with a baseline race in rungs, each on more of the data. Without baselines there is
         one rung.
         """
-        batch = BatchEvaluation(self.results, self.objective, requests)
         chunks = len(self.objective.chunks)
         races = any(request.baseline for request in requests)
         try:

@@ -63,7 +63,8 @@ class PreparedStudy:
         persistence.get_or_set_attr(study, selection.DENSE_ATTR, lambda: baseline)
         figures = {**dense.metrics, **scalarizer.costs(dense.candidate)}
         noter = Noter(study, recipe, options, figures)
-        return cls(recipe, study, space, _sampler(session, recipe, study, space), scalarizer, noter)
+        sampler = sampler_of(session, recipe, study, space)
+        return cls(recipe, study, space, sampler, scalarizer, noter)
 
     def write_notes(self) -> None:
         """Update the study's notes.
@@ -81,11 +82,7 @@ class PreparedStudy:
 def open_study(session: Session, recipe: Recipe, storage: RDBStorage, name: str) -> Study:
     """Create or resume a study. An old study must have the same identity."""
     identity = {
-        **recipe.identity(),
-        **session.objective.settings,
-        "data content": session.objective.digest,
-        "model content": session.loaded.fingerprint,
-        "numerics": numerics_of(session.loaded.model),
+        **scored_identity(session, recipe),
         "numpy version": minor(np.__version__),  # the proposals depend on its random numbers
     }
     metrics, maximize = objectives(
@@ -97,6 +94,19 @@ def open_study(session: Session, recipe: Recipe, storage: RDBStorage, name: str)
     return persistence.create_or_resume(
         storage, name, recipe, identity, metrics=metrics, maximize=maximize
     )
+
+
+def scored_identity(session: Session, recipe: Recipe) -> JsonObject:
+    """Return the part of a study's identity that decides the scores: the recipe, and the digests of
+    model and data.
+    """
+    return {
+        **recipe.identity(),
+        **session.objective.settings,
+        "data content": session.objective.digest,
+        "model content": session.loaded.fingerprint,
+        "numerics": dict(numerics_of(session.loaded.model)),
+    }
 
 
 def _scalarizer(session: Session, recipe: Recipe, study: Study) -> TrialScalarizer:
@@ -114,7 +124,7 @@ def _scalarizer(session: Session, recipe: Recipe, study: Study) -> TrialScalariz
     )
 
 
-def _sampler(session: Session, recipe: Recipe, study: Study, space: SearchSpace) -> SubsetSampler:
+def sampler_of(session: Session, recipe: Recipe, study: Study, space: SearchSpace) -> SubsetSampler:
     """Build the recipe's sampler. A resumed study keeps the ranking that it began with."""
     ranking: list[float] | Literal["single"] | None = None
     if recipe.search.start == "single":

@@ -26,6 +26,7 @@ from prunesearch.samplers import (
     annotate,
     report,
 )
+from prunesearch.space import SearchSpace
 from prunesearch.studies import selection
 from prunesearch.studies.selection import best_trials
 
@@ -128,7 +129,7 @@ class _Run:
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 self._done += 1
             else:
-                left.append((trial.number, self._candidate(trial)))
+                left.append((trial.number, candidate_of(trial, self._sampler.space)))
         return left
 
     def enqueued(self) -> list[tuple[int, LayerSubset]]:
@@ -172,7 +173,8 @@ class _Run:
             numbers.setdefault(candidate, []).append(number)
         baseline = None
         if self._race and batch:
-            baseline = self._baseline(min(number for number, _ in batch))
+            first = min(number for number, _ in batch)
+            baseline = race_baseline(self._study, self._sampler, first)
         self._under_way += len(batch)
         self.announce()
         async for evaluation in engine.evaluate(list(numbers), baseline):
@@ -198,22 +200,6 @@ class _Run:
         self._done += 1
         self._under_way -= 1
         self.announce(evaluation, value)
-
-    def _baseline(self, number: int) -> LayerSubset | None:
-        """Return the baseline of a race: the best candidate before the generation of trial
-        `number`.
-
-        It does not depend on interruptions. The first generation races against its first trial,
-        which comes from the ranking if there is one.
-        """
-        first = number if self._sampler.asynchronous else number - number % self._sampler.batch
-        for trial in best_trials(self._study, None):
-            if trial.number < first:
-                return self._candidate(trial)
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.number == first:
-                return self._candidate(trial)
-        return None
 
     def _tell_values(self, number: int, evaluation: Evaluation) -> float:
         """Finish a trial whose evaluation succeeded, as complete or as pruned.
@@ -266,12 +252,33 @@ class _Run:
             )
         )
 
-    def _candidate(self, trial: FrozenTrial) -> LayerSubset:
-        """Read a trial's candidate from its parameters."""
-        try:
-            return self._sampler.space.any_subset(trial.params)
-        except InputError as error:
-            raise InputError(f"running trial {trial.number} cannot be adopted: {error}") from None
+
+def race_baseline(study: Study, sampler: SubsetSampler, number: int) -> LayerSubset | None:
+    """Return the baseline of a race: the best candidate before the generation of trial `number`.
+
+    It does not depend on interruptions. The first generation races against its first trial, which
+    comes from the ranking if there is one.
+    """
+    first = number if sampler.asynchronous else number - number % sampler.batch
+    for trial in best_trials(study, None):
+        if trial.number < first:
+            return candidate_of(trial, sampler.space)
+    for trial in study.get_trials(deepcopy=False):
+        if trial.number == first:
+            return candidate_of(trial, sampler.space)
+    return None
+
+
+def candidate_of(trial: FrozenTrial, space: SearchSpace) -> LayerSubset:
+    """Return a trial's candidate, which its parameters describe.
+
+    Raises:
+        InputError: the parameters do not belong to the space.
+    """
+    try:
+        return space.any_subset(trial.params)
+    except InputError as error:
+        raise InputError(f"running trial {trial.number} cannot be adopted: {error}") from None
 
 
 def _attributes(evaluation: Evaluation) -> JsonObject:

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from prunesearch import events
 from prunesearch.errors import InputError
-from prunesearch.events import HealProgress, Message, SearchProgress, StageProgress
+from prunesearch.events import HealProgress, Message, SearchProgress, StageProgress, WorkProgress
 from prunesearch.report.healing_progress import HealingLines
 from prunesearch.report.tables import Paragraph, duration
+from prunesearch.report.work import work_done
 from prunesearch.runtime import stopping
 from prunesearch.runtime.masking import printable
 
@@ -101,6 +102,7 @@ class ProgressView:
         self._live: Live | None = None
         self._studies: dict[str, SearchProgress] = {}
         self._clocks: dict[str, _Clock] = {}
+        self._work: WorkProgress | None = None
         self._stage: StageProgress | None = None
         self._share = 0.0
         self._begun = ""  # the last stage that was not counted
@@ -136,6 +138,8 @@ class ProgressView:
                 self._show_stage(event)
             case SearchProgress():
                 self._show_search(event)
+            case WorkProgress():
+                self._show_work(event)
             case HealProgress():
                 self._show_healing(event)
 
@@ -186,6 +190,16 @@ class ProgressView:
                 if left := self._left(progress):
                     line += f", {left}"
                 self._print(line)
+
+    def _show_work(self, progress: WorkProgress) -> None:
+        """Show the progress of helping with a study."""
+        with self._lock:
+            self._work = progress
+            if self.console.is_terminal:
+                self._show()
+            elif self._is_due(progress.study, _EVERY):
+                counts = f"{progress.done}/{progress.total} trials"
+                self._print(f"{progress.study}: {counts}, {work_done(progress)}")
 
     def _show_healing(self, progress: HealProgress) -> None:
         """Show the progress of a healing: a bar on a terminal, and a line now and then."""
@@ -255,6 +269,7 @@ class ProgressView:
         """Leave the last picture on the screen and forget its studies."""
         with self._lock:
             live, self._live, self._stage = self._live, None, None
+            self._work = None
         if live is not None:  # outside the lock, for which the drawing thread may wait
             live.stop()
             stopping.drawn(False)
@@ -277,6 +292,9 @@ class ProgressView:
                 name = " "
             yield _bar(name, progress.done, progress.total, "", left)
             yield Paragraph(f"  {self._describe(progress)}", indent="    ")
+        if self._work is not None:
+            yield _bar(printable(self._work.study), self._work.done, self._work.total, "", "")
+            yield Paragraph(f"  {work_done(self._work)}", indent="    ")
         if self._stage is not None:
             yield _bar(
                 f"  {self._stage.name}", self._stage.done, self._stage.total, self._stage.unit, ""
