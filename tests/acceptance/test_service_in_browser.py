@@ -190,7 +190,7 @@ def test_from_sign_in_to_sign_out(service: Started, browser: Browser, width: int
         page.wait_for_selector("#report-card")
         page.wait_for_function("document.querySelectorAll('#curve circle').length >= 10")
         assert page.evaluate("window.stays")
-        assert page.inner_text("#announce") == "The job is finished."
+        page.wait_for_selector("#announce:has-text('The job is finished.')", state="attached")
         assert "[export: running]\n[export: finished]" in page.inner_text("#lines")
         # Times are those of the browser's zone.
         shown, exact = page.eval_on_selector("time", "e => [e.textContent, e.dateTime]")

@@ -158,7 +158,8 @@ def curve(
     Args:
         points: finished trials, in the order of their numbers.
         metric: name of the value.
-        total: number of trials that the study shall have. The horizontal axis shows them all.
+        total: number of trials that the study shall have. The horizontal axis leaves room for
+            them, but at most for as many as are finished.
         larger: whether larger values are better.
 
     Returns:
@@ -175,7 +176,7 @@ def curve(
     if not larger:
         limit = max(best[0].value, ordered[int(_CLIPPED_SHARE * (len(ordered) - 1))])
     y_axis = _Axis.around([best[-1].value, best[0].value, limit, ordered[0]])
-    last = max(known[-1].number, total - 1, 1)
+    last = max(known[-1].number, min(total - 1, 2 * known[-1].number), 1)
     x_axis = _Axis(-0.01 * last, 1.01 * last)
     # 2. One dot for each trial. If there are too many, every n-th is drawn, and each best one.
     step = max(1, math.ceil(len(known) / _MOST_DOTS))

@@ -62,7 +62,7 @@ def index_page(
         "filters": {**filters, "any": any(filters.values())},
         "counts": views.states_with_counts(counts, _STATES),
         "active": bool(counts.get("queued") or counts.get("running")),
-        "jobs": [views.job_row(job) for job in found.jobs],
+        "jobs": [views.job_row(job, _trials(services, job)) for job in found.jobs],
         "first_page": _link(filters) if cursor else None,
         "next_page": _link({**filters, "cursor": found.next}) if found.next else None,
         "studies": listed,
@@ -71,6 +71,16 @@ def index_page(
         "models": choices.models(services.settings.models) if not found.jobs else [],
     }
     return page(request, "index.html", values)
+
+
+def _trials(services: Services, job: Job) -> int:
+    """Return the number of finished trials in the study of a job that is not over; else 0."""
+    if job.state not in ("running", "paused"):
+        return 0
+    try:
+        return services.studies.study(job.study).trials
+    except NotFoundError:
+        return 0
 
 
 def _link(values: Mapping[str, str | None]) -> str:
@@ -94,10 +104,16 @@ def job_page(
     job = services.jobs.get(job_id)
     runners = services.jobs.runners() if job.state == "queued" else []
     shown = study_charts.of_study(services, job.study, job.trials)
+    progress = views.search_progress(job, shown.trials)
+    if progress is None and job.state not in FINAL:
+        progress = job.progress
     values = {
         "section": "jobs",
         "job": job,
         "ended": job.state in FINAL,
+        "stages": views.stage_rows(job),
+        "progress": progress,
+        "now": job.progress if progress is not None and progress != job.progress else None,
         "last_event": job.last_event,
         "verbs": views.verbs(job, user),
         "elapsed": views.elapsed(job),

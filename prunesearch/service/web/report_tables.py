@@ -182,7 +182,7 @@ def _search_tables(search: Mapping[str, Json], *, several: bool) -> list[Table]:
     title = "Best candidate against the dense model"
     if several:
         title += f": {_text(search.get('study'))}"
-    columns = (Column("", number=False), Column("dense"), Column("best candidate"))
+    columns = (Column("", number=False), Column("dense"), Column("best"))
     tables = [Table(title, columns, tuple(rows))]
     tables += _paired(_object(search.get("paired")))
     tables.append(_run(search))

@@ -17,6 +17,7 @@ class StudyCharts:
 
     Attributes:
         exists: whether there is such a study.
+        trials: number of finished trials.
         is_pareto: whether it has several objectives.
         metric: name of the first value.
         chart: best value so far, or the front of a Pareto study. None without finished trials.
@@ -24,6 +25,7 @@ class StudyCharts:
     """
 
     exists: bool = False
+    trials: int = 0
     is_pareto: bool = False
     metric: str = "value"
     chart: Chart | None = None
@@ -58,4 +60,6 @@ def charts_of(study: StudyPoints, total: int = 0) -> StudyCharts:
         best = best[::step]
     else:
         chart = curve(study.points, metric, total, larger=study.maximized[0])
-    return StudyCharts(True, study.is_pareto, metric, chart, layer_map(best, study.layers))
+    return StudyCharts(
+        True, len(study.points), study.is_pareto, metric, chart, layer_map(best, study.layers)
+    )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -41,8 +41,13 @@ class JobRow:
     ended: bool
 
 
-def job_row(job: Job) -> JobRow:
-    """Return a job as lists show it."""
+def job_row(job: Job, trials: int = 0) -> JobRow:
+    """Return a job as lists show it.
+
+    Args:
+        job: the job.
+        trials: number of finished trials in its study, if its search is under way.
+    """
     running = [stage.name for stage in job.stages if stage.state == "running"]
     return JobRow(
         id=job.id,
@@ -51,7 +56,7 @@ def job_row(job: Job) -> JobRow:
         command=job.command,
         submitted_by=job.submitted_by,
         created=job.created,
-        progress=job.progress,
+        progress=search_progress(job, trials) or job.progress,
         error=job.error,
         exported=job.exported,
         model=_setting(job.recipe, "model", "path"),
@@ -79,6 +84,7 @@ class Verb:
         label: text of the button.
         explanation: what happens, in a sentence.
         question: question before it is done. Empty: it is done at once.
+        answer: text of the button that says yes.
         style: class of the button.
     """
 
@@ -86,6 +92,7 @@ class Verb:
     label: str
     explanation: str
     question: str = ""
+    answer: str = ""
     style: str = ""
 
     @property
@@ -108,6 +115,7 @@ CANCEL = Verb(
     "It ends now and cannot be resumed. Its finished trials and evaluations are kept, so the same "
     "recipe would continue from them.",
     "Cancel this job?",
+    "Yes, cancel it",
     "danger",
 )
 DELETE = Verb(
@@ -115,6 +123,7 @@ DELETE = Verb(
     "Delete",
     "The job, its log and its report are deleted. Its study and its evaluations are kept.",
     "Delete this job?",
+    "Yes, delete it",
     "danger",
 )
 _VERBS: dict[JobState, tuple[Verb, ...]] = {
@@ -150,6 +159,54 @@ def _searches(job: Job) -> bool:
         if stage.name == "search":
             return stage.state in ("waiting", "running")
     return True
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage of a job, as its page shows it.
+
+    Attributes:
+        name, seconds: as in `StageRecord`.
+        state: as in `StageRecord`, or ``interrupted`` or ``not reached`` in a job that has ended.
+    """
+
+    name: str
+    state: str
+    seconds: float | None
+
+
+def stage_rows(job: Job) -> list[StageRow]:
+    """Return the stages of a job. In a job that has ended no stage runs or waits."""
+    rows = []
+    for stage in job.stages:
+        state: str = stage.state
+        if state == "running" and job.state not in ("running", "queued"):
+            state = "interrupted"
+        elif state == "waiting" and job.state in FINAL:
+            state = "not reached"
+        rows.append(StageRow(stage.name, state, stage.seconds))
+    return rows
+
+
+def search_progress(job: Job, trials: int) -> JobProgress | None:
+    """Return how far the search of a job is, in trials.
+
+    The latest progress of a job may be that of a step within a generation.
+
+    Args:
+        job: the job.
+        trials: number of finished trials in its study.
+
+    Returns:
+        None if its search is not under way.
+    """
+    running = [stage.name for stage in job.stages if stage.state == "running"]
+    if job.state not in ("running", "paused") or running != ["search"] or not trials:
+        return None
+    best = job.progress or JobProgress()
+    return replace(
+        best, step="search", done=min(trials, job.trials), total=job.trials, unit="trials"
+    )
 
 
 def elapsed(job: Job) -> float | None:

@@ -38,7 +38,7 @@ def test_the_line_of_a_curve_goes_down_at_each_improvement_and_on_to_the_last_tr
     assert down.y1 < down.y2
     assert on.y1 == on.y2
     assert along.x1 < along.x2 == down.x1 == on.x1 < on.x2 < 100
-    # The axis shows all trials that the study shall have.
+    # The axis leaves room for the trials that the study shall have.
     assert [tick.label for tick in chart.x_ticks] == ["0", "2", "4"]
     assert "After 3 finished trials the best is 2.000, found by trial 1" in chart.summary
 

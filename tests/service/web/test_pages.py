@@ -180,7 +180,7 @@ def test_a_job_shows_stages_log_and_verbs(service: HttpService) -> None:
         shown.one("pre", id="lines").text == "[the job is queued] trial 1: kl 0.5 [search: running]"
     )
     labels = [button.text for button in shown.one("div", class_="verbs").all("button")]
-    assert labels == ["Pause", "Stop the search", "Cancel", "Cancel", "Keep it"]
+    assert labels == ["Pause", "Stop the search", "Cancel", "Yes, cancel it", "Keep it"]
     stages_shown = [stage.all("b")[0].text for stage in shown.one("ol").all("li")]
     assert stages_shown == ["search", "export"]
     # The script asks for the parts that change only.
