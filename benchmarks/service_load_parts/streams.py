@@ -32,6 +32,7 @@ _JOBS = 5
 _PER_SECOND = 20  # requests
 _EVENTS_PER_SECOND = 4  # of each job
 _LONGEST_CONNECTION = 12.0  # seconds until a stream's connection is cut
+_WARM_UP = 0.2  # share of the time in which nothing is measured
 _STUDY = "large"
 _PARTS = {
     "trial_params": "param_id",
@@ -58,6 +59,7 @@ class Streams:
         self.refused: list[str] = []
         self.memory: list[tuple[float, int]] = []
         self.connections = 0
+        self._start = 0.0
 
     async def run(self, count: int, log: EventLog, jobs: Jobs) -> list[tuple[str, list[int]]]:
         """Follow the jobs with `count` streams; return the job of each and what it saw."""
@@ -118,7 +120,7 @@ class Streams:
             "/v1/studies?limit=50",
             f"/v1/studies/{_STUDY}/trials?limit=50",
         )
-        start = time.monotonic()
+        start = self._start = time.monotonic()
         asked = []
         for number in range(round(self._seconds * _PER_SECOND)):
             due = start + number / _PER_SECOND
@@ -128,8 +130,10 @@ class Streams:
 
     async def _one(self, client: httpx2.AsyncClient, path: str, due: float) -> None:
         response = await client.get(path)
-        self.latencies.append(time.monotonic() - due)
-        self.by_path.setdefault(path, []).append(self.latencies[-1])
+        # At the start all streams connect at once.
+        if due >= self._start + _WARM_UP * self._seconds:
+            self.latencies.append(time.monotonic() - due)
+            self.by_path.setdefault(path, []).append(self.latencies[-1])
         if response.status_code != 200:
             self.refused.append(f"{path}: {response.status_code} {response.text[:200]}")
 
@@ -152,9 +156,9 @@ class Streams:
 
     def growth(self) -> float:
         """Return by how much the memory grew: the mean of the last fifth of the time, against that
-        of the second fifth. The first fifth is warm-up.
+        of the second fifth, which follows the warm-up.
         """
-        fifth = self._seconds / 5
+        fifth = _WARM_UP * self._seconds
         early = [size for at, size in self.memory if fifth <= at < 2 * fifth]
         late = [size for at, size in self.memory if at >= 4 * fifth]
         return statistics.mean(late) / statistics.mean(early) - 1

@@ -1,17 +1,20 @@
 """Tables of jobs for people. Text of the server is escaped."""
 
+import math
 import time
 
 from prunesearch.report.tables import (
     LayerList,
     Parts,
     Prose,
+    dense_against_pruned,
     duration,
     next_commands,
     size,
     table,
     without_constant,
 )
+from prunesearch.runtime.json_values import Json
 from prunesearch.runtime.masking import printable
 from prunesearch.service.download import FetchedExport
 from prunesearch.service.job import FINAL, Job, JobPage
@@ -77,8 +80,25 @@ def job_details(job: Job) -> Parts:
 
 
 def watched(found: WatchedJob) -> Parts:
-    """Show a job that was watched to its end."""
-    return job_details(found.job)
+    """Show a job that was watched to its end, and how good its best candidate is."""
+    parts = job_details(found.job)
+    result = found.result
+    if isinstance(result, dict):
+        dense, best = _figures(result.get("dense")), _figures(result.get("best"))
+        if dense and best:
+            parts.insert(1, dense_against_pruned("Best candidate", dense, best))
+    return parts
+
+
+def _figures(value: Json) -> dict[str, float]:
+    """Return the numbers of a candidate in a report: its metrics and its costs."""
+    figures: dict[str, float] = {}
+    for name in ("metrics", "cost"):
+        part = value.get(name) if isinstance(value, dict) else None
+        for key, number in (part if isinstance(part, dict) else {}).items():
+            if isinstance(number, int | float) and math.isfinite(number):
+                figures[key] = float(number)
+    return figures
 
 
 def submitted(job: Job) -> Parts:

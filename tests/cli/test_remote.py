@@ -1,6 +1,7 @@
 """The commands that talk to a server, as a user runs them."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +152,21 @@ def test_watch_ends_with_the_outcome_of_the_job(
     document = json.loads(out)
     assert (document["state"], document["result"]) == (state, {"best": 0.5})
     assert "hello" in err
+
+
+def test_watch_shows_how_good_the_best_candidate_is(
+    double: JobServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double.on(f"{JOB}/events", *ending("finished"))
+    double.on(JOB, Answer.of_json(job_document("finished")))
+    dense = {"metrics": {"kl": 0.0, "perplexity": 10.0}, "cost": {"params": 200}}
+    best = {"metrics": {"kl": 0.5, "\x1b[2J": 1.0, "perplexity": 15.0}, "cost": {"params": 150}}
+    result = {"dense": dense, "best": best}
+    double.on(f"{JOB}/result", Answer.of_json(result))
+    _, out, _ = ended(capsys, monkeypatch, "watch", JOB_ID)
+    assert re.search(r"perplexity +10\.0000 +15\.0000 +1\.500", out)
+    assert re.search(r"parameters +200 +150 +0\.750", out)
+    assert "\x1b[2J" not in out
 
 
 def test_submit_can_watch(
