@@ -14,7 +14,7 @@ from pathlib import Path
 
 import optuna
 
-from benchmarks.scale_out_parts import ray_failures, ray_workers
+from benchmarks.scale_out_parts import ray_failures, ray_workers, shared_leases
 from benchmarks.support.record import Record, arguments
 
 Part = Callable[[Record, Path], None]
@@ -22,6 +22,7 @@ Part = Callable[[Record, Path], None]
 PARTS: Mapping[str, Part] = {
     "ray-workers": ray_workers.measure,
     "ray-failures": ray_failures.measure,
+    "shared-leases": shared_leases.measure,
 }
 """The parts by name, in the order in which they are measured."""
 

@@ -89,7 +89,7 @@ def work(
             return WorkReport(name, recipe.model.path, "complete", reading.done)
         with open_session(recipe, options) as session:
             _refuse_other_content(study, session, recipe)
-            return _Helper(session, recipe, study, storage, idle_exit).run()
+            return Helper(session, recipe, study, storage, idle_exit).run()
 
 
 def _refuse_other_content(study: Study, session: Session, recipe: Recipe) -> None:
@@ -120,8 +120,16 @@ def _read(study: Study) -> _Reading:
     return _Reading(tuple(running), sum(trial.state.is_finished() for trial in trials), total)
 
 
-class _Helper:
-    """Scores what a study's running trials lack, until the study ends."""
+class Helper:
+    """Scores what a study's running trials lack, until the study ends.
+
+    Args:
+        session: model, data and cache.
+        recipe: recipe of the study.
+        study: the study. It is only read.
+        storage: database of the study.
+        idle_exit: seconds without a search and without work after which this ends.
+    """
 
     def __init__(
         self, session: Session, recipe: Recipe, study: Study, storage: RDBStorage, idle_exit: float
