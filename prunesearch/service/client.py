@@ -239,6 +239,12 @@ class BusyServerError(ServerError):
 def _away(server: ServerAddress, error: Exception) -> str:
     """Describe a failed connection in one line."""
     reason = one_line(error)
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return (
+            f"the certificate of {server.url} is not trusted "
+            f"({reason.rpartition('] ')[2].partition(' (_ssl')[0]}): set SSL_CERT_FILE to the file "
+            f"of the authority that signed it, or of the certificate itself"
+        )
     if isinstance(error, httpx2.TimeoutException):
         reason = "it did not answer in time"
     elif isinstance(error, httpx2.ConnectError):

@@ -233,3 +233,23 @@ def test_lists_are_filtered_by_the_server(client: Client, double: JobServer) -> 
     page = client.jobs(state="running", study="a&b", limit=7)
     assert (page.jobs[0].id, page.next) == (JOB_ID, "c1")
     assert httpx2.URL(double.asked[0].path).params.get("study") == "a&b"
+
+
+def test_a_certificate_that_is_not_trusted_has_its_own_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "_WAITS", ())
+
+    def fail(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectError(
+            "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate "
+            "(_ssl.c:1006)"
+        )
+
+    server = ServerAddress.parse("https://pruning.example.org")
+    with (
+        Client(server, TOKEN, httpx2.MockTransport(fail)) as client,
+        pytest.raises(ServerAwayError, match="set SSL_CERT_FILE") as raised,
+    ):
+        client.jobs()
+    assert "(certificate verify failed: self-signed certificate)" in str(raised.value)
