@@ -9,7 +9,8 @@ with SQLite. They die by SIGKILL: at a random moment, or at a failpoint that was
 were started. Every acknowledgement is a line that the code under test syncs to disk after its
 commit returned; another process compares all of them with what is stored. Then 8 processes ask for
 the same keys at once, 50 owners are stopped past their leases and continued, and PostgreSQL is
-stopped and crashed under load.
+stopped and crashed under load. Last, three searches are disturbed whose studies are in the database
+that crashes, stops, and is cut off at commits and elsewhere.
 """
 
 import time
@@ -24,6 +25,7 @@ from tests.support.killed_searches import (
     outages,
     single_flight,
 )
+from tests.support.study_outages import crash_server, cut_connections
 
 
 def measure(record: Record, backend: str, kills: int) -> None:
@@ -59,6 +61,17 @@ def measure(record: Record, backend: str, kills: int) -> None:
             record.add("outage_lost", found["lost"], "== 0")
             record.add("outage_workers_that_gave_up", outcome["gave_up"], "== 0")
             record.add("outage_recovery_seconds", outcome["recovery"], "<= 10")
+        with ground(backend) as (_, server):
+            assert server is not None
+            crashes, down, cuts = record.by_size((10, 30.0, 500), (3, 5.0, 60), (1, 0.5, 6))
+            for name, became in (
+                ("study_crash", crash_server(server, crashes, down)),
+                ("study_cut", cut_connections(server, cuts)),
+            ):
+                record.add(f"{name}s", became.outages)
+                record.add(f"{name}_studies", became.studies)
+                record.add(f"{name}_processes_that_gave_up", became.gave_up, "== 0")
+                record.add(f"{name}_studies_that_changed", became.changed, "== 0")
 
 
 def main() -> None:

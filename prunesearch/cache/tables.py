@@ -109,9 +109,13 @@ def advisory_lock(engine: Engine, number: int) -> Iterator[None]:
         with engine.begin() as connection:
             held = connection.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({number})")
             if held.scalar():
+                # This transaction idles on purpose while others make tables.
+                connection.exec_driver_sql(
+                    "SELECT set_config('idle_in_transaction_session_timeout', '10min', true)"
+                )
                 yield
                 return
-        sleep(0.05)
+        sleep(0.1)
 
 
 def postgres_arguments(url: str | sqlalchemy.URL) -> dict[str, int | None]:

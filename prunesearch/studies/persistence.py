@@ -105,21 +105,24 @@ def _rdb(url: str, options: EngineOptions) -> StudyStorage:
     Optuna itself fails when two processes make the tables at the same time.
     """
     if make_url(url).get_backend_name() != "postgresql":
-        return _rdb_in_file(url, options)
+        return _with_tables(url, options)
     engine = connect(url)
     try:
         with engine.connect() as connection:
             ready = schema_revision(connection) != NO_REVISION
         with nullcontext() if ready else advisory_lock(engine, _TABLES_LOCK):
-            storage = StudyStorage(url, engine_kwargs=options)
+            storage = _with_tables(url, options)
     finally:
         engine.dispose()
     limit_transactions(storage.engine, _LONGEST_STATEMENT)
     return storage
 
 
-def _rdb_in_file(url: str, options: EngineOptions) -> StudyStorage:
-    """Open a file. If another process is making its tables right now, wait for it."""
+def _with_tables(url: str, options: EngineOptions) -> StudyStorage:
+    """Open the database. If another process is making its tables right now, wait for it.
+
+    Processes that do not know the advisory lock may do this on a server, too.
+    """
     for _ in range(20):
         try:
             return StudyStorage(url, engine_kwargs=options)

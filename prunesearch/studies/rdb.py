@@ -272,7 +272,7 @@ class StudyStorage(OpenStorage):
 
     def _created(self, session: Session, study_id: int, template: FrozenTrial | None) -> Any | None:  # noqa: ANN401 (Optuna's models are untyped)
         """Return the trial of this thread's last attempt, if that was committed; otherwise None."""
-        last, self._creations.last = self._creations.last, None
+        last = self._creations.last
         if last is None:
             return None
         # After a crash the database may give the same id to another trial. So the trial must also
@@ -284,9 +284,10 @@ class StudyStorage(OpenStorage):
             TRIAL_STARTED.is_not_distinct_from(last.started),
         )
         found = TrialReader(session.connection(), chosen, self._distributions).trials()
+        # The connection may also be lost during this query. So the attempt is forgotten only here.
         if not found or not _is_made_from(found[0], template):
+            self._creations.last = None
             return None
-        self._creations.last = last
         return self.find_trial(session, last.trial_id)
 
     def _note_commit(self, _: Session) -> None:

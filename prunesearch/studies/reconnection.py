@@ -19,7 +19,7 @@ from prunesearch.runtime import stopping
 
 PATIENCE = 600.0
 """Seconds to wait for a database that has worked before."""
-_PAUSES = (0.05, 2.0)  # first and longest pause in seconds between two attempts
+_PAUSES = (0.05, 1.0)  # first and longest pause in seconds between two attempts
 _SLICE = 0.1  # seconds between two checks whether a stop was requested
 # SQLSTATE codes of failures that pass. PostgreSQL's manual lists them in appendix A.
 _PASSING_CLASSES = ("08", "40", "53", "57")
@@ -27,6 +27,7 @@ _PASSING = ("25006", "25P03", "55P03")  # standby, idle for too long, locked for
 _LASTING = ("53100", "57P04")  # the disk is full, the database was dropped
 # Failures to connect have no SQLSTATE. A text that holds one of these does not pass.
 _REFUSALS = ("authentication failed", "does not exist", "pg_hba.conf", "permission denied")
+_WITHOUT_CODE = ("OperationalError", "InterfaceError", "InternalError", "ConnectionTimeout")
 _SQLITE_BUSY = (5, 6)  # SQLite's codes: the file, or a table of it, is locked
 
 Result = TypeVar("Result")
@@ -150,7 +151,8 @@ def is_outage(error: BaseException) -> bool:
     # The low byte of SQLite's code is the kind of failure.
     if (number := getattr(original, "sqlite_errorcode", None)) is not None:
         return number & 0xFF in _SQLITE_BUSY
-    # The driver of PostgreSQL could not connect, or lost the connection.
-    if type(original).__name__ not in ("OperationalError", "InterfaceError", "ConnectionTimeout"):
+    # The driver of PostgreSQL could not connect, or lost the connection. A pool of sessions may
+    # have said so beside the server, which the driver calls an internal error.
+    if type(original).__name__ not in _WITHOUT_CODE:
         return False
     return not any(words in str(original) for words in _REFUSALS)

@@ -26,7 +26,7 @@ from tests.support.processes import FORK
 from tests.support.proxy import Proxy
 from tests.support.searches import search_in, trials_of
 
-TRIALS = 32
+TRIALS = 24
 PAIRS = [
     ("sqlite", "postgresql"),
     ("postgresql", "sqlite"),

@@ -28,6 +28,7 @@ class Proxy:
         port: the port of the proxy.
         cuts: number of cuts by place.
         next: place of a cut at the next COMMIT: "before a commit" or "after a commit".
+        text: the next message with this text is lost.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Proxy:
         self.at_commit, self.elsewhere, self.most = at_commit, elsewhere, most
         self.cuts: Counter[str] = Counter()
         self.next: str | None = None
+        self.text: bytes | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -56,10 +58,9 @@ class Proxy:
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(asyncio.start_server(self._serve, sock=self._listener))
         self._loop.run_forever()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        # Every connection is cut, so what serves them ends by itself.
+        if tasks := asyncio.all_tasks(self._loop):
+            self._loop.run_until_complete(asyncio.wait(tasks, timeout=5))
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -97,6 +98,10 @@ class Proxy:
     def _cut_at(self, data: bytes) -> str | None:
         """Where to cut the connection of a message; None to leave it."""
         place: str | None = None
+        if self.text is not None and self.text in data:
+            self.text = None
+            self.cuts["elsewhere"] += 1
+            return "elsewhere"
         if self.next is None and self.cuts.total() >= self.most:
             return None
         if COMMIT in data:
