@@ -286,7 +286,7 @@ class Jobs:
 
     def close(self) -> None:
         """Close the connections to the database."""
-        self._client.destroy()
+        queue.close_client(self._client)
         self._engine.dispose()
 
     def _folder(self, job_id: str) -> Path:

@@ -9,7 +9,7 @@ import logging
 from typing import NoReturn
 
 import sqlalchemy
-from dbos import DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
 from dbos._serialization import DefaultSerializer
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -60,6 +60,13 @@ def open_client(url: str) -> DBOSClient:
     return client
 
 
+def close_client(client: DBOSClient) -> None:
+    """Close a client of the queue with its connections."""
+    client.destroy()
+    # DBOS leaves an engine open that it did not make.
+    client._sys_db.engine.dispose()
+
+
 def configuration(url: str, executor: str) -> DBOSConfig:
     """Return the settings of DBOS in a runner.
 
@@ -83,6 +90,13 @@ def configuration(url: str, executor: str) -> DBOSConfig:
         "enable_otlp": False,
         "log_level": "WARNING",
     }
+
+
+def close(configured: DBOSConfig) -> None:
+    """Shut DBOS down in this process, with its connections. Workflows must have ended before."""
+    DBOS.destroy()
+    if configured["system_database_engine"] is not None:
+        configured["system_database_engine"].dispose()
 
 
 def _engine(url: str) -> Engine | None:

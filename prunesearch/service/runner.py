@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 import sqlalchemy
-from dbos import DBOS
+from dbos import DBOS, DBOSConfig
 from sqlalchemy.exc import SQLAlchemyError
 
 from prunesearch.cache.location import shown
@@ -73,6 +73,7 @@ class Runner:
         self._orphans: dict[str, float] = {}
         self._guard, self._ending = threading.Lock(), threading.Event()
         self._failed_at: float | None = None
+        self._configured: DBOSConfig | None = None
         self._watcher = threading.Thread(target=self._watch, name="runner", daemon=True)
 
     def start(self) -> RunnerStarted:
@@ -87,10 +88,11 @@ class Runner:
         client.register_queue(
             queue.QUEUE, worker_concurrency=self._slots.count, polling_interval_sec=POLL
         )
-        client.destroy()
+        queue.close_client(client)
         self._roll.sign()
         workflow.attach(self._attend)
-        DBOS(config=queue.configuration(self._settings.database, self.id))
+        self._configured = queue.configuration(self._settings.database, self.id)
+        DBOS(config=self._configured)
         DBOS.launch()
         self._watcher.start()
         database = shown(self._settings.database)
@@ -115,7 +117,8 @@ class Runner:
         deadline = time.monotonic() + grace + 15
         while self._running and time.monotonic() < deadline:
             time.sleep(0.05)
-        DBOS.destroy()
+        if self._configured is not None:
+            queue.close(self._configured)
         workflow.attach(None)
         self._watcher.join(timeout=5)
         # Without the database, the others see that the process is gone.

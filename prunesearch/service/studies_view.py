@@ -99,9 +99,9 @@ class StudiesView:
         """
 
         def choose() -> TrialSummary:
-            storage = persistence.open_storage(self._storage, create=False)
-            trial = selection.choose(persistence.load(storage, name), wanted)
-            return summary.summarise_trial(trial)
+            with persistence.opened_briefly(self._storage) as storage:
+                trial = selection.choose(persistence.load(storage, name), wanted)
+                return summary.summarise_trial(trial)
 
         return self._kept("best", name, choose, wanted)
 
@@ -109,8 +109,8 @@ class StudiesView:
         """Return the importance of every layer."""
 
         def layers() -> StudyLayers:
-            storage = persistence.open_storage(self._storage, create=False)
-            return summary.layers_of(persistence.load(storage, name))
+            with persistence.opened_briefly(self._storage) as storage:
+                return summary.layers_of(persistence.load(storage, name))
 
         return self._kept("layers", name, layers)
 

@@ -46,12 +46,13 @@ TRIALS_ATTR = "asked_trials"
 StoredValue = TypeVar("StoredValue", bound=Json)
 
 
-def open_storage(url: str, *, create: bool) -> StudyStorage:
+def open_storage(url: str, *, create: bool, patience: float = PATIENCE) -> StudyStorage:
     """Open the database of studies.
 
     Args:
         url: SQLAlchemy URL of the database.
         create: whether to make a missing SQLite file. If False, a missing file is an error.
+        patience: seconds to wait for a database that has worked before.
 
     Raises:
         StorageError: the URL is unknown, the file is missing or not accessible, or the schema is
@@ -72,9 +73,9 @@ def open_storage(url: str, *, create: bool) -> StudyStorage:
             raise StorageError(f"cannot write to {str(file.parent)!r}: {error.strerror}") from None
     # 2. Open the database, and turn each failure into one line. A database that has worked in this
     # process is waited for.
-    patience = PATIENCE if url in _worked else 0.0
+    wait = patience if url in _worked else 0.0
     try:
-        storage = Reconnection(shown(url), patience).repeat(lambda: _rdb(url, options))
+        storage = Reconnection(shown(url), wait).repeat(lambda: _rdb(url, options))
     except (SQLAlchemyError, NoSuchModuleError, StorageInternalError) as error:
         cause = error.__cause__ or error  # Optuna's own words say nothing of it
         reason = one_line(getattr(cause, "orig", None) or cause)
@@ -89,8 +90,26 @@ def open_storage(url: str, *, create: bool) -> StudyStorage:
             f"`storage` {shown(url)!r} was made by another version of Optuna: upgrade prunesearch, "
             f"or run: optuna storage upgrade --storage {pasted(url, STORAGE_VARIABLE)}"
         ) from None
+    storage.reconnection.patience = patience
     _worked.add(url)
     return storage
+
+
+@contextmanager
+def opened_briefly(url: str) -> Iterator[StudyStorage]:
+    """Open an existing database for one request to a server.
+
+    An outage is an error at once, and no connection stays open.
+
+    Raises:
+        StorageError: see `open_storage`.
+    """
+    storage = open_storage(url, create=False, patience=0.0)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 _worked: set[str] = set()
@@ -188,13 +207,13 @@ def refuse_others(url: str, asked: Sequence[tuple[str, Recipe]]) -> None:
     check_url(url)
     if (file := sqlite_file(url)) and not file.exists():
         return
-    storage = open_storage(url, create=False)
-    names = set(optuna.get_all_study_names(storage))
-    for name, recipe in asked:
-        if name in names:
-            study = optuna.load_study(study_name=name, storage=storage)
-            if RECIPE_ATTR in study.user_attrs:
-                refuse_other(study, recipe.identity())
+    with opened_briefly(url) as storage:
+        names = set(optuna.get_all_study_names(storage))
+        for name, recipe in asked:
+            if name in names:
+                study = optuna.load_study(study_name=name, storage=storage)
+                if RECIPE_ATTR in study.user_attrs:
+                    refuse_other(study, recipe.identity())
 
 
 def _write_metadata(

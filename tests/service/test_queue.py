@@ -46,7 +46,7 @@ def test_a_pickle_in_the_database_is_not_loaded(tmp_path: Path) -> None:
     (status,) = client.list_workflows()
     assert str(status.input) == bomb
     assert not (tmp_path / "exploded").exists()
-    client.destroy()
+    queue.close_client(client)
     jobs.close()
 
 

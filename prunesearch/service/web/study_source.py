@@ -15,4 +15,4 @@ def storage_of(settings: ServiceSettings) -> RDBStorage:
 
 @lru_cache(maxsize=8)
 def _opened(url: str) -> RDBStorage:
-    return persistence.open_storage(url, create=True)
+    return persistence.open_storage(url, create=True, patience=0.0)
