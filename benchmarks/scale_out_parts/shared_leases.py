@@ -165,8 +165,8 @@ def _scorings(place: Place) -> tuple[int, int]:
 
 def measure(record: Record, scratch: Path) -> None:
     """Add the speed-ups, and the numbers of scorings, on each kind of database."""
-    trials = record.by_size(60, 30, 6)
-    seconds = record.by_size(0.5, 0.25, 0.01)
+    trials = record.by_size(120, 48, 6)
+    seconds = record.by_size(1.0, 0.25, 0.01)
     _measure(record, Place(scratch / "folder", None, trials, seconds), "sqlite", lambda name: None)
     if postgres.AVAILABLE:
         with postgres.Server() as server:
@@ -174,6 +174,7 @@ def measure(record: Record, scratch: Path) -> None:
             _measure(record, place, "postgresql", server.database)
             # Subsets of two blocks are few, so the samplers propose some of them alike.
             few = replace(place, folder=scratch / "clients", url=server.database("clients"), drop=2)
+            few = replace(few, seconds=seconds / 5)
             _run(few, SAMPLERS)
             scored, distinct = _scorings(few)
             record.add("three_clients_scorings", scored, f"== {distinct}")

@@ -48,6 +48,7 @@ def located(study: Study, given: Mapping[str, str | None], needed: Sequence[str]
         StudyError: a needed path does not exist on this host.
     """
     recipe, found = recipe_of(study), dict[str, str | None]()
+    missing: dict[str, tuple[str, str]] = {}
     for name, typed in _paths(recipe).items():
         # 1. Use the path that the user gave. A revision belongs to the model of the recipe only.
         if given.get(name):
@@ -62,14 +63,30 @@ def located(study: Study, given: Mapping[str, str | None], needed: Sequence[str]
         if here:
             found[name] = here[0]
         elif (own or others) and name in needed:
-            raise StudyError(
-                f"the {name.replace('_', ' ')} {typed!r} of study {study.study_name!r} is not here "
-                f"(it was "
-                f"{(own or others)[0]}): give `{name}` PATH; its content is "
-                f"compared with what was "
-                "searched"
-            )
+            missing[name] = (typed, (own or others)[0])
+    if missing:
+        raise _not_here(study, missing)
     return recipe.with_changes(**found)
+
+
+def _not_here(study: Study, missing: Mapping[str, tuple[str, str]]) -> StudyError:
+    """Return the error for paths of a study that do not exist on this host.
+
+    Args:
+        study: the study.
+        missing: for each name, the path in the recipe and the latest known one.
+    """
+    things, locations, options = [], [], []
+    for name, (typed, location) in missing.items():
+        things.append(f"the {name.replace('_', ' ')} {typed!r}")
+        locations.append(location)
+        options.append(f"`{name}` PATH")
+    be, it = ("are", "they were") if len(things) > 1 else ("is", "it was")
+    return StudyError(
+        f"{' and '.join(things)} of study {study.study_name!r} {be} not here ({it} "
+        f"{' and '.join(locations)}): give {' and '.join(options)}; the content is compared with "
+        f"what was searched"
+    )
 
 
 def _known_places(study: Study, name: str) -> tuple[list[str], list[str]]:
