@@ -1,5 +1,6 @@
-"""Ray: where it listens, and what it prints. Tested with Ray 2.60."""
+"""Ray: where it listens, what it prints, and its token. Tested with Ray 2.60."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,28 @@ def address_here() -> str:
     from ray._private.services import get_ray_address_from_environment
 
     return str(get_ray_address_from_environment("auto", None))
+
+
+def use_token_of(address: str) -> None:
+    """Use the token of this machine to join a cluster, if the cluster asks for one.
+
+    ``ray start`` uses the token that it finds, and ``ray.init`` does not: a cluster that was
+    started where a token lies would refuse a process on the same machine. With a token, a cluster
+    that does not ask for one ends its workers.
+
+    Args:
+        address: address ``HOST:PORT`` of the cluster.
+    """
+    import ray
+    from ray._private.authentication import authentication_token_setup as setup
+
+    # The extension has no annotations.
+    connect = vars(sys.modules["ray._raylet"])["GcsClient"]
+    try:
+        connect(address=address)
+    except ray.exceptions.AuthenticationError:
+        with replaced(setup.logger, "disabled", True):
+            setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 @contextmanager

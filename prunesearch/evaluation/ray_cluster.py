@@ -80,6 +80,8 @@ def _connect(address: str | None, cpus: int) -> None:
     with _signals_kept():
         try:
             found = _reachable(address)
+            if found is not None:
+                compat_ray.use_token_of(found)
             with compat_ray.on_loopback() if _is_loopback(found) else nullcontext():
                 ray.init(address=found or "local", **settings)
         except failures as error:
@@ -123,6 +125,26 @@ def _signals_kept() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+def check_fits(workers: int, cpus: int, gpus: float) -> None:
+    """Refuse more workers than a Ray that was started here can ever hold.
+
+    Args:
+        workers: number of workers.
+        cpus, gpus: CPU cores and GPUs of one worker.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    import ray
+
+    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    if workers * cpus > total.get("CPU", 0) or workers * gpus > total.get("GPU", 0):
+        raise InputError(
+            f"`workers` {workers} of {cpus} CPUs and {gpus:g} GPUs each have no room on this "
+            f"machine: Ray has {_amounts(total)}; give fewer `workers` or less `gpus_per_worker`"
+        )
 
 
 def described() -> str:

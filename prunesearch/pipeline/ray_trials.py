@@ -95,6 +95,8 @@ def ray_runner(state: State) -> Iterator[RayRunner]:
         ray_cluster.connected(request.options.ray_address, resources.cpus * workers),
         RayRunner(plan.build, workers, resources) as runner,
     ):
+        if request.options.ray_address is None:
+            ray_cluster.check_fits(workers, resources.cpus, resources.gpus)
         yield runner
 
 

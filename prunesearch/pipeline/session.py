@@ -129,10 +129,13 @@ def _ray_pool(
     references = _references_of(options)
     plan = RayPlan.of(recipe, options, input_device(loaded.model).type, references)
     build, whole = functools.partial(_ray_worker, plan), options.offload == "disk"
+    workers, resources = options.workers, plan.resources
     with (
-        ray_cluster.connected(options.ray_address, plan.resources.cpus * options.workers),
-        RayPool(build, options.workers, content, plan.resources, whole) as pool,
+        ray_cluster.connected(options.ray_address, resources.cpus * workers),
+        RayPool(build, workers, content, resources, whole) as pool,
     ):
+        if options.ray_address is None:
+            ray_cluster.check_fits(workers, resources.cpus, resources.gpus)
         yield pool
 
 

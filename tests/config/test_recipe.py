@@ -16,6 +16,10 @@ def recipe(**changes: object) -> Recipe:
     return Recipe(**{"model": "some/model", "drop": "8", **changes})
 
 
+def _on_ray(**changes: object) -> RunOptions:
+    return RunOptions(engine="ray", **changes)  # type: ignore[arg-type]
+
+
 def test_unknown_keys_are_refused_with_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="'tokns': did you mean 'tokens'"):
         recipe(tokns=3)
@@ -78,6 +82,16 @@ def test_a_recipe_takes_what_the_command_takes() -> None:
         ),
         (lambda: RunOptions(trials=0), "trials = 0"),
         (lambda: RunOptions(offload="disk", device_map="auto"), "leave `device_map` out"),
+        (lambda: RunOptions(ray_address="auto"), "`ray_address` auto goes with `engine` ray"),
+        (lambda: RunOptions(gpus_per_worker=1), "`gpus_per_worker` 1.0 goes with `engine` ray"),
+        (lambda: RunOptions(workers=65), "at most 64; a cluster takes more, with `engine` ray"),
+        (lambda: _on_ray(ray_address="ray://head:1"), "run the command on a node of the cluster"),
+        (lambda: _on_ray(ray_address="head"), "'head' is not an address: give auto, or HOST:PORT"),
+        (lambda: _on_ray(gpus_per_worker=1.5), "1.5: give a part of 1, or a whole number"),
+        (lambda: _on_ray(gpus_per_worker=1, device="cpu"), "`device` cpu contradict each other"),
+        (lambda: _on_ray(gpus_per_worker=0, device="cuda:1"), "cuda:1 contradict each other"),
+        (lambda: _on_ray(gpus_per_worker=2, offload="cpu"), "`offload` cpu keeps it off them"),
+        (lambda: RunOptions.of({"engine": "ry"}), "did you mean 'ray'"),
         (lambda: RunOptions(threads=10_000), "`threads` 10000 is more than this machine can use"),
         (lambda: ScoreWeights(quality=-1), "quality = -1"),
     ],
