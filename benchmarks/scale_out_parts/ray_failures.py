@@ -7,6 +7,7 @@ is searched once more on the same cache, in one process: what it has to score wa
 write a line for each scoring, so that results that were scored twice are counted.
 """
 
+import functools
 import os
 import random
 import signal
@@ -133,6 +134,11 @@ def _kill_workers(search: _Search, cluster: Nodes, count: int) -> _Rounds:
     return rounds
 
 
+def _remove(cluster: Nodes, node: object, pool: RayPool) -> None:
+    """Remove the second node, and wait until its workers have ended."""
+    cluster.remove(node, [place.pid for place in pool.places if place.node != cluster.head])
+
+
 def _remove_nodes(search: _Search, cluster: Nodes, count: int) -> _Rounds:
     """Remove the second node in each round. The next round gets another one."""
     chance, rounds = random.Random(1), _Rounds("nodes_removed")
@@ -142,5 +148,5 @@ def _remove_nodes(search: _Search, cluster: Nodes, count: int) -> _Rounds:
         with RayPool(build, _WORKERS, content) as pool:
             assert pool.wait_for_all(_START_SECONDS)
             assert len({place.node for place in pool.places}) == 2, "workers on both nodes"
-            search.run(rounds, pool, chance, lambda: cluster.remove(node))  # noqa: B023
+            search.run(rounds, pool, chance, functools.partial(_remove, cluster, node, pool))
     return rounds

