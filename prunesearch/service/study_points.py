@@ -94,6 +94,29 @@ class StudyPoints:
         return front
 
 
+def finished_mark(storage: RDBStorage, name: str) -> tuple[int, ...] | None:
+    """Return what changes when a trial of a study is finished. It is read with one small query.
+
+    Args:
+        storage: database of the studies.
+        name: name of the study.
+
+    Returns:
+        Number of the study, number of finished trials, and the latest of them. None if there is
+        no such study.
+    """
+    try:
+        study = storage.get_study_id_from_name(name)
+    except KeyError:
+        return None
+    query = sqlalchemy.select(
+        sqlalchemy.func.count(), sqlalchemy.func.max(TrialRow.trial_id)
+    ).where(TrialRow.study_id == study, TrialRow.state == TrialState.COMPLETE)
+    with storage.engine.connect() as connection:
+        count, latest = connection.execute(query).one()
+    return study, int(count), int(latest or 0)
+
+
 def study_points(storage: RDBStorage, name: str) -> StudyPoints | None:
     """Read the finished trials of a study.
 

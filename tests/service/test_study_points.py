@@ -9,7 +9,9 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
+from prunesearch.service.settings import ServiceSettings
 from prunesearch.service.study_points import StudyPoints, study_points
+from prunesearch.service.web.study_source import points_of
 from prunesearch.studies import persistence
 
 
@@ -69,3 +71,19 @@ def test_a_front_has_no_dominated_trial(tmp_path: Path) -> None:
 def test_a_study_without_trials(tmp_path: Path) -> None:
     found = study(tmp_path, ["minimize"])
     assert (found.points, found.layers, found.best(3)) == ((), 0, [])
+
+
+def test_the_pages_read_a_study_again_when_another_trial_is_finished(tmp_path: Path) -> None:
+    study(tmp_path, ["minimize"], ("0", [1.0]))
+    settings = ServiceSettings(storage=f"sqlite:///{tmp_path}/study.db")
+    first = points_of(settings, "a/b")
+    assert first is not None
+    assert points_of(settings, "a/b") is first
+    found = optuna.load_study(storage=settings.storage, study_name="a/b")
+    running = found.ask()
+    assert points_of(settings, "a/b") is first
+    found.tell(running, 0.5)
+    second = points_of(settings, "a/b")
+    assert second is not None
+    assert [point.value for point in second.points] == [1.0, 0.5]
+    assert points_of(settings, "nosuch") is None

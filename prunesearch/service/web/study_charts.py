@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 from prunesearch.service.http.services import Services
-from prunesearch.service.study_points import StudyPoints, study_points
+from prunesearch.service.study_points import StudyPoints
 from prunesearch.service.web.charts import Chart, LayerMap, curve, front_chart, layer_map
-from prunesearch.service.web.study_source import storage_of
+from prunesearch.service.web.study_source import points_of
 
 _MAP_ROWS = 12  # best trials in the map of layers
 
@@ -40,7 +40,7 @@ def of_study(services: Services, name: str, total: int = 0) -> StudyCharts:
         name: name of the study. It need not exist yet.
         total: number of trials that it shall have; 0 if that is not known.
     """
-    found = study_points(storage_of(services.settings), name)
+    found = points_of(services.settings, name)
     return StudyCharts() if found is None else charts_of(found, total)
 
 

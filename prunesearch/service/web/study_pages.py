@@ -13,10 +13,10 @@ from prunesearch.service.access.roles import User
 from prunesearch.service.http.auth import page_user
 from prunesearch.service.http.services import Services, Shared
 from prunesearch.service.job import FINAL
-from prunesearch.service.study_points import StudyPoints, TrialPoint, study_points
+from prunesearch.service.study_points import StudyPoints, TrialPoint
 from prunesearch.service.web.layout import page
 from prunesearch.service.web.study_charts import charts_of
-from prunesearch.service.web.study_source import storage_of
+from prunesearch.service.web.study_source import points_of
 from prunesearch.studies.study_rows import ListedStudy
 
 PageViewer = Annotated[User, Depends(page_user("viewer"))]
@@ -76,7 +76,7 @@ def study_page(
     start: Annotated[int, Query(alias="from", ge=0, le=2**40)] = 0,
 ) -> HTMLResponse:
     """Show a study."""
-    found = study_points(storage_of(services.settings), name)
+    found = points_of(services.settings, name)
     if found is None:
         raise NotFoundError(f"there is no study {name!r}")
     summary = _summary(services, name)
