@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prunesearch.cli.help import Command
 from prunesearch.cli.options import CACHE, JSON, STORAGE
 from prunesearch.cli.parameters import SharedOption, with_options
 from prunesearch.errors import InputError
@@ -86,7 +87,7 @@ def require_extra() -> None:
             raise InputError(f"the service needs {name}: pip install 'prunesearch[service]'")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8712, show_default=True, help="Port."

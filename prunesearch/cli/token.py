@@ -42,16 +42,20 @@ def token_create(
     The service keeps only a digest of it.
     """
     from prunesearch.service.access import token_tables as rendered
-    from prunesearch.service.access.token_file import account, write_secret
+    from prunesearch.service.access.token_file import account, secret_file
 
     lifetime = None if expires is None else parse_duration(expires, "--expires")
     access = _access(storage)
-    made = access.tokens.create(name, role, lifetime)
+    if out is None:
+        made = access.tokens.create(name, role, lifetime)
+    else:
+        with secret_file(Path(out)) as write:
+            made = access.tokens.create(name, role, lifetime)
+            write(made.secret)
     access.audit.record(account(), "create_token", name, f"role {role}", "this machine")
     if out is None:
         emit(as_json, made, rendered.created)
         return
-    write_secret(Path(out), made.secret)
     written = rendered.WrittenToken(name, role, made.record.expires, out)
     emit(as_json, written, rendered.written)
 

@@ -1,5 +1,6 @@
 """`prunesearch serve`: the HTTP process, and the processes that it looks after."""
 
+import dataclasses
 import logging
 import sys
 from dataclasses import dataclass
@@ -67,8 +68,10 @@ class Server:
         runner_arguments: tuple[str, ...] | None,
     ) -> None:
         http.check()
-        self._settings, self._http = settings, http
         self._listener = listen(http.host, http.port)
+        # Port 0 stands for any free port.
+        http = dataclasses.replace(http, port=self._listener.getsockname()[1])
+        self._settings, self._http = settings, http
         app = create_app(settings, http=http)
         services: Services = app.state.services
         self._services = services

@@ -3,6 +3,8 @@
 import getpass
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from prunesearch.cache.location import sqlite_file
@@ -15,27 +17,33 @@ FIRST_TOKEN = "admin"
 _FILE = "admin.token"
 
 
-def write_secret(path: Path, secret: str) -> None:
-    """Write a secret into a file that only its owner can read. It replaces an existing file.
+@contextmanager
+def secret_file(path: Path) -> Iterator[Callable[[str], object]]:
+    """Make a file that only its owner can read, and that replaces `path` if the block succeeds.
+
+    Yields:
+        The function that writes a secret into it.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written. This is known before the block begins.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         # mkstemp makes the file with mode 0600.
-        handle, scratch = tempfile.mkstemp(prefix=".token-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(secret + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            Path(scratch).replace(path)
-        except OSError:
-            Path(scratch).unlink(missing_ok=True)
-            raise
+        handle, name = tempfile.mkstemp(prefix=".token-", dir=path.parent)
     except OSError as error:
         raise InputError(f"cannot write the token to {str(path)!r}: {error.strerror}") from None
+    scratch = Path(name)
+    try:
+        with os.fdopen(handle, "w") as file:
+            yield lambda secret: file.write(secret + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write the token to {str(path)!r}: {error.strerror}") from None
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def token_path(storage: str) -> Path:
@@ -57,7 +65,8 @@ def make_first_token(access: Access, path: Path) -> bool:
         return False
     # The file comes first: a token without a file could never be used.
     secret = secrets.new_token()
-    write_secret(path, secret)
+    with secret_file(path) as write:
+        write(secret)
     try:
         access.tokens.create(FIRST_TOKEN, "admin", secret=secret)
     except ConflictError:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, time
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
@@ -49,6 +49,7 @@ class EventHub:
 
     Attributes:
         away: whether the last look at the database failed.
+        failures: number of looks that failed.
         lag: seconds from the last event to the moment when it was read.
     """
 
@@ -62,6 +63,7 @@ class EventHub:
         self._closing = asyncio.Event()
         self._needed = asyncio.Event()
         self.away = False
+        self.failures = 0
         self.lag = 0.0
 
     @property
@@ -106,6 +108,7 @@ class EventHub:
                 if not self.away:
                     logger.warning("events: the database is away: %s", one_line(error))
                 self.away = True
+                self.failures += 1
             await self._pause()
 
     def close(self) -> None:
@@ -142,6 +145,7 @@ class EventHub:
                 if not events:
                     break
                 feed.add(events)
+                self.lag = max(0.0, time() - events[-1].at)
 
     async def _end_revoked(self) -> None:
         """End the streams whose token is not valid any more."""

@@ -8,6 +8,7 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from time import monotonic
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError, ResponseValidationError
@@ -127,6 +128,9 @@ async def _problem(request: Request, error: Exception) -> Response:
 
 
 _TYPES = ("dict[", "list[", "constrained-", "str", "tagged-union[")
+_LOG_SECONDS = 10.0
+_logged = -_LOG_SECONDS
+"""Time of the monotonic clock when a database that is away was logged last."""
 _DETAILS = {
     404: "nothing is here: see /openapi.json for the paths",
     405: "the path does not take this method: see the header Allow",
@@ -181,13 +185,17 @@ async def _refused(request: Request, error: Exception) -> Response:
     elif isinstance(error, ConflictError):
         status = 409
     elif isinstance(error, StorageError):
-        logger.warning("storage: %s", one_line(error))
-        return response_of(unavailable(), request.scope)
+        return await _away(request, error)
     return response_of(ProblemError(status, str(error)), request.scope)
 
 
 async def _away(request: Request, error: Exception) -> Response:
-    logger.warning("unavailable: %s", one_line(error))
+    """Answer a request while the database is away. Of many requests in a row one is logged."""
+    global _logged
+    request.app.state.services.metrics.refused.inc()
+    if monotonic() - _logged > _LOG_SECONDS:
+        _logged = monotonic()
+        logger.warning("the database is away: %s", one_line(error))
     return response_of(unavailable(), request.scope)
 
 

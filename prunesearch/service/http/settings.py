@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import ssl
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Self
@@ -96,16 +97,34 @@ class HttpSettings:
 
         Raises:
             InputError: the host is not a loopback address and there is neither TLS nor a proxy; or
-                one of certificate and key is missing.
+                one of certificate and key is missing or cannot be used.
         """
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("`tls_cert` and `tls_key` go together: give both, or neither")
+        if self.tls_cert is not None:
+            _check_certificate(self.tls_cert, self.tls_key)
         if not is_loopback(self.host) and not self.secure:
             raise InputError(
                 f"`host` {self.host!r} would send tokens over the network unencrypted: give "
                 "`tls_cert` and `tls_key`, or `proxy_addresses` if a proxy in front of the service "
                 "terminates TLS"
             )
+
+
+def _check_certificate(cert: str, key: str | None) -> None:
+    """Refuse a certificate that cannot be used with its key.
+
+    Raises:
+        InputError: the files cannot be read, or do not go together.
+    """
+    try:
+        # Without a password the library would ask for one on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(
+            f"the certificate `tls_cert` {cert!r} cannot be used with `tls_key` {key!r}: {reason}"
+        ) from None
 
 
 def is_loopback(host: str) -> bool:

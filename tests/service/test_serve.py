@@ -1,0 +1,98 @@
+"""`prunesearch serve` and `prunesearch token`, as a user runs them."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from prunesearch.service.access.access import Access
+from prunesearch.service.database import open_database
+from prunesearch.service.settings import ServiceSettings
+from tests.support.cli import refused, run, run_json
+
+ALONE = ("--no-runner", "--no-dashboard")
+
+
+def test_a_server_starts_without_any_configuration_and_ends_with_ctrl_c(here: Path) -> None:
+    command = [sys.executable, "-m", "prunesearch", "serve", "--port", "0", *ALONE, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "}\n")
+        document = json.loads("".join(lines) + "}")
+        file = here / document["token_file"]
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        secret = file.read_text().strip()
+        assert secret not in json.dumps(document)
+        assert Path(document["models"][0]).is_dir()
+        headers = {"Authorization": f"Bearer {secret}"}
+        with httpx2.Client(base_url=document["url"], headers=headers, trust_env=False) as client:
+            me = client.get("/v1/me").json()
+            assert me == {"name": "admin", "role": "admin"}
+            assert client.get("/readyz").json()["runner"] is False
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+    access = Access(open_database(ServiceSettings().database))
+    [change] = access.audit.changes(10)
+    assert (change.action, change.target) == ("create_token", "admin")
+
+
+def test_unusable_options_are_refused_in_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(*words: str) -> str:
+        return refused(capsys, monkeypatch, "serve", *ALONE, *words)
+
+    assert "--tls-cert" in said("--host", "0.0.0.0")
+    assert "--behind-proxy" in said("--host", "192.0.2.1")
+    assert "go together" in said("--tls-cert", "x")
+    assert "certificate" in said("--tls-cert", "x", "--tls-key", "y")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"port {port}" in said("--port", str(port))
+    assert "unknown database" in said("--storage", "oracle://host/x", "--port", "0")
+    missing = said("--storage", "sqlite:////proc/none/study.db", "--port", "0")
+    assert "cannot write" in missing
+    monkeypatch.setattr("prunesearch.cli.serve.EXTRAS", ("fastapi", "no_such_package"))
+    assert "pip install 'prunesearch[service]'" in said()
+
+
+def test_tokens_are_made_listed_and_revoked_on_the_command_line(here: Path) -> None:
+    made = run_json("token", "create", "ada", "--role", "submitter", "--expires", "30d")
+    assert made["secret"].startswith("ps_")
+    assert run("token", "create", "bob", "--role", "viewer").stdout.startswith("ps_")
+    written = run("token", "create", "eve", "--role", "admin", "--out", "eve.token").stdout
+    assert "ps_" not in written
+    file = here / "eve.token"
+    assert stat.S_IMODE(os.stat(file).st_mode) == 0o600  # noqa: PTH116
+    listed = run("token", "list").stdout
+    assert "ps_" not in listed
+    assert all(name in listed for name in ("ada", "bob", "eve", "submitter"))
+    run("token", "revoke", "ada")
+    records = {record["name"]: record for record in run_json("token", "list")}
+    assert records["ada"]["revoked"] is not None
+    access = Access(open_database(ServiceSettings().database))
+    assert access.tokens.user_of(made["secret"]) is None
+    assert access.tokens.user_of(file.read_text().strip()) is not None
+
+
+def test_refused_tokens_are_told_in_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(*words: str) -> str:
+        return refused(capsys, monkeypatch, "token", *words)
+
+    assert "no token can have the name" in said("create", "a b", "--role", "viewer")
+    assert "no valid token" in said("revoke", "nobody")
+    run("token", "create", "ada", "--role", "viewer")
+    assert "revoke it first" in said("create", "ada", "--role", "admin")
+    assert "--expires" in said("create", "eve", "--role", "viewer", "--expires", "soon")
+    place = said("create", "eve", "--role", "viewer", "--out", "/proc/none/x")
+    assert "cannot write the token" in place
+    assert len(run_json("token", "list")) == 1
