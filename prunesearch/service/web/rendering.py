@@ -30,6 +30,12 @@ def visible(value: object) -> str:
     return printable(str(value))
 
 
+def breakable(value: object) -> Markup:
+    """Return `visible` of a text. A line may end after each comma, as in a list of layers."""
+    parts = visible(value).split(",")
+    return Markup(",<wbr>").join(parts)
+
+
 def block(value: object) -> str:
     """Return `visible` of a text of several lines. Line breaks and tabs stay."""
     lines = str(value).replace("\r\n", "\n").split("\n")
@@ -119,6 +125,7 @@ def environment() -> jinja2.Environment:
     made.filters.update(
         visible=visible,
         block=block,
+        breakable=breakable,
         number=number,
         size=size_or_missing,
         duration=duration,

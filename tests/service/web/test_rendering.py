@@ -6,6 +6,7 @@ import pytest
 
 from prunesearch.service.web.rendering import (
     block,
+    breakable,
     duration,
     environment,
     moment,
@@ -32,6 +33,7 @@ def test_everything_that_is_printed_is_escaped() -> None:
 def test_characters_that_turn_or_hide_text_are_shown_as_escapes() -> None:
     assert visible("a\u202egnp.exe\u200b\x1b[2J\n") == "a\\u202egnp.exe\\u200b\\x1b[2J\\n"
     assert visible("מודל 模型 é") == "מודל 模型 é"
+    assert str(breakable("1,<b>,\u202e")) == "1,<wbr>&lt;b&gt;,<wbr>\\u202e"
     assert block("one\r\ntwo\tthree\x00") == "one\ntwo\tthree\\x00"
 
 
