@@ -20,7 +20,31 @@ _OBJECT_MEMORY = 2**27  # bytes of Ray's object memory on this machine: results 
 _REACH_SECONDS = 10.0  # time in which the head of a cluster must answer
 
 
-def check_installed() -> None:
+def check(address: str | None) -> None:
+    """Refuse `engine` ray if it cannot be used. Nothing is started or joined.
+
+    Args:
+        address: address of a cluster; see `connected`.
+
+    Raises:
+        InputError: Ray is not installed, or nobody answers at the address.
+    """
+    _check_installed()
+    import ray
+
+    if address is not None and not ray.is_initialized():
+        try:
+            _reachable(address)
+        except OSError as error:
+            raise _cannot_join(address, error) from error
+
+
+def _cannot_join(address: str, error: Exception) -> InputError:
+    """Return the error of a cluster that cannot be joined."""
+    return InputError(f"cannot join Ray at `ray_address` {address}: {one_line(error)}")
+
+
+def _check_installed() -> None:
     """Refuse `engine` ray if Ray is not installed.
 
     Raises:
@@ -48,7 +72,7 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
     Raises:
         InputError: there is no cluster at this address, or it has another version of Ray or Python.
     """
-    check_installed()
+    _check_installed()
     import ray
 
     with ExitStack() as stack:
@@ -85,10 +109,9 @@ def _connect(address: str | None, cpus: int) -> None:
             with compat_ray.on_loopback() if _is_loopback(found) else nullcontext():
                 ray.init(address=found or "local", **settings)
         except failures as error:
-            what = "start Ray on this machine"
             if address is not None:
-                what = f"join Ray at `ray_address` {address}"
-            raise InputError(f"cannot {what}: {one_line(error)}") from error
+                raise _cannot_join(address, error) from error
+            raise InputError(f"cannot start Ray on this machine: {one_line(error)}") from error
 
 
 def _reachable(address: str | None) -> str | None:

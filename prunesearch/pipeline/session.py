@@ -73,7 +73,7 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
     """
     # Check the locations before the model is loaded, which takes long.
     if options.engine == "ray":
-        ray_cluster.check_installed()
+        ray_cluster.check(options.ray_address)
     check_url(options.storage)
     check_writable(CacheLocation.parse(options.cache).folder)
     loaded = load_for(recipe.model, options)

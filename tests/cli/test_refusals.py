@@ -90,6 +90,26 @@ LONG, DIGITS = "x" * 300, "9" * 5000
             "goes with --loss distill or mix",
         ),
         (
+            ["heal", "MODEL", "--layers", "1", "--out", "new", "--engine", "ray"],
+            "--engine ray goes with --tune N",
+        ),
+        (
+            ["heal", "MODEL", "--layers", "1", "--out", "new", "--workers", "2", "--tune", "3"],
+            "--workers 2 goes with --engine ray and --tune N",
+        ),
+        (
+            ["search", "MODEL", "--drop", "2", "--ray-address", "head:6379"],
+            "--ray-address head:6379 goes with --engine ray",
+        ),
+        (
+            ["search", "MODEL", "--drop", "2", "--engine", "ray", "--ray-address", "ray://head:1"],
+            "run the command on a node of the cluster, with --ray-address auto",
+        ),
+        (
+            ["search", "MODEL", "--drop", "2", "--engine", "ray", "--ray-address", "127.0.0.1:1"],
+            "cannot join Ray at --ray-address 127.0.0.1:1: nobody answers at 127.0.0.1:1",
+        ),
+        (
             ["heal", "MODEL", "--layers", "1", "--out", "new", "--lr", "0"],
             "learning_rate = 0.0: it must be more than 0",
         ),

@@ -21,6 +21,7 @@ from prunesearch.config.recipe import Recipe
 from prunesearch.config.recovery import HealRecipe, Tuning
 from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import InputError, RunError, ScoringError
+from prunesearch.evaluation import ray_cluster
 from prunesearch.evaluation.ray_handle import WorkerResources
 from prunesearch.evaluation.ray_pool import RayPool
 from prunesearch.execution.cancellation import EvaluationCancelled
@@ -196,6 +197,13 @@ def test_a_cluster_without_room_says_what_it_has(cluster: Nodes) -> None:
         ),
     ):
         list(pool.score(generation(1, 1), never))
+
+
+def test_workers_that_never_have_room_here_are_refused_at_once(cluster: Nodes) -> None:
+    ray_cluster.check_fits(3, 2, 0)
+    for workers, cpus, gpus in ((4, 2, 0.0), (1, 1, 1.0)):
+        with pytest.raises(InputError, match="have no room on this machine: Ray has 6 CPUs and 0"):
+            ray_cluster.check_fits(workers, cpus, gpus)
 
 
 def test_a_session_with_ray_scores_the_numbers_of_this_process(

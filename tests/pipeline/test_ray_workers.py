@@ -60,16 +60,16 @@ def test_paths_are_absolute_and_urls_stay_here(here: Path) -> None:
 
 
 def test_a_worker_finds_the_model_where_its_host_has_it(tmp_path: Path) -> None:
-    mine, theirs, gone = tmp_path / "mine", tmp_path / "theirs", str(tmp_path / "gone")
-    mine.mkdir()
+    own, theirs, gone = tmp_path / "own", tmp_path / "theirs", str(tmp_path / "gone")
+    own.mkdir()
     theirs.mkdir()
     places = {
         "elsewhere": [{"model": str(theirs)}],
-        socket.gethostname(): [{"model": gone}, {"model": str(mine)}],
+        socket.gethostname(): [{"model": gone}, {"model": str(own)}],
     }
     recipe = Recipe(model=gone, drop="2")
-    assert plan(recipe, places).recipe_here().model.path == str(mine)
-    mine.rmdir()
+    assert plan(recipe, places).recipe_here().model.path == str(own)
+    own.rmdir()
     assert plan(recipe, places).recipe_here().model.path == str(theirs), "a disk that is shared"
     assert plan(recipe, {}).recipe_here().model.path == gone, "its error names the path"
 

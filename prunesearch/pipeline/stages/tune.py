@@ -53,13 +53,13 @@ def _runner(state: State) -> Iterator[TrialRunner | None]:
 
 
 def check(request: Request) -> None:
-    """Refuse the engine if it is not installed, before anything is loaded.
+    """Refuse the engine if it cannot be used, before anything is loaded.
 
     Raises:
-        InputError: Ray is not installed.
+        InputError: see `ray_cluster.check`.
     """
     if request.options.engine == "ray":
-        ray_cluster.check_installed()
+        ray_cluster.check(request.options.ray_address)
 
 
 def wanted(state: State) -> bool:
