@@ -20,6 +20,7 @@ from benchmarks.service_load_parts.attack_tools import Target
 from benchmarks.support.record import Record
 from benchmarks.support.running_service import RunningService
 from prunesearch.cache.location import sqlite_file
+from prunesearch.studies import persistence
 
 _PROBE = "/readyz"  # it says 503 without a runner
 _ROUNDS = 5
@@ -33,6 +34,8 @@ def measure(record: Record, scratch: Path) -> None:
         target = Target(service)
         # A stream of a job that has ended ends too.
         target.post(f"/v1/jobs/{target.job}/cancel").raise_for_status()
+        # Without a search there is no database of studies yet.
+        persistence.open_storage(service.settings.storage, create=True)
         outcome = Outcome(target)
         document = httpx2.get(f"{service.url}/openapi.json", trust_env=False).json()
         _send_all(document, count, outcome)
