@@ -23,7 +23,7 @@ from tests.support.paths import REPOSITORY
 MODEL = "tiny"
 """Name of the model that recipes of a benchmark search."""
 N_LAYERS = 16
-_PATIENCE = 60.0  # seconds in which a process must have started or ended
+_PATIENCE = 180.0  # seconds in which a process must have started or ended
 
 
 class RunningService:
@@ -103,7 +103,7 @@ class RunningService:
         """Wait until the service answers at a path with success.
 
         Raises:
-            TimeoutError: it does not within a minute.
+            TimeoutError: it does not within three minutes.
         """
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
