@@ -1,6 +1,5 @@
 """The command `runner`. It starts without torch."""
 
-import dataclasses
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunesearch.cli.help import Command
-from prunesearch.cli.options import CACHE, JSON, STORAGE, THREADS
+from prunesearch.cli.options import CACHE, JSON, STORAGE
 from prunesearch.cli.parameters import with_options
 from prunesearch.cli.serve import SERVICE_OPTIONS, settings_of
 from prunesearch.report.emit import emit
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @with_options(*SERVICE_OPTIONS)
-@THREADS
 @STORAGE
 @CACHE
 @JSON
@@ -32,7 +30,7 @@ def runner(as_json: bool, **values: Any) -> None:  # noqa: ANN401
     The jobs wait in the database of --storage. A job that is interrupted goes on in the next
     runner.
     """
-    settings = dataclasses.replace(settings_of(values), threads=values["threads"])
+    settings = settings_of(values)
     from prunesearch.service.runner import Runner
 
     running = Runner(settings)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunesearch.cli.help import Command
-from prunesearch.cli.options import CACHE, JSON, STORAGE
+from prunesearch.cli.options import CACHE, JSON, RAY_OPTIONS, STORAGE, THREADS, WORKERS
 from prunesearch.cli.parameters import SharedOption, with_options
 from prunesearch.errors import InputError
 from prunesearch.report.emit import emit
@@ -48,6 +48,9 @@ SERVICE_OPTIONS = (
         show_default=True,
         help="Jobs on a device at once.",
     ),
+    THREADS,
+    WORKERS,
+    *RAY_OPTIONS,
 )
 """Options of `serve` and `runner`: what jobs may use."""
 
@@ -71,6 +74,11 @@ def settings_of(values: Mapping[str, Any]) -> "ServiceSettings":
         allow_hub=values["allow_hub"],
         devices=tuple(device.strip() for device in devices if device.strip()),
         jobs_per_device=values["jobs_per_device"],
+        threads=values["threads"],
+        workers=values["workers"],
+        engine=values["engine"],
+        ray_address=values["ray_address"],
+        gpus_per_worker=values["gpus_per_worker"],
     )
 
 
@@ -170,4 +178,6 @@ def runner_arguments(settings: "ServiceSettings") -> tuple[str, ...]:
         arguments.append("--allow-hub")
     if settings.devices:
         arguments.append(f"--devices={','.join(settings.devices)}")
+    for name, value in settings.scoring.items():
+        arguments.append(f"--{name.replace('_', '-')}={value}")
     return tuple(arguments)

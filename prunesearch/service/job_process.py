@@ -46,7 +46,7 @@ class JobOrder:
         trials: total number of trials; None: the default of the command line.
         out: folder of the export.
         device: torch device; None: the default.
-        threads: torch CPU threads; None: the default.
+        scoring: see `settings.ServiceSettings.scoring`.
     """
 
     command: str
@@ -55,7 +55,7 @@ class JobOrder:
     trials: int | None
     out: str
     device: str | None
-    threads: int | None
+    scoring: JsonObject
 
 
 class Reporter:
@@ -199,9 +199,10 @@ def _options(order: JobOrder) -> RunOptions:
         "storage": os.environ[STORAGE_VARIABLE],
         "cache": os.environ[CACHE_VARIABLE],
         "study": order.study,
+        **order.scoring,
     }
     # A value that is given differs from the default of the same value.
-    for name in ("trials", "device", "threads"):
+    for name in ("trials", "device"):
         value = getattr(order, name)
         if value is not None:
             values[name] = value

@@ -171,7 +171,7 @@ class RunningJob:
             trials=order_request.trials,
             out=str(settings.exports.absolute() / self.job),
             device=slot.torch_device,
-            threads=settings.threads,
+            scoring=settings.scoring,
         )
         child = JobChild(
             self._around.program, order, self._environment(slot), self._take, self._wake

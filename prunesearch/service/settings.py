@@ -8,6 +8,7 @@ import sqlalchemy
 from prunesearch.cache.location import CacheLocation, check_url, sqlite_file
 from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import InputError
+from prunesearch.runtime.json_values import JsonObject
 
 _DATABASE = "service.db"
 """File of the service's tables, beside the file of the studies."""
@@ -28,6 +29,8 @@ class ServiceSettings:
             line would choose.
         jobs_per_device: number of jobs that use a device at once.
         threads: torch CPU threads of a job. None: torch's choice.
+        workers, engine, ray_address, gpus_per_worker: who scores the candidates of a job, as in
+            `config.run_options.RunOptions`.
     """
 
     storage: str = "sqlite:///storage/study.db"
@@ -39,6 +42,10 @@ class ServiceSettings:
     devices: tuple[str, ...] = ()
     jobs_per_device: int = 1
     threads: int | None = None
+    workers: int = 1
+    engine: str = "local"
+    ray_address: str | None = None
+    gpus_per_worker: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be used.
@@ -49,7 +56,7 @@ class ServiceSettings:
         check_url(self.storage)
         CacheLocation.parse(self.cache)
         # The options of a job refuse what a job could not use.
-        RunOptions(storage=self.storage, cache=self.cache, threads=self.threads)
+        RunOptions.of({"storage": self.storage, "cache": self.cache, **self.scoring})
         if self.jobs_per_device < 1:
             raise InputError(f"`jobs_per_device` {self.jobs_per_device}: give 1 or more")
         for device in self.devices:
@@ -72,6 +79,16 @@ class ServiceSettings:
         url = sqlalchemy.make_url(self.storage)
         beside = url.set(database=str(file.with_name(_DATABASE)))
         return beside.render_as_string(hide_password=False)
+
+    @property
+    def scoring(self) -> JsonObject:
+        """Run options of every job: who scores its candidates, by the names of `RunOptions`."""
+        values: JsonObject = {"workers": self.workers, "engine": self.engine}
+        for name in ("threads", "ray_address", "gpus_per_worker"):
+            value = getattr(self, name)
+            if value is not None:
+                values[name] = value
+        return values
 
     @property
     def slots(self) -> tuple[str | None, ...]:

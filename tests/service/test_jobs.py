@@ -249,6 +249,9 @@ def test_settings_are_checked(tmp_path: Path) -> None:
         "cuda:0", "cuda:1", "cuda:0", "cuda:1",
     )  # fmt: skip
     assert ServiceSettings().slots == (None,)
+    assert ServiceSettings(threads=1, engine="ray", workers=4, ray_address="auto").scoring == {
+        "threads": 1, "engine": "ray", "workers": 4, "ray_address": "auto",
+    }  # fmt: skip
     assert ServiceSettings().database == "sqlite:///storage/service.db"
     assert settings_in(tmp_path, "postgresql://me@host/db").database == "postgresql://me@host/db"
 

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +107,17 @@ def test_a_process_that_dies_is_started_again_a_few_times(jobs: Jobs, running: R
     assert starts == {"die": 3, "die2": 3}
     messages = [event.data["text"] for event in jobs.events(alive.id, kinds=("message",))]
     assert ["attempt 2 of 3" in str(text) for text in messages] == [True, False]
+
+
+def test_a_failure_while_the_database_is_away_is_none_of_the_job(
+    jobs: Jobs, running: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_failed_at", time.monotonic())
+    job = submit(jobs, "fail1")
+    assert ended(jobs, job).state == "finished"
+    (message,) = [event.data["text"] for event in jobs.events(job.id, kinds=("message",))]
+    assert "because the database did not answer" in str(message)
+    assert str(message).endswith("it is started again (attempt 2 of 3)")
 
 
 def test_a_recipe_that_is_refused_only_when_it_runs_fails_with_the_line(

@@ -3,7 +3,7 @@ does; a folder that the environment names has its log, and the signs that a test
 
 ``quick`` finishes. ``hold`` searches until the file ``NAME.go`` exists, or until it is told to
 stop. ``die`` kills itself, as if memory had run out. ``die2`` does so twice, and then finishes.
-``fail`` reports a failure. ``secret`` writes a password to its log. ``deaf`` ignores SIGTERM.
+``fail`` reports a failure, and ``fail1`` once. ``secret`` writes a password to its log. ``deaf`` ignores SIGTERM.
 """
 
 import json
@@ -73,7 +73,7 @@ def main() -> None:
 def act(kind: str, study: str, folder: Path, listener: Listener) -> None:
     """Do what the name of the study says."""
     stage("search", "running")
-    if kind == "fail":
+    if kind == "fail" or (kind == "fail1" and starts(folder, study) == 1):
         say("failed", error=f"the model in {Path.cwd()}/models/fake is too large")
         sys.exit(1)
     if kind == "secret":
