@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from prunesearch.service.http.services import Services
 from prunesearch.service.study_points import StudyPoints
-from prunesearch.service.web.charts import Chart, LayerMap, curve, front_chart, layer_map
+from prunesearch.service.web.charts import Chart, curve, front_chart
+from prunesearch.service.web.layer_map import LayerMap, layer_map
 from prunesearch.service.web.study_source import points_of
 
 _MAP_ROWS = 12  # best trials in the map of layers

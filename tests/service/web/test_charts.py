@@ -11,11 +11,11 @@ from prunesearch.service.web.charts import (
     curve,
     front_chart,
     improvements,
-    layer_map,
     loss_chart,
     short,
     size,
 )
+from prunesearch.service.web.layer_map import layer_map
 
 
 def points(*values: float) -> list[TrialPoint]:
