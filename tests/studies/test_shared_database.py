@@ -1,7 +1,5 @@
 """Studies, evaluations and jobs in one PostgreSQL database, also through PgBouncer."""
 
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -15,41 +13,37 @@ from prunesearch.cache import schema
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.runtime import failpoints
 from prunesearch.service.database import VERSION_TABLE as SERVICE_VERSION
-from prunesearch.studies import persistence
-from prunesearch.studies.copying import copy_studies
-from tests.support import postgres
-from tests.support.searches import search_in, trials_of
-
-TRIALS = 24
-START = """
-import sys
-url, folder = sys.argv[1:]
-from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.service.database import open_database
 from prunesearch.service.queue import open_client
 from prunesearch.studies import persistence
-storage = persistence.open_storage(url, create=True)
-with persistence.sole_writer(storage, folder):
-    pass
-EvaluationCache(f"{folder},{url}").close()
-open_database(url)
-open_client(url).destroy()
-"""
+from prunesearch.studies.copying import copy_studies
+from tests.support import postgres
+from tests.support.processes import FORK
+from tests.support.searches import search_in, trials_of
+
+TRIALS = 24
 
 
-def start_together(url: str, folder: Path, processes: int) -> None:
-    """Open everything that is kept in a database, in several processes at once."""
-    started = []
-    for number in range(processes):
-        command = [sys.executable, "-c", START, url, str(folder / str(number))]
-        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-    assert [process.communicate()[1] for process in started] == [""] * processes
-    assert [process.returncode for process in started] == [0] * processes
+def open_everything(url: str, folder: Path) -> None:
+    """Open everything that is kept in a database."""
+    storage = persistence.open_storage(url, create=True)
+    with persistence.sole_writer(storage, folder.name):
+        pass
+    EvaluationCache(f"{folder},{url}").close()
+    open_database(url).dispose()
+    open_client(url).destroy()
 
 
 def test_processes_that_start_together_share_an_empty_database(pool: str, tmp_path: Path) -> None:
     url = pool
-    start_together(url, tmp_path, 4)
+    started = []
+    for number in range(4):
+        process = FORK.Process(target=open_everything, args=(url, tmp_path / str(number)))
+        process.start()
+        started.append(process)
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0] * 4
     engine = sqlalchemy.create_engine(url)
     with engine.connect() as connection:
         # Each history has one row in a table of its own.
