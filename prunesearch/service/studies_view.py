@@ -13,10 +13,11 @@ from prunesearch.cache.location import sqlite_file
 from prunesearch.cache.tables import connect
 from prunesearch.errors import NotFoundError
 from prunesearch.runtime.json_values import JsonObject
-from prunesearch.studies import persistence, selection, study_rows, summary
+from prunesearch.studies import persistence, selection, study_rows, summary, trial_rows
 from prunesearch.studies.selection import SelectionCriteria
-from prunesearch.studies.study_rows import ListedStudy, ListedTrial, StudyKey
+from prunesearch.studies.study_rows import ListedStudy
 from prunesearch.studies.summary import StudyLayers, TrialSummary
+from prunesearch.studies.trial_rows import ListedTrial, StudyKey
 
 _KEPT = 50  # results that are kept
 Result = TypeVar("Result")
@@ -79,17 +80,17 @@ class StudiesView:
         """
         wanted = [TrialState[state.upper()] for state in states]
         with self._found(name) as (connection, key):
-            return study_rows.list_trials(connection, key, limit, first, wanted)
+            return trial_rows.list_trials(connection, key, limit, first, wanted)
 
     def attribute_names(self, name: str) -> list[str]:
         """Return the names of the attributes that trials of a study have."""
         with self._found(name) as (connection, key):
-            return study_rows.attribute_names(connection, key)
+            return trial_rows.attribute_names(connection, key)
 
     def front(self, name: str) -> list[ListedTrial]:
         """Return the trials that no other trial dominates, the best quality first."""
         with self._found(name) as (connection, key):
-            return study_rows.front_of(connection, key)
+            return trial_rows.front_of(connection, key)
 
     def best(self, name: str, wanted: SelectionCriteria) -> TrialSummary:
         """Return the best trial that meets limits, as `prunesearch study best` does.

@@ -12,7 +12,8 @@ from fastapi.routing import iter_route_contexts
 from prunesearch.service.access import secrets
 from prunesearch.service.access.roles import ROLES, Role
 from prunesearch.service.access.sessions import COOKIE
-from prunesearch.service.http.auth import Require
+from prunesearch.service.http.auth import SAFE_METHODS, Require
+from prunesearch.service.http.routing import AuditedRoute
 from prunesearch.service.tables import TOKENS
 from tests.support.http_service import BASE, HttpService, http_service
 
@@ -122,6 +123,12 @@ def test_every_route_refuses_a_role_that_is_too_low(shared: HttpService) -> None
             tried += 1
     assert tried >= 10
     assert rows(shared) == before
+
+
+def test_every_change_of_every_route_is_audited(shared: HttpService) -> None:
+    for route in iter_route_contexts(shared.app.routes):
+        if (route.methods or set()) - SAFE_METHODS:
+            assert isinstance(route.original_route, AuditedRoute), route.path
 
 
 def test_public_routes_show_no_data(shared: HttpService) -> None:

@@ -8,6 +8,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from prunesearch.service.http.metrics import HttpMetrics
 from prunesearch.service.http.problems import response_of, unavailable
 
+_LONG = ("/export", "/layers", "/best")
+"""Ends of the paths that may take longer: they read whole files, or every trial of a study."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -61,7 +63,7 @@ class Deadline:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and answer it in time."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"].endswith(_LONG):
             await self._app(scope, receive, send)
             return
         begun, abandoned = asyncio.Event(), False

@@ -13,7 +13,10 @@ from prunesearch.cache.location import CacheLocation
 from prunesearch.errors import InputError, NotFoundError
 from prunesearch.runtime.json_values import Json, to_json
 from prunesearch.service.http.auth import Viewer
-from prunesearch.service.http.documents import (
+from prunesearch.service.http.routes.jobs import Limit
+from prunesearch.service.http.routing import problems
+from prunesearch.service.http.services import Services, Shared
+from prunesearch.service.http.study_documents import (
     CacheDocument,
     LayersDocument,
     StudyDetailsDocument,
@@ -23,12 +26,9 @@ from prunesearch.service.http.documents import (
     TrialListDocument,
     TrialPageDocument,
 )
-from prunesearch.service.http.routes.jobs import Limit
-from prunesearch.service.http.routing import problems
-from prunesearch.service.http.services import Services, Shared
 from prunesearch.studies import cache_use
 from prunesearch.studies.selection import SelectionCriteria
-from prunesearch.studies.study_rows import ListedTrial
+from prunesearch.studies.trial_rows import ListedTrial
 
 Name = Annotated[
     str, Path(min_length=1, max_length=512, pattern=r"^[^\x00]*$", description="Name of the study.")
