@@ -54,6 +54,7 @@ def tokens_page(request: Request, user: PageAdmin, services: Shared) -> HTMLResp
 async def create(request: Request, user: PageAdmin, services: Shared) -> Response:
     """Make a token, and show its secret this once."""
     fields = await entered(request)
+    # Collect the mistakes of all fields before the token is made.
     errors: dict[str, str] = {}
     name, expires = fields.get("name", "").strip(), fields.get("expires", "").strip()
     role = _role(fields.get("role", ""), errors)
@@ -69,6 +70,7 @@ async def create(request: Request, user: PageAdmin, services: Shared) -> Respons
             made = await run_in_threadpool(services.access.tokens.create, name, role, lifetime)
         except InputError as error:
             errors["name"] = str(error)
+    # The answer has the secret. It is not a redirect, so that no URL leads to it.
     if made is not None:
         changed(request, name)
         return await run_in_threadpool(_page, request, services, {}, made)
@@ -114,6 +116,7 @@ def _page(
 
 
 def _row(record: TokenRecord, now: float) -> TokenRow:
+    # A token can be both; then it was revoked by somebody.
     state = "valid"
     if record.revoked is not None:
         state = "revoked"
@@ -130,6 +133,7 @@ def audit_page(
 ) -> HTMLResponse:
     """Show the log of changes."""
     entries = services.access.audit.changes(_CHANGES, before)
+    # A full page may be followed by another one.
     more = f"/audit?before={entries[-1].id}" if len(entries) == _CHANGES else None
     values = {
         "section": "audit",

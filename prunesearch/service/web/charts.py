@@ -90,6 +90,7 @@ class _Axis:
     @classmethod
     def around(cls, values: Iterable[float]) -> "_Axis":
         """Return a scale that shows all values, with a margin."""
+        # Equal values get a margin too, or all positions would divide by zero.
         known = list(values)
         low, high = min(known), max(known)
         margin = (high - low) * 0.05 or max(abs(high) * 0.05, 1e-9)
@@ -211,6 +212,7 @@ def curve(
 
 def _dot(point: TrialPoint, is_best: bool, x_axis: _Axis, y_axis: _Axis) -> Dot:
     kind = "best" if is_best else "other"
+    # A trial above the edge is a mark at the edge.
     y = y_axis.y(point.value)
     if point.value > y_axis.high:
         kind, y = "above", TOP
@@ -220,6 +222,7 @@ def _dot(point: TrialPoint, is_best: bool, x_axis: _Axis, y_axis: _Axis) -> Dot:
 
 def _y_ticks(axis: _Axis) -> tuple[Tick, ...]:
     """Return round values along an axis."""
+    # Steps of 1, 2 or 5 times a power of ten give about four labels.
     rough = (axis.high - axis.low) / 4
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * times for times in (1, 2, 5, 10) if unit * times >= rough)
@@ -313,6 +316,7 @@ def loss_chart(losses: Sequence[tuple[int, float]], metric: str) -> Chart | None
         return None
     y_axis = _Axis.around(loss for _, loss in known)
     x_axis = _Axis.around(float(step) for step, _ in known)
+    # The step with the lowest loss is marked.
     lowest = min(known, key=lambda each: each[1])
     dots: list[Dot] = []
     line: list[Segment] = []

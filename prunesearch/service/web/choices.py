@@ -12,6 +12,7 @@ def models(folders: Iterable[Path]) -> list[str]:
     """Return the names of the models in folders: checkpoints and GGUF files."""
     found: set[str] = set()
     for folder in folders:
+        # A folder with a config is a checkpoint.
         for path in _walk(folder):
             if path.name == "config.json" and path.parent != folder:
                 found.add(path.parent.relative_to(folder).as_posix())

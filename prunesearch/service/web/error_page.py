@@ -35,6 +35,7 @@ def error_page(title: str, detail: str, status: int, scope: Scope) -> str:
         status: status of the response.
         scope: the request. Its state has the user, if one is signed in.
     """
+    # Some errors happen before anybody is signed in.
     state = scope.get("state", {})
     return render(
         "error.html",

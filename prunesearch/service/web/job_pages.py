@@ -48,11 +48,13 @@ def index_page(
 ) -> HTMLResponse:
     """Show the jobs and the studies."""
     filters = {"state": state, "study": study, "by": by}
+    # A state that does not exist filters nothing.
     asked: JobState | None = None
     for known in _STATES:
         if known == state:
             asked = known
     found = services.jobs.list(asked, study or None, by or None, _JOBS, cursor)
+    # What the page shows besides the list: numbers of jobs, and studies.
     counts = services.jobs.counts()
     listed = services.studies.studies(_STUDIES, studies)
     more = listed[-1].name if len(listed) == _STUDIES else None
@@ -101,6 +103,7 @@ def job_page(
         services: what the routes share.
         live: whether the script asks for the parts that change. The log is left out then.
     """
+    # Without a living runner a queued job would wait for ever, and the page says so.
     job = services.jobs.get(job_id)
     runners = services.jobs.runners() if job.state == "queued" else []
     shown = study_charts.of_study(services, job.study, job.trials)
@@ -132,6 +135,7 @@ def job_page(
 
 
 def _log(services: Services, job: Job) -> list[str]:
+    # The log of a long job is read from its end.
     after = max(0, job.last_event - _EVENTS)
     return views.log_lines(services.jobs.events(job.id, after, _EVENTS, views.LOG_KINDS))
 
@@ -169,6 +173,7 @@ def _change(services: Services, verb: str, job_id: str, user: User, export: bool
         InputError: there is no such job, or its state does not allow it.
     """
     job = services.jobs.get(job_id)
+    # The buttons are not shown to others. A request can be sent without them.
     if not views.may_change(job, user):
         raise ProblemError(
             403, f"job {job_id} was submitted by {job.submitted_by!r}: only they or an admin may"

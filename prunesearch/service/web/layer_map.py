@@ -91,10 +91,12 @@ def layer_map(best: Sequence[TrialPoint], layers: int) -> LayerMap | None:
         except InputError:
             continue
         rows.append(MapRow(point.number, point.value, subset.text, _cells(subset)))
+        # Layers that all rows have in common.
         words = set(subset.text.split(",")) - {"none"}
         common = words if common is None else common & words
     if not rows or layers < 1:
         return None
+    # Eight labels at most fit under the columns of a phone.
     every = max(1, math.ceil(layers / 8))
     ticks = []
     for layer in range(0, layers, every):
@@ -114,6 +116,7 @@ def _in_order(word: str) -> tuple[int, str]:
 
 def _cells(subset: LayerSubset) -> tuple[MapCell, ...]:
     """Return a cell for each dropped layer. Attention is the left half of a layer's column."""
+    # Kind, blocks, start and width of a cell in its column, and its name.
     width = 100 / subset.n_layers
     parts = (
         ("block", subset.dropped, 0.0, 1.0, "layer"),

@@ -57,6 +57,7 @@ def to(path: str) -> RedirectResponse:
 
 async def entered(request: Request) -> dict[str, str]:
     """Return the fields of a form that a browser sent. Files are left out."""
+    # Browsers send line breaks as CR LF.
     values = {}
     for name, value in (await request.form()).items():
         if isinstance(value, str):

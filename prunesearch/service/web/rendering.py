@@ -38,6 +38,7 @@ def breakable(value: object) -> Markup:
 
 def block(value: object) -> str:
     """Return `visible` of a text of several lines. Line breaks and tabs stay."""
+    # Control characters other than line breaks and tabs are shown as escapes.
     lines = str(value).replace("\r\n", "\n").split("\n")
     shown = []
     for line in lines:
@@ -58,6 +59,7 @@ def uncertain(value: float, error: float) -> str:
     """Return a number with its standard error, which has two significant digits."""
     if not math.isfinite(error) or not math.isfinite(value) or error <= 0:
         return number(value)
+    # As many decimals as the error has with two significant digits.
     digits = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:,.{digits}f} ± {error:,.{digits}f}"
 
@@ -73,6 +75,7 @@ def duration(seconds: float | None) -> str:
         return MISSING
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    # Two units are enough at any length.
     whole = int(seconds)
     days, hours = divmod(whole // 3600, 24)
     minutes, rest = whole // 60 % 60, whole % 60
@@ -122,6 +125,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
+    # Templates print through these, and compute nothing themselves.
     made.filters.update(
         visible=visible,
         block=block,

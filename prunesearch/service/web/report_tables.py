@@ -123,10 +123,12 @@ def _sentence(result: JsonObject) -> str:
     trials = _figure(result.get("trials"))
     if not best or trials is None:
         return ""
+    # A Pareto study has a front instead of one best candidate.
     front = _objects(result.get("front"))
     if front:
         return f"{len(front)} of {trials:,} trials are on the front."
     text = f"The best of {trials:,} trials drops layers {_text(best.get('dropped'))}."
+    # Shares of the dense model, where both figures are known.
     dense_cost, cost = _cost(result.get("dense")), _cost(best)
     if dense_cost.get("params") and cost.get("params"):
         share = cost["params"] / dense_cost["params"]
@@ -317,6 +319,7 @@ def _evaluation(result: JsonObject) -> list[Table]:
     evaluation = _object(result.get("evaluation"))
     if not evaluation:
         return []
+    # Metrics by their displayed names, and then the size.
     labels, rows = metric_labels(), []
     for name in _object(evaluation.get("metrics")):
         rows.append((labels.get(name, name), _measured(evaluation, name)))
@@ -359,6 +362,7 @@ def _charts(result: JsonObject) -> list[TitledChart]:
         "held_out_loss": "Cross-entropy on held-out text while healing",
         "watched_loss": "Trained loss on held-out text while healing",
     }
+    # With distillation the trained loss is another one than the cross-entropy.
     charts = []
     seen: list[list[tuple[int, float]]] = []
     for key, title in titles.items():

@@ -32,6 +32,7 @@ def sign_in_page(request: Request, next: Annotated[str, Query()] = "/") -> HTMLR
 async def begin(request: Request) -> Response:
     """Sign in with the token that was entered, and go on to the page that was asked for."""
     fields = await entered(request)
+    # The path came from a URL, so it may name another site.
     following = local_path(fields.get("next", "/"))
     secret = await sign_in(request, fields.get("token", ""))
     if secret is None:
@@ -57,6 +58,7 @@ def static_file(name: str) -> Response:
     Raises:
         NotFoundError: there is no such file.
     """
+    # Names are compared with a list, so none can lead out of the folder.
     if name not in _TYPES:
         raise NotFoundError(f"there is no file {name!r}")
     headers = {"Cache-Control": "public, max-age=3600"}

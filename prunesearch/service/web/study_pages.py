@@ -79,6 +79,7 @@ def study_page(
     found = points_of(services.settings, name)
     if found is None:
         raise NotFoundError(f"there is no study {name!r}")
+    # Studies of other programs have charts and trials, but no recipe.
     summary = _summary(services, name)
     jobs = services.jobs.list(study=name, limit=_JOBS).jobs
     shown = charts_of(found)
@@ -118,6 +119,7 @@ def trial_table(
         order: ``descending``, or anything else for ascending.
         start: number of trials before the page.
     """
+    # Parameters that mean nothing are read as the defaults.
     index = int(sort) if sort.isdecimal() and int(sort) < len(study.metrics) else None
     direction: Literal["ascending", "descending"] = "ascending"
     if order == "descending":

@@ -115,6 +115,7 @@ class Entered:
         """Return what a browser sent. Unknown names are left out."""
         known = {each.name for each in fields(cls)}
         given = {name: value for name, value in values.items() if name in known}
+        # A key that this page did not make is replaced.
         if not re.fullmatch("[0-9a-f]{32}", given.get("key", "")):
             given["key"] = _new_key()
         for name in given:
@@ -201,6 +202,7 @@ def _whole(
     text = getattr(entered, name)
     if not text:
         return None
+    # Separators of thousands are accepted, as the pages show them.
     plain = text.replace(",", "").replace(" ", "")
     if not re.fullmatch("[0-9]{1,12}", plain) or not least <= int(plain) <= most:
         errors[name] = f"{text[:40]!r} is not a whole number from {least} to {most:,}"
@@ -255,6 +257,7 @@ def _document(entered: Entered, errors: dict[str, str]) -> JsonObject:
 
 def _recovery(entered: Entered, errors: dict[str, str]) -> JsonObject | None:
     """Return the section `recover` of the recipe. None if nothing is recovered."""
+    # Numbers are checked even if the choice does not read them.
     steps = _whole(entered, "steps", errors)
     finalists = _whole(entered, "finalists", errors, most=64)
     if entered.after not in dict(AFTERS):

@@ -60,6 +60,7 @@ def submit_page(
 
 async def submit(request: Request, user: PageSubmitter, services: Shared) -> Response:
     """Submit what was entered, or only check it. Mistakes are shown beside their fields."""
+    # Both buttons send the same fields; one of them only checks.
     fields = await entered(request)
     given, as_yaml = Entered.of(fields), fields.get("as") == "yaml"
     only_check = fields.get("do") == "check"
@@ -91,6 +92,7 @@ def _request_of(given: Entered, as_yaml: bool) -> JobRequest:
 
 def _placed(error: InputError, as_yaml: bool) -> FieldsError:
     """Return a refused request as the error of a field."""
+    # The YAML page has few fields of its own.
     field = submit_fields.field_of(str(error))
     if as_yaml and field not in ("study", "trials"):
         field = "yaml"
@@ -118,6 +120,7 @@ def _submit(services: Services, given: Entered, as_yaml: bool, user: User) -> tu
     Raises:
         FieldsError: it is refused.
     """
+    # The key makes one job of a page that is sent twice.
     asked = _request_of(given, as_yaml)
     try:
         job, new = services.jobs.submit(asked, user.name, f"page-{given.key}")

@@ -48,6 +48,7 @@ def job_row(job: Job, trials: int = 0) -> JobRow:
         job: the job.
         trials: number of finished trials in its study, if its search is under way.
     """
+    # A job runs one stage at a time.
     running = [stage.name for stage in job.stages if stage.state == "running"]
     return JobRow(
         id=job.id,
@@ -70,6 +71,7 @@ def job_row(job: Job, trials: int = 0) -> JobRow:
 def _setting(recipe: JsonObject, section: str, name: str) -> str:
     """Return a setting of a recipe as text. Empty if the recipe does not have it."""
     value: Json = recipe.get(section)
+    # A section may be one text, its path.
     if isinstance(value, dict):
         value = value.get(name)
     return value if isinstance(value, str) else ""
@@ -203,6 +205,7 @@ def search_progress(job: Job, trials: int) -> JobProgress | None:
     running = [stage.name for stage in job.stages if stage.state == "running"]
     if job.state not in ("running", "paused") or running != ["search"] or not trials:
         return None
+    # The best value and the use of the cache are those of the latest progress.
     best = job.progress or JobProgress()
     return replace(
         best, step="search", done=min(trials, job.trials), total=job.trials, unit="trials"
@@ -271,6 +274,7 @@ def file_rows(folder: Path) -> list[FileRow]:
     """Return the files of an export, in the order of their paths."""
     rows = []
     for path in sorted(folder.rglob("*")):
+        # A link could lead out of the export.
         if path.is_symlink() or not path.is_file():
             continue
         name = path.relative_to(folder).as_posix()
