@@ -136,6 +136,9 @@ class Child:
         """Report that the process has died, and pause before the next start if it died soon."""
         if not self._started:
             return
+        # Its main thread has ended, and the others may need a moment.
+        if self._process is not None:
+            self._status, self._process = self._process.wait(), None
         lived, self._started = time.monotonic() - self._started, 0.0
         name = self.program.name
         if lived > _SOON:
