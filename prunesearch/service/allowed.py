@@ -57,9 +57,11 @@ def check(request: JobRequest, settings: ServiceSettings) -> AllowedRequest:
     Raises:
         InputError: the recipe is not one, or it asks for what the operator does not allow.
     """
+    # 1. The recipe itself.
     if len(serialized(request.recipe)) > MOST_BYTES:
         raise InputError(f"the recipe is larger than {MOST_BYTES} bytes: a recipe is a short text")
     recipe = Recipe.of(request.recipe)
+    # 2. The number of trials.
     trials = RunOptions().trials
     if request.trials is not None:
         trials = RunOptions(trials=request.trials).trials
@@ -67,7 +69,9 @@ def check(request: JobRequest, settings: ServiceSettings) -> AllowedRequest:
         raise InputError(f"trials = {trials}: give at most {MOST_TRIALS}")
     if request.command == "run":
         _check_one_best(recipe)
+    # 3. Model and data.
     located = _located(recipe, settings)
+    # 4. The name of the study, which is shown on pages and in URLs.
     study = request.study
     if study is None:
         study = study_name(located)
@@ -111,6 +115,7 @@ def _located(recipe: Recipe, settings: ServiceSettings) -> Recipe:
         raise InputError(
             "data.include_path: the service knows the built-in tasks only: leave it out"
         )
+    # The model and the data of the search.
     changes: dict[str, str | None] = {"model": _model(recipe.model.path, settings)}
     changes["calibration"] = _text("data.calibration", recipe.data.calibration, settings)
     if recipe.data.task_data is not None:
@@ -193,6 +198,7 @@ def _inside(field: str, name: str, folders: Sequence[Path]) -> Path | None:
     Raises:
         InputError: the name is not a plain path below a folder, or it leads out of the folders.
     """
+    # 1. Refuse what is not a plain path below a folder.
     parts = name.split("/")
     plain = is_text(name) and name.isprintable() and "\\" not in name and len(name) <= 400
     if not plain or name.startswith("~") or any(part in ("", ".", "..") for part in parts):
@@ -200,6 +206,7 @@ def _inside(field: str, name: str, folders: Sequence[Path]) -> Path | None:
             f"{field} {printable(name)[:80]!r}: give a path below the folders that the operator "
             f"allows, as in SmolLM2 or texts/my.txt; no absolute path and no .."
         )
+    # 2. Look into one folder after the other.
     for folder in folders:
         path = folder / name
         try:
@@ -219,12 +226,14 @@ def _refuse_links_out(field: str, name: str, path: Path, roots: Sequence[str]) -
     Raises:
         InputError: there is such a link.
     """
+    # Collect the file, or everything in the folder.
     inner = [str(path)]
     if path.is_dir():
         for place, folders, files in os.walk(os.path.realpath(path)):
             inner.extend(os.path.join(place, entry) for entry in (*folders, *files))  # noqa: PTH118
             if len(inner) > _MOST_FILES:
                 raise InputError(f"{field} {name!r} has more than {_MOST_FILES} files")
+    # Follow every link.
     for entry in inner:
         real = os.path.realpath(entry)
         if not any(real.startswith(root + os.sep) for root in roots):

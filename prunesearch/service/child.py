@@ -61,12 +61,14 @@ class JobChild:
         )
         assert self._process.stdout is not None
         assert self._process.stderr is not None
+        # A full pipe would block the process, so both outputs are read all the time.
         self._readers = [
             threading.Thread(target=self._read_events, args=(self._process.stdout,), daemon=True),
             threading.Thread(target=self._read_log, args=(self._process.stderr,), daemon=True),
         ]
         for reader in self._readers:
             reader.start()
+        # Wait for the end, and give the order.
         threading.Thread(target=self._watch, daemon=True).start()
         self.say(serialized(asdict(order)))
 

@@ -73,6 +73,7 @@ class EventLog:
             .returning(records.last_event)
         )
         with self._engine.begin() as connection:
+            # Raise the number of the last event. This locks the record until the commit.
             last = connection.execute(change).scalar()
             if last is None:
                 return False
@@ -86,6 +87,7 @@ class EventLog:
     def _insert(
         self, connection: Connection, job: str, last: int, events: Sequence[NewEvent]
     ) -> None:
+        # Number the events from the last one on.
         rows = []
         for seq, event in enumerate(events, last + 1):
             data = serialized(event.data)
@@ -109,6 +111,7 @@ class EventLog:
             query = query.where(records.job == job)
         with self._engine.connect().execution_options(reading=True) as connection:
             rows = connection.execute(query).all()
+        # Most jobs have the state that was told.
         for row in rows:
             state = state_of(row.status, row.paused)
             if state != row.told:
@@ -127,10 +130,12 @@ class EventLog:
             row = connection.execute(change).first()
             if row is None:
                 return
+            # The event.
             data: JsonObject = {"state": state}
             if state == "failed":
                 data["error"] = row.error
             self._insert(connection, job, row.last_event - 1, [NewEvent("state", data, at)])
+            # The times of the job.
             times: dict[str, float] = {}
             if state == "running" and row.started is None:
                 times["started"] = at

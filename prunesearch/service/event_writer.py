@@ -102,6 +102,7 @@ class EventWriter:
                 )
             # Collect for a moment, unless somebody waits.
             self._hurry.wait(INTERVAL)
+            # Take what has come, and write it.
             with self._changed:
                 events, self._pending = self._pending, []
                 changes, self._changes = self._changes, {}
@@ -138,8 +139,10 @@ class EventWriter:
         places: dict[str, int] = {}
         lines = left_out = 0
         for event in events:
+            # A stage that is known already is not told again.
             if event.kind == "stage" and not self._take_stage(event.data):
                 continue
+            # A flood of lines is cut.
             if event.kind == "log":
                 lines += 1
                 if lines > MOST_LINES:

@@ -123,6 +123,7 @@ def main() -> None:
     os.dup2(2, 1)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     reporter = Reporter(output)
+    # The order comes first. What follows it are commands of the runner.
     order = JobOrder(**json.loads(sys.stdin.readline()))
     with stopping.handled(), early_end.accepted():
         threading.Thread(target=_listen, daemon=True).start()
@@ -172,6 +173,7 @@ def _run(order: JobOrder) -> JsonObject:
     from prunesearch.pipeline.run import report_of, request_of
     from prunesearch.pipeline.state import Request
 
+    # Make the request, as the command line does.
     recipe, options = Recipe.of(order.recipe), _options(order)
     if order.command == "search":
         request = Request(options, (recipe,))

@@ -53,12 +53,14 @@ class JobReader:
         limit = max(1, min(limit, MOST_JOBS))
         # One more than asked for tells whether there is a next page.
         query = self._query().order_by(records.created.desc(), records.job.desc()).limit(limit + 1)
+        # Conditions.
         if state is not None:
             query = query.where(in_state(state, self._workflows))
         if study is not None:
             query = query.where(records.study == study)
         if submitted_by is not None:
             query = query.where(records.submitted_by == submitted_by)
+        # The cursor names the last job of the page before.
         if cursor is not None:
             match = _CURSOR.fullmatch(cursor)
             if match is None:
@@ -114,6 +116,7 @@ def _job_of(row: Row[Any]) -> Job:
     """Return the job of a row."""
     state = state_of(row.status, row.paused)
     request = as_object(json.loads(row.request), "request")
+    # The times and the error are told with the state, which takes a moment.
     started, ended, error = row.started, None, None
     if started is None and state == "running" and row.started_at_epoch_ms is not None:
         started = row.started_at_epoch_ms / 1000

@@ -74,6 +74,7 @@ class Jobs:
             InputError: the recipe is refused.
             ConflictError: the key was used with another request.
         """
+        # 1. Refuse what the operator does not allow.
         allowed = check(request, self.settings)
         document: JsonObject = {
             "recipe": allowed.recipe.document(),
@@ -81,6 +82,7 @@ class Jobs:
             "trials": request.trials,
             "study": request.study,
         }
+        # 2. Choose the identifier. With a key, the same request has the same one.
         if idempotency_key is None:
             job = f"job-{secrets.token_hex(8)}"
         else:
@@ -88,8 +90,9 @@ class Jobs:
             job = f"job-{digest[:16]}"
             if self._is_repeated(job, document):
                 return self.get(job), False
-        # Refuse a study of another recipe now, not when the job runs.
+        # 3. Refuse a study of another recipe now, not when the job runs.
         persistence.refuse_others(self.settings.storage, [(allowed.study, allowed.located)])
+        # 4. Write the job.
         if self._insert(job, document, allowed, user):
             return self.get(job), True
         # Another request with this key was faster.
@@ -165,6 +168,7 @@ class Jobs:
             if job.state in FINAL:
                 verb = "pause" if paused else "cancel"
                 raise ConflictError(f"cannot {verb} {job_id}: it is {job.state}")
+            # The flag comes first: a cancelled workflow without it is a cancelled job.
             self._change(job_id, paused=paused)
             self._client.cancel_workflow(job_id)
             job = self.get(job_id)
@@ -185,6 +189,7 @@ class Jobs:
                 f"what is not in the cache"
             )
         if job.state == "paused":
+            # The flag has a meaning only while the workflow is cancelled, so it is cleared last.
             self._client.resume_workflow(job_id, queue_name=queue.QUEUE)
             self._change(job_id, paused=False)
             self._log.tell_states(job_id)
@@ -222,6 +227,7 @@ class Jobs:
         job = self.get(job_id)
         if job.state not in FINAL and job.state != "paused":
             raise ConflictError(f"cannot delete {job_id}: it is {job.state}; cancel it first")
+        # The record goes last, so that a deletion that is interrupted can be repeated.
         if export:
             shutil.rmtree(self._folder(job_id), ignore_errors=True)
         self._client.delete_workflow(job_id)

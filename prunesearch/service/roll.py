@@ -80,6 +80,7 @@ class Roll:
         query = query.where(RUNNERS.c.id.in_(list(runners)))
         with self._engine.connect().execution_options(reading=True) as connection:
             rows = {row.id: row for row in connection.execute(query)}
+        # Judge each of them.
         found = set[str]()
         for runner in runners:
             row = rows.get(runner)

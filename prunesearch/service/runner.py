@@ -114,6 +114,7 @@ class Runner:
         for job in jobs:
             job.interrupt(grace)
         # The threads of the workflows end the processes.
+        # One that waits for the database is given up.
         deadline = time.monotonic() + grace + 15
         while self._running and time.monotonic() < deadline:
             time.sleep(0.05)

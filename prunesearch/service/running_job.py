@@ -89,16 +89,19 @@ class RunningJob:
             InterruptedJob: see there.
         """
         while True:
+            # 1. Wait for the stage, for the end of the process, or for an interruption.
             child = self._child or self._start()
             self._wait_until_over(stage, child)
             if self._interrupted:
                 raise InterruptedJob
+            # 2. The stage is finished.
             if stage in self._done and (stage != _LAST or child.report is not None):
                 record: JsonObject = dict(vars(self._writer.stages[stage]))
                 if stage == _LAST:
                     self._finish()
                     record["report"] = self._clean(child.report)
                 return record
+            # 3. The process has ended before. Fail, or start it again.
             self._judge(child)
 
     def interrupt(self, grace: float = GRACE) -> None:
@@ -158,6 +161,7 @@ class RunningJob:
             allowed = check(order_request, settings)
         except InputError as error:
             self._fail(str(error))
+        # Wait for a free device.
         slot = None
         while slot is None:
             if self._interrupted:
@@ -176,6 +180,7 @@ class RunningJob:
         child = JobChild(
             self._around.program, order, self._environment(slot), self._take, self._wake
         )
+        # A request to stop may be older than the process.
         with self._changed:
             self._child, stopped = child, self._stopped
         if stopped:
@@ -189,6 +194,7 @@ class RunningJob:
         environment[CACHE_VARIABLE] = settings.cache
         environment["TQDM_DISABLE"] = "1"
         environment["TOKENIZERS_PARALLELISM"] = "false"
+        # Without permission, no library asks the hub.
         if not settings.allow_hub:
             for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
                 environment[name] = "1"
@@ -199,6 +205,7 @@ class RunningJob:
         cleaned = self._clean(data)
         assert isinstance(cleaned, dict)
         self._writer.put(kind, cleaned)
+        # Note what counts as progress.
         with self._changed:
             if kind == "search" and int(str(data["done"])) > self._most_trials:
                 self._most_trials, self._progressed = int(str(data["done"])), True
