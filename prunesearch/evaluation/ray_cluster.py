@@ -32,6 +32,7 @@ def check(address: str | None) -> None:
     _check_installed()
     import ray
 
+    # A program that has connected already keeps its connection.
     if address is not None and not ray.is_initialized():
         try:
             _reachable(address)
@@ -77,6 +78,7 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(compat_ray.quiet())
+        # Shut down what is started here, and leave alone what was there before.
         if not ray.is_initialized():
             stack.callback(ray.shutdown)
             _connect(address, cpus)
@@ -91,6 +93,7 @@ def _connect(address: str | None, cpus: int) -> None:
     """
     import ray
 
+    # No message of Ray reaches the terminal, and nothing is sent to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
@@ -103,9 +106,11 @@ def _connect(address: str | None, cpus: int) -> None:
     failures = (RuntimeError, OSError, ValueError, ray.exceptions.RayError)
     with _signals_kept():
         try:
+            # Find out where the cluster is, and whether it asks for a token.
             found = _reachable(address)
             if found is not None:
                 compat_ray.use_token_of(found)
+            # Start Ray, or join it.
             with compat_ray.on_loopback() if _is_loopback(found) else nullcontext():
                 ray.init(address=found or "local", **settings)
         except failures as error:
@@ -162,6 +167,7 @@ def check_fits(workers: int, cpus: int, gpus: float) -> None:
     """
     import ray
 
+    # A cluster of one machine does not grow.
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
     if workers * cpus > total.get("CPU", 0) or workers * gpus > total.get("GPU", 0):
         raise InputError(

@@ -148,6 +148,7 @@ class RayHandle:
             A result; an exception, after which the rest of the stretch is not scored; news of the
             worker. None: the worker can score, or its stretch is done.
         """
+        # Take the answer. An exception of Ray says that the worker, or its node, died.
         try:
             if self._step is _Step.SCORING:
                 return self._heard(ray.get(next(self._asked)))
@@ -158,6 +159,7 @@ class RayHandle:
             return self._refuse(f"failed: {one_line(error.cause or error)}")
         except RayError as error:
             return self._bury(error)
+        # A worker that has its place loads its model; one that has its model is compared.
         if isinstance(answer, Place):
             self._settle(answer)
             return None
@@ -208,6 +210,7 @@ class RayHandle:
             return self._refuse(f"cannot start: {one_line(error)}")
         # The death of a node says nothing about the candidates.
         counted = self.place is None or _is_alive(self.place.node)
+        # What has no result is handed out again.
         if self._stretch is not None:
             rest, self._stretch = self._stretch.rest(), None
             rest.deaths += counted

@@ -143,6 +143,7 @@ class RayPool:
             The error if workers have died over it too often; otherwise None.
         """
         self.restarts += 1
+        # A worker without a stretch costs nothing.
         if died.rest is None or not died.rest.work:
             return None
         if died.rest.deaths < ATTEMPTS:
@@ -192,6 +193,7 @@ class RayPool:
 
     def _drain(self, missing: set[Item]) -> Iterator[ChunkResult]:
         """Stop the workers' passes, and yield the results that were complete by then."""
+        # Tell the workers to stop, and receive their last messages.
         until = time.monotonic() + _PATIENCE_SECONDS
         for member in self._busy():
             member.stop()

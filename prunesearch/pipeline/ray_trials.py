@@ -78,6 +78,7 @@ def ray_runner(state: State) -> Iterator[RayRunner]:
     assert recovery.heal is not None
     assert recovery.tune is not None
     options, resources = options_of_worker(request.options, input_device(loaded.model).type)
+    # Make the folders here, so that a worker on this machine finds and uses them.
     folders = [request.references, request.compensations, RUN_FOLDERS]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,6 +103,7 @@ def ray_runner(state: State) -> Iterator[RayRunner]:
 
 def _section_of(loaded: LoadedModel) -> ModelSection:
     """Return the section that names a loaded model on every node."""
+    # A local folder is named by its path, and a hub id by its commit.
     source = loaded.source
     path = source.gguf or (None if source.from_hub else source.folder)
     return ModelSection.of(

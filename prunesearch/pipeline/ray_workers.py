@@ -88,6 +88,7 @@ def options_of_worker(options: RunOptions, device: str) -> tuple[RunOptions, Wor
         options: run options of this process.
         device: type of the device that this process computes on.
     """
+    # A worker computes on the same kind of device as this process.
     gpus = options.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if device == "cuda" else 0.0

@@ -109,6 +109,7 @@ class RayTrialWorker:
         except (PruneSearchError, *FAILURES) as error:
             return error if isinstance(error, RunError) else RunError(one_line(error))
         finally:
+            # Wake a question for losses that will not come.
             with self._changed:
                 self._done = turn
                 self._changed.notify_all()
@@ -116,6 +117,7 @@ class RayTrialWorker:
     def _run(self, request: TrialRequest) -> Healed | None:
         assert self._model is not None, "the model is not loaded"
         model = self._model
+        # The plan names all that determines the result, so an equal digest means equal content.
         planned = plan_healing(model.loaded, request.candidate, request.recipe, request.name)
         if planned.digest != request.digest:
             raise RunError(
@@ -135,6 +137,7 @@ class RayTrialWorker:
             if len(watched) == told:
                 return
             told = len(watched)
+            # Pass the losses on, and wait until the process that owns the study has answered.
             with self._changed:
                 self._losses, self._goes_on = list(watched), None
                 self._changed.notify_all()

@@ -79,11 +79,13 @@ class RayRunner:
             RunError: a worker cannot start, or it dies repeatedly over one trial.
             StopRequested: a stop was requested. The trials can be resumed.
         """
+        # Start each trial in a thread, which talks with the worker of the trial.
         pairs = list(zip(self._actors, runs, strict=False))
         with ThreadPoolExecutor(len(pairs)) as threads:
             futures: list[Future[Healed | None]] = []
             for number, (actor, run) in enumerate(pairs):
                 futures.append(threads.submit(self._run_one, number, actor, run))
+            # Wait for all of them, and look for a stop meanwhile.
             try:
                 left = set(futures)
                 while left:
@@ -110,6 +112,7 @@ class RayRunner:
         )
         for _ in range(_ATTEMPTS):
             where = f"worker {number}"
+            # Wait for room, have the model loaded, and run the trial.
             try:
                 place: Place = self._placed(actor)
                 where = f"worker {number} on node {place.host}"
@@ -159,6 +162,7 @@ class RayRunner:
         control = {"concurrency_group": CONTROL, "max_task_retries": 0}
         while True:
             losses: Losses | None = ray.get(actor.next_losses.options(**control).remote(turn))
+            # Without further losses the trial is done.
             if losses is None:
                 answer: Healed | Exception | None = ray.get(result)
                 return answer
