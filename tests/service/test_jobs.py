@@ -120,6 +120,7 @@ def test_verbs_of_a_queued_job(jobs: Jobs) -> None:
             call(job.id)
 
 
+@pytest.mark.parametrize("jobs", ["sqlite"], indirect=True)
 def test_a_key_is_free_again_after_its_job_was_deleted(jobs: Jobs) -> None:
     job, _ = jobs.submit(request("s"), "ann", "key")
     jobs.cancel(job.id)
@@ -150,6 +151,7 @@ def test_pause_and_cancel_at_once_end_in_one_of_the_two(jobs: Jobs) -> None:
     assert jobs.events(job.id)[-1].data["state"] == state
 
 
+@pytest.mark.parametrize("jobs", ["sqlite"], indirect=True)
 def test_reading_events_from_a_number_on(jobs: Jobs) -> None:
     job, _ = jobs.submit(request("s"), "ann")
     for _ in range(3):
@@ -256,6 +258,7 @@ def test_settings_are_checked(tmp_path: Path) -> None:
     assert settings_in(tmp_path, "postgresql://me@host/db").database == "postgresql://me@host/db"
 
 
+@pytest.mark.parametrize("jobs", ["sqlite"], indirect=True)
 def test_the_request_is_stored_as_a_complete_recipe(jobs: Jobs) -> None:
     short = JobRequest({"model": "fake", "drop": "25%"}, "search")
     job, _ = jobs.submit(short, "ann", "key")
