@@ -69,7 +69,7 @@ EXAMPLES = {
     "plan": ("plan meta-llama/Llama-3.1-70B --memory 24GiB",),
     "submit": (
         "submit recipe.yaml --watch",
-        "submit --model SmolLM2-135M-Instruct --drop 6 --trials 100",
+        "submit SmolLM2-135M-Instruct --drop 6 --trials 100",
     ),
     "watch": ("watch job-0123456789abcdef --server https://pruning.example.org",),
     "fetch": ("fetch job-0123456789abcdef --out pruned",),

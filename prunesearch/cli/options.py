@@ -206,7 +206,7 @@ GPUS_PER_WORKER = SharedOption(
 
 # Where results are. A password belongs into ~/.pgpass or into the variable: other users of the
 # machine can read command lines.
-STUDY = SharedOption("--study", help="Name of the study; default: made from the recipe.")
+STUDY = SharedOption("--study", help="Name of the study.", show_default="made from the recipe")
 STORAGE = SharedOption(
     "--storage",
     default=RunOptions().storage,

@@ -43,12 +43,12 @@ SERVER_OPTIONS = (SERVER, TOKEN_FILE, INSECURE_HTTP)
 """Which server, and how the client shows who it is."""
 _LOG = click.option("--log", is_flag=True, help="Show the lines of the job's log too.")
 _RECIPE = RECIPE_OPTIONS[1:]  # without --drop, which RECIPE replaces
+_RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
 _DATA = tuple(option for option in DATA_OPTIONS if option is not INCLUDE_PATH)
 
 
 @click.command(cls=Command)
-@click.argument("recipe_file", metavar="[RECIPE]", required=False)
-@click.option("--model", help="Model that the server has, instead of RECIPE; goes with --drop.")
+@click.argument("source", metavar="MODEL|RECIPE", required=False)
 @with_options(DROP, *_RECIPE, *_DATA, REVISION, DTYPE)
 @click.option(
     "--command",
@@ -69,7 +69,7 @@ _DATA = tuple(option for option in DATA_OPTIONS if option is not INCLUDE_PATH)
 @with_options(*SERVER_OPTIONS)
 @JSON
 def submit(
-    recipe_file: str | None,
+    source: str | None,
     job_command: JobCommand,
     watched: bool,
     log: bool,
@@ -77,11 +77,11 @@ def submit(
     as_json: bool,
     **settings: Any,  # noqa: ANN401
 ) -> None:
-    """Submit a job to a server: the YAML file RECIPE, or the options of search.
+    """Submit a job to a server: a YAML file RECIPE, or MODEL with --drop and the options of search.
 
     Models and data are named as the server has them: by a path inside its folders.
     """
-    request = _request(recipe_file, job_command, settings)
+    request = _request(source, job_command, settings)
     key = idempotency_key or secrets.token_hex(16)
     from prunesearch.service import job_tables
 
@@ -106,10 +106,10 @@ def submit(
     type=Words(("queued", "running", "paused", "finished", "failed", "cancelled")),
     help="List only jobs in this state.",
 )
-@STUDY.variant(help="List only jobs of this study.")
+@STUDY.variant(show_default="all")
 @click.option("--by", "submitted_by", help="List only jobs that this token submitted.")
 @click.option(
-    "--limit",
+    "--last",
     type=click.IntRange(1, 1000),
     default=50,
     show_default=True,
@@ -122,7 +122,7 @@ def jobs(
     state: str | None,
     study: str | None,
     submitted_by: str | None,
-    limit: int,
+    last: int,
     as_json: bool,
     **settings: Any,  # noqa: ANN401
 ) -> None:
@@ -133,7 +133,7 @@ def jobs(
         if job is not None:
             emit(as_json, client.job(job), job_tables.job_details)
             return
-        page = client.jobs(state=state, study=study, submitted_by=submitted_by, limit=limit)
+        page = client.jobs(state=state, study=study, submitted_by=submitted_by, limit=last)
         emit(as_json, page, job_tables.jobs)
 
 
@@ -173,7 +173,7 @@ cancel = _changing("cancel", "Cancel JOB. What is finished stays in its study an
 
 @click.command(cls=Command)
 @click.argument("job")
-@OUT.variant(required=True, help="New or empty folder for the export.")
+@OUT.variant(required=True)
 @with_options(*SERVER_OPTIONS)
 @JSON
 def fetch(job: str, out: str, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
@@ -202,10 +202,13 @@ def _client(settings: dict[str, Any]) -> "Client":
     return Client(server, token)
 
 
-def _request(
-    recipe_file: str | None, job_command: JobCommand, settings: dict[str, Any]
-) -> JobRequest:
+def _request(source: str | None, job_command: JobCommand, settings: dict[str, Any]) -> JobRequest:
     """Return what a command line submits.
+
+    Args:
+        source: recipe file, or the model if the number of layers to drop is given.
+        job_command: command of the job.
+        settings: options of the command line.
 
     Raises:
         InputError: the recipe is not accepted, or is of several searches.
@@ -215,14 +218,16 @@ def _request(
     for name in context.params:
         if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
             typed.add(name)
-    if recipe_file is None:
-        if settings["model"] is None or settings["drop"] is None:
-            raise InputError("nothing to submit: give RECIPE, or --model and --drop")
-        file = RecipeFile(grid_of(settings), options_of(_submitted(settings)), None)
-    else:
+    is_file = source is not None and source.endswith(_RECIPE_SUFFIXES)
+    if source is None or not (is_file or settings["drop"] is not None or Path(source).is_file()):
+        raise InputError("nothing to submit: give a RECIPE.yaml, or MODEL and --drop")
+    if is_file or settings["drop"] is None:
         for name in sorted(typed & PLACES.keys()):
-            raise InputError(f"`{name}` goes without RECIPE: write it into {recipe_file!r}")
-        file = read_recipe(Path(recipe_file), _submitted(settings), typed)
+            raise InputError(f"`{name}` goes without RECIPE: write it into {source!r}")
+        file = read_recipe(Path(source), _submitted(settings), typed)
+    else:
+        grid = grid_of(settings | {"model": source})
+        file = RecipeFile(grid, options_of(_submitted(settings)), None)
     if len(file.recipes) > 1:
         raise InputError("a job has one sampler and one number to drop: submit each by itself")
     # How a job runs is decided by the server.

@@ -21,14 +21,16 @@ EXTRAS = ("fastapi", "uvicorn", "dbos", "limits", "prometheus_client", "a2wsgi",
 _MODELS, _DATA, _EXPORTS = "storage/models", "storage/data", "storage/exports"
 SERVICE_OPTIONS = (
     SharedOption(
-        "--models",
+        "--model-folder",
+        "models",
         multiple=True,
         default=(_MODELS,),
         show_default=True,
         help="Folder whose models a recipe may name; repeatable.",
     ),
     SharedOption(
-        "--data",
+        "--data-folder",
+        "data",
         multiple=True,
         default=(_DATA,),
         show_default=True,
@@ -172,8 +174,8 @@ def runner_arguments(settings: "ServiceSettings") -> tuple[str, ...]:
     Storage and cache are passed by the environment, because they may hold a password.
     """
     arguments = [f"--exports={settings.exports}", f"--jobs-per-device={settings.jobs_per_device}"]
-    arguments += [f"--models={folder}" for folder in settings.models]
-    arguments += [f"--data={folder}" for folder in settings.data]
+    arguments += [f"--model-folder={folder}" for folder in settings.models]
+    arguments += [f"--data-folder={folder}" for folder in settings.data]
     if settings.allow_hub:
         arguments.append("--allow-hub")
     if settings.devices:

@@ -31,11 +31,13 @@ def token() -> None:
     help="viewer: read; submitter: and submit jobs; admin: and everything else.",
 )
 @click.option("--expires", help="When it expires: 30d, 12h.  [default: never]")
-@click.option("--out", help="Write the secret to this file, which only you can read.")
+@click.option(
+    "--secret-file", "path", help="Write the secret to this new file, which only you can read."
+)
 @STORAGE
 @JSON
 def token_create(
-    name: str, role: Role, expires: str | None, out: str | None, storage: str, as_json: bool
+    name: str, role: Role, expires: str | None, path: str | None, storage: str, as_json: bool
 ) -> None:
     """Make a token, and print its secret once.
 
@@ -46,17 +48,17 @@ def token_create(
 
     lifetime = None if expires is None else parse_duration(expires, "--expires")
     access = _access(storage)
-    if out is None:
+    if path is None:
         made = access.tokens.create(name, role, lifetime)
     else:
-        with secret_file(Path(out)) as write:
+        with secret_file(Path(path)) as write:
             made = access.tokens.create(name, role, lifetime)
             write(made.secret)
     access.audit.record(account(), "create_token", name, f"role {role}", "this machine")
-    if out is None:
+    if path is None:
         emit(as_json, made, rendered.created)
         return
-    written = rendered.WrittenToken(name, role, made.record.expires, out)
+    written = rendered.WrittenToken(name, role, made.record.expires, path)
     emit(as_json, written, rendered.written)
 
 

@@ -35,7 +35,7 @@ def address_here() -> str:
 def use_token_of(address: str) -> None:
     """Use the token of this machine to join a cluster, if the cluster asks for one.
 
-    ``ray start`` uses the token that it finds, and ``ray.init`` does not: a cluster that was
+    ``ray start`` uses the token that it finds, and ``init`` of Ray does not: a cluster that was
     started where a token lies would refuse a process on the same machine. With a token, a cluster
     that does not ask for one ends its workers.
 

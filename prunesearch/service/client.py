@@ -217,7 +217,7 @@ class Client:
             target = masked_url(response.headers.get("location", "")[:300])
             raise InputError(
                 f"the server {self.server.url} sends its clients to {target}: if that is right, "
-                f"give it as --server; the token was not sent there"
+                f"give it as `server`; the token was not sent there"
             )
         problem: Json = None
         # The answer of a proxy or of another program may be none. The status says enough then.
@@ -251,7 +251,7 @@ def _away(server: ServerAddress, error: Exception) -> str:
         reason = reason.rpartition("] ")[2].lower() or "no connection"
     return (
         f"no answer from {server.url} ({reason}): is it running? `prunesearch serve` starts a "
-        f"server, and --server or PRUNESEARCH_SERVER says where it is"
+        f"server, and `server` or PRUNESEARCH_SERVER says where it is"
     )
 
 
@@ -298,7 +298,7 @@ def problem_error(status: int, problem: JsonObject, server: ServerAddress) -> Ex
     if status == httpx2.codes.UNAUTHORIZED:
         return InputError(
             f"{server.url} does not accept the token{_after(said)}: it may be revoked or expired; "
-            f"ask for another, and give it in PRUNESEARCH_TOKEN or --token-file"
+            f"ask for another, and give it in PRUNESEARCH_TOKEN or `token_file`"
         )
     if status == httpx2.codes.FORBIDDEN:
         return InputError(said or "the role of the token does not allow this")

@@ -55,8 +55,8 @@ class ServerAddress:
         if "@" in parts.netloc:
             # The value is not repeated: it may contain a password.
             raise InputError(
-                f"--server contains a user or a password: leave them out, and give the token in "
-                f"{TOKEN_VARIABLE} or in --token-file"
+                f"`server` contains a user or a password: leave them out, and give the token in "
+                f"{TOKEN_VARIABLE} or in `token_file`"
             )
         if parts.scheme not in ("http", "https") or not host or port == 0:
             raise _not_a_server(repr(text))
@@ -76,7 +76,7 @@ class ServerAddress:
 
 
 def _not_a_server(text: str) -> InputError:
-    return InputError(f"--server {text}: give the URL of a server, such as {DEFAULT_SERVER}")
+    return InputError(f"`server` {text}: give the URL of a server, such as {DEFAULT_SERVER}")
 
 
 def token_for(server: ServerAddress, token_file: Path | None, *, insecure_http: bool) -> str:
@@ -97,7 +97,7 @@ def token_for(server: ServerAddress, token_file: Path | None, *, insecure_http: 
     if not server.encrypted and not server.is_loopback and not insecure_http:
         raise InputError(
             f"the token would cross the network to {server.host} in readable form: use "
-            f"https://{server.host}, an ssh tunnel to 127.0.0.1, or --insecure-http if the network "
+            f"https://{server.host}, an ssh tunnel to 127.0.0.1, or `insecure_http` if the network "
             f"is safe"
         )
     if token_file is not None:

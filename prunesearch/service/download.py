@@ -136,7 +136,7 @@ def fetch(client: Client, job_id: str, out: Path) -> FetchedExport:
     """
     check_job_id(job_id)
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise StorageError(f"{str(out)!r} exists: nothing is replaced; give a new folder as --out")
+        raise StorageError(f"{str(out)!r} exists: nothing is replaced; give a new folder as `out`")
     files = files_of(client.document(f"/v1/jobs/{job_id}/export"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def _check_space(folder: Path, files: tuple[ExportFile, ...]) -> None:
     if left > free:
         raise StorageError(
             f"the export needs {size_text(left)}, and the disk of {str(folder.parent)!r} has "
-            f"{size_text(free)}: free space, or give another --out"
+            f"{size_text(free)}: free space, or give another `out`"
         )
 
 

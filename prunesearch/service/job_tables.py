@@ -44,7 +44,7 @@ def jobs(page: JobPage) -> Parts:
         return ["no jobs: prunesearch submit RECIPE.yaml submits one"]
     parts: Parts = [table("Jobs", *without_constant(columns, rows, {"-"}))]
     if page.next is not None:
-        parts.append("there are more jobs: see --limit, --state and --study")
+        parts.append("there are more jobs: see --last, --state and --study")
     return parts
 
 

@@ -64,7 +64,7 @@ def service(
     command = [
         *(sys.executable, "-m", "prunesearch", "serve", "--json", "--port", str(port)),
         *("--storage", storage, "--cache", str(folder / "cache")),
-        *("--models", str(tiny_folder.parent), "--data", str(prose.parent)),
+        *("--model-folder", str(tiny_folder.parent), "--data-folder", str(prose.parent)),
         *("--exports", str(folder / "exports")),
         *(("--dashboard-port", str(dashboard)) if HAS_DASHBOARD else ("--no-dashboard",)),
     ]

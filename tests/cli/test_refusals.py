@@ -74,7 +74,7 @@ LONG, DIGITS = "x" * 300, "9" * 5000
         (["demo", "--threads", "10000"], "cores; give at most"),
         (["search", "MODEL"], "Missing option '--drop'"),
         (["serach", "MODEL"], "Did you mean 'search'"),
-        (["study", "delete", "x"], "known: best, layers, list, resume, rm, show"),
+        (["study", "delete", "x"], "known: best, copy, layers, list, resume, rm, show"),
         (["study", "show", "x", "--best", "0"], "0 is not in the range"),
         (["plan", "MODEL", "--drop", "pareto"], "plan needs a number or a share"),
         (["study", "list", "--storage", "sqlite:///short.txt"], "': file is not a database"),

@@ -64,7 +64,7 @@ def test_a_recipe_file_is_submitted(double: JobServer) -> None:
 
 def test_the_options_of_search_are_submitted(double: JobServer) -> None:
     double.on("POST /v1/jobs", Answer.of_json(job_document("queued"), 201))
-    words = "--model tiny --drop 2 --tokens 256 --seed 3 --command search --study mine"
+    words = "tiny --drop 2 --tokens 256 --seed 3 --command search --study mine"
     found = run_json("submit", *words.split(), "--idempotency-key", "k1")
     assert found["id"] == JOB_ID
     body = json.loads(double.asked[0].body)
@@ -77,12 +77,12 @@ def test_the_options_of_search_are_submitted(double: JobServer) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["submit"], "give RECIPE, or --model and --drop"),
-        (["submit", "--model", "tiny"], "give RECIPE, or --model and --drop"),
+        (["submit"], "give a RECIPE.yaml, or MODEL and --drop"),
+        (["submit", "tiny"], "give a RECIPE.yaml, or MODEL and --drop"),
         (["submit", "recipe.yaml", "--drop", "3"], "--drop goes without RECIPE"),
         (["submit", "nothing.yaml"], "cannot read recipe"),
-        (["submit", "--model", "tiny", "--drop", "2,3"], "submit each by itself"),
-        (["submit", "--model", "tiny", "--drop", "2", "--sampler", "psso"], "did you mean 'pso'"),
+        (["submit", "tiny", "--drop", "2,3"], "submit each by itself"),
+        (["submit", "tiny", "--drop", "2", "--sampler", "psso"], "did you mean 'pso'"),
         (["watch", "../etc"], "is not a job"),
         (["jobs", "--server", "somewhere"], "give the URL of a server"),
         (["jobs", "--server", "http://example.org"], "--insecure-http"),

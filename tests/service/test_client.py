@@ -68,7 +68,7 @@ def test_a_server_is_on_this_machine_or_not(url: str, loopback: bool) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_address_of_a_server_is_refused(url: str) -> None:
-    with pytest.raises(InputError, match="--server") as refused:
+    with pytest.raises(InputError, match="`server`") as refused:
         ServerAddress.parse(url)
     assert "hunter2" not in str(refused.value)
 

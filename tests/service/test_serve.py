@@ -67,7 +67,7 @@ def test_tokens_are_made_listed_and_revoked_on_the_command_line(here: Path) -> N
     made = run_json("token", "create", "ada", "--role", "submitter", "--expires", "30d")
     assert made["secret"].startswith("ps_")
     assert run("token", "create", "bob", "--role", "viewer").stdout.startswith("ps_")
-    written = run("token", "create", "eve", "--role", "admin", "--out", "eve.token").stdout
+    written = run("token", "create", "eve", "--role", "admin", "--secret-file", "eve.token").stdout
     assert "ps_" not in written
     file = here / "eve.token"
     assert stat.S_IMODE(os.stat(file).st_mode) == 0o600  # noqa: PTH116
@@ -93,6 +93,6 @@ def test_refused_tokens_are_told_in_one_line(
     run("token", "create", "ada", "--role", "viewer")
     assert "revoke it first" in said("create", "ada", "--role", "admin")
     assert "--expires" in said("create", "eve", "--role", "viewer", "--expires", "soon")
-    place = said("create", "eve", "--role", "viewer", "--out", "/proc/none/x")
+    place = said("create", "eve", "--role", "viewer", "--secret-file", "/proc/none/x")
     assert "cannot write the token" in place
     assert len(run_json("token", "list")) == 1

@@ -104,8 +104,8 @@ def start_runner(
         code += f"runner.Runner.__init__.__defaults__ = ({STAND_IN!r},)\n"
         code += "runner.LOOK = runner.POLL = 0.1; runner.PULSE = 0.2\n"
     code += "from prunesearch.__main__ import main\nmain()"
-    folders = [f"--models={path}" for path in settings.models]
-    folders += [f"--data={path}" for path in settings.data]
+    folders = [f"--model-folder={path}" for path in settings.models]
+    folders += [f"--data-folder={path}" for path in settings.data]
     folders.append(f"--exports={settings.exports}")
     environment = {
         **os.environ,

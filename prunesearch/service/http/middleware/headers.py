@@ -98,7 +98,7 @@ class RequestChecks:
         if scope["path"] not in _PROBES and not self._is_trusted(Headers(scope=scope)):
             raise ProblemError(
                 400,
-                "this name of the service is not known: the operator names it with --trusted-host",
+                "this name of the service is not known: its operator adds it to the trusted hosts",
             )
         if "\0" in scope["path"]:
             raise ProblemError(400, "the path holds a NUL character")
