@@ -38,10 +38,17 @@ _HEALED = {
     "Text": "data held_out held_out_tokens window",
 }
 _COMPENSATED = {"Text": "calibration tokens window held_out held_out_tokens"}
+_SERVED = {
+    "Where it listens": "host port dashboard_port trusted_host tls_cert tls_key proxy_addresses",
+    "What jobs may use": "models data exports allow_hub devices jobs_per_device",
+}
 _GROUPS: dict[str, dict[str, str]] = {
     "heal": _HEALED,
     "compensate": _COMPENSATED,
     "export": {},
+    "serve": _SERVED,
+    "runner": _SERVED,
+    "jobs": {"Which jobs": "state study submitted_by limit"},
 }
 _FEW = 8  # largest number of options that is shown without groups
 EXAMPLES = {
@@ -67,6 +74,17 @@ EXAMPLES = {
         "heal ./model --layers 3,7,12 --tune 20 --out healed",
     ),
     "plan": ("plan meta-llama/Llama-3.1-70B --memory 24GiB",),
+    "serve": (
+        "serve",
+        "serve --host 0.0.0.0 --trusted-host prune.example --tls-cert cert.pem --tls-key key.pem",
+    ),
+    "runner": ("runner --storage postgresql+psycopg://me@host/team --devices cuda:0,cuda:1",),
+    "token create": (
+        "token create ann --role submitter --expires 30d",
+        "token create ann --role submitter --storage postgresql+psycopg://me@host/team",
+    ),
+    "jobs": ("jobs --state running --by ann", "jobs job-0123456789abcdef"),
+    "study copy": ("study copy --all --to postgresql+psycopg://me@host/team",),
     "submit": (
         "submit recipe.yaml --watch",
         "submit SmolLM2-135M-Instruct --drop 6 --trials 100",

@@ -158,7 +158,8 @@ def _changing(verb: "Verb", text: str) -> click.Command:
         from prunesearch.service import job_tables
 
         with _client(settings) as client:
-            emit(as_json, client.change(job, verb), job_tables.changed)
+            changed = client.change(job, verb)
+            emit(as_json, changed, lambda job: job_tables.changed(job, verb))
 
     change.__doc__ = text
     decorate = with_options(click.argument("job"), *SERVER_OPTIONS, JSON)
@@ -272,7 +273,7 @@ def _stopped_watching(job_id: str, stop: BaseException, as_json: bool) -> NoRetu
         if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
             words += [flag, str(context.params[name])]
     line, _ = pasted_command(words)
-    click.echo("stopped watching; the job runs on. Watch it again with:", err=True)
+    click.echo("stopped watching, and the job was left as it is. Watch it again with:", err=True)
     click.echo(f"  {printable(line)}", err=True)
     status = 128 + getattr(stop, "number", signal.SIGINT)
     if as_json:

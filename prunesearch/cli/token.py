@@ -7,7 +7,9 @@ import click
 
 from prunesearch.cli.help import Group, Words
 from prunesearch.cli.options import JSON, STORAGE
+from prunesearch.errors import StorageError
 from prunesearch.report.emit import emit
+from prunesearch.runtime.masking import printable
 from prunesearch.service.access.roles import ROLES, Role
 from prunesearch.units import parse_duration
 
@@ -56,6 +58,9 @@ def token_create(
             write(made.secret)
     access.audit.record(account(), "create_token", name, f"role {role}", "this machine")
     if path is None:
+        # The note goes to stderr, so that a command can take the secret from stdout.
+        if not as_json:
+            click.echo(printable(rendered.note(made.record, _shown_database(storage))), err=True)
         emit(as_json, made, rendered.created)
         return
     written = rendered.WrittenToken(name, role, made.record.expires, path)
@@ -71,7 +76,7 @@ def token_revoke(name: str, storage: str, as_json: bool) -> None:
     from prunesearch.service.access import token_tables as rendered
     from prunesearch.service.access.token_file import account
 
-    access = _access(storage)
+    access = _access(storage, made=True)
     revoked = access.tokens.revoke(name)
     access.audit.record(account(), "revoke_token", name, "", "this machine")
     emit(as_json, revoked, rendered.revoked)
@@ -84,13 +89,37 @@ def token_list(storage: str, as_json: bool) -> None:
     """List the tokens of a service, without their secrets."""
     from prunesearch.service.access import token_tables as rendered
 
-    emit(as_json, _access(storage).tokens.records(), rendered.tokens)
+    emit(as_json, _access(storage, made=True).tokens.records(), rendered.tokens)
 
 
-def _access(storage: str) -> "Access":
-    """Return the tokens and the log of changes of a service's database."""
+def _access(storage: str, *, made: bool = False) -> "Access":
+    """Return the tokens and the log of changes of a service's database.
+
+    Args:
+        storage: URL of the database of studies.
+        made: refuse a SQLite file that does not exist, instead of making it.
+
+    Raises:
+        StorageError: there is no such file, or the database cannot be opened.
+    """
+    from prunesearch.cache.location import sqlite_file
     from prunesearch.service.access.access import Access
     from prunesearch.service.database import open_database
     from prunesearch.service.settings import ServiceSettings
 
-    return Access(open_database(ServiceSettings(storage=storage).database))
+    database = ServiceSettings(storage=storage).database
+    file = sqlite_file(database)
+    if made and file is not None and not file.exists():
+        raise StorageError(
+            f"no database of a service {str(file)!r}: run this command in the folder of "
+            f"`prunesearch serve`, or give `storage`"
+        )
+    return Access(open_database(database))
+
+
+def _shown_database(storage: str) -> str:
+    """Return the name of a service's database, without a password."""
+    from prunesearch.cache.location import shown
+    from prunesearch.service.settings import ServiceSettings
+
+    return shown(ServiceSettings(storage=storage).database)

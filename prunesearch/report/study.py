@@ -203,7 +203,11 @@ def study_copy(copied: Sequence[CopiedStudy]) -> Parts:
         if made.study != made.copied:
             name = f"{made.copied} as {made.study}"
         lines.append(f"copied {name} ({made.trials} trials) to {made.storage}")
-    return [*lines, "evaluations are not part of a study: see cache export and cache import"]
+    return [
+        *lines,
+        "evaluations are not part of a study: cache export FILE writes those of --cache, and "
+        "cache import FILE reads them into another",
+    ]
 
 
 def study_rm(done: DeletedStudy) -> Parts:

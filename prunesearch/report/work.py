@@ -55,7 +55,8 @@ def work_done(progress: WorkProgress) -> str:
     """Describe what a helper has done so far, and what the study does."""
     text = f"scored {progress.results} results of {progress.candidates} candidates here"
     if progress.running:
-        return f"{text}, {progress.running} trials are running"
+        noun = "trial is" if progress.running == 1 else "trials are"
+        return f"{text}, {progress.running} {noun} running"
     if progress.writer is None:
         return f"{text}, nobody is searching it now"
     return f"{text}, waiting for its next trials"

@@ -5,6 +5,7 @@ what they lead to must be inside too. Nothing in a request can make code of a ch
 name a database, a cache or a destination.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ from prunesearch.runtime.masking import printable
 from prunesearch.service.event_log import serialized
 from prunesearch.service.job import JobRequest
 from prunesearch.service.settings import ServiceSettings
+from prunesearch.space import SearchSpace
 
 MOST_BYTES = 64 * 1024
 """Largest size of a recipe as JSON text."""
@@ -71,6 +73,7 @@ def check(request: JobRequest, settings: ServiceSettings) -> AllowedRequest:
         _check_one_best(recipe)
     # 3. Model and data.
     located = _located(recipe, settings)
+    _check_drop(located)
     # 4. The name of the study, which is shown on pages and in URLs.
     study = request.study
     if study is None:
@@ -99,6 +102,33 @@ def _check_one_best(recipe: Recipe) -> None:
             "search.units: sublayers leaves a choice of how to write the result: submit the "
             "command search"
         )
+
+
+def _check_drop(located: Recipe) -> None:
+    """Refuse to drop more layers than the config of a local model has.
+
+    Raises:
+        InputError: no candidate can have this number of layers.
+    """
+    search = located.search
+    layers = _layers_of(Path(located.model.path))
+    # Periods of layers are known only when the model is loaded.
+    if layers is not None and not search.keep_pattern:
+        SearchSpace.parse(layers, search.drop, search.protect, search.units)
+
+
+def _layers_of(folder: Path) -> int | None:
+    """Return the number of layers in the config of a model. None: the config does not say it."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # the job says what is wrong with the model
+    # The language model of a model of images or speech has a config of its own.
+    for part in (config, config.get("text_config") if isinstance(config, dict) else None):
+        layers = part.get("num_hidden_layers") if isinstance(part, dict) else None
+        if isinstance(layers, int) and layers > 1:
+            return layers
+    return None
 
 
 def _located(recipe: Recipe, settings: ServiceSettings) -> Recipe:

@@ -249,6 +249,9 @@ def _away(server: ServerAddress, error: Exception) -> str:
         reason = "it did not answer in time"
     elif isinstance(error, httpx2.ConnectError):
         reason = reason.rpartition("] ")[2].lower() or "no connection"
+    elif isinstance(error, httpx2.RemoteProtocolError) and not server.encrypted:
+        # A server with a certificate closes a connection without TLS.
+        reason = "it closed the connection; if it has a certificate, its URL begins with https"
     return (
         f"no answer from {server.url} ({reason}): is it running? `prunesearch serve` starts a "
         f"server, and `server` or PRUNESEARCH_SERVER says where it is"
@@ -297,8 +300,8 @@ def problem_error(status: int, problem: JsonObject, server: ServerAddress) -> Ex
     said = _said(problem)
     if status == httpx2.codes.UNAUTHORIZED:
         return InputError(
-            f"{server.url} does not accept the token{_after(said)}: it may be revoked or expired; "
-            f"ask for another, and give it in PRUNESEARCH_TOKEN or `token_file`"
+            f"{server.url} does not accept the token{_after(said)}: ask for another, and give it "
+            f"in PRUNESEARCH_TOKEN or `token_file`"
         )
     if status == httpx2.codes.FORBIDDEN:
         return InputError(said or "the role of the token does not allow this")

@@ -111,7 +111,7 @@ def token_for(server: ServerAddress, token_file: Path | None, *, insecure_http: 
         return _token_in(ADMIN_TOKEN)
     raise InputError(
         f"no token for {server.url}: set {TOKEN_VARIABLE}, or write the token to {default} and run "
-        f"chmod 600 on it; `prunesearch token create NAME` makes one on the server"
+        f"chmod 600 on it; `prunesearch token create NAME --role submitter` makes one on the server"
     )
 
 

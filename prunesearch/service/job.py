@@ -106,6 +106,36 @@ class Job:
 
 
 @dataclass(frozen=True)
+class StageRow:
+    """A stage of a job, as people see it.
+
+    Attributes:
+        name, seconds: as in `StageRecord`.
+        state: as in `StageRecord`, ``paused`` in a job that is paused, or ``interrupted`` or
+            ``not reached`` in a job that has ended.
+    """
+
+    name: str
+    state: str
+    seconds: float | None
+
+
+def stage_rows(job: Job) -> list[StageRow]:
+    """Return the stages of a job. In a job that has ended no stage runs or waits."""
+    rows = []
+    for stage in job.stages:
+        state: str = stage.state
+        if state == "running" and job.state == "paused":
+            state = "paused"
+        elif state == "running" and job.state in FINAL:
+            state = "interrupted"
+        elif state == "waiting" and job.state in FINAL:
+            state = "not reached"
+        rows.append(StageRow(stage.name, state, stage.seconds))
+    return rows
+
+
+@dataclass(frozen=True)
 class JobPage:
     """A page of jobs, the newest first.
 

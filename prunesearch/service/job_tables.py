@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import TYPE_CHECKING
 
 from prunesearch.report.tables import (
     LayerList,
@@ -17,8 +18,11 @@ from prunesearch.report.tables import (
 from prunesearch.runtime.json_values import Json
 from prunesearch.runtime.masking import printable
 from prunesearch.service.download import FetchedExport
-from prunesearch.service.job import FINAL, Job, JobPage
+from prunesearch.service.job import FINAL, Job, JobPage, stage_rows
 from prunesearch.service.watching import WatchedJob
+
+if TYPE_CHECKING:
+    from prunesearch.service.client import Verb
 
 _DAYS = 2 * 86_400  # seconds after which a time is shown by its day
 
@@ -60,16 +64,16 @@ def job_details(job: Job) -> Parts:
     if job.started is not None:
         end = time.time() if job.ended is None else job.ended
         rows.append(("time since its start", duration(round(max(0.0, end - job.started)))))
-    if job.progress is not None and job.state not in FINAL:
+    if job.progress is not None and job.state in ("queued", "running"):
         rows.append(("step", Prose(f"{printable(job.progress.step)} {_done(job)}")))
     if (best := _best(job)) != "-":
         rows.append(("best", best))
         rows.append(("layers dropped", LayerList(_dropped(job))))
     if job.error:
         rows.append(("error", Prose(printable(job.error))))
-    parts: Parts = [table(job.id, ("", ""), rows)]
+    parts: Parts = [table("Job", (job.id, ""), rows)]
     stages = []
-    for stage in job.stages:
+    for stage in stage_rows(job):
         spent = "-" if stage.seconds is None else duration(stage.seconds)
         stages.append((stage.name, stage.state, spent))
     if stages:
@@ -109,9 +113,12 @@ def submitted(job: Job) -> Parts:
     ]
 
 
-def changed(job: Job) -> Parts:
+def changed(job: Job, verb: "Verb") -> Parts:
     """Show a job after its state was changed."""
-    parts: Parts = [f"{job.id} is {job.state}"]
+    line = f"{job.id} is {job.state}"
+    if verb == "stop" and job.state == "running":
+        line = f"the search of {job.id} ends, and the job goes on with the best trial so far"
+    parts: Parts = [line]
     if commands := _next(job):
         parts.append(next_commands(*commands))
     return parts
@@ -139,7 +146,8 @@ def _next(job: Job) -> list[str]:
 
 def _done(job: Job) -> str:
     """Return how much of the present step is done."""
-    if job.progress is None or not job.progress.total:
+    # The latest progress of a job that does not run says how far a generation was.
+    if job.progress is None or not job.progress.total or job.state in ("paused", *FINAL):
         return "-"
     return f"{job.progress.done}/{job.progress.total} {printable(job.progress.unit)}".strip()
 

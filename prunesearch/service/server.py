@@ -11,7 +11,7 @@ from typing import Self
 from prunesearch.cache.location import shown, sqlite_file
 from prunesearch.errors import InputError
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE
-from prunesearch.service.access.token_file import make_first_token, token_path
+from prunesearch.service.access.token_file import holds_token, make_first_token, token_path
 from prunesearch.service.http.app import create_app
 from prunesearch.service.http.connections import http_server, listen
 from prunesearch.service.http.services import Services
@@ -29,7 +29,8 @@ class RunningServer:
     Attributes:
         url: URL of the web pages and of the HTTP interface.
         dashboard: URL of the dashboard. None: there is none.
-        token_file: file with the token of an admin. None: it is gone.
+        token_file: file with the token of an admin. None: it is gone, or it is of another
+            service.
         new_token: whether the file was made by this start.
         storage: URL of the database, without its password.
         models, data: folders whose models and data recipes may name.
@@ -94,7 +95,7 @@ class Server:
         return RunningServer(
             url=self._http.url,
             dashboard=self._http.dashboard_url,
-            token_file=str(file) if file.exists() else None,
+            token_file=str(file) if holds_token(self._services.access, file) else None,
             new_token=made,
             storage=shown(self._settings.storage),
             models=tuple(str(folder) for folder in self._settings.models),

@@ -70,6 +70,9 @@ def test_help_speaks_of_its_own_command() -> None:
     assert "How it is searched:" not in help_of("export")
     assert "What it is scored on:" not in help_of("compensate")
     assert "\nText:\n" in help_of("compensate")
+    assert "\nWhich jobs:\n" in help_of("jobs")
+    assert "What it is scored on:" not in help_of("jobs")
+    assert "\nWhat jobs may use:\n" in help_of("serve")
     assert "quality=1" in help_of("search")
     assert "quality=1" not in help_of("evaluate")
 
@@ -79,5 +82,9 @@ def test_help_speaks_of_its_own_command() -> None:
 )
 def test_every_example_is_understood(example: str) -> None:
     name, *words = example.split()
-    with cli.commands[name].make_context("prunesearch", words) as context:
+    command = cli.commands[name]
+    # A group, such as `token`, has commands of its own.
+    if isinstance(command, click.Group) and words:
+        command = command.commands[words.pop(0)]
+    with command.make_context("prunesearch", words) as context:
         assert context.params

@@ -192,7 +192,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(
     monkeypatch.setattr("prunesearch.service.watching.follow", interrupt)
     status, _, err = ended(capsys, monkeypatch, "watch", JOB_ID, "--server", double.url)
     assert status == 130
-    assert "the job runs on" in err
+    assert "the job was left as it is" in err
     assert f"prunesearch watch {JOB_ID} --server {double.url}" in err
 
 
@@ -200,7 +200,10 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(
 def test_a_verb_changes_a_job(double: JobServer, verb: str) -> None:
     state = {"pause": "paused", "cancel": "cancelled"}.get(verb, "running")
     double.on(f"POST /v1/jobs/{JOB_ID}/{verb}", Answer.of_json(job_document(state)))
-    assert run(verb, JOB_ID).stdout.startswith(f"{JOB_ID} is {state}")
+    line = f"{JOB_ID} is {state}"
+    if verb == "stop":
+        line = f"the search of {JOB_ID} ends"
+    assert run(verb, JOB_ID).stdout.startswith(line)
     assert run_json(verb, JOB_ID)["state"] == state
 
 
@@ -216,6 +219,11 @@ def test_jobs_are_listed_and_shown(double: JobServer) -> None:
     assert run_json("jobs")["jobs"][0]["id"] == JOB_ID
     assert "searching 3/8 trials" in run("jobs", JOB_ID).stdout
     assert run_json("jobs", JOB_ID)["trials"] == 8
+    # In a job that does not run, no stage and no step does.
+    double.on(JOB, Answer.of_json(job_document("paused")))
+    lines = [line.split() for line in run("jobs", JOB_ID).stdout.splitlines()]
+    assert ["search", "paused", "-"] in lines
+    assert not any("searching" in line for line in lines)
     double.on("GET /v1/jobs", Answer.of_json({"jobs": [], "next": None}))
     assert "prunesearch submit" in run("jobs").stdout
 

@@ -170,6 +170,22 @@ def test_only_one_best_can_be_exported(settings: ServiceSettings) -> None:
             ask(settings, command="run", search=search)
 
 
+def test_more_layers_than_the_model_has_are_refused_at_once(settings: ServiceSettings) -> None:
+    place = settings.models[0] / "fake" / "config.json"
+    # The layers of a model of images are those of its language model.
+    for config in ('{"num_hidden_layers": 4}', '{"text_config": {"num_hidden_layers": 4}}'):
+        place.write_text(config)
+        ask(settings, search={"drop": "3"})
+        for search in ({"drop": "4"}, {"drop": "3", "protect": "first:1,last:1"}):
+            with pytest.raises(InputError, match="drop"):
+                ask(settings, search=search)
+        ask(settings, search={"drop": "7", "units": "sublayers"})
+    # The job itself says what is wrong with a config that cannot be read.
+    for config in ("[]", "{", '{"num_hidden_layers": "4"}'):
+        place.write_text(config)
+        ask(settings, search={"drop": "4"})
+
+
 def test_the_hub_is_reached_only_if_the_operator_allows_it(
     tmp_path: Path, settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

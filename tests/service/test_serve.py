@@ -7,13 +7,16 @@ import socket
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from prunesearch.service.access.access import Access
+from prunesearch.service.access.token_file import holds_token, make_first_token
 from prunesearch.service.database import open_database
+from prunesearch.service.http.settings import HttpSettings
 from prunesearch.service.settings import ServiceSettings
 from tests.support.cli import refused, run, run_json
 
@@ -80,6 +83,43 @@ def test_tokens_are_made_listed_and_revoked_on_the_command_line(here: Path) -> N
     access = Access(open_database(ServiceSettings().database))
     assert access.tokens.user_of(made["secret"]) is None
     assert access.tokens.user_of(file.read_text().strip()) is not None
+
+
+def test_a_new_token_comes_with_a_note_that_is_no_part_of_the_secret(here: Path) -> None:
+    made = run("token", "create", "ada", "--role", "viewer", "--expires", "30d")
+    assert len(made.stdout.split()) == 1
+    assert "token ada (viewer, expires " in made.stderr
+    assert "storage/service.db" in made.stderr
+    assert made.stdout.strip() not in made.stderr
+
+
+def test_a_folder_without_a_service_has_no_tokens_to_list(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (("list",), ("revoke", "ada")):
+        assert "no database of a service" in refused(capsys, monkeypatch, "token", *words)
+    assert not (here / "storage").exists()
+
+
+def test_the_token_of_another_service_is_not_offered(here: Path, tmp_path: Path) -> None:
+    first = Access(open_database(f"sqlite:///{tmp_path}/first.db"))
+    second = Access(open_database(f"sqlite:///{tmp_path}/second.db"))
+    file = tmp_path / "admin.token"
+    assert not holds_token(first, file)
+    assert make_first_token(first, file)
+    assert holds_token(first, file)
+    assert not holds_token(second, file)
+
+
+def test_a_server_on_all_addresses_is_shown_by_its_name() -> None:
+    http = HttpSettings(host="0.0.0.0", port=8712, dashboard_port=8713, tls_cert="c", tls_key="k")
+    assert http.url == "https://0.0.0.0:8712"
+    named = replace(http, trusted_hosts=("prune.example", "other.example"))
+    assert (named.url, named.dashboard_url) == (
+        "https://prune.example:8712",
+        "https://prune.example:8713",
+    )
+    assert replace(named, host="192.0.2.1").url == "https://192.0.2.1:8712"
 
 
 def test_refused_tokens_are_told_in_one_line(

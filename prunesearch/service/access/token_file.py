@@ -75,6 +75,17 @@ def make_first_token(access: Access, path: Path) -> bool:
     return True
 
 
+def holds_token(access: Access, path: Path) -> bool:
+    """Return whether a file holds a token of this service.
+
+    It may be of a service that kept its tokens in another database.
+    """
+    try:
+        return access.tokens.user_of(path.read_text(encoding="utf-8").strip()) is not None
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def account() -> str:
     """Return the name of the account on this machine, for the log of changes."""
     try:

@@ -29,6 +29,14 @@ def created(token: NewToken) -> Parts:
     return [token.secret]
 
 
+def note(token: TokenRecord, database: str) -> str:
+    """Say what a new token is for, beside its secret."""
+    until = "does not expire" if token.expires is None else f"expires {_day(token.expires)}"
+    return (
+        f"token {token.name} ({token.role}, {until}) of {database}; its secret is shown only now:"
+    )
+
+
 def written(token: WrittenToken) -> Parts:
     """Show where the secret of a new token is."""
     return [f"the token {token.name} ({token.role}) is in {token.file}"]

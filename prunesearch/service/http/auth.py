@@ -139,7 +139,9 @@ def _secret_of(connection: HTTPConnection) -> tuple[str, bool]:
     if headers:
         scheme, _, secret = headers[0].partition(" ")
         if len(headers) > 1 or scheme.lower() != "bearer" or not secrets.is_token(secret.strip()):
-            raise _unauthorized("the header Authorization is malformed: send Bearer and the token")
+            raise _unauthorized(
+                "the header Authorization has no token: it begins with ps_, and has 46 characters"
+            )
         return secret.strip(), False
     cookie = connection.cookies.get(COOKIE)
     if cookie:

@@ -11,6 +11,7 @@ from prunesearch.errors import InputError
 
 SETTINGS_VARIABLE = "PRUNESEARCH_HTTP"
 """Environment variable with the settings of the HTTP process, for the process of the dashboard."""
+_ALL_ADDRESSES = ("0.0.0.0", "::")  # they stand for all addresses of this host
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -90,7 +91,11 @@ class HttpSettings:
 
     @property
     def _shown_host(self) -> str:
-        return f"[{self.host}]" if ":" in self.host else self.host
+        host = self.host
+        # Nobody can type the address that stands for all addresses.
+        if host in _ALL_ADDRESSES and self.tls_cert is not None and self.trusted_hosts:
+            host = self.trusted_hosts[0]
+        return f"[{host}]" if ":" in host else host
 
     def check(self) -> None:
         """Refuse settings with which tokens would cross a network in the clear.

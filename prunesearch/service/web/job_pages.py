@@ -14,7 +14,7 @@ from prunesearch.service.http.auth import page_user
 from prunesearch.service.http.problems import ProblemError
 from prunesearch.service.http.routing import changed
 from prunesearch.service.http.services import Services, Shared
-from prunesearch.service.job import FINAL, Job, JobState
+from prunesearch.service.job import FINAL, Job, JobState, stage_rows
 from prunesearch.service.web import choices, study_charts, submit_fields, views
 from prunesearch.service.web.layout import entered, page, to
 from prunesearch.service.web.report_tables import report_view
@@ -106,17 +106,22 @@ def job_page(
     # Without a living runner a queued job would wait for ever, and the page says so.
     job = services.jobs.get(job_id)
     runners = services.jobs.runners() if job.state == "queued" else []
-    shown = study_charts.of_study(services, job.study, job.trials)
+    # The chart leaves room for the trials to come.
+    total = 0 if job.state in FINAL else job.trials
+    shown = study_charts.of_study(services, job.study, total)
     progress = views.search_progress(job, shown.trials)
     if progress is None and job.state not in FINAL:
         progress = job.progress
+    now = None
+    if progress is not None and progress != job.progress and job.state == "running":
+        now = job.progress
     values = {
         "section": "jobs",
         "job": job,
         "ended": job.state in FINAL,
-        "stages": views.stage_rows(job),
+        "stages": stage_rows(job),
         "progress": progress,
-        "now": job.progress if progress is not None and progress != job.progress else None,
+        "now": now,
         "last_event": job.last_event,
         "verbs": views.verbs(job, user),
         "elapsed": views.elapsed(job),
@@ -176,7 +181,9 @@ def _change(services: Services, verb: str, job_id: str, user: User, export: bool
     # The buttons are not shown to others. A request can be sent without them.
     if not views.may_change(job, user):
         raise ProblemError(
-            403, f"job {job_id} was submitted by {job.submitted_by!r}: only they or an admin may"
+            403,
+            f"job {job_id} was submitted by {job.submitted_by!r}: only they or an admin may change "
+            f"it",
         )
     if verb == "pause":
         services.jobs.pause(job_id)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
+from prunesearch.service.http.middleware.headers import host_name
 from prunesearch.service.http.services import services_of
 from prunesearch.service.web.rendering import render
 
@@ -39,7 +40,7 @@ def page(
         **{
             "user": getattr(state, "user", None),
             "csrf_token": getattr(state, "csrf", ""),
-            "dashboard_url": services_of(request).http.dashboard_url,
+            "dashboard_url": _dashboard_url(request),
             "section": "",
             "notice": NOTICES.get(request.query_params.get("done", ""), ""),
             "errors": {},
@@ -48,6 +49,19 @@ def page(
     )
     # A page shows what only its user may see, and changes all the time.
     return HTMLResponse(text, status, {"Cache-Control": "no-store"})
+
+
+def _dashboard_url(request: Request) -> str | None:
+    """Return the URL of the dashboard by the name with which the browser reaches this service.
+
+    A session belongs to that name, and the address of the listener may be one that nobody can type.
+    """
+    port = services_of(request).http.dashboard_port
+    if port is None:
+        return None
+    name = host_name(request.headers.get("host", ""))
+    host = f"[{name}]" if ":" in name else name
+    return f"{request.url.scheme}://{host}:{port}"
 
 
 def to(path: str) -> RedirectResponse:

@@ -220,7 +220,7 @@ def _run(search: Mapping[str, Json]) -> Table:
         "computed": "evaluated in this run",
         "hits": "found in the cache",
         "failed": "failed",
-        "adopted": "taken over from a killed run",
+        "adopted": "begun by an interrupted run",
         "damaged": "damaged cache entries",
     }
     rows = []

@@ -163,33 +163,6 @@ def _searches(job: Job) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class StageRow:
-    """A stage of a job, as its page shows it.
-
-    Attributes:
-        name, seconds: as in `StageRecord`.
-        state: as in `StageRecord`, or ``interrupted`` or ``not reached`` in a job that has ended.
-    """
-
-    name: str
-    state: str
-    seconds: float | None
-
-
-def stage_rows(job: Job) -> list[StageRow]:
-    """Return the stages of a job. In a job that has ended no stage runs or waits."""
-    rows = []
-    for stage in job.stages:
-        state: str = stage.state
-        if state == "running" and job.state not in ("running", "queued"):
-            state = "interrupted"
-        elif state == "waiting" and job.state in FINAL:
-            state = "not reached"
-        rows.append(StageRow(stage.name, state, stage.seconds))
-    return rows
-
-
 def search_progress(job: Job, trials: int) -> JobProgress | None:
     """Return how far the search of a job is, in trials.
 

@@ -52,6 +52,22 @@ def _clean(service: HttpService) -> Iterator[None]:
     service.client.cookies.clear()
 
 
+def test_the_dashboard_is_linked_by_the_name_of_the_service(service: HttpService) -> None:
+    client = browser(service)
+    assert 'href="http://127.0.0.1:8713"' in client.get("/").text
+    # A session belongs to the name with which the browser came.
+    client.cookies.clear()
+    answer = client.post(
+        "/sign-in",
+        data={"token": service.tokens["viewer"]},
+        headers={"Host": "localhost:8712"},
+        follow_redirects=False,
+    )
+    session = answer.headers["set-cookie"].partition(";")[0]
+    page = client.get("/", headers={"Host": "localhost:8712", "Cookie": session})
+    assert 'href="http://localhost:8713"' in page.text
+
+
 def browser(service: HttpService, role: Role = "submitter") -> TestClient:
     """The client, signed in as a browser."""
     client = service.client

@@ -51,7 +51,7 @@ def test_a_search_is_compared_with_the_dense_model() -> None:
     assert paired.rows == (("acc", "-0.0100 ± 0.0020", "100"),)
     assert run.rows == (
         ("trials", "12"), ("evaluated in this run", "10"), ("found in the cache", "2"),
-        ("taken over from a killed run", "1"), ("duration", "1 min 1 s"),
+        ("begun by an interrupted run", "1"), ("duration", "1 min 1 s"),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from prunesearch.service.access.roles import User
-from prunesearch.service.job import Job, JobProgress, JobState, StageRecord, StoredEvent
+from prunesearch.service.job import Job, JobProgress, JobState, StageRecord, StoredEvent, stage_rows
 from prunesearch.service.web import views
 
 JOB = Job("job-1", "s", "running", "run", {"model": {"path": "m"}}, 40, "ada", 1.0)
@@ -47,12 +47,12 @@ def test_only_a_search_can_be_stopped() -> None:
     ("state", "expected"),
     [
         ("running", ["finished", "running", "waiting"]),
-        ("paused", ["finished", "interrupted", "waiting"]),
+        ("paused", ["finished", "paused", "waiting"]),
         ("failed", ["finished", "interrupted", "not reached"]),
     ],
 )
 def test_in_a_job_that_has_ended_no_stage_runs(state: JobState, expected: list[str]) -> None:
-    rows = views.stage_rows(replace(JOB, state=state, stages=STAGES))
+    rows = stage_rows(replace(JOB, state=state, stages=STAGES))
     assert [row.state for row in rows] == expected
 
 

@@ -239,7 +239,9 @@ def _own(services: Services, job_id: str, user: User) -> None:
     job = services.jobs.get(job_id)
     if job.submitted_by != user.name and not user.may("admin"):
         raise ProblemError(
-            403, f"job {job_id} was submitted by {job.submitted_by!r}: only they or an admin may"
+            403,
+            f"job {job_id} was submitted by {job.submitted_by!r}: only they or an admin may change "
+            f"it",
         )
 
 
