@@ -145,7 +145,7 @@ def test_a_submission_is_sent_again_with_its_key(client: Client, double: JobServ
 @pytest.mark.parametrize(
     ("status", "kind", "said"),
     [
-        (401, InputError, "revoked or expired"),
+        (401, InputError, "ask for another"),
         (403, InputError, "a viewer may not"),
         (404, NotFoundError, "a viewer may not"),
         (409, ConflictError, "a viewer may not"),
