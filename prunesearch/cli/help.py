@@ -48,7 +48,7 @@ _GROUPS: dict[str, dict[str, str]] = {
     "export": {},
     "serve": _SERVED,
     "runner": _SERVED,
-    "jobs": {"Which jobs": "state study submitted_by limit"},
+    "jobs": {"Which jobs": "state study submitted_by last"},
 }
 _FEW = 8  # largest number of options that is shown without groups
 EXAMPLES = {

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -34,7 +35,7 @@ from prunesearch.cache.tables import connect
 from prunesearch.cache.two_level import UNSENT
 from prunesearch.errors import PruneSearchError, one_line
 from prunesearch.report.checks import BROKEN, NOTE, Check, Checks
-from prunesearch.runtime.masking import CACHE_VARIABLE, pasted
+from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
 from prunesearch.studies import cache_use
 from prunesearch.studies.optuna_internals.tables import schema_revision
 from prunesearch.studies.writers import writer_at
@@ -42,6 +43,7 @@ from prunesearch.studies.writers import writer_at
 _PACKAGES = (
     "prunesearch torch transformers optuna lm-eval diskcache sqlalchemy alembic psycopg".split()
 )
+_DEFAULT_STORAGE = "sqlite:///storage/study.db"
 _LITTLE = 2**30  # free space in bytes below which the user is warned
 
 
@@ -210,6 +212,7 @@ def _studies(url: str) -> Iterator[Check]:
     if file:
         yield Check("studies on", f"{file} on {file_system(file) or 'an unknown file system'}")
     yield Check("studies", f"{shown(url)}: Optuna schema {_revision(url)}")
+    storage = "" if url == _DEFAULT_STORAGE else f" --storage {pasted(url, STORAGE_VARIABLE)}"
     # A running trial without a writer was left by a search that was stopped.
     for use in cache_use.studies_of(url).uses:
         if not use.running:
@@ -218,7 +221,8 @@ def _studies(url: str) -> Iterator[Check]:
         if writer := writer_at(url, use.study):
             yield Check("running trials", f"{trials} are being evaluated by {writer}")
             continue
-        remedy = f"prunesearch study resume {use.study} finishes them under their own numbers"
+        command = f"prunesearch study resume {quote(use.study)}{storage}"
+        remedy = f"{command} finishes them under their own numbers"
         yield Check(
             "unfinished trials", f"{trials} were left by a search that was stopped", NOTE, remedy
         )

@@ -213,4 +213,6 @@ def _options(order: JobOrder) -> RunOptions:
 
 if __name__ == "__main__":
     stopping.guard_process()
+    # The server says that a job was paused or cancelled, and nobody can press Ctrl-C once more.
+    stopping.drawn(True)
     main()

@@ -147,6 +147,12 @@ def test_the_doctor_examines_a_healthy_machine(here: Path, tiny_folder: Path, pr
     assert checks["leases"]["found"] == "0 alive, 1 run out"
     assert "gc" in checks["leases"]["remedy"]
     assert "prunesearch study resume" in checks["unfinished trials"]["remedy"]
+    assert "--storage" not in checks["unfinished trials"]["remedy"]
+    # The command also works where the database is another than the default.
+    elsewhere = f"sqlite:///{here}/storage/study.db"
+    named = run_json("doctor", "--storage", elsewhere)["checks"]
+    [found] = [check for check in named if check["name"] == "unfinished trials"]
+    assert f"--storage {elsewhere}" in found["remedy"]
     assert not any(check["status"] == "broken" for check in checks.values())
     assert run_json("cache", "gc", "--older-than", "365d")["leases"] == 1
 

@@ -70,7 +70,7 @@ def test_help_speaks_of_its_own_command() -> None:
     assert "How it is searched:" not in help_of("export")
     assert "What it is scored on:" not in help_of("compensate")
     assert "\nText:\n" in help_of("compensate")
-    assert "\nWhich jobs:\n" in help_of("jobs")
+    assert "--last" in help_of("jobs").partition("\nWhich jobs:\n")[2]
     assert "What it is scored on:" not in help_of("jobs")
     assert "\nWhat jobs may use:\n" in help_of("serve")
     assert "quality=1" in help_of("search")

@@ -96,7 +96,8 @@ def _placed(error: InputError, as_yaml: bool) -> FieldsError:
     field = submit_fields.field_of(str(error))
     if as_yaml and field not in ("study", "trials"):
         field = "yaml"
-    return FieldsError({field: str(error)})
+    # Messages for programs put names of fields between backticks.
+    return FieldsError({field: str(error).replace("`", "")})
 
 
 def _check(services: Services, given: Entered, as_yaml: bool) -> CheckedPreview:

@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from prunesearch.config.recipe import Recipe
+from prunesearch.errors import InputError
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.service.access.roles import Role
 from prunesearch.service.job import Job, JobProgress, JobRequest, StageRecord
@@ -360,6 +361,20 @@ def test_a_recipe_is_submitted_once_however_often_the_page_is_sent(service: Http
         assert answer.url.path.startswith("/jobs/job-")
     assert len(service.jobs.list().jobs) == 1
     assert service.jobs.list().jobs[0].recipe["search"] == {"drop": "3", "sampler": "pso"}
+
+
+def test_a_refused_recipe_is_shown_beside_its_field_and_without_marks_of_code(
+    service: HttpService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(request: JobRequest) -> None:
+        raise InputError("`drop` 99 leaves no layer")
+
+    monkeypatch.setattr(service.jobs, "check", refuse)
+    client = browser(service)
+    fields = {"csrf_token": csrf(page(client, "/submit")), "model": "tiny", "drop": "99"}
+    answer = client.post("/submit", data=fields | {"do": "check"})
+    assert "drop 99 leaves no layer" in check_page(answer.text).one("p", id="drop-wrong").text
+    assert "`drop`" not in answer.text
 
 
 def test_mistakes_are_beside_their_fields_and_the_input_stays(service: HttpService) -> None:
