@@ -86,7 +86,9 @@ class Server:
 
         Raises:
             InputError: a folder cannot be made.
+            ConflictError: a living server has the other processes of this storage.
         """
+        self._supervisor.reserve()
         for folder in (*self._settings.models, *self._settings.data):
             make_folder(folder)
         file = token_path(self._settings.storage)

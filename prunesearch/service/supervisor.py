@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from prunesearch.cache.files import replaced_file
+from prunesearch.errors import ConflictError
 from prunesearch.runtime.masking import masked_text, printable
 from prunesearch.studies.writer_process import is_dead, process_name
 
@@ -30,6 +31,8 @@ _SOON = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _STOP_SECONDS = 30.0
 """Time in which a process must end after SIGTERM."""
+_RESERVE_SECONDS = 2.0
+"""Time in which another server that ends must have given its processes free."""
 _MOST_LOG = 10 * 1024 * 1024
 logger = logging.getLogger("prunesearch.service")
 
@@ -69,6 +72,7 @@ class Child:
         self.program = program
         self._file = folder / f"{program.name}-{key}.json"
         self._lock = FileLock(folder / f"{program.name}-{key}.lock")
+        self._reserved = FileLock(folder / f"{program.name}-{key}.server.lock")
         self.log = folder / f"{program.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._pid = 0
@@ -80,6 +84,27 @@ class Child:
     def pid(self) -> int:
         """Process id; 0 if it was not started yet."""
         return self._pid
+
+    def reserve(self) -> None:
+        """Keep other servers from looking after this process, until `release`.
+
+        Two servers with different options would end each other's processes for ever.
+
+        Raises:
+            ConflictError: a living server looks after it.
+        """
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._reserved.acquire(timeout=_RESERVE_SECONDS)
+        except Timeout:
+            name = self.program.name
+            raise ConflictError(
+                f"another server has the {name} of this storage: end it first, or give `no_{name}`"
+            ) from None
+
+    def release(self) -> None:
+        """Let another server look after this process."""
+        self._reserved.release()
 
     def look(self) -> None:
         """Start the process if it is not alive and not paused."""
@@ -124,7 +149,9 @@ class Child:
             identity, pid, digest = str(found["process"]), int(found["pid"]), found["digest"]
         except (OSError, ValueError, KeyError, TypeError):
             return
-        if is_dead(identity) or identity == self._identity:
+        # After a restart of the host or the container the number may be that of any process.
+        here = pid > 0 and process_name(pid) == identity and not is_dead(identity)
+        if not here or identity == self._identity:
             return
         self._identity, self._pid = identity, pid
         if digest != self.program.digest:
@@ -205,6 +232,15 @@ class Supervisor:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
+    def reserve(self) -> None:
+        """Keep other servers from looking after the same processes, as long as this one lives.
+
+        Raises:
+            ConflictError: a living server looks after one of them.
+        """
+        for child in self.children:
+            child.reserve()
+
     def start(self) -> None:
         """Start the processes that are not alive, and the thread that looks after them."""
         for child in self.children:
@@ -221,6 +257,7 @@ class Supervisor:
         until = time.monotonic() + _STOP_SECONDS
         for child in self.children:
             child.wait(until)
+            child.release()
 
     def _run(self) -> None:
         while not self._stopping.wait(_LOOK_SECONDS):

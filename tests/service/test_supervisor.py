@@ -1,5 +1,7 @@
 """The processes of a server: started, found again, restarted, and ended."""
 
+import hashlib
+import json
 import os
 import signal
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from prunesearch.errors import ConflictError
 from prunesearch.service.supervisor import Program, Supervisor
 from prunesearch.studies.writer_process import is_dead, process_name
 
@@ -58,6 +61,37 @@ def test_another_server_finds_the_living_process(started: Callable[..., Supervis
     identity = process_name(pid)
     second.stop()
     assert is_dead(identity)
+
+
+def test_only_one_server_looks_after_the_processes_of_a_storage(tmp_path: Path) -> None:
+    one, two = (Supervisor([Program("runner", SLEEP)], tmp_path, STORAGE) for _ in range(2))
+    one.reserve()
+    one.start()
+    pid = one.children[0].pid
+    with pytest.raises(ConflictError, match="another server has the runner"):
+        two.reserve()
+    # The refused server ends nothing of the other one.
+    two.stop()
+    os.kill(pid, 0)
+    one.stop()
+    two.reserve()
+    two.stop()
+
+
+@pytest.mark.parametrize("identity", ["{boot} pid:[1] {pid} 1", "x", "other-boot pid:[1] 1 1"])
+@pytest.mark.parametrize("same_options", [True, False])
+def test_a_file_of_before_a_restart_of_the_host_names_no_process(
+    started: Callable[..., Supervisor], tmp_path: Path, identity: str, same_options: bool
+) -> None:
+    # The number belongs to another process now, here to this test: it must not be ended.
+    pid, key = os.getpid(), hashlib.sha256(STORAGE.encode()).hexdigest()[:8]
+    boot = process_name(pid).split(" ")[0]
+    digest = Program("runner", SLEEP).digest if same_options else "x"
+    record = {"process": identity.format(boot=boot, pid=pid), "pid": pid, "digest": digest}
+    (tmp_path / f"runner-{key}.json").write_text(json.dumps(record))
+    [child] = started().children
+    assert child.pid not in (0, pid)
+    os.kill(child.pid, 0)
 
 
 def test_a_process_with_other_options_is_replaced(started: Callable[..., Supervisor]) -> None:
