@@ -241,6 +241,17 @@ def split_drop(text: str) -> tuple[Budget, str | None]:
     return "exactly", words
 
 
+def check_drop(text: str) -> None:
+    """Refuse a value of `drop` that no model could take.
+
+    Raises:
+        InputError: the value cannot be read.
+    """
+    amount = split_drop(text)[1]
+    if amount is not None:
+        _parse_amount(amount, text, of=1, period=1)
+
+
 def _parse_amount(amount: str, text: str, of: int, period: int) -> int:
     """Convert an amount of layers or sublayers to a number of units.
 

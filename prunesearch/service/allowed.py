@@ -22,7 +22,7 @@ from prunesearch.runtime.masking import printable
 from prunesearch.service.event_log import serialized
 from prunesearch.service.job import JobRequest
 from prunesearch.service.settings import ServiceSettings
-from prunesearch.space import SearchSpace
+from prunesearch.space import SearchSpace, check_drop
 
 MOST_BYTES = 64 * 1024
 """Largest size of a recipe as JSON text."""
@@ -63,6 +63,7 @@ def check(request: JobRequest, settings: ServiceSettings) -> AllowedRequest:
     if len(serialized(request.recipe)) > MOST_BYTES:
         raise InputError(f"the recipe is larger than {MOST_BYTES} bytes: a recipe is a short text")
     recipe = Recipe.of(request.recipe)
+    check_drop(recipe.search.drop)
     # 2. The number of trials.
     trials = RunOptions().trials
     if request.trials is not None:
@@ -77,8 +78,9 @@ def check(request: JobRequest, settings: ServiceSettings) -> AllowedRequest:
     # 4. The name of the study, which is shown on pages and in URLs.
     study = request.study
     if study is None:
+        # The default name has parts of the recipe in it, which the user wrote.
         study = study_name(located)
-    elif _STUDY.fullmatch(study) is None:
+    if _STUDY.fullmatch(study) is None:
         raise InputError(
             f"study = {printable(study)[:80]!r}: a name begins with a letter or a digit and has at "
             f"most 200 letters, digits, blanks and . _ + = % : , @ ( ) [ ] -"

@@ -4,8 +4,10 @@ import yaml
 
 from prunesearch.errors import InputError
 from prunesearch.runtime.json_values import JsonObject, to_json
+from prunesearch.service.allowed import MOST_BYTES
 
 _DEEPEST = 20  # levels of nesting; a recipe has four
+_MOST_BITS = 64  # of a whole number; a larger one may have too many digits to be shown
 
 
 class _Loader(yaml.SafeLoader):
@@ -30,6 +32,9 @@ def read_recipe(text: str) -> JsonObject:
     Raises:
         InputError: the text is not YAML, or is not a mapping with names as keys.
     """
+    # Reading a megabyte of YAML takes seconds.
+    if len(text) > MOST_BYTES:
+        raise InputError(f"the recipe is larger than {MOST_BYTES} bytes: a recipe is a short text")
     if max(text.count("["), text.count("{")) > 1000:
         raise InputError("the recipe is nested too deeply")
     try:
@@ -39,7 +44,7 @@ def read_recipe(text: str) -> JsonObject:
         raise InputError(f"the recipe is not YAML: {problem[:200]}") from None
     except InputError:
         raise
-    except (RecursionError, ValueError) as error:
+    except (RecursionError, ValueError, OverflowError) as error:
         raise InputError(f"the recipe cannot be read: {type(error).__name__}") from None
     if not isinstance(document, dict):
         raise InputError("the recipe is not a mapping: write model: NAME, and search: …")
@@ -50,7 +55,7 @@ def read_recipe(text: str) -> JsonObject:
 
 
 def check_depth(value: object, level: int = 0) -> None:
-    """Refuse a document that is nested too deeply, or has other keys than names.
+    """Refuse a document that is nested too deeply, or has other keys than names, or huge numbers.
 
     Raises:
         InputError: it is one of these.
@@ -65,3 +70,5 @@ def check_depth(value: object, level: int = 0) -> None:
     elif isinstance(value, list):
         for part in value:
             check_depth(part, level + 1)
+    elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise InputError(f"the recipe has a number of more than {_MOST_BITS} bits")

@@ -1,5 +1,6 @@
 """`ServiceSettings`: what the operator of a service decides. No request can change it."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from prunesearch.runtime.json_values import JsonObject
 
 _DATABASE = "service.db"
 """File of the service's tables, beside the file of the studies."""
+_DEVICE = re.compile(r"(?:cpu|cuda|mps|xpu|hpu|npu)(?::\d{1,4})?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class ServiceSettings:
         if self.jobs_per_device < 1:
             raise InputError(f"`jobs_per_device` {self.jobs_per_device}: give 1 or more")
         for device in self.devices:
+            if _DEVICE.fullmatch(device) is None:
+                raise InputError(f"`devices` names {device!r}: give names such as cuda:0 or cpu")
             if self.devices.count(device) > 1:
                 raise InputError(
                     f"`devices` names {device!r} twice: for several jobs on one device give "

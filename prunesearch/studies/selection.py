@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -166,11 +166,11 @@ def _check_share(study: Study) -> None:
     Raises:
         InputError: the metric is 0.
     """
-    dense = json.loads(study.user_attrs.get(DENSE_ATTR, "{}"))
-    if not dense:
+    metric, metrics = _dense(study)
+    if metric is None:
         return
-    metric = _metric_of_shares(dense["metric"], dense["metrics"])
-    if metric in zero_metrics() or not dense["metrics"][metric]:
+    metric = _metric_of_shares(metric, metrics)
+    if metric in zero_metrics() or not _number(metrics, metric, study):
         raise InputError(
             f"study {study.study_name!r} has no share of quality: {metric} of the dense model is "
             f"0; give `max_loss` as a difference of {metric}, such as 0.05"
@@ -178,8 +178,40 @@ def _check_share(study: Study) -> None:
 
 
 def _size(trial: FrozenTrial) -> int:
-    size: int = trial.user_attrs.get("bytes", 0)
-    return size
+    size = trial.user_attrs.get("bytes", 0)
+    return size if isinstance(size, int) else 0
+
+
+def _dense(study: Study) -> tuple[str | None, Mapping[str, object]]:
+    """Return the name of the searched metric and the dense model's metrics.
+
+    The name is None if the study does not hold them yet.
+
+    Raises:
+        StudyError: what the study holds cannot be read. Anybody may write into a shared database.
+    """
+    try:
+        dense = json.loads(study.user_attrs.get(DENSE_ATTR, "{}"))
+        metric, metrics = dense.get("metric"), dense.get("metrics", {})
+    except (TypeError, ValueError, AttributeError):
+        raise StudyError(f"study {study.study_name!r} is damaged: {DENSE_ATTR!r}") from None
+    if not isinstance(metrics, dict) or not isinstance(metric, str | None):
+        raise StudyError(f"study {study.study_name!r} is damaged: {DENSE_ATTR!r}")
+    return metric, metrics
+
+
+def _number(values: Mapping[str, object], name: str, study: Study) -> float:
+    """Return a metric that a study holds.
+
+    Raises:
+        StudyError: it is missing, or is not a number.
+    """
+    value = values.get(name)
+    if not isinstance(value, int | float):
+        raise StudyError(
+            f"study {study.study_name!r} is damaged: a value of {name!r} is not a number"
+        )
+    return value
 
 
 def quality_lost(study: Study, trial: FrozenTrial, *, relative: bool) -> float:
@@ -194,18 +226,17 @@ def quality_lost(study: Study, trial: FrozenTrial, *, relative: bool) -> float:
             searched is returned, in its own units.
 
     Raises:
-        StudyError: the study does not hold the dense model's metrics.
+        StudyError: the study does not hold the dense model's metrics, or it is damaged.
     """
-    dense = json.loads(study.user_attrs.get(DENSE_ATTR, "{}"))
-    metric = dense.get("metric")
+    metric, metrics = _dense(study)
     if metric is None:
         raise StudyError(
             f"study {study.study_name!r} does not say how good the dense model is: run its search "
             f"again, which adds it"
         )
     if relative:
-        metric = _metric_of_shares(metric, dense["metrics"])
-    before, after = dense["metrics"][metric], trial.user_attrs[metric]
+        metric = _metric_of_shares(metric, metrics)
+    before, after = _number(metrics, metric, study), _number(trial.user_attrs, metric, study)
     lost = after - before
     if study.directions[0] == StudyDirection.MAXIMIZE:
         lost = before - after

@@ -157,6 +157,18 @@ def test_usual_names_of_studies_are_accepted(settings: ServiceSettings, study: s
     assert check(request, settings).study == study
 
 
+@pytest.mark.parametrize(
+    "drop",
+    ["a", "", "nan", "nan%", "1e9", "a/b", "8%0", "9" * 5000, f"1.{'0' * 300}%", "<b>", "2\n"],
+)
+def test_values_of_drop_that_no_model_takes_are_refused_at_once(
+    settings: ServiceSettings, drop: str
+) -> None:
+    with pytest.raises(InputError, match=r"drop|study") as raised:
+        check(JobRequest({"model": "fake", "search": {"drop": drop}}, "search"), settings)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("trials", [0, -1, 10**9])
 def test_numbers_of_trials_are_checked(settings: ServiceSettings, trials: int) -> None:
     with pytest.raises(InputError, match="trials"):

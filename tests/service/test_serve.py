@@ -62,6 +62,13 @@ def test_unusable_options_are_refused_in_one_line(
     assert "unknown database" in said("--storage", "oracle://host/x", "--port", "0")
     missing = said("--storage", "sqlite:////proc/none/study.db", "--port", "0")
     assert "cannot write" in missing
+    assert "--trusted-host" in said("--trusted-host", "https://prune.example/x")
+    assert "--trusted-host" in said("--trusted-host", "prune.example:8712")
+    for proxy in ("*", "0.0.0.0/0", "nginx"):
+        assert "--behind-proxy" in said("--host", "0.0.0.0", "--behind-proxy", proxy)
+    assert "--devices" in said("--devices", "cuda:0,gpu one")
+    same = refused(capsys, monkeypatch, "serve", "--port", "18790", "--dashboard-port", "18790")
+    assert "--dashboard-port 18790" in same
     monkeypatch.setattr("prunesearch.cli.serve.EXTRAS", ("fastapi", "no_such_package"))
     assert "pip install 'prunesearch[service]'" in said()
 

@@ -5,7 +5,7 @@ import json
 import optuna
 import pytest
 
-from prunesearch.errors import InputError
+from prunesearch.errors import InputError, StudyError
 from prunesearch.report.tables import example_loss
 from prunesearch.studies.selection import DENSE_ATTR, SelectionCriteria, choose
 
@@ -47,3 +47,19 @@ def test_a_share_of_an_accuracy_of_0_is_refused() -> None:
     study = study_of("acc", {"acc": 0.0}, {"acc": 0.0})
     with pytest.raises(InputError, match="acc of the dense model is 0"):
         choose(study, SelectionCriteria.parse("2%", None))
+
+
+@pytest.mark.parametrize("dense", ["[1]", "x", 5, None, '{"metric": "kl", "metrics": 1}'])
+def test_a_damaged_study_is_told_and_breaks_nothing(dense: object) -> None:
+    study = study_of("kl", {"kl": 0.0, "perplexity": 20.0}, {"kl": 0.1, "perplexity": 21.0})
+    study.set_user_attr(DENSE_ATTR, dense)
+    with pytest.raises(StudyError, match="damaged"):
+        choose(study, SelectionCriteria.parse("2%", None))
+
+
+def test_a_damaged_trial_is_told() -> None:
+    study = study_of("kl", {"kl": 0.0}, {"kl": 0.1})
+    trial = optuna.trial.create_trial(value=0.2, user_attrs={"kl": "<b>", "bytes": [1]})
+    study.add_trial(trial)
+    with pytest.raises(StudyError, match="'kl' is not a number"):
+        choose(study, SelectionCriteria.parse("0.05", None))

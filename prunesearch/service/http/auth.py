@@ -146,7 +146,7 @@ def _secret_of(connection: HTTPConnection) -> tuple[str, bool]:
     cookie = connection.cookies.get(COOKIE)
     if cookie:
         return cookie, True
-    raise _unauthorized("this needs a token: send Bearer and the token in the header Authorization")
+    raise _unauthorized("this needs a token: send it in the header Authorization after Bearer")
 
 
 def _unauthorized(detail: str) -> ProblemError:

@@ -92,7 +92,7 @@ def response_of(problem: ProblemError, scope: Scope) -> Response:
         title=_TITLES.get(problem.status) or HTTPStatus(problem.status).phrase,
         status=problem.status,
         detail=printable(masked_text(problem.detail)),
-        instance=printable(str(scope.get("path", ""))),
+        instance=printable(masked_text(str(scope.get("path", "")))),
         errors=problem.errors or None,
     )
     if is_for_a_page(scope):

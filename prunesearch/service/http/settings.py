@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import re
 import ssl
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Self
 
 from prunesearch.errors import InputError
@@ -12,6 +13,8 @@ from prunesearch.errors import InputError
 SETTINGS_VARIABLE = "PRUNESEARCH_HTTP"
 """Environment variable with the settings of the HTTP process, for the process of the dashboard."""
 _ALL_ADDRESSES = ("0.0.0.0", "::")  # they stand for all addresses of this host
+# A name, or an address of IPv6 without brackets, as a header Host is compared with it.
+_NAME = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+", re.ASCII)
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -98,12 +101,25 @@ class HttpSettings:
         return f"[{host}]" if ":" in host else host
 
     def check(self) -> None:
-        """Refuse settings with which tokens would cross a network in the clear.
+        """Refuse settings with which tokens would cross a network in the clear, and mistakes.
 
         Raises:
             InputError: the host is not a loopback address and there is neither TLS nor a proxy; or
-                one of certificate and key is missing or cannot be used.
+                one of certificate and key is missing or cannot be used; or a name or an address
+                is none; or both listeners have one port.
         """
+        if self.port and self.port == self.dashboard_port:
+            raise InputError(
+                f"`dashboard_port` {self.port} is the port of the service: give another"
+            )
+        for name in self.trusted_hosts:
+            if name != "*" and _NAME.fullmatch(name) is None:
+                raise InputError(
+                    f"`trusted_host` {name!r} is not the name of a host: give it without scheme, "
+                    "port and path, as in prune.example.org"
+                )
+        if self.proxy_addresses is not None:
+            _check_proxies(self.proxy_addresses)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("`tls_cert` and `tls_key` go together: give both, or neither")
         if self.tls_cert is not None:
@@ -130,6 +146,24 @@ def _check_certificate(cert: str, key: str | None) -> None:
         raise InputError(
             f"the certificate `tls_cert` {cert!r} cannot be used with `tls_key` {key!r}: {reason}"
         ) from None
+
+
+def _check_proxies(addresses: str) -> None:
+    """Refuse addresses of proxies that are none, or that stand for everybody.
+
+    Raises:
+        InputError: headers of a proxy would never be believed, or those of everybody.
+    """
+    for address in addresses.split(","):
+        try:
+            everybody = ip_network(address.strip()).prefixlen == 0
+        except ValueError:
+            everybody = True
+        if everybody:
+            raise InputError(
+                f"`proxy_addresses` {address.strip()!r}: give the address of the proxy, or its "
+                "network, as in 10.0.0.5 or 10.0.0.0/24; the headers of others are not believed"
+            )
 
 
 def is_loopback(host: str) -> bool:
