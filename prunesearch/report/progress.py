@@ -60,9 +60,10 @@ class _Clock:
         """
         now = self._now()
         run = progress.hits + progress.computed
-        # The search was started again, as after a crash of its process.
+        # The search was started again, as after a crash of its process. Its speed is not known yet.
         if run < self._run:
             self._start = now
+            self.each = self._end = None
         self._run = run
         spent = now - self._start
         in_part = share * progress.under_way

@@ -1,5 +1,6 @@
 import io
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -180,6 +181,27 @@ def test_the_time_left_follows_the_work_and_not_the_bursts(clock: Time) -> None:
     lines = said(view)
     assert "s: 1/12 trials, best 1.0000 without 1, 0% hits, 30.00 s/eval, 30 s left" in lines
     assert "scoring 6 candidates: 4/6 pieces" in lines
+
+
+def test_a_search_that_is_started_again_has_no_speed_until_its_first_evaluation(
+    clock: Time,
+) -> None:
+    """A paused job goes on in another process, which counts its evaluations from zero."""
+    found = SearchProgress("s", 6, 12, computed=6, best_value=1.0, best_dropped="1")
+    with ProgressView(plain()) as view:
+        events.tell(SearchProgress("s", 0, 12))
+        clock.now += 30
+        events.tell(found)
+        clock.now += 30
+        events.tell(replace(found, computed=0))
+        assert view._clocks["s"].left is None
+        clock.now += 30
+        events.tell(replace(found, done=7, computed=1))
+        clock.now += 30
+        events.tell(replace(found, done=12, computed=6))
+    lines = said(view)
+    assert "s: 6/12 trials, best 1.0000 without 1" in lines
+    assert lines[-1] == "s: 12/12 trials, best 1.0000 without 1, 0% hits, 10.00 s/eval"
 
 
 def test_a_resumed_study_shows_its_best_at_once() -> None:
