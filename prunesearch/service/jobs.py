@@ -90,6 +90,12 @@ class Jobs:
             job = f"job-{digest[:16]}"
             if self._is_repeated(job, document):
                 return self.get(job), False
+            # A deleted job may have left its export, which would count as that of the new job.
+            if self._folder(job).exists():
+                raise ConflictError(
+                    "the idempotency key was used by a job that was deleted, whose export is kept: "
+                    "give another key"
+                )
         # 3. Refuse a study of another recipe now, not when the job runs.
         persistence.refuse_others(self.settings.storage, [(allowed.study, allowed.located)])
         # 4. Write the job.

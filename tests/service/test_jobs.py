@@ -131,6 +131,17 @@ def test_a_key_is_free_again_after_its_job_was_deleted(jobs: Jobs) -> None:
     assert [event.seq for event in jobs.events(job.id)] == [1]
 
 
+def test_a_key_whose_deleted_job_left_its_export_is_refused(jobs: Jobs) -> None:
+    job, _ = jobs.submit(request("s"), "ada", "key")
+    jobs.cancel(job.id)
+    jobs.delete(job.id)
+    (jobs.settings.exports / job.id).mkdir(parents=True)
+    with pytest.raises(ConflictError, match="give another key"):
+        jobs.submit(request("s"), "ada", "key")
+    # The name of the deleted job leads nobody to what it left.
+    assert jobs.submit(request("s"), "ada", "other")[1]
+
+
 def test_pause_and_cancel_at_once_end_in_one_of_the_two(jobs: Jobs) -> None:
     job, _ = jobs.submit(request("s"), "ann")
     errors: list[Exception] = []
