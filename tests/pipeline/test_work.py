@@ -36,9 +36,11 @@ def stop_at(number: int) -> Callable[[str, str], None]:
                 # The main thread handles signals, also while it waits for the event loop.
                 main_thread = threading.main_thread().ident
                 assert main_thread is not None
-                signal.pthread_kill(main_thread, signal.SIGINT)
+                # A signal that comes just before the main thread starts to wait is handled when
+                # it wakes up, so it is sent until it is handled.
                 while not stopping.requested():
-                    time.sleep(0.001)
+                    signal.pthread_kill(main_thread, signal.SIGINT)
+                    time.sleep(0.01)
 
     return reached
 
