@@ -94,6 +94,15 @@ def limit_transactions(engine: Engine, seconds: int) -> None:
         )
 
 
+TABLES_LOCK = 0x70727374  # "prst"
+"""Number of the lock that a process holds while Optuna or DBOS makes its tables.
+
+They use further sessions meanwhile. With one lock for both, one process at a time needs several
+sessions. With a lock for each, two processes could wait for the sessions of a small pool that the
+other holds.
+"""
+
+
 @contextmanager
 def advisory_lock(engine: Engine, number: int) -> Iterator[None]:
     """Hold one of PostgreSQL's advisory locks until the block ends.

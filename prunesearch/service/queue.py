@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from prunesearch.cache.location import shown
-from prunesearch.cache.tables import advisory_lock, connect
+from prunesearch.cache.tables import TABLES_LOCK, advisory_lock, connect
 from prunesearch.errors import StorageError, one_line
 from prunesearch.runtime.masking import masked_text, printable
 
@@ -30,7 +30,6 @@ A runner takes only workflows of its own version. Raise the number if the steps 
 let runners of the earlier version finish their jobs.
 """
 _CONNECTIONS = 16
-_LOCK = 0x70727371  # PostgreSQL's advisory lock while the tables are made: "prsq"
 
 
 def open_client(url: str) -> DBOSClient:
@@ -119,7 +118,7 @@ def _make_tables(client: DBOSClient, url: str) -> None:
     # DBOS's own lock belongs to a session. This one belongs to a transaction.
     engine = connect(url)
     try:
-        with advisory_lock(engine, _LOCK):
+        with advisory_lock(engine, TABLES_LOCK):
             database.run_migrations()
     finally:
         engine.dispose()

@@ -23,6 +23,7 @@ from sqlalchemy.exc import (
 
 from prunesearch.cache.location import check_url, shown, sqlite_file
 from prunesearch.cache.tables import (
+    TABLES_LOCK,
     advisory_lock,
     connect,
     limit_transactions,
@@ -114,7 +115,6 @@ def opened_briefly(url: str) -> Iterator[StudyStorage]:
 
 _worked: set[str] = set()
 """URLs of the databases that this process has opened."""
-_TABLES_LOCK = 0x70727374  # PostgreSQL's advisory lock while Optuna makes its tables: "prst"
 _LONGEST_STATEMENT = 300  # seconds; reading a study of 10,000 trials takes a few
 
 
@@ -129,7 +129,7 @@ def _rdb(url: str, options: EngineOptions) -> StudyStorage:
     try:
         with engine.connect() as connection:
             ready = schema_revision(connection) != NO_REVISION
-        with nullcontext() if ready else advisory_lock(engine, _TABLES_LOCK):
+        with nullcontext() if ready else advisory_lock(engine, TABLES_LOCK):
             storage = _with_tables(url, options)
     finally:
         engine.dispose()
