@@ -259,24 +259,26 @@ def test_trials_of_a_tuning_are_pruned_in_workers_as_in_one_process(
 
 
 SCRIPT = """
-import functools, json, signal, sys
+import functools, sys
 from pathlib import Path
 
 from prunesearch.evaluation.ray_cluster import connected
 from prunesearch.evaluation.ray_pool import RayPool
+from prunesearch.execution.shared_forward import EvaluationCancelled
+from prunesearch.runtime import stopping
 from tests.support.toy_objective import DIES_ONCE, SLOW, TOYS, build_toy, chunks, toys
-
-def end(number, frame):
-    raise KeyboardInterrupt
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    with connected(None, 1), RayPool(functools.partial(build_toy, folder), 1, TOYS) as pool:
+    with (
+        stopping.handled(),
+        connected(None, 1),
+        RayPool(functools.partial(build_toy, folder), 1, TOYS) as pool,
+    ):
+        work = chunks(*[toys(DIES_ONCE, *[SLOW] * 25)] * 9)
         try:
-            list(pool.score(chunks(*[toys(DIES_ONCE, *[SLOW] * 25)] * 9), lambda: False))
-        except KeyboardInterrupt:
+            list(pool.score(work, stopping.requested))
+        except (KeyboardInterrupt, EvaluationCancelled):
             print("stopped", pool.restarts, pool.places[0].pid)
 """
 
