@@ -34,7 +34,7 @@ def measure(record: Record, scratch: Path) -> None:
         target = Target(service)
         # A stream of a job that has ended ends too.
         target.post(f"/v1/jobs/{target.job}/cancel").raise_for_status()
-        # Without a search there is no database of studies yet.
+        # The database of studies does not exist before the first search.
         persistence.open_storage(service.settings.storage, create=True)
         outcome = Outcome(target)
         document = httpx2.get(f"{service.url}/openapi.json", trust_env=False).json()

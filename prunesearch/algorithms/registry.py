@@ -40,7 +40,7 @@ def check_encoding(name: str) -> None:
     """Refuse a name that is not an encoding.
 
     Raises:
-        UnknownNameError: there is no such encoding.
+        UnknownNameError: the encoding does not exist.
     """
     if name not in ENCODINGS:
         raise UnknownNameError("encoding", name, ENCODINGS)

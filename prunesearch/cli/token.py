@@ -100,7 +100,7 @@ def _access(storage: str, *, made: bool = False) -> "Access":
         made: refuse a SQLite file that does not exist, instead of making it.
 
     Raises:
-        StorageError: there is no such file, or the database cannot be opened.
+        StorageError: the file does not exist, or the database cannot be opened.
     """
     from prunesearch.cache.location import sqlite_file
     from prunesearch.service.access.access import Access

@@ -131,7 +131,7 @@ class Client:
         """Return a job.
 
         Raises:
-            NotFoundError: there is no such job.
+            NotFoundError: the job does not exist.
         """
         return job_of(self._ask("GET", f"/v1/jobs/{check_job_id(job_id)}")[1])
 

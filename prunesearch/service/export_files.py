@@ -98,7 +98,7 @@ def opened(folder: Path, path: str) -> Iterator[BufferedReader]:
         path: path in it, with slashes.
 
     Raises:
-        NotFoundError: there is no such file.
+        NotFoundError: the file does not exist.
     """
     parts = path.split("/")
     if "\0" in path or any(part in ("", ".", "..") for part in parts):

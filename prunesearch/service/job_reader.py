@@ -33,7 +33,7 @@ class JobReader:
         """Return a job.
 
         Raises:
-            NotFoundError: there is no such job.
+            NotFoundError: the job does not exist.
         """
         rows = self._rows(self._query().where(JOB_RECORDS.c.job == job_id))
         if not rows:
@@ -88,7 +88,7 @@ class JobReader:
         return found
 
     def request(self, job_id: str) -> JsonObject | None:
-        """Return the request of a job, or None if there is no such job."""
+        """Return the request of a job, or None if the job does not exist."""
         query = sqlalchemy.select(JOB_RECORDS.c.request).where(JOB_RECORDS.c.job == job_id)
         rows = self._rows(query)
         return as_object(json.loads(rows[0].request), "request") if rows else None

@@ -141,7 +141,7 @@ class Jobs:
         """Return a job.
 
         Raises:
-            NotFoundError: there is no such job.
+            NotFoundError: the job does not exist.
         """
         return self._reader.job(job_id)
 
@@ -149,7 +149,7 @@ class Jobs:
         """Stop a job so that it can be resumed. What is finished is kept.
 
         Raises:
-            NotFoundError: there is no such job.
+            NotFoundError: the job does not exist.
             ConflictError: the job has ended.
         """
         return self._cancel(job_id, paused=True)
@@ -158,7 +158,7 @@ class Jobs:
         """End a job. What is finished is kept in its study and in the cache.
 
         Raises:
-            NotFoundError: there is no such job.
+            NotFoundError: the job does not exist.
             ConflictError: the job has ended.
         """
         return self._cancel(job_id, paused=False)
@@ -185,7 +185,7 @@ class Jobs:
         """Put a paused job back into the queue.
 
         Raises:
-            NotFoundError: there is no such job.
+            NotFoundError: the job does not exist.
             ConflictError: the job has ended.
         """
         job = self.get(job_id)
@@ -207,7 +207,7 @@ class Jobs:
         The generation that is under way is finished first, and there is at least one result.
 
         Raises:
-            NotFoundError: there is no such job.
+            NotFoundError: the job does not exist.
             ConflictError: the job is paused or has ended.
         """
         job, asked = self.get(job_id), self._reader.stop_asked(job_id)
@@ -227,7 +227,7 @@ class Jobs:
             export: delete the export of the job, too.
 
         Raises:
-            NotFoundError: there is no such job.
+            NotFoundError: the job does not exist.
             ConflictError: the job has neither ended nor is it paused.
         """
         job = self.get(job_id)
@@ -269,7 +269,7 @@ class Jobs:
         """Return the folder of the verified export of a job.
 
         Raises:
-            NotFoundError: there is no such job, or it has no export.
+            NotFoundError: the job does not exist, or it has no export.
         """
         self.get(job_id)
         folder = self._folder(job_id)
@@ -281,7 +281,7 @@ class Jobs:
         """Return the report of the command, as `--json` prints it; None before the end.
 
         Raises:
-            NotFoundError: there is no such job.
+            NotFoundError: the job does not exist.
         """
         self.get(job_id)
         found = self._client.list_workflows(workflow_ids=[job_id], load_input=False)

@@ -56,7 +56,7 @@ class StudiesView:
         """Return a study.
 
         Raises:
-            NotFoundError: there is no such study. This holds for the other methods too.
+            NotFoundError: the study does not exist. This holds for the other methods too.
         """
         with self._found(name) as (connection, key):
             return study_rows.list_studies(connection, [key])[0]
@@ -144,7 +144,7 @@ class StudiesView:
         """Open a connection and find a study.
 
         Raises:
-            NotFoundError: there is no such study.
+            NotFoundError: the study does not exist.
         """
         with self._connected() as connection:
             found = []

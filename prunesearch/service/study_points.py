@@ -125,7 +125,7 @@ def study_points(storage: RDBStorage, name: str) -> StudyPoints | None:
         name: name of the study.
 
     Returns:
-        The trials. None if there is no such study.
+        The trials. None if the study does not exist.
     """
     try:
         study = storage.get_study_id_from_name(name)

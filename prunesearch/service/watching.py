@@ -49,7 +49,7 @@ def watch(
         log: tell the lines of the job's log too.
 
     Raises:
-        InputError: there is no such job, or the token is not accepted.
+        InputError: the job does not exist, or the token is not accepted.
         ServerError: the server does not answer.
     """
 

@@ -20,7 +20,7 @@ def read(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> list[st
     """Read the documents of a file.
 
     Raises:
-        DataError: there is no such file, or it is not an ordinary file.
+        DataError: the file does not exist, or it is not an ordinary file.
     """
     path = Path(name)
     if path.is_file():

@@ -145,7 +145,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if detail == phrase:
         detail = _DETAILS.get(error.status_code, detail)
         if error.status_code == 404 and is_for_a_page(request.scope):
-            detail = "there is no such page: the list of jobs leads to all others"
+            detail = "the page does not exist: the list of jobs leads to all others"
     headers = dict(error.headers or {})
     if error.status_code == 405:
         allowed = allowed_methods(request.app.routes, request.scope["path"])

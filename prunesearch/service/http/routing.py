@@ -67,7 +67,7 @@ _TEXTS = {
     400: "The request is malformed.",
     401: "The token is missing, malformed, expired or revoked.",
     403: "The role of the token is too low, or the CSRF token is missing.",
-    404: "There is no such object.",
+    404: "The object does not exist.",
     408: "The body did not arrive in time.",
     409: "The state of the object does not allow it.",
     413: "The body is too large.",

@@ -175,7 +175,7 @@ def _change(services: Services, verb: str, job_id: str, user: User, export: bool
 
     Raises:
         ProblemError: the job is somebody else's, and the user is not an admin.
-        InputError: there is no such job, or its state does not allow it.
+        InputError: the job does not exist, or its state does not allow it.
     """
     job = services.jobs.get(job_id)
     # The buttons are not shown to others. A request can be sent without them.

@@ -56,7 +56,7 @@ def static_file(name: str) -> Response:
     """Send the style sheet, the script or the icon.
 
     Raises:
-        NotFoundError: there is no such file.
+        NotFoundError: the file does not exist.
     """
     # Names are compared with a list, so none can lead out of the folder.
     if name not in _TYPES:

@@ -50,7 +50,7 @@ class TrialTable:
         trials: trials in order.
         words: the order in words.
         shown: which of how many trials are shown, in words.
-        first_page, next_page: paths of other pages. None: there is no such page.
+        first_page, next_page: paths of other pages. None: the page does not exist.
     """
 
     columns: tuple[TrialColumn, ...]

@@ -27,7 +27,7 @@ class _Points:
         self._kept: OrderedDict[str, tuple[tuple[int, ...], StudyPoints]] = OrderedDict()
 
     def of(self, name: str) -> StudyPoints | None:
-        """Return the finished trials of a study. None: there is no such study."""
+        """Return the finished trials of a study. None: the study does not exist."""
         # The mark is read first. A trial that is finished in between is read again next time.
         mark = finished_mark(self._storage, name)
         if mark is None:
@@ -47,7 +47,7 @@ class _Points:
 
 
 def points_of(settings: ServiceSettings, name: str) -> StudyPoints | None:
-    """Return the finished trials of a study. None: there is no such study."""
+    """Return the finished trials of a study. None: the study does not exist."""
     return _points(settings.storage).of(name)
 
 

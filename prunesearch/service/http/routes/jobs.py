@@ -233,7 +233,7 @@ def _own(services: Services, job_id: str, user: User) -> None:
     """Check that a user may change a job.
 
     Raises:
-        NotFoundError: there is no such job.
+        NotFoundError: the job does not exist.
         ProblemError: it is somebody else's, and the user is not an admin.
     """
     job = services.jobs.get(job_id)
