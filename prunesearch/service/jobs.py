@@ -271,9 +271,9 @@ class Jobs:
         Raises:
             NotFoundError: the job does not exist, or it has no export.
         """
-        self.get(job_id)
         folder = self._folder(job_id)
-        if not folder.is_dir():
+        # A job that failed may have left a folder that was not verified.
+        if not self.get(job_id).exported or not folder.is_dir():
             raise NotFoundError(f"{job_id} has no export")
         return folder
 

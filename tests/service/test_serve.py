@@ -92,6 +92,16 @@ def test_tokens_are_made_listed_and_revoked_on_the_command_line(here: Path) -> N
     assert access.tokens.user_of(file.read_text().strip()) is not None
 
 
+def test_a_secret_replaces_no_file(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "notes.txt").write_text("text of the user")
+    words = ("create", "eve", "--role", "viewer", "--secret-file", "notes.txt")
+    assert "nothing is replaced" in refused(capsys, monkeypatch, "token", *words)
+    assert (here / "notes.txt").read_text() == "text of the user"
+    assert run_json("token", "list") == []
+
+
 def test_a_new_token_comes_with_a_note_that_is_no_part_of_the_secret(here: Path) -> None:
     made = run("token", "create", "ada", "--role", "viewer", "--expires", "30d")
     assert len(made.stdout.split()) == 1
@@ -116,6 +126,10 @@ def test_the_token_of_another_service_is_not_offered(here: Path, tmp_path: Path)
     assert make_first_token(first, file)
     assert holds_token(first, file)
     assert not holds_token(second, file)
+    # Its file is kept when the other service makes its own first token.
+    assert make_first_token(second, file)
+    assert holds_token(second, file)
+    assert holds_token(first, tmp_path / "admin.token.1")
 
 
 def test_a_server_on_all_addresses_is_shown_by_its_name() -> None:

@@ -19,14 +19,19 @@ _FILE = "admin.token"
 
 @contextmanager
 def secret_file(path: Path) -> Iterator[Callable[[str], object]]:
-    """Make a file that only its owner can read, and that replaces `path` if the block succeeds.
+    """Make a file that only its owner can read. It appears at `path` if the block succeeds.
+
+    Nothing is replaced.
 
     Yields:
         The function that writes a secret into it.
 
     Raises:
-        InputError: the file cannot be written. This is known before the block begins.
+        InputError: the file cannot be written, or `path` exists. This is known before the block
+            begins, unless another process is faster.
     """
+    if path.exists() or path.is_symlink():
+        raise InputError(f"{str(path)!r} exists, and nothing is replaced: name a new file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         # mkstemp makes the file with mode 0600.
@@ -39,7 +44,11 @@ def secret_file(path: Path) -> Iterator[Callable[[str], object]]:
             yield lambda secret: file.write(secret + "\n")
             file.flush()
             os.fsync(file.fileno())
-        scratch.replace(path)
+        path.hardlink_to(scratch)
+    except FileExistsError:
+        raise InputError(
+            f"{str(path)!r} exists, and nothing is replaced: name a new file"
+        ) from None
     except OSError as error:
         raise InputError(f"cannot write the token to {str(path)!r}: {error.strerror}") from None
     finally:
@@ -55,6 +64,8 @@ def token_path(storage: str) -> Path:
 def make_first_token(access: Access, path: Path) -> bool:
     """Make a token of an admin if there is no token yet, and write it to a file.
 
+    A file of another service at this place is kept under another name.
+
     Returns:
         Whether a token was made.
 
@@ -65,6 +76,7 @@ def make_first_token(access: Access, path: Path) -> bool:
         return False
     # The file comes first: a token without a file could never be used.
     secret = secrets.new_token()
+    _keep_earlier(path)
     with secret_file(path) as write:
         write(secret)
     try:
@@ -92,3 +104,16 @@ def account() -> str:
         return f"account {getpass.getuser()}"
     except (KeyError, OSError):
         return f"account {os.getuid()}"
+
+
+def _keep_earlier(path: Path) -> None:
+    """Rename a file that is in the way: ``admin.token`` becomes ``admin.token.1``."""
+    if not path.exists():
+        return
+    number = 1
+    while path.with_name(f"{path.name}.{number}").exists():
+        number += 1
+    try:
+        path.rename(path.with_name(f"{path.name}.{number}"))
+    except OSError as error:
+        raise InputError(f"cannot rename {str(path)!r}: {error.strerror}") from None

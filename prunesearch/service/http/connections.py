@@ -131,9 +131,14 @@ def http_server(
     return HttpServer(config, ending)
 
 
+_NO_NEWS = ("without completing response", "Invalid HTTP request", "pgrade request", "WebSocket")
+
+
 def _is_news(record: logging.LogRecord) -> bool:
     """Return whether a message of uvicorn is worth a line in the log.
 
-    A stream whose reader takes nothing is ended without a complete response on purpose.
+    A stream whose reader takes nothing is ended without a complete response on purpose. Anybody can
+    send malformed requests and upgrades, without a token and without a limit.
     """
-    return "without completing response" not in record.getMessage()
+    text = record.getMessage()
+    return not any(known in text for known in _NO_NEWS)
