@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from prunesearch.cache.entry import Entry
 from prunesearch.cache.folder_leases import folder_leases
@@ -26,13 +25,14 @@ from prunesearch.cache.single_flight import SingleFlight
 from prunesearch.cache.two_level import TwoLevelBackend
 from prunesearch.errors import UnavailableError, one_line
 from prunesearch.runtime import stopping
+from prunesearch.runtime.closing import Closing
 from prunesearch.runtime.json_values import Json
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0  # interval at which a database that failed is tried again
 
 
-class EvaluationCache(TwoLevelBackend):
+class EvaluationCache(TwoLevelBackend, Closing):
     """Stores results, so that later searches, other processes and colleagues find them.
 
     Args:
@@ -274,14 +274,3 @@ class EvaluationCache(TwoLevelBackend):
         if self._local_leased is not None:
             self._local_leased.leases.engine.dispose()
         self._liveness.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

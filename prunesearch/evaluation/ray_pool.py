@@ -8,8 +8,6 @@ stretch that have no result are handed out again.
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
 import ray
 
@@ -28,6 +26,7 @@ from prunesearch.evaluation.stretches import Item, StretchQueue
 from prunesearch.evaluation.worker import Build, Content
 from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.objectives.base import ChunkResult, Work
+from prunesearch.runtime.closing import Closing
 
 _POLL_SECONDS = 0.2
 _PATIENCE_SECONDS = 30.0  # time for a worker to end its pass at the next block before it is killed
@@ -35,7 +34,7 @@ ROOM_SECONDS = 120.0
 """Time in which some node must have room for a worker. A cluster that grows adds nodes in it."""
 
 
-class RayPool:
+class RayPool(Closing):
     """Hands out a generation to workers of Ray.
 
     This process must be connected to Ray; see `ray_cluster.connected`.
@@ -211,17 +210,6 @@ class RayPool:
         """End the workers."""
         for member in self._members:
             member.end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _items(work: Work) -> set[Item]:

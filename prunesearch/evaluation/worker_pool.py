@@ -10,20 +10,20 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from prunesearch.evaluation.stretches import split
 from prunesearch.evaluation.worker import Build, Content
 from prunesearch.evaluation.worker_handle import WorkerHandle
 from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.objectives.base import ChunkResult, Work
+from prunesearch.runtime.closing import Closing
 
 _POLL_SECONDS = 0.2
 _PATIENCE_SECONDS = 30.0  # time for a worker to end its pass at the next block before it is killed
 
 
-class WorkerPool:
+class WorkerPool(Closing):
     """Splits a generation among worker processes.
 
     A worker that dies is started again and completes its share. Neighbours in the order of paths
@@ -114,17 +114,6 @@ class WorkerPool:
         self._stop.value = True
         for member in self._members:
             member.end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _speaking(members: Sequence[WorkerHandle]) -> list[WorkerHandle]:

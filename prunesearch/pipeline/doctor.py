@@ -33,6 +33,7 @@ from prunesearch.cache.repair import FILE
 from prunesearch.cache.shared_backend import SharedBackend
 from prunesearch.cache.tables import connect
 from prunesearch.cache.two_level import UNSENT
+from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import PruneSearchError, one_line
 from prunesearch.report.checks import BROKEN, NOTE, Check, Checks
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
@@ -43,7 +44,6 @@ from prunesearch.studies.writers import writer_at
 _PACKAGES = (
     "prunesearch torch transformers optuna lm-eval diskcache sqlalchemy alembic psycopg".split()
 )
-_DEFAULT_STORAGE = "sqlite:///storage/study.db"
 _LITTLE = 2**30  # free space in bytes below which the user is warned
 
 
@@ -212,7 +212,7 @@ def _studies(url: str) -> Iterator[Check]:
     if file:
         yield Check("studies on", f"{file} on {file_system(file) or 'an unknown file system'}")
     yield Check("studies", f"{shown(url)}: Optuna schema {_revision(url)}")
-    storage = "" if url == _DEFAULT_STORAGE else f" --storage {pasted(url, STORAGE_VARIABLE)}"
+    storage = "" if url == RunOptions().storage else f" --storage {pasted(url, STORAGE_VARIABLE)}"
     # A running trial without a writer was left by a search that was stopped.
     for use in cache_use.studies_of(url).uses:
         if not use.running:

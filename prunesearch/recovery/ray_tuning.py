@@ -8,8 +8,7 @@ import itertools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import optuna
 import ray
@@ -30,12 +29,13 @@ from prunesearch.recovery.ray_trial_worker import (
 from prunesearch.recovery.run_folder import Healed
 from prunesearch.recovery.tuning import TrialRun
 from prunesearch.runtime import stopping
+from prunesearch.runtime.closing import Closing
 
 _ATTEMPTS = 3  # deaths in a row after which a trial is taken as the cause
 _POLL_SECONDS = 0.2
 
 
-class RayRunner:
+class RayRunner(Closing):
     """Runs as many trials at once as there are workers; see `tuning.TrialRunner`.
 
     This process must be connected to Ray; see `ray_cluster.connected`.
@@ -181,14 +181,3 @@ class RayRunner:
         """End the workers."""
         for actor in self._actors:
             ray.kill(actor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -12,12 +12,12 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import httpx2
 
 from prunesearch.errors import ConflictError, InputError, NotFoundError, ServerError, one_line
+from prunesearch.runtime.closing import Closing
 from prunesearch.runtime.json_values import Json, JsonObject, to_json
 from prunesearch.runtime.masking import masked_url
 from prunesearch.service.credentials import ServerAddress
@@ -34,7 +34,7 @@ _TIMEOUT = httpx2.Timeout(60.0, connect=10.0)
 _SHOWN = 5  # errors of a recipe that an error names
 
 
-class Client:
+class Client(Closing):
     """Connection to a server, as a context manager.
 
     Args:
@@ -61,17 +61,6 @@ class Client:
             trust_env=server.encrypted,
             transport=transport,
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connections."""
