@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from prunesearch.errors import RunError, one_line
-from prunesearch.evaluation.ray_worker import CONTROL, Place, RayWorker
+from prunesearch.evaluation.ray_worker import CONTROL, NotLoaded, Place, RayWorker
 from prunesearch.evaluation.stretches import Stretch
 from prunesearch.evaluation.worker import Build, Content
 from prunesearch.objectives.base import ChunkResult
@@ -165,9 +165,12 @@ class RayHandle:
             return None
         return self._begin(answer)
 
-    def _heard(self, message: ChunkResult | Exception | None) -> Message:
+    def _heard(self, message: ChunkResult | Exception | NotLoaded | None) -> Message:
         """Note a message about the stretch."""
         assert self._stretch is not None
+        if isinstance(message, NotLoaded):
+            # It died while it had no stretch, so its candidates are not the cause.
+            return self._start_again()
         if isinstance(message, ChunkResult):
             self._stretch.note(message)
         else:
@@ -204,16 +207,13 @@ class RayHandle:
 
     def _bury(self, error: RayError) -> Died | Refused:
         """Note that the worker died. Ray has started it again, or does so when there is room."""
-        rest = None
         if self._step is _Step.PLACING:
             # Ray repeats this question, so the worker cannot be created at all.
             return self._refuse(f"cannot start: {one_line(error)}")
         # The death of a node says nothing about the candidates.
         counted = self.place is None or _is_alive(self.place.node)
-        # What has no result is handed out again.
         if self._stretch is not None:
-            rest, self._stretch = self._stretch.rest(), None
-            rest.deaths += counted
+            self._stretch.deaths += counted
         else:
             self._deaths += counted
         if self._deaths == ATTEMPTS:
@@ -221,6 +221,13 @@ class RayHandle:
                 f"died {ATTEMPTS} times while it loaded its model (out of memory?): give fewer "
                 f"`workers`"
             )
+        return self._start_again()
+
+    def _start_again(self) -> Died:
+        """Have the worker load its model anew. What has no result is handed out again."""
+        rest = None
+        if self._stretch is not None:
+            rest, self._stretch = self._stretch.rest(), None
         self._find_place()
         return Died(rest)
 

@@ -35,6 +35,10 @@ class Place(NamedTuple):
     pid: int
 
 
+class NotLoaded(NamedTuple):
+    """Message: the worker has no model, because Ray has started it again since it loaded one."""
+
+
 def place_here() -> Place:
     """Return where this process runs. It is called in a worker."""
     import ray
@@ -72,14 +76,16 @@ class RayWorker:
         self._scored = objective, forward
         return Content.of(fingerprint, objective)
 
-    def score(self, share: Work, turn: int) -> Iterator[ChunkResult | Exception | None]:
+    def score(self, share: Work, turn: int) -> Iterator[ChunkResult | Exception | NotLoaded | None]:
         """Score a stretch of candidates, and yield each result; see `worker.score_share`.
 
         Args:
             share: chunks and candidates.
             turn: number of the stretch. Later ones have larger numbers.
         """
-        assert self._scored is not None, "the model is not loaded"
+        if self._scored is None:
+            yield NotLoaded()
+            return
         objective, forward = self._scored
         forward.stopped = lambda: self._stopped >= turn
         # Ray sends values into the generator, which `yield from` would pass on.

@@ -14,7 +14,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import PruneSearchError, RunError, one_line
 from prunesearch.evaluation import FAILURES
-from prunesearch.evaluation.ray_worker import Place, place_here
+from prunesearch.evaluation.ray_worker import NotLoaded, Place, place_here
 from prunesearch.models.loading import LoadedModel
 from prunesearch.recovery.healing import plan_healing
 from prunesearch.recovery.run_folder import Healed
@@ -94,7 +94,7 @@ class RayTrialWorker:
             return RunError(one_line(error))
         return None
 
-    def run(self, request: TrialRequest, turn: int) -> Healed | Exception | None:
+    def run(self, request: TrialRequest, turn: int) -> Healed | Exception | NotLoaded | None:
         """Run a trial.
 
         Args:
@@ -114,8 +114,9 @@ class RayTrialWorker:
                 self._done = turn
                 self._changed.notify_all()
 
-    def _run(self, request: TrialRequest) -> Healed | None:
-        assert self._model is not None, "the model is not loaded"
+    def _run(self, request: TrialRequest) -> Healed | NotLoaded | None:
+        if self._model is None:
+            return NotLoaded()
         model = self._model
         # The plan names all that determines the result, so an equal digest means equal content.
         planned = plan_healing(model.loaded, request.candidate, request.recipe, request.name)

@@ -18,7 +18,7 @@ from prunesearch.errors import RunError, one_line
 from prunesearch.evaluation.ray_cluster import described
 from prunesearch.evaluation.ray_handle import WorkerResources
 from prunesearch.evaluation.ray_pool import ROOM_SECONDS
-from prunesearch.evaluation.ray_worker import Place
+from prunesearch.evaluation.ray_worker import NotLoaded, Place
 from prunesearch.recovery.ray_trial_worker import (
     CONTROL,
     BuildTrials,
@@ -124,6 +124,8 @@ class RayRunner(Closing):
                 raise RunError(f"{where} failed: {one_line(error.cause or error)}") from error
             except RayError:
                 continue
+            if isinstance(result, NotLoaded):
+                continue  # Ray started it again between the two calls
             if isinstance(result, Exception):
                 raise RunError(f"{where} {one_line(result)}")
             return result
@@ -155,7 +157,7 @@ class RayRunner(Closing):
         actor: Any,  # noqa: ANN401 (of Ray)
         request: TrialRequest,
         run: TrialRun,
-    ) -> Healed | Exception | None:
+    ) -> Healed | Exception | NotLoaded | None:
         """Start a trial, and answer after each evaluation whether it goes on."""
         turn = next(self._turns)
         result = actor.run.options(max_task_retries=0).remote(request, turn)
@@ -164,7 +166,7 @@ class RayRunner(Closing):
             losses: Losses | None = ray.get(actor.next_losses.options(**control).remote(turn))
             # Without further losses the trial is done.
             if losses is None:
-                answer: Healed | Exception | None = ray.get(result)
+                answer: Healed | Exception | NotLoaded | None = ray.get(result)
                 return answer
             actor.answer.options(**control).remote(self._goes_on(run, losses))
 

@@ -24,6 +24,7 @@ from prunesearch.errors import InputError, RunError, ScoringError
 from prunesearch.evaluation import ray_cluster
 from prunesearch.evaluation.ray_handle import WorkerResources
 from prunesearch.evaluation.ray_pool import RayPool
+from prunesearch.evaluation.ray_worker import CONTROL
 from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.models.loading import load
 from prunesearch.objectives.base import ChunkResult
@@ -90,7 +91,26 @@ def test_a_killed_worker_costs_nothing_and_the_study_is_that_of_one_process(
         os.kill(pool.places[0].pid, signal.SIGKILL)
 
     assert trials_of(Disturbed(pool, 9, kill), tmp_path, TRIALS) == alone
+    # A worker that was killed while it had no stretch is noticed when it gets one.
+    work = generation(24, CHUNKS)
+    assert scored(list(pool.score(work, never))) == values(work)
     assert pool.restarts > before
+
+
+def test_a_worker_that_was_started_again_while_it_was_idle_loads_its_model_anew(
+    pool: RayPool,
+) -> None:
+    assert pool.wait_for_all(60)
+    before = pool.restarts
+    place = pool.places[0]
+    os.kill(place.pid, signal.SIGKILL)
+    # Wait until Ray has started it again: another process answers.
+    member = next(each for each in pool._members if each.place == place)
+    method = member._actor.place.options(concurrency_group=CONTROL, max_task_retries=-1)
+    assert ray.get(method.remote(), timeout=60).pid != place.pid
+    work = generation(24, CHUNKS)
+    assert scored(list(pool.score(work, never))) == values(work)
+    assert pool.restarts == before + 1
 
 
 def test_each_result_comes_once_and_all_workers_score(pool: RayPool) -> None:
@@ -264,6 +284,7 @@ from pathlib import Path
 
 from prunesearch.evaluation.ray_cluster import connected
 from prunesearch.evaluation.ray_pool import RayPool
+from prunesearch.evaluation.ray_worker import CONTROL
 from prunesearch.execution.shared_forward import EvaluationCancelled
 from prunesearch.runtime import stopping
 from tests.support.toy_objective import DIES_ONCE, SLOW, TOYS, build_toy, chunks, toys
