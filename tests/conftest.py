@@ -29,9 +29,11 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 def pytest_configure() -> None:
     """Take back what a shell hands down to its children: ``nohup`` and job schedulers ignore
-    signals.
+    signals. Give the children one thread each.
     """
     os.umask(0o022)
+    # The processes that tests start compute with tiny models too: see `set_num_threads` above.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
