@@ -1,5 +1,5 @@
-"""The two types that all parts share: `LayerSubset` (the removed layers) and `Evaluation` (the
-resulting metrics).
+"""The types that all parts share: `LayerSubset` (the removed layers) and `Evaluation` (the
+resulting metrics). `layer_widths.LayerWidths` is a subset that also narrows layers.
 """
 
 import re
@@ -32,6 +32,26 @@ def _unreadable(text: str) -> InputError:
     return InputError(
         f"cannot read layers {text!r}: write indices with commas, as in 3,7,12 or 1-4,9"
     )
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a candidate uses a block that it keeps.
+
+    Attributes:
+        attention, mlp: whether the sublayer computes.
+        channels, groups: number of channels and KV groups that are kept. None: all.
+    """
+
+    attention: bool = True
+    mlp: bool = True
+    channels: int | None = None
+    groups: int | None = None
+
+    @property
+    def narrows(self) -> bool:
+        """True if a part of a sublayer is removed."""
+        return self.channels is not None or self.groups is not None
 
 
 @dataclass(frozen=True, order=True)
@@ -138,6 +158,16 @@ class LayerSubset:
             for i in blocks:
                 use[i] = kind
         return tuple(use)
+
+    def use(self, index: int) -> "Use | None":
+        """Return how the candidate uses a block; None if it drops the block.
+
+        Candidates with the same use of a block and the same hidden state before it have the same
+        hidden state after it.
+        """
+        if index in self.dropped:
+            return None
+        return Use(index not in self.attention, index not in self.mlp)
 
     @property
     def whole_blocks(self) -> bool:

@@ -22,13 +22,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunesearch.candidate import LayerSubset
+from prunesearch.candidate import LayerSubset, Use
 from prunesearch.errors import ModelError, ScoringError, one_line
 from prunesearch.execution.batches import Batch, Rows
 from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.execution.head import Head, code_of, trunk_of
 from prunesearch.execution.state_buffer import StateBuffer
 from prunesearch.models.layers import Layers
+from prunesearch.models.narrowing import check_order
 from prunesearch.models.structure import (
     architecture_of,
     blocks_of,
@@ -36,7 +37,7 @@ from prunesearch.models.structure import (
     returned,
     settings_of,
 )
-from prunesearch.models.surgery import ablated, pruned
+from prunesearch.models.surgery import pruned, used
 from prunesearch.runtime.patching import replaced
 
 _ALIKE = 0.02  # accepted relative difference: more than 16-bit rounding causes
@@ -180,6 +181,9 @@ class Forward:
         Raises:
             EvaluationCancelled: `stopped` returned True.
         """
+        for _, candidates in jobs:
+            for candidate in candidates:
+                check_order(self.model, candidate)
         # Blocks that are streamed from disk are loaded once, for all jobs.
         if self._layers.streamed_once:
             yield from self._wave(
@@ -255,12 +259,9 @@ class Forward:
         """
         for state in states:
             # Group the candidates by their use of the block. None: they drop it.
-            uses: dict[tuple[bool, bool] | None, list[LayerSubset]] = {}
+            uses: dict[Use | None, list[LayerSubset]] = {}
             for candidate in state.members:
-                use = None
-                if index not in candidate.dropped:
-                    use = (index in candidate.attention, index in candidate.mlp)
-                uses.setdefault(use, []).append(candidate)
+                uses.setdefault(candidate.use(index), []).append(candidate)
             if set(uses) == {None}:
                 yield state
                 continue
@@ -272,7 +273,7 @@ class Forward:
                     continue
                 if self.stopped():
                     raise EvaluationCancelled
-                with ablated(self.model, block, *use):
+                with used(self.model, block, use):
                     out = run_block(block, hidden, call)
                 self.work_counter.computed += tokens
                 yield _State(state_buffer.put(out), tuple(members))

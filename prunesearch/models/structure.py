@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from prunesearch.candidate import LayerSubset
 from prunesearch.compat.transformers import offload_device
 from prunesearch.errors import ModelError
+from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.architectures import ARCHITECTURES, Architecture, Sublayer
 from prunesearch.models.guard import guarded
 
@@ -245,7 +246,14 @@ class Sizes:
         Without a candidate: of the dense model.
         """
         total = self.other_params + sum(self.block_params)
-        return total - int(lost(self.block_params, self.attention_params, candidate))
+        if not isinstance(candidate, LayerWidths):
+            return total - int(lost(self.block_params, self.attention_params, candidate))
+        # Blocks and sublayers that are gone, and then what narrower sublayers have lost.
+        gone = LayerSubset(
+            candidate.n_layers, candidate.dropped, candidate.attention, candidate.mlp
+        )
+        total -= int(lost(self.block_params, self.attention_params, gone))
+        return total - candidate.narrowing_params
 
     def bytes(self, candidate: LayerSubset | None = None) -> int:
         """Return the bytes of the weights that a candidate keeps.
@@ -290,7 +298,18 @@ def lost(
     blocks = sum(block[i] for i in candidate.dropped)
     attentions = sum(attention[i] for i in candidate.attention)
     mlps = sum(block[i] - attention[i] for i in candidate.mlp)
-    return blocks + attentions + mlps
+    saved = blocks + attentions + mlps
+    # A narrower sublayer saves in proportion.
+    if isinstance(candidate, LayerWidths):
+        for i in candidate.kept:
+            use = candidate.use(i)
+            if use is not None and use.groups is not None:
+                saved += attention[i] * (1 - use.groups / candidate.shape.groups[i])
+            if use is not None and use.channels is not None:
+                saved += (block[i] - attention[i]) * (
+                    1 - use.channels / candidate.shape.channels[i]
+                )
+    return saved
 
 
 def meta_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -19,11 +19,12 @@ import torch
 from torch import nn
 from transformers import Cache, EncoderDecoderCache, PretrainedConfig, PreTrainedModel
 
-from prunesearch.candidate import LayerSubset
+from prunesearch.candidate import LayerSubset, Use
 from prunesearch.compat.transformers import CacheLayerMixin
 from prunesearch.errors import InputError
 from prunesearch.models.architectures import Sublayer
 from prunesearch.models.config_edits import Changes, edits
+from prunesearch.models.narrowing import check_order, narrowed
 from prunesearch.models.structure import (
     architecture_of,
     blocks_of,
@@ -49,11 +50,11 @@ def pruned(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[PreTraine
     blocks = blocks_of(model)
     whole, config = list(blocks), settings_of(model.config)
     with ExitStack() as stack:
+        check_order(model, candidate)
         # Dropped sublayers of kept blocks stay in place, and return zeros.
         if not candidate.whole_blocks:
             for index in candidate.kept:
-                use = (index in candidate.attention, index in candidate.mlp)
-                stack.enter_context(ablated(model, whole[index], *use))
+                stack.enter_context(used(model, whole[index], candidate.use(index)))
         # Note everything that changes. Some attributes are views, which cannot be set again, so the
         # stored value of a field is preferred.
         stored = config.to_dict()
@@ -70,6 +71,27 @@ def pruned(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[PreTraine
         finally:
             # In reverse order, so that the number of blocks is set first.
             _install(model, whole, dict(reversed(before.items())), tensors)
+
+
+@contextmanager
+def used(model: PreTrainedModel, block: nn.Module, use: Use | None) -> Iterator[None]:
+    """Let a block compute as a candidate uses it, inside the ``with`` block.
+
+    Args:
+        model: model that the block belongs to.
+        block: block of the model.
+        use: the candidate's use of the block. None: the candidate drops it, so nothing changes.
+
+    Raises:
+        ModelError: the sublayers of this model type cannot be ablated one by one.
+        InputError: the block cannot be narrowed.
+    """
+    with ExitStack() as stack:
+        if use is not None:
+            stack.enter_context(ablated(model, block, not use.attention, not use.mlp))
+            if use.narrows:
+                stack.enter_context(narrowed(model, block, use.channels, use.groups))
+        yield
 
 
 @contextmanager

@@ -1,0 +1,101 @@
+"""The space of widths: every projection meets the budget exactly."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunesearch.errors import InputError
+from prunesearch.layer_widths import WidthShape
+from prunesearch.width_space import WidthSpace, parse_target
+
+N = 30
+SMOLLM2 = WidthShape(
+    (1536,) * N, (3,) * N, (1728,) * N, (294_912,) * N, (1728,) * N, (294_912,) * N, 576
+)
+TOTAL = 134_515_008
+
+
+def space(target: str, blocks: bool = False) -> WidthSpace:
+    return WidthSpace.parse(SMOLLM2, target, TOTAL, 2, blocks=blocks)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    target=st.sampled_from(["5%", "20%", "40%", "26M", "50MiB"]),
+    blocks=st.booleans(),
+    random_ties=st.booleans(),
+)
+def test_projection_meets_the_budget(
+    seed: int, target: str, blocks: bool, random_ties: bool
+) -> None:
+    found = space(target, blocks)
+    rng = np.random.default_rng(seed)
+    wanted_MG = rng.normal(0.5, 1.0, (4, found.n_genes)) * found.limit_G
+    levels_MG = found.project(wanted_MG, rng if random_ties else None)
+    assert levels_MG is not None
+    assert (found.removed(levels_MG) == found.budget).all()
+    assert (levels_MG >= 0).all() and (levels_MG <= found.limit_G).all()
+    for levels_G in levels_MG:
+        candidate = found.candidate(levels_G)
+        assert (found.levels(candidate) == levels_G).all()
+        assert found.from_params(found.to_params(candidate)) == candidate
+        # A block that is kept keeps a step of channels and a group.
+        for index in candidate.kept:
+            assert candidate.channels[index] >= 64 and candidate.groups[index] >= 1
+
+
+def test_what_meets_the_budget_is_not_changed() -> None:
+    found = space("20%")
+    levels_MG = found.project(np.random.default_rng(0).random((8, found.n_genes)) * found.limit_G)
+    assert levels_MG is not None
+    again_MG = found.project(levels_MG.astype(np.float64))
+    assert again_MG is not None and (again_MG == levels_MG).all()
+
+
+def test_budgets_are_near_the_targets() -> None:
+    for target, wanted in (("20%", 0.2 * TOTAL), ("26M", 26e6), ("50MiB", 50 * 2**20 / 2)):
+        assert abs(space(target).budget - wanted) < 64 * 1728 / 2
+
+
+def test_wanted_blocks_are_dropped() -> None:
+    found = space("20%", blocks=True)
+    wanted_1G = np.where(np.isin(found.block_G, (3, 7)), found.limit_G, 0.0)[None]
+    levels_1G = found.project(wanted_1G)
+    assert levels_1G is not None
+    assert found.candidate(levels_1G[0]).dropped == (3, 7)
+
+
+def test_size_of_a_small_space() -> None:
+    """Two blocks with 2 removable steps each, and 2 removable groups each that cost two steps."""
+    shape = WidthShape((3, 3), (3, 3), (1, 1), (2, 2), (1, 1), (2, 2), 1)
+    found = WidthSpace(shape, 2, (1, 1))
+    # (2, 0), (1, 1), (0, 2) in channels, or one group of either block.
+    assert found.size == 5
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("0%", "more than none"),
+        ("100%", "less than all"),
+        ("twenty", "cannot be read"),
+        ("95%", "weights cannot be removed: at most"),
+    ],
+)
+def test_bad_targets(target: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        space(target)
+
+
+def test_align_must_divide_the_channels() -> None:
+    with pytest.raises(InputError, match="`align` 100 does not divide the 1536 channels"):
+        WidthSpace.parse(SMOLLM2, "20%", TOTAL, 2, align=100)
+
+
+def test_targets_in_words() -> None:
+    assert parse_target("20%", 1000, 2) == 200
+    assert parse_target("1.5K", 10_000, 2) == 1500
+    assert parse_target("100B", 10**12, 2) == 1e11
+    assert parse_target("1KiB", 1000, 2) == 512
