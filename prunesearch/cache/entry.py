@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
-from prunesearch.cache.keys import LATENCY, Key, canonical_json
+from prunesearch.cache.keys import CHAT, LATENCY, Key, canonical_json
 from prunesearch.errors import CorruptEntryError
 from prunesearch.runtime.json_values import Json
 
@@ -89,8 +89,11 @@ class Entry:
         return self.made, self.serialized
 
     def agrees(self, other: "Entry") -> bool:
-        """Return whether two values are equal within `TOLERANCE`. Measured times always agree."""
-        return self.labels[1] == LATENCY or _close(self.value, other.value)
+        """Return whether two values are equal within `TOLERANCE`.
+
+        Measured times and replies of language models always agree.
+        """
+        return self.labels[1] in (LATENCY, CHAT) or _close(self.value, other.value)
 
 
 def _label(word: object) -> str:

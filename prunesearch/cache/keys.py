@@ -17,6 +17,8 @@ SCHEMA_VERSION = 1
 """Version of the pre-image's layout."""
 LATENCY = "sublayer latency"
 """Kind of the keys whose values are measured times. Two measurements are never equal."""
+CHAT = "chat reply"
+"""Kind of the keys whose values are replies of a language model. Two replies are seldom equal."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,16 @@ def latency_key(fingerprint: str, machine: str, numerics: dict[str, str], tokens
             "tokens": tokens,
         }
     )
+
+
+def chat_key(model: str, request: Mapping[str, Json]) -> Key:
+    """Return the key of a language model's reply.
+
+    Args:
+        model: name of the model, or the digest of a local one. The endpoint is not part of the key.
+        request: messages and settings of the request.
+    """
+    return _key({"kind": CHAT, "model": model, "request": request})
 
 
 def minor(version: str) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import TypeGuard
 
-from prunesearch.cache.keys import LATENCY
+from prunesearch.cache.keys import CHAT, LATENCY
 from prunesearch.runtime.json_values import Json
 
 _LARGEST = 2**63 - 1  # largest integer that is accepted; no count is larger
@@ -22,6 +22,8 @@ def fits(kind: str, value: Json) -> bool:
     """
     if kind == LATENCY:
         return _is_latency(value)
+    if kind == CHAT:
+        return isinstance(value, dict) and isinstance(value.get("text"), str)
     if kind == "calibration" or kind.startswith("calibration top "):
         return _is_list_of(value, _is_sums)
     if kind == "loglikelihood":

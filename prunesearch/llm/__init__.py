@@ -1,0 +1,1 @@
+"""Language models that propose candidates: clients, budgets, and replies that are recorded."""
