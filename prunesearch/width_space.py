@@ -444,15 +444,20 @@ def _step(channels: int, align: int) -> int:
 
 
 def _nearest_budget(genes: Sequence[Gene], wanted: float) -> int:
-    """Return the number of weights nearest to the wanted one that whole levels make.
+    """Return a number of weights that whole levels make, at most half a level of an MLP away.
 
-    Of two equally near ones, the one that more totals of groups can make is taken.
+    If MLPs alone can make one, the nearest of these is taken. With it all attentions can stay
+    whole, or all be alike. Of other numbers the nearest one is taken, and of two equally near ones
+    the one that more totals of groups can make.
     """
     costs = sorted({gene.cost for gene in genes})
     if not costs:
         raise InputError("no layer can be narrowed: protect fewer")
     attention = sorted({gene.cost for gene in genes if gene.attention})
     main = next((gene.cost for gene in genes if not gene.attention), costs[0])
+    steps = round(wanted / main)
+    if 0 < steps <= sum(gene.most for gene in genes if gene.cost == main and not gene.attention):
+        return steps * main
     groups = sum(gene.most for gene in genes if gene.attention)
     reached: dict[int, int] = {}
     for cost in attention or [0]:

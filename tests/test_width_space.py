@@ -59,6 +59,18 @@ def test_budgets_are_near_the_targets() -> None:
         assert abs(space(target).budget - wanted) < 64 * 1728 / 2
 
 
+def test_attention_can_stay_whole_or_be_alike_if_mlps_can_hold_the_budget() -> None:
+    for target in ("10%", "20%", "40%"):
+        found = space(target)
+        is_group_G = np.array([gene.attention for gene in found.genes])
+        for level in (0, 1):
+            wanted_G = np.where(is_group_G, level, 0.0)
+            left = found.budget - wanted_G @ found.cost_G
+            wanted_G[~is_group_G] = left / (N * 64 * 1728)
+            levels_1G = found.project(wanted_G[None])
+            assert levels_1G is not None and (levels_1G[0][is_group_G] == level).all()
+
+
 def test_wanted_blocks_are_dropped() -> None:
     found = space("20%", blocks=True)
     wanted_1G = np.where(np.isin(found.block_G, (3, 7)), found.limit_G, 0.0)[None]

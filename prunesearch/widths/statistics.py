@@ -5,8 +5,8 @@ All windows run through a block before the next block is visited, so streamed we
 * *Moments* of the inputs of all linear layers (`moments.InputMoments`), which criteria read.
 * *Block influence*: X. Men et al., "ShortGPT", arXiv:2403.03853, eq. 1: the mean over tokens of
   1 - cos(input, output) of the block.
-* *Outlier share*: L. Yin et al., "Outlier Weighed Layerwise Sparsity (OWL)", arXiv:2310.05175, eq.
-  1: the share of a block's weights whose |W_ij| * ||x_j|| is more than `OUTLIERS` times the mean of
+* *Outlier share*: L. Yin et al., "Outlier Weighed Layerwise Sparsity (OWL)", arXiv:2310.05175:
+  the share of a block's weights whose |W_ij| * ||x_j|| is more than `OUTLIERS` times the mean of
   the block.
 
 Shapes: B windows of L tokens, E hidden size, C input columns of a linear layer.
@@ -28,7 +28,7 @@ from prunesearch.runtime import stopping
 from prunesearch.widths.moments import InputMoments
 
 OUTLIERS = 5.0
-"""OWL's M: the best value of its table 7 for models of 7B parameters."""
+"""OWL's M, in its experiments."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The criterion ``flap``: how much the output changes when a column is replaced by its mean.
 
 Y. An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI 2024,
-arXiv:2312.11983, section 3.2 (weighted input feature variance):
+arXiv:2312.11983 (weighted input feature variance):
 
     score_j = Var(x_j) * sum_i W_ij^2
 

@@ -1,7 +1,7 @@
 """The criterion ``taylor``: the first-order change of the loss when a unit is removed.
 
 X. Ma et al., "LLM-Pruner: On the Structural Pruning of Large Language Models", arXiv:2305.11627,
-eq. 5 without its second-order term, summed over the coupled weights of the unit:
+without its second-order term, summed over the coupled weights of the unit:
 
     score_u = sum over the weights w of unit u of |w dL/dw|
 

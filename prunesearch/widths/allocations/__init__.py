@@ -1,0 +1,1 @@
+"""One file for each fixed allocation. The file registers itself."""

@@ -1,0 +1,107 @@
+"""Rates of blocks, and the levels of genes that they amount to.
+
+The *rate* of a block is the share of its removable weights that is removed. A method that gives one
+rate for each block says nothing of attention and MLP. Both get the rate of the block; the attention
+is rounded to whole KV groups, and the MLP takes the rest, so that the block loses its share.
+
+Shapes: L blocks, G genes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunesearch.width_space import Gene, Real, WidthSpace
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """Removable weights of each block of a space.
+
+    Attributes:
+        size_L: weights of the block's genes; 0 for blocks that stay whole.
+        limit_L: largest rate of each block; 0 for blocks that stay whole.
+        budget: weights that are removed.
+    """
+
+    size_L: Real
+    limit_L: Real
+    budget: int
+
+    @property
+    def rate(self) -> float:
+        """Return the mean rate S, weighted by the sizes."""
+        return float(self.budget / self.size_L.sum())
+
+
+def sizes_of_blocks(space: WidthSpace) -> BlockSizes:
+    """Return the removable weights of each block."""
+    size_L, most_L = np.zeros(space.n_layers), np.zeros(space.n_layers)
+    for gene in space.genes:
+        size_L[gene.block] += gene.everything * gene.cost
+        most_L[gene.block] += gene.most * gene.cost
+    limit_L = np.divide(most_L, size_L, out=np.zeros_like(size_L), where=size_L > 0)
+    return BlockSizes(size_L, limit_L, space.budget)
+
+
+def shifted(rates_L: Real, sizes: BlockSizes) -> Real:
+    """Add one number to all rates, so that they remove the budget within their limits."""
+    return _solved(lambda shift: rates_L + shift, sizes, -2.0 - rates_L.max(), 2.0 - rates_L.min())
+
+
+def scaled(shares_L: Real, sizes: BlockSizes) -> Real:
+    """Multiply all shares by one number, so that they remove the budget within their limits.
+
+    Args:
+        shares_L: positive numbers.
+        sizes: sizes of the blocks.
+    """
+    return _solved(lambda factor: shares_L * factor, sizes, 0.0, 1.0 / float(shares_L.min()))
+
+
+def _solved(rates_of: Callable[[float], Real], sizes: BlockSizes, low: float, high: float) -> Real:
+    """Find the parameter whose rates, cut to their limits, remove the budget, by bisection.
+
+    Args:
+        rates_of: function that returns the rates of a parameter and grows with it.
+        sizes: sizes of the blocks.
+        low, high: parameters that remove too little and too much.
+    """
+    for _ in range(100):
+        middle = (low + high) / 2
+        removed = np.clip(rates_of(middle), 0, sizes.limit_L) @ sizes.size_L
+        if removed < sizes.budget:
+            low = middle
+        else:
+            high = middle
+    return np.clip(rates_of(high), 0, sizes.limit_L)
+
+
+def levels_of_rates(space: WidthSpace, rates_L: Real) -> Real:
+    """Return the levels of rates, shape (G,): whole ones for KV groups, real ones for channels."""
+    levels_G = np.zeros(space.n_genes)
+    of_block: dict[int, list[tuple[int, Gene]]] = {}
+    for place, gene in enumerate(space.genes):
+        of_block.setdefault(gene.block, []).append((place, gene))
+    for block, genes in of_block.items():
+        rate = float(rates_L[block])
+        if len(genes) == 1:
+            place, gene = genes[0]
+            levels_G[place] = rate * gene.everything
+            continue
+        (mlp_place, mlp), (attention_place, attention) = genes
+        # The nearest number of groups with which the MLP can take the rest.
+        wanted = rate * (mlp.everything * mlp.cost + attention.everything * attention.cost)
+        nearest = math.ceil(rate * attention.everything - 0.5)
+        by_distance = sorted(range(attention.most + 1), key=lambda level: abs(level - nearest))
+        for level in by_distance:
+            rest = (wanted - level * attention.cost) / mlp.cost
+            if -1e-9 <= rest <= mlp.most + 1e-9:
+                levels_G[attention_place], levels_G[mlp_place] = level, max(rest, 0.0)
+                break
+        else:
+            levels_G[attention_place] = min(nearest, attention.most)
+            levels_G[mlp_place] = np.clip(rate * mlp.everything, 0, mlp.most)
+    return levels_G
