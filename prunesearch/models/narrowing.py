@@ -11,7 +11,7 @@ columns.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,13 +22,11 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.channel_order import ChannelOrder
+from prunesearch.models.narrowing_check import check_narrowing
+from prunesearch.models.permuting import indices_of_groups, permute
 from prunesearch.models.structure import blocks_of
-from prunesearch.models.width_shape import (
-    NarrowableAttention,
-    NarrowableMlp,
-    attention_of,
-    mlp_of,
-)
+from prunesearch.models.width_shape import BlockParts, NarrowableAttention, attention_of, mlp_of
+from prunesearch.models.width_views import NarrowLinear, Part, columns_of, install, viewed, views_of
 
 
 @dataclass
@@ -37,11 +35,15 @@ class _State:
 
     Attributes:
         order: the order.
+        parts: the sublayers of each block that can be narrowed.
+        numbers: number of each block.
         biases: biases of narrowed sublayers by block, sublayer and width.
     """
 
     order: ChannelOrder
-    biases: dict[tuple[nn.Module, str, int], torch.Tensor] = field(default_factory=dict)
+    parts: tuple[BlockParts, ...]
+    numbers: dict[nn.Module, int]
+    biases: dict[tuple[int, str, int], nn.Parameter] = field(default_factory=dict)
 
 
 _states: "WeakKeyDictionary[PreTrainedModel, _State]" = WeakKeyDictionary()
@@ -64,24 +66,36 @@ def reorder(model: PreTrainedModel, order: ChannelOrder) -> None:
     another order is put back first.
 
     Raises:
-        InputError: the order is of another model.
+        InputError: the order is of another model, or the weights are not in memory.
+        ModelError: see `check_narrowing`.
     """
     before = order_of(model)
     if before is not None:
         if before.digest == order.digest:
             return
         restore(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(
+            "weights that are not in memory cannot be put in a channel order: leave out `offload` "
+            "and `device_map`"
+        )
     blocks = blocks_of(model)
     if not len(order.channels) == len(order.groups) == len(blocks):
         raise InputError(
             f"the channel order is of a model with {len(order.channels)} layers, this one has "
             f"{len(blocks)}"
         )
+    # Check everything before the first weight is moved.
+    parts: list[BlockParts] = []
+    numbers: dict[nn.Module, int] = {}
     for index, block in enumerate(blocks):
-        _check(model, block, index, order)
-    for index, block in enumerate(blocks):
-        _permute(model, block, order.channels[index], order.groups[index])
-    _states[model] = _State(order)
+        parts.append((mlp_of(model, block), attention_of(model, block)))
+        numbers[block] = index
+        _check(parts[index], index, order)
+    check_narrowing(model, parts)
+    for index, found in enumerate(parts):
+        permute(found, order.channels[index], order.groups[index])
+    _states[model] = _State(order, tuple(parts), numbers)
 
 
 @torch.no_grad()
@@ -93,18 +107,35 @@ def restore(model: PreTrainedModel) -> None:
     state = _states.pop(model, None)
     if state is None:
         return
-    for index, block in enumerate(blocks_of(model)):
+    for index, found in enumerate(state.parts):
         channels, groups = state.order.channels[index], state.order.groups[index]
-        _permute(model, block, torch.argsort(channels), torch.argsort(groups))
+        permute(found, torch.argsort(channels), torch.argsort(groups))
 
 
-def _check(model: PreTrainedModel, block: nn.Module, index: int, order: ChannelOrder) -> None:
+@contextmanager
+def in_own_order(model: PreTrainedModel) -> Iterator[None]:
+    """Put the channels of a model in their own order inside the ``with`` block only.
+
+    Code that writes or digests weights by their names uses it. Biases of narrowed sublayers that
+    were replaced are kept.
+    """
+    state = _states.get(model)
+    restore(model)
+    try:
+        yield
+    finally:
+        if state is not None:
+            reorder(model, state.order)
+            _states[model].biases.update(state.biases)
+
+
+def _check(parts: BlockParts, index: int, order: ChannelOrder) -> None:
     """Refuse an order that does not fit a block.
 
     Raises:
         InputError: see above.
     """
-    mlp, attention = mlp_of(model, block), attention_of(model, block)
+    mlp, attention = parts
     for what, has, found in (
         ("channels", 0 if mlp is None else mlp.channels, order.channels[index]),
         ("KV groups", 0 if attention is None else attention.groups, order.groups[index]),
@@ -114,40 +145,6 @@ def _check(model: PreTrainedModel, block: nn.Module, index: int, order: ChannelO
                 f"the channel order does not fit layer {index}, which has {has} {what}: it is of "
                 "another model"
             )
-
-
-def _permute(
-    model: PreTrainedModel, block: nn.Module, channels: torch.Tensor, groups: torch.Tensor
-) -> None:
-    """Permute the channels and groups of a block in place."""
-    mlp, attention = mlp_of(model, block), attention_of(model, block)
-    if mlp is not None:
-        for module in mlp.inputs:
-            _permute_rows(module, channels)
-        _permute_columns(mlp.output, channels)
-    if attention is not None:
-        queries = indices_of_groups(groups, attention.query_rows)
-        heads = indices_of_groups(groups, attention.head_dim)
-        _permute_rows(attention.query, queries)
-        _permute_rows(attention.key, heads)
-        _permute_rows(attention.value, heads)
-        _permute_columns(attention.output, queries)
-
-
-def indices_of_groups(groups: torch.Tensor, size: int) -> torch.Tensor:
-    """Return the indices of the rows of groups that have `size` rows each."""
-    return (groups[:, None] * size + torch.arange(size)).flatten()
-
-
-def _permute_rows(module: nn.Linear, rows: torch.Tensor) -> None:
-    rows = rows.to(module.weight.device)
-    module.weight.copy_(module.weight[rows])
-    if module.bias is not None:
-        module.bias.copy_(module.bias[rows])
-
-
-def _permute_columns(module: nn.Linear, columns: torch.Tensor) -> None:
-    module.weight.copy_(module.weight[:, columns.to(module.weight.device)])
 
 
 def check_order(model: PreTrainedModel, candidate: LayerSubset) -> None:
@@ -173,6 +170,8 @@ def narrowed(
 ) -> Iterator[None]:
     """Narrow a block inside the ``with`` block. Its projections use views of their weights.
 
+    What writes to the narrower weights in place writes to the weights of the model.
+
     Args:
         model: model that the block belongs to, whose channels are in an order.
         block: block of the model.
@@ -182,106 +181,107 @@ def narrowed(
         InputError: the channels of the model are in no order, or the block cannot be narrowed.
     """
     with ExitStack() as stack:
-        for linear, weight, bias in _narrow_parameters(model, block, channels, groups):
-            stack.enter_context(_parameters(linear, weight, bias))
+        for view in _views(model, block, channels, groups):
+            stack.enter_context(viewed(view))
         yield
 
 
-@contextmanager
-def _parameters(
-    module: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None
-) -> Iterator[None]:
-    """Give a linear layer other parameters inside the ``with`` block."""
-    before = module.weight, module.bias
-    _set(module, weight, bias, trained=False)
-    try:
-        yield
-    finally:
-        module.weight, module.bias = before
+@dataclass(frozen=True)
+class NarrowOutput:
+    """The output projection of a sublayer that a candidate narrows.
+
+    Attributes:
+        linear: the whole projection.
+        columns: number of its columns that are kept.
+        bias: bias of the narrowed projection, which may stand for removed columns; None if it has
+            none.
+    """
+
+    linear: nn.Linear
+    columns: int
+    bias: nn.Parameter | None
 
 
-def _set(module: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None, trained: bool) -> None:
-    """Set the parameters of a linear layer."""
-    module.weight = nn.Parameter(weight, requires_grad=trained)
-    parameter = None
-    if bias is not None:
-        parameter = nn.Parameter(bias, requires_grad=trained)
-    module.register_parameter("bias", parameter)
+def narrow_outputs(
+    model: PreTrainedModel, candidate: LayerSubset, index: int
+) -> tuple[NarrowOutput | None, NarrowOutput | None]:
+    """Return the narrowed output projections of a block: of its attention and of its MLP.
+
+    The weight of a projection, and its bias, are used whenever the block is narrowed to this width.
+    Replacing their data changes what the narrowed block computes.
+
+    Args:
+        model: model whose channels are in an order.
+        candidate: the candidate.
+        index: index of the block.
+
+    Returns:
+        None for a sublayer that is whole, or that the candidate drops.
+    """
+    use = candidate.use(index)
+    state = _states.get(model)
+    if use is None or state is None:
+        return None, None
+    found: list[NarrowOutput | None] = []
+    for part, count in zip(reversed(state.parts[index]), (use.groups, use.channels), strict=True):
+        if part is None or count is None:
+            found.append(None)
+            continue
+        bias = _bias(state, index, part, count)
+        found.append(NarrowOutput(part.output, columns_of(part, count), bias))
+    return found[0], found[1]
 
 
-def _narrow_parameters(
+def _views(
     model: PreTrainedModel, block: nn.Module, channels: int | None, groups: int | None
-) -> Iterator[tuple[nn.Linear, torch.Tensor, torch.Tensor | None]]:
-    """Yield the linear layers of a block that change, with views of their weights and biases."""
+) -> Iterator[NarrowLinear]:
+    """Yield views of the linear layers of a block that change.
+
+    Raises:
+        InputError: the channels of the model are in no order, or the block cannot be narrowed.
+    """
     state = _states.get(model)
     if state is None:
         raise InputError("the channels of the model are in no order: put them in one first")
+    index = state.numbers[block]
+    mlp, attention = state.parts[index]
+    wanted: list[tuple[Part, int]] = []
     if channels is not None:
-        mlp = mlp_of(model, block)
-        if mlp is None or not 0 < channels <= mlp.channels:
+        if mlp is None or not 0 < channels <= len(state.order.channels[index]):
             raise InputError(f"the MLP of a layer cannot be narrowed to {channels} channels")
-        for linear in mlp.inputs:
-            yield linear, *_rows(linear, channels)
-        yield (
-            mlp.output,
-            mlp.output.weight.detach()[:, :channels],
-            _bias(state, model, block, mlp, channels),
-        )
+        wanted.append((mlp, channels))
     if groups is not None:
-        attention = attention_of(model, block)
-        if attention is None or not 0 < groups <= attention.groups:
+        if attention is None or not 0 < groups <= len(state.order.groups[index]):
             raise InputError(f"the attention of a layer cannot be narrowed to {groups} KV groups")
-        columns = groups * attention.query_rows
-        yield attention.query, *_rows(attention.query, columns)
-        yield attention.key, *_rows(attention.key, groups * attention.head_dim)
-        yield attention.value, *_rows(attention.value, groups * attention.head_dim)
-        yield (
-            attention.output,
-            attention.output.weight.detach()[:, :columns],
-            _bias(state, model, block, attention, columns),
-        )
-
-
-def _rows(module: nn.Linear, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return views of the first rows of a weight and of its bias."""
-    bias = None
-    if module.bias is not None:
-        bias = module.bias.detach()[:count]
-    return module.weight.detach()[:count], bias
+        wanted.append((attention, groups))
+    for part, count in wanted:
+        inputs, output = views_of(part, count)
+        yield from inputs
+        yield replace(output, bias=_bias(state, index, part, count))
 
 
 @torch.no_grad()
-def _bias(
-    state: _State,
-    model: PreTrainedModel,
-    block: nn.Module,
-    part: NarrowableMlp | NarrowableAttention,
-    columns: int,
-) -> torch.Tensor | None:
-    """Return the bias of an output projection that keeps its first columns.
+def _bias(state: _State, index: int, part: Part, count: int) -> nn.Parameter | None:
+    """Return the bias of an output projection that keeps its first units.
 
     It stands for the mean of the removed columns, if the order has means. It is computed once for
     each width.
     """
-    own = part.output.bias
-    means = state.order.channel_means
-    kind = "mlp"
+    means, order, kind = state.order.channel_means, state.order.channels[index], "mlp"
     if isinstance(part, NarrowableAttention):
         means, kind = state.order.column_means, "attention"
-    if means is None or columns == part.output.in_features:
-        return None if own is None else own.detach()
-    key = block, kind, columns
+        order = indices_of_groups(state.order.groups[index], part.query_rows)
+    columns = columns_of(part, count)
+    if means is None or columns == len(order):
+        return part.output.bias
+    key = index, kind, count
     if key not in state.biases:
-        index = list(blocks_of(model)).index(block)
-        order = state.order.channels[index]
-        if isinstance(part, NarrowableAttention):
-            order = indices_of_groups(state.order.groups[index], part.query_rows)
-        weight = part.output.weight.detach()[:, columns:]
+        weight = part.output.weight[:, columns:]
         mean = means[index][order[columns:]].to(weight.device, torch.float32)
         bias = (weight.float() @ mean).to(weight.dtype)
-        if own is not None:
-            bias = bias + own.detach()
-        state.biases[key] = bias
+        if part.output.bias is not None:
+            bias = bias + part.output.bias
+        state.biases[key] = nn.Parameter(bias, requires_grad=False)
     return state.biases[key]
 
 
@@ -299,10 +299,9 @@ def narrow(model: PreTrainedModel, candidate: LayerWidths) -> PreTrainedModel:
         use = candidate.use(index)
         if use is None or not use.narrows:
             continue
-        changed = list(_narrow_parameters(model, block, use.channels, use.groups))
-        for linear, weight, bias in changed:
-            copied = None if bias is None else bias.clone()
-            _set(linear, weight.clone(), copied, linear.weight.requires_grad)
-            linear.out_features, linear.in_features = weight.shape
+        for view in list(_views(model, block, use.channels, use.groups)):
+            bias = None if view.bias is None else view.bias.detach().clone()
+            copied = replace(view, weight=view.weight.clone(), bias=bias)
+            install(copied, trained=view.linear.weight.requires_grad)
     _states.pop(model, None)
     return model

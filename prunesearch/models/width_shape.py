@@ -1,12 +1,15 @@
 """The parts of a model's blocks that can be removed one by one, and the modules that hold them.
 
 The modules are found by their names and checked by their shapes. An attention or an MLP with
-anything that does not belong to a channel, to a KV group or to the whole is not narrowed.
+anything that does not belong to a channel, to a KV group or to the whole is not narrowed. Neither
+is one that shares a weight with another part of the model.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,8 +19,13 @@ from prunesearch.models.structure import architecture_of, blocks_of, parts_of, s
 
 _QKV = ("q_proj", "k_proj", "v_proj")
 _ATTENTION_OUT = ("o_proj", "out_proj", "dense")
-_MLP_IN = (("gate_proj", "up_proj"), ("w1", "w3"), ("up_proj",), ("fc1",))
-_MLP_OUT = ("down_proj", "w2", "fc2")
+_MLP_IN = (
+    ("gate_proj", "up_proj"), ("w1", "w3"), ("up_proj",), ("fc1",), ("fc_in",), ("c_fc",),
+    ("dense_h_to_4h",),
+)  # fmt: skip
+_MLP_OUT = ("down_proj", "w2", "fc2", "fc_out", "c_proj", "dense_4h_to_h")
+_FIXED_HEADS = frozenset({"gptj", "opt", "stablelm", "xglm"})
+"""Types whose attention divides its rows by the number of heads in the config."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,10 @@ class NarrowableAttention:
         return count
 
 
+BlockParts = tuple[NarrowableMlp | None, NarrowableAttention | None]
+"""The MLP and the attention of a block; None for one that cannot be narrowed."""
+
+
 def mlp_of(model: PreTrainedModel, block: nn.Module) -> NarrowableMlp | None:
     """Return the projections of a block's MLP; None if it cannot be narrowed."""
     sublayer = architecture_of(model.config).mlp
@@ -110,7 +122,7 @@ def mlp_of(model: PreTrainedModel, block: nn.Module) -> NarrowableMlp | None:
             if len(inputs) != len(names) or output is None:
                 continue
             alike = all(each.out_features == output.in_features for each in inputs)
-            if alike and _holds_only(module, (*inputs, output)):
+            if alike and _holds_only(module, (*inputs, output)) and not _shares(model, module):
                 return NarrowableMlp(tuple(inputs), output)
     return None
 
@@ -118,7 +130,7 @@ def mlp_of(model: PreTrainedModel, block: nn.Module) -> NarrowableMlp | None:
 def attention_of(model: PreTrainedModel, block: nn.Module) -> NarrowableAttention | None:
     """Return the projections of a block's attention; None if it cannot be narrowed."""
     sublayer = architecture_of(model.config).attention
-    if sublayer is None:
+    if sublayer is None or model.config.model_type in _FIXED_HEADS:
         return None
     for module in parts_of(block, sublayer.modules):
         projections, output = _linears(module, _QKV), _first_linear(module, _ATTENTION_OUT)
@@ -133,7 +145,8 @@ def attention_of(model: PreTrainedModel, block: nn.Module) -> NarrowableAttentio
         if rest or other or not alike or not groups or heads % groups:
             continue
         # A norm of one head is shared by all. A norm of all heads together is not.
-        if _holds_only(module, (query, key, value, output), head_dim):
+        own = (query, key, value, output)
+        if _holds_only(module, own, head_dim) and not _shares(model, module):
             return NarrowableAttention(query, key, value, output, head_dim, heads // groups)
     return None
 
@@ -197,7 +210,24 @@ def _holds_only(module: nn.Module, known: Sequence[nn.Linear], norm_size: int = 
     ids: set[int] = set()
     for layer in known:
         ids.update(id(parameter) for parameter in layer.parameters())
-    for parameter in module.parameters():
-        if id(parameter) not in ids and tuple(parameter.shape) != (norm_size,):
+    for name, parameter in module.named_parameters():
+        if id(parameter) in ids:
+            continue
+        # Sinks of attention have one number a head, and there may be as many as a head has numbers.
+        if "norm" not in name or tuple(parameter.shape) != (norm_size,):
             return False
     return True
+
+
+def _shares(model: PreTrainedModel, module: nn.Module) -> bool:
+    """Return whether a module shares a weight with another part of the model."""
+    uses = Counter(_place(p) for _, p in model.named_parameters(remove_duplicate=False))
+    return any(uses[_place(parameter)] > 1 for parameter in module.parameters())
+
+
+def _place(parameter: torch.Tensor) -> object:
+    """Return what two parameters with the same weights have in common."""
+    # Weights on the meta device have no address, so they are told apart as objects.
+    if parameter.is_meta or not parameter.numel():
+        return id(parameter)
+    return parameter.device, parameter.data_ptr()

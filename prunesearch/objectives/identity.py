@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from prunesearch.cache.keys import minor
 from prunesearch.compat.transformers import attention_name
+from prunesearch.models.narrowing import order_of
 from prunesearch.models.structure import input_device
 
 SCORING_VERSION = 2
@@ -19,15 +20,20 @@ SCORING_VERSION = 2
 def numerics_of(model: PreTrainedModel) -> dict[str, str]:
     """Return the class of arithmetic that results are computed in.
 
-    The cache keeps results of different classes apart.
+    The cache keeps results of different classes apart. The order of channels is a part of it,
+    because sums in another order differ in their last digits.
     """
-    return {
+    numerics = {
         "attention": attention_name(model.config),
         "device": input_device(model).type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "torch": minor(torch.__version__),
         "transformers": minor(transformers.__version__),
     }
+    order = order_of(model)
+    if order is not None:
+        numerics["channels"] = order.digest
+    return numerics
 
 
 def tokens_digest(sequences: Sequence[Any]) -> str:

@@ -8,15 +8,13 @@ import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import InputError, ModelError
+from prunesearch.errors import InputError
 from prunesearch.execution.batches import Rows
 from prunesearch.execution.head import Head
 from prunesearch.execution.shared_forward import Forward
@@ -24,6 +22,7 @@ from prunesearch.layer_widths import LayerWidths
 from prunesearch.models import narrowing
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.layers import ResidentLayers
+from prunesearch.models.permuting import indices_of_groups
 from prunesearch.models.structure import blocks_of, sizes_of
 from prunesearch.models.surgery import pruned
 from prunesearch.models.width_shape import attention_of, mlp_of, width_shape_of
@@ -83,7 +82,7 @@ def masked_logits(model: PreTrainedModel, candidate: LayerWidths) -> torch.Tenso
         mlp, attention = mlp_of(model, block), attention_of(model, block)
         assert mlp is not None and attention is not None
         gone = order.channels[index][candidate.channels[index] :]
-        columns = narrowing.indices_of_groups(
+        columns = indices_of_groups(
             order.groups[index][candidate.groups[index] :], attention.query_rows
         )
         for part, removed, means in (
@@ -163,21 +162,6 @@ def test_an_order_of_another_model_is_refused() -> None:
     with pytest.raises(InputError, match="does not fit layer 0"):
         narrowing.reorder(model, ChannelOrder("magnitude", twice, order.groups))
     assert narrowing.order_of(model) is None
-
-
-def test_an_attention_that_cannot_be_narrowed_is_left_whole() -> None:
-    """OPT's attention has one bias for all heads, and its MLP lies in the block itself."""
-    config = OPTConfig(
-        vocab_size=99, hidden_size=64, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
-        word_embed_proj_dim=64, max_position_embeddings=32,
-    )  # fmt: skip
-    model = OPTForCausalLM(config)
-    try:
-        shape = width_shape_of(model)
-    except ModelError as error:
-        assert "cannot be narrowed" in str(error)
-    else:
-        assert all(channels == 0 for channels in shape.channels)
 
 
 def test_sizes_of_plain_candidates_do_not_change() -> None:
