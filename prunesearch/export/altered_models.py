@@ -7,8 +7,9 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.models.narrowing import check_order
 from prunesearch.models.structure import blocks_of, settings_of
-from prunesearch.models.surgery import ablated
+from prunesearch.models.surgery import used
 from prunesearch.runtime.patching import replaced
 
 _NARROW = 4
@@ -24,7 +25,7 @@ _WINDOWS = (
 @contextmanager
 def identity_blocks(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[None]:
     """Make the dropped blocks of a dense model return their input unchanged inside the ``with``
-    block.
+    block. Kept blocks compute with what the candidate leaves of them.
 
     The kept blocks keep their own numbers and masks. The dropped blocks still compute, which shows
     in what form a block of any type returns its hidden states.
@@ -46,9 +47,11 @@ def identity_blocks(model: PreTrainedModel, candidate: LayerSubset) -> Iterator[
             forward = blocks[number].forward
             # Each block needs a closure of its own, as `forward` is a variable of the loop.
             stack.enter_context(replaced(blocks[number], "forward", handing_on(forward)))
-        for number in {*candidate.attention, *candidate.mlp}:
-            use = (number in candidate.attention, number in candidate.mlp)
-            stack.enter_context(ablated(model, blocks[number], *use))
+        # Kept blocks lose sublayers, channels and KV groups.
+        check_order(model, candidate)
+        if not candidate.whole_blocks:
+            for number in candidate.kept:
+                stack.enter_context(used(model, blocks[number], candidate.use(number)))
         yield
 
 

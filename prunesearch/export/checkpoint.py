@@ -36,6 +36,7 @@ from prunesearch.export.results import Exported
 from prunesearch.export.writer import MAX_SHARD
 from prunesearch.models.config_edits import edits
 from prunesearch.models.loading import LoadedModel
+from prunesearch.models.narrowing import check_order
 from prunesearch.models.structure import architecture_of, settings_of
 from prunesearch.runtime.json_values import Json
 
@@ -118,6 +119,7 @@ class UnpublishedCheckpoint:
     ) -> None:
         # Refuse what cannot succeed before any work is done.
         check_export_format(loaded.model.config, candidate, export_format)
+        check_order(loaded.model, candidate)
         companions(loaded)
         self._replace = replace and (out / manifest.MANIFEST).is_file()
         if self._replace:

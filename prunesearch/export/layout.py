@@ -7,6 +7,7 @@ found by transformers' own rules.
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from transformers import PreTrainedModel
 
@@ -31,12 +32,15 @@ class Slice:
     Attributes:
         axis: axis that consists of the parts.
         n_parts: number of parts.
-        kept: indices of the parts to keep.
+        kept: indices of the parts to keep, in their new order.
+        filled: True if the other parts become zeros instead of being removed. The kept parts then
+            stay where they are.
     """
 
     axis: int
     n_parts: int
     kept: tuple[int, ...]
+    filled: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class TensorEntry:
     @property
     def shape(self) -> tuple[int, ...]:
         """Return the shape of the new tensor."""
-        if self.take is None:
+        if self.take is None or self.take.filled:
             return self.source.shape
         shape = list(self.source.shape)
         shape[self.take.axis] = shape[self.take.axis] // self.take.n_parts * len(self.take.kept)
@@ -67,7 +71,7 @@ class TensorEntry:
     @property
     def nbytes(self) -> int:
         """Return the bytes of the new tensor."""
-        if self.take is None:
+        if self.take is None or self.take.filled:
             return self.source.nbytes
         return self.source.nbytes // self.take.n_parts * len(self.take.kept)
 
@@ -93,6 +97,8 @@ def layout_of(
     *,
     zeroed: Collection[str] = (),
     dropped: Collection[str] = (),
+    narrowed: Mapping[str, Slice] = MappingProxyType({}),
+    biases: Mapping[str, Stored] = MappingProxyType({}),
 ) -> Layout:
     """Plan the checkpoint of a candidate.
 
@@ -102,17 +108,22 @@ def layout_of(
         candidate: candidate of the dense model.
         zeroed: parameters of the dense model that become zeros.
         dropped: parameters of the dense model that are left out.
+        narrowed: parts that parameters of narrow sublayers keep.
+        biases: biases that replace those of the dense model, or that it does not have, by the name
+            of the parameter.
 
     Raises:
-        ModelError: a stored name does not contain the number of its block.
+        ModelError: a stored name does not contain the number of its block, or a narrow tensor is
+            stored in pieces.
     """
     architecture, makes = architecture_of(model.config), parameters_of(model, stored)
     new_number = {old: new for new, old in enumerate(candidate.kept)}
     # Parameters outside the blocks with a part for each block lose the parts of dropped blocks.
-    slices: dict[str, Slice] = {}
+    slices: dict[str, Slice] = dict(narrowed)
     if candidate.dropped:
         for name, axis in per_layer_tensors(model).items():
             slices[name] = Slice(axis, candidate.n_layers, candidate.kept)
+    read = {parameter for parameter, _ in makes.values()}
     entries, unread = [], []
     # In the order on disk, so that the sources are read from front to back.
     for name, place in sorted(stored.items(), key=lambda item: (item[1].path, item[1].offset)):
@@ -123,9 +134,13 @@ def layout_of(
             else:
                 entries.append(TensorEntry(name, place))
             continue
-        parameter, _ = makes[name]
+        parameter, piece = makes[name]
         if parameter in dropped:
             continue
+        if piece is not None and parameter in narrowed:
+            raise ModelError(
+                f"{parameter} is stored in pieces, so it cannot be narrowed: drop whole blocks"
+            )
         # A tensor outside the blocks keeps its name. That of a kept block gets the block's new
         # number.
         block, renamed = _block_of(parameter, architecture.blocks), name
@@ -133,7 +148,14 @@ def layout_of(
             if block not in new_number:
                 continue
             renamed = _renumbered(name, block, new_number[block])
+        if parameter in biases:
+            entries.append(TensorEntry(renamed, biases[parameter]))
+            continue
         entries.append(TensorEntry(renamed, place, slices.get(parameter), parameter in zeroed))
+        # A bias that the dense model does not have follows its weight.
+        bias = f"{parameter.removesuffix('weight')}bias"
+        if bias in biases and bias not in read:
+            entries.append(TensorEntry(f"{renamed.removesuffix('weight')}bias", biases[bias]))
     return Layout(tuple(entries), tuple(unread))
 
 

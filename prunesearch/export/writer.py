@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-import numpy as np
 import xxhash
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from prunesearch.export.layout import TensorEntry
+from prunesearch.export.pieces import PIECE, read_all, sliced, whole
 from prunesearch.models.safetensors_files import (
     INDEX,
     SINGLE,
@@ -36,8 +36,8 @@ MAX_SHARD = 5 * 10**9
 
 Some stores have trouble with larger files.
 """
-_PIECE = 16 * 2**20
-"""Bytes of a piece that is read and written at once."""
+_WAITING = 3
+"""Pieces that are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def digest(stored: Stored) -> str:
     """
     hashed = xxhash.xxh3_128()
     with stored.path.open("rb", buffering=0) as file:
-        for piece in _whole(file.fileno(), stored, bytearray(_PIECE)):
+        for piece in whole(file.fileno(), stored, bytearray(PIECE)):
             hashed.update(piece)
     return hashed.hexdigest()
 
@@ -168,9 +168,9 @@ def _write_shard(
         The digest of each tensor.
     """
     digests: dict[str, str] = {}
-    spare = [bytearray(_PIECE) for _ in range(3)]
+    spare = [bytearray(PIECE) for _ in range(_WAITING)]
     # Pieces that the other thread has not written yet, each with the buffer that it lies in.
-    waiting: deque[tuple[Future[None], bytearray]] = deque()
+    waiting: deque[tuple[Future[None], bytearray | None]] = deque()
     source: FileIO | None = None
     with path.open("wb", buffering=0) as file:
         _write_all(file.fileno(), memoryview(_header(shard)))
@@ -239,9 +239,11 @@ def _pieces(
     file: int,
     entry: TensorEntry,
     spare: list[bytearray],
-    waiting: deque[tuple[Future[None], bytearray]],
-) -> Iterator[tuple[bytearray, memoryview]]:
+    waiting: deque[tuple[Future[None], bytearray | None]],
+) -> Iterator[tuple[bytearray | None, memoryview]]:
     """Yield the bytes of a new tensor piece by piece, each with the buffer that it lies in.
+
+    A piece of a sliced tensor has memory of its own, and no buffer.
 
     Args:
         file: descriptor of the source's file.
@@ -252,64 +254,36 @@ def _pieces(
 
     def free() -> bytearray:
         """Return a free buffer. This may wait for the oldest piece to be written."""
-        if spare:
-            return spare.pop()
-        done, buffer = waiting.popleft()
-        done.result()
-        return buffer
+        while not spare:
+            _wait_for_oldest(spare, waiting)
+        return spare.pop()
 
     if entry.zeroed:
-        for start in range(0, entry.nbytes, _PIECE):
+        for start in range(0, entry.nbytes, PIECE):
             buffer = free()
-            buffer[:] = bytes(_PIECE)
-            yield buffer, memoryview(buffer)[: min(_PIECE, entry.nbytes - start)]
+            buffer[:] = bytes(PIECE)
+            yield buffer, memoryview(buffer)[: min(PIECE, entry.nbytes - start)]
     elif entry.take is None:
-        for start in range(0, entry.nbytes, _PIECE):
+        for start in range(0, entry.nbytes, PIECE):
             buffer = free()
-            piece = memoryview(buffer)[: min(_PIECE, entry.nbytes - start)]
-            _read_all(file, piece, entry.source.offset + start)
+            piece = memoryview(buffer)[: min(PIECE, entry.nbytes - start)]
+            read_all(file, piece, entry.source.offset + start)
             yield buffer, piece
     else:
-        # Sliced pieces have memory of their own.
-        for piece in _sliced(file, entry):
-            yield bytearray(), piece
+        for piece in sliced(file, entry):
+            while len(waiting) > _WAITING:
+                _wait_for_oldest(spare, waiting)
+            yield None, piece
 
 
-def _sliced(file: int, entry: TensorEntry) -> Iterator[memoryview]:
-    """Yield the kept parts of a tensor, a few rows at a time.
-
-    A row is everything from the sliced axis on. The axes before it only repeat rows.
-    """
-    assert entry.take is not None
-    shape, take = entry.source.shape, entry.take
-    rows = math.prod(shape[: take.axis])
-    row_bytes = entry.source.nbytes // rows
-    at_a_time = max(1, _PIECE // row_bytes)
-    for start in range(0, rows, at_a_time):
-        count = min(at_a_time, rows - start)
-        raw = bytearray(count * row_bytes)
-        _read_all(file, memoryview(raw), entry.source.offset + start * row_bytes)
-        # Keep the wanted parts of each row.
-        parts = np.frombuffer(raw, np.uint8).reshape(count, take.n_parts, row_bytes // take.n_parts)
-        yield memoryview(parts[:, list(take.kept)].tobytes())
-
-
-def _whole(file: int, stored: Stored, buffer: bytearray) -> Iterator[memoryview]:
-    """Yield the bytes of a stored tensor piece by piece, each in the same buffer."""
-    for start in range(0, stored.nbytes, len(buffer)):
-        piece = memoryview(buffer)[: min(len(buffer), stored.nbytes - start)]
-        _read_all(file, piece, stored.offset + start)
-        yield piece
-
-
-def _read_all(file: int, piece: memoryview, offset: int) -> None:
-    """Fill a piece from a file. One call may return fewer bytes than it was asked for."""
-    done = 0
-    while done < len(piece):
-        count = os.preadv(file, [piece[done:]], offset + done)
-        if count == 0:
-            raise OSError(f"{len(piece) - done} bytes are missing at {offset + done}")
-        done += count
+def _wait_for_oldest(
+    spare: list[bytearray], waiting: deque[tuple[Future[None], bytearray | None]]
+) -> None:
+    """Wait until the oldest piece is written. Its buffer is free then, if it has one."""
+    done, buffer = waiting.popleft()
+    done.result()
+    if buffer is not None:
+        spare.append(buffer)
 
 
 def _write_all(file: int, piece: memoryview) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, UnknownNameError, either
+from prunesearch.layer_widths import LayerWidths
 from prunesearch.runtime.registry import Registry
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class ExportFormat:
         option: option that selects the format. None for ``--as NAME``.
         whole_blocks: whether it can write a candidate that drops whole blocks only.
         sublayers: whether it can write a candidate that drops single attention or MLP sublayers.
+        narrowed: whether it can write a candidate that narrows layers.
+        filled: whether it keeps the shapes of narrow layers, and sets what is removed to zero.
         own_code: whether it ships with code that loads it.
         other_program: whether another program than transformers reads it. That program does not
             know a model with code of its own.
@@ -57,6 +60,8 @@ class ExportFormat:
     option: str | None = None
     whole_blocks: bool = True
     sublayers: bool = False
+    narrowed: bool = False
+    filled: bool = False
     own_code: bool = False
     other_program: bool = False
     suffix: str | None = None
@@ -86,6 +91,11 @@ class ExportFormat:
         from prunesearch.models.structure import architecture_of
         from prunesearch.models.surgery import check_removable
 
+        if narrows(candidate) and not self.narrowed:
+            raise InputError(
+                f"{self.field} cannot hold layers of different widths, as {candidate.text} asks "
+                f"for: use `export_format` {_for_widths()}"
+            )
         if not self.sublayers:
             check_removable(candidate)
             return
@@ -143,6 +153,16 @@ class ExportFormat:
     ) -> "ExportedGguf":
         """Write and verify a candidate as one file. Only formats with a `suffix` have this."""
         raise NotImplementedError(f"the format {self.name} writes a folder")
+
+
+def narrows(candidate: LayerSubset) -> bool:
+    """Return whether a candidate has narrow layers."""
+    return isinstance(candidate, LayerWidths) and any(candidate.narrowed)
+
+
+def _for_widths() -> str:
+    """Return the formats that hold narrow layers."""
+    return either([entry.name for entry in REGISTRY.entries() if entry.narrowed])
 
 
 def _for_any_code() -> str:

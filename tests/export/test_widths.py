@@ -1,0 +1,223 @@
+"""Exports of layers of different widths: real sizes, biases, planted mistakes, reloading."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM
+
+from prunesearch.candidate import LayerSubset
+from prunesearch.errors import InputError, VerificationError
+from prunesearch.export import checkpoint, export
+from prunesearch.layer_widths import LayerWidths
+from prunesearch.models import narrowing
+from prunesearch.models.loading import LoadedModel
+from prunesearch.models.structure import blocks_of
+from prunesearch.models.surgery import pruned
+from prunesearch.models.width_shape import attention_of, mlp_of
+from tests.support.exports import Mistake, planted
+from tests.support.models import N_LAYERS
+from tests.support.narrow_models import narrow_model, random_order
+
+IDS = torch.arange(1, 25)[None]
+
+
+@torch.no_grad()
+def masked_logits(loaded: LoadedModel, candidate: LayerWidths) -> torch.Tensor:
+    """The logits of the model in its own order, with the removed columns set to zero and the mean
+    of what they gave added. Changes the model.
+    """
+    model = loaded.model
+    order = narrowing.order_of(model)
+    assert order is not None
+    narrowing.restore(model)
+    for index, block in enumerate(blocks_of(model)):
+        mlp, attention = mlp_of(model, block), attention_of(model, block)
+        use = candidate.use(index)
+        if use is None:
+            block.register_forward_hook(lambda _, args, out: args[0])
+            continue
+        assert mlp is not None and attention is not None
+        columns = narrowing.indices_of_groups(
+            order.groups[index][candidate.groups[index] :], attention.query_rows
+        )
+        for part, removed, means, adds in (
+            (
+                mlp.output,
+                order.channels[index][candidate.channels[index] :],
+                order.channel_means,
+                use.mlp,
+            ),
+            (attention.output, columns, order.column_means, use.attention),
+        ):
+            if means is not None and len(removed) and adds:
+                shift = part.weight[:, removed] @ means[index][removed]
+                part.register_forward_hook(lambda _, __, out, shift=shift: out + shift)
+            part.weight[:, removed] = 0.0
+            if not adds and part.bias is not None:
+                part.bias.zero_()
+    logits: torch.Tensor = model(IDS).logits
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("architecture", "biases"),
+    [("llama", True), ("qwen2", True), ("qwen3", False), ("mistral", True), ("smollm3", False),
+     ("gemma2", True), ("phi", True)],
+)  # fmt: skip
+@torch.inference_mode()
+def test_an_export_has_the_sizes_and_computes_what_masking_does(
+    architecture: str, biases: bool, tmp_path: Path
+) -> None:
+    loaded, candidate = narrow_model(architecture, tmp_path / "dense", biases)
+    made = export(loaded, candidate, tmp_path / "out", export_format="widths")
+    assert made.verification.cached
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    found = reloaded(IDS).logits
+    scale = float(found.abs().max())
+    with pruned(loaded.model, candidate) as model:
+        torch.testing.assert_close(found, model(IDS).logits, rtol=0, atol=1e-5 * scale)
+    torch.testing.assert_close(found, masked_logits(loaded, candidate), rtol=0, atol=1e-5 * scale)
+    # The sizes are those of the candidate, and what was removed is not in the files.
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert made.params == sum(p.numel() for p in reloaded.parameters())
+    assert made.bytes == sum(tensor.nbytes for tensor in tensors.values())
+    shapes = [tuple(tensors[f"model.layers.{i}.self_attn.k_proj.weight"].shape) for i in range(4)]
+    assert shapes == [(16, 32), (16, 32), (8, 32), (8, 32)]
+    assert "model.layers.4.self_attn.k_proj.weight" not in tensors
+    assert "model.layers.5.mlp.up_proj.weight" not in tensors
+
+
+def test_the_config_says_the_widths_as_transformers_does(tmp_path: Path) -> None:
+    loaded, candidate = narrow_model("llama", tmp_path / "dense", biases=True)
+    export(loaded, candidate, tmp_path / "out", export_format="widths")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    attention = {"num_key_value_heads": 1, "num_attention_heads": 2, "attention_output_bias": True}
+    assert config["per_layer_config"] == {
+        "1": {"intermediate_size": 30, "mlp_output_bias": True},
+        "2": attention,
+        "3": {"intermediate_size": 17, "mlp_output_bias": True, **attention},
+        "4": {"intermediate_size": 50, "mlp_output_bias": True, "skip": ["attention"]},
+    }
+    read = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True).config
+    layers = read.per_layer_config
+    assert [layer.intermediate_size for layer in layers] == [64, 30, 64, 17, 50]
+    assert [layer.num_key_value_heads for layer in layers] == [2, 2, 1, 1, 2]
+    assert [layer.head_dim for layer in layers] == [8] * 5
+
+
+@torch.inference_mode()
+def test_the_model_without_head_and_a_copy_compute_the_same(tmp_path: Path) -> None:
+    loaded, candidate = narrow_model("llama", tmp_path / "dense", biases=True)
+    export(loaded, candidate, tmp_path / "out", export_format="widths")
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    bare = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert torch.equal(bare(IDS).last_hidden_state, whole.model(IDS).last_hidden_state)
+    whole.save_pretrained(tmp_path / "copy")
+    copy = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", trust_remote_code=True)
+    assert torch.equal(copy(IDS).logits, whole(IDS).logits)
+
+
+def test_an_export_loads_without_prunesearch(tmp_path: Path) -> None:
+    loaded, candidate = narrow_model("llama", tmp_path / "dense", biases=True)
+    made = export(loaded, candidate, tmp_path / "out", export_format="widths")
+    code = (
+        "import sys; sys.modules['prunesearch'] = None\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained('out', trust_remote_code=True)\n"
+        "tokens = AutoTokenizer.from_pretrained('out')('The lighthouse', return_tensors='pt')\n"
+        "model.generate(**tokens, max_new_tokens=3, do_sample=False)\n"
+        "print(sum(p.numel() for p in model.parameters()))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(done.stdout.split()[-1]) == made.params
+
+
+def _swap(name: str, first: int, second: int) -> Callable[[Path], None]:
+    """Exchange two columns of a tensor of an export."""
+
+    def plant(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        tensors[name][:, [first, second]] = tensors[name][:, [second, first]]
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    return plant
+
+
+def _swap_groups(folder: Path) -> None:
+    """The keys of two groups under each other's place."""
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.self_attn.k_proj.weight"
+    tensors[name] = tensors[name].roll(8, 0)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def _wrong_bias(folder: Path) -> None:
+    """The biases of two layers under each other's names."""
+    tensors = load_file(folder / "model.safetensors")
+    names = [f"model.layers.{index}.mlp.down_proj.bias" for index in (1, 3)]
+    tensors[names[0]], tensors[names[1]] = tensors[names[1]], tensors[names[0]]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def _one_width_of_another_layer(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    widths = config["per_layer_config"]
+    widths["1"], widths["3"] = widths["3"], widths["1"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        Mistake("two channels", "llama", _swap("model.layers.1.mlp.down_proj.weight", 3, 4)),
+        Mistake("two groups", "llama", _swap_groups),
+        Mistake("biases", "llama", _wrong_bias),
+        Mistake("widths", "llama", _one_width_of_another_layer),
+    ],
+    ids=lambda mistake: mistake.name,
+)
+def test_planted_mistakes_are_found_by_their_logits(mistake: Mistake, tmp_path: Path) -> None:
+    loaded, candidate = narrow_model("llama", tmp_path / "dense", biases=True)
+    with (
+        planted(mistake),
+        mock.patch.object(checkpoint, "check_digests"),
+        pytest.raises(VerificationError),
+    ):
+        export(loaded, candidate, tmp_path / "out", export_format="widths")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
+
+
+def test_what_cannot_be_written_is_refused_with_the_reason(tmp_path: Path) -> None:
+    loaded, candidate = narrow_model("llama", tmp_path / "dense")
+    for export_format in ("plain", "deci", "remote-code"):
+        with pytest.raises(InputError, match="layers of different widths"):
+            export(loaded, candidate, tmp_path / "out", export_format=export_format)
+    whole = LayerSubset.of(N_LAYERS, (1,))
+    with pytest.raises(InputError, match="are whole: leave it out"):
+        export(loaded, whole, tmp_path / "out", export_format="widths")
+    narrowing.reorder(loaded.model, random_order(loaded.model, seed=2))
+    with pytest.raises(InputError, match="is of the channel order"):
+        export(loaded, candidate, tmp_path / "out", export_format="widths")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
+
+
+def test_a_model_of_another_dtype_is_written_from_memory(tmp_path: Path) -> None:
+    """The tensors in memory are in the channel order already."""
+    loaded, candidate = narrow_model("llama", tmp_path / "dense", biases=True, dtype="bfloat16")
+    export(loaded, candidate, tmp_path / "out", export_format="widths")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert tensors["model.layers.1.mlp.down_proj.weight"].dtype == torch.bfloat16
+    assert tensors["model.layers.1.mlp.down_proj.weight"].shape == (32, 30)
