@@ -19,7 +19,7 @@ from prunesearch.models.width_views import Part, columns_of, viewed, views_of
 
 _ALIKE = {torch.float32: 1e-5, torch.float64: 1e-5}
 """Accepted relative difference of the logits, by the dtype of the weights."""
-# More than the rounding of 16-bit weights causes over many blocks (0.042 in the 30 of SmolLM2-135M),
+# More than the rounding of 16-bit weights causes over many blocks (0.042 in the 30 of SmolLM2),
 # and less than code that computes something else, which gives about 1.
 _ALIKE_16_BIT = 0.3
 _TOKENS = 16
