@@ -12,14 +12,15 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.export.companions import copy_companions, without_code
 from prunesearch.export.config_file import ConfigFile
 from prunesearch.export.edited_config import edited_file
-from prunesearch.export.formats.registry import REGISTRY, narrows
+from prunesearch.export.formats.registry import REGISTRY
 from prunesearch.export.layout import Layout, layout_of
-from prunesearch.export.narrow_tensors import Narrowing, NarrowTensors
+from prunesearch.export.narrow_tensors import WHOLE, NarrowTensors, narrow_tensors
 from prunesearch.export.writer import MAX_SHARD, Written, write_cast, write_shards
 from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.guard import guarded_writing
 from prunesearch.models.handover import unchanged_by
 from prunesearch.models.loading import LoadedModel
+from prunesearch.models.narrowing import in_own_order
 from prunesearch.models.safetensors_files import Stored, tensors_in, tensors_of
 from prunesearch.models.structure import meta_model
 
@@ -33,7 +34,7 @@ def write_checkpoint(
     export_format: str = "plain",
     max_shard: int = MAX_SHARD,
     trust_remote_code: bool = False,
-    narrowing: Narrowing | None = None,
+    narrow: NarrowTensors = WHOLE,
 ) -> tuple[Written, Layout]:
     """Write the config and the weights of a candidate in safetensors, without verifying them.
 
@@ -46,7 +47,7 @@ def write_checkpoint(
         export_format: name of an export format.
         max_shard: bytes of the largest weight file.
         trust_remote_code: build the model with code that ships with it.
-        narrowing: how the stored tensors become those of narrow layers. None: no layer is narrower.
+        narrow: what becomes of the stored tensors of narrow layers.
 
     Raises:
         ModelError: the checkpoint is damaged, or no config can describe the kept blocks.
@@ -57,10 +58,6 @@ def write_checkpoint(
     chosen = REGISTRY.get(export_format)
     model = meta_model(config, trust_remote_code)
     silent = LayerSubset(candidate.n_layers, (), candidate.attention, candidate.mlp)
-    narrow = NarrowTensors()
-    if narrowing is not None:
-        assert isinstance(candidate, LayerWidths)
-        narrow = narrowing.tensors(model, stored, candidate, filled=chosen.filled)
     layout = layout_of(
         model,
         stored,
@@ -108,21 +105,31 @@ def write_files(
     copy_companions(loaded, new, own_type=REGISTRY.get(export_format).own_code)
     file = ConfigFile.of(config) if source.folder is None else ConfigFile.read(source.folder)
     # Make a temporary copy of the dense weights if the stored ones are not those that were scored.
-    in_memory = False
     if not stored_as_scored and loaded.layers.streamed_once:
         write_cast(loaded.model, stored, dense)
         stored = tensors_in(dense)
     elif not stored_as_scored or changed:
-        with guarded_writing("the model in memory"), unchanged_by("transformers", loaded.model):
+        with (
+            in_own_order(loaded.model),
+            guarded_writing("the model in memory"),
+            unchanged_by("transformers", loaded.model),
+        ):
             loaded.model.save_pretrained(dense)
-        stored, in_memory = tensors_in(dense), True
+        stored = tensors_in(dense)
         file = file.of_part(config, type(loaded.model).__name__)
     # An export does not name code that the user did not trust.
     if not loaded.trusted:
         file = file.with_values(without_code(dict(file.values)))
-    narrowing = None
-    if narrows(candidate):
-        narrowing = Narrowing.of(loaded.model, in_memory, dense.with_name("biases"))
+    narrow = WHOLE
+    if isinstance(candidate, LayerWidths):
+        chosen = REGISTRY.get(export_format)
+        narrow = narrow_tensors(
+            loaded.model,
+            candidate,
+            dense.with_name("biases"),
+            filled=chosen.filled,
+            empty=chosen.empty_biases(config, candidate),
+        )
     try:
         return write_checkpoint(
             stored,
@@ -133,7 +140,7 @@ def write_files(
             export_format,
             max_shard,
             loaded.trusted,
-            narrowing,
+            narrow,
         )
     finally:
         shutil.rmtree(dense, ignore_errors=True)

@@ -19,12 +19,14 @@ from prunesearch.export import checkpoint, export
 from prunesearch.layer_widths import LayerWidths
 from prunesearch.models import narrowing
 from prunesearch.models.loading import LoadedModel
+from prunesearch.models.permuting import indices_of_groups
 from prunesearch.models.structure import blocks_of
 from prunesearch.models.surgery import pruned
 from prunesearch.models.width_shape import attention_of, mlp_of
 from tests.support.exports import Mistake, planted
 from tests.support.models import N_LAYERS
-from tests.support.narrow_models import narrow_model, random_order
+from tests.support.narrow_models import narrow_model
+from tests.support.widths import order_for
 
 IDS = torch.arange(1, 25)[None]
 
@@ -45,7 +47,7 @@ def masked_logits(loaded: LoadedModel, candidate: LayerWidths) -> torch.Tensor:
             block.register_forward_hook(lambda _, args, out: args[0])
             continue
         assert mlp is not None and attention is not None
-        columns = narrowing.indices_of_groups(
+        columns = indices_of_groups(
             order.groups[index][candidate.groups[index] :], attention.query_rows
         )
         for part, removed, means, adds in (
@@ -123,6 +125,33 @@ def test_the_model_without_head_and_a_copy_compute_the_same(tmp_path: Path) -> N
     whole.save_pretrained(tmp_path / "copy")
     copy = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", trust_remote_code=True)
     assert torch.equal(copy(IDS).logits, whole(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "biases"), [("llama", True), ("qwen2", False), ("phi", True)]
+)
+@torch.inference_mode()
+def test_the_padded_form_loads_in_the_stock_class(
+    architecture: str, biases: bool, tmp_path: Path
+) -> None:
+    loaded, candidate = narrow_model(architecture, tmp_path / "dense", biases)
+    made = export(loaded, candidate, tmp_path / "out", export_format="zeroed")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(stock) is type(loaded.model)
+    found = stock(IDS).logits
+    scale = float(found.abs().max())
+    torch.testing.assert_close(found, masked_logits(loaded, candidate), rtol=0, atol=1e-5 * scale)
+    # The sizes are those of the dense blocks that are kept.
+    whole = loaded.sizes.params(LayerSubset.of(N_LAYERS, (4,)))
+    added = sum(p.numel() for n, p in stock.named_parameters() if n.endswith("bias"))
+    assert made.params == whole + (added if architecture == "llama" else 0)
+
+
+def test_biases_without_a_place_are_refused(tmp_path: Path) -> None:
+    loaded, candidate = narrow_model("qwen2", tmp_path / "dense", biases=True)
+    with pytest.raises(InputError, match=r"no place for the biases .*mlp.down_proj.bias.*widths"):
+        export(loaded, candidate, tmp_path / "out", export_format="zeroed")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
 
 
 def test_an_export_loads_without_prunesearch(tmp_path: Path) -> None:
@@ -208,7 +237,7 @@ def test_what_cannot_be_written_is_refused_with_the_reason(tmp_path: Path) -> No
     whole = LayerSubset.of(N_LAYERS, (1,))
     with pytest.raises(InputError, match="are whole: leave it out"):
         export(loaded, whole, tmp_path / "out", export_format="widths")
-    narrowing.reorder(loaded.model, random_order(loaded.model, seed=2))
+    narrowing.reorder(loaded.model, order_for(loaded.model, False, seed=2))
     with pytest.raises(InputError, match="is of the channel order"):
         export(loaded, candidate, tmp_path / "out", export_format="widths")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]

@@ -135,6 +135,15 @@ class ExportFormat:
         """
         return set()
 
+    def empty_biases(
+        self, config: "PretrainedConfig", candidate: LayerSubset
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of biases that the checkpoint has and the dense model has not.
+
+        They are zero where no bias stands for a removed part.
+        """
+        return {}
+
     def write_config(
         self, edited: "ConfigFile", config: "PretrainedConfig", candidate: LayerSubset, out: Path
     ) -> None:
