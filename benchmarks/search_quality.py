@@ -184,6 +184,8 @@ def runners(problem: Problem, python: Path | None, *, live: bool) -> dict[str, R
     chosen: dict[str, Runner] = {}
     for entry in REGISTRY.entries():
         name = entry.name
+        if entry.needs_llm:  # `benchmarks.rates` compares it, with a model that is asked
+            continue
         # Greedy removal and measured rankings need the losses of partial subsets.
         if entry.trials_needed(problem.space, entry.ranking).first > 1 and not problem.partial:
             continue

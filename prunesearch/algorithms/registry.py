@@ -115,6 +115,7 @@ class AlgorithmEntry:
         ranking: ranking that it starts from by default.
         takes_ranking: whether it can start from a ranking at all.
         needs_ranking: whether it cannot do without one.
+        needs_llm: whether it asks a language model, which the user names.
         random: whether another seed gives other trials.
         resumable: whether a resumed study continues with the same trials as an unbroken one.
         trials_needed: function of the space and the name of the ranking that returns how many
@@ -135,6 +136,7 @@ class AlgorithmEntry:
     ranking: str = "none"
     takes_ranking: bool = True
     needs_ranking: bool = False
+    needs_llm: bool = False
     random: bool = True
     resumable: bool = True
     trials_needed: Callable[[SearchSpace, str], TrialsNeeded] = for_ranking

@@ -4,15 +4,24 @@ A reply is kept in the evaluation cache under a key of its request. So a search 
 repeated, also by a colleague, gets the same reply and pays nothing twice.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from prunesearch.cache.evaluation_cache import EvaluationCache
-from prunesearch.cache.keys import chat_key
+from prunesearch.cache.keys import Key, chat_key
 from prunesearch.llm.chat import Chat, ChatReply, ChatRequest, LanguageModelError
 from prunesearch.llm.client import interruptibly
 from prunesearch.llm.limits import CircuitBreaker, Limits, Price, Spent
 from prunesearch.runtime.closing import Closing
 from prunesearch.runtime.json_values import JsonObject
+
+
+class Records(Protocol):
+    """Where replies are kept. `EvaluationCache` is one."""
+
+    def once(self, key: Key, compute: Callable[[], Any]) -> Any:  # noqa: ANN401 (any JSON value)
+        """Return the value of a key, and compute it if it is neither stored nor being computed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class RecordedChat(Closing):
 
     Args:
         chat: the language model.
-        cache: evaluation cache, which keeps the replies.
+        records: evaluation cache, which keeps the replies.
         limits: what may be spent.
         price: price of the tokens; None if it is not known.
         breaker: keeps calls from a model that fails.
@@ -42,13 +51,13 @@ class RecordedChat(Closing):
     def __init__(
         self,
         chat: Chat,
-        cache: EvaluationCache,
+        records: Records,
         limits: Limits | None = None,
         price: Price | None = None,
         breaker: CircuitBreaker | None = None,
     ) -> None:
         self.price = price
-        self._chat, self._cache = chat, cache
+        self._chat, self._records = chat, records
         self._limits = limits or Limits()
         self._breaker = breaker or CircuitBreaker()
 
@@ -76,7 +85,7 @@ class RecordedChat(Closing):
             paid = True
             return reply.as_json()
 
-        value = self._cache.once(chat_key(request.model, request.fields()), call)
+        value = self._records.once(chat_key(request.model, request.fields()), call)
         try:
             return Answer(ChatReply.from_json(value), not paid)
         except ValueError as error:

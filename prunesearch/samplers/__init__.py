@@ -6,7 +6,7 @@ use of Optuna's private parts comes from `studies.optuna_internals`.
 
 import pkgutil
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from optuna.samplers import BaseSampler
 
@@ -20,6 +20,9 @@ from prunesearch.samplers.settings import SamplerSettings, renamed_encoding
 from prunesearch.samplers.stored_memory import STATE_ATTR
 from prunesearch.space import SearchSpace
 from prunesearch.studies.trial_log import annotate, report
+
+if TYPE_CHECKING:
+    from prunesearch.samplers.llm.settings import LanguageModel
 
 __all__ = [
     "STATE_ATTR",
@@ -49,6 +52,7 @@ def build(
     ranking: Sequence[float] | Literal["single"] | None = None,
     asynchronous: bool = False,
     form: str | None = None,
+    llm: "LanguageModel | None" = None,
 ) -> SubsetSampler:
     """Build a sampler of subsets by its command-line name.
 
@@ -63,6 +67,7 @@ def build(
             alone, or ``"single"`` to measure it.
         asynchronous: never wait for a generation.
         form: old name of `encoding`.
+        llm: language model that proposes, for ``llm``.
 
     Raises:
         UnknownNameError: no such sampler or encoding.
@@ -78,6 +83,8 @@ def build(
     if asynchronous and not entry.asynchronous:
         able = names_with("asynchronous")
         raise InputError(f"asynchronous goes with `sampler` {either(able)}, not {name}")
+    if llm is not None and not entry.needs_llm:
+        raise InputError(f"a language model goes with `sampler` llm, not {name}")
     if ranking is not None and not entry.takes_ranking:
         raise InputError(f"a ranking cannot start `sampler` {name}: leave it out")
     settings = SamplerSettings(
@@ -87,6 +94,7 @@ def build(
         preselect=preselect,
         ranking=ranking,
         asynchronous=asynchronous,
+        llm=llm,
     )
     adapter: Callable[[AlgorithmEntry, SearchSpace, SamplerSettings], SubsetSampler]
     adapter = pkgutil.resolve_name(entry.sampler)

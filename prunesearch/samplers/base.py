@@ -7,7 +7,7 @@ It maps subsets to Optuna parameters, writes a whole trial in one transaction, a
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalChoiceType, IntDistribution
@@ -30,6 +30,7 @@ from prunesearch.studies.optuna_internals.access import enqueued_params, is_same
 from prunesearch.studies.trial_log import (
     PicklableSampler,
     TrialLog,
+    annotate,
     create_trial,
     fail,
     set_attribute,
@@ -54,12 +55,14 @@ class Proposal:
         state: state of the algorithm as JSON, stored with the trial.
         partial_subset: True for a partial subset. It drops fewer blocks than the space demands, so
             it cannot be a result.
+        attributes: user attributes of the trial: facts about the proposal.
     """
 
     number: int
     candidate: LayerSubset
     state: str
     partial_subset: bool = False
+    attributes: Mapping[str, Json] = field(default_factory=dict)
 
 
 class SubsetSampler(PicklableSampler, BaseSampler):
@@ -146,7 +149,11 @@ class SubsetSampler(PicklableSampler, BaseSampler):
                 state=TrialState.RUNNING,
                 params=self.space.to_params(proposal.candidate),
                 distributions=self._distributions,
-                user_attrs={"dropped": proposal.candidate.text, **describe(proposal.candidate)},
+                user_attrs={
+                    "dropped": proposal.candidate.text,
+                    **describe(proposal.candidate),
+                    **proposal.attributes,
+                },
                 system_attrs={STATE_ATTR: proposal.state},
             )
             number = create_trial(study, template)
@@ -305,6 +312,8 @@ class SubsetSampler(PicklableSampler, BaseSampler):
         dropped = [unit for unit, name in enumerate(params) if params[name]]
         state = {**json.loads(proposal.state), "d": dropped}
         set_attribute(study, trial, STATE_ATTR, json.dumps(state))
+        if proposal.attributes:
+            annotate(study, trial.number, proposal.attributes)
         return params
 
     def sample_independent(

@@ -5,7 +5,7 @@ import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from optuna.study import Study
@@ -16,6 +16,9 @@ from prunesearch.errors import InputError
 from prunesearch.runtime.json_values import Json, as_int
 from prunesearch.studies.optuna_internals.access import set_system_attribute, system_attributes
 from prunesearch.studies.trial_log import logger, put_back
+
+if TYPE_CHECKING:
+    from prunesearch.samplers.llm.settings import LanguageModel
 
 _CONFIG_ATTR = "ps:config:"
 
@@ -31,6 +34,7 @@ class SamplerSettings:
         preselect: whether a surrogate chooses among moves.
         ranking: cost of dropping each unit alone, ``"single"`` to measure it, or None.
         asynchronous: whether to propose without waiting for a generation.
+        llm: language model that proposes, for algorithms that need one.
     """
 
     population: int
@@ -39,6 +43,7 @@ class SamplerSettings:
     preselect: bool = True
     ranking: Sequence[float] | Literal["single"] | None = None
     asynchronous: bool = False
+    llm: "LanguageModel | None" = None
 
 
 def renamed_encoding(encoding: str, form: str | None) -> str:

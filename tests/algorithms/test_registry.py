@@ -15,6 +15,7 @@ def test_the_algorithms_are_these() -> None:
     known = "pso woa evolution ga annealing greedy one-shot tpe nsga2 cmaes random".split()
     assert [name for name in REGISTRY.names() if name in known] == known
     assert names_with("several_objectives")[:2] == ["pso", "woa"]
+    assert names_with("needs_llm") == ["llm"]
     assert names_with("ordinary_parameters") == ["pso", "woa", "tpe"]
     with pytest.raises(UnknownNameError, match="did you mean 'woa'"):
         REGISTRY.get("woaa")

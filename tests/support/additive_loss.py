@@ -6,7 +6,7 @@ import numpy as np
 import optuna
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.samplers import PSOSampler, WOASampler
+from prunesearch.samplers import PSOSampler, SubsetSampler, WOASampler
 from prunesearch.space import SearchSpace
 
 SPACE = SearchSpace(12, 4, frozenset({0}))
@@ -20,7 +20,7 @@ def loss(candidate: LayerSubset) -> float:
 
 def drive(
     study: optuna.Study,
-    sampler: PSOSampler | WOASampler,
+    sampler: PSOSampler | WOASampler | SubsetSampler,
     trials: int,
     value: Callable[[LayerSubset], float] = loss,
 ) -> list[tuple[str, float | None]]:

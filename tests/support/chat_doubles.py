@@ -1,7 +1,10 @@
 """Language models that reply from a list, from a function, or not at all."""
 
+import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from prunesearch.cache.keys import Key
 from prunesearch.llm.chat import ChatReply, ChatRequest, LanguageModelError
 
 
@@ -46,3 +49,16 @@ class FailingChat:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+class MemoryRecords:
+    """Keeps replies in memory, as the texts that a cache would store."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, str] = {}
+
+    def once(self, key: Key, compute: Callable[[], Any]) -> Any:  # noqa: ANN401 (any JSON value)
+        """Return the value of a key, and compute it if it is not stored."""
+        if key.digest not in self.stored:
+            self.stored[key.digest] = json.dumps(compute())
+        return json.loads(self.stored[key.digest])

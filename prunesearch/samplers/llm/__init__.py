@@ -1,0 +1,1 @@
+"""A sampler whose operators are a language model's: it proposes, selects, crosses and mutates."""
