@@ -250,6 +250,17 @@ def _(candidate: LayerWidths) -> Json:
     return candidate.text
 
 
+def described(text: str) -> str:
+    """Return what is left of a model, such as ``without layers 3,7`` or ``with widths 3:1024/2``.
+
+    Args:
+        text: text of a candidate.
+    """
+    if ":" in text:
+        return f"with widths {text}"
+    return f"without layers {text}"
+
+
 def parse_candidate(
     text: str, n_layers: int, shape: WidthShape | None = None, order: str = "", biases: bool = False
 ) -> LayerSubset:

@@ -180,7 +180,7 @@ def heal(
     max_loss: str | None,
     max_size: str | None,
     out: str,
-    export_format: str,
+    export_format: str | None,
     compensate: bool,
     checkpointing: bool,
     run_folder: str | None,

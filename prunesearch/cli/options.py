@@ -267,8 +267,7 @@ EXPORT_FORMAT = SharedOption(
     "--as",
     "export_format",
     type=Words(checkpoint_formats),
-    default="plain",
-    show_default=True,
+    show_default="plain; widths for narrow layers",
     help="Format of the checkpoint. Dropped sublayers need another format than plain.",
 )
 MAX_SHARD = SharedOption(

@@ -11,12 +11,14 @@ from pathlib import Path
 import yaml
 from huggingface_hub import metadata_load
 
+from prunesearch.candidate import LayerSubset
 from prunesearch.config.names import portable_name
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import ModelError
 from prunesearch.export.formats.plain import PLAIN
-from prunesearch.export.formats.registry import REGISTRY
+from prunesearch.export.formats.registry import REGISTRY, narrows
 from prunesearch.export.results import Exported, Verification
+from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
 from prunesearch.runtime.json_values import Json, JsonObject, as_object
@@ -65,12 +67,12 @@ def text_of(
         commit = f" at commit `{loaded.source.commit}`"
     return f"""---
 {_front_matter(loaded)}---
-# {base} without layers {candidate.text}
+# {base} {_title(candidate)}
 
 {len(candidate.kept)} of {candidate.n_layers} blocks of {base}{commit}; \
 {exported.params:,} parameters, \
 {exported.bytes:,} bytes. {REGISTRY.get(exported.export_format).description}{changed}
-{_figures(facts)}
+{_widths(candidate)}{_figures(facts)}
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
@@ -84,6 +86,27 @@ Details: `{manifest}`, `{report}`.
 
 The licence of the base model applies: {_licence(loaded)}.
 """
+
+
+def _title(candidate: LayerSubset) -> str:
+    """Return what the title says of a candidate."""
+    if narrows(candidate):
+        return "with narrower layers"
+    return f"without layers {candidate.text}"
+
+
+def _widths(candidate: LayerSubset) -> str:
+    """Return a paragraph about narrow layers; nothing if there are none."""
+    if not isinstance(candidate, LayerWidths) or not narrows(candidate):
+        return ""
+    biases = ""
+    if candidate.biases:
+        biases = " A bias stands for the mean of what was removed."
+    return (
+        f"\nWhat narrower layers keep, as layer:channels/KV groups (a number alone is a layer that "
+        f"is gone; all others are whole): `{candidate.text}`. The channels and groups that stay "
+        f"are the first ones of the order `{candidate.order}`.{biases}\n"
+    )
 
 
 def _compared(check: Verification) -> str:
@@ -129,8 +152,10 @@ def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json]) 
     # Weights that were changed cannot be exported again from the base model.
     if not exported.changed:
         export_format = revision = ""
-        if exported.export_format != PLAIN.name:
-            export_format = f" {REGISTRY.get(exported.export_format).selected_by}"
+        if isinstance(exported.candidate, LayerWidths) and narrows(exported.candidate):
+            export_format = f" --criterion {exported.candidate.order.rpartition('-')[0]}"
+        if exported.export_format not in (PLAIN.name, "widths"):
+            export_format += f" {REGISTRY.get(exported.export_format).selected_by}"
         if loaded.source.commit:
             revision = f" --revision {loaded.source.commit}"
         text += (

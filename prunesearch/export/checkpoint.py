@@ -30,7 +30,7 @@ from prunesearch.export.atomic import (
 )
 from prunesearch.export.checkpoint_files import write_files
 from prunesearch.export.companions import companions
-from prunesearch.export.formats.registry import checkpoint_format
+from prunesearch.export.formats.registry import checkpoint_format, default_format
 from prunesearch.export.reloading import check_digests, reload_and_compare
 from prunesearch.export.results import Exported
 from prunesearch.export.writer import MAX_SHARD
@@ -47,7 +47,7 @@ def export(
     out: Path,
     facts: Mapping[str, Json] | None = None,
     *,
-    export_format: str = "plain",
+    export_format: str | None = None,
     changed: Sequence[str] = (),
     replace: bool = False,
     max_shard: int = MAX_SHARD,
@@ -62,7 +62,8 @@ def export(
         facts: facts about the candidate (recipe, metrics). They are kept in the manifest and shown
             on the card.
         export_format: ``plain`` removes the blocks, and any program loads the result. The other
-            formats are for dropped sublayers.
+            formats are for dropped sublayers and narrow layers. None: ``plain``, or ``widths`` for
+            narrow layers.
         changed: changes that were made to the weights in memory, such as ``compensated``. If there
             are any, the weights in memory are written instead of those in the files.
         replace: replace an earlier export at `out`, once the new one is verified.
@@ -112,11 +113,13 @@ class UnpublishedCheckpoint:
         candidate: LayerSubset,
         out: Path,
         *,
-        export_format: str = "plain",
+        export_format: str | None = None,
         changed: Sequence[str] = (),
         replace: bool = False,
         max_shard: int = MAX_SHARD,
     ) -> None:
+        if export_format is None:
+            export_format = default_format(candidate).name
         # Refuse what cannot succeed before any work is done.
         check_export_format(loaded.model.config, candidate, export_format)
         check_order(loaded.model, candidate)
@@ -218,7 +221,7 @@ class UnpublishedCheckpoint:
 
 
 def check_export_format(
-    config: PretrainedConfig, candidate: LayerSubset, export_format: str
+    config: PretrainedConfig, candidate: LayerSubset, export_format: str | None
 ) -> None:
     """Refuse a candidate that cannot be written in a format, before any work is done.
 
@@ -226,7 +229,9 @@ def check_export_format(
         InputError: the format is unknown, it cannot express the candidate, or the model is
         quantised.
     """
-    chosen = checkpoint_format(export_format)
+    chosen = default_format(candidate)
+    if export_format is not None:
+        chosen = checkpoint_format(export_format)
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(
             "the weights are quantised: export the unquantised model and quantise the result"

@@ -22,6 +22,7 @@ from prunesearch.errors import (
     RunError,
     one_line,
 )
+from prunesearch.layer_widths import described
 from prunesearch.runtime.json_values import JsonObject, as_list, as_object
 
 _TOKEN = re.compile(r"hf_\w+")
@@ -103,7 +104,7 @@ def push(
             repo_id=repository,
             folder_path=folder,
             repo_type="model",
-            commit_message=f"Without layers {dropped}, exported by prunesearch",
+            commit_message=f"{described(dropped).capitalize()}, exported by prunesearch",
         )
     # As above. What was exported is not lost with any of them.
     except Exception as error:  # noqa: BLE001

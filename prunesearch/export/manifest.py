@@ -8,10 +8,15 @@ from pathlib import Path
 import transformers
 import xxhash
 
+from prunesearch.candidate import LayerSubset
 from prunesearch.errors import StorageError
 from prunesearch.export import card
+from prunesearch.export.channel_order_file import write_order
+from prunesearch.export.formats.registry import narrows
 from prunesearch.export.results import Exported
+from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.loading import LoadedModel
+from prunesearch.models.narrowing import order_of
 from prunesearch.models.safetensors_files import INDEX
 from prunesearch.runtime.json_values import Json, JsonObject, to_json
 from prunesearch.runtime.version import __version__
@@ -40,6 +45,10 @@ def write(
         facts: facts about the candidate (recipe, metrics).
     """
     candidate, check = exported.candidate, exported.verification
+    order = order_of(loaded.model)
+    if narrows(candidate):
+        assert order is not None, "the candidate was compared with the order of the model"
+        write_order(folder, order)
     versions = {"prunesearch": __version__, "transformers": transformers.__version__}
     report: JsonObject = {
         **asdict(check),
@@ -60,6 +69,7 @@ def write(
             "base_fingerprint": loaded.fingerprint,
             "base_layers": candidate.n_layers,
             "dropped": candidate.text,
+            **_of_widths(candidate),
             "form": exported.export_format,
             "own_code": card.own_code(loaded, exported.export_format),
             "changed": list(exported.changed),
@@ -71,6 +81,14 @@ def write(
             **facts,
         },
     )
+
+
+def _of_widths(candidate: LayerSubset) -> JsonObject:
+    """Return what the manifest says of narrow layers beside their widths."""
+    if not isinstance(candidate, LayerWidths) or not narrows(candidate):
+        return {}
+    criterion = candidate.order.rpartition("-")[0]
+    return {"order": candidate.order, "criterion": criterion, "biases": candidate.biases}
 
 
 def file_digest(path: Path) -> str:

@@ -7,16 +7,20 @@ from pathlib import Path
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, VerificationError, one_line
+from prunesearch.export.channel_order_file import read_order
 from prunesearch.export.formats.registry import REGISTRY
 from prunesearch.export.manifest import MANIFEST, REPORT, file_digest
 from prunesearch.export.reloading import reload
 from prunesearch.export.results import Recheck, Reference
 from prunesearch.export.verification import compare, matches
 from prunesearch.export.writer import digest
+from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
+from prunesearch.models.narrowing import reorder
 from prunesearch.models.safetensors_files import misplaced, tensors_in
 from prunesearch.models.source import refuse_adapter
+from prunesearch.models.width_shape import width_shape_of
 from prunesearch.runtime.json_values import Json, JsonObject, as_int, as_list, as_object
 
 _MANIFEST = ("form", "base_model", "base_fingerprint", "base_layers", "dropped")
@@ -72,8 +76,7 @@ def recheck(
                 f"differ"
             )
         with _using(folder / MANIFEST):
-            layers = as_int(manifest["base_layers"], "base_layers")
-        candidate = LayerSubset.parse(dropped, layers)
+            candidate = _candidate(folder, manifest, base)
         against_base = compare(base.model, candidate, model, base.tokenizer)
     return Recheck(
         folder=folder,
@@ -84,6 +87,20 @@ def recheck(
         difference=difference,
         against_base=against_base,
     )
+
+
+def _candidate(folder: Path, manifest: JsonObject, base: LoadedModel) -> LayerSubset:
+    """Return the candidate of an export. The channels of the base model are put in its order.
+
+    Raises:
+        VerificationError: the channel order is missing or damaged.
+    """
+    text, layers = str(manifest["dropped"]), as_int(manifest["base_layers"], "base_layers")
+    if "order" not in manifest:
+        return LayerSubset.parse(text, layers)
+    order = read_order(folder, str(manifest["order"]))
+    reorder(base.model, order)
+    return LayerWidths.read(text, width_shape_of(base.model), order.digest, order.biases)
 
 
 def _digests_in(value: Json) -> dict[str, str]:

@@ -25,7 +25,7 @@ class ExportRequest:
     Attributes:
         out: folder of the checkpoint, or the GGUF file. None after a search: a folder in `root`,
             named by the study.
-        export_format: name of a format of `export.formats`.
+        export_format: name of a format of `export.formats`. None: the candidate decides.
         max_shard: size of the largest weight file in bytes.
         push_to_hub: name of the repository to upload to.
         public: allow the upload to a public repository.
@@ -35,7 +35,7 @@ class ExportRequest:
     """
 
     out: Path | None = None
-    export_format: str = "plain"
+    export_format: str | None = None
     max_shard: int = MAX_SHARD
     push_to_hub: str | None = None
     public: bool = False
@@ -45,14 +45,14 @@ class ExportRequest:
 
     @property
     def format(self) -> ExportFormat:
-        """The export format, with its facts."""
-        return REGISTRY.get(self.export_format)
+        """The export format, with its facts. If the candidate decides, it writes a folder."""
+        return REGISTRY.get(self.export_format or PLAIN.name)
 
     @classmethod
     def parse(
         cls,
         out: str | None,
-        export_format: str,
+        export_format: str | None,
         gguf: bool,
         max_shard: str,
         push_to_hub: str | None,
@@ -66,7 +66,10 @@ class ExportRequest:
             InputError: options contradict each other, or the destination cannot be written.
         """
         # A format that writes a file has a flag of its own: see `export.formats.registry`.
-        chosen = REGISTRY.get("gguf") if gguf else checkpoint_format(export_format)
+        chosen = REGISTRY.get("gguf") if gguf else checkpoint_format(export_format or PLAIN.name)
+        written = export_format
+        if chosen.suffix is not None:
+            written = chosen.name
         # Check the destination: a recipe for another program, a GGUF file or a folder.
         if program is not None:
             if program not in other_tools.PROGRAMS:
@@ -89,7 +92,9 @@ class ExportRequest:
                 raise InputError(
                     f"`out` {out!r} exists already: choose a new file, since none is replaced"
                 )
-            if export_format != PLAIN.name or (push_to_hub is not None and not chosen.hub):
+            if export_format not in (None, PLAIN.name) or (
+                push_to_hub is not None and not chosen.hub
+            ):
                 raise InputError(
                     f"{chosen.field} goes neither with `export_format` nor with `push_to_hub`"
                 )
@@ -112,4 +117,4 @@ class ExportRequest:
         size = parse_size(max_shard, "`max_shard`")
         if size < 1:
             raise InputError(f"`max_shard` {max_shard} is not a size: write 5GB or 500MiB")
-        return cls(Path(out) if out else None, chosen.name, size, push_to_hub, public, program)
+        return cls(Path(out) if out else None, written, size, push_to_hub, public, program)

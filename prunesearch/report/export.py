@@ -3,6 +3,7 @@
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from prunesearch.layer_widths import described
 from prunesearch.report.tables import Parts, gib, number
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def exported(made: "Exported") -> Parts:
     said = " ".join(check.generated.split())
     parts: Parts = [
         f"exported {made.folder}: {number('params', made.params)} parameters, "
-        f"{made.bytes:,} bytes ({gib(made.bytes)}), without layers {made.candidate.text}",
+        f"{made.bytes:,} bytes ({gib(made.bytes)}), {described(made.candidate.text)}",
         f"verified: {check.weights} tensors equal what was read; reloaded with from_pretrained, "
         f"logits differ by {_differences(check)}; allowed {check.allowed:.3g}",
     ]
@@ -68,7 +69,7 @@ def _exported_gguf(made: "ExportedGguf") -> Parts:
             f"the mean (allowed {check.allowed}), {check.largest:.3g} at most, over "
             f"{check.steps} greedy tokens; it says: {' '.join(check.generated.split())}"
         )
-    written = f"wrote {made.path}: {made.bytes:,} bytes, without layers {made.candidate.text}"
+    written = f"wrote {made.path}: {made.bytes:,} bytes, {described(made.candidate.text)}"
     return [written, proof]
 
 
@@ -84,7 +85,7 @@ def verified(found: "Recheck | GgufRecheck") -> Parts:
     ]
     if found.against_base is not None:
         lines.append(
-            f"against {found.base_model} without layers {found.dropped}: logits differ by "
+            f"against {found.base_model} {described(found.dropped)}: logits differ by "
             f"{_differences(found.against_base)}"
         )
     return lines
@@ -94,7 +95,7 @@ def _verified_gguf(found: "GgufRecheck") -> str:
     """Describe the result of a repeated verification of a GGUF file."""
     from prunesearch.export.results import LlamaCppCheck
 
-    said = f"{found.path} is what was exported without layers {found.dropped}: "
+    said = f"{found.path} is what was exported {described(found.dropped)}: "
     said += f"{found.tensors} tensors"
     check = found.llama_cpp
     if check is None:

@@ -15,10 +15,10 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, VerificationError
-from prunesearch.export import checkpoint, export
+from prunesearch.export import channel_order_file, checkpoint, export, recheck
 from prunesearch.layer_widths import LayerWidths
 from prunesearch.models import narrowing
-from prunesearch.models.loading import LoadedModel
+from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.permuting import indices_of_groups
 from prunesearch.models.structure import blocks_of
 from prunesearch.models.surgery import pruned
@@ -172,6 +172,44 @@ def test_an_export_loads_without_prunesearch(tmp_path: Path) -> None:
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert int(done.stdout.split()[-1]) == made.params
+
+
+@pytest.mark.parametrize("export_format", ["widths", "zeroed"])
+def test_an_export_is_verified_again_with_its_base(export_format: str, tmp_path: Path) -> None:
+    loaded, candidate = narrow_model("llama", tmp_path / "dense", biases=True)
+    out = tmp_path / "out"
+    export(loaded, candidate, out, export_format=export_format)
+    base, trusted = load(str(tmp_path / "dense"), device="cpu"), export_format == "widths"
+    found = recheck(out, base, trusted)
+    assert found.dropped == candidate.text
+    assert found.against_base is not None
+    manifest = json.loads((out / "prunesearch.json").read_text())
+    said = [manifest[name] for name in ("dropped", "order", "criterion", "biases")]
+    assert said == [candidate.text, candidate.order, "magnitude", True]
+    card = (out / "README.md").read_text()
+    assert "with narrower layers" in card
+    assert f"`{candidate.text}`" in card
+    # A damaged order is found, and one of another export too.
+    path = out / channel_order_file.NAME
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8] + bytes(8))
+    with pytest.raises(VerificationError, match="has changed since the export"):
+        recheck(out, base, trusted)
+    with pytest.raises(VerificationError, match="missing or damaged"):
+        channel_order_file.read_order(out, candidate.order)
+    path.write_bytes(whole)
+    with pytest.raises(VerificationError, match="was made with flap-0"):
+        channel_order_file.read_order(out, "flap-0")
+
+
+def test_narrow_layers_are_written_as_widths_unless_asked_otherwise(tmp_path: Path) -> None:
+    loaded, candidate = narrow_model("llama", tmp_path / "dense")
+    assert export(loaded, candidate, tmp_path / "out").export_format == "widths"
+    whole = LayerSubset.of(N_LAYERS, (1,))
+    assert export(loaded, whole, tmp_path / "plain").export_format == "plain"
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    with torch.inference_mode(), pruned(loaded.model, whole) as model:
+        torch.testing.assert_close(stock(IDS).logits, model(IDS).logits, rtol=0, atol=1e-3)
 
 
 def _swap(name: str, first: int, second: int) -> Callable[[Path], None]:

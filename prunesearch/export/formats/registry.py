@@ -194,6 +194,14 @@ def checkpoint_formats() -> list[str]:
     return [entry.name for entry in REGISTRY.entries() if entry.suffix is None]
 
 
+def default_format(candidate: LayerSubset) -> ExportFormat:
+    """Return the format that a candidate is written in if none is asked for."""
+    for entry in REGISTRY.entries():
+        if narrows(candidate) and entry.narrowed and not entry.filled:
+            return entry
+    return REGISTRY.get("plain")
+
+
 def checkpoint_format(name: str) -> ExportFormat:
     """Return a format that writes a checkpoint folder.
 

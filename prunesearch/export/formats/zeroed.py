@@ -95,9 +95,9 @@ def _place_of_biases(
             if missing <= shapes.keys():
                 return _Place(settings, shapes)
     raise InputError(
-        f"{export_format.field}: {config.model_type} models have no place for the biases that stand for "
-        f"what was removed, such as {min(missing)}: use `export_format` widths, or a criterion "
-        "without biases"
+        f"{export_format.field}: {config.model_type} models have no place for the biases that "
+        f"stand for what was removed, such as {min(missing)}: use `export_format` widths, or a "
+        "criterion without biases"
     )
 
 

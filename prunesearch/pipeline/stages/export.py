@@ -10,6 +10,7 @@ from pathlib import Path
 from prunesearch.errors import InputError
 from prunesearch.export import check_destination, other_tools
 from prunesearch.export.checkpoint import UnpublishedCheckpoint
+from prunesearch.export.formats.plain import PLAIN
 from prunesearch.export.formats.registry import checkpoint_format
 from prunesearch.export.results import PrintedRecipe
 from prunesearch.pipeline.stages.base import Stage
@@ -72,7 +73,7 @@ def check(request: Request) -> None:
         return
     if request.recovery is not None:
         # Recovered weights are in memory, and only checkpoints are written from there.
-        checkpoint_format(export.export_format)
+        checkpoint_format(export.export_format or PLAIN.name)
     if export.replace:
         return
     if export.format.suffix is not None:

@@ -15,7 +15,7 @@ from prunesearch.export.formats.registry import (
 
 
 def test_the_formats_are_these() -> None:
-    assert checkpoint_formats() == ["plain", "zeroed", "deci", "remote-code"]
+    assert checkpoint_formats() == ["plain", "zeroed", "deci", "remote-code", "widths"]
     assert REGISTRY.names()[-1] == "gguf"
     with pytest.raises(UnknownNameError, match="did you mean 'zeroed'"):
         checkpoint_format("zerod")
