@@ -30,6 +30,8 @@ class WidthShape:
             block.
         channel_weights, group_weights: the same without biases. Budgets are counted in weights.
         hidden_size: size of the hidden state.
+        top_k: number of experts that each token uses in blocks with experts, which keep at least as
+            many; 0 for other blocks. Empty: the model has no experts.
     """
 
     channels: tuple[int, ...]
@@ -39,6 +41,13 @@ class WidthShape:
     channel_weights: tuple[int, ...]
     group_weights: tuple[int, ...]
     hidden_size: int
+    top_k: tuple[int, ...] = ()
+
+    def experts_used(self, index: int) -> int:
+        """Return the number of experts that each token uses in a block; 0 without experts."""
+        if not self.top_k:
+            return 0
+        return self.top_k[index]
 
     @property
     def n_layers(self) -> int:
@@ -94,6 +103,12 @@ class LayerWidths(LayerSubset):
                     raise InputError(
                         f"layer {index} cannot keep {width} {name}: it has {limit} of them"
                     )
+        for index, width in enumerate(self.channels):
+            if 0 < width < self.shape.experts_used(index):
+                raise InputError(
+                    f"layer {index} cannot keep {width} experts: each token uses "
+                    f"{self.shape.experts_used(index)}"
+                )
 
     @classmethod
     def within(
@@ -224,7 +239,9 @@ class LayerWidths(LayerSubset):
             ):
                 if kept is not None:
                     removed += (full[index] - kept) * params[index]
-                    removed -= self.biases * self.shape.hidden_size
+                    # Experts have no output projection that a bias could be added to.
+                    experts = full is self.shape.channels and self.shape.experts_used(index) > 0
+                    removed -= (self.biases and not experts) * self.shape.hidden_size
         return removed
 
     @property

@@ -69,7 +69,7 @@ class WidthSpace:
         biases: whether narrowed sublayers get a bias.
         protected: blocks that stay whole.
         blocks: whether whole blocks may be dropped too. A block that is kept keeps at least one
-            step of channels and one group.
+            step of channels (or as many experts as a token uses) and one group.
 
     Raises:
         InputError: the budget cannot be met.
@@ -126,11 +126,14 @@ class WidthSpace:
             InputError: a value cannot be read or cannot be fulfilled.
         """
         wanted = parse_target(target, total_params, bytes_per_param)
-        steps = tuple(_step(channels, align) for channels in shape.channels)
+        steps = []
+        for index, channels in enumerate(shape.channels):
+            # Experts are removed one by one.
+            steps.append(1 if shape.experts_used(index) else _step(channels, align))
         budget = _nearest_budget(_genes(shape, steps, protected), wanted)
         space_ends = f"`target` {target}"
         try:
-            return cls(shape, budget, steps, order, biases, protected, blocks)
+            return cls(shape, budget, tuple(steps), order, biases, protected, blocks)
         except InputError as error:
             raise InputError(f"{space_ends}: {error}") from None
 
@@ -413,9 +416,11 @@ def _genes(shape: WidthShape, steps: Sequence[int], protected: frozenset[int]) -
         if block in protected:
             continue
         channels, step = shape.channels[block], steps[block]
-        if channels > step:
+        # A block that is kept keeps a step, or the experts that a token uses.
+        most = channels // step - max(1, shape.experts_used(block))
+        if most > 0:
             cost = step * shape.channel_weights[block]
-            genes.append(Gene(block, False, channels, step, channels // step - 1, cost))
+            genes.append(Gene(block, False, channels, step, most, cost))
         groups = shape.groups[block]
         if groups > 1:
             genes.append(Gene(block, True, groups, 1, groups - 1, shape.group_weights[block]))

@@ -22,10 +22,11 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.channel_order import ChannelOrder
+from prunesearch.models.experts import NarrowableExperts, fewer_experts, keep_experts
 from prunesearch.models.narrowing_check import check_narrowing
 from prunesearch.models.permuting import indices_of_groups, permute
 from prunesearch.models.structure import blocks_of
-from prunesearch.models.width_shape import BlockParts, NarrowableAttention, attention_of, mlp_of
+from prunesearch.models.width_shape import BlockParts, NarrowableAttention, block_parts
 from prunesearch.models.width_views import NarrowLinear, Part, columns_of, install, viewed, views_of
 
 
@@ -89,7 +90,7 @@ def reorder(model: PreTrainedModel, order: ChannelOrder) -> None:
     parts: list[BlockParts] = []
     numbers: dict[nn.Module, int] = {}
     for index, block in enumerate(blocks):
-        parts.append((mlp_of(model, block), attention_of(model, block)))
+        parts.append(block_parts(model, block))
         numbers[block] = index
         _check(parts[index], index, order)
     check_narrowing(model, parts)
@@ -183,6 +184,9 @@ def narrowed(
     with ExitStack() as stack:
         for view in _views(model, block, channels, groups):
             stack.enter_context(viewed(view))
+        experts = _experts(model, block)
+        if experts is not None and channels is not None:
+            stack.enter_context(fewer_experts(experts, channels))
         yield
 
 
@@ -216,7 +220,7 @@ def narrow_outputs(
         index: index of the block.
 
     Returns:
-        None for a sublayer that is whole, or that the candidate drops.
+        None for a sublayer that is whole, that the candidate drops, or that has experts.
     """
     use = candidate.use(index)
     state = _states.get(model)
@@ -224,12 +228,21 @@ def narrow_outputs(
         return None, None
     found: list[NarrowOutput | None] = []
     for part, count in zip(reversed(state.parts[index]), (use.groups, use.channels), strict=True):
-        if part is None or count is None:
+        if part is None or count is None or isinstance(part, NarrowableExperts):
             found.append(None)
             continue
         bias = _bias(state, index, part, count)
         found.append(NarrowOutput(part.output, columns_of(part, count), bias))
     return found[0], found[1]
+
+
+def _experts(model: PreTrainedModel, block: nn.Module) -> NarrowableExperts | None:
+    """Return the experts of a block of a model whose channels are in an order; None without."""
+    state = _states[model]
+    mlp = state.parts[state.numbers[block]][0]
+    if isinstance(mlp, NarrowableExperts):
+        return mlp
+    return None
 
 
 def _views(
@@ -247,9 +260,11 @@ def _views(
     mlp, attention = state.parts[index]
     wanted: list[tuple[Part, int]] = []
     if channels is not None:
-        if mlp is None or not 0 < channels <= len(state.order.channels[index]):
+        least = mlp.top_k if isinstance(mlp, NarrowableExperts) else 1
+        if mlp is None or not least <= channels <= len(state.order.channels[index]):
             raise InputError(f"the MLP of a layer cannot be narrowed to {channels} channels")
-        wanted.append((mlp, channels))
+        if not isinstance(mlp, NarrowableExperts):
+            wanted.append((mlp, channels))
     if groups is not None:
         if attention is None or not 0 < groups <= len(state.order.groups[index]):
             raise InputError(f"the attention of a layer cannot be narrowed to {groups} KV groups")
@@ -303,5 +318,8 @@ def narrow(model: PreTrainedModel, candidate: LayerWidths) -> PreTrainedModel:
             bias = None if view.bias is None else view.bias.detach().clone()
             copied = replace(view, weight=view.weight.clone(), bias=bias)
             install(copied, trained=view.linear.weight.requires_grad)
+        experts = _experts(model, block)
+        if experts is not None and use.channels is not None:
+            keep_experts(experts, use.channels)
     _states.pop(model, None)
     return model

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.errors import ModelError, one_line
+from prunesearch.models.experts import NarrowableExperts, fewer_experts, masked_experts
 from prunesearch.models.structure import input_device, settings_of
 from prunesearch.models.width_shape import BlockParts
 from prunesearch.models.width_views import Part, columns_of, viewed, views_of
@@ -74,9 +75,12 @@ def _agrees(model: PreTrainedModel, parts: Sequence[BlockParts]) -> bool:
     vocabulary = settings_of(model.config).vocab_size
     ids_1L = (torch.arange(1, _TOKENS + 1)[None] * 7919 % vocabulary).to(input_device(model))
     narrower: list[tuple[Part, int]] = []
+    experts: list[tuple[NarrowableExperts, int]] = []
     for index, (mlp, attention) in enumerate(parts):
         # Neighbouring blocks get different widths, so that what they share shows.
-        if mlp is not None:
+        if isinstance(mlp, NarrowableExperts):
+            experts.append((mlp, max(mlp.top_k, mlp.channels - 1 - index % 2)))
+        elif mlp is not None:
             narrower.append((mlp, max(1, mlp.channels // 2 - index % 2)))
         if attention is not None:
             narrower.append((attention, max(1, attention.groups - 1 - index % 2)))
@@ -85,11 +89,15 @@ def _agrees(model: PreTrainedModel, parts: Sequence[BlockParts]) -> bool:
             inputs, output = views_of(part, count)
             for view in (*inputs, output):
                 stack.enter_context(viewed(view))
+        for few, count in experts:
+            stack.enter_context(fewer_experts(few, count))
         found_LV = model(input_ids=ids_1L, use_cache=False).logits[0].float()
     with ExitStack() as stack:
         for part, count in narrower:
             hook = _zeros_from(columns_of(part, count))
             stack.callback(part.output.register_forward_pre_hook(hook).remove)
+        for few, count in experts:
+            stack.enter_context(masked_experts(few, count))
         wanted_LV = model(input_ids=ids_1L, use_cache=False).logits[0].float()
     difference = float((found_LV - wanted_LV).norm() / wanted_LV.norm())
     # This form of the test also fails for NaN.

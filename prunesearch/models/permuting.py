@@ -3,14 +3,17 @@
 import torch
 from torch import nn
 
+from prunesearch.models.experts import NarrowableExperts, permute_experts
 from prunesearch.models.width_shape import BlockParts
 
 
 @torch.no_grad()
 def permute(parts: BlockParts, channels: torch.Tensor, groups: torch.Tensor) -> None:
-    """Permute the channels and groups of a block in place."""
+    """Permute the channels, or the experts, and the groups of a block in place."""
     mlp, attention = parts
-    if mlp is not None:
+    if isinstance(mlp, NarrowableExperts):
+        permute_experts(mlp, channels)
+    elif mlp is not None:
         for module in mlp.inputs:
             _permute_rows(module, channels)
         _permute_columns(mlp.output, channels)

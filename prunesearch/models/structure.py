@@ -305,7 +305,9 @@ def lost(
             use = candidate.use(i)
             if use is not None and use.groups is not None:
                 saved += attention[i] * (1 - use.groups / candidate.shape.groups[i])
-            if use is not None and use.channels is not None:
+            # A token uses as many experts as before, so removed experts save no time.
+            experts = candidate.shape.experts_used(i) > 0
+            if use is not None and use.channels is not None and not experts:
                 saved += (block[i] - attention[i]) * (
                     1 - use.channels / candidate.shape.channels[i]
                 )

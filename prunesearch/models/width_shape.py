@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from prunesearch.errors import ModelError
 from prunesearch.layer_widths import WidthShape
+from prunesearch.models.experts import NarrowableExperts, experts_of
 from prunesearch.models.structure import architecture_of, blocks_of, parts_of, settings_of
 
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -106,8 +107,13 @@ class NarrowableAttention:
         return count
 
 
-BlockParts = tuple[NarrowableMlp | None, NarrowableAttention | None]
-"""The MLP and the attention of a block; None for one that cannot be narrowed."""
+BlockParts = tuple[NarrowableMlp | NarrowableExperts | None, NarrowableAttention | None]
+"""The MLP (or the experts) and the attention of a block; None for one that cannot be narrowed."""
+
+
+def block_parts(model: PreTrainedModel, block: nn.Module) -> BlockParts:
+    """Return the parts of a block that can be narrowed."""
+    return mlp_of(model, block) or experts_of(model, block), attention_of(model, block)
 
 
 def mlp_of(model: PreTrainedModel, block: nn.Module) -> NarrowableMlp | None:
@@ -159,8 +165,10 @@ def width_shape_of(model: PreTrainedModel) -> WidthShape:
     """
     mlps: list[tuple[int, int, int]] = []
     attentions: list[tuple[int, int, int]] = []
+    top_k: list[int] = []
     for block in blocks_of(model):
-        mlp, attention = mlp_of(model, block), attention_of(model, block)
+        mlp, attention = block_parts(model, block)
+        top_k.append(mlp.top_k if isinstance(mlp, NarrowableExperts) else 0)
         counts = (0, 0, 0)
         if mlp is not None:
             counts = mlp.channels, mlp.channel_params, mlp.channel_weights
@@ -184,6 +192,7 @@ def width_shape_of(model: PreTrainedModel) -> WidthShape:
         channel_weights,
         group_weights,
         settings_of(model.config).hidden_size,
+        tuple(top_k) if any(top_k) else (),
     )
 
 

@@ -13,9 +13,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.errors import InputError
+from prunesearch.models.experts import NarrowableExperts
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import blocks_of, input_device
-from prunesearch.models.width_shape import attention_of, mlp_of
+from prunesearch.models.width_shape import block_parts
 from prunesearch.runtime import stopping
 
 Summed = tuple[torch.Tensor, torch.Tensor, int]
@@ -27,7 +28,7 @@ class BlockGradients:
     """For each unit of a block, the sum of |w dL/dw| over its weights, float64.
 
     Attributes:
-        channels: one number for each channel; empty if the block has none.
+        channels: one number for each channel, or for each expert; empty if the block has none.
         groups: one number for each KV group; empty if the block has none.
     """
 
@@ -54,11 +55,14 @@ def block_gradients(loaded: LoadedModel, windows_BL: torch.Tensor) -> list[Block
     found: list[BlockGradients] = []
     summed: list[Summed] = []
     for block in blocks_of(model):
-        mlp, attention = mlp_of(model, block), attention_of(model, block)
+        mlp, attention = block_parts(model, block)
         channels = torch.zeros(0 if mlp is None else mlp.channels, dtype=torch.float64)
         groups = torch.zeros(0 if attention is None else attention.groups, dtype=torch.float64)
         found.append(BlockGradients(channels, groups))
-        if mlp is not None:
+        if isinstance(mlp, NarrowableExperts):
+            for _, _, parameter in mlp.parameters:
+                summed.append((parameter, channels, 0))
+        elif mlp is not None:
             for module in mlp.inputs:
                 summed += _parameters(module, channels)
             summed.append((mlp.output.weight, channels, 1))

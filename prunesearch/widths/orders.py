@@ -16,14 +16,20 @@ from torch import nn
 
 from prunesearch.errors import ScoringError, StorageError, one_line
 from prunesearch.models.channel_order import ChannelOrder
+from prunesearch.models.experts import NarrowableExperts
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.narrowing import restore
-from prunesearch.models.width_shape import attention_of, mlp_of, width_shape_of
+from prunesearch.models.width_shape import block_parts, width_shape_of
 from prunesearch.objectives.calibration_data import check_fits
 from prunesearch.objectives.digests import content_digest
 from prunesearch.objectives.identity import numerics_of, tokens_digest
 from prunesearch.objectives.tensor_files import read_tensors, write_tensors
-from prunesearch.widths.criteria.registry import REGISTRY, CriterionEntry, SublayerInputs
+from prunesearch.widths.criteria.registry import (
+    REGISTRY,
+    CriterionEntry,
+    ExpertInputs,
+    SublayerInputs,
+)
 from prunesearch.widths.gradients import BlockGradients, block_gradients
 from prunesearch.widths.layer_statistics import LayerStatistics
 from prunesearch.widths.moments import InputMoments
@@ -91,12 +97,15 @@ def channel_order(
 
 def _key(loaded: LoadedModel, windows_BL: torch.Tensor, criterion: str) -> str:
     """Return the digest of all that can change the order."""
+    numerics = numerics_of(loaded.model)
+    # Scores are computed in the model's own order, whatever order it is in now.
+    numerics.pop("channels", None)
     return content_digest(
         {
             "criterion": criterion,
             "kind": "channel order",
             "model": loaded.content,
-            "numerics": numerics_of(loaded.model),
+            "numerics": numerics,
             "tokens": tokens_digest(windows_BL.tolist()),
             "version": VERSION,
         }
@@ -114,8 +123,10 @@ def _measured(
     per_block: list[list[float]] = []
     for found in block_statistics(loaded, windows_BL):
         of_block = gradients[found.index] if gradients else None
-        for kind, inputs in _sublayers(loaded, found, of_block):
-            scores_U = entry.score(inputs).to("cpu", torch.float32)
+        if entry.biases:
+            tensors |= _means(loaded, found)
+        for kind, scores in _scores(loaded, found, entry, of_block):
+            scores_U = scores.to("cpu", torch.float32)
             if not scores_U.isfinite().all():
                 raise ScoringError(
                     f"the scores of layer {found.index} by the criterion {entry.name} are not "
@@ -125,26 +136,55 @@ def _measured(
             ordered = scores_U.sort(descending=True, stable=True)
             tensors[f"{kind}.{found.index}"] = ordered.indices
             tensors[f"{kind}_scores.{found.index}"] = ordered.values
-            if entry.biases:
-                tensors[f"{kind}_means.{found.index}"] = inputs.moments.mean_C.float().cpu()
         per_block.append([found.influence, found.outlier_share])
     tensors["blocks"] = torch.tensor(per_block, dtype=torch.float64)
     # Tensors of an inference pass could not be trained with, so they are copied.
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def _sublayers(
-    loaded: LoadedModel, found: BlockStatistics, gradients: BlockGradients | None
-) -> Iterator[tuple[str, SublayerInputs]]:
-    """Yield what the channels and the KV groups of a block are scored by, if it has them."""
-    mlp = mlp_of(loaded.model, found.block)
-    if mlp is not None:
-        of_channels = None if gradients is None else gradients.channels
-        yield "channels", _inputs(mlp.output, found.moments, mlp.channels, of_channels)
-    attention = attention_of(loaded.model, found.block)
+def _scores(
+    loaded: LoadedModel,
+    found: BlockStatistics,
+    entry: CriterionEntry,
+    gradients: BlockGradients | None,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the scores of the channels (or experts) and of the KV groups of a block, if any."""
+    of_channels = None if gradients is None else gradients.channels
+    of_groups = None if gradients is None else gradients.groups
+    mlp, attention = block_parts(loaded.model, found.block)
+    if isinstance(mlp, NarrowableExperts):
+        assert found.router_use is not None
+        norm_U = _norms(mlp)
+        use = ExpertInputs(found.router_use.score_U, norm_U, of_channels)
+        yield "channels", entry.score_experts(use)
+    elif mlp is not None:
+        inputs = _inputs(mlp.output, found.moments, mlp.channels, of_channels)
+        yield "channels", entry.score(inputs)
     if attention is not None:
-        of_groups = None if gradients is None else gradients.groups
-        yield "groups", _inputs(attention.output, found.moments, attention.groups, of_groups)
+        inputs = _inputs(attention.output, found.moments, attention.groups, of_groups)
+        yield "groups", entry.score(inputs)
+
+
+def _norms(part: NarrowableExperts) -> torch.Tensor:
+    """Return the L2 norm of all weights of each expert, float64."""
+    squares_U = torch.zeros(part.channels, dtype=torch.float64)
+    for _, _, parameter in part.parameters:
+        squares_U += (
+            parameter.detach().float().square().flatten(1).sum(1, dtype=torch.float64).cpu()
+        )
+    return squares_U.sqrt()
+
+
+def _means(loaded: LoadedModel, found: BlockStatistics) -> dict[str, torch.Tensor]:
+    """Return the mean inputs of the output projections of a block. Experts have none."""
+    means: dict[str, torch.Tensor] = {}
+    mlp, attention = block_parts(loaded.model, found.block)
+    if mlp is not None and not isinstance(mlp, NarrowableExperts):
+        means[f"channels_means.{found.index}"] = found.moments[mlp.output].mean_C.float().cpu()
+    if attention is not None:
+        output = found.moments[attention.output]
+        means[f"groups_means.{found.index}"] = output.mean_C.float().cpu()
+    return means
 
 
 def _inputs(

@@ -28,7 +28,7 @@ class BlockSizes:
 
     size_L: Real
     limit_L: Real
-    budget: int
+    budget: float
 
     @property
     def rate(self) -> float:
@@ -104,4 +104,33 @@ def levels_of_rates(space: WidthSpace, rates_L: Real) -> Real:
         else:
             levels_G[attention_place] = min(nearest, attention.most)
             levels_G[mlp_place] = np.clip(rate * mlp.everything, 0, mlp.most)
+    return levels_G
+
+
+def levels_of_mlps(space: WidthSpace, shares_L: Real) -> Real:
+    """Return levels that leave the attention whole, as far as MLPs can hold the budget.
+
+    The rates of MLPs are in proportion to the shares, within their limits. What MLPs cannot hold is
+    removed of KV groups, at one rate for all blocks.
+
+    Args:
+        space: space of widths.
+        shares_L: positive number of each block.
+    """
+    levels_G = np.zeros(space.n_genes)
+    is_mlp_G = np.array([not gene.attention for gene in space.genes])
+    left = float(space.budget)
+    for kind_G, shares in ((is_mlp_G, shares_L), (~is_mlp_G, np.ones(space.n_layers))):
+        whole_L, most_L = np.zeros(space.n_layers), np.zeros(space.n_layers)
+        places = np.flatnonzero(kind_G).tolist()
+        for place in places:
+            gene = space.genes[place]
+            whole_L[gene.block] = gene.everything * gene.cost
+            most_L[gene.block] = gene.most * gene.cost
+        limit_L = np.divide(most_L, whole_L, out=np.zeros_like(whole_L), where=whole_L > 0)
+        rates_L = scaled(shares, BlockSizes(whole_L, limit_L, left))
+        for place in places:
+            gene = space.genes[place]
+            levels_G[place] = rates_L[gene.block] * gene.everything
+        left = max(0.0, space.budget - float(levels_G @ space.cost_G))
     return levels_G

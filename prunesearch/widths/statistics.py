@@ -22,10 +22,12 @@ from torch import nn
 
 from prunesearch.execution.batches import Rows
 from prunesearch.execution.shared_forward import Call, Forward, run_block
+from prunesearch.models.experts import experts_of
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import blocks_of, input_device
 from prunesearch.runtime import stopping
 from prunesearch.widths.moments import InputMoments
+from prunesearch.widths.router_use import RouterUse
 
 OUTLIERS = 5.0
 """OWL's M, in its experiments."""
@@ -41,6 +43,8 @@ class BlockStatistics:
         moments: moments of the inputs of its linear layers.
         influence: block influence.
         outlier_share: share of weights that are outliers.
+        router_use: what the router and the experts do; None if the block has no experts that can be
+            removed.
     """
 
     index: int
@@ -48,6 +52,7 @@ class BlockStatistics:
     moments: Mapping[nn.Module, InputMoments]
     influence: float
     outlier_share: float
+    router_use: RouterUse | None = None
 
 
 @torch.inference_mode()
@@ -68,8 +73,14 @@ def block_statistics(loaded: LoadedModel, windows_BL: torch.Tensor) -> Iterator[
     for index, block in loaded.layers.walk(range(len(blocks_of(loaded.model)))):
         stopping.check()
         recorder = _InputRecorder()
+        experts, router_use = experts_of(loaded.model, block), None
+        if experts is not None:
+            router_use = RouterUse(experts)
         influence, tokens = 0.0, 0
-        with recorder.on(block):
+        with recorder.on(block) as hooks:
+            if experts is not None and router_use is not None:
+                hook = experts.experts.register_forward_pre_hook(router_use.note)
+                hooks.callback(hook.remove)
             for window, calls in enumerate(calls_W):
                 before = states_W[window]
                 # Some models add to the hidden state in place, so it is compared with a copy.
@@ -79,7 +90,12 @@ def block_statistics(loaded: LoadedModel, windows_BL: torch.Tensor) -> Iterator[
                 tokens += cosine.numel()
                 states_W[window] = after
         yield BlockStatistics(
-            index, block, recorder.moments, influence / tokens, _outlier_share(recorder.moments)
+            index,
+            block,
+            recorder.moments,
+            influence / tokens,
+            _outlier_share(recorder.moments),
+            router_use,
         )
 
 

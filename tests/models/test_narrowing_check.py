@@ -1,6 +1,7 @@
 """Which models can be narrowed, and that none of them computes something else."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from resource import getpagesize
 
@@ -15,6 +16,7 @@ from prunesearch.errors import InputError, ModelError
 from prunesearch.layer_widths import LayerWidths
 from prunesearch.models import narrowing, narrowing_check, width_shape
 from prunesearch.models.channel_order import ChannelOrder
+from prunesearch.models.experts import experts_of, masked_experts
 from prunesearch.models.narrowing_check import check_narrowing
 from prunesearch.models.structure import blocks_of
 from prunesearch.models.surgery import pruned
@@ -35,7 +37,7 @@ NARROWED = {
     "nemotron": (64, 2),
     "olmo2": (64, 0),  # one norm of all heads
     "gpt_neox": (64, 0),  # queries, keys and values in one projection
-    "mixtral": (0, 2),  # experts
+    "mixtral": (4, 2),  # experts
     "youtu": (64, 0),  # latent attention
     "stablelm": (64, 0),  # its code divides by the number of heads
 }
@@ -55,14 +57,18 @@ def test_narrowed_layers_compute_what_zeros_give(model_type: str) -> None:
         found = model(IDS, use_cache=False).logits
         texts.append(_generated(model))
     handles = []
+    experts = ExitStack()
     for index, block in enumerate(blocks_of(model)):
+        if (few := experts_of(model, block)) is not None:
+            experts.enter_context(masked_experts(few, candidate.channels[index]))
         mlp, attention = mlp_of(model, block), attention_of(model, block)
         for part, count in ((mlp, candidate.channels[index]), (attention, candidate.groups[index])):
             if part is not None:
                 hook = narrowing_check._zeros_from(columns_of(part, count))
                 handles.append(part.output.register_forward_pre_hook(hook))
-    wanted = model(IDS, use_cache=False).logits
-    texts.append(_generated(model))
+    with experts:
+        wanted = model(IDS, use_cache=False).logits
+        texts.append(_generated(model))
     assert float((found - wanted).norm() / wanted.norm()) < 1e-5
     assert torch.equal(*texts), "cached decoding differs"
 

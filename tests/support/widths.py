@@ -36,13 +36,14 @@ def _columns(model: PreTrainedModel) -> list[int]:
 
 
 def random_widths(model: PreTrainedModel, order: ChannelOrder, seed: int = 0) -> LayerWidths:
-    """Widths of every block, at least one channel and one group."""
+    """Widths of every block, at least one group, and one channel or the experts of a token."""
     random = torch.Generator().manual_seed(seed)
     shape = width_shape_of(model)
     kept: list[list[int]] = []
     for counts in (shape.channels, shape.groups):
         drawn = []
-        for count in counts:
-            drawn.append(int(torch.randint(1, count + 1, (), generator=random)) if count else 0)
+        for index, count in enumerate(counts):
+            least = max(1, shape.experts_used(index)) if counts is shape.channels else 1
+            drawn.append(int(torch.randint(least, count + 1, (), generator=random)) if count else 0)
         kept.append(drawn)
     return LayerWidths.within(shape, kept[0], kept[1], order.digest, order.biases)

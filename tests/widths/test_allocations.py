@@ -130,14 +130,15 @@ def test_flap_global_has_one_threshold_for_standardised_scores() -> None:
 
 
 def test_importance_removes_more_of_what_does_less() -> None:
-    candidate = one("importance", space_of("30%"))
+    (candidate, of_mlps) = [f.candidate for f in allocate("importance", space_of("30%"), LAYERS)]
+    assert set(of_mlps.groups) == {4}
     influence = np.array([found.influence for found in LAYERS])
     removed = np.array(removed_of_blocks(candidate))
     order = np.argsort(influence)
     assert (np.diff(removed[order]) <= 16 * CHANNEL).all()
     assert removed[order[0]] > 2 * removed[order[-1]]
     idle = [LayerStatistics(0.0, 0.0, f.channel_scores, f.group_scores) for f in LAYERS]
-    (found,) = allocate("importance", space_of("30%"), idle)
+    found = allocate("importance", space_of("30%"), idle)[0]
     assert max(removed_of_blocks(found.candidate)) - min(removed_of_blocks(found.candidate)) < 2500
 
 

@@ -225,12 +225,19 @@ def test_an_order_is_read_from_its_file_and_computed_again_if_that_is_damaged(
     assert len(list((tmp_path / "orders").iterdir())) == 3
 
 
-def test_a_model_in_another_order_is_measured_in_its_own(loaded: LoadedModel) -> None:
+def test_a_model_in_another_order_is_measured_in_its_own(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
     own = channel_order(loaded, WINDOWS, "flap", None).order
     reorder(loaded.model, channel_order(loaded, WINDOWS, "magnitude", None).order)
-    again = channel_order(loaded, WINDOWS, "flap", None).order
+    again = channel_order(loaded, WINDOWS, "flap", tmp_path).order
     assert again.digest == own.digest
     assert order_of(loaded.model) is None
+    # In any order the same file is found, and the model is left as it is.
+    reorder(loaded.model, own)
+    assert channel_order(loaded, WINDOWS, "flap", tmp_path).order.digest == own.digest
+    assert order_of(loaded.model) is own
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_cannot_be_ordered_is_refused(

@@ -3,6 +3,7 @@
 Block influence is that of X. Men et al., "ShortGPT", arXiv:2403.03853, eq. 1: the mean over tokens
 of 1 - cos(input, output). The rate of a block is c / influence, at most what it can lose, with c
 such that the budget is met. ShortGPT removes the whole blocks with the smallest influence.
+`importance-mlp` does the same for the MLPs and leaves the attention whole, as `uniform-mlp` does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from prunesearch.width_space import Real, WidthSpace
 from prunesearch.widths.allocations.registry import AllocationEntry, register
 from prunesearch.widths.layer_statistics import LayerStatistics
-from prunesearch.widths.rates import levels_of_rates, scaled, sizes_of_blocks
+from prunesearch.widths.rates import levels_of_mlps, levels_of_rates, scaled, sizes_of_blocks
 
 _LEAST = 1e-3
 """Smallest influence that is told apart from 0, as a share of the largest."""
@@ -26,7 +27,10 @@ def levels(space: WidthSpace, layers: Sequence[LayerStatistics]) -> Mapping[str,
         influence_L, largest = np.ones(len(layers)), 1.0
     shares_L = 1.0 / np.maximum(influence_L, _LEAST * largest)
     rates_L = scaled(shares_L, sizes_of_blocks(space))
-    return {"importance": levels_of_rates(space, rates_L)}
+    return {
+        "importance": levels_of_rates(space, rates_L),
+        "importance-mlp": levels_of_mlps(space, shares_L),
+    }
 
 
 register(

@@ -48,6 +48,27 @@ class SublayerInputs:
 
 
 @dataclass(frozen=True)
+class ExpertInputs:
+    """What the experts of a block are scored by.
+
+    Attributes:
+        use_U: mean over the tokens of an expert of router weight times norm of its output (REAP).
+        norm_U: L2 norm of all weights of an expert.
+        gradients_U: sum of |w dL/dw| over the weights of an expert; None if the criterion does not
+            ask for gradients.
+    """
+
+    use_U: "torch.Tensor"
+    norm_U: "torch.Tensor"
+    gradients_U: "torch.Tensor | None" = None
+
+
+def use_of_experts(inputs: ExpertInputs) -> "torch.Tensor":
+    """Return the score of each expert by its use. See `widths.router_use`."""
+    return inputs.use_U
+
+
+@dataclass(frozen=True)
 class CriterionEntry:
     """Facts about one criterion.
 
@@ -59,6 +80,7 @@ class CriterionEntry:
         biases: whether the mean input of a removed channel is added to the bias of the output
             projection.
         gradients: whether it needs a backward pass.
+        score_experts: function that returns the score of each expert of a block, shape (U,).
     """
 
     name: str
@@ -67,6 +89,7 @@ class CriterionEntry:
     order: int = 50
     biases: bool = False
     gradients: bool = False
+    score_experts: "Callable[[ExpertInputs], torch.Tensor]" = use_of_experts
 
 
 REGISTRY: Registry[CriterionEntry] = Registry(

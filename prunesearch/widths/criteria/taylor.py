@@ -13,7 +13,12 @@ rows with its columns of the output projection. The scores of all windows are ad
 
 from typing import TYPE_CHECKING
 
-from prunesearch.widths.criteria.registry import CriterionEntry, SublayerInputs, register
+from prunesearch.widths.criteria.registry import (
+    CriterionEntry,
+    ExpertInputs,
+    SublayerInputs,
+    register,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +30,12 @@ def score(inputs: SublayerInputs) -> "torch.Tensor":
     return inputs.gradients_U.double()
 
 
+def score_experts(inputs: ExpertInputs) -> "torch.Tensor":
+    """Return the sums of |w dL/dw| of each expert."""
+    assert inputs.gradients_U is not None
+    return inputs.gradients_U.double()
+
+
 register(
     CriterionEntry(
         "taylor",
@@ -32,5 +43,6 @@ register(
         score=score,
         order=40,
         gradients=True,
+        score_experts=score_experts,
     )
 )
