@@ -6,13 +6,93 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 
 Budget = Literal["exactly", "up to", "pareto"]
 UNITS = ("blocks", "sublayers")
+WIDTHS = ("widths", "blocks+widths")
+SPACES = (*UNITS, *WIDTHS)
+"""What can be searched: layers to drop, or widths to narrow layers to."""
+
+
+class Space(Protocol):
+    """What samplers need to know of a search space: `SearchSpace` or `width_space.WidthSpace`.
+
+    A candidate is a set of units: dropped blocks or sublayers, or levels of widths.
+    """
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks in the model."""
+        ...
+
+    @property
+    def n_units(self) -> int:
+        """Number of units."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Number of candidates."""
+        ...
+
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        """Names of the Optuna parameters."""
+        ...
+
+    @property
+    def param_ranges(self) -> Mapping[str, tuple[int, int, int]]:
+        """Smallest value, largest value and step of each parameter, by name."""
+        ...
+
+    def with_units(self, units: Iterable[int]) -> LayerSubset:
+        """Return the candidate that drops these units."""
+        ...
+
+    def units_of(self, candidate: LayerSubset) -> tuple[int, ...]:
+        """Return the units that a candidate drops."""
+        ...
+
+    def units_in(self, params: Mapping[str, float]) -> tuple[int, ...]:
+        """Return the units that a trial's parameters drop.
+
+        Raises:
+            InputError: a parameter is missing.
+        """
+        ...
+
+    def to_params(self, candidate: LayerSubset) -> dict[str, int]:
+        """Encode a candidate as Optuna parameters."""
+        ...
+
+    def from_params(self, params: Mapping[str, float]) -> LayerSubset:
+        """Decode a trial's parameters to a candidate of this space.
+
+        Raises:
+            InputError: the parameters are not those of a candidate of this space.
+        """
+        ...
+
+    def any_subset(self, params: Mapping[str, float]) -> LayerSubset:
+        """Decode a trial's parameters to a candidate that may remove fewer or more than this space
+        demands.
+
+        Raises:
+            InputError: a parameter is missing or has no meaning in this space.
+        """
+        ...
+
+    def removes_less(self, candidate: LayerSubset) -> bool:
+        """Return whether a candidate removes less than this space demands."""
+        ...
+
+    def removes_more(self, candidate: LayerSubset) -> bool:
+        """Return whether a candidate removes more than this space allows."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +159,7 @@ class SearchSpace:
             InputError: a value cannot be read or cannot be fulfilled.
         """
         budget, amount = split_drop(drop)
-        protected = _parse_protect(protect, n_layers)
+        protected = parse_protect(protect, n_layers)
         if amount is None:
             # Without an amount, everything except one unit may be dropped.
             whole = cls(n_layers, 1, frozenset(), budget, units, period)
@@ -153,6 +233,15 @@ class SearchSpace:
             names.append(name)
         return tuple(names)
 
+    @property
+    def param_ranges(self) -> dict[str, tuple[int, int, int]]:
+        """Smallest value, largest value and step of each parameter: 1 if the unit is dropped."""
+        return dict.fromkeys(self.param_names, (0, 1, 1))
+
+    def with_units(self, units: Iterable[int]) -> LayerSubset:
+        """Return the candidate that drops these units."""
+        return self.candidate(units)
+
     def candidate(self, dropped: Iterable[int]) -> LayerSubset:
         """Return the candidate that drops these units."""
         blocks: list[int] = []
@@ -167,8 +256,8 @@ class SearchSpace:
                 mlp.append(unit // 2)
         return LayerSubset.of(self.n_layers, blocks, attention, mlp)
 
-    def to_params(self, candidate: LayerSubset) -> dict[str, int]:
-        """Encode a candidate as Optuna parameters."""
+    def units_of(self, candidate: LayerSubset) -> tuple[int, ...]:
+        """Return the units that a candidate drops, in order."""
         gone: set[int] = set()
         if self.units == "blocks":
             # A unit is dropped if all its blocks are.
@@ -178,6 +267,11 @@ class SearchSpace:
             # Block i has the units 2 i (attention) and 2 i + 1 (MLP).
             gone.update(2 * i for i in (*candidate.dropped, *candidate.attention))
             gone.update(2 * i + 1 for i in (*candidate.dropped, *candidate.mlp))
+        return tuple(sorted(gone))
+
+    def to_params(self, candidate: LayerSubset) -> dict[str, int]:
+        """Encode a candidate as Optuna parameters."""
+        gone = set(self.units_of(candidate))
         params = {}
         for unit, name in enumerate(self.param_names):
             params[name] = int(unit in gone)
@@ -206,12 +300,7 @@ class SearchSpace:
         Raises:
             InputError: a parameter is missing, or a protected unit is dropped.
         """
-        missing = [name for name in self.param_names if name not in params]
-        if missing:
-            raise InputError(
-                f"the trial has no parameter {missing[0]}: it is not of a search over these layers"
-            )
-        units = [unit for unit, name in enumerate(self.param_names) if params[name]]
+        units = self.units_in(params)
         candidate = self.candidate(units)
         if not set(units) <= set(self.droppable):
             raise InputError(
@@ -220,9 +309,33 @@ class SearchSpace:
             )
         return candidate
 
+    def units_in(self, params: Mapping[str, float]) -> tuple[int, ...]:
+        """Return the units that a trial's parameters drop.
+
+        Raises:
+            InputError: a parameter is missing.
+        """
+        units = []
+        for unit, name in enumerate(self.param_names):
+            if name not in params:
+                raise InputError(
+                    f"the trial has no parameter {name}: it is not of a search over these layers"
+                )
+            if params[name]:
+                units.append(unit)
+        return tuple(units)
+
     def count(self, candidate: LayerSubset) -> int:
         """Return the number of units that a candidate drops."""
-        return sum(self.to_params(candidate).values())
+        return len(self.units_of(candidate))
+
+    def removes_less(self, candidate: LayerSubset) -> bool:
+        """Return whether a candidate drops fewer units than this space demands."""
+        return self.count(candidate) < self.k_min
+
+    def removes_more(self, candidate: LayerSubset) -> bool:
+        """Return whether a candidate drops more units than this space allows."""
+        return self.count(candidate) > self.k
 
 
 def split_drop(text: str) -> tuple[Budget, str | None]:
@@ -281,7 +394,7 @@ def _parse_amount(amount: str, text: str, of: int, period: int) -> int:
     )
 
 
-def _parse_protect(text: str, n_layers: int) -> frozenset[int]:
+def parse_protect(text: str, n_layers: int) -> frozenset[int]:
     """Read the value of `protect`, such as ``first:1,last:1`` or ``0,5-8``.
 
     Raises:

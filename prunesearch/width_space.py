@@ -9,7 +9,7 @@ Shapes: M candidates, G genes.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -175,47 +175,64 @@ class WidthSpace:
         return np.array([gene.block for gene in self.genes], dtype=np.intp)
 
     @property
+    def n_units(self) -> int:
+        """Number of units: the levels of all genes. Level l of a gene drops its first l units."""
+        return int(self.limit_G.sum())
+
+    @cached_property
+    def first_unit_G(self) -> Levels:
+        """First unit of each gene."""
+        return np.asarray(np.cumsum(self.limit_G) - self.limit_G)
+
+    @cached_property
+    def gene_D(self) -> Levels:
+        """Gene of each unit."""
+        return np.repeat(np.arange(self.n_genes), self.limit_G)
+
+    @property
     def removable(self) -> int:
         """Largest number of weights that can be removed."""
         return int(self.cost_G @ self.limit_G)
 
     @cached_property
     def size(self) -> int:
-        """Number of candidates that drop no block.
-
-        Blocks that are dropped only add to it.
-        """
-        # Count the ways to reach each total within each kind of gene, then combine the kinds.
-        found = {0: 1}
-        for cost in np.unique(self.cost_G).tolist():
-            ways = [1]
-            for most in self.most_G[self.cost_G == cost].tolist():
-                ways = np.convolve(
-                    np.array(ways, dtype=object), np.ones(most + 1, dtype=object)
-                ).tolist()
-            combined: dict[int, int] = {}
-            for removed, count in found.items():
-                for level, more in enumerate(ways):
-                    total = removed + level * cost
-                    if total <= self.budget:
-                        combined[total] = combined.get(total, 0) + count * more
-            found = combined
-        return found.get(self.budget, 0) or 1
+        """Number of candidates."""
+        # Count the ways to reach each total up to the budget, one block after the other.
+        unit = math.gcd(self.budget, *self.cost_G.tolist())
+        ways_T = np.zeros(self.budget // unit + 1, dtype=object)
+        ways_T[0] = 1
+        for block in dict.fromkeys(self.block_G.tolist()):
+            before_T = ways_T
+            for gene in self.genes:
+                if gene.block == block:
+                    ways_T = _spread(ways_T, gene.cost // unit, gene.most)
+            # Besides all widths, the block may be dropped.
+            if self.blocks:
+                gone_G = self.block_G == block
+                gone = int((self.limit_G * self.cost_G)[gone_G].sum()) // unit
+                if 0 < gone < len(ways_T):
+                    ways_T = ways_T.copy()
+                    ways_T[gone:] += before_T[:-gone]
+        return int(ways_T[-1])
 
     def removed(self, levels_MG: Levels) -> Levels:
         """Return the number of weights that candidates remove, shape (M,)."""
         return np.asarray(levels_MG @ self.cost_G)
 
-    def dropped_blocks(self, levels_G: Levels | Real) -> list[int]:
-        """Return the blocks of which nothing is left."""
+    def dropped(self, levels_MG: Levels | Real) -> NDArray[np.bool_]:
+        """Return for each gene whether nothing is left of its block, shape (M, G)."""
         if not self.blocks:
-            return []
-        gone = []
-        full_G = levels_G >= self.limit_G - 0.5
-        for block in np.unique(self.block_G).tolist():
-            if full_G[self.block_G == block].all():
-                gone.append(block)
-        return gone
+            return np.zeros(levels_MG.shape, dtype=np.bool_)
+        kept_MG = levels_MG < self.limit_G - 0.5
+        starts = np.flatnonzero(np.diff(self.block_G, prepend=-1))
+        kept_MB = np.logical_or.reduceat(kept_MG, starts, axis=1)
+        return np.asarray(~np.repeat(kept_MB, np.diff([*starts, self.n_genes]), axis=1))
+
+    def meets(self, levels_MG: Levels) -> NDArray[np.bool_]:
+        """Return whether levels are those of candidates of this space, shape (M,)."""
+        most_MG = np.where(self.dropped(levels_MG), self.limit_G, self.most_G)
+        inside_M = ((levels_MG >= 0) & (levels_MG <= most_MG)).all(axis=1)
+        return np.asarray(inside_M & (self.removed(levels_MG) == self.budget))
 
     def project(self, wanted_MG: Real, rng: np.random.Generator | None = None) -> Levels | None:
         """Return the levels nearest to the wanted ones that remove exactly the budget.
@@ -230,60 +247,76 @@ class WidthSpace:
         Returns:
             The levels, shape (M, G); None if the budget cannot be met.
         """
-        rows = []
-        for wanted_G in wanted_MG:
-            levels_G = self._project_one(wanted_G, rng)
-            if levels_G is None:
-                return None
-            rows.append(levels_G)
-        return np.array(rows, dtype=np.intp).reshape(len(wanted_MG), self.n_genes)
+        clipped_MG = np.clip(
+            np.nan_to_num(np.asarray(wanted_MG, dtype=np.float64)), 0, self.limit_G
+        )
+        levels_MG = np.zeros(clipped_MG.shape, dtype=np.intp)
+        # Candidates that drop the same blocks are projected together.
+        together: dict[bytes, list[int]] = {}
+        gone_MG = self.dropped(clipped_MG)
+        for row, gone_G in enumerate(gone_MG):
+            together.setdefault(gone_G.tobytes(), []).append(row)
+        for rows in together.values():
+            found_MG = self._with_dropped(clipped_MG[rows], gone_MG[rows[0]], rng)
+            if found_MG is not None:
+                levels_MG[rows] = found_MG
+                continue
+            for row in rows:
+                levels_G = self._with_others_dropped(clipped_MG[row], gone_MG[row], rng)
+                if levels_G is None:
+                    return None
+                levels_MG[row] = levels_G
+        return levels_MG
 
-    def _project_one(self, wanted_G: Real, rng: np.random.Generator | None) -> Levels | None:
-        """Project the wanted levels of one candidate."""
-        clipped_G = np.clip(np.nan_to_num(wanted_G.astype(np.float64)), 0, self.limit_G)
-        gone = self.dropped_blocks(clipped_G)
-        blocks = np.unique(self.block_G).tolist()
+    def _with_others_dropped(
+        self, wanted_G: Real, gone_G: NDArray[np.bool_], rng: np.random.Generator | None
+    ) -> Levels | None:
+        """Project the wanted levels of a candidate whose wanted blocks cannot all be dropped, or do
+        not suffice.
+        """
+        if not self.blocks:
+            return None
+        gone = list(dict.fromkeys(self.block_G[gone_G].tolist()))
         if rng is not None:
             rng.shuffle(gone)
-        # Drop the wanted blocks. If that removes too much, keep one more of them each time.
-        for count in range(len(gone), -1, -1):
-            levels_G = self._with_dropped(clipped_G, gone[:count], rng)
-            if levels_G is not None:
-                return levels_G
-        # If it removes too little, drop one more block each time, the narrowest first.
+        # If the wanted blocks remove too much, keep one more of them each time.
+        tries = [gone[:count] for count in range(len(gone) - 1, -1, -1)]
+        # If they remove too little, drop one more block each time, the narrowest first.
         narrowest: list[tuple[float, int]] = []
-        for block in blocks:
+        for block in dict.fromkeys(self.block_G.tolist()):
             of_block = self.block_G == block
-            left = float(((self.limit_G - clipped_G) * self.cost_G)[of_block].sum())
+            left = float(((self.limit_G - wanted_G) * self.cost_G)[of_block].sum())
             narrowest.append((left, block))
         more = [block for _, block in sorted(narrowest)]
-        for count in range(1, len(more) if self.blocks else 0):
-            levels_G = self._with_dropped(clipped_G, more[:count], rng)
-            if levels_G is not None:
-                return levels_G
+        tries += [more[:count] for count in range(1, len(more))]
+        for dropped in tries:
+            levels_MG = self._with_dropped(wanted_G[None], np.isin(self.block_G, dropped), rng)
+            if levels_MG is not None:
+                return np.asarray(levels_MG[0])
         return None
 
     def _with_dropped(
-        self, wanted_G: Real, dropped: Sequence[int], rng: np.random.Generator | None
+        self, wanted_MG: Real, gone_G: NDArray[np.bool_], rng: np.random.Generator | None
     ) -> Levels | None:
         """Project the genes of kept blocks, with some blocks dropped; None if it is impossible."""
-        gone_G = np.isin(self.block_G, dropped)
-        levels_G = np.where(gone_G, self.limit_G, 0)
-        rest = self.budget - int(levels_G @ self.cost_G)
+        levels_MG = np.where(gone_G, self.limit_G, np.zeros_like(wanted_MG, dtype=np.intp))
+        rest = self.budget - int(self.limit_G[gone_G] @ self.cost_G[gone_G])
         kinds = []
         for cost in np.unique(self.cost_G[~gone_G]).tolist():
             kinds.append((cost, np.flatnonzero(~gone_G & (self.cost_G == cost))))
         # The kind with the most levels comes last, because its total follows from the others'.
         kinds.sort(key=lambda kind: int(self.most_G[kind[1]].sum()))
-        bounded_G = np.minimum(wanted_G, self.most_G)
-        wanted = [float(bounded_G[genes].sum()) for _, genes in kinds]
+        bounded_MG = np.minimum(wanted_MG, self.most_G)
+        costs = [cost for cost, _ in kinds]
+        wanted_MK = np.stack([bounded_MG[:, genes].sum(1) for _, genes in kinds], 1)
         limits = [int(self.most_G[genes].sum()) for _, genes in kinds]
-        totals = _totals([cost for cost, _ in kinds], wanted, limits, rest)
-        if totals is None:
+        totals_MK = _totals_of_rows(costs, wanted_MK, limits, rest)
+        if totals_MK is None:
             return None
-        for (_, genes), total in zip(kinds, totals, strict=True):
-            levels_G[genes] = _shifted(bounded_G[genes], self.most_G[genes], total, rng)
-        return levels_G
+        for (_, genes), total_M in zip(kinds, totals_MK.T, strict=True):
+            wanted_MH = bounded_MG[:, genes]
+            levels_MG[:, genes] = _shifted(wanted_MH, self.most_G[genes], total_M, rng)
+        return levels_MG
 
     def candidate(self, levels_G: Levels) -> LayerWidths:
         """Return the candidate with these levels."""
@@ -292,6 +325,32 @@ class WidthSpace:
             kept = groups if gene.attention else channels
             kept[gene.block] = gene.full - level * gene.step
         return LayerWidths.within(self.shape, channels, groups, self.order, self.biases)
+
+    def with_units(self, units: Iterable[int]) -> LayerWidths:
+        """Return the candidate that drops these units. Only their number in each gene counts."""
+        dropped = np.fromiter(units, dtype=np.intp)
+        return self.candidate(np.bincount(self.gene_D[dropped], minlength=self.n_genes))
+
+    def units_of(self, candidate: LayerSubset) -> tuple[int, ...]:
+        """Return the units that a candidate drops, in order.
+
+        Raises:
+            InputError: the candidate has a width that this space does not have.
+        """
+        return self._units(self.levels(candidate))
+
+    def units_in(self, params: Mapping[str, float]) -> tuple[int, ...]:
+        """Return the units that a trial's parameters drop.
+
+        Raises:
+            InputError: a parameter is missing.
+        """
+        return self._units(np.clip(self.levels_of(params), 0, self.limit_G))
+
+    def _units(self, levels_G: Levels) -> tuple[int, ...]:
+        """Return the units of levels."""
+        place_D = np.arange(self.n_units) - self.first_unit_G[self.gene_D]
+        return tuple(np.flatnonzero(place_D < levels_G[self.gene_D]).tolist())
 
     def levels(self, candidate: LayerSubset) -> Levels:
         """Return the levels of a candidate.
@@ -380,6 +439,14 @@ class WidthSpace:
     def count(self, candidate: LayerSubset) -> int:
         """Return the number of weights that a candidate removes."""
         return int(self.removed(self.levels(candidate)[None])[0])
+
+    def removes_less(self, candidate: LayerSubset) -> bool:
+        """Return whether a candidate removes fewer weights than the budget."""
+        return self.count(candidate) < self.budget
+
+    def removes_more(self, candidate: LayerSubset) -> bool:
+        """Return whether a candidate removes more weights than the budget."""
+        return self.count(candidate) > self.budget
 
 
 def parse_target(text: str, total_params: int, bytes_per_param: int) -> float:
@@ -500,28 +567,71 @@ def _totals(
     return None
 
 
-def _shifted(wanted_G: Real, most_G: Levels, total: int, rng: np.random.Generator | None) -> Levels:
-    """Shift levels by a common amount, so that they sum to `total` within their limits, and round
-    them by the largest remainder.
+def _totals_of_rows(
+    costs: Sequence[int], wanted_MK: Real, limits: Sequence[int], rest: int
+) -> Levels | None:
+    """Choose the total level of each kind of gene for several candidates; see `_totals`."""
+    if len(costs) != 2:
+        rows = []
+        for wanted_K in wanted_MK.tolist():
+            totals = _totals(costs, wanted_K, limits, rest)
+            if totals is None:
+                return None
+            rows.append(totals)
+        return np.array(rows, dtype=np.intp).reshape(wanted_MK.shape)
+    # With two kinds, list the totals that meet the cost, and take the nearest to the middle.
+    first_T = np.arange(limits[0] + 1)
+    second_T, left_T = np.divmod(rest - first_T * costs[0], costs[1])
+    possible_T = (left_T == 0) & (second_T >= 0) & (second_T <= limits[1])
+    if not possible_T.any():
+        return None
+    first_T, second_T = first_T[possible_T], second_T[possible_T]
+    room = costs[0] * limits[0] + costs[1] * limits[1]
+    middle_M = wanted_MK[:, 0] + (rest - wanted_MK @ np.array(costs)) / room * limits[0]
+    nearest_M = np.abs(first_T - middle_M[:, None]).argmin(axis=1)
+    return np.stack([first_T[nearest_M], second_T[nearest_M]], 1)
+
+
+def _shifted(
+    wanted_MG: Real, most_G: Levels, total_M: Levels, rng: np.random.Generator | None
+) -> Levels:
+    """Shift the levels of each row by a common amount, so that they sum to its total within their
+    limits, and round them by the largest remainder.
     """
-    # Bisect the shift.
-    low, high = -float(most_G.max(initial=0)) - 1, float(most_G.max(initial=0)) + 1
-    for _ in range(60):
-        middle = (low + high) / 2
-        if np.clip(wanted_G + middle, 0, most_G).sum() < total:
-            low = middle
-        else:
-            high = middle
-    shifted_G = np.round(np.clip(wanted_G + high, 0, most_G), 6)
-    levels_G = np.floor(shifted_G).astype(np.intp)
+    # Bisect the shifts.
+    high_M = np.full(len(wanted_MG), float(most_G.max(initial=0)) + 1)
+    low_M = -high_M
+    for _ in range(48):
+        middle_M = (low_M + high_M) / 2
+        short_M = np.clip(wanted_MG + middle_M[:, None], 0, most_G).sum(1) < total_M
+        low_M = np.where(short_M, middle_M, low_M)
+        high_M = np.where(short_M, high_M, middle_M)
+    shifted_MG = np.round(np.clip(wanted_MG + high_M[:, None], 0, most_G), 6)
+    levels_MG = np.floor(shifted_MG).astype(np.intp)
     # Genes with the largest remainders get one level more.
-    remainder_G = shifted_G - levels_G
+    remainder_MG = shifted_MG - levels_MG
     if rng is not None:
-        remainder_G = remainder_G + 1e-3 * rng.random(remainder_G.size)
-    remainder_G[levels_G >= most_G] = -1.0
-    for gene in np.argsort(-remainder_G, kind="stable").tolist():
-        if levels_G.sum() >= total:
+        remainder_MG = remainder_MG + 1e-3 * rng.random(remainder_MG.shape)
+    remainder_MG[levels_MG >= most_G] = -1.0
+    order_MG = np.argsort(-remainder_MG, axis=1, kind="stable")
+    more_MG = np.zeros_like(levels_MG)
+    lacking_M = total_M - levels_MG.sum(1)
+    ranks_MG = np.broadcast_to(np.arange(levels_MG.shape[1]), levels_MG.shape)
+    np.put_along_axis(more_MG, order_MG, (ranks_MG < lacking_M[:, None]).astype(np.intp), axis=1)
+    return np.asarray(levels_MG + more_MG)
+
+
+def _spread(ways_T: NDArray[np.object_], cost: int, most: int) -> NDArray[np.object_]:
+    """Return the ways to reach each total with one gene more.
+
+    Args:
+        ways_T: ways to reach each total without it.
+        cost: amount that one level adds to the total.
+        most: largest level.
+    """
+    found_T = ways_T.copy()
+    for level in range(1, most + 1):
+        if level * cost >= len(ways_T):
             break
-        if levels_G[gene] < most_G[gene]:
-            levels_G[gene] += 1
-    return levels_G
+        found_T[level * cost :] += ways_T[: -level * cost]
+    return found_T

@@ -23,6 +23,7 @@ from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.location import CacheLocation
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recipe import Recipe
+from prunesearch.config.search import SearchSection
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.loading import LoadedModel
@@ -31,7 +32,7 @@ from prunesearch.pipeline.search_loop import search
 from prunesearch.pipeline.session import Session
 from prunesearch.pipeline.work import Helper
 from prunesearch.samplers import build
-from prunesearch.space import SearchSpace
+from prunesearch.space import SearchSpace, Space
 from prunesearch.studies import persistence
 from tests.support import postgres
 from tests.support.fixed_cost import FINGERPRINT, FixedCost
@@ -94,7 +95,9 @@ def _session(place: Place, process: int) -> Iterator[Session]:
     scored = cast(Objective, objective)
     with EvaluationCache(place.location(process)) as cache:
         engine = LocalEngine(loaded, scored, cache, FixedCostScorer(objective))
-        spaces = {_recipe(place).search: SearchSpace(BLOCKS, place.drop)}
+        spaces: dict[SearchSection, Space] = {
+            _recipe(place).search: SearchSpace(BLOCKS, place.drop)
+        }
         yield Session(loaded, scored, engine, cache, spaces)
 
 

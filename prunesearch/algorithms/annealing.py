@@ -10,7 +10,7 @@ import numpy as np
 
 from prunesearch.algorithms.base import Moves
 from prunesearch.algorithms.history import Swarm
-from prunesearch.algorithms.operators import Real, drift, swap
+from prunesearch.algorithms.operators import Real
 from prunesearch.algorithms.registry import AlgorithmEntry, register
 
 
@@ -38,11 +38,8 @@ class Annealing:
         )
         current = here if accepted else before
         chain_MD = np.broadcast_to(swarm.view.X_ND[current], (count, X_D.size))
-        Y_MD = drift(
-            swap(chain_MD, swarm.constraints, np.ones(count, dtype=np.intp), rng),
-            swarm.constraints,
-            rng,
-        )
+        swapped_MD = swarm.constraints.swap(chain_MD, np.ones(count, dtype=np.intp), rng)
+        Y_MD = swarm.constraints.drift(swapped_MD, rng)
         origin: Real = np.full((count, 1), float(current))
         return Moves(Y_MD, {"from": origin})
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from prunesearch.algorithms.base import Moves
 from prunesearch.algorithms.history import Swarm
-from prunesearch.algorithms.operators import SubsetConstraints, drift, swap
 from prunesearch.algorithms.registry import AlgorithmEntry, register
 
 
@@ -28,19 +27,9 @@ class Evolution:
         flips_M = np.minimum(
             rng.integers(1, self.most + 1, count), rng.integers(1, self.most + 1, count)
         )
-        # Distribute the swaps over the kinds of units, and swap within each kind.
-        kinds = np.unique(swarm.constraints.group_D[swarm.constraints.free_D])
-        flips_MK = rng.multinomial(flips_M, np.full(kinds.size, 1.0 / kinds.size))
-        child_MD = np.zeros(parent_MD.shape, dtype=np.bool_)
-        for kind, flips_M in zip(kinds, flips_MK.T, strict=True):
-            of_kind = SubsetConstraints.of(
-                swarm.constraints.group_D == kind, 0, swarm.constraints.k_max
-            )
-            free = SubsetConstraints.of(
-                swarm.constraints.free_D & of_kind.free_D, 0, swarm.constraints.k_max
-            )
-            child_MD |= swap(parent_MD & of_kind.free_D, free, flips_M, rng)
-        return Moves(drift(child_MD, swarm.constraints, rng))
+        # Each swap is within one kind of unit.
+        child_MD = swarm.constraints.mutated(parent_MD, flips_M, rng)
+        return Moves(swarm.constraints.drift(child_MD, rng))
 
 
 register(

@@ -9,7 +9,7 @@ import numpy as np
 
 from prunesearch.algorithms.base import Moves
 from prunesearch.algorithms.history import Swarm
-from prunesearch.algorithms.operators import drift, swap, top
+from prunesearch.algorithms.operators import top
 from prunesearch.algorithms.registry import AlgorithmEntry, register
 
 
@@ -32,9 +32,8 @@ class Genetic:
         # Fill or trim the child to the mother's size, at random from the units of its parents.
         child_MD = top(2.0 * gene_MD + pool_MD + rng.random(pool_MD.shape), mother_MD.sum(1))
         mutated_M = (rng.random(count) < self.mutation).astype(np.intp)
-        return Moves(
-            drift(swap(child_MD, swarm.constraints, mutated_M, rng), swarm.constraints, rng)
-        )
+        constraints = swarm.constraints
+        return Moves(constraints.drift(constraints.swap(child_MD, mutated_M, rng), rng))
 
 
 register(

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from prunesearch.algorithms.operators import Mask, SubsetConstraints
+from prunesearch.algorithms.constraints import Constraints
+from prunesearch.algorithms.operators import Mask
 from prunesearch.algorithms.registry import GREEDY, AlgorithmEntry, TrialsNeeded, register
 from prunesearch.space import SearchSpace
 
 
 def greedy_step(
-    constraints: SubsetConstraints, loss_of: Mapping[bytes, float]
+    constraints: Constraints, loss_of: Mapping[bytes, float]
 ) -> tuple[Mask, list[Mask]]:
     """Return the subset that the finished rounds have built, and what the next round still needs.
 
@@ -62,6 +63,8 @@ register(
         sampler=GREEDY,
         several_objectives=False,
         takes_ranking=False,
+        no_widths="it removes one step at a time and tries every layer for each, which takes "
+        "thousands of trials",
         trials_needed=trials_needed,
         random=False,
     )

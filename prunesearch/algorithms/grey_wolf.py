@@ -27,7 +27,7 @@ import numpy as np
 
 from prunesearch.algorithms.base import Moves
 from prunesearch.algorithms.history import Swarm
-from prunesearch.algorithms.operators import Mask, drift, falling, top
+from prunesearch.algorithms.operators import Mask, falling, top
 from prunesearch.algorithms.registry import SWARM_POPULATION, AlgorithmEntry, register
 
 LEADERS = 3  # alpha, beta and delta
@@ -60,7 +60,7 @@ class GreyWolf:
         size_M = np.clip(rng.choice(sizes, size=count), constraints.k_min, constraints.k_max)
         X_MD = top(rank_MD, size_M)
         # Where the size may vary, change it by one in some rows, to try sizes that nobody has.
-        return Moves(drift(X_MD, constraints, rng))
+        return Moves(constraints.drift(X_MD, rng))
 
 
 def leaders(swarm: Swarm, particle: int, rng: np.random.Generator) -> Mask:

@@ -8,12 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunesearch.algorithms import pareto
-from prunesearch.algorithms.operators import (
-    Counts,
-    Mask,
-    Real,
-    SubsetConstraints,
-)
+from prunesearch.algorithms.constraints import Constraints
+from prunesearch.algorithms.operators import Counts, Mask, Real
 
 Memory = Mapping[str, Real]
 """State that an algorithm stores with a trial: arrays by name, such as the velocity ``v``."""
@@ -202,7 +198,7 @@ class Swarm:
         view: history that the swarm was built from.
     """
 
-    constraints: SubsetConstraints
+    constraints: Constraints
     generation: int
     number_P: Counts
     loss_P: Real
@@ -238,7 +234,7 @@ class Swarm:
 
 def gather(
     view: View,
-    constraints: SubsetConstraints,
+    constraints: Constraints,
     generation: int,
     population: int,
     rng: np.random.Generator,

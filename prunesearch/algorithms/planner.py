@@ -11,34 +11,25 @@ import numpy as np
 
 from prunesearch.algorithms import pareto
 from prunesearch.algorithms.base import Algorithm, Moves
+from prunesearch.algorithms.constraints import Constraints
+from prunesearch.algorithms.gaussian_process import (
+    FEWEST,
+    LARGEST,
+    GaussianProcess,
+    normal_scores,
+)
 from prunesearch.algorithms.history import (
     Memory,
     Swarm,
     View,
     gather,
 )
-from prunesearch.algorithms.operators import (
-    Counts,
-    Mask,
-    Real,
-    SubsetConstraints,
-    generator,
-    neighbours,
-    resize,
-    top,
-    unseen,
-)
-from prunesearch.algorithms.surrogate import (
-    FEWEST,
-    LARGEST,
-    Ranking,
-    Surrogate,
-    normal_scores,
-)
+from prunesearch.algorithms.operators import Counts, Mask, Real, generator
+from prunesearch.algorithms.surrogate import Ranking
 from prunesearch.errors import InputError
 
 # Each purpose has its own stream of random numbers, so that one cannot shift another.
-_MOVES, _NOVELTY, _REFINE, _LEADERS = range(4)
+_MOVES, _NOVELTY, _REFINE, _LEADERS, _REPAIR = range(5)
 _DESIGN = 2**31  # stands for the generation number of the first subsets
 
 
@@ -100,15 +91,17 @@ class Planner:
         preselection: settings of the surrogate; None to take each particle's first move.
         ranking: prior ranking of the units, or None.
         novelty: never propose a subset twice while there are others.
+        first_ED: subsets that are proposed before all others.
     """
 
     algorithm: Algorithm
-    constraints: SubsetConstraints
+    constraints: Constraints
     seed: int
     population: int
     preselection: Preselection | None = field(default_factory=Preselection)
     ranking: Ranking | None = None
     novelty: bool = True
+    first_ED: Sequence[Mask] = ()
 
     def propose(
         self,
@@ -136,18 +129,20 @@ class Planner:
             if generation
             else None
         )
-        # Without a swarm to move, propose first subsets.
-        if swarm is None:
-            index = generation * self.population
-            return [
-                self._novel(self.first(index + slot), {}, generation, slot, seen) for slot in slots
-            ]
-        # Else move the particles one by one. Each takes the subsets under way into account.
-        model = self._model(swarm)
+        # The surrogate takes the subsets under way into account.
+        model = None if swarm is None else self._model(swarm)
         if model is not None:
             for X_D in pending:
                 model.condition_on_pending(X_D)
-        return [self._next(swarm, model, slot, seen) for slot in slots]
+        # Move the particles one by one. Without a swarm to move, propose first subsets.
+        proposed = []
+        for slot in slots:
+            index = generation * self.population + slot
+            if swarm is None or index < len(self.first_ED):
+                proposed.append(self._novel(self.first(index), {}, generation, slot, seen))
+            else:
+                proposed.append(self._next(swarm, model, slot, seen))
+        return proposed
 
     def _next(
         self, swarm: Swarm, model: "_SurrogateEnsemble | None", slot: int, seen: set[bytes]
@@ -156,19 +151,26 @@ class Planner:
         rng = generator(self.seed, swarm.generation, slot, _MOVES)
         # Without a surrogate, take the first move.
         if model is None or self.preselection is None:
-            moves = self.algorithm.move(swarm, slot, 1, rng)
+            moves = self._moves(swarm, slot, 1, rng)
             return self._novel(moves.X_MD[0], moves.recall(0), swarm.generation, slot, seen)
         # With one, make many moves and let it choose.
-        moves = self.algorithm.move(swarm, slot, self.preselection.proposals, rng)
+        moves = self._moves(swarm, slot, self.preselection.proposals, rng)
         refining = generator(self.seed, swarm.generation, slot, _REFINE)
         goal = self._goal(swarm, slot)
         if goal.constraints.fixed:
             sizes_M = np.full(len(moves.X_MD), goal.constraints.k_min)
-            moves = Moves(resize(moves.X_MD, self.constraints, sizes_M, refining), moves.memory)
+            resized_MD = self.constraints.resize(moves.X_MD, sizes_M, refining)
+            moves = Moves(resized_MD, moves.memory)
         best_D, memory = self._select(model, moves, goal, refining, seen)
         X_D, memory = self._novel(best_D, memory, swarm.generation, slot, seen)
         model.condition_on_pending(X_D)
         return X_D, memory
+
+    def _moves(self, swarm: Swarm, slot: int, count: int, rng: np.random.Generator) -> Moves:
+        """Return moves of one particle that satisfy the constraints."""
+        moves = self.algorithm.move(swarm, slot, count, rng)
+        repairing = generator(self.seed, swarm.generation, slot, _REPAIR)
+        return Moves(self.constraints.repaired(moves.X_MD, repairing), moves.memory)
 
     def _goal(self, swarm: Swarm, slot: int) -> "_ParticleGoal":
         """Return the goal of a particle.
@@ -183,9 +185,7 @@ class Planner:
         if weight_O.size == 1 or self.constraints.fixed or (slot + swarm.generation) % 2:
             return _ParticleGoal(self.constraints, weight_O)
         sizes = self.constraints.k_max - self.constraints.k_min + 1
-        one_size = SubsetConstraints.of(
-            self.constraints.free_D, self.constraints.k_min + int(weight_O[0] * sizes)
-        )
+        one_size = self.constraints.of_size(self.constraints.k_min + int(weight_O[0] * sizes))
         return _ParticleGoal(one_size, np.eye(weight_O.size)[0])
 
     def first(self, index: int) -> Mask:
@@ -193,19 +193,22 @@ class Planner:
 
         It is the same for every algorithm, so that a second search finds it in the cache.
         """
-        block, place = divmod(index, self.population)
-        return np.asarray(
-            first_subsets(self.constraints, self.population, self.seed, block, self.ranking)[place]
+        if index < len(self.first_ED):
+            return self.first_ED[index]
+        block, place = divmod(index - len(self.first_ED), self.population)
+        rng = generator(self.seed, _DESIGN + block, 0)
+        X_PD = self.constraints.first_subsets(
+            self.population, block, self.ranking, self.first_ED, rng
         )
+        return np.asarray(X_PD[place])
 
     def _novel(
         self, X_D: Mask, memory: Memory, generation: int, slot: int, seen: set[bytes]
     ) -> tuple[Mask, Memory]:
         """Replace a subset that was proposed before by a new one, and remember it."""
         if self.novelty:
-            X_D = unseen(
-                X_D, self.constraints, seen, generator(self.seed, generation, slot, _NOVELTY)
-            )
+            rng = generator(self.seed, generation, slot, _NOVELTY)
+            X_D = self.constraints.unseen(X_D, seen, rng)
         seen.add(X_D.tobytes())
         return X_D, memory
 
@@ -217,13 +220,14 @@ class Planner:
         if self.preselection is None:
             return None
         rows, loss_NO = swarm.view.estimated
-        surrogates = []
+        surrogates: list[GaussianProcess] = []
         for loss_N in loss_NO.T:
             kept = _informative(loss_N)
             X_ND, first = _distinct(swarm.view.X_ND[rows[kept]])
             if len(X_ND) < FEWEST:
                 return None
-            surrogates.append(Surrogate(X_ND, normal_scores(loss_N[kept][first]), self.ranking))
+            score_N = normal_scores(loss_N[kept][first])
+            surrogates.append(self.constraints.surrogate(X_ND, score_N, self.ranking))
         if (
             min(surrogate.correlation for surrogate in surrogates)
             < self.preselection.min_correlation
@@ -250,7 +254,7 @@ class Planner:
         best_D, best = moves.X_MD[fresh[chosen]], float(bound_M[chosen])
         # Local search around it.
         for _ in range(self.preselection.rounds):
-            around_MD = neighbours(best_D, goal.constraints, self.preselection.proposals, rng)
+            around_MD = goal.constraints.neighbours(best_D, self.preselection.proposals, rng)
             new = self._new_among(around_MD, seen)
             if not new:
                 break
@@ -272,14 +276,14 @@ class Planner:
 class _ParticleGoal:
     """Goal of a particle: the subsets that it chooses among, and its weights of the objectives."""
 
-    constraints: SubsetConstraints
+    constraints: Constraints
     weight_O: Real
 
 
 class _SurrogateEnsemble:
     """One surrogate per objective, and the value of a proposal under them."""
 
-    def __init__(self, surrogates: Sequence[Surrogate], exploration: float) -> None:
+    def __init__(self, surrogates: Sequence[GaussianProcess], exploration: float) -> None:
         self._surrogates, self._exploration = surrogates, exploration
 
     def lower_confidence_bound(self, X_MD: Mask, weight_O: Real) -> Real:
@@ -330,43 +334,3 @@ def _informative(loss_N: Real) -> Counts:
     latest = np.ones(loss_N.size, dtype=np.bool_)
     latest[best] = False
     return np.sort(np.concatenate([best, np.flatnonzero(latest)[-half:]]))
-
-
-def first_subsets(
-    constraints: SubsetConstraints, population: int, seed: int, block: int, ranking: Ranking | None
-) -> Mask:
-    """Return subsets to start from, shape (P, D).
-
-    Without a ranking, every unit occurs equally often as far as possible. With one, the first
-    subset is the cheapest, and the others are drawn by Gumbel-top-k sampling (W. Kool, H. van Hoof
-    and M. Welling, ICML 2019) at rising temperatures.
-    """
-    rng = generator(seed, _DESIGN + block, 0)
-    size_P = np.linspace(constraints.k_max, constraints.k_min, population).round().astype(np.intp)
-    if ranking is None:
-        return _balanced(constraints, rng.permutation(size_P), rng)
-    # Cheap units have a high score; noise grows with the temperature of the row.
-    log_D = np.log(ranking.harm_D)
-    ease_D = -(log_D - log_D.mean()) / (float(log_D.std()) or 1.0)
-    heat_P = (np.arange(population) + block * population) / population
-    score_PD = ease_D + heat_P[:, None] * rng.gumbel(size=(population, ease_D.size))
-    score_PD[:, ~constraints.free_D] = -np.inf
-    return top(score_PD, size_P)
-
-
-def _balanced(constraints: SubsetConstraints, size_P: Counts, rng: np.random.Generator) -> Mask:
-    """Draw subsets in which every unit occurs equally often, by dealing from shuffled decks of the
-    free units.
-    """
-    X_PD = np.zeros((size_P.size, constraints.free_D.size), dtype=np.bool_)
-    deck: list[int] = []
-    for X_D, size in zip(X_PD, size_P.tolist(), strict=True):
-        while X_D.sum() < size:
-            # Take the first card that the subset lacks. If there is none, add another deck.
-            drawn = next((unit for unit in deck if not X_D[unit]), None)
-            if drawn is None:
-                deck += rng.permutation(np.flatnonzero(constraints.free_D)).tolist()
-                continue
-            deck.remove(drawn)
-            X_D[drawn] = True
-    return X_PD

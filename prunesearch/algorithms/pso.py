@@ -30,7 +30,7 @@ import numpy as np
 
 from prunesearch.algorithms.base import Moves, VectorState
 from prunesearch.algorithms.history import Swarm
-from prunesearch.algorithms.operators import Real, drift, swap, top
+from prunesearch.algorithms.operators import Real, top
 from prunesearch.algorithms.registry import SWARM_POPULATION, AlgorithmEntry, register
 
 W, C = 0.729, 1.496  # inertia and pull of Clerc and Kennedy
@@ -55,7 +55,9 @@ class ParticleSwarm:
         )
         constraints, shape = swarm.constraints, (count, X_D.size)
         # Velocity: inertia, then the union by maximum with both differences.
-        kept_D = swarm.memory_P[particle].get("v", np.zeros(X_D.size))
+        kept_D = np.zeros(X_D.size)
+        if "v" in swarm.memory_P[particle]:
+            kept_D = constraints.expanded(swarm.memory_P[particle]["v"])
         V_MD = np.broadcast_to(self.w * kept_D, shape)
         V_MD = np.maximum(V_MD, self.c1 * rng.random(shape) * (own_D & ~X_D))  # c1 r1 (P - X)
         V_MD = np.maximum(V_MD, self.c2 * rng.random(shape) * (leader_D & ~X_D))  # c2 r2 (G - X)
@@ -70,9 +72,8 @@ class ParticleSwarm:
         size_M = np.full(count, sizes[0]) if constraints.fixed else rng.choice(sizes, size=count)
         Y_MD = top(rank_MD, np.clip(size_M, constraints.k_min, constraints.k_max))
         disturbed_M = (rng.random(count) < self.turbulence).astype(np.intp)
-        return Moves(
-            drift(swap(Y_MD, constraints, disturbed_M, rng), constraints, rng), {"v": V_MD}
-        )
+        moved_MD = constraints.drift(constraints.swap(Y_MD, disturbed_M, rng), rng)
+        return Moves(moved_MD, {"v": constraints.condensed(V_MD)})
 
 
 @dataclass(frozen=True)

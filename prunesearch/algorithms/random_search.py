@@ -6,7 +6,6 @@ import numpy as np
 
 from prunesearch.algorithms.base import Moves
 from prunesearch.algorithms.history import Swarm
-from prunesearch.algorithms.operators import random_subsets
 from prunesearch.algorithms.registry import AlgorithmEntry, register
 
 
@@ -19,7 +18,7 @@ class RandomSearch:
     def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
         """Return `count` random subsets."""
         sizes = rng.integers(swarm.constraints.k_min, swarm.constraints.k_max + 1, size=count)
-        return Moves(random_subsets(swarm.constraints, sizes, rng))
+        return Moves(swarm.constraints.random_subsets(sizes, rng))
 
 
 register(AlgorithmEntry("random", "uniform random subsets", order=90, algorithm=RandomSearch))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from prunesearch.errors import UnknownNameError
+from prunesearch.errors import InputError, UnknownNameError, either
 from prunesearch.runtime.registry import Registry
 from prunesearch.space import SearchSpace
 
@@ -27,6 +27,8 @@ OPTUNA = "prunesearch.samplers.optuna_sampler:build_optuna"
 VECTOR_ENCODINGS = ("keys", "slots", "binary")
 """Encodings of a subset as a real vector (see `algorithms.vector_swarms`)."""
 ENCODINGS = ("set", *VECTOR_ENCODINGS)
+WIDTH_ENCODINGS = ("set", "keys")
+"""Encodings of widths."""
 SWARM_POPULATION = 6
 """Trials per generation of the swarms with a surrogate.
 
@@ -118,6 +120,7 @@ class AlgorithmEntry:
         needs_llm: whether it asks a language model, which the user names.
         random: whether another seed gives other trials.
         resumable: whether a resumed study continues with the same trials as an unbroken one.
+        no_widths: reason why it cannot search over widths; empty if it can.
         trials_needed: function of the space and the name of the ranking that returns how many
             trials a search needs.
     """
@@ -139,6 +142,7 @@ class AlgorithmEntry:
     needs_llm: bool = False
     random: bool = True
     resumable: bool = True
+    no_widths: str = ""
     trials_needed: Callable[[SearchSpace, str], TrialsNeeded] = for_ranking
 
     @property
@@ -147,6 +151,23 @@ class AlgorithmEntry:
         if self.vector_law is None:
             return ("set",)
         return ENCODINGS
+
+    def check_widths(self, encoding: str) -> None:
+        """Refuse a search over widths that the algorithm, or an encoding, cannot do.
+
+        Raises:
+            InputError: see above.
+        """
+        if self.no_widths:
+            able = [entry.name for entry in REGISTRY.entries() if not entry.no_widths]
+            raise InputError(
+                f"`sampler` {self.name} cannot search widths: {self.no_widths}; use {either(able)}"
+            )
+        if encoding not in WIDTH_ENCODINGS:
+            raise InputError(
+                f"`encoding` {encoding} names layers, and a search over widths narrows them: use "
+                f"{either(WIDTH_ENCODINGS)}"
+            )
 
     @property
     def ordinary_parameters(self) -> bool:

@@ -19,14 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunesearch.algorithms.base import Moves, VectorLaw, VectorState
+from prunesearch.algorithms.constraints import Constraints
 from prunesearch.algorithms.history import Memory, Swarm
-from prunesearch.algorithms.operators import (
-    Counts,
-    Mask,
-    Real,
-    SubsetConstraints,
-    top,
-)
+from prunesearch.algorithms.operators import Counts, Mask, Real, top
 
 # Slope of the S-shape: coordinates in [0, 1] become velocities in [-4, 4], Kennedy and Eberhart's
 # V_max.
@@ -70,7 +65,7 @@ class VectorSwarm:
         moved = self.law.step(state, count, rng)
         return Moves(self._decode(constraints, moved["x"], rng), moved)
 
-    def _coordinates(self, constraints: SubsetConstraints, memory: Memory, X_D: Mask) -> Real:
+    def _coordinates(self, constraints: Constraints, memory: Memory, X_D: Mask) -> Real:
         """Return the stored coordinates, or coordinates that decode to the subset if none were
         stored.
         """
@@ -80,16 +75,15 @@ class VectorSwarm:
             free = np.flatnonzero(constraints.free_D)
             named = np.searchsorted(free, np.flatnonzero(X_D))
             return np.asarray((np.resize(named, constraints.k_max) + 0.5) / free.size)
-        return np.where(X_D, 0.75, 0.25)
+        return constraints.keys(X_D)
 
-    def _decode(self, constraints: SubsetConstraints, x_MD: Real, rng: np.random.Generator) -> Mask:
+    def _decode(self, constraints: Constraints, x_MD: Real, rng: np.random.Generator) -> Mask:
         """Decode coordinates to subsets that satisfy the constraints."""
         if self.encoding == "slots":
             return np.stack([_name_units(constraints, x_D) for x_D in x_MD])
-        score_MD = np.where(constraints.free_D, x_MD, -1.0)
         if self.encoding == "keys":
-            sizes = (x_MD[:, constraints.free_D] > 0.5).sum(axis=1)
-            return top(score_MD, np.clip(sizes, constraints.k_min, constraints.k_max))
+            return constraints.from_keys(x_MD, rng)
+        score_MD = np.where(constraints.free_D, x_MD, -1.0)
         probability_MD = 1.0 / (1.0 + np.exp(-_SLOPE * (x_MD - 0.5)))
         drawn_MD = (rng.random(x_MD.shape) < probability_MD) & constraints.free_D
         size_M: Counts = np.clip(drawn_MD.sum(axis=1), constraints.k_min, constraints.k_max)
@@ -98,7 +92,7 @@ class VectorSwarm:
         )  # drawn units first, each kind by its probability
 
 
-def _name_units(constraints: SubsetConstraints, x_K: Real) -> Mask:
+def _name_units(constraints: Constraints, x_K: Real) -> Mask:
     """Decode integer slots.
 
     A unit that is already named is replaced by the next free one, cyclically.

@@ -24,7 +24,7 @@ import numpy as np
 
 from prunesearch.algorithms.base import Moves, VectorState
 from prunesearch.algorithms.history import Swarm
-from prunesearch.algorithms.operators import Real, drift, falling, swap, toward
+from prunesearch.algorithms.operators import Real, falling, toward
 from prunesearch.algorithms.registry import SWARM_POPULATION, AlgorithmEntry, register
 
 CYCLE = 10  # generations in which a falls from 2 to 0
@@ -54,9 +54,8 @@ class WhaleOptimization:
         hit = math.ceil(max(1.0, a / 2.0 * math.sqrt(leader_D.sum())))
         distance_M = rng.integers(1, hit + 1, size=count)
         leader_MD = np.broadcast_to(leader_D, X_MD.shape)
-        circling_MD = drift(
-            swap(leader_MD, swarm.constraints, distance_M, rng), swarm.constraints, rng
-        )  # eq. 2.5
+        swapped_MD = swarm.constraints.swap(leader_MD, distance_M, rng)
+        circling_MD = swarm.constraints.drift(swapped_MD, rng)  # eq. 2.5
         return Moves(np.where(spiral_M[:, None], circling_MD, closing_MD))
 
 

@@ -22,7 +22,8 @@ _SHARED = {
     "Server": "server token_file insecure_http",
 }
 _SEARCHED = {
-    "What is dropped": "drop protect units keep_pattern against",
+    "What is removed": "drop space target criterion align first_allocations protect units "
+    "keep_pattern against",
     "How it is searched": "sampler trials encoding preselect ranking asynchronous "
     "population seed race score_weights",
     "What it is scored on": "objective kl_top calibration tokens window task task_data "

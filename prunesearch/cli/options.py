@@ -15,9 +15,10 @@ from prunesearch.export.formats.registry import checkpoint_formats
 from prunesearch.objectives import registry as objectives
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE
 from prunesearch.service.credentials import DEFAULT_SERVER, SERVER_VARIABLE, TOKEN_VARIABLE
-from prunesearch.space import UNITS
+from prunesearch.space import SPACES, UNITS
+from prunesearch.widths.criteria.registry import REGISTRY as CRITERIA
 
-# What is dropped.
+# What is removed.
 DROP = SharedOption(
     "--drop",
     help="How many layers to drop: 8, 25%, ..8 (up to), pareto[:25%]; search: or several, 4,8.",
@@ -28,8 +29,31 @@ LAYERS = SharedOption(
     help="Which layers of MODEL to drop: 3,7,12-14; 7a is the attention of layer 7, 7m its MLP.",
 )
 PROTECT = SharedOption("--protect", default="", help="Blocks that stay: first:1,last:1 or 0,5-8.")
+SPACE = SharedOption(
+    "--space",
+    type=Words(SPACES),
+    show_default="blocks",
+    help="What is searched: layers to drop, widths of layers, or blocks to drop and widths.",
+)
 UNITS_DROPPED = SharedOption(
-    "--units", type=Words(UNITS), default="blocks", show_default=True, help="What is dropped."
+    "--units", type=Words(UNITS), show_default="blocks", help="The same as --space."
+)
+TARGET = SharedOption(
+    "--target", help="What widths remove in all: 20%, 26M parameters, 100MiB; or several, 20%,40%."
+)
+CRITERION = SharedOption(
+    "--criterion",
+    type=Words(CRITERIA.names),
+    show_default="flap",
+    help="Importance that orders the channels: the first ones stay.",
+)
+ALIGN = SharedOption(
+    "--align", type=int, show_default="64", help="Widths are multiples of this many channels."
+)
+FIRST_ALLOCATIONS = SharedOption(
+    "--first-allocations/--no-first-allocations",
+    default=None,
+    help="Widths: begin with the fixed allocations.  [default: first-allocations]",
 )
 KEEP_PATTERN = SharedOption(
     "--keep-pattern",
@@ -277,7 +301,12 @@ JSON = SharedOption("--json", "as_json", is_flag=True, help="One JSON document o
 
 # Options that go together.
 RECIPE_OPTIONS = (
-    DROP.variant(required=True),
+    DROP,
+    SPACE,
+    TARGET,
+    CRITERION,
+    ALIGN,
+    FIRST_ALLOCATIONS,
     PROTECT,
     UNITS_DROPPED,
     KEEP_PATTERN,

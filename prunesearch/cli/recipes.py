@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from prunesearch.pipeline.state import LayersSource, StudySource
 
 
+_LISTED = ("sampler", "drop", "target")
+"""Keys of the section ``search`` of a recipe file that may have several values."""
 _RUN_NAMES = (*RunOptions.model_fields, "weights_in", "out")
 """Keys of the section ``run`` of a recipe file, with an earlier name."""
 
@@ -64,12 +66,17 @@ def _values_of(section: str, settings: Mapping[str, Json]) -> JsonObject:
 
 
 def grid_of(settings: Mapping[str, Json]) -> list[Recipe]:
-    """Build the recipes of ``--sampler pso,woa --drop 4,8``: every sampler with every number."""
+    """Build the recipes of ``--sampler pso,woa --drop 4,8``: every sampler with every number.
+
+    A search over widths lists numbers in ``--target``.
+    """
+    lists: dict[str, list[str]] = {}
+    for name in ("sampler", "drop", "target"):
+        if settings.get(name) is not None:
+            lists[name] = [word.strip() for word in as_text(settings[name], name).split(",")]
     recipes = []
-    for sampler in as_text(settings["sampler"], "sampler").split(","):
-        for drop in as_text(settings["drop"], "drop").split(","):
-            changed = {"sampler": sampler.strip(), "drop": drop.strip()}
-            recipes.append(recipe_of({**settings, **changed}))
+    for chosen in itertools.product(*lists.values()):
+        recipes.append(recipe_of({**settings, **dict(zip(lists, chosen, strict=True))}))
     return recipes
 
 
@@ -272,7 +279,7 @@ def _grid_in(values: JsonObject) -> list[Recipe]:
     search = values.get("search")
     lists: dict[str, list[Json]] = {}
     if isinstance(search, dict):
-        lists = {name: _several(search[name]) for name in ("sampler", "drop") if name in search}
+        lists = {name: _several(search[name]) for name in _LISTED if name in search}
     recipes = []
     for chosen in itertools.product(*lists.values()):
         changed = values

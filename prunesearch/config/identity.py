@@ -77,7 +77,10 @@ def study_name(recipe: Recipe) -> str:
     if recipe.model.path:
         model = re.sub(r"\.gguf$", "", Path(recipe.model.path).name, flags=re.IGNORECASE)
     drop = "drop" + search.drop.replace("%", "pct").replace("..", "upto").replace(":", "")
-    if search.units == "sublayers":
+    if search.narrows:
+        drop = f"{search.space}{search.amount}-{search.criterion}"
+        drop = drop.replace("%", "pct").replace("+", "-")
+    elif search.units == "sublayers":
         drop += "-sublayers"
     elif search.keep_pattern:
         drop += "-pattern"

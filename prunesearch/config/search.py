@@ -1,4 +1,6 @@
-"""Section `search` of a recipe: how much is dropped, and how the best subset is searched."""
+"""Section `search` of a recipe: what is removed and how much, and how the best candidate is
+searched.
+"""
 
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -6,10 +8,49 @@ from pydantic import Field, model_validator
 
 from prunesearch.algorithms.registry import REGISTRY, names_with
 from prunesearch.config.settings import Settings
-from prunesearch.errors import either
-from prunesearch.space import split_drop
+from prunesearch.errors import UnknownNameError, either
+from prunesearch.space import SPACES, UNITS, WIDTHS, split_drop
+from prunesearch.width_space import parse_target
+from prunesearch.widths.criteria.registry import REGISTRY as CRITERIA
 
 RANKINGS = ("none", "influence", "magnitude", "taylor", "single")
+SCORES = "scores"
+"""Name of the ranking by the scores of the channels, which searches over widths start from."""
+_OF_WIDTHS = {"criterion": "flap", "align": 64, "first_allocations": True}
+"""Settings that only a search over widths has, and their defaults."""
+
+
+def _absent(value: object) -> bool:
+    """Return whether a setting was not given. It is not part of documents then."""
+    return value is None
+
+
+_LARGEST_MODEL = 10**15  # parameters of a model that any target fits into
+
+
+def _with_space(values: dict[str, object]) -> dict[str, object]:
+    """Sort the values of `space` into the fields, and fill in the defaults of widths.
+
+    Raises:
+        UnknownNameError: there is no such space.
+        ValueError: `units` names another space.
+    """
+    space = values.get("space")
+    if space is None:
+        return values
+    if space not in SPACES:
+        raise UnknownNameError("space", str(space), SPACES)
+    if space in UNITS:
+        del values["space"]
+        if values.get("units") not in (None, space):
+            raise ValueError(
+                f"`space` {space} and `units` {values['units']} contradict each other: give one"
+            )
+        return {**values, "units": space}
+    for name, default in _OF_WIDTHS.items():
+        if values.get(name) is None:
+            values[name] = default
+    return values
 
 
 class SearchSection(Settings):
@@ -18,7 +59,23 @@ class SearchSection(Settings):
     title: ClassVar[str] = "recipe"
     section: ClassVar[str] = "search"
 
-    drop: str
+    space: Literal["widths", "blocks+widths"] | None = Field(default=None, exclude_if=_absent)
+    """What is searched instead of layers to drop: widths of layers, or these and whole blocks.
+
+    ``blocks`` and ``sublayers`` are accepted too; they are stored as `units`.
+    """
+    target: str | None = Field(default=None, exclude_if=_absent)
+    """What a search over widths removes: ``20%`` of the parameters, ``26M`` parameters, or
+    ``100MiB``."""
+    criterion: str | None = Field(default=None, exclude_if=_absent)
+    """Importance score that orders the channels of a search over widths (see `widths.criteria`);
+    default ``flap``."""
+    align: Annotated[int, Field(ge=1)] | None = Field(default=None, exclude_if=_absent)
+    """Number that all widths in channels are multiples of; default 64."""
+    first_allocations: bool | None = Field(default=None, exclude_if=_absent)
+    """Whether a search over widths begins with the fixed allocations (see `widths.allocations`);
+    default True."""
+    drop: str = ""
     """Number of units to drop: ``8``, ``25%`` (rounded to the nearest whole number), at most 8
     (``..8``), or ``pareto`` for the best of every number, optionally with a limit
     (``pareto:25%``)."""
@@ -58,12 +115,47 @@ class SearchSection(Settings):
         if not isinstance(values, dict):
             return values
         values = dict(values)
-        for name in ("drop", "protect"):
+        for name in ("drop", "protect", "target"):
             if isinstance(values.get(name), int) and not isinstance(values[name], bool):
                 values[name] = str(values[name])
         if isinstance(values.get("protect"), list | tuple):
             values["protect"] = ",".join(map(str, values["protect"]))
-        return values
+        return _with_space(values)
+
+    @model_validator(mode="after")
+    def _amount_is_given(self) -> Self:
+        """Check what says how much is removed, and what belongs to a search over widths."""
+        if not self.narrows:
+            if not self.drop:
+                raise ValueError(
+                    "drop is missing in section search: every recipe needs it, or `space` widths "
+                    "with `target` 20%"
+                )
+            for name in ("target", *_OF_WIDTHS):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` goes with `space` {either(WIDTHS)}")
+            return self
+        for name, value in (
+            ("drop", self.drop),
+            ("keep_pattern", self.keep_pattern),
+            ("units", self.units != "blocks"),
+        ):
+            if value:
+                raise ValueError(
+                    f"`{name}` goes with layers to drop, not with `space` {self.space}: leave it "
+                    "out and give `target` 20%"
+                )
+        if self.target is None:
+            raise ValueError(f"target is missing: `space` {self.space} needs `target` 20%")
+        parse_target(self.target, _LARGEST_MODEL, 1)
+        CRITERIA.get(self.criterion or "")
+        REGISTRY.get(self.sampler).check_widths(self.encoding)
+        if self.ranking not in (None, "none"):
+            raise ValueError(
+                f"`ranking` {self.ranking} ranks layers, and a search over widths starts from the "
+                f"scores of channels: leave it out, or give `ranking` none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _space_is_possible(self) -> Self:
@@ -102,6 +194,16 @@ class SearchSection(Settings):
         return self
 
     @property
+    def narrows(self) -> bool:
+        """True if layers are narrowed: the search is over widths."""
+        return self.space is not None
+
+    @property
+    def amount(self) -> str:
+        """How much is removed, as the user wrote it: `drop`, or `target`."""
+        return self.target or self.drop
+
+    @property
     def is_pareto(self) -> bool:
         """True if the search looks for the best subset of every size."""
         return split_drop(self.drop)[0] == "pareto"
@@ -114,6 +216,10 @@ class SearchSection(Settings):
     @property
     def start(self) -> str:
         """Ranking that the search starts from, with the sampler's default filled in."""
+        if self.narrows:
+            entry = REGISTRY.get(self.sampler)
+            starts = entry.needs_ranking or (entry.surrogate and self.ranking is None)
+            return SCORES if starts else "none"
         if self.ranking is not None:
             return self.ranking
         return REGISTRY.get(self.sampler).ranking

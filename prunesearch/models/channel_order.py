@@ -1,11 +1,13 @@
 """The order of a model's channels and KV groups, most important first."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,13 @@ class ChannelOrder:
     channel_means: tuple[torch.Tensor, ...] | None = None
     column_means: tuple[torch.Tensor, ...] | None = None
 
+    def __reduce__(self) -> "tuple[Callable[..., ChannelOrder], tuple[object, ...]]":
+        """Pickle arrays, because torch would share the memory of tensors between processes."""
+        arrays = []
+        for tensors in (self.channels, self.groups, self.channel_means, self.column_means):
+            arrays.append(None if tensors is None else [tensor.numpy() for tensor in tensors])
+        return _of_arrays, (self.criterion, *arrays)
+
     @property
     def biases(self) -> bool:
         """True if a narrowed sublayer gets a bias that stands for the mean of what was removed."""
@@ -40,6 +49,17 @@ class ChannelOrder:
         for tensors in (self.channels, self.groups, self.channel_means, self.column_means):
             _add(digest, tensors)
         return f"{self.criterion}-{digest.hexdigest()[:16]}"
+
+
+def _of_arrays(criterion: str, *arrays: "Sequence[NDArray[Any]] | None") -> ChannelOrder:
+    """Return an order from the arrays that were pickled."""
+    parts = []
+    for found in arrays:
+        parts.append(None if found is None else tuple(torch.from_numpy(part) for part in found))
+    channels, groups, channel_means, column_means = parts
+    assert channels is not None
+    assert groups is not None
+    return ChannelOrder(criterion, channels, groups, channel_means, column_means)
 
 
 def _add(digest: "hashlib._Hash", tensors: Sequence[torch.Tensor] | None) -> None:

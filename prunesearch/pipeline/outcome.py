@@ -107,7 +107,7 @@ def outcome_of(
         _refuse(ready.study, result)
     # The best trial, or the knee and the whole front of a Pareto study.
     chosen, front = ranked[0], list[TrialSummary]()
-    if ready.space.budget == "pareto":
+    if ready.recipe.search.is_pareto:
         chosen = knee(ranked, ready.scalarizer.values(dense))
         front = [summarise_trial(trial) for trial in ranked]
     best = require(*session.engine.evaluate_now([ready.space.from_params(chosen.params)]))

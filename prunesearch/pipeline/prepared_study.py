@@ -9,8 +9,9 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 
 from prunesearch import events
+from prunesearch.algorithms.registry import SINGLE
 from prunesearch.cache.keys import minor
-from prunesearch.candidate import Evaluation
+from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import (
@@ -18,6 +19,7 @@ from prunesearch.errors import (
 )
 from prunesearch.evaluation.scalarization import TrialScalarizer, objectives
 from prunesearch.execution.latency import LatencyModel
+from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.structure import most_positions
 from prunesearch.objectives.calibration_data import token_windows
@@ -26,12 +28,16 @@ from prunesearch.objectives.importance import rank_units
 from prunesearch.pipeline.session import (
     Session,
 )
+from prunesearch.pipeline.width_search import first_widths, harm_of_units
 from prunesearch.report.notes import Noter
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers import SubsetSampler, build
-from prunesearch.space import SearchSpace
-from prunesearch.studies import persistence, selection
+from prunesearch.space import SearchSpace, Space
+from prunesearch.studies import persistence, selection, study_recipe
+from prunesearch.width_space import WidthSpace
 
+FIRST_ATTR = "first candidates"
+"""User attribute of a study: the candidates that it begins with."""
 _log = logging.getLogger(__name__)
 
 
@@ -41,7 +47,7 @@ class PreparedStudy:
 
     recipe: Recipe
     study: Study
-    space: SearchSpace
+    space: Space
     sampler: SubsetSampler
     scalarizer: TrialScalarizer
     noter: Noter
@@ -52,7 +58,7 @@ class PreparedStudy:
         session: Session,
         recipe: Recipe,
         study: Study,
-        space: SearchSpace,
+        space: Space,
         dense: Evaluation,
         options: RunOptions,
     ) -> Self:
@@ -100,13 +106,16 @@ def scored_identity(session: Session, recipe: Recipe) -> JsonObject:
     """Return the part of a study's identity that decides the scores: the recipe, and the digests of
     model and data.
     """
-    return {
+    identity: JsonObject = {
         **recipe.identity(),
         **session.objective.settings,
         "data content": session.objective.digest,
         "model content": session.loaded.fingerprint,
         "numerics": dict(numerics_of(session.loaded.model)),
     }
+    if session.measured is not None:
+        identity[study_recipe.CHANNEL_ORDER] = session.measured.order.digest
+    return identity
 
 
 def _scalarizer(session: Session, recipe: Recipe, study: Study) -> TrialScalarizer:
@@ -124,16 +133,27 @@ def _scalarizer(session: Session, recipe: Recipe, study: Study) -> TrialScalariz
     )
 
 
-def sampler_of(session: Session, recipe: Recipe, study: Study, space: SearchSpace) -> SubsetSampler:
-    """Build the recipe's sampler. A resumed study keeps the ranking that it began with."""
+def sampler_of(session: Session, recipe: Recipe, study: Study, space: Space) -> SubsetSampler:
+    """Build the recipe's sampler. A resumed study keeps the ranking and the first candidates that
+    it began with.
+    """
     ranking: list[float] | Literal["single"] | None = None
-    if recipe.search.start == "single":
+    if recipe.search.start == SINGLE:
         ranking = "single"
     elif recipe.search.start != "none":
         ranking = persistence.get_or_set_attr(
             study, "ranking", lambda: _short(_ranking(session, recipe, space))
         )
     section = recipe.search
+    first: list[LayerSubset] = []
+    if section.first_allocations:
+        assert isinstance(space, WidthSpace)
+        layers = session.layers
+        texts = persistence.get_or_set_attr(
+            study, FIRST_ATTR, lambda: [widths.text for widths in first_widths(space, layers)]
+        )
+        for text in texts:
+            first.append(LayerWidths.read(text, space.shape, space.order, space.biases))
     return build(
         section.sampler,
         space,
@@ -143,11 +163,15 @@ def sampler_of(session: Session, recipe: Recipe, study: Study, space: SearchSpac
         preselect=section.preselect,
         ranking=ranking,
         asynchronous=section.asynchronous,
+        first=first,
     )
 
 
-def _ranking(session: Session, recipe: Recipe, space: SearchSpace) -> list[float]:
+def _ranking(session: Session, recipe: Recipe, space: Space) -> list[float]:
     """Rank the units on the recipe's calibration text. A task uses the built-in text."""
+    if isinstance(space, WidthSpace):
+        return harm_of_units(space, session.layers)
+    assert isinstance(space, SearchSpace)
     events.tell(events.StageProgress(f"ranking the layers by {recipe.search.start}"))
     loaded, data = session.loaded, recipe.data
     window = min(data.window, most_positions(loaded.model) or data.window)

@@ -26,7 +26,7 @@ from prunesearch.samplers import (
     annotate,
     report,
 )
-from prunesearch.space import SearchSpace
+from prunesearch.space import Space
 from prunesearch.studies import selection
 from prunesearch.studies.selection import best_trials
 
@@ -220,7 +220,8 @@ class _Run:
         if self._sampler.is_partial_subset(evaluation.candidate):
             # A partial subset cannot be a result. As a pruned trial it informs the sampler and is
             # never the best.
-            report(self._study, number, self._sampler.space.count(evaluation.candidate), values[0])
+            step = len(self._sampler.space.units_of(evaluation.candidate))
+            report(self._study, number, step, values[0])
             self._study.tell(number, state=TrialState.PRUNED)
             return values[0]
         self._study.tell(number, values)
@@ -269,7 +270,7 @@ def race_baseline(study: Study, sampler: SubsetSampler, number: int) -> LayerSub
     return None
 
 
-def candidate_of(trial: FrozenTrial, space: SearchSpace) -> LayerSubset:
+def candidate_of(trial: FrozenTrial, space: Space) -> LayerSubset:
     """Return a trial's candidate, which its parameters describe.
 
     Raises:

@@ -20,7 +20,7 @@ from prunesearch.pipeline.search_loop import SearchResult, search
 from prunesearch.pipeline.session import Session, require
 from prunesearch.runtime import stopping
 from prunesearch.samplers import trials_needed
-from prunesearch.space import SearchSpace
+from prunesearch.space import Space
 from prunesearch.studies import persistence, places
 
 Result = TypeVar("Result")
@@ -131,7 +131,7 @@ def run_searches(
         return outcomes
 
 
-def trials_of(recipe: Recipe, space: SearchSpace, options: RunOptions) -> int:
+def trials_of(recipe: Recipe, space: Space, options: RunOptions) -> int:
     """Return the number of trials that a search shall have.
 
     It is the requested number. Without a request it is the default, or what the sampler needs if

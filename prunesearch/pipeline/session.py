@@ -27,8 +27,10 @@ from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.worker import Content
 from prunesearch.evaluation.worker_pool import WorkerPool
 from prunesearch.execution.shared_forward import Forward
+from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.config_edits import period_of
 from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.narrowing import reorder
 from prunesearch.models.streaming import open_streamed
 from prunesearch.models.structure import input_device, settings_of
 from prunesearch.objectives.base import Objective
@@ -36,8 +38,11 @@ from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.reference_cache import ReferenceCache
 from prunesearch.objectives.registry import REGISTRY, ObjectiveInputs, TaskInputs
 from prunesearch.objectives.weighted_sum import build_mix
+from prunesearch.pipeline.width_search import check_resident, put_in_order, width_space_of
 from prunesearch.runtime import stopping
-from prunesearch.space import SearchSpace
+from prunesearch.space import SearchSpace, Space
+from prunesearch.widths.layer_statistics import LayerStatistics
+from prunesearch.widths.orders import MeasuredOrder
 
 if TYPE_CHECKING:
     from prunesearch.pipeline.ray_workers import RayPlan
@@ -53,9 +58,19 @@ class Session:
     objective: Objective
     engine: LocalEngine
     cache: EvaluationCache
-    spaces: dict[SearchSection, SearchSpace] = field(default_factory=dict, repr=False)
+    spaces: dict[SearchSection, Space] = field(default_factory=dict, repr=False)
+    measured: MeasuredOrder | None = None
+    """Order of the model's channels, and the statistics of its layers. None: the search drops
+    layers only.
+    """
 
-    def space_of(self, section: SearchSection) -> SearchSpace:
+    @property
+    def layers(self) -> tuple[LayerStatistics, ...]:
+        """Statistics of the layers, for a search over widths."""
+        assert self.measured is not None, "only a search over widths measures the layers"
+        return self.measured.layers
+
+    def space_of(self, section: SearchSection) -> Space:
         """Return the search space of a recipe. It is made once."""
         if section not in self.spaces:
             self.spaces[section] = space_of(section, self.loaded)
@@ -71,23 +86,26 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
         InputError: the model, the data, the number of layers, or a location of results cannot be
             used.
     """
-    # Check the locations before the model is loaded, which takes long.
+    # Check the options and locations before the model is loaded, which takes long.
+    check_resident(recipe, options)
     if options.engine == "ray":
         ray_cluster.check(options.ray_address)
     check_url(options.storage)
     check_writable(CacheLocation.parse(options.cache).folder)
     loaded = load_for(recipe.model, options)
+    with stopping.interruptible():
+        measured = put_in_order(recipe.search, recipe.data, loaded, options)
     spaces = {recipe.search: space_of(recipe.search, loaded)}
     objective = objective_for(recipe.objective, recipe.data, loaded, options)
     content = Content.of(loaded.fingerprint, objective)
     with (
         EvaluationCache(options.cache) as cache,
-        _scorer(_pinned(recipe, loaded), options, loaded, content) as scorer,
+        _scorer(_pinned(recipe, loaded), options, loaded, content, measured) as scorer,
     ):
         streamed = loaded.layers.streamed_once
         engine = LocalEngine(loaded, objective, cache, scorer, options.state_bytes, streamed)
         with stopping.deferred():
-            yield Session(loaded, objective, engine, cache, spaces)
+            yield Session(loaded, objective, engine, cache, spaces, measured)
 
 
 def _pinned(recipe: Recipe, loaded: LoadedModel) -> Recipe:
@@ -103,23 +121,33 @@ def _pinned(recipe: Recipe, loaded: LoadedModel) -> Recipe:
 
 @contextmanager
 def _scorer(
-    recipe: Recipe, options: RunOptions, loaded: LoadedModel, content: Content
+    recipe: Recipe,
+    options: RunOptions,
+    loaded: LoadedModel,
+    content: Content,
+    measured: MeasuredOrder | None,
 ) -> Iterator[Scorer | None]:
     """Start the workers. With one local worker, this process scores itself."""
+    order = None if measured is None else measured.order
     if options.engine == "ray":
-        with _ray_pool(recipe, options, loaded, content) as scorer:
+        with _ray_pool(recipe, options, loaded, content, order) as scorer:
             yield scorer
         return
     if options.workers == 1:
         yield None
         return
-    with WorkerPool(functools.partial(_worker, recipe, options), options.workers, content) as pool:
+    build = functools.partial(_worker, recipe, options, order)
+    with WorkerPool(build, options.workers, content) as pool:
         yield pool
 
 
 @contextmanager
 def _ray_pool(
-    recipe: Recipe, options: RunOptions, loaded: LoadedModel, content: Content
+    recipe: Recipe,
+    options: RunOptions,
+    loaded: LoadedModel,
+    content: Content,
+    order: ChannelOrder | None,
 ) -> Iterator[Scorer]:
     """Connect to Ray, and start its workers."""
     # Ray is an extra, so what needs it is imported here.
@@ -128,7 +156,7 @@ def _ray_pool(
 
     references = _references_of(options)
     plan = RayPlan.of(recipe, options, input_device(loaded.model).type, references)
-    build, whole = functools.partial(_ray_worker, plan), options.offload == "disk"
+    build, whole = functools.partial(_ray_worker, plan, order), options.offload == "disk"
     workers, resources = options.workers, plan.resources
     with (
         ray_cluster.connected(options.ray_address, resources.cpus * workers),
@@ -139,26 +167,36 @@ def _ray_pool(
         yield pool
 
 
-def _worker(recipe: Recipe, options: RunOptions, number: int) -> tuple[Objective, Forward, str]:
+def _worker(
+    recipe: Recipe, options: RunOptions, order: ChannelOrder | None, number: int
+) -> tuple[Objective, Forward, str]:
     """Load a worker's own model and objective, and return them with the model's fingerprint."""
     # Each worker uses its own GPU, or its share of the cores.
     gpus = torch.cuda.device_count()
     if gpus and options.device in (None, "cuda"):
         options = options.model_copy(update={"device": f"cuda:{number % gpus}"})
     threads = max(1, (options.threads or os.cpu_count() or 1) // options.workers)
-    return _scored_by(recipe, options.model_copy(update={"threads": threads}))
+    return _scored_by(recipe, options.model_copy(update={"threads": threads}), order)
 
 
-def _ray_worker(plan: "RayPlan", number: int) -> tuple[Objective, Forward, str]:
+def _ray_worker(
+    plan: "RayPlan", order: ChannelOrder | None, number: int
+) -> tuple[Objective, Forward, str]:
     """Load the model and objective of a worker of Ray, on the devices that Ray gave it."""
-    return _scored_by(plan.recipe_here(), plan.options, ReferenceCache(plan.references_here()))
+    references = ReferenceCache(plan.references_here())
+    return _scored_by(plan.recipe_here(), plan.options, order, references)
 
 
 def _scored_by(
-    recipe: Recipe, options: RunOptions, references: ReferenceCache | None = None
+    recipe: Recipe,
+    options: RunOptions,
+    order: ChannelOrder | None,
+    references: ReferenceCache | None = None,
 ) -> tuple[Objective, Forward, str]:
-    """Load the model and objective of a worker."""
+    """Load the model and objective of a worker. Its channels are put in the session's order."""
     loaded = load_for(recipe.model, options)
+    if order is not None:
+        reorder(loaded.model, order)
     forward = Forward(loaded.model, loaded.layers, options.state_bytes)
     objective = objective_for(recipe.objective, recipe.data, loaded, options, references=references)
     return objective, forward, loaded.fingerprint
@@ -254,12 +292,14 @@ def _references_of(options: RunOptions) -> Path:
     return CacheLocation.parse(options.cache).folder / "references"
 
 
-def space_of(section: SearchSection, loaded: LoadedModel) -> SearchSpace:
-    """Return the search space of a recipe on a model.
+def space_of(section: SearchSection, loaded: LoadedModel) -> Space:
+    """Return the search space of a recipe on a model. For widths its channels must be in order.
 
     Raises:
-        InputError: the model does not allow what the recipe drops.
+        InputError: the model does not allow what the recipe removes.
     """
+    if section.narrows:
+        return width_space_of(section, loaded)
     period = 1
     if section.keep_pattern:
         period = period_of(settings_of(loaded.model.config), loaded.n_layers)

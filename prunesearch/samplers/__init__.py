@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from optuna.samplers import BaseSampler
 
 from prunesearch.algorithms.registry import REGISTRY, AlgorithmEntry, TrialsNeeded, names_with
+from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, UnknownNameError, either
 from prunesearch.samplers.base import GenerationPendingError, Proposal, SubsetSampler
 from prunesearch.samplers.continuous import PlainSwarm
@@ -18,8 +19,9 @@ from prunesearch.samplers.population import SwarmSampler
 from prunesearch.samplers.public import PSOSampler, WOASampler
 from prunesearch.samplers.settings import SamplerSettings, renamed_encoding
 from prunesearch.samplers.stored_memory import STATE_ATTR
-from prunesearch.space import SearchSpace
+from prunesearch.space import SearchSpace, Space
 from prunesearch.studies.trial_log import annotate, report
+from prunesearch.width_space import WidthSpace
 
 if TYPE_CHECKING:
     from prunesearch.samplers.llm.settings import LanguageModel
@@ -43,7 +45,7 @@ __all__ = [
 
 def build(
     name: str,
-    space: SearchSpace,
+    space: Space,
     *,
     seed: int = 0,
     population: int | None = None,
@@ -53,12 +55,13 @@ def build(
     asynchronous: bool = False,
     form: str | None = None,
     llm: "LanguageModel | None" = None,
+    first: Sequence[LayerSubset] = (),
 ) -> SubsetSampler:
-    """Build a sampler of subsets by its command-line name.
+    """Build a sampler of candidates by its command-line name.
 
     Args:
         name: sampler name, as `sampler` takes it.
-        space: search space of the subsets.
+        space: search space of the candidates.
         seed: seed of the random generator.
         population: trials per generation; None for the sampler's default.
         encoding: encoding of a subset (see `AlgorithmEntry.encodings`).
@@ -68,6 +71,7 @@ def build(
         asynchronous: never wait for a generation.
         form: old name of `encoding`.
         llm: language model that proposes, for ``llm``.
+        first: candidates that are proposed before all others.
 
     Raises:
         UnknownNameError: no such sampler or encoding.
@@ -87,6 +91,8 @@ def build(
         raise InputError(f"a language model goes with `sampler` llm, not {name}")
     if ranking is not None and not entry.takes_ranking:
         raise InputError(f"a ranking cannot start `sampler` {name}: leave it out")
+    if isinstance(space, WidthSpace):
+        entry.check_widths(encoding)
     settings = SamplerSettings(
         population=population or entry.population,
         seed=seed,
@@ -95,8 +101,9 @@ def build(
         ranking=ranking,
         asynchronous=asynchronous,
         llm=llm,
+        first=first,
     )
-    adapter: Callable[[AlgorithmEntry, SearchSpace, SamplerSettings], SubsetSampler]
+    adapter: Callable[[AlgorithmEntry, Space, SamplerSettings], SubsetSampler]
     adapter = pkgutil.resolve_name(entry.sampler)
     return adapter(entry, space, settings)
 
@@ -121,15 +128,18 @@ def build_for_parameters(name: str, *, seed: int, population: int) -> BaseSample
     return PlainSwarm(name, seed=seed, population=population)
 
 
-def trials_needed(name: str, ranking: str, space: SearchSpace) -> TrialsNeeded:
+def trials_needed(name: str, ranking: str, space: Space) -> TrialsNeeded:
     """Return how many trials a sampler needs that evaluates partial subsets first.
 
     Args:
         name: sampler name, as `build` takes it.
         ranking: ranking of the recipe; ``single`` measures every unit alone first.
-        space: search space of the subsets.
+        space: search space of the candidates.
     """
     entry = REGISTRY.get(name)
+    # A search over widths has no partial subsets.
+    if not isinstance(space, SearchSpace):
+        return TrialsNeeded()
     if ranking == "none" and entry.needs_ranking:
         ranking = entry.ranking
     return entry.trials_needed(space, ranking)

@@ -16,16 +16,20 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from optuna.trial import create_trial as trial_template
 
+from prunesearch.algorithms.constraints import Constraints
 from prunesearch.algorithms.history import History, TrialOutcome
-from prunesearch.algorithms.operators import Mask, SubsetConstraints
+from prunesearch.algorithms.operators import Mask
 from prunesearch.algorithms.registry import names_with
+from prunesearch.algorithms.subset_constraints import SubsetConstraints
+from prunesearch.algorithms.width_constraints import WidthConstraints
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, RunError
+from prunesearch.objectives.digests import content_digest
 from prunesearch.runtime.json_values import Json, JsonObject
 from prunesearch.samplers.parameters import draw
 from prunesearch.samplers.settings import checked_population, checked_seed, hold_to, refuse_first
 from prunesearch.samplers.stored_memory import STATE_ATTR, unpack
-from prunesearch.space import SearchSpace
+from prunesearch.space import SearchSpace, Space
 from prunesearch.studies.optuna_internals.access import enqueued_params, is_same_study
 from prunesearch.studies.trial_log import (
     PicklableSampler,
@@ -37,6 +41,7 @@ from prunesearch.studies.trial_log import (
     start,
     under_optimize,
 )
+from prunesearch.width_space import WidthSpace
 
 _ASK_TRIES = 5
 
@@ -53,8 +58,8 @@ class Proposal:
         number: number of the trial.
         candidate: proposed subset.
         state: state of the algorithm as JSON, stored with the trial.
-        partial_subset: True for a partial subset. It drops fewer blocks than the space demands, so
-            it cannot be a result.
+        partial_subset: True for a partial subset. It removes less than the space demands, so it
+            cannot be a result.
         attributes: user attributes of the trial: facts about the proposal.
     """
 
@@ -66,13 +71,15 @@ class Proposal:
 
 
 class SubsetSampler(PicklableSampler, BaseSampler):
-    """Base class of samplers that propose subsets of a `SearchSpace`. Subclasses implement
-    `propose`.
+    """Base class of samplers that propose candidates of a `SearchSpace` or a `WidthSpace`.
+    Subclasses implement `propose`.
 
     Args:
-        space: search space: the blocks that may be dropped, and how many must be.
+        space: search space: the blocks that may be dropped and how many must be, or the widths and
+            the budget.
         seed: seed of the random generator; None to draw one when the study is new.
         population: trials per generation.
+        first: candidates that are proposed before all others.
 
     Attributes:
         study_seed: seed of the most recent study.
@@ -84,19 +91,24 @@ class SubsetSampler(PicklableSampler, BaseSampler):
     asynchronous = False
     """Whether a trial can be requested at any time, without waiting for a generation."""
 
-    def __init__(self, space: SearchSpace, *, seed: int | None = 0, population: int = 16) -> None:
-        if not isinstance(space, SearchSpace):
-            raise InputError(
-                f"{type(self).__name__} needs a prunesearch.SearchSpace, not "
-                f"{type(space).__name__} {space!r:.60}"
-            )
-        self.space = space
+    def __init__(
+        self,
+        space: Space,
+        *,
+        seed: int | None = 0,
+        population: int = 16,
+        first: Sequence[LayerSubset] = (),
+    ) -> None:
+        self.space = checked_space(space, type(self).__name__)
         self.seed = checked_seed(seed)
         self.study_seed = self.seed or 0
         self.population = checked_population(population)
         self.constraints = constraints_of(space)
+        self.first = tuple(first)
+        self._first_ED = [self.mask_of_candidate(candidate) for candidate in self.first]
         self._distributions: dict[str, BaseDistribution] = {
-            name: IntDistribution(0, 1) for name in space.param_names
+            name: IntDistribution(low, high, step=step)
+            for name, (low, high, step) in space.param_ranges.items()
         }
         self._lock = threading.RLock()
         self._trial_log: TrialLog | None = None
@@ -107,7 +119,14 @@ class SubsetSampler(PicklableSampler, BaseSampler):
 
         A study can only be resumed with the same ones.
         """
-        return {"seed": self.seed, "population": self.population, "units": self.constraints.count}
+        config: JsonObject = {
+            "seed": self.seed,
+            "population": self.population,
+            "units": self.constraints.count,
+        }
+        if self.first:
+            config["first"] = content_digest([candidate.text for candidate in self.first])
+        return config
 
     @property
     def batch(self) -> int:
@@ -173,14 +192,14 @@ class SubsetSampler(PicklableSampler, BaseSampler):
     def enqueued(self, study: Study) -> list[tuple[int, LayerSubset]]:
         """Start the enqueued trials and return their numbers and candidates.
 
-        An enqueued trial fails if its parameters are not a subset of the space's units.
+        An enqueued trial fails if its parameters do not belong to the space, or remove too much.
         """
         started = []
         for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             params = {**trial.params, **enqueued_params(trial)}
             try:
                 candidate = self.space.any_subset(params)
-                if self.space.count(candidate) > self.space.k:
+                if self.space.removes_more(candidate):
                     candidate = self.space.from_params(params)  # raises an error with the reason
             except InputError as error:
                 fail(study, trial.number, str(error))
@@ -201,11 +220,11 @@ class SubsetSampler(PicklableSampler, BaseSampler):
         return X_D is not None and self.constraints.holds(X_D)
 
     def is_partial_subset(self, candidate: LayerSubset) -> bool:
-        """Return whether a candidate drops fewer units than the space demands.
+        """Return whether a candidate removes less than the space demands.
 
         It cannot be a result then.
         """
-        return self.space.count(candidate) < self.space.k_min
+        return self.space.removes_less(candidate)
 
     def trial_log(self, study: Study) -> TrialLog:
         """Return the log of the study's trials.
@@ -237,14 +256,22 @@ class SubsetSampler(PicklableSampler, BaseSampler):
 
     def mask(self, trial: FrozenTrial) -> Mask | None:
         """Return the subset of a trial, of any size; None if the trial lacks some of the units."""
-        values = [trial.params.get(name) for name in self.space.param_names]
-        if None in values:
+        if not trial.params.keys() >= self._distributions.keys():
             # Optuna has not written all parameters yet: use the subset stored by `sample_relative`.
             stored = json.loads(trial.system_attrs.get(STATE_ATTR, "{}")).get("d")
             if stored is None or trial.state.is_finished():
                 return None
-            return np.isin(np.arange(self.space.n_units), stored)
-        return np.array(values, dtype=np.bool_)
+            return self._mask_of_units(stored)
+        return self._mask_of_units(self.space.units_in(trial.params))
+
+    def mask_of_candidate(self, candidate: LayerSubset) -> Mask:
+        """Return a candidate as a mask."""
+        return self._mask_of_units(self.space.units_of(candidate))
+
+    def _mask_of_units(self, units: Sequence[int]) -> Mask:
+        X_D = np.zeros(self.space.n_units, dtype=np.bool_)
+        X_D[np.asarray(units, dtype=np.intp)] = True
+        return X_D
 
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> TrialOutcome:
         """Return a finished trial's subset, if it belongs to the space, and the algorithm's stored
@@ -272,7 +299,7 @@ class SubsetSampler(PicklableSampler, BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Return the space's binary parameters, independent of the study's trials."""
+        """Return the space's parameters, independent of the study's trials."""
         return self._distributions
 
     def proposal_for(self, study: Study, trial: FrozenTrial) -> Proposal:
@@ -307,14 +334,13 @@ class SubsetSampler(PicklableSampler, BaseSampler):
                 f"{self.name} proposes partial subsets first, which Optuna would take for results: "
                 "use its ask(), and tell those as pruned"
             )
-        params = self.space.to_params(proposal.candidate)
         # Optuna writes the parameters one by one. Until all are written, "d" holds the subset.
-        dropped = [unit for unit, name in enumerate(params) if params[name]]
+        dropped = list(self.space.units_of(proposal.candidate))
         state = {**json.loads(proposal.state), "d": dropped}
         set_attribute(study, trial, STATE_ATTR, json.dumps(state))
         if proposal.attributes:
             annotate(study, trial.number, proposal.attributes)
-        return params
+        return self.space.to_params(proposal.candidate)
 
     def sample_independent(
         self,
@@ -328,7 +354,28 @@ class SubsetSampler(PicklableSampler, BaseSampler):
         return draw(self.study_seed, trial.number, param_name, param_distribution)
 
 
-def constraints_of(space: SearchSpace) -> SubsetConstraints:
-    """Return the constraints on the space's subsets, as the algorithms use them."""
+def checked_space(space: Space, owner: str) -> Space:
+    """Check the space that a user gave to a sampler.
+
+    Args:
+        space: the space.
+        owner: name of the sampler's class, for the error message.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(space, SearchSpace | WidthSpace):
+        raise InputError(
+            f"{owner} needs a prunesearch.SearchSpace or WidthSpace, not {type(space).__name__} "
+            f"{space!r:.60}"
+        )
+    return space
+
+
+def constraints_of(space: Space) -> Constraints:
+    """Return the constraints on the candidates of a space, as the algorithms use them."""
+    if isinstance(space, WidthSpace):
+        return WidthConstraints(space)
+    assert isinstance(space, SearchSpace)
     free_D = np.isin(np.arange(space.n_units), space.droppable)
     return SubsetConstraints.of(free_D, space.k_min, space.k, np.array(space.kinds, dtype=np.intp))

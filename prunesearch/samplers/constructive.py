@@ -11,23 +11,30 @@ from optuna.trial import FrozenTrial
 
 from prunesearch.algorithms.greedy import greedy_step
 from prunesearch.algorithms.history import TrialOutcome
-from prunesearch.algorithms.one_shot import by_total
-from prunesearch.algorithms.operators import Mask, generator, top, unseen
+from prunesearch.algorithms.operators import Mask, generator
 from prunesearch.algorithms.registry import SINGLE, AlgorithmEntry
-from prunesearch.algorithms.surrogate import harm_of
+from prunesearch.algorithms.surrogate import Ranking, harm_of
+from prunesearch.candidate import LayerSubset
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers.base import GenerationPendingError, Proposal, SubsetSampler
-from prunesearch.samplers.population import checked_ranking
+from prunesearch.samplers.population import checked_ranking, droppable_units, stored_ranking
 from prunesearch.samplers.settings import SamplerSettings
-from prunesearch.space import SearchSpace
+from prunesearch.space import Space
 from prunesearch.studies.trial_log import under_optimize
 
 
 class ConstructiveSampler(SubsetSampler):
     """Base class of samplers that use the losses of complete and partial subsets."""
 
-    def __init__(self, space: SearchSpace, *, seed: int | None = 0, population: int = 16) -> None:
-        super().__init__(space, seed=seed, population=population)
+    def __init__(
+        self,
+        space: Space,
+        *,
+        seed: int | None = 0,
+        population: int = 16,
+        first: Sequence[LayerSubset] = (),
+    ) -> None:
+        super().__init__(space, seed=seed, population=population, first=first)
         self._reset_caches()
 
     def _reset_caches(self) -> None:
@@ -48,7 +55,11 @@ class ConstructiveSampler(SubsetSampler):
                 other_D = self.mask_of(study, other)
                 if other_D is not None:
                     running.add(other_D.tobytes())
-            X_D = self._next(running, number)
+            X_D: Mask | None = None
+            if number < len(self.first):
+                X_D = self._after(self._first_ED[number], running, number)
+            else:
+                X_D = self._next(running, number)
         if X_D is None:
             # The next step needs the running trials: wait for them where that cannot deadlock.
             if under_optimize(study) and trial_log.wait(number):
@@ -57,7 +68,7 @@ class ConstructiveSampler(SubsetSampler):
                 f"trial {number} needs the results of trial(s) {', '.join(map(str, unfinished))}: "
                 f"tell them first"
             )
-        candidate = self.space.candidate(np.flatnonzero(X_D).tolist())
+        candidate = self.space.with_units(np.flatnonzero(X_D).tolist())
         return Proposal(
             number,
             candidate,
@@ -81,9 +92,8 @@ class ConstructiveSampler(SubsetSampler):
 
     def _after(self, X_D: Mask, running: set[bytes], number: int) -> Mask:
         """Return a new subset close to `X_D`, the result of the completed plan."""
-        return unseen(
-            X_D, self.constraints, {*self._loss_of, *running}, generator(self.study_seed, number, 0)
-        )
+        rng = generator(self.study_seed, number, 0)
+        return self.constraints.unseen(X_D, {*self._loss_of, *running}, rng)
 
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> TrialOutcome:
         """Record the loss of a finished subset; a failed trial has an infinite loss."""
@@ -129,7 +139,7 @@ class OneShotSampler(ConstructiveSampler):
     total cost.
 
     Args:
-        space, seed, population: see `SubsetSampler`.
+        space, seed, population, first: see `SubsetSampler`.
         ranking: cost of dropping each unit alone, or ``"single"`` to measure it first.
     """
 
@@ -137,19 +147,27 @@ class OneShotSampler(ConstructiveSampler):
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         *,
         seed: int | None = 0,
         population: int = 16,
         ranking: Sequence[float] | Literal["single"] = "single",
+        first: Sequence[LayerSubset] = (),
     ) -> None:
-        super().__init__(space, seed=seed, population=population)
-        self._given = None if isinstance(ranking, str) else checked_ranking(ranking, space.n_units)
+        super().__init__(space, seed=seed, population=population, first=first)
+        self._given: Ranking | None = None
+        self._singles: list[int] = []
+        if isinstance(ranking, str):
+            self._singles = list(droppable_units(space))
+        else:
+            self._given = checked_ranking(ranking, space.n_units)
 
     @property
     def config(self) -> JsonObject:
         """Settings that determine the proposals."""
-        ranking = SINGLE if self._given is None else self._given.harm_D.round(9).tolist()
+        ranking: str | list[float] = SINGLE
+        if self._given is not None:
+            ranking = stored_ranking(self._given, self.space)
         return {**super().config, "ranking": ranking}
 
     def _next(self, running: set[bytes], number: int) -> Mask | None:
@@ -157,8 +175,7 @@ class OneShotSampler(ConstructiveSampler):
             harm_D = self._given.harm_D
         else:
             # Measure each unit alone first.
-            droppable = list(self.space.droppable)
-            singles = np.eye(self.space.n_units, dtype=np.bool_)[droppable]
+            singles = np.eye(self.space.n_units, dtype=np.bool_)[self._singles]
             waiting: list[Mask] = [X_D for X_D in singles if X_D.tobytes() not in self._loss_of]
             for X_D in waiting:
                 if X_D.tobytes() not in running:
@@ -167,35 +184,38 @@ class OneShotSampler(ConstructiveSampler):
                 return None
             # A failed unit counts as the worst one.
             loss_D = np.full(self.space.n_units, np.inf)
-            loss_D[droppable] = [self._loss_of[X_D.tobytes()] for X_D in singles]
+            loss_D[self._singles] = [self._loss_of[X_D.tobytes()] for X_D in singles]
             finite_D = np.isfinite(loss_D)
             worst = np.nanmax(loss_D[finite_D], initial=1.0)
             harm_D = harm_of(np.where(finite_D, loss_D, worst))
         # Walk through the subsets in order of their total cost, up to the first new one.
         done = {*self._loss_of, *running}
-        for X_D in islice(
-            by_total(harm_D, self.constraints, self.constraints.k_max), len(done) + 1
-        ):
+        cheapest_D: Mask | None = None
+        for X_D in islice(self.constraints.by_total(harm_D), len(done) + 1):
+            if cheapest_D is None:
+                cheapest_D = X_D
             if X_D.tobytes() not in done:
                 return X_D
-        cheapest_D = top(-harm_D[None], np.array([self.constraints.k_max]))[0]
+        assert cheapest_D is not None, "every space has a candidate"
         return self._after(cheapest_D, running, number)
 
 
-def build_greedy(
-    entry: AlgorithmEntry, space: SearchSpace, settings: SamplerSettings
-) -> GreedySampler:
+def build_greedy(entry: AlgorithmEntry, space: Space, settings: SamplerSettings) -> GreedySampler:
     """Build the sampler of greedy removal."""
     return GreedySampler(space, seed=settings.seed, population=settings.population)
 
 
 def build_one_shot(
-    entry: AlgorithmEntry, space: SearchSpace, settings: SamplerSettings
+    entry: AlgorithmEntry, space: Space, settings: SamplerSettings
 ) -> OneShotSampler:
     """Build the sampler of a ranking's order. Without a ranking it measures one."""
     ranking: Sequence[float] | Literal["single"] = "single"
     if settings.ranking is not None:
         ranking = settings.ranking
     return OneShotSampler(
-        space, seed=settings.seed, population=settings.population, ranking=ranking
+        space,
+        seed=settings.seed,
+        population=settings.population,
+        ranking=ranking,
+        first=settings.first,
     )

@@ -20,8 +20,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from prunesearch.algorithms.base import VectorState
 from prunesearch.algorithms.history import History, Memory, TrialOutcome, gather
-from prunesearch.algorithms.operators import Real, SubsetConstraints, generator
+from prunesearch.algorithms.operators import Real, generator
 from prunesearch.algorithms.registry import REGISTRY, names_with
+from prunesearch.algorithms.subset_constraints import SubsetConstraints
 from prunesearch.errors import UnknownNameError
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers.parameters import draw, untransform

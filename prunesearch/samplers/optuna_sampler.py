@@ -1,4 +1,4 @@
-"""Optuna's own samplers over the same binary parameters."""
+"""Optuna's own samplers over the same parameters."""
 
 import pkgutil
 import warnings
@@ -12,25 +12,27 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from prunesearch.algorithms.history import TrialOutcome
-from prunesearch.algorithms.operators import generator, top, unseen
+from prunesearch.algorithms.operators import Mask, generator
 from prunesearch.algorithms.registry import AlgorithmEntry
 from prunesearch.candidate import LayerSubset
 from prunesearch.runtime.json_values import Json
 from prunesearch.samplers.base import Proposal, SubsetSampler
 from prunesearch.samplers.settings import SamplerSettings
-from prunesearch.space import SearchSpace
+from prunesearch.space import Space
 from prunesearch.studies.trial_log import create_running, set_params
 
 
 class OptunaSampler(SubsetSampler):
-    """Wraps one of Optuna's own samplers over the same binary parameters.
+    """Wraps one of Optuna's own samplers over the same parameters.
 
-    Its suggestion is repaired: units are dropped or added at random until it is a new subset of the
-    space. The random state of Optuna's sampler lives in memory, so a resumed study continues with
-    other random numbers.
+    Its suggestion is repaired until it is a new candidate of the space: units are dropped or added
+    at random, and widths are moved to the nearest ones that meet the budget.
+
+    The random state of Optuna's sampler lives in memory, so a resumed study continues with other
+    random numbers.
 
     Args:
-        space, seed, population: see `SubsetSampler`.
+        space, seed, population, first: see `SubsetSampler`.
         inner: Optuna's sampler.
         name: name of the sampler on the command line.
         several_objectives: whether Optuna's sampler supports more than one direction.
@@ -38,15 +40,16 @@ class OptunaSampler(SubsetSampler):
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         inner: BaseSampler,
         name: str,
         *,
         seed: int | None = 0,
         population: int = 16,
         several_objectives: bool = True,
+        first: Sequence[LayerSubset] = (),
     ) -> None:
-        super().__init__(space, seed=seed, population=population)
+        super().__init__(space, seed=seed, population=population, first=first)
         self.inner, self.name = inner, name
         self.several_objectives = several_objectives
         self._reset_caches()
@@ -85,6 +88,8 @@ class OptunaSampler(SubsetSampler):
         trial_log = self.trial_log(study)
         with self._lock:
             trial_log.refresh(trial.number)
+            if trial.number < len(self.first):
+                return self._unseen_params(self._first_ED[trial.number], trial.number)
             # Let Optuna's sampler suggest.
             space = self.inner.infer_relative_search_space(study, trial)
             relative = {name: d for name, d in space.items() if name in search_space}
@@ -92,21 +97,17 @@ class OptunaSampler(SubsetSampler):
             for name, distribution in search_space.items():
                 if name not in params:
                     params[name] = self.inner.sample_independent(study, trial, name, distribution)
-            # Repair: suggested units come first, in random order, then the others.
-            rng = generator(self.study_seed, trial.number, 0)
-            suggested_D = np.array(
-                [params[name] for name in self.space.param_names], dtype=np.bool_
-            )
-            wanted_D = suggested_D & self.constraints.free_D
-            size = int(np.clip(wanted_D.sum(), self.constraints.k_min, self.constraints.k_max))
-            score_D = np.where(
-                self.constraints.free_D, 2.0 * wanted_D + rng.random(wanted_D.size), -1.0
-            )
-            # Replace a subset that was proposed before by a new one.
-            repaired_D = top(score_D[None], np.array([size]))[0]
-            X_D = unseen(repaired_D, self.constraints, self._seen, rng)
-            self._seen.add(X_D.tobytes())
-        return self.space.to_params(self.space.candidate(np.flatnonzero(X_D).tolist()))
+            # Repair the suggestion, and replace one that was proposed before by a new one.
+            suggested_D = self._mask_of_units(self.space.units_in(params))
+            return self._unseen_params(suggested_D, trial.number)
+
+    def _unseen_params(self, suggested_D: Mask, number: int) -> dict[str, int]:
+        """Return the parameters of a new candidate near to a suggestion for a trial."""
+        rng = generator(self.study_seed, number, 0)
+        repaired_D = self.constraints.completed(suggested_D, rng)
+        X_D = self.constraints.unseen(repaired_D, self._seen, rng)
+        self._seen.add(X_D.tobytes())
+        return self.space.to_params(self.space.with_units(np.flatnonzero(X_D).tolist()))
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Check the study as `SubsetSampler` does, then delegate to Optuna's sampler."""
@@ -130,9 +131,7 @@ class OptunaSampler(SubsetSampler):
         return super()._read(trial, losses)
 
 
-def build_optuna(
-    entry: AlgorithmEntry, space: SearchSpace, settings: SamplerSettings
-) -> OptunaSampler:
+def build_optuna(entry: AlgorithmEntry, space: Space, settings: SamplerSettings) -> OptunaSampler:
     """Build the Optuna sampler that an entry names, wrapped for subsets."""
     facts = entry.optuna
     if facts is None:
@@ -150,4 +149,5 @@ def build_optuna(
         seed=settings.seed,
         population=settings.population,
         several_objectives=entry.several_objectives,
+        first=settings.first,
     )

@@ -27,34 +27,38 @@ from prunesearch.algorithms.surrogate import Ranking, harm_of
 from prunesearch.algorithms.vector_swarms import VectorSwarm
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, UnknownNameError
+from prunesearch.objectives.digests import content_digest
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers.base import GenerationPendingError, Proposal, SubsetSampler
 from prunesearch.samplers.settings import SamplerSettings, checked_population
 from prunesearch.samplers.stored_memory import STATE_ATTR, pack
-from prunesearch.space import SearchSpace
+from prunesearch.space import SearchSpace, Space
 from prunesearch.studies.trial_log import ProposalInputs, TrialLog, under_optimize
 
 
 class SwarmSampler(SubsetSampler):
-    """Sampler that moves a swarm over the subsets of a space.
+    """Sampler that moves a swarm over the candidates of a space.
 
     Args:
-        space: search space: the blocks that may be dropped, and how many must be.
+        space: search space: the blocks that may be dropped and how many must be, or the widths and
+            the budget.
         algorithm: algorithm that moves a particle.
         seed: seed of the random generator; None to draw one when the study is new.
         population: number of particles, which is the number of trials per generation; at least 2.
         preselect: whether a surrogate chooses among many moves of each particle, or the settings of
             that choice.
         ranking: cost of dropping each unit alone, on any positive scale, or ``"single"`` to measure
-            it. In that case the study's first trials drop one block each.
+            it. In that case the study's first trials drop one block each. Widths have no
+            ``"single"``.
         novelty: never propose a subset twice while unproposed subsets remain.
         asynchronous: never wait for a generation.
         several_objectives: whether the algorithm can search for a front.
+        first: candidates that are proposed before all others.
     """
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         algorithm: Algorithm,
         *,
         seed: int | None = 0,
@@ -64,8 +68,11 @@ class SwarmSampler(SubsetSampler):
         novelty: bool = True,
         asynchronous: bool = False,
         several_objectives: bool = True,
+        first: Sequence[LayerSubset] = (),
     ) -> None:
-        super().__init__(space, seed=seed, population=checked_population(population, 2))
+        super().__init__(
+            space, seed=seed, population=checked_population(population, 2), first=first
+        )
         self.algorithm = algorithm
         self.name = algorithm.name
         self.several_objectives = several_objectives
@@ -77,11 +84,13 @@ class SwarmSampler(SubsetSampler):
             self.preselection = Preselection()
         self.novelty = novelty
         # The ranking is measured (single), given, or absent.
+        self._singles: tuple[int, ...] = ()
         self._single = isinstance(ranking, str)
         self._given: Ranking | None = None
         if isinstance(ranking, str):
             if ranking != SINGLE:
                 raise UnknownNameError("ranking", ranking, (SINGLE,))
+            self._singles = droppable_units(space)
         elif ranking is not None:
             self._given = checked_ranking(ranking, space.n_units)
         self._reset_caches()
@@ -93,7 +102,7 @@ class SwarmSampler(SubsetSampler):
         if self._single:
             ranking = SINGLE
         elif self._given is not None:
-            ranking = [round(h, 9) for h in self._given.harm_D]
+            ranking = stored_ranking(self._given, self.space)
         chosen = None if self.preselection is None else self.preselection.stored()
         return {
             **super().config,
@@ -108,7 +117,7 @@ class SwarmSampler(SubsetSampler):
         if not self._single:
             return 0
         # Round up: the last of them need not be full.
-        return -(-len(self.space.droppable) // self.population)
+        return -(-len(self._singles) // self.population)
 
     def _reset_caches(self) -> None:
         self._partial_subsets: dict[
@@ -208,8 +217,7 @@ class SwarmSampler(SubsetSampler):
             proposal = self._propose_slots(trial_log, generation, [slot], proposal_inputs)[0]
             # The caller writes the trial a moment later. Until then another thread finds the subset
             # here.
-            params = self.space.to_params(proposal.candidate)
-            self._unwritten[number] = np.array(list(params.values()), dtype=np.bool_)
+            self._unwritten[number] = self.mask_of_candidate(proposal.candidate)
             return proposal
 
     def _propose_slots(
@@ -246,6 +254,7 @@ class SwarmSampler(SubsetSampler):
             self.preselection,
             self._ranking(proposal_inputs),
             self.novelty,
+            self._first_ED,
         )
         view = trial_log.history.view(proposal_inputs.end, proposal_inputs.open)
         planned = planner.propose(view, swarm_generation, slots, seen, running)
@@ -262,7 +271,7 @@ class SwarmSampler(SubsetSampler):
         """Build the proposal of a subset, with the algorithm's memory and the inputs in its
         state.
         """
-        candidate = self.space.candidate(np.flatnonzero(X_D).tolist())
+        candidate = self.space.with_units(np.flatnonzero(X_D).tolist())
         state: JsonObject = {"by": self.name, **kept}
         if memory:
             state["m"] = pack(memory)
@@ -275,9 +284,8 @@ class SwarmSampler(SubsetSampler):
 
         Once all units are measured, fill the generation with random subsets.
         """
-        free = self.space.droppable
-        if number < len(free):
-            X_D = np.isin(np.arange(self.space.n_units), free[number])
+        if number < len(self._singles):
+            X_D = np.isin(np.arange(self.space.n_units), self._singles[number])
         else:
             planner = Planner(
                 self.algorithm, self.constraints, self.study_seed, self.population, None
@@ -334,6 +342,30 @@ class SwarmSampler(SubsetSampler):
         return super()._read(trial, losses)
 
 
+def droppable_units(space: Space) -> tuple[int, ...]:
+    """Return the units that can be measured one by one.
+
+    Raises:
+        InputError: the space is of widths, whose units cannot be dropped alone.
+    """
+    if not isinstance(space, SearchSpace):
+        raise InputError(
+            "the ranking 'single' drops one layer at a time, and a search over widths narrows "
+            "them: give scores of the units, or leave the ranking out"
+        )
+    return space.droppable
+
+
+def stored_ranking(ranking: Ranking, space: Space) -> str | list[float]:
+    """Return a ranking as a study stores it: its numbers, or for widths their digest, because
+    there are hundreds.
+    """
+    harms = [round(harm, 9) for harm in ranking.harm_D.tolist()]
+    if isinstance(space, SearchSpace):
+        return harms
+    return content_digest(harms)
+
+
 def checked_ranking(ranking: Sequence[float], units: int) -> Ranking:
     """Check a ranking of `units` units.
 
@@ -352,9 +384,7 @@ def checked_ranking(ranking: Sequence[float], units: int) -> Ranking:
     return Ranking(harm_of(harm_D))
 
 
-def build_swarm(
-    entry: AlgorithmEntry, space: SearchSpace, settings: SamplerSettings
-) -> SwarmSampler:
+def build_swarm(entry: AlgorithmEntry, space: Space, settings: SamplerSettings) -> SwarmSampler:
     """Build the sampler of an algorithm that moves particles."""
     return SwarmSampler(
         space,
@@ -365,6 +395,7 @@ def build_swarm(
         ranking=settings.ranking,
         asynchronous=settings.asynchronous,
         several_objectives=entry.several_objectives,
+        first=settings.first,
     )
 
 

@@ -19,8 +19,9 @@ from prunesearch.samplers.base import Proposal
 from prunesearch.samplers.continuous import PlainSwarm
 from prunesearch.samplers.population import SwarmSampler, algorithm_of
 from prunesearch.samplers.settings import renamed_encoding
-from prunesearch.space import SearchSpace
+from prunesearch.space import SearchSpace, Space
 from prunesearch.studies.optuna_internals.access import store_constraints
+from prunesearch.width_space import WidthSpace
 
 Constraints = Callable[[FrozenTrial], Sequence[float]]
 """Function that returns the constraints of a finished trial, as Optuna's own samplers take it."""
@@ -34,12 +35,13 @@ class Options:
     ranking: Sequence[float] | Literal["single"] | None = None
     novelty: bool = True
     asynchronous: bool = False
+    first: tuple[LayerSubset, ...] = ()
 
 
 class _Swarm(BaseSampler):
     """Common base of the two samplers, which delegates to another sampler.
 
-    With a `SearchSpace` it delegates to a `SwarmSampler`, without one to a `PlainSwarm`. Each of
+    With a space it delegates to a `SwarmSampler`, without one to a `PlainSwarm`. Each of
     the two samplers has a constructor of its own, so that Python's message about a wrong argument
     names that sampler.
     """
@@ -49,14 +51,14 @@ class _Swarm(BaseSampler):
 
     def __init__(
         self,
-        space: SearchSpace | None,
+        space: Space | None,
         encoding: str,
         seed: int | None,
         population: int | None,
         constraints_func: Constraints | None,
         options: Options,
     ) -> None:
-        if space is not None and not isinstance(space, SearchSpace):
+        if space is not None and not isinstance(space, SearchSpace | WidthSpace):
             raise InputError(
                 f"{type(self).__name__} takes a prunesearch.SearchSpace of layers, not "
                 f"{type(space).__name__} "
@@ -144,14 +146,14 @@ class PSOSampler(_Swarm):
     feasible trial ranks before every infeasible one.
 
     Args:
-        space: search space of the subsets; None for ordinary parameters (float, int, log, step,
-            categorical).
+        space: search space of the subsets, or of widths; None for ordinary parameters (float, int,
+            log, step, categorical).
         encoding: encoding of a subset: ``set`` (`algorithms.pso`, the best in our measurements), or
             ``keys``, ``slots`` or ``binary`` from the literature (`algorithms.vector_swarms`).
         seed: seed of the random generator; None to draw one when the study is new.
         population: number of particles, which is the number of trials per generation; default 6
             with a space, 20 without.
-        preselect, ranking, novelty: only with a space, see `SwarmSampler`.
+        preselect, ranking, novelty, first: only with a space, see `SwarmSampler`.
         asynchronous: never wait for a generation.
         constraints_func: function that returns the constraints of a finished trial. The trial is
             feasible if no constraint is above 0.
@@ -165,7 +167,7 @@ class PSOSampler(_Swarm):
 
     def __init__(
         self,
-        space: SearchSpace | None = None,
+        space: Space | None = None,
         *,
         encoding: str = "set",
         seed: int | None = None,
@@ -176,8 +178,9 @@ class PSOSampler(_Swarm):
         asynchronous: bool = False,
         constraints_func: Constraints | None = None,
         form: str | None = None,
+        first: Sequence[LayerSubset] = (),
     ) -> None:
-        options = Options(preselect, ranking, novelty, asynchronous)
+        options = Options(preselect, ranking, novelty, asynchronous, tuple(first))
         encoding = renamed_encoding(encoding, form)
         super().__init__(space, encoding, seed, population, constraints_func, options)
 
@@ -192,7 +195,7 @@ class WOASampler(_Swarm):
 
     def __init__(
         self,
-        space: SearchSpace | None = None,
+        space: Space | None = None,
         *,
         encoding: str = "set",
         seed: int | None = None,
@@ -203,15 +206,16 @@ class WOASampler(_Swarm):
         asynchronous: bool = False,
         constraints_func: Constraints | None = None,
         form: str | None = None,
+        first: Sequence[LayerSubset] = (),
     ) -> None:
-        options = Options(preselect, ranking, novelty, asynchronous)
+        options = Options(preselect, ranking, novelty, asynchronous, tuple(first))
         encoding = renamed_encoding(encoding, form)
         super().__init__(space, encoding, seed, population, constraints_func, options)
 
 
 def swarm(
     name: str,
-    space: SearchSpace | None,
+    space: Space | None,
     encoding: str,
     seed: int | None,
     population: int | None,
@@ -232,7 +236,7 @@ def swarm(
         # Ordinary parameters: refuse the options that only subsets have.
         default = Options()
         asked = []
-        for option in ("preselect", "ranking", "novelty"):
+        for option in ("preselect", "ranking", "novelty", "first"):
             if getattr(options, option) != getattr(default, option):
                 asked.append(option)
         if encoding != "set":
@@ -244,7 +248,9 @@ def swarm(
             )
         size = 20 if population is None else population
         return PlainSwarm(name, seed=seed, population=size, asynchronous=options.asynchronous)
-    # Subsets: the encoding determines the algorithm.
+    # Subsets and widths: the encoding determines the algorithm.
+    if isinstance(space, WidthSpace):
+        entry.check_widths(encoding)
     size = entry.population if population is None else population
     return SwarmSampler(
         space,

@@ -12,6 +12,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from prunesearch.cache.keys import minor
+from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.runtime.json_values import Json, as_int
 from prunesearch.studies.optuna_internals.access import set_system_attribute, system_attributes
@@ -35,6 +36,7 @@ class SamplerSettings:
         ranking: cost of dropping each unit alone, ``"single"`` to measure it, or None.
         asynchronous: whether to propose without waiting for a generation.
         llm: language model that proposes, for algorithms that need one.
+        first: candidates that are proposed before all others.
     """
 
     population: int
@@ -44,6 +46,7 @@ class SamplerSettings:
     ranking: Sequence[float] | Literal["single"] | None = None
     asynchronous: bool = False
     llm: "LanguageModel | None" = None
+    first: Sequence[LayerSubset] = ()
 
 
 def renamed_encoding(encoding: str, form: str | None) -> str:

@@ -12,6 +12,8 @@ from prunesearch.runtime.json_values import JsonObject, as_object
 
 RECIPE_ATTR = "recipe"
 IDENTITY_ATTR = "identity"
+CHANNEL_ORDER = "channel order"
+"""Field of the identity of a study over widths: digest of the order of the model's channels."""
 
 
 def refuse_other(study: Study, identity: JsonObject) -> None:

@@ -7,15 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunesearch.algorithms.greedy import greedy_step
-from prunesearch.algorithms.one_shot import by_total
-from prunesearch.algorithms.operators import SubsetConstraints
+from prunesearch.algorithms.subset_constraints import SubsetConstraints
 
 
 @given(st.integers(0, 1000), st.integers(1, 4))
 def test_subsets_come_in_order_of_their_total(seed: int, size: int) -> None:
     harm = np.random.default_rng(seed).random(7)
     constraints = SubsetConstraints.of(np.array([True] * 6 + [False]), size)
-    totals = [float(harm[x].sum()) for x in by_total(harm, constraints, size)]
+    totals = [float(harm[x].sum()) for x in constraints.by_total(harm)]
     expected = sorted(float(sum(harm[list(s)])) for s in itertools.combinations(range(6), size))
     assert np.allclose(totals, expected)
 

@@ -5,7 +5,7 @@ import pytest
 
 from prunesearch.algorithms.grey_wolf import GreyWolf, leaders
 from prunesearch.algorithms.history import History, Swarm, TrialOutcome, gather
-from prunesearch.algorithms.operators import SubsetConstraints
+from prunesearch.algorithms.subset_constraints import SubsetConstraints
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import InputError
 

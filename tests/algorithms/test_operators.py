@@ -17,19 +17,13 @@ from prunesearch.algorithms.history import (
 )
 from prunesearch.algorithms.operators import (
     Mask,
-    SubsetConstraints,
     choose,
-    every_subset,
     generator,
-    random_subsets,
-    resize,
-    swap,
     toward,
-    unseen,
 )
-from prunesearch.algorithms.planner import first_subsets
 from prunesearch.algorithms.pso import ParticleSwarm
 from prunesearch.algorithms.registry import REGISTRY, VECTOR_ENCODINGS
+from prunesearch.algorithms.subset_constraints import SubsetConstraints
 from prunesearch.algorithms.surrogate import Ranking
 from prunesearch.algorithms.vector_swarms import VectorSwarm
 
@@ -64,7 +58,7 @@ def some_swarm(
         for particle in range(5):
             memory = {}
             if swarm is None:
-                X = random_subsets(constraints, rng.integers(k_min, k_max + 1, 1), rng)[0]
+                X = constraints.random_subsets(rng.integers(k_min, k_max + 1, 1), rng)[0]
             else:
                 moves = algorithm.move(swarm, particle, 1, generator(seed, generation, particle))
                 X, memory = moves.X_MD[0], moves.recall(0)
@@ -103,8 +97,8 @@ def test_a_move_keeps_the_budget_and_spares_protected_units(
 def test_swap_exchanges_exactly_as_many_as_it_can(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     constraints = some_units(rng, 4, 4)
-    x = random_subsets(constraints, np.full(3, 4), rng)
-    y = swap(x, constraints, np.full(3, count), rng)
+    x = constraints.random_subsets(np.full(3, 4), rng)
+    y = constraints.swap(x, np.full(3, count), rng)
     for before, after in zip(x, y, strict=True):
         assert (before & ~after).sum() == (after & ~before).sum() == min(count, 4)
     assert not y[:, ~constraints.free_D].any()
@@ -115,8 +109,8 @@ def test_toward_ends_between_the_two(seed: int) -> None:
     rng = np.random.default_rng(seed)
     constraints = some_units(rng, 1, 6)
     x, goal = (
-        random_subsets(constraints, np.full(8, 3), rng),
-        random_subsets(constraints, rng.integers(1, 7, 8), rng),
+        constraints.random_subsets(np.full(8, 3), rng),
+        constraints.random_subsets(rng.integers(1, 7, 8), rng),
     )
     y = toward(x, goal, np.full(8, 0.5), rng)
     assert not (y & ~(x | goal)).any()
@@ -131,8 +125,8 @@ def test_toward_ends_between_the_two(seed: int) -> None:
 def test_resize_changes_nothing_but_the_size(seed: int, size: int) -> None:
     rng = np.random.default_rng(seed)
     constraints = some_units(rng, 1, 6)
-    x = random_subsets(constraints, np.full(4, 3), rng)
-    y = resize(x, constraints, np.full(4, size), rng)
+    x = constraints.random_subsets(np.full(4, 3), rng)
+    y = constraints.resize(x, np.full(4, size), rng)
     assert (y.sum(1) == size).all()
     assert (y <= x).all() if size <= 3 else (x <= y).all()
 
@@ -149,6 +143,7 @@ def test_evolution_swaps_within_a_kind() -> None:
     swarm = some_swarm(3, Evolution())
     parent = swarm.leader(0)
     moves = Evolution().move(swarm, 0, 200, np.random.default_rng(0))
+    assert isinstance(swarm.constraints, SubsetConstraints)
     for kind in (0, 1):
         of_kind = swarm.constraints.group_D == kind
         assert (moves.X_MD[:, of_kind].sum(1) == parent[of_kind].sum()).all()
@@ -163,7 +158,7 @@ def test_pso_with_nothing_to_follow_stays_put() -> None:
     """
     constraints = SubsetConstraints.of(np.ones(12, dtype=bool), 4)
     history = History(12)
-    x = random_subsets(constraints, np.array([4]), np.random.default_rng(3))[0]
+    x = constraints.random_subsets(np.array([4]), np.random.default_rng(3))[0]
     history.append(TrialOutcome(x, (1.0,)))
     alone = gather(history.view(1), constraints, 1, 1, np.random.default_rng(0))
     assert alone is not None
@@ -177,20 +172,18 @@ def test_every_unseen_subset_is_found_before_any_repeats(sizes: tuple[int, int])
     constraints = SubsetConstraints.of(np.ones(6, dtype=bool), *sizes)
     assert (
         constraints.count
-        == len(list(every_subset(constraints)))
+        == len(list(constraints.every_subset()))
         == sum(math.comb(6, k) for k in range(sizes[0], sizes[1] + 1))
     )
     seen: set[bytes] = set()
     for draw in range(constraints.count):
         rng = generator(0, 0, draw)
-        x = unseen(random_subsets(constraints, np.array([2]), rng)[0], constraints, seen, rng)
+        x = constraints.unseen(constraints.random_subsets(np.array([2]), rng)[0], seen, rng)
         assert x.tobytes() not in seen
         seen.add(x.tobytes())
     rng = generator(0, 1, 0)
-    x = random_subsets(constraints, np.array([2]), rng)[0]
-    assert (unseen(x, constraints, seen, rng) == x).all(), (
-        "nothing is left: the proposal comes back"
-    )
+    x = constraints.random_subsets(np.array([2]), rng)[0]
+    assert (constraints.unseen(x, seen, rng) == x).all(), "nothing is left: the proposal comes back"
 
 
 def test_generators_are_keyed_not_sequential() -> None:
@@ -202,6 +195,12 @@ def test_generators_are_keyed_not_sequential() -> None:
         for k in range(2)
     }
     assert len(draws) == 54
+
+
+def first_subsets(
+    constraints: SubsetConstraints, population: int, seed: int, block: int, ranking: Ranking | None
+) -> Mask:
+    return constraints.first_subsets(population, block, ranking, (), generator(seed, block, 0))
 
 
 def counts(X: Mask) -> list[int]:

@@ -3,26 +3,17 @@
 import numpy as np
 import pytest
 
-from prunesearch.algorithms.operators import (
-    Mask,
-    Real,
-    SubsetConstraints,
-    random_subsets,
-)
-from prunesearch.algorithms.surrogate import (
-    LARGEST,
-    Ranking,
-    Surrogate,
-    harm_of,
-    normal_scores,
-)
+from prunesearch.algorithms.gaussian_process import LARGEST, normal_scores
+from prunesearch.algorithms.operators import Mask, Real
+from prunesearch.algorithms.subset_constraints import SubsetConstraints
+from prunesearch.algorithms.surrogate import Ranking, Surrogate, harm_of
 
 UNITS = SubsetConstraints.of(np.ones(16, dtype=bool), 5)
 WEIGHT = np.random.default_rng(7).gamma(0.6, size=16)
 
 
 def subsets(count: int, seed: int = 0) -> Mask:
-    return random_subsets(UNITS, np.full(count, 5), np.random.default_rng(seed))
+    return UNITS.random_subsets(np.full(count, 5), np.random.default_rng(seed))
 
 
 def loss(X: Mask) -> Real:

@@ -36,7 +36,7 @@ def test_no_summary_is_cut(width: int) -> None:
 def test_help_has_groups_and_every_option_once() -> None:
     shown = help_of("search")
     for title in (
-        "What is dropped:",
+        "What is removed:",
         "How it is searched:",
         "What it is scored on:",
         "Machine:",

@@ -238,7 +238,7 @@ def test_a_session_with_ray_scores_the_numbers_of_this_process(
     for given in (options, placed):
         with open_session(recipe, given) as session:
             space = session.space_of(recipe.search)
-            candidates = [space.candidate([0, other]) for other in (1, 2, 3)]
+            candidates = [space.with_units([0, other]) for other in (1, 2, 3)]
             found.append(session.engine.evaluate_now(candidates))
     here, there = found
     assert [each.metrics for each in there] == [each.metrics for each in here]

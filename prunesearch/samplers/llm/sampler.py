@@ -280,6 +280,7 @@ class LLMSampler(SwarmSampler):
 
     def _described(self) -> DescribedSearch:
         """Return the search as requests describe it."""
+        assert isinstance(self.space, SearchSpace), "this describes layers that are dropped"
         names = np.arange(self.space.n_units)
         if self._model.proposals.rename_layers:
             names = generator(self.study_seed, 0, 0, _NAMES).permutation(names)

@@ -1,0 +1,162 @@
+"""Gaussian process on candidates, with a covariance that subclasses define.
+
+The covariance is a sum of parts. Each part has an amplitude; the evidence chooses among a few
+combinations of them:
+
+    k(S, T) = sum_s share_s similarity_s(S, T) + sum_f share_f features_f(S) . features_f(T)
+
+C. E. Rasmussen and C. K. I. Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, is
+the source of the posterior (eqs. 2.25 and 2.26, algorithm 2.1), of the evidence that chooses the
+amplitudes (eq. 5.8, with the overall variance integrated out), and of the leave-one-out means (eq.
+5.12). Losses are replaced by the normal scores of their ranks, so a monotone change of the
+objective does not change the model, and bad candidates have little influence.
+"""
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from prunesearch.algorithms.operators import Mask, Real
+
+NOISE = 0.1  # variance of what the model does not explain, on the scale of the normal scores
+_LEAST = 1e-12  # smallest variance
+LARGEST = 128  # largest number of trials in the model: the best and the latest
+FEWEST = 6  # smallest number of trials in the model
+
+Amplitudes = tuple[float, ...]
+
+
+def normal_scores(loss_N: Real) -> Real:
+    """Replace values by the normal quantiles of their ranks. Equal values get equal scores."""
+    _, place_N, count_U = np.unique(loss_N, return_inverse=True, return_counts=True)
+    middle_U = np.cumsum(count_U) - count_U / 2.0
+    quantile = NormalDist().inv_cdf
+    return np.array([quantile(middle / loss_N.size) for middle in middle_U])[place_N]
+
+
+class GaussianProcess(ABC):
+    """The fitted model.
+
+    Args:
+        X_ND: candidates that were evaluated.
+        score_N: their normal scores.
+
+    Attributes:
+        correlation: correlation of leave-one-out predictions with what was measured.
+    """
+
+    def __init__(self, X_ND: Mask, score_N: Real) -> None:
+        n = score_N.size
+        F_NF, ends = self._features(X_ND), self._ends(X_ND.shape[1])
+        points_NP = self._points(X_ND)
+        groups = [F_NF[:, start:end] for start, end in itertools.pairwise(ends)]
+        grams = np.stack(
+            [*self._similarities(points_NP, points_NP), *(group @ group.T for group in groups)]
+        )
+        # The scores as one more row of the matrix, so that its Cholesky factor's last row is L^-1 z
+        # at no extra cost.
+        K = np.empty((n + 1, n + 1))
+        K[n, :n] = K[:n, n] = score_N
+        K[n, n] = 1.0 + score_N @ score_N / NOISE  # enough to stay positive definite
+        best = -np.inf
+        factor_NN: Real = np.eye(n)
+        for amplitudes in self._grid():
+            shares = [*self._similar_shares(amplitudes), *self._shares(amplitudes)]
+            K[:n, :n] = (np.array(shares) @ grams.reshape(len(grams), -1)).reshape(n, n)
+            K[np.arange(n), np.arange(n)] += NOISE
+            L = np.linalg.cholesky(K)
+            variance = max(float(L[n, :n] @ L[n, :n]) / n, _LEAST)  # 0 where all scores tie
+            evidence = -0.5 * n * np.log(variance) - float(np.log(np.diag(L)[:n]).sum())
+            if evidence > best:
+                best, self._amplitudes, self._variance = evidence, amplitudes, variance
+                factor_NN = np.asarray(L[:n, :n], dtype=np.float64)
+        # Q rows: the N evaluated candidates, then those under way.
+        widths = np.diff(ends)
+        self._scale_F = np.sqrt(np.repeat(self._shares(self._amplitudes), widths))
+        self._points_QP, self._F_QF = points_NP, F_NF * self._scale_F
+        self._inverse_QQ = np.linalg.inv(factor_NN)
+        precision_NN = self._inverse_QQ.T @ self._inverse_QQ
+        self._alpha_N = precision_NN @ score_N
+        left_out_N = score_N - self._alpha_N / np.diag(precision_NN)
+        self.correlation = _correlation(left_out_N, score_N)
+
+    @abstractmethod
+    def _grid(self) -> Sequence[Amplitudes]:
+        """Return the combinations of amplitudes that the evidence chooses among."""
+
+    @abstractmethod
+    def _features(self, X_MD: Mask) -> Real:
+        """Return the features of candidates, in groups with one amplitude each."""
+
+    @abstractmethod
+    def _ends(self, units: int) -> list[int]:
+        """Return the start of each group of features, and the end of the last."""
+
+    @abstractmethod
+    def _shares(self, amplitudes: Amplitudes) -> list[float]:
+        """Return the variance of each group of features."""
+
+    @abstractmethod
+    def _points(self, X_MD: Mask) -> Real:
+        """Return the coordinates that similarities are computed from."""
+
+    @abstractmethod
+    def _similarities(self, A_MP: Real, B_QP: Real) -> list[Real]:
+        """Return the similarities of candidates, each of shape (M, Q)."""
+
+    @abstractmethod
+    def _similar_shares(self, amplitudes: Amplitudes) -> list[float]:
+        """Return the amplitude of each similarity."""
+
+    @property
+    @abstractmethod
+    def _self_similarity(self) -> float:
+        """Sum of a candidate's similarities with itself, times their amplitudes."""
+
+    def predict(self, X_MD: Mask) -> tuple[Real, Real]:
+        """Return the posterior means and standard deviations of candidates, on the scale of the
+        scores, shape (M,).
+        """
+        K_MQ, own_M = self._covariance(X_MD)
+        mean_M = K_MQ[:, : self._alpha_N.size] @ self._alpha_N
+        left_M = own_M - ((K_MQ @ self._inverse_QQ.T) ** 2).sum(1)
+        return mean_M, np.sqrt(np.maximum(left_M, 1e-12) * self._variance)
+
+    def condition_on_pending(self, X_D: Mask) -> None:
+        """Condition on a candidate that is under way. The means do not change, but similar ones
+        become less uncertain.
+
+        This is the posterior if the candidate's loss will be as predicted ("kriging believer": D.
+        Ginsbourger, R. Le Riche and L. Carraro, 2010). The inverse Cholesky factor grows by one
+        row.
+        """
+        (k_Q,), (own,) = self._covariance(X_D[None])
+        white_Q = self._inverse_QQ @ k_Q
+        pivot = np.sqrt(max(float(own - white_Q @ white_Q) + NOISE, 1e-12))
+        grown_QQ = np.zeros((k_Q.size + 1, k_Q.size + 1))
+        grown_QQ[:-1, :-1] = self._inverse_QQ
+        grown_QQ[-1] = np.append(-(white_Q @ self._inverse_QQ) / pivot, 1.0 / pivot)
+        self._inverse_QQ = grown_QQ
+        self._points_QP = np.concatenate([self._points_QP, self._points(X_D[None])])
+        self._F_QF = np.concatenate([self._F_QF, self._features(X_D[None]) * self._scale_F])
+
+    def _covariance(self, X_MD: Mask) -> tuple[Real, Real]:
+        """Return the covariances with the Q candidates, shape (M, Q), and the prior variances,
+        shape (M,).
+        """
+        F_MF = self._features(X_MD) * self._scale_F
+        K_MQ = F_MF @ self._F_QF.T
+        similar = self._similarities(self._points(X_MD), self._points_QP)
+        for share, gram_MQ in zip(self._similar_shares(self._amplitudes), similar, strict=True):
+            K_MQ = K_MQ + share * gram_MQ
+        return K_MQ, (F_MF**2).sum(1) + self._self_similarity
+
+
+def _correlation(a_N: Real, b_N: Real) -> float:
+    """Return the correlation of two samples; 0 if there are too few values or they do not vary."""
+    if a_N.size < 3 or a_N.std() < 1e-9 or b_N.std() < 1e-9:
+        return 0.0
+    return float(np.corrcoef(a_N, b_N)[0, 1])

@@ -1,0 +1,129 @@
+"""What a search over widths needs of the model: the channel order, its space, and where it starts.
+
+The order is computed once by the process that opens the session. It is kept beside the cache, and
+workers get it by value, so that all of them narrow layers to the same channels.
+"""
+
+from collections.abc import Sequence
+
+from prunesearch import events
+from prunesearch.cache.location import CacheLocation
+from prunesearch.config.data import DataSection
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
+from prunesearch.config.search import SearchSection
+from prunesearch.errors import InputError
+from prunesearch.layer_widths import LayerWidths
+from prunesearch.models.bf16_cpu import wide_products
+from prunesearch.models.loading import LoadedModel
+from prunesearch.models.narrowing import order_of, reorder
+from prunesearch.models.structure import most_positions
+from prunesearch.models.width_shape import width_shape_of
+from prunesearch.objectives.calibration_data import token_windows
+from prunesearch.space import parse_protect
+from prunesearch.width_space import WidthSpace
+from prunesearch.widths.allocations.registry import fixed_allocations
+from prunesearch.widths.layer_statistics import LayerStatistics
+from prunesearch.widths.orders import MeasuredOrder, channel_order
+
+
+def check_resident(recipe: Recipe, options: RunOptions) -> None:
+    """Refuse run options with which layers cannot be narrowed, before the model is loaded.
+
+    Raises:
+        InputError: weights would not all be in the memory of one device.
+    """
+    if not recipe.search.narrows:
+        return
+    space = recipe.search.space
+    if options.offload != "none":
+        raise InputError(
+            f"`space` {space} needs all weights in memory, because layers are narrowed there: "
+            f"leave out `offload` {options.offload}, or search blocks with `drop`"
+        )
+    split = options.device_map is not None or (options.gpus_per_worker or 0) > 1
+    if split:
+        raise InputError(
+            f"`space` {space} needs all weights on one device: leave out `device_map` and give at "
+            "most one GPU to a worker, or search blocks with `drop`"
+        )
+
+
+def put_in_order(
+    search: SearchSection, data: DataSection, loaded: LoadedModel, options: RunOptions
+) -> MeasuredOrder | None:
+    """Put the channels of a model in the order that a search over widths asks for.
+
+    Args:
+        search, data: sections of the recipe.
+        loaded: the dense model.
+        options: location of the cache, beside which orders are kept.
+
+    Returns:
+        The order and the statistics of the layers; None if the search drops layers only.
+
+    Raises:
+        ModelError: the layers of the model cannot be narrowed.
+        DataError: the calibration text is too short.
+    """
+    if search.criterion is None:
+        return None
+    width_shape_of(loaded.model)
+    events.tell(events.StageProgress(f"ordering the channels by {search.criterion}"))
+    window = min(data.window, most_positions(loaded.model) or data.window)
+    windows = token_windows(data.calibration, loaded.tokenizer, data.tokens, window)
+    folder = CacheLocation.parse(options.cache).folder / "orders"
+    with wide_products():
+        measured = channel_order(loaded, windows, search.criterion, folder)
+    reorder(loaded.model, measured.order)
+    return measured
+
+
+def width_space_of(section: SearchSection, loaded: LoadedModel) -> WidthSpace:
+    """Return the space of widths of a recipe on a model whose channels are in order.
+
+    Raises:
+        InputError: the model does not allow what the recipe asks for.
+    """
+    order = order_of(loaded.model)
+    if order is None or order.criterion != section.criterion:
+        found = "their own order" if order is None else f"the order of {order.criterion}"
+        raise InputError(
+            f"the channels of the model are in {found}, and a search asks for `criterion` "
+            f"{section.criterion}: search one criterion at a time"
+        )
+    assert section.target is not None
+    assert section.align is not None
+    return WidthSpace.parse(
+        width_shape_of(loaded.model),
+        section.target,
+        loaded.sizes.params(),
+        loaded.sizes.bytes_per_param,
+        align=section.align,
+        protected=parse_protect(section.protect, loaded.n_layers),
+        blocks=section.space == "blocks+widths",
+        order=order.digest,
+        biases=order.biases,
+    )
+
+
+def first_widths(space: WidthSpace, layers: Sequence[LayerStatistics]) -> list[LayerWidths]:
+    """Return the fixed allocations, which a search over widths begins with."""
+    return [allocation.candidate for allocation in fixed_allocations(space, layers)]
+
+
+def harm_of_units(space: WidthSpace, layers: Sequence[LayerStatistics]) -> list[float]:
+    """Return the estimated harm of each unit of a space: of the channels or groups of one level.
+
+    It is their share of the scores of their sublayer, times the influence of the layer.
+    """
+    harm = []
+    for gene, limit in zip(space.genes, space.limit_G.tolist(), strict=True):
+        layer = layers[gene.block]
+        scores = layer.group_scores if gene.attention else layer.channel_scores
+        total = float(scores.sum()) or 1.0
+        for level in range(limit):
+            end = gene.full - level * gene.step
+            share = float(scores[end - gene.step : end].sum()) / total
+            harm.append(max(share * layer.influence, 1e-12))
+    return harm
