@@ -205,6 +205,11 @@ class NarrowOutput:
     columns: int
     bias: nn.Parameter | None
 
+    @property
+    def weight(self) -> nn.Parameter:
+        """Weight of the whole projection."""
+        return self.linear.get_parameter("weight")
+
 
 def narrow_outputs(
     model: PreTrainedModel, candidate: LayerSubset, index: int
@@ -275,6 +280,7 @@ def _views(
         yield replace(output, bias=_bias(state, index, part, count))
 
 
+@torch.inference_mode(False)  # the bias outlives the pass that asks for it first
 @torch.no_grad()
 def _bias(state: _State, index: int, part: Part, count: int) -> nn.Parameter | None:
     """Return the bias of an output projection that keeps its first units.

@@ -1,12 +1,13 @@
-"""Compensation of a candidate's gaps without training (see `gap_fitting`).
+"""Compensation of a candidate without training: of its narrowed blocks (see `width_fitting`) and of
+its gaps (see `gap_fitting`).
 
 Results are stored by a digest of everything that determines them. A result holds the scales and
-the changes of linear maps, from which the same weights are computed again.
+the changes of linear maps, from which the same weights are computed again, and the weights that
+narrowed projections got.
 """
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,30 +17,38 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from prunesearch.cache.files import cannot_write
+from prunesearch import events
 from prunesearch.cache.keys import canonical_json
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import InputError, ModelError, StorageError, UnknownNameError
+from prunesearch.errors import InputError, ModelError, UnknownNameError
+from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.fingerprint import digest_of
 from prunesearch.models.loading import LoadedModel
+from prunesearch.models.narrowing import check_order, narrow_outputs
 from prunesearch.models.surgery import check_removable
 from prunesearch.models.weights_state import WeightsState
 from prunesearch.objectives.base import BUILTIN_TEXT
 from prunesearch.objectives.calibration_data import check_fits, token_windows
 from prunesearch.objectives.calibration_sources.registry import source_of
 from prunesearch.objectives.identity import numerics_of, tokens_digest
-from prunesearch.objectives.tensor_files import read_tensors, write_tensors
+from prunesearch.recovery.fitted_parts import (
+    SUBLAYERS,
+    FittedParts,
+    keep_fitted,
+    read_fitted,
+)
 from prunesearch.recovery.gap_fitting import METHODS, GapFitter
-from prunesearch.recovery.gaps import FittedGaps, Gap, GapResult, gaps_of
+from prunesearch.recovery.gaps import GapResult, gaps_of
 from prunesearch.recovery.held_out import HeldOut
 from prunesearch.recovery.output_projections import Edit, put
+from prunesearch.recovery.width_fitting import WidthFitter, narrowed_blocks
+from prunesearch.recovery.width_results import WidthResult
 from prunesearch.runtime.json_values import JsonObject
 
 COMPENSATION_VERSION = 1
 """Version of compensation. Increase it with every change that may change a compensated weight."""
-# Attributes of a compensated gap that are stored besides its change.
-_NUMBERS = ("alpha", "ridge", "loss_before", "loss_after", "seconds")
-_NOTE = "found"
+WIDTHS_VERSION = 1
+"""The same for narrowed blocks."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,7 @@ class Compensation:
 
     Attributes:
         candidate: the candidate.
+        widths: results of its narrowed blocks, in order.
         gaps: results of its gaps, in order.
         dense, pruned, compensated: ``cross_entropy``, ``perplexity`` and ``kl`` (over the dense
             model's 512 likeliest tokens) on the held-out tokens.
@@ -78,6 +88,7 @@ class Compensation:
     """
 
     candidate: LayerSubset
+    widths: tuple[WidthResult, ...]
     gaps: tuple[GapResult, ...]
     dense: Mapping[str, float]
     pruned: Mapping[str, float]
@@ -97,7 +108,8 @@ class Compensation:
     @property
     def helped(self) -> bool:
         """True if any weight was changed."""
-        return any(done.method != "none" for done in self.gaps)
+        methods = {done.method for done in self.gaps} | {done.method for done in self.widths}
+        return bool(methods - {"none"})
 
     @property
     def recovered(self) -> float:
@@ -142,68 +154,67 @@ def compensate(
     method: str = "auto",
     folder: Path | None = None,
 ) -> Compensation:
-    """Change the kept blocks of `loaded` so that they compensate the dropped ones.
+    """Change the kept blocks of `loaded` so that they compensate what was removed.
 
     Only changes that lower the loss on held-out text are kept. Tensors are replaced and not written
     to, so other holders of the dense tensors keep their values.
 
     Args:
-        loaded: the dense model.
-        candidate: the candidate whose gaps are compensated.
-        fit_BL: token ids that the scale and the linear map are fitted to, shape (B, L).
+        loaded: the dense model. Its channels are in the order of a candidate that narrows blocks.
+        candidate: the candidate whose narrowed blocks and gaps are compensated.
+        fit_BL: token ids that the scale and the linear maps are fitted to, shape (B, L).
         held_out_BL: token ids of any length. Their loss selects the ridge and decides which
             changes are kept.
-        method: one of `METHODS`. ``auto`` tries both methods on each gap.
+        method: one of `METHODS`. ``auto`` tries both methods on each gap. Narrowed blocks are
+            compensated by ``linear``.
         folder: folder in which results are stored and found again. None stores nothing.
 
     Raises:
-        InputError: the candidate drops sublayers, or weights are not in memory.
+        InputError: the candidate drops sublayers, its channels are in another order, or weights are
+            not in memory.
         DataError: the windows do not fit the model.
         StorageError: the folder cannot be written.
-        ModelError: the method does not fit this type of model, or the candidate leaves no gap.
+        ModelError: the method does not fit this type of model, or the candidate leaves nothing to
+            compensate.
         ScoringError: the pruned model's loss is not finite.
     """
     # Check the input.
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
-    check_removable(candidate)
+    if not isinstance(candidate, LayerWidths):
+        check_removable(candidate)
+    check_order(loaded.model, candidate)
     check_fits(loaded.model, fit_BL)
     check_fits(loaded.model, held_out_BL)
-    gaps = gaps_of(candidate)
-    if not gaps:
-        raise ModelError(
-            f"dropping layers {candidate.text} leaves no gap after a kept block: there is nothing "
-            f"to compensate"
-        )
     if any(parameter.is_meta for parameter in loaded.model.parameters()):
         raise InputError(
             "weights that are not in memory cannot be compensated: leave out `offload` and "
             "`device_map`"
         )
-    gap_fitter = GapFitter(loaded, candidate, fit_BL, method)
+    fitters = _fitters(loaded, candidate, fit_BL, held_out_BL, method)
     # Look for a stored result.
     path, found = None, None
     if folder is not None:
         digest = _digest(loaded, candidate, fit_BL, held_out_BL, method)
         path = folder / f"{digest}.safetensors"
-        found = _read(path, gaps)
+        found = read_fitted(path, gaps_of(candidate))
     # Apply it, or search for a new one.
     cached = found is not None
     if found is None:
-        found = gap_fitter.find(HeldOut(loaded, candidate, held_out_BL))
+        found = fitters.find(HeldOut(loaded, candidate, held_out_BL))
         if path is not None:
-            _keep(path, found)
+            keep_fitted(path, found)
     else:
-        gap_fitter.repeat(found)
+        fitters.repeat(found)
     # Replace the weights, and remember the dense ones.
-    edit = dict(gap_fitter.edit)
+    edit = dict(fitters.edit)
     dense_weights = {parameter: parameter.data for parameter in edit}
     done = Compensation(
         candidate,
         **vars(found),
         cached=cached,
         _state=loaded.weights,
-        _change=_digest_of_weights(loaded, edit),
+        _change=_digest_of_weights(loaded, candidate, edit),
         _dense_weights=dense_weights,
         _own_weights=edit,
     )
@@ -211,9 +222,87 @@ def compensate(
     return done
 
 
-def _digest_of_weights(loaded: LoadedModel, edit: Edit) -> str:
+class _Fitters:
+    """Compensates narrowed blocks first, and then gaps in the model that results.
+
+    Args:
+        widths: compensates narrowed blocks; None for none.
+        gaps: compensates gaps; None for none.
+
+    Attributes:
+        edit: the weights that were changed, with their new values.
+    """
+
+    def __init__(self, widths: WidthFitter | None, gaps: GapFitter | None) -> None:
+        self.edit: Edit = {}
+        self._widths, self._gaps = widths, gaps
+
+    def find(self, held_out: HeldOut) -> FittedParts:
+        """Search for the changes that lower the loss."""
+        metrics = held_out.pruned
+        widths: tuple[WidthResult, ...] = ()
+        gaps: tuple[GapResult, ...] = ()
+        if self._widths is not None:
+            widths = self._widths.find(held_out)
+            self.edit, metrics = self._widths.edit, self._widths.metrics
+        if self._gaps is not None:
+            self._gaps.edit = self.edit
+            gaps = self._gaps.find(held_out, metrics)
+            self.edit, metrics = self._gaps.edit, self._gaps.metrics
+        return FittedParts(widths, gaps, held_out.dense, held_out.pruned, metrics)
+
+    def repeat(self, found: FittedParts) -> None:
+        """Apply a stored result without searching again."""
+        if self._widths is not None:
+            self._widths.repeat(found.widths)
+            self.edit = self._widths.edit
+        if self._gaps is not None:
+            self._gaps.edit = self.edit
+            self._gaps.repeat(found.gaps)
+            self.edit = self._gaps.edit
+
+
+def _fitters(
+    loaded: LoadedModel,
+    candidate: LayerSubset,
+    fit_BL: torch.Tensor,
+    held_out_BL: torch.Tensor,
+    method: str,
+) -> _Fitters:
+    """Return what compensates a candidate.
+
+    Raises:
+        ModelError: nothing of it can be compensated.
+    """
+    widths, gaps = None, None
+    if method != "scaling" and narrowed_blocks(loaded.model, candidate):
+        widths = WidthFitter(loaded, candidate, fit_BL, held_out_BL)
+    if gaps_of(candidate):
+        try:
+            gaps = GapFitter(loaded, candidate, fit_BL, method)
+        except ModelError as error:
+            # The narrowed blocks can still be compensated.
+            if widths is None:
+                raise
+            events.tell(events.Message(f"gaps are not compensated: {error}"))
+    if widths is None and gaps is None:
+        raise ModelError(
+            f"dropping layers {candidate.text} leaves no gap after a kept block, and no narrower "
+            "layer whose output projection could be fitted: there is nothing to compensate"
+        )
+    return _Fitters(widths, gaps)
+
+
+def _digest_of_weights(loaded: LoadedModel, candidate: LayerSubset, edit: Edit) -> str:
     """Digest of the weights that an edit puts into the model."""
     names = {parameter: name for name, parameter in loaded.model.named_parameters()}
+    # Biases of narrowed projections belong to the candidate and not to the model.
+    for index in narrowed_blocks(loaded.model, candidate):
+        for kind, narrow in zip(
+            SUBLAYERS, narrow_outputs(loaded.model, candidate, index), strict=True
+        ):
+            if narrow is not None and narrow.bias is not None:
+                names.setdefault(narrow.bias, f"{index}.{kind}.bias")
     return digest_of({names[parameter]: tensor for parameter, tensor in edit.items()})
 
 
@@ -268,39 +357,6 @@ def _digest(
         "method": method,
         "numerics": numerics_of(loaded.model),
     }
+    if isinstance(candidate, LayerWidths):
+        identity["widths"] = WIDTHS_VERSION
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
-
-
-def _keep(path: Path, found: FittedGaps) -> None:
-    """Store a result: numbers as JSON in the header, and changes of linear maps as tensors.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
-    notes = {name: metrics for name, metrics in vars(found).items() if name != "gaps"}
-    gaps = []
-    changes: dict[str, torch.Tensor] = {}
-    for index, fitted in enumerate(found.gaps):
-        gaps.append({name: getattr(fitted, name) for name in _NUMBERS})
-        if fitted.change_FE is not None:
-            changes[str(index)] = fitted.change_FE
-    try:
-        write_tensors(path, changes, {_NOTE: json.dumps({**notes, "gaps": gaps})})
-    except OSError as error:
-        raise StorageError(
-            f"cannot keep the compensation: {cannot_write(path.parent, error)}"
-        ) from None
-
-
-def _read(path: Path, gaps: Sequence[Gap]) -> FittedGaps | None:
-    """Read a stored result. None if there is none or its file is damaged."""
-    kept = read_tensors(path)
-    if kept is None:
-        return None
-    changes, notes = kept
-    found = json.loads(notes[_NOTE])
-    numbers = found.pop("gaps")
-    fitted = []
-    for index, gap in enumerate(gaps):
-        fitted.append(GapResult(gap, **numbers[index], change_FE=changes.get(str(index))))
-    return FittedGaps(tuple(fitted), **found)

@@ -31,21 +31,34 @@ hidden size.
 """
 
 import time
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 
 from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.compat.transformers import Conv1D
 from prunesearch.errors import ModelError
 from prunesearch.execution.batches import CHUNK_TOKENS, Rows
-from prunesearch.execution.shared_forward import Forward, run_block
+from prunesearch.execution.shared_forward import Call, Forward, run_block
 from prunesearch.models.loading import LoadedModel
+from prunesearch.models.narrowing import narrow_outputs
 from prunesearch.models.structure import blocks_of
-from prunesearch.recovery.gaps import FittedGaps, Gap, GapResult, gaps_of
+from prunesearch.models.surgery import used
+from prunesearch.recovery.gaps import Gap, GapResult, gaps_of
 from prunesearch.recovery.held_out import HeldOut
 from prunesearch.recovery.least_squares import LeastSquares
-from prunesearch.recovery.output_projections import Edit, applied, flat, look, observed, times
+from prunesearch.recovery.output_projections import (
+    Edit,
+    Linear,
+    Observed,
+    applied,
+    flat,
+    look,
+    observed,
+    times,
+)
 from prunesearch.runtime import stopping
 
 METHODS = ("auto", "scaling", "linear")
@@ -64,15 +77,23 @@ class GapFitter:
 
     Attributes:
         edit: the weights that were changed so far, with their new values.
+        metrics: metrics of the candidate with these weights, on held-out text.
 
     Raises:
         ModelError: the method cannot be used with this type of model.
     """
 
+    metrics: Mapping[str, float]
+
     def __init__(
-        self, loaded: LoadedModel, candidate: LayerSubset, fit_BL: torch.Tensor, method: str
+        self,
+        loaded: LoadedModel,
+        candidate: LayerSubset,
+        fit_BL: torch.Tensor,
+        method: str,
     ) -> None:
         self.edit: Edit = {}
+        self._model = loaded.model
         # Factor that turns states of the dense model into states of the compensated model. Scaling
         # changes it.
         self._unit = 1.0
@@ -91,10 +112,11 @@ class GapFitter:
         for index in candidate.kept:
             if index > self._gaps[0].before and not self._looks[index].scales:
                 self._scales = False
-        # A linear map changes only the block before its gap.
-        self._fits = {
-            gap: method != "scaling" and self._looks[gap.before].adds for gap in self._gaps
-        }
+        # A linear map changes only the block before its gap, if the candidate keeps its MLP.
+        self._fits = {}
+        for gap in self._gaps:
+            adds = self._looks[gap.before].adds and gap.before not in candidate.mlp
+            self._fits[gap] = method != "scaling" and adds
         if not self._scales and not any(self._fits.values()):
             what = {
                 "auto": "compensated",
@@ -108,9 +130,17 @@ class GapFitter:
                 "sublayers, experts)"
             )
 
-    def find(self, held_out: "HeldOut") -> FittedGaps:
-        """Try each possible method on each gap, and keep the changes that lower the loss."""
-        self._held_out, self._metrics = held_out, held_out.pruned
+    def find(
+        self, held_out: "HeldOut", metrics: Mapping[str, float] | None = None
+    ) -> tuple[GapResult, ...]:
+        """Try each possible method on each gap, and keep the changes that lower the loss.
+
+        Args:
+            held_out: scores the candidate on held-out tokens.
+            metrics: metrics with the weights that are changed already. Default: those of the pruned
+                model.
+        """
+        self._held_out, self.metrics = held_out, metrics or held_out.pruned
         gaps = []
         for number, gap in enumerate(self._gaps, 1):
             events.tell(
@@ -119,11 +149,11 @@ class GapFitter:
                 )
             )
             gaps.append(self._fit_gap(gap))
-        return FittedGaps(tuple(gaps), held_out.dense, held_out.pruned, self._metrics)
+        return tuple(gaps)
 
-    def repeat(self, found: FittedGaps) -> None:
+    def repeat(self, found: Sequence[GapResult]) -> None:
         """Apply a stored result without searching again. The weights are the same to the bit."""
-        for fitted in found.gaps:
+        for fitted in found:
             if fitted.alpha is not None:
                 self.edit = self._scaled(fitted.gap, 1 / fitted.alpha)
             if fitted.change_FE is not None:
@@ -131,7 +161,7 @@ class GapFitter:
 
     def _fit_gap(self, gap: Gap) -> GapResult:
         """Compensate one gap."""
-        start, before = time.perf_counter(), self._metrics["cross_entropy"]
+        start, before = time.perf_counter(), self.metrics["cross_entropy"]
         sums = self._sums(gap)
         alpha = ridge = change_FE = None
         # Scaling.
@@ -152,14 +182,14 @@ class GapFitter:
                     ridge, change_FE = strength, tried_FE
         seconds = time.perf_counter() - start
         return GapResult(
-            gap, alpha, ridge, before, self._metrics["cross_entropy"], seconds, change_FE
+            gap, alpha, ridge, before, self.metrics["cross_entropy"], seconds, change_FE
         )
 
     def _improves(self, edit: Edit) -> bool:
         """Keep an edit if it lowers the loss on the held-out tokens, and return whether it does."""
         metrics = self._held_out.metrics(edit)
-        if metrics["cross_entropy"] < self._metrics["cross_entropy"]:
-            self.edit, self._metrics = edit, metrics
+        if metrics["cross_entropy"] < self.metrics["cross_entropy"]:
+            self.edit, self.metrics = edit, metrics
             return True
         return False
 
@@ -178,37 +208,66 @@ class GapFitter:
             with applied(self.edit):
                 for index in self._candidate.kept:
                     if index < gap.before:
-                        hidden_BLE = run_block(self._blocks[index], hidden_BLE, calls[index])
-                hidden_BLE, seen = observed(
-                    self._blocks[gap.before], hidden_BLE, calls[gap.before], [last]
-                )
+                        hidden_BLE, _ = self._run(index, hidden_BLE, calls, [])
+                hidden_BLE, seen = self._run(gap.before, hidden_BLE, calls, [last])
             inputs_TF = flat(seen[-1].given)
             # A column of ones fits the bias.
-            if last.bias is not None:
+            if self._last(gap)[1] is not None:
                 inputs_TF = torch.cat([inputs_TF, inputs_TF.new_ones(len(inputs_TF), 1)], dim=1)
             sums.add(inputs_TF, flat(hidden_BLE), flat(target_BLE).to(hidden_BLE.device))
         return sums
 
+    def _run(
+        self, index: int, hidden_BLE: torch.Tensor, calls: Sequence[Call], linears: Sequence[Linear]
+    ) -> tuple[torch.Tensor, list[Observed]]:
+        """Run a block as the candidate uses it, and record the calls of some of its linear maps."""
+        block = self._blocks[index]
+        with used(self._model, block, self._candidate.use(index)):
+            return observed(block, hidden_BLE, calls[index], linears)
+
+    def _last(self, gap: Gap) -> tuple[nn.Parameter, nn.Parameter | None]:
+        """Return weight and bias of the last linear map before a gap, as the candidate uses it."""
+        last = self._looks[gap.before].projections[-1]
+        _, narrow = narrow_outputs(self._model, self._candidate, gap.before)
+        bias = last.bias if narrow is None else narrow.bias
+        return last.get_parameter("weight"), bias
+
     def _scaled(self, gap: Gap, factor: float) -> Edit:
         """Return the edit that also multiplies all sublayer outputs after a gap by a factor."""
-        edit = dict(self.edit)
+        edit: dict[nn.Parameter, torch.Tensor] = {}
         for index in self._candidate.kept:
             if index <= gap.before:
                 continue
             for projection in self._looks[index].projections:
-                edit |= times(projection, factor, edit)
-        return edit
+                edit |= times(projection, factor, self.edit)
+            # A narrowed projection may have another bias.
+            for narrow in narrow_outputs(self._model, self._candidate, index):
+                bias = None if narrow is None else narrow.bias
+                if bias is not None and bias not in edit:
+                    edit[bias] = self.edit.get(bias, bias.data) * factor
+        return {**self.edit, **edit}
 
     def _mapped(self, gap: Gap, base: Edit, change_FE: torch.Tensor) -> Edit:
         """Return the edit that also adds a change to the last linear map before a gap."""
         last = self._looks[gap.before].projections[-1]
-        # The last row of the change belongs to the bias, if the map has one.
-        parameters = list(last.parameters(recurse=False))
-        weight_FE, bias_1E = change_FE.tensor_split([len(change_FE) - len(parameters) + 1])
-        # Conv1D stores its weight as (F, E), nn.Linear as (E, F).
-        changes = (weight_FE if isinstance(last, Conv1D) else weight_FE.T, bias_1E.flatten())
+        weight, bias = self._last(gap)
         edit = dict(base)
-        for parameter, change in zip(parameters, changes, strict=False):
-            changed = base.get(parameter, parameter.data) + change.to(parameter.device)
-            edit[parameter] = changed.to(parameter.dtype)
+        # The last row of the change belongs to the bias, if the map has one.
+        weight_FE = change_FE
+        if bias is not None:
+            weight_FE = change_FE[:-1]
+            edit[bias] = _moved(base.get(bias, bias.data), change_FE[-1])
+        # Conv1D stores its weight as (F, E), nn.Linear as (E, F).
+        if not isinstance(last, Conv1D):
+            weight_FE = weight_FE.T
+        # The columns that the candidate removes stay as they are.
+        before = base.get(weight, weight.data)
+        if weight_FE.shape != before.shape:
+            weight_FE = nn.functional.pad(weight_FE, (0, before.shape[1] - weight_FE.shape[1]))
+        edit[weight] = _moved(before, weight_FE)
         return edit
+
+
+def _moved(before: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a weight and its change, in the dtype and on the device of the weight."""
+    return (before + change.to(before.device)).to(before.dtype)

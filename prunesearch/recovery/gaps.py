@@ -1,6 +1,5 @@
 """Gaps of a candidate, and the results of compensating them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -68,13 +67,3 @@ class GapResult:
         if self.ridge is not None:
             used.append("linear")
         return "+".join(used) or "none"
-
-
-@dataclass(frozen=True)
-class FittedGaps:
-    """Results for all gaps of a candidate. The metrics are those of `Compensation`."""
-
-    gaps: tuple[GapResult, ...]
-    dense: Mapping[str, float]
-    pruned: Mapping[str, float]
-    compensated: Mapping[str, float]

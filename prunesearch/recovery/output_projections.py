@@ -83,7 +83,7 @@ def times(projection: Linear, factor: float, base: Edit) -> Edit:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Observed:
     """One call of a linear map: its input and its output."""
 
     module: Linear
@@ -93,13 +93,13 @@ class _Seen:
 
 def observed(
     block: nn.Module, hidden_BLE: torch.Tensor, call: Call, modules: Sequence[Linear]
-) -> tuple[torch.Tensor, list[_Seen]]:
+) -> tuple[torch.Tensor, list[Observed]]:
     """Run a block, and record the calls of some of its linear maps.
 
     Returns:
         Hidden states after the block, and the calls in order.
     """
-    seen: list[_Seen] = []
+    seen: list[Observed] = []
 
     def note(
         module: Any,  # noqa: ANN401
@@ -107,7 +107,7 @@ def observed(
         gave: torch.Tensor,
     ) -> None:
         # Clone the output, because some models add the residual in place.
-        seen.append(_Seen(module, given[0], gave.clone()))
+        seen.append(Observed(module, given[0], gave.clone()))
 
     with ExitStack() as stack:
         for module in modules:
@@ -179,7 +179,7 @@ def _scales(
 
 
 def _adds(
-    block: nn.Module, last: _Seen, hidden_BLE: torch.Tensor, out_BLE: torch.Tensor, call: Call
+    block: nn.Module, last: Observed, hidden_BLE: torch.Tensor, out_BLE: torch.Tensor, call: Call
 ) -> bool:
     """Return whether the output of the last projection is added to the hidden state unchanged."""
     added_TE, out_TE = flat(last.gave).float(), flat(out_BLE).float()

@@ -110,6 +110,31 @@ class GapReport:
 
 
 @dataclass(frozen=True)
+class WidthReport:
+    """Result of compensating one narrowed layer.
+
+    Attributes:
+        layer: index of the layer.
+        channels, groups: number of channels and of KV groups that it keeps.
+        method: sublayers that were fitted.
+        attention_ridge, mlp_ridge: ridge strengths; None if the sublayer was not changed.
+        attention_error, mlp_error: distance from the whole output before and after, squared, as a
+            share of the output's squares; None if the sublayer was not changed.
+        seconds: time that it took.
+    """
+
+    layer: int
+    channels: int
+    groups: int
+    method: str
+    attention_ridge: float | None
+    attention_error: Sequence[float] | None
+    mlp_ridge: float | None
+    mlp_error: Sequence[float] | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class CompensationReport:
     """Result of a compensation.
 
@@ -119,6 +144,7 @@ class CompensationReport:
         dense, pruned, compensated: metrics of the three models on the held-out tokens.
         recovered: recovered share of the cross-entropy that pruning added.
         cached: True if a stored result was applied.
+        widths: results of the narrowed layers, in order; None if no layer is narrowed.
     """
 
     dropped: str
@@ -128,6 +154,7 @@ class CompensationReport:
     compensated: Mapping[str, float]
     recovered: float
     cached: bool
+    widths: Sequence[WidthReport] | None = field(default=None, metadata=json_as(omit_none=True))
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def test_a_block_that_is_linear_in_what_the_mlp_before_it_reads_is_made_up_for(
 
 
 def _always(finder: GapFitter, edit: Edit) -> bool:
-    finder.edit, finder._metrics = edit, finder._held_out.metrics(edit)
+    finder.edit, finder.metrics = edit, finder._held_out.metrics(edit)
     return True
 
 

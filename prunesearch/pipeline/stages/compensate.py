@@ -1,4 +1,4 @@
-"""Stage `compensate`: change kept blocks so that they compensate the dropped ones.
+"""Stage `compensate`: change kept blocks so that they compensate what was removed.
 
 An earlier result is found in the cache. The changed weights stay in the model until the command
 ends.
@@ -9,12 +9,13 @@ from dataclasses import replace
 from prunesearch import events
 from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import ModelError, RunError
+from prunesearch.layer_widths import LayerWidths
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import State
 from prunesearch.recovery.compensation import Compensation, compensate, fit_and_held_out
 from prunesearch.recovery.finalists import compensation_of
 from prunesearch.recovery.gaps import GapResult
-from prunesearch.report.results import CompensationReport, GapReport
+from prunesearch.report.results import CompensationReport, GapReport, WidthReport
 from prunesearch.runtime import stopping
 
 
@@ -43,7 +44,32 @@ def compensation_report(done: Compensation) -> CompensationReport:
         compensated=dict(done.compensated),
         recovered=done.recovered,
         cached=done.cached,
+        widths=_width_reports(done),
     )
+
+
+def _width_reports(done: Compensation) -> list[WidthReport] | None:
+    """Return the reports of the narrowed layers; None if no layer is narrowed."""
+    candidate = done.candidate
+    if not isinstance(candidate, LayerWidths):
+        return None
+    reports = []
+    for width in done.widths:
+        attention, mlp = width.attention, width.mlp
+        reports.append(
+            WidthReport(
+                layer=width.block,
+                channels=candidate.channels[width.block],
+                groups=candidate.groups[width.block],
+                method=width.method,
+                attention_ridge=None if attention is None else attention.ridge,
+                attention_error=None if attention is None else attention.errors,
+                mlp_ridge=None if mlp is None else mlp.ridge,
+                mlp_error=None if mlp is None else mlp.errors,
+                seconds=round(width.seconds, 2),
+            )
+        )
+    return reports
 
 
 def _gap_report(done: GapResult) -> GapReport:
