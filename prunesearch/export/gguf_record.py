@@ -14,10 +14,15 @@ import xxhash
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, VerificationError
 from prunesearch.export import llama_cpp
+from prunesearch.export.channel_order_file import as_text, from_text
 from prunesearch.export.results import Generated, GgufRecheck, LlamaCppCheck
+from prunesearch.layer_widths import LayerWidths
+from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.gguf_file import open_gguf
 from prunesearch.models.loading import LoadedModel
+from prunesearch.models.narrowing import reorder
 from prunesearch.models.source import refuse_part
+from prunesearch.models.width_shape import width_shape_of
 
 PREFIX = "prunesearch."
 """Start of the names of these keys."""
@@ -25,14 +30,24 @@ _DROPPED = f"{PREFIX}dropped"
 _LAYERS = f"{PREFIX}base_layers"
 _BASE = f"{PREFIX}base"
 _DIGEST = f"{PREFIX}digest"
+_ORDER = f"{PREFIX}order"
+_ORDER_TEXT = f"{PREFIX}channel_order"
 _TEXT = "The history of the lighthouse begins with"
 
 
 class Record:
-    """The record of a file, which is collected while the tensors are added to its writer."""
+    """The record of a file, which is collected while the tensors are added to its writer.
 
-    def __init__(self, candidate: LayerSubset, base_fingerprint: str) -> None:
-        self._candidate, self._base = candidate, base_fingerprint
+    Args:
+        candidate: candidate that is written.
+        base_fingerprint: fingerprint of the dense model.
+        order: channel order of narrow layers. None: no layer is narrower.
+    """
+
+    def __init__(
+        self, candidate: LayerSubset, base_fingerprint: str, order: ChannelOrder | None = None
+    ) -> None:
+        self._candidate, self._base, self._order = candidate, base_fingerprint, order
         self._digest = xxhash.xxh3_128()
 
     def see(self, name: str, kind: str, data: np.ndarray[Any, Any]) -> None:
@@ -52,6 +67,9 @@ class Record:
         writer.add_uint32(_LAYERS, self._candidate.n_layers)
         writer.add_string(_BASE, self._base)
         writer.add_string(_DIGEST, self.digest)
+        if self._order is not None:
+            writer.add_string(_ORDER, self._order.digest)
+            writer.add_string(_ORDER_TEXT, as_text(self._order))
 
     @property
     def digest(self) -> str:
@@ -85,8 +103,7 @@ def recheck(path: Path, base: LoadedModel | None = None) -> GgufRecheck:
         said.append(field.contents())
     dropped, layers, fingerprint, digest = said
     # Compare the weights with the record.
-    candidate = LayerSubset.parse(dropped, layers)
-    record = Record(candidate, fingerprint)
+    record = Record(LayerSubset.of(layers), fingerprint)
     for tensor in reader.tensors:
         record.see(tensor.name, tensor.tensor_type.name, tensor.data)
     if record.digest != digest:
@@ -101,10 +118,25 @@ def recheck(path: Path, base: LoadedModel | None = None) -> GgufRecheck:
     run: LlamaCppCheck | Generated | None = None
     compared = base is not None and llama_cpp.available()
     if base is not None and compared:
+        candidate = _candidate(path, reader, base, dropped)
         run = llama_cpp.check(path, base, candidate, most_common_type(reader))
     elif llama_cpp.available():
         run = Generated(llama_cpp.generate(path, _TEXT))
-    return GgufRecheck(path, candidate.text, len(reader.tensors), compared, run)
+    return GgufRecheck(path, dropped, len(reader.tensors), compared, run)
+
+
+def _candidate(path: Path, reader: gguf.GGUFReader, base: LoadedModel, dropped: str) -> LayerSubset:
+    """Return the candidate of a file. The channels of the base model are put in its order.
+
+    Raises:
+        VerificationError: the channel order is damaged.
+    """
+    said = [reader.get_field(key) for key in (_ORDER, _ORDER_TEXT)]
+    if said[0] is None or said[1] is None:
+        return LayerSubset.parse(dropped, base.n_layers)
+    order = from_text(str(said[1].contents()), str(said[0].contents()), path)
+    reorder(base.model, order)
+    return LayerWidths.read(dropped, width_shape_of(base.model), order.digest, order.biases)
 
 
 def most_common_type(reader: gguf.GGUFReader) -> str:

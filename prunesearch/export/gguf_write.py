@@ -7,7 +7,7 @@ rotary dimensions in llama.cpp: Llama's queries and keys are stored interleaved.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,15 @@ from prunesearch.export import (
     gguf_edit,
     gguf_record,
     gguf_tokenizer,
+    gguf_widths,
     llama_cpp,
 )
 from prunesearch.export.atomic import new_file
+from prunesearch.export.formats.registry import narrows
 from prunesearch.export.results import LlamaCppCheck
+from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.loading import LoadedModel
+from prunesearch.models.narrowing import order_of
 from prunesearch.models.surgery import pruned
 from prunesearch.runtime import stopping
 
@@ -36,6 +40,8 @@ _ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
 }
+_INTERLEAVED = (gguf.MODEL_ARCH.LLAMA, gguf_widths.ARCHITECTURE)
+"""Architectures whose rotary dimensions are stored in pairs."""
 _TYPES: Mapping[torch.dtype, gguf.GGMLQuantizationType] = {
     torch.float32: gguf.GGMLQuantizationType.F32,
     torch.float16: gguf.GGMLQuantizationType.F16,
@@ -67,6 +73,8 @@ def write(
     """
     # Refuse a model that cannot be written before any work is done.
     config = loaded.model.config
+    if narrows(candidate):
+        gguf_widths.check(loaded.model, candidate)
     if config.model_type not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
         raise InputError(
@@ -77,7 +85,10 @@ def write(
     if loaded.layers.streamed_once:
         raise InputError("a GGUF is written from weights in memory: leave out `offload`")
     architecture = _ARCHITECTURES[config.model_type]
-    gguf_edit.check_architecture(gguf.MODEL_ARCH_NAMES[architecture], candidate)
+    if narrows(candidate):
+        architecture = gguf_widths.ARCHITECTURE
+    else:
+        gguf_edit.check_architecture(gguf.MODEL_ARCH_NAMES[architecture], candidate)
     _check_settings(loaded.model)
     tokenizer = gguf_tokenizer.read(loaded.tokenizer, config.vocab_size)
     with new_file(out) as path:
@@ -86,9 +97,18 @@ def write(
             # record of the export.
             writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
             _add_settings(writer, model, out.stem)
+            gone: frozenset[str] = frozenset()
+            if isinstance(candidate, LayerWidths) and narrows(candidate):
+                gguf_widths.add_sizes(writer, model, candidate)
+                gone = gguf_widths.gone_parameters(model, candidate)
+            else:
+                writer.add_feed_forward_length(model.config.intermediate_size)
+                writer.add_head_count(model.config.num_attention_heads)
+                writer.add_head_count_kv(model.config.num_key_value_heads)
             tokenizer.add_to(writer, config.vocab_size)
-            record = gguf_record.Record(candidate, loaded.fingerprint)
-            for name, tensor in _tensors(model, architecture):
+            order = order_of(model) if narrows(candidate) else None
+            record = gguf_record.Record(candidate, loaded.fingerprint, order)
+            for name, tensor in _tensors(model, architecture, gone):
                 stopping.check()
                 _add(writer, record, name, tensor)
             record.add_to(writer)
@@ -111,16 +131,13 @@ def _add_settings(writer: gguf.GGUFWriter, model: PreTrainedModel, name: str) ->
         name: name of the model in the file.
     """
     config = model.config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = head_dim(config)
     writer.add_name(name)
     writer.add_file_type(_FILE_TYPES[model.dtype])
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(head)
     writer.add_value_length(head)
     writer.add_rope_dimension_count(head)
@@ -131,6 +148,12 @@ def _add_settings(writer: gguf.GGUFWriter, model: PreTrainedModel, name: str) ->
     if rope.get("rope_type", "default") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+
+
+def head_dim(config: PretrainedConfig) -> int:
+    """Return the size of a head."""
+    stated = getattr(config, "head_dim", None)
+    return int(stated or config.hidden_size // config.num_attention_heads)
 
 
 def _check_settings(model: PreTrainedModel) -> None:
@@ -169,29 +192,34 @@ def _check_settings(model: PreTrainedModel) -> None:
 
 
 def _tensors(
-    model: PreTrainedModel, architecture: gguf.MODEL_ARCH
+    model: PreTrainedModel, architecture: gguf.MODEL_ARCH, gone: Collection[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors in llama.cpp's layout, under their names in GGUF."""
+    """Yield the tensors in llama.cpp's layout, under their names in GGUF.
+
+    Args:
+        model: candidate, in memory.
+        architecture: llama.cpp's architecture.
+        gone: parameters that the candidate does not have.
+    """
     config = model.config
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     written: set[int] = set()
-    interleaved = architecture == gguf.MODEL_ARCH.LLAMA
+    interleaved = architecture in _INTERLEAVED
+    head = head_dim(config)
     rope = config.rope_parameters
     if rope.get("rope_type") == "llama3":
         yield "rope_freqs.weight", _llama3_factors(config)
     for parameter, tensor in model.state_dict().items():
         # A tied tensor is written once. It may be declared tied and still have weights of its own.
-        if parameter in tied and tensor.data_ptr() in written:
+        if parameter in gone or (parameter in tied and tensor.data_ptr() in written):
             continue
         written.add(tensor.data_ptr())
         name = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise InputError(f"{parameter} has no place in a GGUF of this architecture")
-        if interleaved and ".attn_q." in name:
-            tensor = _interleave(tensor, config.num_attention_heads)
-        if interleaved and ".attn_k." in name:
-            tensor = _interleave(tensor, config.num_key_value_heads)
+        if interleaved and (".attn_q." in name or ".attn_k." in name):
+            tensor = _interleave(tensor, len(tensor) // head)
         yield name, tensor
 
 

@@ -21,7 +21,7 @@ def narrow_model(
         if name.endswith("bias"):
             parameter.data.normal_()
     model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    byte_tokenizer(("t", "h"), ("th", "e")).save_pretrained(folder)
     loaded = load(str(folder), device="cpu", dtype=dtype)
     order = order_for(loaded.model, biases)
     narrowing.reorder(loaded.model, order)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.export.formats.registry import ExportFormat, register
+from prunesearch.export.formats.registry import ExportFormat, narrows, register
 
 if TYPE_CHECKING:
     from prunesearch.export.results import ExportedGguf
@@ -21,7 +21,9 @@ class Gguf(ExportFormat):
         from prunesearch.export import gguf_edit, gguf_write, llama_cpp
         from prunesearch.export.results import ExportedGguf
 
-        if loaded.source.gguf is not None:
+        # Columns of quantised tensors cannot be put in another order, so the weights of narrow
+        # layers are written in the dtype in which they were scored.
+        if loaded.source.gguf is not None and not narrows(candidate):
             compare = loaded if llama_cpp.available() else None
             check = gguf_edit.edit(loaded.source.gguf, candidate, out, compare, loaded.fingerprint)
         else:
@@ -34,6 +36,7 @@ register(
         "gguf",
         "A GGUF file: llama.cpp and programs built on it load it.",
         order=50,
+        narrowed=True,
         option="--gguf",
         other_program=True,
         suffix=".gguf",

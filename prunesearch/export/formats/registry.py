@@ -171,7 +171,7 @@ def narrows(candidate: LayerSubset) -> bool:
 
 def _for_widths() -> str:
     """Return the formats that hold narrow layers."""
-    return either([entry.name for entry in REGISTRY.entries() if entry.narrowed])
+    return either([e.name for e in REGISTRY.entries() if e.narrowed and e.suffix is None])
 
 
 def _for_any_code() -> str:
