@@ -223,6 +223,16 @@ class LayerWidths(LayerSubset):
         return tuple(found)
 
     @property
+    def fewer_experts(self) -> tuple[int, ...]:
+        """Kept blocks that have lost experts."""
+        found = []
+        for index in self.kept:
+            use = self.use(index)
+            if use is not None and use.channels is not None and self.shape.experts_used(index):
+                found.append(index)
+        return tuple(found)
+
+    @property
     def narrowing_params(self) -> int:
         """Number of parameters that are removed of kept sublayers, less the biases that are added.
 

@@ -24,6 +24,9 @@ from prunesearch.models.structure import (
 )
 from prunesearch.models.weight_map import parameters_of
 
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+"""Number of an expert in a stored name."""
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -137,21 +140,24 @@ def layout_of(
         parameter, piece = makes[name]
         if parameter in dropped:
             continue
-        if piece is not None and parameter in narrowed:
-            raise ModelError(
-                f"{parameter} is stored in pieces, so it cannot be narrowed: drop whole blocks"
-            )
+        # Stored experts that are kept get their new numbers.
+        take, renamed = slices.get(parameter), name
+        if piece is not None and take is not None:
+            moved = _renumbered_expert(name, take)
+            if moved is None:
+                continue
+            take, renamed = None, moved
         # A tensor outside the blocks keeps its name. That of a kept block gets the block's new
         # number.
-        block, renamed = _block_of(parameter, architecture.blocks), name
+        block = _block_of(parameter, architecture.blocks)
         if block is not None:
             if block not in new_number:
                 continue
-            renamed = _renumbered(name, block, new_number[block])
+            renamed = _renumbered(renamed, block, new_number[block])
         if parameter in biases:
             entries.append(TensorEntry(renamed, biases[parameter]))
             continue
-        entries.append(TensorEntry(renamed, place, slices.get(parameter), parameter in zeroed))
+        entries.append(TensorEntry(renamed, place, take, parameter in zeroed))
         # A bias that the dense model does not have follows its weight.
         bias = f"{parameter.removesuffix('weight')}bias"
         if bias in biases and bias not in read:
@@ -192,6 +198,28 @@ def _block_of(parameter: str, path: str) -> int | None:
     """
     match = re.match(rf"{re.escape(path)}\.(\d+)\.", parameter)
     return int(match[1]) if match else None
+
+
+def _renumbered_expert(name: str, take: Slice) -> str | None:
+    """Change the number of an expert that is stored by itself.
+
+    Args:
+        name: stored name of a tensor of the expert.
+        take: the experts that are kept.
+
+    Returns:
+        The new name; None if the expert is removed.
+
+    Raises:
+        ModelError: the tensor is another piece of a parameter than an expert.
+    """
+    match = _EXPERT.search(name)
+    if match is None or take.axis != 0 or take.filled:
+        raise ModelError(f"{name} is stored in pieces, so it cannot be narrowed: drop whole blocks")
+    if int(match[1]) not in take.kept:
+        return None
+    number = take.kept.index(int(match[1]))
+    return f"{name[: match.start(1)]}{number}{name[match.end(1) :]}"
 
 
 def _names_a_block(name: str, path: str) -> bool:

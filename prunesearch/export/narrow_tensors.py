@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from prunesearch.export.layout import Slice
 from prunesearch.layer_widths import LayerWidths
+from prunesearch.models.experts import experts_of
 from prunesearch.models.narrowing import narrow_outputs, order_of
 from prunesearch.models.safetensors_files import Stored, tensors_in
 from prunesearch.models.structure import blocks_of
@@ -98,7 +99,31 @@ def narrow_tensors(
         # A projection's own bias is copied from the files, unless another one replaces it.
         if sublayer.bias is not None and sublayer.bias is not sublayer.output.bias:
             biases[f"{output}.bias"] = sublayer.bias.detach().cpu().contiguous()
+    slices |= _of_experts(model, candidate, names)
     return NarrowTensors(slices, _stored(biases, folder))
+
+
+def _of_experts(
+    model: PreTrainedModel, candidate: LayerWidths, names: Mapping[int, str]
+) -> dict[str, Slice]:
+    """Return the parts that the parameters of experts and of their routers keep.
+
+    Args:
+        model: the model that was scored, whose experts are in the order of the candidate.
+        candidate: the candidate.
+        names: names of the modules by their ids.
+    """
+    order = order_of(model)
+    assert order is not None, "the candidate was compared with the order of the model"
+    slices: dict[str, Slice] = {}
+    for index, block in enumerate(blocks_of(model)):
+        use, experts = candidate.use(index), experts_of(model, block)
+        if use is None or use.channels is None or experts is None:
+            continue
+        kept = order.channels[index][: use.channels].tolist()
+        for module, name, _ in experts.parameters:
+            slices[f"{names[id(module)]}.{name}"] = Slice(0, experts.channels, tuple(kept))
+    return slices
 
 
 def _narrow_sublayers(model: PreTrainedModel, candidate: LayerWidths) -> Iterator[_Sublayer]:

@@ -61,7 +61,15 @@ class Widths(FormatWithCode):
         if not isinstance(candidate, LayerWidths):
             return
         shape = candidate.shape
-        for name, counts in ((_CHANNELS, shape.channels), (_GROUPS, shape.groups)):
+        experts: list[int] = []
+        channels: list[int] = []
+        for index, count in enumerate(shape.channels):
+            (experts if shape.experts_used(index) else channels).append(count)
+        for name, counts in (
+            (_CHANNELS, channels),
+            (_experts_field(config), experts),
+            (_GROUPS, shape.groups),
+        ):
             if set(counts) - {0, _stated(config, name)}:
                 raise InputError(
                     f"`export_format` {self.name} needs {name} in the config, the same for all "
@@ -141,6 +149,13 @@ def _stated(config: "PretrainedConfig", name: str) -> int | None:
     return stated if isinstance(stated, int) else None
 
 
+def _experts_field(config: "PretrainedConfig") -> str:
+    """Return the name of the field with the number of experts."""
+    if "num_local_experts" in config.to_dict():
+        return "num_local_experts"
+    return "num_experts"
+
+
 def _head_dim(config: "PretrainedConfig") -> int:
     """Return the size of a head. It must not follow from the number of heads of a narrow layer."""
     stated = getattr(config, "head_dim", None)
@@ -153,6 +168,7 @@ def _per_layer(config: "PretrainedConfig", candidate: LayerSubset) -> JsonObject
     """Return the sizes of the layers that are not whole, by their new numbers."""
     found: JsonObject = {}
     digits = len(str(len(candidate.kept) - 1))
+    experts = candidate.fewer_experts if isinstance(candidate, LayerWidths) else ()
     for number, index in enumerate(candidate.kept):
         use = candidate.use(index)
         assert use is not None
@@ -161,7 +177,9 @@ def _per_layer(config: "PretrainedConfig", candidate: LayerSubset) -> JsonObject
         biased = isinstance(candidate, LayerWidths) and candidate.biases
         if skipped:
             sizes["skip"] = list(skipped)
-        if use.channels is not None:
+        if use.channels is not None and index in experts:
+            sizes[_experts_field(config)] = use.channels
+        elif use.channels is not None:
             sizes[_CHANNELS] = use.channels
             sizes["mlp_output_bias"] = biased
         if use.groups is not None:

@@ -38,7 +38,12 @@ class Zeroed(ExportFormat):
     """The checkpoint loads anywhere, but it is neither smaller nor faster than the dense one."""
 
     def check_model(self, config: "PretrainedConfig", candidate: LayerSubset) -> None:
-        """Refuse biases that the architecture has no place for."""
+        """Refuse removed experts, and biases that the architecture has no place for."""
+        if isinstance(candidate, LayerWidths) and candidate.fewer_experts:
+            raise InputError(
+                f"{self.field} cannot leave out experts, as routers would choose experts with "
+                "weights of zero: use `export_format` widths"
+            )
         _place_of_biases(self, config, candidate)
 
     def zeroed_parameters(self, model: "PreTrainedModel", dropped: LayerSubset) -> set[str]:
