@@ -36,10 +36,11 @@ def model_with_fewer_experts(
     narrowing.reorder(loaded.model, order)
     shape = width_shape_of(loaded.model)
     channels, groups = list(shape.channels), list(shape.groups)
-    for index, count in ((0, 2), (1, 3), (2, 2), (4, 0)):
+    for index, count in ((0, 2), (1, 3), (2, 2)):
         if shape.experts_used(index):
             channels[index] = count
-    groups[1], channels[4], groups[4] = min(groups[1], 1), 0, 0
+    if any(groups):  # OLMoE has a norm of all heads
+        groups[1], channels[4], groups[4] = 1, 0, 0
     return loaded, LayerWidths.within(shape, channels, groups, order.digest, biases)
 
 
