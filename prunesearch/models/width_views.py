@@ -67,13 +67,20 @@ def _rows(linear: nn.Linear, count: int) -> NarrowLinear:
 
 @contextmanager
 def viewed(view: NarrowLinear) -> Iterator[None]:
-    """Let a linear layer use the parameters of a view inside the ``with`` block."""
+    """Let a linear layer use the parameters of a view inside the ``with`` block.
+
+    Narrower weights that were replaced, and not written to, are copied into the view at its end.
+    """
     linear = view.linear
     before = linear.weight, linear.bias, linear.out_features, linear.in_features
     install(view, trained=False)
     try:
         yield
     finally:
+        # Training holds 16-bit weights as float32, and rounds them into new tensors.
+        if linear.weight.data_ptr() != view.weight.data_ptr():
+            with torch.no_grad():
+                view.weight.copy_(linear.weight)
         linear.weight, linear.bias, linear.out_features, linear.in_features = before
 
 

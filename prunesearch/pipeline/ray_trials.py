@@ -11,7 +11,9 @@ from prunesearch.config.model import ModelSection
 from prunesearch.config.recovery import HealRecipe, Tuning
 from prunesearch.config.run_options import RunOptions
 from prunesearch.evaluation import ray_cluster
+from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.loading import LoadedModel
+from prunesearch.models.narrowing import order_of, reorder
 from prunesearch.models.structure import input_device
 from prunesearch.pipeline.ray_workers import options_of_worker
 from prunesearch.pipeline.session import load_for
@@ -34,6 +36,7 @@ class TrialsPlan:
         candidate: the candidate that is healed.
         recipe: recipe whose hyper-parameters are searched, with absolute paths.
         tuning: settings of the search.
+        order: order of the model's channels; None if they are in their own.
         compensated: True if the candidate is compensated before it is healed.
         references, compensations, run_folders: folders of the process that owns the study. A worker
             uses those that are there, and a temporary folder in the place of others.
@@ -44,6 +47,7 @@ class TrialsPlan:
     candidate: LayerSubset
     recipe: HealRecipe
     tuning: Tuning
+    order: ChannelOrder | None
     compensated: bool
     references: Path
     compensations: Path
@@ -52,6 +56,8 @@ class TrialsPlan:
     def build(self) -> TrialModel:
         """Load the model, ask the teacher, and compensate. It is called in a worker."""
         loaded = load_for(self.model, self.options)
+        if self.order is not None:
+            reorder(loaded.model, self.order)
         references = _here(self.references)
         # The teacher is the dense model, so it is asked before the weights change.
         ask_teacher(
@@ -88,6 +94,7 @@ def ray_runner(state: State) -> Iterator[RayRunner]:
         state.choice.candidate,
         _with_absolute_data(recovery.heal),
         recovery.tune,
+        order_of(loaded.model),
         state.resources.compensation is not None,
         *[folder.absolute() for folder in folders],
     )

@@ -14,6 +14,7 @@ from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import ModelError
+from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.loading import LoadedModel
 from prunesearch.recovery.compensation import Compensation, compensate, fit_and_held_out
 from prunesearch.recovery.healing import (
@@ -29,6 +30,8 @@ FIT_TOKENS = 8192
 """Number of tokens that a compensation is fitted to."""
 LEAST_DISTANCE = 2
 """Least number of blocks by which two finalists differ."""
+LEAST_MOVED = 0.05
+"""Least share of the removed weights by which two finalists differ that narrow layers."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,42 @@ def diverse(
     Args:
         ranked: candidates, best first.
         count: largest number of candidates.
-        distance: least number of blocks that one of two candidates drops and the other keeps.
+        distance: least number of blocks that one of two candidates drops and the other keeps. Two
+            candidates that narrow layers differ enough as well if `LEAST_MOVED` of what one removes
+            is kept by the other.
     """
     chosen: list[LayerSubset] = []
     for candidate in ranked:
         if len(chosen) == count:
             break
-        if all(_distance(candidate, other) >= distance for other in chosen):
+        apart = True
+        for other in chosen:
+            moved = _moved(candidate, other) >= LEAST_MOVED
+            apart = apart and (moved or _distance(candidate, other) >= distance)
+        if apart:
             chosen.append(candidate)
     return chosen
+
+
+def _moved(a: LayerSubset, b: LayerSubset) -> float:
+    """Return the share of the weights removed by one candidate that the other keeps.
+
+    It is 0 unless both narrow layers. The larger of the two directions is returned.
+    """
+    if not isinstance(a, LayerWidths) or not isinstance(b, LayerWidths):
+        return 0.0
+    shape = a.shape
+    removed, moved = [0, 0], [0, 0]
+    for index in range(a.n_layers):
+        for of_a, of_b, full, weights in (
+            (a.channels, b.channels, shape.channels, shape.channel_weights),
+            (a.groups, b.groups, shape.groups, shape.group_weights),
+        ):
+            lost = full[index] - of_a[index], full[index] - of_b[index]
+            for place in (0, 1):
+                removed[place] += lost[place] * weights[index]
+                moved[place] += max(0, lost[place] - lost[1 - place]) * weights[index]
+    return max(moved) / max(1, *removed)
 
 
 def _distance(a: LayerSubset, b: LayerSubset) -> int:
