@@ -26,6 +26,9 @@ _SEARCHED = {
     "keep_pattern against",
     "How it is searched": "sampler trials encoding preselect ranking asynchronous "
     "population seed race score_weights",
+    "Language model (--sampler llm)": "llm_url llm_model llm_calls llm_tokens llm_cost llm_price "
+    "llm_seconds llm_timeout llm_retries llm_required llm_temperature llm_candidates llm_attempts "
+    "llm_reflection llm_history llm_max_repair llm_context",
     "What it is scored on": "objective kl_top calibration tokens window task task_data "
     "include_path metric limit "
     "num_fewshot batch_tokens",
@@ -57,6 +60,7 @@ EXAMPLES = {
         "search HuggingFaceTB/SmolLM2-360M-Instruct --drop 25% --calibration my.txt",
         "search ./model --drop 4,8 --sampler pso,woa --task hellaswag --limit 1000 --race",
         "search ./model --drop pareto:50% --against latency",
+        "search ./model --drop 25% --sampler llm --llm-model optimizer.gguf",
     ),
     "run": ("run recipe.yaml --out pruned",),
     "evaluate": (

@@ -112,6 +112,61 @@ TRIALS = SharedOption(
     help="Trials of a study in all.",
 )
 
+# The language model of the sampler llm. Its key comes from the environment, because other users of
+# the machine can read command lines.
+LLM_OPTIONS = (
+    SharedOption("--llm-url", help="Base URL of an endpoint: https://HOST/v1."),
+    SharedOption(
+        "--llm-model",
+        help="Model at --llm-url (key in PRUNESEARCH_LLM_KEY); or a .gguf file, or a folder.",
+    ),
+    SharedOption("--llm-calls", type=int, help="Most requests of a study."),
+    SharedOption("--llm-tokens", type=int, help="Most tokens of a study, read and written."),
+    SharedOption("--llm-cost", type=float, help="Most money of a study; goes with --llm-price."),
+    SharedOption("--llm-price", help="Price of a million tokens read and written: 2.5/10."),
+    SharedOption("--llm-seconds", type=float, help="Most seconds that a study waits for replies."),
+    SharedOption(
+        "--llm-timeout", type=float, show_default="300", help="Most seconds of a request."
+    ),
+    SharedOption("--llm-retries", type=int, show_default="3", help="More attempts of a request."),
+    SharedOption(
+        "--llm-required",
+        is_flag=True,
+        help="Stop if the model fails, instead of going on with mutations.",
+    ),
+    SharedOption(
+        "--llm-temperature",
+        type=float,
+        show_default="0.7",
+        help="Temperature; it rises while the search stagnates.",
+    ),
+    SharedOption("--llm-candidates", type=int, show_default="4", help="Candidates in a reply."),
+    SharedOption(
+        "--llm-attempts",
+        type=int,
+        show_default="3",
+        help="Replies without a new candidate after which mutations take over.",
+    ),
+    SharedOption(
+        "--llm-reflection", type=int, help="Let the model write lessons every N generations."
+    ),
+    SharedOption(
+        "--llm-history", type=int, show_default="14", help="Scored candidates in a request."
+    ),
+    SharedOption(
+        "--llm-max-repair",
+        type=float,
+        show_default="0.75",
+        help="Largest share of a candidate that is changed to meet the budget.",
+    ),
+    SharedOption(
+        "--llm-context",
+        type=int,
+        show_default="8192",
+        help="Most tokens of a request and its reply.",
+    ),
+)
+
 # What it is scored on.
 OBJECTIVE = SharedOption(
     "--objective",

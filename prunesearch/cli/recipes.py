@@ -12,6 +12,7 @@ import click
 from prunesearch.cli.output import quiet_optuna
 from prunesearch.config.data import DataSection
 from prunesearch.config.flat import PLACES, SHORTHANDS, is_flat, sectioned
+from prunesearch.config.llm import LLMSection
 from prunesearch.config.model import ModelSection
 from prunesearch.config.objective import ObjectiveSection
 from prunesearch.config.recipe import Recipe
@@ -53,6 +54,7 @@ def recipe_of(settings: Mapping[str, Json]) -> Recipe:
         data=data_of(settings),
         objective=objective_of(settings),
         search=SearchSection.of(_values_of("search", settings)),
+        llm=LLMSection.of(_values_of("llm", settings)),
     )
 
 

@@ -10,6 +10,7 @@ from prunesearch.cli.help import Command
 from prunesearch.cli.options import (
     DATA_OPTIONS,
     JSON,
+    LLM_OPTIONS,
     MODEL_OPTIONS,
     OUT,
     RECIPE_OPTIONS,
@@ -34,7 +35,7 @@ from prunesearch.report.emit import emit
     "search finds out which layers to drop: give their number, as in --drop 8; evaluate, export, "
     "compensate and heal take a list as --layers",
 )
-@with_options(*RECIPE_OPTIONS, *DATA_OPTIONS, *MODEL_OPTIONS)
+@with_options(*RECIPE_OPTIONS, *LLM_OPTIONS, *DATA_OPTIONS, *MODEL_OPTIONS)
 @TRIALS
 @STUDY
 @STORAGE

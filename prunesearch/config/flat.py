@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from prunesearch.config.data import DataSection
+from prunesearch.config.llm import LLMSection
 from prunesearch.config.model import ModelSection
 from prunesearch.config.objective import ObjectiveSection
 from prunesearch.config.search import SearchSection
@@ -19,7 +20,10 @@ SECTIONS: Mapping[str, type[Settings]] = {
     "data": DataSection,
     "objective": ObjectiveSection,
     "search": SearchSection,
+    "llm": LLMSection,
 }
+PREFIXED = "llm"
+"""Section whose flat names begin with its own name, such as ``llm_model``."""
 _STORED_NAMES = {
     ("model", "path"): "model",
     ("objective", "name"): "objective",
@@ -34,6 +38,8 @@ SHORTHANDS = {"model": "path", "objective": "name"}
 
 def stored_name(section: str, field: str) -> str:
     """Return the name of a field in the flat form and in identities."""
+    if section == PREFIXED:
+        return f"{section}_{field}"
     return _STORED_NAMES.get((section, field), field)
 
 
@@ -43,7 +49,7 @@ def _places() -> dict[str, tuple[str, str]]:
     for section, settings in SECTIONS.items():
         for field in settings.model_fields:
             found[stored_name(section, field)] = (section, field)
-            if field not in SHORTHANDS.values():
+            if field not in SHORTHANDS.values() and section != PREFIXED:
                 found[field] = (section, field)
     return found
 

@@ -10,16 +10,19 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from prunesearch.algorithms.registry import REGISTRY
 from prunesearch.config.data import DataSection
 from prunesearch.config.flat import (
     EARLIER_NAMES,
     PLACES,
+    PREFIXED,
     SECTIONS,
     SHORTHANDS,
     is_flat,
     sectioned,
     stored_name,
 )
+from prunesearch.config.llm import LLMSection
 from prunesearch.config.model import ModelSection
 from prunesearch.config.names import portable_name
 from prunesearch.config.objective import ObjectiveSection
@@ -61,6 +64,8 @@ class Recipe(Settings):
     data: DataSection = DataSection()
     objective: ObjectiveSection = ObjectiveSection()
     search: SearchSection
+    llm: LLMSection = Field(default=LLMSection(), exclude_if=lambda given: given == LLMSection())
+    """The language model of the sampler `llm`."""
     recover: Recovery | None = Field(default=None, exclude_if=lambda given: given is None)
     """What is done with the best candidates; None exports the best one as it is."""
 
@@ -102,6 +107,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _sections_go_together(self) -> Self:
         self.objective.check_data(self.data)
+        self._check_llm()
         drop, weighted = self.search.drop, self.objective.weighs_savings
         if self.search.is_pareto and weighted:
             raise ValueError(
@@ -120,6 +126,20 @@ class Recipe(Settings):
                 "pareto"
             )
         return self
+
+    def _check_llm(self) -> None:
+        """Refuse a sampler without the language model that it asks, and the other way round.
+
+        Raises:
+            ValueError: one of them is missing.
+        """
+        sampler = self.search.sampler
+        needed = REGISTRY.get(sampler).needs_llm
+        if needed and self.llm.model is None:
+            raise ValueError(
+                f"`sampler` {sampler} asks a language model: give `llm_url` and `llm_model`, or "
+                f"`llm_model` with a .gguf file or a folder"
+            )
 
     @classmethod
     def unknown_key(cls, key: str) -> InputError:
@@ -157,6 +177,9 @@ class Recipe(Settings):
         """
         values = {}
         for section in SECTIONS:
+            # The sampler stores what decides its proposals, with the content of a local model.
+            if section == PREFIXED:
+                continue
             for field, value in getattr(self, section).model_dump(mode="json").items():
                 name = stored_name(section, field)
                 if name not in _LOCATIONS:
@@ -172,7 +195,8 @@ class Recipe(Settings):
             if path is not None:
                 named[name] = portable_name(path, always=name in _LOCAL_ONLY)
         recover = None if self.recover is None else self.recover.portable()
-        return self.with_changes(**named, recover=recover)
+        changed = self.with_changes(**named, recover=recover)
+        return changed.model_copy(update={"llm": self.llm.portable()})
 
     def search_only(self) -> Self:
         """Return the recipe of the search alone. A study is made with it."""

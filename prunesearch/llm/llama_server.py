@@ -19,7 +19,7 @@ from prunesearch.errors import InputError
 from prunesearch.llm.chat import ChatReply, ChatRequest, LanguageModelError
 from prunesearch.llm.client import ChatClient
 from prunesearch.llm.endpoint import Endpoint
-from prunesearch.llm.model_files import digest_of_file
+from prunesearch.llm.model_files import check_magic, digest_of_file
 
 _START_SECONDS = 120
 _BYTES_PER_SECOND = 5e6  # every machine reads the file faster
@@ -60,10 +60,7 @@ class LlamaServer:
     def __init__(
         self, path: Path, context: int = 8192, timeout: float = 600.0, threads: int | None = None
     ) -> None:
-        if find_spec("xllamacpp") is None:
-            raise InputError(
-                f'`llm_model` {path.name} needs llama.cpp: pip install "prunesearch[gguf]"'
-            )
+        check_gguf(path)
         self.model = f"gguf-{digest_of_file(path)[:32]}"
         self._path, self._context, self._timeout = path, context, timeout
         self._threads = threads or os.cpu_count() or 1
@@ -140,3 +137,16 @@ class LlamaServer:
         for pipe in (child.stdin, child.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+def check_gguf(path: Path) -> None:
+    """Refuse a file that cannot be served.
+
+    Raises:
+        InputError: llama.cpp is not installed, or it is not a GGUF file.
+    """
+    if find_spec("xllamacpp") is None:
+        raise InputError(
+            f'`llm_model` {path.name} needs llama.cpp: pip install "prunesearch[gguf]"'
+        )
+    check_magic(path)

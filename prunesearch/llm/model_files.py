@@ -10,20 +10,25 @@ _READ = (".json", ".safetensors", ".model", ".txt", ".jinja")
 """Files of a folder that decide what the model replies."""
 
 
-def digest_of_file(path: Path) -> str:
-    """Return the sha256 of a GGUF file.
+def check_magic(path: Path) -> None:
+    """Refuse a file that is not a GGUF file.
 
     Raises:
-        InputError: it is not a GGUF file.
+        InputError: it is something else, or cannot be read.
     """
     try:
         with path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                raise InputError(f"`llm_model` {path} is not a GGUF file")
-            file.seek(0)
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            begins = file.read(len(_MAGIC))
     except OSError as error:
         raise InputError(f"`llm_model` {path} cannot be read: {error.strerror}") from None
+    if begins != _MAGIC:
+        raise InputError(f"`llm_model` {path} is not a GGUF file")
+
+
+def digest_of_file(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_of_folder(path: Path) -> str:

@@ -3,10 +3,29 @@
 from pathlib import Path
 
 from prunesearch.llm.chat import Chat
-from prunesearch.llm.client import ChatClient
+from prunesearch.llm.client import ChatClient, require_openai
 from prunesearch.llm.endpoint import Endpoint
-from prunesearch.llm.llama_server import LlamaServer
+from prunesearch.llm.llama_server import LlamaServer, check_gguf
 from prunesearch.llm.transformers_chat import TransformersChat, check_folder
+
+
+def check_chat(url: str | None, model: str) -> None:
+    """Refuse a language model that cannot be opened, before anything else is done.
+
+    Args:
+        url, model: as `open_chat` takes them.
+
+    Raises:
+        InputError: the URL or the model cannot be used, or a package is not installed.
+    """
+    if url is not None:
+        Endpoint.of(url, model)
+        require_openai()
+        return
+    path = Path(model).expanduser()
+    check_folder(path)
+    if not path.is_dir():
+        check_gguf(path)
 
 
 def open_chat(

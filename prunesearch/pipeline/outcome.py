@@ -25,6 +25,7 @@ from prunesearch.pipeline.session import Session, require
 from prunesearch.report.results import Cost, PairedDifference, ScoredModel, SearchReport
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.studies import persistence, selection
+from prunesearch.studies.sources import SourceShares, source_shares
 from prunesearch.studies.summary import TrialSummary, summarise_trial
 
 
@@ -54,6 +55,7 @@ class SearchOutcome:
         seconds: wall time of the whole run.
         ranked: candidates of the study, best first.
         maximize: True if a larger `value` is better.
+        sources: sources of the candidates; None if no language model was asked.
     """
 
     study: str
@@ -74,6 +76,7 @@ class SearchOutcome:
     seconds: float
     ranked: tuple[LayerSubset, ...]
     maximize: bool
+    sources: SourceShares | None = None
 
     def is_better_than(self, other: "SearchOutcome") -> bool:
         """Return whether the best trial has a better value than that of another outcome."""
@@ -136,6 +139,7 @@ def outcome_of(
         seconds=time.perf_counter() - start,
         ranked=tuple(ready.space.from_params(trial.params) for trial in ranked),
         maximize=ready.study.directions[0] == StudyDirection.MAXIMIZE,
+        sources=source_shares(ready.study.get_trials(deepcopy=False)),
     )
 
 
@@ -241,6 +245,7 @@ def search_report(outcome: SearchOutcome, storage: str) -> SearchReport:
         **asdict(outcome.result),
         damaged=outcome.damaged,
         seconds=round(outcome.seconds, 3),
+        sources=outcome.sources,
     )
 
 

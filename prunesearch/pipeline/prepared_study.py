@@ -1,6 +1,7 @@
 """A study that is ready to be searched: its fitness, its sampler and its notes."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -9,7 +10,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 
 from prunesearch import events
-from prunesearch.algorithms.registry import SINGLE
+from prunesearch.algorithms.registry import REGISTRY, SINGLE
 from prunesearch.cache.keys import minor
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.recipe import Recipe
@@ -25,6 +26,11 @@ from prunesearch.models.structure import most_positions
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.identity import numerics_of
 from prunesearch.objectives.importance import rank_units
+from prunesearch.pipeline.language_models import (
+    language_model_of,
+    table_of_layers,
+    table_of_units,
+)
 from prunesearch.pipeline.session import (
     Session,
 )
@@ -32,6 +38,7 @@ from prunesearch.pipeline.width_search import first_widths, harm_of_units
 from prunesearch.report.notes import Noter
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers import SubsetSampler, build
+from prunesearch.samplers.llm.settings import LanguageModel
 from prunesearch.space import SearchSpace, Space
 from prunesearch.studies import persistence, selection, study_recipe
 from prunesearch.width_space import WidthSpace
@@ -163,8 +170,24 @@ def sampler_of(session: Session, recipe: Recipe, study: Study, space: Space) -> 
         preselect=section.preselect,
         ranking=ranking,
         asynchronous=section.asynchronous,
+        llm=_language_model(session, recipe, space, ranking),
         first=first,
     )
+
+
+def _language_model(
+    session: Session, recipe: Recipe, space: Space, ranking: Sequence[float] | str | None
+) -> LanguageModel | None:
+    """Return the language model of the recipe's sampler; None if the sampler asks none."""
+    if not REGISTRY.get(recipe.search.sampler).needs_llm:
+        return None
+    if isinstance(space, SearchSpace):
+        known = None if isinstance(ranking, str) else ranking
+        table = table_of_units(space, session.loaded.sizes, known, recipe.search.start)
+    else:
+        table = table_of_layers(session.layers)
+    chat = session.language_models.chat_of(recipe.llm, session.cache)
+    return language_model_of(chat, recipe.llm, table)
 
 
 def _ranking(session: Session, recipe: Recipe, space: Space) -> list[float]:

@@ -9,11 +9,13 @@ from contextvars import copy_context
 from typing import Any, TypeVar
 
 from prunesearch import events
+from prunesearch.algorithms.registry import REGISTRY
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.identity import study_name
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import InputError, StudyBusyError
+from prunesearch.llm.opening import check_chat
 from prunesearch.pipeline.outcome import SearchOutcome, outcome_of
 from prunesearch.pipeline.prepared_study import PreparedStudy, open_study
 from prunesearch.pipeline.search_loop import SearchResult, search
@@ -30,12 +32,17 @@ def check_grid(recipes: Sequence[Recipe], options: RunOptions) -> None:
     """Refuse recipes whose studies cannot be written, before anything is loaded.
 
     Raises:
-        InputError: `study` names one study for several recipes, or a recipe occurs twice.
+        InputError: `study` names one study for several recipes, a recipe occurs twice, or a
+            language model cannot be used.
         StudyBusyError: another process is searching a study that is not complete.
         StudyError: a study was made with another recipe.
     """
     if options.study is not None and len(recipes) > 1:
         raise InputError(f"`study` names one study, and {len(recipes)} are searched: leave it out")
+    for recipe in recipes:
+        if REGISTRY.get(recipe.search.sampler).needs_llm:
+            assert recipe.llm.model is not None, "a recipe without a model is refused"
+            check_chat(recipe.llm.url, recipe.llm.model)
     names = [study_name(recipe) for recipe in recipes]
     for name in names:
         if names.count(name) > 1:

@@ -38,6 +38,7 @@ from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.reference_cache import ReferenceCache
 from prunesearch.objectives.registry import REGISTRY, ObjectiveInputs, TaskInputs
 from prunesearch.objectives.weighted_sum import build_mix
+from prunesearch.pipeline.language_models import LanguageModels
 from prunesearch.pipeline.width_search import check_resident, put_in_order, width_space_of
 from prunesearch.runtime import stopping
 from prunesearch.space import SearchSpace, Space
@@ -63,6 +64,7 @@ class Session:
     """Order of the model's channels, and the statistics of its layers. None: the search drops
     layers only.
     """
+    language_models: LanguageModels = field(default_factory=LanguageModels, repr=False)
 
     @property
     def layers(self) -> tuple[LayerStatistics, ...]:
@@ -100,12 +102,13 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
     content = Content.of(loaded.fingerprint, objective)
     with (
         EvaluationCache(options.cache) as cache,
+        LanguageModels() as language_models,
         _scorer(_pinned(recipe, loaded), options, loaded, content, measured) as scorer,
     ):
         streamed = loaded.layers.streamed_once
         engine = LocalEngine(loaded, objective, cache, scorer, options.state_bytes, streamed)
         with stopping.deferred():
-            yield Session(loaded, objective, engine, cache, spaces, measured)
+            yield Session(loaded, objective, engine, cache, spaces, measured, language_models)
 
 
 def _pinned(recipe: Recipe, loaded: LoadedModel) -> Recipe:

@@ -14,9 +14,11 @@ from optuna.trial import FrozenTrial
 from prunesearch.cache.location import shown
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
+from prunesearch.report.sources import source_lines
 from prunesearch.report.tables import example_loss, gib, label, number
 from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
 from prunesearch.studies import notes, persistence, selection
+from prunesearch.studies.sources import SourceShares, source_shares
 
 _SECONDS = 5.0  # shortest time between two updates of a study's notes
 _MOST = 2000  # most characters of a note; a longer one takes several attributes of the database
@@ -50,6 +52,7 @@ class StudyState:
         front: number of trials on the front; 0 for one objective.
         best: the best trial. None without one.
         loss: a loss for the example of a command; see `tables.example_loss`.
+        sources: sources of the candidates; None if no language model was asked.
     """
 
     study: str
@@ -60,6 +63,7 @@ class StudyState:
     front: int
     best: BestTrial | None
     loss: str = "10%"
+    sources: SourceShares | None = None
 
 
 def study_note(state: StudyState) -> str:
@@ -70,6 +74,7 @@ def study_note(state: StudyState) -> str:
     search, model = recipe.search, Path(recipe.model.path).name
     what = f"`{model}`, drop `{search.drop}`, `{search.sampler}`, {_objective(recipe)}"
     lines = [what, f"{state.done} of {state.total} trials are finished."]
+    lines += source_lines(state.sources)
     if state.front:
         lines.append(
             f"{state.front} trials are on the front of quality and size: see the Pareto plot."
@@ -181,6 +186,7 @@ class Noter:
             front=len(ranked) if pareto else 0,
             best=described,
             loss=example_loss(self._dense),
+            sources=source_shares(trials),
         )
         note = "" if described is None else trial_note(state, described)
         notes.write(self._study, notes.Notes(study_note(state), best, note))

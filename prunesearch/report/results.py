@@ -10,6 +10,7 @@ from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import InputError
 from prunesearch.export.results import Exported, ExportedGguf, PrintedRecipe
 from prunesearch.runtime.json_values import JsonObject, json_as
+from prunesearch.studies.sources import SourceShares
 from prunesearch.studies.summary import TrialSummary
 
 
@@ -71,6 +72,7 @@ class SearchReport:
     missing: int
     damaged: int
     seconds: float
+    sources: SourceShares | None = field(default=None, metadata=json_as(omit_none=True))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 
 from prunesearch.report.export import exported
+from prunesearch.report.sources import source_lines
 from prunesearch.report.study import front_table
 from prunesearch.report.tables import (
     LayerList,
@@ -55,7 +56,12 @@ def search(report: "SearchReport") -> Parts:
 def found(report: "SearchReport") -> Parts:
     """Show the best candidate against the dense model, and the cost of the run."""
     title = f"{report.study}: best of {report.trials} trials drops layers {report.best.dropped}"
-    return [_compared(title, report), *_paired(report), _run_line(report)]
+    return [
+        _compared(title, report),
+        *_paired(report),
+        _run_line(report),
+        *source_lines(report.sources),
+    ]
 
 
 def _compared(title: str, report: "SearchReport") -> Group:

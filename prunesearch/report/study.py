@@ -7,6 +7,7 @@ from rich.console import Group
 from prunesearch.config.flat import SECTIONS
 from prunesearch.config.recipe import Recipe
 from prunesearch.objectives.registry import relative_metrics
+from prunesearch.report.sources import source_lines
 from prunesearch.report.tables import (
     LayerList,
     Parts,
@@ -90,19 +91,23 @@ def study_show(details: StudyDetails) -> Parts:
     counts = f"{summary.trials} trials finished, {_running_of(summary)}, {summary.failed} failed"
     if summary.partial_subsets:
         counts += f", {summary.partial_subsets} partial"
+    lines = [counts, *source_lines(details.sources)]
     best = details.best
     if not best:
-        return [settings, counts]
+        return [settings, *lines]
     if len(best[0].values) > 1:
-        return [settings, counts, front_table("Best trials, one for each size", best)]
-    return [settings, counts, _best_table(best)]
+        return [settings, *lines, front_table("Best trials, one for each size", best)]
+    return [settings, *lines, _best_table(best)]
 
 
 def _recipe_rows(recipe: Recipe) -> list[tuple[str, Prose]]:
     """Return the settings of a recipe that are set, one per row, such as ``search.drop``."""
     rows = []
+    document = recipe.document()
     for section in SECTIONS:
-        for name, value in getattr(recipe, section).model_dump(mode="json").items():
+        settings = document.get(section)
+        # A section that was not used is not part of the document.
+        for name, value in settings.items() if isinstance(settings, dict) else ():
             if value in (None, "") or value is False:
                 continue
             if isinstance(value, dict):

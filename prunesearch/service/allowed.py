@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunesearch.algorithms.registry import REGISTRY
 from prunesearch.config.identity import study_name
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
@@ -64,6 +65,7 @@ def check(request: JobRequest, settings: ServiceSettings) -> AllowedRequest:
         raise InputError(f"the recipe is larger than {MOST_BYTES} bytes: a recipe is a short text")
     recipe = Recipe.of(request.recipe)
     check_drop(recipe.search.drop)
+    _check_sampler(recipe)
     # 2. The number of trials.
     trials = RunOptions().trials
     if request.trials is not None:
@@ -86,6 +88,20 @@ def check(request: JobRequest, settings: ServiceSettings) -> AllowedRequest:
             f"most 200 letters, digits, blanks and . _ + = % : , @ ( ) [ ] -"
         )
     return AllowedRequest(recipe, located, study, trials)
+
+
+def _check_sampler(recipe: Recipe) -> None:
+    """Refuse a sampler that would connect to an address which the user names.
+
+    Raises:
+        InputError: the sampler asks a language model.
+    """
+    sampler = recipe.search.sampler
+    if REGISTRY.get(sampler).needs_llm:
+        raise InputError(
+            f"search.sampler: {sampler} asks a language model, which jobs cannot: run it with "
+            f"prunesearch search"
+        )
 
 
 def _check_one_best(recipe: Recipe) -> None:

@@ -18,6 +18,7 @@ from prunesearch.studies import persistence, study_recipe
 from prunesearch.studies.importance import LayerImportance, layer_importances
 from prunesearch.studies.optuna_internals.access import backend_of
 from prunesearch.studies.selection import best_trials
+from prunesearch.studies.sources import SourceShares, source_shares
 from prunesearch.studies.writer_process import Writer
 
 
@@ -78,11 +79,14 @@ class TrialSummary:
 
 @dataclass(frozen=True)
 class StudyDetails:
-    """What `prunesearch study show` prints: the summary, the recipe and the best trials."""
+    """What `prunesearch study show` prints: the summary, the recipe, the best trials, and the
+    sources of the candidates if a language model proposed some.
+    """
 
     summary: StudySummary = field(metadata=json_as(inline=True))
     recipe: Recipe
     best: tuple[TrialSummary, ...]
+    sources: SourceShares | None = field(default=None, metadata=json_as(omit_none=True))
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,12 @@ def details(study: Study, best: int) -> StudyDetails:
     """
     count = best if len(study.directions) == 1 else None
     trials = [summarise_trial(trial) for trial in best_trials(study, count)]
-    return StudyDetails(summarise(study), study_recipe.recipe_of(study), tuple(trials))
+    return StudyDetails(
+        summarise(study),
+        study_recipe.recipe_of(study),
+        tuple(trials),
+        source_shares(study.get_trials(deepcopy=False)),
+    )
 
 
 def layers_of(study: Study) -> StudyLayers:

@@ -118,7 +118,7 @@ class DescribedSubsets:
             self._name_of[unit] for unit in range(space.n_units) if unit not in self._free
         )
         if kept:
-            lines.append(f"These must not be removed: {_listed(kept)}.")
+            lines.append(f"These must not be removed: {listed(kept)}.")
         return "\n".join(lines) + self._rows()
 
     def _rows(self) -> str:
@@ -128,7 +128,7 @@ class DescribedSubsets:
         lines = ["", "", "LAYERS", " ".join(["number", *self._table.columns])]
         if self._space.units == "sublayers":
             lines[-1] += " kind"
-        columns = [_scaled(values) for values in self._table.columns.values()]
+        columns = [scaled(values) for values in self._table.columns.values()]
         for name in range(self._space.n_units):
             unit = self._unit_of[name]
             words = [str(name), *(str(column[unit]) for column in columns)]
@@ -144,12 +144,12 @@ class DescribedSubsets:
 
     def schema(self, count: int) -> JsonObject:
         """Return the JSON schema of a reply with `count` candidates."""
-        numbers = _integers(self._space.k_min, self._space.k, self._space.n_units - 1)
-        return _schema({"removed": numbers}, count)
+        numbers = integers_schema(self._space.k_min, self._space.k, self._space.n_units - 1)
+        return reply_schema({"removed": numbers}, count)
 
     def shown(self, X_D: Mask) -> str:
         """Return the names of the removed units."""
-        return _listed(sorted(self._name_of[unit] for unit in np.flatnonzero(X_D).tolist()))
+        return listed(sorted(self._name_of[unit] for unit in np.flatnonzero(X_D).tolist()))
 
     def read(self, numbers: Numbers) -> Repaired | None:
         """Drop what cannot be removed, trim in the order of the reply, and fill by least harm."""
@@ -183,19 +183,19 @@ class DescribedSubsets:
         return 5 * self._space.k + 20
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def listed(numbers: Sequence[int]) -> str:
     """Return numbers with commas."""
     return ",".join(map(str, numbers))
 
 
-def _scaled(values: Sequence[float]) -> list[int]:
+def scaled(values: Sequence[float]) -> list[int]:
     """Return numbers as whole shares of the largest one, in percent."""
     array = np.nan_to_num(np.asarray(values, dtype=np.float64))
     largest = float(np.abs(array).max(initial=0.0)) or 1.0
     return [int(share) for share in np.rint(array / largest * _DIGITS)]
 
 
-def _integers(least: int, most: int, largest: int) -> JsonObject:
+def integers_schema(least: int, most: int, largest: int) -> JsonObject:
     """Return the schema of a list of whole numbers."""
     return {
         "type": "array",
@@ -205,7 +205,7 @@ def _integers(least: int, most: int, largest: int) -> JsonObject:
     }
 
 
-def _schema(lists: JsonObject, count: int) -> JsonObject:
+def reply_schema(lists: JsonObject, count: int) -> JsonObject:
     """Return the schema of a reply with `count` candidates."""
     parents: JsonObject = {
         "type": "array",

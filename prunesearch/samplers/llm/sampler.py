@@ -27,16 +27,18 @@ from prunesearch.errors import InputError
 from prunesearch.runtime.json_values import Json, JsonObject
 from prunesearch.samplers.base import GenerationPendingError, Proposal
 from prunesearch.samplers.llm.described_search import DescribedSearch, DescribedSubsets
+from prunesearch.samplers.llm.described_widths import DescribedWidths
 from prunesearch.samplers.llm.plan import ModelPlanner, Plan, PlanInputs, notes_on
 from prunesearch.samplers.llm.settings import LanguageModel
 from prunesearch.samplers.llm.stored_plan import StoredPlan
 from prunesearch.samplers.population import SwarmSampler
 from prunesearch.samplers.settings import SamplerSettings
 from prunesearch.samplers.stored_memory import STATE_ATTR
-from prunesearch.space import SearchSpace
+from prunesearch.space import SearchSpace, Space
 from prunesearch.studies import sources
 from prunesearch.studies.sources import ProposalFacts, Replies
 from prunesearch.studies.trial_log import ProposalInputs, TrialLog, under_optimize
+from prunesearch.width_space import WidthSpace
 
 POPULATION = 16
 """Default number of trials per generation."""
@@ -55,16 +57,18 @@ class LLMSampler(SwarmSampler):
         seed: seed of the random generator; None to draw one when the study is new.
         population: trials per generation; at least 2.
         ranking: cost of dropping each unit alone, on any positive scale; None if it is not known.
+        first: candidates that are proposed before all others.
     """
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         model: LanguageModel,
         *,
         seed: int | None = 0,
         population: int = POPULATION,
         ranking: Sequence[float] | None = None,
+        first: Sequence[LayerSubset] = (),
     ) -> None:
         self._model = model
         super().__init__(
@@ -75,6 +79,7 @@ class LLMSampler(SwarmSampler):
             preselect=False,
             ranking=ranking,
             several_objectives=False,
+            first=first,
         )
         self.name = "llm"
 
@@ -160,7 +165,7 @@ class LLMSampler(SwarmSampler):
     @property
     def _first_slots(self) -> int:
         """Number of first candidates in the first generation."""
-        return -(-self.population // 2)
+        return min(self.population, max(-(-self.population // 2), len(self.first)))
 
     def _slots_around(self, generation: int, slot: int) -> tuple[int, int]:
         """Return the first slot that is planned together with `slot`, and the one after the
@@ -280,12 +285,16 @@ class LLMSampler(SwarmSampler):
 
     def _described(self) -> DescribedSearch:
         """Return the search as requests describe it."""
-        assert isinstance(self.space, SearchSpace), "this describes layers that are dropped"
-        names = np.arange(self.space.n_units)
+        space, table = self.space, self._model.table
+        named = space.n_units if isinstance(space, SearchSpace) else space.n_layers
+        names = np.arange(named)
         if self._model.proposals.rename_layers:
             names = generator(self.study_seed, 0, 0, _NAMES).permutation(names)
+        if isinstance(space, WidthSpace):
+            return DescribedWidths(space, table, names.tolist())
+        assert isinstance(space, SearchSpace)
         harm_D = None if self._given is None else self._given.harm_D
-        return DescribedSubsets(self.space, self._model.table, harm_D, names.tolist())
+        return DescribedSubsets(space, table, harm_D, names.tolist())
 
     def _evolve(self, inputs: PlanInputs, slot: int) -> Mask:
         """Return the candidate of an evolutionary operator; in the first generation a first
@@ -298,6 +307,7 @@ class LLMSampler(SwarmSampler):
             self.population,
             None,
             self._given,
+            first_ED=self._first_ED,
         )
         ((X_D, _),) = planner.propose(
             inputs.view, inputs.generation, [slot], inputs.seen, inputs.pending
@@ -305,7 +315,7 @@ class LLMSampler(SwarmSampler):
         return X_D
 
 
-def build_llm(entry: AlgorithmEntry, space: SearchSpace, settings: SamplerSettings) -> LLMSampler:
+def build_llm(entry: AlgorithmEntry, space: Space, settings: SamplerSettings) -> LLMSampler:
     """Build the sampler of a language model.
 
     Raises:
@@ -325,4 +335,5 @@ def build_llm(entry: AlgorithmEntry, space: SearchSpace, settings: SamplerSettin
         seed=settings.seed,
         population=settings.population,
         ranking=ranking,
+        first=settings.first,
     )

@@ -142,8 +142,8 @@ def recipe_text(document: JsonObject) -> str:
 
 
 def samplers() -> list[tuple[str, str]]:
-    """Return the names of the samplers and what they are."""
-    return [(entry.name, entry.label) for entry in REGISTRY.entries()]
+    """Return the names of the samplers that a job may use, and what they are."""
+    return [(entry.name, entry.label) for entry in REGISTRY.entries() if not entry.needs_llm]
 
 
 def objective_choices() -> list[tuple[str, str]]:
