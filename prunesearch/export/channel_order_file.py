@@ -15,10 +15,8 @@ from safetensors.torch import load, save
 
 from prunesearch.errors import VerificationError
 from prunesearch.models.channel_order import ChannelOrder
-from prunesearch.objectives.tensor_files import read_tensors, write_tensors
 
 NAME = "channel_order.tensors"
-_CRITERION = "criterion"
 _MEANS = ("channel_means", "column_means")
 
 
@@ -28,7 +26,7 @@ def write_order(folder: Path, order: ChannelOrder) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    write_tensors(folder / NAME, _tensors(order), {_CRITERION: order.criterion})
+    (folder / NAME).write_bytes(save(_tensors(order)))
 
 
 def read_order(folder: Path, digest: str) -> ChannelOrder:
@@ -41,11 +39,11 @@ def read_order(folder: Path, digest: str) -> ChannelOrder:
     Raises:
         VerificationError: the file is missing or damaged, or it holds another order.
     """
-    found = read_tensors(folder / NAME)
-    if found is None:
-        raise VerificationError(f"{str(folder / NAME)!r} is missing or damaged: export again")
-    tensors, notes = found
-    return _checked(_order(tensors, notes.get(_CRITERION, "")), digest, folder / NAME)
+    path = folder / NAME
+    try:
+        return _checked(load(path.read_bytes()), digest, path)
+    except (OSError, ValueError, SafetensorError):
+        raise VerificationError(f"{str(path)!r} is missing or damaged: export again") from None
 
 
 def as_text(order: ChannelOrder) -> str:
@@ -65,12 +63,11 @@ def from_text(text: str, digest: str, path: Path) -> ChannelOrder:
         VerificationError: the text is damaged, or it holds another order.
     """
     try:
-        tensors = load(zlib.decompress(base64.b64decode(text, validate=True)))
+        return _checked(load(zlib.decompress(base64.b64decode(text, validate=True))), digest, path)
     except (ValueError, zlib.error, SafetensorError):
         raise VerificationError(
             f"the channel order in {str(path)!r} is damaged: export again"
         ) from None
-    return _checked(_order(tensors, digest.rpartition("-")[0]), digest, path)
 
 
 def _tensors(order: ChannelOrder) -> dict[str, torch.Tensor]:
@@ -86,29 +83,30 @@ def _tensors(order: ChannelOrder) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _order(tensors: Mapping[str, torch.Tensor], criterion: str) -> ChannelOrder:
-    """Return the channel order of tensors by name."""
+def _checked(tensors: Mapping[str, torch.Tensor], digest: str, path: Path) -> ChannelOrder:
+    """Return the channel order of tensors by name.
+
+    Args:
+        tensors: the tensors.
+        digest: digest of the order.
+        path: path of the file, for messages.
+
+    Raises:
+        VerificationError: it is another order.
+    """
     by_kind: dict[str, list[torch.Tensor]] = {}
     for kind in ("channels", "groups", *_MEANS):
         by_kind[kind] = []
         while (name := f"{kind}.{len(by_kind[kind])}") in tensors:
             by_kind[kind].append(tensors[name])
     channel_means, column_means = (tuple(by_kind[kind]) or None for kind in _MEANS)
-    return ChannelOrder(
-        criterion,
+    order = ChannelOrder(
+        digest.rpartition("-")[0],
         tuple(tensor.long() for tensor in by_kind["channels"]),
         tuple(tensor.long() for tensor in by_kind["groups"]),
         channel_means,
         column_means,
     )
-
-
-def _checked(order: ChannelOrder, digest: str, path: Path) -> ChannelOrder:
-    """Refuse another order than that of the export.
-
-    Raises:
-        VerificationError: see above.
-    """
     if order.digest != digest:
         raise VerificationError(
             f"{str(path)!r} holds the order {order.digest}, and the export was made with "

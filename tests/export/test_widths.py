@@ -16,57 +16,15 @@ from transformers import AutoModel, AutoModelForCausalLM
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, VerificationError
 from prunesearch.export import channel_order_file, checkpoint, export, recheck
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models import narrowing
-from prunesearch.models.loading import LoadedModel, load
-from prunesearch.models.permuting import indices_of_groups
-from prunesearch.models.structure import blocks_of
+from prunesearch.models.loading import load
 from prunesearch.models.surgery import pruned
-from prunesearch.models.width_shape import attention_of, mlp_of
 from tests.support.exports import Mistake, planted
 from tests.support.models import N_LAYERS
-from tests.support.narrow_models import narrow_model
+from tests.support.narrow_models import masked_logits, narrow_model
 from tests.support.widths import order_for
 
 IDS = torch.arange(1, 25)[None]
-
-
-@torch.no_grad()
-def masked_logits(loaded: LoadedModel, candidate: LayerWidths) -> torch.Tensor:
-    """The logits of the model in its own order, with the removed columns set to zero and the mean
-    of what they gave added. Changes the model.
-    """
-    model = loaded.model
-    order = narrowing.order_of(model)
-    assert order is not None
-    narrowing.restore(model)
-    for index, block in enumerate(blocks_of(model)):
-        mlp, attention = mlp_of(model, block), attention_of(model, block)
-        use = candidate.use(index)
-        if use is None:
-            block.register_forward_hook(lambda _, args, out: args[0])
-            continue
-        assert mlp is not None and attention is not None
-        columns = indices_of_groups(
-            order.groups[index][candidate.groups[index] :], attention.query_rows
-        )
-        for part, removed, means, adds in (
-            (
-                mlp.output,
-                order.channels[index][candidate.channels[index] :],
-                order.channel_means,
-                use.mlp,
-            ),
-            (attention.output, columns, order.column_means, use.attention),
-        ):
-            if means is not None and len(removed) and adds:
-                shift = part.weight[:, removed] @ means[index][removed]
-                part.register_forward_hook(lambda _, __, out, shift=shift: out + shift)
-            part.weight[:, removed] = 0.0
-            if not adds and part.bias is not None:
-                part.bias.zero_()
-    logits: torch.Tensor = model(IDS).logits
-    return logits
 
 
 @pytest.mark.parametrize(
@@ -86,7 +44,9 @@ def test_an_export_has_the_sizes_and_computes_what_masking_does(
     scale = float(found.abs().max())
     with pruned(loaded.model, candidate) as model:
         torch.testing.assert_close(found, model(IDS).logits, rtol=0, atol=1e-5 * scale)
-    torch.testing.assert_close(found, masked_logits(loaded, candidate), rtol=0, atol=1e-5 * scale)
+    torch.testing.assert_close(
+        found, masked_logits(loaded.model, candidate, IDS), rtol=0, atol=1e-5 * scale
+    )
     # The sizes are those of the candidate, and what was removed is not in the files.
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert made.params == sum(p.numel() for p in reloaded.parameters())
@@ -140,7 +100,9 @@ def test_the_padded_form_loads_in_the_stock_class(
     assert type(stock) is type(loaded.model)
     found = stock(IDS).logits
     scale = float(found.abs().max())
-    torch.testing.assert_close(found, masked_logits(loaded, candidate), rtol=0, atol=1e-5 * scale)
+    torch.testing.assert_close(
+        found, masked_logits(loaded.model, candidate, IDS), rtol=0, atol=1e-5 * scale
+    )
     # The sizes are those of the dense blocks that are kept.
     whole = loaded.sizes.params(LayerSubset.of(N_LAYERS, (4,)))
     added = sum(p.numel() for n, p in stock.named_parameters() if n.endswith("bias"))
@@ -195,11 +157,16 @@ def test_an_export_is_verified_again_with_its_base(export_format: str, tmp_path:
     path.write_bytes(whole[:-8] + bytes(8))
     with pytest.raises(VerificationError, match="has changed since the export"):
         recheck(out, base, trusted)
+    with pytest.raises(VerificationError, match=f"was made with {candidate.order}"):
+        channel_order_file.read_order(out, candidate.order)
+    path.write_bytes(whole[:20])
     with pytest.raises(VerificationError, match="missing or damaged"):
         channel_order_file.read_order(out, candidate.order)
-    path.write_bytes(whole)
-    with pytest.raises(VerificationError, match="was made with flap-0"):
-        channel_order_file.read_order(out, "flap-0")
+    order = narrowing.order_of(loaded.model)
+    assert order is not None
+    text = channel_order_file.as_text(order)
+    with pytest.raises(VerificationError, match="is damaged"):
+        channel_order_file.from_text(text[:40], order.digest, path)
 
 
 def test_narrow_layers_are_written_as_widths_unless_asked_otherwise(tmp_path: Path) -> None:

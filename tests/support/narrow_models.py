@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
+import torch
+from transformers import PreTrainedModel
+
 from prunesearch.layer_widths import LayerWidths
 from prunesearch.models import narrowing
 from prunesearch.models.loading import LoadedModel, load
-from prunesearch.models.width_shape import width_shape_of
+from prunesearch.models.permuting import indices_of_groups
+from prunesearch.models.structure import blocks_of
+from prunesearch.models.width_shape import attention_of, mlp_of, width_shape_of
 from tests.support.models import byte_tokenizer, tiny
 from tests.support.widths import order_for
 
@@ -28,3 +33,42 @@ def narrow_model(
     shape = width_shape_of(loaded.model)
     text = "1:30/2,2:64/1,3:17/1,4,5:50/0"
     return loaded, LayerWidths.read(text, shape, order.digest, biases)
+
+
+@torch.no_grad()
+def masked_logits(
+    model: PreTrainedModel, candidate: LayerWidths, ids_BL: torch.Tensor
+) -> torch.Tensor:
+    """The logits of the model in its own order, with the removed columns set to zero and the mean
+    of what they gave added. Changes the model.
+    """
+    order = narrowing.order_of(model)
+    assert order is not None
+    narrowing.restore(model)
+    for index, block in enumerate(blocks_of(model)):
+        mlp, attention = mlp_of(model, block), attention_of(model, block)
+        use = candidate.use(index)
+        if use is None:
+            block.register_forward_hook(lambda _, args, out: args[0])
+            continue
+        assert mlp is not None and attention is not None
+        columns = indices_of_groups(
+            order.groups[index][candidate.groups[index] :], attention.query_rows
+        )
+        for part, removed, means, adds in (
+            (
+                mlp.output,
+                order.channels[index][candidate.channels[index] :],
+                order.channel_means,
+                use.mlp,
+            ),
+            (attention.output, columns, order.column_means, use.attention),
+        ):
+            if means is not None and len(removed) and adds:
+                shift = part.weight[:, removed] @ means[index][removed]
+                part.register_forward_hook(lambda _, __, out, shift=shift: out + shift)
+            part.weight[:, removed] = 0.0
+            if not adds and part.bias is not None:
+                part.bias.zero_()
+    logits: torch.Tensor = model(ids_BL).logits
+    return logits
