@@ -1,0 +1,1 @@
+"""The parts of `benchmarks.rates`; see the README of this folder."""

@@ -1,0 +1,66 @@
+"""Times models against each other: one prefill, and decoding with a cache.
+
+The models take turns, so that other work of the machine affects all of them.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from prunesearch.models.bf16_cpu import wide_products
+
+_DECODED = 16
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Medians of a model's times.
+
+    Attributes:
+        prefill_ms: milliseconds of a prefill.
+        decode_ms: milliseconds of one decoded token.
+    """
+
+    prefill_ms: float
+    decode_ms: float
+
+
+@torch.inference_mode()
+@wide_products()
+def compare(models: Mapping[str, PreTrainedModel], tokens: int, turns: int) -> dict[str, Speed]:
+    """Time models in turns.
+
+    Args:
+        models: models by name.
+        tokens: tokens of the prefill.
+        turns: number of turns, after one that warms up.
+    """
+    prefill: dict[str, list[float]] = {name: [] for name in models}
+    decode: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(turns + 1):
+        for name, model in models.items():
+            seconds = _times(model, tokens)
+            prefill[name].append(seconds[0])
+            decode[name].append(seconds[1])
+    found = {}
+    for name in models:
+        times = [statistics.median(each[name][1:]) for each in (prefill, decode)]
+        found[name] = Speed(1000 * times[0], 1000 * times[1] / _DECODED)
+    return found
+
+
+def _times(model: PreTrainedModel, tokens: int) -> tuple[float, float]:
+    """Return the seconds of a prefill, and of decoding a few tokens after it."""
+    vocabulary = int(model.config.vocab_size)
+    ids_1L = (torch.arange(tokens) * 7919 % vocabulary)[None]
+    cache = DynamicCache(config=model.config)
+    start = time.perf_counter()
+    model(input_ids=ids_1L, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    prefilled = time.perf_counter()
+    for step in range(_DECODED):
+        model(input_ids=ids_1L[:, step : step + 1], past_key_values=cache, use_cache=True)
+    return prefilled - start, time.perf_counter() - prefilled
