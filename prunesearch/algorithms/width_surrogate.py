@@ -31,7 +31,7 @@ _LENGTHS = (0.05, 0.15)  # h: mean distance of two candidates' genes at which si
 _GRID: tuple[Amplitudes, ...] = tuple(
     (a1, a2, *a3)
     for a1, a2, a3 in itertools.product(
-        (4.0, 16.0), (0.5, 4.0, 16.0), ((0.3, 0.0), (0.0, 0.3), (0.0, 1.5))
+        (4.0, 16.0), (0.5, 4.0, 16.0), ((1.0, 0.0), (0.0, 1.0), (0.0, 4.0))
     )
 )
 

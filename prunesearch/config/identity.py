@@ -78,7 +78,7 @@ def study_name(recipe: Recipe) -> str:
         model = re.sub(r"\.gguf$", "", Path(recipe.model.path).name, flags=re.IGNORECASE)
     drop = "drop" + search.drop.replace("%", "pct").replace("..", "upto").replace(":", "")
     if search.narrows:
-        drop = f"{search.space}{search.amount}-{search.criterion}"
+        drop = f"{search.space}{search.target}-{search.criterion}"
         drop = drop.replace("%", "pct").replace("+", "-")
     elif search.units == "sublayers":
         drop += "-sublayers"

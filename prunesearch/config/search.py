@@ -200,8 +200,10 @@ class SearchSection(Settings):
 
     @property
     def amount(self) -> str:
-        """How much is removed, as the user wrote it: `drop`, or `target`."""
-        return self.target or self.drop
+        """How much is removed: `drop`, or the target and the space, as in ``20% widths``."""
+        if self.space is None:
+            return self.drop
+        return f"{self.target} {self.space}"
 
     @property
     def is_pareto(self) -> bool:

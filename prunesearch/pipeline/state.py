@@ -133,8 +133,8 @@ class Request:
         if out is None:
             name = self.options.study or study_name(recipe)
             return self.export.root / (name if self.recovery is None else f"{name}-recovered")
-        numbers = {other.search.drop for other in self.recipes}
-        return out / f"drop{slug(recipe.search.drop)}" if len(numbers) > 1 else out
+        numbers = {other.search.amount for other in self.recipes}
+        return out / f"drop{slug(recipe.search.amount)}" if len(numbers) > 1 else out
 
     @property
     def references(self) -> Path:

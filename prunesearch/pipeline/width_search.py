@@ -5,6 +5,9 @@ workers get it by value, so that all of them narrow layers to the same channels.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from optuna.study import Study
 
 from prunesearch import events
 from prunesearch.cache.location import CacheLocation
@@ -12,7 +15,7 @@ from prunesearch.config.data import DataSection
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.config.search import SearchSection
-from prunesearch.errors import InputError
+from prunesearch.errors import InputError, StudyError
 from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.loading import LoadedModel
@@ -21,10 +24,11 @@ from prunesearch.models.structure import most_positions
 from prunesearch.models.width_shape import width_shape_of
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.space import parse_protect
+from prunesearch.studies import study_recipe
 from prunesearch.width_space import WidthSpace
 from prunesearch.widths.allocations.registry import fixed_allocations
 from prunesearch.widths.layer_statistics import LayerStatistics
-from prunesearch.widths.orders import MeasuredOrder, channel_order
+from prunesearch.widths.orders import MeasuredOrder, channel_order, kept_order
 
 
 def check_resident(recipe: Recipe, options: RunOptions) -> None:
@@ -72,11 +76,52 @@ def put_in_order(
     events.tell(events.StageProgress(f"ordering the channels by {search.criterion}"))
     window = min(data.window, most_positions(loaded.model) or data.window)
     windows = token_windows(data.calibration, loaded.tokenizer, data.tokens, window)
-    folder = CacheLocation.parse(options.cache).folder / "orders"
     with wide_products():
-        measured = channel_order(loaded, windows, search.criterion, folder)
+        measured = channel_order(loaded, windows, search.criterion, _folder(options))
     reorder(loaded.model, measured.order)
     return measured
+
+
+def put_in_order_of(
+    study: Study, recipe: Recipe, loaded: LoadedModel, options: RunOptions
+) -> MeasuredOrder | None:
+    """Put the channels of a model in the order that a study over widths was searched in.
+
+    The order is read from the cache's folder. Without it there, it is computed again.
+
+    Args:
+        study: the study.
+        recipe: its recipe, with the present location of the calibration text.
+        loaded: the model that was searched.
+        options: location of the cache.
+
+    Returns:
+        The order; None if the study drops layers only.
+
+    Raises:
+        StudyError: the calibration text or the arithmetic here gives another order.
+    """
+    if not recipe.search.narrows:
+        return None
+    digest = str(study_recipe.identity_of(study)[study_recipe.CHANNEL_ORDER])
+    measured = kept_order(_folder(options), digest)
+    if measured is not None:
+        reorder(loaded.model, measured.order)
+        return measured
+    measured = put_in_order(recipe.search, recipe.data, loaded, options)
+    assert measured is not None
+    if measured.order.digest != digest:
+        raise StudyError(
+            f"study {study.study_name!r} was searched in the channel order {digest}, and the "
+            f"calibration text gives {measured.order.digest} here: give the `cache` that it was "
+            "searched with"
+        )
+    return measured
+
+
+def _folder(options: RunOptions) -> Path:
+    """Return the folder of channel orders."""
+    return CacheLocation.parse(options.cache).folder / "orders"
 
 
 def width_space_of(section: SearchSection, loaded: LoadedModel) -> WidthSpace:

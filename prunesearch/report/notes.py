@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 from prunesearch.cache.location import shown
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
+from prunesearch.report.removals import Removal
 from prunesearch.report.sources import source_lines
 from prunesearch.report.tables import example_loss, gib, label, number
 from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
@@ -72,7 +73,10 @@ def study_note(state: StudyState) -> str:
     """
     recipe, best = state.recipe, state.best
     search, model = recipe.search, Path(recipe.model.path).name
-    what = f"`{model}`, drop `{search.drop}`, `{search.sampler}`, {_objective(recipe)}"
+    amount = f"drop `{search.drop}`"
+    if search.narrows:
+        amount = f"{search.space} `{search.target}` by `{search.criterion}`"
+    what = f"`{model}`, {amount}, `{search.sampler}`, {_objective(recipe)}"
     lines = [what, f"{state.done} of {state.total} trials are finished."]
     lines += source_lines(state.sources)
     if state.front:
@@ -87,7 +91,7 @@ def study_note(state: StudyState) -> str:
             )
         )
     elif best is not None:
-        lines.append(f"**Best: trial {best.number} drops layers {best.dropped}**")
+        lines.append(f"**Best: trial {best.number} {Removal.of(best.dropped).sentence}**")
         lines.append(_figures(best))
         lines.append(_commands(state, "study layers {study}", "export {study} --out {study}"))
         lines.append(
@@ -101,7 +105,7 @@ def trial_note(state: StudyState, best: BestTrial) -> str:
     """Return the note of the best trial: the layers that it drops, and the command that exports
     it.
     """
-    lines = [f"**The best so far. It drops layers {best.dropped}.**", _figures(best)]
+    lines = [f"**The best so far. It {Removal.of(best.dropped).sentence}.**", _figures(best)]
     return "\n\n".join([*lines, _commands(state, "export {study} --out {study}")])[:_MOST]
 
 

@@ -17,6 +17,7 @@ from prunesearch import events
 from prunesearch.errors import InputError
 from prunesearch.events import HealProgress, Message, SearchProgress, StageProgress, WorkProgress
 from prunesearch.report.healing_progress import HealingLines
+from prunesearch.report.removals import Removal
 from prunesearch.report.tables import Paragraph, duration
 from prunesearch.report.work import work_done
 from prunesearch.runtime import stopping
@@ -310,7 +311,8 @@ class ProgressView:
         elif progress.best_value is None:
             return "no result yet"
         else:
-            text = f"best {progress.best_value:.4f} without {progress.best_dropped}"
+            removed = Removal.of(progress.best_dropped or "").brief
+            text = f"best {progress.best_value:.4f} without {removed}"
         each = self._clocks[progress.study].each
         if each is None:
             return text

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 
 from prunesearch.report.export import exported
+from prunesearch.report.removals import Removal, heading
 from prunesearch.report.sources import source_lines
 from prunesearch.report.study import front_table
 from prunesearch.report.tables import (
@@ -55,13 +56,13 @@ def search(report: "SearchReport") -> Parts:
 
 def found(report: "SearchReport") -> Parts:
     """Show the best candidate against the dense model, and the cost of the run."""
-    title = f"{report.study}: best of {report.trials} trials drops layers {report.best.dropped}"
-    return [
-        _compared(title, report),
-        *_paired(report),
-        _run_line(report),
-        *source_lines(report.sources),
-    ]
+    removal = Removal.of(report.best.dropped)
+    title = f"{report.study}: best of {report.trials} trials {removal.sentence}"
+    parts: Parts = [_compared(title, report), *_paired(report)]
+    widths = removal.table_of_widths()
+    if widths is not None:
+        parts.append(widths)
+    return [*parts, _run_line(report), *source_lines(report.sources)]
 
 
 def _compared(title: str, report: "SearchReport") -> Group:
@@ -135,12 +136,13 @@ def grid(report: "SearchesReport | RunsReport") -> Parts:
                 f"{best.params / dense.params:.3f}",
                 f"{best.latency_ms / dense.latency_ms:.3f}",
                 each.trials,
-                LayerList(each.best.dropped),
+                LayerList(Removal.of(each.best.dropped).brief),
             )
         )
         computed += each.computed
         hits += each.hits
-    columns = ("study", "best", "parameters", "latency", "trials", "layers dropped")
+    removed = heading(each.best.dropped for each in searches)
+    columns = ("study", "best", "parameters", "latency", "trials", removed)
     where = "measured" if searches[0].latency_measured else "predicted"
     return [
         table(

@@ -7,6 +7,7 @@ from rich.console import Group
 from prunesearch.config.flat import SECTIONS
 from prunesearch.config.recipe import Recipe
 from prunesearch.objectives.registry import relative_metrics
+from prunesearch.report.removals import Removal, heading
 from prunesearch.report.sources import source_lines
 from prunesearch.report.tables import (
     LayerList,
@@ -41,7 +42,7 @@ def study_list(summaries: Sequence[StudySummary]) -> Parts:
         "running",
         "failed",
         "best",
-        "layers dropped",
+        heading(summary.best_dropped for summary in summaries),
     )
     rows = []
     for summary in summaries:
@@ -55,7 +56,7 @@ def study_list(summaries: Sequence[StudySummary]) -> Parts:
                 _running(summary),
                 summary.failed or "-",
                 _best_of(summary),
-                LayerList(summary.best_dropped or "-"),
+                LayerList(Removal.of(summary.best_dropped or "-").brief),
             )
         )
     if not rows:
@@ -132,13 +133,17 @@ def _best_table(best: Sequence[TrialSummary]) -> Group:
         row: list[object] = [trial.number, f"{trial.value:.4f}" + _error(trial, metric)]
         for name in names:
             row.append(_shown(name, trial.attributes.get(name)) + _error(trial, name))
-        rows.append([*row, LayerList(trial.dropped)])
+        rows.append([*row, LayerList(Removal.of(trial.dropped).brief)])
     heads = {"latency_ms": label("predicted_ms"), "bytes": "size", "seconds": "seconds scored"}
     columns = ["trial", label(metric or "value")]
     for name in names:
         columns.append(heads.get(name, label(name)))
-    columns.append("layers dropped")
-    return table("Best trials", *without_constant(columns, rows))
+    columns.append(heading(trial.dropped for trial in best))
+    parts = [table("Best trials", *without_constant(columns, rows))]
+    widths = Removal.of(best[0].dropped).table_of_widths()
+    if widths is not None:
+        parts.append(widths)
+    return Group(*parts)
 
 
 def study_layers(found: StudyLayers) -> Parts:

@@ -4,6 +4,7 @@ import math
 import time
 from typing import TYPE_CHECKING
 
+from prunesearch.report.removals import Removal
 from prunesearch.report.tables import (
     LayerList,
     Parts,
@@ -161,7 +162,9 @@ def _best(job: Job) -> str:
 
 def _dropped(job: Job) -> str:
     """Return the layers that the best trial drops."""
-    return (job.progress and job.progress.best_dropped) or "-"
+    if job.progress is None or not job.progress.best_dropped:
+        return "-"
+    return Removal.of(job.progress.best_dropped).brief
 
 
 def _ago(at: float) -> str:

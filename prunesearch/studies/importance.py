@@ -4,7 +4,8 @@ Optuna's default importance (PED-ANOVA) finds the parameters that distinguish th
 the good ones. A layer that every search soon learns to keep no longer distinguishes them, so it
 looks unimportant there. Here the harm of each layer is estimated instead, by a ridge regression of
 the losses on the dropped layers. The model is additive: it estimates the average cost of a layer
-over the subsets that were tried, and no interactions between layers.
+over the subsets that were tried, and no interactions between layers. In a search over widths, the
+share of a sublayer that is removed takes the place of 0 and 1.
 """
 
 import math
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from optuna.distributions import IntDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -21,6 +23,8 @@ from prunesearch.studies.selection import best_trials
 _BEST_SHARE, _BEST_LEAST = 0.1, 5  # share of the trials that count as the best; their least number
 _RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # strengths of the ridge per trial
 _HALVES = {"_attn": "a", "_mlp": "m"}
+_PARAMETER = re.compile(r"drop_(\d+)(?:-(\d+))?(_attn|_mlp)?|(?P<kind>mlp|kv)_(?P<layer>\d+)")
+_WIDTHS = {"mlp": "m", "kv": "a"}
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,11 @@ class LayerImportance:
     Attributes:
         layer: name of the layer as in `layers`: ``7``, ``7a``, or ``4-5`` for blocks that are
             dropped together.
-        dropped: share of the finished trials that drop the layer.
-        dropped_best: share of the best trials that drop the layer.
-        with_, without: mean of the searched value in the trials that drop the layer, and in the
-            others. None if there are no such trials.
+        dropped: share of the finished trials that drop the layer; for widths the mean share of it
+            that they remove.
+        dropped_best: the same of the best trials.
+        with_, without: mean of the searched value in the trials that drop the layer, or a part of
+            it, and in the others. None if there are no such trials.
         harm: by how much dropping the layer makes the value worse, minus the mean over all layers.
             It is in the units of the value; positive is worse. None if all trials drop the layer,
             or none does.
@@ -62,13 +67,13 @@ def layer_importances(study: Study) -> list[LayerImportance]:
     if not trials:
         return []
     # 1. Make arrays of what the trials dropped and of their values.
-    names = sorted(name for name in trials[0].params if name.startswith("drop_"))
+    names = sorted(name for name in trials[0].params if _PARAMETER.fullmatch(name))
     dropped_TD = _dropped(trials, names)
     values_T = np.array([t.values[0] for t in trials])
     best_TD = _dropped(_best(study, trials), names)
     # 2. Estimate the harm of those layers that some trials drop and others keep.
     sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
-    varies_D = (dropped_TD.min(0) == 0) & (dropped_TD.max(0) == 1)
+    varies_D = dropped_TD.min(0) < dropped_TD.max(0)
     harm_D, error_D = np.full(len(names), np.nan), np.full(len(names), np.nan)
     if len(trials) > 2 and varies_D.any():
         harm_D[varies_D], error_D[varies_D] = ridge(dropped_TD[:, varies_D], sign * values_T)
@@ -79,17 +84,17 @@ def layer_importances(study: Study) -> list[LayerImportance]:
     # 4. Collect the figures of each layer.
     found = []
     for index, name in enumerate(names):
-        gone_T = dropped_TD[:, index] == 1
+        gone_T, whole_T = dropped_TD[:, index] > 0, dropped_TD[:, index] == 0
         harm, stderr, rank = None, None, None
         if math.isfinite(harm_D[index]):
             harm, stderr, rank = float(harm_D[index]), float(error_D[index]), ranks[index]
         found.append(
             LayerImportance(
                 layer=_layer(name),
-                dropped=float(gone_T.mean()),
+                dropped=float(dropped_TD[:, index].mean()),
                 dropped_best=float(best_TD[:, index].mean()),
                 with_=_mean(values_T[gone_T]),
-                without=_mean(values_T[~gone_T]),
+                without=_mean(values_T[whole_T]),
                 harm=harm,
                 stderr=stderr,
                 rank=rank,
@@ -99,11 +104,26 @@ def layer_importances(study: Study) -> list[LayerImportance]:
 
 
 def _dropped(trials: Sequence[FrozenTrial], names: Sequence[str]) -> np.ndarray:
-    """Return an array with a row per trial and a column per layer; 1 means that it is dropped."""
+    """Return an array with a row per trial and a column per layer; 1 means that it is dropped.
+
+    For widths, a number is the share of a sublayer that is removed.
+    """
     rows = []
     for trial in trials:
-        rows.append([trial.params.get(name, 0) for name in names])
+        rows.append([_share(trial, name) for name in names])
     return np.array(rows, dtype=float)
+
+
+def _share(trial: FrozenTrial, name: str) -> float:
+    """Return how much of a layer a trial drops, from 0 to 1."""
+    value = float(trial.params.get(name, 0))
+    if name.startswith("drop_"):
+        return value
+    # A width is what is kept; the largest one is the whole sublayer.
+    distribution = trial.distributions.get(name)
+    if not isinstance(distribution, IntDistribution):
+        return 0.0
+    return 1.0 - value / distribution.high
 
 
 def ridge(dropped_TD: np.ndarray, losses_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,10 +180,12 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _layer(name: str) -> str:
-    """Return the name of a layer for a parameter: ``7a`` for ``drop_07_attn``."""
-    match = re.fullmatch(r"drop_(\d+)(?:-(\d+))?(_attn|_mlp)?", name)
+    """Return the name of a layer for a parameter: ``7a`` for ``drop_07_attn`` or ``kv_07``."""
+    match = _PARAMETER.fullmatch(name)
     if match is None:
         return name
+    if match["kind"]:
+        return f"{int(match['layer'])}{_WIDTHS[match['kind']]}"
     span = str(int(match[1]))
     if match[2] is not None:
         span = f"{span}-{int(match[2])}"

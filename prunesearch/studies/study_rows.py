@@ -123,7 +123,7 @@ def list_studies(connection: Connection, keys: Sequence[StudyKey]) -> list[Liste
                 name=key.name,
                 model=recipe.portable().model.path if recipe else None,
                 objective=(recipe.objective.task or recipe.objective.name) if recipe else None,
-                drop=recipe.search.drop if recipe else None,
+                drop=recipe.search.amount if recipe else None,
                 sampler=recipe.search.sampler if recipe else None,
                 trials=states.get(TrialState.COMPLETE, 0),
                 running=states.get(TrialState.RUNNING, 0),

@@ -137,7 +137,7 @@ def summarise(study: Study) -> StudySummary:
         name=study.study_name,
         model=recipe.model.path,
         objective=recipe.objective.task or recipe.objective.name,
-        drop=recipe.search.drop,
+        drop=recipe.search.amount,
         sampler=recipe.search.sampler,
         trials=states[TrialState.COMPLETE],
         running=states[TrialState.RUNNING],

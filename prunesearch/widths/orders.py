@@ -95,6 +95,18 @@ def channel_order(
     return _unpacked(criterion, tensors)
 
 
+def kept_order(folder: Path, digest: str) -> MeasuredOrder | None:
+    """Return the order with a digest from the files of a folder; None if there is none."""
+    criterion = digest.rpartition("-")[0]
+    for path in sorted(folder.glob("*.safetensors")):
+        found = read_tensors(path)
+        if found is not None and found[1].get("criterion") == criterion:
+            measured = _unpacked(criterion, found[0])
+            if measured.order.digest == digest:
+                return measured
+    return None
+
+
 def _key(loaded: LoadedModel, windows_BL: torch.Tensor, criterion: str) -> str:
     """Return the digest of all that can change the order."""
     numerics = numerics_of(loaded.model)

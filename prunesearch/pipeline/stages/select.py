@@ -16,6 +16,7 @@ from prunesearch.pipeline.outcome import facts_of
 from prunesearch.pipeline.session import load_for, space_of
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import LayersSource, Request, Selected, State, StudySource
+from prunesearch.pipeline.width_search import put_in_order_of
 from prunesearch.recovery.earlier_export import digest_of, report_at
 from prunesearch.recovery.finalists import diverse, rerank_by_healing
 from prunesearch.report.results import FinalistReport, RecoveryReport
@@ -42,12 +43,12 @@ def select(state: State) -> State:
 
 
 def _from_searches(state: State) -> tuple[Selected, ...]:
-    """Select the best sampler's candidate for each number of dropped layers."""
+    """Select the best sampler's candidate for each number of dropped layers, or each target."""
     recipes, outcomes = state.request.recipes, state.outcomes
     selected = []
-    for drop in dict.fromkeys(recipe.search.drop for recipe in recipes):
+    for amount in dict.fromkeys(recipe.search.amount for recipe in recipes):
         found = [
-            pair for pair in zip(recipes, outcomes, strict=True) if pair[0].search.drop == drop
+            pair for pair in zip(recipes, outcomes, strict=True) if pair[0].search.amount == amount
         ]
         recipe, best = found[0]
         for other, outcome in found[1:]:
@@ -90,6 +91,7 @@ def _from_study(state: State, source: StudySource) -> Selected:
             f"differ (fingerprint {loaded.fingerprint[:12]}, searched was {str(searched)[:12]}): "
             f"give `model` PATH of that one, or search this one with `study` NAME"
         )
+    put_in_order_of(study, recipe, loaded, options)
     space = space_of(recipe.search, loaded)
     # The runners-up have a meaning only if there are no criteria of the user.
     others = [trial]

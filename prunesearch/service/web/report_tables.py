@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prunesearch.objectives.registry import metric_labels
+from prunesearch.report.removals import Removal
 from prunesearch.runtime.json_values import Json, JsonObject
 from prunesearch.service.web.charts import Chart, loss_chart
 from prunesearch.service.web.rendering import MISSING, duration, number, size_or_missing, uncertain
@@ -127,7 +128,8 @@ def _sentence(result: JsonObject) -> str:
     front = _objects(result.get("front"))
     if front:
         return f"{len(front)} of {trials:,} trials are on the front."
-    text = f"The best of {trials:,} trials drops layers {_text(best.get('dropped'))}."
+    removal = Removal.of(_text(best.get("dropped")))
+    text = f"The best of {trials:,} trials {removal.sentence}."
     # Shares of the dense model, where both figures are known.
     dense_cost, cost = _cost(result.get("dense")), _cost(best)
     if dense_cost.get("params") and cost.get("params"):
