@@ -36,6 +36,7 @@ from prunesearch.objectives.base import Chunk, Metrics
 from prunesearch.objectives.calibration_data import read_jsonl
 from prunesearch.objectives.task import TaskObjective
 from tests.support.models import N_LAYERS, byte_tokenizer, resident, results_of, store_head_apart
+from tests.support.widths import narrow_copy
 
 OWN_TASK = """
 task: {name}
@@ -180,6 +181,19 @@ def test_own_tasks_of_log_likelihood_type_equal_simple_evaluate(
     with pruned(loaded.model, LayerSubset.of(N_LAYERS, (2,))):
         theirs = stock(loaded, [task], task_manager=manager)
     assert math.log(ours.values[metric]) == pytest.approx(math.log(theirs[metric]), rel=1e-6)
+
+
+def test_texts_of_narrow_layers_are_those_of_a_narrow_copy(
+    loaded: LoadedModel, own_tasks: Path
+) -> None:
+    candidate, small = narrow_copy(loaded)
+    texts = []
+    for each, scored in ((loaded, candidate), (small, LayerSubset.of(N_LAYERS))):
+        task = TaskObjective(each, "own_gen_short", include_path=str(own_tasks), generate=True)
+        texts.append(results_of(each, task, scored))
+    assert texts[0] == texts[1]
+    [[rows]] = texts[0]
+    assert len(rows) == 6 and any(rows)
 
 
 def test_the_metric_can_be_chosen(loaded: LoadedModel, own_tasks: Path) -> None:

@@ -1,11 +1,18 @@
 """Channel orders and widths for tests."""
 
+import copy
+from dataclasses import replace
+
 import torch
 from transformers import PreTrainedModel
 
 from prunesearch.layer_widths import LayerWidths
+from prunesearch.models import narrowing
 from prunesearch.models.channel_order import ChannelOrder
-from prunesearch.models.structure import blocks_of
+from prunesearch.models.layers import ResidentLayers
+from prunesearch.models.loading import LoadedModel
+from prunesearch.models.structure import blocks_of, sizes_of
+from prunesearch.models.weights_state import WeightsState
 from prunesearch.models.width_shape import attention_of, width_shape_of
 
 
@@ -47,3 +54,25 @@ def random_widths(model: PreTrainedModel, order: ChannelOrder, seed: int = 0) ->
             drawn.append(int(torch.randint(least, count + 1, (), generator=random)) if count else 0)
         kept.append(drawn)
     return LayerWidths.within(shape, kept[0], kept[1], order.digest, order.biases)
+
+
+def narrow_copy(loaded: LoadedModel) -> tuple[LayerWidths, LoadedModel]:
+    """A candidate whose order the model's channels are put in, and a copy of the model that is
+    narrow for good.
+    """
+    order = order_for(loaded.model, biases=True)
+    text, shape = "0:40/2,1:64/1,2:24/1,3:8/2,5:50/1", width_shape_of(loaded.model)
+    candidate = LayerWidths.read(text, shape, order.digest, True)
+    model = copy.deepcopy(loaded.model)
+    narrowing.reorder(model, order)
+    narrowing.narrow(model, candidate)
+    narrowing.reorder(loaded.model, order)
+    small = replace(
+        loaded,
+        model=model,
+        sizes=sizes_of(model),
+        layers=ResidentLayers(blocks_of(model)),
+        weights=WeightsState(),
+        fingerprint="1" * 64,
+    )
+    return candidate, small
