@@ -7,6 +7,8 @@ import click
 
 from prunesearch.cli.help import Command, Words
 from prunesearch.cli.options import (
+    CALIBRATION,
+    CRITERION,
     EXPORT_FORMAT,
     JSON,
     LAYERS,
@@ -17,7 +19,9 @@ from prunesearch.cli.options import (
     REVISION,
     SELECTION_OPTIONS,
     STORAGE,
+    TOKENS,
     TRUST,
+    WINDOW,
     WITHOUT_SCORING,
 )
 from prunesearch.cli.output import progress, quiet
@@ -32,6 +36,7 @@ REQUEST = ("out", "export_format", "gguf", "max_shard", "push_to_hub", "public",
 @click.command(cls=Command)
 @click.argument("target", metavar="STUDY|MODEL")
 @LAYERS
+@with_options(CRITERION, CALIBRATION, TOKENS, WINDOW)
 @MODEL_OF_STUDY
 @with_options(*SELECTION_OPTIONS)
 @OUT

@@ -71,6 +71,7 @@ EXAMPLES = {
         "export STUDY --out pruned",
         "export STUDY --max-loss 2% --out pruned.gguf --gguf",
         "export ./model --layers 3,7,12 --out pruned",
+        "export ./model --layers 3:1024/2,7 --criterion flap --out narrow",
     ),
     "verify": ("verify ./pruned --base ./model",),
     "compensate": ("compensate STUDY --out compensated --calibration my.txt",),

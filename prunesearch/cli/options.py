@@ -26,7 +26,8 @@ DROP = SharedOption(
 LAYERS = SharedOption(
     "--layers",
     earlier=[renamed("--drop", "--layers", "layers", check_layers)],
-    help="Which layers of MODEL to drop: 3,7,12-14; 7a is the attention of layer 7, 7m its MLP.",
+    help="Which layers of MODEL to drop: 3,7,12-14; 7a is the attention of layer 7, 7m its MLP. "
+    "For export also widths, layer:channels/KV groups: 3:1024/2,7.",
 )
 PROTECT = SharedOption("--protect", default="", help="Blocks that stay: first:1,last:1 or 0,5-8.")
 SPACE = SharedOption(

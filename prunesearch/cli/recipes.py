@@ -17,12 +17,13 @@ from prunesearch.config.model import ModelSection
 from prunesearch.config.objective import ObjectiveSection
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import OLD_OFFLOADS, RunOptions
-from prunesearch.config.search import SearchSection
+from prunesearch.config.search import DEFAULT_CRITERION, SearchSection
 from prunesearch.config.settings import contradiction, merge_renamed
 from prunesearch.errors import InputError, UnknownNameError, one_line
 from prunesearch.runtime.json_values import Json, JsonObject, as_text
 
 if TYPE_CHECKING:
+    from prunesearch.pipeline.named_candidates import NamedOrder
     from prunesearch.pipeline.state import LayersSource, StudySource
 
 
@@ -90,6 +91,35 @@ def options_of(settings: Mapping[str, Json]) -> RunOptions:
     return RunOptions.of(values)
 
 
+def _order_of(removed: str, settings: Mapping[str, Json]) -> "NamedOrder | None":
+    """Return what orders the channels of named widths; None for layers to drop.
+
+    Args:
+        removed: layers to drop, or widths.
+        settings: the options of the command.
+
+    Raises:
+        InputError: the options do not go with what is removed.
+    """
+    from prunesearch.pipeline.named_candidates import NamedOrder
+
+    if ":" not in removed:
+        for name in ("criterion", "calibration"):
+            if settings.get(name) is not None:
+                raise InputError(
+                    f"--{name} orders the channels of widths, and --layers {removed} drops whole "
+                    f"layers: leave --{name} out, or write widths as in 3:1024/2"
+                )
+        return None
+    if "criterion" not in settings:
+        raise InputError(
+            f"--layers {removed} are widths: export them with prunesearch export, or give a STUDY "
+            "that searched widths"
+        )
+    criterion = settings["criterion"] or DEFAULT_CRITERION
+    return NamedOrder(data_of(settings), as_text(criterion, "criterion"))
+
+
 def source_of(
     target: str,
     dropped: str | None,
@@ -121,7 +151,7 @@ def source_of(
                 f"{target!r} is a study, and --layers goes with MODEL: leave --layers out"
             )
         section = model_of({**settings, "model": target})
-        return LayersSource(section, dropped)
+        return LayersSource(section, dropped, _order_of(dropped, settings))
     # Path.exists raises if a study's name is longer than a file's may be.
     if target and os.path.exists(target):  # noqa: PTH110
         raise InputError(
@@ -132,6 +162,12 @@ def source_of(
         raise InputError(
             "--revision and --dtype go with MODEL --layers; a study's model is the one it searched"
         )
+    for name in ("criterion", "calibration"):
+        if settings.get(name) is not None:
+            raise InputError(
+                f"--{name} goes with MODEL --layers; a study has the one it searched with: leave "
+                "it out"
+            )
     wanted = SelectionCriteria.parse(max_loss, max_size)
     trusted = bool(settings["trust_remote_code"])
     return StudySource(target, wanted, trusted, model)

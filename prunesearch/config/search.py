@@ -16,7 +16,9 @@ from prunesearch.widths.criteria.registry import REGISTRY as CRITERIA
 RANKINGS = ("none", "influence", "magnitude", "taylor", "single")
 SCORES = "scores"
 """Name of the ranking by the scores of the channels, which searches over widths start from."""
-_OF_WIDTHS = {"criterion": "flap", "align": 64, "first_allocations": True}
+DEFAULT_CRITERION = "flap"
+"""Criterion that orders channels if none is named."""
+_OF_WIDTHS = {"criterion": DEFAULT_CRITERION, "align": 64, "first_allocations": True}
 """Settings that only a search over widths has, and their defaults."""
 
 

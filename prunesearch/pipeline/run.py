@@ -208,7 +208,10 @@ def request_of(recipes: tuple[Recipe, ...], options: RunOptions, out: Path | Non
     request = Request(options, recipes, export=ExportRequest(out), recovery=recovery)
     if recovery is None or recovery.evaluate is None:
         return request
-    folder = ModelSection(path=str(request.folder_of(recipes[0])))
+    # Narrow layers come with a modelling file, which this run writes and verifies.
+    trusted = recipes[0].search.narrows or recipes[0].model.trust_remote_code
+    path = str(request.folder_of(recipes[0]))
+    folder = ModelSection(path=path, trust_remote_code=trusted)
     wanted = recovery.evaluate
     evaluation = EvaluationRequest(folder, wanted.objective, wanted.data)
     return replace(request, evaluation=evaluation)

@@ -96,7 +96,7 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
     check_writable(CacheLocation.parse(options.cache).folder)
     loaded = load_for(recipe.model, options)
     with stopping.interruptible():
-        measured = put_in_order(recipe.search, recipe.data, loaded, options)
+        measured = put_in_order(recipe.search.criterion, recipe.data, loaded, options)
     spaces = {recipe.search: space_of(recipe.search, loaded)}
     objective = objective_for(recipe.objective, recipe.data, loaded, options)
     content = Content.of(loaded.fingerprint, objective)

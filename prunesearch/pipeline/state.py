@@ -21,6 +21,7 @@ from prunesearch.export.checkpoint import UnpublishedCheckpoint
 from prunesearch.export.results import Exported, ExportedGguf, PrintedRecipe
 from prunesearch.models.loading import LoadedModel
 from prunesearch.pipeline.export_request import ExportRequest
+from prunesearch.pipeline.named_candidates import NamedOrder
 from prunesearch.pipeline.outcome import SearchOutcome
 from prunesearch.recovery.compensation import Compensation, CompensationSettings
 from prunesearch.recovery.healing import HealPlan, plan_healing
@@ -53,10 +54,17 @@ class StudySource:
 
 @dataclass(frozen=True)
 class LayersSource:
-    """A model, and the layers to drop from it, such as ``3,7a,12``."""
+    """A model, and the layers to drop from it, such as ``3,7a,12``, or widths of its layers.
+
+    Attributes:
+        model: the model.
+        layers: what is removed.
+        order: what orders the channels of widths. None: layers are dropped.
+    """
 
     model: ModelSection
     layers: str
+    order: NamedOrder | None = None
 
 
 @dataclass(frozen=True)

@@ -54,12 +54,13 @@ def check_resident(recipe: Recipe, options: RunOptions) -> None:
 
 
 def put_in_order(
-    search: SearchSection, data: DataSection, loaded: LoadedModel, options: RunOptions
+    criterion: str | None, data: DataSection, loaded: LoadedModel, options: RunOptions
 ) -> MeasuredOrder | None:
     """Put the channels of a model in the order that a search over widths asks for.
 
     Args:
-        search, data: sections of the recipe.
+        criterion: name of the importance score; None for a search that drops layers.
+        data: section of the recipe with the calibration text.
         loaded: the dense model.
         options: location of the cache, beside which orders are kept.
 
@@ -70,14 +71,14 @@ def put_in_order(
         ModelError: the layers of the model cannot be narrowed.
         DataError: the calibration text is too short.
     """
-    if search.criterion is None:
+    if criterion is None:
         return None
     width_shape_of(loaded.model)
-    events.tell(events.StageProgress(f"ordering the channels by {search.criterion}"))
+    events.tell(events.StageProgress(f"ordering the channels by {criterion}"))
     window = min(data.window, most_positions(loaded.model) or data.window)
     windows = token_windows(data.calibration, loaded.tokenizer, data.tokens, window)
     with wide_products():
-        measured = channel_order(loaded, windows, search.criterion, _folder(options))
+        measured = channel_order(loaded, windows, criterion, _folder(options))
     reorder(loaded.model, measured.order)
     return measured
 
@@ -108,7 +109,7 @@ def put_in_order_of(
     if measured is not None:
         reorder(loaded.model, measured.order)
         return measured
-    measured = put_in_order(recipe.search, recipe.data, loaded, options)
+    measured = put_in_order(recipe.search.criterion, recipe.data, loaded, options)
     assert measured is not None
     if measured.order.digest != digest:
         raise StudyError(

@@ -10,10 +10,12 @@ from unittest import mock
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.cli.main import cli
 from prunesearch.errors import InputError, VerificationError
 from prunesearch.export import channel_order_file, checkpoint, export, recheck
 from prunesearch.models import narrowing
@@ -255,3 +257,37 @@ def test_a_model_of_another_dtype_is_written_from_memory(tmp_path: Path) -> None
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert tensors["model.layers.1.mlp.down_proj.weight"].dtype == torch.bfloat16
     assert tensors["model.layers.1.mlp.down_proj.weight"].shape == (32, 30)
+
+
+def test_named_widths_are_exported_from_the_command_line(tiny_folder: Path, tmp_path: Path) -> None:
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    words = ["export", str(tiny_folder), "--layers", "1:40/1,4", "--criterion", "magnitude",
+             "--tokens", "64", "--window", "32", "--cache", str(cache), "--out", str(out), "--json"]  # fmt: skip
+    made = CliRunner().invoke(cli, words, catch_exceptions=False)
+    document = json.loads(made.stdout)
+    assert (document["form"], document["dropped"]) == ("widths", "1:40/1,4")
+    tensors = load_file(out / "model.safetensors")
+    assert tensors["model.layers.1.mlp.down_proj.weight"].shape == (32, 40)
+    # The order is kept beside the cache.
+    assert len(list((cache / "orders").glob("*.safetensors"))) == 1
+    for extra, message in (
+        (["--layers", "1:400/1"], "cannot keep 400 channels"),
+        (["--layers", "1", "--criterion", "flap"], "drops whole layers"),
+    ):
+        with pytest.raises(InputError, match=message):
+            CliRunner().invoke(
+                cli, ["export", str(tiny_folder), *extra, "--out", str(tmp_path / "no")],
+                catch_exceptions=False,
+            )  # fmt: skip
+
+
+def test_an_export_is_evaluated_as_any_model(tmp_path: Path) -> None:
+    loaded, candidate = narrow_model("llama", tmp_path / "dense", biases=True)
+    export(loaded, candidate, tmp_path / "out")
+    words = ["evaluate", str(tmp_path / "out"), "--objective", "perplexity", "--tokens", "64",
+             "--window", "32", "--cache", str(tmp_path / "cache"), "--trust-remote-code", "--json"]  # fmt: skip
+    found = json.loads(CliRunner().invoke(cli, words, catch_exceptions=False).stdout)
+    assert found["params"] == sum(
+        t.numel() for t in load_file(tmp_path / "out" / "model.safetensors").values()
+    )
+    assert found["metrics"]["perplexity"] > 1

@@ -12,6 +12,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError, StudyError
 from prunesearch.export.checkpoint import check_destination, check_export_format
 from prunesearch.export.companions import companions
+from prunesearch.pipeline.named_candidates import candidate_named
 from prunesearch.pipeline.outcome import facts_of
 from prunesearch.pipeline.session import load_for, space_of
 from prunesearch.pipeline.stages.base import Stage
@@ -110,7 +111,7 @@ def _from_study(state: State, source: StudySource) -> Selected:
 def _from_layers(state: State, source: LayersSource) -> Selected:
     """Load a model, and select the candidate without the named layers."""
     loaded = state.resources.keep(load_for(source.model, state.request.options))
-    candidate = LayerSubset.parse(source.layers, loaded.n_layers)
+    candidate = candidate_named(source.layers, source.order, loaded, state.request.options)
     return Selected(candidate, (candidate,), {}, _out(state.request))
 
 
