@@ -78,6 +78,7 @@ def experts_of(model: PreTrainedModel, block: nn.Module) -> NarrowableExperts | 
         down, rows = getattr(experts, "down_proj", None), getattr(router, "weight", None)
         if not isinstance(down, nn.Parameter) or not isinstance(rows, nn.Parameter):
             continue
+        # Every parameter must have a part for each expert.
         found = [*experts.parameters(), *router.parameters()]
         stacked = all(len(parameter) == len(rows) for parameter in found)
         if isinstance(top_k, int) and down.ndim == 3 and stacked and top_k <= len(rows):
@@ -100,6 +101,7 @@ def fewer_experts(part: NarrowableExperts, count: int) -> Iterator[None]:
         part: the experts.
         count: number of experts that are kept, at least `top_k`.
     """
+    # The code reads the number of experts from attributes, the rest from the tensors.
     before = part.parameters
     with ExitStack() as stack:
         for module, name in _counts(part):
@@ -116,6 +118,7 @@ def fewer_experts(part: NarrowableExperts, count: int) -> Iterator[None]:
 
 def keep_experts(part: NarrowableExperts, count: int) -> None:
     """Remove all experts but the first ones for good. What is left shares no memory with them."""
+    # The attributes are found by the old number, so they are listed first.
     counts = list(_counts(part))
     for module, name, parameter in part.parameters:
         kept = nn.Parameter(parameter.detach()[:count].clone(), parameter.requires_grad)

@@ -52,6 +52,7 @@ def block_gradients(loaded: LoadedModel, windows_BL: torch.Tensor) -> list[Block
             "`criterion` taylor needs all weights in memory: use flap, wanda-sp or magnitude with "
             "streamed ones"
         )
+    # List the parameters whose gradients are needed, each with the sums that it adds to.
     found: list[BlockGradients] = []
     summed: list[Summed] = []
     for block in blocks_of(model):
@@ -70,6 +71,7 @@ def block_gradients(loaded: LoadedModel, windows_BL: torch.Tensor) -> list[Block
             for module in (attention.query, attention.key, attention.value):
                 summed += _parameters(module, groups)
             summed.append((attention.output.weight, groups, 1))
+    # Each window adds to the sums while its backward pass runs.
     with torch.enable_grad(), _collecting(model, summed):
         for window_L in windows_BL.to(input_device(model)):
             stopping.check()

@@ -73,15 +73,18 @@ def channel_order(
         ScoringError: scores are not finite.
         StorageError: the file cannot be written.
     """
+    # Refuse what cannot be ordered before any work.
     entry = REGISTRY.get(criterion)
     width_shape_of(loaded.model)
     check_fits(loaded.model, windows_BL)
+    # Look for the file of an earlier computation.
     path: Path | None = None
     if folder is not None:
         path = folder / f"{_key(loaded, windows_BL, criterion)}.safetensors"
         found = read_tensors(path)
         if found is not None:
             return _unpacked(criterion, found[0])
+    # Indices are those of the model's own order.
     restore(loaded.model)
     tensors = _measured(loaded, windows_BL, entry)
     if path is not None:
@@ -128,6 +131,7 @@ def _measured(
     loaded: LoadedModel, windows_BL: torch.Tensor, entry: CriterionEntry
 ) -> dict[str, torch.Tensor]:
     """Compute an order and its statistics, as tensors by name."""
+    # The backward pass comes first, because it needs all blocks at once.
     gradients: list[BlockGradients] = []
     if entry.gradients:
         gradients = block_gradients(loaded, windows_BL)
@@ -220,6 +224,7 @@ def _inputs(
 
 def _unpacked(criterion: str, tensors: Mapping[str, torch.Tensor]) -> MeasuredOrder:
     """Return the order and the statistics of tensors by name."""
+    # Blocks without channels or groups have no tensors of this kind.
     n_layers = len(tensors["blocks"])
     none = torch.zeros(0)
     layers: list[LayerStatistics] = []

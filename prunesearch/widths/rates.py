@@ -81,11 +81,13 @@ def _solved(rates_of: Callable[[float], Real], sizes: BlockSizes, low: float, hi
 
 def levels_of_rates(space: WidthSpace, rates_L: Real) -> Real:
     """Return the levels of rates, shape (G,): whole ones for KV groups, real ones for channels."""
+    # Collect the genes of each block.
     levels_G = np.zeros(space.n_genes)
     of_block: dict[int, list[tuple[int, Gene]]] = {}
     for place, gene in enumerate(space.genes):
         of_block.setdefault(gene.block, []).append((place, gene))
     for block, genes in of_block.items():
+        # A block with one gene loses its share there.
         rate = float(rates_L[block])
         if len(genes) == 1:
             place, gene = genes[0]
@@ -102,6 +104,7 @@ def levels_of_rates(space: WidthSpace, rates_L: Real) -> Real:
                 levels_G[attention_place], levels_G[mlp_place] = level, max(rest, 0.0)
                 break
         else:
+            # No number of groups fits: both genes get the rate, as far as they can.
             levels_G[attention_place] = min(nearest, attention.most)
             levels_G[mlp_place] = np.clip(rate * mlp.everything, 0, mlp.most)
     return levels_G
@@ -122,6 +125,7 @@ def levels_of_mlps(space: WidthSpace, shares_L: Real) -> Real:
     left = float(space.budget)
     for kind_G, shares in ((is_mlp_G, shares_L), (~is_mlp_G, np.ones(space.n_layers))):
         whole_L, most_L = np.zeros(space.n_layers), np.zeros(space.n_layers)
+        # The weights of the kind in each block, and the largest rate there.
         places = np.flatnonzero(kind_G).tolist()
         for place in places:
             gene = space.genes[place]

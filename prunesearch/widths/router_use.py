@@ -45,6 +45,7 @@ class RouterUse:
         """
         states_TE, chosen_TK, weights_TK = args
         for expert in chosen_TK.unique().tolist():
+            # The tokens that are sent to this expert, and its place among their experts.
             rows, places = torch.where(chosen_TK == expert)
             # The module's own code computes the output of one expert, with the weight 1.
             only_T1 = torch.full((len(rows), 1), expert, device=chosen_TK.device)

@@ -64,6 +64,7 @@ def block_statistics(loaded: LoadedModel, windows_BL: torch.Tensor) -> Iterator[
         windows_BL: token ids, shape (B, L).
     """
     forward = Forward(loaded.model, loaded.layers)
+    # The state before the first block, and the arguments of all blocks, for each window.
     states_W: list[torch.Tensor] = []
     calls_W: list[list[Call]] = []
     for window_L in windows_BL.to(input_device(loaded.model)):
@@ -72,11 +73,13 @@ def block_statistics(loaded: LoadedModel, windows_BL: torch.Tensor) -> Iterator[
         calls_W.append(calls)
     for index, block in loaded.layers.walk(range(len(blocks_of(loaded.model)))):
         stopping.check()
+        # Hooks record the inputs of the block's linear layers, and what its experts do.
         recorder = _InputRecorder()
         experts, router_use = experts_of(loaded.model, block), None
         if experts is not None:
             router_use = RouterUse(experts)
         influence, tokens = 0.0, 0
+        # All windows run through the block while its weights are in memory.
         with recorder.on(block) as hooks:
             if experts is not None and router_use is not None:
                 hook = experts.experts.register_forward_pre_hook(router_use.note)
@@ -133,6 +136,7 @@ def _outlier_share(moments: Mapping[nn.Module, InputMoments]) -> float:
         count += metric.numel()
     if not count:
         return 0.0
+    # Then the weights that are far above it are counted.
     outliers = 0
     for module, inputs in moments.items():
         outliers += int((_metric(module, inputs) > OUTLIERS * total / count).sum())

@@ -31,6 +31,7 @@ def levels(space: WidthSpace, layers: Sequence[LayerStatistics]) -> Mapping[str,
     costs: list[Real] = []
     genes: list[Real] = []
     for place, gene in enumerate(space.genes):
+        # What a gene must keep is not among them.
         layer = layers[gene.block]
         of_gene = layer.group_scores if gene.attention else layer.channel_scores
         removable = standardised(of_gene.astype(np.float64))[::-1][: gene.most * gene.step]

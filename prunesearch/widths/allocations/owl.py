@@ -37,6 +37,7 @@ def rates(outliers_L: Real, mean_rate: float) -> Real:
 
 def levels(space: WidthSpace, layers: Sequence[LayerStatistics]) -> Mapping[str, Real]:
     """Return the levels of OWL's rates."""
+    # Blocks that stay whole do not count.
     sizes = sizes_of_blocks(space)
     narrowed = np.flatnonzero(sizes.size_L)
     rates_L = np.zeros(space.n_layers)
