@@ -14,7 +14,7 @@ from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import ModelError
-from prunesearch.layer_widths import LayerWidths
+from prunesearch.layer_widths import LayerWidths, described
 from prunesearch.models.loading import LoadedModel
 from prunesearch.recovery.compensation import Compensation, compensate, fit_and_held_out
 from prunesearch.recovery.healing import (
@@ -142,7 +142,7 @@ def rerank_by_healing(
     for place, candidate in enumerate(candidates, 1):
         stopping.check()
         # Measure the pruned model and compute the teacher logits before any weight is changed.
-        name = f"without {candidate.text}"
+        name = described(candidate.text).replace("layers ", "")
         planned = plan_healing(loaded, candidate, recipe, name)
         ask_teacher(planned, references)
         pruned = held_out_loss(planned, candidate)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prunesearch.layer_widths import described
 from prunesearch.report.export import exported
 from prunesearch.report.models import evaluation
 from prunesearch.report.search import found
@@ -90,7 +91,7 @@ def _healing(heal: "HealReport", report: "HealedReport") -> "list[Group | str]":
     if recovery.compensation is not None:
         losses.append(("compensated", "", f"{report.before:.4f}"))
     losses.append(("healed", str(report.best_step), f"{report.after:.4f}"))
-    title = f"Held-out loss (nats/token) without layers {recovery.dropped}"
+    title = f"Held-out loss (nats/token) {described(recovery.dropped)}"
     parts: list[Group | str] = [
         table(title, ("model", "step", "cross-entropy"), losses),
         *_distilled(report, recipe),

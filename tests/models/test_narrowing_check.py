@@ -143,7 +143,7 @@ def test_a_model_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(checks) == 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), biases=st.booleans(), dtype=st.sampled_from(["f32", "bf16"]))
 @torch.no_grad()
 def test_orders_are_undone_to_the_bit(seed: int, biases: bool, dtype: str) -> None:

@@ -42,8 +42,7 @@ def logits(loaded: LoadedModel, candidate: LayerWidths) -> torch.Tensor:
         return found
 
 
-@pytest.mark.parametrize("biases", [False, True])
-@pytest.mark.parametrize("loss", ["lm", "distill"])
+@pytest.mark.parametrize(("loss", "biases"), [("lm", False), ("distill", True)])
 def test_the_loss_falls_and_the_weights_are_healed(
     loss: str, biases: bool, loaded: LoadedModel, recipe: HealRecipe, tmp_path: Path
 ) -> None:

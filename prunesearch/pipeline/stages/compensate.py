@@ -9,7 +9,7 @@ from dataclasses import replace
 from prunesearch import events
 from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import ModelError, RunError
-from prunesearch.layer_widths import LayerWidths
+from prunesearch.layer_widths import LayerWidths, described
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import State
 from prunesearch.recovery.compensation import Compensation, compensate, fit_and_held_out
@@ -106,9 +106,9 @@ def _requested(state: State) -> Compensation:
     done = compensate(loaded, candidate, *windows, settings.method, state.request.compensations)
     if not done.helped:
         raise RunError(
-            f"compensation does not help on the held-out tokens (cross-entropy without layers "
-            f"{candidate.text} is {done.pruned['cross_entropy']:.4f}): nothing was written; fit it "
-            f"to more `tokens` of `calibration`"
+            f"compensation does not help on the held-out tokens (cross-entropy "
+            f"{described(candidate.text)} is {done.pruned['cross_entropy']:.4f}): nothing was "
+            f"written; fit it to more `tokens` of `calibration`"
         )
     return done
 
@@ -121,7 +121,7 @@ def _of_recovery(state: State) -> Compensation | None:
     """
     recovery, candidate = state.request.recovery, state.choice.candidate
     assert recovery is not None
-    events.tell(events.Message(f"compensating layers {candidate.text}"))
+    events.tell(events.Message(f"compensating the model {described(candidate.text)}"))
     folder = state.request.compensations
     done = None
     try:
@@ -135,8 +135,8 @@ def _of_recovery(state: State) -> Compensation | None:
         done = None
     if done is None and recovery.heal is None:
         raise RunError(
-            f"nothing was written: layers {candidate.text} were to be compensated, and that does "
-            f"not help"
+            f"nothing was written: the model {described(candidate.text)} was to be compensated, "
+            "and that does not help"
         )
     return done
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recovery import HealRecipe
+from prunesearch.layer_widths import described
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import Resources, State
 from prunesearch.recovery.healing import ask_teacher, carry_out, held_out_loss
@@ -30,7 +31,7 @@ def heal_candidate(state: State) -> State:
         pruned = held_out_loss(planned, candidate)
     # Train, or find the result of a finished run.
     run_folder = training.run_folder or RUN_FOLDERS / planned.digest[:16]
-    line = f"healing without layers {candidate.text}: {recipe.steps} steps at most"
+    line = f"healing the model {described(candidate.text)}: {recipe.steps} steps at most"
     events.tell(events.Message(line))
     healed = carry_out(planned, run_folder, state.request.references, training.checkpointing)
     state = replace(state, changed=(*state.changed, "healed"))
