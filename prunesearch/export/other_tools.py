@@ -18,6 +18,7 @@ from prunesearch.errors import InputError
 from prunesearch.export import gguf_edit
 from prunesearch.export.checkpoint import check_export_format
 from prunesearch.export.edited_config import edited_config
+from prunesearch.export.formats.registry import narrows
 from prunesearch.models.config_edits import period_of
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import architecture_of, per_layer_tensors, settings_of
@@ -47,6 +48,11 @@ def recipe_text(program: str, loaded: LoadedModel, candidate: LayerSubset) -> st
     Raises:
         InputError: the program would make something else of this model.
     """
+    if narrows(candidate):
+        raise InputError(
+            f"{program} drops whole blocks only, and {candidate.text} narrows layers: write a "
+            "checkpoint with `out`, or a GGUF with `gguf`"
+        )
     if not candidate.whole_blocks:
         raise InputError(
             f"layers {candidate.text} name sublayers, and {program} drops whole blocks only"

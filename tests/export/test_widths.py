@@ -17,7 +17,14 @@ from transformers import AutoModel, AutoModelForCausalLM
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli.main import cli
 from prunesearch.errors import InputError, VerificationError
-from prunesearch.export import channel_order_file, checkpoint, export, recheck
+from prunesearch.export import (
+    channel_order_file,
+    checkpoint,
+    checkpoint_files,
+    export,
+    other_tools,
+    recheck,
+)
 from prunesearch.models import narrowing
 from prunesearch.models.loading import load
 from prunesearch.models.surgery import pruned
@@ -247,6 +254,26 @@ def test_what_cannot_be_written_is_refused_with_the_reason(tmp_path: Path) -> No
     narrowing.reorder(loaded.model, order_for(loaded.model, False, seed=2))
     with pytest.raises(InputError, match="is of the channel order"):
         export(loaded, candidate, tmp_path / "out", export_format="widths")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
+
+
+def test_other_programs_are_not_told_of_widths(tmp_path: Path) -> None:
+    loaded, candidate = narrow_model("llama", tmp_path / "dense")
+    for program in other_tools.PROGRAMS:
+        with pytest.raises(InputError, match=f"{program} drops whole blocks only.*narrows layers"):
+            other_tools.recipe_text(program, loaded, candidate)
+
+
+def test_an_export_that_is_stopped_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    loaded, candidate = narrow_model("llama", tmp_path / "dense", biases=True)
+    monkeypatch.setattr(checkpoint_files, "write_shards", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        export(loaded, candidate, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
 
 
