@@ -29,7 +29,12 @@ def check_chat(url: str | None, model: str) -> None:
 
 
 def open_chat(
-    url: str | None, model: str, timeout: float, retries: int = 3, context: int = 8192
+    url: str | None,
+    model: str,
+    timeout: float,
+    retries: int = 3,
+    context: int = 8192,
+    threads: int | None = None,
 ) -> Chat:
     """Return the language model. Nothing is started or connected before the first request.
 
@@ -39,6 +44,7 @@ def open_chat(
         timeout: most seconds of a request.
         retries: most attempts of a request after the first one.
         context: most tokens of a request and its reply, for a ``.gguf`` file.
+        threads: number of threads for a ``.gguf`` file; None for one per core.
 
     Raises:
         InputError: the URL or the model cannot be used, or a package is not installed.
@@ -49,4 +55,4 @@ def open_chat(
     check_folder(path)
     if path.is_dir():
         return TransformersChat(path, timeout)
-    return LlamaServer(path, context, timeout)
+    return LlamaServer(path, context, timeout, threads)

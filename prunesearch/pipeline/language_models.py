@@ -16,9 +16,14 @@ from prunesearch.widths.layer_statistics import LayerStatistics
 
 
 class LanguageModels(Closing):
-    """The language models of a session. Each is opened once, and all are closed together."""
+    """The language models of a session. Each is opened once, and all are closed together.
 
-    def __init__(self) -> None:
+    Args:
+        threads: number of threads of a model on this machine; None for one per core.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = threads
         self._chats: dict[LLMSection, RecordedChat] = {}
 
     def chat_of(self, section: LLMSection, cache: EvaluationCache) -> RecordedChat:
@@ -34,7 +39,12 @@ class LanguageModels(Closing):
         if section not in self._chats:
             assert section.model is not None, "a recipe without a model is refused"
             chat = open_chat(
-                section.url, section.model, section.timeout, section.retries, section.context
+                section.url,
+                section.model,
+                section.timeout,
+                section.retries,
+                section.context,
+                self._threads,
             )
             self._chats[section] = RecordedChat(chat, cache, section.limits, section.prices)
         return self._chats[section]

@@ -102,7 +102,7 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
     content = Content.of(loaded.fingerprint, objective)
     with (
         EvaluationCache(options.cache) as cache,
-        LanguageModels() as language_models,
+        LanguageModels(options.threads) as language_models,
         _scorer(_pinned(recipe, loaded), options, loaded, content, measured) as scorer,
     ):
         streamed = loaded.layers.streamed_once

@@ -223,3 +223,13 @@ def test_a_second_folder_may_be_what_a_link_leads_to(
     assert path_of(ask(both, model="leaky"), "model", "path") == str(
         (tmp_path / "models" / "leaky").resolve()
     )
+
+
+def test_a_sampler_that_connects_to_an_address_of_the_user_is_refused(
+    settings: ServiceSettings,
+) -> None:
+    search = {"drop": "2", "sampler": "llm"}
+    llm = {"url": "http://169.254.169.254/v1", "model": "m"}
+    request = JobRequest(recipe={"model": "tiny", "search": search, "llm": llm}, command="search")
+    with pytest.raises(InputError, match="asks a language model, which jobs cannot"):
+        check(request, settings)

@@ -116,7 +116,7 @@ class ModelPlanner:
         self._model, self._described, self._operator = model, described, operator
         self._study = study
         self._writer = RequestWriter(model.chat.model, described, model.proposals)
-        self._warned = False
+        self._warned = self._told = False
 
     def first(self, inputs: PlanInputs) -> Plan:
         """Plan first candidates, which all samplers start from."""
@@ -129,6 +129,10 @@ class ModelPlanner:
         Raises:
             LanguageModelError: the model failed, and is required.
         """
+        if not self._told:
+            self._told = True
+            name = self._model.chat.model
+            events.tell(events.StageProgress(f"asking the language model {name} for candidates"))
         asking = _Asking(self._model, inputs)
         lessons = ""
         try:

@@ -9,8 +9,8 @@ from prunesearch.samplers.llm.described_search import DescribedSearch
 from prunesearch.samplers.llm.scored import Scored
 from prunesearch.samplers.llm.settings import ProposalSettings
 
-CHARACTERS_PER_TOKEN = 2.2
-"""Fewest characters of a token that are expected. Most of a request is short numbers."""
+CHARACTERS_PER_TOKEN = 1.6
+"""Fewest characters of a token that are expected in a request. Much of it is short numbers."""
 _SYSTEM = (
     "You are the search operator of an evolutionary algorithm that makes a language model smaller. "
     "You propose candidates. You reply with one line of JSON and nothing else."
@@ -61,7 +61,8 @@ class RequestWriter:
 
     def propose(self, situation: Situation, count: int, seed: int, attempt: int) -> ChatRequest:
         """Return the request for `count` candidates."""
-        reply = round((self.described.reply_characters() + 40) * count / CHARACTERS_PER_TOKEN) + 60
+        # In a list of short numbers, each character may be a token.
+        reply = (self.described.reply_characters() + 40) * count + 60
         tail = self._order(situation, count)
         return ChatRequest(
             self.model,

@@ -16,6 +16,7 @@ from prunesearch.llm.chat import Chat, ChatRequest, LanguageModelError
 from prunesearch.llm.limits import Limits, Price
 from prunesearch.llm.recorded_chat import RecordedChat, Records
 from prunesearch.samplers import build
+from prunesearch.samplers.llm.prompts import CHARACTERS_PER_TOKEN
 from prunesearch.samplers.llm.sampler import LLMSampler
 from prunesearch.samplers.llm.settings import LanguageModel, LayerTable, ProposalSettings
 from prunesearch.space import SearchSpace
@@ -286,10 +287,11 @@ def _names(request: ChatRequest, study: optuna.Study) -> list[int]:
 def test_the_table_is_shown_as_shares_and_the_request_is_bounded(cache: Records) -> None:
     chat = FunctionChat(sensible)
     table = LayerTable({"harm": [float(unit) for unit in range(12)]})
-    drive(optuna.create_study(), sampler_of(chat, cache, table=table, context=860), 40)
+    drive(optuna.create_study(), sampler_of(chat, cache, table=table, context=1250), 40)
     assert "\nnumber harm\n0 0\n1 9\n" in chat.asked[0].user
     for request in chat.asked:
-        assert (len(request.user) + len(request.system)) / 2.2 + request.max_tokens <= 860
+        characters = len(request.user) + len(request.system)
+        assert characters / CHARACTERS_PER_TOKEN + request.max_tokens <= 1250
     with pytest.raises(InputError, match="column harm has 2 numbers, and 12 are needed"):
         study = optuna.create_study()
         drive(study, sampler_of(chat, cache, table=LayerTable({"harm": [1.0, 2.0]})), 8)
