@@ -18,7 +18,7 @@ from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.evaluation import Engine
 from prunesearch.evaluation.scalarization import TrialScalarizer
-from prunesearch.runtime import early_end, failpoints
+from prunesearch.runtime import early_end, failpoints, stopping
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers import (
     GenerationPendingError,
@@ -147,6 +147,10 @@ class _Run:
                 proposal = self._sampler.ask(self._study, self._scalarizer.costs)
             except GenerationPendingError:
                 break
+            except stopping.StopRequested:
+                # A sampler may wait for a reply. Raised in a task, the stop would leave the event
+                # loop at once.
+                raise asyncio.CancelledError from None
             self._asked += 1
             if not proposal.partial_subset:
                 self._left -= 1

@@ -25,6 +25,7 @@ from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.metrics.kl import KL
 from prunesearch.pipeline.search_loop import SearchResult, search
+from prunesearch.runtime.stopping import StopRequested
 from prunesearch.samplers import (
     PSOSampler,
     WOASampler,
@@ -259,3 +260,19 @@ def test_stopping_leaves_the_model_whole(engine: LocalEngine) -> None:
         asyncio.run(stop_soon())
     assert len(engine.loaded.model.model.layers) == N_LAYERS
     assert asyncio.run(collect(engine, SUBSETS))[0].failure is None, "the engine can be used again"
+
+
+def test_a_stop_while_a_sampler_waits_cancels_the_search(
+    scalarizer: TrialScalarizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop ends in order, and the caller raises what the signal asked for."""
+    sampler = PSOSampler(SPACE, seed=0, population=4).subsets
+
+    def ask(*_: object) -> None:
+        raise StopRequested(15)
+
+    monkeypatch.setattr(sampler, "ask", ask)
+    study, engine = optuna.create_study(), TableEngine()
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(search(study, sampler, engine, scalarizer, 4))  # type: ignore[arg-type]
+    assert study.trials == []
