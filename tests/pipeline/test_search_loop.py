@@ -274,5 +274,5 @@ def test_a_stop_while_a_sampler_waits_cancels_the_search(
     monkeypatch.setattr(sampler, "ask", ask)
     study, engine = optuna.create_study(), TableEngine()
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(search(study, sampler, engine, scalarizer, 4))  # type: ignore[arg-type]
+        asyncio.run(search(study, sampler, engine, scalarizer, 4))
     assert study.trials == []
