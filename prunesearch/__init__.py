@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from prunesearch.config.recipe import Recipe
     from prunesearch.config.run_options import RunOptions
     from prunesearch.errors import PruneSearchError
+    from prunesearch.layer_widths import LayerWidths
     from prunesearch.pipeline.run import RunResult, run
     from prunesearch.samplers import PSOSampler, WOASampler
     from prunesearch.space import SearchSpace
+    from prunesearch.width_space import WidthSpace
 
 _HOMES = {
     "Evaluation": "candidate",
     "LayerSubset": "candidate",
+    "LayerWidths": "layer_widths",
     "PSOSampler": "samplers",
     "PruneSearchError": "errors",
     "Recipe": "config.recipe",
@@ -29,11 +32,13 @@ _HOMES = {
     "RunResult": "pipeline.run",
     "SearchSpace": "space",
     "WOASampler": "samplers",
+    "WidthSpace": "width_space",
     "run": "pipeline.run",
 }
 __all__ = [
     "Evaluation",
     "LayerSubset",
+    "LayerWidths",
     "PSOSampler",
     "PruneSearchError",
     "Recipe",
@@ -41,6 +46,7 @@ __all__ = [
     "RunResult",
     "SearchSpace",
     "WOASampler",
+    "WidthSpace",
     "run",
 ]
 

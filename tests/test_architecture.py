@@ -201,8 +201,8 @@ def test_study_commands_start_without_torch() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert prunesearch.__all__ == sorted(
-        "Evaluation LayerSubset PSOSampler PruneSearchError Recipe RunOptions RunResult SearchSpace "
-        "WOASampler run".split()
+        "Evaluation LayerSubset LayerWidths PSOSampler PruneSearchError Recipe RunOptions RunResult "
+        "SearchSpace WOASampler WidthSpace run".split()
     )
     for name in prunesearch.__all__:
         assert getattr(prunesearch, name).__name__ == name

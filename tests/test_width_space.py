@@ -8,12 +8,7 @@ from hypothesis import strategies as st
 from prunesearch.errors import InputError
 from prunesearch.layer_widths import WidthShape
 from prunesearch.width_space import WidthSpace, parse_target
-
-N = 30
-SMOLLM2 = WidthShape(
-    (1536,) * N, (3,) * N, (1728,) * N, (294_912,) * N, (1728,) * N, (294_912,) * N, 576
-)
-TOTAL = 134_515_008
+from tests.support.width_shapes import SMOLLM2, TOTAL, N
 
 
 def space(target: str, blocks: bool = False) -> WidthSpace:

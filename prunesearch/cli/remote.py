@@ -220,9 +220,10 @@ def _request(source: str | None, job_command: JobCommand, settings: dict[str, An
         if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
             typed.add(name)
     is_file = source is not None and source.endswith(_RECIPE_SUFFIXES)
-    if source is None or not (is_file or settings["drop"] is not None or Path(source).is_file()):
-        raise InputError("nothing to submit: give a RECIPE.yaml, or MODEL and --drop")
-    if is_file or settings["drop"] is None:
+    is_model = settings["drop"] is not None or settings["target"] is not None
+    if source is None or not (is_file or is_model or Path(source).is_file()):
+        raise InputError("nothing to submit: give a RECIPE.yaml, or MODEL and --drop or --target")
+    if is_file or not is_model:
         for name in sorted(typed & PLACES.keys()):
             raise InputError(f"`{name}` goes without RECIPE: write it into {source!r}")
         file = read_recipe(Path(source), _submitted(settings), typed)

@@ -39,7 +39,12 @@ from prunesearch.objectives.reference_cache import ReferenceCache
 from prunesearch.objectives.registry import REGISTRY, ObjectiveInputs, TaskInputs
 from prunesearch.objectives.weighted_sum import build_mix
 from prunesearch.pipeline.language_models import LanguageModels
-from prunesearch.pipeline.width_search import check_resident, put_in_order, width_space_of
+from prunesearch.pipeline.width_search import (
+    check_resident,
+    check_widths,
+    put_in_order,
+    width_space_of,
+)
 from prunesearch.runtime import stopping
 from prunesearch.space import SearchSpace, Space
 from prunesearch.widths.layer_statistics import LayerStatistics
@@ -95,6 +100,7 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
     check_url(options.storage)
     check_writable(CacheLocation.parse(options.cache).folder)
     loaded = load_for(recipe.model, options)
+    check_widths(recipe.search, loaded)
     with stopping.interruptible():
         measured = put_in_order(recipe.search.criterion, recipe.data, loaded, options)
     spaces = {recipe.search: space_of(recipe.search, loaded)}

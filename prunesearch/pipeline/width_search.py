@@ -138,6 +138,22 @@ def width_space_of(section: SearchSection, loaded: LoadedModel) -> WidthSpace:
             f"the channels of the model are in {found}, and a search asks for `criterion` "
             f"{section.criterion}: search one criterion at a time"
         )
+    return _parsed(section, loaded, order.digest, order.biases)
+
+
+def check_widths(section: SearchSection, loaded: LoadedModel) -> None:
+    """Refuse widths that a model does not have, before its channels are ordered.
+
+    Raises:
+        ModelError: the layers of the model cannot be narrowed.
+        InputError: the model does not allow what the recipe asks for.
+    """
+    if section.narrows:
+        _parsed(section, loaded, "", biases=False)
+
+
+def _parsed(section: SearchSection, loaded: LoadedModel, order: str, biases: bool) -> WidthSpace:
+    """Return the space of widths of a recipe in a channel order."""
     assert section.target is not None
     assert section.align is not None
     return WidthSpace.parse(
@@ -148,8 +164,8 @@ def width_space_of(section: SearchSection, loaded: LoadedModel) -> WidthSpace:
         align=section.align,
         protected=parse_protect(section.protect, loaded.n_layers),
         blocks=section.space == "blocks+widths",
-        order=order.digest,
-        biases=order.biases,
+        order=order,
+        biases=biases,
     )
 
 

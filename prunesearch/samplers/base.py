@@ -126,6 +126,8 @@ class SubsetSampler(PicklableSampler, BaseSampler):
         }
         if self.first:
             config["first"] = content_digest([candidate.text for candidate in self.first])
+        elif isinstance(self.space, WidthSpace):
+            config["first"] = None
         return config
 
     @property

@@ -64,7 +64,8 @@ def check(request: JobRequest, settings: ServiceSettings) -> AllowedRequest:
     if len(serialized(request.recipe)) > MOST_BYTES:
         raise InputError(f"the recipe is larger than {MOST_BYTES} bytes: a recipe is a short text")
     recipe = Recipe.of(request.recipe)
-    check_drop(recipe.search.drop)
+    if not recipe.search.narrows:
+        check_drop(recipe.search.drop)
     _check_sampler(recipe)
     # 2. The number of trials.
     trials = RunOptions().trials
@@ -130,8 +131,8 @@ def _check_drop(located: Recipe) -> None:
     """
     search = located.search
     layers = _layers_of(Path(located.model.path))
-    # Periods of layers are known only when the model is loaded.
-    if layers is not None and not search.keep_pattern:
+    # Periods and widths of layers are known only when the model is loaded.
+    if layers is not None and not search.keep_pattern and not search.narrows:
         SearchSpace.parse(layers, search.drop, search.protect, search.units)
 
 

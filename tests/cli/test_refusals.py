@@ -12,6 +12,7 @@ from prunesearch.cli.main import main
 from prunesearch.errors import PruneSearchError
 from tests.support.cli import FAST, refused, run
 
+WIDTHS = ("--space", "widths", "--target", "20%")
 LONG, DIGITS = "x" * 300, "9" * 5000
 """Longer than a file's name may be, and than a number that Python reads."""
 
@@ -40,6 +41,23 @@ LONG, DIGITS = "x" * 300, "9" * 5000
             "--encoding goes with --sampler pso or woa",
         ),
         (["search", "MODEL", "--drop", "2", "--encoding", "key"], "did you mean 'keys'"),
+        (["search", "MODEL", "--space", "width"], "did you mean 'widths'"),
+        (["search", "MODEL", "--space", "widths"], "needs --target 20%"),
+        (["search", "MODEL", "--target", "20%"], "drop is missing"),
+        (["search", "MODEL", "--drop", "2", "--target", "20%"], "--target goes with --space"),
+        (
+            ["search", "MODEL", "--space", "widths", "--drop", "2"],
+            "--drop goes with layers to drop",
+        ),
+        (["search", "MODEL", *WIDTHS, "--criterion", "flop"], "did you mean 'flap'"),
+        (["search", "MODEL", *WIDTHS, "--sampler", "greedy"], "cannot search widths"),
+        (["search", "MODEL", *WIDTHS, "--encoding", "slots"], "use set or keys"),
+        (["search", "MODEL", *WIDTHS, "--ranking", "taylor"], "ranks layers"),
+        (["search", "MODEL", *WIDTHS, "--keep-pattern"], "--keep-pattern goes with layers to drop"),
+        (["search", "MODEL", *WIDTHS, "--offload", "disk"], "leave out --offload disk"),
+        (["search", "MODEL", *WIDTHS, "--device-map", "auto"], "leave out --device-map"),
+        (["search", "MODEL", *WIDTHS, "--align", "7"], "does not divide the 64 channels"),
+        (["search", "MODEL", "--space", "widths", "--target", "lots"], "--target 'lots' cannot be"),
         (["search", "MODEL", "--drop", "2", "--ranking", "tailor"], "did you mean 'taylor'"),
         (
             ["search", "MODEL", "--drop", "2", "--sampler", "tpe", "--ranking", "taylor"],
@@ -72,7 +90,7 @@ LONG, DIGITS = "x" * 300, "9" * 5000
         (["search", "MODEL", "--drp", "2"], "--drop"),
         (["search", "MODEL", "--drop", "2", "--threads", "10000"], "--threads 10000 is more than"),
         (["demo", "--threads", "10000"], "cores; give at most"),
-        (["search", "MODEL"], "Missing option '--drop'"),
+        (["search", "MODEL"], "drop is missing in section search"),
         (["serach", "MODEL"], "Did you mean 'search'"),
         (["study", "delete", "x"], "known: best, copy, layers, list, resume, rm, show"),
         (["study", "show", "x", "--best", "0"], "0 is not in the range"),
