@@ -23,8 +23,10 @@ _NUMBERS: dict[int, np.dtype[Any]] = {
 def sliced(file: int, entry: TensorEntry) -> Iterator[memoryview]:
     """Yield the kept parts of a tensor, a few at a time."""
     assert entry.take is not None
-    # A row is everything from the sliced axis on. The axes before it only repeat rows.
-    if math.prod(entry.source.shape[: entry.take.axis]) == 1:
+    # A row is everything from the sliced axis on. The axes before it only repeat rows. A small
+    # tensor is read as a whole, which is faster than part by part.
+    rows = math.prod(entry.source.shape[: entry.take.axis])
+    if rows == 1 and entry.source.nbytes > PIECE:
         yield from _parts_of_one_row(file, entry.source, entry.take)
     else:
         yield from _parts_of_rows(file, entry.source, entry.take)
