@@ -98,15 +98,18 @@ class ChatClient:
                 return self._post(request)
             except openai.APIStatusError as error:
                 status = error.status_code
+                # 1. Ask again for less, if the endpoint may have refused the structure.
                 if status in _REFUSED and self._asks_for_less(request, error.param):
                     continue
                 if status in _REFUSED:
                     self.structure = before  # the structure was not the reason
+                # 2. Some failures are final.
                 message = self._shown(error)
                 if status in _REFUSED or status in _FINAL or 300 <= status < 400:
                     raise LanguageModelError(
                         f"{self._name} refuses the request ({status}): {message}", final=True
                     ) from None
+                # 3. Others may pass. The endpoint may say when.
                 headers = {name.lower(): value for name, value in error.response.headers.items()}
                 pause = math.nan
                 if "retry-after" in headers:
@@ -119,6 +122,7 @@ class ChatClient:
 
     def _asks_for_less(self, request: ChatRequest, parameter: str | None) -> bool:
         """Drop what the endpoint may have refused. Return whether there was something to drop."""
+        # The endpoint may name the parameter that it does not know.
         name = (parameter or "").partition(".")[0]
         if name in (*_OPTIONAL, "max_tokens") and name not in self._left_out:
             self._left_out.add(name)
@@ -228,6 +232,7 @@ def _reply_of(fields: JsonObject, seconds: float) -> ChatReply:
     text = message.get("content") if isinstance(message, dict) else None
     if not isinstance(first, dict) or not isinstance(text, str):
         raise _PassingError("the reply has no text")
+    # Not every endpoint counts tokens.
     usage = fields.get("usage")
     tokens = usage if isinstance(usage, dict) else {}
     details = tokens.get("prompt_tokens_details")

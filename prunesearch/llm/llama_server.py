@@ -81,6 +81,7 @@ class LlamaServer:
 
     def _start(self) -> ChatClient:
         """Start the server and return a client of it."""
+        # Only this process knows the key, so other users of the machine cannot use the server.
         key = secrets.token_hex(16)
         child = subprocess.Popen(
             [sys.executable, "-c", _CHILD],
@@ -108,6 +109,7 @@ class LlamaServer:
             raise LanguageModelError(
                 f"llama.cpp cannot serve {self._path.name}: {last}", final=True
             )
+        # The server speaks the protocol of any endpoint.
         endpoint = Endpoint(f"{addresses[0]}/v1", self.model, key, is_local=True)
         return ChatClient(endpoint, self._timeout, retries=1)
 

@@ -93,6 +93,7 @@ class RecordedChat(Closing):
 
     def _call(self, request: ChatRequest, spent: Spent) -> ChatReply:
         """Ask the model, if the budget and the breaker allow it."""
+        # A recorded reply would have been found by now, so this call is paid.
         reached = self._limits.reached(spent)
         if reached is not None:
             raise LanguageModelError(reached, final=True)

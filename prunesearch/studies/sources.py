@@ -188,6 +188,7 @@ def source_shares(trials: Iterable[FrozenTrial]) -> SourceShares | None:
     repairs: list[float] = []
     replies = Replies()
     for trial in trials:
+        # Trials of other samplers, and enqueued ones, have no facts.
         facts = facts_of(trial)
         if facts is None:
             continue

@@ -130,6 +130,7 @@ class DescribedWidths:
 
     def read(self, numbers: Numbers) -> Repaired | None:
         """Project levels to the budget. A list of another length stands for nothing."""
+        # 1. Collect the wanted level of each gene.
         space = self._space
         wanted_G: Real = np.zeros(space.n_genes)
         ignored = 0
@@ -142,13 +143,15 @@ class DescribedWidths:
                     wanted_G[gene_L[layer]] = value
                 else:
                     ignored += abs(value)
+        # 2. Project them to the budget.
         found_MG = space.project(wanted_G[None])
         if found_MG is None:
             return None
         levels_G = found_MG[0]
-        # What was changed, as a share of what the candidate removes.
+        # 3. What was changed, as a share of what the candidate removes.
         changed = float(np.abs(levels_G - wanted_G) @ space.cost_G) / space.budget
         share = changed + ignored * float(space.cost_G.min()) / space.budget
+        # 4. Level l is the first l units of its gene.
         place_D = np.arange(space.n_units) - space.first_unit_G[space.gene_D]
         return Repaired(np.asarray(place_D < levels_G[space.gene_D]), round(share, 4))
 

@@ -50,6 +50,7 @@ def candidates_in(text: str, names: Sequence[str], most: int) -> tuple[list[Numb
 
 def _values(text: str) -> Iterator[Json]:
     """Yield the JSON values in a reply: the whole reply, or the outermost ones inside it."""
+    # The usual case: the reply is JSON and nothing else.
     whole = _loaded(text.strip())
     if isinstance(whole, dict | list):
         yield whole
@@ -76,6 +77,7 @@ def _end_of(text: str, start: int) -> int | None:
     quoted = escaped = False
     for at in range(start, len(text)):
         letter = text[at]
+        # Brackets inside quotes do not count.
         if escaped:
             escaped = False
         elif quoted:

@@ -135,6 +135,7 @@ class ModelPlanner:
             events.tell(events.StageProgress(f"asking the language model {name} for candidates"))
         asking = _Asking(self._model, inputs)
         lessons = ""
+        # The model plans as many as it can.
         try:
             if inputs.reflects:
                 lessons = self._reflect(asking)
@@ -173,6 +174,7 @@ class ModelPlanner:
     def _situation(self, asking: "_Asking", lessons: str) -> Situation:
         """Return what the next request shows."""
         inputs, settings = asking.inputs, self._model.proposals
+        # The temperature rises while nothing improves, as in LMEA.
         stuck = generations_without_progress(inputs.view, inputs.population, inputs.generation)
         rise = min(_HOTTEST, _HOTTER * stuck)
         proposed = [*inputs.pending, *(each.X_D for each in asking.planned)]
@@ -185,6 +187,7 @@ class ModelPlanner:
         # More than was asked for is read, because some of it may be known already.
         found, invalid = candidates_in(reply.text, self._described.names, 4 * most)
         duplicates = rejected = new = 0
+        # Repair each, then leave out what is known, before anything is scored.
         for numbers in found:
             if new == most:
                 break
@@ -242,6 +245,7 @@ class _Asking:
         except LanguageModelError:
             self.count(Replies(failed=1))
             raise
+        # Count what the reply took, and what was paid for it now.
         reply = answer.reply
         counted = Replies(
             calls=1,

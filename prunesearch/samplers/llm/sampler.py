@@ -106,6 +106,7 @@ class LLMSampler(SwarmSampler):
             GenerationPendingError: a trial of the previous generation is still running.
             LanguageModelError: the model failed, and is required.
         """
+        # 1. The trials of earlier generations must have finished.
         trial_log = self.trial_log(study)
         generation = number // self.population
         end = generation * self.population
@@ -116,11 +117,13 @@ class LLMSampler(SwarmSampler):
                     f"{', '.join(map(str, waiting))}: tell them first"
                 )
             trial_log.wait(end)  # a trial that nobody finishes is given up
+        # 2. Plan the trial, unless it was planned with an earlier one.
         with self._lock:
             if number not in self._planned:
                 inputs = ProposalInputs(end, trial_log.unfinished(end))
                 for proposal in self._plan_from(trial_log, number, inputs):
                     self._planned[proposal.number] = proposal
+                # 3. Forget the plans of earlier generations.
                 for earlier in [each for each in self._planned if each < end]:
                     del self._planned[earlier]
             return self._planned[number]
@@ -195,6 +198,7 @@ class LLMSampler(SwarmSampler):
                 pending.append(X_D)
         seen = self._seen_before(trial_log, inputs)
         seen.update(X_D.tobytes() for X_D in pending)
+        # What the study has spent, and how the replies of the last generation were.
         spent, last = Replies(), Replies()
         for trial in trial_log.study.get_trials(deepcopy=False):
             replies = sources.replies_of(trial)
@@ -251,6 +255,7 @@ class LLMSampler(SwarmSampler):
         None if there are none.
         """
         first = number - number % self.population
+        # The plan that covers a trial is stored with the nearest earlier one that has a plan.
         for earlier in range(number, first - 1, -1):
             stored = StoredPlan.from_json(
                 self._state_of(trial_log, earlier), self.constraints.free_D.size
