@@ -73,6 +73,16 @@ def test_the_recipes_are_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "", "none is of an earlier form"
 
 
+def test_the_recipe_files_are_valid() -> None:
+    paths = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+    assert [path.stem for path in paths] == ["widths"]
+    for path in paths:
+        (recipe,) = read_recipe(path, {}, ()).recipes
+        assert f"prunesearch run recipes/{path.name} --out" in path.read_text()
+        assert (recipe.search.space, recipe.search.target) == ("widths", "20%")
+        assert recipe.recover is not None
+
+
 def test_every_setting_of_a_recipe_is_on_its_page() -> None:
     page = (PACKAGE / "config" / "README.md").read_text()
     sections: dict[str, type[BaseModel]] = {**SECTIONS, "recover": Recovery, "run": RunOptions}

@@ -31,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--llm-model": {"default": "optimizer", "help": "name of the model of --llm-url"},
     "--large-model": {"type": Path, "help": "GGUF file of the model of the part `large`"},
     "--samplers": {"help": "only these, with commas"},
+    "--ratios": {"default": "20%,40%", "help": "shares to remove, with commas"},
     "--seeds": {"type": int, "default": 3, "help": "number of seeds"},
     "--trials": {"type": int, "default": 100, "help": "evaluations of a search"},
     "--long-trials": {
@@ -79,7 +80,7 @@ def _full(record: Record, options: argparse.Namespace, folder: Path) -> Campaign
         calibration=data / "wikitext2_valid.txt",
         test=data / "wikitext2_test_a.txt",
         documents=data / "hellaswag_val_a.jsonl.bz2",
-        ratios=("20%", "40%"),
+        ratios=tuple(options.ratios.split(",")),
         seeds=tuple(range(options.seeds)),
         trials=options.trials,
         long_trials=options.long_trials,

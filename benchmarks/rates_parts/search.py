@@ -193,8 +193,8 @@ class Compared:
         before = self.baseline.held_out.right
         differences = []
         for document, right in enumerate(before):
-            mine = [each.right[document] for each in self.best.held_out]
-            differences.append(sum(mine) / len(mine) - right)
+            own = [each.right[document] for each in self.best.held_out]
+            differences.append(sum(own) / len(own) - right)
         mean, stderr = mean_and_stderr(differences)
         record.add(f"{name}_dense_acc_norm", self.dense.acc_norm)
         record.add(f"{name}_best_sampler_acc_norm_gain", mean)
@@ -224,9 +224,9 @@ class Compared:
     def _add_equal_seconds(self, record: Record, name: str, llm: Row, evolution: Row) -> None:
         """Compare with evolution after as many seconds as the language model's search took."""
         differences, covered = [], []
-        for mine, other in zip(llm.traces, evolution.traces, strict=True):
-            seconds = float(mine.seconds[min(self.campaign.trials, len(mine.seconds)) - 1])
-            differences.append(mine.at(self.campaign.trials) - other.after_seconds(seconds))
+        for own, other in zip(llm.traces, evolution.traces, strict=True):
+            seconds = float(own.seconds[min(self.campaign.trials, len(own.seconds)) - 1])
+            differences.append(own.at(self.campaign.trials) - other.after_seconds(seconds))
             covered.append(min(1.0, float(other.seconds[-1]) / max(seconds, 1e-9)))
         mean, stderr = mean_and_stderr(differences)
         record.add(f"{name}_llm_minus_evolution_kl_at_equal_seconds", mean)

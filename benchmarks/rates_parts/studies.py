@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import optuna
 import torch
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
@@ -75,6 +76,7 @@ def _busy(searches: Sequence[Search]) -> bool:
 def work(searches: Sequence[Search]) -> None:
     """Search the studies that no other process is searching, one after the other."""
     torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     todo = left(searches)
     if not todo:
         return
