@@ -182,6 +182,12 @@ def replies_of(trial: FrozenTrial) -> Replies:
     return Replies.from_stored(stored)
 
 
+def repairs_of(trial: FrozenTrial) -> list[float]:
+    """Return the share of a trial's candidate that was changed; empty if it was not."""
+    repair = (facts_of(trial) or {}).get("repair")
+    return [float(repair)] if isinstance(repair, int | float) else []
+
+
 def source_shares(trials: Iterable[FrozenTrial]) -> SourceShares | None:
     """Sum up the facts of a study's trials; None if no trial has any."""
     counts = dict.fromkeys(SOURCES, 0)
@@ -195,9 +201,7 @@ def source_shares(trials: Iterable[FrozenTrial]) -> SourceShares | None:
         replies = replies.plus(replies_of(trial))
         for source in SOURCES:
             counts[source] += facts.get("source") == source
-        repair = facts.get("repair")
-        if isinstance(repair, int | float):
-            repairs.append(float(repair))
+        repairs += repairs_of(trial)
     total = sum(counts.values())
     if not total:
         return None

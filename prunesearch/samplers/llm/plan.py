@@ -291,6 +291,21 @@ def notes_on(replies: Replies, where: str) -> list[str]:
     return notes
 
 
+def notes_on_repairs(repairs: Sequence[float]) -> list[str]:
+    """Return a remark on candidates that were changed, if there are any.
+
+    Args:
+        repairs: share of each of them that was changed.
+    """
+    if not repairs:
+        return []
+    mean = sum(repairs) / len(repairs)
+    return [
+        f"{len(repairs)} candidates of the last round broke a rule and were changed, by {mean:.0%} "
+        f"in the mean."
+    ]
+
+
 def _digest_of(inputs: PlanInputs) -> str:
     """Return a digest of the scored candidates, and of those that are not scored yet."""
     digest = hashlib.sha256()

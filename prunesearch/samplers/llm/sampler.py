@@ -28,7 +28,7 @@ from prunesearch.runtime.json_values import Json, JsonObject
 from prunesearch.samplers.base import GenerationPendingError, Proposal
 from prunesearch.samplers.llm.described_search import DescribedSearch, DescribedSubsets
 from prunesearch.samplers.llm.described_widths import DescribedWidths
-from prunesearch.samplers.llm.plan import ModelPlanner, Plan, PlanInputs, notes_on
+from prunesearch.samplers.llm.plan import ModelPlanner, Plan, PlanInputs, notes_on, notes_on_repairs
 from prunesearch.samplers.llm.settings import LanguageModel
 from prunesearch.samplers.llm.stored_plan import StoredPlan
 from prunesearch.samplers.population import SwarmSampler
@@ -200,11 +200,13 @@ class LLMSampler(SwarmSampler):
         seen.update(X_D.tobytes() for X_D in pending)
         # What the study has spent, and how the replies of the last generation were.
         spent, last = Replies(), Replies()
+        repairs: list[float] = []
         for trial in trial_log.study.get_trials(deepcopy=False):
             replies = sources.replies_of(trial)
             spent = spent.plus(replies)
             if inputs.end - self.population <= trial.number < inputs.end:
                 last = last.plus(replies)
+                repairs += sources.repairs_of(trial)
         every = self._model.proposals.reflection
         reflects = bool(every) and generation > 0 and generation % every == 0
         return PlanInputs(
@@ -215,7 +217,7 @@ class LLMSampler(SwarmSampler):
             trial_log.history.view(inputs.end, inputs.open),
             pending,
             seen,
-            notes_on(last, "the last round"),
+            [*notes_on(last, "the last round"), *notes_on_repairs(repairs)],
             self._lessons(trial_log, generation),
             reflects and slots.start == 0,
             spent.spent,

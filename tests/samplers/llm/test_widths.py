@@ -128,6 +128,7 @@ def test_a_search_over_widths_meets_the_budget_and_repeats_nothing() -> None:
     assert shares.first == 4
     assert shares.repaired > 10
     assert shares.replies.invalid > 0
+    assert "broke a rule and were changed, by" in chat.asked[-1].user
     # The same again, and nothing is asked.
     silent = FunctionChat(lambda request: "")
     again = search(silent, records, 48, max_repair=1.0)
