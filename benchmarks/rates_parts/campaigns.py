@@ -1,8 +1,6 @@
 """The campaigns of a full, a quick and a smoke run, from the options of the command line."""
 
 import argparse
-import json
-import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -10,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rates_parts.campaign import VARIANTS, Campaign, Optimizer
-from benchmarks.rates_parts.tiny import tiny_campaign
+from benchmarks.rates_parts.tiny import random_reply, tiny_campaign
 from benchmarks.support.inputs import model_folder
 from benchmarks.support.record import Record
-from tests.support.chat_endpoint import Body, Scripted, chat_endpoint
+from tests.support.chat_endpoint import chat_endpoint
 from tests.support.paths import SHARED
 
 _SAMPLERS = ("random", "evolution", "pso", "woa", *VARIANTS)
@@ -132,15 +130,5 @@ def _quick(campaign: Campaign) -> Campaign:
 
 def _smoke(folder: Path, stack: ExitStack) -> Campaign:
     """Return a campaign on a tiny model, with an endpoint that follows a script."""
-    served = stack.enter_context(chat_endpoint(_replies))
+    served = stack.enter_context(chat_endpoint(lambda number, body: random_reply(str(number))))
     return replace(tiny_campaign(folder), optimizer=Optimizer("scripted", served.url))
-
-
-def _replies(number: int, body: Body) -> Scripted:
-    """Return the reply of the scripted endpoint: random levels, which must be repaired."""
-    chance = random.Random(number)
-    candidates = []
-    for _ in range(4):
-        levels = [chance.randrange(7) for _ in range(6)]
-        candidates.append({"mlp": levels, "kv": [chance.randrange(6)]})
-    return Scripted(text=json.dumps({"candidates": candidates}))

@@ -1,9 +1,12 @@
 """A campaign on a tiny random model with generated data, which takes seconds."""
 
+import json
+import random
 from pathlib import Path
 
 from benchmarks.rates_parts.campaign import Campaign
-from tests.support.models import byte_tokenizer, tiny
+from tests.support.chat_endpoint import Scripted
+from tests.support.models import N_LAYERS, byte_tokenizer, tiny
 from tests.support.texts import hellaswag_rows, prose, write_lines
 
 
@@ -37,3 +40,16 @@ def tiny_campaign(folder: Path) -> Campaign:
         align=8,
         window=32,
     )
+
+
+def random_reply(seed: str) -> Scripted:
+    """Return a reply of a scripted endpoint: random levels of the tiny model, which must be
+    repaired.
+    """
+    chance = random.Random(seed)
+    candidates = []
+    for _ in range(4):
+        mlp = [chance.randrange(7) for _ in range(N_LAYERS)]
+        kv = [chance.randrange(2) for _ in range(N_LAYERS)]
+        candidates.append({"parents": [], "mlp": mlp, "kv": kv})
+    return Scripted(text=json.dumps({"candidates": candidates}))
