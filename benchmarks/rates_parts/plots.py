@@ -1,5 +1,6 @@
 """Draws the notes of the searches: best so far, and the rates of each layer."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def _anytime(notes: Mapping[str, Any], path: Path) -> Path:
         1, len(notes), figsize=(6.5 * len(notes), 5.0), layout="constrained", squeeze=False
     )
     for axes, (ratio, found) in zip(axes_R[0], notes.items(), strict=True):
+        least = math.inf
         for row in found["rows"]:
             count = min(found["trials"], *(len(study["best"]) for study in row["studies"]))
             best_SN = np.array([study["best"][:count] for study in row["studies"]])
@@ -50,9 +52,15 @@ def _anytime(notes: Mapping[str, Any], path: Path) -> Path:
             mean, sd = best_SN.mean(axis=0), best_SN.std(axis=0)
             (drawn,) = axes.plot(x, mean, line, color=color, label=row["method"])
             axes.fill_between(x, mean - sd, mean + sd, color=drawn.get_color(), alpha=0.12)
+            least = min(least, float(mean[-1] - sd[-1]))
+        # Most fixed allocations are far above all searches, and are left out.
+        best_fixed = min(each["kl"] for each in found["fixed"])
+        top = best_fixed + max(0.6 * (best_fixed - least), 0.02 * best_fixed)
         for each in found["fixed"]:
-            axes.axhline(each["kl"], color="tab:orange", linewidth=0.6)
-            axes.annotate(each["name"], (1, each["kl"]), fontsize=6, color="tab:orange")
+            if each["kl"] <= top:
+                axes.axhline(each["kl"], color="tab:orange", linewidth=0.6)
+                axes.annotate(each["name"], (1, each["kl"]), fontsize=7, color="tab:orange")
+        axes.set_ylim(top=top)
         axes.set(xlabel="evaluations", ylabel="best KL (nats per token)", title=f"{ratio} removed")
         axes.grid(visible=True, alpha=0.25)
     axes_R[0][-1].legend(fontsize=8)
