@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from prunesearch.config.recipe import Recipe
     from prunesearch.config.run_options import RunOptions
     from prunesearch.errors import PruneSearchError
-    from prunesearch.layer_widths import LayerWidths
     from prunesearch.pipeline.run import RunResult, run
     from prunesearch.samplers import PSOSampler, WOASampler
     from prunesearch.space import SearchSpace
-    from prunesearch.width_space import WidthSpace
+    from prunesearch.widths.layer_widths import LayerWidths
+    from prunesearch.widths.space import WidthSpace
 
 _HOMES = {
     "Evaluation": "candidate",
     "LayerSubset": "candidate",
-    "LayerWidths": "layer_widths",
+    "LayerWidths": "widths.layer_widths",
     "PSOSampler": "samplers",
     "PruneSearchError": "errors",
     "Recipe": "config.recipe",
@@ -32,7 +32,7 @@ _HOMES = {
     "RunResult": "pipeline.run",
     "SearchSpace": "space",
     "WOASampler": "samplers",
-    "WidthSpace": "width_space",
+    "WidthSpace": "widths.space",
     "run": "pipeline.run",
 }
 __all__ = [

@@ -1,5 +1,5 @@
 """The types that all parts share: `LayerSubset` (the removed layers) and `Evaluation` (the
-resulting metrics). `layer_widths.LayerWidths` is a subset that also narrows layers.
+resulting metrics). `widths.layer_widths.LayerWidths` is a subset that also narrows layers.
 """
 
 import re

@@ -19,7 +19,7 @@ SPACES = (*UNITS, *WIDTHS)
 
 
 class Space(Protocol):
-    """What samplers need to know of a search space: `SearchSpace` or `width_space.WidthSpace`.
+    """What samplers need to know of a search space: `SearchSpace` or `widths.space.WidthSpace`.
 
     A candidate is a set of units: dropped blocks or sublayers, or levels of widths.
     """

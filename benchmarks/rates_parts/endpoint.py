@@ -25,7 +25,6 @@ from benchmarks.rates_parts.campaign import Campaign, Optimizer, Search
 from benchmarks.rates_parts.tiny import random_reply, tiny_campaign
 from benchmarks.support.record import Record
 from prunesearch.cache.evaluation_cache import EvaluationCache
-from prunesearch.layer_widths import LayerWidths, WidthShape
 from prunesearch.llm.client import ChatClient
 from prunesearch.llm.endpoint import Endpoint
 from prunesearch.llm.limits import CircuitBreaker
@@ -33,7 +32,9 @@ from prunesearch.llm.recorded_chat import RecordedChat
 from prunesearch.samplers import build
 from prunesearch.samplers.llm.settings import LanguageModel
 from prunesearch.studies.sources import source_shares
-from prunesearch.width_space import WidthSpace
+from prunesearch.widths.layer_widths import LayerWidths
+from prunesearch.widths.shape import WidthShape
+from prunesearch.widths.space import WidthSpace
 from tests.support.chat_endpoint import Body, Scripted, chat_endpoint
 from tests.support.processes import FORK
 

@@ -25,7 +25,7 @@ from benchmarks.rates_parts.campaign import Campaign
 from benchmarks.rates_parts.endpoint import LAYERS, fuzz_space
 from benchmarks.support.record import Record
 from prunesearch.algorithms.registry import REGISTRY, AlgorithmEntry
-from prunesearch.layer_widths import LayerWidths
+from prunesearch.importance.orders import channel_order
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.narrowing import narrow, order_of, reorder
@@ -35,8 +35,8 @@ from prunesearch.models.width_shape import attention_of, mlp_of, width_shape_of
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.pipeline.session import open_session
 from prunesearch.samplers import build, report
-from prunesearch.width_space import WidthSpace
-from prunesearch.widths.orders import channel_order
+from prunesearch.widths.layer_widths import LayerWidths
+from prunesearch.widths.space import WidthSpace
 
 _MEMORY_CANDIDATES = 50
 _MIB = 2**20

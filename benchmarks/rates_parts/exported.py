@@ -13,12 +13,12 @@ from benchmarks.rates_parts import speed
 from benchmarks.rates_parts.campaign import Campaign
 from benchmarks.support.record import Record
 from prunesearch.export import export
-from prunesearch.layer_widths import LayerWidths
+from prunesearch.importance.orders import channel_order
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.narrowing import reorder
 from prunesearch.models.width_shape import width_shape_of
 from prunesearch.objectives.calibration_data import token_windows
-from prunesearch.widths.orders import channel_order
+from prunesearch.widths.layer_widths import LayerWidths
 
 
 def measure(record: Record, campaign: Campaign, scratch: Path) -> None:

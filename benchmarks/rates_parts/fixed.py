@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from benchmarks.rates_parts.campaign import Campaign
 from benchmarks.rates_parts.held_out import HeldOut, HeldOutScorer
+from prunesearch.importance.allocations.registry import FixedAllocation, fixed_allocations
 from prunesearch.pipeline.session import Session, require
-from prunesearch.width_space import WidthSpace
-from prunesearch.widths.allocations.registry import FixedAllocation, fixed_allocations
+from prunesearch.widths.space import WidthSpace
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from benchmarks.rates_parts.held_out import HeldOut, HeldOutScorer, mean_and_sd
 from benchmarks.rates_parts.studies import Trace, read, run_all
 from benchmarks.support.record import Record
 from prunesearch.candidate import LayerSubset
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.loading import load
 from prunesearch.models.narrowing import narrow, order_of, reorder
 from prunesearch.models.surgery import remove
 from prunesearch.models.width_shape import width_shape_of
 from prunesearch.pipeline.session import Session, open_session
+from prunesearch.widths.layer_widths import LayerWidths
 
 _SAMPLER = "pso"
 _SHARE = 0.2

@@ -22,8 +22,8 @@ from benchmarks.rates_parts.optimizer import serving
 from benchmarks.rates_parts.studies import Trace, left, read, run_all
 from benchmarks.support.record import Record
 from prunesearch.candidate import LayerSubset
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.pipeline.session import Session, open_session
+from prunesearch.widths.layer_widths import LayerWidths
 
 _COMPARED = ("evolution", "pso", "random", "llm-shuffled", "llm-renamed")
 """What the sampler `llm` is compared with."""

@@ -24,7 +24,7 @@ from prunesearch.algorithms.operators import Counts, Mask, Real
 from prunesearch.algorithms.subset_constraints import LISTABLE
 from prunesearch.algorithms.surrogate import Ranking
 from prunesearch.algorithms.width_surrogate import WidthSurrogate
-from prunesearch.width_space import WidthSpace
+from prunesearch.widths.space import WidthSpace
 
 _ACROSS = 0.2  # probability that an exchange is between two kinds of genes
 _BLOCK = 0.25  # probability that an exchange drops or revives a whole block, where it may

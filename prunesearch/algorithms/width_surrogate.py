@@ -23,7 +23,7 @@ import numpy as np
 from prunesearch.algorithms.gaussian_process import Amplitudes, GaussianProcess
 from prunesearch.algorithms.operators import Mask, Real
 from prunesearch.algorithms.surrogate import Ranking
-from prunesearch.width_space import WidthSpace
+from prunesearch.widths.space import WidthSpace
 
 _CONSTANT, _RANKING = 4.0, 2.0  # c0, and ap of each prior feature
 _LENGTHS = (0.05, 0.15)  # h: mean distance of two candidates' genes at which similarity fades

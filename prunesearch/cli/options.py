@@ -12,11 +12,11 @@ from prunesearch.cli.parameters import WEIGHTS, SharedOption, ignored, renamed
 from prunesearch.config.run_options import ENGINES, OFFLOADS, RunOptions
 from prunesearch.config.search import RANKINGS
 from prunesearch.export.formats.registry import checkpoint_formats
+from prunesearch.importance.criteria.registry import REGISTRY as CRITERIA
 from prunesearch.objectives import registry as objectives
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE
 from prunesearch.service.credentials import DEFAULT_SERVER, SERVER_VARIABLE, TOKEN_VARIABLE
 from prunesearch.space import SPACES, UNITS
-from prunesearch.widths.criteria.registry import REGISTRY as CRITERIA
 
 # What is removed.
 DROP = SharedOption(

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 from prunesearch.algorithms.registry import REGISTRY, names_with
 from prunesearch.config.settings import Settings
 from prunesearch.errors import UnknownNameError, either
+from prunesearch.importance.criteria.registry import REGISTRY as CRITERIA
 from prunesearch.space import SPACES, UNITS, WIDTHS, split_drop
-from prunesearch.width_space import parse_target
-from prunesearch.widths.criteria.registry import REGISTRY as CRITERIA
+from prunesearch.widths.budgets import parse_target
 
 RANKINGS = ("none", "influence", "magnitude", "taylor", "single")
 SCORES = "scores"
@@ -70,13 +70,13 @@ class SearchSection(Settings):
     """What a search over widths removes: ``20%`` of the parameters, ``26M`` parameters, or
     ``100MiB``."""
     criterion: str | None = Field(default=None, exclude_if=_absent)
-    """Importance score that orders the channels of a search over widths (see `widths.criteria`);
-    default ``flap``."""
+    """Importance score that orders the channels of a search over widths (see
+    `importance.criteria`); default ``flap``."""
     align: Annotated[int, Field(ge=1)] | None = Field(default=None, exclude_if=_absent)
     """Number that all widths in channels are multiples of; default 64."""
     first_allocations: bool | None = Field(default=None, exclude_if=_absent)
-    """Whether a search over widths begins with the fixed allocations (see `widths.allocations`);
-    default True."""
+    """Whether a search over widths begins with the fixed allocations (see
+    `importance.allocations`); default True."""
     drop: str = ""
     """Number of units to drop: ``8``, ``25%`` (rounded to the nearest whole number), at most 8
     (``..8``), or ``pareto`` for the best of every number, optionally with a limit

@@ -18,10 +18,10 @@ from prunesearch.errors import ModelError
 from prunesearch.export.formats.plain import PLAIN
 from prunesearch.export.formats.registry import REGISTRY, narrows
 from prunesearch.export.results import Exported, Verification
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
 from prunesearch.runtime.json_values import Json, JsonObject, as_object
+from prunesearch.widths.layer_widths import LayerWidths
 
 _LICENCE = ("license", "license_name", "license_link", "language")
 

@@ -16,13 +16,13 @@ from prunesearch.export.formats.registry import REGISTRY
 from prunesearch.export.layout import Layout, layout_of
 from prunesearch.export.narrow_tensors import WHOLE, NarrowTensors, narrow_tensors
 from prunesearch.export.writer import MAX_SHARD, Written, write_cast, write_shards
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.guard import guarded_writing
 from prunesearch.models.handover import unchanged_by
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.narrowing import in_own_order
 from prunesearch.models.safetensors_files import Stored, tensors_in, tensors_of
 from prunesearch.models.structure import meta_model
+from prunesearch.widths.layer_widths import LayerWidths
 
 
 def write_checkpoint(

@@ -16,13 +16,13 @@ from prunesearch.errors import InputError, VerificationError
 from prunesearch.export import llama_cpp
 from prunesearch.export.channel_order_file import as_text, from_text
 from prunesearch.export.results import Generated, GgufRecheck, LlamaCppCheck
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.gguf_file import open_gguf
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.narrowing import reorder
 from prunesearch.models.source import refuse_part
 from prunesearch.models.width_shape import width_shape_of
+from prunesearch.widths.layer_widths import LayerWidths
 
 PREFIX = "prunesearch."
 """Start of the names of these keys."""

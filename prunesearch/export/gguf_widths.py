@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.structure import architecture_of, blocks_of, parts_of
 from prunesearch.models.width_shape import attention_of, mlp_of
+from prunesearch.widths.layer_widths import LayerWidths
 
 ARCHITECTURE = gguf.MODEL_ARCH.DECI
 _TYPES = ("llama", "mistral", "qwen2")

@@ -28,11 +28,11 @@ from prunesearch.export import (
 from prunesearch.export.atomic import new_file
 from prunesearch.export.formats.registry import narrows
 from prunesearch.export.results import LlamaCppCheck
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.narrowing import order_of
 from prunesearch.models.surgery import pruned
 from prunesearch.runtime import stopping
+from prunesearch.widths.layer_widths import LayerWidths
 
 _ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
     "llama": gguf.MODEL_ARCH.LLAMA,

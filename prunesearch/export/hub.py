@@ -22,8 +22,8 @@ from prunesearch.errors import (
     RunError,
     one_line,
 )
-from prunesearch.layer_widths import described
 from prunesearch.runtime.json_values import JsonObject, as_list, as_object
+from prunesearch.widths.layer_widths import described
 
 _TOKEN = re.compile(r"hf_\w+")
 

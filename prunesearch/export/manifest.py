@@ -14,12 +14,12 @@ from prunesearch.export import card
 from prunesearch.export.channel_order_file import write_order
 from prunesearch.export.formats.registry import narrows
 from prunesearch.export.results import Exported
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.narrowing import order_of
 from prunesearch.models.safetensors_files import INDEX
 from prunesearch.runtime.json_values import Json, JsonObject, to_json
 from prunesearch.runtime.version import __version__
+from prunesearch.widths.layer_widths import LayerWidths
 
 MANIFEST = "prunesearch.json"
 REPORT = "verification.json"

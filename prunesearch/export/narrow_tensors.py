@@ -14,12 +14,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.export.layout import Slice
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.experts import experts_of
 from prunesearch.models.narrowing import narrow_outputs, order_of
 from prunesearch.models.safetensors_files import Stored, tensors_in
 from prunesearch.models.structure import blocks_of
 from prunesearch.models.width_shape import attention_of, mlp_of
+from prunesearch.widths.layer_widths import LayerWidths
 
 
 @dataclass(frozen=True)

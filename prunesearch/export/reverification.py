@@ -14,7 +14,6 @@ from prunesearch.export.reloading import reload
 from prunesearch.export.results import Recheck, Reference
 from prunesearch.export.verification import compare, matches
 from prunesearch.export.writer import digest
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.narrowing import reorder
@@ -22,6 +21,7 @@ from prunesearch.models.safetensors_files import misplaced, tensors_in
 from prunesearch.models.source import refuse_adapter
 from prunesearch.models.width_shape import width_shape_of
 from prunesearch.runtime.json_values import Json, JsonObject, as_int, as_list, as_object
+from prunesearch.widths.layer_widths import LayerWidths
 
 _MANIFEST = ("form", "base_model", "base_fingerprint", "base_layers", "dropped")
 _REPORT = ("digests", "reference")

@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.experts import NarrowableExperts, fewer_experts, keep_experts
 from prunesearch.models.narrowing_check import check_narrowing
@@ -28,6 +27,7 @@ from prunesearch.models.permuting import indices_of_groups, permute
 from prunesearch.models.structure import blocks_of
 from prunesearch.models.width_shape import BlockParts, NarrowableAttention, block_parts
 from prunesearch.models.width_views import NarrowLinear, Part, columns_of, install, viewed, views_of
+from prunesearch.widths.layer_widths import LayerWidths
 
 
 @dataclass

@@ -19,9 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from prunesearch.candidate import LayerSubset
 from prunesearch.compat.transformers import offload_device
 from prunesearch.errors import ModelError
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.architectures import ARCHITECTURES, Architecture, Sublayer
 from prunesearch.models.guard import guarded
+from prunesearch.widths.layer_widths import LayerWidths
 
 _COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
 OTHER_PARTS = ("vision", "visual", "audio", "encoder.")

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.errors import ModelError
-from prunesearch.layer_widths import WidthShape
 from prunesearch.models.experts import NarrowableExperts, experts_of
 from prunesearch.models.structure import architecture_of, blocks_of, parts_of, settings_of
+from prunesearch.widths.shape import WidthShape
 
 _QKV = ("q_proj", "k_proj", "v_proj")
 _ATTENTION_OUT = ("o_proj", "out_proj", "dense")

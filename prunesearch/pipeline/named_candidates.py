@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.data import DataSection
 from prunesearch.config.run_options import RunOptions
-from prunesearch.layer_widths import parse_candidate
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.width_shape import width_shape_of
 from prunesearch.pipeline.width_search import put_in_order
+from prunesearch.widths.layer_widths import parse_candidate
 
 
 @dataclass(frozen=True)

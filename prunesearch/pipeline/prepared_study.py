@@ -20,7 +20,6 @@ from prunesearch.errors import (
 )
 from prunesearch.evaluation.scalarization import TrialScalarizer, objectives
 from prunesearch.execution.latency import LatencyModel
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.structure import most_positions
 from prunesearch.objectives.calibration_data import token_windows
@@ -41,7 +40,8 @@ from prunesearch.samplers import SubsetSampler, build
 from prunesearch.samplers.llm.settings import LanguageModel
 from prunesearch.space import SearchSpace, Space
 from prunesearch.studies import persistence, selection, study_recipe
-from prunesearch.width_space import WidthSpace
+from prunesearch.widths.layer_widths import LayerWidths
+from prunesearch.widths.space import WidthSpace
 
 FIRST_ATTR = "first candidates"
 """User attribute of a study: the candidates that it begins with."""

@@ -27,6 +27,8 @@ from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.worker import Content
 from prunesearch.evaluation.worker_pool import WorkerPool
 from prunesearch.execution.shared_forward import Forward
+from prunesearch.importance.layer_statistics import LayerStatistics
+from prunesearch.importance.orders import MeasuredOrder
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.config_edits import period_of
 from prunesearch.models.loading import LoadedModel, load
@@ -47,8 +49,6 @@ from prunesearch.pipeline.width_search import (
 )
 from prunesearch.runtime import stopping
 from prunesearch.space import SearchSpace, Space
-from prunesearch.widths.layer_statistics import LayerStatistics
-from prunesearch.widths.orders import MeasuredOrder
 
 if TYPE_CHECKING:
     from prunesearch.pipeline.ray_workers import RayPlan

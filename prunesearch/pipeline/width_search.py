@@ -16,7 +16,9 @@ from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.config.search import SearchSection
 from prunesearch.errors import InputError, StudyError
-from prunesearch.layer_widths import LayerWidths
+from prunesearch.importance.allocations.registry import fixed_allocations
+from prunesearch.importance.layer_statistics import LayerStatistics
+from prunesearch.importance.orders import MeasuredOrder, channel_order, kept_order
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.narrowing import order_of, reorder
@@ -25,10 +27,8 @@ from prunesearch.models.width_shape import width_shape_of
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.space import parse_protect
 from prunesearch.studies import study_recipe
-from prunesearch.width_space import WidthSpace
-from prunesearch.widths.allocations.registry import fixed_allocations
-from prunesearch.widths.layer_statistics import LayerStatistics
-from prunesearch.widths.orders import MeasuredOrder, channel_order, kept_order
+from prunesearch.widths.layer_widths import LayerWidths
+from prunesearch.widths.space import WidthSpace
 
 
 def check_resident(recipe: Recipe, options: RunOptions) -> None:

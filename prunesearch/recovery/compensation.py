@@ -21,7 +21,6 @@ from prunesearch import events
 from prunesearch.cache.keys import canonical_json
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, UnknownNameError
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.fingerprint import digest_of
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.narrowing import check_order, narrow_outputs
@@ -44,6 +43,7 @@ from prunesearch.recovery.output_projections import Edit, put
 from prunesearch.recovery.width_fitting import WidthFitter, narrowed_blocks
 from prunesearch.recovery.width_results import WidthResult
 from prunesearch.runtime.json_values import JsonObject
+from prunesearch.widths.layer_widths import LayerWidths
 
 COMPENSATION_VERSION = 1
 """Version of compensation. Increase it with every change that may change a compensated weight."""

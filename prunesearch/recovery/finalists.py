@@ -14,7 +14,6 @@ from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import ModelError
-from prunesearch.layer_widths import LayerWidths, described
 from prunesearch.models.loading import LoadedModel
 from prunesearch.recovery.compensation import Compensation, compensate, fit_and_held_out
 from prunesearch.recovery.healing import (
@@ -25,6 +24,7 @@ from prunesearch.recovery.healing import (
 )
 from prunesearch.recovery.lora import weights_restored
 from prunesearch.runtime import stopping
+from prunesearch.widths.layer_widths import LayerWidths, described
 
 FIT_TOKENS = 8192
 """Number of tokens that a compensation is fitted to."""

@@ -3,8 +3,8 @@
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from prunesearch.layer_widths import described
 from prunesearch.report.tables import Parts, gib, number
+from prunesearch.widths.layer_widths import described
 
 if TYPE_CHECKING:
     from prunesearch.export.results import (

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from prunesearch.layer_widths import described
 from prunesearch.report.export import exported
 from prunesearch.report.models import evaluation
 from prunesearch.report.search import found
@@ -13,6 +12,7 @@ from prunesearch.report.tables import (
     gib,
     table,
 )
+from prunesearch.widths.layer_widths import described
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -21,7 +21,7 @@ from prunesearch.samplers.settings import SamplerSettings, renamed_encoding
 from prunesearch.samplers.stored_memory import STATE_ATTR
 from prunesearch.space import SearchSpace, Space
 from prunesearch.studies.trial_log import annotate, report
-from prunesearch.width_space import WidthSpace
+from prunesearch.widths.space import WidthSpace
 
 if TYPE_CHECKING:
     from prunesearch.samplers.llm.settings import LanguageModel

@@ -41,7 +41,7 @@ from prunesearch.studies.trial_log import (
     start,
     under_optimize,
 )
-from prunesearch.width_space import WidthSpace
+from prunesearch.widths.space import WidthSpace
 
 _ASK_TRIES = 5
 

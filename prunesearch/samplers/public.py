@@ -21,7 +21,7 @@ from prunesearch.samplers.population import SwarmSampler, algorithm_of
 from prunesearch.samplers.settings import renamed_encoding
 from prunesearch.space import SearchSpace, Space
 from prunesearch.studies.optuna_internals.access import store_constraints
-from prunesearch.width_space import WidthSpace
+from prunesearch.widths.space import WidthSpace
 
 Constraints = Callable[[FrozenTrial], Sequence[float]]
 """Function that returns the constraints of a finished trial, as Optuna's own samplers take it."""

@@ -1,1 +1,1 @@
-"""Layer-wise pruning rates: importance scores, channel orders and fixed allocations."""
+"""Candidates that narrow layers, and the space of all candidates of one size."""

@@ -14,8 +14,8 @@ from prunesearch.algorithms.registry import REGISTRY
 from prunesearch.algorithms.surrogate import Ranking
 from prunesearch.algorithms.vector_swarms import VectorSwarm
 from prunesearch.algorithms.width_constraints import WidthConstraints
-from prunesearch.layer_widths import WidthShape
-from prunesearch.width_space import WidthSpace
+from prunesearch.widths.shape import WidthShape
+from prunesearch.widths.space import WidthSpace
 from tests.support.width_shapes import SMOLLM2, TOTAL
 
 SMALL = WidthShape((3, 3), (3, 3), (1, 1), (2, 2), (1, 1), (2, 2), 1)

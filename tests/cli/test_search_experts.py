@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.loading import load
 from prunesearch.models.width_shape import width_shape_of
+from prunesearch.widths.layer_widths import LayerWidths
 from tests.support.cli import FAST, run_json
 
 

@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from prunesearch.errors import InputError
 from prunesearch.export import export, recheck
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models import narrowing
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
 from prunesearch.models.width_shape import width_shape_of
+from prunesearch.widths.layer_widths import LayerWidths
 from tests.support.model_types import tiny_model
 from tests.support.models import byte_tokenizer
 from tests.support.widths import order_for

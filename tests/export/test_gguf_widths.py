@@ -9,8 +9,8 @@ from prunesearch.errors import InputError, VerificationError
 from prunesearch.export import gguf_record, gguf_widths, gguf_write
 from prunesearch.export.formats.registry import REGISTRY
 from prunesearch.export.results import LlamaCppCheck
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models.loading import load
+from prunesearch.widths.layer_widths import LayerWidths
 from tests.support.narrow_models import narrow_model
 
 

@@ -12,7 +12,9 @@ from prunesearch.errors import InputError
 from prunesearch.execution.batches import Rows
 from prunesearch.execution.head import Head
 from prunesearch.execution.shared_forward import Forward
-from prunesearch.layer_widths import LayerWidths
+from prunesearch.importance.allocations.registry import fixed_allocations
+from prunesearch.importance.criteria.registry import REGISTRY
+from prunesearch.importance.orders import channel_order
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.experts import experts_of, fewer_experts, masked_experts
 from prunesearch.models.loading import LoadedModel
@@ -20,10 +22,8 @@ from prunesearch.models.narrowing import narrow, narrow_outputs, narrowed, reord
 from prunesearch.models.structure import blocks_of, lost, sizes_of
 from prunesearch.models.surgery import pruned
 from prunesearch.models.width_shape import mlp_of, width_shape_of
-from prunesearch.width_space import WidthSpace
-from prunesearch.widths.allocations.registry import fixed_allocations
-from prunesearch.widths.criteria.registry import REGISTRY
-from prunesearch.widths.orders import channel_order
+from prunesearch.widths.layer_widths import LayerWidths
+from prunesearch.widths.space import WidthSpace
 from tests.support.models import byte_tokenizer, resident
 
 EXPERTS, TOP_K = 6, 2

@@ -18,7 +18,6 @@ from prunesearch.errors import InputError
 from prunesearch.execution.batches import Rows
 from prunesearch.execution.head import Head
 from prunesearch.execution.shared_forward import Forward
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models import narrowing
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.layers import ResidentLayers
@@ -26,6 +25,7 @@ from prunesearch.models.permuting import indices_of_groups
 from prunesearch.models.structure import blocks_of, sizes_of
 from prunesearch.models.surgery import pruned
 from prunesearch.models.width_shape import attention_of, mlp_of, width_shape_of
+from prunesearch.widths.layer_widths import LayerWidths
 
 SIZES: dict[str, Any] = {
     "vocab_size": 99,

@@ -13,7 +13,6 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from prunesearch.errors import InputError, ModelError
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models import narrowing, narrowing_check, width_shape
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.experts import experts_of, masked_experts
@@ -22,6 +21,7 @@ from prunesearch.models.structure import blocks_of
 from prunesearch.models.surgery import pruned
 from prunesearch.models.width_shape import BlockParts, attention_of, mlp_of, width_shape_of
 from prunesearch.models.width_views import columns_of
+from prunesearch.widths.layer_widths import LayerWidths
 from tests.support.model_types import tiny_model
 from tests.support.models import N_LAYERS, tiny
 from tests.support.widths import order_for, random_widths

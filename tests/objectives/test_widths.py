@@ -10,7 +10,6 @@ from transformers import StaticCache
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.execution.latency import compare_latency, measure_latency_model
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models import narrowing
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import pruned
@@ -19,6 +18,7 @@ from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.identity import numerics_of
 from prunesearch.objectives.metrics.perplexity import Perplexity
 from prunesearch.objectives.task import TaskObjective
+from prunesearch.widths.layer_widths import LayerWidths
 from tests.support.models import N_LAYERS, results_of
 from tests.support.widths import narrow_copy, order_for
 

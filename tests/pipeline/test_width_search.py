@@ -15,7 +15,7 @@ from prunesearch.pipeline.state import Request
 from prunesearch.pipeline.width_search import first_widths, harm_of_units
 from prunesearch.report.removals import Removal
 from prunesearch.report.results import SearchReport
-from prunesearch.width_space import WidthSpace
+from prunesearch.widths.space import WidthSpace
 from tests.support.cli import refused, run, run_json
 
 

@@ -10,7 +10,6 @@ from prunesearch.config.recovery import Tuning
 from prunesearch.errors import InputError
 from prunesearch.events import Event, HealProgress, subscribed
 from prunesearch.export import export, recheck
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models import narrowing
 from prunesearch.models.fingerprint import fingerprint
 from prunesearch.models.loading import LoadedModel, load
@@ -22,6 +21,7 @@ from prunesearch.recovery.finalists import diverse, rerank_by_healing
 from prunesearch.recovery.training_checkpoints import newest_checkpoint
 from prunesearch.recovery.training_data import sequences_of
 from prunesearch.recovery.tuning import tune
+from prunesearch.widths.layer_widths import LayerWidths
 from tests.support.widths import order_for, random_widths
 
 TEXT = "0:40/2,1:64/1,2:24/1,4,5:50/2"

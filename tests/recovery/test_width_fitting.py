@@ -9,7 +9,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.errors import InputError, ModelError
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models import narrowing
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import blocks_of, sizes_of
@@ -20,6 +19,7 @@ from prunesearch.recovery import width_fitting
 from prunesearch.recovery.compensation import compensate
 from prunesearch.recovery.output_fit import OutputSums
 from prunesearch.recovery.width_fitting import WidthFitter
+from prunesearch.widths.layer_widths import LayerWidths
 from tests.support.models import N_LAYERS, byte_tokenizer, resident, tiny
 from tests.support.widths import order_for
 

@@ -10,9 +10,10 @@ from prunesearch import PSOSampler, WidthSpace
 from prunesearch.algorithms.registry import REGISTRY
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
-from prunesearch.layer_widths import LayerWidths, WidthShape
 from prunesearch.samplers import SubsetSampler, build
 from prunesearch.samplers.stored_memory import STATE_ATTR
+from prunesearch.widths.layer_widths import LayerWidths
+from prunesearch.widths.shape import WidthShape
 from tests.support.additive_loss import drive
 
 SHAPE = WidthShape((256,) * 8, (4,) * 8, (96,) * 8, (2048,) * 8, (96,) * 8, (2048,) * 8, 32)

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models import narrowing
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.permuting import indices_of_groups
 from prunesearch.models.structure import blocks_of
 from prunesearch.models.width_shape import attention_of, mlp_of, width_shape_of
+from prunesearch.widths.layer_widths import LayerWidths
 from tests.support.models import byte_tokenizer, tiny
 from tests.support.widths import order_for
 

@@ -8,8 +8,8 @@ import prunesearch
 PACKAGE = Path(prunesearch.__file__).parent
 # A module imports only what stands before it here, or beside it in its own folder.
 ORDER = (
-    "runtime compat errors units candidate layer_widths events space width_space algorithms cache "
-    "llm models execution objectives widths config studies samplers "
+    "runtime compat errors units candidate widths events space algorithms cache "
+    "llm models execution objectives importance config studies samplers "
     "evaluation export recovery report pipeline service cli __main__"
 ).split()
 

@@ -1,6 +1,6 @@
 """The shapes of models whose layers are narrowed."""
 
-from prunesearch.layer_widths import WidthShape
+from prunesearch.widths.shape import WidthShape
 
 N = 30
 SMOLLM2 = WidthShape(

@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.models import narrowing
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.layers import ResidentLayers
@@ -14,6 +13,7 @@ from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import blocks_of, sizes_of
 from prunesearch.models.weights_state import WeightsState
 from prunesearch.models.width_shape import attention_of, width_shape_of
+from prunesearch.widths.layer_widths import LayerWidths
 
 
 def order_for(model: PreTrainedModel, biases: bool, seed: int = 1) -> ChannelOrder:

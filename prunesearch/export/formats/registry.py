@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, UnknownNameError, either
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.runtime.registry import Registry
+from prunesearch.widths.layer_widths import LayerWidths
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -14,8 +14,8 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.export.formats.registry import register
 from prunesearch.export.formats.with_code import FormatWithCode
-from prunesearch.layer_widths import LayerWidths
 from prunesearch.runtime.json_values import JsonObject
+from prunesearch.widths.layer_widths import LayerWidths
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.export.formats.registry import ExportFormat, narrows, register
-from prunesearch.layer_widths import LayerWidths
+from prunesearch.widths.layer_widths import LayerWidths
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -9,7 +9,6 @@ from dataclasses import replace
 from prunesearch import events
 from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import ModelError, RunError
-from prunesearch.layer_widths import LayerWidths, described
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import State
 from prunesearch.recovery.compensation import Compensation, compensate, fit_and_held_out
@@ -17,6 +16,7 @@ from prunesearch.recovery.finalists import compensation_of
 from prunesearch.recovery.gaps import GapResult
 from prunesearch.report.results import CompensationReport, GapReport, WidthReport
 from prunesearch.runtime import stopping
+from prunesearch.widths.layer_widths import LayerWidths, described
 
 
 def compensate_candidate(state: State) -> State:

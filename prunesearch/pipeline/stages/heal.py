@@ -11,12 +11,12 @@ from dataclasses import replace
 from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recovery import HealRecipe
-from prunesearch.layer_widths import described
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import Resources, State
 from prunesearch.recovery.healing import ask_teacher, carry_out, held_out_loss
 from prunesearch.recovery.run_folder import RUN_FOLDERS, Healed
 from prunesearch.report.results import HealedReport
+from prunesearch.widths.layer_widths import described
 
 
 def heal_candidate(state: State) -> State:

@@ -19,7 +19,8 @@ from prunesearch.samplers.llm.described_search import (
 )
 from prunesearch.samplers.llm.parsing import Numbers
 from prunesearch.samplers.llm.settings import LayerTable
-from prunesearch.width_space import Levels, WidthSpace
+from prunesearch.widths.genes import Levels
+from prunesearch.widths.space import WidthSpace
 
 _MLP, _ATTENTION = "mlp", "kv"
 """Names of the lists: steps of the MLPs' channels, and KV groups of the attentions."""

@@ -38,7 +38,7 @@ from prunesearch.space import SearchSpace, Space
 from prunesearch.studies import sources
 from prunesearch.studies.sources import ProposalFacts, Replies
 from prunesearch.studies.trial_log import ProposalInputs, TrialLog, under_optimize
-from prunesearch.width_space import WidthSpace
+from prunesearch.widths.space import WidthSpace
 
 POPULATION = 16
 """Default number of trials per generation."""

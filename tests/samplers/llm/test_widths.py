@@ -9,14 +9,15 @@ import optuna
 import pytest
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.layer_widths import LayerWidths, WidthShape
 from prunesearch.llm.chat import ChatRequest
 from prunesearch.llm.recorded_chat import RecordedChat
 from prunesearch.samplers import build
 from prunesearch.samplers.llm.described_widths import DescribedWidths
 from prunesearch.samplers.llm.settings import LanguageModel, LayerTable, ProposalSettings
 from prunesearch.studies.sources import source_shares
-from prunesearch.width_space import WidthSpace
+from prunesearch.widths.layer_widths import LayerWidths
+from prunesearch.widths.shape import WidthShape
+from prunesearch.widths.space import WidthSpace
 from tests.support.chat_doubles import FunctionChat, MemoryRecords
 
 LAYERS = 6

@@ -22,12 +22,12 @@ from torch import nn
 
 from prunesearch.execution.batches import Rows
 from prunesearch.execution.shared_forward import Call, Forward, run_block
+from prunesearch.importance.moments import InputMoments
+from prunesearch.importance.router_use import RouterUse
 from prunesearch.models.experts import experts_of
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import blocks_of, input_device
 from prunesearch.runtime import stopping
-from prunesearch.widths.moments import InputMoments
-from prunesearch.widths.router_use import RouterUse
 
 OUTLIERS = 5.0
 """OWL's M, in its experiments."""

@@ -7,7 +7,7 @@ expert the norm of all its weights. It reads no text.
 
 from typing import TYPE_CHECKING
 
-from prunesearch.widths.criteria.registry import (
+from prunesearch.importance.criteria.registry import (
     CriterionEntry,
     ExpertInputs,
     SublayerInputs,

@@ -13,7 +13,7 @@ rows with its columns of the output projection. The scores of all windows are ad
 
 from typing import TYPE_CHECKING
 
-from prunesearch.widths.criteria.registry import (
+from prunesearch.importance.criteria.registry import (
     CriterionEntry,
     ExpertInputs,
     SublayerInputs,

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prunesearch.width_space import Real, WidthSpace
-from prunesearch.widths.allocations.registry import AllocationEntry, register
-from prunesearch.widths.layer_statistics import LayerStatistics
-from prunesearch.widths.rates import BlockSizes, levels_of_rates, shifted, sizes_of_blocks
+from prunesearch.importance.allocations.registry import AllocationEntry, register
+from prunesearch.importance.layer_statistics import LayerStatistics
+from prunesearch.importance.rates import BlockSizes, levels_of_rates, shifted, sizes_of_blocks
+from prunesearch.widths.genes import Real
+from prunesearch.widths.space import WidthSpace
 
 BETAS = (0.25, 0.5, 0.75, 1.0)
 """Values of beta, as shares of the largest legal one."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prunesearch.widths.moments import InputMoments
+from prunesearch.importance.moments import InputMoments
 
 
 def plain(rows_TC: torch.Tensor) -> InputMoments:

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prunesearch.width_space import Real, WidthSpace
-from prunesearch.widths.allocations.registry import AllocationEntry, register
-from prunesearch.widths.layer_statistics import LayerStatistics
+from prunesearch.importance.allocations.registry import AllocationEntry, register
+from prunesearch.importance.layer_statistics import LayerStatistics
+from prunesearch.widths.genes import Real
+from prunesearch.widths.space import WidthSpace
 
 
 def standardised(scores: Real) -> Real:

@@ -15,6 +15,16 @@ import torch
 from torch import nn
 
 from prunesearch.errors import ScoringError, StorageError, one_line
+from prunesearch.importance.criteria.registry import (
+    REGISTRY,
+    CriterionEntry,
+    ExpertInputs,
+    SublayerInputs,
+)
+from prunesearch.importance.gradients import BlockGradients, block_gradients
+from prunesearch.importance.layer_statistics import LayerStatistics
+from prunesearch.importance.moments import InputMoments
+from prunesearch.importance.statistics import BlockStatistics, block_statistics
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.experts import NarrowableExperts
 from prunesearch.models.loading import LoadedModel
@@ -24,16 +34,6 @@ from prunesearch.objectives.calibration_data import check_fits
 from prunesearch.objectives.digests import content_digest
 from prunesearch.objectives.identity import numerics_of, tokens_digest
 from prunesearch.objectives.tensor_files import read_tensors, write_tensors
-from prunesearch.widths.criteria.registry import (
-    REGISTRY,
-    CriterionEntry,
-    ExpertInputs,
-    SublayerInputs,
-)
-from prunesearch.widths.gradients import BlockGradients, block_gradients
-from prunesearch.widths.layer_statistics import LayerStatistics
-from prunesearch.widths.moments import InputMoments
-from prunesearch.widths.statistics import BlockStatistics, block_statistics
 
 VERSION = 1
 """Increased whenever a change of this folder may change an order or a stored number."""

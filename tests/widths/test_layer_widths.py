@@ -4,7 +4,8 @@ import pytest
 
 from prunesearch.candidate import Use
 from prunesearch.errors import InputError
-from prunesearch.layer_widths import LayerWidths, WidthShape
+from prunesearch.widths.layer_widths import LayerWidths
+from prunesearch.widths.shape import WidthShape
 
 SHAPE = WidthShape((48,) * 4, (4,) * 4, (192,) * 4, (3104,) * 4, (192,) * 4, (3072,) * 4, 64)
 

@@ -21,7 +21,7 @@ from prunesearch.runtime.registry import Registry
 if TYPE_CHECKING:
     import torch
 
-    from prunesearch.widths.moments import InputMoments
+    from prunesearch.importance.moments import InputMoments
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ExpertInputs:
 
 
 def use_of_experts(inputs: ExpertInputs) -> "torch.Tensor":
-    """Return the score of each expert by its use. See `widths.router_use`."""
+    """Return the score of each expert by its use. See `importance.router_use`."""
     return inputs.use_U
 
 
@@ -93,6 +93,7 @@ class CriterionEntry:
 
 
 REGISTRY: Registry[CriterionEntry] = Registry(
-    "prunesearch.widths.criteria", lambda name, known: UnknownNameError("criterion", name, known)
+    "prunesearch.importance.criteria",
+    lambda name, known: UnknownNameError("criterion", name, known),
 )
 register = REGISTRY.register

@@ -1,8 +1,8 @@
 """The allocation ``owl``: layers with more outliers lose less.
 
 L. Yin et al., "Outlier Weighed Layerwise Sparsity (OWL)", ICML 2024, arXiv:2310.05175, and its code
-(main.py). With D_l the share of outlier weights of block l (`widths.statistics`, M = 5), scaled to
-[0, 2 lambda], block l keeps
+(main.py). With D_l the share of outlier weights of block l (`importance.statistics`, M = 5), scaled
+to [0, 2 lambda], block l keeps
 
     1 - S + D_l - mean(D),   lambda = 0.08
 
@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prunesearch.width_space import Real, WidthSpace
-from prunesearch.widths.allocations.registry import AllocationEntry, register
-from prunesearch.widths.layer_statistics import LayerStatistics
-from prunesearch.widths.rates import levels_of_rates, shifted, sizes_of_blocks
+from prunesearch.importance.allocations.registry import AllocationEntry, register
+from prunesearch.importance.layer_statistics import LayerStatistics
+from prunesearch.importance.rates import levels_of_rates, shifted, sizes_of_blocks
+from prunesearch.widths.genes import Real
+from prunesearch.widths.space import WidthSpace
 
 LAMBDA = 0.08
 

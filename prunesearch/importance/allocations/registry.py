@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prunesearch.errors import UnknownNameError
-from prunesearch.layer_widths import LayerWidths
+from prunesearch.importance.layer_statistics import LayerStatistics
 from prunesearch.runtime.registry import Registry
-from prunesearch.width_space import Real, WidthSpace
-from prunesearch.widths.layer_statistics import LayerStatistics
+from prunesearch.widths.genes import Real
+from prunesearch.widths.layer_widths import LayerWidths
+from prunesearch.widths.space import WidthSpace
 
 LevelsOf = Callable[[WidthSpace, Sequence[LayerStatistics]], Mapping[str, Real]]
 """Takes a space and the statistics of all blocks. Returns the wanted levels, shape (G,), of each
@@ -54,7 +55,7 @@ class FixedAllocation:
 
 
 REGISTRY: Registry[AllocationEntry] = Registry(
-    "prunesearch.widths.allocations",
+    "prunesearch.importance.allocations",
     lambda name, known: UnknownNameError("allocation", name, known),
 )
 register = REGISTRY.register

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunesearch.errors import InputError
-from prunesearch.layer_widths import WidthShape
-from prunesearch.width_space import WidthSpace, parse_target
+from prunesearch.widths.shape import WidthShape
+from prunesearch.widths.space import WidthSpace
 from tests.support.width_shapes import SMOLLM2, TOTAL, N
 
 
@@ -99,10 +99,3 @@ def test_bad_targets(target: str, message: str) -> None:
 def test_align_must_divide_the_channels() -> None:
     with pytest.raises(InputError, match="`align` 100 does not divide the 1536 channels"):
         WidthSpace.parse(SMOLLM2, "20%", TOTAL, 2, align=100)
-
-
-def test_targets_in_words() -> None:
-    assert parse_target("20%", 1000, 2) == 200
-    assert parse_target("1.5K", 10_000, 2) == 1500
-    assert parse_target("100B", 10**12, 2) == 1e11
-    assert parse_target("1KiB", 1000, 2) == 512

@@ -15,7 +15,7 @@ class LayerStatistics:
 
     Attributes:
         influence: block influence, the mean over tokens of 1 - cos(input, output).
-        outlier_share: share of the block's weights that are outliers (`widths.statistics`).
+        outlier_share: share of the block's weights that are outliers (`importance.statistics`).
         channel_scores, group_scores: score of each channel and KV group, largest first. Empty if
             the block has none that can be removed.
     """

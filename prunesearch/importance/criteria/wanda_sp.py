@@ -12,7 +12,7 @@ those of the dense model, because all widths share one order.
 
 from typing import TYPE_CHECKING
 
-from prunesearch.widths.criteria.registry import CriterionEntry, SublayerInputs, register
+from prunesearch.importance.criteria.registry import CriterionEntry, SublayerInputs, register
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunesearch.width_space import Gene, Real, WidthSpace
+from prunesearch.widths.genes import Gene, Real
+from prunesearch.widths.space import WidthSpace
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.errors import InputError, ModelError, ScoringError, StorageError, UnknownNameError
+from prunesearch.importance.criteria.registry import REGISTRY
+from prunesearch.importance.orders import channel_order
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.narrowing import order_of, reorder
-from prunesearch.widths.criteria.registry import REGISTRY
-from prunesearch.widths.orders import channel_order
 from tests.support.models import N_LAYERS, resident, tiny
 
 WINDOWS = torch.arange(96).view(3, 32) * 7 % 250

@@ -6,14 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunesearch.errors import UnknownNameError
-from prunesearch.layer_widths import LayerWidths, WidthShape
-from prunesearch.width_space import WidthSpace
-from prunesearch.widths.allocations.atp import largest_beta, ramp
-from prunesearch.widths.allocations.flap_global import standardised
-from prunesearch.widths.allocations.owl import rates as owl_rates
-from prunesearch.widths.allocations.registry import REGISTRY, allocate, fixed_allocations
-from prunesearch.widths.layer_statistics import LayerStatistics
-from prunesearch.widths.rates import levels_of_rates, sizes_of_blocks
+from prunesearch.importance.allocations.atp import largest_beta, ramp
+from prunesearch.importance.allocations.flap_global import standardised
+from prunesearch.importance.allocations.owl import rates as owl_rates
+from prunesearch.importance.allocations.registry import REGISTRY, allocate, fixed_allocations
+from prunesearch.importance.layer_statistics import LayerStatistics
+from prunesearch.importance.rates import levels_of_rates, sizes_of_blocks
+from prunesearch.widths.layer_widths import LayerWidths
+from prunesearch.widths.shape import WidthShape
+from prunesearch.widths.space import WidthSpace
 
 L = 10
 CHANNEL, GROUP = 96, 3072  # weights of a channel and of a group

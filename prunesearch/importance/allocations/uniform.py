@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prunesearch.width_space import Real, WidthSpace
-from prunesearch.widths.allocations.registry import AllocationEntry, register
-from prunesearch.widths.layer_statistics import LayerStatistics
-from prunesearch.widths.rates import levels_of_mlps, levels_of_rates, shifted, sizes_of_blocks
+from prunesearch.importance.allocations.registry import AllocationEntry, register
+from prunesearch.importance.layer_statistics import LayerStatistics
+from prunesearch.importance.rates import levels_of_mlps, levels_of_rates, shifted, sizes_of_blocks
+from prunesearch.widths.genes import Real
+from prunesearch.widths.space import WidthSpace
 
 
 def uniform(space: WidthSpace, _: Sequence[LayerStatistics]) -> Mapping[str, Real]:

@@ -14,7 +14,7 @@ score is then the expected squared error of the output, if columns are not corre
 
 from typing import TYPE_CHECKING
 
-from prunesearch.widths.criteria.registry import CriterionEntry, SublayerInputs, register
+from prunesearch.importance.criteria.registry import CriterionEntry, SublayerInputs, register
 
 if TYPE_CHECKING:
     import torch

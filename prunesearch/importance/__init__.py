@@ -1,0 +1,1 @@
+"""Layer-wise pruning rates: importance scores, channel orders and fixed allocations."""
