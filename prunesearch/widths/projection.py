@@ -93,24 +93,31 @@ class Projection:
             rng.shuffle(gone)
         # If the wanted blocks remove too much, keep one more of them each time.
         tries = [gone[:count] for count in range(len(gone) - 1, -1, -1)]
-        # If they remove too little, drop one more block each time, the narrowest first.
-        narrowest: list[tuple[float, int]] = []
-        for block in dict.fromkeys(self.block_G.tolist()):
-            of_block = self.block_G == block
-            left = float(((self.limit_G - wanted_G) * self.cost_G)[of_block].sum())
-            narrowest.append((left, block))
-        more = [block for _, block in sorted(narrowest)]
-        tries += [more[:count] for count in range(1, len(more))]
+        # If they remove too little, drop one more block each time, the narrowest first. At last do
+        # so as if all blocks were wanted whole. This meets every budget that can be met.
+        for left_G in (self.limit_G - wanted_G, self.limit_G):
+            more = self._lightest_first(left_G)
+            tries += [more[:count] for count in range(1, len(more))]
         for dropped in tries:
             levels_MG = self._with_dropped(wanted_G[None], np.isin(self.block_G, dropped), rng)
             if levels_MG is not None:
                 return np.asarray(levels_MG[0])
         return None
 
+    def _lightest_first(self, left_G: Real | Levels) -> list[int]:
+        """Return the blocks, those with the fewest weights left first."""
+        lightest: list[tuple[float, int]] = []
+        for block in dict.fromkeys(self.block_G.tolist()):
+            of_block = self.block_G == block
+            lightest.append((float((left_G * self.cost_G)[of_block].sum()), block))
+        return [block for _, block in sorted(lightest)]
+
     def _with_dropped(
         self, wanted_MG: Real, gone_G: NDArray[np.bool_], rng: np.random.Generator | None
     ) -> Levels | None:
         """Project the genes of kept blocks, with some blocks dropped; None if it is impossible."""
+        if gone_G.all():
+            return None
         levels_MG = np.where(gone_G, self.limit_G, np.zeros_like(wanted_MG, dtype=np.intp))
         rest = self.budget - int(self.limit_G[gone_G] @ self.cost_G[gone_G])
         kinds = []

@@ -74,6 +74,23 @@ def test_wanted_blocks_are_dropped() -> None:
     assert found.candidate(levels_1G[0]).dropped == (3, 7)
 
 
+def test_a_wish_for_no_block_at_all_is_met_as_far_as_the_budget_goes() -> None:
+    found = space("20%", blocks=True)
+    levels_1G = found.project(found.limit_G[None].astype(np.float64))
+    assert levels_1G is not None and found.removed(levels_1G).tolist() == [found.budget]
+
+
+@pytest.mark.parametrize("wanted", [[0, 0], [2, 4], [1, 4], [0.5, 3.9], [2, 0], [0, 4]])
+def test_the_only_candidate_is_found_whatever_is_wanted(wanted: list[float]) -> None:
+    """Block 0 is one attention, and block 1 one MLP. Without block 1 the budget cannot be met."""
+    shape = WidthShape((0, 64), (2, 0), (96, 96), (3072, 3072), (96, 96), (3072, 3072), 32)
+    found = WidthSpace(shape, 10752, (1, 16), blocks=True)
+    assert found.size == 1
+    for rng in (None, np.random.default_rng(0)):
+        levels_1G = found.project(np.array([wanted]), rng)
+        assert levels_1G is not None and levels_1G.tolist() == [[2, 3]]
+
+
 def test_size_of_a_small_space() -> None:
     """Two blocks with 2 removable steps each, and 2 removable groups each that cost two steps."""
     shape = WidthShape((3, 3), (3, 3), (1, 1), (2, 2), (1, 1), (2, 2), 1)
