@@ -5,12 +5,30 @@ K chosen units. `X_MD` is an (M, D) boolean array with one subset per row; `X_D`
 Losses are minimised. Operators that depend on the constraints are methods of `Constraints`.
 """
 
+from collections.abc import Iterable, Iterator, Set
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
 Real = NDArray[np.float64]
 Counts = NDArray[np.intp]
+
+_LISTABLE = 100_000  # largest space that is listed when random swaps find nothing new
+
+
+class Candidates(Protocol):
+    """The candidates of a space, as masks."""
+
+    @property
+    def count(self) -> int:
+        """Number of candidates."""
+        ...
+
+    def every_subset(self) -> Iterator[Mask]:
+        """Yield all candidates."""
+        ...
 
 
 def generator(seed: int, generation: int, particle: int, stream: int = 0) -> np.random.Generator:
@@ -67,3 +85,33 @@ def toward(X_MD: Mask, goal_MD: Mask, share_M: Real, rng: np.random.Generator) -
     fewer_M = rng.binomial(np.maximum(losses_M - gains_M, 0), share_M)
     lost_MD = choose(lose_MD, both_M + fewer_M, rng)
     return np.asarray((X_MD & ~lost_MD) | choose(gain_MD, both_M + more_M, rng))
+
+
+def new_mask(
+    tried: Iterable[Mask], candidates: Candidates, seen: Set[bytes], rng: np.random.Generator
+) -> Mask | None:
+    """Return the first of the tried masks that is new.
+
+    If none is and the space is small, draw one of its new candidates.
+
+    Args:
+        tried: the masks that are tried first.
+        candidates: the space.
+        seen: bytes of the masks that are not new.
+        rng: random generator.
+
+    Returns:
+        None if nothing new was found.
+    """
+    for Y_D in tried:
+        if Y_D.tobytes() not in seen:
+            return np.ascontiguousarray(Y_D)
+    if candidates.count > _LISTABLE:
+        return None
+    left = []
+    for Y_D in candidates.every_subset():
+        if Y_D.tobytes() not in seen:
+            left.append(Y_D)
+    if not left:
+        return None
+    return left[int(rng.integers(len(left)))]

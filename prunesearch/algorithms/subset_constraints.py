@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunesearch.algorithms.operators import Counts, Mask, Real, choose, top
+from prunesearch.algorithms.operators import Counts, Mask, Real, choose, new_mask, top
 from prunesearch.algorithms.surrogate import Ranking, Surrogate
-
-LISTABLE = 100_000  # largest space that is listed when random swaps find nothing new
 
 
 @dataclass(frozen=True)
@@ -143,16 +141,8 @@ class SubsetConstraints:
         widest = max(1, min(int(X_D.sum()), int((self.free_D & ~X_D).sum())))
         wide_M = 1 + np.arange(tries) * widest // tries
         Y_MD = self.drift(self.swap(np.repeat(X_D[None], tries, axis=0), wide_M, rng), rng)
-        for Y_D in Y_MD:
-            if Y_D.tobytes() not in seen:
-                return np.ascontiguousarray(Y_D)
-        if self.count > LISTABLE:
-            return X_D
-        # Draw one of the subsets that are left.
-        left = [Y_D for Y_D in self.every_subset() if Y_D.tobytes() not in seen]
-        if not left:
-            return X_D
-        return left[int(rng.integers(len(left)))]
+        found_D = new_mask(Y_MD, self, seen, rng)
+        return X_D if found_D is None else found_D
 
     def every_subset(self) -> Iterator[Mask]:
         """Yield all subsets, by size and then in lexicographic order."""

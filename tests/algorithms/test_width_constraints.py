@@ -14,6 +14,7 @@ from prunesearch.algorithms.registry import REGISTRY
 from prunesearch.algorithms.surrogate import Ranking
 from prunesearch.algorithms.vector_swarms import VectorSwarm
 from prunesearch.algorithms.width_constraints import WidthConstraints
+from prunesearch.algorithms.width_levels import levels_of
 from prunesearch.widths.shape import WidthShape
 from prunesearch.widths.space import WidthSpace
 from tests.support.width_shapes import SMOLLM2, TOTAL
@@ -34,7 +35,7 @@ def constraints(blocks: bool = False, target: str = "20%") -> WidthConstraints:
 
 def loss(known: WidthConstraints, X_D: Mask) -> float:
     """Removing from a layer costs more in later layers, and more for each further level."""
-    levels_G = known.levels(X_D[None])[0] / known.space.limit_G
+    levels_G = levels_of(known.space, X_D[None])[0] / known.space.limit_G
     return float((levels_G**2) @ (1.0 + known.space.block_G))
 
 
@@ -73,7 +74,7 @@ def test_operators_meet_the_budget(seed: int, blocks: bool, target: str) -> None
 def test_random_candidates_differ_widely() -> None:
     known = constraints()
     X_MD = known.random_subsets(np.ones(64, dtype=np.intp), np.random.default_rng(0))
-    share_MG = known.levels(X_MD) / known.space.limit_G
+    share_MG = levels_of(known.space, X_MD) / known.space.limit_G
     assert share_MG.std(axis=0).min() > 0.1
     attention_G = np.array([gene.attention for gene in known.space.genes])
     assert share_MG[:, attention_G].mean(axis=1).std() > 0.1, "some keep attention, some do not"

@@ -74,7 +74,7 @@ def test_wanted_blocks_are_dropped() -> None:
     assert found.candidate(levels_1G[0]).dropped == (3, 7)
 
 
-def test_a_wish_for_no_block_at_all_is_met_as_far_as_the_budget_goes() -> None:
+def test_if_no_block_is_wanted_as_many_are_dropped_as_the_budget_allows() -> None:
     found = space("20%", blocks=True)
     levels_1G = found.project(found.limit_G[None].astype(np.float64))
     assert levels_1G is not None and found.removed(levels_1G).tolist() == [found.budget]
