@@ -82,9 +82,11 @@ def narrow_tensors(
     names = {id(module): name for name, module in model.named_modules()}
     slices: dict[str, Slice] = {}
     biases: dict[str, torch.Tensor] = {}
+    # Biases that only the new model has are zero at first.
     for name, shape in empty.items():
         biases[name] = torch.zeros(shape, dtype=model.dtype)
     for sublayer in _narrow_sublayers(model, candidate):
+        # Each channel or group that is kept keeps its rows of the inputs.
         kept = sublayer.order[: sublayer.kept].tolist()
         if filled:
             kept = sorted(kept)
@@ -94,6 +96,7 @@ def narrow_tensors(
             slices[f"{names[id(module)]}.weight"] = rows
             if module.bias is not None:
                 slices[f"{names[id(module)]}.bias"] = rows
+        # It keeps its columns of the output projection.
         output = names[id(sublayer.output)]
         slices[f"{output}.weight"] = columns
         # A projection's own bias is copied from the files, unless another one replaces it.
@@ -120,6 +123,7 @@ def _of_experts(
         use, experts = candidate.use(index), experts_of(model, block)
         if use is None or use.channels is None or experts is None:
             continue
+        # An expert is a slice of the stacked weights, and a row of the router.
         kept = order.channels[index][: use.channels].tolist()
         for module, name, _ in experts.parameters:
             slices[f"{names[id(module)]}.{name}"] = Slice(0, experts.channels, tuple(kept))

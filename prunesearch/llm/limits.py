@@ -43,6 +43,7 @@ class Spent:
 
     def plus(self, reply: ChatReply, price: Price | None) -> "Spent":
         """Return what is spent with one more reply."""
+        # Without a price the cost stays unknown.
         cost = self.cost
         if price is not None:
             cost = (cost or 0.0) + price.of(reply)
@@ -69,6 +70,7 @@ class Limits:
 
     def reached(self, spent: Spent) -> str | None:
         """Return which limit is reached, in words; None if there is none."""
+        # The first limit that is reached is named.
         found: list[str] = []
         if self.calls is not None and spent.calls >= self.calls:
             found.append(f"{spent.calls} of {self.calls} calls")
@@ -123,8 +125,10 @@ class CircuitBreaker:
         Args:
             final: whether the next call would fail for the same reason. The breaker opens at once.
         """
+        # A few failures in a row are tolerated.
         self._failures += 1
         if self._failures < self._most and not final:
             return
+        # Each time it opens, it stays open for twice as long.
         self._open_until = self._clock() + self._seconds
         self._seconds = min(2.0 * self._seconds, self.LONGEST * self._first)

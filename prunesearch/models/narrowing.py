@@ -80,6 +80,7 @@ def reorder(model: PreTrainedModel, order: ChannelOrder) -> None:
             "weights that are not in memory cannot be put in a channel order: leave out `offload` "
             "and `device_map`"
         )
+    # Refuse what cannot be put in order.
     blocks = blocks_of(model)
     if not len(order.channels) == len(order.groups) == len(blocks):
         raise InputError(
@@ -94,6 +95,7 @@ def reorder(model: PreTrainedModel, order: ChannelOrder) -> None:
         numbers[block] = index
         _check(parts[index], index, order)
     check_narrowing(model, parts)
+    # Move the weights.
     for index, found in enumerate(parts):
         permute(found, order.channels[index], order.groups[index])
     _states[model] = _State(order, tuple(parts), numbers)
@@ -227,6 +229,7 @@ def narrow_outputs(
     Returns:
         None for a sublayer that is whole, that the candidate drops, or that has experts.
     """
+    # Only blocks that are kept, of a model in an order, have such projections.
     use = candidate.use(index)
     state = _states.get(model)
     if use is None or state is None:
@@ -258,11 +261,13 @@ def _views(
     Raises:
         InputError: the channels of the model are in no order, or the block cannot be narrowed.
     """
+    # Which parts does the block have?
     state = _states.get(model)
     if state is None:
         raise InputError("the channels of the model are in no order: put them in one first")
     index = state.numbers[block]
     mlp, attention = state.parts[index]
+    # Check the numbers. Experts are narrowed elsewhere, by their router.
     wanted: list[tuple[Part, int]] = []
     if channels is not None:
         least = mlp.top_k if isinstance(mlp, NarrowableExperts) else 1
@@ -274,6 +279,7 @@ def _views(
         if attention is None or not 0 < groups <= len(state.order.groups[index]):
             raise InputError(f"the attention of a layer cannot be narrowed to {groups} KV groups")
         wanted.append((attention, groups))
+    # The output projection gets the bias that stands for what was removed.
     for part, count in wanted:
         inputs, output = views_of(part, count)
         yield from inputs
@@ -288,6 +294,7 @@ def _bias(state: _State, index: int, part: Part, count: int) -> nn.Parameter | N
     It stands for the mean of the removed columns, if the order has means. It is computed once for
     each width.
     """
+    # The columns are those of channels, or those of the heads of groups.
     means, order, kind = state.order.channel_means, state.order.channels[index], "mlp"
     if isinstance(part, NarrowableAttention):
         means, kind = state.order.column_means, "attention"
@@ -295,6 +302,7 @@ def _bias(state: _State, index: int, part: Part, count: int) -> nn.Parameter | N
     columns = columns_of(part, count)
     if means is None or columns == len(order):
         return part.output.bias
+    # Compute the bias when this width is asked for first.
     key = index, kind, count
     if key not in state.biases:
         weight = part.output.weight[:, columns:]
@@ -320,10 +328,12 @@ def narrow(model: PreTrainedModel, candidate: LayerWidths) -> PreTrainedModel:
         use = candidate.use(index)
         if use is None or not use.narrows:
             continue
+        # Copy the views, so that the whole weights can be freed.
         for view in list(_views(model, block, use.channels, use.groups)):
             bias = None if view.bias is None else view.bias.detach().clone()
             copied = replace(view, weight=view.weight.clone(), bias=bias)
             install(copied, trained=view.linear.weight.requires_grad)
+        # Experts are removed from their router and from the stacked weights.
         experts = _experts(model, block)
         if experts is not None and use.channels is not None:
             keep_experts(experts, use.channels)

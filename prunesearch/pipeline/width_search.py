@@ -45,6 +45,7 @@ def check_resident(recipe: Recipe, options: RunOptions) -> None:
             f"`space` {space} needs all weights in memory, because layers are narrowed there: "
             f"leave out `offload` {options.offload}, or search blocks with `drop`"
         )
+    # Views of weights need the whole weight on one device.
     split = options.device_map is not None or (options.gpus_per_worker or 0) > 1
     if split:
         raise InputError(
@@ -73,8 +74,10 @@ def put_in_order(
     """
     if criterion is None:
         return None
+    # Refuse a model that cannot be narrowed before the text is read.
     width_shape_of(loaded.model)
     events.tell(events.StageProgress(f"ordering the channels by {criterion}"))
+    # Score the channels on the calibration text, in windows that the model can take.
     window = min(data.window, most_positions(loaded.model) or data.window)
     windows = token_windows(data.calibration, loaded.tokenizer, data.tokens, window)
     with wide_products():
@@ -104,11 +107,13 @@ def put_in_order_of(
     """
     if not recipe.search.narrows:
         return None
+    # Read the order that the study was searched in.
     digest = str(study_recipe.identity_of(study)[study_recipe.CHANNEL_ORDER])
     measured = kept_order(_folder(options), digest)
     if measured is not None:
         reorder(loaded.model, measured.order)
         return measured
+    # It is not there: compute it, and hold it against the study.
     measured = put_in_order(recipe.search.criterion, recipe.data, loaded, options)
     assert measured is not None
     if measured.order.digest != digest:
@@ -182,6 +187,7 @@ def harm_of_units(space: WidthSpace, layers: Sequence[LayerStatistics]) -> list[
     harm = []
     for gene, limit in zip(space.genes, space.limit_G.tolist(), strict=True):
         layer = layers[gene.block]
+        # Levels remove units from the end of the order, the least important ones first.
         scores = layer.group_scores if gene.attention else layer.channel_scores
         total = float(scores.sum()) or 1.0
         for level in range(limit):

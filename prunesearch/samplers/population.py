@@ -130,6 +130,26 @@ class SwarmSampler(SubsetSampler):
         self._seen_end = 0
         self._unwritten: dict[int, Mask] = {}  # trial -> its subset, until the storage has it
 
+    def earlier_finished(self, study: Study, trial_log: TrialLog, generation: int) -> bool:
+        """Wait until all trials of earlier generations have finished.
+
+        Returns:
+            False if one of them was given up, because nobody finishes it.
+
+        Raises:
+            GenerationPendingError: one is still running, and to wait for it could deadlock.
+        """
+        end = generation * self.population
+        waiting = trial_log.unfinished(end)
+        if not waiting:
+            return True
+        if not under_optimize(study):
+            raise GenerationPendingError(
+                f"generation {generation} needs the results of trial(s) "
+                f"{', '.join(map(str, waiting))}: tell them first"
+            )
+        return trial_log.wait(end)
+
     def propose(self, study: Study, number: int) -> Proposal:
         """Return the proposal for trial `number`. The whole generation is planned with it.
 
@@ -141,17 +161,9 @@ class SwarmSampler(SubsetSampler):
             return self._propose_now(trial_log, number)
         generation, slot = divmod(number, self.population)
         end = generation * self.population
-        # All trials of the previous generations must have finished.
-        if waiting := trial_log.unfinished(end):
-            if not under_optimize(study):
-                raise GenerationPendingError(
-                    f"generation {generation} needs the results of trial(s) "
-                    f"{', '.join(map(str, waiting))}: "
-                    "tell them first"
-                )
-            # If a worker was killed, nobody finishes its trial: continue without it.
-            if not trial_log.wait(end):
-                return self._propose_now(trial_log, number)
+        # If a worker was killed, nobody finishes its trial: continue without it.
+        if not self.earlier_finished(study, trial_log, generation):
+            return self._propose_now(trial_log, number)
         with self._lock:
             if self._plan is None or self._plan[0] != generation:
                 slots = range(self.population)

@@ -14,6 +14,7 @@ def parse_target(text: str, total_params: int, bytes_per_param: int) -> float:
     Raises:
         InputError: the value cannot be read, or removes nothing or everything.
     """
+    # A share, a number of parameters, or a size.
     words = text.strip()
     if percent := re.fullmatch(r"(\d{1,3}(?:\.\d+)?)%", words):
         wanted = float(percent[1]) / 100 * total_params
@@ -47,9 +48,11 @@ def nearest_budget(genes: Sequence[Gene], wanted: float) -> int:
         raise InputError("no layer can be narrowed: protect fewer")
     attention = sorted({gene.cost for gene in genes if gene.attention})
     main = next((gene.cost for gene in genes if not gene.attention), costs[0])
+    # Can MLPs alone make a number of weights that is near?
     steps = round(wanted / main)
     if 0 < steps <= sum(gene.most for gene in genes if gene.cost == main and not gene.attention):
         return steps * main
+    # Else combine groups and steps, and note in how many ways each total is reached.
     groups = sum(gene.most for gene in genes if gene.attention)
     reached: dict[int, int] = {}
     for cost in attention or [0]:

@@ -64,6 +64,7 @@ def genes_of(
         if most > 0:
             cost = step * shape.channel_weights[block]
             genes.append(Gene(block, False, channels, step, most, cost))
+        # A block that is kept keeps a group.
         groups = shape.groups[block]
         if groups > 1:
             genes.append(Gene(block, True, groups, 1, groups - 1, shape.group_weights[block]))

@@ -43,6 +43,7 @@ class LayerWidths(LayerSubset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Each block keeps at most what it has.
         for name, kept, full in (
             ("channels", self.channels, self.shape.channels),
             ("KV groups", self.groups, self.shape.groups),
@@ -56,6 +57,7 @@ class LayerWidths(LayerSubset):
                     raise InputError(
                         f"layer {index} cannot keep {width} {name}: it has {limit} of them"
                     )
+        # A block with experts keeps as many as a token uses, or none.
         for index, width in enumerate(self.channels):
             if 0 < width < self.shape.experts_used(index):
                 raise InputError(
@@ -80,6 +82,7 @@ class LayerWidths(LayerSubset):
         dropped: list[int] = []
         attention: list[int] = []
         mlp: list[int] = []
+        # A block of which nothing is left is dropped. One that lost a sublayer keeps the other.
         for index in range(min(len(channels), len(groups), shape.n_layers)):
             without_mlp = shape.channels[index] > 0 and channels[index] == 0
             without_attention = shape.groups[index] > 0 and groups[index] == 0
@@ -109,11 +112,13 @@ class LayerWidths(LayerSubset):
         Raises:
             InputError: the text is not such a list, or a width does not fit the model.
         """
+        # All blocks are whole at first.
         channels, groups = list(shape.channels), list(shape.groups)
         named: set[int] = set()
         words: Iterable[str] = text.split(",")
         if text.strip() == "none":
             words = ()
+        # Each word narrows or drops one block.
         for word in words:
             block, width = _BLOCK.fullmatch(word), _WIDTH.fullmatch(word)
             if block is None and width is None:

@@ -93,11 +93,14 @@ class WidthSpace:
         Raises:
             InputError: a value cannot be read or cannot be fulfilled.
         """
+        # 1. What is asked for, in parameters.
         wanted = parse_target(target, total_params, bytes_per_param)
+        # 2. The step of each block.
         steps = []
         for index, channels in enumerate(shape.channels):
             # Experts are removed one by one.
             steps.append(1 if shape.experts_used(index) else step_of(channels, align))
+        # 3. The nearest number of weights that these steps make.
         budget = nearest_budget(genes_of(shape, steps, protected), wanted)
         try:
             return cls(shape, budget, tuple(steps), order, biases, protected, blocks)

@@ -60,6 +60,7 @@ class Widths(FormatWithCode):
             )
         if not isinstance(candidate, LayerWidths):
             return
+        # One number in the config stands for all layers, so it must be that of each whole layer.
         shape = candidate.shape
         experts: list[int] = []
         channels: list[int] = []
@@ -83,6 +84,7 @@ class Widths(FormatWithCode):
         """Write the config, and the modelling file."""
         from prunesearch.models.structure import meta_model
 
+        # Name the classes that the modelling file defines.
         model = meta_model(config)
         classes = {"AutoConfig": "Config", "AutoModelForCausalLM": "ForCausalLM"}
         if _base_class(model) is not None:
@@ -113,6 +115,7 @@ class Widths(FormatWithCode):
 
         architecture, base = architecture_of(config), _base_class(model)
         assert architecture.attention is not None and architecture.mlp is not None
+        # A class without a head is written if the stock model has one.
         base_code, imported = "", [type(config).__name__, type(model).__name__]
         if base is not None:
             imported.append(base)
@@ -123,6 +126,7 @@ class Widths(FormatWithCode):
                 config=f"{self.prefix}Config",
                 blocks=blocks,
             )
+        # Fill in the template.
         template = Template(
             resources.files("prunesearch.export").joinpath(f"{_CODE}.py.txt").read_text()
         )
@@ -170,6 +174,7 @@ def _per_layer(config: "PretrainedConfig", candidate: LayerSubset) -> JsonObject
     digits = len(str(len(candidate.kept) - 1))
     experts = candidate.fewer_experts if isinstance(candidate, LayerWidths) else ()
     for number, index in enumerate(candidate.kept):
+        # Only what differs from the whole layer is written.
         use = candidate.use(index)
         assert use is not None
         sizes: JsonObject = {}
@@ -220,6 +225,7 @@ def _projections(
     found: dict[str, tuple[tuple[str, ...], str, int]] = {}
     for name in sublayer.modules:
         found[name] = (), "", sublayer.returns.get(name, 0)
+    # Find the projections of each block by identity, because modules name them differently.
     for block in blocks_of(model):
         parts = []
         if (mlp := mlp_of(model, block)) is not None:

@@ -25,7 +25,7 @@ from prunesearch.algorithms.registry import AlgorithmEntry
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.runtime.json_values import Json, JsonObject
-from prunesearch.samplers.base import GenerationPendingError, Proposal
+from prunesearch.samplers.base import Proposal
 from prunesearch.samplers.llm.described_search import DescribedSearch, DescribedSubsets
 from prunesearch.samplers.llm.described_widths import DescribedWidths
 from prunesearch.samplers.llm.plan import ModelPlanner, Plan, PlanInputs, notes_on, notes_on_repairs
@@ -37,7 +37,7 @@ from prunesearch.samplers.stored_memory import STATE_ATTR
 from prunesearch.space import SearchSpace, Space
 from prunesearch.studies import sources
 from prunesearch.studies.sources import ProposalFacts, Replies
-from prunesearch.studies.trial_log import ProposalInputs, TrialLog, under_optimize
+from prunesearch.studies.trial_log import ProposalInputs, TrialLog
 from prunesearch.widths.space import WidthSpace
 
 POPULATION = 16
@@ -110,13 +110,7 @@ class LLMSampler(SwarmSampler):
         trial_log = self.trial_log(study)
         generation = number // self.population
         end = generation * self.population
-        if waiting := trial_log.unfinished(end):
-            if not under_optimize(study):
-                raise GenerationPendingError(
-                    f"generation {generation} needs the results of trial(s) "
-                    f"{', '.join(map(str, waiting))}: tell them first"
-                )
-            trial_log.wait(end)  # a trial that nobody finishes is given up
+        self.earlier_finished(study, trial_log, generation)  # or were given up
         # 2. Plan the trial, unless it was planned with an earlier one.
         with self._lock:
             if number not in self._planned:
