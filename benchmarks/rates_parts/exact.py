@@ -28,7 +28,8 @@ from prunesearch.algorithms.registry import REGISTRY, AlgorithmEntry
 from prunesearch.importance.orders import channel_order
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.loading import LoadedModel, load
-from prunesearch.models.narrowing import narrow, order_of, reorder
+from prunesearch.models.narrowing import narrow
+from prunesearch.models.reordering import order_of, reorder
 from prunesearch.models.structure import blocks_of
 from prunesearch.models.surgery import pruned
 from prunesearch.models.width_shape import attention_of, mlp_of, width_shape_of

@@ -15,7 +15,7 @@ from benchmarks.support.record import Record
 from prunesearch.export import export
 from prunesearch.importance.orders import channel_order
 from prunesearch.models.loading import LoadedModel, load
-from prunesearch.models.narrowing import reorder
+from prunesearch.models.reordering import reorder
 from prunesearch.models.width_shape import width_shape_of
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.widths.layer_widths import LayerWidths

@@ -16,7 +16,8 @@ from benchmarks.rates_parts.studies import Trace, read, run_all
 from benchmarks.support.record import Record
 from prunesearch.candidate import LayerSubset
 from prunesearch.models.loading import load
-from prunesearch.models.narrowing import narrow, order_of, reorder
+from prunesearch.models.narrowing import narrow
+from prunesearch.models.reordering import order_of, reorder
 from prunesearch.models.surgery import remove
 from prunesearch.models.width_shape import width_shape_of
 from prunesearch.pipeline.session import Session, open_session

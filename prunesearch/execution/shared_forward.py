@@ -29,7 +29,7 @@ from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.execution.head import Head, code_of, trunk_of
 from prunesearch.execution.state_buffer import StateBuffer
 from prunesearch.models.layers import Layers
-from prunesearch.models.narrowing import check_order
+from prunesearch.models.reordering import check_order
 from prunesearch.models.structure import (
     architecture_of,
     blocks_of,

@@ -19,7 +19,7 @@ from prunesearch.export.results import Generated, GgufRecheck, LlamaCppCheck
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.gguf_file import open_gguf
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.narrowing import reorder
+from prunesearch.models.reordering import reorder
 from prunesearch.models.source import refuse_part
 from prunesearch.models.width_shape import width_shape_of
 from prunesearch.widths.layer_widths import LayerWidths

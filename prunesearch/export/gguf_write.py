@@ -29,7 +29,7 @@ from prunesearch.export.atomic import new_file
 from prunesearch.export.formats.registry import narrows
 from prunesearch.export.results import LlamaCppCheck
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.narrowing import order_of
+from prunesearch.models.reordering import order_of
 from prunesearch.models.surgery import pruned
 from prunesearch.runtime import stopping
 from prunesearch.widths.layer_widths import LayerWidths

@@ -15,7 +15,7 @@ from prunesearch.export.channel_order_file import write_order
 from prunesearch.export.formats.registry import narrows
 from prunesearch.export.results import Exported
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.narrowing import order_of
+from prunesearch.models.reordering import order_of
 from prunesearch.models.safetensors_files import INDEX
 from prunesearch.runtime.json_values import Json, JsonObject, to_json
 from prunesearch.runtime.version import __version__

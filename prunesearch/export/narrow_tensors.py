@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from prunesearch.export.layout import Slice
 from prunesearch.models.experts import experts_of
-from prunesearch.models.narrowing import narrow_outputs, order_of
+from prunesearch.models.narrowing import narrow_outputs
+from prunesearch.models.reordering import order_of
 from prunesearch.models.safetensors_files import Stored, tensors_in
 from prunesearch.models.structure import blocks_of
 from prunesearch.models.width_shape import attention_of, mlp_of

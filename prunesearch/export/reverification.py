@@ -16,7 +16,7 @@ from prunesearch.export.verification import compare, matches
 from prunesearch.export.writer import digest
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.narrowing import reorder
+from prunesearch.models.reordering import reorder
 from prunesearch.models.safetensors_files import misplaced, tensors_in
 from prunesearch.models.source import refuse_adapter
 from prunesearch.models.width_shape import width_shape_of

@@ -28,7 +28,7 @@ from prunesearch.importance.statistics import BlockStatistics, block_statistics
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.experts import NarrowableExperts
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.narrowing import restore
+from prunesearch.models.reordering import restore
 from prunesearch.models.width_shape import block_parts, width_shape_of
 from prunesearch.objectives.calibration_data import check_fits
 from prunesearch.objectives.digests import content_digest

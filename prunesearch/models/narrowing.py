@@ -1,8 +1,8 @@
 """Narrowing of blocks, either for a while or for good.
 
-The channels and KV groups of a model are put in order once, most important first. That does not
-change what the model computes. Every width is a prefix then, so a narrower block uses views of the
-weights, and scoring a candidate copies none.
+The channels and KV groups of a model are in an order, most important first (see `reordering`).
+Every width is a prefix, so a narrower block uses views of the weights, and scoring a candidate
+copies none.
 
 A bias may stand for what was removed: Y. An et al., "Fluctuation-based Adaptive Structured Pruning
 for Large Language Models" (FLAP), AAAI 2024, eq. 6: the mean input of the removed columns times the
@@ -11,8 +11,7 @@ columns.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -20,151 +19,13 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
-from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.experts import NarrowableExperts, fewer_experts, keep_experts
-from prunesearch.models.narrowing_check import check_narrowing
-from prunesearch.models.permuting import indices_of_groups, permute
+from prunesearch.models.permuting import indices_of_groups
+from prunesearch.models.reordering import Reordered, check_order, forget, reordered
 from prunesearch.models.structure import blocks_of
-from prunesearch.models.width_shape import BlockParts, NarrowableAttention, block_parts
+from prunesearch.models.width_shape import NarrowableAttention
 from prunesearch.models.width_views import NarrowLinear, Part, columns_of, install, viewed, views_of
 from prunesearch.widths.layer_widths import LayerWidths
-
-
-@dataclass
-class _State:
-    """What is known of a model whose weights are in an order.
-
-    Attributes:
-        order: the order.
-        parts: the sublayers of each block that can be narrowed.
-        numbers: number of each block.
-        biases: biases of narrowed sublayers by block, sublayer and width.
-    """
-
-    order: ChannelOrder
-    parts: tuple[BlockParts, ...]
-    numbers: dict[nn.Module, int]
-    biases: dict[tuple[int, str, int], nn.Parameter] = field(default_factory=dict)
-
-
-_states: "WeakKeyDictionary[PreTrainedModel, _State]" = WeakKeyDictionary()
-"""The models whose weights were put in an order."""
-
-
-def order_of(model: PreTrainedModel) -> ChannelOrder | None:
-    """Return the order in which the channels of a model are; None if it is their own."""
-    state = _states.get(model)
-    if state is None:
-        return None
-    return state.order
-
-
-@torch.no_grad()
-def reorder(model: PreTrainedModel, order: ChannelOrder) -> None:
-    """Put the channels and groups of a model in an order, in place.
-
-    What the model computes does not change, up to the order of summation. A model that is in
-    another order is put back first.
-
-    Raises:
-        InputError: the order is of another model, or the weights are not in memory.
-        ModelError: see `check_narrowing`.
-    """
-    before = order_of(model)
-    if before is not None:
-        if before.digest == order.digest:
-            return
-        restore(model)
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise InputError(
-            "weights that are not in memory cannot be put in a channel order: leave out `offload` "
-            "and `device_map`"
-        )
-    # Refuse what cannot be put in order.
-    blocks = blocks_of(model)
-    if not len(order.channels) == len(order.groups) == len(blocks):
-        raise InputError(
-            f"the channel order is of a model with {len(order.channels)} layers, this one has "
-            f"{len(blocks)}"
-        )
-    # Check everything before the first weight is moved.
-    parts: list[BlockParts] = []
-    numbers: dict[nn.Module, int] = {}
-    for index, block in enumerate(blocks):
-        parts.append(block_parts(model, block))
-        numbers[block] = index
-        _check(parts[index], index, order)
-    check_narrowing(model, parts)
-    # Move the weights.
-    for index, found in enumerate(parts):
-        permute(found, order.channels[index], order.groups[index])
-    _states[model] = _State(order, tuple(parts), numbers)
-
-
-@torch.no_grad()
-def restore(model: PreTrainedModel) -> None:
-    """Put the channels and groups of a model back in their own order. Without an order, do nothing.
-
-    The weights are the same to the bit as before `reorder`.
-    """
-    state = _states.pop(model, None)
-    if state is None:
-        return
-    for index, found in enumerate(state.parts):
-        channels, groups = state.order.channels[index], state.order.groups[index]
-        permute(found, torch.argsort(channels), torch.argsort(groups))
-
-
-@contextmanager
-def in_own_order(model: PreTrainedModel) -> Iterator[None]:
-    """Put the channels of a model in their own order inside the ``with`` block only.
-
-    Code that writes or digests weights by their names uses it. Biases of narrowed sublayers that
-    were replaced are kept.
-    """
-    state = _states.get(model)
-    restore(model)
-    try:
-        yield
-    finally:
-        if state is not None:
-            reorder(model, state.order)
-            _states[model].biases.update(state.biases)
-
-
-def _check(parts: BlockParts, index: int, order: ChannelOrder) -> None:
-    """Refuse an order that does not fit a block.
-
-    Raises:
-        InputError: see above.
-    """
-    mlp, attention = parts
-    for what, has, found in (
-        ("channels", 0 if mlp is None else mlp.channels, order.channels[index]),
-        ("KV groups", 0 if attention is None else attention.groups, order.groups[index]),
-    ):
-        if not torch.equal(found.sort().values, torch.arange(has)):
-            raise InputError(
-                f"the channel order does not fit layer {index}, which has {has} {what}: it is of "
-                "another model"
-            )
-
-
-def check_order(model: PreTrainedModel, candidate: LayerSubset) -> None:
-    """Refuse widths of another order than the one that the model's weights are in.
-
-    Raises:
-        InputError: see above.
-    """
-    if not isinstance(candidate, LayerWidths):
-        return
-    order = order_of(model)
-    if order is None or order.digest != candidate.order:
-        found = "their own order" if order is None else order.digest
-        raise InputError(
-            f"the candidate is of the channel order {candidate.order}, and the model's channels "
-            f"are in {found}: put them in the candidate's order first"
-        )
 
 
 @contextmanager
@@ -231,7 +92,7 @@ def narrow_outputs(
     """
     # Only blocks that are kept, of a model in an order, have such projections.
     use = candidate.use(index)
-    state = _states.get(model)
+    state = reordered(model)
     if use is None or state is None:
         return None, None
     found: list[NarrowOutput | None] = []
@@ -246,7 +107,8 @@ def narrow_outputs(
 
 def _experts(model: PreTrainedModel, block: nn.Module) -> NarrowableExperts | None:
     """Return the experts of a block of a model whose channels are in an order; None without."""
-    state = _states[model]
+    state = reordered(model)
+    assert state is not None, "the channels were put in an order"
     mlp = state.parts[state.numbers[block]][0]
     if isinstance(mlp, NarrowableExperts):
         return mlp
@@ -262,7 +124,7 @@ def _views(
         InputError: the channels of the model are in no order, or the block cannot be narrowed.
     """
     # Which parts does the block have?
-    state = _states.get(model)
+    state = reordered(model)
     if state is None:
         raise InputError("the channels of the model are in no order: put them in one first")
     index = state.numbers[block]
@@ -288,7 +150,7 @@ def _views(
 
 @torch.inference_mode(False)  # the bias outlives the pass that asks for it first
 @torch.no_grad()
-def _bias(state: _State, index: int, part: Part, count: int) -> nn.Parameter | None:
+def _bias(state: Reordered, index: int, part: Part, count: int) -> nn.Parameter | None:
     """Return the bias of an output projection that keeps its first units.
 
     It stands for the mean of the removed columns, if the order has means. It is computed once for
@@ -337,5 +199,5 @@ def narrow(model: PreTrainedModel, candidate: LayerWidths) -> PreTrainedModel:
         experts = _experts(model, block)
         if experts is not None and use.channels is not None:
             keep_experts(experts, use.channels)
-    _states.pop(model, None)
+    forget(model)
     return model

@@ -24,7 +24,8 @@ from prunesearch.compat.transformers import CacheLayerMixin
 from prunesearch.errors import InputError
 from prunesearch.models.architectures import Sublayer
 from prunesearch.models.config_edits import Changes, edits
-from prunesearch.models.narrowing import check_order, narrowed
+from prunesearch.models.narrowing import narrowed
+from prunesearch.models.reordering import check_order
 from prunesearch.models.structure import (
     architecture_of,
     blocks_of,

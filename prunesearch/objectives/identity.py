@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from prunesearch.cache.keys import minor
 from prunesearch.compat.transformers import attention_name
-from prunesearch.models.narrowing import order_of
+from prunesearch.models.reordering import order_of
 from prunesearch.models.structure import input_device
 
 SCORING_VERSION = 2

@@ -13,7 +13,7 @@ from prunesearch.config.run_options import RunOptions
 from prunesearch.evaluation import ray_cluster
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.narrowing import order_of, reorder
+from prunesearch.models.reordering import order_of, reorder
 from prunesearch.models.structure import input_device
 from prunesearch.pipeline.ray_workers import options_of_worker
 from prunesearch.pipeline.session import load_for

@@ -32,7 +32,7 @@ from prunesearch.importance.orders import MeasuredOrder
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.config_edits import period_of
 from prunesearch.models.loading import LoadedModel, load
-from prunesearch.models.narrowing import reorder
+from prunesearch.models.reordering import reorder
 from prunesearch.models.streaming import open_streamed
 from prunesearch.models.structure import input_device, settings_of
 from prunesearch.objectives.base import Objective

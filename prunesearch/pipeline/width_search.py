@@ -21,7 +21,7 @@ from prunesearch.importance.layer_statistics import LayerStatistics
 from prunesearch.importance.orders import MeasuredOrder, channel_order, kept_order
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.narrowing import order_of, reorder
+from prunesearch.models.reordering import order_of, reorder
 from prunesearch.models.structure import most_positions
 from prunesearch.models.width_shape import width_shape_of
 from prunesearch.objectives.calibration_data import token_windows

@@ -23,7 +23,8 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, UnknownNameError
 from prunesearch.models.fingerprint import digest_of
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.narrowing import check_order, narrow_outputs
+from prunesearch.models.narrowing import narrow_outputs
+from prunesearch.models.reordering import check_order
 from prunesearch.models.surgery import check_removable
 from prunesearch.models.weights_state import WeightsState
 from prunesearch.objectives.base import BUILTIN_TEXT

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from prunesearch.errors import InputError
 from prunesearch.export import export, recheck
-from prunesearch.models import narrowing
+from prunesearch.models import reordering
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
 from prunesearch.models.width_shape import width_shape_of
@@ -33,7 +33,7 @@ def model_with_fewer_experts(
     byte_tokenizer().save_pretrained(folder)
     loaded = load(str(folder), device="cpu")
     order = order_for(loaded.model, biases)
-    narrowing.reorder(loaded.model, order)
+    reordering.reorder(loaded.model, order)
     shape = width_shape_of(loaded.model)
     channels, groups = list(shape.channels), list(shape.groups)
     for index, count in ((0, 2), (1, 3), (2, 2)):

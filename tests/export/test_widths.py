@@ -25,7 +25,7 @@ from prunesearch.export import (
     other_tools,
     recheck,
 )
-from prunesearch.models import narrowing
+from prunesearch.models import reordering
 from prunesearch.models.loading import load
 from prunesearch.models.surgery import pruned
 from tests.support.exports import Mistake, planted
@@ -171,7 +171,7 @@ def test_an_export_is_verified_again_with_its_base(export_format: str, tmp_path:
     path.write_bytes(whole[:20])
     with pytest.raises(VerificationError, match="missing or damaged"):
         channel_order_file.read_order(out, candidate.order)
-    order = narrowing.order_of(loaded.model)
+    order = reordering.order_of(loaded.model)
     assert order is not None
     text = channel_order_file.as_text(order)
     with pytest.raises(VerificationError, match="is damaged"):
@@ -251,7 +251,7 @@ def test_what_cannot_be_written_is_refused_with_the_reason(tmp_path: Path) -> No
     whole = LayerSubset.of(N_LAYERS, (1,))
     with pytest.raises(InputError, match="are whole: leave it out"):
         export(loaded, whole, tmp_path / "out", export_format="widths")
-    narrowing.reorder(loaded.model, order_for(loaded.model, False, seed=2))
+    reordering.reorder(loaded.model, order_for(loaded.model, False, seed=2))
     with pytest.raises(InputError, match="is of the channel order"):
         export(loaded, candidate, tmp_path / "out", export_format="widths")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]

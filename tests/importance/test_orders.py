@@ -13,7 +13,7 @@ from prunesearch.errors import InputError, ModelError, ScoringError, StorageErro
 from prunesearch.importance.criteria.registry import REGISTRY
 from prunesearch.importance.orders import channel_order
 from prunesearch.models.loading import LoadedModel, load
-from prunesearch.models.narrowing import order_of, reorder
+from prunesearch.models.reordering import order_of, reorder
 from tests.support.models import N_LAYERS, resident, tiny
 
 WINDOWS = torch.arange(96).view(3, 32) * 7 % 250

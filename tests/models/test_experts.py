@@ -18,7 +18,8 @@ from prunesearch.importance.orders import channel_order
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.experts import experts_of, fewer_experts, masked_experts
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.narrowing import narrow, narrow_outputs, narrowed, reorder, restore
+from prunesearch.models.narrowing import narrow, narrow_outputs, narrowed
+from prunesearch.models.reordering import reorder, restore
 from prunesearch.models.structure import blocks_of, lost, sizes_of
 from prunesearch.models.surgery import pruned
 from prunesearch.models.width_shape import mlp_of, width_shape_of

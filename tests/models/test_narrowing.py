@@ -18,7 +18,7 @@ from prunesearch.errors import InputError
 from prunesearch.execution.batches import Rows
 from prunesearch.execution.head import Head
 from prunesearch.execution.shared_forward import Forward
-from prunesearch.models import narrowing
+from prunesearch.models import narrowing, reordering
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.layers import ResidentLayers
 from prunesearch.models.permuting import indices_of_groups
@@ -73,9 +73,9 @@ def order_for(model: PreTrainedModel, biases: bool) -> ChannelOrder:
 @torch.no_grad()
 def masked_logits(model: PreTrainedModel, candidate: LayerWidths) -> torch.Tensor:
     """The logits of the model in its own order, with the removed columns set to zero."""
-    order = narrowing.order_of(model)
+    order = reordering.order_of(model)
     assert order is not None
-    narrowing.restore(model)
+    reordering.restore(model)
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     handles = []
     for index, block in enumerate(blocks_of(model)):
@@ -109,7 +109,7 @@ def test_removal_equals_masking(build: Callable[[], PreTrainedModel], biases: bo
     model = build()
     dense = model(IDS).logits
     shape, order = width_shape_of(model), order_for(model, biases)
-    narrowing.reorder(model, order)
+    reordering.reorder(model, order)
     assert (model(IDS).logits - dense).abs().max() < 1e-5
     candidate = LayerWidths.within(shape, [48, 30, 7, 17], [4, 2, 3, 1], order.digest, biases)
     storage = {p.data_ptr() for p in model.parameters()}
@@ -130,7 +130,7 @@ def test_removal_equals_masking(build: Callable[[], PreTrainedModel], biases: bo
 def test_narrow_for_good_has_the_size_that_was_promised() -> None:
     model = qwen2()
     shape, order = width_shape_of(model), order_for(model, True)
-    narrowing.reorder(model, order)
+    reordering.reorder(model, order)
     candidate = LayerWidths.within(shape, [48, 30, 7, 17], [4, 2, 3, 1], order.digest, True)
     with pruned(model, candidate):
         expected = model(IDS).logits
@@ -146,7 +146,7 @@ def test_widths_of_another_order_are_refused() -> None:
     candidate = LayerWidths.within(shape, [8] * 4, [4] * 4, "flap-0")
     with pytest.raises(InputError, match="in their own order"), pruned(model, candidate):
         pass
-    narrowing.reorder(model, order_for(model, False))
+    reordering.reorder(model, order_for(model, False))
     forward = Forward(model, ResidentLayers(blocks_of(model)))
     with pytest.raises(InputError, match="is of the channel order flap-0"):
         list(forward.run([(Rows(IDS), [candidate])]))
@@ -157,11 +157,11 @@ def test_an_order_of_another_model_is_refused() -> None:
     order = order_for(model, False)
     wrong = ChannelOrder("magnitude", order.channels[:3], order.groups[:3])
     with pytest.raises(InputError, match="model with 3 layers, this one has 4"):
-        narrowing.reorder(model, wrong)
+        reordering.reorder(model, wrong)
     twice = (torch.zeros(48, dtype=torch.int64), *order.channels[1:])
     with pytest.raises(InputError, match="does not fit layer 0"):
-        narrowing.reorder(model, ChannelOrder("magnitude", twice, order.groups))
-    assert narrowing.order_of(model) is None
+        reordering.reorder(model, ChannelOrder("magnitude", twice, order.groups))
+    assert reordering.order_of(model) is None
 
 
 def test_sizes_of_plain_candidates_do_not_change() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from prunesearch.errors import InputError, ModelError
-from prunesearch.models import narrowing, narrowing_check, width_shape
+from prunesearch.models import narrowing, narrowing_check, reordering, width_shape
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.experts import experts_of, masked_experts
 from prunesearch.models.narrowing_check import check_narrowing
@@ -50,7 +50,7 @@ def test_narrowed_layers_compute_what_zeros_give(model_type: str) -> None:
     shape = width_shape_of(model)
     assert (max(shape.channels), max(shape.groups)) == NARROWED[model_type]
     order = order_for(model, biases=False)
-    narrowing.reorder(model, order)
+    reordering.reorder(model, order)
     candidate = random_widths(model, order, seed=3)
     texts = []
     with pruned(model, candidate):
@@ -124,7 +124,7 @@ def test_weights_that_are_not_in_memory_are_refused() -> None:
     order = order_for(model, biases=False)
     blocks_of(model)[1].mlp.to("meta")
     with pytest.raises(InputError, match="not in memory"):
-        narrowing.reorder(model, order)
+        reordering.reorder(model, order)
 
 
 def test_a_model_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_a_model_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(narrowing_check, "_agrees", counted)
     for seed in range(2):
         model = tiny("llama", seed)
-        narrowing.reorder(model, order_for(model, biases=False))
+        reordering.reorder(model, order_for(model, biases=False))
     assert len(checks) == 1
 
 
@@ -153,11 +153,11 @@ def test_orders_are_undone_to_the_bit(seed: int, biases: bool, dtype: str) -> No
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     dense = model(IDS, use_cache=False).logits
     order = order_for(model, biases, seed)
-    narrowing.reorder(model, order)
+    reordering.reorder(model, order)
     candidate = random_widths(model, order, seed)
     with pruned(model, candidate):
         found = model(IDS, use_cache=False).logits.float()
-    with narrowing.in_own_order(model):
+    with reordering.in_own_order(model):
         assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
     with pruned(model, candidate):
         assert torch.equal(model(IDS, use_cache=False).logits.float(), found)
@@ -167,15 +167,15 @@ def test_orders_are_undone_to_the_bit(seed: int, biases: bool, dtype: str) -> No
     fresh = tiny("qwen2", seed=1)
     if dtype == "bf16":
         fresh.bfloat16()
-    narrowing.reorder(fresh, order)
-    narrowing.restore(fresh)
+    reordering.reorder(fresh, order)
+    reordering.restore(fresh)
     assert torch.equal(fresh(IDS, use_cache=False).logits, dense)
 
 
 def test_biases_of_many_candidates_are_made_once_for_each_width() -> None:
     model = tiny()
     order = order_for(model, biases=True)
-    narrowing.reorder(model, order)
+    reordering.reorder(model, order)
     shape = width_shape_of(model)
     for _ in range(2):
         for width in (8, 16, 24):
@@ -183,7 +183,8 @@ def test_biases_of_many_candidates_are_made_once_for_each_width() -> None:
             candidate = LayerWidths.within(shape, channels, groups, order.digest, True)
             with pruned(model, candidate):
                 pass
-    assert len(narrowing._states[model].biases) == 3 * N_LAYERS
+    found = reordering.reordered(model)
+    assert found is not None and len(found.biases) == 3 * N_LAYERS
 
 
 @torch.inference_mode()
@@ -196,7 +197,7 @@ def test_candidates_copy_no_weights() -> None:
     model: PreTrainedModel = LlamaForCausalLM(config).eval()
     weights = sum(parameter.nbytes for parameter in model.parameters())
     order = order_for(model, biases=False)
-    narrowing.reorder(model, order)
+    reordering.reorder(model, order)
     _largest_memory(model, order, range(2))
     before = _memory()
     assert weights > 90 * 2**20

@@ -10,7 +10,7 @@ from transformers import StaticCache
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.execution.latency import compare_latency, measure_latency_model
-from prunesearch.models import narrowing
+from prunesearch.models import reordering
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.base import Objective
@@ -116,7 +116,7 @@ def test_keys_name_the_order(loaded: LoadedModel) -> None:
     """The dense model in an order sums in that order, so its results have keys of their own."""
     own = numerics_of(loaded.model)
     order = order_for(loaded.model, biases=False)
-    narrowing.reorder(loaded.model, order)
+    reordering.reorder(loaded.model, order)
     assert numerics_of(loaded.model) == {**own, "channels": order.digest}
-    with narrowing.in_own_order(loaded.model):
+    with reordering.in_own_order(loaded.model):
         assert numerics_of(loaded.model) == own

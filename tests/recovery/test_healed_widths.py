@@ -10,7 +10,7 @@ from prunesearch.config.recovery import Tuning
 from prunesearch.errors import InputError
 from prunesearch.events import Event, HealProgress, subscribed
 from prunesearch.export import export, recheck
-from prunesearch.models import narrowing
+from prunesearch.models import reordering
 from prunesearch.models.fingerprint import fingerprint
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.surgery import pruned
@@ -31,7 +31,7 @@ IDS = torch.arange(1, 20)[None]
 def candidate_of(loaded: LoadedModel, biases: bool = True, text: str = TEXT) -> LayerWidths:
     """A candidate, whose order the model's channels are put in."""
     order = order_for(loaded.model, biases)
-    narrowing.reorder(loaded.model, order)
+    reordering.reorder(loaded.model, order)
     return LayerWidths.read(text, width_shape_of(loaded.model), order.digest, biases)
 
 
@@ -161,7 +161,7 @@ def test_a_final_of_widths_is_fair_and_leaves_the_dense_model(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(finalists, "FIT_TOKENS", 512)
     order = order_for(loaded.model, True)
-    narrowing.reorder(loaded.model, order)
+    reordering.reorder(loaded.model, order)
     candidates = [random_widths(loaded.model, order, seed) for seed in (1, 2)]
     recipe = HealRecipe(
         data=str(prose), loss="distill", steps=4, eval_every=2, batch_size=2, window=32,
@@ -174,7 +174,7 @@ def test_a_final_of_widths_is_fair_and_leaves_the_dense_model(
     alone = rerank_by_healing(loaded, candidates[1:], recipe, references=references)
     expected = next(found for found in final if found.candidate == candidates[1])
     assert alone[0].healed == expected.healed, "who came before does not matter"
-    with narrowing.in_own_order(loaded.model):
+    with reordering.in_own_order(loaded.model):
         assert fingerprint(loaded.model) == loaded.fingerprint
 
 
@@ -186,5 +186,5 @@ def test_hyper_parameters_of_narrow_layers_are_searched(
     storage, folder = f"sqlite:///{tmp_path}/study.db", tmp_path / "work"
     found = tune(loaded, candidate, recipe, wanted, storage, run_folders=folder)
     assert found.computed == 2
-    with narrowing.in_own_order(loaded.model):
+    with reordering.in_own_order(loaded.model):
         assert fingerprint(loaded.model) == loaded.fingerprint

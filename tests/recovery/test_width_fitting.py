@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunesearch.errors import InputError, ModelError
-from prunesearch.models import narrowing
+from prunesearch.models import narrowing, reordering
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import blocks_of, sizes_of
 from prunesearch.models.surgery import pruned
@@ -56,7 +56,7 @@ def candidate_of(
 ) -> LayerWidths:
     """Widths of a model, whose channels are put in an order."""
     order = order_for(model, biases)
-    narrowing.reorder(model, order)
+    reordering.reorder(model, order)
     return LayerWidths.within(width_shape_of(model), channels, groups, order.digest, biases)
 
 
@@ -98,7 +98,7 @@ def test_channels_that_others_can_express_are_made_up_for(
     order = order_for(model, biases)
     channels = tuple(torch.arange(64) for _ in range(N_LAYERS))
     order = type(order)("flap", channels, order.groups, order.channel_means, order.column_means)
-    narrowing.reorder(model, order)
+    reordering.reorder(model, order)
     shape = width_shape_of(model)
     candidate = LayerWidths.within(shape, [32] * N_LAYERS, list(shape.groups), order.digest, biases)
     with torch.inference_mode():
@@ -235,6 +235,6 @@ def test_what_cannot_be_compensated_is_refused() -> None:
     candidate = candidate_of(loaded.model, False)
     with pytest.raises(ModelError, match="nothing to compensate"):
         compensate(loaded, candidate, windows(4), windows(2), "scaling")
-    narrowing.restore(loaded.model)
+    reordering.restore(loaded.model)
     with pytest.raises(InputError, match="in their own order"):
         compensate(loaded, candidate, windows(4), windows(2))

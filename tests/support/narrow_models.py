@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from prunesearch.models import narrowing
+from prunesearch.models import reordering
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.permuting import indices_of_groups
 from prunesearch.models.structure import blocks_of
@@ -29,7 +29,7 @@ def narrow_model(
     byte_tokenizer(("t", "h"), ("th", "e")).save_pretrained(folder)
     loaded = load(str(folder), device="cpu", dtype=dtype)
     order = order_for(loaded.model, biases)
-    narrowing.reorder(loaded.model, order)
+    reordering.reorder(loaded.model, order)
     shape = width_shape_of(loaded.model)
     text = "1:30/2,2:64/1,3:17/1,4,5:50/0"
     return loaded, LayerWidths.read(text, shape, order.digest, biases)
@@ -42,9 +42,9 @@ def masked_logits(
     """The logits of the model in its own order, with the removed columns set to zero and the mean
     of what they gave added. Changes the model.
     """
-    order = narrowing.order_of(model)
+    order = reordering.order_of(model)
     assert order is not None
-    narrowing.restore(model)
+    reordering.restore(model)
     for index, block in enumerate(blocks_of(model)):
         mlp, attention = mlp_of(model, block), attention_of(model, block)
         use = candidate.use(index)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from prunesearch.models import narrowing
+from prunesearch.models import narrowing, reordering
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.layers import ResidentLayers
 from prunesearch.models.loading import LoadedModel
@@ -64,9 +64,9 @@ def narrow_copy(loaded: LoadedModel) -> tuple[LayerWidths, LoadedModel]:
     text, shape = "0:40/2,1:64/1,2:24/1,3:8/2,5:50/1", width_shape_of(loaded.model)
     candidate = LayerWidths.read(text, shape, order.digest, True)
     model = copy.deepcopy(loaded.model)
-    narrowing.reorder(model, order)
+    reordering.reorder(model, order)
     narrowing.narrow(model, candidate)
-    narrowing.reorder(loaded.model, order)
+    reordering.reorder(loaded.model, order)
     small = replace(
         loaded,
         model=model,
