@@ -210,9 +210,12 @@ def _open(endpoint: Endpoint, timeout: float) -> "openai.OpenAI":
     """Open a client of the package openai, which follows no redirection with the key."""
     import openai
 
+    from prunesearch.llm.limited_body import FailureLimiter
+
     transport = openai.DefaultHttpxClient(
         follow_redirects=False,
         timeout=timeout,
+        event_hooks={"response": [FailureLimiter(timeout)]},
         trust_env=not endpoint.is_local,  # a proxy does not know this machine's ports
     )
     return openai.OpenAI(

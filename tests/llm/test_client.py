@@ -4,8 +4,11 @@ import json
 import logging
 import sys
 import time
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from prunesearch.errors import InputError
@@ -13,6 +16,7 @@ from prunesearch.llm import waits
 from prunesearch.llm.chat import ChatRequest, LanguageModelError
 from prunesearch.llm.client import ChatClient
 from prunesearch.llm.endpoint import Endpoint, check_endpoint_url
+from prunesearch.llm.limited_body import FailureLimiter
 from prunesearch.llm.waits import pause_seconds
 from tests.support.chat_endpoint import Body, Scripted, chat_endpoint
 
@@ -167,6 +171,36 @@ def test_a_wrong_key_is_final_and_not_shown(
     assert caught.value.final
     assert endpoint.keys == [f"Bearer {KEY}"]
     assert KEY not in str(caught.value) + caplog.text + repr(Endpoint.of(endpoint.url, "m"))
+
+
+@pytest.mark.parametrize("status", [302, 401, 500])
+def test_the_body_of_a_failure_is_not_read_to_its_end(status: int) -> None:
+    body = bytes(2**26)
+    with chat_endpoint(lambda number, asked: Scripted(status=status, body=body)) as endpoint:
+        asking = client(endpoint.url, retries=0)
+        tracemalloc.start()
+        try:
+            with pytest.raises(LanguageModelError, match=f"{status}"):
+                asking.complete(REQUEST)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert most < 2**25
+
+
+def test_the_body_of_a_failure_that_comes_slowly_is_cut_off() -> None:
+    read = []
+
+    class Drops(httpx2.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            for number in range(1000):
+                read.append(number)
+                yield b"a"
+
+    response = httpx2.Response(500, stream=Drops())
+    FailureLimiter(seconds=0.0)(response)
+    assert response.read() == b"a"
+    assert read == [0]
 
 
 def test_redirections_are_not_followed() -> None:
