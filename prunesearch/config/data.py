@@ -7,6 +7,9 @@ from pydantic import Field
 from prunesearch.config.settings import Settings
 from prunesearch.objectives.base import BUILTIN_TEXT
 
+ORDER_TEXT = ("calibration", "tokens", "window")
+"""Settings of the text that a channel order is measured on."""
+
 
 class DataSection(Settings):
     """Calibration text, and the documents of tasks."""

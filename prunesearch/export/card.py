@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import metadata_load
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.config.data import ORDER_TEXT, DataSection
 from prunesearch.config.names import portable_name
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import ModelError
@@ -153,7 +154,7 @@ def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json]) 
     if not exported.changed:
         export_format = revision = ""
         if isinstance(exported.candidate, LayerWidths) and narrows(exported.candidate):
-            export_format = f" --criterion {exported.candidate.order.rpartition('-')[0]}"
+            export_format = _order_options(exported.candidate, facts)
         if exported.export_format not in (PLAIN.name, "widths"):
             export_format += f" {REGISTRY.get(exported.export_format).selected_by}"
         if loaded.source.commit:
@@ -164,6 +165,23 @@ def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json]) 
             "--out NAME` writes this checkpoint again.\n"
         )
     return text
+
+
+def _order_options(candidate: LayerWidths, facts: Mapping[str, Json]) -> str:
+    """Return the options that give the channel order of a candidate again: its criterion, and the
+    calibration text that it was measured on.
+    """
+    options = f" --criterion {candidate.order.rpartition('-')[0]}"
+    # The text is that of the search, or that of the command which named the widths.
+    data = facts.get("order_text")
+    stored = facts.get("recipe")
+    if isinstance(stored, dict):
+        data = stored.get("data")
+    if isinstance(data, dict):
+        measured = DataSection.model_validate({name: data[name] for name in ORDER_TEXT})
+        for name, value in measured.model_dump(mode="json", exclude_defaults=True).items():
+            options += f" --{name} {shlex.quote(str(value))}"
+    return options
 
 
 def _repeated(recipe: Recipe, facts: Mapping[str, Json]) -> str:

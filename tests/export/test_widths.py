@@ -295,6 +295,9 @@ def test_named_widths_are_exported_from_the_command_line(tiny_folder: Path, tmp_
     assert (document["form"], document["dropped"]) == ("widths", "1:40/1,4")
     tensors = load_file(out / "model.safetensors")
     assert tensors["model.layers.1.mlp.down_proj.weight"].shape == (32, 40)
+    # The card's command gives the same order again.
+    asked = "--layers 1:40/1,4 --criterion magnitude --tokens 64 --window 32 --out NAME"
+    assert asked in (out / "README.md").read_text()
     # The order is kept beside the cache.
     assert len(list((cache / "orders").glob("*.safetensors"))) == 1
     for extra, message in (

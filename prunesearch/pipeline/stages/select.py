@@ -9,6 +9,8 @@ from pathlib import Path
 
 from prunesearch import events
 from prunesearch.candidate import LayerSubset
+from prunesearch.config.data import ORDER_TEXT
+from prunesearch.config.names import portable_name
 from prunesearch.errors import ModelError, StudyError
 from prunesearch.export.checkpoint import check_destination, check_export_format
 from prunesearch.export.companions import companions
@@ -112,7 +114,12 @@ def _from_layers(state: State, source: LayersSource) -> Selected:
     """Load a model, and select the candidate without the named layers."""
     loaded = state.resources.keep(load_for(source.model, state.request.options))
     candidate = candidate_named(source.layers, source.order, loaded, state.request.options)
-    return Selected(candidate, (candidate,), {}, _out(state.request))
+    facts: JsonObject = {}
+    if source.order is not None:
+        data = source.order.data.model_dump(mode="json", include=set(ORDER_TEXT))
+        calibration = portable_name(source.order.data.calibration)
+        facts = {"order_text": {**data, "calibration": calibration}}
+    return Selected(candidate, (candidate,), facts, _out(state.request))
 
 
 def _out(request: Request) -> Path | None:
