@@ -164,7 +164,8 @@ class SearchSection(Settings):
         if self.keep_pattern and self.units != "blocks":
             raise ValueError("`keep_pattern` drops whole blocks: leave out `units` sublayers")
         if not self.is_pareto and self.against != "size":
-            raise ValueError(f"`against` goes with `drop` pareto, not `drop` {self.drop}")
+            given = f"`space` {self.space}" if self.narrows else f"`drop` {self.drop}"
+            raise ValueError(f"`against` goes with `drop` pareto, not {given}")
         return self
 
     @model_validator(mode="after")

@@ -311,8 +311,8 @@ class ProgressView:
         elif progress.best_value is None:
             return "no result yet"
         else:
-            removed = Removal.of(progress.best_dropped or "").brief
-            text = f"best {progress.best_value:.4f} without {removed}"
+            left = Removal.of(progress.best_dropped or "").phrase
+            text = f"best {progress.best_value:.4f} {left}"
         each = self._clocks[progress.study].each
         if each is None:
             return text

@@ -55,8 +55,15 @@ class Removal:
             f"{len(self.widths)} narrowed to {_range(channels)} channels, {_range(groups)} groups"
         )
         if self.dropped:
-            words = f"{self.dropped}; {words}"
+            words = f"{self.dropped} dropped; {words}"
         return words
+
+    @property
+    def phrase(self) -> str:
+        """What is left, in few words, such as ``without 3,7``."""
+        if not self.widths:
+            return f"without {self.brief}"
+        return f"with {self.brief}"
 
     @property
     def sentence(self) -> str:

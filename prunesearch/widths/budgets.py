@@ -28,10 +28,13 @@ def parse_target(text: str, total_params: int, bytes_per_param: int) -> float:
                 f"`target` {text!r} cannot be read: give a share (20%), a number of parameters "
                 f"(26M) or a size (100MiB)"
             ) from None
-    if not 0 < wanted < total_params:
+    if wanted <= 0:
+        raise InputError(f"`target` {text} removes nothing: give more than 0")
+    if wanted >= total_params:
+        if percent:
+            raise InputError(f"`target` {text} removes everything: give less than 100%")
         raise InputError(
-            f"`target` {text} is {wanted:,.0f} of {total_params:,} parameters: give more than none "
-            f"and less than all"
+            f"`target` {text} is {wanted:,.0f} of {total_params:,} parameters: give less than all"
         )
     return wanted
 

@@ -235,15 +235,27 @@ def _(candidate: LayerWidths) -> Json:
     return candidate.text
 
 
+_LONGEST_SHOWN = 60  # characters of widths in a sentence
+
+
 def described(text: str) -> str:
     """Return what is left of a model, such as ``without layers 3,7`` or ``with widths 3:1024/2``.
+
+    Widths that would fill a line are counted.
 
     Args:
         text: text of a candidate.
     """
-    if ":" in text:
+    if ":" not in text:
+        return f"without layers {text}"
+    if len(text) <= _LONGEST_SHOWN:
         return f"with widths {text}"
-    return f"without layers {text}"
+    words = text.split(",")
+    dropped = [word for word in words if ":" not in word]
+    narrowed = f"with {len(words) - len(dropped)} narrower layers"
+    if dropped:
+        return f"without layers {','.join(dropped)}, {narrowed}"
+    return narrowed
 
 
 def parse_candidate(

@@ -4,7 +4,7 @@ import pytest
 
 from prunesearch.candidate import Use
 from prunesearch.errors import InputError
-from prunesearch.widths.layer_widths import LayerWidths
+from prunesearch.widths.layer_widths import LayerWidths, described
 from prunesearch.widths.shape import WidthShape
 
 SHAPE = WidthShape((48,) * 4, (4,) * 4, (192,) * 4, (3104,) * 4, (192,) * 4, (3072,) * 4, 64)
@@ -42,3 +42,11 @@ def test_narrowing_params_count_biases() -> None:
 def test_bad_texts(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         LayerWidths.read(text, SHAPE, "a")
+
+
+def test_widths_that_would_fill_a_line_are_counted() -> None:
+    assert described("3,7") == "without layers 3,7"
+    assert described("3:1024/2,7") == "with widths 3:1024/2,7"
+    many = ",".join(f"{layer}:1024/2" for layer in range(1, 30))
+    assert described(many) == "with 29 narrower layers"
+    assert described(f"0,{many},30") == "without layers 0,30, with 29 narrower layers"

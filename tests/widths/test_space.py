@@ -102,8 +102,10 @@ def test_size_of_a_small_space() -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("0%", "more than none"),
-        ("100%", "less than all"),
+        ("0%", "removes nothing"),
+        ("150%", "less than 100%"),
+        ("100%", "less than 100%"),
+        ("200M", "less than all"),
         ("twenty", "cannot be read"),
         ("95%", "weights cannot be removed: at most"),
     ],
