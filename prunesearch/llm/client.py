@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,7 +69,9 @@ class ChatClient:
         while True:
             try:
                 fields = self._send(request)
-                return _reply_of(fields, time.perf_counter() - begun)
+                reply = _reply_of(fields, time.perf_counter() - begun)
+                # Replies are recorded, and colleagues may read the records.
+                return replace(reply, text=self.endpoint.without_key(reply.text))
             except _PassingError as failure:
                 # The endpoint may answer later: wait as long as it says.
                 if attempt >= self._retries or failure.pause > LONGEST_SECONDS:

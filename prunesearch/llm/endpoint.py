@@ -55,10 +55,14 @@ class Endpoint:
         return cls(url.rstrip("/"), model, key, is_local)
 
     def masked(self, text: str) -> str:
-        """Return a text, such as an error message of the endpoint, without the key."""
+        """Return a text, such as an error message of the endpoint, without secrets."""
+        return masked_text(self.without_key(text))
+
+    def without_key(self, text: str) -> str:
+        """Return a text of the endpoint without the key, which the endpoint may have repeated."""
         if self.key is not None and len(self.key) >= _SHORTEST:
             text = text.replace(self.key, MASK)
-        return masked_text(text)
+        return text
 
 
 def check_endpoint_url(url: str) -> str:

@@ -203,6 +203,14 @@ def test_the_body_of_a_failure_that_comes_slowly_is_cut_off() -> None:
     assert read == [0]
 
 
+def test_a_reply_that_repeats_the_key_is_recorded_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PRUNESEARCH_LLM_KEY", KEY)
+    with chat_endpoint(lambda number, body: Scripted(text=f"[1] {KEY}")) as endpoint:
+        assert client(endpoint.url).complete(REQUEST).text == "[1] ***"
+
+
 def test_redirections_are_not_followed() -> None:
     away = Scripted(307, "", {"Location": "http://127.0.0.1:1/v1/chat/completions"})
     with (
