@@ -15,6 +15,7 @@ from prunesearch.cli.options import (
     MAX_SHARD,
     MODEL_OF_STUDY,
     MODEL_OPTIONS,
+    ORDER_TOKENS,
     OUT,
     REVISION,
     SELECTION_OPTIONS,
@@ -36,7 +37,7 @@ REQUEST = ("out", "export_format", "gguf", "max_shard", "push_to_hub", "public",
 @click.command(cls=Command)
 @click.argument("target", metavar="STUDY|MODEL")
 @LAYERS
-@with_options(CRITERION, CALIBRATION, TOKENS, WINDOW)
+@with_options(CRITERION, ORDER_TOKENS, CALIBRATION, TOKENS, WINDOW)
 @MODEL_OF_STUDY
 @with_options(*SELECTION_OPTIONS)
 @OUT

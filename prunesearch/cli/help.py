@@ -22,8 +22,8 @@ _SHARED = {
     "Server": "server token_file insecure_http",
 }
 _SEARCHED = {
-    "What is removed": "drop space target criterion align first_allocations protect units "
-    "keep_pattern against",
+    "What is removed": "drop space target criterion order_tokens align first_allocations "
+    "protect units keep_pattern against",
     "How it is searched": "sampler trials encoding preselect ranking asynchronous "
     "population seed race score_weights",
     "Language model (--sampler llm)": "llm_url llm_model llm_calls llm_tokens llm_cost llm_price "

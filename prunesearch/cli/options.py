@@ -48,6 +48,12 @@ CRITERION = SharedOption(
     show_default="flap",
     help="Importance that orders the channels: the first ones stay.",
 )
+ORDER_TOKENS = SharedOption(
+    "--order-tokens",
+    type=int,
+    show_default="8192",
+    help="Most tokens of the calibration text that the channels are ordered on.",
+)
 ALIGN = SharedOption(
     "--align", type=int, show_default="64", help="Widths are multiples of this many channels."
 )
@@ -361,6 +367,7 @@ RECIPE_OPTIONS = (
     SPACE,
     TARGET,
     CRITERION,
+    ORDER_TOKENS,
     ALIGN,
     FIRST_ALLOCATIONS,
     PROTECT,

@@ -17,7 +17,7 @@ from prunesearch.config.model import ModelSection
 from prunesearch.config.objective import ObjectiveSection
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import OLD_OFFLOADS, RunOptions
-from prunesearch.config.search import DEFAULT_CRITERION, SearchSection
+from prunesearch.config.search import DEFAULT_CRITERION, ORDER_TOKENS, SearchSection
 from prunesearch.config.settings import contradiction, merge_renamed
 from prunesearch.errors import InputError, UnknownNameError, one_line
 from prunesearch.runtime.json_values import Json, JsonObject, as_text
@@ -104,11 +104,11 @@ def _order_of(removed: str, settings: Mapping[str, Json]) -> "NamedOrder | None"
     from prunesearch.pipeline.named_candidates import NamedOrder
 
     if ":" not in removed:
-        for name in ("criterion", "calibration"):
+        for name in ("criterion", "order_tokens", "calibration"):
             if settings.get(name) is not None:
                 raise InputError(
-                    f"--{name} orders the channels of widths, and --layers {removed} drops whole "
-                    f"layers: leave --{name} out, or write widths as in 3:1024/2"
+                    f"--{name.replace('_', '-')} orders the channels of widths, and --layers "
+                    f"{removed} drops whole layers: leave it out, or write widths as in 3:1024/2"
                 )
         return None
     if "criterion" not in settings:
@@ -117,7 +117,8 @@ def _order_of(removed: str, settings: Mapping[str, Json]) -> "NamedOrder | None"
             "that searched widths"
         )
     criterion = settings["criterion"] or DEFAULT_CRITERION
-    return NamedOrder(data_of(settings), as_text(criterion, "criterion"))
+    tokens = settings.get("order_tokens") or ORDER_TOKENS
+    return NamedOrder(data_of(settings), as_text(criterion, "criterion"), int(str(tokens)))
 
 
 def source_of(
@@ -162,11 +163,11 @@ def source_of(
         raise InputError(
             "--revision and --dtype go with MODEL --layers; a study's model is the one it searched"
         )
-    for name in ("criterion", "calibration"):
+    for name in ("criterion", "order_tokens", "calibration"):
         if settings.get(name) is not None:
             raise InputError(
-                f"--{name} goes with MODEL --layers; a study has the one it searched with: leave "
-                "it out"
+                f"--{name.replace('_', '-')} goes with MODEL --layers; a study has the one it "
+                "searched with: leave it out"
             )
     wanted = SelectionCriteria.parse(max_loss, max_size)
     trusted = bool(settings["trust_remote_code"])

@@ -18,7 +18,14 @@ SCORES = "scores"
 """Name of the ranking by the scores of the channels, which searches over widths start from."""
 DEFAULT_CRITERION = "flap"
 """Criterion that orders channels if none is named."""
-_OF_WIDTHS = {"criterion": DEFAULT_CRITERION, "align": 64, "first_allocations": True}
+ORDER_TOKENS = 8192
+"""Default number of tokens that channels are ordered on."""
+_OF_WIDTHS = {
+    "criterion": DEFAULT_CRITERION,
+    "order_tokens": ORDER_TOKENS,
+    "align": 64,
+    "first_allocations": True,
+}
 """Settings that only a search over widths has, and their defaults."""
 
 
@@ -72,6 +79,12 @@ class SearchSection(Settings):
     criterion: str | None = Field(default=None, exclude_if=_absent)
     """Importance score that orders the channels of a search over widths (see
     `importance.criteria`); default ``flap``."""
+    order_tokens: Annotated[int, Field(ge=1)] | None = Field(default=None, exclude_if=_absent)
+    """Most tokens of the calibration text that the channels are ordered on; default 8192.
+
+    More tokens than a candidate is scored on are worth it: the order is made once, and the means
+    and variances of a channel vary more than a loss.
+    """
     align: Annotated[int, Field(ge=1)] | None = Field(default=None, exclude_if=_absent)
     """Number that all widths in channels are multiples of; default 64."""
     first_allocations: bool | None = Field(default=None, exclude_if=_absent)

@@ -15,6 +15,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.config.data import ORDER_TEXT, DataSection
 from prunesearch.config.names import portable_name
 from prunesearch.config.recipe import Recipe
+from prunesearch.config.search import ORDER_TOKENS
 from prunesearch.errors import ModelError
 from prunesearch.export.formats.plain import PLAIN
 from prunesearch.export.formats.registry import REGISTRY, narrows
@@ -173,10 +174,13 @@ def _order_options(candidate: LayerWidths, facts: Mapping[str, Json]) -> str:
     """
     options = f" --criterion {candidate.order.rpartition('-')[0]}"
     # The text is that of the search, or that of the command which named the widths.
-    data = facts.get("order_text")
+    data, tokens = facts.get("order_text"), facts.get("order_tokens")
     stored = facts.get("recipe")
     if isinstance(stored, dict):
-        data = stored.get("data")
+        data, search = stored.get("data"), stored.get("search")
+        tokens = search.get("order_tokens") if isinstance(search, dict) else None
+    if tokens not in (None, ORDER_TOKENS):
+        options += f" --order-tokens {tokens}"
     if isinstance(data, dict):
         measured = DataSection.model_validate({name: data[name] for name in ORDER_TEXT})
         for name, value in measured.model_dump(mode="json", exclude_defaults=True).items():

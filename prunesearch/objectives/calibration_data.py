@@ -60,7 +60,11 @@ def read_text(source: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
 
 
 def token_windows(
-    source: str, tokenizer: PreTrainedTokenizerBase, tokens: int, window: int
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: int,
+    window: int,
+    fewest: int | None = None,
 ) -> torch.Tensor:
     """Tokenise a source, and choose windows of consecutive tokens from all over it.
 
@@ -73,9 +77,11 @@ def token_windows(
         tokenizer: the model's tokenizer.
         tokens: number of tokens in all.
         window: tokens of a window.
+        fewest: number of tokens that suffice if the text has no more. Default: `tokens`.
 
     Returns:
-        int64 token ids of shape (tokens // window, window). Each window begins with the special
+        int64 token ids of shape (tokens // window, window), or fewer windows if `fewest` allows it.
+        Each window begins with the special
         tokens that the tokenizer begins texts with, if any.
 
     Raises:
@@ -96,10 +102,11 @@ def token_windows(
 
     choose = _from_parts if len(text) > LONG_TEXT else _from_whole
     chosen, found = choose(text, read, body, wanted)
-    if len(chosen) < wanted:
+    needed = wanted if fewest is None else fewest // window
+    if len(chosen) < needed:
         raise DataError(
             f"calibration text {source!r} is too short: it has {found} tokens, "
-            f"{wanted * body} are needed; give more text or fewer `tokens`"
+            f"{needed * body} are needed; give more text or fewer `tokens`"
         )
     return torch.tensor([opening + ids for ids in chosen], dtype=torch.int64)
 

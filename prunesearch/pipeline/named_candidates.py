@@ -18,10 +18,12 @@ class NamedOrder:
     Attributes:
         data: calibration text that the importance scores are measured on.
         criterion: name of the importance score.
+        tokens: most tokens that channels are ordered on.
     """
 
     data: DataSection
     criterion: str
+    tokens: int
 
 
 def candidate_named(
@@ -44,7 +46,7 @@ def candidate_named(
     # Read the text before the channels are ordered, which takes long.
     shape = width_shape_of(loaded.model)
     parse_candidate(text, loaded.n_layers, shape)
-    measured = put_in_order(order.criterion, order.data, loaded, options)
+    measured = put_in_order(order.criterion, order.tokens, order.data, loaded, options)
     assert measured is not None
     found = measured.order
     return parse_candidate(text, loaded.n_layers, shape, found.digest, found.biases)

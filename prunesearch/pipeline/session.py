@@ -102,7 +102,9 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
     loaded = load_for(recipe.model, options)
     check_widths(recipe.search, loaded)
     with stopping.interruptible():
-        measured = put_in_order(recipe.search.criterion, recipe.data, loaded, options)
+        measured = put_in_order(
+            recipe.search.criterion, recipe.search.order_tokens, recipe.data, loaded, options
+        )
     spaces = {recipe.search: space_of(recipe.search, loaded)}
     objective = objective_for(recipe.objective, recipe.data, loaded, options)
     content = Content.of(loaded.fingerprint, objective)

@@ -14,7 +14,7 @@ from prunesearch.cache.location import CacheLocation
 from prunesearch.config.data import DataSection
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
-from prunesearch.config.search import SearchSection
+from prunesearch.config.search import ORDER_TOKENS, SearchSection
 from prunesearch.errors import InputError, StudyError
 from prunesearch.importance.allocations.registry import fixed_allocations
 from prunesearch.importance.layer_statistics import LayerStatistics
@@ -55,12 +55,18 @@ def check_resident(recipe: Recipe, options: RunOptions) -> None:
 
 
 def put_in_order(
-    criterion: str | None, data: DataSection, loaded: LoadedModel, options: RunOptions
+    criterion: str | None,
+    tokens: int | None,
+    data: DataSection,
+    loaded: LoadedModel,
+    options: RunOptions,
 ) -> MeasuredOrder | None:
     """Put the channels of a model in the order that a search over widths asks for.
 
     Args:
         criterion: name of the importance score; None for a search that drops layers.
+        tokens: most tokens of the text that channels are ordered on. A shorter text is used whole,
+            if it has the tokens that candidates are scored on.
         data: section of the recipe with the calibration text.
         loaded: the dense model.
         options: location of the cache, beside which orders are kept.
@@ -79,7 +85,8 @@ def put_in_order(
     events.tell(events.StageProgress(f"ordering the channels by {criterion}"))
     # Score the channels on the calibration text, in windows that the model can take.
     window = min(data.window, most_positions(loaded.model) or data.window)
-    windows = token_windows(data.calibration, loaded.tokenizer, data.tokens, window)
+    most = max(data.tokens, tokens or ORDER_TOKENS)
+    windows = token_windows(data.calibration, loaded.tokenizer, most, window, data.tokens)
     with wide_products():
         measured = channel_order(loaded, windows, criterion, _folder(options))
     reorder(loaded.model, measured.order)
@@ -114,7 +121,9 @@ def put_in_order_of(
         reorder(loaded.model, measured.order)
         return measured
     # It is not there: compute it, and hold it against the study.
-    measured = put_in_order(recipe.search.criterion, recipe.data, loaded, options)
+    measured = put_in_order(
+        recipe.search.criterion, recipe.search.order_tokens, recipe.data, loaded, options
+    )
     assert measured is not None
     if measured.order.digest != digest:
         raise StudyError(

@@ -130,6 +130,16 @@ def test_short_text_is_refused_with_the_numbers(tmp_path: Path) -> None:
         token_windows(str(tmp_path / "short.txt"), byte_tokenizer(), 64, 32)
 
 
+def test_a_short_text_is_used_whole_if_it_suffices(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("hello, world, how are you today? " * 3)
+    source = str(tmp_path / "short.txt")
+    found = token_windows(source, byte_tokenizer(), 1024, 32, fewest=64)
+    assert found.shape == (3, 32)
+    assert torch.equal(token_windows(source, byte_tokenizer(), 64, 32), found[:2])
+    with pytest.raises(DataError, match="99 tokens, 128 are needed"):
+        token_windows(source, byte_tokenizer(), 1024, 32, fewest=128)
+
+
 # What texts begin with
 
 

@@ -118,7 +118,10 @@ def _from_layers(state: State, source: LayersSource) -> Selected:
     if source.order is not None:
         data = source.order.data.model_dump(mode="json", include=set(ORDER_TEXT))
         calibration = portable_name(source.order.data.calibration)
-        facts = {"order_text": {**data, "calibration": calibration}}
+        facts = {
+            "order_text": {**data, "calibration": calibration},
+            "order_tokens": source.order.tokens,
+        }
     return Selected(candidate, (candidate,), facts, _out(state.request))
 
 
