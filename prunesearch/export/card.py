@@ -17,8 +17,7 @@ from prunesearch.config.names import portable_name
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.search import ORDER_TOKENS
 from prunesearch.errors import ModelError
-from prunesearch.export.formats.plain import PLAIN
-from prunesearch.export.formats.registry import REGISTRY, narrows
+from prunesearch.export.formats.registry import REGISTRY, default_format, narrows
 from prunesearch.export.results import Exported, Verification
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
@@ -156,7 +155,7 @@ def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json]) 
         export_format = revision = ""
         if isinstance(exported.candidate, LayerWidths) and narrows(exported.candidate):
             export_format = _order_options(exported.candidate, facts)
-        if exported.export_format not in (PLAIN.name, "widths"):
+        if exported.export_format != default_format(exported.candidate).name:
             export_format += f" {REGISTRY.get(exported.export_format).selected_by}"
         if loaded.source.commit:
             revision = f" --revision {loaded.source.commit}"
