@@ -9,8 +9,7 @@ with cache.single_flight() as single_flight:
 
 import time
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from prunesearch.cache.backend import FoundEntries
 from prunesearch.cache.entry import Entry
@@ -18,6 +17,7 @@ from prunesearch.cache.keys import Key
 from prunesearch.cache.leased_backend import LeasedBackend
 from prunesearch.cache.leases import Interest
 from prunesearch.runtime import failpoints
+from prunesearch.runtime.closing import Closing
 from prunesearch.runtime.json_values import Json
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.02, 1.0
@@ -54,7 +54,7 @@ class LeasingCache(Protocol):
         ...
 
 
-class SingleFlight:
+class SingleFlight(Closing):
     """Leases keys to this process until it commits them, releases them or dies.
 
     A thread of the cache renews the leases. Leases that are left at the end of the ``with`` block
@@ -165,13 +165,6 @@ class SingleFlight:
             time.sleep(min(0.05, self._pause))
         self._pause = min(_LONGEST_WAIT, _GROWTH * self._pause)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Release the leases that this object holds."""
         self._release(self.owned)

@@ -41,7 +41,7 @@ def _with_space(values: dict[str, object]) -> dict[str, object]:
     """Sort the values of `space` into the fields, and fill in the defaults of widths.
 
     Raises:
-        UnknownNameError: there is no such space.
+        UnknownNameError: the space does not exist.
         ValueError: `units` names another space.
     """
     space = values.get("space")

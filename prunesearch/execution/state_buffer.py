@@ -5,19 +5,18 @@ States over a limit are spilled to host memory or disk.
 
 import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from prunesearch.errors import RunError, one_line
+from prunesearch.runtime.closing import Closing
 
 _NAME = "state"
 
 
-class StateBuffer:
+class StateBuffer(Closing):
     """Keeps tensors by number.
 
     Args:
@@ -92,14 +91,7 @@ class StateBuffer:
             ) from None
         return path
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Delete the temporary files."""
         if self._folder is not None:
             self._folder.cleanup()

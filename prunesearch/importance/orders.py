@@ -66,7 +66,7 @@ def channel_order(
         folder: folder of the files, which is created. None: nothing is kept.
 
     Raises:
-        UnknownNameError: there is no such criterion.
+        UnknownNameError: the criterion does not exist.
         ModelError: no block of the model has a part that can be removed.
         DataError: the windows do not fit the model.
         InputError: the criterion needs gradients, and the blocks are streamed.

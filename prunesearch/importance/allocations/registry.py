@@ -72,7 +72,7 @@ def allocate(
         layers: statistics of each block.
 
     Raises:
-        UnknownNameError: there is no such allocation.
+        UnknownNameError: the allocation does not exist.
     """
     found = []
     for variant, levels_G in REGISTRY.get(name).levels(space, layers).items():
