@@ -1,0 +1,1 @@
+"""The figures of a report: what they show, as plain values that a renderer draws."""
