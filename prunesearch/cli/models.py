@@ -14,13 +14,21 @@ from prunesearch.cli.options import (
     LAYERS,
     MODEL_OPTIONS,
     ONE_CANDIDATE,
+    PROTOCOL,
+    PROTOCOL_DATA,
     REVISION,
     TOKENS,
     TRUST,
 )
 from prunesearch.cli.output import progress, quiet
-from prunesearch.cli.parameters import with_options
-from prunesearch.cli.recipes import data_of, model_of, objective_of, options_of
+from prunesearch.cli.parameters import typed_names, with_options
+from prunesearch.cli.recipes import (
+    check_protocol,
+    data_of,
+    model_of,
+    objective_of,
+    options_of,
+)
 from prunesearch.report.emit import emit
 from prunesearch.units import parse_size
 
@@ -28,20 +36,33 @@ from prunesearch.units import parse_size
 @click.command(cls=Command)
 @click.argument("model")
 @LAYERS.variant(default="none")
+@PROTOCOL
+@PROTOCOL_DATA
 @with_options(*DATA_OPTIONS, *MODEL_OPTIONS, *ONE_CANDIDATE)
 @JSON
-def evaluate(model: str, layers: str, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
-    """Evaluate MODEL, or an export, on --task or --calibration text, with standard errors."""
+def evaluate(
+    model: str,
+    layers: str,
+    protocol: str | None,
+    protocol_data: str | None,
+    as_json: bool,
+    **settings: Any,  # noqa: ANN401
+) -> None:
+    """Evaluate MODEL, or an export, on --task, on --calibration text, or by a published --protocol,
+    with standard errors.
+    """
     section = model_of({**settings, "model": model})
     objective, data = objective_of(settings), data_of(settings)
     objective.check_data(data)
+    check_protocol(protocol, protocol_data, typed_names())
     options = options_of(settings)
     quiet()
     from prunesearch.pipeline.run import report_of
-    from prunesearch.pipeline.state import EvaluationRequest, Request
+    from prunesearch.pipeline.state import EvaluationRequest, ProtocolRequest, Request
     from prunesearch.report.render import render
 
-    asked = EvaluationRequest(section, objective, data, layers)
+    wanted = None if protocol is None else ProtocolRequest(protocol, protocol_data)
+    asked = EvaluationRequest(section, objective, data, layers, wanted)
     with progress():
         report = report_of("evaluate", Request(options, evaluation=asked))
     emit(as_json, report, render)

@@ -14,6 +14,7 @@ from prunesearch.config.search import RANKINGS
 from prunesearch.export.formats.registry import checkpoint_formats
 from prunesearch.importance.criteria.registry import REGISTRY as CRITERIA
 from prunesearch.objectives import registry as objectives
+from prunesearch.objectives.protocols import PROTOCOLS
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE
 from prunesearch.service.credentials import DEFAULT_SERVER, SERVER_VARIABLE, TOKEN_VARIABLE
 from prunesearch.space import SPACES, UNITS
@@ -225,6 +226,16 @@ LIMIT = SharedOption("--limit", type=int, help="Documents of the task; default a
 NUM_FEWSHOT = SharedOption("--num-fewshot", type=int, help="Few-shot examples; default the task's.")
 BATCH_TOKENS = SharedOption(
     "--batch-tokens", type=int, help="Tokens per pass of a task; default 2048, on a GPU 16384."
+)
+PROTOCOL = SharedOption(
+    "--protocol",
+    type=Words(tuple(PROTOCOLS)),
+    help="Measure perplexity as published, instead of --objective.",
+)
+PROTOCOL_DATA = SharedOption(
+    "--protocol-data",
+    help="File with the text of --protocol: Parquet, JSON lines, or WikiText's raw file; "
+    "default: from the hub.",
 )
 HELD_OUT = SharedOption(
     "--held-out", help="Held-out text; default: a part of the other text that is kept apart."

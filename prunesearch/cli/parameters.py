@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from prunesearch.config.objective import ScoreWeights
 from prunesearch.config.run_options import OFFLOADS, OLD_OFFLOADS
@@ -284,6 +285,16 @@ def with_options(*options: Decorator) -> Callable[[Function], Function]:
         return function
 
     return decorate
+
+
+def typed_names() -> set[str]:
+    """Return the names of the parameters that the user typed for the current command."""
+    context = click.get_current_context()
+    typed = set()
+    for name in context.params:
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            typed.add(name)
+    return typed
 
 
 def present_words(words: Sequence[str], command: click.Command) -> list[str]:

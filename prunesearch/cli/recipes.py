@@ -59,6 +59,29 @@ def recipe_of(settings: Mapping[str, Json]) -> Recipe:
     )
 
 
+def check_protocol(protocol: str | None, data: str | None, typed: Container[str]) -> None:
+    """Refuse options that a published protocol decides itself.
+
+    Args:
+        protocol: name of the protocol; None if none is asked for.
+        data: file with its text.
+        typed: names of the options that the user typed.
+
+    Raises:
+        InputError: the options do not go together.
+    """
+    if protocol is None:
+        if data is not None:
+            raise InputError("`protocol_data` goes with `protocol` NAME")
+        return
+    for name, (section, _) in PLACES.items():
+        if section in ("objective", "data") and name in typed:
+            raise InputError(
+                f"`{name}` does not go with `protocol` {protocol}, which says what is measured, on "
+                "which text and in which windows: leave it out"
+            )
+
+
 def _values_of(section: str, settings: Mapping[str, Json]) -> JsonObject:
     """Return the options of a command that belong to a section, by the names of its fields."""
     values = {}

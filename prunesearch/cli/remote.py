@@ -27,7 +27,7 @@ from prunesearch.cli.options import (
     TOKEN_FILE,
     TRIALS,
 )
-from prunesearch.cli.parameters import with_options
+from prunesearch.cli.parameters import typed_names, with_options
 from prunesearch.cli.recipes import RecipeFile, grid_of, options_of, read_recipe
 from prunesearch.config.flat import PLACES
 from prunesearch.errors import InputError, ServerError
@@ -214,11 +214,7 @@ def _request(source: str | None, job_command: JobCommand, settings: dict[str, An
     Raises:
         InputError: the recipe is not accepted, or is of several searches.
     """
-    context = click.get_current_context()
-    typed = set()
-    for name in context.params:
-        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
-            typed.add(name)
+    typed = typed_names()
     is_file = source is not None and source.endswith(_RECIPE_SUFFIXES)
     is_model = settings["drop"] is not None or settings["target"] is not None
     if source is None or not (is_file or is_model or Path(source).is_file()):

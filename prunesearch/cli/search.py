@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from prunesearch.cli.help import Command
 from prunesearch.cli.options import (
@@ -22,7 +21,7 @@ from prunesearch.cli.options import (
     TRUST,
 )
 from prunesearch.cli.output import progress, quiet
-from prunesearch.cli.parameters import misplaced, renamed, with_options
+from prunesearch.cli.parameters import misplaced, renamed, typed_names, with_options
 from prunesearch.cli.recipes import grid_of, options_of, read_recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.report.emit import emit
@@ -75,13 +74,7 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
     The file has the sections model, data, objective, search, recover and run. Options typed here
     override its section run.
     """
-    context = click.get_current_context()
-    typed = {
-        name
-        for name in context.params
-        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
-    }
-    file = read_recipe(Path(recipe_file), {**settings, "out": out}, typed)
+    file = read_recipe(Path(recipe_file), {**settings, "out": out}, typed_names())
     folder = None if file.out is None else Path(file.out)
     quiet()
     from prunesearch.pipeline.run import report_of, request_of

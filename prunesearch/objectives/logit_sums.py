@@ -113,21 +113,35 @@ class LogitSums:
         import torch
 
         sums = torch.tensor(per_sequence, dtype=torch.float64)
-        kl_B, nll_B = sums[:, 0] / sums[:, 2], sums[:, 1] / (sums[:, 2] - 1)
-        cross_entropy = float(sums[:, 1].sum() / (sums[:, 2] - 1).sum())
-        perplexity = math.exp(min(cross_entropy, 700.0))
-        values = {
-            "kl": float(sums[:, 0].sum() / sums[:, 2].sum()),
-            "cross_entropy": cross_entropy,
-            "perplexity": perplexity,
-        }
-        if len(sums) < 2:
-            return Metrics(values)
-        kl_error = float(kl_B.std() / math.sqrt(len(sums)))
-        nll_error = float(nll_B.std() / math.sqrt(len(sums)))
-        # The error of perplexity = exp(cross_entropy) follows from d exp(x) = exp(x) dx.
-        errors = {"kl": kl_error, "cross_entropy": nll_error, "perplexity": perplexity * nll_error}
-        return Metrics(values, errors)
+        values, errors = perplexity_metrics(sums[:, 1], sums[:, 2])
+        kl = float(sums[:, 0].sum() / sums[:, 2].sum())
+        if errors:
+            kl_B = sums[:, 0] / sums[:, 2]
+            errors = {"kl": float(kl_B.std() / math.sqrt(len(sums)))} | errors
+        return Metrics({"kl": kl} | values, errors)
+
+
+def perplexity_metrics(
+    nll_B: "torch.Tensor", tokens_B: "torch.Tensor"
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return ``cross_entropy`` in nats per token and ``perplexity``, and their standard errors.
+
+    Args:
+        nll_B: sum of the negative log-likelihood of each sequence, in float64.
+        tokens_B: number of tokens of each sequence. All but one of them are predicted.
+
+    Returns:
+        The values, and their standard errors as those of the mean over sequences. One sequence has
+        no standard errors.
+    """
+    cross_entropy = float(nll_B.sum() / (tokens_B - 1).sum())
+    perplexity = math.exp(min(cross_entropy, 700.0))
+    values = {"cross_entropy": cross_entropy, "perplexity": perplexity}
+    if len(nll_B) < 2:
+        return values, {}
+    error = float((nll_B / (tokens_B - 1)).std() / math.sqrt(len(nll_B)))
+    # The error of perplexity = exp(cross_entropy) follows from d exp(x) = exp(x) dx.
+    return values, {"cross_entropy": error, "perplexity": perplexity * error}
 
 
 def _parts(rows: slice) -> list[slice]:

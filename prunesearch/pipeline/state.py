@@ -82,6 +82,19 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True)
+class ProtocolRequest:
+    """Request for a published protocol of perplexity.
+
+    Attributes:
+        name: name of the protocol (see `objectives.protocols`).
+        data: file with its text; None: the hub's.
+    """
+
+    name: str
+    data: str | None = None
+
+
+@dataclass(frozen=True)
 class EvaluationRequest:
     """Request for the evaluation of a model without some layers.
 
@@ -90,12 +103,14 @@ class EvaluationRequest:
         objective: what is measured.
         data: data of the objective.
         layers: layers to leave out, as ``3,7,12``, or ``none``.
+        protocol: what is measured instead of the objective; None: the objective.
     """
 
     model: ModelSection
     objective: ObjectiveSection
     data: DataSection
     layers: str = "none"
+    protocol: ProtocolRequest | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from prunesearch.report.tables import (
 if TYPE_CHECKING:
     from prunesearch.execution.plan_types import MemoryPlan
     from prunesearch.models.analyze import BlockInventory, NamedInventory
-    from prunesearch.report.results import EvaluationReport
+    from prunesearch.report.results import EvaluationReport, ProtocolReport
 
 
 def evaluation(report: "EvaluationReport") -> Parts:
@@ -32,10 +32,23 @@ def evaluation(report: "EvaluationReport") -> Parts:
     title = report.model
     if report.dropped != "none":
         title += f" without layers {report.dropped}"
+    shown_protocol = "" if report.protocol is None else _protocol(report.protocol)
     return [
         table(title, ("", "value", "standard error"), rows),
+        shown_protocol,
         "from the cache" if report.cached else "",
     ]
+
+
+def _protocol(found: "ProtocolReport") -> str:
+    """Say what a protocol read, and whether its numbers can be compared with published ones."""
+    said = (
+        f"protocol {found.name} ({found.papers}): {found.windows} windows of {found.window} "
+        f"tokens, of {found.tokens:,} tokens in {found.rows:,} rows"
+    )
+    if found.comparable:
+        return said
+    return f"{said}\nnot comparable with published numbers: {found.text}"
 
 
 def inventory(found: "NamedInventory") -> Parts:

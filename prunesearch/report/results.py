@@ -290,10 +290,34 @@ class HealReport:
 
 
 @dataclass(frozen=True)
+class ProtocolReport:
+    """What a published protocol of perplexity read.
+
+    Attributes:
+        name: name of the protocol.
+        papers: who measures in this way.
+        windows, window: number of windows, and tokens of a window.
+        rows, tokens: rows and tokens of the text, with those after the last window.
+        text: what was read, in words.
+        comparable: True if the text is the published one.
+    """
+
+    name: str
+    papers: str
+    windows: int
+    window: int
+    rows: int
+    tokens: int
+    text: str
+    comparable: bool
+
+
+@dataclass(frozen=True)
 class EvaluationReport:
     """Metrics of a model, with standard errors, number of parameters and bytes.
 
-    `cached` is True if the evaluation was found in the cache.
+    `cached` is True if the evaluation was found in the cache. `protocol` is None unless a published
+    protocol was measured.
     """
 
     model: str
@@ -303,6 +327,7 @@ class EvaluationReport:
     params: int
     bytes: int
     cached: bool
+    protocol: ProtocolReport | None = field(default=None, metadata=json_as(omit_none=True))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Stage `evaluate`: measure a model on a task or on text, through the cache."""
+"""Stage `evaluate`: measure a model on a task, on text or by a published protocol, through the
+cache.
+"""
 
 from dataclasses import replace
 
@@ -8,12 +10,17 @@ from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.location import CacheLocation, check_writable
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.models.loading import LoadedModel
+from prunesearch.objectives.base import Objective
 from prunesearch.objectives.calibration_sources.builtin import HELD_OUT
+from prunesearch.objectives.next_token_loss import loss_objective
+from prunesearch.objectives.protocol_windows import FULL_TEXT, read_protocol
+from prunesearch.objectives.protocols import protocol_of
 from prunesearch.objectives.registry import zero_metrics
 from prunesearch.pipeline.session import load_for, objective_for, require
 from prunesearch.pipeline.stages.base import Stage
-from prunesearch.pipeline.state import Request, State
-from prunesearch.report.results import EvaluationReport
+from prunesearch.pipeline.state import ProtocolRequest, Request, State
+from prunesearch.report.results import EvaluationReport, ProtocolReport
 from prunesearch.runtime import stopping
 
 HELD_OUT_TOKENS = 4096
@@ -42,7 +49,11 @@ def _evaluated(request: Request) -> EvaluationReport:
         events.tell(events.Message(f"evaluating {asked.model.path}"))
     loaded = load_for(asked.model, options, quantised=True)
     candidate = LayerSubset.parse(asked.layers, loaded.n_layers)
-    objective = objective_for(asked.objective, asked.data, loaded, options, generate=True)
+    protocol: ProtocolReport | None = None
+    if asked.protocol is not None:
+        objective, protocol = _protocol_of(asked.protocol, loaded)
+    else:
+        objective = objective_for(asked.objective, asked.data, loaded, options, generate=True)
     with EvaluationCache(options.cache) as cache:
         engine = LocalEngine(loaded, objective, cache, state_memory=options.state_bytes)
         with stopping.deferred():
@@ -62,7 +73,32 @@ def _evaluated(request: Request) -> EvaluationReport:
         params=loaded.sizes.params(candidate),
         bytes=loaded.sizes.bytes(candidate),
         cached=evaluation.cached,
+        protocol=protocol,
     )
+
+
+def _protocol_of(asked: ProtocolRequest, loaded: LoadedModel) -> tuple[Objective, ProtocolReport]:
+    """Read the text of a protocol, and return its objective and what was read.
+
+    Raises:
+        DataError: the text cannot be read, or the model cannot read it.
+    """
+    protocol = protocol_of(asked.name)
+    events.tell(events.StageProgress(f"reading the text of protocol {protocol.name}"))
+    with stopping.interruptible():
+        read = read_protocol(protocol, loaded.tokenizer, asked.data)
+        objective = loss_objective(loaded, read.windows_BL)
+    report = ProtocolReport(
+        protocol.name,
+        protocol.papers,
+        len(read.windows_BL),
+        protocol.window,
+        read.rows,
+        read.tokens,
+        read.text,
+        comparable=read.text == FULL_TEXT,
+    )
+    return objective, report
 
 
 def _on_held_out_text(state: State) -> tuple[Evaluation, ...]:
@@ -82,8 +118,10 @@ def _on_held_out_text(state: State) -> tuple[Evaluation, ...]:
 
 
 def check(request: Request) -> None:
-    """Refuse a cache that cannot be written, before the model is loaded."""
+    """Refuse an unknown protocol and a cache that cannot be written, before the model is loaded."""
     if request.evaluation is not None:
+        if request.evaluation.protocol is not None:
+            protocol_of(request.evaluation.protocol.name)
         check_writable(CacheLocation.parse(request.options.cache).folder)
 
 
