@@ -6,8 +6,9 @@ import numpy as np
 
 from prunesearch.algorithms.history import Memory
 from prunesearch.algorithms.operators import Real
+from prunesearch.studies import study_columns
 
-STATE_ATTR = "ps:s"
+STATE_ATTR = study_columns.STATE_ATTR
 
 
 def pack(memory: Memory) -> dict[str, dict[str, float]]:

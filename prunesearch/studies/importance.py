@@ -90,7 +90,7 @@ def layer_importances(study: Study) -> list[LayerImportance]:
             harm, stderr, rank = float(harm_D[index]), float(error_D[index]), ranks[index]
         found.append(
             LayerImportance(
-                layer=_layer(name),
+                layer=unit_of_parameter(name) or name,
                 dropped=float(dropped_TD[:, index].mean()),
                 dropped_best=float(best_TD[:, index].mean()),
                 with_=_mean(values_T[gone_T]),
@@ -179,11 +179,14 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _layer(name: str) -> str:
-    """Return the name of a layer for a parameter: ``7a`` for ``drop_07_attn`` or ``kv_07``."""
+def unit_of_parameter(name: str) -> str | None:
+    """Return the unit that a parameter stands for: ``7a`` for ``drop_07_attn`` or ``kv_07``.
+
+    It is None for a parameter of another kind.
+    """
     match = _PARAMETER.fullmatch(name)
     if match is None:
-        return name
+        return None
     if match["kind"]:
         return f"{int(match['layer'])}{_WIDTHS[match['kind']]}"
     span = str(int(match[1]))

@@ -92,6 +92,13 @@ def find_studies(
     return found
 
 
+def study_names(connection: Connection) -> list[str]:
+    """Return the names of all studies of a database, also of those that others made."""
+    if not tables.are_there(connection):
+        return []
+    return sorted(connection.execute(sqlalchemy.select(StudyRow.study_name)).scalars())
+
+
 def _directions(connection: Connection, ids: Sequence[int]) -> dict[int, list[bool]]:
     query = (
         sqlalchemy.select(DirectionRow.study_id, DirectionRow.direction)

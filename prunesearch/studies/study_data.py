@@ -1,0 +1,400 @@
+"""Reads a study whole, for reports and comparisons: its recipe, its trials and its dense model.
+
+A study of 10,000 trials is read with a few queries. No model is loaded, and no torch.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection
+
+from prunesearch.config.recipe import Recipe
+from prunesearch.errors import StudyError, UnknownNameError
+from prunesearch.objectives.registry import metric_labels
+from prunesearch.runtime.json_values import Json, JsonObject, as_float, as_list, as_object, as_text
+from prunesearch.studies import persistence, study_columns, study_rows
+from prunesearch.studies.selection import DENSE_ATTR
+from prunesearch.studies.study_recipe import IDENTITY_ATTR
+from prunesearch.studies.trial_rows import ListedTrial, StudyKey
+
+LATENCY_ATTR = "latency_model"
+"""User attribute of a study: the latencies of the model's blocks."""
+State = Literal["complete", "pruned", "fail", "running", "waiting"]
+_WORD = re.compile(r"(\d+)([am]?)(?::(\d+)/(\d+))?")
+"""A block or a sublayer that is dropped, or a block with the widths that it keeps."""
+_UNIT = re.compile(r"(\d+)(?:-(\d+))?([am]?)")
+
+
+@dataclass(frozen=True)
+class TrialData:
+    """A trial of a study.
+
+    Attributes:
+        number: number of the trial.
+        state: state of the trial.
+        values: its values; empty without.
+        dropped: what it drops, as ``3,7a`` or ``3:1024/2``. Empty if it is not known.
+        attributes: its other user attributes: metrics and their standard errors, `params`, `bytes`,
+            `latency_ms`, `seconds`, `saved_seconds`, `cache` and others.
+        started, finished: times in seconds since 1970.
+        parents: numbers of the trials that it was derived from; empty if they are not known.
+    """
+
+    number: int
+    state: State
+    values: tuple[float, ...]
+    dropped: str
+    attributes: JsonObject
+    started: float | None = None
+    finished: float | None = None
+    parents: tuple[int, ...] = ()
+
+    @property
+    def is_finite(self) -> bool:
+        """True if the trial has values and all of them are finite."""
+        return bool(self.values) and all(map(math.isfinite, self.values))
+
+    def figure(self, name: str) -> float | None:
+        """Return an attribute that is a number; None if there is none of that name."""
+        value = self.attributes.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return value
+
+
+@dataclass(frozen=True)
+class BlockLatencies:
+    """The stored latency model of a study: milliseconds of one prefill, by part of the model.
+
+    Attributes:
+        block_ms: time of each block.
+        attention_ms: time of each block's attention.
+        other_ms: time of everything else.
+    """
+
+    block_ms: tuple[float, ...]
+    attention_ms: tuple[float, ...]
+    other_ms: float
+
+    @property
+    def dense_ms(self) -> float:
+        """Predicted time of the dense model."""
+        return self.other_ms + sum(self.block_ms)
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """A study, read whole.
+
+    Attributes:
+        name: name of the study.
+        recipe: recipe that it was made with.
+        model_name: name of the model, without the folders of any machine.
+        model_content: fingerprint of the model; empty if the study holds none.
+        data_content: digest of the data that candidates are scored on; empty if it holds none.
+        sampler: name of the sampler.
+        metric: name of the metric of quality, which trials have as an attribute.
+        metric_label: displayed name of the first value.
+        more_is_better: whether a larger first value is better.
+        n_layers: number of blocks of the model.
+        units: what a candidate may drop, in the order of the model: ``3``, ``3a``, ``4-5``.
+        dense: metrics of the dense model; empty if they are not known.
+        latency: the stored latency model; None without.
+        trials: trials in the order of their numbers.
+        value_names: names of the values, such as ``kl``, ``weighted kl`` or ``bytes``.
+        maximize: for each value, whether more is better.
+        identity: everything that decides the trials.
+        unit_sizes: for each unit 1, or the number of channels or KV groups that it has.
+    """
+
+    name: str
+    recipe: Recipe
+    model_name: str
+    model_content: str
+    data_content: str
+    sampler: str
+    metric: str
+    metric_label: str
+    more_is_better: bool
+    n_layers: int
+    units: tuple[str, ...]
+    dense: Mapping[str, float]
+    latency: BlockLatencies | None
+    trials: tuple[TrialData, ...]
+    value_names: tuple[str, ...]
+    maximize: tuple[bool, ...]
+    identity: JsonObject
+    unit_sizes: tuple[int, ...]
+
+    @property
+    def is_pareto(self) -> bool:
+        """True if the study has several values."""
+        return len(self.maximize) > 1
+
+    def complete(self) -> tuple[TrialData, ...]:
+        """Return the finished trials whose values are all finite, in the order of their numbers."""
+        found = []
+        for trial in self.trials:
+            if trial.state == "complete" and trial.is_finite:
+                found.append(trial)
+        return tuple(found)
+
+    def require_finished(self) -> Self:
+        """Return the study itself.
+
+        Raises:
+            StudyError: it has no finished trial.
+        """
+        if not self.complete():
+            raise StudyError(f"study {self.name!r} has no finished trial yet: run its search first")
+        return self
+
+    def losses(self, trial: TrialData) -> tuple[float, ...]:
+        """Return the values of a trial with the sign that makes less better."""
+        signed = []
+        for value, more in zip(trial.values, self.maximize, strict=True):
+            signed.append(-value if more else value)
+        return tuple(signed)
+
+    def ranked(self) -> tuple[TrialData, ...]:
+        """Return the finished trials by their first value, the best first.
+
+        Of equal trials the earlier comes first.
+        """
+        return tuple(sorted(self.complete(), key=lambda t: (*self.losses(t), t.number)))
+
+    def best(self) -> TrialData | None:
+        """Return the trial of the best first value; None without finished trials."""
+        ranked = self.ranked()
+        return ranked[0] if ranked else None
+
+    def front(self) -> tuple[TrialData, ...]:
+        """Return the trials that no other trial dominates, the best first value first.
+
+        For a study with one value this is its best trial.
+        """
+        ranked = self.ranked()
+        if not self.is_pareto:
+            return ranked[:1]
+        # Quality falls along the list, so a trial is on the front if its second value is smaller
+        # than those of all trials before it.
+        front: list[TrialData] = []
+        for trial in ranked:
+            if not front or self.losses(trial)[1] < self.losses(front[-1])[1]:
+                front.append(trial)
+        return tuple(front)
+
+    def dropped_shares(self, trials: Sequence[TrialData]) -> NDArray[np.float64]:
+        """Return how much of each unit trials drop, from 0 to 1.
+
+        Args:
+            trials: trials of the study.
+
+        Returns:
+            Array with a row for each trial and a column for each unit.
+        """
+        places = _places(self.units)
+        shares_TU = np.zeros((len(trials), len(self.units)))
+        for row, trial in enumerate(trials):
+            for block, kind, left in _words(trial.dropped):
+                for unit, share in _shares(places, block, kind, left, self.unit_sizes):
+                    shares_TU[row, unit] = max(shares_TU[row, unit], share)
+        return shares_TU
+
+
+def _words(dropped: str) -> list[tuple[int, str, tuple[int, int] | None]]:
+    """Return the words of a dropped text: block, half of it, and the widths that it keeps."""
+    found = []
+    for word in dropped.split(","):
+        match = _WORD.fullmatch(word.strip())
+        if match is None:
+            continue  # "none", or a text of another version
+        left = None if match[3] is None else (int(match[3]), int(match[4]))
+        found.append((int(match[1]), match[2], left))
+    return found
+
+
+def _places(units: Sequence[str]) -> dict[tuple[int, str], int]:
+    """Return the place of each unit by its first block and its half."""
+    found = {}
+    for place, unit in enumerate(units):
+        match = _UNIT.fullmatch(unit)
+        if match is not None:
+            found[int(match[1]), match[3]] = place
+    return found
+
+
+def _shares(
+    places: Mapping[tuple[int, str], int],
+    block: int,
+    kind: str,
+    left: tuple[int, int] | None,
+    sizes: Sequence[int],
+) -> list[tuple[int, float]]:
+    """Return the places of the units that a word drops, and the shares that it drops of them."""
+    found = []
+    # A whole block drops both of its halves.
+    for half, kept in (("", 0), ("m", left[0] if left else 0), ("a", left[1] if left else 0)):
+        place = places.get((block, half))
+        if place is not None and kind in ("", half):
+            found.append((place, 1.0 - kept / sizes[place]))
+    return found
+
+
+def read_study(storage: str | Connection, name: str) -> StudyData:
+    """Read a study.
+
+    Args:
+        storage: URL of the database of studies, or a connection to it.
+        name: name of the study.
+
+    Raises:
+        UnknownNameError: there is no study of this name.
+        StudyError: prunesearch did not make the study, or another version did.
+        StorageError: see `persistence.open_storage`.
+    """
+    return read_studies(storage, [name])[0]
+
+
+def read_studies(storage: str | Connection, names: Sequence[str]) -> tuple[StudyData, ...]:
+    """Read several studies of one database; see `read_study`."""
+    if isinstance(storage, Connection):
+        return tuple(_read(storage, name) for name in names)
+    with (
+        persistence.opened_briefly(storage) as opened,
+        opened.engine.connect() as connection,
+        connection.begin(),
+    ):
+        return tuple(_read(connection, name) for name in names)
+
+
+def find_study(connection: Connection, name: str) -> StudyKey:
+    """Find a study that prunesearch made; see `read_study` for the errors."""
+    found = study_rows.find_studies(connection, 1, name=name) if "\0" not in name else []
+    if found:
+        return found[0]
+    others = study_rows.study_names(connection)
+    if name in others:
+        raise StudyError(f"study {name!r} holds no recipe: it was not made by prunesearch")
+    raise UnknownNameError("study", name, others)
+
+
+def _read(connection: Connection, name: str) -> StudyData:
+    key = find_study(connection, name)
+    recipe = study_rows.recipe_of(key)
+    if recipe is None:
+        raise StudyError(
+            f"study {name!r} was made by another version of prunesearch: use that one to read it"
+        )
+    # 1. What the study itself holds.
+    attributes = study_columns.study_attributes(connection, key.id)
+    identity = _object(attributes.get(IDENTITY_ATTR))
+    latency = _latency(_object(attributes.get(LATENCY_ATTR)))
+    metric, dense = _dense(_object(attributes.get(DENSE_ATTR)))
+    names = study_columns.metric_names(connection, key.id)
+    if len(names) != len(key.maximize):
+        names = tuple(f"value {index}" for index in range(len(key.maximize)))
+    metric = metric or names[0]
+    # 2. Its trials and units.
+    parents = study_columns.parents_of(connection, key.id)
+    trials = []
+    for listed in study_columns.read_trials(connection, key.id):
+        trials.append(_trial(listed, parents.get(listed.number, ())))
+    sizes = study_columns.units_of(connection, key.id)
+    units = sorted(sizes, key=_order_of_unit)
+    label = metric_labels().get(metric, metric)
+    if names[0] != metric and names[0].startswith("weighted"):
+        label = f"weighted {label}"
+    return StudyData(
+        name=key.name,
+        recipe=recipe,
+        model_name=recipe.portable().model.path,
+        model_content=_text(identity, "model content"),
+        data_content=_text(identity, "data content"),
+        sampler=recipe.search.sampler,
+        metric=metric,
+        metric_label=label,
+        more_is_better=key.maximize[0],
+        n_layers=len(latency.block_ms) if latency else _blocks(units),
+        units=tuple(units),
+        dense=dense,
+        latency=latency,
+        trials=tuple(trials),
+        value_names=names,
+        maximize=key.maximize,
+        identity=identity,
+        unit_sizes=tuple(sizes[unit] for unit in units),
+    )
+
+
+def _trial(listed: ListedTrial, parents: tuple[int, ...]) -> TrialData:
+    values = tuple(math.nan if value is None else value for value in listed.values)
+    return TrialData(
+        number=listed.number,
+        state=cast(State, listed.state),
+        values=values,
+        dropped=listed.dropped,
+        attributes=listed.attributes,
+        started=listed.started,
+        finished=listed.finished,
+        parents=parents,
+    )
+
+
+def _object(stored: Json) -> JsonObject:
+    """Return a stored attribute, which is a JSON text; empty if it is missing or damaged."""
+    try:
+        return as_object(json.loads(as_text(stored, "the attribute")), "the attribute")
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _text(identity: JsonObject, name: str) -> str:
+    value = identity.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _dense(stored: JsonObject) -> tuple[str, dict[str, float]]:
+    """Return the name of the searched metric and the metrics of the dense model."""
+    name, metrics = stored.get("metric"), stored.get("metrics")
+    found: dict[str, float] = {}
+    if isinstance(metrics, dict):
+        for metric, value in metrics.items():
+            if isinstance(value, int | float):
+                found[metric] = float(value)
+    return (name if isinstance(name, str) else ""), found
+
+
+def _latency(stored: JsonObject) -> BlockLatencies | None:
+    """Return the stored latency model; None if it is missing or damaged."""
+    parts: list[tuple[float, ...]] = []
+    try:
+        for name in ("block_ms", "attention_ms"):
+            times = as_list(stored.get(name), name)
+            parts.append(tuple(as_float(time, name) for time in times))
+        other = as_float(stored.get("other_ms"), "other_ms")
+    except ValueError:
+        return None
+    return BlockLatencies(parts[0], parts[1], other)
+
+
+def _order_of_unit(unit: str) -> tuple[int, str]:
+    """Return the sorting key of a unit: its first block, then its attention before its MLP."""
+    match = _UNIT.fullmatch(unit)
+    return (int(match[1]), match[3]) if match else (0, unit)
+
+
+def _blocks(units: Sequence[str]) -> int:
+    """Return the number of blocks up to the last one that a unit names."""
+    last = 0
+    for unit in units:
+        match = _UNIT.fullmatch(unit)
+        if match is not None:
+            last = max(last, int(match[2] or match[1]) + 1)
+    return last
