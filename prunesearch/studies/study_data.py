@@ -111,6 +111,7 @@ class StudyData:
         maximize: for each value, whether more is better.
         identity: everything that decides the trials.
         unit_sizes: for each unit 1, or the number of channels or KV groups that it has.
+        asked: number of trials that was asked for last; None if it is not known.
     """
 
     name: str
@@ -131,6 +132,7 @@ class StudyData:
     maximize: tuple[bool, ...]
     identity: JsonObject
     unit_sizes: tuple[int, ...]
+    asked: int | None = None
 
     @property
     def is_pareto(self) -> bool:
@@ -301,6 +303,7 @@ def _read(connection: Connection, name: str) -> StudyData:
     if len(names) != len(key.maximize):
         names = tuple(f"value {index}" for index in range(len(key.maximize)))
     metric = metric or names[0]
+    asked = attributes.get(persistence.TRIALS_ATTR)
     # 2. Its trials and units.
     parents = study_columns.parents_of(connection, key.id)
     trials = []
@@ -330,6 +333,7 @@ def _read(connection: Connection, name: str) -> StudyData:
         maximize=key.maximize,
         identity=identity,
         unit_sizes=tuple(sizes[unit] for unit in units),
+        asked=asked if isinstance(asked, int) else None,
     )
 
 

@@ -6,13 +6,14 @@ Markdown. See ``prunesearch/report/page``.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-Badge = Literal["searched on", "held out"]
-"""Whether a number was measured on the data that the search compared candidates on."""
-BADGES: tuple[Badge, ...] = get_args(Badge)
+from prunesearch.studies.measurements import Badge
+
 SEARCHED_ON: Badge = "searched on"
+"""Badge of a number that was measured on the data that the search compared candidates on."""
 HELD_OUT: Badge = "held out"
+"""Badge of a number that was measured on data that the search never saw."""
 
 Cell = str | int | float | None
 """A value in a table. A text that is a badge is shown as one; None is shown as a dash."""

@@ -45,7 +45,7 @@ class Style:
 
 def _styles() -> tuple[Style, ...]:
     """Return the styles. Style 0 is that of references; the others repeat the colours."""
-    styles = [Style("#000000", "#FFFFFF", "x", "dot"), Style("#767676", "#9A9A9A", "cross", "dot")]
+    styles = [Style("#000000", "#FFFFFF", "x", "dot"), Style("#767676", "#9A9A9A", "circle", "dot")]
     for index in range(4 * len(_COLOURS)):
         light, dark = _COLOURS[index % len(_COLOURS)]
         marker = MARKERS[index % len(MARKERS)]

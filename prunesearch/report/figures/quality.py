@@ -1,0 +1,227 @@
+"""Quality against evaluations: the best so far of each algorithm, and all candidates.
+
+It corresponds to Figures 5 and 8 of the paper.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from prunesearch.report.figures.figure import (
+    SEARCHED_ON,
+    Cell,
+    Figure,
+    NumberTable,
+    Panel,
+    Rule,
+    Series,
+)
+from prunesearch.report.figures.groups import ComparableStudies, StudyGroup, comparable
+from prunesearch.report.figures.progress import Course, courses_of, mean_course
+from prunesearch.report.figures.registry import FigureEntry, register
+from prunesearch.report.figures.report_data import ReportData
+from prunesearch.report.figures.styles import DENSE
+from prunesearch.report.figures.thinning import thinned
+from prunesearch.report.removals import Removal
+from prunesearch.studies.selection import STDERR
+from prunesearch.studies.study_data import StudyData, TrialData
+
+_WIDE = 30.0  # ratio of the largest value to the smallest, from which the axis is logarithmic
+_HEAD = (
+    "study",
+    "algorithm",
+    "seed",
+    "evaluation",
+    "trial",
+    "value",
+    "standard error",
+    "best so far",
+    "data",
+    "what is dropped",
+)
+
+
+def figure(report: ReportData) -> Figure | None:
+    """Return the figure; None if no study has one value and a finished trial."""
+    single = [study for study in report.studies if not study.is_pareto and study.complete()]
+    if not single:
+        return None
+    panels = []
+    for together in comparable(single):
+        panels.append(_panel(together))
+    most = max(len(group.studies) for part in comparable(single) for group in part.groups)
+    return Figure(
+        key="quality",
+        title="Quality against evaluations",
+        caption=_caption(single, most),
+        badges=(SEARCHED_ON,),
+        panels=tuple(panels),
+        table=_table(single),
+        columns=min(2, len(panels)),
+    )
+
+
+def _caption(studies: Sequence[StudyData], most: int) -> str:
+    better = "higher" if studies[0].more_is_better else "lower"
+    if most > 1:
+        error = "the band is the standard error of its mean over studies that differ in the seed"
+    else:
+        error = "the band is the standard error of the best candidate's score"
+    return (
+        f"The line is the best candidate so far ({better} is better); {error}. Small points are "
+        "all candidates, in the colour of their algorithm; large ones are the best and the worst."
+    )
+
+
+def _panel(together: ComparableStudies) -> Panel:
+    clouds, lines, marks = [], [], []
+    for group in together.groups:
+        courses = courses_of(group)
+        clouds.append(_cloud(group, courses))
+        lines.append(_line(group, courses))
+        marks += _marks(group, courses)
+    first = together.first
+    rules = []
+    if first.value_names[0] in first.dense:
+        rules.append(Rule(first.dense[first.value_names[0]], "dense model", style=DENSE))
+    return Panel(
+        title=together.title,
+        x_label="evaluations",
+        y_label=first.metric_label,
+        content=(*clouds, *lines, *marks),
+        rules=tuple(rules),
+        log_y=_is_wide([*clouds, *lines], rules),
+    )
+
+
+def _cloud(group: StudyGroup, courses: Sequence[Course]) -> Series:
+    """Return all candidates of a group as faint points."""
+    x: list[int] = []
+    y, labels, keep = [], [], []
+    for course in courses:
+        improvements = set(course.improvements)
+        for position in course.finished:
+            trial = course.trials[position]
+            if position in improvements:
+                keep.append(len(x))
+            x.append(position + 1)
+            y.append(trial.values[0])
+            labels.append(_label(course.study, trial))
+    # The name is that of the line, so that the legend hides both.
+    points = Series(
+        group.label, x, y, "points", style=group.style, labels=labels, emphasis="faint",
+        in_legend=False,
+    )  # fmt: skip
+    return thinned(points, keep)
+
+
+def _line(group: StudyGroup, courses: Sequence[Course]) -> Series:
+    """Return the best so far of a group: its mean and error over studies."""
+    values = []
+    for course in courses:
+        values.append(course.of_best([_value(trial) for trial in course.trials]))
+    mean = mean_course(values)
+    error = mean.error
+    # One study has no error over studies. Its best score has one of its own.
+    if len(courses) == 1:
+        errors = [_error(courses[0].study, trial) for trial in courses[0].trials]
+        of_best = courses[0].of_best(errors)
+        error = [float(of_best[at - 1]) for at in mean.x]
+    low, high = [], []
+    for value, half in zip(mean.mean, error, strict=True):
+        half = half if math.isfinite(half) else 0.0
+        low.append(value - half)
+        high.append(value + half)
+    label = group.label
+    return Series(label, mean.x, mean.mean, "step", low=low, high=high, style=group.style)
+
+
+def _marks(group: StudyGroup, courses: Sequence[Course]) -> list[Series]:
+    """Return the best and the worst candidate of each study of a group."""
+    found = []
+    places: dict[str, list[tuple[Course, int]]] = {"best": [], "worst": []}
+    for course in courses:
+        places["best"].append((course, course.improvements[-1]))
+        worst = course.worst()
+        if worst is not None:
+            places["worst"].append((course, worst))
+    for name, marked in places.items():
+        x, y, labels = [], [], []
+        for course, position in marked:
+            trial = course.trials[position]
+            x.append(position + 1)
+            y.append(trial.values[0])
+            labels.append(f"{name}\n{_label(course.study, trial)}")
+        found.append(
+            Series(
+                group.label, x, y, "points", style=group.style, labels=labels, emphasis="strong",
+                in_legend=False,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _value(trial: TrialData) -> float:
+    return trial.values[0] if trial.values else math.nan
+
+
+def _error(study: StudyData, trial: TrialData) -> float:
+    """Return the standard error of a trial's score; NaN if it has none."""
+    error = trial.figure(f"{study.metric}{STDERR}")
+    return math.nan if error is None else error
+
+
+def _label(study: StudyData, trial: TrialData) -> str:
+    error = _error(study, trial)
+    text = f"{study.name}, trial {trial.number}: {trial.values[0]:.4g}"
+    if math.isfinite(error):
+        text += f" ± {error:.2g}"
+    return f"{text}\n{Removal.of(trial.dropped).phrase}"
+
+
+def _is_wide(series: Sequence[Series], rules: Sequence[Rule]) -> bool:
+    """Return whether the values need a logarithmic axis. It cannot show a value of 0."""
+    values = [rule.value for rule in rules]
+    for drawn in series:
+        values += [value for value in drawn.y if math.isfinite(value)]
+        values += [value for value in drawn.low or () if math.isfinite(value)]
+    array = np.array(values)
+    return bool(array.min() > 0 and array.max() / array.min() > _WIDE)
+
+
+def _table(studies: Sequence[StudyData]) -> NumberTable:
+    """Return all finished trials of all studies."""
+    rows: list[tuple[Cell, ...]] = []
+    for study in studies:
+        course = Course.of(study)
+        best = course.of_best([_value(trial) for trial in course.trials])
+        for position in course.finished:
+            trial = course.trials[position]
+            error = _error(study, trial)
+            rows.append(
+                (
+                    study.name,
+                    study.sampler,
+                    study.recipe.search.seed,
+                    position + 1,
+                    trial.number,
+                    trial.values[0],
+                    error if math.isfinite(error) else None,
+                    float(best[position]),
+                    SEARCHED_ON,
+                    trial.dropped,
+                )
+            )
+    return NumberTable(_HEAD, tuple(rows))
+
+
+register(
+    FigureEntry(
+        name="quality",
+        title="Quality against evaluations",
+        order=10,
+        figure=figure,
+        absent="A study with two objectives has no single best candidate: see its front.",
+    )
+)

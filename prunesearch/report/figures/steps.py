@@ -1,0 +1,229 @@
+"""Size and latency against evaluations: what the best candidate so far costs.
+
+It corresponds to Figures 6 and 9 of the paper, which show one run of the model for each step. Here
+the size is exact, the predicted latency comes from the latencies of the blocks, and the measured
+latency is a median of several runs.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from prunesearch.report.figures.figure import Cell, Figure, NumberTable, Panel, Rule, Series
+from prunesearch.report.figures.groups import ComparableStudies, StudyGroup, comparable
+from prunesearch.report.figures.progress import Course, courses_of, mean_course
+from prunesearch.report.figures.registry import FigureEntry, register
+from prunesearch.report.figures.report_data import ReportData
+from prunesearch.report.figures.styles import DENSE
+from prunesearch.report.figures.thinning import thinned
+from prunesearch.report.removals import Removal
+from prunesearch.studies.measurements import Measurement, of_role
+from prunesearch.studies.study_data import StudyData, TrialData
+
+GIB = 2**30
+Cost = Callable[[TrialData], float]
+_HEAD = (
+    "study",
+    "algorithm",
+    "evaluation",
+    "trial",
+    "size (bytes)",
+    "predicted latency (ms)",
+    "measured latency (ms)",
+    "runs",
+    "best so far",
+    "what is dropped",
+)
+
+
+def figure(report: ReportData) -> Figure | None:
+    """Return the figure; None if no study has one value and candidates with a cost."""
+    single = [study for study in report.studies if not study.is_pareto and study.complete()]
+    panels: list[Panel] = []
+    for together in comparable(single):
+        panels += _panels(together, report)
+    if not panels:
+        return None
+    return Figure(
+        key="steps",
+        title="Size and latency against evaluations",
+        caption=_caption(panels),
+        badges=(),
+        panels=tuple(panels),
+        table=_table(single, report),
+        columns=min(3, len(panels)) if len(panels) in (2, 3) else 2,
+    )
+
+
+def _caption(panels: Sequence[Panel]) -> str:
+    text = (
+        "The line is the cost of the best candidate so far, small points are all candidates. The "
+        "predicted latency is the sum of the latencies of the blocks that are kept, of a prefill."
+    )
+    if any(panel.y_label.startswith("measured") for panel in panels):
+        text += (
+            " The measured latency is a median of several runs of the winner and the dense model."
+        )
+    if any(_is_constant(panel) for panel in panels):
+        text += " A line that is level means that all candidates cost the same."
+    return text
+
+
+def _is_constant(panel: Panel) -> bool:
+    """Return whether all candidates of a panel cost the same."""
+    values: set[float] = set()
+    for series in panel.series:
+        values.update(series.y)
+    return len(values) == 1
+
+
+def _panels(together: ComparableStudies, report: ReportData) -> list[Panel]:
+    """Return the panels of comparable studies: size, predicted and measured latency."""
+    found = []
+    dense_ms = together.first.latency
+    for y_label, cost, dense in (
+        ("size of the weights (GiB)", _size, _dense_size(together, report)),
+        ("predicted latency (ms)", _latency, dense_ms.dense_ms if dense_ms else None),
+    ):
+        series: list[Series] = []
+        for group in together.groups:
+            series += _series(group, cost)
+        if series:
+            rules = () if dense is None else (Rule(dense, "dense model", style=DENSE),)
+            found.append(Panel(together.title, "evaluations", y_label, tuple(series), rules))
+    measured = _measured(together, report)
+    if measured is not None:
+        found.append(measured)
+    return found
+
+
+def _size(trial: TrialData) -> float:
+    size = trial.figure("bytes")
+    return math.nan if size is None else size / GIB
+
+
+def _latency(trial: TrialData) -> float:
+    latency = trial.figure("latency_ms")
+    return math.nan if latency is None else latency
+
+
+def _dense_size(together: ComparableStudies, report: ReportData) -> float | None:
+    """Return the size of the dense model in GiB, if a later stage measured the model."""
+    for study in together.studies:
+        for measurement in of_role(report.measurements.get(study.name, ()), "dense"):
+            if measurement.bytes is not None:
+                return measurement.bytes / GIB
+    return None
+
+
+def _series(group: StudyGroup, cost: Cost) -> list[Series]:
+    """Return all candidates of a group and its best so far; empty if their cost is not known."""
+    x: list[int] = []
+    y, labels, keep, values = [], [], [], []
+    for course in courses_of(group):
+        improvements = set(course.improvements)
+        for position in course.finished:
+            trial = course.trials[position]
+            if position in improvements:
+                keep.append(len(x))
+            x.append(position + 1)
+            y.append(cost(trial))
+            labels.append(
+                f"{course.study.name}, trial {trial.number}: {cost(trial):.5g}\n"
+                f"{Removal.of(trial.dropped).phrase}"
+            )
+        values.append(course.of_best([cost(trial) for trial in course.trials]))
+    if not any(map(math.isfinite, y)):
+        return []
+    cloud = Series(
+        group.label, x, y, "points", style=group.style, labels=labels, emphasis="faint",
+        in_legend=False,
+    )  # fmt: skip
+    mean = mean_course(values)
+    low = [value - half for value, half in zip(mean.mean, mean.error, strict=True)]
+    high = [value + half for value, half in zip(mean.mean, mean.error, strict=True)]
+    if len(values) == 1:
+        return [
+            thinned(cloud, keep),
+            Series(group.label, mean.x, mean.mean, "step", style=group.style),
+        ]
+    line = Series(group.label, mean.x, mean.mean, "step", low=low, high=high, style=group.style)
+    return [thinned(cloud, keep), line]
+
+
+def _measured(together: ComparableStudies, report: ReportData) -> Panel | None:
+    """Return the panel of measured latencies; None if nothing was measured."""
+    series: list[Series] = []
+    rules: list[Rule] = []
+    for group in together.groups:
+        x, y, labels = [], [], []
+        for course in courses_of(group):
+            winner = _winner(report, course.study)
+            if winner is None or winner.prefill_ms is None:
+                continue
+            x.append(course.improvements[-1] + 1)
+            y.append(winner.prefill_ms)
+            labels.append(
+                f"{course.study.name}: {winner.prefill_ms:.5g} ms, median of "
+                f"{winner.latency_runs} runs on {winner.machine}"
+            )
+        if x:
+            series.append(
+                Series(
+                    group.label, x, y, "points", style=group.style, labels=labels,
+                    emphasis="strong",
+                )
+            )  # fmt: skip
+    if not series:
+        return None
+    for study in together.studies:
+        for dense in of_role(report.measurements.get(study.name, ()), "dense"):
+            if dense.prefill_ms is not None and not rules:
+                rules.append(Rule(dense.prefill_ms, "dense model", style=DENSE))
+    return Panel(
+        together.title, "evaluations", "measured latency (ms)", tuple(series), tuple(rules)
+    )
+
+
+def _winner(report: ReportData, study: StudyData) -> Measurement | None:
+    """Return a measurement of the winner with a latency; None without."""
+    for measurement in of_role(report.measurements.get(study.name, ()), "winner"):
+        if measurement.prefill_ms is not None:
+            return measurement
+    return None
+
+
+def _table(studies: Sequence[StudyData], report: ReportData) -> NumberTable:
+    """Return the costs of all finished trials of all studies."""
+    rows: list[tuple[Cell, ...]] = []
+    for study in studies:
+        course, winner = Course.of(study), _winner(report, study)
+        improvements = set(course.improvements)
+        for position in course.finished:
+            trial = course.trials[position]
+            is_winner = winner is not None and winner.candidate == trial.dropped
+            rows.append(
+                (
+                    study.name,
+                    study.sampler,
+                    position + 1,
+                    trial.number,
+                    trial.figure("bytes"),
+                    trial.figure("latency_ms"),
+                    winner.prefill_ms if winner is not None and is_winner else None,
+                    winner.latency_runs if winner is not None and is_winner else None,
+                    "yes" if position in improvements else "no",
+                    trial.dropped,
+                )
+            )
+    return NumberTable(_HEAD, tuple(rows))
+
+
+register(
+    FigureEntry(
+        name="steps",
+        title="Size and latency against evaluations",
+        order=20,
+        figure=figure,
+        absent="A study with two objectives has no single best candidate: see its front.",
+    )
+)

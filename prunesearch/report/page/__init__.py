@@ -1,0 +1,1 @@
+"""Renderers of a report: the page, images, CSV files and Markdown."""
