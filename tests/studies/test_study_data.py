@@ -110,21 +110,21 @@ def test_studies_that_cannot_be_read_are_refused(url: str, tmp_path: Path) -> No
     missing = f"sqlite:///{tmp_path / 'missing.db'}"
     with pytest.raises(StorageError, match="no study database"):
         read_study(missing, "s")
-    store_study(url, "mine", [])
+    store_study(url, "ours", [])
     optuna.create_study(storage=url, study_name="foreign")
-    with pytest.raises(UnknownNameError, match="unknown study 'mime': did you mean 'mine'"):
-        read_study(url, "mime")
+    with pytest.raises(UnknownNameError, match="unknown study 'oars': did you mean 'ours'"):
+        read_study(url, "oars")
     with pytest.raises(UnknownNameError, match="unknown study"):
         read_study(url, "nul\0")
     with pytest.raises(StudyError, match="was not made by prunesearch"):
         read_study(url, "foreign")
-    with pytest.raises(StudyError, match="study 'mine' has no finished trial yet"):
-        read_study(url, "mine").require_finished()
-    assert read_study(url, "mine").best() is None and read_study(url, "mine").front() == ()
-    study = optuna.load_study(storage=url, study_name="mine")
+    with pytest.raises(StudyError, match="study 'ours' has no finished trial yet"):
+        read_study(url, "ours").require_finished()
+    assert read_study(url, "ours").best() is None and read_study(url, "ours").front() == ()
+    study = optuna.load_study(storage=url, study_name="ours")
     study.set_user_attr("recipe", json.dumps({"of": "another version"}))
     with pytest.raises(StudyError, match="made by another version"):
-        read_study(url, "mine")
+        read_study(url, "ours")
 
 
 def test_damaged_attributes_read_as_missing(url: str) -> None:
