@@ -1,0 +1,1 @@
+"""Statistics of finished searches, as pure functions on arrays; numpy and scipy only."""
