@@ -50,6 +50,7 @@ register(
         "simulated annealing, one chain per particle",
         order=22,
         algorithm=Annealing,
+        origins=("particle", "own best"),
         several_objectives=False,  # a chain compares single losses
     )
 )

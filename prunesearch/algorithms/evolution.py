@@ -34,6 +34,10 @@ class Evolution:
 
 register(
     AlgorithmEntry(
-        "evolution", "EvoPress: mutations of the best subset", order=20, algorithm=Evolution
+        "evolution",
+        "EvoPress: mutations of the best subset",
+        order=20,
+        algorithm=Evolution,
+        origins=("leader",),
     )
 )

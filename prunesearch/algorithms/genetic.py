@@ -38,6 +38,10 @@ class Genetic:
 
 register(
     AlgorithmEntry(
-        "ga", "genetic algorithm with tournaments and crossover", order=21, algorithm=Genetic
+        "ga",
+        "genetic algorithm with tournaments and crossover",
+        order=21,
+        algorithm=Genetic,
+        origins=("elite",),
     )
 )

@@ -63,6 +63,7 @@ register(
         sampler=GREEDY,
         several_objectives=False,
         takes_ranking=False,
+        origins=("subset",),
         no_widths="it removes one step at a time and tries every layer for each, which takes "
         "thousands of trials",
         trials_needed=trials_needed,

@@ -88,5 +88,6 @@ register(
         asynchronous=True,
         population=SWARM_POPULATION,
         ranking="influence",
+        origins=("particle", "leader", "elite"),
     )
 )

@@ -11,5 +11,6 @@ register(
         several_objectives=False,
         ranking="influence",
         needs_llm=True,
+        origins=("elite",),
     )
 )

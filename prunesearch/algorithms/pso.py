@@ -109,5 +109,6 @@ register(
         asynchronous=True,
         population=SWARM_POPULATION,
         ranking="influence",
+        origins=("particle", "own best", "leader"),
     )
 )

@@ -8,7 +8,7 @@ tests for a name. How to add an algorithm: see ``prunesearch/README.md``.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from prunesearch.errors import InputError, UnknownNameError, either
 from prunesearch.runtime.registry import Registry
@@ -27,6 +27,12 @@ OPTUNA = "prunesearch.samplers.optuna_sampler:build_optuna"
 VECTOR_ENCODINGS = ("keys", "slots", "binary")
 """Encodings of a subset as a real vector (see `algorithms.vector_swarms`)."""
 ENCODINGS = ("set", *VECTOR_ENCODINGS)
+Origin: TypeAlias = Literal["particle", "own best", "leader", "swarm", "elite", "subset"]
+"""Earlier trials that a move starts from.
+
+They are: the particle's latest trial, its best trial, the best trial of all, the latest trials of
+all particles, the best distinct candidates, and the best candidate that drops fewer of the units.
+"""
 WIDTH_ENCODINGS = ("set", "keys")
 """Encodings of widths."""
 SWARM_POPULATION = 6
@@ -118,6 +124,8 @@ class AlgorithmEntry:
         takes_ranking: whether it can start from a ranking at all.
         needs_ranking: whether it cannot do without one.
         needs_llm: whether it asks a language model, which the user names.
+        origins: trials that its moves start from, for reports on where a candidate came from.
+            Empty if a candidate comes from no trial in particular.
         random: whether another seed gives other trials.
         resumable: whether a resumed study continues with the same trials as an unbroken one.
         no_widths: reason why it cannot search over widths; empty if it can.
@@ -140,6 +148,7 @@ class AlgorithmEntry:
     takes_ranking: bool = True
     needs_ranking: bool = False
     needs_llm: bool = False
+    origins: tuple[Origin, ...] = ()
     random: bool = True
     resumable: bool = True
     no_widths: str = ""

@@ -95,5 +95,6 @@ register(
         asynchronous=True,
         population=SWARM_POPULATION,
         ranking="influence",
+        origins=("particle", "leader", "swarm"),
     )
 )

@@ -1,0 +1,181 @@
+"""Where the best candidate of each study came from: the trials that it was derived from."""
+
+from prunesearch.report.figures.figure import (
+    SEARCHED_ON,
+    Cell,
+    Figure,
+    Heatmap,
+    NumberTable,
+    Panel,
+    Series,
+)
+from prunesearch.report.figures.pooled import PooledStudies, pooled, short_names
+from prunesearch.report.figures.registry import FigureEntry, register
+from prunesearch.report.figures.report_data import ReportData
+from prunesearch.report.figures.styles import style_of
+from prunesearch.studies.ancestry import Ancestor, ancestry
+from prunesearch.studies.study_data import StudyData, TrialData
+
+_MOST_MAPS = 4  # studies whose steps are drawn layer by layer
+_MOST_SERIES = 8  # studies whose steps are drawn as a line
+_MOST_STEPS = 24  # steps in a map; the last ones are drawn
+
+Lineage = tuple[StudyData, tuple[Ancestor, ...]]
+
+
+def figure(report: ReportData) -> Figure | None:
+    """Return the figure; None if no study has a finished trial."""
+    names = short_names(report.studies)
+    panels: list[Panel] = []
+    lineages: list[Lineage] = []
+    for group in pooled(report.studies):
+        found = []
+        for study in group.studies:
+            best = shown_trial(study)
+            if best is not None:
+                found.append((study, ancestry(study, best)))
+        panels.append(_value_panel(group, found, names))
+        # A line of one step has nothing to show layer by layer.
+        for study, steps in found[:_MOST_MAPS]:
+            if len(steps) > 1:
+                panels.append(_map_panel(study, steps, names[study.name]))
+        lineages += found
+    if not lineages:
+        return None
+    return Figure(
+        key="lineage",
+        title="Lineage of the best candidates",
+        caption=(
+            "The trials that each study's best candidate was derived from, one after the other, "
+            "and what each dropped. Of the trials that a move starts from, the closest one is "
+            "followed; a single step means that the candidate was drawn from no other."
+        ),
+        badges=(SEARCHED_ON,),
+        panels=tuple(panels),
+        table=_table(lineages),
+        columns=2,
+    )
+
+
+def shown_trial(study: StudyData) -> TrialData | None:
+    """Return a study's best trial, or the knee of its front; None without finished trials.
+
+    The knee is the member of the front that is farthest from the line between its ends, with each
+    value scaled by their distance: I. Das, "On characterizing the 'knee' of the Pareto curve",
+    Struct. Optim. 18, 1999.
+    """
+    front = study.front()
+    if not front:
+        return None
+    first, last = study.losses(front[0]), study.losses(front[-1])
+    spans = [abs(b - a) or 1.0 for a, b in zip(first, last, strict=True)]
+
+    def gain(trial: TrialData) -> float:
+        # Quality is lost along the front, and the other value is gained.
+        values = study.losses(trial)
+        lost = (values[0] - first[0]) / spans[0]
+        saved = sum(
+            (a - value) / span
+            for value, a, span in zip(values[1:], first[1:], spans[1:], strict=True)
+        )
+        return saved - lost
+
+    return max(front, key=gain)
+
+
+def _value_panel(group: PooledStudies, lineages: list[Lineage], names: dict[str, str]) -> Panel:
+    """Return the panel with the value of each step."""
+    content = []
+    for study, steps in lineages[:_MOST_SERIES]:
+        labels = []
+        for step in steps:
+            labels.append(f"trial {step.trial.number}: {_change(step)}")
+        content.append(
+            Series(
+                names[study.name],
+                [float(step.trial.number) for step in steps],
+                [_value(study, step.trial) for step in steps],
+                "line",
+                style=style_of(study.sampler),
+                labels=labels,
+                emphasis="strong",
+            )
+        )
+    title = "Value of each step"
+    if group.title:
+        title += f": {group.title}"
+    return Panel(title, "number of the trial", group.value_label, tuple(content))
+
+
+def _value(study: StudyData, trial: TrialData) -> float:
+    """Return the value of a trial; for a partial subset the metric, which its study was not
+    told.
+    """
+    if trial.values:
+        return trial.values[0]
+    value = trial.figure(study.metric)
+    return float("nan") if value is None else value
+
+
+def _change(step: Ancestor) -> str:
+    """Return what a step changed, such as ``+4 -7``; for the first step what it drops."""
+    if not step.origin:
+        return f"drops {step.trial.dropped}"
+    words = [f"+{unit}" for unit in step.added]
+    words += [f"\u2212{unit}" for unit in step.restored]
+    return " ".join(words) or "no change"
+
+
+def _map_panel(study: StudyData, steps: tuple[Ancestor, ...], name: str) -> Panel:
+    """Return the map of what each step dropped."""
+    steps = steps[-_MOST_STEPS:]
+    share_TU = study.dropped_shares([step.trial for step in steps])
+    rows = []
+    for step in steps:
+        rows.append(f"trial {step.trial.number}")
+    label = "share removed"
+    heatmap = Heatmap(list(study.units), rows, share_TU.tolist(), label)
+    return Panel(f"Dropped in each step: {name}", "layer", "", (heatmap,))
+
+
+def _table(lineages: list[Lineage]) -> NumberTable:
+    rows: list[tuple[Cell, ...]] = []
+    for study, steps in lineages:
+        for place, step in enumerate(steps):
+            parent = steps[place - 1].trial.number if place else None
+            rows.append(
+                (
+                    study.name,
+                    step.trial.number,
+                    _value(study, step.trial),
+                    parent,
+                    step.origin or None,
+                    ", ".join(step.added) or None,
+                    ", ".join(step.restored) or None,
+                    step.trial.dropped,
+                    SEARCHED_ON,
+                )
+            )
+    head = (
+        "study",
+        "trial",
+        "value",
+        "derived from",
+        "which was the",
+        "dropped in addition",
+        "restored",
+        "all dropped",
+        "data",
+    )
+    return NumberTable(head, tuple(rows))
+
+
+register(
+    FigureEntry(
+        name="lineage",
+        title="Lineage of the best candidates",
+        order=70,
+        figure=figure,
+        absent="No study has a finished trial.",
+    )
+)
