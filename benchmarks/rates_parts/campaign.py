@@ -186,6 +186,11 @@ class Search:
         return self.campaign.trials
 
     @property
+    def options(self) -> RunOptions:
+        """How the study is run."""
+        return self.campaign.options(self.name, self.trials)
+
+    @property
     def recipe(self) -> Recipe:
         """Recipe of the study."""
         space = dict(self.space) or {"target": self.ratio}

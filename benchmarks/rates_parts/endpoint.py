@@ -23,6 +23,7 @@ import optuna
 from benchmarks.rates_parts import studies
 from benchmarks.rates_parts.campaign import Campaign, Optimizer, Search
 from benchmarks.rates_parts.tiny import random_reply, tiny_campaign
+from benchmarks.support import searches
 from benchmarks.support.record import Record
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.llm.client import ChatClient
@@ -235,5 +236,5 @@ def _trials_of(folder: Path, url: str, trials: int, label: str = "tiny") -> list
     campaign = tiny_campaign(folder)
     campaign = replace(campaign, label=label, trials=trials, optimizer=Optimizer("scripted", url))
     search = Search(campaign, campaign.ratios[0], "llm", 0)
-    studies.work([search])
+    searches.work([search])
     return studies.candidates_and_values(search)

@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.rates_parts import speed
 from benchmarks.rates_parts.campaign import Campaign
+from benchmarks.support import speed
 from benchmarks.support.record import Record
 from prunesearch.export import export
 from prunesearch.importance.orders import channel_order

@@ -9,11 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from benchmarks.rates_parts import speed
 from benchmarks.rates_parts.campaign import Campaign, Search
 from benchmarks.rates_parts.held_out import HeldOut, HeldOutScorer, mean_and_sd
-from benchmarks.rates_parts.studies import Trace, read, run_all
+from benchmarks.rates_parts.studies import Trace, read
+from benchmarks.support import speed
 from benchmarks.support.record import Record
+from benchmarks.support.searches import run_all
 from prunesearch.candidate import LayerSubset
 from prunesearch.models.loading import load
 from prunesearch.models.narrowing import narrow

@@ -19,8 +19,9 @@ from benchmarks.rates_parts.held_out import (
     won_back,
 )
 from benchmarks.rates_parts.optimizer import serving
-from benchmarks.rates_parts.studies import Trace, left, read, run_all
+from benchmarks.rates_parts.studies import Trace, read
 from benchmarks.support.record import Record
+from benchmarks.support.searches import left, run_all
 from prunesearch.candidate import LayerSubset
 from prunesearch.pipeline.session import Session, open_session
 from prunesearch.widths.layer_widths import LayerWidths

@@ -1,101 +1,17 @@
-"""Searches the studies of a campaign, in one or several processes, and reads them.
-
-A study has one writer. A process that finds a study busy goes on with the next one, so any number
-of processes may be started, now or later, and a campaign that was interrupted continues.
-"""
+"""Reads the studies of a campaign (see `benchmarks.support.searches` for how they are searched)."""
 
 import math
-import multiprocessing
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import optuna
-import torch
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.rates_parts.campaign import Search
-from prunesearch import events
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import StudyBusyError, StudyError
-from prunesearch.pipeline.searches import run_search
-from prunesearch.pipeline.session import Session, open_session
+from prunesearch.pipeline.session import Session
 from prunesearch.studies import persistence
 from prunesearch.studies.sources import SourceShares, facts_of, replies_of, source_shares
-
-_WAIT_SECONDS = 2.0  # between two looks at studies that other processes search
-
-
-def run_all(searches: Sequence[Search], workers: int) -> None:
-    """Bring all studies to their number of trials, and return when they have them."""
-    if not left(searches):
-        return
-    if workers == 1:
-        work(searches)
-    else:
-        context = multiprocessing.get_context("spawn")
-        processes = []
-        for number in range(workers):
-            # Each process begins with other studies.
-            turned = [*searches[number:], *searches[:number]]
-            processes.append(context.Process(target=work, args=(turned,)))
-            processes[-1].start()
-        for process in processes:
-            process.join()
-    # Studies may be under way in processes that somebody else has started.
-    while _busy(left(searches)):
-        time.sleep(_WAIT_SECONDS)
-    # One of these may have been ended. A small space has fewer candidates than trials.
-    work(searches)
-
-
-def left(searches: Sequence[Search]) -> list[Search]:
-    """Return the studies that do not have all their trials."""
-    storage = persistence.open_storage(searches[0].campaign.storage, create=True)
-    found = []
-    for search in searches:
-        try:
-            complete = persistence.is_complete(storage, search.name, search.trials)
-        except StudyError:
-            complete = False
-        if not complete:
-            found.append(search)
-    return found
-
-
-def _busy(searches: Sequence[Search]) -> bool:
-    """Return whether another process is searching one of the studies."""
-    if not searches:
-        return False
-    storage = persistence.open_storage(searches[0].campaign.storage, create=True)
-    return any(persistence.writer_of(storage, search.name) is not None for search in searches)
-
-
-def work(searches: Sequence[Search]) -> None:
-    """Search the studies that no other process is searching, one after the other."""
-    torch.set_num_threads(1)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    todo = left(searches)
-    if not todo:
-        return
-    with open_session(todo[0].recipe, todo[0].campaign.options()) as session:
-        for search in todo:
-            run_one(session, search)
-
-
-def run_one(session: Session, search: Search) -> None:
-    """Search one study, unless it is complete or another process is searching it."""
-    if not left([search]):
-        return
-    start = time.perf_counter()
-    try:
-        run_search(session, search.recipe, search.campaign.options(search.name, search.trials))
-    except StudyBusyError:
-        return
-    seconds = time.perf_counter() - start
-    events.tell(events.StageProgress(f"{search.name}: {seconds:.0f} s"))
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from prunesearch.candidate import LayerSubset
 from prunesearch.models.bf16_cpu import wide_products
+from prunesearch.models.surgery import pruned
 
 _DECODED = 16
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians of a model's times.
+    """Times of a model: medians, or those of one turn.
 
     Attributes:
         prefill_ms: milliseconds of a prefill.
@@ -64,3 +66,26 @@ def _times(model: PreTrainedModel, tokens: int) -> tuple[float, float]:
     for step in range(_DECODED):
         model(input_ids=ids_1L[:, step : step + 1], past_key_values=cache, use_cache=True)
     return prefilled - start, time.perf_counter() - prefilled
+
+
+@torch.inference_mode()
+@wide_products()
+def time_candidates(
+    model: PreTrainedModel, candidates: Mapping[str, LayerSubset], tokens: int, turns: int
+) -> dict[str, list[Speed]]:
+    """Time candidates of one model in turns, and return the times of each turn.
+
+    Args:
+        model: the dense model.
+        candidates: candidates by name.
+        tokens: tokens of the prefill.
+        turns: number of turns, after one that warms up.
+    """
+    found: dict[str, list[Speed]] = {name: [] for name in candidates}
+    for turn in range(turns + 1):
+        for name, candidate in candidates.items():
+            with pruned(model, candidate) as smaller:
+                prefill, decode = _times(smaller, tokens)
+            if turn > 0:
+                found[name].append(Speed(1000 * prefill, 1000 * decode / _DECODED))
+    return found

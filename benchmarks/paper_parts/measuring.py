@@ -1,0 +1,218 @@
+"""Scores winners on documents that no search has seen, before and after healing.
+
+A measurement is a file that is named by the digest of what is measured. Several processes share the
+work: each takes the measurements that no other one is making.
+"""
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from benchmarks.paper_parts.experiment import Experiment
+from prunesearch import events
+from prunesearch.cache.files import replaced_file
+from prunesearch.candidate import LayerSubset
+from prunesearch.config.data import DataSection
+from prunesearch.config.objective import ObjectiveSection
+from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.execution.shared_forward import Forward
+from prunesearch.objectives.base import ChunkWork, Objective
+from prunesearch.pipeline.session import Session, objective_for, open_session, require
+from prunesearch.recovery import heal, weights_restored
+
+
+@dataclass(frozen=True)
+class Job:
+    """A measurement.
+
+    Attributes:
+        dropped: the candidate, as text.
+        healed: whether it is healed before.
+        content: digest of the documents, and of the healing.
+    """
+
+    dropped: str
+    healed: bool
+    content: str
+
+    @property
+    def name(self) -> str:
+        """Name of its file."""
+        text = f"{self.dropped} {self.healed} {self.content}"
+        return hashlib.sha256(text.encode()).hexdigest()[:24] + ".json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate on held-out documents.
+
+    Attributes:
+        dropped: the candidate.
+        healed: whether it was healed.
+        acc_norm, stderr: normalised accuracy, and its standard error over documents.
+        right: for each document 1 if it was answered rightly, else 0.
+        params, bytes: size of the model.
+        heal_seconds: time of the healing; 0 without.
+        heal_loss: held-out loss before and after the healing; empty without.
+    """
+
+    dropped: str
+    healed: bool
+    acc_norm: float
+    stderr: float
+    right: tuple[float, ...]
+    params: int
+    bytes: int
+    heal_seconds: float = 0.0
+    heal_loss: tuple[float, ...] = ()
+
+
+def job_of(experiment: Experiment, candidate: LayerSubset, healed: bool) -> Job:
+    """Return the measurement of a candidate."""
+    digest = hashlib.sha256(experiment.held_out_data.read_bytes())
+    digest.update(experiment.model.encode())
+    if healed:
+        digest.update(experiment.heal_recipe().model_dump_json().encode())
+    return Job(candidate.text, healed, digest.hexdigest())
+
+
+def measure_all(experiment: Experiment, jobs: Sequence[Job]) -> dict[Job, Measured]:
+    """Make all measurements that are not made yet, and return all of them."""
+    distinct = list(dict.fromkeys(jobs))
+    (experiment.folder / "measured").mkdir(exist_ok=True)
+    if _left(experiment, distinct):
+        if experiment.workers == 1:
+            work(experiment, distinct)
+        else:
+            _start_workers(experiment, distinct)
+        # A process that was ended may have left some.
+        work(experiment, distinct, wait=True)
+    return {job: read(_path(experiment, job)) for job in distinct}
+
+
+def _start_workers(experiment: Experiment, jobs: Sequence[Job]) -> None:
+    """Measure in several processes, and wait for them."""
+    context = multiprocessing.get_context("spawn")
+    processes = []
+    for number in range(experiment.workers):
+        turned = [*jobs[number:], *jobs[:number]]
+        processes.append(context.Process(target=work, args=(experiment, turned)))
+        processes[-1].start()
+    for process in processes:
+        process.join()
+
+
+def _path(experiment: Experiment, job: Job) -> Path:
+    return experiment.folder / "measured" / job.name
+
+
+def _left(experiment: Experiment, jobs: Sequence[Job]) -> list[Job]:
+    """Return the measurements that are not made yet."""
+    return [job for job in jobs if not _path(experiment, job).exists()]
+
+
+def read(path: Path) -> Measured:
+    """Read a measurement."""
+    stored = json.loads(path.read_text())
+    for name in ("right", "heal_loss"):
+        stored[name] = tuple(stored[name])
+    return Measured(**stored)
+
+
+def work(experiment: Experiment, jobs: Sequence[Job], wait: bool = False) -> None:
+    """Make the measurements that no other process is making, one after the other.
+
+    Args:
+        experiment: settings.
+        jobs: the measurements.
+        wait: wait for those that other processes are making.
+    """
+    torch.set_num_threads(1)
+    todo = _left(experiment, jobs)
+    if not todo:
+        return
+    recipe = experiment.recipe("pso", experiment.ks[0], 0)
+    with open_session(recipe, experiment.options()) as session:
+        data = DataSection(task_data=str(experiment.held_out_data))
+        section = ObjectiveSection.of({"task": "hellaswag"})
+        objective = objective_for(section, data, session.loaded, experiment.options())
+        for job in todo:
+            path = _path(experiment, job)
+            try:
+                with FileLock(f"{path}.lock", timeout=-1 if wait else 0):
+                    if not path.exists():
+                        _measure(experiment, session, objective, job, path)
+            except Timeout:
+                continue
+
+
+def _measure(
+    experiment: Experiment, session: Session, objective: Objective, job: Job, path: Path
+) -> None:
+    """Make one measurement, and keep it."""
+    candidate = LayerSubset.parse(job.dropped, session.loaded.n_layers)
+    if job.healed:
+        made = _healed(experiment, session, objective, candidate)
+    else:
+        made = _pruned(session, objective, candidate)
+    with replaced_file(path) as scratch:
+        scratch.write_text(json.dumps(asdict(made)) + "\n")
+    state = "healed" if job.healed else "pruned"
+    events.tell(
+        events.StageProgress(f"{state}, without {made.dropped}: acc_norm {made.acc_norm:.4f}")
+    )
+
+
+def _pruned(session: Session, objective: Objective, candidate: LayerSubset) -> Measured:
+    """Score a candidate as it is, through the cache."""
+    engine = LocalEngine(session.loaded, objective, session.cache)
+    (evaluation,) = engine.evaluate_now([candidate])
+    (losses,) = engine.losses([candidate])
+    require(evaluation)
+    sizes = session.loaded.sizes
+    return Measured(
+        candidate.text,
+        False,
+        evaluation.metrics["acc_norm"],
+        evaluation.stderr["acc_norm"],
+        tuple(-float(loss) for loss in losses),
+        sizes.params(candidate),
+        sizes.bytes(candidate),
+    )
+
+
+def _healed(
+    experiment: Experiment, session: Session, objective: Objective, candidate: LayerSubset
+) -> Measured:
+    """Heal a candidate, score it, and restore the weights."""
+    loaded, recipe = session.loaded, experiment.heal_recipe()
+    folder = experiment.folder / "heals"
+    folder.mkdir(exist_ok=True)
+    name = hashlib.sha256(f"{candidate.text} {recipe.model_dump_json()}".encode()).hexdigest()[:16]
+    with weights_restored(loaded, [candidate], recipe.target_modules):
+        report = heal(loaded, candidate, recipe, folder / name)
+        # The healed weights are scored directly: they are kept nowhere, so the cache could not
+        # hand them to anybody.
+        work = [ChunkWork(chunk, [candidate]) for chunk in objective.chunks]
+        rows = {}
+        for result in objective.score(work, Forward(loaded.model, loaded.layers)):
+            rows[result.chunk.index] = result.rows
+    in_order = [rows[chunk.index] for chunk in objective.chunks]
+    metrics = objective.metrics(in_order)
+    return Measured(
+        candidate.text,
+        True,
+        metrics.values["acc_norm"],
+        metrics.stderr["acc_norm"],
+        tuple(-float(loss) for loss in objective.losses(in_order)),
+        loaded.sizes.params(candidate),
+        loaded.sizes.bytes(candidate),
+        report.seconds,
+        (report.before, report.after),
+    )
