@@ -13,16 +13,19 @@ finished, by raising `KeyboardInterrupt`, as Ctrl-C does.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
 
 from prunesearch.candidate import Evaluation
 from prunesearch.errors import one_line
 
 _log = logging.getLogger(__name__)
+Scalar: TypeAlias = bool | int | float | str
+"""Value of a parameter or a figure."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class SearchProgress:
         front: number of non-dominated trials of a Pareto study, which has no best trial; 0 for
             other studies.
         value: first value of the last trial; None at the start, and if the trial failed.
+        trial: number of the last trial; None at the start.
+        costs: costs of the last trial's candidate, such as ``params`` and ``bytes``.
     """
 
     study: str
@@ -80,6 +85,125 @@ class SearchProgress:
     under_way: int = 0
     front: int = 0
     value: float | None = None
+    trial: int | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ToldTrial:
+    """A trial that an earlier command has finished.
+
+    Attributes:
+        number: number of the trial.
+        value: its first value; None if it failed.
+        complete: whether it can be the best one. A pruned trial cannot.
+        finished: time at which it was finished, in seconds since 1970.
+        figures: its metrics, costs and times by name.
+    """
+
+    number: int
+    value: float | None
+    complete: bool
+    finished: float
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StudyOpened:
+    """A study is open, and its new trials are about to be run.
+
+    Attributes:
+        study: name of the study.
+        kind: ``search`` for a search of candidates, ``tuning`` for one of hyper-parameters.
+        run: identifier of the study in experiment trackers. None: the command does not track.
+        parameters: what describes the study: its recipe, versions, and digests of model and data.
+        recipe: recipe of the search as YAML text; empty for a tuning.
+        maximize: whether larger values are better.
+        earlier: the trials that are finished already, in the order in which they were finished.
+    """
+
+    study: str
+    kind: Literal["search", "tuning"]
+    run: str | None
+    parameters: Mapping[str, Scalar]
+    recipe: str = ""
+    maximize: bool = False
+    earlier: Sequence[ToldTrial] = ()
+
+
+@dataclass(frozen=True)
+class StudyFinished:
+    """A study has the trials that were asked for.
+
+    Attributes:
+        study: name of the study.
+        figures: what was found: the best candidate, and its figures beside the dense model's.
+    """
+
+    study: str
+    figures: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
+class TuningProgress:
+    """A trial of a tuning was told.
+
+    Attributes:
+        study: name of the study.
+        done: number of finished trials of the study.
+        trial: number of the trial.
+        value: lowest loss of the trial on the held-out text; None if it was pruned.
+        figures: its hyper-parameters, and other numbers.
+    """
+
+    study: str
+    done: int
+    trial: int
+    value: float | None
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class HealOpened:
+    """A healing is about to train.
+
+    Attributes:
+        name: name of the healing, as in `HealProgress`.
+        digest: digest of everything that determines the result.
+        folder: folder of its files.
+        parameters: its recipe, and what is healed.
+    """
+
+    name: str
+    digest: str
+    folder: Path
+    parameters: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
+class HealFinished:
+    """A healing has trained.
+
+    Attributes:
+        name: name of the healing.
+        figures: what was found: the best step, and losses in nats per token.
+    """
+
+    name: str
+    figures: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
+class DocumentMade:
+    """A text about the results of a command is ready.
+
+    Attributes:
+        name: name of a file for it, such as ``report.json``.
+        text: the text.
+    """
+
+    name: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -117,6 +241,7 @@ class HealProgress:
         done, total: number of finished units of the phase, and of all units.
         loss: training loss of the last step, in nats per token.
         watched: step and loss of every evaluation on the held-out text so far.
+        held_out: step and next-token cross-entropy of these evaluations.
     """
 
     name: str
@@ -125,6 +250,7 @@ class HealProgress:
     total: int
     loss: float | None = None
     watched: Sequence[tuple[int, float]] = ()
+    held_out: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -161,6 +287,12 @@ Event = (
     | HealProgress
     | StageStarted
     | StageFinished
+    | StudyOpened
+    | StudyFinished
+    | TuningProgress
+    | HealOpened
+    | HealFinished
+    | DocumentMade
 )
 EventHandler = Callable[[Event], None]
 """Function that receives events."""

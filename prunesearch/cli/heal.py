@@ -27,6 +27,7 @@ from prunesearch.cli.options import (
     SELECTION_OPTIONS,
     STORAGE,
     THREADS,
+    TRACKING,
     TRUST,
     WINDOW,
     WORKERS,
@@ -44,6 +45,7 @@ from prunesearch.runtime.json_values import JsonObject
 _RUN_SETTINGS = (
     *("storage", "device", "device_map", "threads", "cache"),
     *("workers", "engine", "ray_address", "gpus_per_worker"),
+    *("track", "track_to"),
 )
 """Run options of the command."""
 
@@ -172,6 +174,7 @@ TRAINING = (
 @with_options(DEVICE, DEVICE_MAP, THREADS)
 @WORKERS
 @with_options(*RAY_OPTIONS)
+@with_options(*TRACKING)
 @CACHE
 @JSON
 def heal(

@@ -18,6 +18,7 @@ from prunesearch.objectives.protocols import PROTOCOLS
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE
 from prunesearch.service.credentials import DEFAULT_SERVER, SERVER_VARIABLE, TOKEN_VARIABLE
 from prunesearch.space import SPACES, UNITS
+from prunesearch.tracking.registry import REGISTRY as TRACKERS
 
 # What is removed.
 DROP = SharedOption(
@@ -301,6 +302,18 @@ GPUS_PER_WORKER = SharedOption(
     help="GPUs of a Ray worker: 0.5, 1, or several for a large model; default 1 on a GPU.",
 )
 
+# Experiment trackers. Their keys come from the environment.
+TRACK = SharedOption(
+    "--track",
+    type=Words(TRACKERS.names),
+    help="Experiment trackers that follow the run: one, or several: mlflow,tensorboard.",
+)
+TRACK_TO = SharedOption(
+    "--track-to",
+    show_default="storage/tracking/NAME",
+    help="Where they write: a folder, a URI, or mlflow=http://HOST:5000,tensorboard=DIR.",
+)
+
 # Where results are. A password belongs into ~/.pgpass or into the variable: other users of the
 # machine can read command lines.
 STUDY = SharedOption("--study", help="Name of the study.", show_default="made from the recipe")
@@ -414,6 +427,7 @@ MODEL_OPTIONS = (REVISION, DTYPE, TRUST)
 LOADING_OPTIONS = (DEVICE, DEVICE_MAP, THREADS, OFFLOAD)
 RAY_OPTIONS = (ENGINE, RAY_ADDRESS, GPUS_PER_WORKER)
 """Where the workers are."""
+TRACKING = (TRACK, TRACK_TO)
 RUN_OPTIONS = (*LOADING_OPTIONS, STATE_MEMORY, WORKERS, *RAY_OPTIONS, CACHE)
 """How candidates are scored: on one model, or by several processes."""
 WITHOUT_SCORING = (*LOADING_OPTIONS, CACHE, ignored("--workers", "--state-memory"))

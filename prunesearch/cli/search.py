@@ -17,13 +17,13 @@ from prunesearch.cli.options import (
     STORAGE,
     STUDY,
     THREADS,
+    TRACKING,
     TRIALS,
     TRUST,
 )
 from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import misplaced, renamed, typed_names, with_options
 from prunesearch.cli.recipes import grid_of, options_of, read_recipe
-from prunesearch.config.run_options import RunOptions
 from prunesearch.report.emit import emit
 
 
@@ -39,6 +39,7 @@ from prunesearch.report.emit import emit
 @STUDY
 @STORAGE
 @with_options(*RUN_OPTIONS)
+@with_options(*TRACKING)
 @JSON
 def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Search MODEL (Hugging Face id, folder or .gguf file) for the blocks to drop. Run again to
@@ -66,6 +67,7 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
 @STORAGE
 @TRUST
 @with_options(*RUN_OPTIONS)
+@with_options(*TRACKING)
 @JSON
 def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Do what the YAML file RECIPE says: search, choose and recover the best, export, verify,
@@ -97,9 +99,16 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
     help="Folder for models, study, cache and export.",
 )
 @THREADS
+@with_options(*TRACKING)
 @JSON
 def demo(
-    model: str | None, trials: int | None, home: str, threads: int | None, as_json: bool
+    model: str | None,
+    trials: int | None,
+    home: str,
+    threads: int | None,
+    track: str | None,
+    track_to: str | None,
+    as_json: bool,
 ) -> None:
     """Search, export and verify a small real model in minutes.
 
@@ -109,11 +118,15 @@ def demo(
     from prunesearch.pipeline.demo import TRIALS, run_demo
     from prunesearch.report.render import render
 
-    options = RunOptions(
-        storage=f"sqlite:///{home}/study.db",
-        cache=f"{home}/cache",
-        trials=TRIALS if trials is None else trials,
-        threads=threads,
+    options = options_of(
+        {
+            "storage": f"sqlite:///{home}/study.db",
+            "cache": f"{home}/cache",
+            "trials": TRIALS if trials is None else trials,
+            "threads": threads,
+            "track": track,
+            "track_to": track_to,
+        }
     )
     with progress():
         result = run_demo(model, options, Path(home))

@@ -5,10 +5,11 @@ import re
 import warnings
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prunesearch.config.settings import Settings, merge_renamed
 from prunesearch.errors import InputError
+from prunesearch.tracking.places import parse_places
 from prunesearch.units import parse_size
 
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
@@ -66,6 +67,21 @@ class RunOptions(Settings):
 
     Default: 1 if this process scores on a GPU, else 0.
     """
+    track: tuple[str, ...] = ()
+    """Experiment trackers that follow the run, by name: a list, or a text with commas."""
+    track_to: str | None = None
+    """Where they write: a folder, a URI, or ``NAME=PLACE`` with commas.
+
+    Default: a folder for each tracker in ``storage/tracking``.
+    """
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _read_trackers(cls, value: object) -> object:
+        """Accept a text with commas."""
+        if not isinstance(value, str):
+            return value
+        return tuple(word.strip() for word in value.split(","))
 
     @model_validator(mode="before")
     @classmethod
@@ -99,6 +115,7 @@ class RunOptions(Settings):
                 f"`offload` {self.offload} places the weights itself: leave `device_map` out"
             )
         self._check_workers()
+        parse_places(self.track, self.track_to)
         return self
 
     def _check_workers(self) -> None:

@@ -40,8 +40,10 @@ from prunesearch.pipeline.export_request import ExportRequest
 from prunesearch.pipeline.outcome import SearchOutcome
 from prunesearch.pipeline.stages import STAGES, Stage
 from prunesearch.pipeline.state import EvaluationRequest, Request, Resources, State
+from prunesearch.pipeline.tracked_results import tell_results
 from prunesearch.report.results import EvaluationReport, RecoveryReport, Report
 from prunesearch.runtime import stopping
+from prunesearch.tracking.opening import check_tracking, tracked
 
 COMMANDS = {
     "search": ("search", "search"),
@@ -115,8 +117,10 @@ def run_stages(command: str, request: Request) -> State:
     # Refuse bad input before any work.
     for stage in stages:
         stage.check(request)
+    options = request.options
+    check_tracking(options.track, options.track_to)
     # Run one stage after the other.
-    with Resources() as resources:
+    with tracked(options.track, options.track_to), Resources() as resources:
         state = State(request, resources)
         for stage in stages:
             if not stage.wanted(state):
@@ -127,6 +131,7 @@ def run_stages(command: str, request: Request) -> State:
             with stopping.deferred() if stage.defers_signals else nullcontext():
                 state = stage.run(state)
             events.tell(events.StageFinished(stage.name, time.perf_counter() - began))
+        tell_results(state)
         return state
 
 

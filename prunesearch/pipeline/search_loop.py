@@ -203,7 +203,7 @@ class _Run:
         failpoints.hit("after_tell", str(number))
         self._done += 1
         self._under_way -= 1
-        self.announce(evaluation, value)
+        self.announce(evaluation, value, number)
 
     def _tell_values(self, number: int, evaluation: Evaluation) -> float:
         """Finish a trial whose evaluation succeeded, as complete or as pruned.
@@ -233,14 +233,22 @@ class _Run:
             self._best = (values[0], evaluation.candidate.text)
         return values[0]
 
-    def announce(self, evaluation: Evaluation | None = None, value: float | None = None) -> None:
-        """Publish the study's progress."""
+    def announce(
+        self,
+        evaluation: Evaluation | None = None,
+        value: float | None = None,
+        trial: int | None = None,
+    ) -> None:
+        """Publish the study's progress, and the trial that was told last."""
         # A front has no best trial; its size is shown instead.
         best_value, best_dropped = self._best
         front = 0
         if self._front:
             best_value, best_dropped = None, None
             front = len(best_trials(self._study, None))
+        costs: dict[str, float] = {}
+        if evaluation is not None:
+            costs = self._scalarizer.costs(evaluation.candidate)
         events.tell(
             events.SearchProgress(
                 study=self._study.study_name,
@@ -254,6 +262,8 @@ class _Run:
                 under_way=self._under_way,
                 front=front,
                 value=value,
+                trial=trial,
+                costs=costs,
             )
         )
 

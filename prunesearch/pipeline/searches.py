@@ -20,6 +20,7 @@ from prunesearch.pipeline.outcome import SearchOutcome, outcome_of
 from prunesearch.pipeline.prepared_study import PreparedStudy, open_study
 from prunesearch.pipeline.search_loop import SearchResult, search
 from prunesearch.pipeline.session import Session, require
+from prunesearch.pipeline.tracked_results import study_finished, study_opened
 from prunesearch.runtime import stopping
 from prunesearch.samplers import trials_needed
 from prunesearch.space import Space
@@ -126,6 +127,8 @@ def run_searches(
         for ready, total in left:
             places.remember_places(ready.study, ready.recipe)
             ready.study.set_user_attr(persistence.TRIALS_ATTR, total)
+            if options.track:
+                events.tell(study_opened(session, ready))
         # Search, then collect the outcomes in the order of the recipes.
         searched = iter(_run_to_end(_search_all(session, left)))
         for ready, _ in left:
@@ -135,6 +138,7 @@ def run_searches(
         for ready in prepared:
             result = nothing if ready.study.study_name in complete else next(searched)
             outcomes.append(outcome_of(ready, session, dense, result, start))
+            events.tell(study_finished(outcomes[-1]))
         return outcomes
 
 

@@ -28,6 +28,7 @@ from prunesearch.models.structure import input_device
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.calibration_data import check_fits
 from prunesearch.objectives.identity import numerics_of, tokens_digest
+from prunesearch.recovery.healing_events import heal_finished, heal_opened
 from prunesearch.recovery.lora import Adapter, adapted, target_names, wide_weights
 from prunesearch.recovery.loss_history import LossHistory
 from prunesearch.recovery.losses import Examples, held_out_losses
@@ -232,11 +233,22 @@ def carry_out(
         ):
             # Train, and keep the best adapter and the report.
             if healed is None:
+                events.tell(
+                    heal_opened(
+                        planned.name,
+                        planned.digest,
+                        folder,
+                        planned.loaded.name,
+                        planned.candidate,
+                        recipe,
+                    )
+                )
                 trained = _train(planned, adapter, teacher, folder, checkpointing, check)
                 _keep_best(trained.loss_history, folder, adapter)
                 difference = adapter.merge(planned.sequences.held_out_BL[:1]) if merge else 0.0
                 healed = _report(planned, trained, difference)
                 finish(folder, healed)
+                events.tell(heal_finished(planned.name, healed))
             # Merge the adapter of a finished run.
             else:
                 adapter.read(folder / ADAPTER)

@@ -245,6 +245,8 @@ class _Stop(TrainerCallback):
             control.should_save = control.should_evaluate = False
         loss = loss_history.training[-1][1] if loss_history.training else None
         step, steps = state.global_step, self._recipe.steps
-        watched = tuple(loss_history.watched)
-        events.tell(events.HealProgress(self._name, "training", step, steps, loss, watched))
+        watched, held_out = tuple(loss_history.watched), tuple(loss_history.held_out)
+        events.tell(
+            events.HealProgress(self._name, "training", step, steps, loss, watched, held_out)
+        )
         self._check(watched)

@@ -23,6 +23,7 @@ from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from prunesearch import events
 from prunesearch.cache.keys import canonical_json
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.names import slug
@@ -36,6 +37,8 @@ from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers import build_for_parameters
 from prunesearch.studies import persistence
+from prunesearch.studies.tracker_run import run_of, told_trials
+from prunesearch.tracking.parameters import flat, versions
 
 IDENTITY_ATTR = "healing"
 """User attribute of a tuning study. It holds everything that determines its trials."""
@@ -160,6 +163,7 @@ def tune(
     run_folders: Path = RUN_FOLDERS,
     references: Path | None = None,
     runner: "TrialRunner | None" = None,
+    tracked: bool = False,
 ) -> Tuned:
     """Search for hyper-parameters in a study. The same call resumes the study.
 
@@ -172,6 +176,7 @@ def tune(
         run_folders: folder in which the study gets a folder for its trials.
         references: folder of the dense model's logits. None keeps them in memory.
         runner: where trials are run. Default: in this process, one after the other.
+        tracked: give the study an identifier for experiment trackers.
 
     Raises:
         InputError: see `healing.plan_healing`; the data do not suffice for the largest batch.
@@ -206,6 +211,8 @@ def tune(
         # Check an existing study, and enqueue the trials that a killed process left.
         _write_metadata(study, identity)
         _adopt(study)
+        if tracked:
+            events.tell(_opened(study, loaded, candidate, recipe, tuning))
         # Run the missing trials, as many at once as the runner takes.
         runner = runner or LocalRunner(references)
         computed = 0
@@ -218,8 +225,12 @@ def tune(
             # with the complete ones then decides the same, whichever trial is the fastest.
             for run, healed in zip(runs, runner.run(runs), strict=True):
                 _tell(study, run, healed)
+                events.tell(_progress(study, run, healed))
             computed += len(runs)
-        return _tuned(study, recipe, computed)
+        tuned = _tuned(study, recipe, computed)
+        best: dict[str, events.Scalar] = {"best.value": tuned.value}
+        events.tell(events.StudyFinished(name, {**best, **flat(dict(tuned.params), "best.")}))
+        return tuned
 
 
 def _ask(
@@ -251,6 +262,35 @@ def _tell(study: Study, run: TrialRun, healed: Healed | None) -> None:
     trial.set_user_attr("held_out_loss", healed.after)
     trial.set_user_attr("diverged", healed.diverged)
     study.tell(trial, healed.watched)
+
+
+def _opened(
+    study: Study, loaded: LoadedModel, candidate: LayerSubset, recipe: HealRecipe, tuning: Tuning
+) -> events.StudyOpened:
+    """Return the event of a tuning whose trials are about to be run."""
+    parameters: dict[str, events.Scalar] = {
+        "study": study.study_name,
+        "model": loaded.name,
+        "candidate": candidate.text,
+        **flat(tuning.model_dump(mode="json"), "tuning."),
+        **flat(recipe.portable(), "heal."),
+        **versions(),
+    }
+    run, earlier = run_of(study), told_trials(study)
+    return events.StudyOpened(study.study_name, "tuning", run, parameters, earlier=earlier)
+
+
+def _progress(study: Study, run: TrialRun, healed: Healed | None) -> events.TuningProgress:
+    """Return the event of a trial that was told."""
+    figures = {}
+    for name, value in run.trial.params.items():
+        figures[name] = float(value)
+    if healed is not None:
+        figures.update({"steps": healed.steps, "seconds": healed.seconds})
+        figures["held_out_loss"] = healed.after
+    value = None if healed is None else healed.watched
+    states = [trial.state.is_finished() for trial in study.get_trials(deepcopy=False)]
+    return events.TuningProgress(study.study_name, sum(states), run.trial.number, value, figures)
 
 
 def _reporter(trial: Trial) -> LossCheck:

@@ -9,7 +9,7 @@ PACKAGE = Path(prunesearch.__file__).parent
 # A module imports only what stands before it here, or beside it in its own folder.
 ORDER = (
     "runtime compat errors units candidate widths events space algorithms analysis cache "
-    "llm models execution objectives importance config studies samplers "
+    "llm models execution objectives importance tracking config studies samplers "
     "evaluation export recovery report pipeline service cli __main__"
 ).split()
 

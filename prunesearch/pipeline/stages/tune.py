@@ -33,6 +33,7 @@ def tune_healing(state: State) -> State:
             state.request.options.storage,
             references=references,
             runner=runner,
+            tracked=bool(state.request.options.track),
         )
     # The recipe is shown without folders of this machine.
     found = TuningReport(**{**vars(tuned), "recipe": portable_recipe(tuned.recipe)})

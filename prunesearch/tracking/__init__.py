@@ -1,0 +1,1 @@
+"""Experiment trackers: MLflow, Weights & Biases, trackio and TensorBoard follow a command."""

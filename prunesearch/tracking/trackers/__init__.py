@@ -1,0 +1,1 @@
+"""One file for each tracker. The file registers itself."""
