@@ -7,7 +7,7 @@ with the value, so that a wrong key can be diagnosed.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -79,6 +79,34 @@ def chat_key(model: str, request: Mapping[str, Json]) -> Key:
         request: messages and settings of the request.
     """
     return _key({"kind": CHAT, "model": model, "request": request})
+
+
+def text_key(
+    fingerprint: str,
+    candidate: str,
+    numerics: dict[str, str],
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+) -> Key:
+    """Return the key of the texts that a candidate generates greedily.
+
+    Args:
+        fingerprint: fingerprint of the dense model's content.
+        candidate: canonical text of the candidate.
+        numerics: numerics class of the model.
+        prompts: token ids of the prompts.
+        tokens: largest number of generated tokens.
+    """
+    return _key(
+        {
+            "candidate": candidate,
+            "kind": "greedy texts",
+            "model": fingerprint,
+            "numerics": numerics,
+            "prompts": [list(prompt) for prompt in prompts],
+            "tokens": tokens,
+        }
+    )
 
 
 def minor(version: str) -> str:

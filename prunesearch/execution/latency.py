@@ -106,19 +106,19 @@ def measure_latency_model(model: PreTrainedModel, layers: Layers, repeats: int =
     for block in blocks:
         attentions.append(parts_of(block, sublayer.modules)[:1] if sublayer else [])
     parts = [*blocks, *chain.from_iterable(attentions)]
-    ids = _input(model)
+    ids = timed_input(model)
     spent: list[list[float]] = [[] for _ in parts]
     started: dict[int, float] = {}
 
     def before(index: int) -> Callable[..., None]:
         def hook(*_: object) -> None:
-            started[index] = _now(model)
+            started[index] = now(model)
 
         return hook
 
     def after(index: int) -> Callable[..., None]:
         def hook(*_: object) -> None:
-            spent[index].append(_now(model) - started[index])
+            spent[index].append(now(model) - started[index])
 
         return hook
 
@@ -129,7 +129,7 @@ def measure_latency_model(model: PreTrainedModel, layers: Layers, repeats: int =
         if layers.streamed_once:
             other_ms = 1000 * _time_streamed(model, layers, ids, repeats + 2)
         else:
-            totals = [_time_forward(model, ids) for _ in _turns(repeats + 2)][2:]
+            totals = [time_forward(model, ids) for _ in turns(repeats + 2)][2:]
     finally:
         for handle in hooks:
             handle.remove()
@@ -156,24 +156,28 @@ def compare_latency(
 
     The two are measured alternately, so that other work of the machine affects both.
     """
-    ids = _input(model)
+    ids = timed_input(model)
     dense, lean = [], []
-    for _ in _turns(repeats + 1):
-        dense.append(_time_forward(model, ids))
+    for _ in turns(repeats + 1):
+        dense.append(time_forward(model, ids))
         with pruned(model, candidate):
-            lean.append(_time_forward(model, ids))
+            lean.append(time_forward(model, ids))
     # The first turn warms up and does not count.
     return 1000 * statistics.median(dense[1:]), 1000 * statistics.median(lean[1:])
 
 
-def _turns(most: int) -> Iterator[int]:
+def turns(most: int, limit: float = _SECONDS) -> Iterator[int]:
     """Count the turns of a measurement: at most `most`, and fewer after the time limit, but at
     least three.
+
+    Args:
+        most: largest number of turns.
+        limit: seconds after which no further turn begins.
     """
     start = time.perf_counter()
     for turn in range(most):
         stopping.check()
-        if turn >= 3 and time.perf_counter() - start > _SECONDS:
+        if turn >= 3 and time.perf_counter() - start > limit:
             return
         yield turn
 
@@ -204,7 +208,7 @@ def timed_tokens(model: PreTrainedModel) -> int:
     return min(TOKENS, most_positions(model) or TOKENS)
 
 
-def _input(model: PreTrainedModel) -> torch.Tensor:
+def timed_input(model: PreTrainedModel) -> torch.Tensor:
     """Return the token ids of the timed sequence, shape (1, L)."""
     vocabulary = int(settings_of(model.config).vocab_size)
     return (torch.arange(timed_tokens(model), device=input_device(model)) * 7919 % vocabulary)[None]
@@ -218,26 +222,26 @@ def _time_streamed(
     Return the seconds of all other work.
     """
     forward, head = Forward(model, layers), Head(model)
-    start = _now(model)
+    start = now(model)
     hidden_1LE, calls = forward.capture_block_inputs(Rows(ids))
-    entering = _now(model) - start
+    entering = now(model) - start
     for index, block in layers.walk(range(len(calls))):
         stopping.check()
         for _ in range(repeats):
             run_block(block, hidden_1LE, calls[index])
-    start = _now(model)
+    start = now(model)
     head.logits(head.apply_final_norm(hidden_1LE[0]))
-    return entering + _now(model) - start
+    return entering + now(model) - start
 
 
-def _time_forward(model: PreTrainedModel, ids: torch.Tensor) -> float:
+def time_forward(model: PreTrainedModel, ids: torch.Tensor) -> float:
     """Return the seconds of one forward pass."""
-    start = _now(model)
+    start = now(model)
     model(input_ids=ids, use_cache=False)
-    return _now(model) - start
+    return now(model) - start
 
 
-def _now(model: PreTrainedModel) -> float:
+def now(model: PreTrainedModel) -> float:
     """Return the time after the device has finished its work."""
     if input_device(model).type == "cuda":
         torch.cuda.synchronize(input_device(model))

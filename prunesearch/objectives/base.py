@@ -8,7 +8,7 @@ This module is imported without torch, see `objectives.registry`.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ScoringError
@@ -121,6 +121,15 @@ class Objective(Protocol):
         Raises:
             InputError: the metric is not defined for single items.
         """
+        ...
+
+
+@runtime_checkable
+class HasItems(Protocol):
+    """An objective whose items can be compared with those of another objective."""
+
+    def items(self) -> frozenset[str]:
+        """Return a digest of the tokens of each item."""
         ...
 
 

@@ -5,6 +5,7 @@ Shapes: B sequences of L tokens, R = B * L token positions, E hidden size.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
 from operator import itemgetter
 from typing import Protocol
@@ -12,6 +13,7 @@ from typing import Protocol
 import torch
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.errors import DataError
 from prunesearch.execution.batches import CHUNK_TOKENS, Rows
 from prunesearch.execution.head import Head
 from prunesearch.execution.shared_forward import Forward
@@ -86,6 +88,19 @@ class Measure(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class DenseOutputs:
+    """The stored outputs of a dense model, which a model made from it is compared with.
+
+    Attributes:
+        fingerprint: fingerprint of the dense model.
+        chunks: identities of the chunks that the outputs belong to, in order.
+    """
+
+    fingerprint: str
+    chunks: tuple[Identity, ...]
+
+
 class CalibrationObjective:
     """Compares candidates with the dense model on fixed windows of tokens.
 
@@ -95,6 +110,11 @@ class CalibrationObjective:
         measure: what is measured.
         references: cache of the dense model's outputs. Default: in memory.
         chunk_tokens: tokens of a chunk. Default: by device.
+        compared_with: outputs of another dense model, from which `loaded` was made. Default: the
+            candidates are compared with `loaded` itself.
+
+    Raises:
+        DataError: the outputs of the other dense model are not those of the same windows.
     """
 
     maximize = False
@@ -106,6 +126,7 @@ class CalibrationObjective:
         measure: Measure,
         references: ReferenceCache | None = None,
         chunk_tokens: int | None = None,
+        compared_with: DenseOutputs | None = None,
     ) -> None:
         check_fits(loaded.model, windows_BL)
         self.metric = measure.metric
@@ -113,7 +134,6 @@ class CalibrationObjective:
         self._dense = LayerSubset.of(len(blocks_of(loaded.model)))
         self._head = Head(loaded.model)
         self._references = references or ReferenceCache(None)
-        self._fingerprint = loaded.fingerprint
         self.digest = tokens_digest(windows_BL.tolist())
         self.settings: Mapping[str, str | int] = {}
         # Cut the windows into chunks of about `chunk_tokens` tokens.
@@ -132,6 +152,40 @@ class CalibrationObjective:
                 "tokens": tokens_digest(chunk_BL.tolist()),
             }
             self.chunks.append(Chunk(index, identity, chunk_BL.numel()))
+        self._outputs = DenseOutputs(
+            loaded.fingerprint, tuple(chunk.identity for chunk in self.chunks)
+        )
+        if compared_with is not None:
+            self._compare_with(compared_with)
+
+    @property
+    def outputs(self) -> DenseOutputs:
+        """What identifies the outputs that candidates are compared with."""
+        return self._outputs
+
+    def missing_outputs(self) -> list[Chunk]:
+        """Return the chunks on which the dense model's outputs are not stored."""
+        return [chunk for chunk in self.chunks if self._stored_reference(chunk) is None]
+
+    def _compare_with(self, outputs: DenseOutputs) -> None:
+        """Compare candidates with the stored outputs of another dense model.
+
+        Its name becomes a part of the cache's keys, because the numbers depend on it.
+        """
+        own = [chunk.identity["tokens"] for chunk in self.chunks]
+        if own != [identity["tokens"] for identity in outputs.chunks]:
+            raise DataError("the tokenizer cuts the text into other tokens than the dense model's")
+        self._outputs = outputs
+        if self.missing_outputs():
+            raise DataError("the outputs of the dense model are not stored")
+        for index, chunk in enumerate(self.chunks):
+            identity: Identity = {**chunk.identity, "dense": outputs.fingerprint}
+            self.chunks[index] = replace(chunk, identity=identity)
+
+    def _stored_reference(self, chunk: Chunk) -> Mapping[str, torch.Tensor] | None:
+        """Return the stored reference of a chunk; None if it is not known."""
+        outputs = self._outputs
+        return self._references.get(outputs.fingerprint, outputs.chunks[chunk.index])
 
     def score(self, work: Work, forward: Forward) -> Iterator[ChunkResult]:
         """Yield the numbers of each sequence of each chunk, for each of the chunk's candidates."""
@@ -157,7 +211,7 @@ class CalibrationObjective:
         jobs: list[tuple[Rows, list[LayerSubset]]] = []
         for piece in pieces:
             candidates = list(piece.candidates)
-            if self._references.get(self._fingerprint, piece.chunk.identity) is None:
+            if self._stored_reference(piece.chunk) is None:
                 candidates.append(self._dense)
             jobs.append((Rows(self._windows[piece.chunk.index]), candidates))
         for job, states in groupby(forward.run(jobs), key=itemgetter(0)):
@@ -175,11 +229,12 @@ class CalibrationObjective:
         self, chunk: Chunk, normed_states: Mapping[LayerSubset, torch.Tensor]
     ) -> Mapping[str, torch.Tensor]:
         """Return the reference of a chunk: the stored one, or one of the dense model's state."""
-        known = self._references.get(self._fingerprint, chunk.identity)
+        known = self._stored_reference(chunk)
         if known is not None:
             return known
         reference = self._measure.reference(normed_states[self._dense], self._head)
-        self._references.put(self._fingerprint, chunk.identity, reference)
+        outputs = self._outputs
+        self._references.put(outputs.fingerprint, outputs.chunks[chunk.index], reference)
         return reference
 
     @torch.inference_mode()
@@ -200,6 +255,14 @@ class CalibrationObjective:
             else:
                 results.append(ChunkResult(chunk, candidate, error=not_finite(candidate)))
         return results
+
+    def items(self) -> frozenset[str]:
+        """Return a digest of the tokens of each sequence."""
+        digests = set()
+        for windows_BL in self._windows:
+            for window_L in windows_BL.tolist():
+                digests.add(tokens_digest(window_L))
+        return frozenset(digests)
 
     def metrics(self, results: Sequence[Sequence[Row]]) -> Metrics:
         """Turn the results of all chunks into metrics."""

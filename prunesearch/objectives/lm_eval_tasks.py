@@ -150,6 +150,29 @@ def configure(tasks: LoadedTasks, num_fewshot: int | None) -> None:
         leaf.set_fewshot_seed(seed=FEWSHOT_SEED)
 
 
+def documents_after(tasks: LoadedTasks, first: int, limit: int | None) -> dict[str, list[int]]:
+    """Return the numbers of the documents of each task after its first ones.
+
+    Args:
+        tasks: loaded tasks.
+        first: number of documents that are left out.
+        limit: largest number of documents of each task. None: all others.
+
+    Raises:
+        DataError: a task has no more documents.
+    """
+    chosen = {}
+    for name, leaf in tasks["tasks"].items():
+        count = len(leaf.eval_docs)
+        if first >= count:
+            raise DataError(
+                f"task {name!r} has {count} documents, and none is left after the first {first}"
+            )
+        end = count if limit is None else min(count, first + limit)
+        chosen[name] = list(range(first, end))
+    return chosen
+
+
 def freeze(leaf: Task) -> None:
     """Make later evaluations reuse a task's processed documents and requests.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from prunesearch.models.loading import LoadedModel
-    from prunesearch.objectives.calibration import Measure
+    from prunesearch.objectives.calibration import DenseOutputs, Measure
     from prunesearch.objectives.reference_cache import ReferenceCache
 
 
@@ -36,6 +36,7 @@ class TaskInputs:
     data: str | None = None
     include_path: str | None = None
     limit: int | None = None
+    first: int = 0
     num_fewshot: int | None = None
     batch_tokens: int | None = None
     generate: bool = False
@@ -51,6 +52,8 @@ class ObjectiveInputs:
         references: cache of the dense model's outputs.
         kl_top: see `objectives.logit_sums.LogitSums`.
         task: the task; None if the recipe names none.
+        compared_with: outputs of another dense model, see
+            `objectives.calibration.CalibrationObjective`.
     """
 
     loaded: "LoadedModel"
@@ -58,6 +61,7 @@ class ObjectiveInputs:
     references: "ReferenceCache"
     kl_top: int | None = None
     task: TaskInputs | None = None
+    compared_with: "DenseOutputs | None" = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,11 @@ def on_calibration_text(
         from prunesearch.objectives.calibration import CalibrationObjective
 
         return CalibrationObjective(
-            inputs.loaded, inputs.read_windows(), measure(inputs), inputs.references
+            inputs.loaded,
+            inputs.read_windows(),
+            measure(inputs),
+            inputs.references,
+            compared_with=inputs.compared_with,
         )
 
     return build

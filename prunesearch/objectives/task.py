@@ -14,6 +14,7 @@ from operator import itemgetter
 from typing import Any
 
 import lm_eval.evaluator
+from lm_eval.api.task import Task
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
@@ -50,6 +51,7 @@ from prunesearch.objectives.lm_eval_tasks import (
     choose_metric,
     configure,
     data_errors,
+    documents_after,
     flat_metrics,
     freeze,
     load_tasks,
@@ -91,6 +93,7 @@ class TaskObjective:
         data: local .jsonl[.gz|.bz2] file that replaces the data of a single task.
         include_path: folder with further task YAML files.
         limit: number of documents of each task. Default: all.
+        first: number of documents of each task that are left out before those.
         num_fewshot: number of examples in the prompt. Default: the task's own.
         batch_tokens: tokens of a forward pass. Default: by device.
         generate: allow tasks that generate text, which takes too long for a search.
@@ -110,6 +113,7 @@ class TaskObjective:
         data: str | None = None,
         include_path: str | None = None,
         limit: int | None = None,
+        first: int = 0,
         num_fewshot: int | None = None,
         batch_tokens: int | None = None,
         generate: bool = False,
@@ -120,6 +124,7 @@ class TaskObjective:
         # Build all requests once: a first evaluation with dummy answers records them.
         self._tasks = load_tasks(task, data, include_path, generate)
         configure(self._tasks, num_fewshot)
+        self._chosen = documents_after(self._tasks, first, limit) if first else None
         tokenizer = tokenizer_copy(loaded.tokenizer)  # a copy, since HFLM sets its padding token
         with unchanged_by("lm-eval", loaded.model), quiet_lm_eval(), data_errors(task, data):
             self._lm = RequestRecorder(
@@ -144,8 +149,8 @@ class TaskObjective:
         # The requests, the correct answers and the rules of scoring are part of the study's
         # identity. They are not part of the cache's keys.
         targets = []
-        for leaf in self._tasks["tasks"].values():
-            for _, doc in leaf.doc_iterator(rank=0, limit=limit, world_size=1):
+        for name, leaf in self._tasks["tasks"].items():
+            for _, doc in self._documents(name, leaf):
                 targets.append(leaf.doc_to_target(doc))
         asked = [chunk.identity.get("tokens", chunk.identity) for chunk in self.chunks]
         self.digest = tokens_digest([task, self.metric, asked, targets])
@@ -157,6 +162,15 @@ class TaskObjective:
                 [targets, *map(rules_of, self._tasks["tasks"].values())]
             ),
         }
+
+    def _documents(self, name: str, leaf: Task) -> Iterator[tuple[int, Any]]:
+        """Yield the numbers and documents of a task that are scored."""
+        chosen = None if self._chosen is None else self._chosen[name]
+        limit = self._limit if chosen is None else None
+        documents: Iterator[tuple[int, Any]] = leaf.doc_iterator(
+            rank=0, limit=limit, world_size=1, samples=chosen
+        )
+        return documents
 
     def _recorded_requests(self, loaded: LoadedModel) -> list[list[Request]]:
         """Return the recorded requests for log-likelihoods, split into chunks.
@@ -245,6 +259,14 @@ class TaskObjective:
                 values[name] = value
         return Metrics(values, stderr)
 
+    def items(self) -> frozenset[str]:
+        """Return a digest of the tokens of each request for a log-likelihood."""
+        digests = set()
+        for requests in self._requests:
+            for request in requests:
+                digests.add(tokens_digest(request))
+        return frozenset(digests)
+
     def losses(self, results: Sequence[Sequence[Row]]) -> Sequence[float]:
         """Return the metric of each document whose answers are complete.
 
@@ -314,7 +336,8 @@ class TaskObjective:
             outcome: TaskOutcome = lm_eval.evaluator.evaluate(
                 lm=lm,
                 task_dict=self._tasks,
-                limit=self._limit,
+                limit=self._limit if self._chosen is None else None,
+                samples=self._chosen,
                 log_samples=samples,
                 bootstrap_iters=BOOTSTRAP_ITERS,
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from prunesearch.errors import InputError
 from prunesearch.execution.shared_forward import Forward
-from prunesearch.objectives.base import Chunk, ChunkResult, Metrics, Objective, Row, Work
+from prunesearch.objectives.base import Chunk, ChunkResult, HasItems, Metrics, Objective, Row, Work
 from prunesearch.objectives.identity import tokens_digest
 from prunesearch.objectives.registry import (
     REGISTRY,
@@ -94,6 +94,14 @@ class WeightedSumObjective:
                 total += weight * sign * found.values[metric]
                 variance += (weight * found.stderr.get(metric, 0.0)) ** 2
         return Metrics(values | {self.metric: total}, stderr | {self.metric: math.sqrt(variance)})
+
+    def items(self) -> frozenset[str]:
+        """Return the digests of the items of all parts."""
+        digests: frozenset[str] = frozenset()
+        for part in self._parts:
+            if isinstance(part.objective, HasItems):
+                digests |= part.objective.items()
+        return digests
 
     def losses(self, results: Sequence[Sequence[Row]]) -> Sequence[float]:
         """Raise an error, because the parts have different items.

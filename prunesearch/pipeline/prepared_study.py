@@ -21,6 +21,7 @@ from prunesearch.errors import (
 from prunesearch.evaluation.scalarization import TrialScalarizer, objectives
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.bf16_cpu import wide_products
+from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import most_positions
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.identity import numerics_of
@@ -191,23 +192,32 @@ def _language_model(
 
 
 def _ranking(session: Session, recipe: Recipe, space: Space) -> list[float]:
-    """Rank the units on the recipe's calibration text. A task uses the built-in text."""
+    """Rank the units as the recipe asks for."""
     if isinstance(space, WidthSpace):
         return harm_of_units(space, session.layers)
     assert isinstance(space, SearchSpace)
-    events.tell(events.StageProgress(f"ranking the layers by {recipe.search.start}"))
-    loaded, data = session.loaded, recipe.data
+    return rank(session.loaded, recipe, space, recipe.search.start)
+
+
+def rank(loaded: LoadedModel, recipe: Recipe, space: SearchSpace, ranking: str) -> list[float]:
+    """Rank the units on a recipe's calibration text. A task uses the built-in text.
+
+    Args:
+        loaded: the dense model.
+        recipe: recipe that names the text.
+        space: space of the units.
+        ranking: name of the ranking, see `objectives.importance.rank_units`.
+
+    Returns:
+        The estimated harm of dropping each unit.
+    """
+    events.tell(events.StageProgress(f"ranking the layers by {ranking}"))
+    data, units = recipe.data, recipe.search.units
     window = min(data.window, most_positions(loaded.model) or data.window)
     windows = token_windows(data.calibration, loaded.tokenizer, data.tokens, window)
     with wide_products():
-        harm = rank_units(
-            session.loaded.model,
-            session.loaded.layers,
-            windows,
-            recipe.search.start,
-            recipe.search.units,
-        )
-    if recipe.search.units == "sublayers":
+        harm = rank_units(loaded.model, loaded.layers, windows, ranking, units)
+    if units == "sublayers":
         return harm
     # The harm of a period is the sum of its blocks' harm.
     harm_of_unit = []

@@ -36,6 +36,7 @@ from prunesearch.models.reordering import reorder
 from prunesearch.models.streaming import open_streamed
 from prunesearch.models.structure import input_device, settings_of
 from prunesearch.objectives.base import Objective
+from prunesearch.objectives.calibration import DenseOutputs
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.reference_cache import ReferenceCache
 from prunesearch.objectives.registry import REGISTRY, ObjectiveInputs, TaskInputs
@@ -256,6 +257,8 @@ def objective_for(
     options: RunOptions,
     generate: bool = False,
     references: ReferenceCache | None = None,
+    first: int = 0,
+    compared_with: DenseOutputs | None = None,
 ) -> Objective:
     """Build the objective of a recipe with its data.
 
@@ -266,6 +269,8 @@ def objective_for(
         options: locations of the cache.
         generate: allow tasks that generate text.
         references: the dense model's outputs. Default: those in the cache's folder.
+        first: number of documents of a task that are left out before those that are used.
+        compared_with: outputs of another dense model, from which `loaded` was made.
 
     Raises:
         InputError: the data are not those that the objective reads.
@@ -286,10 +291,12 @@ def objective_for(
             data=data.task_data,
             include_path=data.include_path,
             limit=data.limit,
+            first=first,
             num_fewshot=data.num_fewshot,
             batch_tokens=data.batch_tokens,
             generate=generate,
         ),
+        compared_with=compared_with,
     )
     # Nothing is left half done while data are read, so a signal ends this at once.
     with stopping.interruptible():

@@ -58,6 +58,7 @@ class Measurement:
             `data_content` and metric have them in the same order. May be empty.
         params, bytes: size of the candidate.
         prefill_ms, decode_ms: median latency of a prefill, and of one decoded token.
+        prefill_error_ms, decode_error_ms: standard errors of the latencies over the runs.
         latency_runs: number of runs that each latency is the median of.
         texts: prompts and the texts that were generated greedily after them.
         made: time of the measurement, in seconds since 1970.
@@ -81,6 +82,8 @@ class Measurement:
     bytes: int | None = None
     prefill_ms: float | None = None
     decode_ms: float | None = None
+    prefill_error_ms: float | None = None
+    decode_error_ms: float | None = None
     latency_runs: int = 0
     texts: tuple[tuple[str, str], ...] = ()
     made: float = 0.0
@@ -150,6 +153,8 @@ class Measurement:
             bytes=count("bytes"),
             prefill_ms=number("prefill_ms"),
             decode_ms=number("decode_ms"),
+            prefill_error_ms=number("prefill_error_ms"),
+            decode_error_ms=number("decode_error_ms"),
             latency_runs=as_int(stored.get("latency_runs"), "latency_runs"),
             texts=_texts(stored.get("texts")),
             made=as_float(stored.get("made"), "made"),

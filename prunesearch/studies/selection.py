@@ -200,6 +200,15 @@ def _dense(study: Study) -> tuple[str | None, Mapping[str, object]]:
     return metric, metrics
 
 
+def searched_metric(study: Study) -> str | None:
+    """Return the name of the metric that was searched; None if the study does not hold it.
+
+    Raises:
+        StudyError: what the study holds cannot be read.
+    """
+    return _dense(study)[0]
+
+
 def _number(values: Mapping[str, object], name: str, study: Study) -> float:
     """Return a metric that a study holds.
 

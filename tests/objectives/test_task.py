@@ -372,3 +372,23 @@ def test_how_answers_are_judged_is_in_the_studys_identity(
     assert [c.identity for c in after.chunks] == [c.identity for c in before.chunks], (
         "the answers stay valid"
     )
+
+
+def test_the_documents_after_the_first_ones_are_scored_as_if_they_were_alone(
+    loaded: LoadedModel, hellaswag_like: Path, tmp_path: Path
+) -> None:
+    rows = hellaswag_like.read_text().splitlines(keepends=True)
+    others = tmp_path / "others.jsonl"
+    others.write_text("".join(rows[4:10]))
+    after = TaskObjective(loaded, "hellaswag", data=str(hellaswag_like), first=4, limit=6)
+    alone = TaskObjective(loaded, "hellaswag", data=str(others))
+    assert after.digest == alone.digest
+    assert [chunk.identity for chunk in after.chunks] == [chunk.identity for chunk in alone.chunks]
+    (answers,) = results_of(loaded, alone, LayerSubset.of(N_LAYERS, (1,)))
+    assert after.metrics(answers) == alone.metrics(answers)
+    assert list(after.losses(answers)) == list(alone.losses(answers))
+    # The first documents are others, and a task has no more than it has.
+    before = TaskObjective(loaded, "hellaswag", data=str(hellaswag_like), limit=4)
+    assert not before.items() & after.items()
+    with pytest.raises(DataError, match="12 documents, and none is left after the first 12"):
+        TaskObjective(loaded, "hellaswag", data=str(hellaswag_like), first=12)

@@ -28,6 +28,7 @@ def build(inputs: ObjectiveInputs) -> Objective:
         data=task.data,
         include_path=task.include_path,
         limit=task.limit,
+        first=task.first,
         num_fewshot=task.num_fewshot,
         batch_tokens=task.batch_tokens,
         generate=task.generate,

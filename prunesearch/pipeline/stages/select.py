@@ -11,11 +11,11 @@ from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.data import ORDER_TEXT
 from prunesearch.config.names import portable_name
-from prunesearch.errors import ModelError, StudyError
 from prunesearch.export.checkpoint import check_destination, check_export_format
 from prunesearch.export.companions import companions
 from prunesearch.pipeline.named_candidates import candidate_named
 from prunesearch.pipeline.outcome import facts_of
+from prunesearch.pipeline.searched_model import load_searched
 from prunesearch.pipeline.session import load_for, space_of
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import LayersSource, Request, Selected, State, StudySource
@@ -25,7 +25,7 @@ from prunesearch.recovery.finalists import diverse, rerank_by_healing
 from prunesearch.report.results import FinalistReport, RecoveryReport
 from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import JsonObject
-from prunesearch.studies import persistence, places, selection, study_recipe
+from prunesearch.studies import persistence, places, selection
 
 
 def select(state: State) -> State:
@@ -79,21 +79,8 @@ def _from_study(state: State, source: StudySource) -> Selected:
     trial = selection.choose(study, source.criteria)
     recipe = places.located(study, {"model": source.model}, needed=("model",))
     model = recipe.model.model_copy(update={"trust_remote_code": source.trust_remote_code})
-    try:
-        loaded = state.resources.keep(load_for(model, options))
-    except ModelError as error:
-        hint = ""
-        if source.model is None:
-            hint = f"; if it lies elsewhere, give `model` PATH: study {name!r} knows its content"
-        raise ModelError(f"{error}{hint}") from None
-    # The weights must be those that were searched.
-    searched = study_recipe.identity_of(study)["model content"]
-    if loaded.fingerprint != searched:
-        raise StudyError(
-            f"model {recipe.model.path!r} is not the one that study {name!r} searched: its weights "
-            f"differ (fingerprint {loaded.fingerprint[:12]}, searched was {str(searched)[:12]}): "
-            f"give `model` PATH of that one, or search this one with `study` NAME"
-        )
+    loaded = load_searched(study, recipe, model, options, named=source.model is not None)
+    state.resources.keep(loaded)
     put_in_order_of(study, recipe, loaded, options)
     space = space_of(recipe.search, loaded)
     # The runners-up have a meaning only if there are no criteria of the user.

@@ -1,0 +1,339 @@
+"""Measures the candidates and checkpoints of one study."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from optuna.study import Study
+
+from prunesearch import events
+from prunesearch.cache.evaluation_cache import EvaluationCache
+from prunesearch.candidate import Evaluation, LayerSubset
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
+from prunesearch.errors import DataError, InputError
+from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.evaluation.local_scorer import LocalScorer
+from prunesearch.evaluation.scalarization import TrialScalarizer
+from prunesearch.execution.latency import LatencyModel, machine
+from prunesearch.execution.speed import MeasuredSpeed, measure_speeds
+from prunesearch.models.loading import LoadedModel
+from prunesearch.objectives.base import ChunkWork, Objective
+from prunesearch.objectives.calibration import CalibrationObjective, DenseOutputs
+from prunesearch.objectives.greedy_texts import greedy_texts
+from prunesearch.objectives.registry import zero_metrics
+from prunesearch.pipeline.compared_candidates import (
+    ComparedCandidate,
+    baselines,
+    finished_trials,
+    winners,
+)
+from prunesearch.pipeline.held_out_data import (
+    HeldOutOptions,
+    MeasuredData,
+    held_out_data,
+    refuse_overlap,
+    searched_data,
+)
+from prunesearch.pipeline.measured_exports import ExportFolder
+from prunesearch.pipeline.session import objective_for, require, space_of
+from prunesearch.pipeline.width_search import put_in_order_of
+from prunesearch.runtime import stopping
+from prunesearch.studies import measurements
+from prunesearch.studies.measurements import Measurement
+from prunesearch.studies.study_data import LATENCY_ATTR
+
+
+class StudyMeasuring:
+    """Measures the candidates and checkpoints of a study, and stores what is new in it.
+
+    Args:
+        study: the study, with a finished trial.
+        recipe: its recipe, with the present paths of model and data.
+        options: how it is measured.
+        held_out: held-out data that the user names.
+        stored: measurements that the study has already.
+        cache: evaluation cache.
+
+    Attributes:
+        added: number of measurements that were stored.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        recipe: Recipe,
+        options: RunOptions,
+        held_out: HeldOutOptions,
+        stored: Sequence[Measurement],
+        cache: EvaluationCache,
+    ) -> None:
+        self._study, self._recipe, self._options = study, recipe, options
+        self._cache = cache
+        self._stored = {measurement.digest: measurement for measurement in stored}
+        self._data = [searched_data(recipe)]
+        unseen = held_out_data(recipe, held_out)
+        if unseen is not None:
+            self._data.append(unseen)
+        self._outputs: dict[str, DenseOutputs] = {}
+        self.added = 0
+
+    def measure_candidates(self, loaded: LoadedModel, keep_outputs: bool) -> None:
+        """Measure the dense model, the winner and the baselines.
+
+        Args:
+            loaded: the dense model.
+            keep_outputs: keep the dense model's outputs, which checkpoints are compared with.
+        """
+        # 1. Read the data. The search has not seen those that are held out.
+        order = put_in_order_of(self._study, self._recipe, loaded, self._options)
+        objectives = [self._objective(loaded, data) for data in self._data]
+        if len(objectives) > 1:
+            name = self._data[1].name(self._recipe, 0)
+            refuse_overlap(objectives[0], objectives[1], name)
+        engines = [self._engine(loaded, objective) for objective in objectives]
+        # 2. Choose what is measured.
+        space = space_of(self._recipe.search, loaded)
+        dense = LayerSubset.of(loaded.n_layers)
+        scalarizer = self._scalarizer(loaded, engines[0])
+        (scored,) = engines[0].evaluate_now([dense])
+        best = winners(self._study, space, scalarizer, scalarizer.values(require(scored)))
+        compared = [ComparedCandidate("dense", dense), *best]
+        compared += baselines(
+            loaded,
+            self._recipe,
+            space,
+            best[0].candidate,
+            order,
+            engines[0],
+            finished_trials(self._study),
+        )
+        # 3. Score all of it on the data of the search and on held-out data.
+        found: list[Measurement] = []
+        for data, engine in zip(self._data, engines, strict=True):
+            found += self._scored(loaded, engine, data, compared)
+        # 4. Measure latencies and generate texts where they are missing.
+        self._add(self._completed(loaded, compared, self._missing(found)))
+        if keep_outputs:
+            self._keep_outputs(loaded, objectives)
+
+    def measure_export(self, loaded: LoadedModel, export: ExportFolder) -> None:
+        """Measure a checkpoint on the same data.
+
+        Args:
+            loaded: the model of the checkpoint.
+            export: what its manifest says.
+        """
+        dense = LayerSubset.of(loaded.n_layers)
+        whole = ComparedCandidate(export.role, dense, export.dropped)
+        found: list[Measurement] = []
+        for data in self._data:
+            outputs = self._outputs.get(data.badge)
+            try:
+                objective = self._objective(loaded, data, outputs)
+            except DataError as error:
+                events.tell(events.Message(f"{export.folder} is not measured: {error}"))
+                continue
+            engine = self._engine(loaded, objective)
+            for measurement in self._scored(loaded, engine, data, [whole]):
+                # Without the dense model's outputs the checkpoint is compared with itself.
+                if outputs is not None or measurement.metric not in (*zero_metrics(), "mix"):
+                    found.append(measurement)
+        self._add(self._completed(loaded, [whole], self._missing(found)))
+
+    def _objective(
+        self, loaded: LoadedModel, data: MeasuredData, outputs: DenseOutputs | None = None
+    ) -> Objective:
+        """Build the study's objective on some data."""
+        return objective_for(
+            self._recipe.objective,
+            data.data,
+            loaded,
+            self._options,
+            first=data.first,
+            compared_with=outputs,
+        )
+
+    def _engine(self, loaded: LoadedModel, objective: Objective) -> LocalEngine:
+        streamed = loaded.layers.streamed_once
+        return LocalEngine(
+            loaded, objective, self._cache, None, self._options.state_bytes, streamed
+        )
+
+    def _scalarizer(self, loaded: LoadedModel, engine: LocalEngine) -> TrialScalarizer:
+        """Return the values of the study's trials."""
+        stored = self._study.user_attrs.get(LATENCY_ATTR)
+        if stored is None:
+            latency = engine.latency_model()
+        else:
+            latency = LatencyModel.from_json(json.loads(stored))
+        return TrialScalarizer(
+            engine.objective.metric,
+            engine.objective.maximize,
+            self._recipe.objective.score_weights,
+            loaded.sizes,
+            latency,
+            self._recipe.search.second_objective,
+        )
+
+    def _scored(
+        self,
+        loaded: LoadedModel,
+        engine: LocalEngine,
+        data: MeasuredData,
+        compared: Sequence[ComparedCandidate],
+    ) -> list[Measurement]:
+        """Score candidates through the cache. Those that fail are left out, with a message."""
+        fine: dict[LayerSubset, Evaluation] = {}
+        for evaluation in engine.evaluate_now(each.candidate for each in compared):
+            if evaluation.failure is None:
+                fine[evaluation.candidate] = evaluation
+                continue
+            what = f"the model without layers {evaluation.candidate.text}"
+            events.tell(events.Message(f"{what} is not measured: {evaluation.failure}"))
+        # A mix and some metrics of tasks have no value for each document.
+        losses: dict[LayerSubset, Sequence[float]] = {}
+        try:
+            losses = dict(zip(fine, engine.losses(fine), strict=True))
+        except InputError:
+            losses = {}
+        found = []
+        for each in compared:
+            if each.candidate in fine:
+                own = tuple(losses.get(each.candidate, ()))
+                found += self._measured(loaded, engine, data, each, fine[each.candidate], own)
+        return found
+
+    def _measured(
+        self,
+        loaded: LoadedModel,
+        engine: LocalEngine,
+        data: MeasuredData,
+        each: ComparedCandidate,
+        evaluation: Evaluation,
+        losses: tuple[float, ...],
+    ) -> list[Measurement]:
+        """Return the measurements of one candidate: of the searched metric, and of the one that
+        tells how much quality is lost.
+        """
+        searched = engine.objective.metric
+        names = [searched]
+        for entry in self._recipe.objective.entries:
+            if entry.relative_metric is not None:
+                names.append(entry.relative_metric)
+        found = []
+        for name in dict.fromkeys(names):
+            value, error = evaluation.metrics.get(name), evaluation.stderr.get(name)
+            if value is None or not math.isfinite(value):
+                continue
+            if error is not None and not math.isfinite(error):
+                error = None
+            found.append(
+                Measurement(
+                    candidate=each.dropped,
+                    role=each.role,
+                    data=data.name(self._recipe, len(losses)),
+                    data_content=engine.objective.digest,
+                    badge=data.badge,
+                    metric=name,
+                    value=value,
+                    stderr=error,
+                    n=len(losses),
+                    per_document=losses if name == searched else (),
+                    params=loaded.sizes.params(each.candidate),
+                    bytes=loaded.sizes.bytes(each.candidate),
+                    made=time.time(),
+                    machine=machine(loaded.model),
+                )
+            )
+        return found
+
+    def _missing(self, found: Sequence[Measurement]) -> list[Measurement]:
+        """Return the measurements that the study does not have yet."""
+        return [measurement for measurement in found if measurement.digest not in self._stored]
+
+    def _completed(
+        self,
+        loaded: LoadedModel,
+        compared: Sequence[ComparedCandidate],
+        missing: Sequence[Measurement],
+    ) -> list[Measurement]:
+        """Return measurements with latencies and generated texts.
+
+        They are left out if weights are streamed.
+
+        Args:
+            loaded: the model.
+            compared: candidates that were scored.
+            missing: measurements that are to be stored.
+        """
+        if loaded.layers.streamed_once or not missing:
+            return list(missing)
+        wanted: dict[tuple[str, str], ComparedCandidate] = {}
+        names = {(measurement.role, measurement.candidate) for measurement in missing}
+        for each in compared:
+            if (each.role, each.dropped) in names:
+                wanted[each.role, each.dropped] = each
+        speeds = self._speeds(loaded, list(wanted.values()))
+        completed = []
+        for measurement in missing:
+            each = wanted[measurement.role, measurement.candidate]
+            texts: tuple[tuple[str, str], ...] = ()
+            if each.writes:
+                events.tell(events.StageProgress("generating texts"))
+                texts = greedy_texts(loaded, each.candidate, self._cache)
+            completed.append(_with_speed(measurement, speeds.get(each.candidate), texts))
+        return completed
+
+    def _speeds(
+        self, loaded: LoadedModel, compared: Sequence[ComparedCandidate]
+    ) -> dict[LayerSubset, MeasuredSpeed]:
+        """Measure the latencies of candidates side by side.
+
+        Random candidates are as large as the others, so they are not measured.
+        """
+        candidates = [LayerSubset.of(loaded.n_layers)]
+        for each in compared:
+            if not each.is_random and each.candidate not in candidates:
+                candidates.append(each.candidate)
+        events.tell(events.StageProgress(f"timing {len(candidates)} models side by side"))
+        return dict(measure_speeds(loaded.model, candidates))
+
+    def _add(self, found: Sequence[Measurement]) -> None:
+        """Store measurements in the study."""
+        for measurement in found:
+            stopping.check()
+            measurements.add(self._study, measurement)
+            self._stored[measurement.digest] = measurement
+            self.added += 1
+
+    def _keep_outputs(self, loaded: LoadedModel, objectives: Sequence[Objective]) -> None:
+        """Store the dense model's outputs on all data, if they are not stored."""
+        dense = LayerSubset.of(loaded.n_layers)
+        for data, objective in zip(self._data, objectives, strict=True):
+            if not isinstance(objective, CalibrationObjective):
+                continue
+            work = [ChunkWork(chunk, (dense,)) for chunk in objective.missing_outputs()]
+            scorer = LocalScorer(loaded, objective, self._options.state_bytes)
+            for _ in scorer.score(work, stopping.requested):
+                stopping.check()
+            self._outputs[data.badge] = objective.outputs
+
+
+def _with_speed(
+    measurement: Measurement, speed: MeasuredSpeed | None, texts: tuple[tuple[str, str], ...]
+) -> Measurement:
+    """Return a measurement with latencies and texts."""
+    measurement = replace(measurement, texts=texts)
+    if speed is None:
+        return measurement
+    return replace(
+        measurement,
+        prefill_ms=speed.prefill_ms,
+        prefill_error_ms=speed.prefill_error_ms,
+        decode_ms=speed.decode_ms,
+        decode_error_ms=speed.decode_error_ms,
+        latency_runs=speed.runs,
+    )

@@ -1,0 +1,202 @@
+"""What `report --score` measures of studies, and that it measures nothing twice."""
+
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import optuna
+import pytest
+
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
+from prunesearch.errors import InputError, StudyError, UnknownNameError
+from prunesearch.execution.speed import measure_speeds
+from prunesearch.models.loading import load
+from prunesearch.objectives import greedy_texts
+from prunesearch.pipeline import measuring, study_measuring
+from prunesearch.pipeline.export_request import ExportRequest
+from prunesearch.pipeline.held_out_data import HeldOutOptions
+from prunesearch.pipeline.measuring import MeasuringRequest, measure
+from prunesearch.pipeline.run import run_stages
+from prunesearch.pipeline.state import Request, StudySource
+from prunesearch.studies import measurements
+from prunesearch.studies.measurements import Measurement
+from prunesearch.studies.selection import SelectionCriteria
+
+OPTIONS = RunOptions(trials=8, study="s", device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time and generate as little as possible."""
+    monkeypatch.setattr(greedy_texts, "TOKENS", 4)
+    monkeypatch.setattr("prunesearch.execution.speed.NEW_TOKENS", 3)
+    monkeypatch.setattr(study_measuring, "measure_speeds", partial(measure_speeds, most=2))
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, prose: Path) -> Path:
+    """A folder with the storage of a search."""
+    folder = tmp_path_factory.mktemp("searched")
+    recipe = Recipe(
+        model=str(tiny_folder), drop="2", calibration=str(prose), tokens=128, window=32,
+        population=4,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_stages("search", Request(OPTIONS, (recipe,)))
+    return folder / "storage"
+
+
+@pytest.fixture
+def study(searched: Path, here: Path) -> optuna.Study:
+    """A copy of that search in an empty working directory."""
+    shutil.copytree(searched, here / "storage")
+    return optuna.load_study(study_name="s", storage=OPTIONS.storage)
+
+
+REQUEST = MeasuringRequest(("s",), OPTIONS, HeldOutOptions(tokens=256))
+
+
+def read() -> tuple[Measurement, ...]:
+    return measurements.read(OPTIONS.storage, "s")
+
+
+def refuses(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Make parts of the work fail, which must not be done again."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("this was done before")
+
+    for name in names:
+        monkeypatch.setattr(name, fail)
+
+
+def test_candidates_and_checkpoints_are_measured_once(
+    here: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = StudySource("s", SelectionCriteria())
+    run_stages("export", Request(OPTIONS, source=source, export=ExportRequest(here / "out")))
+    asked = replace(REQUEST, exported=(here / "out",))
+    (done,) = measure(asked)
+    found = read()
+    assert (done.measured, done.kept) == (len(found), 0)
+    # Each is measured on both data, by the searched metric and by the perplexity.
+    roles = {measurement.role for measurement in found}
+    names = ("influence", "magnitude", "taylor", "single", "last", "random")
+    assert roles == {"dense", "winner", "exported", *(f"baseline:{name}" for name in names)}
+    best = study.best_trial
+    by_role: dict[tuple[str, str, str], Measurement] = {}
+    for measurement in found:
+        by_role[measurement.role, measurement.badge, measurement.metric] = measurement
+    winner = by_role["winner", "searched on", "kl"]
+    assert winner.candidate == best.user_attrs["dropped"]
+    assert winner.value == pytest.approx(best.value, abs=1e-6)
+    held_out = by_role["winner", "held out", "kl"]
+    assert (held_out.data, held_out.n) == ("builtin-held-out, 256 tokens", 8)
+    assert sum(held_out.per_document) / 8 == pytest.approx(held_out.value)
+    assert held_out.is_comparable(by_role["dense", "held out", "kl"])
+    assert len(held_out.texts) == 5
+    assert held_out.prefill_ms and held_out.decode_ms and held_out.latency_runs == 2
+    # A checkpoint is compared with the dense model that it was made from.
+    exported = by_role["exported", "held out", "kl"]
+    assert exported.value == pytest.approx(held_out.value, rel=1e-4)
+    assert (exported.candidate, exported.params) == (winner.candidate, winner.params)
+    # Five random candidates stand for random choice, and all baselines have the same size.
+    randoms = [m for m in found if m.role == "baseline:random" and m.metric == "kl"]
+    assert len({m.candidate for m in randoms}) == 5
+    assert {m.params for m in found if m.role.startswith("baseline:")} == {winner.params}
+    # The same command again loads nothing. With other held-out data it measures only these.
+    with monkeypatch.context() as patch:
+        refuses(
+            patch, "prunesearch.pipeline.searched_model.load_for", f"{measuring.__name__}.load_for"
+        )
+        assert measure(asked) == (replace(done, measured=0, kept=len(found)),)
+
+
+@pytest.mark.usefixtures("study")
+def test_what_was_stopped_goes_on_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(study_measuring, "measure_speeds", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            measure(REQUEST)
+    assert read() == ()
+    # All scores are in the cache by now.
+    refuses(monkeypatch, "prunesearch.evaluation.local_scorer.LocalScorer.score")
+    (done,) = measure(REQUEST)
+    assert done.measured == len(read()) > 20
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_task_is_measured_on_the_documents_after_those_of_the_search(
+    here: Path, tiny_folder: Path, hellaswag_like: Path
+) -> None:
+    values = {"model": str(tiny_folder), "drop": "..2", "task": "hellaswag", "limit": 4}
+    recipe = Recipe(**values, task_data=str(hellaswag_like), population=4)
+    run_stages("search", Request(OPTIONS, (recipe,)))
+    (done,) = measure(MeasuringRequest(("s",), OPTIONS, HeldOutOptions(limit=6)))
+    assert done.measured
+    (held_out,) = [m for m in read() if (m.role, m.badge) == ("winner", "held out")]
+    assert held_out.data == "hellaswag (documents.jsonl) docs 4-9"
+    assert (held_out.metric, held_out.n) == ("acc_norm", 6)
+    assert -sum(held_out.per_document) / 6 == pytest.approx(held_out.value)
+
+
+@pytest.mark.parametrize(
+    ("search", "baseline"),
+    [
+        ({"drop": "pareto:2", "units": "sublayers"}, "last"),
+        ({"space": "widths", "target": "20%", "align": 8, "order_tokens": 128}, "uniform"),
+    ],
+)
+def test_pareto_studies_and_widths_are_measured(
+    here: Path, tiny_folder: Path, prose: Path, search: dict[str, object], baseline: str
+) -> None:
+    text = {"calibration": str(prose), "tokens": 128, "window": 32}
+    values: dict[str, object] = {"model": str(tiny_folder), "population": 4, **text, **search}
+    recipe = Recipe(**values)
+    run_stages("search", Request(OPTIONS, (recipe,)))
+    measure(REQUEST)
+    found = read()
+    assert {"dense", "winner", f"baseline:{baseline}", "baseline:random"} <= {m.role for m in found}
+    assert sum(measurement.role == "winner" for measurement in found) == 4
+
+
+@pytest.mark.usefixtures("study")
+def test_bad_input_is_refused_before_a_model_is_loaded(
+    here: Path, tiny_folder: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        refuses(patch, "prunesearch.pipeline.searched_model.load_for")
+        with pytest.raises(UnknownNameError, match="'t'"):
+            measure(replace(REQUEST, studies=("t",)))
+        for held_out, message in (
+            (HeldOutOptions(text=str(prose)), "is what was searched on"),
+            (HeldOutOptions(documents="d.jsonl"), "made on calibration text: leave it out"),
+        ):
+            with pytest.raises(InputError, match=message):
+                measure(replace(REQUEST, held_out=held_out))
+        with pytest.raises(InputError, match="not a checkpoint that prunesearch wrote"):
+            measure(replace(REQUEST, exported=(tiny_folder,)))
+    # The search has seen part of this text, under another name.
+    copy = here / "copy.txt"
+    shutil.copy(prose, copy)
+    with pytest.raises(InputError, match=r"4 of 8 sequences or requests of copy\.txt"):
+        measure(replace(REQUEST, held_out=HeldOutOptions(text=str(copy), tokens=256)))
+    # The model has moved, and another one is there.
+    with pytest.raises(StudyError, match="is not the one that study 's' searched"):
+        other = here / "other"
+        _other_model(tiny_folder, other)
+        measure(replace(REQUEST, location={"model": str(other)}))
+
+
+def _other_model(folder: Path, out: Path) -> None:
+    """Save a copy of a model with another weight."""
+    shutil.copytree(folder, out)
+    loaded = load(str(folder), device="cpu")
+    loaded.model.model.norm.weight.data += 0.5
+    loaded.model.save_pretrained(out)
