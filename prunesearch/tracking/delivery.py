@@ -52,7 +52,7 @@ class Patience:
     whole: float
 
 
-LOCAL, REMOTE, INTERRUPTED = Patience(20.0, 60.0), Patience(5.0, 30.0), Patience(2.0, 4.0)
+LOCAL, REMOTE, INTERRUPTED = Patience(60.0, 120.0), Patience(5.0, 30.0), Patience(2.0, 4.0)
 """Patience with a folder, with a server, and after a signal."""
 
 

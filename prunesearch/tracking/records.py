@@ -59,7 +59,7 @@ class RunPoints:
     """Points of a run, in the order of their steps."""
 
     run: str
-    points: Sequence[Point]
+    points: tuple[Point, ...]
     kind: Literal["points"] = "points"
 
 

@@ -3,7 +3,7 @@
 import netrc
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -52,6 +52,7 @@ class _WandB:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._server = folder, server
         self._entity, self._project = entity, project
+        self._open = 0
 
     def open_run(self, start: RunStart) -> "_WandBRun":
         """Make a run, or open the one that has the identifier."""
@@ -87,9 +88,19 @@ class _WandB:
             reinit="create_new",
             settings=wandb.Settings(**settings),
         )
+        self._open += 1
+        steps = None
         if self._server is None:
-            return _WandBRun(run, StepFile(self._folder / "last-steps" / start.run))
-        return _WandBRun(run, None)
+            steps = StepFile(self._folder / "last-steps" / start.run)
+        return _WandBRun(run, steps, self._closed)
+
+    def _closed(self) -> None:
+        """Note that a run has ended. After the last one, wait until its files are complete."""
+        import wandb
+
+        self._open -= 1
+        if not self._open:
+            wandb.teardown()
 
 
 class _WandBRun:
@@ -98,10 +109,13 @@ class _WandBRun:
     Args:
         run: the run.
         steps: file with the last step; None if the server knows it.
+        closed: called when the run has ended.
     """
 
-    def __init__(self, run: "wandb.Run", steps: StepFile | None) -> None:
-        self._run, self._steps = run, steps
+    def __init__(
+        self, run: "wandb.Run", steps: StepFile | None, closed: Callable[[], None]
+    ) -> None:
+        self._run, self._steps, self._closed = run, steps, closed
         self.last_step = run.step - 1 if steps is None else steps.read()
 
     def log(self, points: Sequence[Point]) -> None:
@@ -125,6 +139,7 @@ class _WandBRun:
     def end(self, state: RunState) -> None:
         """Finish the run."""
         self._run.finish(exit_code=0 if state == "finished" else 1)
+        self._closed()
 
 
 def _check(place: str) -> None:

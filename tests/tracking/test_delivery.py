@@ -1,0 +1,123 @@
+"""A tracker that is slow, dead or broken never stops a command, and what is lost is counted."""
+
+import socket
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from prunesearch.events import Event, Message, subscribed
+from prunesearch.tracking import delivery
+from prunesearch.tracking.delivery import Delivery, Patience
+from prunesearch.tracking.places import TrackerPlace
+from prunesearch.tracking.records import Point, RunDocument, RunEnd, RunPoints, RunStart
+
+PLACE = TrackerPlace("mlflow", "http://127.0.0.1:1", remote=True)
+READY = "import sys, json\nsay = lambda **answer: print(json.dumps(answer), flush=True)\nsys.stdin.readline(); say(done=0)\n"
+SILENT = READY + "sys.stdin.read()"
+DEAD = "raise SystemExit(3)"
+# It takes everything but documents.
+BROKEN = READY + (
+    "for line in sys.stdin:\n"
+    "    batch = json.loads(line)\n"
+    "    good = 0\n"
+    "    while good < len(batch) and batch[good]['kind'] != 'document': good += 1\n"
+    "    say(done=good, failure='' if good == len(batch) else 'no document is taken')\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "GATHER", 0.01)
+    monkeypatch.setattr(delivery, "_PAUSES", (0.01,))
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    lines: list[str] = []
+
+    def keep(event: Event) -> None:
+        assert isinstance(event, Message)
+        lines.append(event.text)
+
+    with subscribed(keep):
+        yield lines
+
+
+def begin(script: str, capacity: int = 100) -> Delivery:
+    sending = Delivery(PLACE, (sys.executable, "-c", script), capacity)
+    sending.put(RunStart("r", "s", "search", "s", {}))
+    return sending
+
+
+def points(first: int, last: int) -> RunPoints:
+    return RunPoints("r", tuple(Point(step, 0.0, {"value": 1.0}) for step in range(first, last)))
+
+
+def test_a_server_that_never_answers_costs_no_time_and_is_counted(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "REMOTE", Patience(0.3, 1.0))
+    sending = begin(SILENT, capacity=5)
+    while sending._asked is None or sending._queue.qsize():  # the first record is under way
+        time.sleep(0.01)
+    began = time.monotonic()
+    for number in range(1, 1001):
+        sending.put(points(number, number + 1))
+    assert time.monotonic() - began < 0.5
+    assert sending.dropped >= 900
+    began = time.monotonic()
+    sending.close()
+    assert time.monotonic() - began < 3
+    assert not sending._thread.is_alive()
+    (line,) = said
+    assert line.startswith(
+        "mlflow did not get 1001 of 1001 points and results at http://127.0.0.1:1"
+    )
+    assert line.endswith("it does not answer")
+
+
+def test_a_process_that_ends_is_named_once(said: list[str]) -> None:
+    sending = begin(DEAD)
+    while not said:
+        time.sleep(0.01)
+    sending.put(points(1, 4))
+    sending.close()
+    assert len(said) == 2
+    assert said[0] == (
+        "mlflow fails at http://127.0.0.1:1: its process ended; the run goes on without it"
+    )
+    assert said[1].startswith("mlflow did not get 4 of 4 points")
+
+
+def test_a_record_that_is_not_taken_does_not_stop_the_others(said: list[str]) -> None:
+    sending = begin(BROKEN)
+    sending.put(points(1, 3))
+    sending.put(RunDocument("r", "a", "b"))
+    sending.put(points(3, 5))
+    sending.put(RunEnd("r", "finished"))
+    while sending._taken < 6:
+        time.sleep(0.01)
+    sending.close()
+    assert [line.partition(";")[0] for line in said] == [
+        "mlflow fails at http://127.0.0.1:1: no document is taken",
+        "mlflow did not get 1 of 7 points and results at http://127.0.0.1:1",
+    ]
+
+
+def test_mlflow_gives_up_on_a_server_that_accepts_and_never_answers(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setattr(delivery, "REMOTE", Patience(0.5, 60.0))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = TrackerPlace("mlflow", f"http://127.0.0.1:{server.getsockname()[1]}", remote=True)
+        sending = Delivery(place)
+        sending.put(RunStart("r", "s", "search", "s", {}))
+        connection, _ = server.accept()  # the library is loaded, and waits
+        began = time.monotonic()
+        sending.close()
+        assert time.monotonic() - began < 5
+        connection.close()
+    assert said[0].startswith("mlflow did not get 1 of 1 points and results")
