@@ -73,6 +73,10 @@ EXAMPLES = {
         "export ./model --layers 3,7,12 --out pruned",
         "export ./model --layers 3:1024/2,7 --criterion flap --out narrow",
     ),
+    "report": (
+        "report my-study --out report",
+        "report pso-0 pso-1 woa-0 woa-1 --out report",
+    ),
     "verify": ("verify ./pruned --base ./model",),
     "compensate": ("compensate STUDY --out compensated --calibration my.txt",),
     "heal": (

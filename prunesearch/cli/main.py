@@ -24,6 +24,7 @@ from prunesearch.cli.help import Group
 from prunesearch.cli.models import analyze, evaluate, plan
 from prunesearch.cli.parameters import present_words
 from prunesearch.cli.remote import cancel, fetch, jobs, pause, resume, stop, submit, watch
+from prunesearch.cli.report import report
 from prunesearch.cli.runner import runner
 from prunesearch.cli.search import demo, run, search
 from prunesearch.cli.serve import serve
@@ -60,6 +61,7 @@ for group_or_command in (
     jobs,
     pause,
     plan,
+    report,
     resume,
     run,
     runner,

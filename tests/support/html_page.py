@@ -96,13 +96,18 @@ def check_page(text: str) -> Element:
     keyboard need of it.
     """
     page = parse(text)
+    _check_policy(page.all())
+    check_accessible(page)
+    return page
+
+
+def check_accessible(page: Element) -> None:
+    """Check what a screen reader and a keyboard need of a page."""
     elements = page.all()
-    _check_policy(elements)
     _check_references(elements)
     _check_structure(page)
     for element in elements:
         _check_name(page, element)
-    return page
 
 
 def _check_policy(elements: list[Element]) -> None:

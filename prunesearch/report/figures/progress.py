@@ -55,13 +55,6 @@ class Course:
                 found.append(position)
         return found
 
-    def worst(self) -> int | None:
-        """Return the position of the worst finished trial; None without finished trials."""
-        finished = self.finished
-        if not finished:
-            return None
-        return max(finished, key=lambda position: self.study.losses(self.trials[position])[0])
-
     def of_best(self, values: Sequence[float]) -> NDArray[np.float64]:
         """Return a value of the best trial so far, for each evaluation.
 

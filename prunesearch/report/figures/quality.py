@@ -70,7 +70,7 @@ def _caption(studies: Sequence[StudyData], most: int) -> str:
         error = "the band is the standard error of the best candidate's score"
     return (
         f"The line is the best candidate so far ({better} is better); {error}. Small points are "
-        "all candidates, in the colour of their algorithm; large ones are the best and the worst."
+        "all candidates, in the colour of their algorithm; large ones are its best and its worst."
     )
 
 
@@ -138,25 +138,21 @@ def _line(group: StudyGroup, courses: Sequence[Course]) -> Series:
 
 
 def _marks(group: StudyGroup, courses: Sequence[Course]) -> list[Series]:
-    """Return the best and the worst candidate of each study of a group."""
-    found = []
-    places: dict[str, list[tuple[Course, int]]] = {"best": [], "worst": []}
+    """Return the best and the worst candidate of a group."""
+    finished: list[tuple[float, Course, int]] = []
     for course in courses:
-        places["best"].append((course, course.improvements[-1]))
-        worst = course.worst()
-        if worst is not None:
-            places["worst"].append((course, worst))
-    for name, marked in places.items():
-        x, y, labels = [], [], []
-        for course, position in marked:
-            trial = course.trials[position]
-            x.append(position + 1)
-            y.append(trial.values[0])
-            labels.append(f"{name}\n{_label(course.study, trial)}")
+        for position in course.finished:
+            loss = course.study.losses(course.trials[position])[0]
+            finished.append((loss, course, position))
+    found = []
+    for name, choose in (("best", min), ("worst", max)):
+        _, course, position = choose(finished, key=lambda entry: entry[0])
+        trial = course.trials[position]
+        label = f"{name}\n{_label(course.study, trial)}"
         found.append(
             Series(
-                group.label, x, y, "points", style=group.style, labels=labels, emphasis="strong",
-                in_legend=False,
+                group.label, [position + 1], [trial.values[0]], "points", style=group.style,
+                labels=[label], emphasis="strong", in_legend=False,
             )
         )  # fmt: skip
     return found

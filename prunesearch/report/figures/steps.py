@@ -20,6 +20,7 @@ from prunesearch.studies.measurements import Measurement, of_role
 from prunesearch.studies.study_data import StudyData, TrialData
 
 GIB = 2**30
+_CLOSE = 0.8  # least share of the largest cost, from which costs differ little
 Cost = Callable[[TrialData], float]
 _HEAD = (
     "study",
@@ -50,7 +51,7 @@ def figure(report: ReportData) -> Figure | None:
         badges=(),
         panels=tuple(panels),
         table=_table(single, report),
-        columns=min(3, len(panels)) if len(panels) in (2, 3) else 2,
+        columns=len(panels) // len(comparable(single)) if len(panels) > 1 else 1,
     )
 
 
@@ -89,11 +90,27 @@ def _panels(together: ComparableStudies, report: ReportData) -> list[Panel]:
             series += _series(group, cost)
         if series:
             rules = () if dense is None else (Rule(dense, "dense model", style=DENSE),)
-            found.append(Panel(together.title, "evaluations", y_label, tuple(series), rules))
+            found.append(
+                Panel(
+                    together.title, "evaluations", y_label, tuple(series), rules,
+                    y_range=_from_zero(series, rules),
+                )
+            )  # fmt: skip
     measured = _measured(together, report)
     if measured is not None:
         found.append(measured)
     return found
+
+
+def _from_zero(series: Sequence[Series], rules: Sequence[Rule]) -> tuple[float, float] | None:
+    """Return an axis that begins at 0, so that shares can be seen; None for costs that differ
+    little, whose differences it would hide.
+    """
+    values = [value for drawn in series for value in drawn.y if math.isfinite(value)]
+    least, largest = min(values), max(values)
+    if _CLOSE * largest < least < largest:
+        return None
+    return 0.0, 1.08 * max(largest, *(rule.value for rule in rules), 0.0)
 
 
 def _size(trial: TrialData) -> float:
@@ -180,8 +197,9 @@ def _measured(together: ComparableStudies, report: ReportData) -> Panel | None:
             if dense.prefill_ms is not None and not rules:
                 rules.append(Rule(dense.prefill_ms, "dense model", style=DENSE))
     return Panel(
-        together.title, "evaluations", "measured latency (ms)", tuple(series), tuple(rules)
-    )
+        together.title, "evaluations", "measured latency (ms)", tuple(series), tuple(rules),
+        y_range=_from_zero(series, rules),
+    )  # fmt: skip
 
 
 def _winner(report: ReportData, study: StudyData) -> Measurement | None:

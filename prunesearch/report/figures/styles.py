@@ -4,25 +4,27 @@ The colours are those of Okabe and Ito (2008), "Color Universal Design", which r
 of colour vision can tell apart. Marker and dash differ too, so that a figure can be read without
 colours. Yellow is left out for lines, because it is hard to see on white.
 
-An algorithm has the style of its position in the registry of algorithms. So it looks the same in
-every figure, and a new algorithm needs no line here.
+An algorithm has the same style in every figure of every report. The six that are compared most
+often have six colours. The others follow in the order of the registry of algorithms, with dashed
+lines, so a new algorithm needs no line here.
 """
 
 import zlib
 from dataclasses import dataclass
 
 from prunesearch.algorithms.registry import REGISTRY
+from prunesearch.studies.measurements import BASELINE
 
 MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
 DASHES = ("solid", "dash", "dot", "dashdot")
 _COLOURS = (
     # On a light ground, and on a dark one, where blue and black would be too dark.
-    ("#0072B2", "#56A8E0"),  # blue
+    ("#0072B2", "#4093D8"),  # blue
     ("#D55E00", "#E8782A"),  # vermilion
     ("#009E73", "#2BBF96"),  # bluish green
     ("#CC79A7", "#DE94BD"),  # reddish purple
     ("#E69F00", "#E69F00"),  # orange
-    ("#56B4E9", "#8CCBF0"),  # sky blue
+    ("#56B4E9", "#A9DDFB"),  # sky blue
 )
 
 
@@ -60,6 +62,8 @@ NEUTRAL = 1
 """Style of what belongs to no algorithm: all candidates, a diagonal, an allowed region."""
 FIRST = 2
 """First of the styles that are told apart by their colours."""
+_COMPARED = ("pso", "woa", "evolution", "greedy", "one-shot", "random")
+"""Algorithms that are compared most often: those of the paper, and the usual baselines."""
 _ROLES = ("healed", "compensated", "exported", "naive-best", "magnitude", "influence", "last")
 """What is drawn beside algorithms, from the last style backwards."""
 
@@ -68,10 +72,13 @@ def style_of(name: str) -> int:
     """Return the number of the style of an algorithm, or of something that is drawn beside them.
 
     Args:
-        name: name of an algorithm, ``dense``, or any other name. A name that is not known has a
-            style by its digest, which is the same in every report.
+        name: name of an algorithm, a role of a measurement, such as ``dense`` or
+            ``baseline:random``, or any other name. A name that is not known has a style by its
+            digest, which is the same in every report.
     """
-    algorithms = REGISTRY.names()
+    name = name.removeprefix(BASELINE)
+    others = [known for known in REGISTRY.names() if known not in _COMPARED]
+    algorithms = [*_COMPARED, *others]
     if name in algorithms:
         return FIRST + algorithms.index(name) % (len(STYLES) - FIRST)
     if name == "dense":

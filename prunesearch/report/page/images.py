@@ -231,9 +231,9 @@ def _bars(
 def _points(axes: "Axes", series: Series, x: list[float]) -> "Artist":
     style = STYLES[series.style]
     size, alpha, edge = {
-        "faint": (9.0, 0.35, "none"),
+        "faint": (6.0, 0.35, "none"),
         "normal": (28.0, 1.0, "none"),
-        "strong": (80.0, 1.0, "black"),
+        "strong": (64.0, 1.0, "black"),
     }[series.emphasis]
     if series.low is not None:
         axes.errorbar(

@@ -148,9 +148,9 @@ def _points(series: Series, colour: JsonObject) -> JsonObject:
     style = STYLES[series.style]
     marker: JsonObject = {"color": colour, "symbol": style.marker, "size": 8}
     if series.emphasis == "faint":
-        marker |= {"size": 5, "opacity": 0.4}
+        marker |= {"size": 4, "opacity": 0.4}
     elif series.emphasis == "strong":
-        marker |= {"size": 13, "line": {"width": 1.5, "color": _colour("--text")}}
+        marker |= {"size": 12, "line": {"width": 1.5, "color": _colour("--text")}}
     return {"type": "scatter", "mode": "markers", "marker": marker}
 
 

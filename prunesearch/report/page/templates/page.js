@@ -3,6 +3,7 @@
 (() => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const scheme = matchMedia("(prefers-color-scheme: dark)");
+  let width = document.documentElement.clientWidth;
   const letter = 7; // pixels, the mean width of a letter of an axis
 
   // An object with a key "colour" stands for a CSS variable.
@@ -62,10 +63,22 @@
       layout.hoverlabel.font = { color: style.getPropertyValue("--text").trim(), family: font };
       const shown = element.data ? element.data.map((trace) => trace.visible) : [];
       data.forEach((trace, index) => { trace.visible = shown[index] ?? true; });
-      const config = { responsive: true, displaylogo: false, displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false };
+      const muted = style.getPropertyValue("--muted").trim();
+      layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: layout.font.color };
+      // On a narrow screen a finger scrolls the page instead of selecting a part of the figure.
+      const isNarrow = width < 640;
+      layout.dragmode = isNarrow ? false : "zoom";
+      const config = {
+        responsive: true,
+        displaylogo: false,
+        displayModeBar: isNarrow ? false : "hover",
+        modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
+      };
       drawn.push(Plotly.react(element, data, layout, config));
     }
-    return Promise.all(drawn);
+    // Says in which scheme and for which width all figures are drawn.
+    const done = `${scheme.matches ? "dark" : "light"} ${width}`;
+    return Promise.all(drawn).then(() => { document.documentElement.dataset.drawn = done; });
   };
 
   // A name in the legend hides its series in all panels of the figure.
@@ -82,14 +95,13 @@
   });
 
   // A wider or narrower page has room for more or fewer names.
-  let width = document.body.clientWidth;
   let waiting = 0;
   addEventListener("resize", () => {
-    if (document.body.clientWidth === width) return;
-    width = document.body.clientWidth;
+    if (document.documentElement.clientWidth === width) return;
+    width = document.documentElement.clientWidth;
     cancelAnimationFrame(waiting);
     waiting = requestAnimationFrame(draw);
   });
   scheme.addEventListener("change", draw);
-  draw().then(() => { document.documentElement.dataset.drawn = "yes"; });
+  draw();
 })();

@@ -1,0 +1,180 @@
+"""The summary of a report in plain sentences, and what its reader must know first."""
+
+import math
+from collections.abc import Sequence
+from shlex import quote
+
+import numpy as np
+
+from prunesearch.report.figures.figure import HELD_OUT, SEARCHED_ON
+from prunesearch.report.figures.groups import ComparableStudies, StudyGroup, comparable
+from prunesearch.report.figures.report_data import ReportData
+from prunesearch.report.page.contents import Sentence
+from prunesearch.report.removals import Removal
+from prunesearch.report.tables import label
+from prunesearch.studies.measurements import Measurement, of_role
+from prunesearch.studies.selection import STDERR
+from prunesearch.studies.study_data import StudyData, TrialData
+
+
+def summary_of(report: ReportData) -> tuple[Sentence, ...]:
+    """Return what was found, in sentences."""
+    found: list[Sentence] = []
+    for together in comparable(report.studies):
+        if together.first.is_pareto:
+            found += [_front(study) for study in together.studies]
+            continue
+        if len(together.studies) > 1:
+            found.append(_ranked(together))
+        found += _winner(together)
+    for study in report.studies:
+        found += _held_out(report.measurements.get(study.name, ()), study)
+    return tuple(found)
+
+
+def notes_of(report: ReportData) -> tuple[str, ...]:
+    """Return what a reader must know before the numbers."""
+    notes = []
+    for study in report.studies:
+        notes += _unfinished(study)
+    if not _has_held_out(report):
+        notes.append(
+            "No number of this report is held out. The best of many scores is better than the "
+            "truth, because it was chosen for its score. The option --score of prunesearch report "
+            "measures the best candidates on data that the search never saw."
+        )
+    return tuple(notes)
+
+
+def _has_held_out(report: ReportData) -> bool:
+    for measured in report.measurements.values():
+        if any(measurement.badge == HELD_OUT for measurement in measured):
+            return True
+    return False
+
+
+def _unfinished(study: StudyData) -> list[str]:
+    """Return the notes about a study that is not finished, or whose trials failed."""
+    states = [trial.state for trial in study.trials]
+    done, running, failed = 0, states.count("running"), states.count("fail")
+    for state in states:
+        done += state in ("complete", "pruned")
+    notes = []
+    if study.asked is not None and done < study.asked:
+        text = f"Study {study.name} is half-finished: {done} of {study.asked} evaluations are done"
+        if running:
+            text += f" and {running} are under way or were left by a search that was stopped"
+        notes.append(f"{text}. It goes on with: prunesearch study resume {quote(study.name)}")
+    if failed:
+        notes.append(f"In study {study.name} {failed} evaluations failed. They are left out.")
+    return notes
+
+
+def _winner(together: ComparableStudies) -> list[Sentence]:
+    """Return the sentences about the best candidate of comparable studies."""
+    found = []
+    best: tuple[StudyData, TrialData] | None = None
+    for study in together.studies:
+        trial = study.best()
+        if trial is not None and (best is None or study.losses(trial) < best[0].losses(best[1])):
+            best = study, trial
+    assert best is not None, "studies without a finished trial are refused"
+    study, trial = best
+    text = (
+        f"{_beginning(together)}the best candidate {Removal.of(trial.dropped).sentence} "
+        f"(study {study.name}, trial {trial.number}). Its {study.metric_label} is "
+        f"{with_error(trial.values[0], trial.figure(study.metric + STDERR))}"
+    )
+    dense = study.dense.get(study.value_names[0])
+    if dense is not None:
+        text += f"; that of the dense model is {dense:.4g}"
+    found.append(Sentence(f"{text}.", SEARCHED_ON))
+    latency = trial.figure("latency_ms")
+    if study.latency is not None and latency is not None:
+        share = latency / study.latency.dense_ms
+        found.append(
+            Sentence(
+                f"A prefill is predicted to take {latency:.4g} ms instead of "
+                f"{study.latency.dense_ms:.4g} ms ({share:.0%})."
+            )
+        )
+    return found
+
+
+def _beginning(together: ComparableStudies) -> str:
+    """Return the beginning of a sentence about comparable studies."""
+    if not together.title:
+        return "Of all candidates, "
+    return f"{together.title[0].upper()}{together.title[1:]}: "
+
+
+def _ranked(together: ComparableStudies) -> Sentence:
+    """Return the sentence that names the algorithms in the order of their bests."""
+    means = []
+    for group in together.groups:
+        mean, error = mean_best(group)
+        loss = -mean if together.first.more_is_better else mean
+        count = len(group.studies)
+        studies = "1 study" if count == 1 else f"{count} studies"
+        means.append((loss, f"{group.label} {with_error(mean, error)} ({studies})"))
+    means.sort()
+    named = ", ".join(text for _, text in means)
+    return Sentence(
+        f"{_beginning(together)}the mean of the best {together.first.metric_label} of each study, "
+        f"best first: {named}.",
+        SEARCHED_ON,
+    )
+
+
+def mean_best(group: StudyGroup) -> tuple[float, float | None]:
+    """Return the mean of the best values of a group's studies, and its standard error.
+
+    The error is None for one study.
+    """
+    values = []
+    for study in group.studies:
+        trial = study.best()
+        if trial is not None:
+            values.append(trial.values[0])
+    array = np.array(values)
+    if len(array) < 2:
+        return float(array.mean()), None
+    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array)))
+
+
+def _front(study: StudyData) -> Sentence:
+    """Return the sentence about the front of a study with two values."""
+    front = study.front()
+    first, last = front[0], front[-1]
+    return Sentence(
+        f"The front of study {study.name} has {len(front)} candidates. Their {study.metric_label} "
+        f"goes from {first.values[0]:.4g} to {last.values[0]:.4g}.",
+        SEARCHED_ON,
+    )
+
+
+def _held_out(measured: Sequence[Measurement], study: StudyData) -> list[Sentence]:
+    """Return the sentences about what was measured of a study's winner on other data."""
+    found = []
+    dense = {}
+    for measurement in of_role(measured, "dense"):
+        dense[measurement.data_content, measurement.metric] = measurement
+    for winner in of_role(measured, "winner"):
+        if winner.badge != HELD_OUT:
+            continue
+        text = (
+            f"On {winner.data} (n = {winner.n:,}) the winner of study {study.name} has "
+            f"{label(winner.metric)} {with_error(winner.value, winner.stderr)}"
+        )
+        before = dense.get((winner.data_content, winner.metric))
+        if before is not None:
+            text += f"; the dense model has {with_error(before.value, before.stderr)}"
+        found.append(Sentence(f"{text}.", HELD_OUT))
+    return found
+
+
+def with_error(value: float, error: float | None) -> str:
+    """Return a number with its standard error, if it has one."""
+    if not error or not math.isfinite(error):
+        return f"{value:.4g}"
+    return f"{value:.4g} ± {error:.2g}"
