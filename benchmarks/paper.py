@@ -26,7 +26,7 @@ from benchmarks.paper_parts.comparison import Comparison, Row, compare, rows_of
 from benchmarks.paper_parts.measuring import Measured, job_of, measure_all
 from benchmarks.paper_parts.options import OPTIONS, experiment_of
 from benchmarks.paper_parts.plan import make_plan
-from benchmarks.paper_parts.published import contradictions
+from benchmarks.paper_parts.published import contradictions, gigabytes
 from benchmarks.paper_parts.timing import Times, measure_times
 from benchmarks.paper_parts.winners import Trace, kl_ranking, read_trace, winners_of
 from benchmarks.support.record import Record, arguments
@@ -91,6 +91,8 @@ def _add(
     times: dict[int, Times],
 ) -> None:
     """Add the figures and the notes."""
+    for dropped in (10, 20, 30, 40):
+        record.add(f"llama_3_1_70b_gigabytes_without_{dropped}_blocks", gigabytes(dropped))
     record.add("dense_acc_norm", dense.acc_norm)
     record.add("dense_acc_norm_stderr", dense.stderr)
     for k, each in times.items():

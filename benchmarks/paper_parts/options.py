@@ -49,7 +49,7 @@ _QUICK: dict[str, Any] = {
     "samplers": "pso,woa,random,shortgpt",
     "ks": "8",
     "seeds": 1,
-    "trials": 6,
+    "trials": 5,
     "search_documents": 10,
     "documents": 20,
     "heal_steps": 2,

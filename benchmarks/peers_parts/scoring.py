@@ -1,0 +1,105 @@
+"""Scores fixed candidates by a published protocol, through the cache."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.peers_parts.candidates import Fixed
+from prunesearch import events
+from prunesearch.cache.evaluation_cache import EvaluationCache
+from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.models.loading import LoadedModel
+from prunesearch.objectives.next_token_loss import loss_objective
+from prunesearch.objectives.protocol_windows import FULL_TEXT, read_protocol
+from prunesearch.objectives.protocols import protocol_of
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate with its perplexity.
+
+    Attributes:
+        protocol: name of the protocol.
+        method, ratio, dropped: who chose the candidate, how much it removes, and what.
+        share_left: share of the parameters that stays.
+        perplexity, stderr: perplexity, and its standard error over windows.
+        published: the published perplexity; None without.
+        comparable: whether the text is the published one.
+        said: what to know about the row.
+    """
+
+    protocol: str
+    method: str
+    ratio: float
+    dropped: str
+    share_left: float
+    perplexity: float
+    stderr: float | None
+    published: float | None
+    comparable: bool
+    said: str
+
+    @property
+    def key(self) -> str:
+        """Name of the row's figure."""
+        method = re.sub(r"\W+", "_", self.method)
+        return f"{self.protocol.replace('-', '_')}_{method}_{1000 * self.ratio:.0f}"
+
+    def as_notes(self) -> dict[str, Any]:
+        """Return the row as JSON values."""
+        return asdict(self)
+
+
+def score(
+    loaded: LoadedModel,
+    cache: EvaluationCache,
+    candidates: Sequence[Fixed],
+    protocol: str,
+    data: str | None,
+    most_windows: int | None = None,
+) -> list[Scored]:
+    """Score candidates one after the other, so that an interrupted run keeps what it has.
+
+    Args:
+        loaded: the dense model.
+        cache: cache of the scores.
+        candidates: the candidates.
+        protocol: name of the protocol.
+        data: file with its text; None: from the hub.
+        most_windows: largest number of windows; None: all.
+    """
+    read = read_protocol(protocol_of(protocol), loaded.tokenizer, data)
+    windows_BL = read.windows_BL[:most_windows]
+    comparable = read.text == FULL_TEXT and len(windows_BL) == len(read.windows_BL)
+    engine = LocalEngine(loaded, loss_objective(loaded, windows_BL), cache)
+    rows = []
+    for fixed in candidates:
+        (evaluation,) = engine.evaluate_now([fixed.candidate])
+        said = fixed.note
+        perplexity = evaluation.metrics.get("perplexity", float("inf"))
+        if evaluation.failure is not None:
+            said = f"failed: {evaluation.failure}"
+        published = None
+        if fixed.published is not None:
+            published = fixed.published[0 if protocol.startswith("wikitext2") else 1]
+            if not comparable:
+                said = f"{said or read.text}, {len(windows_BL)} windows: not comparable"
+        rows.append(
+            Scored(
+                protocol,
+                fixed.method,
+                fixed.ratio,
+                fixed.candidate.text,
+                loaded.sizes.params(fixed.candidate) / loaded.sizes.params(),
+                perplexity,
+                evaluation.stderr.get("perplexity"),
+                published,
+                comparable,
+                said,
+            )
+        )
+        events.tell(
+            events.StageProgress(f"{protocol}, {fixed.method} {fixed.ratio:.1%}: {perplexity:.2f}")
+        )
+    return rows
