@@ -194,7 +194,8 @@ def test_help_starts_without_torch() -> None:
 def test_study_commands_start_without_torch() -> None:
     code = (
         "import prunesearch.cli, prunesearch.studies.persistence, prunesearch.report.search, "
-        "prunesearch.report.compensation, prunesearch.report.models"
+        "prunesearch.report.compensation, prunesearch.report.models, prunesearch.report.comparison, "
+        "prunesearch.studies.comparison, prunesearch.studies.measurements"
     )
     assert "torch" not in _loaded_after(code)
 

@@ -1,11 +1,12 @@
 """The interface that both backends of the cache implement."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from prunesearch.cache.entry import Entry
 from prunesearch.cache.incidents import Incident
+from prunesearch.cache.keys import canonical_json
 
 FoundEntries = dict[str, Entry]
 """Entries by their key's digest."""
@@ -38,6 +39,17 @@ class Readable(Protocol):
 
     def scan(self) -> Iterator[tuple[str, Entry | None]]:
         """Yield every key and its entry, in the order of keys. A damaged entry is None."""
+        ...
+
+    def of_candidates(self, model: str, candidates: Sequence[str]) -> Iterator[Entry]:
+        """Yield the sound entries of some candidates of a model.
+
+        All entries are looked through, so this takes seconds in a large cache.
+
+        Args:
+            model: fingerprint of the model.
+            candidates: canonical texts of the candidates.
+        """
         ...
 
     def groups(self) -> list[EntryGroup]:
@@ -85,6 +97,15 @@ class CacheBackend(Readable, Protocol):
     def report_incident(self, incident: Incident) -> None:
         """Store and log an incident."""
         ...
+
+
+def words_of(candidate: str) -> str:
+    """Return how the text of an entry names a candidate, to search for it.
+
+    The pre-image is a JSON text in a JSON document.
+    """
+    named = canonical_json({"candidate": candidate})[1:-1]
+    return canonical_json(named)[1:-1]
 
 
 def settle(there: Entry | None, new: Entry, rule: SettleRule) -> tuple[Entry, Incident | None]:

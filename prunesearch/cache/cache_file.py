@@ -2,7 +2,7 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import diskcache
 
-from prunesearch.cache.backend import EntryGroup
+from prunesearch.cache.backend import EntryGroup, words_of
 from prunesearch.cache.entry import Entry, parse_entry
 from prunesearch.cache.hardening import harden_connection, is_damage
 from prunesearch.cache.incidents import Incident, IncidentFile
@@ -49,6 +49,19 @@ class DiskFile:
                     yield digest, parse_entry(digest, text)
                 except CorruptEntryError:
                     yield digest, None
+
+    def of_candidates(self, model: str, candidates: Sequence[str]) -> Iterator[Entry]:
+        """Yield the sound entries of some candidates of a model; see `Readable`."""
+        named = " OR ".join(["instr(value, ?) > 0"] * len(candidates))
+        query = f"SELECT rowid FROM Cache WHERE tag GLOB ? AND ({named})"
+        # A tag holds the model and the kind, each on a line. A fingerprint has no wildcards.
+        words = [f"{model}\n*", *map(words_of, candidates)]
+        with self.failures("read"), _reading(self.file) as connection:
+            numbers = connection.execute(query, words).fetchall() if candidates else []
+            for (number,) in numbers:
+                for digest, text in _row(connection, number):
+                    with contextlib.suppress(CorruptEntryError):
+                        yield parse_entry(digest, text)
 
     def groups(self) -> list[EntryGroup]:
         """Count entries and bytes by model and kind of data."""

@@ -21,6 +21,7 @@ from prunesearch.cache.backend import (
     FoundEntries,
     SettleRule,
     settle,
+    words_of,
 )
 from prunesearch.cache.entry import Entry, parse_entry
 from prunesearch.cache.incidents import DISAGREEMENT, Incident
@@ -230,6 +231,17 @@ class SharedBackend:
             if not rows:
                 return
             last = rows[-1][0]
+
+    def of_candidates(self, model: str, candidates: Sequence[str]) -> Iterator[Entry]:
+        """Yield the sound entries of some candidates of a model; see `Readable`."""
+        columns = sqlalchemy.select(EVALUATIONS.c.key, EVALUATIONS.c.serialized)
+        for candidate in candidates:
+            named = EVALUATIONS.c.serialized.contains(words_of(candidate), autoescape=True)
+            with self._reading() as connection:
+                rows = connection.execute(columns.where(EVALUATIONS.c.model == model, named)).all()
+            for digest, text in rows:
+                with contextlib.suppress(CorruptEntryError):
+                    yield parse_entry(digest, text)
 
     def groups(self) -> list[EntryGroup]:
         """Count entries and bytes by model and kind of data."""

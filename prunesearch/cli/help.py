@@ -78,6 +78,7 @@ EXAMPLES = {
         "report pso-0 pso-1 woa-0 woa-1 --out report",
     ),
     "verify": ("verify ./pruned --base ./model",),
+    "compare": ("compare model-drop8-kl-pso model-drop8-kl-woa",),
     "compensate": ("compensate STUDY --out compensated --calibration my.txt",),
     "heal": (
         "heal STUDY --compensate --loss distill --steps 1000 --data my.txt --out healed",

@@ -16,6 +16,7 @@ import click
 
 import prunesearch
 from prunesearch.cli.cache import cache
+from prunesearch.cli.compare import compare
 from prunesearch.cli.compensate import compensate
 from prunesearch.cli.doctor import doctor
 from prunesearch.cli.export import export, verify
@@ -51,6 +52,7 @@ for group_or_command in (
     analyze,
     cache,
     cancel,
+    compare,
     compensate,
     demo,
     doctor,

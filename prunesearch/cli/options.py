@@ -383,7 +383,7 @@ EXPORT_FORMAT = SharedOption(
 MAX_SHARD = SharedOption(
     "--max-shard", default="5GB", show_default=True, help="Size of the largest weight file."
 )
-JOINT = SharedOption("--joint", is_flag=True, help="Put studies of different models on one page.")
+JOINT = SharedOption("--joint", is_flag=True, help="Put studies of different models side by side.")
 JSON = SharedOption("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 # Options that go together.

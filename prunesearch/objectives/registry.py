@@ -10,10 +10,10 @@ seconds to import. So this module, `objectives.base` and the files of ``objectiv
 torch inside the functions that compute, and under TYPE_CHECKING for annotations.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from prunesearch.errors import UnknownNameError
 from prunesearch.objectives.base import Objective
@@ -64,6 +64,19 @@ class ObjectiveInputs:
     compared_with: "DenseOutputs | None" = None
 
 
+class StoredMeasure(Protocol):
+    """Reads the numbers of a chunk that the cache holds, without a model."""
+
+    kind: str
+    """Name of the numbers, as in the cache's keys."""
+    loss_metric: str
+    """Metric that is the mean of the losses of all sequences."""
+
+    def losses(self, per_sequence: Sequence[Sequence[float]]) -> list[float]:
+        """Return the loss of each sequence. A smaller loss is better."""
+        ...
+
+
 @dataclass(frozen=True)
 class ObjectiveEntry:
     """Facts about one objective.
@@ -86,6 +99,8 @@ class ObjectiveEntry:
         zero_if_dense: whether the metric of the dense model is 0, because it compares a candidate
             with the dense model.
         options: settings of the recipe that only objectives with this fact read.
+        stored: function that makes what reads the stored numbers of a sequence; its argument is the
+            setting `kl_top`. None: the numbers mean nothing without the data.
     """
 
     name: str
@@ -102,6 +117,7 @@ class ObjectiveEntry:
     relative_metric: str | None = None
     zero_if_dense: bool = False
     options: tuple[str, ...] = ()
+    stored: Callable[[int | None], StoredMeasure] | None = None
 
 
 REGISTRY: Registry[ObjectiveEntry] = Registry(

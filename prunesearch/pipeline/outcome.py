@@ -14,13 +14,14 @@ from prunesearch import events
 from prunesearch.cache.location import shown
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.recipe import Recipe
-from prunesearch.errors import InputError, RunError
+from prunesearch.errors import RunError
 from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import compare_latency
 from prunesearch.models.structure import Sizes
 from prunesearch.objectives.registry import names_with
 from prunesearch.pipeline.prepared_study import PreparedStudy
 from prunesearch.pipeline.search_loop import SearchResult
+from prunesearch.pipeline.searched_scores import SearchedScores, remember, scores_of
 from prunesearch.pipeline.session import Session, require
 from prunesearch.report.results import Cost, PairedDifference, ScoredModel, SearchReport
 from prunesearch.runtime.json_values import JsonObject
@@ -119,7 +120,12 @@ def outcome_of(
     if measured:
         events.tell(events.StageProgress("timing the winner beside the dense model"))
     dense_ms, best_ms = _latencies(session, ready.scalarizer, best.candidate)
+    # Losses on each document, for the report and for later comparisons with other studies.
     on_documents = ready.recipe.objective.name in names_with("needs_task")
+    scores = scores_of(session, dense, best)
+    if scores is not None:
+        scored = [("dense", dense, scores.dense), ("winner", best, scores.best)]
+        remember(ready.study, ready.recipe, session, ready.scalarizer, scored)
     return SearchOutcome(
         study=name,
         sampler=ready.recipe.search.sampler,
@@ -132,7 +138,7 @@ def outcome_of(
         best_ms=best_ms,
         latency_measured=measured,
         lost=selection.quality_lost(ready.study, chosen, relative=True),
-        paired=_paired(session, dense, best) if on_documents else None,
+        paired=_paired(session, scores) if on_documents else None,
         result=result,
         damaged=session.cache.damaged,
         sizes=session.loaded.sizes,
@@ -188,19 +194,17 @@ def _latencies(
     return compare_latency(session.loaded.model, best)
 
 
-def _paired(session: Session, dense: Evaluation, best: Evaluation) -> PairedDifference | None:
+def _paired(session: Session, scores: SearchedScores | None) -> PairedDifference | None:
     """Return the metric's mean difference, best - dense, over the same documents of a task.
 
     Returns:
         The difference with its standard error; None if the metric has no value per document.
     """
-    try:
-        before, after = session.engine.losses([dense.candidate, best.candidate])
-    except InputError:
+    if scores is None:
         return None
     # Losses are minimised; the difference is that of the metric.
     sign = -1.0 if session.objective.maximize else 1.0
-    differences = [sign * (b - a) for a, b in zip(before, after, strict=True)]
+    differences = [sign * (b - a) for a, b in zip(scores.dense, scores.best, strict=True)]
     if len(differences) < 2:
         return None
     return PairedDifference(

@@ -4,6 +4,7 @@ import json
 
 import optuna
 from optuna.distributions import CategoricalDistribution
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -30,10 +31,16 @@ def trial(
 
 
 def store_study(
-    storage: str, name: str, trials: list[FrozenTrial], *, maximize: tuple[bool, ...] = (False,)
+    storage: str | RDBStorage,
+    name: str,
+    trials: list[FrozenTrial],
+    *,
+    maximize: tuple[bool, ...] = (False,),
 ) -> None:
     """Write a study with a recipe."""
-    database = persistence.open_storage(storage, create=True)
+    database = storage
+    if isinstance(storage, str):
+        database = persistence.open_storage(storage, create=True)
     directions = [StudyDirection.MAXIMIZE if more else StudyDirection.MINIMIZE for more in maximize]
     study = optuna.create_study(storage=database, study_name=name, directions=directions)
     drop = "2" if len(maximize) == 1 else "pareto:50%"

@@ -33,6 +33,7 @@ class HiddenCosine:
     """Mean over tokens of 1 - cosine similarity of the final hidden states."""
 
     metric = "hidden_cosine"
+    loss_metric = "hidden_cosine"
     kind = "hidden cosine"
 
     def reference(self, dense_RE: "torch.Tensor", head: "Head") -> "dict[str, torch.Tensor]":
@@ -82,5 +83,6 @@ register(
         metric_labels={HiddenCosine.metric: "1 - cosine to dense"},
         order=20,
         zero_if_dense=True,
+        stored=lambda _: HiddenCosine(),
     )
 )

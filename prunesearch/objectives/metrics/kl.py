@@ -14,6 +14,7 @@ class KL(LogitSums):
     """Mean KL divergence to the dense model, in nats per token."""
 
     metric = "kl"
+    loss_metric = "kl"
 
     def losses(self, per_sequence: Sequence[Sequence[float]]) -> list[float]:
         """Return the KL of each sequence in nats per token."""
@@ -32,5 +33,6 @@ register(
         relative_metric="perplexity",
         zero_if_dense=True,
         options=("kl_top",),
+        stored=KL,
     )
 )

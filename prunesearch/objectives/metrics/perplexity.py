@@ -14,6 +14,7 @@ class Perplexity(LogitSums):
     """Perplexity of the calibration text."""
 
     metric = "perplexity"
+    loss_metric = "cross_entropy"
 
     def losses(self, per_sequence: Sequence[Sequence[float]]) -> list[float]:
         """Return the cross-entropy of each sequence in nats per token."""
@@ -30,5 +31,6 @@ register(
         order=11,
         part="calibration",
         relative_metric="perplexity",
+        stored=Perplexity,
     )
 )

@@ -1,0 +1,137 @@
+"""Shows a comparison of studies."""
+
+from collections.abc import Sequence
+
+from rich.console import Group
+
+from prunesearch.report.removals import Removal, heading
+from prunesearch.report.tables import (
+    LayerList,
+    Parts,
+    Prose,
+    duration,
+    label,
+    number,
+    stderr_of,
+    table,
+    without_constant,
+)
+from prunesearch.studies.compared_study import ComparedStudy
+from prunesearch.studies.comparison import SamplerMean, StudyComparison
+from prunesearch.studies.winner_tests import WinnerTest
+
+
+def comparison(found: StudyComparison) -> Parts:
+    """Show one row for each study, the tests of their winners, and means over seeds."""
+    parts: Parts = [_studies(found)]
+    if found.tests:
+        parts.append(_tests(found.tests))
+    for pair in found.untested:
+        parts.append(f"{pair.first} and {pair.second} were not tested: {pair.reason}")
+    if found.samplers:
+        parts.append(_samplers(found.samplers))
+    for note in found.notes:
+        parts.append(f"note: {note}")
+    return parts
+
+
+def _studies(found: StudyComparison) -> Group:
+    equal = "best after all"
+    if found.equal_evaluations is not None:
+        equal = f"best after {found.equal_evaluations:,} evaluations"
+    columns = (
+        "study", "model", "sampler", "removes", "value", "best", equal, "evaluations",
+        "distinct candidates", "cache hits", "scored for", "saved by the cache",
+        "evaluations to best", "time to best", heading(row.winner for row in found.studies),
+    )  # fmt: skip
+    rows = []
+    for row in found.studies:
+        rows.append(
+            (
+                row.study,
+                row.model,
+                row.sampler,
+                row.budget,
+                label(row.metric),
+                _best(row),
+                _value(row.metric, row.best_at_equal),
+                f"{row.evaluations:,}",
+                f"{row.distinct:,}",
+                f"{row.hits:,}",
+                duration(row.seconds),
+                duration(row.saved_seconds) if row.hits else "-",
+                "-" if row.evaluations_to_best is None else f"{row.evaluations_to_best:,}",
+                "-" if row.seconds_to_best is None else duration(row.seconds_to_best),
+                LayerList(Removal.of(row.winner or "-").brief),
+            )
+        )
+    return table("Studies", *without_constant(columns, rows, {"-"}))
+
+
+def _best(row: ComparedStudy) -> str:
+    """Return a study's best value with its standard error, or the size of its front."""
+    if row.front:
+        return f"{row.front} on the front"
+    if row.best is None:
+        return "-"
+    shown = number(row.metric, row.best)
+    # The error is that of the metric, and not of a weighted sum.
+    if row.stderr and not row.metric.startswith("weighted"):
+        shown += f" ± {stderr_of(row.metric, row.best, row.stderr)}"
+    return shown
+
+
+def _value(metric: str, value: float | None) -> str:
+    return "-" if value is None else number(metric, value)
+
+
+def _tests(tests: Sequence[WinnerTest]) -> Group:
+    columns = (
+        "better winner", "than", "loss", "documents", "by", "95 % interval", "p",
+        "p, corrected", "differ", "data",
+    )  # fmt: skip
+    rows = []
+    for test in tests:
+        first, second, sign = test.first, test.second, 1.0
+        if test.difference < 0:
+            first, second, sign = second, first, -1.0
+        low, high = sorted((sign * test.low, sign * test.high))
+        rows.append(
+            (
+                first,
+                second,
+                label(test.metric),
+                f"{test.documents:,}",
+                f"{sign * test.difference:.4f} ± {test.stderr:.4f}",
+                Prose(f"{low:.4f} to {high:.4f}"),
+                f"{test.p:.2g}",
+                f"{test.p_corrected:.2g}",
+                "yes" if test.differ else "not shown",
+                Prose(f"{test.data}, {test.badge}"),
+            )
+        )
+    title = "Winners on the same documents (paired; p by sign flips, corrected by Holm's method)"
+    return table(title, *without_constant(columns, rows, {"-"}))
+
+
+def _samplers(means: Sequence[SamplerMean]) -> Group:
+    rows = []
+    for mean in means:
+        interval = shown = "-"
+        if mean.studies > 1:
+            shown = f"{mean.stderr:.4f}"
+            interval = f"{mean.low:.4f} to {mean.high:.4f}"
+        rows.append(
+            (
+                mean.sampler,
+                mean.budget,
+                label(mean.metric),
+                mean.studies,
+                number(mean.metric, mean.mean),
+                shown,
+                Prose(interval),
+            )
+        )
+    columns = ("sampler", "removes", "value", "studies", "mean", "standard error", "95 % interval")
+    title = f"Samplers: mean of the best values after {means[0].evaluations:,} evaluations"
+    return table(title, *without_constant(columns, rows, {"-"}))

@@ -1,0 +1,156 @@
+"""One study in a comparison, and whether two studies can be compared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prunesearch.studies.selection import STDERR
+from prunesearch.studies.study_data import StudyData, TrialData
+
+_SAME_SIZE = 0.005  # largest difference of two winners' parameters, as a share of the larger
+
+
+@dataclass(frozen=True)
+class ComparedStudy:
+    """A study in a comparison.
+
+    Attributes:
+        study, model, sampler, seed, objective: name and settings of the study.
+        metric: name of the searched value.
+        budget: what each candidate removes, as it was asked for.
+        params: parameters that the winner keeps; None if they are not known.
+        best: value of the best trial; None without one, and for a Pareto study.
+        stderr: standard error of the winner's metric on the search data.
+        dense: metric of the dense model.
+        winner: layers that the best trial drops.
+        front: number of trials on the front of a Pareto study; 0 for other studies.
+        evaluations: number of finished trials, also those that a race ended early.
+        distinct: number of different candidates among them.
+        hits: number of them that were found in the cache.
+        running, failed: number of trials in these states.
+        seconds: seconds that were spent on scoring.
+        saved_seconds: seconds of scoring that the cache saved.
+        wall_seconds: time from the first start to the last end of a trial. Breaks count.
+        evaluations_to_best, seconds_to_best: evaluations and time until the best trial was found.
+        best_at_equal: best value after `StudyComparison.equal_evaluations` evaluations.
+    """
+
+    study: str
+    model: str
+    sampler: str
+    seed: int | None
+    objective: str
+    metric: str
+    budget: str
+    params: int | None
+    best: float | None
+    stderr: float | None
+    dense: float | None
+    winner: str | None
+    front: int
+    evaluations: int
+    distinct: int
+    hits: int
+    running: int
+    failed: int
+    seconds: float
+    saved_seconds: float
+    wall_seconds: float | None
+    evaluations_to_best: int | None
+    seconds_to_best: float | None
+    best_at_equal: float | None = None
+
+
+def finished_trials(study: StudyData) -> list[TrialData]:
+    """Return the trials that were evaluated, in the order of numbers: complete and pruned ones."""
+    return [trial for trial in study.trials if trial.state in ("complete", "pruned")]
+
+
+def row_of(study: StudyData) -> ComparedStudy:
+    finished = finished_trials(study)
+    best = None if study.is_pareto else study.best()
+    starts = [trial.started for trial in study.trials if trial.started is not None]
+    ends = [trial.finished for trial in finished if trial.finished is not None]
+    wall = max(ends) - min(starts) if starts and ends else None
+    to_best, seconds_to_best = None, None
+    if best is not None:
+        to_best = [trial.number for trial in finished].index(best.number) + 1
+        if best.finished is not None and starts:
+            seconds_to_best = round(best.finished - min(starts), 3)
+    params = None if best is None else best.figure("params")
+    return ComparedStudy(
+        study=study.name,
+        model=study.model_name,
+        sampler=study.sampler,
+        seed=study.recipe.search.seed,
+        objective=study.recipe.objective.task or study.recipe.objective.name,
+        metric=study.value_names[0],
+        budget=study.recipe.search.amount,
+        params=None if params is None else int(params),
+        best=None if best is None else best.values[0],
+        stderr=None if best is None else best.figure(study.metric + STDERR),
+        dense=study.dense.get(study.metric),
+        winner=None if best is None else best.dropped,
+        front=len(study.front()) if study.is_pareto else 0,
+        evaluations=len(finished),
+        distinct=len({trial.dropped for trial in finished}),
+        hits=sum(trial.attributes.get("cache") == "hit" for trial in finished),
+        running=sum(trial.state == "running" for trial in study.trials),
+        failed=sum(trial.state == "fail" for trial in study.trials),
+        seconds=round(sum(trial.figure("seconds") or 0.0 for trial in finished), 3),
+        saved_seconds=round(sum(trial.figure("saved_seconds") or 0.0 for trial in finished), 3),
+        wall_seconds=None if wall is None else round(wall, 3),
+        evaluations_to_best=to_best,
+        seconds_to_best=seconds_to_best,
+    )
+
+
+def best_after(study: StudyData, evaluations: int) -> float | None:
+    """Return the best value of a study's first evaluations; None without one."""
+    best: float | None = None
+    for trial in finished_trials(study)[:evaluations]:
+        if trial.state != "complete" or not trial.is_finite:
+            continue
+        value = trial.values[0]
+        if best is None or (value > best) == study.more_is_better:
+            best = value
+    return best
+
+
+def same_question(studies: Sequence[StudyData]) -> bool:
+    """Return whether the values of all studies mean the same: model, data, metric and budget."""
+    first = studies[0]
+    if any(study.is_pareto for study in studies):
+        return False
+    return all(difference_of(first, other) is None for other in studies[1:])
+
+
+def difference_of(first: StudyData, second: StudyData) -> str | None:
+    """Return why the values of two studies cannot be compared; None if they can."""
+    if first.model_content != second.model_content:
+        return "they prune different models"
+    if first.value_names[0] != second.value_names[0]:
+        return f"one searches {first.value_names[0]} and one {second.value_names[0]}"
+    if first.data_content != second.data_content:
+        return "they score different data"
+    return budget_difference(first, second)
+
+
+def budget_difference(first: StudyData, second: StudyData) -> str | None:
+    """Return how the budgets of two studies differ; None if they are equal.
+
+    Budgets are equal if the winners keep equally many parameters, within half a percent. If these
+    are not known, the amounts that were asked for must be equal.
+    """
+    one, other = first.recipe.search.amount, second.recipe.search.amount
+    best, second_best = first.best(), second.best()
+    sizes: list[float] = []
+    for trial in (best, second_best):
+        size = None if trial is None else trial.figure("params")
+        if size is not None:
+            sizes.append(size)
+    if len(sizes) == 2:
+        if abs(sizes[0] - sizes[1]) <= _SAME_SIZE * max(sizes):
+            return None
+        kept = f"keep {int(sizes[0]):,} and {int(sizes[1]):,} parameters"
+        return f"their budgets are {one} and {other}: the winners {kept}"
+    return None if one == other else f"their budgets are {one} and {other}"
