@@ -2,7 +2,7 @@
 
 * EvoPress: O. Sieberling et al., arXiv:2410.14649; sets from the configurations that its repository
   ships (`drop_configs`, Apache-2.0), perplexities from its tables of depth pruning. It removes as
-  many attention as MLP sublayers; "25 %" is the share of each kind, and is no share of parameters.
+  many attention as MLP sublayers; "25 %" is the share of each kind, not of the parameters.
 * ShortGPT: X. Men et al., arXiv:2403.03853, and Shortened LLaMA: B.-K. Kim et al.,
   arXiv:2402.02834; orders of removal and perplexities as the EvoPress paper reports them.
 

@@ -47,11 +47,13 @@ class NextTokenLoss:
         step = HEAD_ROWS.get(windows_BL.device.type, HEAD_ROWS["cpu"])
         sums: dict[LayerSubset, list[list[float]]] = {}
         for candidate, normed_RE in normed_states.items():
+            # The head computes a few rows at a time, because logits of all rows would not fit.
             parts = []
             blocks = zip(torch.split(normed_RE, step), torch.split(next_R, step), strict=True)
             for rows_RE, target_R in blocks:
                 log_q_RV = torch.log_softmax(head.logits(rows_RE), dim=-1, dtype=torch.float32)
                 parts.append(-log_q_RV.gather(1, target_R[:, None])[:, 0])
+            # Sum over the positions of each window.
             nll_BL = torch.cat(parts).view(windows_BL.shape)
             nll_B = nll_BL[:, :-1].double().sum(1).tolist()
             sums[candidate] = [[nll, windows_BL.shape[1]] for nll in nll_B]

@@ -49,8 +49,10 @@ def read_protocol(
     Raises:
         DataError: the text cannot be read, or it is shorter than one window.
     """
+    # Read the rows that the protocol names.
     rows = _from_hub(protocol.text) if data is None else _from_file(Path(data), protocol.text)
     rows = rows[: protocol.text.rows]
+    # Join and tokenise them, and cut the tokens into windows without a remainder.
     ids = _encode(protocol, tokenizer, protocol.separator.join(rows))
     count = len(ids) // protocol.window
     if protocol.most_windows is not None:

@@ -49,6 +49,7 @@ def _evaluated(request: Request) -> EvaluationReport:
         events.tell(events.Message(f"evaluating {asked.model.path}"))
     loaded = load_for(asked.model, options, quantised=True)
     candidate = LayerSubset.parse(asked.layers, loaded.n_layers)
+    # A protocol says itself what is measured.
     protocol: ProtocolReport | None = None
     if asked.protocol is not None:
         objective, protocol = _protocol_of(asked.protocol, loaded)
