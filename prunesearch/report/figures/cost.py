@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
+from prunesearch.analysis.anytime import half_width
 from prunesearch.report.figures.figure import Cell, Figure, NumberTable, Panel, Series
 from prunesearch.report.figures.pooled import short_names
 from prunesearch.report.figures.registry import FigureEntry, register
@@ -12,8 +12,6 @@ from prunesearch.report.figures.report_data import ReportData
 from prunesearch.report.figures.styles import numbered, style_of
 from prunesearch.studies.sources import ATTRIBUTE, Replies
 from prunesearch.studies.study_data import StudyData, TrialData
-
-_COVERED = 0.975  # quantile of the end of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -77,11 +75,6 @@ def figure(report: ReportData) -> Figure | None:
     )
 
 
-def _quantile(count: int) -> float:
-    """Return the number of standard errors on each side of the mean of `count` values."""
-    return float(stats.t.ppf(_COVERED, count - 1)) if count > 1 else float("nan")
-
-
 def _cost(study: StudyData) -> _Cost:
     """Add up what a study cost."""
     second_N, saved, failed, finished = [], 0.0, 0, 0
@@ -118,7 +111,7 @@ def _time_panels(costs: list[_Cost], names: dict[str, str]) -> list[Panel]:
         name, style = names[cost.study.name], style_of(cost.study.sampler)
         total = sum(cost.second_N)
         spent.append(Series(name, [name], [total], "bars", style=style, in_legend=False))
-        error = cost.error * _quantile(len(cost.second_N))
+        error = cost.error * half_width(len(cost.second_N))
         mean.append(
             Series(
                 name,

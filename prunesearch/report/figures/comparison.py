@@ -1,0 +1,141 @@
+"""The comparison of studies, baselines and healed models, with errors and paired tests."""
+
+from collections.abc import Sequence
+
+from prunesearch.objectives.registry import metric_labels
+from prunesearch.report.figures.compared import ModelComparison, measured, searched
+from prunesearch.report.figures.figure import Cell, Figure, NumberTable, Panel, Series
+from prunesearch.report.figures.groups import comparable
+from prunesearch.report.figures.pooled import finished, short_names
+from prunesearch.report.figures.registry import FigureEntry, register
+from prunesearch.report.figures.report_data import ReportData
+
+_HEAD = (
+    "data",
+    "metric",
+    "what",
+    "value",
+    "standard error",
+    "n",
+    "compared with",
+    "difference of losses",
+    "standard error of the difference",
+    "95 % from",
+    "to",
+    "p",
+    "p (Holm)",
+    "dropped",
+    "badge",
+)
+
+
+def figure(report: ReportData) -> Figure | None:
+    """Return the figure; None if no study has a finished trial."""
+    names = short_names(report.studies)
+    comparisons = []
+    labels: dict[str, str] = dict(metric_labels())
+    for together in comparable(finished(report.studies)):
+        if not together.first.is_pareto:
+            comparisons.append(searched(together, names))
+            labels[together.first.value_names[0]] = together.first.metric_label
+    comparisons += measured(report.measurements, report.studies, names)
+    if not comparisons:
+        return None
+    badges = tuple(dict.fromkeys(comparison.badge for comparison in comparisons))
+    return Figure(
+        key="comparison",
+        title="Comparison",
+        caption=_caption(comparisons),
+        badges=badges,
+        panels=tuple(_panel(comparison, labels) for comparison in comparisons),
+        table=_table(comparisons, labels),
+        open_table=True,
+        columns=min(2, len(comparisons)),
+    )
+
+
+def _caption(comparisons: Sequence[ModelComparison]) -> str:
+    """Return how to read the values and tests."""
+    text = "Values with 95 % intervals."
+    if any(row.test is not None for comparison in comparisons for row in comparison.rows):
+        return text + (
+            " Each is compared with the best winner on the same documents, or over the same seeds: "
+            "p is that of sign flips of the paired differences, corrected for the number of "
+            "comparisons (Holm). A positive difference of losses is worse."
+        )
+    return text + (
+        " There are no losses of the same documents to compare: `prunesearch report --score` "
+        "measures them, and studies of several seeds are compared by seed."
+    )
+
+
+def _panel(comparison: ModelComparison, labels: dict[str, str]) -> Panel:
+    """Return the values of a comparison."""
+    content = []
+    for row in comparison.rows:
+        entry = row.entry
+        low, high = None, None
+        if entry.stderr is not None:
+            low, high = [entry.value - entry.reach], [entry.value + entry.reach]
+        content.append(
+            Series(
+                entry.name,
+                [entry.name],
+                [entry.value],
+                "points",
+                low,
+                high,
+                entry.style,
+                in_legend=False,
+            )
+        )
+    return Panel(
+        f"{comparison.title} ({comparison.badge})",
+        "",
+        labels.get(comparison.metric, comparison.metric),
+        tuple(content),
+        categories=tuple(row.entry.name for row in comparison.rows),
+    )
+
+
+def _table(comparisons: Sequence[ModelComparison], labels: dict[str, str]) -> NumberTable:
+    rows: list[tuple[Cell, ...]] = []
+    for comparison in comparisons:
+        for row in comparison.rows:
+            entry, test = row.entry, row.test
+            tested: tuple[Cell, ...] = (None,) * 6
+            if test is not None:
+                tested = (
+                    comparison.reference,
+                    test.difference,
+                    test.stderr,
+                    test.low,
+                    test.high,
+                    test.p,
+                )
+            rows.append(
+                (
+                    comparison.title,
+                    labels.get(comparison.metric, comparison.metric),
+                    entry.name,
+                    entry.value,
+                    entry.stderr,
+                    entry.n,
+                    *tested,
+                    row.p,
+                    entry.candidate or None,
+                    comparison.badge,
+                )
+            )
+    return NumberTable(_HEAD, tuple(rows))
+
+
+register(
+    FigureEntry(
+        name="comparison",
+        title="Comparison",
+        order=5,
+        figure=figure,
+        absent="No study with one value has a finished trial.",
+    )
+)

@@ -1,0 +1,176 @@
+"""The comparison of studies and baselines, and the selection bias."""
+
+import pytest
+
+from prunesearch.analysis.paired import paired_test
+from prunesearch.analysis.selection_bias import expected_bias, true_spread
+from prunesearch.report.figures import comparison, selection_bias
+from prunesearch.report.figures.figure import HELD_OUT, SEARCHED_ON, Cell, Figure
+from prunesearch.studies.measurements import Measurement
+from prunesearch.studies.study_data import StudyData
+from tests.support.study_values import measurement, report_data, study_data, trial_data
+
+DENSE = (1.0, 2.0, 3.0, 4.0)
+GOOD = (1.5, 2.5, 3.25, 4.5)
+BAD = (2.0, 3.5, 4.0, 6.0)
+STUDY = study_data("a", [trial_data(0, "0,1", 0.5, kl=0.5), trial_data(1, "0,2", 0.9, kl=0.9)])
+
+
+def compared(*studies: StudyData, **measured: tuple[Measurement, ...]) -> Figure:
+    found = comparison.figure(report_data(*studies, measurements=measured))
+    assert found is not None
+    return found
+
+
+def rows_of(figure: Figure) -> dict[object, dict[str, Cell]]:
+    assert figure.table is not None
+    found: dict[object, dict[str, Cell]] = {}
+    for row in figure.table.rows:
+        cells = dict(zip(figure.table.head, row, strict=True))
+        found[cells["what"], cells["badge"]] = cells
+    return found
+
+
+def test_each_model_is_compared_with_the_winner_on_the_same_documents() -> None:
+    found = compared(
+        STUDY,
+        a=(
+            measurement("dense", 2.5, *DENSE, candidate="none"),
+            measurement("winner", 2.9, *GOOD, candidate="0,1"),
+            measurement("baseline:magnitude", 3.9, *BAD, candidate="1,2"),
+            measurement("baseline:last", 2.9, *GOOD, candidate="0,1"),
+        ),
+    )
+    rows = rows_of(found)
+    worse = rows["magnitude pruning", HELD_OUT]
+    test = paired_test(GOOD, BAD)
+    assert worse["compared with"] == "pruned"
+    assert worse["difference of losses"] == test.difference == pytest.approx(0.9375)
+    assert worse["p"] == test.p == 0.125  # of 16 flips of signs the two with all signs equal
+    assert worse["p (Holm)"] == 0.25  # two comparisons
+    assert rows["dense", HELD_OUT]["difference of losses"] == pytest.approx(-0.4375)
+    # The winner is not compared with itself, nor with an equal candidate.
+    assert rows["pruned", HELD_OUT]["p"] is None
+    assert rows["last pruning", HELD_OUT]["p"] is None
+    assert found.badges == (SEARCHED_ON, HELD_OUT)
+    points = found.panels[1].series[0]
+    assert points.low is not None
+    assert points.low[0] == pytest.approx(2.5 - 1.96 * 0.01)
+
+
+def test_measurements_of_other_documents_are_not_paired() -> None:
+    found = compared(
+        STUDY,
+        a=(
+            measurement("winner", 2.9, *GOOD),
+            measurement("dense", 2.5, *DENSE[:3], candidate="none"),
+            measurement("healed", 2.0, *GOOD, data_content="other documents"),
+        ),
+    )
+    assert all(row["p"] is None for row in rows_of(found).values())
+
+
+def test_random_baselines_are_a_mean_with_an_error_over_candidates() -> None:
+    found = compared(
+        STUDY,
+        a=(
+            measurement("winner", 2.9, *GOOD),
+            measurement("baseline:random", 4.0, *BAD, candidate="1,3"),
+            measurement("baseline:random", 6.0, *(2 + loss for loss in BAD), candidate="2,3"),
+        ),
+    )
+    row = rows_of(found)["random, mean of 2", HELD_OUT]
+    assert (row["value"], row["standard error"]) == (5.0, 1.0)
+    assert row["difference of losses"] == pytest.approx(0.9375 + 1.0)
+
+
+def test_algorithms_are_compared_by_the_seeds_that_they_share() -> None:
+    studies = []
+    for sampler, values in (("pso", (1.0, 2.0, 3.0)), ("woa", (1.5, 2.25, 3.75))):
+        for seed, value in enumerate(values):
+            trials = [trial_data(0, "0,1", value), trial_data(1, "0,2", 9.0)]
+            studies.append(study_data(f"{sampler}-{seed}", trials, sampler=sampler, seed=seed))
+    rows = rows_of(compared(*studies))
+    pso = rows["pso, mean of 3 studies", SEARCHED_ON]
+    woa = rows["woa, mean of 3 studies", SEARCHED_ON]
+    assert (pso["value"], pso["n"], pso["p"]) == (2.0, 3, None)
+    assert pso["standard error"] == pytest.approx(1 / 3**0.5)
+    assert woa["difference of losses"] == pytest.approx(0.5)
+    assert woa["p"] == 0.25
+
+
+def test_a_study_alone_has_the_error_of_its_search() -> None:
+    trials = [trial_data(0, "0,1", 0.5, kl=0.5, kl_stderr=0.1), trial_data(1, "0,2", 0.9)]
+    found = compared(study_data("a", trials))
+    row = rows_of(found)["pso", SEARCHED_ON]
+    assert (row["value"], row["standard error"], row["dropped"]) == (0.5, 0.1, "0,1")
+    assert "--score" in found.caption
+    # Without an error there is no interval of length 0.
+    assert compared(STUDY).panels[0].series[0].low is None
+
+
+def test_the_bias_is_that_of_losses_above_the_dense_model() -> None:
+    search = {"badge": "searched on", "data_content": "search data"}
+    measured = (
+        measurement("dense", 2.5, *DENSE, candidate="none", **search),
+        measurement("winner", 2.9375, *GOOD, candidate="0,1", **search),
+        measurement("dense", 10.0, 9.0, 11.0, candidate="none"),
+        measurement("winner", 11.0, 9.5, 12.5, candidate="0,1"),
+    )
+    found = selection_bias.figure(report_data(STUDY, measurements={"a": measured}))
+    assert found is not None and found.table is not None
+    row = dict(zip(found.table.head, found.table.rows[0], strict=True))
+    assert row["loss on search data"] == pytest.approx(0.4375)
+    assert row["loss on fresh data"] == pytest.approx(1.0)
+    assert row["bias"] == pytest.approx(0.5625)
+    errors = paired_test(DENSE, GOOD).stderr, 0.5
+    assert row["standard error"] == pytest.approx(errors[0])
+    assert row["standard error of the bias"] == pytest.approx((errors[0] ** 2 + 0.25) ** 0.5)
+    noise = errors[0] / 2**0.5
+    assert row["expected bias"] == pytest.approx(
+        expected_bias(2, noise, true_spread([0.5, 0.9], noise))
+    )
+    losses, biases = found.panels
+    assert [series.name for series in losses.series] == [
+        "search data (searched on)",
+        "fresh data (held out)",
+    ]
+    assert list(biases.series[0].y) == pytest.approx([0.5625])
+    assert found.badges == (SEARCHED_ON, HELD_OUT)
+
+
+def test_the_bias_of_an_algorithm_is_a_mean_over_its_studies() -> None:
+    measured = {}
+    studies = []
+    for name, fresh in (("a", 0.7), ("b", 0.9)):
+        studies.append(study_data(name, [trial_data(0, "0,1", 0.5, kl=0.5)]))
+        measured[name] = (measurement("winner", fresh),)
+    found = selection_bias.figure(report_data(*studies, measurements=measured))
+    assert found is not None and found.table is not None
+    (mean,) = found.panels[1].series
+    assert list(mean.y) == pytest.approx([0.3])
+    assert mean.low is not None
+    assert mean.low[0] == pytest.approx(0.3 - 12.706 * 0.1, abs=1e-3)
+    # A trial without an error has a bias without one.
+    assert found.table.rows[0][8] is None
+
+
+def test_an_accuracy_lost_is_a_loss() -> None:
+    trial = trial_data(0, "0,1", 0.75, acc=0.75)
+    study = study_data("a", [trial], maximize=(True,), value_names=("acc",), dense={"acc": 1.0})
+    measured = (
+        measurement("dense", 0.875, candidate="none", metric="acc"),
+        measurement("winner", 0.5, metric="acc"),
+    )
+    found = selection_bias.figure(report_data(study, measurements={"a": measured}))
+    assert found is not None and found.table is not None
+    row = dict(zip(found.table.head, found.table.rows[0], strict=True))
+    assert (row["loss on search data"], row["loss on fresh data"]) == (0.25, 0.375)
+    assert row["bias"] == 0.125
+
+
+def test_a_winner_that_was_not_measured_has_no_bias() -> None:
+    assert selection_bias.figure(report_data(STUDY)) is None
+    # A measurement of something else does not count.
+    measured = {"a": (measurement("healed", 0.5),)}
+    assert selection_bias.figure(report_data(STUDY, measurements=measured)) is None
