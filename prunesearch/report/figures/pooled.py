@@ -42,7 +42,13 @@ def pooled(studies: Sequence[StudyData]) -> tuple[PooledStudies, ...]:
     """Put studies with a finished trial together, in the order of the studies."""
     members: dict[tuple[object, ...], list[StudyData]] = {}
     for study in finished(studies):
-        key = study.model_content, study.data_content, study.value_names[0], study.units
+        key = (
+            study.model_content,
+            study.data_content,
+            study.value_names[0],
+            study.units,
+            study.unit_sizes,
+        )
         members.setdefault(key, []).append(study)
     groups = list(members.values())
     found = []

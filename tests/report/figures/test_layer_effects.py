@@ -68,3 +68,20 @@ def test_too_few_candidates_have_no_effects() -> None:
     few = report_data(study_data("a", [trial_data(0, "0,1", 1.0), trial_data(1, "0,2", 2.0)]))
     assert effects_figure(few) is None
     assert pairs_figure(few) is None
+
+
+def test_dropped_sublayers_and_widths_are_fitted_apart() -> None:
+    units = ("0a", "0m", "1a", "1m")
+    kinds = []
+    for name, sizes, text in (
+        ("m-drop", (1, 1, 1, 1), "{0}a"),
+        ("m-wide", (2, 8, 2, 8), "{0}:8/1"),
+    ):
+        trials = [trial_data(n, text.format(n % 2), float(n % 2)) for n in range(8)]
+        trials += [trial_data(8 + n, f"{n}m", 2.0 + n) for n in range(2)]
+        trials += [trial_data(10, "0", 3.0)]
+        kinds.append(study_data(name, trials, units=units, unit_sizes=sizes))
+    found = effects_figure(report_data(*kinds))
+    assert found is not None and found.table is not None
+    # The groups have equal descriptions, so they are named by their studies.
+    assert [row[0] for row in found.table.rows] == ["m-drop"] * 4 + ["m-wide"] * 4
