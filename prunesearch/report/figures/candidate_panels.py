@@ -55,20 +55,21 @@ def search_panel(
         baselines: what was measured on the same data, against this cost.
     """
     # 1. The means over studies are named in the legend, so their studies are not.
-    means: list[Series] = []
+    means: dict[str, list[Series]] = {}
     for sampler, studies in group.by_sampler().items():
-        means += _winner_series(sampler, studies, cost)
+        means[sampler] = _winner_series(sampler, studies, cost)
     # 2. Draw the candidates and fronts of each study.
     content: list[Series] = []
     values: list[float] = []
     for study in group.studies:
         points = _points(study.complete(), cost)
-        named = study.is_pareto or not means
+        named = study.is_pareto or not means[study.sampler]
         content += _study_series(study, points, names[study.name], named)
         values += [trial.values[0] for _, trial in points]
     # 3. Add the means, the dense model and the baselines.
     log_y = _is_wide(values)
-    content += means
+    for series_of_sampler in means.values():
+        content += series_of_sampler
     for series in (*_dense_point(group.studies, cost), *baselines):
         if not log_y or min(series.y) > 0:
             content.append(series)
