@@ -22,7 +22,7 @@ OVERLAPS = """() => {
     if (a.contains(b) || b.contains(a)) continue;
     const width = Math.min(r.right, s.right) - Math.max(r.left, s.left);
     const height = Math.min(r.bottom, s.bottom) - Math.max(r.top, s.top);
-    // Boxes have room around their letters, so two pixels are no overlap.
+    // Boxes have room around their letters, so two pixels do not count.
     if (width > 2 && height > 2) found.push(`${a.textContent.trim().slice(0, 40)} | ${b.textContent.trim().slice(0, 40)}`);
   }
   return found;

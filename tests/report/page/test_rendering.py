@@ -69,7 +69,7 @@ def test_every_figure_has_a_caption_badges_and_its_numbers(root: Element) -> Non
     assert len(lines.one("tbody").children) == 200
     for plot in lines.all("div", role="img"):
         assert plot.attributes["aria-describedby"] == "lines-caption"
-    # The comparison is open; the others are behind a click.
+    # The comparison is open; the others open with a click.
     assert "open" in text.one("details").attributes
     assert "open" not in lines.one("details").attributes
     assert text.one("blockquote").text == " ".join(HOSTILE.split())
