@@ -60,7 +60,9 @@ class Campaign:
         documents: HellaSwag documents.
         ratios: values of `target`.
         seeds: seeds of each search.
-        trials: candidates of each search.
+        trials: candidates of each search without a language model.
+        llm_trials: candidates of each search with one. The other samplers are compared with it
+            after as many.
         long_trials: candidates of `evolution`, which is compared at equal seconds too.
         tokens, test_tokens: scored tokens of the two texts.
         limit: number of HellaSwag documents.
@@ -82,6 +84,7 @@ class Campaign:
     ratios: tuple[str, ...]
     seeds: tuple[int, ...]
     trials: int
+    llm_trials: int
     long_trials: int
     tokens: int
     test_tokens: int
@@ -183,6 +186,8 @@ class Search:
         """Number of trials of the study."""
         if self.method == "evolution":
             return max(self.campaign.trials, self.campaign.long_trials)
+        if self.method in VARIANTS:
+            return self.campaign.llm_trials
         return self.campaign.trials
 
     @property

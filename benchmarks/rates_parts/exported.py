@@ -1,7 +1,8 @@
 """How fast are exported models whose widths are multiples of 64, of 8, and odd?
 
 All of them have the same number of parameters. They are written and verified as any export, loaded
-again with transformers, and timed in turns with the dense model.
+again with transformers, and timed in turns with the dense model. The zeroed form of the first is
+timed too: it has the dense model's shapes, so it should be as fast as the dense model and no faster.
 """
 
 from pathlib import Path
@@ -38,10 +39,15 @@ def measure(record: Record, campaign: Campaign, scratch: Path) -> None:
     models: dict[str, PreTrainedModel] = {"dense": load(campaign.model, device="cpu").model}
     rows: list[dict[str, Any]] = []
     align = campaign.align
-    for name, shift in (("aligned", 0), ("multiples_of_8", align // 8), ("odd", 1)):
+    for name, shift, export_format in (
+        ("aligned", 0, "widths"),
+        ("multiples_of_8", align // 8, "widths"),
+        ("odd", 1, "widths"),
+        ("zeroed", 0, "zeroed"),
+    ):
         candidate = _candidate(loaded, order.digest, order.biases, align, shift)
         out = scratch / name
-        made = export(loaded, candidate, out, export_format="widths")
+        made = export(loaded, candidate, out, export_format=export_format)
         models[name] = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True).eval()
         rows.append({"widths": name, "parameters": made.params, "channels": _channels(candidate)})
         record.add(f"exported_{name}_verified_difference", made.verification.prefill_difference)

@@ -1,12 +1,14 @@
 """Which sampler finds the best pruning rates with equal evaluations, and what does an LLM add?
 
 Fixed allocations, samplers, and three variants of the sampler that asks a language model search the
-same space with the same number of evaluations. Winners are scored on held-out data.
+same space. Samplers are compared after the same number of evaluations. The replies of a language
+model take long, so its searches may be shorter: the others are then compared with them after as
+many evaluations, in a comparison of its own. Winners are scored on held-out data.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.rates_parts.campaign import VARIANTS, Campaign, searches_of
@@ -54,11 +56,18 @@ def measure_campaign(
         scorer = HeldOutScorer(session, campaign)
         (dense,) = scorer.score([LayerSubset.of(session.loaded.n_layers)])
         notes: dict[str, Any] = {}
+        plain = [method for method in methods if method not in VARIANTS]
         for ratio in campaign.ratios:
-            compared = Compared.of(session, campaign, scorer, ratio, methods, dense)
             name = f"{part}_{ratio.rstrip('%')}"
+            scored = Scored(session, scorer, ratio, campaign.trials, dense)
+            compared = Compared.of(campaign, scored, plain)
             compared.add_to(record, name, bound)
             notes[ratio] = compared.as_notes()
+            if len(methods) > len(plain):
+                scored = replace(scored, trials=campaign.llm_trials)
+                compared = Compared.of(campaign, scored, methods)
+                compared.add_to(record, f"{name}_llm")
+                notes[f"{ratio}, with a language model"] = compared.as_notes()
         record.notes[part] = notes
 
 
@@ -96,11 +105,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """How the candidates of a comparison are scored.
+
+    Attributes:
+        session: session of the searches.
+        scorer: scorer on held-out data.
+        ratio: share that is removed.
+        trials: evaluations after which the samplers are compared.
+        dense: quality of the dense model.
+    """
+
+    session: Session
+    scorer: HeldOutScorer
+    ratio: str
+    trials: int
+    dense: HeldOut
+
+
+@dataclass(frozen=True)
 class Compared:
-    """All methods at one ratio.
+    """Several methods at one ratio.
 
     Attributes:
         campaign: settings.
+        trials: evaluations after which the samplers are compared.
         dense: quality of the dense model.
         fixed: fixed allocations, the best variant of each.
         baseline: the fixed allocation that is best on the held-out text.
@@ -108,37 +137,31 @@ class Compared:
     """
 
     campaign: Campaign
+    trials: int
     dense: HeldOut
     fixed: tuple[Fixed, ...]
     baseline: Fixed
     rows: tuple[Row, ...]
 
     @classmethod
-    def of(
-        cls,
-        session: Session,
-        campaign: Campaign,
-        scorer: HeldOutScorer,
-        ratio: str,
-        methods: Sequence[str],
-        dense: HeldOut,
-    ) -> "Compared":
-        """Score the fixed allocations and the winners of all methods at a ratio."""
-        fixed = score_fixed(session, campaign, scorer, ratio)
+    def of(cls, campaign: Campaign, scored: Scored, methods: Sequence[str]) -> "Compared":
+        """Score the fixed allocations and the winners of the methods at a ratio."""
+        session, scorer, dense = scored.session, scored.scorer, scored.dense
+        fixed = score_fixed(session, campaign, scorer, scored.ratio)
         # The strictest baseline: searches do not see this text, and it is chosen on it.
         baseline = min(fixed, key=lambda each: each.held_out.perplexity)
         rows = []
         for method in methods:
             traces = []
             for search in searches_of(campaign, [method]):
-                if search.ratio == ratio:
+                if search.ratio == scored.ratio:
                     traces.append(read(search))
-            winners = [trace.winner(session, campaign.trials) for trace in traces]
+            winners = [trace.winner(session, scored.trials) for trace in traces]
             held_out = tuple(scorer.score(winners))
             won = tuple(won_back(each, baseline.held_out, dense) for each in held_out)
-            kl = tuple(trace.at(campaign.trials) for trace in traces)
+            kl = tuple(trace.at(scored.trials) for trace in traces)
             rows.append(Row(method, tuple(traces), kl, held_out, won))
-        return cls(campaign, dense, tuple(fixed), baseline, tuple(rows))
+        return cls(campaign, scored.trials, dense, tuple(fixed), baseline, tuple(rows))
 
     @property
     def best(self) -> Row:
@@ -149,7 +172,7 @@ class Compared:
         """Return the searches of a method; None if it was not searched."""
         return next((row for row in self.rows if row.method == method), None)
 
-    def add_to(self, record: Record, name: str, bound: float | None) -> None:
+    def add_to(self, record: Record, name: str, bound: float | None = None) -> None:
         """Add the figures.
 
         Args:
@@ -159,8 +182,8 @@ class Compared:
         """
         evaluations = []
         for row in self.rows:
-            evaluations += [min(trace.distinct, self.campaign.trials) for trace in row.traces]
-        record.add(f"{name}_fewest_evaluations", min(evaluations), f"== {self.campaign.trials}")
+            evaluations += [min(trace.distinct, self.trials) for trace in row.traces]
+        record.add(f"{name}_fewest_evaluations", min(evaluations), f"== {self.trials}")
         record.add(f"{name}_dense_perplexity", self.dense.perplexity)
         for each in self.fixed:
             record.add(f"{name}_{each.entry}_kl", each.kl)
@@ -212,26 +235,26 @@ class Compared:
                 continue
             differences = [a - b for a, b in zip(llm.kl, other.kl, strict=True)]
             mean, stderr = mean_and_stderr(differences)
-            record.add(f"{name}_llm_minus_{method}_kl", mean)
-            record.add(f"{name}_llm_minus_{method}_kl_stderr", stderr)
+            record.add(f"{name}_minus_{method}_kl", mean)
+            record.add(f"{name}_minus_{method}_kl_stderr", stderr)
         evolution = self.row("evolution")
         if evolution is not None:
             self._add_equal_seconds(record, name, llm, evolution)
         for source in ("first", "model", "repaired", "fallback"):
             shares = [t.shares.shares[source] for t in llm.traces if t.shares is not None]
             if shares:
-                record.add(f"{name}_llm_share_{source}", mean_and_sd(shares)[0])
+                record.add(f"{name}_share_{source}", mean_and_sd(shares)[0])
 
     def _add_equal_seconds(self, record: Record, name: str, llm: Row, evolution: Row) -> None:
         """Compare with evolution after as many seconds as the language model's search took."""
         differences, covered = [], []
         for own, other in zip(llm.traces, evolution.traces, strict=True):
-            seconds = float(own.seconds[min(self.campaign.trials, len(own.seconds)) - 1])
-            differences.append(own.at(self.campaign.trials) - other.after_seconds(seconds))
+            seconds = float(own.seconds[min(self.trials, len(own.seconds)) - 1])
+            differences.append(own.at(self.trials) - other.after_seconds(seconds))
             covered.append(min(1.0, float(other.seconds[-1]) / max(seconds, 1e-9)))
         mean, stderr = mean_and_stderr(differences)
-        record.add(f"{name}_llm_minus_evolution_kl_at_equal_seconds", mean)
-        record.add(f"{name}_llm_minus_evolution_kl_at_equal_seconds_stderr", stderr)
+        record.add(f"{name}_minus_evolution_kl_at_equal_seconds", mean)
+        record.add(f"{name}_minus_evolution_kl_at_equal_seconds_stderr", stderr)
         # Below 1, evolution had less time, so the difference flatters the language model.
         record.add(f"{name}_evolution_share_of_llm_seconds", mean_and_sd(covered)[0])
 
@@ -245,10 +268,10 @@ class Compared:
         for row in self.rows:
             studies = []
             for trace, held_out, won in zip(row.traces, row.held_out, row.won, strict=True):
-                studies.append(_study(trace, held_out, won, self.campaign.trials))
+                studies.append(_study(trace, held_out, won, self.trials))
             rows.append({"method": row.method, "studies": studies})
         return {
-            "trials": self.campaign.trials,
+            "trials": self.trials,
             "dense": _held_out(self.dense),
             "baseline": self.baseline.name,
             "best": self.best.method,

@@ -32,6 +32,7 @@ def tiny_campaign(folder: Path) -> Campaign:
         ratios=("20%",),
         seeds=(0,),
         trials=12,
+        llm_trials=12,
         long_trials=14,
         tokens=64,
         test_tokens=64,
