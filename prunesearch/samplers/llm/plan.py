@@ -140,10 +140,13 @@ class ModelPlanner:
             if inputs.reflects:
                 lessons = self._reflect(asking)
             planned = self._propose(asking, lessons or inputs.lessons)
+            if not planned:
+                self._warn(unusable(asking.replies))
         except LanguageModelError as error:
             if self._model.required:
                 raise
-            self._warn(error)
+            self.failures += 1
+            self._warn(str(error))
             planned = asking.planned
         # The operator plans what is missing.
         for slot in inputs.slots[len(planned) :]:
@@ -205,13 +208,12 @@ class ModelPlanner:
         asking.count(Replies(invalid=invalid, rejected=rejected, duplicates=duplicates))
         return new
 
-    def _warn(self, error: LanguageModelError) -> None:
+    def _warn(self, reason: str) -> None:
         """Say once that the evolutionary operator takes over."""
-        self.failures += 1
         if not self._warned:
             self._warned = True
             events.tell_or_log(
-                f"study {self._study!r}: {error}; an evolutionary operator proposes instead, and "
+                f"study {self._study!r}: {reason}; an evolutionary operator proposes instead, and "
                 f"such trials are counted as fall-back"
             )
 
@@ -277,6 +279,15 @@ class _Asking:
         """Add counts, and note what was wrong for the next request."""
         self.replies = self.replies.plus(replies)
         self.notes = notes_on(replies, "your last reply")
+
+
+def unusable(replies: Replies) -> str:
+    """Return why no candidate of any reply could be used."""
+    return (
+        f"no candidate of {replies.calls} replies of the language model could be used "
+        f"({replies.invalid} unreadable, {replies.rejected} far from the budget, "
+        f"{replies.duplicates} known already)"
+    )
 
 
 def notes_on(replies: Replies, where: str) -> list[str]:

@@ -180,6 +180,20 @@ def test_a_candidate_that_needs_too_much_repair_is_not_used(cache: Records) -> N
     assert "far from the budget" in chat.asked[1].user
 
 
+def test_replies_that_are_all_useless_are_said_once(
+    cache: Records, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = optuna.create_study()
+    chat = FunctionChat(lambda request: "I would rather talk about the weather.")
+    with caplog.at_level(logging.WARNING):
+        drive(study, sampler_of(chat, cache, attempts=2), 24)
+    lines = [record.message for record in caplog.records if "could be used" in record.message]
+    assert len(lines) == 1
+    assert "no candidate of 2 replies" in lines[0]
+    assert "2 unreadable, 0 far from the budget, 0 known already" in lines[0]
+    assert "an evolutionary operator proposes instead" in lines[0]
+
+
 def test_known_candidates_are_left_out_before_they_are_scored(cache: Records) -> None:
     chat = FunctionChat(lambda request: reply([1, 2, 3, 4], [4, 3, 2, 1], [1, 2, 3, 5]))
     study = optuna.create_study()
