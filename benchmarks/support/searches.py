@@ -49,7 +49,7 @@ class Searched(Protocol):
 
 def run_all(searches: Sequence[Searched], workers: int) -> None:
     """Bring all studies to their number of trials, and return when they have them."""
-    if not left(searches):
+    if not searches or not left(searches):
         return
     if workers == 1:
         work(searches)
