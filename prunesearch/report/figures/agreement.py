@@ -85,6 +85,7 @@ def _panel(together: ComparableStudies, kind: UnitKind, names: dict[str, str]) -
         share_U = _best_share_U([study])
         rows.append(100.0 * share_U[list(kind.places)])
         labels.append(names[study.name])
+    # The last row tells how many of them agree.
     rows.append(np.mean(rows, axis=0))
     labels.append("mean")
     return Panel(

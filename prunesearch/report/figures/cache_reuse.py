@@ -102,6 +102,7 @@ def _origins(uses: dict[str, _Use]) -> list[str]:
     total: Counter[str] = Counter()
     for use in uses.values():
         total.update(use.hits)
+    # Studies of the report come first, in the order of how often they were reused.
     named = [name for name, _ in total.most_common() if name not in (_ITSELF, _ELSEWHERE)]
     return [*named[:_MOST], *named[_MOST:], _ITSELF, _ELSEWHERE]
 
@@ -177,6 +178,7 @@ def _caption(report: ReportData, uses: dict[str, _Use]) -> str:
 
 
 def _table(uses: dict[str, _Use]) -> NumberTable:
+    # A row for what was computed, and one for each origin.
     rows: list[tuple[Cell, ...]] = []
     for name, use in uses.items():
         rows.append((name, "computed", use.computed, use.spent, None))

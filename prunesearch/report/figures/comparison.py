@@ -34,10 +34,12 @@ def figure(report: ReportData) -> Figure | None:
     names = short_names(report.studies)
     comparisons = []
     labels: dict[str, str] = dict(metric_labels())
+    # 1. Compare what the studies found on the search data. A front has no best value.
     for together in comparable(finished(report.studies)):
         if not together.first.is_pareto:
             comparisons.append(searched(together, names))
             labels[together.first.value_names[0]] = together.first.metric_label
+    # 2. Compare what was measured, on the search data and on fresh data.
     comparisons += measured(report.measurements, report.studies, names)
     if not comparisons:
         return None
@@ -74,6 +76,7 @@ def _panel(comparison: ModelComparison, labels: dict[str, str]) -> Panel:
     content = []
     for row in comparison.rows:
         entry = row.entry
+        # An error that is not known is not drawn as 0.
         low, high = None, None
         if entry.stderr is not None:
             low, high = [entry.value - entry.reach], [entry.value + entry.reach]
@@ -103,6 +106,7 @@ def _table(comparisons: Sequence[ModelComparison], labels: dict[str, str]) -> Nu
     for comparison in comparisons:
         for row in comparison.rows:
             entry, test = row.entry, row.test
+            # The reference and equal candidates have no test.
             tested: tuple[Cell, ...] = (None,) * 6
             if test is not None:
                 tested = (

@@ -60,6 +60,7 @@ def figure(report: ReportData) -> Figure | None:
             costs.append(cost)
     if not costs:
         return None
+    # Show time always, and tokens if a language model was asked.
     panels = [*_time_panels(costs, names), *_reply_panels(costs, names)]
     return Figure(
         key="cost",
@@ -90,9 +91,11 @@ def _cost(study: StudyData) -> _Cost:
         if trial.started is not None and trial.finished is not None:
             starts.append(trial.started)
             ends.append(trial.finished)
+        # One trial of a generation carries the replies of all.
         found = _replies(trial)
         if found is not None:
             replies = found if replies is None else replies.plus(found)
+    # Pauses between two runs of a search count as its time too.
     span = max(ends) - min(starts) if ends else None
     return _Cost(study, finished, failed, tuple(second_N), saved, span, replies)
 
@@ -124,6 +127,7 @@ def _time_panels(costs: list[_Cost], names: dict[str, str]) -> list[Panel]:
                 in_legend=False,
             )
         )
+    # Both panels have the studies in the same order.
     categories = tuple(names[cost.study.name] for cost in costs)
     return [
         Panel(

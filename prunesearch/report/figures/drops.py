@@ -58,6 +58,7 @@ def figure(report: ReportData) -> Figure | None:
         found = []
         for group in together.groups:
             found.append(_GroupShares(group, shares_of(group.studies)))
+        # A unit of more than one part is narrowed, not dropped.
         narrows = narrows or any(size > 1 for size in together.first.unit_sizes)
         panels += _panels(together, found)
         rows += _rows(together, found)
@@ -118,6 +119,7 @@ def _panels(together: ComparableStudies, found: Sequence[_GroupShares]) -> list[
         for part, pick in _PARTS:
             title = joined(together.title, kind.title, part)
             picked = [(each.group, pick(each.shares)) for each in found]
+            # Lines of many algorithms or layers would cover each other.
             if len(found) > _MOST_LINES or len(kind.places) > _MOST_BLOCKS:
                 panels.append(Panel(title, kind.label, "", (_map(picked, kind, label),)))
                 continue

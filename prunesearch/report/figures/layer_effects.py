@@ -36,6 +36,7 @@ def effects_figure(report: ReportData) -> Figure | None:
     rows: list[tuple[Cell, ...]] = []
     shares = []
     for together in pooled(report.studies):
+        # Without pairs, the effects are those of the additive model.
         found = _fit(together.studies, with_pairs=False)
         if all(map(math.isnan, found.effect)):
             continue
@@ -72,6 +73,7 @@ def pairs_figure(report: ReportData) -> Figure | None:
         found = _fit(together.studies, with_pairs=True)
         if not found.pairs:
             continue
+        # Draw only the pairs that the candidates tell apart from 0.
         certain = [pair for pair in found.pairs if abs(pair.effect) > _NORMAL * pair.stderr]
         if certain:
             panels.append(_pair_panel(together, certain))
@@ -116,6 +118,7 @@ def _fit(studies: Sequence[StudyData], *, with_pairs: bool) -> LayerEffects:
     for study in studies:
         trials = []
         for trial in study.complete():
+            # Equal candidates have equal losses, so a second one adds no information.
             if trial.dropped not in known:
                 known.add(trial.dropped)
                 trials.append(trial)
@@ -175,6 +178,7 @@ def _effect_rows(together: PooledStudies, found: LayerEffects) -> list[tuple[Cel
     for unit, effect, error in zip(
         together.studies[0].units, found.effect, found.stderr, strict=True
     ):
+        # A unit that all candidates drop, or none, has no effect to estimate.
         if math.isnan(effect):
             rows.append((names, unit, None, None, None, None, SEARCHED_ON))
             continue
@@ -191,6 +195,7 @@ def _names(together: PooledStudies) -> str:
 def _pair_panel(together: PooledStudies, pairs: Sequence[PairEffect]) -> Panel:
     """Return the symmetric map of the pairs. The diagonal is empty."""
     units = list(together.studies[0].units)
+    # A pair has two cells, one on each side of the diagonal.
     z_UU = np.full((len(units), len(units)), np.nan)
     for pair in pairs:
         z_UU[pair.first, pair.second] = z_UU[pair.second, pair.first] = pair.effect

@@ -68,6 +68,7 @@ def shown_trial(study: StudyData) -> TrialData | None:
     if not front:
         return None
     first, last = study.losses(front[0]), study.losses(front[-1])
+    # Scale each value by the distance of the ends of the front.
     spans = [abs(b - a) or 1.0 for a, b in zip(first, last, strict=True)]
 
     def gain(trial: TrialData) -> float:
@@ -130,6 +131,7 @@ def _map_panel(study: StudyData, steps: tuple[Ancestor, ...], name: str) -> Pane
     """Return the map of what each step dropped."""
     steps = steps[-_MOST_STEPS:]
     share_TU = study.dropped_shares([step.trial for step in steps])
+    # A row for each step, the first trial at the top.
     rows = []
     for step in steps:
         rows.append(f"trial {step.trial.number}")

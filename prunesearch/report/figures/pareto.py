@@ -44,6 +44,7 @@ def figure(report: ReportData) -> Figure | None:
         panels += search_panel(group, SIZE, names, series)
         panels += search_panel(group, LATENCY, names, ())
         panels += hypervolume_panel(group, names)
+    # Fresh data have axes of their own.
     panels += _measured_panels(measured, names, several)
     if not panels:
         return None
@@ -92,6 +93,7 @@ def _measured_panels(
         label = metric_labels().get(metric, metric)
         for axis in (SIZE.label, "latency of a prefill, measured (ms)"):
             content = _measured_series(found, axis, names, several)
+            # Models of one size need no axis.
             if len({x for series in content for x in series.x}) > 1:
                 title = f"{found[0][1].data} ({HELD_OUT})"
                 panels.append(Panel(title, axis, label, tuple(content)))
@@ -158,6 +160,7 @@ def _table(
                 made.badge,
             )
         )
+    # The rows of fronts come before the others, because the page shows the first rows only.
     fronts: list[tuple[Cell, ...]] = []
     others: list[tuple[Cell, ...]] = []
     for study in studies:

@@ -212,6 +212,7 @@ def _expected(study: StudyData, search: _Loss) -> float | None:
             scores[trial.dropped] = value
     if len(scores) < 2:
         return None
+    # Two models with equal noise make the difference.
     noise = search.stderr / math.sqrt(2)
     return expected_bias(len(scores), noise, true_spread(list(scores.values()), noise))
 
@@ -248,6 +249,7 @@ def _bias_panel(winners: Sequence[_Winner]) -> Panel:
     content = []
     for sampler, biases in samplers.items():
         y, low, high = biases[0].bias, biases[0].low, biases[0].high
+        # Several studies have a mean, whose error is that over studies.
         if len(biases) > 1:
             mean = mean_bias([bias.bias for bias in biases])
             y, low, high = mean.mean, mean.low, mean.high
