@@ -51,6 +51,14 @@ def _modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_figures() -> Iterator[None]:
+    """Draw no figures for dashboards after each search: the tests of them draw their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prunesearch.report.dashboard.KEY_FIGURES", ())
+        yield
+
+
 @pytest.fixture
 def make_model(tmp_path: Path) -> Callable[..., Path]:
     """Save a tiny model with its tokenizer and return the folder."""

@@ -135,7 +135,7 @@ def _fail_unforeseen(error: Exception) -> NoReturn:
     _fail("failed", message, error, 1)
 
 
-_RESUMED = ("search", "run", "demo", "evaluate", "export", "heal", "compensate", "work")
+_RESUMED = ("search", "run", "demo", "evaluate", "export", "heal", "compensate", "work", "report")
 """Commands that resume their work when they are run again, in addition to ``study resume``."""
 
 

@@ -245,6 +245,17 @@ HELD_OUT_TOKENS = SharedOption(
     "--held-out-tokens", type=click.IntRange(16), help="Tokens of held-out text."
 )
 
+HELD_OUT_DATA = SharedOption(
+    "--held-out-data",
+    help="Local file with held-out documents of the task; default: those after the search's.",
+)
+HELD_OUT_LIMIT = SharedOption(
+    "--held-out-limit",
+    type=click.IntRange(1),
+    show_default="1000, or all of --held-out-data",
+    help="Held-out documents of the task.",
+)
+
 # The model.
 MODEL_OF_STUDY = SharedOption(
     "--model", help="Where STUDY's model is now; its content must be what was searched."
@@ -384,6 +395,17 @@ MAX_SHARD = SharedOption(
     "--max-shard", default="5GB", show_default=True, help="Size of the largest weight file."
 )
 JOINT = SharedOption("--joint", is_flag=True, help="Put studies of different models side by side.")
+SCORE = SharedOption(
+    "--score",
+    is_flag=True,
+    help="First load the model, and measure on held-out data what the report lacks.",
+)
+EXPORTED = SharedOption(
+    "--exported",
+    multiple=True,
+    metavar="DIR",
+    help="Checkpoint of a study to measure too; those of this machine are known.",
+)
 JSON = SharedOption("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 # Options that go together.
@@ -433,5 +455,20 @@ RUN_OPTIONS = (*LOADING_OPTIONS, STATE_MEMORY, WORKERS, *RAY_OPTIONS, CACHE)
 """How candidates are scored: on one model, or by several processes."""
 WITHOUT_SCORING = (*LOADING_OPTIONS, CACHE, ignored("--workers", "--state-memory"))
 """How a model is loaded by a command that scores no candidates of a search."""
+SCORE_OPTIONS = (
+    MODEL_OF_STUDY,
+    CALIBRATION.variant(show_default="where it was"),
+    TASK_DATA,
+    INCLUDE_PATH,
+    HELD_OUT,
+    HELD_OUT_TOKENS.variant(show_default="4096"),
+    HELD_OUT_DATA,
+    HELD_OUT_LIMIT,
+    EXPORTED,
+    TRUST,
+    *LOADING_OPTIONS,
+    STATE_MEMORY,
+)
+"""What is measured by a report, and how."""
 ONE_CANDIDATE = (*LOADING_OPTIONS, STATE_MEMORY, CACHE, ignored("--workers"))
 """How one candidate is scored."""

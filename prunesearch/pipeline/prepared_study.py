@@ -88,7 +88,7 @@ class PreparedStudy:
         name = self.study.study_name
         try:
             with persistence.database_failures(name):
-                self.noter.write()
+                self.noter.finish()
         except RunError as error:
             _log.warning("the notes of study %r were not written: %s", name, error)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
+import torch
+
 from prunesearch.cache.location import CacheLocation
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.data import DataSection
@@ -196,6 +198,7 @@ class Resources:
         unpublished: checkpoints in scratch folders that are not verified yet.
         opened: contexts that are closed at the end of the command.
         model_name: name of the model that was loaded last.
+        held_out_BL: held-out token ids that a compensation was measured on, or None.
     """
 
     def __init__(self) -> None:
@@ -203,6 +206,7 @@ class Resources:
         self.unpublished: list[UnpublishedCheckpoint] = []
         self.opened = ExitStack()
         self.model_name = ""
+        self.held_out_BL: torch.Tensor | None = None
         self._loaded: LoadedModel | None = None
         self._plan: HealPlan | None = None
 

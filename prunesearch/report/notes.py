@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 from prunesearch.cache.location import shown
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
+from prunesearch.report.dashboard import DashboardFigures
 from prunesearch.report.removals import Removal
 from prunesearch.report.sources import source_lines
 from prunesearch.report.tables import example_loss, gib, label, number
@@ -167,11 +168,20 @@ class Noter:
     ) -> None:
         self._study, self._recipe, self._options, self._dense = study, recipe, options, dense
         self._written = time.monotonic()
+        self._figures = DashboardFigures(study)
 
     def now_and_then(self) -> None:
-        """Write the notes if the last update is some seconds ago."""
+        """Write the notes if the last update is some seconds ago, and draw the figures if it was
+        long ago.
+        """
         if time.monotonic() - self._written >= _SECONDS:
             self.write()
+        self._figures.now_and_then()
+
+    def finish(self) -> None:
+        """Write the notes and draw the figures of a search that has ended."""
+        self.write()
+        self._figures.write()
 
     def write(self) -> None:
         """Write the notes."""

@@ -63,6 +63,17 @@ def write(study: Study, notes: Notes) -> None:
     _put(study, None, "study", notes.study)
 
 
+def save_figure(study: Study, figure: object, name: str) -> None:
+    """Show a figure of plotly in the dashboard, in place of an earlier one of the same name.
+
+    Args:
+        study: the study.
+        figure: a `plotly.graph_objects.Figure`.
+        name: name of the figure, a valid id in HTML.
+    """
+    _dashboard().save_plotly_graph_object(study, figure, graph_object_id=name)
+
+
 def _put(
     study: Study,
     trial: FrozenTrial | None,

@@ -20,6 +20,7 @@ from prunesearch.pipeline.held_out_data import HeldOutOptions
 from prunesearch.pipeline.measuring import MeasuringRequest, measure
 from prunesearch.pipeline.run import run_stages
 from prunesearch.pipeline.state import Request, StudySource
+from prunesearch.recovery.compensation import CompensationSettings
 from prunesearch.studies import measurements
 from prunesearch.studies.measurements import Measurement
 from prunesearch.studies.selection import SelectionCriteria
@@ -78,8 +79,8 @@ def test_candidates_and_checkpoints_are_measured_once(
 ) -> None:
     source = StudySource("s", SelectionCriteria())
     run_stages("export", Request(OPTIONS, source=source, export=ExportRequest(here / "out")))
-    asked = replace(REQUEST, exported=(here / "out",))
-    (done,) = measure(asked)
+    # The study knows its checkpoint.
+    (done,) = measure(REQUEST)
     found = read()
     assert (done.measured, done.kept) == (len(found), 0)
     # Each is measured on both data, by the searched metric and by the perplexity.
@@ -112,7 +113,27 @@ def test_candidates_and_checkpoints_are_measured_once(
         refuses(
             patch, "prunesearch.pipeline.searched_model.load_for", f"{measuring.__name__}.load_for"
         )
-        assert measure(asked) == (replace(done, measured=0, kept=len(found)),)
+        assert measure(REQUEST) == (replace(done, measured=0, kept=len(found)),)
+
+
+def test_what_a_compensation_measured_is_stored_in_its_study(
+    here: Path, study: optuna.Study, prose: Path
+) -> None:
+    asked = Request(
+        OPTIONS,
+        source=StudySource("s", SelectionCriteria()),
+        export=ExportRequest(here / "out"),
+        compensation=CompensationSettings(
+            calibration=str(prose), tokens=512, window=32, held_out_tokens=256
+        ),
+    )
+    state = run_stages("compensate", asked)
+    assert state.compensation is not None
+    dense, compensated = read()
+    assert (dense.role, compensated.role) == ("dense", "compensated")
+    assert compensated.value == state.compensation.compensated["cross_entropy"]
+    assert compensated.candidate == study.best_trial.user_attrs["dropped"]
+    assert dense.data_content == compensated.data_content
 
 
 @pytest.mark.usefixtures("study")

@@ -102,6 +102,7 @@ def _requested(state: State) -> Compensation:
             settings.held_out,
             settings.held_out_tokens,
         )
+    state.resources.held_out_BL = windows[1]
     candidate = state.choice.candidate
     done = compensate(loaded, candidate, *windows, settings.method, state.request.compensations)
     if not done.helped:

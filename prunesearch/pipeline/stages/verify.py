@@ -13,6 +13,7 @@ from prunesearch.export import gguf_record, hub, recheck
 from prunesearch.export.results import Exported, GgufRecheck, Recheck
 from prunesearch.models.source import is_gguf
 from prunesearch.pipeline.manifest_facts import facts_for
+from prunesearch.pipeline.recorded_results import record_export
 from prunesearch.pipeline.session import load_for
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.stages.export import wanted
@@ -26,6 +27,7 @@ def verify_and_publish(state: State) -> State:
     for choice, checkpoint in zip(state.selected, state.resources.unpublished, strict=False):
         checkpoint.verify()
         made = checkpoint.publish(facts_for(state, choice))
+        record_export(state, choice, made)
         if export.push_to_hub is not None:
             made = _pushed(made, export.push_to_hub, export.public)
         exported.append(made)

@@ -1,0 +1,105 @@
+"""The key figures of a study, as optuna-dashboard serves them."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+import optuna
+import pytest
+from optuna_dashboard import wsgi
+
+from prunesearch.config.recipe import Recipe
+from prunesearch.config.run_options import RunOptions
+from prunesearch.pipeline.run import run_stages
+from prunesearch.pipeline.state import Request
+from prunesearch.report import dashboard
+from prunesearch.report.dashboard import DashboardFigures
+from prunesearch.studies.optuna_internals.access import study_id_of
+
+STORAGE = RunOptions().storage
+
+
+@pytest.fixture
+def study(
+    here: Path, tiny_folder: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> optuna.Study:
+    """A small study, searched with figures."""
+    monkeypatch.setattr(dashboard, "KEY_FIGURES", ("quality", "steps"))
+    recipe = Recipe(
+        model=str(tiny_folder), drop="2", calibration=str(prose), tokens=128, window=32,
+        population=4,
+    )  # fmt: skip
+    run_stages("search", Request(RunOptions(trials=8, study="s", device="cpu"), (recipe,)))
+    return optuna.load_study(study_name="s", storage=STORAGE)
+
+
+def served(study: optuna.Study) -> dict[str, Any]:
+    """Return the figures that the dashboard serves, by their ids."""
+    request: dict[str, Any] = {
+        "PATH_INFO": f"/api/studies/{study_id_of(study)}",
+        "QUERY_STRING": "after=0",
+    }
+    setup_testing_defaults(request)
+    body = b"".join(wsgi(STORAGE)(request, lambda *_: None))
+    found = {}
+    for each in json.loads(body)["plotly_graph_objects"]:
+        found[each["id"]] = json.loads(each["graph_object"])
+    return found
+
+
+def test_the_dashboard_serves_the_key_figures_of_a_search(
+    study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = served(study)
+    assert {name.rsplit("-", 1)[0] for name in figures} == {
+        "prunesearch-quality",
+        "prunesearch-steps",
+    }
+    for figure in figures.values():
+        assert figure["data"]
+        assert len(json.dumps(figure)) < 60_000
+    # What has not changed is not written again, and what fails is said once.
+    drawing = DashboardFigures(study)
+    written: list[str] = []
+    monkeypatch.setattr(
+        "prunesearch.studies.notes.save_figure", lambda _, __, name: written.append(name)
+    )
+    drawing.write()
+    drawing.write()
+    assert sorted(written) == sorted(figures)
+
+
+def test_a_figure_that_fails_is_reported_once_and_stops_nothing(
+    study: optuna.Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(dashboard, "read_study", fail)
+    drawing = DashboardFigures(study)
+    with caplog.at_level(logging.WARNING):
+        drawing.write()
+        drawing.write()
+    (record,) = caplog.records
+    assert "figures of study 's' were not drawn: no such thing" in record.getMessage()
+
+
+def test_drawings_take_at_most_a_hundredth_of_a_search(
+    study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    drawing = DashboardFigures(study)
+    drawn: list[float] = []
+    monkeypatch.setattr(drawing, "write", lambda: drawn.append(now))
+    for later, count in ((59.0, 0), (60.0, 1)):
+        now = 1000.0 + later
+        drawing.now_and_then()
+        assert len(drawn) == count
+    drawing.seconds = 2.0
+    for later, count in ((199.0, 1), (200.0, 2)):
+        now = 1000.0 + later
+        drawing.now_and_then()
+        assert len(drawn) == count
