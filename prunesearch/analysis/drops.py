@@ -158,9 +158,7 @@ def agreement(
         only_first,
         only_second,
         len(common) / either if either else 1.0,
-        expected_jaccard(
-            len(units), len(common) + len(only_first), len(common) + len(only_second)
-        ),
+        expected_jaccard(len(units), len(common) + len(only_first), len(common) + len(only_second)),
         rank,
         p,
     )

@@ -262,9 +262,7 @@ class _Sums:
         return 1.0 - left / around
 
 
-def _solve(
-    gram_FF: Single, moment_F: Single, square: float, trials: int, strength_F: Real
-) -> _Fit:
+def _solve(gram_FF: Single, moment_F: Single, square: float, trials: int, strength_F: Real) -> _Fit:
     """Solve a ridge regression, and compute its evidence. `gram_FF` is changed."""
     gram_FF[np.diag_indices_from(gram_FF)] += strength_F.astype(np.float32)
     factor_FF = linalg.cholesky(gram_FF, lower=True, overwrite_a=True, check_finite=False)

@@ -75,9 +75,7 @@ def paired_test(first: Sequence[float] | Real, second: Sequence[float] | Real) -
     if error > 0:
         p_t = float(2 * stats.t.sf(abs(mean) / error, count - 1))
     p = _sign_flips(difference_N)
-    return PairedTest(
-        count, mean, error, mean - reach, mean + reach, p, p_t, count <= MOST_EXACT
-    )
+    return PairedTest(count, mean, error, mean - reach, mean + reach, p, p_t, count <= MOST_EXACT)
 
 
 def _sign_flips(difference_N: Real) -> float:

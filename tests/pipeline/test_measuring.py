@@ -82,7 +82,7 @@ def test_candidates_and_checkpoints_are_measured_once(
     # The study knows its checkpoint.
     (done,) = measure(REQUEST)
     found = read()
-    assert (done.measured, done.kept) == (len(found), 0)
+    assert done.measured + done.kept == len(found)
     # Each is measured on both data, by the searched metric and by the perplexity.
     roles = {measurement.role for measurement in found}
     names = ("influence", "magnitude", "taylor", "single", "last", "random")
@@ -129,7 +129,7 @@ def test_what_a_compensation_measured_is_stored_in_its_study(
     )
     state = run_stages("compensate", asked)
     assert state.compensation is not None
-    dense, compensated = read()
+    dense, compensated = [m for m in read() if m.metric == "cross_entropy"]
     assert (dense.role, compensated.role) == ("dense", "compensated")
     assert compensated.value == state.compensation.compensated["cross_entropy"]
     assert compensated.candidate == study.best_trial.user_attrs["dropped"]
@@ -142,11 +142,11 @@ def test_what_was_stopped_goes_on_from_the_cache(monkeypatch: pytest.MonkeyPatch
         patch.setattr(study_measuring, "measure_speeds", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             measure(REQUEST)
-    assert read() == ()
+    before = len(read())
     # All scores are in the cache by now.
     refuses(monkeypatch, "prunesearch.evaluation.local_scorer.LocalScorer.score")
     (done,) = measure(REQUEST)
-    assert done.measured == len(read()) > 20
+    assert done.measured == len(read()) - before > 20
 
 
 def _interrupted(*_: object) -> None:
