@@ -92,6 +92,9 @@ def rows_of(
         states: dict[bool, tuple[Measured, ...]] = {}
         for healed in (False, True):
             found = []
+            if healed and not experiment.heal_steps:
+                states[healed] = ()
+                continue
             for winner in chosen:
                 job = job_of(experiment, winner.candidate, healed)
                 if job in measured:

@@ -149,7 +149,7 @@ class PaperStudy:
         space = SearchSpace.parse(self.experiment.n_layers, str(self.k))
         search = self.recipe.search
         needed = trials_needed(search.sampler, search.start, space)
-        return max(self.experiment.trials, needed.first)
+        return max(self.experiment.trials, needed.whole)
 
     @property
     def options(self) -> RunOptions:
