@@ -99,9 +99,9 @@ class DashboardFigures:
                 drawn = plotly_figure(_thinned(panel), title)
                 # The dashboard has a template of its own, and the default one takes 7 kB.
                 drawn.update_layout(template=None)
-                self._store(f"prunesearch-{name}-{place}", drawn.to_json(), drawn)
+                self._save(f"prunesearch-{name}-{place}", drawn.to_json(), drawn)
 
-    def _store(self, name: str, document: str, drawn: object) -> None:
+    def _save(self, name: str, document: str, drawn: object) -> None:
         """Store a figure, unless it is stored already."""
         if self._stored.get(name) == document:
             return
