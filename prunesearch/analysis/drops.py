@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-from prunesearch.analysis.anytime import LEVEL
+from prunesearch.analysis.intervals import LEVEL, Real
 
-Real = NDArray[np.float64]
 TENTH = 0.1
 _LEAST = 5  # number of trials that count as the best or the worst at least
 

@@ -6,15 +6,12 @@ better than either mean.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-from prunesearch.analysis.anytime import half_width
+from prunesearch.analysis.intervals import Real, half_width, standard_error
 
-Real = NDArray[np.float64]
 MOST_EXACT = 14
 """Largest number of documents for which all sign flips are tried."""
 _FLIPS = 9_999  # random sign flips with more documents; with the data themselves 10,000
@@ -68,7 +65,7 @@ def paired_test(first: Sequence[float] | Real, second: Sequence[float] | Real) -
         raise ValueError("a paired test needs at least two documents")
     difference_N = second_N - first_N
     count, mean = len(difference_N), float(difference_N.mean())
-    error = float(difference_N.std(ddof=1)) / sqrt(count)
+    error = standard_error(difference_N)
     reach = half_width(count) * error
     # Equal differences have no spread: the t-test has no value for them.
     p_t = 1.0 if mean == 0 else 0.0

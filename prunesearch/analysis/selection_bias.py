@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import integrate, stats
 
-from prunesearch.analysis.anytime import half_width
-
-Real = NDArray[np.float64]
+from prunesearch.analysis.intervals import NORMAL_REACH, Real, half_width, standard_error
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def selection_bias(
     bias, error = fresh - search, float("nan")
     if search_stderr is not None and fresh_stderr is not None:
         error = sqrt(search_stderr**2 + fresh_stderr**2)
-    reach = float(stats.norm.ppf(0.975)) * error
+    reach = NORMAL_REACH * error
     return SelectionBias(search, fresh, bias, error, bias - reach, bias + reach)
 
 
@@ -75,8 +72,7 @@ class MeanBias:
 
 def mean_bias(biases: Sequence[float]) -> MeanBias:
     """Return the mean bias of several searches, such as those of one sampler; at least one."""
-    count, mean = len(biases), float(np.mean(biases))
-    error = float(np.std(biases, ddof=1)) / sqrt(count) if count > 1 else float("nan")
+    count, mean, error = len(biases), float(np.mean(biases)), standard_error(biases)
     reach = half_width(count) * error
     return MeanBias(count, mean, error, mean - reach, mean + reach)
 

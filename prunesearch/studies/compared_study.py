@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prunesearch.analysis.anytime import best_places
 from prunesearch.studies.selection import STDERR
-from prunesearch.studies.study_data import StudyData, TrialData
+from prunesearch.studies.study_data import StudyData
 
 _SAME_SIZE = 0.005  # largest difference of two winners' parameters, as a share of the larger
 
@@ -60,13 +61,8 @@ class ComparedStudy:
     best_at_equal: float | None = None
 
 
-def finished_trials(study: StudyData) -> list[TrialData]:
-    """Return the trials that were evaluated, in the order of numbers: complete and pruned ones."""
-    return [trial for trial in study.trials if trial.state in ("complete", "pruned")]
-
-
 def row_of(study: StudyData) -> ComparedStudy:
-    finished = finished_trials(study)
+    finished = study.evaluated()
     best = None if study.is_pareto else study.best()
     starts = [trial.started for trial in study.trials if trial.started is not None]
     ends = [trial.finished for trial in finished if trial.finished is not None]
@@ -106,14 +102,11 @@ def row_of(study: StudyData) -> ComparedStudy:
 
 def best_after(study: StudyData, evaluations: int) -> float | None:
     """Return the best value of a study's first evaluations; None without one."""
-    best: float | None = None
-    for trial in finished_trials(study)[:evaluations]:
-        if trial.state != "complete" or not trial.is_finite:
-            continue
-        value = trial.values[0]
-        if best is None or (value > best) == study.more_is_better:
-            best = value
-    return best
+    losses = study.search_losses()[:evaluations]
+    if not losses:
+        return None
+    place = int(best_places(losses)[-1])
+    return None if place < 0 else study.evaluated()[place].values[0]
 
 
 def same_question(studies: Sequence[StudyData]) -> bool:

@@ -20,7 +20,6 @@ from prunesearch.studies.compared_study import (
     ComparedStudy,
     best_after,
     difference_of,
-    finished_trials,
     row_of,
     same_question,
 )
@@ -175,10 +174,14 @@ def _sampler_means(studies: Sequence[StudyData]) -> tuple[SamplerMean, ...]:
     if not any(len(found) > 1 for found in groups.values()):
         return ()
     # All groups are compared after as many evaluations as the shortest study has.
-    evaluations = min(len(finished_trials(study)) for found in groups.values() for study in found)
+    evaluations = min(len(study.evaluated()) for found in groups.values() for study in found)
     means = []
     for (_, _, metric, budget, sampler), found in groups.items():
-        best = [value for study in found if (value := best_after(study, evaluations)) is not None]
+        best = []
+        for study in found:
+            value = best_after(study, evaluations)
+            if value is not None:
+                best.append(value)
         if not best:
             continue
         curve = anytime.mean_curve([[value] for value in best])

@@ -147,6 +147,25 @@ class StudyData:
                 found.append(trial)
         return tuple(found)
 
+    def evaluated(self) -> tuple[TrialData, ...]:
+        """Return the trials that count as evaluations: finished ones, and those that ended early.
+
+        Those that ended early are partial subsets and candidates that lost a race.
+        """
+        return tuple(trial for trial in self.trials if trial.state in ("complete", "pruned"))
+
+    def search_losses(self) -> list[float]:
+        """Return the first value of each evaluation with the sign that makes less better.
+
+        It is NaN for a trial that ended early and for one whose values are not finite: neither can
+        be the best.
+        """
+        losses = []
+        for trial in self.evaluated():
+            is_result = trial.state == "complete" and trial.is_finite
+            losses.append(self.losses(trial)[0] if is_result else math.nan)
+        return losses
+
     def require_finished(self) -> Self:
         """Return the study itself.
 

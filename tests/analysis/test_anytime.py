@@ -1,4 +1,4 @@
-"""The best value so far, by evaluations and by seconds."""
+"""The best value so far after each evaluation, and its mean over searches."""
 
 import math
 
@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunesearch.analysis.anytime import (
-    Step,
-    best_at_times,
-    best_so_far,
-    half_width,
-    improvements,
-    mean_curve,
-)
+from prunesearch.analysis.anytime import best_places, best_so_far, mean_curve
+from prunesearch.analysis.intervals import half_width
 
 
 def test_the_best_so_far_ignores_what_is_not_finite() -> None:
@@ -22,15 +16,8 @@ def test_the_best_so_far_ignores_what_is_not_finite() -> None:
     assert best_so_far([]).tolist() == []
 
 
-def test_improvements_are_steps() -> None:
-    found = improvements([2.0, 2.0, math.nan, 1.0], [0.5, 1.0, 1.5, 2.0])
-    assert found == [Step(1, 0.5, 2.0), Step(4, 2.0, 1.0)]
-
-
-def test_the_best_at_a_time_counts_what_had_ended() -> None:
-    # Evaluations of parallel workers end in another order than that of their numbers.
-    found = best_at_times([3.0, 1.0, 2.0], [1.0, 9.0, 2.0], [0.5, 1.0, 2.5, 8.9, 9.0])
-    assert found.tolist() == [math.inf, 3.0, 2.0, 2.0, 1.0]
+def test_the_place_of_the_best_is_that_of_the_first_of_equal_losses() -> None:
+    assert best_places([math.nan, 3.0, 3.0, 4.0, 1.0]).tolist() == [-1, 1, 1, 1, 4]
 
 
 def test_a_mean_curve_has_students_interval() -> None:

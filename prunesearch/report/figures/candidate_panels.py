@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunesearch.analysis.anytime import half_width
+from prunesearch.analysis.intervals import half_width, standard_error
 from prunesearch.analysis.pareto import hypervolume_history
 from prunesearch.report.figures.figure import SEARCHED_ON, Panel, Rule, Series
 from prunesearch.report.figures.pooled import PooledStudies
@@ -160,7 +160,7 @@ def _winner_series(sampler: str, studies: Sequence[StudyData], cost: CostAxis) -
         values = np.array([value for _, value in pairs])
         error = 0.0
         if len(pairs) > 1:
-            error = half_width(len(pairs)) * float(values.std(ddof=1)) / math.sqrt(len(pairs))
+            error = half_width(len(pairs)) * standard_error(values)
         mean = float(values.mean())
         rows.append((float(np.mean([x for x, _ in pairs])), mean, mean - error, mean + error))
     rows.sort()

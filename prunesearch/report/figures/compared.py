@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunesearch.analysis.anytime import half_width
+from prunesearch.analysis.intervals import NORMAL_REACH, half_width, standard_error
 from prunesearch.analysis.paired import PairedTest, holm, paired_test
 from prunesearch.report.figures.figure import SEARCHED_ON
 from prunesearch.report.figures.groups import ComparableStudies, StudyGroup
@@ -13,8 +13,6 @@ from prunesearch.report.figures.measured_names import latest, name_of, style_of_
 from prunesearch.studies.measurements import BASELINE, Badge, Measurement
 from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData
-
-_NORMAL = 1.96  # standard errors on each side of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def _entries(
     for name, same in by_name.items():
         study, made = same[0]
         error = _error_of([each for _, each in same])
-        quantile = _NORMAL if len(same) == 1 else half_width(len(same))
+        quantile = NORMAL_REACH if len(same) == 1 else half_width(len(same))
         entries.append(
             ComparedModel(
                 name=name if len(same) == 1 else f"{name}, mean of {len(same)}",
@@ -138,7 +136,7 @@ def _error_of(made: Sequence[Measurement]) -> float | None:
     """Return the standard error of a measurement, or of the mean of several candidates."""
     if len(made) == 1:
         return made[0].stderr
-    return float(np.std([each.value for each in made], ddof=1) / np.sqrt(len(made)))
+    return standard_error([each.value for each in made])
 
 
 def _mean_losses(made: Sequence[Measurement]) -> tuple[float, ...]:
@@ -184,7 +182,7 @@ def _group_entry(group: StudyGroup, seeds: Sequence[int]) -> ComparedModel:
     best = [(study, study.ranked()[0]) for study in group.studies]
     values = [trial.values[0] for _, trial in best]
     losses = {study.recipe.search.seed: study.losses(trial)[0] for study, trial in best}
-    error = float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    error = standard_error(values)
     return ComparedModel(
         name=f"{group.label}, mean of {len(values)} studies",
         study="",
@@ -211,7 +209,7 @@ def _study_entry(study: StudyData, group: StudyGroup, names: Mapping[str, str]) 
         best.dropped,
         best.values[0],
         error,
-        _NORMAL * (error or 0.0),
+        NORMAL_REACH * (error or 0.0),
         1,
         (),
         group.style,

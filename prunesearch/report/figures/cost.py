@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunesearch.analysis.anytime import half_width
+from prunesearch.analysis.intervals import half_width, standard_error
 from prunesearch.report.figures.figure import Cell, Figure, NumberTable, Panel, Series
 from prunesearch.report.figures.pooled import short_names
 from prunesearch.report.figures.registry import FigureEntry, register
@@ -44,10 +44,7 @@ class _Cost:
     @property
     def error(self) -> float:
         """Standard error of the mean; NaN with fewer than two evaluations."""
-        count = len(self.second_N)
-        if count < 2:
-            return float("nan")
-        return float(np.std(self.second_N, ddof=1) / np.sqrt(count))
+        return standard_error(self.second_N)
 
 
 def figure(report: ReportData) -> Figure | None:

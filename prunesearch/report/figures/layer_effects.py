@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from prunesearch.analysis.intervals import NORMAL_REACH
 from prunesearch.analysis.layer_effects import LayerEffects, PairEffect, layer_effects
 from prunesearch.report.figures.figure import (
     SEARCHED_ON,
@@ -26,7 +27,6 @@ from prunesearch.report.figures.styles import NEUTRAL, numbered
 from prunesearch.report.figures.units import joined, kinds_of
 from prunesearch.studies.study_data import StudyData
 
-_NORMAL = 1.96  # standard deviations on each side of a 95 % interval
 _ABSENT = "There are too few different candidates for a fit."
 
 
@@ -74,7 +74,7 @@ def pairs_figure(report: ReportData) -> Figure | None:
         if not found.pairs:
             continue
         # Draw only the pairs that the candidates tell apart from 0.
-        certain = [pair for pair in found.pairs if abs(pair.effect) > _NORMAL * pair.stderr]
+        certain = [pair for pair in found.pairs if abs(pair.effect) > NORMAL_REACH * pair.stderr]
         if certain:
             panels.append(_pair_panel(together, certain))
         rows += _pair_rows(together, found.pairs)
@@ -140,7 +140,7 @@ def _explained(shares: Sequence[tuple[str, int, float]]) -> str:
 
 def _effect_panels(together: PooledStudies, found: LayerEffects) -> list[Panel]:
     """Return a panel for each kind of unit."""
-    effect_U, error_U = np.array(found.effect), _NORMAL * np.array(found.stderr)
+    effect_U, error_U = np.array(found.effect), NORMAL_REACH * np.array(found.stderr)
     panels = []
     for kind in kinds_of(together.studies[0].units):
         places = list(kind.places)
@@ -182,7 +182,7 @@ def _effect_rows(together: PooledStudies, found: LayerEffects) -> list[tuple[Cel
         if math.isnan(effect):
             rows.append((names, unit, None, None, None, None, SEARCHED_ON))
             continue
-        reach = _NORMAL * error
+        reach = NORMAL_REACH * error
         rows.append((names, unit, effect, error, effect - reach, effect + reach, SEARCHED_ON))
     return rows
 
@@ -212,7 +212,7 @@ def _pair_rows(together: PooledStudies, pairs: Sequence[PairEffect]) -> list[tup
 
     rows: list[tuple[Cell, ...]] = []
     for pair in sorted(pairs, key=certainty, reverse=True):
-        reach = _NORMAL * pair.stderr
+        reach = NORMAL_REACH * pair.stderr
         rows.append(
             (
                 names,

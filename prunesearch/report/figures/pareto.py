@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from prunesearch.analysis.intervals import NORMAL_REACH
 from prunesearch.objectives.registry import metric_labels
 from prunesearch.report.figures.candidate_panels import (
     GIB,
@@ -27,8 +28,6 @@ from prunesearch.report.figures.thinning import thinning_note
 from prunesearch.studies.measurements import BASELINE, Badge, Measurement
 from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData, TrialData
-
-_NORMAL = 1.96  # standard errors on each side of a 95 % interval
 
 
 def figure(report: ReportData) -> Figure | None:
@@ -114,7 +113,7 @@ def _measured_series(
         if x is not None:
             name = name_of(made, names[study.name], several)
             styles[name] = style_of_role(made, study)
-            rows.setdefault(name, []).append((x, made.value, _NORMAL * (made.stderr or 0.0)))
+            rows.setdefault(name, []).append((x, made.value, NORMAL_REACH * (made.stderr or 0.0)))
     content = []
     for name, points in rows.items():
         content.append(

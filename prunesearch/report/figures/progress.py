@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from prunesearch.analysis.anytime import best_places, mean_curve
 from prunesearch.report.figures.groups import StudyGroup
 from prunesearch.studies.study_data import StudyData, TrialData
 
@@ -29,17 +30,7 @@ class Course:
     @classmethod
     def of(cls, study: StudyData) -> "Course":
         """Return the course of a study with one value."""
-        trials = tuple(t for t in study.trials if t.state in ("complete", "pruned"))
-        best = np.full(len(trials), -1)
-        at, least = -1, math.inf
-        for position, trial in enumerate(trials):
-            # A partial subset, or a candidate that lost a race, does not count as a result.
-            if trial.state == "complete" and trial.is_finite:
-                loss = study.losses(trial)[0]
-                if loss < least:
-                    at, least = position, loss
-            best[position] = at
-        return cls(study, trials, best)
+        return cls(study, study.evaluated(), best_places(study.search_losses()))
 
     @property
     def improvements(self) -> list[int]:
@@ -88,14 +79,10 @@ def mean_course(values: Sequence[NDArray[np.float64]]) -> MeanCourse:
     Args:
         values: for each study, the value at each evaluation.
     """
-    length = min(len(course) for course in values)
-    stacked_SE = np.stack([course[:length] for course in values])
-    mean_E = stacked_SE.mean(axis=0)
-    error_E = np.full(length, math.nan)
-    if len(values) > 1:
-        error_E = stacked_SE.std(axis=0, ddof=1) / math.sqrt(len(values))
+    curve = mean_curve(values)
+    mean_E, error_E = np.array(curve.mean), np.array(curve.stderr)
     # A step needs its changes and its end only.
-    changed_E = np.ones(length, dtype=bool)
+    changed_E = np.ones(len(mean_E), dtype=bool)
     changed_E[1:-1] = (mean_E[1:-1] != mean_E[:-2]) | (
         np.nan_to_num(error_E[1:-1]) != np.nan_to_num(error_E[:-2])
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from prunesearch.analysis.intervals import ends
 from prunesearch.report.figures.figure import (
     SEARCHED_ON,
     Cell,
@@ -128,11 +129,7 @@ def _line(group: StudyGroup, courses: Sequence[Course]) -> Series:
         errors = [_error(courses[0].study, trial) for trial in courses[0].trials]
         of_best = courses[0].of_best(errors)
         error = [float(of_best[at - 1]) for at in mean.x]
-    low, high = [], []
-    for value, half in zip(mean.mean, error, strict=True):
-        half = half if math.isfinite(half) else 0.0
-        low.append(value - half)
-        high.append(value + half)
+    low, high = ends(mean.mean, np.nan_to_num(error))
     label = group.label
     return Series(label, mean.x, mean.mean, "step", low=low, high=high, style=group.style)
 

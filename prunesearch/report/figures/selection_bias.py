@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prunesearch.analysis.intervals import NORMAL_REACH, ends
 from prunesearch.analysis.paired import paired_test
 from prunesearch.analysis.selection_bias import (
     SelectionBias,
@@ -33,7 +34,6 @@ from prunesearch.report.figures.styles import NEUTRAL, numbered, style_of
 from prunesearch.studies.measurements import Badge, Measurement
 from prunesearch.studies.study_data import StudyData
 
-_NORMAL = 1.96  # standard errors on each side of a 95 % interval
 _HEAD = (
     "study",
     "algorithm",
@@ -227,10 +227,8 @@ def _loss_panel(winners: Sequence[_Winner], names: dict[str, str]) -> Panel:
             ("fresh data (held out)", [winner.fresh for winner in winners]),
         )
     ):
-        reach = [_NORMAL * (loss.stderr or 0.0) for loss in losses]
         y = [loss.value for loss in losses]
-        low = [value - error for value, error in zip(y, reach, strict=True)]
-        high = [value + error for value, error in zip(y, reach, strict=True)]
+        low, high = ends(y, [NORMAL_REACH * (loss.stderr or 0.0) for loss in losses])
         content.append(Series(name, places, y, "bars", low, high, numbered(index)))
     return Panel(
         "Loss of the winners",

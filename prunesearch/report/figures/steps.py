@@ -7,7 +7,9 @@ latency is a median of several runs.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from prunesearch.analysis.intervals import ends
 from prunesearch.report.figures.figure import Cell, Figure, NumberTable, Panel, Rule, Series
 from prunesearch.report.figures.groups import ComparableStudies, StudyGroup, comparable
 from prunesearch.report.figures.progress import Course, courses_of, mean_course
@@ -156,14 +158,11 @@ def _series(group: StudyGroup, cost: Cost) -> list[Series]:
         in_legend=False,
     )  # fmt: skip
     mean = mean_course(values)
-    low = [value - half for value, half in zip(mean.mean, mean.error, strict=True)]
-    high = [value + half for value, half in zip(mean.mean, mean.error, strict=True)]
-    if len(values) == 1:
-        return [
-            thinned(cloud, keep),
-            Series(group.label, mean.x, mean.mean, "step", style=group.style),
-        ]
-    line = Series(group.label, mean.x, mean.mean, "step", low=low, high=high, style=group.style)
+    line = Series(group.label, mean.x, mean.mean, "step", style=group.style)
+    # The cost of a single study is exact.
+    if len(values) > 1:
+        low, high = ends(mean.mean, mean.error)
+        line = replace(line, low=low, high=high)
     return [thinned(cloud, keep), line]
 
 

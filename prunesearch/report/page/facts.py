@@ -100,7 +100,7 @@ def _studies(report: ReportData) -> NumberTable:
 
 def _done(study: StudyData) -> str:
     """Return how many evaluations are done, of how many that were asked for."""
-    done = sum(trial.state in ("complete", "pruned") for trial in study.trials)
+    done = len(study.evaluated())
     return f"{done:,}" if study.asked is None else f"{done:,} of {study.asked:,}"
 
 
