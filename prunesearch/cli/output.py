@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from prunesearch.runtime.silence import quiet, quiet_optuna
+from prunesearch.runtime.silence import quiet, quiet_optuna, quiet_warnings
 
 if TYPE_CHECKING:
     from prunesearch.report.progress import ProgressView
 
-__all__ = ["progress", "quiet", "quiet_optuna"]
+__all__ = ["progress", "quiet", "quiet_optuna", "quiet_warnings"]
 
 
 def progress() -> "ProgressView":

@@ -8,7 +8,7 @@ import click
 
 from prunesearch.cli.help import Command
 from prunesearch.cli.options import CACHE, JOINT, JSON, OUT, SCORE, SCORE_OPTIONS, STORAGE
-from prunesearch.cli.output import progress, quiet, quiet_optuna
+from prunesearch.cli.output import progress, quiet, quiet_optuna, quiet_warnings
 from prunesearch.cli.parameters import with_options
 from prunesearch.cli.recipes import options_of
 from prunesearch.errors import InputError
@@ -52,7 +52,9 @@ def report(
         _refuse_unread(settings)
     found = read_report(storage, studies, cache, joint=joint)
     line = report_command(found, folder.path.name, storage, joint=joint)
-    emit(as_json, write_report(found, folder, line), written)
+    with quiet_warnings():
+        made = write_report(found, folder, line)
+    emit(as_json, made, written)
 
 
 def _measure(studies: tuple[str, ...], settings: Mapping[str, Any]) -> None:

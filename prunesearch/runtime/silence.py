@@ -1,6 +1,9 @@
 """Silences libraries, so that only our own progress and errors are shown."""
 
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def quiet_optuna() -> None:
@@ -19,3 +22,14 @@ def quiet() -> None:
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     for name in ("huggingface_hub", "datasets", "lm_eval", "psycopg"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def quiet_warnings() -> Iterator[None]:
+    """Show no warnings of libraries, such as those of a letter that a font lacks.
+
+    A reader of a report can do nothing about them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -66,8 +66,8 @@ def _caption(comparisons: Sequence[ModelComparison]) -> str:
             "comparisons (Holm). A positive difference of losses is worse."
         )
     return text + (
-        " There are no losses of the same documents to compare: `prunesearch report --score` "
-        "measures them, and studies of several seeds are compared by seed."
+        " There are no losses of the same documents to compare: the option --score of prunesearch "
+        "report measures them, and studies of several seeds are compared by seed."
     )
 
 

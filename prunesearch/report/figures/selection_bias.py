@@ -299,8 +299,6 @@ register(
         title="Selection bias",
         order=65,
         figure=figure,
-        absent=(
-            "No winner was measured on fresh data. `prunesearch report --score` measures it there."
-        ),
+        absent=("No winner was measured on fresh data: the option --score does it."),
     )
 )

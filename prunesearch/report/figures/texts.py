@@ -48,6 +48,6 @@ register(
         title="Generated text",
         order=110,
         figure=figure,
-        absent="No text was generated. `prunesearch report --score` generates it.",
+        absent="No text was generated: the option --score does it.",
     )
 )

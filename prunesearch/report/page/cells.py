@@ -3,10 +3,11 @@
 import math
 from dataclasses import dataclass
 
-from prunesearch.report.figures.figure import Cell
+from prunesearch.report.figures.figure import Cell, NumberTable
 from prunesearch.studies.measurements import BADGES
 
 MISSING = "–"
+_LEAST_P = 0.0001
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,19 @@ def shown_number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def shown_rows(rows: tuple[tuple[Cell, ...], ...], most: int) -> list[list[ShownCell]]:
-    """Return the first rows of a table as they are shown."""
+def shown_rows(table: NumberTable, most: int) -> list[list[ShownCell]]:
+    """Return the first rows of a table as they are shown.
+
+    A probability of a test that is very small is shown as such: its digits mean nothing.
+    """
+    tests = {place for place, head in enumerate(table.head) if head in ("p", "p (Holm)")}
     found = []
-    for row in rows[:most]:
-        found.append([shown_cell(cell) for cell in row])
+    for row in table.rows[:most]:
+        cells = []
+        for place, cell in enumerate(row):
+            if place in tests and isinstance(cell, float) and cell < _LEAST_P:
+                cells.append(ShownCell(f"< {_LEAST_P}", is_number=True))
+            else:
+                cells.append(shown_cell(cell))
+        found.append(cells)
     return found

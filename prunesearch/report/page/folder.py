@@ -85,19 +85,21 @@ class ReportFolder:
         Raises:
             StorageError: the folder cannot be written, or the disk is full.
         """
-        self.check_names(files)
+        # 1. Look again: another report may have been written here since the folder was checked.
+        now = ReportFolder.of(self.path)
+        now.check_names(files)
         try:
             for name in ("", *_FOLDERS):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
-            # 1. The marker names old and new files first, so that a killed process leaves a folder
+            # 2. The marker names old and new files first, so that a killed process leaves a folder
             # that is still known as a report.
-            self._mark({*self.earlier, *files})
-            # 2. The page comes last: it is what a reader opens.
+            self._mark({*now.earlier, *files})
+            # 3. The page comes last: it is what a reader opens.
             for name, write in files.items():
                 with replaced_file(self.path / name) as scratch:
                     write(scratch)
-            # 3. Delete the files of the earlier report that are not part of this one.
-            for name in self.earlier - files.keys():
+            # 4. Delete the files of the earlier report that are not part of this one.
+            for name in now.earlier - files.keys():
                 (self.path / name).unlink(missing_ok=True)
             self._mark(set(files))
         except OSError as error:

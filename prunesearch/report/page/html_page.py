@@ -174,7 +174,7 @@ def _page_view(contents: ReportContents) -> PageView:
 
 
 def _table_view(table: NumberTable) -> TableView:
-    return TableView(table.head, shown_rows(table.rows, table.shown))
+    return TableView(table.head, shown_rows(table, table.shown))
 
 
 def _figure_view(figure: Figure) -> FigureView:

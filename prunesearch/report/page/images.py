@@ -45,6 +45,7 @@ _SETTINGS: "dict[RcKeyType, str | float | bool]" = {
 }
 _CROWDED = 30  # errors of a series that are drawn with caps
 _LONGEST_NAME = 44  # letters of a name in a legend
+_LONGEST_ON_AXIS = 32  # letters of a name on an axis
 _LETTER = 0.075  # inches, the mean width of a letter on an axis
 _LINE = 0.17  # inches, the height of a line of text
 
@@ -76,9 +77,7 @@ def write_image(figure: Figure, path: Path) -> None:
         title = _wrapped(figure.title + badges, 0.7 * _WIDTH)  # bold letters are wide
         drawn.suptitle(title, fontweight="bold", fontsize=11)
         if handles:
-            names = [
-                _text(textwrap.shorten(name, _LONGEST_NAME, placeholder="…")) for name in handles
-            ]
+            names = [_shortened(name) for name in handles]
             drawn.legend(
                 list(handles.values()),
                 names,
@@ -133,17 +132,41 @@ def _draw_panel(
         handles.setdefault(rule.name, draw(rule.value, color=colour, ls=":", lw=1.4, zorder=1.5))
     if panel.y_range is not None:
         axes.set_ylim(*panel.y_range)
+    if heatmap is None and not panel.log_x and not _has_names(panel):
+        _thin_numbers(axes, room[0])
+
+
+def _has_names(panel: Panel) -> bool:
+    """Return whether names are on the horizontal axis, and not numbers."""
+    return any(isinstance(place, str) for series in panel.series for place in series.x)
+
+
+def _thin_numbers(axes: "Axes", room: float) -> None:
+    """Write as many numbers on the horizontal axis as fit side by side."""
+    places = axes.get_xticks().tolist()
+    longest = max(len(text) for text in axes.xaxis.get_major_formatter().format_ticks(places))
+    most = max(1, int(room / (longest * _LETTER + 0.15)))
+    if len(places) > most:
+        axes.locator_params(axis="x", nbins=most)
 
 
 def _text(text: str) -> str:
-    """Return a text for matplotlib, which would read a formula between two dollar signs."""
-    return text.replace("$", "\\$")
+    """Return a text for matplotlib, which would read a formula between two dollar signs.
+
+    Characters that cannot be seen, such as those that turn the direction of writing, become �.
+    """
+    seen = "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
+    return seen.replace("$", "\\$")
 
 
-def _shortened(name: str) -> str:
-    """Return a name for a legend, cut if it is long."""
-    if len(name) > _LONGEST_NAME:
-        name = name[: _LONGEST_NAME - 1] + "…"
+def _shortened(name: str, most: int = _LONGEST_NAME) -> str:
+    """Return a name for a legend or an axis. The middle of a long one is left out.
+
+    Names of studies often differ in their ends only.
+    """
+    if len(name) > most:
+        kept = most - 1
+        name = f"{name[: kept // 2]}…{name[len(name) - (kept - kept // 2) :]}"
     return _text(name)
 
 
@@ -315,7 +338,8 @@ def _draw_heatmap(axes: "Axes", heatmap: Heatmap, room: tuple[float, float]) -> 
     figure.colorbar(image, ax=axes, label=_text(heatmap.z_label), fraction=0.04, pad=0.02)
     _name_places(axes, heatmap.x, room[0] - 1.0)
     every = max(1, math.ceil(len(heatmap.y) * _LINE / room[1]))
-    axes.set_yticks(range(0, len(heatmap.y), every), [_text(name) for name in heatmap.y[::every]])
+    names = [_shortened(name, _LONGEST_ON_AXIS) for name in heatmap.y[::every]]
+    axes.set_yticks(range(0, len(heatmap.y), every), names)
 
 
 def _name_places(axes: "Axes", names: Sequence[str], room: float) -> None:
@@ -324,12 +348,12 @@ def _name_places(axes: "Axes", names: Sequence[str], room: float) -> None:
     Short names, which are those of layers, are left out at equal distances. Long ones stand
     upright.
     """
-    longest = max(len(name) for name in names)
+    shown = [_shortened(name, _LONGEST_ON_AXIS) for name in names]
+    longest = max(len(name) for name in shown)
     needed = longest * _LETTER + 0.1
     every, angle = 1, 0
     if len(names) * needed > room:
         if longest > 4:
             angle, needed = 90, _LINE
         every = max(1, math.ceil(len(names) * needed / room))
-    shown = [_text(name) for name in names[::every]]
-    axes.set_xticks(range(0, len(names), every), shown, rotation=angle)
+    axes.set_xticks(range(0, len(names), every), shown[::every], rotation=angle)

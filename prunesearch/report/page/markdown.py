@@ -55,7 +55,7 @@ def _code(text: str) -> list[str]:
 
 
 def _table(table: NumberTable) -> list[str]:
-    rows = shown_rows(table.rows, min(_MOST_ROWS, table.shown))
+    rows = shown_rows(table, min(_MOST_ROWS, table.shown))
     lines = [_row([escaped(head) for head in table.head]), _row(["---"] * len(table.head))]
     for row in rows:
         lines.append(_row([escaped(cell.text) for cell in row]))

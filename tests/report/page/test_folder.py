@@ -91,3 +91,19 @@ def test_a_report_that_is_cut_short_is_still_known_as_one(tmp_path: Path) -> Non
     # The page is as before, and the new file belongs to the report.
     assert (tmp_path / "index.html").read_text() == "1"
     assert ReportFolder.of(tmp_path).earlier == {"index.html", "data/quality.csv"}
+
+
+def test_a_report_that_another_one_overtook_replaces_it(tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    first, second = ReportFolder.of(out), ReportFolder.of(out)
+    second.write(files(page="2", numbers="2"))
+    first.write(files(page="1", plot="1"))
+    assert (out / "index.html").read_text() == "1"
+    assert not (out / "data" / "quality.csv").exists()
+    # A folder that somebody else filled in the meantime stays as it is.
+    third = ReportFolder.of(tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    with pytest.raises(StorageError, match="holds other files"):
+        third.write(files(page="3"))
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine.txt"]

@@ -1,6 +1,7 @@
 """The renderers: page, images, CSV and Markdown. Names that hold markup stay text."""
 
 import csv
+import itertools
 import json
 import math
 import re
@@ -9,12 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from prunesearch.report.figures.figure import NumberTable, Panel, Rule, Series
+from prunesearch.report.figures.figure import Figure, Heatmap, NumberTable, Panel, Rule, Series
 from prunesearch.report.figures.styles import style_of
-from prunesearch.report.page.cells import shown_cell
+from prunesearch.report.page.cells import shown_cell, shown_rows
 from prunesearch.report.page.csv_files import write_csv
 from prunesearch.report.page.html_page import render_page
-from prunesearch.report.page.images import write_image
+from prunesearch.report.page.images import _draw_panel, write_image
 from prunesearch.report.page.legend import legend_of
 from prunesearch.report.page.markdown import escaped, write_markdown
 from prunesearch.report.page.plotly_panel import panel_document, plotly_figure
@@ -165,3 +166,37 @@ def test_markdown_shows_names_as_they_are(tmp_path: Path) -> None:
 )
 def test_cells_have_few_digits(cell: str | float | None, text: str) -> None:
     assert shown_cell(cell).text == text
+
+
+def test_tiny_probabilities_of_tests_have_no_digits() -> None:
+    table = NumberTable(("p", "share"), ((3e-220, 3e-220), (0.03, 0.5)))
+    texts = [[cell.text for cell in row] for row in shown_rows(table, 10)]
+    assert texts == [["< 0.0001", "3e-220"], ["0.03", "0.5"]]
+
+
+def test_names_of_any_letters_and_length_leave_room_for_the_panel(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    names = ["\x1b[31m\u202e" + "n" * 400 + str(number) for number in range(2)]
+    series = [Series(name, [name], [1.0], "points") for name in names]
+    panel = Panel("", "study", "time (s)", tuple(series), categories=tuple(names))
+    heat = Panel("", "block", "", (Heatmap(["0"], names, [[1.0], [0.0]], "share"),))
+    write_image(Figure("a", "A", "A.", (), (panel, heat)), tmp_path / "a.png")
+    # matplotlib warns of letters that it cannot draw, and of panels without room.
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_numbers_on_an_axis_do_not_overlap() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    drawn = Canvas(figsize=(4, 3))
+    FigureCanvasAgg(drawn)
+    axes = drawn.subplots()
+    close = Series("a", [0.2130851, 0.2130951, 0.2131262], [1.0, 2.0, 3.0], "points")
+    _draw_panel(axes, Panel("", "size (GiB)", "", (close,)), (3.0, 2.0), {})
+    drawn.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.get_xticklabels() if text.get_text()]
+    inside = [box for box in boxes if 0 <= box.x0 <= 400]
+    assert len(inside) > 1
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(inside))
