@@ -31,9 +31,10 @@ from prunesearch.pipeline.study_measuring import StudyMeasuring
 from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.studies import measurements, persistence, places, selection, study_recipe
+from prunesearch.studies.optuna_internals.access import set_system_attribute, system_attributes
 
 SCORED_ATTR = "prunesearch:scored"
-"""User attribute of a study: digest of what was measured last, so that it is found to be done."""
+"""System attribute of a study: digest of what was measured last, so that it is found to be done."""
 _VERSION = 1
 """Version of what is measured. A higher one measures all studies again."""
 
@@ -125,7 +126,7 @@ def _measure_study(
     stored = measurements.read(options.storage, name)
     exports = exports_of(study, given, request.trust_remote_code)
     digest = _digest(study, recipe, request, exports)
-    if study.user_attrs.get(SCORED_ATTR) == digest:
+    if system_attributes(study).get(SCORED_ATTR) == digest:
         return MeasuredStudy(name, 0, len(stored))
     if held_out_data(recipe, request.held_out) is None:
         events.tell(
@@ -144,7 +145,7 @@ def _measure_study(
             with stopping.interruptible():
                 checkpoint = models.of_export(export)
             measuring.measure_export(checkpoint, export)
-    study.set_user_attr(SCORED_ATTR, digest)
+    set_system_attribute(study, SCORED_ATTR, digest)
     return MeasuredStudy(name, measuring.added, len(stored))
 
 

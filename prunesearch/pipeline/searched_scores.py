@@ -17,7 +17,7 @@ from prunesearch.errors import InputError, RunError
 from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.pipeline.session import Session
 from prunesearch.studies import measurements, persistence
-from prunesearch.studies.measurements import MEASURED_ATTR, Measurement
+from prunesearch.studies.measurements import Measurement
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def remember(
             bytes=int(costs["bytes"]),
             made=round(time.time(), 3),
         )
-        if MEASURED_ATTR + measurement.digest in study.user_attrs:
+        if measurements.has(study, measurement):
             continue
         try:
             with persistence.database_failures(study.study_name):

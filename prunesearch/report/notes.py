@@ -171,8 +171,8 @@ class Noter:
         self._figures = DashboardFigures(study)
 
     def now_and_then(self) -> None:
-        """Write the notes if the last update is some seconds ago, and draw the figures if it was
-        long ago.
+        """Write the notes if the last update is some seconds ago, and begin to draw the figures if
+        that was long ago.
         """
         if time.monotonic() - self._written >= _SECONDS:
             self.write()
@@ -181,7 +181,7 @@ class Noter:
     def finish(self) -> None:
         """Write the notes and draw the figures of a search that has ended."""
         self.write()
-        self._figures.write()
+        self._figures.finish()
 
     def write(self) -> None:
         """Write the notes."""

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from optuna.study import Study
 
+from prunesearch.studies.optuna_internals.access import set_system_attribute, system_attributes
+
 EXPORTS_ATTR = "prunesearch:exports"
-"""User attribute of a study: folders of its exports on each host, the latest first."""
+"""System attribute of a study: folders of its exports on each host, the latest first."""
 _KEPT = 16  # number of folders that are kept for each host
 
 
@@ -19,7 +21,7 @@ def remember_export(study: Study, folder: Path) -> None:
     if before[:1] == [place]:
         return
     known[host] = [place, *(other for other in before if other != place)][:_KEPT]
-    study.set_user_attr(EXPORTS_ATTR, json.dumps(known))
+    set_system_attribute(study, EXPORTS_ATTR, json.dumps(known))
 
 
 def exports_here(study: Study) -> list[Path]:
@@ -35,7 +37,7 @@ def exports_here(study: Study) -> list[Path]:
 def _known(study: Study) -> dict[str, list[str]]:
     """Return the stored folders. Anybody may write into a shared database, so they may be none."""
     try:
-        stored = json.loads(study.user_attrs.get(EXPORTS_ATTR, "{}"))
+        stored = json.loads(system_attributes(study).get(EXPORTS_ATTR, "{}"))
     except (TypeError, ValueError):
         return {}
     known: dict[str, list[str]] = {}

@@ -1,8 +1,9 @@
 """What was measured of a study's candidates after the search: figures on other data, latencies and
 generated texts.
 
-They are stored in the study, as user attributes of their own. No sampler reads them, so they do not
-change the trials of a study, and `study copy` copies them.
+They are stored in the study, as system attributes of their own, because optuna-dashboard lists the
+user attributes. No sampler reads them, so they do not change the trials of a study, and `study
+copy` copies them.
 """
 
 import hashlib
@@ -25,10 +26,11 @@ from prunesearch.runtime.json_values import (
     as_text,
 )
 from prunesearch.studies import persistence, study_columns
+from prunesearch.studies.optuna_internals.access import set_system_attribute, system_attributes
 from prunesearch.studies.study_data import find_study
 
 MEASURED_ATTR = "prunesearch:measured:"
-"""Start of the names of the user attributes of a study that hold measurements."""
+"""Start of the names of the system attributes of a study that hold measurements."""
 DENSE = "none"
 """Text of the candidate that drops nothing."""
 Badge = Literal["searched on", "held out"]
@@ -176,7 +178,12 @@ def add(study: Study, measurement: Measurement) -> None:
     An earlier measurement of the same candidate, role, data and metric is replaced.
     """
     name = MEASURED_ATTR + measurement.digest
-    study.set_user_attr(name, json.dumps(measurement.stored()))
+    set_system_attribute(study, name, json.dumps(measurement.stored()))
+
+
+def has(study: Study, measurement: Measurement) -> bool:
+    """Return whether a study has a measurement of the same candidate, role, data and metric."""
+    return MEASURED_ATTR + measurement.digest in system_attributes(study)
 
 
 def read(storage: str | Connection, name: str) -> tuple[Measurement, ...]:
@@ -205,7 +212,7 @@ def read(storage: str | Connection, name: str) -> tuple[Measurement, ...]:
 
 def _read(connection: Connection, name: str) -> tuple[Measurement, ...]:
     key = find_study(connection, name)
-    attributes = study_columns.study_attributes(connection, key.id, MEASURED_ATTR)
+    attributes = study_columns.study_system_attributes(connection, key.id, MEASURED_ATTR)
     found: list[Measurement] = []
     for text in attributes.values():
         try:

@@ -63,17 +63,6 @@ def write(study: Study, notes: Notes) -> None:
     _put(study, None, "study", notes.study)
 
 
-def save_figure(study: Study, figure: object, name: str) -> None:
-    """Show a figure of plotly in the dashboard, in place of an earlier one of the same name.
-
-    Args:
-        study: the study.
-        figure: a `plotly.graph_objects.Figure`.
-        name: name of the figure, a valid id in HTML.
-    """
-    _dashboard().save_plotly_graph_object(study, figure, graph_object_id=name)
-
-
 def _put(
     study: Study,
     trial: FrozenTrial | None,
@@ -82,7 +71,7 @@ def _put(
     number: int | None = None,
 ) -> None:
     """Write one note, unless it has not changed, or a user wrote the present one."""
-    dashboard = _dashboard()
+    dashboard = optuna_dashboard_module()
     target = study if trial is None else as_live_trial(study, trial)
     there, ours = dashboard.get_note(target), _ours(study)
     if there == text or (there and _digest(there) not in ours.get(kind, [])):
@@ -97,7 +86,7 @@ def _put(
     dashboard.save_note(target, text)
 
 
-def _dashboard() -> ModuleType:
+def optuna_dashboard_module() -> ModuleType:
     """Import optuna_dashboard. This takes a second.
 
     If an optional package is missing, the import keeps the exception, and with it all frames of the

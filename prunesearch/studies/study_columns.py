@@ -30,19 +30,37 @@ METRIC_NAMES = "study:metric_names"
 """Optuna's own key in a study's system attributes: the names of the values."""
 
 
-def study_attributes(connection: Connection, study_id: int, start: str = "") -> JsonObject:
+def study_attributes(connection: Connection, study_id: int) -> JsonObject:
     """Return the user attributes of a study.
 
     Args:
         connection: database of the study.
         study_id: number of the study in the database.
-        start: only attributes whose names start like this.
     """
     query = sqlalchemy.select(StudyAttributeRow.key, StudyAttributeRow.value_json).where(
         StudyAttributeRow.study_id == study_id
     )
     found: JsonObject = {}
     for name, text in connection.execute(query):
+        found[name] = json.loads(text)
+    return found
+
+
+def study_system_attributes(connection: Connection, study_id: int, start: str) -> JsonObject:
+    """Return the system attributes of a study whose names start alike.
+
+    Args:
+        connection: database of the study.
+        study_id: number of the study in the database.
+        start: start of the names.
+    """
+    table = STUDY_SYSTEM_ATTRIBUTES
+    query = sqlalchemy.select(table.c.key, table.c.value_json).where(
+        table.c.study_id == study_id, table.c.key.startswith(start, autoescape=True)
+    )
+    found: JsonObject = {}
+    for name, text in connection.execute(query):
+        # SQLite compares without regard to case.
         if name.startswith(start):
             found[name] = json.loads(text)
     return found
@@ -106,7 +124,8 @@ def _rows_of(
         .join(TrialRow, table.trial_id == TrialRow.trial_id)
         .where(TrialRow.study_id == study_id)
     )
-    return iter(connection.execute(query))
+    # Take all rows at once: a writer of a SQLite file waits until the last row is read.
+    return iter(connection.execute(query).all())
 
 
 def _values(connection: Connection, study_id: int) -> dict[int, list[float]]:

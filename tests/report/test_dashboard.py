@@ -2,8 +2,10 @@
 
 import json
 import logging
+import shutil
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from wsgiref.util import setup_testing_defaults
 
 import optuna
@@ -19,19 +21,30 @@ from prunesearch.report.dashboard import DashboardFigures
 from prunesearch.studies.optuna_internals.access import study_id_of
 
 STORAGE = RunOptions().storage
+FIGURES = ("quality", "steps")
 
 
-@pytest.fixture
-def study(
-    here: Path, tiny_folder: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
-) -> optuna.Study:
-    """A small study, searched with figures."""
-    monkeypatch.setattr(dashboard, "KEY_FIGURES", ("quality", "steps"))
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, prose: Path) -> Path:
+    """The storage of a small search with figures."""
+    folder = tmp_path_factory.mktemp("searched")
     recipe = Recipe(
         model=str(tiny_folder), drop="2", calibration=str(prose), tokens=128, window=32,
         population=4,
     )  # fmt: skip
-    run_stages("search", Request(RunOptions(trials=8, study="s", device="cpu"), (recipe,)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(dashboard, "KEY_FIGURES", FIGURES)
+        patch.setattr(dashboard, "LONGEST_WAIT", 300.0)
+        run_stages("search", Request(RunOptions(trials=8, study="s", device="cpu"), (recipe,)))
+    return folder / "storage"
+
+
+@pytest.fixture
+def study(searched: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> optuna.Study:
+    """A copy of the study."""
+    monkeypatch.setattr(dashboard, "KEY_FIGURES", FIGURES)
+    shutil.copytree(searched, here / "storage")
     return optuna.load_study(study_name="s", storage=STORAGE)
 
 
@@ -60,15 +73,21 @@ def test_the_dashboard_serves_the_key_figures_of_a_search(
     for figure in figures.values():
         assert figure["data"]
         assert len(json.dumps(figure)) < 60_000
-    # What has not changed is not written again, and what fails is said once.
+    titles = [figures[name]["layout"]["title"]["text"] for name in sorted(figures)]
+    assert titles == [
+        "Quality against evaluations",
+        "Size of the weights (GiB) against evaluations",
+        "Predicted latency (ms) against evaluations",
+    ]
+    # What has not changed is not written again.
     drawing = DashboardFigures(study)
-    written: list[str] = []
+    written: list[list[str]] = []
     monkeypatch.setattr(
-        "prunesearch.studies.notes.save_figure", lambda _, __, name: written.append(name)
+        dashboard, "save_figures", lambda _, __, changed: written.append(sorted(changed))
     )
     drawing.write()
     drawing.write()
-    assert sorted(written) == sorted(figures)
+    assert written == [sorted(figures), []]
 
 
 def test_a_figure_that_fails_is_reported_once_and_stops_nothing(
@@ -86,6 +105,37 @@ def test_a_figure_that_fails_is_reported_once_and_stops_nothing(
     assert "figures of study 's' were not drawn: no such thing" in record.getMessage()
 
 
+def test_a_search_never_waits_for_a_drawing(
+    study: optuna.Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    under_way, go_on = threading.Event(), threading.Event()
+    read: list[str] = []
+
+    def wait(_: object, name: str) -> NoReturn:
+        read.append(threading.current_thread().name)
+        under_way.set()
+        go_on.wait(60)
+        raise ValueError(f"no study {name}")
+
+    monkeypatch.setattr(dashboard, "read_study", wait)
+    monkeypatch.setattr(dashboard, "SECONDS", 0.0)
+    monkeypatch.setattr(dashboard, "LONGEST_WAIT", 0.01)
+    drawing = DashboardFigures(study)
+    drawing.now_and_then()
+    assert under_way.wait(60)
+    # A second drawing does not begin while one is under way, and the end waits for a bounded time.
+    drawing.now_and_then()
+    with caplog.at_level(logging.INFO):
+        drawing.finish()
+    assert "the figures of study 's' are still being drawn" in caplog.text
+    assert read == ["figures of s"]
+    # The last drawing comes after the one that was under way.
+    go_on.set()
+    monkeypatch.setattr(dashboard, "LONGEST_WAIT", 60.0)
+    drawing.finish()
+    assert read == ["figures of s"] * 3
+
+
 def test_drawings_take_at_most_a_hundredth_of_a_search(
     study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +143,7 @@ def test_drawings_take_at_most_a_hundredth_of_a_search(
     monkeypatch.setattr("time.monotonic", lambda: now)
     drawing = DashboardFigures(study)
     drawn: list[float] = []
-    monkeypatch.setattr(drawing, "write", lambda: drawn.append(now))
+    monkeypatch.setattr(drawing, "begin", lambda: drawn.append(now))
     for later, count in ((59.0, 0), (60.0, 1)):
         now = 1000.0 + later
         drawing.now_and_then()

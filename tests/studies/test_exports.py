@@ -4,6 +4,7 @@ import optuna
 import pytest
 
 from prunesearch.studies.exports import EXPORTS_ATTR, exports_here, remember_export
+from prunesearch.studies.optuna_internals.access import set_system_attribute
 
 
 def test_exports_that_still_exist_are_known_the_latest_first(
@@ -21,5 +22,5 @@ def test_exports_that_still_exist_are_known_the_latest_first(
         patch.setattr("socket.gethostname", lambda: "elsewhere")
         assert exports_here(study) == []
     for damaged in ("[1]", "{", '{"here": 3}'):
-        study.set_user_attr(EXPORTS_ATTR, damaged)
+        set_system_attribute(study, EXPORTS_ATTR, damaged)
         assert exports_here(study) == []

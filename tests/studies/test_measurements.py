@@ -11,6 +11,7 @@ from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.studies import measurements
 from prunesearch.studies.copying import copy_studies
 from prunesearch.studies.measurements import Measurement
+from prunesearch.studies.optuna_internals.access import set_system_attribute
 from tests.support.stored_studies import store_study, trial
 
 WINNER = Measurement(
@@ -65,6 +66,10 @@ def test_measuring_the_same_again_replaces(url: str) -> None:
     # A copy of the study has them too.
     copy_studies(url, url, ["s"], "copy")
     assert measurements.read(url, "copy") == found
+    # A dashboard's list of attributes does not show them.
+    assert not [name for name in study.user_attrs if "measured" in name]
+    assert measurements.has(study, WINNER)
+    assert not measurements.has(study, dataclasses.replace(WINNER, metric="acc"))
 
 
 def test_losses_are_comparable_on_the_same_documents_only() -> None:
@@ -78,8 +83,9 @@ def test_what_another_version_stored_is_left_out(url: str) -> None:
     study = optuna.load_study(storage=url, study_name="s")
     measurements.add(study, WINNER)
     changed = {**WINNER.stored(), "value": "large"}
-    for number, stored in enumerate(("[", "{}", json.dumps(changed), 7)):
-        study.set_user_attr(f"{measurements.MEASURED_ATTR}{number}", stored)
+    damaged: tuple[str | int, ...] = ("[", "{}", json.dumps(changed), 7)
+    for number, stored in enumerate(damaged):
+        set_system_attribute(study, f"{measurements.MEASURED_ATTR}{number}", stored)
     assert len(measurements.read(url, "s")) == 1
     with pytest.raises(UnknownNameError, match="unknown study"):
         measurements.read(url, "t")

@@ -78,6 +78,17 @@ def as_live_trial(study: Study, trial: FrozenTrial) -> Any:  # noqa: ANN401
     return SimpleNamespace(storage=storage_of(study), study=study, _trial_id=trial_id_of(trial))
 
 
+def as_gathering_study(storage: object) -> Any:  # noqa: ANN401
+    """Return what optuna-dashboard's `save_plotly_graph_object` takes as a study.
+
+    Stands for `Study._storage` and `Study._study_id`. Tested with optuna-dashboard 0.21.0.
+
+    Args:
+        storage: takes the system attributes that would be written.
+    """
+    return SimpleNamespace(_storage=storage, _study_id=0)
+
+
 def is_inside_optimize(study: Study) -> bool:
     """Return whether this thread is inside `study.optimize`.
 
