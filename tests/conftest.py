@@ -1,5 +1,6 @@
 """Fixtures: tiny random models built in milliseconds, and SmolLM2 for the acceptance tests."""
 
+import gc
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import optuna
 import pytest
 import torch
@@ -32,6 +34,13 @@ def pytest_configure() -> None:
     signals. Give the children one thread each.
     """
     os.umask(0o022)
+    # How long an example takes says more about the machine than about the code.
+    hypothesis.settings.register_profile(
+        "tests",
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("tests")
     # The processes that tests start compute with tiny models too: see `set_num_threads` above.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -57,6 +66,17 @@ def _no_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prunesearch.report.dashboard.KEY_FIGURES", ())
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """Keep what is there at the beginning of a module out of later collections of garbage.
+
+    Commands collect when they release a model. The objects of the libraries are millions, and with
+    them each collection took as long as a small search.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
