@@ -222,6 +222,19 @@ class SearchSection(Settings):
         return f"{self.target} {self.space}"
 
     @property
+    def removed(self) -> str:
+        """What is removed, in words: ``6 blocks``, ``up to 8 sublayers``, ``20% by widths``."""
+        if self.space is not None:
+            return f"{self.target} by {self.space}"
+        if self.drop.startswith(".."):
+            return f"up to {self.drop[2:]} {self.units}"
+        if self.drop == "1":
+            return f"1 {self.units.removesuffix('s')}"
+        return (
+            f"{self.drop} {self.units}" if self.drop.isdigit() else f"{self.drop} of {self.units}"
+        )
+
+    @property
     def is_pareto(self) -> bool:
         """True if the search looks for the best subset of every size."""
         return split_drop(self.drop)[0] == "pareto"

@@ -80,7 +80,7 @@ def row_of(study: StudyData) -> ComparedStudy:
         seed=study.recipe.search.seed,
         objective=study.recipe.objective.task or study.recipe.objective.name,
         metric=study.value_names[0],
-        budget=study.recipe.search.amount,
+        budget=study.recipe.search.removed,
         params=None if params is None else int(params),
         best=None if best is None else best.values[0],
         stderr=None if best is None else best.figure(study.metric + STDERR),
@@ -134,7 +134,7 @@ def budget_difference(first: StudyData, second: StudyData) -> str | None:
     Budgets are equal if the winners keep equally many parameters, within half a percent. If these
     are not known, the amounts that were asked for must be equal.
     """
-    one, other = first.recipe.search.amount, second.recipe.search.amount
+    one, other = first.recipe.search.removed, second.recipe.search.removed
     best, second_best = first.best(), second.best()
     sizes: list[float] = []
     for trial in (best, second_best):

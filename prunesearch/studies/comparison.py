@@ -5,6 +5,7 @@ measured or are in the cache (see `document_losses`). All others are compared at
 evaluations.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -26,6 +27,8 @@ from prunesearch.studies.compared_study import (
 from prunesearch.studies.measurements import Measurement
 from prunesearch.studies.study_data import StudyData
 from prunesearch.studies.winner_tests import MOST_PAIRED, NotTested, WinnerTest, winner_tests
+
+_SEED = "seed"  # the setting in which studies of one mean differ
 
 
 @dataclass(frozen=True)
@@ -165,18 +168,19 @@ def _sampler_means(studies: Sequence[StudyData]) -> tuple[SamplerMean, ...]:
 
     Samplers without a second study are part of it if another has one, for comparison.
     """
-    groups: defaultdict[tuple[str, str, str, str, str], list[StudyData]] = defaultdict(list)
+    groups: defaultdict[str, list[StudyData]] = defaultdict(list)
     for study in studies:
         if study.is_pareto or not study.complete():
             continue
-        group = study.model_content, study.data_content, study.value_names[0]
-        groups[(*group, study.recipe.search.amount, study.sampler)].append(study)
+        settings = {name: value for name, value in study.identity.items() if name != _SEED}
+        content = study.model_content, study.data_content, study.recipe.search.removed
+        groups[json.dumps([*content, study.sampler, settings], sort_keys=True)].append(study)
     if not any(len(found) > 1 for found in groups.values()):
         return ()
     # All groups are compared after as many evaluations as the shortest study has.
     evaluations = min(len(study.evaluated()) for found in groups.values() for study in found)
     means = []
-    for (_, _, metric, budget, sampler), found in groups.items():
+    for found in groups.values():
         best = []
         for study in found:
             value = best_after(study, evaluations)
@@ -187,9 +191,9 @@ def _sampler_means(studies: Sequence[StudyData]) -> tuple[SamplerMean, ...]:
         curve = anytime.mean_curve([[value] for value in best])
         means.append(
             SamplerMean(
-                sampler,
-                budget,
-                metric,
+                found[0].sampler,
+                found[0].recipe.search.removed,
+                found[0].value_names[0],
                 len(best),
                 evaluations,
                 curve.mean[0],

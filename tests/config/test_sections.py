@@ -213,3 +213,18 @@ def test_a_recovery_needs_something_to_do() -> None:
     assert Recovery().heal == HealRecipe(loss="distill")
     with pytest.raises(InputError, match="nothing is recovered"):
         Recovery(compensate=False, heal=None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"drop": "6"}, "6 blocks"),
+        ({"drop": "1"}, "1 block"),
+        ({"drop": "25%", "units": "sublayers"}, "25% of sublayers"),
+        ({"drop": "..8"}, "up to 8 blocks"),
+        ({"drop": "pareto:30%"}, "pareto:30% of blocks"),
+        ({"space": "blocks+widths", "target": "15%"}, "15% by blocks+widths"),
+    ],
+)
+def test_what_is_removed_has_a_unit(settings: dict[str, str], words: str) -> None:
+    assert SearchSection.model_validate(settings).removed == words

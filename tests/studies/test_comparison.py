@@ -83,7 +83,7 @@ def test_rows_say_what_was_found_and_what_it_cost(studies: Studies) -> None:
     assert (row.evaluations, row.distinct, row.hits, row.failed) == (4, 3, 1, 1)
     assert (row.seconds, row.saved_seconds, row.evaluations_to_best) == (3.0, 4.0, 2)
     assert row.seconds_to_best is not None and row.wall_seconds is not None
-    assert (row.params, row.budget, row.sampler) == (100, "2", "pso")
+    assert (row.params, row.budget, row.sampler) == (100, "2 blocks", "pso")
     assert (other.sampler, other.seed, other.best) == ("woa", 3, 0.2)
     # The shorter study has two evaluations.
     assert found.equal_evaluations == 2
@@ -122,7 +122,7 @@ def test_winners_that_cannot_be_compared_are_named(studies: Studies) -> None:
         (one.first, one.second): one.reason for one in studies.compare("a", "same").untested
     }
     assert reasons["larger", "a"] == (
-        "their budgets are 1 and 2: the winners keep 150 and 100 parameters"
+        "their budgets are 1 block and 2 blocks: the winners keep 150 and 100 parameters"
     )
     assert reasons["a", "same"] == "both found the same candidate"
     (pair,) = studies.compare("a", "other data").untested
@@ -132,7 +132,7 @@ def test_winners_that_cannot_be_compared_are_named(studies: Studies) -> None:
     assert found.studies[1].front == 1 and found.studies[1].best is None
     assert found.equal_evaluations is None
     assert studies.compare("a", "larger").notes == (
-        "the best values of a and larger cannot be compared: their budgets are 2 and 1: the "
+        "the best values of a and larger cannot be compared: their budgets are 2 blocks and 1 block: the "
         "winners keep 100 and 150 parameters",
     )
 
@@ -156,6 +156,14 @@ def test_means_over_seeds(studies: Studies) -> None:
     assert (swarm.sampler, swarm.studies, swarm.evaluations) == ("pso", 2, 2)
     assert (swarm.mean, swarm.stderr) == pytest.approx((0.35, 0.05))
     assert (random.studies, random.mean) == (1, 0.6)
+
+
+def test_means_are_over_studies_that_remove_the_same_units(studies: Studies) -> None:
+    studies.add("p0", [trial(0, 0.5)])
+    studies.add("p1", [trial(0, 0.4)], seed=1)
+    studies.add("s", [trial(0, 0.1)], units="sublayers")
+    found = studies.compare("p0", "p1", "s").samplers
+    assert [(mean.budget, mean.studies) for mean in found] == [("2 blocks", 2), ("2 sublayers", 1)]
 
 
 def test_many_studies_are_compared_with_the_best_one(studies: Studies) -> None:

@@ -35,6 +35,7 @@ def study_data(
     maximize: tuple[bool, ...] = (False,),
     value_names: tuple[str, ...] = ("kl", "bytes"),
     drop: str = "2",
+    search_units: str = "blocks",
     population: int | None = None,
     seed: int = 0,
     data_content: str = "search data",
@@ -44,6 +45,7 @@ def study_data(
     named = tuple(units) or tuple(str(layer) for layer in range(n_layers))
     search: dict[str, object] = {
         "drop": drop,
+        "units": search_units,
         "sampler": sampler,
         "population": population,
         "seed": seed,

@@ -31,7 +31,8 @@ class StudyGroup:
 
 @dataclass(frozen=True)
 class ComparableStudies:
-    """Studies of one model, one metric and one amount that is removed, on the same data.
+    """Studies of one model, one metric, one amount and the same layers to choose from, on the same
+    data.
 
     Attributes:
         title: what tells these studies from others of the report; empty if there are no others.
@@ -93,7 +94,8 @@ def _facts(study: StudyData) -> tuple[str, ...]:
         study.model_content or study.model_name,
         study.data_content,
         ", ".join(study.value_names),
-        study.recipe.search.amount,
+        study.recipe.search.removed,
+        ", ".join(study.units),
     )
 
 
@@ -103,7 +105,8 @@ def _shown_facts(study: StudyData) -> tuple[str, ...]:
         study.model_name,
         f"data {study.data_content[:6]}",
         study.metric_label,
-        f"dropping {study.recipe.search.amount}",
+        f"removing {study.recipe.search.removed}",
+        f"chosen among {len(study.units)}",
     )
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from prunesearch.studies.study_data import StudyData
 
+_LONGEST = 41  # letters of a short name
+
 
 @dataclass(frozen=True)
 class PooledStudies:
@@ -63,11 +65,11 @@ def _titles(groups: Sequence[Sequence[StudyData]]) -> list[str]:
         return [""] * len(groups)
     described = []
     for group in groups:
-        amounts = list(dict.fromkeys(study.recipe.search.amount for study in group))
+        amounts = list(dict.fromkeys(study.recipe.search.removed for study in group))
         described.append(
             (
                 group[0].model_name.rstrip("/").rsplit("/", 1)[-1],
-                f"{', '.join(amounts)} removed",
+                f"removing {', '.join(amounts)}",
                 group[0].metric_label,
             )
         )
@@ -101,5 +103,16 @@ def short_names(studies: Sequence[StudyData]) -> dict[str, str]:
         end += 1
     found = {}
     for name, split in words.items():
-        found[name] = "-".join(split[start : len(split) - end]) or name
+        found[name] = _shortened("-".join(split[start : len(split) - end]) or name)
+    # Names that differ in the middle only stay whole.
+    if len(set(found.values())) < len(found):
+        return {name: name for name in found}
     return found
+
+
+def _shortened(name: str) -> str:
+    """Return a name without the middle of a long one, which would leave no room for a figure."""
+    if len(name) <= _LONGEST:
+        return name
+    half = (_LONGEST - 1) // 2
+    return f"{name[:half]}…{name[-half:]}"

@@ -84,7 +84,7 @@ def _studies(report: ReportData) -> NumberTable:
             (
                 study.name,
                 study.model_name,
-                study.recipe.search.amount,
+                study.recipe.search.removed,
                 study.sampler,
                 study.recipe.search.seed,
                 _done(study),
@@ -114,7 +114,7 @@ def _facts(study: StudyData) -> tuple[tuple[str, str], ...]:
         ("content of the data", study.data_content[:_DIGITS]),
         ("metric", study.metric_label),
         ("blocks of the model", str(study.n_layers)),
-        ("removed", f"{search.amount} of {search.space or search.units}"),
+        ("removed", search.removed),
         ("blocks that are kept", search.protect or "none is fixed"),
         ("sampler", f"{study.sampler}, encoding {search.encoding}"),
         ("seed", str(search.seed)),

@@ -6,6 +6,9 @@ import pytest
 
 from prunesearch.report.figures import agreement, drops
 from prunesearch.report.figures.figure import SEARCHED_ON, Figure
+from prunesearch.report.figures.groups import comparable
+from prunesearch.report.figures.pooled import short_names
+from prunesearch.report.page.facts import contents_of
 from prunesearch.studies.study_data import StudyData
 from tests.support.study_values import report_data, study_data, trial_data
 
@@ -122,3 +125,32 @@ def test_one_study_has_nothing_to_agree_with() -> None:
     running = study_data("b", [trial_data(0, "0,1", math.nan)], sampler="woa")
     assert agreement.figure(report_data(study_data("a", TRIALS), running)) is None
     assert drops.figure(report_data(running)) is None
+
+
+def test_studies_over_other_layers_stand_apart() -> None:
+    free = study_data("free", TRIALS)
+    protected = study_data("protected", [trial_data(0, "1,3", 0.5)], units=("1", "2", "3"))
+    parts = [f"{layer}{part}" for layer in range(4) for part in "am"]
+    trials = [trial_data(0, "1a,3m", 0.1)]
+    sublayers = study_data("sublayers", trials, units=parts, search_units="sublayers")
+    report = report_data(free, protected, sublayers)
+    titles = [together.title for together in comparable(report.studies)]
+    assert titles == [
+        "removing 2 blocks, chosen among 4",
+        "removing 2 blocks, chosen among 3",
+        "removing 2 sublayers, chosen among 8",
+    ]
+    # Every figure can be drawn, and no algorithm is named better for dropping half of a layer.
+    contents = contents_of(report, "prunesearch report")
+    assert len(contents.figures) >= 5
+    assert not any("best first" in sentence.text for sentence in contents.summary)
+
+
+def test_long_names_of_studies_are_cut_in_the_middle() -> None:
+    first, second = study_data("n" * 400, TRIALS), study_data("n" * 400 + "2", TRIALS)
+    names = short_names([first, second])
+    assert sorted(len(name) for name in names.values()) == [41, 41]
+    assert names[second.name].endswith("n2")
+    # Names that would be the same stay whole.
+    middle = study_data("n" * 100 + "2" + "n" * 300, TRIALS)
+    assert short_names([first, middle]) == {first.name: first.name, middle.name: middle.name}

@@ -56,7 +56,7 @@ def test_groups_differ_in_more_than_the_seed(studies: dict[str, StudyData]) -> N
     assert [group.label for group in found] == ["pso (drop 3)", "pso (drop 5)"]
     parts = comparable([studies[name] for name in ("pso-0", "more", "woa-0")])
     assert [(part.title, len(part.studies)) for part in parts] == [
-        ("dropping 3", 2), ("dropping 5", 1),
+        ("removing 3 blocks", 2), ("removing 5 blocks", 1),
     ]  # fmt: skip
     assert comparable([studies["pso-0"]])[0].title == ""
 
