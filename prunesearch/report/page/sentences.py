@@ -6,8 +6,11 @@ from shlex import quote
 
 import numpy as np
 
+from prunesearch.report.figures import compared
+from prunesearch.report.figures.compared import ModelComparison
 from prunesearch.report.figures.figure import HELD_OUT, SEARCHED_ON
 from prunesearch.report.figures.groups import ComparableStudies, StudyGroup, comparable
+from prunesearch.report.figures.pooled import short_names
 from prunesearch.report.figures.report_data import ReportData
 from prunesearch.report.page.contents import Sentence
 from prunesearch.report.removals import Removal
@@ -15,6 +18,8 @@ from prunesearch.report.tables import label
 from prunesearch.studies.measurements import Measurement, of_role
 from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData, TrialData
+
+_LEVEL = 0.05  # of a test that shows a difference
 
 
 def summary_of(report: ReportData) -> tuple[Sentence, ...]:
@@ -26,9 +31,14 @@ def summary_of(report: ReportData) -> tuple[Sentence, ...]:
             continue
         if len(together.studies) > 1:
             found.append(_ranked(together))
+            found += _algorithms(together)
         found += _winner(together)
     for study in report.studies:
         found += _held_out(report.measurements.get(study.name, ()), study)
+    names = short_names(report.studies)
+    for comparison in compared.measured(report.measurements, report.studies, names):
+        if comparison.badge == HELD_OUT:
+            found += _concluded(comparison, f"On {comparison.title}")
     return tuple(found)
 
 
@@ -124,6 +134,48 @@ def _ranked(together: ComparableStudies) -> Sentence:
         f"best first: {named}.",
         SEARCHED_ON,
     )
+
+
+def _algorithms(together: ComparableStudies) -> list[Sentence]:
+    """Return what may be concluded about the algorithms of comparable studies."""
+    if len(together.groups) < 2:
+        return []
+    if all(len(group.studies) == 1 for group in together.groups):
+        return [
+            Sentence(
+                "This order does not show which algorithm is better: there is one study of each. "
+                "Search with other seeds (--seed) to see it."
+            )
+        ]
+    found = compared.searched(together, short_names(together.studies))
+    return _concluded(found, f"{_beginning(together)}over the same seeds")
+
+
+def _concluded(comparison: ModelComparison, beginning: str) -> list[Sentence]:
+    """Return what the tests of a comparison show about the best winner; empty without tests."""
+    # 1. Sort the entries by what their tests show. A positive difference is a worse entry.
+    worse, equal, better = [], [], []
+    for row in comparison.rows:
+        if row.test is None or row.p is None:
+            continue
+        if row.p >= _LEVEL:
+            equal.append(row.entry.name)
+        elif row.test.difference > 0:
+            worse.append(row.entry.name)
+        else:
+            better.append(row.entry.name)
+    # 2. Say it.
+    parts = []
+    if worse:
+        parts.append(f"{comparison.reference} is better than {', '.join(worse)}")
+    if better:
+        parts.append(f"{comparison.reference} is worse than {', '.join(better)}")
+    if equal:
+        parts.append(f"no difference of {comparison.reference} from {', '.join(equal)} is shown")
+    if not parts:
+        return []
+    text = f"{beginning}, {'; '.join(parts)}"
+    return [Sentence(f"{text} (paired tests, corrected p < {_LEVEL}).", comparison.badge)]
 
 
 def mean_best(group: StudyGroup) -> tuple[float, float | None]:

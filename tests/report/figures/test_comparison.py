@@ -6,6 +6,7 @@ from prunesearch.analysis.paired import paired_test
 from prunesearch.analysis.selection_bias import expected_bias, true_spread
 from prunesearch.report.figures import comparison, selection_bias
 from prunesearch.report.figures.figure import HELD_OUT, SEARCHED_ON, Cell, Figure
+from prunesearch.report.page.sentences import summary_of
 from prunesearch.studies.measurements import Measurement
 from prunesearch.studies.study_data import StudyData
 from tests.support.study_values import measurement, report_data, study_data, trial_data
@@ -174,3 +175,36 @@ def test_a_winner_that_was_not_measured_has_no_bias() -> None:
     # A measurement of something else does not count.
     measured = {"a": (measurement("healed", 0.5),)}
     assert selection_bias.figure(report_data(STUDY, measurements=measured)) is None
+
+
+def test_the_summary_says_what_the_tests_show() -> None:
+    dense = [1.0 + document / 10 for document in range(12)]
+    good = [loss + 0.2 for loss in dense]
+    # One baseline is worse on every document, and one on every second.
+    bad = [loss + 0.3 for loss in good]
+    alike = [loss + (0.1 if place % 2 else -0.1) for place, loss in enumerate(good)]
+    made = (
+        measurement("dense", 1.5, *dense, candidate="none"),
+        measurement("winner", 1.7, *good, candidate="0,1"),
+        measurement("baseline:magnitude", 2.0, *bad, candidate="1,2"),
+        measurement("baseline:last", 1.7, *alike, candidate="2,3"),
+    )
+    texts = [found.text for found in summary_of(report_data(STUDY, measurements={"a": made}))]
+    assert texts[-1] == (
+        f"On {made[0].data}, pruned is better than magnitude pruning; pruned is worse than dense; "
+        "no difference of pruned from last pruning is shown (paired tests, corrected p < 0.05)."
+    )
+
+
+def test_one_study_of_each_algorithm_shows_no_order() -> None:
+    other = study_data("b", [trial_data(0, "0,3", 0.7, kl=0.7)], sampler="woa")
+    texts = [found.text for found in summary_of(report_data(STUDY, other))]
+    assert any("does not show which algorithm is better" in text for text in texts)
+    # Two seeds of each are compared, and are too few for a difference.
+    seeds = []
+    for seed in (0, 1):
+        for name, value in (("pso", 0.5), ("woa", 0.7)):
+            trials = [trial_data(0, "0,1", value + seed / 100, kl=value)]
+            seeds.append(study_data(f"{name}-{seed}", trials, sampler=name, seed=seed))
+    texts = [found.text for found in summary_of(report_data(*seeds))]
+    assert any("over the same seeds, no difference of pso" in text for text in texts)
