@@ -69,6 +69,7 @@ def mean_curve(curves: Sequence[Sequence[float] | Real]) -> MeanCurve:
         curves: for each search what `best_so_far` returned; at least one.
     """
     shortest = min(len(curve) for curve in curves)
+    # Cut all curves to the evaluations that every search has.
     values_SN = np.array([np.asarray(curve, dtype=float)[:shortest] for curve in curves])
     mean_N = values_SN.mean(axis=0)
     count = len(curves)

@@ -60,6 +60,7 @@ def wilson(successes: float, trials: int, level: float = LEVEL) -> tuple[float, 
     """
     if trials == 0:
         return 0.0, 1.0
+    # The interval is the solution of a quadratic equation in p.
     z = float(stats.norm.ppf(0.5 + level / 2))
     share, spread = successes / trials, z * z / trials
     middle = (share + spread / 2) / (1 + spread)
@@ -93,6 +94,7 @@ def drop_shares(dropped_TU: Real, losses: Sequence[float] | Real) -> DropShares:
         dropped_TU: how much of each unit each trial drops, from 0 to 1.
         losses: losses of the trials; less is better.
     """
+    # Of few trials the tenths are larger, but never overlap.
     order = np.argsort(np.asarray(losses, dtype=float), kind="stable")
     count = min(max(_LEAST, round(TENTH * len(order))), max(1, len(order) // 2))
     return DropShares(
@@ -143,10 +145,12 @@ def agreement(
         first, second: units that the best candidate of each search drops.
         share_first, share_second: for each unit its share among the best trials of each search.
     """
+    # 1. Compare the best candidates unit by unit.
     common = tuple(unit for unit in units if unit in first and unit in second)
     only_first = tuple(unit for unit in units if unit in first and unit not in second)
     only_second = tuple(unit for unit in units if unit in second and unit not in first)
     either = len(common) + len(only_first) + len(only_second)
+    # 2. Compare the ranks of the units. Equal shares have no ranks.
     rank, p = float("nan"), float("nan")
     if len(set(share_first)) > 1 and len(set(share_second)) > 1:
         found = stats.spearmanr(share_first, share_second)
@@ -173,6 +177,7 @@ def expected_jaccard(units: int, first: int, second: int) -> float:
     """
     if not 0 < first <= units or not 0 < second <= units:
         return float("nan")
+    # Sum over all possible numbers of common units.
     common = np.arange(max(0, first + second - units), min(first, second) + 1)
     weights = stats.hypergeom(units, first, second).pmf(common)
     return float(np.sum(weights * common / (first + second - common)))

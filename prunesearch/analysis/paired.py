@@ -64,6 +64,7 @@ def paired_test(first: Sequence[float] | Real, second: Sequence[float] | Real) -
     if len(first_N) < 2:
         raise ValueError("a paired test needs at least two documents")
     difference_N = second_N - first_N
+    # 1. The interval of the mean difference, by Student's distribution.
     count, mean = len(difference_N), float(difference_N.mean())
     error = standard_error(difference_N)
     reach = half_width(count) * error
@@ -71,6 +72,7 @@ def paired_test(first: Sequence[float] | Real, second: Sequence[float] | Real) -
     p_t = 1.0 if mean == 0 else 0.0
     if error > 0:
         p_t = float(2 * stats.t.sf(abs(mean) / error, count - 1))
+    # 2. The permutation test makes no assumption about the distribution.
     p = _sign_flips(difference_N)
     return PairedTest(count, mean, error, mean - reach, mean + reach, p, p_t, count <= MOST_EXACT)
 
@@ -81,8 +83,10 @@ def _sign_flips(difference_N: Real) -> float:
     # Sums of the same numbers in another order differ by rounding.
     least = abs(float(difference_N.sum())) * (1 - 1e-12)
     if count <= MOST_EXACT:
+        # Few documents: try every combination of signs. Bit i of a number is the sign of i.
         signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
         return float(np.mean(np.abs(signs @ difference_N) >= least))
+    # Many documents: draw signs. The data themselves count as one draw.
     rng = np.random.default_rng(0)
     extreme, left = 1, _FLIPS
     while left:
@@ -105,6 +109,7 @@ def holm(probabilities: Sequence[float]) -> tuple[float, ...]:
     corrected = [0.0] * count
     largest = 0.0
     for rank, place in enumerate(sorted(range(count), key=lambda i: probabilities[i])):
+        # The smallest probability is multiplied by the number of tests, the next by one less.
         largest = max(largest, min(1.0, (count - rank) * probabilities[place]))
         corrected[place] = largest
     return tuple(corrected)
@@ -141,6 +146,7 @@ def mcnemar(first: Sequence[float] | Real, second: Sequence[float] | Real) -> Mc
         raise ValueError(f"{len(first_N)} and {len(second_N)} documents cannot be paired")
     if not (is_binary(first_N) and is_binary(second_N)):
         raise ValueError("McNemar's test needs values 0 and 1")
+    # Documents on which both are right, or both wrong, decide nothing.
     only_first = int(np.sum((first_N == 1) & (second_N == 0)))
     only_second = int(np.sum((first_N == 0) & (second_N == 1)))
     decided = only_first + only_second

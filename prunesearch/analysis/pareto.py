@@ -49,6 +49,7 @@ def reference_point(losses: Sequence[Sequence[float]] | Real, margin: float = 0.
     """
     losses_ND = np.asarray(losses, dtype=float)
     finite = losses_ND[np.isfinite(losses_ND).all(axis=1)]
+    # A loss without range gets a margin of its own size.
     worst, least = finite.max(axis=0), finite.min(axis=0)
     span = np.where(worst > least, worst - least, np.maximum(np.abs(worst), 1.0))
     return np.asarray(worst + margin * span)
@@ -70,6 +71,7 @@ def hypervolume(
     """
     losses_ND = np.asarray(losses, dtype=float).reshape(-1, len(reference))
     reference_D = np.asarray(reference, dtype=float)
+    # Only points inside the box of the reference add volume.
     inside = losses_ND[(losses_ND < reference_D).all(axis=1)]
     if not len(inside):
         return 0.0
@@ -112,6 +114,7 @@ def hypervolume_history(
     front = losses_ND[:0]
     volume = 0.0
     for place, point in enumerate(losses_ND):
+        # A point that the front dominates changes nothing.
         worse = len(front) and (front <= point).all(axis=1).any()
         if np.isfinite(point).all() and not worse:
             front = np.vstack([front[~(point <= front).all(axis=1)], point])

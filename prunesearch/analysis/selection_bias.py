@@ -45,6 +45,7 @@ def selection_bias(
         search, fresh: losses on both data; less is better.
         search_stderr, fresh_stderr: their standard errors; None if they are not known.
     """
+    # Errors of independent data add as squares.
     bias, error = fresh - search, float("nan")
     if search_stderr is not None and fresh_stderr is not None:
         error = sqrt(search_stderr**2 + fresh_stderr**2)
@@ -90,6 +91,7 @@ def expected_maximum(count: int) -> float:
         return 0.0
 
     def part(x: float) -> float:
+        # Logarithms keep the power of a small number exact.
         log = stats.norm.logpdf(x) + (count - 1) * stats.norm.logcdf(x)
         return float(x * count * np.exp(log))
 

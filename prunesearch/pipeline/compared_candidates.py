@@ -73,12 +73,14 @@ def best_of(study: Study) -> list[FrozenTrial]:
         alone, if size or latency count too and made another trial the best. Empty if no trial has
         finished.
     """
+    # The first trial is the best by all that the study searches for.
     ranked = list(best_trials(study, None))
     if len(study.directions) > 1 or not ranked:
         return ranked
     metric, sign = searched_metric(study) or "", 1.0
     if study.directions[0] == StudyDirection.MAXIMIZE:
         sign = -1.0
+    # Find the trial with the least metric. Of equal ones the better ranked one stays.
     by_metric = ranked[0]
     for trial in ranked:
         value, least = trial.user_attrs.get(metric), by_metric.user_attrs.get(metric)
@@ -138,12 +140,14 @@ def baselines(
         assert order is not None, "a search over widths has an order of channels"
         return _of_widths(space, order)
     assert isinstance(space, SearchSpace)
+    # 1. Each ranking drops the units that it finds the least harmful.
     count = space.count(winner)
     found = []
     for name in RANKINGS:
         harm = _harm(name, loaded, recipe, space, engine, finished)
         if harm is not None:
             found.append(ComparedCandidate(f"{BASELINE}{name}", _cheapest(space, harm, count)))
+    # 2. The simple rules need no model.
     found.append(ComparedCandidate(f"{BASELINE}last", _deepest(space, count)))
     for candidate in _random_subsets(space, count):
         found.append(ComparedCandidate(f"{BASELINE}random", candidate))
@@ -161,8 +165,10 @@ def _harm(
     """Return the estimated harm of each unit by a ranking; None if it cannot be made here."""
     if name == "none" or (name == "taylor" and loaded.layers.streamed_once):
         return None
+    # A ranking of the recipe is computed on the data of the search.
     if name != _SINGLE:
         return rank(loaded, recipe, space, name)
+    # The ranking by single units scores each of them once, through the cache.
     if len(space.droppable) > finished:
         return None
     events.tell(events.StageProgress("ranking the layers one by one"))
@@ -170,6 +176,7 @@ def _harm(
     singles = [space.candidate([unit]) for unit in space.droppable]
     harm = [0.0] * space.n_units
     for unit, evaluation in zip(space.droppable, engine.evaluate_now(singles), strict=True):
+        # A unit without which the model fails is dropped last.
         harm[unit] = float("inf")
         if evaluation.failure is None:
             harm[unit] = sign * evaluation.metrics[engine.objective.metric]
@@ -200,6 +207,7 @@ def _random_subsets(space: SearchSpace, count: int) -> list[LayerSubset]:
     for _ in range(_ATTEMPTS):
         if len(found) == RANDOM:
             break
+        # A dictionary keeps the order of the draws, and each candidate once.
         units = rng.choice(space.droppable, size=count, replace=False)
         found[space.candidate(units.tolist())] = None
     return list(found)
@@ -212,6 +220,7 @@ def _of_widths(space: WidthSpace, order: MeasuredOrder) -> list[ComparedCandidat
         name = allocation.name.replace(" ", "-")
         found.append(ComparedCandidate(f"{BASELINE}{name}", allocation.candidate))
     rng = np.random.Generator(np.random.Philox(key=RANDOM))
+    # Random widths are brought to the budget as a search does it.
     wanted_MG = rng.random((RANDOM, space.n_genes)) * space.most_G
     levels_MG = space.project(wanted_MG, rng)
     assert levels_MG is not None, "a space checks that its budget can be met"

@@ -48,6 +48,7 @@ def _measured(state: State, choice: Selected, made: Exported) -> list[Measuremen
     """Return the held-out losses of the last stage that changed weights: of the dense model, and of
     the checkpoint.
     """
+    # 1. The last stage that changed weights decides what the losses are.
     windows_BL = state.resources.held_out_BL
     if state.recovery is not None and state.recovery.healed is not None:
         recipe, losses = state.heal_recipe, state.recovery.losses
@@ -60,6 +61,7 @@ def _measured(state: State, choice: Selected, made: Exported) -> list[Measuremen
         role, dense, after = "compensated", done.dense[_METRIC], done.compensated[_METRIC]
     else:
         return []
+    # 2. The dense model and the checkpoint were scored on the same windows.
     loaded = state.resources.loaded
     sizes = {
         "dense": (loaded.sizes.params(), loaded.sizes.bytes()),

@@ -79,6 +79,7 @@ def remember(
             bytes=int(costs["bytes"]),
             made=round(time.time(), 3),
         )
+        # A resumed search has stored the same numbers before.
         if measurements.has(study, measurement):
             continue
         try:

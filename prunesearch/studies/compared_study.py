@@ -64,10 +64,12 @@ class ComparedStudy:
 def row_of(study: StudyData) -> ComparedStudy:
     finished = study.evaluated()
     best = None if study.is_pareto else study.best()
+    # Breaks between two runs of a search count as its time.
     starts = [trial.started for trial in study.trials if trial.started is not None]
     ends = [trial.finished for trial in finished if trial.finished is not None]
     wall = max(ends) - min(starts) if starts and ends else None
     to_best, seconds_to_best = None, None
+    # Count until the best trial was found, itself included.
     if best is not None:
         to_best = [trial.number for trial in finished].index(best.number) + 1
         if best.finished is not None and starts:
@@ -136,6 +138,7 @@ def budget_difference(first: StudyData, second: StudyData) -> str | None:
     """
     one, other = first.recipe.search.removed, second.recipe.search.removed
     best, second_best = first.best(), second.best()
+    # Compare what the winners keep, if both sizes are known.
     sizes: list[float] = []
     for trial in (best, second_best):
         size = None if trial is None else trial.figure("params")

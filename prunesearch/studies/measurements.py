@@ -214,8 +214,10 @@ def _read(connection: Connection, name: str) -> tuple[Measurement, ...]:
     key = find_study(connection, name)
     attributes = study_columns.study_system_attributes(connection, key.id, MEASURED_ATTR)
     found: list[Measurement] = []
+    # Each attribute holds one measurement.
     for text in attributes.values():
         try:
+            # Leave out what another version has written.
             stored = as_object(json.loads(as_text(text, "measurement")), "measurement")
             found.append(Measurement.from_stored(stored))
         except (ValueError, RecursionError):

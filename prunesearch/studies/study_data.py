@@ -3,9 +3,7 @@
 A study of 10,000 trials is read with a few queries. No model is loaded, and no torch.
 """
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, cast
@@ -17,18 +15,23 @@ from sqlalchemy import Connection
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import StudyError, UnknownNameError
 from prunesearch.objectives.registry import metric_labels
-from prunesearch.runtime.json_values import Json, JsonObject, as_float, as_list, as_object, as_text
+from prunesearch.runtime.json_values import JsonObject
 from prunesearch.studies import persistence, study_columns, study_rows
+from prunesearch.studies.dropped_units import block_count, dropped_shares, order_of_unit
 from prunesearch.studies.selection import DENSE_ATTR
+from prunesearch.studies.stored_facts import (
+    BlockLatencies,
+    block_latencies,
+    dense_metrics,
+    stored_object,
+    stored_text,
+)
 from prunesearch.studies.study_recipe import IDENTITY_ATTR
 from prunesearch.studies.trial_rows import ListedTrial, StudyKey
 
 LATENCY_ATTR = "latency_model"
 """User attribute of a study: the latencies of the model's blocks."""
 State = Literal["complete", "pruned", "fail", "running", "waiting"]
-_WORD = re.compile(r"(\d+)([am]?)(?::(\d+)/(\d+))?")
-"""A block or a sublayer that is dropped, or a block with the widths that it keeps."""
-_UNIT = re.compile(r"(\d+)(?:-(\d+))?([am]?)")
 
 
 @dataclass(frozen=True)
@@ -66,26 +69,6 @@ class TrialData:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
         return value
-
-
-@dataclass(frozen=True)
-class BlockLatencies:
-    """The stored latency model of a study: milliseconds of one prefill, by part of the model.
-
-    Attributes:
-        block_ms: time of each block.
-        attention_ms: time of each block's attention.
-        other_ms: time of everything else.
-    """
-
-    block_ms: tuple[float, ...]
-    attention_ms: tuple[float, ...]
-    other_ms: float
-
-    @property
-    def dense_ms(self) -> float:
-        """Predicted time of the dense model."""
-        return self.other_ms + sum(self.block_ms)
 
 
 @dataclass(frozen=True)
@@ -220,52 +203,7 @@ class StudyData:
         Returns:
             Array with a row for each trial and a column for each unit.
         """
-        places = _places(self.units)
-        shares_TU = np.zeros((len(trials), len(self.units)))
-        for row, trial in enumerate(trials):
-            for block, kind, left in _words(trial.dropped):
-                for unit, share in _shares(places, block, kind, left, self.unit_sizes):
-                    shares_TU[row, unit] = max(shares_TU[row, unit], share)
-        return shares_TU
-
-
-def _words(dropped: str) -> list[tuple[int, str, tuple[int, int] | None]]:
-    """Return the words of a dropped text: block, half of it, and the widths that it keeps."""
-    found = []
-    for word in dropped.split(","):
-        match = _WORD.fullmatch(word.strip())
-        if match is None:
-            continue  # "none", or a text of another version
-        left = None if match[3] is None else (int(match[3]), int(match[4]))
-        found.append((int(match[1]), match[2], left))
-    return found
-
-
-def _places(units: Sequence[str]) -> dict[tuple[int, str], int]:
-    """Return the place of each unit by its first block and its half."""
-    found = {}
-    for place, unit in enumerate(units):
-        match = _UNIT.fullmatch(unit)
-        if match is not None:
-            found[int(match[1]), match[3]] = place
-    return found
-
-
-def _shares(
-    places: Mapping[tuple[int, str], int],
-    block: int,
-    kind: str,
-    left: tuple[int, int] | None,
-    sizes: Sequence[int],
-) -> list[tuple[int, float]]:
-    """Return the places of the units that a word drops, and the shares that it drops of them."""
-    found = []
-    # A whole block drops both of its halves.
-    for half, kept in (("", 0), ("m", left[0] if left else 0), ("a", left[1] if left else 0)):
-        place = places.get((block, half))
-        if place is not None and kind in ("", half):
-            found.append((place, 1.0 - kept / sizes[place]))
-    return found
+        return dropped_shares([trial.dropped for trial in trials], self.units, self.unit_sizes)
 
 
 def read_study(storage: str | Connection, name: str) -> StudyData:
@@ -315,9 +253,9 @@ def _read(connection: Connection, name: str) -> StudyData:
         )
     # 1. What the study itself holds.
     attributes = study_columns.study_attributes(connection, key.id)
-    identity = _object(attributes.get(IDENTITY_ATTR))
-    latency = _latency(_object(attributes.get(LATENCY_ATTR)))
-    metric, dense = _dense(_object(attributes.get(DENSE_ATTR)))
+    identity = stored_object(attributes.get(IDENTITY_ATTR))
+    latency = block_latencies(stored_object(attributes.get(LATENCY_ATTR)))
+    metric, dense = dense_metrics(stored_object(attributes.get(DENSE_ATTR)))
     names = study_columns.metric_names(connection, key.id)
     if len(names) != len(key.maximize):
         names = tuple(f"value {index}" for index in range(len(key.maximize)))
@@ -329,7 +267,7 @@ def _read(connection: Connection, name: str) -> StudyData:
     for listed in study_columns.read_trials(connection, key.id):
         trials.append(_trial(listed, parents.get(listed.number, ())))
     sizes = study_columns.units_of(connection, key.id)
-    units = sorted(sizes, key=_order_of_unit)
+    units = sorted(sizes, key=order_of_unit)
     label = metric_labels().get(metric, metric)
     if names[0] != metric and names[0].startswith("weighted"):
         label = f"weighted {label}"
@@ -337,13 +275,13 @@ def _read(connection: Connection, name: str) -> StudyData:
         name=key.name,
         recipe=recipe,
         model_name=recipe.portable().model.path,
-        model_content=_text(identity, "model content"),
-        data_content=_text(identity, "data content"),
+        model_content=stored_text(identity, "model content"),
+        data_content=stored_text(identity, "data content"),
         sampler=recipe.search.sampler,
         metric=metric,
         metric_label=label,
         more_is_better=key.maximize[0],
-        n_layers=len(latency.block_ms) if latency else _blocks(units),
+        n_layers=len(latency.block_ms) if latency else block_count(units),
         units=tuple(units),
         dense=dense,
         latency=latency,
@@ -368,56 +306,3 @@ def _trial(listed: ListedTrial, parents: tuple[int, ...]) -> TrialData:
         finished=listed.finished,
         parents=parents,
     )
-
-
-def _object(stored: Json) -> JsonObject:
-    """Return a stored attribute, which is a JSON text; empty if it is missing or damaged."""
-    try:
-        return as_object(json.loads(as_text(stored, "the attribute")), "the attribute")
-    except (ValueError, RecursionError):
-        return {}
-
-
-def _text(identity: JsonObject, name: str) -> str:
-    value = identity.get(name)
-    return value if isinstance(value, str) else ""
-
-
-def _dense(stored: JsonObject) -> tuple[str, dict[str, float]]:
-    """Return the name of the searched metric and the metrics of the dense model."""
-    name, metrics = stored.get("metric"), stored.get("metrics")
-    found: dict[str, float] = {}
-    if isinstance(metrics, dict):
-        for metric, value in metrics.items():
-            if isinstance(value, int | float):
-                found[metric] = float(value)
-    return (name if isinstance(name, str) else ""), found
-
-
-def _latency(stored: JsonObject) -> BlockLatencies | None:
-    """Return the stored latency model; None if it is missing or damaged."""
-    parts: list[tuple[float, ...]] = []
-    try:
-        for name in ("block_ms", "attention_ms"):
-            times = as_list(stored.get(name), name)
-            parts.append(tuple(as_float(time, name) for time in times))
-        other = as_float(stored.get("other_ms"), "other_ms")
-    except ValueError:
-        return None
-    return BlockLatencies(parts[0], parts[1], other)
-
-
-def _order_of_unit(unit: str) -> tuple[int, str]:
-    """Return the sorting key of a unit: its first block, then its attention before its MLP."""
-    match = _UNIT.fullmatch(unit)
-    return (int(match[1]), match[3]) if match else (0, unit)
-
-
-def _blocks(units: Sequence[str]) -> int:
-    """Return the number of blocks up to the last one that a unit names."""
-    last = 0
-    for unit in units:
-        match = _UNIT.fullmatch(unit)
-        if match is not None:
-            last = max(last, int(match[2] or match[1]) + 1)
-    return last

@@ -85,11 +85,13 @@ def winner_tests(
     found: list[WinnerTest] = []
     untested: list[NotTested] = []
     for first, second in _pairs(studies):
+        # 1. Look up the losses of both winners on the same documents.
         reason = _not_comparable(first, second)
         pair = None if reason else known.pair(first, second)
         if pair is None:
             untested.append(NotTested(first.name, second.name, reason or _no_losses(first, second)))
             continue
+        # 2. Test their difference.
         test = test_of(pair)
         found.append(
             WinnerTest(
@@ -109,6 +111,7 @@ def winner_tests(
                 test.p,
             )
         )
+    # 3. Correct for the number of tests, once all are known.
     corrected = paired.holm([test.p for test in found])
     tests = [replace(test, p_corrected=p) for test, p in zip(found, corrected, strict=True)]
     return tuple(tests), tuple(untested)

@@ -114,13 +114,14 @@ class Recorder:
         if event.run is None:
             return
         self._group = event.study
+        # 1. Start the run of the tracker, or continue it.
         study = _StudyRun(event.run, event.maximize)
         self._studies[event.study] = study
         parameters = _shown(event.parameters)
         self._send(RunStart(study.run, event.study, event.kind, event.study, parameters))
         if event.recipe:
             self._send(RunDocument(study.run, "recipe.yaml", masked_text(event.recipe)))
-        # The tracker may not have all of the trials that earlier commands have finished.
+        # 2. The tracker may not have all of the trials that earlier commands have finished.
         points = []
         for step, trial in enumerate(event.earlier, 1):
             if trial.complete:
@@ -134,6 +135,7 @@ class Recorder:
         study, evaluation = self._studies.get(event.study), event.evaluation
         if study is None or evaluation is None or event.trial is None:
             return
+        # All that is known of the trial becomes metrics of one step.
         figures: dict[str, float] = {**evaluation.metrics, **event.costs}
         for name, value in evaluation.stderr.items():
             figures[f"{name}_stderr"] = value
@@ -196,6 +198,7 @@ class Recorder:
 
     def _add_metric(self, healing: _HealingRun, step: int, name: str, value: float) -> None:
         """Add a metric of a step. An earlier step is complete then."""
+        # Metrics come one by one, and a tracker takes a step once.
         if step != healing.step:
             self._record_step(healing)
             healing.step = step
@@ -220,6 +223,7 @@ def _shown(parameters: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return parameters without secrets, and without numbers that are not finite."""
     shown: dict[str, Scalar] = {}
     for name, value in parameters.items():
+        # A text may hold the password of a database.
         if isinstance(value, str):
             shown[name] = masked_text(value)
         elif not isinstance(value, float) or math.isfinite(value):

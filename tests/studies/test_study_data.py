@@ -14,7 +14,8 @@ from optuna.trial import TrialState, create_trial
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import StorageError, StudyError, UnknownNameError
 from prunesearch.studies import persistence
-from prunesearch.studies.study_data import BlockLatencies, TrialData, read_study
+from prunesearch.studies.stored_facts import BlockLatencies
+from prunesearch.studies.study_data import TrialData, read_study
 from tests.support.stored_studies import CHOICE, store_study, trial
 
 

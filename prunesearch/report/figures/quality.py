@@ -48,6 +48,7 @@ def figure(report: ReportData) -> Figure | None:
     single = [study for study in report.studies if not study.is_pareto and study.complete()]
     if not single:
         return None
+    # Studies with different data or budgets have panels of their own.
     panels = []
     for together in comparable(single):
         panels.append(_panel(together))
@@ -82,6 +83,7 @@ def _panel(together: ComparableStudies) -> Panel:
         clouds.append(_cloud(group, courses))
         lines.append(_line(group, courses))
         marks += _marks(group, courses)
+    # The dense model is a straight line, where its value is known.
     first = together.first
     rules = []
     if first.value_names[0] in first.dense:
@@ -119,6 +121,7 @@ def _cloud(group: StudyGroup, courses: Sequence[Course]) -> Series:
 
 def _line(group: StudyGroup, courses: Sequence[Course]) -> Series:
     """Return the best so far of a group: its mean and error over studies."""
+    # Take the mean of the best values so far over the studies of the group.
     values = []
     for course in courses:
         values.append(course.of_best([_value(trial) for trial in course.trials]))
@@ -136,6 +139,7 @@ def _line(group: StudyGroup, courses: Sequence[Course]) -> Series:
 
 def _marks(group: StudyGroup, courses: Sequence[Course]) -> list[Series]:
     """Return the best and the worst candidate of a group."""
+    # Compare the candidates of all studies of the group by their losses.
     finished: list[tuple[float, Course, int]] = []
     for course in courses:
         for position in course.finished:

@@ -73,6 +73,7 @@ def _caption(panels: Sequence[Panel]) -> str:
 
 def _is_constant(panel: Panel) -> bool:
     """Return whether all candidates of a panel cost the same."""
+    # Lines and points of one cost all have the same value.
     values: set[float] = set()
     for series in panel.series:
         values.update(series.y)
@@ -82,6 +83,7 @@ def _is_constant(panel: Panel) -> bool:
 def _panels(together: ComparableStudies, report: ReportData) -> list[Panel]:
     """Return the panels of comparable studies: size, predicted and measured latency."""
     found = []
+    # 1. Predicted costs are known of every candidate.
     dense_ms = together.first.latency
     for y_label, cost, dense in (
         ("size of the weights (GiB)", _size, _dense_size(together, report)),
@@ -98,6 +100,7 @@ def _panels(together: ComparableStudies, report: ReportData) -> list[Panel]:
                     y_range=_from_zero(series, rules),
                 )
             )  # fmt: skip
+    # 2. Measured latencies are known of the winner and the dense model only.
     measured = _measured(together, report)
     if measured is not None:
         found.append(measured)
@@ -110,6 +113,7 @@ def _from_zero(series: Sequence[Series], rules: Sequence[Rule]) -> tuple[float, 
     """
     values = [value for drawn in series for value in drawn.y if math.isfinite(value)]
     least, largest = min(values), max(values)
+    # Costs that differ little need an axis of their own range.
     if _CLOSE * largest < least < largest:
         return None
     return 0.0, 1.08 * max(largest, *(rule.value for rule in rules), 0.0)
@@ -136,6 +140,7 @@ def _dense_size(together: ComparableStudies, report: ReportData) -> float | None
 
 def _series(group: StudyGroup, cost: Cost) -> list[Series]:
     """Return all candidates of a group and its best so far; empty if their cost is not known."""
+    # 1. Collect all candidates. The best so far are kept when the series is thinned.
     x: list[int] = []
     y, labels, keep, values = [], [], [], []
     for course in courses_of(group):
@@ -151,6 +156,7 @@ def _series(group: StudyGroup, cost: Cost) -> list[Series]:
                 f"{Removal.of(trial.dropped).phrase}"
             )
         values.append(course.of_best([cost(trial) for trial in course.trials]))
+    # 2. Without a known cost there is nothing to draw.
     if not any(map(math.isfinite, y)):
         return []
     cloud = Series(
@@ -173,6 +179,7 @@ def _measured(together: ComparableStudies, report: ReportData) -> Panel | None:
     for group in together.groups:
         x, y, labels = [], [], []
         for course in courses_of(group):
+            # A winner stands at the evaluation that found it.
             winner = _winner(report, course.study)
             if winner is None or winner.prefill_ms is None:
                 continue
@@ -217,6 +224,7 @@ def _table(studies: Sequence[StudyData], report: ReportData) -> NumberTable:
         improvements = set(course.improvements)
         for position in course.finished:
             trial = course.trials[position]
+            # A measured latency belongs to the trials that propose the measured candidate.
             is_winner = winner is not None and winner.candidate == trial.dropped
             rows.append(
                 (

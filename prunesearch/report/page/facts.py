@@ -42,6 +42,7 @@ def contents_of(report: ReportData, command_line: str) -> ReportContents:
     figures: list[Figure] = []
     absent = []
     for entry in REGISTRY.entries():
+        # A figure without data is named with the reason, so that nothing is missing silently.
         figure = entry.figure(report)
         if figure is None:
             absent.append((entry.title, entry.absent))
@@ -76,6 +77,7 @@ def _studies(report: ReportData) -> NumberTable:
         best = study.best()
         assert best is not None, "studies without a finished trial are refused"
         dropped: str = Removal.of(best.dropped).brief
+        # A front has several bests, so its row names its size.
         value: Cell = best.values[0]
         error = best.figure(study.metric + STDERR)
         if study.is_pareto:
@@ -105,6 +107,7 @@ def _done(study: StudyData) -> str:
 
 
 def _facts(study: StudyData) -> tuple[tuple[str, str], ...]:
+    # 1. What was searched, and with which settings.
     recipe, search = study.recipe.portable(), study.recipe.search
     data = recipe.objective.task or recipe.data.calibration
     rows = [
@@ -123,15 +126,18 @@ def _facts(study: StudyData) -> tuple[tuple[str, str], ...]:
         ("cache", _cache(study)),
     ]
     best = study.best()
+    # 2. What was found. A front has no best candidate.
     if best is not None and not study.is_pareto:
         rows += _best(study, best)
     for name, value in study.dense.items():
         rows.append((f"dense model, {name}", number(name, value)))
+    # 3. Facts that are not known have no row.
     return tuple((name, value) for name, value in rows if value)
 
 
 def _counts(study: StudyData) -> str:
     """Return the number of evaluations by state."""
+    # The words are those that a reader knows, not the names of the states.
     words = {
         "complete": "finished",
         "pruned": "stopped early",
@@ -163,6 +169,7 @@ def _at(seconds: float) -> str:
 
 def _cache(study: StudyData) -> str:
     """Return how many evaluations the cache answered, and the time that it saved."""
+    # A study of an earlier version does not say where its results came from.
     hits = sum(trial.attributes.get("cache") == "hit" for trial in study.trials)
     computed = sum(trial.attributes.get("cache") == "computed" for trial in study.trials)
     if not hits + computed:
@@ -195,6 +202,7 @@ def _best(study: StudyData, best: TrialData) -> list[tuple[str, str]]:
 def _recipe(study: StudyData) -> StudyRecipe:
     """Return how to repeat a study on another machine."""
     recipe = study.recipe.portable()
+    # The recipe holds what the user chose. All else has its default value.
     text = yaml.safe_dump(recipe.chosen(), sort_keys=False, allow_unicode=True)
     words = ["prunesearch", "run", "recipe.yaml", "--study", study.name]
     if study.asked is not None:

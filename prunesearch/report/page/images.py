@@ -56,6 +56,7 @@ def write_image(figure: Figure, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
+    # 1. A row of panels is as high as its highest panel.
     columns = min(figure.columns, len(figure.panels))
     count = math.ceil(len(figure.panels) / columns)
     heights = []
@@ -63,6 +64,7 @@ def write_image(figure: Figure, path: Path) -> None:
         in_row = figure.panels[row * columns : (row + 1) * columns]
         heights.append(max(_height(panel) for panel in in_row))
     with mpl.rc_context(_SETTINGS):
+        # 2. Draw the panels, and hide what is left of the grid.
         drawn = Canvas(figsize=(_WIDTH, sum(heights) + 0.6), dpi=_DPI, layout="constrained")
         FigureCanvasAgg(drawn)
         grid = drawn.subplots(count, columns, squeeze=False, gridspec_kw={"height_ratios": heights})
@@ -73,6 +75,7 @@ def write_image(figure: Figure, path: Path) -> None:
                 continue
             room = _WIDTH / columns - 1.0, heights[index // columns] - 1.0
             _draw_panel(axes, figure.panels[index], room, handles)
+        # 3. Write the title with its badges, and one legend for all panels.
         badges = f"  ({', '.join(figure.badges)})" if figure.badges else ""
         title = _wrapped(figure.title + badges, 0.7 * _WIDTH)  # bold letters are wide
         drawn.suptitle(title, fontweight="bold", fontsize=11)
@@ -113,6 +116,7 @@ def _draw_panel(
         room: width and height for names on the axes, in inches.
         handles: drawn samples by name, to which those of the panel are added.
     """
+    # 1. Title, labels and scales.
     if panel.title:
         axes.set_title(_wrapped(panel.title, room[0]), fontsize=10)
     axes.set_xlabel(_wrapped(panel.x_label, room[0]))
@@ -121,11 +125,13 @@ def _draw_panel(
         axes.set_xscale("log")
     if panel.log_y:
         axes.set_yscale("log")
+    # 2. The content.
     heatmap = panel.heatmap
     if heatmap is not None:
         _draw_heatmap(axes, heatmap, room)
     else:
         _draw_series(axes, panel, room, handles)
+    # 3. Straight lines lie below the series.
     for rule in panel.rules:
         colour = STYLES[rule.style].light
         draw = axes.axhline if rule.axis == "y" else axes.axvline
@@ -226,6 +232,7 @@ def _bars(
     index, count = place
     style = STYLES[series.style]
     width, bottom = 0.8, [0.0] * len(x)
+    # A stacked bar begins where the bars below it end.
     if panel.bars == "stacked":
         bottom = [floor.get(at, 0.0) for at in x]
         for at, value in zip(x, series.y, strict=True):
@@ -258,6 +265,7 @@ def _points(axes: "Axes", series: Series, x: list[float]) -> "Artist":
         "normal": (28.0, 1.0, "none"),
         "strong": (64.0, 1.0, "black"),
     }[series.emphasis]
+    # The errors are drawn first, so that the points cover them.
     if series.low is not None:
         axes.errorbar(
             x,
@@ -325,6 +333,7 @@ def _draw_heatmap(axes: "Axes", heatmap: Heatmap, room: tuple[float, float]) -> 
     from matplotlib.colors import LinearSegmentedColormap
 
     aspect: Literal["equal", "auto"] = "equal" if len(heatmap.x) == len(heatmap.y) else "auto"
+    # Differences have a white middle and the same range on both sides of 0.
     if heatmap.diverging:
         largest = largest_value(heatmap)
         ends = STYLES[2].light, "#ffffff", STYLES[3].light
@@ -337,6 +346,7 @@ def _draw_heatmap(axes: "Axes", heatmap: Heatmap, room: tuple[float, float]) -> 
     assert figure is not None
     figure.colorbar(image, ax=axes, label=_text(heatmap.z_label), fraction=0.04, pad=0.02)
     _name_places(axes, heatmap.x, room[0] - 1.0)
+    # Leave out names of rows that would overlap.
     every = max(1, math.ceil(len(heatmap.y) * _LINE / room[1]))
     names = [_shortened(name, _LONGEST_ON_AXIS) for name in heatmap.y[::every]]
     axes.set_yticks(range(0, len(heatmap.y), every), names)
@@ -352,6 +362,7 @@ def _name_places(axes: "Axes", names: Sequence[str], room: float) -> None:
     longest = max(len(name) for name in shown)
     needed = longest * _LETTER + 0.1
     every, angle = 1, 0
+    # Names that do not fit stand upright if they are long, and are thinned out.
     if len(names) * needed > room:
         if longest > 4:
             angle, needed = 90, _LINE

@@ -68,6 +68,7 @@ def legend_of(figure: Figure) -> tuple[LegendEntry, ...]:
     """Return the names of all panels of a figure, each once, in the order of the panels."""
     entries: dict[str, LegendEntry] = {}
     for panel in figure.panels:
+        # The first sample of a name stands for all of its series.
         for entry in _entries(panel):
             entries.setdefault(entry.name, entry)
     return tuple(entries.values())
@@ -76,12 +77,14 @@ def legend_of(figure: Figure) -> tuple[LegendEntry, ...]:
 def _entries(panel: Panel) -> list[LegendEntry]:
     found = []
     for series in panel.series:
+        # Clouds of candidates have the name of their line, which is in the legend.
         if not series.in_legend:
             continue
         kind: Literal["line", "points", "bars", "rule"] = "line"
         if series.kind in ("points", "bars"):
             kind = "points" if series.kind == "points" else "bars"
         found.append(LegendEntry(series.name, series.style, kind, series.emphasis == "faint"))
+    # Straight lines come after the series.
     for rule in panel.rules:
         found.append(LegendEntry(rule.name, rule.style, "rule"))
     return found

@@ -65,6 +65,7 @@ def plotly_figure(panel: Panel, title: str) -> "go.Figure":
 def resolved(value: Json, colours: Mapping[str, str]) -> Json:
     """Return a document with values instead of the names of CSS variables."""
     if isinstance(value, Mapping):
+        # An object with this key stands for a colour.
         if COLOUR in value:
             colour = colours[str(value[COLOUR])]
             alpha = value.get(ALPHA)
@@ -117,12 +118,14 @@ def _traces(panel: Panel, series: Series) -> list[JsonObject]:
         # The legend of the page finds a series by this text, which is not shown.
         "legendgroup": series.name,
     }
+    # A point shows its own text, or else the values on both axes.
     if series.labels is not None:
         trace["text"] = [html.escape(label).replace("\n", "<br>") for label in series.labels]
         trace["hovertemplate"] = "%{text}<extra>" + name + "</extra>"
     else:
         x_label, y_label = html.escape(panel.x_label), html.escape(panel.y_label)
         trace["hovertemplate"] = f"{x_label}: %{{x}}<br>{y_label}: %{{y:.5~g}}<extra>{name}</extra>"
+    # Bars and points have error bars. A line has a band.
     if series.kind == "bars":
         return [{**trace, **_bars(series, colour), **_error_bars(series)}]
     if series.kind == "points":
@@ -202,6 +205,7 @@ def _band(series: Series, name: str) -> list[JsonObject]:
     if series.low is None or series.high is None:
         return []
     traces: list[JsonObject] = []
+    # Both ends follow the steps of the line that they surround.
     for values, fill in ((series.low, "none"), (series.high, "tonexty")):
         traces.append(
             {
@@ -249,6 +253,7 @@ def _heatmap(heatmap: Heatmap) -> JsonObject:
             },
         },
     }
+    # Differences have the same range on both sides of 0, which is neutral.
     if heatmap.diverging:
         largest = largest_value(heatmap)
         middle = _colour("--surface")
@@ -285,6 +290,7 @@ def _shape(rule: Rule) -> JsonObject:
 
 def _layout(panel: Panel, heatmap: Heatmap | None) -> JsonObject:
     x_axis, y_axis = _axis(panel.x_label), _axis(_in_lines(panel.y_label))
+    # Without a range of the panel's own, plotly fits the axes to the values.
     if panel.log_x:
         x_axis["type"] = "log"
     if panel.log_y:
@@ -297,7 +303,9 @@ def _layout(panel: Panel, heatmap: Heatmap | None) -> JsonObject:
         for axis, names in ((x_axis, heatmap.x), (y_axis, heatmap.y)):
             axis |= {"type": "category", "showgrid": False, "categoryorder": "array"}
             axis["categoryarray"] = _places(names)
+        # The first row of a map is at the top.
         y_axis["autorange"] = "reversed"
+    # Studies and algorithms keep the order of the panel.
     elif panel.categories:
         x_axis |= {"type": "category", "categoryorder": "array"}
         x_axis["categoryarray"] = _places(panel.categories)
@@ -347,6 +355,7 @@ def _end(value: float, is_log: bool) -> float:
 
 def _room_for_rules(panel: Panel) -> JsonObject:
     """Return a range that contains the horizontal lines, which plotly's own range ignores."""
+    # A logarithmic axis takes no such option.
     included = [rule.value for rule in panel.rules if rule.axis == "y"]
     if panel.log_y:
         return {}

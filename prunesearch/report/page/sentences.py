@@ -6,6 +6,7 @@ from shlex import quote
 
 import numpy as np
 
+from prunesearch.analysis.intervals import standard_error
 from prunesearch.report.figures import compared
 from prunesearch.report.figures.compared import ModelComparison
 from prunesearch.report.figures.figure import HELD_OUT, SEARCHED_ON
@@ -26,9 +27,11 @@ def summary_of(report: ReportData) -> tuple[Sentence, ...]:
     """Return what was found, in sentences."""
     found: list[Sentence] = []
     for together in comparable(report.studies):
+        # A front is described by its ends, because none of its candidates is the best.
         if together.first.is_pareto:
             found += [_front(study) for study in together.studies]
             continue
+        # Several studies are ranked before the best candidate of all is named.
         if len(together.studies) > 1:
             found.append(_ranked(together))
             found += _algorithms(together)
@@ -66,9 +69,8 @@ def _has_held_out(report: ReportData) -> bool:
 def _unfinished(study: StudyData) -> list[str]:
     """Return the notes about a study that is not finished, or whose trials failed."""
     states = [trial.state for trial in study.trials]
-    done, running, failed = 0, states.count("running"), states.count("fail")
-    for state in states:
-        done += state in ("complete", "pruned")
+    # Partial subsets and lost races count as done: they used an evaluation.
+    done, running, failed = len(study.evaluated()), states.count("running"), states.count("fail")
     notes = []
     if study.asked is not None and done < study.asked:
         text = f"Study {study.name} is half-finished: {done} of {study.asked} evaluations are done"
@@ -83,12 +85,14 @@ def _unfinished(study: StudyData) -> list[str]:
 def _winner(together: ComparableStudies) -> list[Sentence]:
     """Return the sentences about the best candidate of comparable studies."""
     found = []
+    # 1. Find the best candidate of all studies.
     best: tuple[StudyData, TrialData] | None = None
     for study in together.studies:
         trial = study.best()
         if trial is not None and (best is None or study.losses(trial) < best[0].losses(best[1])):
             best = study, trial
     assert best is not None, "studies without a finished trial are refused"
+    # 2. Say what it drops, and compare it with the dense model.
     study, trial = best
     text = (
         f"{_beginning(together)}the best candidate {Removal.of(trial.dropped).sentence} "
@@ -99,6 +103,7 @@ def _winner(together: ComparableStudies) -> list[Sentence]:
     if dense is not None:
         text += f"; that of the dense model is {dense:.4g}"
     found.append(Sentence(f"{text}.", SEARCHED_ON))
+    # 3. Add what it saves, if the latencies of the blocks are known.
     latency = trial.figure("latency_ms")
     if study.latency is not None and latency is not None:
         share = latency / study.latency.dense_ms
@@ -123,6 +128,7 @@ def _ranked(together: ComparableStudies) -> Sentence:
     means = []
     for group in together.groups:
         mean, error = mean_best(group)
+        # Sort by loss, so that the best algorithm comes first for any metric.
         loss = -mean if together.first.more_is_better else mean
         count = len(group.studies)
         studies = "1 study" if count == 1 else f"{count} studies"
@@ -188,10 +194,8 @@ def mean_best(group: StudyGroup) -> tuple[float, float | None]:
         trial = study.best()
         if trial is not None:
             values.append(trial.values[0])
-    array = np.array(values)
-    if len(array) < 2:
-        return float(array.mean()), None
-    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array)))
+    mean = float(np.mean(values))
+    return mean, standard_error(values) if len(values) > 1 else None
 
 
 def _front(study: StudyData) -> Sentence:
@@ -208,6 +212,7 @@ def _front(study: StudyData) -> Sentence:
 def _held_out(measured: Sequence[Measurement], study: StudyData) -> list[Sentence]:
     """Return the sentences about what was measured of a study's winner on other data."""
     found = []
+    # The dense model is compared on the same data, by the same metric.
     dense = {}
     for measurement in of_role(measured, "dense"):
         dense[measurement.data_content, measurement.metric] = measurement
