@@ -4,11 +4,13 @@ import json
 import sqlite3
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from prunesearch.config.run_options import RunOptions
+from prunesearch.execution.speed import measure_speeds
 from prunesearch.report.page.folder import MARKER
 from tests.support.cli import refused, run, run_json
 from tests.support.html_page import Element, parse
@@ -118,6 +120,53 @@ def test_studies_of_different_models_stand_together_if_asked(storage: str, tmp_p
         "tiny", "another",
     ]  # fmt: skip
     assert "--joint" in page.one("section", id="reproduce").text
+
+
+def test_a_report_with_scores_measures_what_is_missing_once(
+    here: Path, tiny_folder: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunesearch.objectives.greedy_texts.TOKENS", 2)
+    monkeypatch.setattr("prunesearch.execution.speed.NEW_TOKENS", 2)
+    monkeypatch.setattr(
+        "prunesearch.pipeline.study_measuring.measure_speeds", partial(measure_speeds, most=2)
+    )
+    words = ["--drop", "2", "--calibration", prose, "--tokens", "128", "--window", "32"]
+    words += ["--population", "4", "--trials", "4", "--study", "s", "--device", "cpu"]
+    run("search", tiny_folder, *words)
+    again = ("report", "s", "--out", here / "report", "--score", "--held-out-tokens", "64")
+    done = run_json(*again, "--device", "cpu")
+    badges = {figure["badge"] for figure in done["key_figures"]}
+    assert badges == {"searched on", "held out"}
+    assert "held out" in page_of(here / "report").one("section", id="summary").text
+    # The same again loads no model.
+    monkeypatch.setattr("prunesearch.pipeline.searched_model.load_for", None)
+    assert run_json(*again, "--device", "cpu")["key_figures"] == done["key_figures"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--held-out-tokens", "64"),
+        ("--held-out", "text.txt"),
+        ("--held-out-data", "documents.jsonl"),
+        ("--held-out-limit", "5"),
+        ("--exported", "folder"),
+        ("--model", "folder"),
+    ],
+)
+def test_options_of_scores_are_refused_without_them(
+    storage: str,
+    tmp_path: Path,
+    words: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "report"
+    line = refused(
+        capsys, monkeypatch, "report", "pso-0", *words, "--out", out, "--storage", storage
+    )
+    assert line.startswith(f"error: {words[0]} goes with --score: without it, no model is loaded")
+    assert not out.exists()
 
 
 def test_a_report_needs_no_cache_and_no_torch(storage: str, tmp_path: Path) -> None:
