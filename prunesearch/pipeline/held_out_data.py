@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunesearch.config.data import DataSection
+from prunesearch.config.objective import ObjectiveSection
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import InputError
 from prunesearch.objectives.base import BUILTIN_TEXT, HasItems, Objective
@@ -75,17 +76,17 @@ class MeasuredData:
     data: DataSection
     first: int = 0
 
-    def name(self, recipe: Recipe, count: int) -> str:
+    def name(self, objective: ObjectiveSection, count: int) -> str:
         """Return a short name of the data.
 
         Args:
-            recipe: recipe of the study.
+            objective: what is measured on them.
             count: number of documents or sequences; 0 if it is not known.
         """
         words = []
-        for task in _task_names(recipe):
+        for task in task_names(objective):
             words.append(self._documents(task, count))
-        if recipe.objective.calibrated:
+        if objective.calibrated:
             text = Path(self.data.calibration).name
             words.append(f"{text}, {self.data.tokens:,} tokens")
         return "; ".join(words)
@@ -99,11 +100,11 @@ class MeasuredData:
         return f"{task} docs from {self.first} on"
 
 
-def _task_names(recipe: Recipe) -> tuple[str, ...]:
-    """Return the names of the tasks of a recipe, of lm-eval."""
-    if recipe.objective.task is not None:
-        return (recipe.objective.task,)
-    return recipe.objective.tasks
+def task_names(objective: ObjectiveSection) -> tuple[str, ...]:
+    """Return the names of an objective's tasks, of lm-eval."""
+    if objective.task is not None:
+        return (objective.task,)
+    return objective.tasks
 
 
 def searched_data(recipe: Recipe) -> MeasuredData:
@@ -152,13 +153,26 @@ def refuse_overlap(searched: Objective, held_out: Objective, name: str) -> None:
     Raises:
         InputError: the search has seen the items.
     """
-    if not isinstance(searched, HasItems) or not isinstance(held_out, HasItems):
-        return
-    own = held_out.items()
-    common = searched.items() & own
-    # A data set may have a few documents twice.
-    if len(common) > _MOST_COMMON * len(own):
+    common, own = _common_items(searched, held_out)
+    if common > _MOST_COMMON * own:
         raise InputError(
-            f"{len(common)} of {len(own)} sequences or requests of {name} were searched on: give "
-            "other held-out data"
+            f"{common} of {own} sequences or requests of {name} were searched on: give other "
+            "held-out data"
         )
+
+
+def overlaps(searched: Objective, other: Objective) -> bool:
+    """Return whether data have more than a few items in common with the data of a search."""
+    common, own = _common_items(searched, other)
+    return common > _MOST_COMMON * own
+
+
+def _common_items(searched: Objective, other: Objective) -> tuple[int, int]:
+    """Return how many items of some data the search has seen, and how many they are.
+
+    A data set may have a few documents twice.
+    """
+    if not isinstance(searched, HasItems) or not isinstance(other, HasItems):
+        return 0, 0
+    own = other.items()
+    return len(searched.items() & own), len(own)

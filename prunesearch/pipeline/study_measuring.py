@@ -1,10 +1,7 @@
 """Measures the candidates and checkpoints of one study."""
 
 import json
-import math
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from optuna.study import Study
 
@@ -13,11 +10,11 @@ from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
-from prunesearch.errors import DataError, InputError
+from prunesearch.errors import DataError
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.local_scorer import LocalScorer
 from prunesearch.evaluation.scalarization import TrialScalarizer
-from prunesearch.execution.latency import LatencyModel, machine
+from prunesearch.execution.latency import LatencyModel
 from prunesearch.execution.speed import MeasuredSpeed, measure_speeds
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.base import ChunkWork, Objective
@@ -38,6 +35,12 @@ from prunesearch.pipeline.held_out_data import (
     searched_data,
 )
 from prunesearch.pipeline.measured_exports import ExportFolder
+from prunesearch.pipeline.measured_values import (
+    MeasuredModel,
+    losses_of,
+    measurements_of,
+    with_speed,
+)
 from prunesearch.pipeline.session import objective_for, require, space_of
 from prunesearch.pipeline.width_search import put_in_order_of
 from prunesearch.runtime import stopping
@@ -91,7 +94,7 @@ class StudyMeasuring:
         order = put_in_order_of(self._study, self._recipe, loaded, self._options)
         objectives = [self._objective(loaded, data) for data in self._data]
         if len(objectives) > 1:
-            name = self._data[1].name(self._recipe, 0)
+            name = self._data[1].name(self._recipe.objective, 0)
             refuse_overlap(objectives[0], objectives[1], name)
         engines = [self._engine(loaded, objective) for objective in objectives]
         # 2. Choose what is measured.
@@ -193,61 +196,20 @@ class StudyMeasuring:
                 continue
             what = f"the model without layers {evaluation.candidate.text}"
             events.tell(events.Message(f"{what} is not measured: {evaluation.failure}"))
-        # A mix and some metrics of tasks have no value for each document.
-        losses: dict[LayerSubset, Sequence[float]] = {}
-        try:
-            losses = dict(zip(fine, engine.losses(fine), strict=True))
-        except InputError:
-            losses = {}
-        found = []
-        for each in compared:
-            if each.candidate in fine:
-                own = tuple(losses.get(each.candidate, ()))
-                found += self._measured(loaded, engine, data, each, fine[each.candidate], own)
-        return found
-
-    def _measured(
-        self,
-        loaded: LoadedModel,
-        engine: LocalEngine,
-        data: MeasuredData,
-        each: ComparedCandidate,
-        evaluation: Evaluation,
-        losses: tuple[float, ...],
-    ) -> list[Measurement]:
-        """Return the measurements of one candidate: of the searched metric, and of the one that
-        tells how much quality is lost.
-        """
-        searched = engine.objective.metric
-        names = [searched]
+        losses = losses_of(engine, fine)
+        # Beside the searched metric, one tells how much quality is lost.
+        names = [engine.objective.metric]
         for entry in self._recipe.objective.entries:
             if entry.relative_metric is not None:
                 names.append(entry.relative_metric)
         found = []
-        for name in dict.fromkeys(names):
-            value, error = evaluation.metrics.get(name), evaluation.stderr.get(name)
-            if value is None or not math.isfinite(value):
-                continue
-            if error is not None and not math.isfinite(error):
-                error = None
-            found.append(
-                Measurement(
-                    candidate=each.dropped,
-                    role=each.role,
-                    data=data.name(self._recipe, len(losses)),
-                    data_content=engine.objective.digest,
-                    badge=data.badge,
-                    metric=name,
-                    value=value,
-                    stderr=error,
-                    n=len(losses),
-                    per_document=losses if name == searched else (),
-                    params=loaded.sizes.params(each.candidate),
-                    bytes=loaded.sizes.bytes(each.candidate),
-                    made=time.time(),
-                    machine=machine(loaded.model),
-                )
-            )
+        for each in compared:
+            if each.candidate in fine:
+                own = losses.get(each.candidate, ())
+                text = data.name(self._recipe.objective, len(own))
+                measured = MeasuredModel(each.dropped, each.role, text, data.badge)
+                evaluation = fine[each.candidate]
+                found += measurements_of(loaded, engine, measured, evaluation, own, names)
         return found
 
     def _missing(self, found: Sequence[Measurement]) -> list[Measurement]:
@@ -284,7 +246,7 @@ class StudyMeasuring:
             if each.writes:
                 events.tell(events.StageProgress("generating texts"))
                 texts = greedy_texts(loaded, each.candidate, self._cache)
-            completed.append(_with_speed(measurement, speeds.get(each.candidate), texts))
+            completed.append(with_speed(measurement, speeds.get(each.candidate), texts))
         return completed
 
     def _speeds(
@@ -320,20 +282,3 @@ class StudyMeasuring:
             for _ in scorer.score(work, stopping.requested):
                 stopping.check()
             self._outputs[data.badge] = objective.outputs
-
-
-def _with_speed(
-    measurement: Measurement, speed: MeasuredSpeed | None, texts: tuple[tuple[str, str], ...]
-) -> Measurement:
-    """Return a measurement with latencies and texts."""
-    measurement = replace(measurement, texts=texts)
-    if speed is None:
-        return measurement
-    return replace(
-        measurement,
-        prefill_ms=speed.prefill_ms,
-        prefill_error_ms=speed.prefill_error_ms,
-        decode_ms=speed.decode_ms,
-        decode_error_ms=speed.decode_error_ms,
-        latency_runs=speed.runs,
-    )

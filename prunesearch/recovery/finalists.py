@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recovery import HealRecipe
@@ -191,7 +193,16 @@ def compensation_of(
             compensated.
         PruneSearchError: see `compensate` and `fit_and_held_out`.
     """
-    windows = fit_and_held_out(
+    return compensate(loaded, candidate, *compensation_text(loaded, recipe), folder=folder)
+
+
+def compensation_text(loaded: LoadedModel, recipe: HealRecipe) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the token ids that a compensation is fitted to, and those that it is measured on.
+
+    Args:
+        loaded: the dense model.
+        recipe: recipe of a healing, which names the text.
+    """
+    return fit_and_held_out(
         loaded.tokenizer, recipe.data, FIT_TOKENS, recipe.window, recipe.held_out
     )
-    return compensate(loaded, candidate, *windows, folder=folder)

@@ -1,5 +1,6 @@
 """What `report --score` measures of studies, and that it measures nothing twice."""
 
+import json
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -8,6 +9,9 @@ from pathlib import Path
 import optuna
 import pytest
 
+from prunesearch.config.data import DataSection
+from prunesearch.config.model import ModelSection
+from prunesearch.config.objective import ObjectiveSection
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import InputError, StudyError, UnknownNameError
@@ -18,8 +22,8 @@ from prunesearch.pipeline import measuring, study_measuring
 from prunesearch.pipeline.export_request import ExportRequest
 from prunesearch.pipeline.held_out_data import HeldOutOptions
 from prunesearch.pipeline.measuring import MeasuringRequest, measure
-from prunesearch.pipeline.run import run_stages
-from prunesearch.pipeline.state import Request, StudySource
+from prunesearch.pipeline.run import request_of, run_stages
+from prunesearch.pipeline.state import EvaluationRequest, Request, StudySource
 from prunesearch.recovery.compensation import CompensationSettings
 from prunesearch.studies import measurements
 from prunesearch.studies.measurements import Measurement
@@ -57,6 +61,7 @@ def study(searched: Path, here: Path) -> optuna.Study:
     return optuna.load_study(study_name="s", storage=OPTIONS.storage)
 
 
+TEXT = ObjectiveSection()
 REQUEST = MeasuringRequest(("s",), OPTIONS, HeldOutOptions(tokens=256))
 
 
@@ -134,6 +139,68 @@ def test_what_a_compensation_measured_is_stored_in_its_study(
     assert compensated.value == state.compensation.compensated["cross_entropy"]
     assert compensated.candidate == study.best_trial.user_attrs["dropped"]
     assert dense.data_content == compensated.data_content
+
+
+def test_an_evaluation_of_a_checkpoint_is_stored_in_its_study(
+    here: Path, study: optuna.Study, prose: Path, hellaswag_like: Path
+) -> None:
+    out = here / "out"
+    source = StudySource("s", SelectionCriteria())
+    run_stages("export", Request(OPTIONS, source=source, export=ExportRequest(out)))
+
+    def evaluate(
+        data: DataSection, objective: ObjectiveSection = TEXT
+    ) -> set[tuple[str, str, str]]:
+        before = len(read())
+        asked = EvaluationRequest(ModelSection(path=str(out)), objective, data)
+        run_stages("evaluate", Request(OPTIONS, evaluation=asked))
+        return {(m.data, m.badge, m.metric) for m in read()[before:] if m.role == "exported"}
+
+    # The search has seen the text, and nothing of the task.
+    assert evaluate(DataSection(calibration=str(prose), tokens=64, window=16)) == {
+        ("prose.txt, 64 tokens", "searched on", "cross_entropy"),
+        ("prose.txt, 64 tokens", "searched on", "perplexity"),
+    }
+    builtin = DataSection(tokens=64, window=32)
+    assert {badge for _, badge, _ in evaluate(builtin)} == {"held out"}
+    copy = here / "copy.txt"
+    shutil.copy(prose, copy)
+    copied = DataSection(calibration=str(copy), tokens=64, window=32)
+    # What is equal was measured before.
+    assert {badge for _, badge, _ in evaluate(copied)} == {"searched on"}
+    assert evaluate(copied) == set()
+    task = DataSection(task_data=str(hellaswag_like), limit=4)
+    found = evaluate(task, ObjectiveSection(name="task", task="hellaswag"))
+    name = "hellaswag (documents.jsonl) docs 0-3"
+    assert found == {(name, "held out", "acc"), (name, "held out", "acc_norm")}
+    (scored,) = [m for m in read() if m.metric == "acc_norm"]
+    assert (scored.n, scored.candidate) == (4, study.best_trial.user_attrs["dropped"])
+    assert -sum(scored.per_document) / 4 == pytest.approx(scored.value)
+    # A checkpoint without some of its layers is none of the study's.
+    asked = EvaluationRequest(ModelSection(path=str(out)), TEXT, builtin, "1")
+    before = read()
+    run_stages("evaluate", Request(OPTIONS, evaluation=asked))
+    assert read() == before
+
+
+def test_a_run_stores_its_compensation_and_its_evaluation(
+    here: Path, study: optuna.Study, prose: Path, hellaswag_like: Path
+) -> None:
+    stored = json.loads(study.user_attrs["recipe"])
+    stored["recover"] = {
+        "heal": None,
+        "compensate": True,
+        "evaluate": {"task": "hellaswag", "task_data": str(hellaswag_like), "limit": 4},
+    }
+    recipe = Recipe.of(stored)
+    state = run_stages("run", request_of((recipe,), OPTIONS, here / "out"))
+    assert state.recovery is not None
+    assert state.recovery.compensation is not None
+    found = {m.metric: m for m in read() if m.role == "compensated"}
+    assert set(found) == {"cross_entropy", "acc", "acc_norm"}
+    assert found["cross_entropy"].value == state.recovery.compensation.compensated["cross_entropy"]
+    assert state.evaluation is not None
+    assert found["acc_norm"].value == state.evaluation.metrics["acc_norm"]
 
 
 @pytest.mark.usefixtures("study")

@@ -12,7 +12,7 @@ from prunesearch.errors import ModelError, RunError
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import State
 from prunesearch.recovery.compensation import Compensation, compensate, fit_and_held_out
-from prunesearch.recovery.finalists import compensation_of
+from prunesearch.recovery.finalists import compensation_text
 from prunesearch.recovery.gaps import GapResult
 from prunesearch.report.results import CompensationReport, GapReport, WidthReport
 from prunesearch.runtime import stopping
@@ -123,12 +123,12 @@ def _of_recovery(state: State) -> Compensation | None:
     recovery, candidate = state.request.recovery, state.choice.candidate
     assert recovery is not None
     events.tell(events.Message(f"compensating the model {described(candidate.text)}"))
-    folder = state.request.compensations
+    folder, loaded = state.request.compensations, state.resources.loaded
     done = None
     try:
-        done = compensation_of(
-            state.resources.loaded, candidate, recovery.heal or HealRecipe(), folder
-        )
+        windows = compensation_text(loaded, recovery.heal or HealRecipe())
+        state.resources.held_out_BL = windows[1]
+        done = compensate(loaded, candidate, *windows, folder=folder)
     except ModelError as error:
         events.tell(events.Message(f"not compensated: {error}"))
     if done is not None and not done.helped:

@@ -17,6 +17,7 @@ from prunesearch.objectives.next_token_loss import loss_objective
 from prunesearch.objectives.protocol_windows import FULL_TEXT, read_protocol
 from prunesearch.objectives.protocols import protocol_of
 from prunesearch.objectives.registry import zero_metrics
+from prunesearch.pipeline.recorded_evaluation import record_evaluation
 from prunesearch.pipeline.session import load_for, objective_for, require
 from prunesearch.pipeline.stages.base import Stage
 from prunesearch.pipeline.state import ProtocolRequest, Request, State
@@ -59,6 +60,7 @@ def _evaluated(request: Request) -> EvaluationReport:
         engine = LocalEngine(loaded, objective, cache, state_memory=options.state_bytes)
         with stopping.deferred():
             evaluation = require(*engine.evaluate_now([candidate]))
+            record_evaluation(request, loaded, engine, evaluation)
     maintenance.remember_name(request.cache_folder, loaded.fingerprint, asked.model.path)
     metrics, stderr = dict(evaluation.metrics), dict(evaluation.stderr)
     # The comparison of the dense model with itself carries no information.
