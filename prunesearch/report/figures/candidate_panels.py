@@ -18,6 +18,8 @@ from prunesearch.studies.study_data import StudyData, TrialData
 GIB = 2.0**30
 _WIDE = 30.0  # ratio of the largest to the smallest value above which an axis is logarithmic
 
+_EQUAL = 0.999  # least share of the largest cost, from which costs do not differ
+
 
 @dataclass(frozen=True)
 class CostAxis:
@@ -46,7 +48,7 @@ def search_panel(
     names: dict[str, str],
     baselines: Sequence[Series],
 ) -> list[Panel]:
-    """Return the panel of a group's candidates; none if all candidates cost the same.
+    """Return the panel of a group's candidates; none if all candidates cost nearly the same.
 
     Args:
         group: the studies.
@@ -73,7 +75,8 @@ def search_panel(
     for series in (*_dense_point(group.studies, cost), *baselines):
         if not log_y or min(series.y) > 0:
             content.append(series)
-    if len({x for series in content for x in series.x}) < 2:
+    places = [place for series in content for place in series.x if isinstance(place, float)]
+    if not places or min(places) >= _EQUAL * max(places):
         return []
     return [
         Panel(

@@ -23,6 +23,7 @@ from prunesearch.studies.study_data import StudyData, TrialData
 
 GIB = 2**30
 _CLOSE = 0.8  # least share of the largest cost, from which costs differ little
+_EQUAL = 0.999  # the same, from which they do not differ
 Cost = Callable[[TrialData], float]
 _HEAD = (
     "study",
@@ -67,17 +68,14 @@ def _caption(panels: Sequence[Panel]) -> str:
             " The measured latency is a median of several runs of the winner and the dense model."
         )
     if any(_is_constant(panel) for panel in panels):
-        text += " A line that is level means that all candidates cost the same."
+        text += " A line that is level means that all candidates cost the same, within 0.1 %."
     return text
 
 
 def _is_constant(panel: Panel) -> bool:
-    """Return whether all candidates of a panel cost the same."""
-    # Lines and points of one cost all have the same value.
-    values: set[float] = set()
-    for series in panel.series:
-        values.update(series.y)
-    return len(values) == 1
+    """Return whether all candidates of a panel cost nearly the same."""
+    values = [value for series in panel.series for value in series.y if math.isfinite(value)]
+    return bool(values) and min(values) >= _EQUAL * max(values)
 
 
 def _panels(together: ComparableStudies, report: ReportData) -> list[Panel]:
@@ -114,7 +112,7 @@ def _from_zero(series: Sequence[Series], rules: Sequence[Rule]) -> tuple[float, 
     values = [value for drawn in series for value in drawn.y if math.isfinite(value)]
     least, largest = min(values), max(values)
     # Costs that differ little need an axis of their own range.
-    if _CLOSE * largest < least < largest:
+    if _CLOSE * largest < least < _EQUAL * largest:
         return None
     return 0.0, 1.08 * max(largest, *(rule.value for rule in rules), 0.0)
 

@@ -175,6 +175,12 @@ def test_costs_that_differ_little_do_not_begin_at_zero(studies: dict[str, StudyD
     figure = steps.figure(report(replace(study, trials=trials)))
     assert figure is not None
     assert figure.panels[0].y_range is None
+    # Sizes that are nearly equal are drawn as equal ones.
+    trials = tuple(of_size(trial, 10**8 + trial.number) for trial in study.trials)
+    figure = steps.figure(report(replace(study, trials=trials)))
+    assert figure is not None
+    assert figure.panels[0].y_range is not None
+    assert "all candidates cost the same" in figure.caption
     trials = tuple(of_size(trial, 100 + 90 * trial.number) for trial in study.trials)
     figure = steps.figure(report(replace(study, trials=trials)))
     assert figure is not None
