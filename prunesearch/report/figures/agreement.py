@@ -44,10 +44,11 @@ def figure(report: ReportData) -> Figure | None:
         key="agreement",
         title="Layers that the algorithms agree on",
         caption=(
-            "What the best candidate of each study drops, and in the last row the mean over the "
-            "studies: 100 % is a layer that all of them drop. The table gives, for each two "
-            "algorithms, the layers that both drop, and how alike the layers are ranked by how "
-            "often the best tenth drops them."
+            "A row is a study and a column is a layer. The colour is how much of the layer the "
+            "best candidate of the study removes, in percent. The last row is the mean: 100 % is a "
+            "layer that all of them drop. The table compares each two algorithms: the layers that "
+            "both drop, and the rank correlation of how often the best tenth of their candidates "
+            "drops each layer (1: the same order, 0: unrelated)."
         ),
         badges=(SEARCHED_ON,),
         panels=tuple(panels),

@@ -169,8 +169,9 @@ def _caption(report: ReportData, uses: dict[str, _Use]) -> str:
     saved = sum(sum(use.saved.values()) for use in uses.values())
     text = (
         f"Of {computed + hits:,} candidates {hits:,} were found in the cache, which saved "
-        f"{saved:,.0f} s of scoring. A bar shows what a study computed, and whose evaluations it "
-        "reused."
+        f"{saved:,.0f} s of scoring. A bar is a study: the candidates that it computed, and "
+        "those that it reused, by the study that had computed them. The second panel shows the "
+        "same in seconds of scoring."
     )
     if report.cache is not None:
         text += f" The cache holds {report.cache.entries:,} entries."

@@ -58,12 +58,16 @@ def figure(report: ReportData) -> Figure | None:
 
 def _caption(comparisons: Sequence[ModelComparison]) -> str:
     """Return how to read the values and tests."""
-    text = "Values with 95 % intervals."
+    text = (
+        "A point is the value of a model, or the mean of an algorithm over several studies. Its "
+        "error bar is the 95 % interval."
+    )
     if any(row.test is not None for comparison in comparisons for row in comparison.rows):
         return text + (
-            " Each is compared with the best winner on the same documents, or over the same seeds: "
-            "p is that of sign flips of the paired differences, corrected for the number of "
-            "comparisons (Holm). A positive difference of losses is worse."
+            " The table compares each with the best winner, on the same documents or over the same "
+            "seeds. A positive difference of losses is worse than the winner. p is the probability "
+            "of such a difference by chance: by flips of the signs of the paired differences, and "
+            "then corrected for the number of comparisons (Holm)."
         )
     return text + (
         " There are no losses of the same documents to compare: the option --score of prunesearch "

@@ -63,8 +63,9 @@ def figure(report: ReportData) -> Figure | None:
         key="cost",
         title="Cost of the searches",
         caption=(
-            "Left: time that was spent on scoring candidates; what came from the cache costs "
-            "nothing. Right: mean time of an evaluation that was computed, with its 95 % interval."
+            "A bar is the time in seconds that a study spent on scoring candidates. A result that "
+            "was found in the cache costs nothing. A point is the mean time of an evaluation that "
+            "was computed, and its error bar is the 95 % interval of the mean."
         ),
         badges=(),
         panels=tuple(panels),

@@ -69,10 +69,11 @@ def figure(report: ReportData) -> Figure | None:
         key="drops",
         title="How often each layer was dropped",
         caption=(
-            f"The {what}, with 95 % intervals as if candidates were drawn independently. A layer "
-            "that the best tenth drops more often than the worst tenth is one that the model can "
-            "spare. The dotted line is the mean over the layers; of many algorithms or layers maps "
-            "are drawn, and the table has the intervals."
+            f"The {what}, in percent, for each layer. The errors are 95 % intervals, computed as "
+            "if the candidates were drawn independently. The model can spare a layer that the best "
+            "tenth of the candidates drops more often than the worst tenth. The dotted line is the "
+            "mean over the layers. Many algorithms or layers are drawn as a map, where the colour "
+            "is the share; the intervals are in the table."
         ),
         badges=(SEARCHED_ON,),
         panels=tuple(panels),

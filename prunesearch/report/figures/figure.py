@@ -188,7 +188,8 @@ class Figure:
     Attributes:
         key: name of its files, of lower-case letters, digits and dashes.
         title: title, as a short phrase.
-        caption: one or two plain sentences: what is seen, and how to read it.
+        caption: plain sentences for readers who see such a figure for the first time: what is
+            drawn, in which unit, what the errors are, and how to read it.
         badges: whether its numbers were searched on or held out; empty if they are costs.
         panels: pairs of axes; empty for a table or texts alone.
         table: the numbers; None without.

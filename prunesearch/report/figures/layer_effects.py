@@ -49,10 +49,10 @@ def effects_figure(report: ReportData) -> Figure | None:
         key="effects",
         title="What each layer is worth",
         caption=(
-            "How much worse the searched value gets if a layer is dropped, above the mean of the "
-            "layers, fitted on all candidates, with 95 % intervals. The lowest layers can be "
-            "spared; a long interval means that few candidates differ in the layer."
-            + _explained(shares)
+            "A point is how much worse the searched value gets if a layer is dropped, compared "
+            "with the mean of the layers. It is fitted on all candidates, and the error bar is its "
+            "95 % interval. The lowest layers can be spared. A long error bar means that few "
+            "candidates differ in the layer." + _explained(shares)
         ),
         badges=(SEARCHED_ON,),
         panels=tuple(panels),
@@ -85,10 +85,11 @@ def pairs_figure(report: ReportData) -> Figure | None:
         key="pairs",
         title="Which layers depend on each other",
         caption=(
-            "How much more it costs to drop two layers together than one by one: above zero the "
-            "layers stand in for each other, below zero the second costs little once the first is "
-            "gone. Pairs whose 95 % interval includes zero are left empty; the table has all pairs "
-            "that enough candidates tell apart." + _explained(shares)
+            "A row and a column are two layers. The colour is how much more it costs to drop both "
+            "than the sum of dropping each. Above zero, one layer does the work of the other when "
+            "that is dropped. Below zero, the second costs little once the first is dropped. Pairs "
+            "whose 95 % interval includes zero are left empty. The table has every pair that "
+            "enough candidates drop together and apart." + _explained(shares)
         ),
         badges=(SEARCHED_ON,),
         panels=tuple(panels),

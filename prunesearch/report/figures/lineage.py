@@ -46,9 +46,11 @@ def figure(report: ReportData) -> Figure | None:
         key="lineage",
         title="Lineage of the best candidates",
         caption=(
-            "The trials that each study's best candidate was derived from, one after the other, "
-            "and what each dropped. Of the trials that a move starts from, the closest one is "
-            "followed; a single step means that the candidate was drawn from no other."
+            "A line joins the trials that the best candidate of a study was derived from, up to "
+            "the best candidate itself, with the value of each. In a map, a row is one of these "
+            "trials, and the colour is the share of each layer that it removes. If a candidate "
+            "was made from several trials, the closest one is followed. A single step means that "
+            "the candidate was drawn from no other."
         ),
         badges=(SEARCHED_ON,),
         panels=tuple(panels),

@@ -49,14 +49,20 @@ def figure(report: ReportData) -> Figure | None:
         return None
     badges: tuple[Badge, ...] = (SEARCHED_ON,)
     caption = (
-        "Each point is a candidate; the line is the best quality that is reached with at most "
-        "this size or latency."
+        "Each small point is a candidate: its score, against its size or the latency of a prefill. "
+        "The line is the best score of all candidates that are at most this large or slow. Error "
+        "bars and bands are 95 % intervals."
     )
     if measured:
         badges = tuple(dict.fromkeys((SEARCHED_ON, *(made.badge for _, made in measured))))
         caption += (
-            " Measured models are drawn with 95 % intervals, on data of their own, so their values "
-            "cannot be read against those of the search."
+            " Models that were measured on fresh data have panels of their own, because their "
+            "values cannot be compared with those of the search."
+        )
+    if any(study.is_pareto for study in report.studies):
+        caption += (
+            " The hypervolume is the share of the box around all candidates that the front "
+            "dominates. More is better."
         )
     return Figure(
         key="pareto",

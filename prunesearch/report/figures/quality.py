@@ -67,12 +67,16 @@ def figure(report: ReportData) -> Figure | None:
 def _caption(studies: Sequence[StudyData], most: int) -> str:
     better = "higher" if studies[0].more_is_better else "lower"
     if most > 1:
-        error = "the band is the standard error of its mean over studies that differ in the seed"
+        error = (
+            "Of several studies that differ in the seed it is the mean, and the band is one "
+            "standard error of the mean on each side."
+        )
     else:
-        error = "the band is the standard error of the best candidate's score"
+        error = "The band is one standard error of that candidate's score on each side."
     return (
-        f"The line is the best candidate so far ({better} is better); {error}. Small points are "
-        "all candidates, in the colour of their algorithm; large ones are its best and its worst."
+        "Each small point is a candidate: its score, against the number of candidates that its "
+        f"search had evaluated by then ({better} is better). The line is the best score so far. "
+        f"{error} Large points are the best and the worst candidate of each algorithm."
     )
 
 

@@ -63,9 +63,10 @@ def figure(report: ReportData) -> Figure | None:
         key="selection-bias",
         title="Selection bias",
         caption=(
-            "How much worse each winner is than the dense model: on the data that it was searched "
-            "on, and on fresh data, with 95 % intervals. A bias above zero means that the search "
-            "data flatter the winner."
+            "The bars are how much worse each winner is than the dense model, on the data that it "
+            "was searched on and on fresh data. The bias is the second minus the first, for each "
+            "algorithm. Error bars are 95 % intervals. A bias above zero means that the winner "
+            "looks better on the search data than it is."
         ),
         badges=(SEARCHED_ON, HELD_OUT),
         panels=tuple(panels),

@@ -60,12 +60,15 @@ def figure(report: ReportData) -> Figure | None:
 
 def _caption(panels: Sequence[Panel]) -> str:
     text = (
-        "The line is the cost of the best candidate so far, small points are all candidates. The "
-        "predicted latency is the sum of the latencies of the blocks that are kept, of a prefill."
+        "Each small point is a candidate: its size or latency, against the number of candidates "
+        "that its search had evaluated by then. The line is the cost of the best candidate so far; "
+        "the band of a mean over studies is one standard error on each side. The predicted latency "
+        "of a prefill is the sum of the latencies of the blocks that are kept."
     )
     if any(panel.y_label.startswith("measured") for panel in panels):
         text += (
-            " The measured latency is a median of several runs of the winner and the dense model."
+            " The measured latency is the median of several runs: of the winner, and of the dense "
+            "model as a dotted line."
         )
     if any(_is_constant(panel) for panel in panels):
         text += " A line that is level means that all candidates cost the same, within 0.1 %."
