@@ -21,6 +21,7 @@ from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData, TrialData
 
 _LEVEL = 0.05  # of a test that shows a difference
+_FEWEST = 6  # pairs whose signs can be flipped in more than 1 / _LEVEL ways on either side
 
 
 def summary_of(report: ReportData) -> tuple[Sentence, ...]:
@@ -170,7 +171,11 @@ def _concluded(comparison: ModelComparison, beginning: str) -> list[Sentence]:
             worse.append(row.entry.name)
         else:
             better.append(row.entry.name)
-    # 2. Say it.
+    # 2. Say it. Few pairs cannot show a difference, however large it is.
+    pairs = min((row.entry.n for row in comparison.rows if row.test is not None), default=0)
+    if 0 < pairs < _FEWEST and not worse and not better:
+        text = f"{beginning}, {pairs} values of each are too few for a test to show a difference"
+        return [Sentence(f"{text}: at least {_FEWEST} are needed.", comparison.badge)]
     parts = []
     if worse:
         parts.append(f"{comparison.reference} is better than {', '.join(worse)}")

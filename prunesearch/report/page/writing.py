@@ -15,7 +15,7 @@ from prunesearch.report.page.images import write_image
 from prunesearch.report.page.markdown import write_markdown
 from prunesearch.report.tables import Commands, Parts, table
 from prunesearch.runtime.json_values import json_as
-from prunesearch.studies.measurements import Badge
+from prunesearch.studies.measurements import BASELINE, Badge
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,9 @@ def written(report: WrittenReport) -> Parts:
     """Show what was written, and the key figures."""
     rows = []
     for found in report.key_figures:
+        # Baselines are many. The page compares them with the winner.
+        if found.role.startswith(BASELINE):
+            continue
         value = f"{found.value:.4f}"
         if found.stderr:
             value += f" ± {found.stderr:.2g}"
