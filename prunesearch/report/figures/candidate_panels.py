@@ -10,13 +10,11 @@ from prunesearch.analysis.intervals import half_width, standard_error
 from prunesearch.analysis.pareto import hypervolume_history
 from prunesearch.report.figures.figure import SEARCHED_ON, Panel, Rule, Series
 from prunesearch.report.figures.pooled import PooledStudies
+from prunesearch.report.figures.scales import GIB, needs_logarithm
 from prunesearch.report.figures.styles import DENSE, style_of
 from prunesearch.report.figures.thinning import thinned
 from prunesearch.report.figures.units import joined
 from prunesearch.studies.study_data import StudyData, TrialData
-
-GIB = 2.0**30
-_WIDE = 30.0  # ratio of the largest to the smallest value above which an axis is logarithmic
 
 _EQUAL = 0.999  # least share of the largest cost, from which costs do not differ
 
@@ -69,7 +67,7 @@ def search_panel(
         content += _study_series(study, points, names[study.name], named)
         values += [trial.values[0] for _, trial in points]
     # 3. Add the means, the dense model and the baselines.
-    log_y = _is_wide(values)
+    log_y = needs_logarithm(values)
     for series_of_sampler in means.values():
         content += series_of_sampler
     for series in (*_dense_point(group.studies, cost), *baselines):
@@ -206,11 +204,6 @@ def attained(
             found.append((cost, trial))
             least = loss
     return found
-
-
-def _is_wide(values: Sequence[float]) -> bool:
-    """Return whether values are positive and span so much that they need a logarithmic axis."""
-    return bool(values) and min(values) > 0 and max(values) > _WIDE * min(values)
 
 
 def _dense_point(studies: Sequence[StudyData], cost: CostAxis) -> list[Series]:

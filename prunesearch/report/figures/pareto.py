@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from prunesearch.analysis.intervals import NORMAL_REACH
 from prunesearch.objectives.registry import metric_labels
 from prunesearch.report.figures.candidate_panels import (
-    GIB,
     LATENCY,
     SIZE,
     hypervolume_panel,
@@ -24,6 +23,7 @@ from prunesearch.report.figures.measured_names import latest, name_of, style_of_
 from prunesearch.report.figures.pooled import PooledStudies, pooled, short_names
 from prunesearch.report.figures.registry import FigureEntry, register
 from prunesearch.report.figures.report_data import ReportData
+from prunesearch.report.figures.scales import GIB
 from prunesearch.report.figures.thinning import thinning_note
 from prunesearch.studies.measurements import BASELINE, Badge, Measurement
 from prunesearch.studies.selection import STDERR

@@ -22,13 +22,13 @@ from prunesearch.report.figures.groups import ComparableStudies, StudyGroup, com
 from prunesearch.report.figures.progress import Course, courses_of, mean_course
 from prunesearch.report.figures.registry import FigureEntry, register
 from prunesearch.report.figures.report_data import ReportData
+from prunesearch.report.figures.scales import needs_logarithm
 from prunesearch.report.figures.styles import DENSE
 from prunesearch.report.figures.thinning import thinned
 from prunesearch.report.removals import Removal
 from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData, TrialData
 
-_WIDE = 30.0  # ratio of the largest value to the smallest, from which the axis is logarithmic
 _HEAD = (
     "study",
     "algorithm",
@@ -185,10 +185,8 @@ def _is_wide(series: Sequence[Series], rules: Sequence[Rule]) -> bool:
     """Return whether the values need a logarithmic axis. It cannot show a value of 0."""
     values = [rule.value for rule in rules]
     for drawn in series:
-        values += [value for value in drawn.y if math.isfinite(value)]
-        values += [value for value in drawn.low or () if math.isfinite(value)]
-    array = np.array(values)
-    return bool(array.min() > 0 and array.max() / array.min() > _WIDE)
+        values += [*drawn.y, *(drawn.low or ())]
+    return needs_logarithm(values)
 
 
 def _table(studies: Sequence[StudyData]) -> NumberTable:

@@ -15,13 +15,13 @@ from prunesearch.report.figures.groups import ComparableStudies, StudyGroup, com
 from prunesearch.report.figures.progress import Course, courses_of, mean_course
 from prunesearch.report.figures.registry import FigureEntry, register
 from prunesearch.report.figures.report_data import ReportData
+from prunesearch.report.figures.scales import GIB
 from prunesearch.report.figures.styles import DENSE
 from prunesearch.report.figures.thinning import thinned
 from prunesearch.report.removals import Removal
 from prunesearch.studies.measurements import Measurement, of_role
 from prunesearch.studies.study_data import StudyData, TrialData
 
-GIB = 2**30
 _CLOSE = 0.8  # least share of the largest cost, from which costs differ little
 _EQUAL = 0.999  # the same, from which they do not differ
 Cost = Callable[[TrialData], float]

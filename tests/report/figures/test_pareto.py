@@ -99,7 +99,7 @@ def test_measured_models_are_beside_the_candidates_or_on_fresh_data() -> None:
 def test_candidates_of_one_size_have_no_panel() -> None:
     trials = [trial_data(n, str(n), 1.0 + n, bytes=GIB) for n in range(3)]
     assert figure(report_data(study_data("a", trials))) is None
-    # A search over widths meets its target within a few kilobytes, which are no front.
+    # A search over widths meets its target within a few kilobytes, too few for a front.
     trials = [trial_data(n, str(n), 1.0 + n, bytes=GIB + 4096 * n) for n in range(3)]
     assert figure(report_data(study_data("a", trials))) is None
 
