@@ -10,6 +10,7 @@ from prunesearch.report.figures.pooled import finished, short_names
 from prunesearch.report.figures.registry import FigureEntry, register
 from prunesearch.report.figures.report_data import ReportData
 
+_WIDE = 30.0  # ratio of the largest to the smallest value above which an axis is logarithmic
 _HEAD = (
     "data",
     "metric",
@@ -77,6 +78,9 @@ def _caption(comparisons: Sequence[ModelComparison]) -> str:
 
 def _panel(comparison: ModelComparison, labels: dict[str, str]) -> Panel:
     """Return the values of a comparison."""
+    values = [row.entry.value for row in comparison.rows]
+    # Perplexities of bad baselines are so large that the others would all lie at 0.
+    log_y = min(values) > 0 and max(values) > _WIDE * min(values)
     content = []
     for row in comparison.rows:
         entry = row.entry
@@ -84,6 +88,8 @@ def _panel(comparison: ModelComparison, labels: dict[str, str]) -> Panel:
         low, high = None, None
         if entry.stderr is not None:
             low, high = [entry.value - entry.reach], [entry.value + entry.reach]
+            if log_y and low[0] <= 0:
+                low = [min(values)]
         content.append(
             Series(
                 entry.name,
@@ -101,6 +107,7 @@ def _panel(comparison: ModelComparison, labels: dict[str, str]) -> Panel:
         "",
         labels.get(comparison.metric, comparison.metric),
         tuple(content),
+        log_y=log_y,
         categories=tuple(row.entry.name for row in comparison.rows),
     )
 

@@ -208,3 +208,8 @@ def test_one_study_of_each_algorithm_shows_no_order() -> None:
             seeds.append(study_data(f"{name}-{seed}", trials, sampler=name, seed=seed))
     texts = [found.text for found in summary_of(report_data(*seeds))]
     assert any("over the same seeds, 2 values of each are too few" in text for text in texts)
+
+
+def test_values_of_bad_baselines_are_on_a_logarithmic_axis() -> None:
+    made = (measurement("winner", 30.0), measurement("baseline:last", 3e9, candidate="2,3"))
+    assert [panel.log_y for panel in compared(STUDY, a=made).panels] == [False, True]
