@@ -17,6 +17,7 @@ from prunesearch.cli.options import (
     PROTOCOL,
     PROTOCOL_DATA,
     REVISION,
+    STORAGE,
     TOKENS,
     TRUST,
 )
@@ -39,6 +40,7 @@ from prunesearch.units import parse_size
 @PROTOCOL
 @PROTOCOL_DATA
 @with_options(*DATA_OPTIONS, *MODEL_OPTIONS, *ONE_CANDIDATE)
+@STORAGE
 @JSON
 def evaluate(
     model: str,
@@ -50,6 +52,8 @@ def evaluate(
 ) -> None:
     """Evaluate MODEL, or an export, on --task, on --calibration text, or by a published --protocol,
     with standard errors.
+
+    The study that an export was made of keeps the result, for its report.
     """
     section = model_of({**settings, "model": model})
     objective, data = objective_of(settings), data_of(settings)

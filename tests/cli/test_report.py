@@ -1,6 +1,7 @@
 """`prunesearch report`: what it writes, and what it refuses."""
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from prunesearch.config.run_options import RunOptions
 from prunesearch.execution.speed import measure_speeds
 from prunesearch.report.page.folder import MARKER
+from prunesearch.studies import measurements
 from tests.support.cli import refused, run, run_json
 from tests.support.html_page import Element, parse
 from tests.support.synthetic_studies import SyntheticStudy, write_study
@@ -139,8 +141,18 @@ def test_a_report_with_scores_measures_what_is_missing_once(
     assert badges == {"searched on", "held out"}
     assert "held out" in page_of(here / "report").one("section", id="summary").text
     # The same again loads no model.
-    monkeypatch.setattr("prunesearch.pipeline.searched_model.load_for", None)
-    assert run_json(*again, "--device", "cpu")["key_figures"] == done["key_figures"]
+    with monkeypatch.context() as patch:
+        patch.setattr("prunesearch.pipeline.searched_model.load_for", None)
+        assert run_json(*again, "--device", "cpu")["key_figures"] == done["key_figures"]
+    # The study keeps what evaluate measures of its export, wherever the study is.
+    run("export", "s", "--out", here / "out", "--device", "cpu")
+    shutil.copy("storage/study.db", "other.db")
+    run("evaluate", here / "out", *words[2:6], "--device", "cpu", "--storage", "sqlite:///other.db")
+    found = measurements.of_role(measurements.read("sqlite:///other.db", "s"), "exported")
+    assert {(kept.metric, kept.badge) for kept in found} == {
+        ("cross_entropy", "searched on"),
+        ("perplexity", "searched on"),
+    }
 
 
 @pytest.mark.parametrize(
