@@ -382,7 +382,9 @@ INSECURE_HTTP = SharedOption(
 
 # The checkpoint that is written.
 OUT = SharedOption(
-    "--out", help="New or empty folder for the checkpoint; with --gguf of export a new file."
+    "--out",
+    help="New or empty folder for what is written; with --gguf of export a new file, and for "
+    "report also an earlier report.",
 )
 EXPORT_FORMAT = SharedOption(
     "--as",

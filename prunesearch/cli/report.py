@@ -17,9 +17,7 @@ from prunesearch.report.emit import emit
 
 @click.command(cls=Command)
 @click.argument("studies", nargs=-1, required=True, metavar="STUDY...")
-@OUT.variant(
-    required=True, help="New or empty folder for the report, or an earlier report to replace."
-)
+@OUT.variant(required=True)
 @JOINT
 @SCORE
 @with_options(*SCORE_OPTIONS)
