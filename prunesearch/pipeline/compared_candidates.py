@@ -6,8 +6,8 @@ rankings of `objectives.importance`, the ranking by the loss without a single un
 are drawn at random.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from optuna.study import Study, StudyDirection
@@ -19,6 +19,7 @@ from prunesearch.config.recipe import Recipe
 from prunesearch.config.search import RANKINGS
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.scalarization import TrialScalarizer
+from prunesearch.execution.speed import MeasuredSpeed
 from prunesearch.importance.allocations.registry import fixed_allocations
 from prunesearch.importance.orders import MeasuredOrder
 from prunesearch.models.loading import LoadedModel
@@ -63,6 +64,36 @@ class ComparedCandidate:
     def is_random(self) -> bool:
         """True for one of several candidates that stand for random choice."""
         return self.role == f"{BASELINE}random"
+
+
+@dataclass
+class SharedFacts:
+    """What several studies of one model have in common, so that it is measured once.
+
+    Attributes:
+        baselines: baselines by `baselines_key`.
+        speeds: latencies of the candidates that were timed.
+    """
+
+    baselines: dict[Hashable, list[ComparedCandidate]] = field(default_factory=dict)
+    speeds: dict[LayerSubset, MeasuredSpeed] = field(default_factory=dict)
+
+
+def baselines_key(recipe: Recipe, space: Space, winner: LayerSubset, finished: int) -> Hashable:
+    """Return what decides the baselines of a study of one model.
+
+    Args:
+        recipe: recipe of the study.
+        space: space that it searches.
+        winner: the best candidate of the study.
+        finished: number of finished trials.
+    """
+    data, objective = recipe.data.model_dump_json(), recipe.objective.model_dump_json()
+    if isinstance(space, WidthSpace):
+        return data, objective, recipe.search.criterion, recipe.search.order_tokens, space.budget
+    assert isinstance(space, SearchSpace)
+    enough = len(space.droppable) <= finished
+    return data, objective, space, space.count(winner), enough
 
 
 def best_of(study: Study) -> list[FrozenTrial]:

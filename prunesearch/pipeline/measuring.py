@@ -22,7 +22,7 @@ from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import StudyError
 from prunesearch.models.loading import LoadedModel
-from prunesearch.pipeline.compared_candidates import best_of, finished_trials
+from prunesearch.pipeline.compared_candidates import SharedFacts, best_of, finished_trials
 from prunesearch.pipeline.held_out_data import HeldOutOptions, held_out_data
 from prunesearch.pipeline.measured_exports import ExportFolder, exports_of, read_given
 from prunesearch.pipeline.searched_model import check_searched, load_searched
@@ -138,7 +138,9 @@ def _measure_study(
     # Measure the candidates, and then the checkpoints, each with the model alone in memory.
     loaded = models.of_study(study, recipe)
     with EvaluationCache(options.cache) as cache, stopping.deferred():
-        measuring = StudyMeasuring(study, recipe, options, request.held_out, stored, cache)
+        measuring = StudyMeasuring(
+            study, recipe, options, request.held_out, stored, cache, models.shared
+        )
         measuring.measure_candidates(loaded, keep_outputs=bool(exports))
         for export in exports:
             events.tell(events.Message(f"measuring {export.folder}"))
@@ -185,12 +187,16 @@ class _Models:
 
     Args:
         request: what shall be measured.
+
+    Attributes:
+        shared: what studies of the last model have in common.
     """
 
     def __init__(self, request: MeasuringRequest) -> None:
         self._request = request
         self._section: ModelSection | None = None
         self._loaded: LoadedModel | None = None
+        self.shared = SharedFacts()
 
     def of_study(self, study: Study, recipe: Recipe) -> LoadedModel:
         """Return the model of a study; see `searched_model.load_searched` for the errors."""
@@ -220,6 +226,7 @@ class _Models:
         if self._loaded is None:
             return
         self._section = self._loaded = None
+        self.shared = SharedFacts()
         # The parts of a model refer to each other, so only the garbage collector frees it.
         gc.collect()
 

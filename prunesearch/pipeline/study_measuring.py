@@ -23,7 +23,9 @@ from prunesearch.objectives.greedy_texts import greedy_texts
 from prunesearch.objectives.registry import zero_metrics
 from prunesearch.pipeline.compared_candidates import (
     ComparedCandidate,
+    SharedFacts,
     baselines,
+    baselines_key,
     finished_trials,
     winners,
 )
@@ -59,6 +61,7 @@ class StudyMeasuring:
         held_out: held-out data that the user names.
         stored: measurements that the study has already.
         cache: evaluation cache.
+        shared: what other studies of the model have in common with this one.
 
     Attributes:
         added: number of measurements that were stored.
@@ -72,9 +75,10 @@ class StudyMeasuring:
         held_out: HeldOutOptions,
         stored: Sequence[Measurement],
         cache: EvaluationCache,
+        shared: SharedFacts,
     ) -> None:
         self._study, self._recipe, self._options = study, recipe, options
-        self._cache = cache
+        self._cache, self._shared = cache, shared
         self._stored = {measurement.digest: measurement for measurement in stored}
         self._data = [searched_data(recipe)]
         unseen = held_out_data(recipe, held_out)
@@ -104,15 +108,14 @@ class StudyMeasuring:
         (scored,) = engines[0].evaluate_now([dense])
         best = winners(self._study, space, scalarizer, scalarizer.values(require(scored)))
         compared = [ComparedCandidate("dense", dense), *best]
-        compared += baselines(
-            loaded,
-            self._recipe,
-            space,
-            best[0].candidate,
-            order,
-            engines[0],
-            finished_trials(self._study),
-        )
+        # Studies that differ in the sampler or the seed have the same baselines.
+        finished = finished_trials(self._study)
+        key = baselines_key(self._recipe, space, best[0].candidate, finished)
+        if key not in self._shared.baselines:
+            self._shared.baselines[key] = baselines(
+                loaded, self._recipe, space, best[0].candidate, order, engines[0], finished
+            )
+        compared += self._shared.baselines[key]
         # 3. Score all of it on the data of the search and on held-out data.
         found: list[Measurement] = []
         for data, engine in zip(self._data, engines, strict=True):
@@ -129,6 +132,8 @@ class StudyMeasuring:
             loaded: the model of the checkpoint.
             export: what its manifest says.
         """
+        # What is known of the dense model's speed is not true of the checkpoint's.
+        self._shared = SharedFacts()
         dense = LayerSubset.of(loaded.n_layers)
         whole = ComparedCandidate(export.role, dense, export.dropped)
         found: list[Measurement] = []
@@ -254,14 +259,19 @@ class StudyMeasuring:
     ) -> dict[LayerSubset, MeasuredSpeed]:
         """Measure the latencies of candidates side by side.
 
-        Random candidates are as large as the others, so they are not measured.
+        Random candidates are as large as the others, so they are not measured. A candidate that was
+        timed for an earlier study is not timed again.
         """
-        candidates = [LayerSubset.of(loaded.n_layers)]
+        dense = LayerSubset.of(loaded.n_layers)
+        known = self._shared.speeds
+        new = [dense]
         for each in compared:
-            if not each.is_random and each.candidate not in candidates:
-                candidates.append(each.candidate)
-        events.tell(events.StageProgress(f"timing {len(candidates)} models side by side"))
-        return dict(measure_speeds(loaded.model, candidates))
+            if not each.is_random and each.candidate not in (*new, *known):
+                new.append(each.candidate)
+        if len(new) > 1 or dense not in known:
+            events.tell(events.StageProgress(f"timing {len(new)} models side by side"))
+            known |= measure_speeds(loaded.model, new)
+        return known
 
     def _add(self, found: Sequence[Measurement]) -> None:
         """Store measurements in the study."""

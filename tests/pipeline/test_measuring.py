@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from prunesearch import events
 from prunesearch.config.data import DataSection
 from prunesearch.config.model import ModelSection
 from prunesearch.config.objective import ObjectiveSection
@@ -119,6 +120,29 @@ def test_candidates_and_checkpoints_are_measured_once(
             patch, "prunesearch.pipeline.searched_model.load_for", f"{measuring.__name__}.load_for"
         )
         assert measure(REQUEST) == (replace(done, measured=0, kept=len(found)),)
+
+
+@pytest.mark.usefixtures("study")
+def test_studies_of_one_model_share_baselines_and_latencies(tiny_folder: Path, prose: Path) -> None:
+    recipe = Recipe(
+        model=str(tiny_folder), drop="2", calibration=str(prose), tokens=128, window=32,
+        population=4, sampler="woa", seed=1,
+    )  # fmt: skip
+    run_stages("search", Request(OPTIONS.model_copy(update={"study": "t"}), (recipe,)))
+    told: list[str] = []
+    with events.subscribed(lambda event: told.append(getattr(event, "name", ""))):
+        first, second = measure(replace(REQUEST, studies=("s", "t")))
+    assert first.measured + first.kept == second.measured + second.kept
+    # The baselines are ranked for the first study only. Of the second, only its winner may be new.
+    assert told.count("ranking the layers one by one") == 1
+    timed = [name for name in told if name.startswith("timing")]
+    assert timed[1:] in ([], ["timing 2 models side by side"])
+    speeds = {}
+    for name in ("s", "t"):
+        for measurement in measurements.read(OPTIONS.storage, name):
+            if measurement.role == "baseline:last":
+                speeds[name] = measurement.prefill_ms
+    assert speeds["s"] == speeds["t"]
 
 
 def test_what_a_compensation_measured_is_stored_in_its_study(

@@ -92,13 +92,17 @@ def _panel(together: ComparableStudies) -> Panel:
     rules = []
     if first.value_names[0] in first.dense:
         rules.append(Rule(first.dense[first.value_names[0]], "dense model", style=DENSE))
+    # A logarithmic axis has no 0, which the dense model has for some metrics.
+    is_wide = _is_wide([*clouds, *lines])
+    if is_wide:
+        rules = [rule for rule in rules if rule.value > 0]
     return Panel(
         title=together.title,
         x_label="evaluations",
         y_label=first.metric_label,
         content=(*clouds, *lines, *marks),
         rules=tuple(rules),
-        log_y=_is_wide([*clouds, *lines], rules),
+        log_y=is_wide,
     )
 
 
@@ -181,9 +185,9 @@ def _label(study: StudyData, trial: TrialData) -> str:
     return f"{text}\n{Removal.of(trial.dropped).phrase}"
 
 
-def _is_wide(series: Sequence[Series], rules: Sequence[Rule]) -> bool:
-    """Return whether the values need a logarithmic axis. It cannot show a value of 0."""
-    values = [rule.value for rule in rules]
+def _is_wide(series: Sequence[Series]) -> bool:
+    """Return whether the values need a logarithmic axis."""
+    values: list[float] = []
     for drawn in series:
         values += [*drawn.y, *(drawn.low or ())]
     return needs_logarithm(values)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 GIB = 2.0**30
 """Bytes of one GiB."""
-_WIDE = 30.0  # ratio of the largest to the smallest value above which an axis is logarithmic
+_WIDE = 10.0  # ratio of the largest to the smallest value above which an axis is logarithmic
 
 
 def needs_logarithm(values: Iterable[float]) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.typing import RcKeyType
 
+_FEW_DECADES = 1e4  # ratio of the ends of a logarithmic axis with plain numbers
 _DPI = 150
 _WIDTH = 9.0  # inches of an image
 _HEIGHT = 3.6  # inches of a panel with series
@@ -140,6 +141,20 @@ def _draw_panel(
         axes.set_ylim(*panel.y_range)
     if heatmap is None and not panel.log_x and not _has_names(panel):
         _thin_numbers(axes, room[0])
+    if panel.log_y:
+        _number_decades(axes)
+
+
+def _number_decades(axes: "Axes") -> None:
+    """Write plain numbers on a logarithmic axis that spans few decades: 1, 2, 5, 10, 20."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    if high > low * _FEW_DECADES:
+        return
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _has_names(panel: Panel) -> bool:

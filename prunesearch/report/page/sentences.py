@@ -21,13 +21,17 @@ from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData, TrialData
 
 _LEVEL = 0.05  # of a test that shows a difference
+_MOST = 2  # comparable studies that are all described on held-out data
 _FEWEST = 6  # pairs whose signs can be flipped in more than 1 / _LEVEL ways on either side
 
 
 def summary_of(report: ReportData) -> tuple[Sentence, ...]:
     """Return what was found, in sentences."""
     found: list[Sentence] = []
+    named: list[StudyData] = []
     for together in comparable(report.studies):
+        # Of many studies only the best one is described on held-out data. The comparison has all.
+        named += together.studies if len(together.studies) <= _MOST else [_best(together)[0]]
         # A front is described by its ends, because none of its candidates is the best.
         if together.first.is_pareto:
             found += [_front(study) for study in together.studies]
@@ -37,7 +41,7 @@ def summary_of(report: ReportData) -> tuple[Sentence, ...]:
             found.append(_ranked(together))
             found += _algorithms(together)
         found += _winner(together)
-    for study in report.studies:
+    for study in named:
         found += _held_out(report.measurements.get(study.name, ()), study)
     names = short_names(report.studies)
     for comparison in compared.measured(report.measurements, report.studies, names):
@@ -86,15 +90,8 @@ def _unfinished(study: StudyData) -> list[str]:
 def _winner(together: ComparableStudies) -> list[Sentence]:
     """Return the sentences about the best candidate of comparable studies."""
     found = []
-    # 1. Find the best candidate of all studies.
-    best: tuple[StudyData, TrialData] | None = None
-    for study in together.studies:
-        trial = study.best()
-        if trial is not None and (best is None or study.losses(trial) < best[0].losses(best[1])):
-            best = study, trial
-    assert best is not None, "studies without a finished trial are refused"
-    # 2. Say what it drops, and compare it with the dense model.
-    study, trial = best
+    # 1. Say what it drops, and compare it with the dense model.
+    study, trial = _best(together)
     text = (
         f"{_beginning(together)}the best candidate {Removal.of(trial.dropped).sentence} "
         f"(study {study.name}, trial {trial.number}). Its {study.metric_label} is "
@@ -104,7 +101,7 @@ def _winner(together: ComparableStudies) -> list[Sentence]:
     if dense is not None:
         text += f"; that of the dense model is {dense:.4g}"
     found.append(Sentence(f"{text}.", SEARCHED_ON))
-    # 3. Add what it saves, if the latencies of the blocks are known.
+    # 2. Add what it saves, if the latencies of the blocks are known.
     latency = trial.figure("latency_ms")
     if study.latency is not None and latency is not None:
         share = latency / study.latency.dense_ms
@@ -115,6 +112,20 @@ def _winner(together: ComparableStudies) -> list[Sentence]:
             )
         )
     return found
+
+
+def _best(together: ComparableStudies) -> tuple[StudyData, TrialData]:
+    """Return the best candidate of comparable studies, and its study.
+
+    Of studies with two values it is the one with the best first value.
+    """
+    best: tuple[StudyData, TrialData] | None = None
+    for study in together.studies:
+        trial = study.front()[0] if study.is_pareto else study.best()
+        if trial is not None and (best is None or study.losses(trial) < best[0].losses(best[1])):
+            best = study, trial
+    assert best is not None, "studies without a finished trial are refused"
+    return best
 
 
 def _beginning(together: ComparableStudies) -> str:
