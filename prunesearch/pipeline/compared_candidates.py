@@ -33,6 +33,7 @@ from prunesearch.widths.space import WidthSpace
 RANDOM = 5
 """Number of random baselines."""
 _ATTEMPTS = 100  # draws of a random candidate, of which those that are equal count once
+_RANDOM_ROLE = f"{BASELINE}random"
 _SINGLE = "single"
 
 
@@ -63,7 +64,7 @@ class ComparedCandidate:
     @property
     def is_random(self) -> bool:
         """True for one of several candidates that stand for random choice."""
-        return self.role == f"{BASELINE}random"
+        return self.role == _RANDOM_ROLE
 
 
 @dataclass
@@ -181,7 +182,7 @@ def baselines(
     # 2. The simple rules need no model.
     found.append(ComparedCandidate(f"{BASELINE}last", _deepest(space, count)))
     for candidate in _random_subsets(space, count):
-        found.append(ComparedCandidate(f"{BASELINE}random", candidate))
+        found.append(ComparedCandidate(_RANDOM_ROLE, candidate))
     return found
 
 

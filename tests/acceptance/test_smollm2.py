@@ -104,6 +104,7 @@ def test_the_gguf_itself_is_the_same_model(
     """
     checkpoint = load(str(home / "storage" / "models" / "SmolLM2-135M-Instruct"))
     assert load(str(gguf)).fingerprint == checkpoint.fingerprint
+    capsys.readouterr()  # progress of what was loaded
     cut = home / "cut.gguf"
     with gguf.open("rb") as file:
         cut.write_bytes(file.read(50_000_000))

@@ -123,6 +123,8 @@ KEEPS_RUN: dict[str, object] = {
     "engine": "ray",
     "ray_address": "head:6379",
     "gpus_per_worker": 0.5,
+    "track": ("tensorboard",),
+    "track_to": "runs",
 }
 
 
