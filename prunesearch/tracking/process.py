@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import IO
 
 from prunesearch.errors import one_line
@@ -32,7 +33,8 @@ from prunesearch.tracking.records import (
 )
 from prunesearch.tracking.registry import REGISTRY, TrackedRun, Tracker
 
-_NICE = 5
+_NICE = 19  # the least share of the processor
+_AUTOGROUP = Path("/proc/self/autogroup")
 _GRACE = 20.0  # seconds after the end of the input in which records are still delivered
 
 
@@ -80,10 +82,22 @@ class Runs:
                 del self._open[record.run]
 
 
+def _let_the_command_go_first() -> None:
+    """Lower the priority of this process.
+
+    Linux may share the processor between sessions, and within a session by priority
+    (``sched_autogroup`` in sched(7)). This process has a session of its own, so the priority of
+    that is lowered, too.
+    """
+    os.nice(_NICE)
+    # The file is missing on other systems.
+    with contextlib.suppress(OSError):
+        _AUTOGROUP.write_text(str(_NICE))
+
+
 def main() -> None:
     """Serve one command."""
-    # The command goes first.
-    os.nice(_NICE)
+    _let_the_command_go_first()
     # Libraries may print. Only answers are written to the output.
     output = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     nothing = os.open(os.devnull, os.O_WRONLY)
