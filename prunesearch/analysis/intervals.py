@@ -32,6 +32,11 @@ def standard_error(values: Sequence[float] | Real) -> float:
     return float(np.std(values, ddof=1)) / sqrt(count)
 
 
+def reach_of(error: float | None, quantile: float = NORMAL_REACH) -> float:
+    """Return how far an interval reaches to each side; nan if the standard error is not known."""
+    return float("nan") if error is None else quantile * error
+
+
 def ends(
     values: Sequence[float] | Real, reaches: Sequence[float] | Real
 ) -> tuple[list[float], list[float]]:

@@ -26,8 +26,12 @@ def comparison(found: StudyComparison) -> Parts:
     parts: Parts = [_studies(found)]
     if found.tests:
         parts.append(_tests(found.tests))
+    # One line for each reason, because many pairs may share it.
+    pairs: dict[str, list[str]] = {}
     for pair in found.untested:
-        parts.append(f"{pair.first} and {pair.second} were not tested: {pair.reason}")
+        pairs.setdefault(pair.reason, []).append(f"{pair.first} and {pair.second}")
+    for reason, names in pairs.items():
+        parts.append(f"not tested: {'; '.join(names)}: {reason}")
     if found.samplers:
         parts.append(_samplers(found.samplers))
     for note in found.notes:

@@ -28,7 +28,7 @@ def read_report(
         joint: whether studies of different models may stand on one page.
 
     Raises:
-        UnknownNameError: there is no study of a name.
+        UnknownNameError: a study does not exist.
         StudyError: a study has no finished trial, was not made by prunesearch, or is of another
             model.
         StorageError: the database cannot be read.

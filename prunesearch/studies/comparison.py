@@ -89,7 +89,7 @@ def compare(
         joint: whether studies of different models may be compared.
 
     Raises:
-        UnknownNameError: there is no study of a name.
+        UnknownNameError: a study does not exist.
         StudyError: a study is foreign, no study has a finished trial, or the models differ.
         InputError: a name is given twice.
         StorageError: the database cannot be read.
@@ -214,13 +214,17 @@ def _notes(studies: Sequence[StudyData]) -> list[str]:
             notes.append(f"study {study.name} has no finished trial yet")
         elif running:
             notes.append(f"study {study.name} is not finished: {running} trials are running")
+    # One note for each reason, because many studies may share it.
     first = studies[0]
+    others: dict[str, list[str]] = {}
     for other in studies[1:]:
         reason = difference_of(first, other)
         if reason is not None and first.complete() and other.complete():
-            notes.append(
-                f"the best values of {first.name} and {other.name} cannot be compared: {reason}"
-            )
+            others.setdefault(reason, []).append(other.name)
+    for reason, names in others.items():
+        notes.append(
+            f"the best values of {first.name} and {', '.join(names)} cannot be compared: {reason}"
+        )
     if sum(1 for study in studies if study.complete()) > MOST_PAIRED:
         notes.append(
             f"with more than {MOST_PAIRED} studies, each winner is compared with the best one only"

@@ -13,8 +13,6 @@ from prunesearch.runtime.json_values import Json, JsonObject
 from prunesearch.studies.importance import unit_of_parameter
 from prunesearch.studies.optuna_internals.storage import (
     STUDY_SYSTEM_ATTRIBUTES,
-    TRIAL_FINISHED,
-    TRIAL_STARTED,
     ParameterRow,
     StudyAttributeRow,
     SystemAttributeRow,
@@ -22,7 +20,7 @@ from prunesearch.studies.optuna_internals.storage import (
     UserAttributeRow,
     ValueRow,
 )
-from prunesearch.studies.trial_rows import ListedTrial, seconds
+from prunesearch.studies.trial_rows import ListedTrial, seconds, trials_query
 
 STATE_ATTR = "ps:s"
 """System attribute of a trial in which its sampler keeps its state, as a JSON text."""
@@ -80,18 +78,7 @@ def metric_names(connection: Connection, study_id: int) -> tuple[str, ...]:
 def read_trials(connection: Connection, study_id: int) -> list[ListedTrial]:
     """Return all trials of a study, in the order of their numbers."""
     # 1. Read the trials themselves.
-    query = (
-        sqlalchemy.select(
-            TrialRow.trial_id,
-            TrialRow.number,
-            TrialRow.state,
-            TRIAL_STARTED.label("started"),
-            TRIAL_FINISHED.label("finished"),
-        )
-        .where(TrialRow.study_id == study_id)
-        .order_by(TrialRow.number)
-    )
-    rows = connection.execute(query).all()
+    rows = connection.execute(trials_query(study_id)).all()
     # 2. Read their values and attributes.
     values = _values(connection, study_id)
     attributes = _attributes(connection, study_id)

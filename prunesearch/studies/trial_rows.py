@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy
 from optuna.trial import TrialState
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Select
 
 from prunesearch.runtime.json_values import Json, JsonObject
 from prunesearch.studies.optuna_internals.storage import (
@@ -62,6 +62,19 @@ class StudyKey:
     maximize: tuple[bool, ...]
 
 
+def trials_query(study_id: int) -> Select[Any]:
+    """Return the query for a study's trials in the order of their numbers."""
+    columns = (
+        TrialRow.trial_id,
+        TrialRow.number,
+        TrialRow.state,
+        TRIAL_STARTED.label("started"),
+        TRIAL_FINISHED.label("finished"),
+    )
+    query = sqlalchemy.select(*columns).where(TrialRow.study_id == study_id)
+    return query.order_by(TrialRow.number)
+
+
 def list_trials(
     connection: Connection,
     key: StudyKey,
@@ -78,18 +91,7 @@ def list_trials(
         first: smallest number of a trial.
         states: states of the trials; empty for all.
     """
-    query = (
-        sqlalchemy.select(
-            TrialRow.trial_id,
-            TrialRow.number,
-            TrialRow.state,
-            TRIAL_STARTED.label("started"),
-            TRIAL_FINISHED.label("finished"),
-        )
-        .where(TrialRow.study_id == key.id, TrialRow.number >= first)
-        .order_by(TrialRow.number)
-        .limit(limit)
-    )
+    query = trials_query(key.id).where(TrialRow.number >= first).limit(limit)
     if states:
         query = query.where(TrialRow.state.in_(list(states)))
     rows = connection.execute(query).all()

@@ -58,7 +58,7 @@ def test_everything_is_shown_and_names_are_escaped(capsys: pytest.CaptureFixture
         r"^b +a +KL to dense \(nats/token\) +30 +0\.0500 ± 0\.0100 ", shown, re.MULTILINE
     )
     assert "0.0300 to 0.0700" in shown and "fresh, held out" in shown
-    assert "a and front were not tested: front has a front and no single winner" in shown
+    assert "not tested: a and front: front has a front and no single winner" in shown
     assert "-0.1000 to 0.7000" in shown and lines["note:"].endswith("1 trials are running")
 
 

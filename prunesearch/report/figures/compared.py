@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunesearch.analysis.intervals import NORMAL_REACH, half_width, standard_error
+from prunesearch.analysis.intervals import NORMAL_REACH, half_width, reach_of, standard_error
 from prunesearch.analysis.paired import PairedTest, holm, paired_test
 from prunesearch.report.figures.figure import SEARCHED_ON
 from prunesearch.report.figures.groups import ComparableStudies, StudyGroup
@@ -122,7 +122,7 @@ def _entries(
                 candidate=made.candidate if len(same) == 1 else "",
                 value=float(np.mean([each.value for _, each in same])),
                 stderr=error,
-                reach=quantile * (error or 0.0),
+                reach=reach_of(error, quantile),
                 n=made.n,
                 losses=_mean_losses([each for _, each in same]),
                 style=style_of_role(made, study),
@@ -209,7 +209,7 @@ def _study_entry(study: StudyData, group: StudyGroup, names: Mapping[str, str]) 
         best.dropped,
         best.values[0],
         error,
-        NORMAL_REACH * (error or 0.0),
+        reach_of(error),
         1,
         (),
         group.style,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from prunesearch.analysis.intervals import NORMAL_REACH
+from prunesearch.analysis.intervals import reach_of
 from prunesearch.objectives.registry import metric_labels
 from prunesearch.report.figures.candidate_panels import (
     LATENCY,
@@ -119,7 +119,7 @@ def _measured_series(
         if x is not None:
             name = name_of(made, names[study.name], several)
             styles[name] = style_of_role(made, study)
-            rows.setdefault(name, []).append((x, made.value, NORMAL_REACH * (made.stderr or 0.0)))
+            rows.setdefault(name, []).append((x, made.value, reach_of(made.stderr)))
     content = []
     for name, points in rows.items():
         content.append(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from prunesearch.report.figures.figure import Figure, Heatmap, Panel, Series
 from prunesearch.report.figures.styles import STYLES
 from prunesearch.report.page.plotly_panel import largest_value
@@ -334,13 +336,16 @@ def _line(axes: "Axes", series: Series, x: list[float]) -> "Artist":
 
 
 def _distances(series: Series) -> list[list[float]] | None:
-    """Return the distances from the values to the ends of their errors: below, above."""
+    """Return the distances from the values to the ends of their errors: below, above.
+
+    An error that is not known is nan, which is not drawn.
+    """
     if series.low is None or series.high is None:
         return None
     below, above = [], []
     for value, low, high in zip(series.y, series.low, series.high, strict=True):
-        below.append(max(0.0, value - low))
-        above.append(max(0.0, high - value))
+        below.append(float(np.maximum(0.0, value - low)))
+        above.append(float(np.maximum(0.0, high - value)))
     return [below, above]
 
 

@@ -1,7 +1,7 @@
 """A panel as a figure of plotly: plain JSON for the page, or an object of plotly's Python library.
 
 Colours are names of CSS variables on the page, so that a figure follows the light or dark scheme of
-the reader. `resolved` puts values in their place where there is no style sheet.
+the reader. `resolved` replaces them by values for pages without a style sheet.
 """
 
 import html

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from prunesearch.analysis.intervals import ends, reach_of
 from prunesearch.report.figures.figure import Figure, Heatmap, NumberTable, Panel, Rule, Series
 from prunesearch.report.figures.styles import style_of
 from prunesearch.report.page.cells import shown_cell, shown_rows
 from prunesearch.report.page.csv_files import write_csv
 from prunesearch.report.page.html_page import render_page
-from prunesearch.report.page.images import _draw_panel, write_image
+from prunesearch.report.page.images import _distances, _draw_panel, write_image
 from prunesearch.report.page.legend import legend_of
 from prunesearch.report.page.markdown import escaped, write_markdown
 from prunesearch.report.page.plotly_panel import panel_document, plotly_figure
@@ -200,3 +201,12 @@ def test_numbers_on_an_axis_do_not_overlap() -> None:
     inside = [box for box in boxes if 0 <= box.x0 <= 400]
     assert len(inside) > 1
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(inside))
+
+
+def test_an_unknown_error_is_not_drawn_as_an_error_of_zero() -> None:
+    low, high = ends([1.0, 2.0], [reach_of(None), reach_of(0.5, 2.0)])
+    drawn = _distances(Series("a", [0, 1], [1.0, 2.0], "points", low, high))
+    assert drawn is not None
+    for distances in drawn:
+        assert math.isnan(distances[0])
+        assert distances[1] == 1.0
