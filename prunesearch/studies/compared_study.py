@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunesearch.analysis.anytime import best_places
+from prunesearch.studies.search_cost import SearchCost
 from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData
 
@@ -26,7 +27,7 @@ class ComparedStudy:
         front: number of trials on the front of a Pareto study; 0 for other studies.
         evaluations: number of finished trials, also those that a race ended early.
         distinct: number of different candidates among them.
-        hits: number of them that were found in the cache.
+        hits: number of trials that were found in the cache.
         running, failed: number of trials in these states.
         seconds: seconds that were spent on scoring.
         saved_seconds: seconds of scoring that the cache saved.
@@ -62,12 +63,9 @@ class ComparedStudy:
 
 
 def row_of(study: StudyData) -> ComparedStudy:
-    finished = study.evaluated()
+    finished, cost = study.evaluated(), SearchCost.of(study)
     best = None if study.is_pareto else study.best()
-    # Breaks between two runs of a search count as its time.
     starts = [trial.started for trial in study.trials if trial.started is not None]
-    ends = [trial.finished for trial in finished if trial.finished is not None]
-    wall = max(ends) - min(starts) if starts and ends else None
     to_best, seconds_to_best = None, None
     # Count until the best trial was found, itself included.
     if best is not None:
@@ -91,12 +89,12 @@ def row_of(study: StudyData) -> ComparedStudy:
         front=len(study.front()) if study.is_pareto else 0,
         evaluations=len(finished),
         distinct=len({trial.dropped for trial in finished}),
-        hits=sum(trial.attributes.get("cache") == "hit" for trial in finished),
+        hits=cost.hits,
         running=sum(trial.state == "running" for trial in study.trials),
         failed=sum(trial.state == "fail" for trial in study.trials),
-        seconds=round(sum(trial.figure("seconds") or 0.0 for trial in finished), 3),
-        saved_seconds=round(sum(trial.figure("saved_seconds") or 0.0 for trial in finished), 3),
-        wall_seconds=None if wall is None else round(wall, 3),
+        seconds=round(cost.seconds, 3),
+        saved_seconds=round(cost.saved_seconds, 3),
+        wall_seconds=None if cost.span is None else round(cost.span, 3),
         evaluations_to_best=to_best,
         seconds_to_best=seconds_to_best,
     )

@@ -10,6 +10,7 @@ from prunesearch.report.figures.pooled import short_names
 from prunesearch.report.figures.registry import FigureEntry, register
 from prunesearch.report.figures.report_data import ReportData
 from prunesearch.report.figures.styles import numbered, style_of
+from prunesearch.studies.search_cost import SearchCost
 from prunesearch.studies.sources import ATTRIBUTE, Replies
 from prunesearch.studies.study_data import StudyData, TrialData
 
@@ -22,29 +23,25 @@ class _Cost:
         study: the study.
         finished: number of finished trials, partial subsets and lost races included.
         failed: number of failed trials.
-        second_N: seconds of each evaluation that was computed.
-        saved: seconds that cache hits saved.
-        span: seconds from the first start to the last end; None if they are not known.
+        search: the time of scoring, and what the cache saved.
         replies: counts of a language model's replies; None without.
     """
 
     study: StudyData
     finished: int
     failed: int
-    second_N: tuple[float, ...]
-    saved: float
-    span: float | None
+    search: SearchCost
     replies: Replies | None
 
     @property
     def mean(self) -> float:
         """Mean seconds of an evaluation; NaN without any."""
-        return float(np.mean(self.second_N)) if self.second_N else float("nan")
+        return float(np.mean(self.search.second_N)) if self.search.second_N else float("nan")
 
     @property
     def error(self) -> float:
         """Standard error of the mean; NaN with fewer than two evaluations."""
-        return standard_error(self.second_N)
+        return standard_error(self.search.second_N)
 
 
 def figure(report: ReportData) -> Figure | None:
@@ -76,26 +73,16 @@ def figure(report: ReportData) -> Figure | None:
 
 def _cost(study: StudyData) -> _Cost:
     """Add up what a study cost."""
-    second_N, saved, failed, finished = [], 0.0, 0, 0
-    starts, ends = [], []
+    failed, finished = 0, 0
     replies: Replies | None = None
     for trial in study.trials:
         finished += trial.state in ("complete", "pruned")
         failed += trial.state == "fail"
-        # A cache hit took no time.
-        if trial.attributes.get("cache") == "computed":
-            second_N.append(trial.figure("seconds") or 0.0)
-        saved += trial.figure("saved_seconds") or 0.0
-        if trial.started is not None and trial.finished is not None:
-            starts.append(trial.started)
-            ends.append(trial.finished)
         # One trial of a generation carries the replies of all.
         found = _replies(trial)
         if found is not None:
             replies = found if replies is None else replies.plus(found)
-    # Pauses between two runs of a search count as its time too.
-    span = max(ends) - min(starts) if ends else None
-    return _Cost(study, finished, failed, tuple(second_N), saved, span, replies)
+    return _Cost(study, finished, failed, SearchCost.of(study), replies)
 
 
 def _replies(trial: TrialData) -> Replies | None:
@@ -110,9 +97,9 @@ def _time_panels(costs: list[_Cost], names: dict[str, str]) -> list[Panel]:
     spent, mean = [], []
     for cost in costs:
         name, style = names[cost.study.name], style_of(cost.study.sampler)
-        total = sum(cost.second_N)
+        total = cost.search.seconds
         spent.append(Series(name, [name], [total], "bars", style=style, in_legend=False))
-        error = cost.error * half_width(len(cost.second_N))
+        error = cost.error * half_width(len(cost.search.second_N))
         mean.append(
             Series(
                 name,
@@ -194,12 +181,12 @@ def _table(costs: list[_Cost]) -> NumberTable:
             cost.study.name,
             cost.finished,
             cost.failed,
-            len(cost.second_N),
-            sum(cost.second_N),
-            cost.saved,
-            cost.span,
-            cost.mean if cost.second_N else None,
-            cost.error if len(cost.second_N) > 1 else None,
+            cost.search.computed,
+            cost.search.seconds,
+            cost.search.saved_seconds,
+            cost.search.span,
+            cost.mean if cost.search.second_N else None,
+            cost.error if len(cost.search.second_N) > 1 else None,
         ]
         if asked:
             row += _reply_cells(cost.replies)

@@ -166,9 +166,9 @@ def _table(lineages: list[Lineage]) -> NumberTable:
         "value",
         "derived from",
         "which was the",
-        "dropped in addition",
+        "removed in addition",
         "restored",
-        "all dropped",
+        "all removed",
         "data",
     )
     return NumberTable(head, tuple(rows))

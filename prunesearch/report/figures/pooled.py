@@ -103,14 +103,14 @@ def short_names(studies: Sequence[StudyData]) -> dict[str, str]:
         end += 1
     found = {}
     for name, split in words.items():
-        found[name] = _shortened("-".join(split[start : len(split) - end]) or name)
+        found[name] = shortened("-".join(split[start : len(split) - end]) or name)
     # Names that differ in the middle only stay whole.
     if len(set(found.values())) < len(found):
         return {name: name for name in found}
     return found
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
     """Return a name without the middle of a long one, which would leave no room for a figure."""
     if len(name) <= _LONGEST:
         return name

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import yaml
 
 from prunesearch.report.figures.figure import SEARCHED_ON, Cell, Figure, NumberTable
+from prunesearch.report.figures.pooled import shortened
 from prunesearch.report.figures.registry import REGISTRY
 from prunesearch.report.figures.report_data import ReportData
 from prunesearch.report.page.contents import ReportContents, StudyFacts, StudyRecipe
@@ -12,6 +13,7 @@ from prunesearch.report.page.sentences import notes_of, summary_of, with_error
 from prunesearch.report.removals import Removal
 from prunesearch.report.tables import duration, number
 from prunesearch.runtime.masking import command
+from prunesearch.studies.search_cost import SearchCost
 from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData, TrialData
 
@@ -63,7 +65,7 @@ def contents_of(report: ReportData, command_line: str) -> ReportContents:
 
 
 def _title(report: ReportData) -> str:
-    names = [study.name for study in report.studies]
+    names = [shortened(study.name) for study in report.studies]
     if len(names) > _NAMED:
         more = len(names) - _NAMED
         return f"Searches {', '.join(names[:_NAMED])} and {more} more"
@@ -159,8 +161,8 @@ def _time(study: StudyData) -> str:
     finished = [trial.finished for trial in study.trials if trial.finished is not None]
     if not started or not finished:
         return ""
-    seconds = sum(trial.figure("seconds") or 0.0 for trial in study.trials)
-    return f"{_at(min(started))} to {_at(max(finished))}; scoring took {duration(seconds)} in all"
+    seconds = duration(SearchCost.of(study).seconds)
+    return f"{_at(min(started))} to {_at(max(finished))}; scoring took {seconds} in all"
 
 
 def _at(seconds: float) -> str:
@@ -169,13 +171,11 @@ def _at(seconds: float) -> str:
 
 def _cache(study: StudyData) -> str:
     """Return how many evaluations the cache answered, and the time that it saved."""
-    # A study of an earlier version does not say where its results came from.
-    hits = sum(trial.attributes.get("cache") == "hit" for trial in study.trials)
-    computed = sum(trial.attributes.get("cache") == "computed" for trial in study.trials)
-    if not hits + computed:
+    cost = SearchCost.of(study)
+    if not cost.hits + cost.computed:
         return ""
-    saved = sum(trial.figure("saved_seconds") or 0.0 for trial in study.trials)
-    return f"{hits:,} hits, {computed:,} computed, {duration(saved)} saved"
+    saved = duration(cost.saved_seconds)
+    return f"{cost.hits:,} hits, {cost.computed:,} computed, {saved} saved"
 
 
 def _best(study: StudyData, best: TrialData) -> list[tuple[str, str]]:
