@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -79,7 +80,7 @@ class Record:
                 ["python", "-m", f"benchmarks.{self.benchmark}", *_public(sys.argv[1:])]
             ),
             "commit": self.commit,
-            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "versions": {name: _version(name) for name in _PACKAGES},
             "machine": {
                 "cpu": _cpu(),
                 "threads": torch.get_num_threads(),
@@ -144,7 +145,17 @@ def _public(words: list[str]) -> list[str]:
     return [Path(word).name if "/" in word else word for word in words]
 
 
+def _version(name: str) -> str:
+    """The version of a package; a checkout that only runs here has none of its own."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def _commit() -> str:
+    if shutil.which("git") is None:
+        return "unknown"
     done = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
