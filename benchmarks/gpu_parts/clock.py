@@ -11,7 +11,21 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.gpu_parts.shapes import ModelShape, random_model
 from benchmarks.support.record import Record
+from prunesearch.errors import PruneSearchError
 from prunesearch.models.loading import LoadedModel
+
+FAILURES = (
+    PruneSearchError,
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a part may fail with. The other parts run all the same."""
 
 
 @dataclass
