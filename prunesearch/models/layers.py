@@ -12,6 +12,7 @@ from torch import nn
 
 from prunesearch.errors import RunError, one_line
 from prunesearch.models.safetensors_files import Stored, read_into
+from prunesearch.models.weight_copies import SLOTS, copies_to
 from prunesearch.models.weight_map import Source, read_source
 
 
@@ -47,7 +48,8 @@ class StreamedLayers:
     """Blocks on the meta device whose weights are loaded only while they are used.
 
     A thread reads the next block while a block computes, so two blocks are in memory at any time.
-    One more tensor is in memory if weights must be converted or moved to a GPU.
+    One more tensor is in memory if weights must be converted or moved to a GPU. Copies to a GPU run
+    beside what computes (`models.weight_copies`).
 
     Args:
         blocks: blocks without weights, which give the shapes and dtypes.
@@ -77,8 +79,9 @@ class StreamedLayers:
         self._device = device
         # A slot holds the largest block.
         self._slot_bytes = max(map(_aligned_bytes, self._empty))
-        self._slots: list[torch.Tensor | None] = [None, None]
+        self._slots: list[torch.Tensor | None] = [None] * SLOTS
         self._staging = torch.empty(0, dtype=torch.uint8)
+        self._copies = copies_to(device)
 
     def walk(self, wanted: Sequence[int]) -> Iterator[tuple[int, nn.Module]]:
         """Yield the wanted blocks in order, each with its weights.
@@ -86,31 +89,43 @@ class StreamedLayers:
         Raises:
             RunError: the checkpoint cannot be read, or it changed in the meantime.
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="prunesearch-weights") as reader:
-            coming: Future[dict[str, torch.Tensor]] | None = None
-            for place, index in enumerate(wanted):
-                # Wait for this block. Nothing was read ahead for the first one.
-                if coming is None:
-                    coming = reader.submit(self._read, index, place % 2)
-                weights = coming.result()
-                # Read the next block into the other slot while this one computes.
-                coming = None
-                if place + 1 < len(wanted):
-                    coming = reader.submit(self._read, wanted[place + 1], (place + 1) % 2)
-                # The block has its weights until the caller asks for the next one.
-                try:
-                    _install(self._blocks[index], weights)
-                    yield index, self._blocks[index]
-                finally:
-                    _install(self._blocks[index], self._empty[index])
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="prunesearch-weights") as reader:
+                coming: Future[dict[str, torch.Tensor]] | None = None
+                for place, index in enumerate(wanted):
+                    # Wait for this block. Nothing was read ahead for the first one.
+                    slot = place % SLOTS
+                    if coming is None:
+                        coming = reader.submit(self._read, index, slot)
+                    weights = coming.result()
+                    # Read the next block into the other slot while this one computes.
+                    coming = None
+                    if place + 1 < len(wanted):
+                        coming = reader.submit(self._read, wanted[place + 1], (place + 1) % SLOTS)
+                    # The block has its weights until the caller asks for the next one.
+                    self._copies.begin_use(slot)
+                    try:
+                        _install(self._blocks[index], weights)
+                        yield index, self._blocks[index]
+                    finally:
+                        _install(self._blocks[index], self._empty[index])
+                        self._copies.end_use(slot)
+        finally:
+            # An interrupted pass leaves a copy under way, whose memory may be freed next.
+            self._copies.settle()
 
     def release(self) -> None:
         """Free the memory that blocks are read into. The next walk allocates it again."""
-        self._slots = [None, None]
+        self._slots = [None] * SLOTS
         self._staging = torch.empty(0, dtype=torch.uint8)
 
     def _read(self, index: int, slot: int) -> dict[str, torch.Tensor]:
         """Read the parameters of a block into one of the two slots."""
+        with self._copies.filling(slot):
+            return self._fill_slot(index, slot)
+
+    def _fill_slot(self, index: int, slot: int) -> dict[str, torch.Tensor]:
+        """Return the parameters of a block, as they are or as views of a slot."""
         weights: dict[str, torch.Tensor] = {}
         offset = 0
         for name, source in self._sources[index].items():
@@ -142,7 +157,7 @@ class StreamedLayers:
     def _fill(self, room: torch.Tensor, weight: torch.Tensor, source: Source) -> None:
         """Read a parameter into its part of a slot.
 
-        A copy to a GPU ends before the next one starts, so one staging buffer is enough.
+        A copy from the staging buffer ends before it is filled again, so one buffer is enough.
 
         Args:
             room: bytes of the slot that the parameter takes.
@@ -157,12 +172,14 @@ class StreamedLayers:
             read_into(room, source)
         elif isinstance(source, Stored):
             # The bytes must be converted or moved, so they are read into the staging buffer first.
+            self._copies.finish()
             if self._staging.nbytes < source.nbytes:
                 pin = self._device.type == "cuda"
                 self._staging = torch.empty(source.nbytes, dtype=torch.uint8, pin_memory=pin)
-            weight.copy_(read_into(self._staging[: source.nbytes], source))
+            staged = read_into(self._staging[: source.nbytes], source)
+            weight.copy_(staged, non_blocking=True)
         else:
-            weight.copy_(read_source(source))
+            weight.copy_(read_source(source), non_blocking=True)
 
     def _slot(self, slot: int) -> torch.Tensor:
         """Return the bytes of a slot, which are allocated when they are first used."""
