@@ -3,6 +3,7 @@
 """
 
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -43,6 +44,21 @@ class Speed:
     cached: float
     to_device: float = field(metadata=json_as(omit_none=True))
     free: int
+
+
+def machine_name(device: torch.device) -> str:
+    """Return the name of a device's hardware, and the number of threads of a CPU."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    name = ""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    for line in lines:
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip()
+            break
+    name = name or platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def measure(

@@ -7,13 +7,11 @@ selected candidates are measured directly. Sizes are exact and come from `models
 times as long for plain 16-bit products, and such a CPU would not be used for them.
 """
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Self, TypedDict
 
 import torch
@@ -22,6 +20,7 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.execution.batches import Rows
+from prunesearch.execution.hardware import machine_name
 from prunesearch.execution.head import Head
 from prunesearch.execution.shared_forward import Forward, run_block
 from prunesearch.models.bf16_cpu import wide_products
@@ -187,18 +186,7 @@ def machine(model: PreTrainedModel) -> str:
 
     A latency holds for them only.
     """
-    if input_device(model).type == "cuda":
-        return str(torch.cuda.get_device_name(input_device(model)))
-    name = ""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    for line in lines:
-        if line.startswith("model name"):
-            name = line.partition(":")[2].strip()
-            break
-    return (
-        f"{name or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    )
+    return machine_name(input_device(model))
 
 
 def timed_tokens(model: PreTrainedModel) -> int:

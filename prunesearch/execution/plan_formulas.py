@@ -13,7 +13,8 @@ bytes per number as computed. s: bytes per number as stored.
              one block at work           w t (3 I + 6 E)
              one weight in float32       4 E V, or the largest tensor, if products use float32
              logits                      64 V (w + 16)
-             reference logits            w T V, or 8 T K with --kl-top K
+             reference of the dense model
+                                T (w E + 520), or 8 T K with --kl-top K; w T V with a soft cap
 
 Time, in seconds, of an early generation, whose candidates are drawn at random. Candidates of later
 generations share more.
@@ -38,6 +39,8 @@ from prunesearch.execution.plan_types import Asked, Mode
 from prunesearch.models.bf16_cpu import widens
 from prunesearch.models.structure import settings_of
 
+STATISTICS_BYTES = 520
+"""Bytes of a token's statistics beside its hidden state: one float64, and 64 likely tokens."""
 _SCORED = 1 / 3  # share of a task's tokens that are scored: 10,963 of HellaSwag's 34,867
 _TASK_BYTES = 300 * 2**20  # lm-eval, datasets and a task's documents
 
@@ -121,11 +124,21 @@ class PlanFormulas:
         parts["block at work"] = model.size * t * (3 * inner + 6 * hidden)
         head_rows = HEAD_ROWS["cpu" if self._on_cpu else "cuda"]
         parts["logits"] = head_rows * vocabulary * (model.size + 12)
-        # Reference logits, of which the top-k KL keeps an index and a value per token.
         if self._asked.tokens is not None:
-            logits = vocabulary * model.size if kl_top is None else 8 * kl_top
-            parts["reference logits"] = self._tokens * logits
+            parts["reference logits"] = self._tokens * self._reference_bytes(kl_top)
         return parts
+
+    def _reference_bytes(self, kl_top: int | None) -> int:
+        """Return the bytes that are kept of the dense model for each token."""
+        config = settings_of(self._model.config)
+        # The top-k KL keeps an index and a value of each likely token.
+        if kl_top is not None:
+            return 8 * kl_top
+        # A soft cap makes the head not linear, so that all logits are kept. Only its config is
+        # known here.
+        if getattr(config, "final_logit_softcapping", None):
+            return int(config.vocab_size) * self._model.size
+        return int(config.hidden_size) * self._model.size + STATISTICS_BYTES
 
     def _seconds(self, read: int, in_host: int, spilled: int, memory: int) -> float:
         """Return the time of a generation."""

@@ -31,7 +31,7 @@ from prunesearch.objectives.base import (
     numbers_of,
 )
 from prunesearch.objectives.calibration_data import check_fits
-from prunesearch.objectives.identity import SCORING_VERSION, numerics_of, tokens_digest
+from prunesearch.objectives.identity import numerics_of, tokens_digest
 from prunesearch.objectives.reference_cache import ReferenceCache
 
 State = tuple[LayerSubset, torch.Tensor]
@@ -45,6 +45,17 @@ class Measure(Protocol):
     """The metric that the search improves. A smaller value is better."""
     kind: str
     """Name of the numbers that are stored. It is part of the cache's keys."""
+
+    def version(self, head: Head) -> int:
+        """Return the version of the numbers. It is part of the cache's keys."""
+        ...
+
+    def fits(self, reference: Mapping[str, torch.Tensor], head: Head) -> bool:
+        """Return whether candidates with this head can be compared with a reference.
+
+        The reference may have been made with another model.
+        """
+        ...
 
     def reference(self, dense_RE: torch.Tensor, head: Head) -> dict[str, torch.Tensor]:
         """Return what is kept of the dense model for one chunk.
@@ -147,7 +158,7 @@ class CalibrationObjective:
         for index, chunk_BL in enumerate(self._windows):
             identity: Identity = {
                 "kind": measure.kind,
-                "version": SCORING_VERSION,
+                "version": measure.version(self._head),
                 "numerics": numerics,
                 "tokens": tokens_digest(chunk_BL.tolist()),
             }
@@ -178,6 +189,13 @@ class CalibrationObjective:
         self._outputs = outputs
         if self.missing_outputs():
             raise DataError("the outputs of the dense model are not stored")
+        # All chunks were made with the same head.
+        reference = self._stored_reference(self.chunks[0])
+        if reference is not None and not self._measure.fits(reference, self._head):
+            raise DataError(
+                "its vocabulary head is not the dense model's, whose stored outputs therefore do "
+                "not fit: give `kl_top` 512"
+            )
         for index, chunk in enumerate(self.chunks):
             identity: Identity = {**chunk.identity, "dense": outputs.fingerprint}
             self.chunks[index] = replace(chunk, identity=identity)

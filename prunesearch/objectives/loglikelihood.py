@@ -17,7 +17,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ScoringError
 from prunesearch.execution.batches import Batch, row_batches
-from prunesearch.execution.head import HEAD_ROWS, Head
+from prunesearch.execution.head import Head
+from prunesearch.execution.head_choice import choice_for
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.execution.tree_packing import tree_batches
 from prunesearch.models.structure import blocks_of, input_device, settings_of
@@ -28,6 +29,7 @@ Request = tuple[Sequence[int], Sequence[int]]
 """Token ids of the context and of its continuation."""
 
 _EXACT_TYPES = {"full_attention", "sliding_attention"}
+_SOFTMAX_ROWS = {"cpu": 64}  # rows whose log-probabilities are computed at a time
 _BRANCH = ((3, 1, 4, 1, 5, 9, 2, 6), ((5, 3, 5), (8, 9, 7, 9)))  # a context and two continuations
 
 
@@ -38,20 +40,21 @@ class ScoredBatch:
     Attributes:
         batch: input of the forward pass.
         members: numbers of the requests in the batch.
-        lengths: number of tokens of each request's continuation.
         rows_R: tokens that predict a scored token, as indices into all T, without repetition.
         pair_row: index into `rows_R` of the row that predicts each scored token, sorted.
         pair_target: id of each scored token, in the same order.
-        restore: permutation that sorts the scored tokens by request.
+        row_pairs: number of scored tokens that the rows before each row predict, and at the end
+            the number of all.
+        owner: index into `members` of the request of each scored token, in the same order.
     """
 
     batch: Batch
     members: Sequence[int]
-    lengths: list[int]
     rows_R: torch.Tensor
     pair_row: torch.Tensor
     pair_target: torch.Tensor
-    restore: torch.Tensor
+    row_pairs: Sequence[int]
+    owner: torch.Tensor
 
     @classmethod
     def of(
@@ -80,8 +83,16 @@ class ScoredBatch:
         rows_R, pair_row = torch.unique(torch.tensor(predicting), return_inverse=True)
         order = pair_row.argsort(stable=True)
         targets = torch.tensor(scored)
+        owner = torch.repeat_interleave(torch.tensor(lengths))
+        pairs = torch.bincount(pair_row, minlength=len(rows_R)).cumsum(0).tolist()
         return cls(
-            batch, list(spans), lengths, rows_R, pair_row[order], targets[order], order.argsort()
+            batch,
+            list(spans),
+            rows_R,
+            pair_row[order],
+            targets[order],
+            [0, *pairs],
+            owner[order],
         )
 
     def on(self, model: PreTrainedModel) -> Self:
@@ -93,7 +104,7 @@ class ScoredBatch:
             rows_R=self.rows_R.to(device),
             pair_row=self.pair_row.to(device),
             pair_target=self.pair_target.to(device),
-            restore=self.restore.to(device),
+            owner=self.owner.to(device),
         )
 
     @torch.inference_mode()
@@ -102,28 +113,45 @@ class ScoredBatch:
         state.
         """
         normed_RE = head.apply_final_norm(state_BLE.flatten(0, 1)[self.rows_R])
-        step = HEAD_ROWS.get(normed_RE.device.type, HEAD_ROWS["cpu"])
+        step = choice_for(head, normed_RE).rows
         values, greedy = [], []
-        # Compute the logits of a few rows at a time, and read the tokens that these rows predict.
+        # Compute the logits of some rows at a time, and read the tokens that these rows predict.
         for start in range(0, len(normed_RE), step):
-            log_p_RV = torch.log_softmax(head.logits(normed_RE[start : start + step]), dim=-1)
-            ends = torch.tensor([start, start + step], device=self.pair_row.device)
-            first, last = torch.searchsorted(self.pair_row, ends).tolist()
-            row, target = self.pair_row[first:last] - start, self.pair_target[first:last]
-            value = log_p_RV[row, target]
-            likeliest = value >= log_p_RV.amax(-1)[row]
-            # Of several tokens with the same likelihood, argmax chooses one, as in lm-eval.
-            if bool(likeliest.any()):
-                likeliest[likeliest.clone()] = (
-                    log_p_RV[row[likeliest]].argmax(-1) == target[likeliest]
-                )
-            values.append(value)
-            greedy.append(likeliest)
+            logits_RV = head.logits(normed_RE[start : start + step])
+            # The log-probabilities of fewer rows stay in the cache of the processor.
+            part = _SOFTMAX_ROWS.get(logits_RV.device.type, len(logits_RV))
+            for first, part_RV in enumerate(torch.split(logits_RV, part)):
+                value, likeliest = self._read(start + first * part, part_RV)
+                values.append(value)
+                greedy.append(likeliest)
         # Sum the log-likelihoods of each request. Its answer is greedy if all its tokens are.
-        value_of, greedy_of = torch.cat(values)[self.restore], torch.cat(greedy)[self.restore]
-        sums = torch.stack([part.sum() for part in torch.split(value_of, self.lengths)]).tolist()
-        alls = torch.stack([part.all() for part in torch.split(greedy_of, self.lengths)]).tolist()
-        yield from zip(self.members, zip(sums, alls, strict=True), strict=True)
+        # The sums are rounded to the precision of the logits, and leave a GPU together.
+        value, wrong = torch.cat(values), ~torch.cat(greedy)
+        sums_N2 = torch.zeros(len(self.members), 2, dtype=torch.float64, device=value.device)
+        sums_N2.index_add_(0, self.owner, torch.stack([value.double(), wrong.double()], dim=1))
+        sums_N2[:, 0] = sums_N2[:, 0].to(value.dtype)
+        for member, (likelihood, wrong_tokens) in zip(self.members, sums_N2.tolist(), strict=True):
+            yield member, (likelihood, wrong_tokens == 0)
+
+    def _read(self, start: int, logits_RV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-likelihoods of the tokens that some rows predict, and whether each is greedy.
+
+        Args:
+            start: first row, counted in `rows_R`.
+            logits_RV: logits of the rows.
+        """
+        log_p_RV = torch.log_softmax(logits_RV, dim=-1)
+        pairs = slice(self.row_pairs[start], self.row_pairs[start + len(logits_RV)])
+        row, target = self.pair_row[pairs] - start, self.pair_target[pairs]
+        value = log_p_RV[row, target]
+        # Of several tokens with the same likelihood, argmax chooses one, as in lm-eval.
+        if log_p_RV.device.type != "cpu":
+            return value, log_p_RV.argmax(-1)[row] == target
+        # On a CPU, argmax is slow. It is computed where the token has the largest likelihood.
+        likeliest = value >= log_p_RV.amax(-1)[row]
+        if bool(likeliest.any()):
+            likeliest[likeliest.clone()] = log_p_RV[row[likeliest]].argmax(-1) == target[likeliest]
+        return value, likeliest
 
 
 def lay_out_trees(

@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.execution.head import HEAD_ROWS, Head
+from prunesearch.execution.head import Head
+from prunesearch.execution.head_choice import choice_for
+from prunesearch.execution.head_reading import PickedTokens, read_head
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.base import Identity, Metrics
 from prunesearch.objectives.calibration import CalibrationObjective
+from prunesearch.objectives.identity import SCORING_VERSION
 from prunesearch.objectives.logit_sums import perplexity_metrics
 from prunesearch.objectives.reference_cache import ReferenceCache
 
@@ -27,6 +30,14 @@ class NextTokenLoss:
 
     metric = "perplexity"
     kind = "next-token loss"
+
+    def version(self, head: Head) -> int:
+        """Return the version of the numbers."""
+        return SCORING_VERSION
+
+    def fits(self, reference: Mapping[str, torch.Tensor], head: Head) -> bool:
+        """Return True: the dense model is not asked."""
+        return True
 
     def reference(self, dense_RE: torch.Tensor, head: Head) -> dict[str, torch.Tensor]:
         """Return nothing: the dense model is not asked."""
@@ -41,21 +52,21 @@ class NextTokenLoss:
         head: Head,
     ) -> dict[LayerSubset, list[list[float]]]:
         """Return ``[nll_sum, tokens]`` per window for each candidate."""
+        if not normed_states:
+            return {}
         # The token that each position predicts. The last position of a window predicts nothing,
         # and its value is left out of the sum.
         next_R = torch.cat([windows_BL[:, 1:], windows_BL[:, :1]], dim=1).flatten()
-        step = HEAD_ROWS.get(windows_BL.device.type, HEAD_ROWS["cpu"])
+        next_R = next_R.to(next(iter(normed_states.values())).device)
+        picked = PickedTokens(next_R[:, None])
+        losses = []
+        for normed_RE in normed_states.values():
+            reading = read_head(head, normed_RE, picked, choice_for(head, normed_RE))
+            losses.append((reading.logsumexp_R - reading.picked_RP[:, 0]).double())
+        # Sum over the positions of each window. All sums leave a GPU together.
+        nll_CBL = torch.stack(losses).view(-1, *windows_BL.shape)
         sums: dict[LayerSubset, list[list[float]]] = {}
-        for candidate, normed_RE in normed_states.items():
-            # The head computes a few rows at a time, because logits of all rows would not fit.
-            parts = []
-            blocks = zip(torch.split(normed_RE, step), torch.split(next_R, step), strict=True)
-            for rows_RE, target_R in blocks:
-                log_q_RV = torch.log_softmax(head.logits(rows_RE), dim=-1, dtype=torch.float32)
-                parts.append(-log_q_RV.gather(1, target_R[:, None])[:, 0])
-            # Sum over the positions of each window.
-            nll_BL = torch.cat(parts).view(windows_BL.shape)
-            nll_B = nll_BL[:, :-1].double().sum(1).tolist()
+        for candidate, nll_B in zip(normed_states, nll_CBL[:, :, :-1].sum(2).tolist(), strict=True):
             sums[candidate] = [[nll, windows_BL.shape[1]] for nll in nll_B]
         return sums
 

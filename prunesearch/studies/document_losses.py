@@ -9,7 +9,7 @@ have in common, and the mean of the losses on them must equal the metric that th
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -143,9 +143,9 @@ def cached_losses(
     # entries of some trials, the chunks may be all that the candidate has.
     common = set(own).intersection(*(rows.keys() for rows in found.values()))
     metric = measure.loss_metric
-    for chunks in (common, set(own)):
+    for chunks in [*_by_version(common), *_by_version(own)]:
         losses: list[float] = []
-        for chunk in sorted(chunks):
+        for chunk in chunks:
             losses += measure.losses(own[chunk])
         expected = trial.figure(metric)
         if losses and expected is not None:
@@ -156,6 +156,17 @@ def cached_losses(
                     tuple(losses),
                 )  # fmt: skip
     return None
+
+
+def _by_version(chunks: Iterable[str]) -> list[list[str]]:
+    """Group chunks by the version of their numbers, the newest version first.
+
+    A cache may hold numbers of several versions for one candidate.
+    """
+    groups: defaultdict[int, list[str]] = defaultdict(list)
+    for chunk in sorted(chunks):
+        groups[int(json.loads(chunk).get("version", 0))].append(chunk)
+    return [groups[version] for version in sorted(groups, reverse=True)]
 
 
 def canonical_of(study: StudyData, dropped: str) -> str:

@@ -59,7 +59,7 @@ def test_llama_70b_is_streamed_in_24_gib(known_speed: None, llama_70b: str) -> N
     assert not memory.fits
     other = 70_553_706_496 - 80 * 855_654_400
     assert stream.parts["weights"] == 2 * (other + 2 * 855_654_400)
-    assert stream.parts["reference logits"] == 1024 * 128_256 * 2
+    assert stream.parts["reference logits"] == 1024 * (8192 * 2 + 520)
     assert stream.state_memory == 22 * 1024 * 8192 * 2
     assert stream.fits and 7 * GIB < stream.memory < 10 * GIB
     assert stream.memory == sum(stream.parts.values())
@@ -89,13 +89,13 @@ def test_what_fits_is_kept_in_memory(known_speed: None, llama_70b: str) -> None:
 
 
 def test_too_many_tokens_spill_states_and_need_top_k(known_speed: None, llama_70b: str) -> None:
-    document = plan_memory(llama_70b, Asked(16 * GIB, 20, tokens=2**17))
+    document = plan_memory(llama_70b, Asked(16 * GIB, 20, tokens=2**20))
     stream = mode(document, "disk")
     assert document.use == "disk"
     assert document.command is not None
     assert "--kl-top 512" in document.command
-    assert stream.parts["reference logits"] == 2**17 * 512 * 8
-    assert stream.spilled == 22 * 2**17 * 8192 * 2 - stream.state_memory
+    assert stream.parts["reference logits"] == 2**20 * 512 * 8
+    assert stream.spilled == 22 * 2**20 * 8192 * 2 - stream.state_memory
     assert stream.memory <= 16 * GIB
     assert any("likeliest" in note for note in document.notes)
     assert any("TMPDIR" in note for note in document.notes)

@@ -36,6 +36,16 @@ class HiddenCosine:
     loss_metric = "hidden_cosine"
     kind = "hidden cosine"
 
+    def version(self, head: "Head") -> int:
+        """Return the version of the numbers."""
+        from prunesearch.objectives.identity import SCORING_VERSION
+
+        return SCORING_VERSION
+
+    def fits(self, reference: "Mapping[str, torch.Tensor]", head: "Head") -> bool:
+        """Return True: the head is not used."""
+        return True
+
     def reference(self, dense_RE: "torch.Tensor", head: "Head") -> "dict[str, torch.Tensor]":
         """Return the dense model's final hidden states."""
         return {"states_RE": dense_RE}
