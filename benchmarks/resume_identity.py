@@ -32,6 +32,7 @@ from prunesearch.config.objective import ScoreWeights
 from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.structure import Sizes
+from prunesearch.objectives.race import Race
 from prunesearch.pipeline.search_loop import search
 from prunesearch.samplers import PSOSampler, WOASampler, build
 from prunesearch.space import SearchSpace
@@ -56,7 +57,7 @@ class Formula:
     workers = 1
 
     async def evaluate(
-        self, candidates: Sequence[LayerSubset], baseline: LayerSubset | None = None
+        self, candidates: Sequence[LayerSubset], race: Race | None = None
     ) -> AsyncIterator[Evaluation]:
         """Evaluate at once."""
         for candidate in candidates:

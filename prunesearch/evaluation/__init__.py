@@ -5,6 +5,7 @@ from typing import Protocol
 
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.errors import ScoringError
+from prunesearch.objectives.race import Race
 
 FAILURES = (ScoringError, RuntimeError, MemoryError, ArithmeticError, ValueError, LookupError)
 """Exceptions of scoring that fail a candidate and nothing else.
@@ -21,7 +22,7 @@ class Engine(Protocol):
     """Number of candidates that are scored at once."""
 
     def evaluate(
-        self, candidates: Sequence[LayerSubset], baseline: LayerSubset | None = None
+        self, candidates: Sequence[LayerSubset], race: Race | None = None
     ) -> AsyncIterator[Evaluation]:
         """Yield one evaluation per distinct candidate, as soon as it is complete.
 
@@ -29,7 +30,7 @@ class Engine(Protocol):
 
         Args:
             candidates: candidates to evaluate.
-            baseline: candidate to race against. A candidate that is worse than it on part of the
-                data is not scored on the rest.
+            race: what the candidates race against. A candidate that part of the data shows to be
+                worse is not scored on the rest. None: all are scored in full.
         """
         ...

@@ -12,7 +12,7 @@ from prunesearch.errors import one_line
 from prunesearch.evaluation import FAILURES
 from prunesearch.evaluation.cached_scorer import CachedResults
 from prunesearch.objectives.base import Chunk, Metrics, Objective, Row
-from prunesearch.objectives.race import is_worse
+from prunesearch.objectives.race import ItemLosses, Race, is_worse, items_of
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class CandidateRequest:
 
     Attributes:
         candidate: candidate to evaluate.
-        baseline: candidate to race against; None: no race.
+        race: what the candidate races against. None: it is scored in full.
     """
 
     candidate: LayerSubset
-    baseline: LayerSubset | None = None
+    race: Race | None = None
 
 
 class BatchEvaluation:
@@ -44,6 +44,7 @@ class BatchEvaluation:
         self._failure: dict[LayerSubset, str] = {}
         self._steps: dict[CandidateRequest, dict[int, float]] = defaultdict(dict)
         self._out: set[CandidateRequest] = set()
+        self._known_losses: dict[tuple[LayerSubset, int], ItemLosses] = {}
 
     @property
     def computed(self) -> set[LayerSubset]:
@@ -61,21 +62,26 @@ class BatchEvaluation:
         They come from the cache, or from scoring.
 
         Yields:
-            Each request without a baseline as soon as it has the results of all chunks.
+            Each request without a race as soon as it has the results of all chunks.
         """
         chunks = self._objective.chunks
-        # List the candidates of the requests that are left, and their baselines, each once.
-        runners: dict[LayerSubset, None] = {}
+        # List the candidates of the requests that are left, and those that they race against, each
+        # once, and the number of chunks that each needs. Control variates need all chunks.
+        runners: dict[LayerSubset, int] = {}
         for request in self._left:
-            if request.baseline is not None:
-                runners[request.baseline] = None
-            runners[request.candidate] = None
+            if request.race is not None:
+                needed = len(chunks) if request.race.controls else rung
+                for known in (request.race.baseline, *request.race.controls):
+                    runners[known] = max(needed, runners.get(known, 0))
+            runners.setdefault(request.candidate, rung)
         # List the results that are missing.
         wanted: list[tuple[Chunk, LayerSubset]] = []
-        for candidate in runners:
+        for candidate, needed in runners.items():
             have = self._results.setdefault(candidate, {})
             if candidate not in self._failure:
-                wanted += [(chunk, candidate) for chunk in chunks[:rung] if chunk.index not in have]
+                for chunk in chunks[:needed]:
+                    if chunk.index not in have:
+                        wanted.append((chunk, candidate))
         yield from self._done_of(runners)
         self._tell(len(runners))
         # Record each result.
@@ -101,7 +107,7 @@ class BatchEvaluation:
         events.tell(events.StageProgress(name, done, chunks * len(self._results), "pieces"))
 
     def _done_of(self, candidates: Iterable[LayerSubset]) -> Iterator[CandidateRequest]:
-        """Take out and yield the requests without a baseline that have results of all chunks."""
+        """Take out and yield the requests without a race that have results of all chunks."""
         for candidate in list(candidates):
             request = CandidateRequest(candidate)
             if request in self._left and len(self._results[request.candidate]) == len(
@@ -121,9 +127,9 @@ class BatchEvaluation:
         for request in self._left:
             # Record the metric at this rung, and compare the candidate with its baseline.
             metrics = self._metrics(request.candidate, rung)
-            if metrics is not None and request.baseline is not None:
+            if metrics is not None and request.race is not None:
                 self._steps[request][rung] = metrics.values[self._objective.metric]
-                if not last and self._is_worse(request.candidate, request.baseline, rung):
+                if not last and self._is_worse(request.candidate, request.race, rung):
                     self._out.add(request)
             if metrics is None or last or request in self._out:
                 done.append(request)
@@ -171,14 +177,35 @@ class BatchEvaluation:
         """Return a candidate's results on the first chunks."""
         return [self._results[candidate][index] for index in range(chunks)]
 
-    def _is_worse(self, candidate: LayerSubset, baseline: LayerSubset, chunks: int) -> bool:
+    def _is_worse(self, candidate: LayerSubset, race: Race, chunks: int) -> bool:
         """Return True if a candidate loses the race on the first chunks.
 
-        A baseline that failed decides nothing.
+        A baseline that failed decides nothing, and a control candidate that failed is left out.
         """
-        if baseline in self._failure:
+        if race.baseline in self._failure:
             return False
-        losses = self._objective.losses
+        controls = []
+        for control in race.controls:
+            if control not in self._failure:
+                controls.append(self._losses(control))
         return is_worse(
-            losses(self.leading(candidate, chunks)), losses(self.leading(baseline, chunks))
+            items_of(self._objective, self.leading(candidate, chunks)),
+            self._losses(race.baseline),
+            controls,
+            self._share(chunks),
         )
+
+    def _losses(self, known: LayerSubset) -> ItemLosses:
+        """Return the losses of a candidate that others race against, on all chunks that it has.
+
+        They are computed once for each number of chunks.
+        """
+        key = known, len(self._results[known])
+        if key not in self._known_losses:
+            self._known_losses[key] = items_of(self._objective, self.leading(*key))
+        return self._known_losses[key]
+
+    def _share(self, chunks: int) -> float:
+        """Return the share of the data's tokens that is in the first chunks."""
+        tokens = [chunk.tokens for chunk in self._objective.chunks]
+        return sum(tokens[:chunks]) / max(1, sum(tokens))

@@ -26,7 +26,7 @@ from prunesearch.execution.malloc import keep_freed_memory
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.base import Objective
 from prunesearch.objectives.identity import numerics_of
-from prunesearch.objectives.race import rungs
+from prunesearch.objectives.race import Race, rungs
 from prunesearch.runtime import stopping
 
 
@@ -78,17 +78,17 @@ class LocalEngine:
         return self._stop.is_set() or stopping.requested()
 
     async def evaluate(
-        self, candidates: Sequence[LayerSubset], baseline: LayerSubset | None = None
+        self, candidates: Sequence[LayerSubset], race: Race | None = None
     ) -> AsyncIterator[Evaluation]:
         """Yield one evaluation per distinct candidate, as soon as it is complete.
 
         Args:
             candidates: candidates to evaluate.
-            baseline: candidate to race against. A candidate that is worse than it on part of the
-                data is not scored on the rest.
+            race: what the candidates race against. A candidate that part of the data shows to be
+                worse is not scored on the rest. None: all are scored in full.
         """
         futures = [
-            self._submit(CandidateRequest(candidate, baseline))
+            self._submit(CandidateRequest(candidate, race))
             for candidate in dict.fromkeys(candidates)
         ]
         self._consumers += 1
@@ -249,11 +249,11 @@ class LocalEngine:
     ) -> None:
         """Evaluate the requests of a batch.
 
-        Requests with a baseline race in rungs, each on more of the data. Without baselines there is
-        one rung.
+        Requests with a race are evaluated in rungs, each on more of the data. Without races there
+        is one rung.
         """
         chunks = len(self.objective.chunks)
-        races = any(request.baseline for request in requests)
+        races = any(request.race for request in requests)
         try:
             for rung in rungs(chunks) if races else [chunks]:
                 for request in batch.fill(rung):

@@ -18,6 +18,7 @@ from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.evaluation import Engine
 from prunesearch.evaluation.scalarization import TrialScalarizer
+from prunesearch.objectives.race import CONTROLS, Race
 from prunesearch.runtime import early_end, failpoints, stopping
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers import (
@@ -175,13 +176,13 @@ class _Run:
         numbers: dict[LayerSubset, list[int]] = {}
         for number, candidate in batch:
             numbers.setdefault(candidate, []).append(number)
-        baseline = None
+        race = None
         if self._race and batch:
             first = min(number for number, _ in batch)
-            baseline = race_baseline(self._study, self._sampler, first)
+            race = race_of(self._study, self._sampler, first)
         self._under_way += len(batch)
         self.announce()
-        async for evaluation in engine.evaluate(list(numbers), baseline):
+        async for evaluation in engine.evaluate(list(numbers), race):
             for number in numbers[evaluation.candidate]:
                 self._tell(number, evaluation)
         self._after_generation()
@@ -268,19 +269,27 @@ class _Run:
         )
 
 
-def race_baseline(study: Study, sampler: SubsetSampler, number: int) -> LayerSubset | None:
-    """Return the baseline of a race: the best candidate before the generation of trial `number`.
+def race_of(study: Study, sampler: SubsetSampler, number: int) -> Race | None:
+    """Return the race of the generation of trial `number`.
 
-    It does not depend on interruptions. The first generation races against its first trial, which
-    comes from the ranking if there is one.
+    The baseline is the best candidate before the generation, and the next best ones are the
+    controls. They do not depend on interruptions. The first generation races against its first
+    trial, which comes from the ranking if there is one.
     """
     first = number if sampler.asynchronous else number - number % sampler.batch
+    # Several trials may have the same candidate.
+    known: dict[LayerSubset, None] = {}
     for trial in best_trials(study, None):
         if trial.number < first:
-            return candidate_of(trial, sampler.space)
+            known[candidate_of(trial, sampler.space)] = None
+        if len(known) == 1 + CONTROLS:
+            break
+    if known:
+        baseline, *controls = known
+        return Race(baseline, tuple(controls))
     for trial in study.get_trials(deepcopy=False):
         if trial.number == first:
-            return candidate_of(trial, sampler.space)
+            return Race(candidate_of(trial, sampler.space))
     return None
 
 

@@ -20,7 +20,7 @@ from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import InputError, StudyError
 from prunesearch.evaluation.batch_evaluation import CandidateRequest
 from prunesearch.pipeline.prepared_study import sampler_of, scored_identity
-from prunesearch.pipeline.search_loop import candidate_of, race_baseline
+from prunesearch.pipeline.search_loop import candidate_of, race_of
 from prunesearch.pipeline.session import Session, open_session
 from prunesearch.report.work import WorkReport
 from prunesearch.runtime import stopping
@@ -201,11 +201,11 @@ class Helper:
                 candidates[candidate_of(trial, self._space)] = None
         if not numbers:
             return []
-        baseline = None
+        race = None
         if self._recipe.objective.race:
             sampler = sampler_of(self._session, self._recipe, self._study, self._space)
-            baseline = race_baseline(self._study, sampler, min(numbers))
-        return [CandidateRequest(c, baseline) for c in candidates if c not in self._failed]
+            race = race_of(self._study, sampler, min(numbers))
+        return [CandidateRequest(c, race) for c in candidates if c not in self._failed]
 
     def _tell(self, reading: _Reading) -> None:
         """Publish the progress if it has changed."""

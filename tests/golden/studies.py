@@ -15,6 +15,7 @@ from prunesearch.config.objective import ScoreWeights
 from prunesearch.evaluation.scalarization import TrialScalarizer, objectives
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.structure import Sizes
+from prunesearch.objectives.race import Race
 from prunesearch.pipeline.search_loop import search
 from prunesearch.samplers import build
 from prunesearch.space import SearchSpace
@@ -95,7 +96,7 @@ class FormulaEngine:
     workers = 1
 
     async def evaluate(
-        self, candidates: Sequence[LayerSubset], baseline: LayerSubset | None = None
+        self, candidates: Sequence[LayerSubset], race: Race | None = None
     ) -> AsyncIterator[Evaluation]:
         """Evaluate candidates at once, in their order."""
         for candidate in candidates:

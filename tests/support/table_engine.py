@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 
 from prunesearch.candidate import Evaluation, LayerSubset
+from prunesearch.objectives.race import Race
 
 
 class TableEngine:
@@ -17,7 +18,7 @@ class TableEngine:
         self.scored: list[str] = []
 
     async def evaluate(
-        self, candidates: Sequence[LayerSubset], baseline: LayerSubset | None = None
+        self, candidates: Sequence[LayerSubset], race: Race | None = None
     ) -> AsyncIterator[Evaluation]:
         for candidate in candidates:
             if len(self.scored) == self.patience:
