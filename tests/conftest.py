@@ -49,6 +49,30 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Count the processes that test side by side: one for each core, and two on one core.
+
+    Many tests wait for other processes. Each process may load the demo model, so more than eight
+    would need much memory.
+    """
+    return min(max(len(os.sched_getaffinity(0)), 2), 8)
+
+
+FIRST = (
+    "acceptance/test_smollm2.py",
+    "acceptance/test_language_model.py",
+    "evaluation/test_ray_pool.py",
+    "acceptance/test_service_in_browser.py",
+)
+"""The files that take longest. A file that began last would keep one process busy alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    order = {str(REPOSITORY / "tests" / name): place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(str(item.path), len(order)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the code of checkpoints that tests trust in one folder of their own;

@@ -4,13 +4,14 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import prunesearch
 from benchmarks import structure
-from tests.support.package import ORDER, PACKAGE, imports, modules
+from tests.support.package import ORDER, PACKAGE, imports, modules, tree_of
 from tests.support.paths import REPOSITORY
 
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -22,28 +23,26 @@ FORBIDDEN = {
 }
 
 
-@pytest.mark.parametrize(
-    ("part", "path"), modules(), ids=lambda value: value if isinstance(value, str) else value.stem
-)
-def test_imports_point_up(part: str, path: Path) -> None:
-    assert part in ORDER, (
-        f"{part} has no place in the architecture: add it to ORDER and to the README"
-    )
-    for name in imports(path):
-        if name.startswith("prunesearch."):
-            imported = name.split(".")[1]
-            if imported in ORDER:  # else a name of the package itself, such as __version__
-                assert ORDER.index(imported) <= ORDER.index(part), (
-                    f"{path.name} imports {name}, which stands below it"
-                )
+def test_imports_point_up() -> None:
+    wrong = []
+    for part, path in modules():
+        assert part in ORDER, (
+            f"{part} has no place in the architecture: add it to ORDER and to the README"
+        )
+        for name in imports(path):
+            imported = name.split(".")[1] if name.startswith("prunesearch.") else ""
+            # Another name is one of the package itself, such as __version__.
+            if imported in ORDER and ORDER.index(imported) > ORDER.index(part):
+                wrong.append(f"{path} imports {name}, which stands below it")
+    assert wrong == []
 
 
-@pytest.mark.parametrize(
-    ("part", "path"), modules(), ids=lambda value: value if isinstance(value, str) else value.stem
-)
-def test_folders_stay_free_of_what_they_must_not_know(part: str, path: Path) -> None:
-    roots = {name.split(".")[0] for name in imports(path)}
-    assert not roots & FORBIDDEN.get(part, set())
+def test_folders_stay_free_of_what_they_must_not_know() -> None:
+    wrong = []
+    for part, path in modules():
+        roots = {name.split(".")[0] for name in imports(path)}
+        wrong += [f"{path} imports {root}" for root in roots & FORBIDDEN.get(part, set())]
+    assert wrong == []
 
 
 # What only one module may use, by the library that it belongs to: private attributes, and modules
@@ -70,12 +69,13 @@ def private_modules(path: Path, library: str) -> set[str]:
     return found
 
 
+@cache
 def foreign_attributes(path: Path) -> set[str]:
     """Private attributes that a module reads of something other than its own objects, also by
     `getattr` with a constant name.
     """
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Attribute):
             owner = ast.unparse(node.value)
             if owner not in ("self", "cls"):
@@ -87,22 +87,22 @@ def foreign_attributes(path: Path) -> set[str]:
     return found
 
 
+@cache
 def methods(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    return {node.name for node in ast.walk(tree) if isinstance(node, DEFINITIONS)}
+    return {node.name for node in ast.walk(tree_of(path)) if isinstance(node, DEFINITIONS)}
 
 
-@pytest.mark.parametrize("path", [path for _, path in modules()], ids=lambda path: path.stem)
-def test_one_folder_uses_optunas_internals(path: Path) -> None:
-    if path.parent == PACKAGE / "studies" / "optuna_internals":
-        return
-    assert not private_modules(path, "optuna")
-    assert not foreign_attributes(path) & OPTUNA_ATTRIBUTES
-    # A subclass of Optuna's classes must not override their private methods either.
-    assert not methods(path) & {"_get_trials", "_get_prepared_new_trial"}
-    # The cache has an Alembic table of its own.
-    if path.parent.name != "cache":
-        assert not OPTUNA_SQL.search(path.read_text())
+def test_one_folder_uses_optunas_internals() -> None:
+    for _, path in modules():
+        if path.parent == PACKAGE / "studies" / "optuna_internals":
+            continue
+        assert not private_modules(path, "optuna"), path
+        assert not foreign_attributes(path) & OPTUNA_ATTRIBUTES, path
+        # A subclass of Optuna's classes must not override their private methods either.
+        assert not methods(path) & {"_get_trials", "_get_prepared_new_trial"}, path
+        # The cache has an Alembic table of its own.
+        if path.parent.name != "cache":
+            assert not OPTUNA_SQL.search(path.read_text()), path
 
 
 # Private attributes of transformers, accelerate, peft and lm-eval, and methods of theirs that a
@@ -116,27 +116,26 @@ COMPAT_METHODS = {"_save_checkpoint", "_loglikelihood_tokens", "_inner_training_
 LM_EVAL = ("lm_eval.api.", "lm_eval.tasks.", "lm_eval.evaluator", "lm_eval.models.huggingface.")
 
 
-@pytest.mark.parametrize("path", [path for _, path in modules()], ids=lambda path: path.stem)
-def test_one_folder_uses_what_is_not_public_in_libraries(path: Path) -> None:
-    if path.parent == PACKAGE / "compat":
-        return
-    for name in imports(path):
-        root = name.split(".")[0]
-        # What transformers and peft promise is imported from the library itself.
-        if root in ("transformers", "peft"):
-            assert name.count(".") <= 1, f"{path.name}: import {name} in prunesearch/compat"
-        if root == "lm_eval":
-            assert name.startswith(LM_EVAL), f"{path.name}: import {name} in prunesearch/compat"
-    assert not foreign_attributes(path) & COMPAT_ATTRIBUTES
-    assert not methods(path) & COMPAT_METHODS
+def test_one_folder_uses_what_is_not_public_in_libraries() -> None:
+    for _, path in modules():
+        if path.parent == PACKAGE / "compat":
+            continue
+        for name in imports(path):
+            root = name.split(".")[0]
+            # What transformers and peft promise is imported from the library itself.
+            if root in ("transformers", "peft"):
+                assert name.count(".") <= 1, f"{path}: import {name} in prunesearch/compat"
+            if root == "lm_eval":
+                assert name.startswith(LM_EVAL), f"{path}: import {name} in prunesearch/compat"
+        assert not foreign_attributes(path) & COMPAT_ATTRIBUTES, path
+        assert not methods(path) & COMPAT_METHODS, path
 
 
-@pytest.mark.parametrize(
-    ("part", "path"), modules(), ids=lambda value: getattr(value, "stem", value)
-)
-def test_only_recovery_and_compat_import_peft(part: str, path: Path) -> None:
-    if part not in ("recovery", "compat"):
-        assert not any(name.split(".")[0] == "peft" for name in imports(path))
+def test_only_recovery_and_compat_import_peft() -> None:
+    for part, path in modules():
+        if part not in ("recovery", "compat"):
+            roots = {name.split(".")[0] for name in imports(path)}
+            assert "peft" not in roots, path
 
 
 def test_importing_compat_loads_no_torch() -> None:
@@ -150,7 +149,7 @@ def test_no_modules_import_each_other() -> None:
 def test_a_public_class_name_is_used_once() -> None:
     places: dict[str, list[str]] = {}
     for _, path in modules():
-        for node in ast.parse(path.read_text()).body:
+        for node in tree_of(path).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
     # Click's own classes are extended under their names.
@@ -267,7 +266,7 @@ def _asserts(node: ast.AST) -> bool:
 
 def test_every_test_asserts_something() -> None:
     for path in sorted((REPOSITORY / "tests").rglob("test_*.py")):
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
         asserting = {function.name for function in functions if _asserts(function)}
         for function in functions:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
+from tests.support.package import tree_of
 from tests.support.paths import REPOSITORY
 
 PACKAGE = REPOSITORY / "prunesearch"
@@ -30,11 +29,6 @@ def module_of(path: Path) -> str:
 
 
 MODULES = {module_of(path): path for path in FILES}
-
-
-@cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def bound_in(body: list[ast.stmt]) -> set[str]:
@@ -144,9 +138,13 @@ def repository_files() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_names_in_docstrings_exist(path: Path) -> None:
-    assert wrong_names(path) == []
+def test_names_in_docstrings_exist() -> None:
+    wrong = {}
+    for path in FILES:
+        found = wrong_names(path)
+        if found:
+            wrong[module_of(path)] = found
+    assert wrong == {}
 
 
 def test_a_name_that_does_not_exist_is_found(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Real weights are worth two threads."""
+"""Real weights."""
 
 import hashlib
 import os
@@ -15,9 +15,14 @@ from prunesearch.models import demo_weights
 
 
 @pytest.fixture(autouse=True, scope="package")
-def _two_threads() -> Iterator[None]:
+def _threads() -> Iterator[None]:
+    """Compute with the cores that no other process of the tests has.
+
+    Threads that share a core wait for each other longer than they compute.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(min(max(len(os.sched_getaffinity(0)) // processes, 1), 4))
     yield
     torch.set_num_threads(before)
 

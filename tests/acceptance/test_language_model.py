@@ -99,7 +99,9 @@ def test_the_server_ends_with_a_process_that_is_killed(gguf: Path) -> None:
         assert not is_alive(server)
 
 
-def test_a_search_is_guided_and_repeated(gguf: Path, smollm2: Path, here: Path) -> None:
+def test_a_search_is_guided_and_repeated(
+    gguf: Path, smollm2: Path, prose: Path, here: Path
+) -> None:
     """The tiny optimizer is a poor one. What is tried is the machinery."""
     before = children_of(os.getpid())
 
@@ -107,7 +109,7 @@ def test_a_search_is_guided_and_repeated(gguf: Path, smollm2: Path, here: Path) 
         found: dict[str, object] = run_json(
             "search", smollm2, "--drop", 3, "--sampler", "llm", "--llm-model", gguf,
             "--llm-candidates", 1, "--llm-attempts", 1, "--llm-history", 2, "--population", 4,
-            "--trials", 3, "--tokens", 64, "--window", 64, "--threads", 1, "--study", study,
+            "--trials", 3, "--calibration", prose, "--tokens", 64, "--window", 64, "--threads", 1, "--study", study,
         )  # fmt: skip
         return found
 

@@ -4,8 +4,6 @@ import contextlib
 import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,16 @@ from prunesearch.models.loading import load
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.calibration_data import read_jsonl
 from prunesearch.objectives.task import TaskObjective
-from tests.support.cli import refused
+from tests.support.cli import refused, run
 from tests.support.models import results_of
 from tests.support.paths import HELLASWAG
 
 
 def prunesearch(here: Path, *words: object) -> tuple[dict[str, Any], str]:
-    command = [sys.executable, "-m", "prunesearch.cli.main", *map(str, words), "--json"]
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    """Run a command in a folder. Return its JSON document, and what it said."""
+    with contextlib.chdir(here):
+        done = run(*words, "--json")
+    assert done.exit_code == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 
 

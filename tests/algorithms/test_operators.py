@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunesearch.algorithms.base import Algorithm
@@ -74,6 +74,7 @@ def some_swarm(
 @pytest.mark.parametrize("objectives", [1, 2])
 @pytest.mark.parametrize(("k_min", "k_max"), [(4, 4), (1, 6)])
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
+@settings(max_examples=25)  # each example makes a swarm of three generations
 @given(seed=seeds)
 def test_a_move_keeps_the_budget_and_spares_protected_units(
     algorithm: Algorithm, k_min: int, k_max: int, objectives: int, seed: int

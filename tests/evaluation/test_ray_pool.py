@@ -20,7 +20,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.recovery import HealRecipe, Tuning
 from prunesearch.config.run_options import RunOptions
-from prunesearch.errors import InputError, RunError, ScoringError
+from prunesearch.errors import InputError, RunError
 from prunesearch.evaluation import ray_cluster
 from prunesearch.evaluation.ray_handle import WorkerResources
 from prunesearch.evaluation.ray_pool import RayPool
@@ -38,7 +38,17 @@ from tests.support.fixed_cost import generation, scored, stand_in, values
 from tests.support.models import N_LAYERS
 from tests.support.paths import REPOSITORY
 from tests.support.ray_nodes import Nodes, nodes
-from tests.support.toy_objective import DIES, NO_DATA, NO_MEMORY, SLOW, TOYS, WELL, build_toy, toys
+from tests.support.toy_objective import (
+    DIES,
+    NO_DATA,
+    NO_MEMORY,
+    SLOW,
+    TOYS,
+    WELL,
+    build_nothing,
+    build_toy,
+    toys,
+)
 
 TRIALS = 24
 CANDIDATE = LayerSubset.of(N_LAYERS, (1, 3))
@@ -183,17 +193,13 @@ def test_stopping_ends_a_pass_at_its_next_block_and_keeps_what_is_done(toy_pool:
     assert len(list(toy_pool.score(toy_objective.chunks(toys(WELL)), never))) == 1
 
 
-def build_nothing(number: int) -> object:
-    raise ScoringError("there is no model")
-
-
 def test_a_worker_without_the_model_or_with_another_one_names_its_node(cluster: Nodes) -> None:
     host = socket.gethostname()
     start = rf"worker 0 on node {host} "
     build, content = stand_in(CHUNKS, 0)
     work = generation(1, 1)
     with (
-        RayPool(build_nothing, 1, content) as pool,  # type: ignore[arg-type]
+        RayPool(build_nothing, 1, content) as pool,
         pytest.raises(RunError, match=start + "cannot start: there is no model"),
     ):
         list(pool.score(work, never))

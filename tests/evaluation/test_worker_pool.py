@@ -16,7 +16,7 @@ import torch
 
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import RunError, ScoringError
+from prunesearch.errors import RunError
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.stretches import split
 from prunesearch.evaluation.worker import Content
@@ -25,7 +25,7 @@ from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.models.streaming import open_streamed
-from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Objective, Work
+from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Work
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.metrics.kl import KL
@@ -38,6 +38,8 @@ from tests.support.toy_objective import (
     SLOW,
     TOYS,
     WELL,
+    build_nothing,
+    build_other_once,
     build_toy,
     chunks,
     toys,
@@ -45,10 +47,6 @@ from tests.support.toy_objective import (
 
 WINDOWS = torch.arange(6 * 512).view(6, 512) % 264  # three chunks
 CANDIDATES = [LayerSubset.of(N_LAYERS, [i, j]) for i in range(3) for j in range(i + 1, N_LAYERS)]
-
-
-def build_nothing(number: int) -> tuple[Objective, Forward, str]:
-    raise ScoringError("there is no model")
 
 
 def build_real(folder: str, number: int) -> tuple[CalibrationObjective, Forward, str]:
@@ -262,15 +260,6 @@ def test_a_worker_that_is_started_again_after_a_change_is_refused(folder: Path) 
         for found in pool.score(work, never):
             scored.append(found)
     assert len(scored) < 4
-
-
-def build_other_once(folder: Path, number: int) -> tuple[Objective, Forward, str]:
-    """A toy, and another one from the second time on."""
-    mark = folder / "changed"
-    name = "another toy" if mark.exists() else "a toy"
-    mark.touch()
-    toy, still, _ = build_toy(folder, number)
-    return toy, still, name
 
 
 def test_neighbours_stay_together_and_few_candidates_make_work_for_all() -> None:

@@ -1,6 +1,7 @@
 """The modules of the package, their order, and what they import."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import prunesearch
@@ -14,9 +15,15 @@ ORDER = (
 ).split()
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a file. Each file is parsed once."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:

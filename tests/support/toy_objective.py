@@ -1,4 +1,7 @@
-"""An objective for worker processes that misbehaves on demand."""
+"""An objective for worker processes that misbehaves on demand.
+
+This module loads neither torch nor pytest, so that a worker of toys starts at once.
+"""
 
 import os
 import signal
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.errors import DataError
+from prunesearch.errors import DataError, ScoringError
 from prunesearch.evaluation.worker import Content
 from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.objectives.base import Chunk, ChunkResult, ChunkWork, Objective, Work
@@ -66,6 +69,20 @@ class Still:
 def build_toy(folder: Path, number: int) -> "tuple[Objective, Forward, str]":
     """Stand in for the loading of a model; a toy needs none of what it leaves out."""
     return cast(Objective, Toy(folder)), cast("Forward", Still()), "a toy"
+
+
+def build_nothing(number: int) -> "tuple[Objective, Forward, str]":
+    """Fail, as where the model is missing."""
+    raise ScoringError("there is no model")
+
+
+def build_other_once(folder: Path, number: int) -> "tuple[Objective, Forward, str]":
+    """Build a toy, and another one from the second time on."""
+    mark = folder / "changed"
+    name = "another toy" if mark.exists() else "a toy"
+    mark.touch()
+    toy, still, _ = build_toy(folder, number)
+    return toy, still, name
 
 
 TOYS = Content.of("a toy", cast(Objective, Toy(Path())))
