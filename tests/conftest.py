@@ -49,26 +49,37 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Count the processes that test side by side: one for each core, and two on one core.
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Count the processes that test side by side: one for each core, and one more.
 
-    Many tests wait for other processes. Each process may load the demo model, so more than eight
-    would need much memory.
+    Many tests wait for other processes, so the cores would rest. Each process may load the demo
+    model, so more than eight would need much memory. xdist's own variable sets another number.
     """
-    return min(max(len(os.sched_getaffinity(0)), 2), 8)
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return min(len(os.sched_getaffinity(0)) + 1, 8)
 
 
 FIRST = (
     "acceptance/test_smollm2.py",
-    "acceptance/test_language_model.py",
     "evaluation/test_ray_pool.py",
     "acceptance/test_service_in_browser.py",
+    "acceptance/test_language_model.py",
+    "studies/test_reconnection.py",
+    "cache/test_durability.py",
+    "service/test_job_process.py",
+    "service/test_runner.py",
+    "evaluation/test_worker_pool.py",
+    "cli/test_searches.py",
 )
 """The files that take longest. A file that began last would keep one process busy alone."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest."""
+    for name in FIRST:
+        if not (REPOSITORY / "tests" / name).is_file():
+            raise pytest.UsageError(f"FIRST in tests/conftest.py names {name}, which is not there")
     order = {str(REPOSITORY / "tests" / name): place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(str(item.path), len(order)))
 

@@ -221,6 +221,9 @@ def test_a_process_that_does_not_listen_is_killed(
     jobs.cancel(job.id)
     until(lambda: jobs.runners()[0].running == 0)
     assert jobs.get(job.id).state == "cancelled"
+    # The runner counts a cancelled job no more. It ends the process a moment later.
+    (started,) = log_of(jobs.settings.exports.parent)
+    until(lambda: not Path(f"/proc/{started[2]}").exists())
 
 
 def test_no_secret_and_no_control_character_is_in_a_log(jobs: Jobs, running: Runner) -> None:
