@@ -21,7 +21,7 @@ STORAGE = "sqlite:///study.db"
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -176,10 +176,19 @@ def test_a_writer_that_was_replaced_cannot_write(database: str) -> None:
 def test_a_lease_is_renewed_and_its_end_fails_no_search(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_lease, "TTL", 0.3)
+    monkeypatch.setattr(writer_lease, "TTL", 1.0)
     first, second = (persistence.open_storage(database, create=True) for _ in range(2))
+
+    def end_of_lease() -> float:
+        with second.engine.connect() as connection:
+            return float(connection.execute(sqlalchemy.select(WRITERS.c.expires)).scalar_one())
+
     with persistence.sole_writer(first, "s"):
-        time.sleep(1.0)
+        begun, until = end_of_lease(), time.monotonic() + 30
+        # It is renewed until it has lasted longer than one lifetime.
+        while end_of_lease() < begun + 1.1:
+            assert time.monotonic() < until
+            time.sleep(0.02)
         with pytest.raises(StudyBusyError, match="should that be dead, the study is free in"):
             hold(second)
 

@@ -40,8 +40,8 @@ def request(study: str, model: str = "fake", command: JobCommand = "search") -> 
     return JobRequest({"model": model, "search": {"drop": "2"}}, command, None, study)
 
 
-def until(look: Callable[[], Value], seconds: float = 30.0) -> Value:
-    """Wait until a look finds something."""
+def until(look: Callable[[], Value], seconds: float = 120.0) -> Value:
+    """Wait until a look finds something, for long enough where many processes share a core."""
     end = time.monotonic() + seconds
     while True:
         found = look()
@@ -51,7 +51,7 @@ def until(look: Callable[[], Value], seconds: float = 30.0) -> Value:
         time.sleep(0.02)
 
 
-def ended(jobs: Jobs, job: Job, seconds: float = 30.0) -> Job:
+def ended(jobs: Jobs, job: Job, seconds: float = 120.0) -> Job:
     """The job once it has ended, and its last event is there."""
 
     def look() -> bool:
