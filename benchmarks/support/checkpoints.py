@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from prunesearch.models.safetensors_files import INDEX
 from prunesearch.models.structure import meta_model
+from prunesearch.models.weight_files import INDEX
 
 SHARD_BLOCKS = 11
 VOCABULARY = 32_000

@@ -4,7 +4,7 @@ All functions are pure.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import InitVar, dataclass, field
 
 import numpy as np
@@ -110,8 +110,11 @@ class Planner:
         slots: Sequence[int],
         seen: set[bytes],
         pending: Sequence[Mask] = (),
-    ) -> list[tuple[Mask, Memory]]:
-        """Propose a subset for some slots of a generation.
+    ) -> Iterator[tuple[Mask, Memory]]:
+        """Propose a subset for some slots of a generation, one at a time.
+
+        The surrogate is fitted for the first slot. Each further slot is computed when it is taken,
+        so that no single trial waits for the whole generation.
 
         Args:
             view: finished trials.
@@ -120,7 +123,7 @@ class Planner:
             seen: all subsets of the study. The new ones are added.
             pending: subsets that are being evaluated.
 
-        Returns:
+        Yields:
             The subset and the memory of each slot.
         """
         leaders = generator(self.seed, generation, 0, _LEADERS)
@@ -135,14 +138,12 @@ class Planner:
             for X_D in pending:
                 model.condition_on_pending(X_D)
         # Move the particles one by one. Without a swarm to move, propose first subsets.
-        proposed = []
         for slot in slots:
             index = generation * self.population + slot
             if swarm is None or index < len(self.first_ED):
-                proposed.append(self._novel(self.first(index), {}, generation, slot, seen))
+                yield self._novel(self.first(index), {}, generation, slot, seen)
             else:
-                proposed.append(self._next(swarm, model, slot, seen))
-        return proposed
+                yield self._next(swarm, model, slot, seen)
 
     def _next(
         self, swarm: Swarm, model: "_SurrogateEnsemble | None", slot: int, seen: set[bytes]

@@ -26,6 +26,7 @@ evidence.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -120,14 +121,24 @@ class Surrogate(GaussianProcess):
 
     def _ends(self, units: int) -> list[int]:
         """Return the start of each group of features, and the end of the last."""
-        pairs = [units - distance for distance in range(1, _REACH + 1)]
-        always = 1 if self._ranking is None else 3
-        return [0, *np.cumsum([units, *pairs, units - 2 + _REACH, always]).tolist()]
+        return _ends_of(units, 1 if self._ranking is None else 3)
 
     def _shares(self, amplitudes: Amplitudes) -> list[float]:
         """Return the variance of each group of features."""
         a1, a2, r, ar = amplitudes
         return [a1 / self._size, *(a2 * r**d for d in range(_REACH)), ar, 1.0]
+
+
+@cache
+def _ends_of(units: int, always: int) -> list[int]:
+    """Return the start of each group of features, and the end of the last.
+
+    Args:
+        units: number of units.
+        always: number of constant features.
+    """
+    pairs = [units - distance for distance in range(1, _REACH + 1)]
+    return [0, *itertools.accumulate([units, *pairs, units - 2 + _REACH, always])]
 
 
 def _alike(A_MD: Real, B_QD: Real) -> Real:

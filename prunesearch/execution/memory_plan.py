@@ -28,8 +28,8 @@ def plan_memory(
     """Predict the cost of a generation, and choose the place of the weights.
 
     Args:
-        name: model folder, ``config.json`` file or Hugging Face id. Only the config of an id is
-            fetched.
+        name: model folder, ``.gguf`` or ``config.json`` file, or Hugging Face id. Only the
+            config of an id is fetched.
         asked: the search to plan for.
         revision: revision of a Hugging Face id.
         trust_remote_code: run code from the checkpoint.
@@ -64,7 +64,7 @@ def plan_memory(
             best = mode
     return MemoryPlan(
         model=name,
-        source="safetensors" if model.stored else "config",
+        source=model.source,
         params=model.other + sum(model.blocks),
         blocks=len(model.blocks),
         block_params=max(model.blocks),

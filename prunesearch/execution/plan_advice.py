@@ -56,6 +56,10 @@ def notes_of(
             f"float32 is multiplied {ratio:.1f} times as fast here as {slow}: see what --dtype "
             f"float32 takes"
         )
+    if model.gguf:
+        notes.append(
+            "a GGUF is dequantised into memory: only its safetensors can be streamed (--offload)"
+        )
     if kl_top is not None and asked.kl_top is None:
         notes.append(
             f"the reference logits of {asked.tokens_in_all} tokens do not fit: KL over its "

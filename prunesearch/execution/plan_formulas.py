@@ -68,7 +68,7 @@ class PlanFormulas:
 
     def modes(self, kl_top: int | None) -> list[Mode]:
         """Return the prediction for each place of the weights."""
-        return [self._mode(place, kl_top) for place in ("none", "disk", "cpu")]
+        return [self._mode(place, kl_top) for place in self._model.places]
 
     def _mode(self, place: str, kl_top: int | None) -> Mode:
         """Return the prediction for one place of the weights."""

@@ -1,4 +1,4 @@
-"""What a memory plan knows of a model: its config, and the headers of its checkpoint."""
+"""What a memory plan knows of a model: its config, and the headers of its checkpoint or GGUF."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,16 +6,18 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from prunesearch.errors import ModelError
+from prunesearch.models.gguf_file import read_header
 from prunesearch.models.loading import refuse_quantised
-from prunesearch.models.safetensors_files import Stored, tensors_of, weight_files
-from prunesearch.models.source import is_gguf, resolve
+from prunesearch.models.safetensors_files import Stored, tensors_of
+from prunesearch.models.source import is_gguf, refuse_part, resolve
 from prunesearch.models.structure import (
     architecture_of,
     meta_model,
     read_config,
+    read_gguf_config,
     sizes_of,
 )
+from prunesearch.models.weight_files import weight_files
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class PlannedModel:
         size: bytes per number, as computed.
         dtype: type of the numbers, as computed.
         stored: the checkpoint's tensors; empty if they are not known.
+        gguf: True for a GGUF, which is dequantised into memory and cannot be streamed.
     """
 
     name: str
@@ -41,6 +44,19 @@ class PlannedModel:
     size: int
     dtype: torch.dtype
     stored: dict[str, Stored]
+    gguf: bool = False
+
+    @property
+    def source(self) -> str:
+        """Source of the sizes: ``gguf``, ``safetensors`` or ``config``."""
+        if self.gguf:
+            return "gguf"
+        return "safetensors" if self.stored else "config"
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Places where the weights can wait, as ``--offload`` names them."""
+        return ("none",) if self.gguf else ("none", "disk", "cpu")
 
     @property
     def stored_bytes(self) -> int:
@@ -66,14 +82,15 @@ class PlannedModel:
 
 def examine(name: str, dtype: str, revision: str | None, trust_remote_code: bool) -> PlannedModel:
     """Read a model's config and the headers of its checkpoint."""
-    if is_gguf(name):
-        raise ModelError(
-            f"{name!r} is a GGUF, which is dequantised into memory: plan its safetensors or "
-            f"config.json"
-        )
     # Find the config and the weight files. Weights are never fetched.
     weights: tuple[Path, ...] = ()
-    if name.endswith(".json"):
+    gguf = is_gguf(name)
+    if gguf:
+        path = Path(name)
+        refuse_part(path)
+        read_header(path)
+        config = read_gguf_config(path)
+    elif name.endswith(".json"):
         config = read_config(name, trust_remote_code)
     else:
         source = resolve(
@@ -91,7 +108,8 @@ def examine(name: str, dtype: str, revision: str | None, trust_remote_code: bool
     # Count parameters on a model without weights.
     model = meta_model(config, trust_remote_code)
     sizes = sizes_of(model)
-    wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    own = torch.bfloat16 if gguf else model.dtype
+    wanted = own if dtype == "auto" else getattr(torch, dtype)
     prefix = architecture_of(config).blocks + "."
     largest = 0
     for parameter_name, parameter in model.named_parameters():
@@ -106,4 +124,5 @@ def examine(name: str, dtype: str, revision: str | None, trust_remote_code: bool
         wanted.itemsize,
         wanted,
         stored,
+        gguf,
     )

@@ -121,7 +121,7 @@ class MemoryPlan:
 
     Attributes:
         model: the model as it was named.
-        source: source of the sizes: ``safetensors`` or ``config``.
+        source: source of the sizes: ``safetensors``, ``gguf`` or ``config``.
         params: number of parameters.
         blocks: number of blocks.
         block_params: parameters of the largest block.

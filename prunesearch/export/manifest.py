@@ -16,7 +16,7 @@ from prunesearch.export.formats.registry import narrows
 from prunesearch.export.results import Exported
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.reordering import order_of
-from prunesearch.models.safetensors_files import INDEX
+from prunesearch.models.weight_files import INDEX
 from prunesearch.runtime.json_values import Json, JsonObject, to_json
 from prunesearch.runtime.version import __version__
 from prunesearch.widths.layer_widths import LayerWidths

@@ -21,12 +21,11 @@ from transformers import PreTrainedModel
 from prunesearch.export.layout import TensorEntry
 from prunesearch.export.pieces import PIECE, read_all, sliced, whole
 from prunesearch.models.safetensors_files import (
-    INDEX,
-    SINGLE,
     TYPE_NAMES,
     Stored,
     read,
 )
+from prunesearch.models.weight_files import INDEX, SINGLE
 from prunesearch.models.weight_map import parameters_of
 from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import JsonObject

@@ -1,6 +1,7 @@
 """Parameters and bytes of each block of a checkpoint, without loading it.
 
-Used by `prunesearch analyze`.
+Used by `prunesearch analyze`. The headers of weight files need no torch, so it is imported only if
+there is nothing but a config.
 """
 
 import math
@@ -10,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prunesearch.errors import ModelError
-from prunesearch.models.gguf_file import open_gguf
+from prunesearch.models.gguf_file import read_header
 from prunesearch.models.guard import guarded
-from prunesearch.models.safetensors_files import weight_files
 from prunesearch.models.source import resolve
-from prunesearch.models.structure import meta_model, read_config
+from prunesearch.models.weight_files import weight_files
 from prunesearch.runtime.json_values import json_as
 
 _ATTENTION = ("self_attn.", "attn_", "attention.")
@@ -91,26 +91,33 @@ def take_inventory(
         ModelError: the model is missing or unreadable, or it has no blocks.
     """
     if name.endswith(".json"):
-        config = read_config(name, trust_remote_code)
-    else:
-        source = resolve(
-            name, revision=revision, trust_remote_code=trust_remote_code, config_only=True
-        )
-        if source.gguf is not None:
-            return _group("gguf", list(_from_gguf(source.gguf)))
-        assert source.folder is not None
-        shards = () if source.from_hub else weight_files(source.folder)
-        if shards and all(shard.suffix == ".safetensors" for shard in shards):
-            # If two files have a tensor of the same name, the last one counts, as when the model is
-            # loaded.
-            tensors: dict[str, _Tensor] = {}
-            for shard in shards:
-                for tensor in _from_safetensors(shard):
-                    tensors[tensor.name] = tensor
-            return _group("safetensors", list(tensors.values()))
-        config = read_config(str(source.folder), trust_remote_code)
-    # Without weights, a model on the meta device has the shapes.
-    model = meta_model(config, trust_remote_code)
+        return _from_config(name, trust_remote_code)
+    source = resolve(name, revision=revision, trust_remote_code=trust_remote_code, config_only=True)
+    if source.gguf is not None:
+        return _group("gguf", list(_from_gguf(source.gguf)))
+    assert source.folder is not None
+    shards = () if source.from_hub else weight_files(source.folder)
+    if shards and all(shard.suffix == ".safetensors" for shard in shards):
+        # If two files have a tensor of the same name, the last one counts, as when the model is
+        # loaded.
+        tensors: dict[str, _Tensor] = {}
+        for shard in shards:
+            for tensor in _from_safetensors(shard):
+                tensors[tensor.name] = tensor
+        return _group("safetensors", list(tensors.values()))
+    return _from_config(str(source.folder), trust_remote_code)
+
+
+def _from_config(name: str, trust_remote_code: bool) -> Inventory:
+    """Count the parameters that a config describes, on a model of the meta device.
+
+    Args:
+        name: a ``config.json``, or the folder of one.
+        trust_remote_code: run code that ships with the model.
+    """
+    from prunesearch.models.structure import meta_model, read_config
+
+    model = meta_model(read_config(name, trust_remote_code), trust_remote_code)
     found = []
     for name_inside, parameter in model.named_parameters():
         found.append(
@@ -170,7 +177,7 @@ def _from_safetensors(shard: Path) -> Iterator[_Tensor]:
     failure = f"cannot read {str(shard)!r}"
     with (
         guarded(failure, shard, advice="download it again"),
-        safe_open(shard, framework="pt") as file,
+        safe_open(shard, framework="numpy") as file,
     ):
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             tensor = file.get_slice(name)
@@ -187,5 +194,5 @@ def _bits(dtype: str) -> int:
 
 def _from_gguf(path: Path) -> Iterator[_Tensor]:
     """Yield the tensors of a GGUF file."""
-    for tensor in open_gguf(path).tensors:
-        yield _Tensor(tensor.name, int(tensor.n_elements), int(tensor.n_bytes))
+    for tensor in read_header(path):
+        yield _Tensor(tensor.name, tensor.params, tensor.nbytes)

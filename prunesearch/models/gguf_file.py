@@ -2,7 +2,7 @@
 
 `gguf.GGUFReader` trusts every number in the header. A length past the end of the file, or nested
 lists, makes it run until memory is full. So the header is read once before, and no number in it is
-followed beyond the file.
+followed beyond the file. `read_header` reads nothing but the header.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -10,17 +10,20 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 import math
 import mmap
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 
+from prunesearch.compat.gguf import QuickReader
 from prunesearch.errors import ModelError
 from prunesearch.models.guard import guarded, refuse_pointers
 
 _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of a value, by the number of its type."""
 _UINT32, _STRING, _ARRAY = 4, 8, 9
-_ALIGNMENT_KEY = b"general.alignment"
+_UNSIGNED = (0, 2, 4, 10)
+_ALIGNMENT_KEY, _PARTS_KEY = b"general.alignment", b"split.count"
 _VERSIONS = (2, 3)
 # From this number on, the value cannot be a version.
 _NO_VERSION = 2**16
@@ -40,6 +43,56 @@ _NOT_WHOLE = (
 )
 
 
+@dataclass(frozen=True)
+class GGUFTensor:
+    """The description of a tensor.
+
+    Attributes:
+        name: name of the tensor.
+        params: number of its numbers.
+        nbytes: bytes that they take as they are stored.
+        kind: name of the stored type, such as ``Q4_K``.
+    """
+
+    name: str
+    params: int
+    nbytes: int
+    kind: str
+
+
+def read_header(path: Path) -> tuple[GGUFTensor, ...]:
+    """Read the descriptions of the tensors of a GGUF file. Nothing but the header is read.
+
+    Raises:
+        ModelError: as in `open_gguf`.
+    """
+    if not path.is_file():
+        raise ModelError(f"no model file {str(path)!r}: check the path")
+    refuse_pointers(path)
+    with guarded(f"cannot read {str(path)!r}", path), path.open("rb") as file:
+        size = path.stat().st_size
+        if size < 8:
+            raise ModelError(_NOT_WHOLE.format(path=str(path), reason=f"it has {size} bytes"))
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            # The system would read much of the file ahead of a header of some megabytes.
+            content.madvise(mmap.MADV_RANDOM)
+            header = _Header(content, path)
+            try:
+                header.check()
+            except _UnsoundError as error:
+                raise ModelError(_NOT_WHOLE.format(path=str(path), reason=error)) from None
+    if not header.tensors:
+        raise ModelError(_NOT_WHOLE.format(path=str(path), reason="it holds no tensors"))
+    # One of several parts is a valid file, but not a whole model.
+    if header.parts not in (0, 1):
+        raise ModelError(
+            f"{str(path)!r} is one of {header.parts} parts of a GGUF: put them together with "
+            f"llama-gguf-split "
+            "--merge FIRST WHOLE, and give that"
+        )
+    return tuple(header.tensors)
+
+
 def open_gguf(path: Path) -> gguf.GGUFReader:
     """Open a GGUF file.
 
@@ -49,32 +102,10 @@ def open_gguf(path: Path) -> gguf.GGUFReader:
     Raises:
         ModelError: the file is missing, not a GGUF file, damaged, or shorter than its header says.
     """
-    if not path.is_file():
-        raise ModelError(f"no model file {str(path)!r}: check the path")
-    refuse_pointers(path)
     # Check the header before the reader trusts it.
-    with guarded(f"cannot read {str(path)!r}", path), path.open("rb") as file:
-        size = path.stat().st_size
-        if size < 8:
-            raise ModelError(_NOT_WHOLE.format(path=str(path), reason=f"it has {size} bytes"))
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            try:
-                _Header(content, path).check()
-            except _UnsoundError as error:
-                raise ModelError(_NOT_WHOLE.format(path=str(path), reason=error)) from None
+    read_header(path)
     with guarded(f"cannot read {str(path)!r} as GGUF", path, advice="download it again"):
-        reader = gguf.GGUFReader(path)
-    if not reader.tensors:
-        raise ModelError(_NOT_WHOLE.format(path=str(path), reason="it holds no tensors"))
-    # One of several parts is a valid file, but not a whole model.
-    parts = reader.get_field("split.count")
-    if parts is not None and parts.contents() not in (0, 1):
-        raise ModelError(
-            f"{str(path)!r} is one of {parts.contents()} parts of a GGUF: put them together with "
-            f"llama-gguf-split "
-            "--merge FIRST WHOLE, and give that"
-        )
-    return reader
+        return QuickReader(path)
 
 
 class _UnsoundError(Exception):
@@ -91,6 +122,10 @@ class _Header:
         self._order = "<"
         self._alignment = 32
         self._entries = 0
+        self._names: set[bytes] = set()
+        self.tensors: list[GGUFTensor] = []
+        # Number of files that the model was split into.
+        self.parts = 1
 
     def check(self) -> None:
         """Check the whole header.
@@ -130,8 +165,9 @@ class _Header:
             )
 
     def _setting(self) -> None:
-        """Step over a setting. The alignment of the data is kept."""
+        """Step over a setting. The alignment of the data and the number of parts are kept."""
         name = self._string()
+        self._refuse_twice(name)
         kind = self._number("I")
         if name == _ALIGNMENT_KEY:
             at = self._at
@@ -140,7 +176,18 @@ class _Header:
             if alignment < 1 or alignment & (alignment - 1):
                 raise _UnsoundError(f"its alignment {alignment} is not a power of two")
             self._at, self._alignment = at, alignment
+        start = self._at
         self._value(kind)
+        if name == _PARTS_KEY and kind in _UNSIGNED:
+            self.parts = int.from_bytes(
+                self._content[start : self._at], "little" if self._order == "<" else "big"
+            )
+
+    def _refuse_twice(self, name: bytes) -> None:
+        """Refuse a name that occurred before, which the reader refuses too."""
+        if name in self._names:
+            raise _UnsoundError(f"it has {name.decode('utf-8', 'replace')} twice")
+        self._names.add(name)
 
     def _value(self, kind: int) -> None:
         """Step over the value of a setting.
@@ -170,16 +217,24 @@ class _Header:
         if kind != _STRING:
             self._skip(count * self._width(kind))
             return
+        # A vocabulary has several hundred thousand texts, so this loop calls nothing of ours.
+        length_of = struct.Struct(self._order + "Q").unpack_from
+        at, last = self._at, self._size - 8
         for _ in range(count):
-            self._string()
+            if at > last:
+                raise _UnsoundError(f"its header needs {at - last} bytes more than the file has")
+            at += 8 + length_of(self._content, at)[0]
+        self._skip(at - self._at)
 
     def _tensor(self) -> int:
-        """Step over the description of a tensor.
+        """Read the description of a tensor.
 
         Returns:
             The end of the tensor's data, counted from the start of all data.
         """
-        name = self._string().decode("utf-8", "replace")
+        written = self._string()
+        self._refuse_twice(b"tensor " + written)
+        name = written.decode("utf-8", "replace")
         dimensions = self._number("I")
         if dimensions > _MOST_DIMENSIONS:
             raise _UnsoundError(f"{name} has {dimensions} dimensions")
@@ -194,7 +249,10 @@ class _Header:
                 f"does not know: "
                 "convert it again, or get a newer gguf"
             ) from None
-        return int(offset) + -(-count // int(block)) * int(width)
+        nbytes = -(-count // int(block)) * int(width)
+        kind_name = gguf.GGMLQuantizationType(kind).name
+        self.tensors.append(GGUFTensor(name, count, nbytes, kind_name))
+        return int(offset) + nbytes
 
     def _width(self, kind: int) -> int:
         """Return the bytes of a value of a type."""

@@ -14,10 +14,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from prunesearch.compat.gguf import quick_reader
 from prunesearch.compat.transformers import forget_code_of_tokenizer
 from prunesearch.errors import InputError, ModelError, one_line
 from prunesearch.models.fingerprint import fingerprint
-from prunesearch.models.gguf_file import open_gguf
+from prunesearch.models.gguf_file import read_header
 from prunesearch.models.guard import guarded
 from prunesearch.models.layers import Layers, ResidentLayers
 from prunesearch.models.safetensors_files import tensors_of
@@ -113,7 +114,7 @@ def load(
     how: dict[str, bool | str | GgufConfig] = {"trust_remote_code": trust_remote_code}
     if source.gguf is not None:
         # transformers spends minutes on a GGUF file before it notices that the file is damaged.
-        open_gguf(source.gguf)
+        read_header(source.gguf)
         path = source.gguf.parent
         how["gguf_file"] = source.gguf.name
     else:
@@ -125,12 +126,13 @@ def load(
             refuse_quantised(config, name)
         source = with_weights(source)
     # Load the tokenizer and the weights.
-    with guarded(f"cannot load the tokenizer of {name!r}", path, advice=TOKENIZER_ADVICE):
+    failure = f"cannot load the tokenizer of {name!r}"
+    with quick_reader(), guarded(failure, path, advice=TOKENIZER_ADVICE):
         tokenizer = AutoTokenizer.from_pretrained(path, **how)
     if source.gguf is not None:
         how["quantization_config"] = GgufConfig(dequantize=True)
     precision = _dtype(dtype, source.gguf is not None)
-    with guarded(f"cannot load model {name!r}", (path, *source.weights)):
+    with quick_reader(), guarded(f"cannot load model {name!r}", (path, *source.weights)):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=precision, device_map=device_map, output_loading_info=True, **how
         )

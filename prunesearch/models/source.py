@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from prunesearch.errors import InputError, ModelError, one_line
 from prunesearch.models.guard import guarded
-from prunesearch.models.safetensors_files import weight_files, weight_names
+from prunesearch.models.weight_files import weight_files, weight_names
 
 ADAPTER = "adapter_config.json"
 CONFIG = "config.json"

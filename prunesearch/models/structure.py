@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.compat.gguf import quick_reader
 from prunesearch.compat.transformers import offload_device
 from prunesearch.errors import ModelError
 from prunesearch.models.architectures import ARCHITECTURES, Architecture, Sublayer
@@ -337,6 +338,18 @@ def meta_model(config: PretrainedConfig, trust_remote_code: bool = False) -> Pre
             config, dtype=dtype, trust_remote_code=trust_remote_code
         )
     return model
+
+
+def read_gguf_config(path: Path) -> PretrainedConfig:
+    """Read the config of a GGUF file, as transformers builds it from the header.
+
+    Raises:
+        ModelError: the header cannot be read, or transformers does not know its architecture.
+    """
+    with quick_reader(), guarded(f"cannot read the config of {str(path)!r}", path):
+        config: PretrainedConfig = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    _check_numbers(config, str(path))
+    return config
 
 
 def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:

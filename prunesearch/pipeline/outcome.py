@@ -10,19 +10,17 @@ from typing import NoReturn
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
-from prunesearch import events
 from prunesearch.cache.location import shown
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import RunError
-from prunesearch.evaluation.scalarization import TrialScalarizer
-from prunesearch.execution.latency import compare_latency
 from prunesearch.models.structure import Sizes
 from prunesearch.objectives.registry import names_with
 from prunesearch.pipeline.prepared_study import PreparedStudy
 from prunesearch.pipeline.search_loop import SearchResult
 from prunesearch.pipeline.searched_scores import SearchedScores, remember, scores_of
 from prunesearch.pipeline.session import Session, require
+from prunesearch.pipeline.winner_latency import winner_latency
 from prunesearch.report.results import Cost, PairedDifference, ScoredModel, SearchReport
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.studies import persistence, selection
@@ -118,8 +116,11 @@ def outcome_of(
     # Measure its latency against the dense model's.
     measured = not session.loaded.layers.streamed_once
     if measured:
-        events.tell(events.StageProgress("timing the winner beside the dense model"))
-    dense_ms, best_ms = _latencies(session, ready.scalarizer, best.candidate)
+        dense_ms, best_ms = winner_latency(ready.study, session.loaded.model, best.candidate)
+    else:
+        # Streamed weights: the latencies are predicted.
+        latency = ready.scalarizer.latency
+        dense_ms, best_ms = latency.predict(), latency.predict(best.candidate)
     # Losses on each document, for the report and for later comparisons with other studies.
     on_documents = ready.recipe.objective.name in names_with("needs_task")
     scores = scores_of(session, dense, best)
@@ -180,18 +181,6 @@ def knee(front: Sequence[FrozenTrial], dense: Sequence[float]) -> FrozenTrial:
         return float(saved - lost)
 
     return max(front, key=gain)
-
-
-def _latencies(
-    session: Session, scalarizer: TrialScalarizer, best: LayerSubset
-) -> tuple[float, float]:
-    """Return the latencies of the dense and the best model in milliseconds.
-
-    They are measured if the weights are in memory, else predicted.
-    """
-    if session.loaded.layers.streamed_once:
-        return scalarizer.latency.predict(), scalarizer.latency.predict(best)
-    return compare_latency(session.loaded.model, best)
 
 
 def _paired(session: Session, scores: SearchedScores | None) -> PairedDifference | None:

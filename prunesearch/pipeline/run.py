@@ -26,10 +26,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
-# The first import of optuna_dashboard keeps the variables of its callers alive, so a model that a
-# caller has loaded would never be freed. It is imported here, before any model exists.
-import optuna_dashboard  # noqa: F401
-
 from prunesearch import events
 from prunesearch.config.model import ModelSection
 from prunesearch.config.recipe import Recipe

@@ -11,8 +11,8 @@ returns the same proposal later.
 """
 
 import json
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from optuna.study import Study
@@ -34,6 +34,29 @@ from prunesearch.samplers.settings import SamplerSettings, checked_population
 from prunesearch.samplers.stored_memory import STATE_ATTR, pack
 from prunesearch.space import SearchSpace, Space
 from prunesearch.studies.trial_log import ProposalInputs, TrialLog, under_optimize
+
+
+class _GenerationPlan:
+    """The proposals of one generation, which are computed in the order of their slots.
+
+    A generation is a function of the trials before it. So it does not matter when a slot is
+    computed.
+
+    Args:
+        generation: number of the generation.
+        proposals: the proposals of all slots.
+    """
+
+    def __init__(self, generation: int, proposals: Iterator[Proposal]) -> None:
+        self.generation = generation
+        self._proposals = proposals
+        self._made: list[Proposal] = []
+
+    def at(self, slot: int) -> Proposal:
+        """Return the proposal of a slot. Those of the slots before it are computed first."""
+        while len(self._made) <= slot:
+            self._made.append(next(self._proposals))
+        return self._made[slot]
 
 
 class SwarmSampler(SubsetSampler):
@@ -111,6 +134,10 @@ class SwarmSampler(SubsetSampler):
             "ranking": ranking,
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A plan that has begun cannot be pickled. It is computed again from the study.
+        return {**super().__getstate__(), "_plan": None}
+
     @property
     def warmup_generations(self) -> int:
         """Number of generations that drop single blocks."""
@@ -123,9 +150,7 @@ class SwarmSampler(SubsetSampler):
         self._partial_subsets: dict[
             int, tuple[int, float]
         ] = {}  # trial -> the only unit it dropped, and its loss
-        self._plan: tuple[int, list[Proposal]] | None = (
-            None  # the latest generation and its proposals
-        )
+        self._plan: _GenerationPlan | None = None  # the latest generation
         self._seen: set[bytes] = set()  # subsets of the finished trials before `_seen_end`
         self._seen_end = 0
         self._unwritten: dict[int, Mask] = {}  # trial -> its subset, until the storage has it
@@ -151,7 +176,10 @@ class SwarmSampler(SubsetSampler):
         return trial_log.wait(end)
 
     def propose(self, study: Study, number: int) -> Proposal:
-        """Return the proposal for trial `number`. The whole generation is planned with it.
+        """Return the proposal for trial `number`.
+
+        The proposals of its generation up to this one are computed with it, if they were not yet.
+        The first one reads the finished trials and fits the surrogate.
 
         Raises:
             GenerationPendingError: a trial of the previous generation is still running.
@@ -165,13 +193,15 @@ class SwarmSampler(SubsetSampler):
         if not self.earlier_finished(study, trial_log, generation):
             return self._propose_now(trial_log, number)
         with self._lock:
-            if self._plan is None or self._plan[0] != generation:
+            # A plan that an exception interrupts cannot go on, so it is kept only after success.
+            plan, self._plan = self._plan, None
+            if plan is None or plan.generation != generation:
                 slots = range(self.population)
-                self._plan = (
-                    generation,
-                    self._propose_slots(trial_log, generation, slots, ProposalInputs(end)),
-                )
-            return self._plan[1][slot]
+                proposals = self._propose_slots(trial_log, generation, slots, ProposalInputs(end))
+                plan = _GenerationPlan(generation, proposals)
+            proposal = plan.at(slot)
+            self._plan = plan
+            return proposal
 
     def proposal_for(self, study: Study, trial: FrozenTrial) -> Proposal:
         """Return the proposal for a trial that Optuna created.
@@ -203,13 +233,14 @@ class SwarmSampler(SubsetSampler):
             if "basis" not in state:
                 slots = range(self.population)
                 proposal_inputs = ProposalInputs(generation * self.population)
-                return self._propose_slots(trial_log, generation, slots, proposal_inputs)[
-                    slot
-                ].candidate
+                proposals = self._propose_slots(trial_log, generation, slots, proposal_inputs)
+                return _GenerationPlan(generation, proposals).at(slot).candidate
             proposal_inputs = ProposalInputs(
                 number, tuple(state["basis"]["open"]), tuple(state["basis"]["known"])
             )
-            return self._propose_slots(trial_log, generation, [slot], proposal_inputs)[0].candidate
+            return next(
+                self._propose_slots(trial_log, generation, [slot], proposal_inputs)
+            ).candidate
 
     def _propose_now(self, trial_log: TrialLog, number: int) -> Proposal:
         """Return a proposal that is derived from the trials finished by now.
@@ -226,7 +257,7 @@ class SwarmSampler(SubsetSampler):
             known = tuple(n for n in others if self._running_mask(trial_log, n) is not None)
             proposal_inputs = ProposalInputs(number, unfinished, known)
             generation, slot = divmod(number, self.population)
-            proposal = self._propose_slots(trial_log, generation, [slot], proposal_inputs)[0]
+            proposal = next(self._propose_slots(trial_log, generation, [slot], proposal_inputs))
             # The caller writes the trial a moment later. Until then another thread finds the subset
             # here.
             self._unwritten[number] = self.mask_of_candidate(proposal.candidate)
@@ -238,17 +269,20 @@ class SwarmSampler(SubsetSampler):
         generation: int,
         slots: Sequence[int],
         proposal_inputs: ProposalInputs,
-    ) -> list[Proposal]:
-        """Return the proposals of some slots.
+    ) -> Iterator[Proposal]:
+        """Yield the proposals of some slots.
 
-        Each differs from every earlier subset of the study.
+        Each differs from every earlier subset of the study. The first one reads the trials that the
+        proposals are derived from.
         """
         first = generation * self.population
         trial_log.refresh(proposal_inputs.end)
         # The first generations measure single blocks, if the ranking is measured.
         swarm_generation = generation - self.warmup_generations
         if swarm_generation < 0:
-            return [self._partial_subset(first + slot, slot) for slot in slots]
+            for slot in slots:
+                yield self._partial_subset(first + slot, slot)
+            return
         # Neither finished nor running subsets are proposed again.
         seen = self._seen_before(trial_log, proposal_inputs)
         running = []
@@ -274,10 +308,8 @@ class SwarmSampler(SubsetSampler):
         kept: JsonObject = {}
         if self.asynchronous or proposal_inputs.open:
             kept["basis"] = {"open": proposal_inputs.open, "known": proposal_inputs.known}
-        proposals = []
         for slot, (X_D, memory) in zip(slots, planned, strict=True):
-            proposals.append(self._proposal(first + slot, X_D, memory, kept))
-        return proposals
+            yield self._proposal(first + slot, X_D, memory, kept)
 
     def _proposal(self, number: int, X_D: Mask, memory: Memory, kept: JsonObject) -> Proposal:
         """Build the proposal of a subset, with the algorithm's memory and the inputs in its

@@ -19,7 +19,9 @@ from prunesearch.execution.memory_plan import draw, plan_memory
 from prunesearch.execution.plan_formulas import distinct_forwards
 from prunesearch.execution.plan_types import Asked, MemoryPlan, Mode
 from prunesearch.execution.shared_forward import Forward
+from prunesearch.export import gguf_write
 from prunesearch.models.layers import StreamedLayers
+from prunesearch.models.loading import load
 from prunesearch.models.streaming import open_streamed
 from prunesearch.space import SearchSpace
 from tests.support.models import LLAMA_70B, N_LAYERS
@@ -191,11 +193,27 @@ def test_on_the_command_line(
     assert json.loads(searched.stdout)["trials"] == 6, "the command that is printed runs"
 
 
+def test_a_gguf_is_planned_from_its_header(
+    known_speed: None, tiny_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    loaded = load(str(tiny_folder), device="cpu")
+    gguf_write.write(loaded, LayerSubset.of(N_LAYERS, ()), path, compare=False)
+    planned = plan_memory(str(path), Asked(4 * GIB, 4, drop="2"))
+    assert planned.source == "gguf" and planned.dtype == "bfloat16"
+    assert planned.params == sum(loaded.sizes.block_params) + loaded.sizes.other_params
+    # Its weights cannot be streamed, so they are in memory.
+    (only,) = planned.modes
+    assert (only.offload, planned.use) == ("none", "none")
+    assert only.parts["weights"] == 2 * planned.params
+    assert any("dequantised" in note for note in planned.notes)
+
+
 @pytest.mark.parametrize(
     ("words", "kind", "complaint"),
     [
         (["nowhere/at/all"], ModelError, "no model folder or file"),
-        (["model.gguf"], ModelError, "is a GGUF"),
+        (["model.gguf"], ModelError, "no model file 'model.gguf'"),
         (["MODEL", "--memory", "much"], InputError, "--memory 'much' cannot be read"),
         (["MODEL", "--drop", "6"], InputError, "leaves no layer"),
         (["MODEL", "--candidates", "-1"], InputError, "--candidates -1 is too small"),

@@ -8,9 +8,10 @@ import gguf
 import numpy as np
 import pytest
 
+from prunesearch.compat.gguf import QuickReader, quick_reader
 from prunesearch.errors import ModelError
 from prunesearch.models.analyze import take_inventory
-from prunesearch.models.gguf_file import open_gguf
+from prunesearch.models.gguf_file import GGUFTensor, open_gguf, read_header
 
 
 def _text(value: bytes) -> bytes:
@@ -67,7 +68,7 @@ NESTED = struct.pack("<IQ", 9, 1) * 2000 + struct.pack("<IQ", 4, 1) + bytes(4)
         (_file([_setting(8, _text(b"llama"))], []), "holds no tensors"),
         (
             _file([_setting(8, _text(b"a"))] * 2, [_tensor()], data=bytes(16)),
-            "as GGUF: KeyError: 'Duplicate",
+            "it has general.architecture twice",
         ),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 5\n",
@@ -102,5 +103,40 @@ def test_a_sound_file_is_opened(tmp_path: Path) -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        [tensor] = open_gguf(path).tensors
+        found, expected = open_gguf(path), gguf.GGUFReader(path)
+        assert read_header(path) == (GGUFTensor("blk.0.a", 15, 60, "F32"),)
+        [tensor] = found.tensors
         assert (tensor.name, int(tensor.n_elements)) == ("blk.0.a", 15)
+        assert np.array_equal(tensor.data, expected.tensors[0].data)
+        # The quick reader finds what gguf's own reader finds, also of lists of texts.
+        assert [field.name for field in found.fields.values()] == list(expected.fields)
+        for ours, theirs in zip(found.fields.values(), expected.fields.values(), strict=True):
+            assert ours.contents() == theirs.contents()
+            assert (ours.offset, ours.types, list(ours.data)) == (
+                theirs.offset,
+                theirs.types,
+                list(theirs.data),
+            )
+            for part, same in zip(ours.parts, theirs.parts, strict=True):
+                assert part.dtype == same.dtype and np.array_equal(part, same)
+
+
+def test_an_inventory_reads_the_header_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is sparse: it takes no room, and reading it whole would take minutes."""
+    path = tmp_path / "large.gguf"
+    content = _file([_setting(8, _text(b"llama"))], [_tensor((2**20, 2**14))])
+    path.write_bytes(content)
+    with path.open("r+b") as file:
+        file.truncate(len(content) + 4 * 2**34)
+    monkeypatch.setattr(gguf, "GGUFReader", None)
+    found = take_inventory(str(path))
+    assert (found.params, found.bytes, len(found.blocks)) == (2**34, 2**36, 1)
+
+
+def test_transformers_reads_with_the_quick_reader_only_meanwhile() -> None:
+    own = gguf.GGUFReader
+    with quick_reader():
+        assert gguf.GGUFReader is QuickReader
+    assert gguf.GGUFReader is own

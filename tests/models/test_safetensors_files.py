@@ -9,13 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from prunesearch.errors import ModelError
 from prunesearch.models.safetensors_files import (
-    INDEX,
-    SINGLE,
     Stored,
     misplaced,
     read,
     tensors_in,
 )
+from prunesearch.models.weight_files import INDEX, SINGLE
 from tests.support.models import tiny
 
 TENSORS = {

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import optuna
@@ -14,7 +14,10 @@ import pytest
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from prunesearch.algorithms.base import Moves
+from prunesearch.algorithms.history import Swarm
 from prunesearch.algorithms.planner import Planner, Preselection
+from prunesearch.algorithms.pso import ParticleSwarm
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.samplers import (
@@ -26,6 +29,7 @@ from prunesearch.samplers import (
     build,
     report,
 )
+from prunesearch.samplers.population import SwarmSampler
 from prunesearch.space import SearchSpace
 from tests.support.additive_loss import COST, SPACE, drive, loss
 from tests.support.paths import LANDSCAPE
@@ -499,3 +503,33 @@ def test_old_names_are_accepted_for_one_release() -> None:
         assert Preselection(caution=1.0) == Preselection(exploration=1.0)
     with pytest.warns(DeprecationWarning, match="trust is called min_correlation now"):
         assert Preselection(trust=0.5).min_correlation == 0.5
+
+
+class _CountedSwarm(ParticleSwarm):
+    """PSO that notes the particles that it moves."""
+
+    moved: ClassVar[list[int]] = []
+
+    def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
+        self.moved.append(particle)
+        return super().move(swarm, particle, count, rng)
+
+
+def test_a_generation_is_computed_trial_by_trial() -> None:
+    """No single proposal waits for all of its generation, and the proposals are the same."""
+    study = optuna.create_study()
+    space = SearchSpace(12, 4)
+    sampler = SwarmSampler(space, _CountedSwarm(), population=6)
+    for number in range(6):
+        asked = sampler.ask(study)
+        study.tell(asked.number, float(sum(asked.candidate.dropped)))
+        assert asked.number == number
+    _CountedSwarm.moved.clear()
+    later = sampler.propose(study, 8)
+    assert _CountedSwarm.moved == [0, 1, 2]
+    assert sampler.propose(study, 8) is later
+    first = sampler.propose(study, 6)
+    assert _CountedSwarm.moved == [0, 1, 2]
+    # A copy in another process begins the generation again.
+    copied = pickle.loads(pickle.dumps(sampler))
+    assert (copied.propose(study, 6), copied.propose(study, 8)) == (first, later)

@@ -17,8 +17,8 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, ModelError, VerificationError
 from prunesearch.export import checkpoint, checkpoint_files, export, reloading
 from prunesearch.models.loading import load
-from prunesearch.models.safetensors_files import INDEX
 from prunesearch.models.structure import blocks_of
+from prunesearch.models.weight_files import INDEX
 from tests.support.model_types import N_LAYERS, tiny_model
 from tests.support.models import byte_tokenizer
 
