@@ -18,6 +18,7 @@ from prunesearch import events
 from prunesearch.cache.keys import canonical_json
 from prunesearch.cache.location import check_writable
 from prunesearch.candidate import LayerSubset
+from prunesearch.compat.trainer import stop_checkpointing
 from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import InputError
 from prunesearch.execution.malloc import keep_freed_memory
@@ -299,7 +300,7 @@ def _train(
         loss_history = trainer.heal(checkpoint)
     finally:
         if checkpointing:
-            model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
+            stop_checkpointing(model)
         model.eval()  # type: ignore[no-untyped-call]
     return _Trained(loss_history, resumed_from)
 

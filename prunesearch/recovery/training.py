@@ -21,7 +21,11 @@ from transformers import (
 )
 
 from prunesearch import events
-from prunesearch.compat.trainer import CheckpointingTrainer, use_one_gpu
+from prunesearch.compat.trainer import (
+    CheckpointingTrainer,
+    checkpointing_arguments,
+    use_one_gpu,
+)
 from prunesearch.config.recovery import HealRecipe
 from prunesearch.recovery.loss_history import LossHistory
 from prunesearch.recovery.losses import Examples, collate, held_out_losses, loss_of
@@ -180,8 +184,7 @@ def _arguments(
         weight_decay=recipe.weight_decay,
         optim="adamw_torch",
         bf16=bf16,
-        activation_checkpointing=checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+        **checkpointing_arguments(checkpointing),
         logging_steps=1,
         # The filter would replace a NaN loss by the mean of earlier losses.
         logging_nan_inf_filter=False,
