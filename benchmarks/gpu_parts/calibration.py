@@ -42,7 +42,7 @@ def measure(meter: Meter, shape: ModelShape, tokens: int, window: int, count: in
     top = matmul.peak(meter, shape)
     windows_BL = random_windows(shape, tokens, window)
     objective = CalibrationObjective(loaded, windows_BL, KL())
-    forward = Forward(loaded.model, loaded.layers)
+    forward = Forward(loaded.model, loaded.layers, None)
     populations = {
         "random": random_generation(shape, count),
         "late": late_generation(shape, count),

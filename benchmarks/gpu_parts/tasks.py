@@ -191,7 +191,10 @@ class RequestScorer:
 
     def score(self, candidates: Sequence[LayerSubset]) -> dict[LayerSubset, list[LogLikelihood]]:
         """Return the answers of each candidate, in the order of the requests."""
-        forward, head = Forward(self.loaded.model, self.loaded.layers), Head(self.loaded.model)
+        forward, head = (
+            Forward(self.loaded.model, self.loaded.layers, None),
+            Head(self.loaded.model),
+        )
         found: dict[LayerSubset, dict[int, LogLikelihood]] = {c: {} for c in candidates}
         jobs = [(batch.batch, candidates) for batch in self.batches]
         for job, candidate, state_BLE in forward.run(jobs):

@@ -1,4 +1,4 @@
-"""Parts of transformers that are not in its public interface. Tested with transformers 5.23.0.
+"""Parts of transformers that are not in its public interface. Tested with 5.17.0 and 5.23.0.
 
 The names that are only passed on:
 

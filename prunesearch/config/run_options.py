@@ -51,8 +51,11 @@ class RunOptions(Settings):
     """Torch CPU threads; default: torch's own choice."""
     offload: Literal["none", "cpu", "disk"] = "none"
     """Where the weights of idle blocks wait: on the device, in host memory, or on the disk."""
-    state_memory: str = "2GiB"
-    """Memory limit for the hidden states of a generation."""
+    state_memory: str = "auto"
+    """Memory limit for the hidden states of a generation.
+
+    ``auto``: by what a GPU has free; 2 GiB on a CPU.
+    """
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     """Number of workers that score. Each loads its own model."""
     engine: Literal["local", "ray"] = "local"
@@ -109,7 +112,8 @@ class RunOptions(Settings):
                 f"`threads` {self.threads} is more than this machine can use: it has "
                 f"{os.cpu_count()} cores; give at most {MOST_THREADS}"
             )
-        parse_size(self.state_memory, "`state_memory`")
+        if self.state_memory != "auto":
+            parse_size(self.state_memory, "`state_memory`")
         if self.offload != "none" and self.device_map is not None:
             raise ValueError(
                 f"`offload` {self.offload} places the weights itself: leave `device_map` out"
@@ -169,6 +173,8 @@ class RunOptions(Settings):
             )
 
     @property
-    def state_bytes(self) -> int:
-        """`state_memory` in bytes."""
+    def state_bytes(self) -> int | None:
+        """`state_memory` in bytes; None if it is ``auto``."""
+        if self.state_memory == "auto":
+            return None
         return parse_size(self.state_memory, "`state_memory`")

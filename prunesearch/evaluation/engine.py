@@ -15,6 +15,7 @@ from prunesearch.evaluation.batch_evaluation import BatchEvaluation, CandidateRe
 from prunesearch.evaluation.cached_scorer import CachedResults, Scorer
 from prunesearch.evaluation.local_scorer import LocalScorer
 from prunesearch.execution.cancellation import EvaluationCancelled
+from prunesearch.execution.device_memory import STATE_BYTES
 from prunesearch.execution.latency import (
     LatencyModel,
     StoredLatency,
@@ -44,7 +45,7 @@ class LocalEngine:
         objective: objective to score candidates on.
         cache: evaluation cache.
         scorer: scorer of the candidates. Default: this process.
-        state_memory: bytes that hidden states may take.
+        state_memory: bytes that hidden states may take. None: by the free memory of a GPU.
         one_pass: True if a pass over the blocks is expensive (their weights are streamed).
 
     Attributes:
@@ -57,7 +58,7 @@ class LocalEngine:
         objective: Objective,
         cache: EvaluationCache,
         scorer: Scorer | None = None,
-        state_memory: int = 2**31,
+        state_memory: int | None = STATE_BYTES,
         one_pass: bool = False,
     ) -> None:
         keep_freed_memory()

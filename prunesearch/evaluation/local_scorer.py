@@ -13,7 +13,7 @@ class LocalScorer:
 
     workers = 1
 
-    def __init__(self, loaded: LoadedModel, objective: Objective, state_memory: int) -> None:
+    def __init__(self, loaded: LoadedModel, objective: Objective, state_memory: int | None) -> None:
         self._objective = objective
         self.forward = Forward(loaded.model, loaded.layers, state_memory)
 

@@ -40,9 +40,14 @@ _NO_BLOCKS = "prunesearch_no_blocks"
 def code_of(module: nn.Module) -> AbstractContextManager[None]:
     """Return a guard that turns failures of a model's own code into `ScoringError`.
 
-    Examples: code for another version of transformers, a missing setting, a lack of memory.
+    Examples: code for another version of transformers, a missing setting. A lack of memory on a GPU
+    passes as it is, because fewer candidates may fit.
     """
-    return guarded(f"{type(module).__name__} cannot compute", kind=ScoringError)
+    return guarded(
+        f"{type(module).__name__} cannot compute",
+        kind=ScoringError,
+        passes=(torch.OutOfMemoryError,),
+    )
 
 
 @dataclass

@@ -16,17 +16,22 @@ Shapes: B sequences, L tokens, E hidden size, R rows that are read, V vocabulary
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from prunesearch import events
 from prunesearch.candidate import LayerSubset, Use
 from prunesearch.errors import ModelError, ScoringError, one_line
 from prunesearch.execution.batches import Batch, Rows
 from prunesearch.execution.cancellation import EvaluationCancelled
+from prunesearch.execution.device_memory import STATE_BYTES, state_bytes
 from prunesearch.execution.head import Head, code_of, trunk_of
+from prunesearch.execution.merged_passes import Job, MergedPass, merge
+from prunesearch.execution.pass_tokens import bytes_per_token, pass_tokens_for, timed
 from prunesearch.execution.state_buffer import StateBuffer
 from prunesearch.models.layers import Layers
 from prunesearch.models.reordering import check_order
@@ -90,27 +95,32 @@ class Forward:
         model: the dense model.
         layers: source of the blocks: memory, or a stream from disk.
         state_memory: bytes that hidden states may take. Candidates that need more are run in
-            groups, and shared prefixes are then computed once per group.
+            groups, and shared prefixes are then computed once per group. None: by the free memory
+            of a GPU.
         stopped: function that is called between blocks. If it returns True, the pass raises
             `EvaluationCancelled`.
 
     Attributes:
         work_counter: counter of the work done and of the work saved.
         spilled: bytes of hidden states that were written to disk for lack of memory.
+        pass_tokens: tokens of a pass that several jobs share; 0: jobs share no pass. None: it is
+            measured when a GPU first has several jobs (`execution.pass_tokens`).
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         layers: Layers,
-        state_memory: int = 2**31,
+        state_memory: int | None = STATE_BYTES,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.model = model
         self.work_counter = WorkCounter()
         self.spilled = 0
+        self.pass_tokens: int | None = None
         self._layers = layers
-        self._memory = state_memory
+        self._given_memory = state_memory
+        self._memory = state_memory or STATE_BYTES
         self.stopped = stopped
         if not layers.streamed_once and not architecture_of(model.config).known:
             self._check()
@@ -184,6 +194,7 @@ class Forward:
         for _, candidates in jobs:
             for candidate in candidates:
                 check_order(self.model, candidate)
+        self._choose_memory(jobs)
         # Blocks that are streamed from disk are loaded once, for all jobs.
         if self._layers.streamed_once:
             yield from self._wave(
@@ -191,9 +202,84 @@ class Forward:
             )
             return
         # Blocks in memory are free to visit again, so each group is run by itself.
-        for job, (batch, candidates) in enumerate(jobs):
-            for group in self._groups(batch, candidates):
-                yield from self._wave([(job, batch, group)])
+        for merged in merge(jobs, self._tokens_of_pass(jobs), self.max_candidates):
+            yield from self._run_pass(merged, jobs)
+
+    def _run_pass(
+        self, merged: MergedPass, jobs: Sequence[Job]
+    ) -> Iterator[tuple[int, LayerSubset, torch.Tensor]]:
+        """Run the jobs of a pass together; one after the other if memory does not suffice."""
+        if len(merged.jobs) == 1:
+            for group in self._groups(merged.batch, merged.candidates):
+                yield from self._run_group(merged.jobs[0], merged.batch, group)
+            return
+        states: list[tuple[LayerSubset, torch.Tensor]] | None = None
+        try:
+            finished = self._wave([(0, merged.batch, _in_order(merged.candidates))])
+            states = [(candidate, state_BLE) for _, candidate, state_BLE in finished]
+        except torch.OutOfMemoryError:
+            # Inside of this block, the error would still hold the tensors of the pass.
+            pass
+        if states is not None:
+            yield from merged.split(states)
+            return
+        self.pass_tokens = merged.batch.tokens // 2
+        _tell_of_short_memory(self.model)
+        for single in merged.apart(jobs):
+            yield from self._run_pass(single, jobs)
+
+    def _run_group(
+        self, job: int, batch: Batch, group: tuple[LayerSubset, ...]
+    ) -> Iterator[tuple[int, LayerSubset, torch.Tensor]]:
+        """Run candidates together, or in halves if memory does not suffice.
+
+        States are handed out after the last block, and memory runs out before.
+        """
+        try:
+            yield from self._wave([(job, batch, group)])
+            return
+        except torch.OutOfMemoryError:
+            if len(group) == 1:
+                raise
+        self._memory //= 2
+        _tell_of_short_memory(self.model)
+        for half in (group[: len(group) // 2], group[len(group) // 2 :]):
+            yield from self._run_group(job, batch, half)
+
+    def _tokens_of_pass(self, jobs: Sequence[Job]) -> int:
+        """Return the tokens of a pass that several jobs share. It is measured once."""
+        if self.pass_tokens is not None:
+            return self.pass_tokens
+        batch = jobs[0][0] if len(jobs) > 1 else None
+        if not isinstance(batch, Rows):
+            return 0
+        # A pass through a few blocks shows what a pass through all of them would.
+        n = len(blocks_of(self.model))
+        few, counter = LayerSubset.of(n, range(min(4, n), n)), self.work_counter
+        row_1L = batch.ids[:1]
+
+        def seconds(tokens: int) -> float:
+            repeated = Rows(row_1L.repeat(-(-tokens // row_1L.shape[1]), 1))
+            wave = partial(self._wave, [(0, repeated, (few,))])
+            return timed(lambda: list(wave()), input_device(self.model))
+
+        self.work_counter = WorkCounter()
+        try:
+            found = pass_tokens_for(self.model, row_1L.shape[1], batch.tokens, seconds)
+        finally:
+            self.work_counter = counter
+        self.pass_tokens = found
+        return found
+
+    def _choose_memory(self, jobs: Sequence[Job]) -> None:
+        """Choose the memory for states by what is free, if it was not given.
+
+        What one block at work needs is set aside.
+        """
+        if self._given_memory is None and jobs:
+            tokens = max(batch.tokens for batch, _ in jobs)
+            needed = tokens * bytes_per_token(self.model.config, self.model.dtype)
+            self._memory = state_bytes(input_device(self.model), needed)
 
     def _groups(
         self, batch: Batch, candidates: Sequence[LayerSubset]
@@ -311,6 +397,14 @@ class Forward:
                 use_cache=False,
             )
         return first[0], calls
+
+
+def _tell_of_short_memory(model: PreTrainedModel) -> None:
+    """Say that memory ran out, and free what torch has reserved."""
+    device = input_device(model)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    events.tell(events.Message(f"memory of {device} ran out: candidates are scored in halves"))
 
 
 def _in_order(candidates: Sequence[LayerSubset]) -> tuple[LayerSubset, ...]:
