@@ -36,7 +36,11 @@ class Known:
 
     def ordered(self, order: Sequence[int]) -> ItemLosses:
         """Return its losses in another order of the items."""
-        return ItemLosses(tuple(np.asarray(self.items.losses)[order].tolist()))
+        losses = np.asarray(self.items.losses)[order]
+        margins = self.items.margins
+        if margins is not None:
+            return ItemLosses(tuple(losses), tuple(np.asarray(margins)[order]))
+        return ItemLosses(tuple(losses))
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def drop_rates(studies: Sequence[Sequence[Known]], chunks: int, races: int) -> d
         error = float(difference.std(ddof=1)) / math.sqrt(len(difference))
         for gain in GAINS:
             moved = candidate
-            if len(set(candidate.losses)) > 2:
+            if candidate.margins is None:
                 change = float(difference.mean()) - gain * error
                 moved = replace(candidate, losses=tuple(np.add(candidate.losses, change)))
             elif float(difference.mean()) < gain * error:

@@ -125,6 +125,19 @@ class Objective(Protocol):
 
 
 @runtime_checkable
+class HasMargins(Protocol):
+    """An objective whose items are answers, which are right or wrong by a margin."""
+
+    def margins(self, results: Sequence[Sequence[Row]]) -> Sequence[float] | None:
+        """Return the margin of each item in the leading chunks. It is above 0 where the answer is
+        right, so the loss is -1.
+
+        None: the searched metric has no margin.
+        """
+        ...
+
+
+@runtime_checkable
 class HasItems(Protocol):
     """An objective whose items can be compared with those of another objective."""
 

@@ -5,7 +5,7 @@ on growing parts of the data. They are compared item by item (sequences, or docu
 that the difficulty of an item cancels. The candidate drops out when a one-sided t-test says that it
 is worse on all data.
 
-Four things make the test sharper than a plain paired t-test:
+Five things make the test sharper than a plain paired t-test:
 
 1. The data are finite. The more of them are scored, the less the rest can change the mean. So the
    squared standard error shrinks with the share that is left (W. G. Cochran, "Sampling Techniques",
@@ -18,7 +18,11 @@ Four things make the test sharper than a plain paired t-test:
    combined with the candidate's own few items (G. K. Smyth, "Linear models and empirical Bayes
    methods for assessing differential expression in microarray experiments", Stat. Appl. Genet.
    Mol. Biol. 3, 2004, eq. 3).
-4. After the first chunks the test is made after each chunk, see `rungs`.
+4. An answer of a task is right or wrong, which tells little. Its margin tells more: how far the
+   log-likelihood of the right choice is above the best wrong one. The margins of the known
+   candidates and the candidate's own first ones predict its other answers, see
+   `_is_less_often_right`.
+5. After the first chunks the test is made after each chunk, see `rungs`.
 
 Each test has the confidence `CONFIDENCE`. A race has several tests, so a candidate that is exactly
 as good as its baseline drops out more often than in one of twenty races. The quality of the winner
@@ -36,10 +40,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import ndtr, stdtrit
 
 from prunesearch.candidate import LayerSubset
-from prunesearch.objectives.base import Objective, Row
+from prunesearch.objectives.base import HasMargins, Objective, Row
 
 CONFIDENCE = 0.95
 """Confidence of the test at each rung, at which a candidate counts as worse."""
@@ -87,13 +91,17 @@ class ItemLosses:
 
     Attributes:
         losses: loss on each of the first items, or on all. A smaller loss is better.
+        margins: by how much each answer is right, see `HasMargins`. None: the items are no answers.
     """
 
     losses: tuple[float, ...]
+    margins: tuple[float, ...] | None = None
 
     def first(self, items: int) -> "ItemLosses":
         """Return the losses on the first items."""
-        return ItemLosses(self.losses[:items])
+        if self.margins is None:
+            return ItemLosses(self.losses[:items])
+        return ItemLosses(self.losses[:items], self.margins[:items])
 
 
 def items_of(objective: Objective, results: Sequence[Sequence[Row]]) -> ItemLosses:
@@ -106,6 +114,11 @@ def items_of(objective: Objective, results: Sequence[Sequence[Row]]) -> ItemLoss
     Raises:
         InputError: the metric is not defined for single items.
     """
+    if isinstance(objective, HasMargins):
+        margins = objective.margins(results)
+        if margins is not None:
+            losses = tuple(-1.0 if margin > 0 else 0.0 for margin in margins)
+            return ItemLosses(losses, tuple(margins))
     return ItemLosses(tuple(objective.losses(results)))
 
 
@@ -129,7 +142,10 @@ def is_worse(
     n = len(candidate.losses)
     if n < MIN_ITEMS:
         return False
-    known_KN = np.array([baseline.losses, *(control.losses for control in controls)])
+    known = [baseline, *controls]
+    if controls and candidate.margins and all(one.margins for one in known):
+        return _is_less_often_right(candidate, known, confidence)
+    known_KN = np.array([one.losses for one in known])
     expected_N = known_KN.mean(0)
     difference_n = np.asarray(candidate.losses) - expected_N[:n]
     # The difference to the control variate, and the variate's own difference to the baseline.
@@ -141,6 +157,48 @@ def is_worse(
         freedom += _PRIOR_WEIGHT
         variance /= freedom
     error = math.sqrt(variance * (1.0 - share) / n)
+    return difference > error * float(stdtrit(freedom, confidence))
+
+
+def _is_less_often_right(
+    candidate: ItemLosses, known: Sequence[ItemLosses], confidence: float
+) -> bool:
+    """Return True if a candidate's answers are right less often than its baseline's on all items.
+
+    The margin of its answer to an item is a linear function of the mean margin of the known
+    candidates, plus a normal rest. The function is fitted to the first items. It gives the
+    probability that each other answer is right. Their sum, and the right answers so far, predict
+    the number of right answers. Its variance has two parts: each answer is a matter of chance, and
+    the function is not known exactly.
+
+    Args:
+        candidate: answers to the first items.
+        known: answers of the baseline and of the controls to all items.
+        confidence: confidence of the test.
+    """
+    margins_KN = np.array([one.margins for one in known])
+    margins_n = np.array(candidate.margins)
+    n, items = len(margins_n), margins_KN.shape[1]
+    # 1. Fit the line, and the scatter around it, to the first items.
+    mean_N = margins_KN.mean(0)
+    inputs_N2 = np.column_stack([np.ones(items), mean_N - mean_N.mean()])
+    inverse_22 = np.linalg.pinv(inputs_N2[:n].T @ inputs_N2[:n])
+    line_2 = inverse_22 @ (inputs_N2[:n].T @ margins_n)
+    rest_n = margins_n - inputs_N2[:n] @ line_2
+    freedom = n - 2 + _PRIOR_WEIGHT
+    variance = (float(rest_n @ rest_n) + _PRIOR_WEIGHT * _scatter(margins_KN)) / freedom
+    if variance == 0.0:
+        return False
+    # 2. Predict the other answers.
+    scaled_M = inputs_N2[n:] @ line_2 / math.sqrt(variance)
+    right_M = ndtr(scaled_M)
+    fewer = int((np.array(known[0].margins) > 0).sum()) - int((margins_n > 0).sum())
+    difference = fewer - float(right_M.sum())
+    # 3. Compare with the standard error of the prediction.
+    density_M = np.exp(-(scaled_M**2) / 2) / math.sqrt(2 * math.pi)
+    slope_2 = density_M @ inputs_N2[n:]
+    chance = float((right_M * (1 - right_M)).sum())
+    error = math.sqrt(chance + float(slope_2 @ inverse_22 @ slope_2))
     return difference > error * float(stdtrit(freedom, confidence))
 
 

@@ -36,6 +36,7 @@ from prunesearch.objectives.base import (
     numbers_of,
 )
 from prunesearch.objectives.calibration_data import check_ids
+from prunesearch.objectives.choice_margins import ChoiceDocument, choice_documents
 from prunesearch.objectives.digests import content_digest
 from prunesearch.objectives.generation import generation_chunk
 from prunesearch.objectives.identity import (
@@ -142,6 +143,13 @@ class TaskObjective:
         self._head = Head(loaded.model)
         self._prompts = self._lm.prompts
         self._requests = self._recorded_requests(loaded)
+        self._choices: list[ChoiceDocument] | None = None
+        if not self._prompts:
+            leaves = self._tasks["tasks"].items()
+            self._choices = choice_documents(
+                [(leaf, [doc for _, doc in self._documents(name, leaf)]) for name, leaf in leaves],
+                self.metric,
+            )
         self._batches: dict[int, list[ScoredBatch]] = {}
         self._trees: bool | None = None
         with unchanged_by("lm-eval", loaded.model), quiet_lm_eval(), data_errors(task, data):
@@ -293,6 +301,24 @@ class TaskObjective:
                     )
                 losses.append(sign * float(value))
         return losses
+
+    def margins(self, results: Sequence[Sequence[Row]]) -> Sequence[float] | None:
+        """Return the margin of the answer to each document whose answers are complete.
+
+        It is above 0 where the answer is right. None: the metric has no margin.
+        """
+        if self._choices is None:
+            return None
+        values = [float(value) for rows in results for value, _ in numbers_of(rows)]
+        margins: list[float] = []
+        start = 0
+        for document in self._choices:
+            end = start + len(document.lengths)
+            if end > len(values):
+                break
+            margins.append(document.margin(values[start:end]))
+            start = end
+        return margins
 
     def _scored_batches(self, index: int, forward: Forward) -> list[ScoredBatch]:
         """Return a chunk's batches. They are laid out once and kept.

@@ -102,6 +102,32 @@ def test_controls_show_how_hard_the_items_are() -> None:
     assert not is_worse(losses, items(baseline), controls, 0.25)
 
 
+def answers(margins: np.ndarray) -> ItemLosses:
+    return ItemLosses(tuple(np.where(margins > 0, -1.0, 0.0)), tuple(margins.tolist()))
+
+
+def test_margins_tell_more_of_answers_than_right_and_wrong() -> None:
+    """The promise holds for answers, and a race on margins drops bad candidates earlier."""
+    rng = np.random.default_rng(4)
+    documents, first, races = 256, 64, 300
+    raced = dropped = by_margin = by_losses = 0
+    for _ in range(races):
+        shared = rng.normal(0, 1, documents)
+        candidate, baseline, *controls = shared + rng.normal(0, 0.4, (5, documents))
+        known = [answers(margins) for margins in (baseline, *controls)]
+        # A candidate of the same kind that is at least as good on all documents.
+        if (candidate > 0).sum() >= (baseline > 0).sum():
+            raced += 1
+            dropped += is_worse(answers(candidate).first(first), known[0], known[1:], 0.25)
+        # One that is worse.
+        worse = answers(candidate - 0.2).first(first)
+        by_margin += is_worse(worse, known[0], known[1:], 0.25)
+        plain = [ItemLosses(one.losses) for one in known]
+        by_losses += is_worse(ItemLosses(worse.losses), plain[0], plain[1:], 0.25)
+    assert dropped / raced < 0.06
+    assert by_margin > 1.2 * by_losses
+
+
 def test_the_best_before_a_generation_are_its_baseline_and_controls() -> None:
     space = SearchSpace(N_LAYERS, 3)
     sampler = PSOSampler(space, seed=0, population=4).subsets

@@ -203,6 +203,25 @@ def test_the_metric_can_be_chosen(loaded: LoadedModel, own_tasks: Path) -> None:
         TaskObjective(loaded, "own_ll", metric="ac", include_path=str(own_tasks))
 
 
+def test_an_answer_is_right_if_its_margin_is_above_zero(
+    loaded: LoadedModel, hellaswag_like: Path, own_tasks: Path
+) -> None:
+    for metric in ("acc", "acc_norm"):
+        objective = TaskObjective(loaded, "hellaswag", data=str(hellaswag_like), metric=metric)
+        for dropped in ((), (1,), (0, 2)):
+            (answers,) = results_of(loaded, objective, LayerSubset.of(N_LAYERS, dropped))
+            margins = objective.margins(answers)
+            assert margins is not None
+            right = [-1.0 if margin > 0 else 0.0 for margin in margins]
+            assert right == list(objective.losses(answers))
+    (answers,) = results_of(loaded, objective, LayerSubset.of(N_LAYERS, ()))
+    incomplete = objective.margins([answers[0][:6]])
+    assert incomplete == list(objective.margins(answers) or ())[:1], "a document has four choices"
+    other = TaskObjective(loaded, "own_ll", include_path=str(own_tasks))
+    (answers,) = results_of(loaded, other, LayerSubset.of(N_LAYERS, ()))
+    assert other.margins(answers) is None
+
+
 def test_what_cannot_be_scored_is_refused(
     loaded: LoadedModel, own_tasks: Path, tmp_path: Path
 ) -> None:
