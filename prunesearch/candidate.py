@@ -49,6 +49,11 @@ class Use:
     groups: int | None = None
 
     @property
+    def whole(self) -> bool:
+        """True if nothing of the block is removed."""
+        return self.attention and self.mlp and not self.narrows
+
+    @property
     def narrows(self) -> bool:
         """True if a part of a sublayer is removed."""
         return self.channels is not None or self.groups is not None

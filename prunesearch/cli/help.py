@@ -16,7 +16,7 @@ from prunesearch.errors import PruneSearchError
 # Groups of options. Options without a group come first, under the title "Options".
 _SHARED = {
     "Model": "model revision dtype trust_remote_code",
-    "Machine": "device device_map threads offload state_memory workers engine ray_address "
+    "Machine": "device device_map threads offload state_memory compile workers engine ray_address "
     "gpus_per_worker checkpointing",
     "Where results are": "study storage cache run_folder",
     "Server": "server token_file insecure_http",

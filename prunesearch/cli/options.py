@@ -9,7 +9,7 @@ from prunesearch.algorithms.registry import ENCODINGS, REGISTRY, check_encoding
 from prunesearch.candidate import check_layers
 from prunesearch.cli.help import Words
 from prunesearch.cli.parameters import WEIGHTS, SharedOption, ignored, renamed
-from prunesearch.config.run_options import ENGINES, OFFLOADS, RunOptions
+from prunesearch.config.run_options import COMPILES, ENGINES, OFFLOADS, RunOptions
 from prunesearch.config.search import RANKINGS
 from prunesearch.export.formats.registry import checkpoint_formats
 from prunesearch.importance.criteria.registry import REGISTRY as CRITERIA
@@ -289,6 +289,13 @@ STATE_MEMORY = SharedOption(
     show_default=True,
     help="Memory for hidden states.",
 )
+COMPILE = SharedOption(
+    "--compile",
+    type=Words(COMPILES),
+    default=RunOptions().compile,
+    show_default=True,
+    help="Compile a block and reuse it: auto: if it pays within the search; off: plain code.",
+)
 WORKERS = SharedOption(
     "--workers",
     type=int,
@@ -453,9 +460,9 @@ LOADING_OPTIONS = (DEVICE, DEVICE_MAP, THREADS, OFFLOAD)
 RAY_OPTIONS = (ENGINE, RAY_ADDRESS, GPUS_PER_WORKER)
 """Where the workers are."""
 TRACKING = (TRACK, TRACK_TO)
-RUN_OPTIONS = (*LOADING_OPTIONS, STATE_MEMORY, WORKERS, *RAY_OPTIONS, CACHE)
+RUN_OPTIONS = (*LOADING_OPTIONS, STATE_MEMORY, COMPILE, WORKERS, *RAY_OPTIONS, CACHE)
 """How candidates are scored: on one model, or by several processes."""
-WITHOUT_SCORING = (*LOADING_OPTIONS, CACHE, ignored("--workers", "--state-memory"))
+WITHOUT_SCORING = (*LOADING_OPTIONS, CACHE, ignored("--workers", "--state-memory", "--compile"))
 """How a model is loaded by a command that scores no candidates of a search."""
 SCORE_OPTIONS = (
     MODEL_OF_STUDY,
@@ -472,5 +479,5 @@ SCORE_OPTIONS = (
     STATE_MEMORY,
 )
 """What is measured by a report, and how."""
-ONE_CANDIDATE = (*LOADING_OPTIONS, STATE_MEMORY, CACHE, ignored("--workers"))
+ONE_CANDIDATE = (*LOADING_OPTIONS, STATE_MEMORY, COMPILE, CACHE, ignored("--workers"))
 """How one candidate is scored."""

@@ -15,6 +15,7 @@ from prunesearch.units import parse_size
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
 """Largest number of threads. More only wait for each other."""
 OFFLOADS = ("none", "cpu", "disk")
+COMPILES = ("auto", "on", "off")
 ENGINES = ("local", "ray")
 MOST_PROCESSES = 64
 """Largest number of worker processes on one machine."""
@@ -55,6 +56,12 @@ class RunOptions(Settings):
     """Memory limit for the hidden states of a generation.
 
     ``auto``: by what a GPU has free; 2 GiB on a CPU.
+    """
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether blocks are compiled: if it pays within the search, always, or never.
+
+    ``off`` runs the model's own code as it is. The others also use faster attention where it is
+    measured to be faster. Results differ in their last digits.
     """
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     """Number of workers that score. Each loads its own model."""

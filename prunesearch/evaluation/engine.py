@@ -14,6 +14,7 @@ from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.evaluation.batch_evaluation import BatchEvaluation, CandidateRequest
 from prunesearch.evaluation.cached_scorer import CachedResults, Scorer
 from prunesearch.evaluation.local_scorer import LocalScorer
+from prunesearch.execution.block_code import BlockCode
 from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.execution.device_memory import STATE_BYTES
 from prunesearch.execution.latency import (
@@ -47,6 +48,7 @@ class LocalEngine:
         scorer: scorer of the candidates. Default: this process.
         state_memory: bytes that hidden states may take. None: by the free memory of a GPU.
         one_pass: True if a pass over the blocks is expensive (their weights are streamed).
+        code: how this process runs blocks. Default: by the model's own code.
 
     Attributes:
         results: results on chunks: from the cache, by the scorer, or from another process.
@@ -60,11 +62,12 @@ class LocalEngine:
         scorer: Scorer | None = None,
         state_memory: int | None = STATE_BYTES,
         one_pass: bool = False,
+        code: BlockCode | None = None,
     ) -> None:
         keep_freed_memory()
         self.loaded = loaded
         self.objective = objective
-        scorer = scorer or LocalScorer(loaded, objective, state_memory)
+        scorer = scorer or LocalScorer(loaded, objective, state_memory, code)
         self.workers = scorer.workers
         self._cache = cache
         self._stop = threading.Event()

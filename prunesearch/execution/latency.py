@@ -20,9 +20,10 @@ from transformers import PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.execution.batches import Rows
+from prunesearch.execution.block_code import run_block
 from prunesearch.execution.hardware import machine_name
 from prunesearch.execution.head import Head
-from prunesearch.execution.shared_forward import Forward, run_block
+from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.layers import Layers
 from prunesearch.models.structure import (

@@ -4,7 +4,8 @@ Candidates are paths through the same blocks. Two candidates have the same hidde
 they keep the same units, so a generation is a trie. It is walked breadth-first over the layers. At
 each block, every distinct state passes through the block once for each way in which its candidates
 use it (whole, without attention, without MLP). The state is unchanged for candidates that drop the
-block. A block sees the same tensor as in a separate pass, so the numbers are equal to the bit.
+block. A block sees the same tensor as in a separate pass, so the numbers are equal to the bit if
+the blocks run by the model's own code (see `execution.block_code`).
 
 The model's own code computes the embeddings, masks and rotary angles:
 `Forward.capture_block_inputs` records the arguments of each block. `execution.head` reads the final
@@ -27,6 +28,7 @@ from prunesearch import events
 from prunesearch.candidate import LayerSubset, Use
 from prunesearch.errors import ModelError, ScoringError, one_line
 from prunesearch.execution.batches import Batch, Rows
+from prunesearch.execution.block_code import BlockCode, Call
 from prunesearch.execution.cancellation import EvaluationCancelled
 from prunesearch.execution.device_memory import STATE_BYTES, state_bytes
 from prunesearch.execution.head import Head, code_of, trunk_of
@@ -51,8 +53,6 @@ _checked: set[type[PreTrainedModel]] = set()
 
 The check depends on the code of the class alone, so a class is checked once per process.
 """
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments that the model passes to a block after the hidden state."""
 
 
 @dataclass
@@ -99,6 +99,7 @@ class Forward:
             of a GPU.
         stopped: function that is called between blocks. If it returns True, the pass raises
             `EvaluationCancelled`.
+        code: how blocks are run. Default: by the model's own code.
 
     Attributes:
         work_counter: counter of the work done and of the work saved.
@@ -113,8 +114,10 @@ class Forward:
         layers: Layers,
         state_memory: int | None = STATE_BYTES,
         stopped: Callable[[], bool] = lambda: False,
+        code: BlockCode | None = None,
     ) -> None:
         self.model = model
+        self.code = code or BlockCode()
         self.work_counter = WorkCounter()
         self.spilled = 0
         self.pass_tokens: int | None = None
@@ -360,7 +363,7 @@ class Forward:
                 if self.stopped():
                     raise EvaluationCancelled
                 with used(self.model, block, use):
-                    out = run_block(block, hidden, call)
+                    out = self.code.run(block, hidden, call, use.whole)
                 self.work_counter.computed += tokens
                 yield _State(state_buffer.put(out), tuple(members))
             # Keep the old state only while a candidate that drops the block still has it.
@@ -409,14 +412,3 @@ def _tell_of_short_memory(model: PreTrainedModel) -> None:
 
 def _in_order(candidates: Sequence[LayerSubset]) -> tuple[LayerSubset, ...]:
     return tuple(sorted(set(candidates), key=lambda c: c.path))
-
-
-def run_block(block: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
-    """Return the hidden states after a block."""
-    args, kwargs = call
-    with code_of(block):
-        out: torch.Tensor | tuple[torch.Tensor, ...] = block(hidden, *args, **kwargs)
-    if isinstance(out, torch.Tensor):
-        return out
-    # Some blocks return the hidden states together with attention weights.
-    return out[0]

@@ -153,8 +153,15 @@ def _lay_out(trees: list[_Node]) -> Tree:
 
     for tree in trees:
         place(tree, [])
-    buckets = tuple(map(_bucket, _similar(segments)))
-    return Tree(torch.tensor([ids]), torch.tensor([positions]), spans, 1 + max(positions), buckets)
+    groups = _similar(segments)
+    return Tree(
+        torch.tensor([ids]),
+        torch.tensor([positions]),
+        spans,
+        1 + max(positions),
+        tuple(map(_bucket, groups)),
+        _places(groups, len(ids)),
+    )
 
 
 def _similar(segments: list[_Segment]) -> list[list[_Segment]]:
@@ -202,7 +209,6 @@ def _bucket(segments: list[_Segment]) -> Bucket:
     may = torch.zeros(n, most_q, most_k, dtype=torch.bool)
     # Padding queries attend to one key, since their softmax would be undefined otherwise.
     may[:, :, 0] = True
-    real: list[int] = []
     for row, segment in enumerate(segments):
         # Keys are the ancestors' tokens and then the segment's own.
         own = torch.arange(segment.start, segment.start + segment.length)
@@ -215,7 +221,18 @@ def _bucket(segments: list[_Segment]) -> Bucket:
         may[row, : segment.length, depth : depth + segment.length] = torch.ones(
             segment.length, segment.length, dtype=torch.bool
         ).tril()
-        real += range(row * most_q, row * most_q + segment.length)
-    chosen = torch.tensor(real)
     mask = torch.zeros(may.shape).masked_fill_(~may, float("-inf"))[:, None]
-    return Bucket(q_index, k_index, chosen, q_index.flatten()[chosen], mask)
+    return Bucket(q_index, k_index, mask)
+
+
+def _places(groups: list[list[_Segment]], n_tokens: int) -> torch.Tensor:
+    """Return the place of each token's query among those of all buckets."""
+    places = torch.empty(n_tokens, dtype=torch.int64)
+    start = 0
+    for segments in groups:
+        most_q = _most_queries(segments)
+        for segment in segments:
+            rows = slice(segment.start, segment.start + segment.length)
+            places[rows] = torch.arange(start, start + segment.length)
+            start += most_q
+    return places

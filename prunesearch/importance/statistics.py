@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from prunesearch.execution.batches import Rows
-from prunesearch.execution.shared_forward import Call, Forward, run_block
+from prunesearch.execution.block_code import Call, run_block
+from prunesearch.execution.shared_forward import Forward
 from prunesearch.importance.moments import InputMoments
 from prunesearch.importance.router_use import RouterUse
 from prunesearch.models.experts import experts_of

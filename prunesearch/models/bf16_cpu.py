@@ -67,7 +67,8 @@ class _Linear:
 
         The latest large weight is kept, because it may be used again.
         """
-        if weight.numel() < _KEPT or weight.is_inference():
+        # A compiler sees the weight as one of many that its code is used for.
+        if torch.compiler.is_compiling() or weight.numel() < _KEPT or weight.is_inference():
             return weight.float()
         if self._kept is None or self._kept[0] is not weight or self._kept[1] != weight._version:
             # Free the old weight before the new one takes memory.

@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 
 from prunesearch.errors import InputError, ScoringError
 from prunesearch.execution.batches import Rows
-from prunesearch.execution.shared_forward import Forward, run_block
+from prunesearch.execution.block_code import run_block
+from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.layers import Layers
 from prunesearch.models.structure import (
     blocks_of,

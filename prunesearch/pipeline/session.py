@@ -26,6 +26,7 @@ from prunesearch.evaluation.cached_scorer import Scorer
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.worker import Content
 from prunesearch.evaluation.worker_pool import WorkerPool
+from prunesearch.execution.block_code import BlockCode
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.importance.layer_statistics import LayerStatistics
 from prunesearch.importance.orders import MeasuredOrder
@@ -115,7 +116,15 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
         _scorer(_pinned(recipe, loaded), options, loaded, content, measured) as scorer,
     ):
         streamed = loaded.layers.streamed_once
-        engine = LocalEngine(loaded, objective, cache, scorer, options.state_bytes, streamed)
+        engine = LocalEngine(
+            loaded,
+            objective,
+            cache,
+            scorer,
+            options.state_bytes,
+            streamed,
+            block_code(options, objective, loaded.n_layers),
+        )
         with stopping.deferred():
             yield Session(loaded, objective, engine, cache, spaces, measured, language_models)
 
@@ -209,9 +218,19 @@ def _scored_by(
     loaded = load_for(recipe.model, options)
     if order is not None:
         reorder(loaded.model, order)
-    forward = Forward(loaded.model, loaded.layers, options.state_bytes)
     objective = objective_for(recipe.objective, recipe.data, loaded, options, references=references)
+    code = block_code(options, objective, loaded.n_layers)
+    forward = Forward(loaded.model, loaded.layers, options.state_bytes, code=code)
     return objective, forward, loaded.fingerprint
+
+
+def block_code(options: RunOptions, objective: Objective, n_layers: int) -> BlockCode:
+    """Return how a search runs blocks. Each of its workers compiles them for its share.
+
+    Candidates that share their first blocks are counted as if they did not.
+    """
+    tokens = sum(chunk.tokens for chunk in objective.chunks)
+    return BlockCode(options.compile, options.trials * tokens * n_layers / options.workers)
 
 
 def load_for(model: ModelSection, options: RunOptions, quantised: bool = False) -> LoadedModel:

@@ -14,6 +14,7 @@ from prunesearch.errors import DataError
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.local_scorer import LocalScorer
 from prunesearch.evaluation.scalarization import TrialScalarizer
+from prunesearch.execution.block_code import BlockCode
 from prunesearch.execution.latency import LatencyModel
 from prunesearch.execution.speed import MeasuredSpeed, measure_speeds
 from prunesearch.models.loading import LoadedModel
@@ -167,7 +168,13 @@ class StudyMeasuring:
     def _engine(self, loaded: LoadedModel, objective: Objective) -> LocalEngine:
         streamed = loaded.layers.streamed_once
         return LocalEngine(
-            loaded, objective, self._cache, None, self._options.state_bytes, streamed
+            loaded,
+            objective,
+            self._cache,
+            None,
+            self._options.state_bytes,
+            streamed,
+            BlockCode(self._options.compile),
         )
 
     def _scalarizer(self, loaded: LoadedModel, engine: LocalEngine) -> TrialScalarizer:
@@ -288,7 +295,9 @@ class StudyMeasuring:
             if not isinstance(objective, CalibrationObjective):
                 continue
             work = [ChunkWork(chunk, (dense,)) for chunk in objective.missing_outputs()]
-            scorer = LocalScorer(loaded, objective, self._options.state_bytes)
+            scorer = LocalScorer(
+                loaded, objective, self._options.state_bytes, BlockCode(self._options.compile)
+            )
             for _ in scorer.score(work, stopping.requested):
                 stopping.check()
             self._outputs[data.badge] = objective.outputs

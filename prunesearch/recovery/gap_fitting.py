@@ -41,7 +41,8 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.compat.transformers import Conv1D
 from prunesearch.errors import ModelError
 from prunesearch.execution.batches import CHUNK_TOKENS, Rows
-from prunesearch.execution.shared_forward import Call, Forward, run_block
+from prunesearch.execution.block_code import Call, run_block
+from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.narrowing import narrow_outputs
 from prunesearch.models.structure import blocks_of

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 
 from prunesearch.compat.transformers import Conv1D
 from prunesearch.execution.batches import Rows
+from prunesearch.execution.block_code import Call, run_block
 from prunesearch.execution.head import Head
-from prunesearch.execution.shared_forward import Call, Forward, run_block
+from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.structure import architecture_of, blocks_of, parts_of
 
 # Relative difference up to which two results count as equal. An eps or 16-bit rounding causes less,

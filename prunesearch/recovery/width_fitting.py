@@ -26,7 +26,8 @@ from transformers import PreTrainedModel
 from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.execution.batches import CHUNK_TOKENS, Rows
-from prunesearch.execution.shared_forward import Call, Forward
+from prunesearch.execution.block_code import Call
+from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.narrowing import NarrowOutput, narrow_outputs
 from prunesearch.models.structure import blocks_of

@@ -119,6 +119,7 @@ KEEPS_RUN: dict[str, object] = {
     "threads": 1,
     "offload": "disk",
     "state_memory": "1MiB",
+    "compile": "on",
     "workers": 2,
     "engine": "ray",
     "ray_address": "head:6379",

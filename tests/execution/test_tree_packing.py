@@ -1,5 +1,7 @@
 """Token trees: what they hold, and that every token sees its own sequence and nothing else."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -53,14 +55,19 @@ def test_each_token_attends_to_its_ancestors(sequences: list[tuple[int, ...]], b
     trees = tree_batches(sequences, budget)
     assert sorted(i for tree in trees for i in tree.spans) == list(range(len(sequences)))
     for tree in trees:
-        sees: dict[int, set[int]] = {}
+        # The queries of all buckets, one bucket after the other: token, and tokens that it sees.
+        queries: list[tuple[int, set[int]]] = []
         for bucket in tree.buckets:
             n, most_q = bucket.q_index.shape
-            for place in bucket.real.tolist():
-                row, column = divmod(place, most_q)
-                open_ = bucket.mask[row, 0, column] == 0
-                sees[int(bucket.q_index[row, column])] = set(bucket.k_index[row][open_].tolist())
             assert n == len(bucket.k_index)
+            for row, column in itertools.product(range(n), range(most_q)):
+                open_ = bucket.mask[row, 0, column] == 0
+                seen = set(bucket.k_index[row][open_].tolist())
+                queries.append((int(bucket.q_index[row, column]), seen))
+        sees: dict[int, set[int]] = {}
+        for token, place in enumerate(tree.places.tolist()):
+            assert queries[place][0] == token
+            sees[token] = queries[place][1]
         for i, rows in tree.spans.items():
             assert tree.ids[0, rows].tolist() == list(sequences[i])
             for depth, token in enumerate(rows):

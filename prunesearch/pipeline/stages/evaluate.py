@@ -10,6 +10,7 @@ from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.location import CacheLocation, check_writable
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.execution.block_code import BlockCode
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.base import Objective
 from prunesearch.objectives.calibration_sources.builtin import HELD_OUT
@@ -57,7 +58,13 @@ def _evaluated(request: Request) -> EvaluationReport:
     else:
         objective = objective_for(asked.objective, asked.data, loaded, options, generate=True)
     with EvaluationCache(options.cache) as cache:
-        engine = LocalEngine(loaded, objective, cache, state_memory=options.state_bytes)
+        engine = LocalEngine(
+            loaded,
+            objective,
+            cache,
+            state_memory=options.state_bytes,
+            code=BlockCode(options.compile),
+        )
         with stopping.deferred():
             evaluation = require(*engine.evaluate_now([candidate]))
             record_evaluation(request, loaded, engine, evaluation)
