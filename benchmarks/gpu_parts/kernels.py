@@ -14,7 +14,8 @@ from benchmarks.gpu_parts.clock import Meter
 from benchmarks.gpu_parts.shapes import ModelShape
 from benchmarks.gpu_parts.tasks import made_up_requests
 from prunesearch.execution.batches import Rows
-from prunesearch.execution.shared_forward import Forward, run_block
+from prunesearch.execution.block_code import run_block
+from prunesearch.execution.shared_forward import Forward
 from prunesearch.execution.token_trees import Tree
 from prunesearch.models.structure import blocks_of
 from prunesearch.objectives.loglikelihood import inputs_of, lay_out_trees
