@@ -19,6 +19,7 @@ from typing import TypeVar
 import torch
 
 from prunesearch.cache.files import replaced_file
+from prunesearch.errors import ScoringError
 from prunesearch.execution.hardware import machine_name
 from prunesearch.execution.head import HEAD_ROWS, Head
 from prunesearch.execution.head_reading import HeadChoice, PickedTokens, read_head
@@ -26,15 +27,27 @@ from prunesearch.execution.logsumexp import COMPILER_ERRORS, EAGER, METHODS, Log
 from prunesearch.execution.logsumexp import logsumexp as logsumexp_of
 
 _ROWS = {"cpu": (128, 512), "cuda": (1024, 4096)}
-_COLUMNS: tuple[int | None, ...] = (None, 2048, 8192)
-_MEASURED_ROWS = {"cpu": 256, "cuda": 4096}
+_COLUMNS: tuple[int | None, ...] = (2048, None, 8192)
+_MEASURED_ROWS = {"cpu": 512, "cuda": 4096}
 _SMALL = 2**23  # parameters of a head that is too small to be measured
-_VERSION = 1  # of the measurement
+_VERSION = 2  # of the measurement
+_TURNS = 3
+_CLEARLY = 0.95
 
 
 T = TypeVar("T")
 _chosen: dict[str, HeadChoice] = {}
 """Choices of this process, by name."""
+_compiles_on_cpu = False
+
+
+def use_compiler(allowed: bool) -> None:
+    """Say whether a compiled logsumexp may be chosen on CPUs. On GPUs it always may.
+
+    Compiling takes about ten seconds in each process, which pays in long searches only.
+    """
+    global _compiles_on_cpu
+    _compiles_on_cpu = allowed
 
 
 def choice_for(head: Head, normed_RE: torch.Tensor) -> HeadChoice:
@@ -73,10 +86,10 @@ def measure_choice(head: Head, normed_RE: torch.Tensor) -> HeadChoice:
         head: the vocabulary head.
         normed_RE: hidden states after the final norm.
     """
-    # First the way to compute a logsumexp. Compilers take seconds, which pays on GPUs only.
+    # First the way to compute a logsumexp.
     device = normed_RE.device
     logits_RV = head.logits(normed_RE[:128])
-    methods = METHODS if device.type == "cuda" else EAGER
+    methods = METHODS if _may_compile(device) else EAGER
 
     def sums(method: LogsumexpMethod) -> Callable[[], object]:
         return lambda: logsumexp_of(logits_RV, method)
@@ -102,19 +115,28 @@ def measure_choice(head: Head, normed_RE: torch.Tensor) -> HeadChoice:
 def _fastest(
     ways: Iterable[T], work: Callable[[T], Callable[[], object]], device: torch.device
 ) -> T | None:
-    """Return the way whose work is fastest, the better of two calls after one that warms up.
+    """Return the way whose work is fastest, by the best of some alternating calls.
 
-    A way that this machine cannot compile is left out.
+    A way must be clearly faster than those before it, because other work of the machine disturbs
+    the times. A way that this machine cannot compile, or for which its memory is short, is left
+    out.
     """
-    best, least = None, float("inf")
-    for way in ways:
-        call = work(way)
-        try:
-            times = [_seconds(call, device) for _ in range(3)]
-        except COMPILER_ERRORS:
-            continue
-        if min(times[1:]) < least:
-            best, least = way, min(times[1:])
+    calls = [(way, work(way)) for way in ways]
+    times: dict[T, float] = {}
+    for turn in range(_TURNS + 1):
+        for way, call in list(calls):
+            try:
+                seconds = _seconds(call, device)
+            except (*COMPILER_ERRORS, ScoringError):
+                calls.remove((way, call))
+                continue
+            # The first call warms up.
+            if turn:
+                times[way] = min(seconds, times.get(way, seconds))
+    best = None
+    for way, _ in calls:
+        if best is None or times[way] < _CLEARLY * times[best]:
+            best = way
     return best
 
 
@@ -129,9 +151,15 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def _may_compile(device: torch.device) -> bool:
+    """Return whether a compiled logsumexp is among the ways."""
+    return device.type == "cuda" or _compiles_on_cpu
+
+
 def _name(shape: torch.Size, dtype: torch.dtype, device: torch.device, sliced: bool) -> str:
     """Return the name of a kind of head on this machine."""
     known = [_VERSION, machine_name(device), torch.__version__, str(dtype), list(shape), sliced]
+    known.append(_may_compile(device))
     return "head-" + hashlib.sha256(json.dumps(known).encode()).hexdigest()[:24]
 
 
