@@ -55,6 +55,7 @@ PARTS = (
     Part("small-kl", calibration.measure_small, (15, 5)),
     Part("curves", sizes.measure_curves, (20, 8)),
     Part("offload", sizes.offload, (30, 10)),
+    Part("compiled", calibration.measure_compiled, (90, 30)),
     Part("small-tasks", tasks.measure_small, (30, 10)),
     Part("kernels", kernels.measure, (60, 15)),
 )

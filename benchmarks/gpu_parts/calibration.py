@@ -8,6 +8,7 @@ from benchmarks.gpu_parts import matmul
 from benchmarks.gpu_parts.clock import Meter
 from benchmarks.gpu_parts.shapes import ModelShape, late_generation, random_generation
 from prunesearch.candidate import LayerSubset
+from prunesearch.execution.block_code import BlockCode, Compile
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.surgery import pruned
@@ -23,12 +24,45 @@ def measure_large(meter: Meter) -> None:
 
 
 def measure_small(meter: Meter) -> None:
-    """Measure the small shape, whose kernels are short."""
-    tokens, count = meter.record.by_size((16_384, 20), (8192, 4), (64, 2))
-    measure(meter, meter.small, tokens, meter.record.by_size(512, 512, 32), count)
+    """Measure the small shape, whose kernels are short: several chunks share a pass."""
+    tokens, count = meter.record.by_size((65_536, 20), (32_768, 4), (64, 2))
+    measure(meter, meter.small, tokens, meter.record.by_size(512, 512, 32), count, 32_768)
 
 
-def measure(meter: Meter, shape: ModelShape, tokens: int, window: int, count: int) -> None:
+def measure_compiled(meter: Meter) -> None:
+    """Measure compiled blocks against the model's own code, on both shapes."""
+    for shape in (meter.big, meter.small):
+        tokens, window = meter.record.by_size((16_384, 512), (8192, 512), (64, 32))
+        count = meter.record.by_size(8, 4, 2)
+        _compiled(meter, shape, random_windows(shape, tokens, window), count)
+
+
+def _compiled(meter: Meter, shape: ModelShape, windows_BL: torch.Tensor, count: int) -> None:
+    """Time a generation with compiled blocks and without."""
+    record, loaded, name = meter.record, meter.model(shape), f"{shape.name}_compiled"
+    objective = CalibrationObjective(loaded, windows_BL, KL())
+    generation = late_generation(shape, count)
+    own = Forward(loaded.model, loaded.layers, None)
+    # A compiler is tried where it is meant to be used.
+    mode: Compile = "on" if meter.device.type == "cuda" else "auto"
+    code = BlockCode(mode)
+    fast = Forward(loaded.model, loaded.layers, None, code=code)
+    expected = score(objective, own, generation)
+    found = score(objective, fast, generation)
+    differences = [abs(found[c] / expected[c] - 1) for c in generation]
+    record.add(f"{name}_largest_relative_difference", max(differences), "<= 0.02")
+    record.notes[f"{name} blocks run"] = code.name
+    record.add(f"{name}_compile_seconds", code.seconds)
+    plain = meter.seconds(lambda: score(objective, own, generation), repeats=2, warm=0)
+    seconds = meter.seconds(lambda: score(objective, fast, generation), repeats=2, warm=0)
+    record.add(f"{name}_seconds_per_candidate", seconds / count)
+    record.add(f"{name}_speedup", plain / seconds)
+    record.notes[f"{name} tokens of a pass"] = own.pass_tokens
+
+
+def measure(
+    meter: Meter, shape: ModelShape, tokens: int, window: int, count: int, plain_tokens: int = 8192
+) -> None:
     """Measure one candidate alone, and generations of a search.
 
     Args:
@@ -37,6 +71,7 @@ def measure(meter: Meter, shape: ModelShape, tokens: int, window: int, count: in
         tokens: tokens of the calibration text.
         window: tokens of a sequence.
         count: candidates of a generation.
+        plain_tokens: tokens of a pass of plain transformers.
     """
     record, loaded = meter.record, meter.model(shape)
     top = matmul.peak(meter, shape)
@@ -59,7 +94,8 @@ def measure(meter: Meter, shape: ModelShape, tokens: int, window: int, count: in
     record.add(f"{name}_tokens_per_second", tokens / ours)
     record.add(f"{name}_share_of_matmul", own_flops / ours / top, ">= 0.5")
     # The model's own code, and the comparison of whole logits.
-    plain = Plain(loaded, objective_windows(meter, windows_BL))
+    plain = Plain(loaded, plain_windows(meter, windows_BL, plain_tokens))
+    record.notes[f"{shape.name} tokens of a pass"] = forward.pass_tokens
     plain_seconds = meter.seconds(lambda: plain.kl(alone[0]), repeats=2)
     record.add(f"{name}_seconds_plain", plain_seconds)
     record.add(f"{name}_speedup", plain_seconds / ours, ">= 2")
@@ -113,9 +149,9 @@ def random_windows(shape: ModelShape, tokens: int, window: int) -> torch.Tensor:
     return torch.randint(shape.vocabulary, (tokens // window, window), generator=generator)
 
 
-def objective_windows(meter: Meter, windows_BL: torch.Tensor) -> list[torch.Tensor]:
-    """Cut windows into passes of the size that plain transformers is given: 8,192 tokens."""
-    most = max(1, 8192 // windows_BL.shape[1])
+def plain_windows(meter: Meter, windows_BL: torch.Tensor, tokens: int) -> list[torch.Tensor]:
+    """Cut windows into the passes of plain transformers."""
+    most = max(1, tokens // windows_BL.shape[1])
     return [part_BL.to(meter.device) for part_BL in torch.split(windows_BL, most)]
 
 
