@@ -27,6 +27,7 @@ from benchmarks.support.stock_lm_eval import Stock, stock_hellaswag
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
 from prunesearch.evaluation.engine import LocalEngine
+from prunesearch.execution.block_code import BlockCode
 from prunesearch.models.bf16_cpu import wide_products, widens
 from prunesearch.models.loading import LoadedModel, load
 from prunesearch.objectives.base import numbers_of
@@ -85,7 +86,10 @@ def engine_seconds(
 ) -> tuple[float, list[dict[str, float]]]:
     """Time of evaluating candidates through a new store, metrics included; and the metrics."""
     with tempfile.TemporaryDirectory() as scratch, EvaluationCache(scratch) as cache:
-        engine = LocalEngine(loaded, objective, cache)
+        # As in a search of 200 trials.
+        tokens = sum(chunk.tokens for chunk in objective.chunks)
+        code = BlockCode("auto", 200 * tokens * loaded.n_layers)
+        engine = LocalEngine(loaded, objective, cache, code=code)
         start = time.perf_counter()
         evaluations = engine.evaluate_now(candidates)
         return time.perf_counter() - start, [dict(e.metrics) for e in evaluations]
