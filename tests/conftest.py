@@ -49,6 +49,7 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)  # where pytest-xdist is missing, tests run one by one
 def pytest_xdist_auto_num_workers() -> int | None:
     """Count the processes that test side by side: one for each core, and one more.
 

@@ -287,7 +287,7 @@ STATE_MEMORY = SharedOption(
     "--state-memory",
     default=RunOptions().state_memory,
     show_default=True,
-    help="Memory for hidden states.",
+    help="Memory for hidden states. auto: by what a GPU has free; 2GiB on a CPU.",
 )
 COMPILE = SharedOption(
     "--compile",
