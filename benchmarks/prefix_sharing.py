@@ -183,12 +183,14 @@ def _compare(
         forward = Forward(loaded.model, loaded.layers, code=code)
         times: dict[str, list[float]] = {"separate": [], "shared": []}
         with wide_products():
-            # The first pass stores the dense model's reference, and measures what is fastest here.
+            # The first pass measures what is fastest on this machine.
             _score(objective, work, forward)
             for _ in range(repeats):
                 start = time.perf_counter()
                 expected = one_by_one(loaded, windows, population)
                 times["separate"].append(time.perf_counter() - start)
+                # Both sides run the dense model once, so its reference must not be stored.
+                objective = CalibrationObjective(loaded, windows, KL())
                 start = time.perf_counter()
                 scored = {
                     result.candidate: result.rows for result in objective.score(work, forward)
@@ -209,8 +211,16 @@ def _compare(
         if name == "alone":
             floor = floor_seconds(loaded, population[0], tokens)
             record.add("alone_floor_seconds", floor)
-            record.add("alone_share_of_matmul_rate", floor / medians["shared"], ">= 0.45")
             with wide_products():
+                # Now the reference is stored, as for all later candidates of a search.
+                stored = []
+                for _ in range(5):
+                    start = time.perf_counter()
+                    _score(objective, work, forward)
+                    stored.append(time.perf_counter() - start)
+                record.add("alone_seconds_after_reference", statistics.median(stored))
+                share = floor / statistics.median(stored)
+                record.add("alone_share_of_matmul_rate", share, ">= 0.45")
                 record.notes["milliseconds by operator"] = {
                     "plain": operators(partial(one_by_one, loaded, windows, population)),
                     "ours": operators(partial(_score, objective, work, forward)),
