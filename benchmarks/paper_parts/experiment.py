@@ -76,6 +76,8 @@ class Experiment:
             study=study,
             threads=1,
             trials=trials or self.trials,
+            # All numbers come from the model's own code, whatever the length of a search.
+            compile="off",
         )
 
     def recipe(self, method: str, k: int, seed: int) -> Recipe:
