@@ -60,14 +60,13 @@ def evaluate(
     objective.check_data(data)
     check_protocol(protocol, protocol_data, typed_names())
     options = options_of(settings)
-    quiet()
-    from prunesearch.pipeline.run import report_of
-    from prunesearch.pipeline.state import EvaluationRequest, ProtocolRequest, Request
-    from prunesearch.report.render import render
+    with progress(loads_torch=True):
+        from prunesearch.pipeline.run import report_of
+        from prunesearch.pipeline.state import EvaluationRequest, ProtocolRequest, Request
+        from prunesearch.report.render import render
 
-    wanted = None if protocol is None else ProtocolRequest(protocol, protocol_data)
-    asked = EvaluationRequest(section, objective, data, layers, wanted)
-    with progress():
+        wanted = None if protocol is None else ProtocolRequest(protocol, protocol_data)
+        asked = EvaluationRequest(section, objective, data, layers, wanted)
         report = report_of("evaluate", Request(options, evaluation=asked))
     emit(as_json, report, render)
 

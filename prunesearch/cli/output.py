@@ -1,18 +1,26 @@
 """What a command shows beside its result: progress, and no messages of libraries."""
 
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from prunesearch import events
 from prunesearch.runtime.silence import quiet, quiet_optuna, quiet_warnings
-
-if TYPE_CHECKING:
-    from prunesearch.report.progress import ProgressView
 
 __all__ = ["progress", "quiet", "quiet_optuna", "quiet_warnings"]
 
 
-def progress() -> "ProgressView":
-    """Return a view of the progress, which is shown while it is open."""
-    quiet()
+@contextmanager
+def progress(loads_torch: bool = False) -> Iterator[None]:
+    """Show the progress of the ``with`` block.
+
+    Args:
+        loads_torch: whether the block imports torch. That takes seconds, so a line says it.
+    """
     from prunesearch.report.progress import ProgressView
 
-    return ProgressView()
+    with ProgressView():
+        if loads_torch and "torch" not in sys.modules:
+            events.tell(events.StageProgress("loading torch and transformers"))
+        quiet()
+        yield

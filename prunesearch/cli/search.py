@@ -21,7 +21,7 @@ from prunesearch.cli.options import (
     TRIALS,
     TRUST,
 )
-from prunesearch.cli.output import progress, quiet
+from prunesearch.cli.output import progress
 from prunesearch.cli.parameters import misplaced, renamed, typed_names, with_options
 from prunesearch.cli.recipes import grid_of, options_of, read_recipe
 from prunesearch.report.emit import emit
@@ -49,12 +49,11 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     as its own study.
     """
     recipes, options = grid_of(settings), options_of(settings)
-    quiet()
-    from prunesearch.pipeline.run import report_of
-    from prunesearch.pipeline.state import Request
-    from prunesearch.report.render import render
+    with progress(loads_torch=True):
+        from prunesearch.pipeline.run import report_of
+        from prunesearch.pipeline.state import Request
+        from prunesearch.report.render import render
 
-    with progress():
         report = report_of("search", Request(options, tuple(recipes)))
     emit(as_json, report, render)
 
@@ -78,11 +77,10 @@ def run(recipe_file: str, out: str | None, as_json: bool, **settings: Any) -> No
     """
     file = read_recipe(Path(recipe_file), {**settings, "out": out}, typed_names())
     folder = None if file.out is None else Path(file.out)
-    quiet()
-    from prunesearch.pipeline.run import report_of, request_of
-    from prunesearch.report.render import render
+    with progress(loads_torch=True):
+        from prunesearch.pipeline.run import report_of, request_of
+        from prunesearch.report.render import render
 
-    with progress():
         request = request_of(tuple(file.recipes), file.options, folder)
         report = report_of("run", request)
     emit(as_json, report, render)
@@ -114,20 +112,19 @@ def demo(
 
     MODEL is a model of your own; default: SmolLM2-135M-Instruct.
     """
-    quiet()
-    from prunesearch.pipeline.demo import TRIALS, run_demo
-    from prunesearch.report.render import render
+    with progress(loads_torch=True):
+        from prunesearch.pipeline.demo import TRIALS, run_demo
+        from prunesearch.report.render import render
 
-    options = options_of(
-        {
-            "storage": f"sqlite:///{home}/study.db",
-            "cache": f"{home}/cache",
-            "trials": TRIALS if trials is None else trials,
-            "threads": threads,
-            "track": track,
-            "track_to": track_to,
-        }
-    )
-    with progress():
+        options = options_of(
+            {
+                "storage": f"sqlite:///{home}/study.db",
+                "cache": f"{home}/cache",
+                "trials": TRIALS if trials is None else trials,
+                "threads": threads,
+                "track": track,
+                "track_to": track_to,
+            }
+        )
         result = run_demo(model, options, Path(home))
     emit(as_json, result, render)

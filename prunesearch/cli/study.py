@@ -20,7 +20,7 @@ from prunesearch.cli.options import (
     TRIALS,
     TRUST,
 )
-from prunesearch.cli.output import progress, quiet, quiet_optuna
+from prunesearch.cli.output import progress, quiet_optuna
 from prunesearch.cli.parameters import with_options
 from prunesearch.cli.recipes import options_of
 from prunesearch.errors import InputError
@@ -121,15 +121,14 @@ def study_resume(
     The options say where model and data are now. Their content must be what was searched.
     """
     options = options_of(settings)
-    quiet()
-    from prunesearch.config.recipe import PATHS
-    from prunesearch.pipeline.run import report_of
-    from prunesearch.pipeline.stages.search import resume_request
-    from prunesearch.report.render import render
+    with progress(loads_torch=True):
+        from prunesearch.config.recipe import PATHS
+        from prunesearch.pipeline.run import report_of
+        from prunesearch.pipeline.stages.search import resume_request
+        from prunesearch.report.render import render
 
-    location = {place: settings[place] for place in PATHS}
-    request = resume_request(name, options, trust_remote_code=trust_remote_code, **location)
-    with progress():
+        location = {place: settings[place] for place in PATHS}
+        request = resume_request(name, options, trust_remote_code=trust_remote_code, **location)
         report = report_of("search", request)
     emit(as_json, report, render)
 

@@ -23,6 +23,7 @@ from lm_eval.tasks import TaskManager
 from prunesearch.cache.keys import minor
 from prunesearch.errors import DataError, InputError, UnknownNameError
 from prunesearch.models.guard import guarded
+from prunesearch.objectives.task_index import task_manager
 from prunesearch.objectives.text_files import read_rows
 from prunesearch.runtime.json_values import Json, JsonObject, as_object
 
@@ -68,11 +69,8 @@ class TaskOutcome(TypedDict):
 
 @functools.lru_cache(maxsize=4)
 def _task_manager(include_path: str | None) -> TaskManager:
-    """Return lm-eval's index of tasks.
-
-    It reads thousands of files, so it is built once per process.
-    """
-    return TaskManager(include_path=include_path)
+    """Return lm-eval's index of tasks. It is made once per process."""
+    return task_manager(include_path)
 
 
 def load_tasks(
@@ -108,6 +106,8 @@ def load_tasks(
         with data_errors(task, data):
             spec = task if rows is None else _with_rows(task, rows)
             tasks: LoadedTasks = manager.load([spec])
+            for leaf in tasks["tasks"].values():
+                process_once(leaf)
     # The group that replaces the data is an implementation detail, so it is removed again.
     if rows is not None:
         tasks = LoadedTasks(tasks=tasks["tasks"], groups={}, group_map={})
@@ -148,6 +148,26 @@ def configure(tasks: LoadedTasks, num_fewshot: int | None) -> None:
         elif default is None:
             leaf.set_config(key="num_fewshot", value=0)
         leaf.set_fewshot_seed(seed=FEWSHOT_SEED)
+
+
+def process_once(leaf: Task) -> None:
+    """Make a task process the documents of a split once.
+
+    lm-eval would process all of them each time that it reads some.
+    """
+    process = leaf.config.process_docs
+    if process is None:
+        return
+    # The documents are kept with the result, so that no other documents can have their id.
+    known: dict[int, tuple[object, object]] = {}
+
+    @functools.wraps(process)
+    def processed(documents: object) -> object:
+        if id(documents) not in known:
+            known[id(documents)] = (documents, process(documents))
+        return known[id(documents)][1]
+
+    leaf.config.process_docs = processed
 
 
 def documents_after(tasks: LoadedTasks, first: int, limit: int | None) -> dict[str, list[int]]:
