@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, Self
 
 from prunesearch.candidate import LayerSubset
@@ -194,7 +195,7 @@ class SearchSpace:
             return (0,) * self.n_units
         return (0, 1) * self.n_layers
 
-    @property
+    @cached_property
     def droppable(self) -> tuple[int, ...]:
         """Units that may be dropped."""
         return tuple(
@@ -214,7 +215,7 @@ class SearchSpace:
         free = len(self.droppable)
         return sum(math.comb(free, k) for k in range(self.k_min, self.k + 1))
 
-    @property
+    @cached_property
     def param_names(self) -> tuple[str, ...]:
         """Name of each unit's binary parameter, padded so that the names sort.
 

@@ -47,6 +47,30 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return found
 
 
+def test_a_generation_of_hits_is_one_read_of_the_database(
+    tmp_path: Path, url: str, key: MakeKey
+) -> None:
+    keys = [key(number) for number in range(320)]
+    with EvaluationCache(f"{tmp_path}/a,{url}") as cache:
+        shared = cache.shared
+        assert shared is not None
+        shared.put(Entry(one, [[0.5]], 1.0, 0.0) for one in keys)
+        statements: list[str] = []
+
+        def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            statements.append(statement)
+
+        sqlalchemy.event.listen(shared.engine, "before_cursor_execute", note)
+        for selects in (1, 0):  # the second time the disk knows all of them
+            statements.clear()
+            with cache.single_flight() as single_flight:
+                assert len(single_flight.acquire(keys)) == len(keys)
+            read = [statement for statement in statements if "evaluations" in statement]
+            assert len(read) == selects
+            # The others begin a transaction.
+            assert len(statements) <= 2 * selects
+
+
 def test_a_key_that_nobody_has_is_computed_once(tmp_path: Path, key: MakeKey) -> None:
     with EvaluationCache(tmp_path) as cache:
         cache.put(key(1), "known", seconds=2.5)
