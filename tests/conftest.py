@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,20 @@ def _no_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prunesearch.report.dashboard.KEY_FIGURES", ())
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """Give the process of the tests its signal handlers back after each test.
+
+    A command that is run here leaves its handlers, as the installed one does at its end. A process
+    that is forked later would inherit them, and might never end.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module", autouse=True)

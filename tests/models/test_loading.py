@@ -126,14 +126,17 @@ def test_accelerate_places_and_offloads(
     assert next(offloaded.model.parameters()).is_meta
     assert plain.fingerprint == mapped.fingerprint == fingerprint(offloaded.model)
     candidate = LayerSubset.of(6, (0, 4))
-    results = []
+    divergences, answers = [], []
     for loaded in (plain, mapped, offloaded):
         kl = CalibrationObjective(
             loaded, token_windows(str(prose), loaded.tokenizer, 128, 64), KL()
         )
         task = TaskObjective(loaded, "hellaswag", data=str(hellaswag_like), limit=3)
-        results.append([results_of(loaded, objective, candidate) for objective in (kl, task)])
-    assert results[0] == results[1] == results[2]
+        divergences.append(kl.metrics(*results_of(loaded, kl, candidate)).values["kl"])
+        answers.append(results_of(loaded, task, candidate))
+    # A head whose weights are elsewhere is read in another way, so its last digits may differ.
+    assert divergences == pytest.approx([divergences[0]] * 3, rel=1e-6)
+    assert answers[0] == answers[1] == answers[2]
 
 
 def test_unusable_devices_are_refused(tiny_folder: Path) -> None:

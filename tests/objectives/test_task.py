@@ -34,6 +34,7 @@ from prunesearch.models.structure import sizes_of
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.base import Chunk, Metrics
 from prunesearch.objectives.calibration_data import read_jsonl
+from prunesearch.objectives.lm_eval_tasks import bootstrap_here
 from prunesearch.objectives.task import TaskObjective
 from tests.support.models import N_LAYERS, byte_tokenizer, resident, results_of, store_head_apart
 from tests.support.widths import narrow_copy
@@ -59,7 +60,7 @@ def score(loaded: LoadedModel, objective: TaskObjective, dropped: tuple[int, ...
 
 def stock(loaded: LoadedModel, tasks: Any, **settings: Any) -> dict[str, float]:  # noqa: ANN401
     """Metrics and errors from `lm_eval.simple_evaluate` itself."""
-    with contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()), bootstrap_here():
         lm = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=4)
         outcome = lm_eval.simple_evaluate(lm, tasks=tasks, bootstrap_iters=100, **settings)
     (results,) = outcome["results"].values()
