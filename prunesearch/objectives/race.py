@@ -91,7 +91,7 @@ class ItemLosses:
 
     Attributes:
         losses: loss on each of the first items, or on all. A smaller loss is better.
-        margins: by how much each answer is right, see `HasMargins`. None: the items are no answers.
+        margins: by how much each answer is right, see `HasMargins`. None: items without answers.
     """
 
     losses: tuple[float, ...]
