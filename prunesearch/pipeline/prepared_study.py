@@ -4,10 +4,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from optuna.storages import RDBStorage
 from optuna.study import Study
+from transformers import PreTrainedModel
 
 from prunesearch import events
 from prunesearch.algorithms.registry import REGISTRY, SINGLE
@@ -24,7 +26,7 @@ from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import most_positions
 from prunesearch.objectives.calibration_data import token_windows
-from prunesearch.objectives.identity import numerics_of
+from prunesearch.objectives.identity import numerics_of, tokens_digest
 from prunesearch.objectives.importance import rank_units
 from prunesearch.pipeline.language_models import (
     language_model_of,
@@ -141,6 +143,12 @@ def _scalarizer(session: Session, recipe: Recipe, study: Study) -> TrialScalariz
     )
 
 
+_ranked: WeakKeyDictionary[PreTrainedModel, dict[tuple[str, ...], list[float]]] = (
+    WeakKeyDictionary()
+)
+"""The harm of units, by model, and by its content, the ranking, the units and the text."""
+
+
 def sampler_of(session: Session, recipe: Recipe, study: Study, space: Space) -> SubsetSampler:
     """Build the recipe's sampler. A resumed study keeps the ranking and the first candidates that
     it began with.
@@ -215,8 +223,13 @@ def rank(loaded: LoadedModel, recipe: Recipe, space: SearchSpace, ranking: str) 
     data, units = recipe.data, recipe.search.units
     window = min(data.window, most_positions(loaded.model) or data.window)
     windows = token_windows(data.calibration, loaded.tokenizer, data.tokens, window)
-    with wide_products():
-        harm = rank_units(loaded.model, loaded.layers, windows, ranking, units)
+    # Searches of one model in one process often need the same ranking.
+    known = _ranked.setdefault(loaded.model, {})
+    key = (loaded.content, ranking, units, tokens_digest(windows.tolist()))
+    if key not in known:
+        with wide_products():
+            known[key] = rank_units(loaded.model, loaded.layers, windows, ranking, units)
+    harm = list(known[key])
     if units == "sublayers":
         return harm
     # The harm of a period is the sum of its blocks' harm.
