@@ -9,16 +9,14 @@ Shapes: E hidden size, R rows, V vocabulary.
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from prunesearch.cache.files import replaced_file
+from prunesearch.cache.machine_files import keep, read_kept
 from prunesearch.errors import ScoringError
 from prunesearch.execution.hardware import machine_name
 from prunesearch.execution.head import HEAD_ROWS, Head
@@ -66,14 +64,13 @@ def choice_for(head: Head, normed_RE: torch.Tensor) -> HeadChoice:
     # Look among the choices of this process, and then in the file.
     name = _name(linear.weight_VE.shape, normed_RE.dtype, device, linear.sliced)
     if name not in _chosen:
-        path = _folder() / f"{name}.json"
-        known = _read(path)
+        known = _read(name)
         if known is None:
             rows = _MEASURED_ROWS.get(device.type, _MEASURED_ROWS["cpu"])
             if len(normed_RE) < min(rows, 256):
                 return default
             known = measure_choice(head, normed_RE[:rows])
-            _keep(path, known)
+            keep(name, asdict(known))
         _chosen[name] = known
     return _chosen[name]
 
@@ -163,27 +160,14 @@ def _name(shape: torch.Size, dtype: torch.dtype, device: torch.device, sliced: b
     return "head-" + hashlib.sha256(json.dumps(known).encode()).hexdigest()[:24]
 
 
-def _folder() -> Path:
-    """Return the folder of measurements of this machine."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "prunesearch"
-
-
-def _read(path: Path) -> HeadChoice | None:
+def _read(name: str) -> HeadChoice | None:
     """Return the choice of a file; None if it is missing or damaged."""
-    try:
-        stored = json.loads(path.read_text())
-        choice = HeadChoice(**stored)
-    except (OSError, ValueError, TypeError):
+    stored = read_kept(name)
+    if not isinstance(stored, dict):
         return None
-    return choice if choice.method in METHODS and choice.rows > 0 else None
-
-
-def _keep(path: Path, choice: HeadChoice) -> None:
-    """Write a choice to its file. Without a folder that can be written, it is measured again."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_file(path) as scratch:
-            scratch.write_text(json.dumps(asdict(choice)))
-    except OSError:
-        return
+        choice = HeadChoice(**stored)
+        whole = choice.method in METHODS and choice.rows > 0
+    except TypeError:
+        return None
+    return choice if whole else None

@@ -6,15 +6,13 @@ kept in a file of the user's cache folder, by machine and kind of model. On a CP
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from prunesearch.cache.files import replaced_file
+from prunesearch.cache.machine_files import keep, read_kept
 from prunesearch.execution.device_memory import free_bytes
 from prunesearch.models.structure import input_device, settings_of
 
@@ -44,12 +42,11 @@ def pass_tokens_for(
     # Look among the results of this process, and then in the file.
     name = _name(model, length)
     if name not in _chosen:
-        path = _folder() / f"{name}.json"
-        known = _read(path)
+        known = _read(name)
         if known is None:
             room = free_bytes(device) * _SHARE / bytes_per_token(model.config, model.dtype)
             known = double(seconds, tokens, min(int(room), _MOST_TOKENS))
-            _keep(path, known)
+            keep(name, known)
         _chosen[name] = known
     return _chosen[name]
 
@@ -101,26 +98,7 @@ def _name(model: PreTrainedModel, length: int) -> str:
     return "pass-" + hashlib.sha256(json.dumps([kind, place]).encode()).hexdigest()[:24]
 
 
-def _folder() -> Path:
-    """Return the folder of measurements of this machine."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "prunesearch"
-
-
-def _read(path: Path) -> int | None:
+def _read(name: str) -> int | None:
     """Return the result of a file; None if it is missing or damaged."""
-    try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
+    stored = read_kept(name)
     return stored if isinstance(stored, int) and 0 < stored <= _MOST_TOKENS else None
-
-
-def _keep(path: Path, tokens: int) -> None:
-    """Write a result to its file. Without a folder that can be written, it is measured again."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_file(path) as scratch:
-            scratch.write_text(json.dumps(tokens))
-    except OSError:
-        return

@@ -14,9 +14,9 @@ from typing import cast
 
 from lm_eval.tasks import TaskManager
 
-from prunesearch.cache.files import replaced_file
+from prunesearch.cache.machine_files import keep, read_kept
 from prunesearch.compat.lm_eval import OWN_TASKS, IndexedTaskManager, TaskEntry, own_task_entries
-from prunesearch.runtime.user_cache import user_cache_folder
+from prunesearch.runtime.json_values import Json
 
 _VERSION = 1  # of the file
 
@@ -30,13 +30,13 @@ def task_manager(include_path: str | None) -> TaskManager:
     stamp = _stamp(OWN_TASKS)
     # Each installation of lm-eval has a file of its own.
     place = hashlib.sha256(str(OWN_TASKS).encode()).hexdigest()[:24]
-    path = user_cache_folder() / f"lm-eval-tasks-{place}.json"
-    entries = _read(path, stamp)
+    name = f"lm-eval-tasks-{place}"
+    entries = _read(name, stamp)
     if entries is None:
         entries = own_task_entries()
         # Files that changed while they were read are read again next time.
         if _stamp(OWN_TASKS) == stamp:
-            _keep(path, stamp, entries)
+            keep(name, {"stamp": stamp, "digest": _digest(entries), "tasks": cast(Json, entries)})
     return IndexedTaskManager(entries, include_path)
 
 
@@ -68,28 +68,13 @@ def _files(folder: str, name: str) -> Iterator[str]:
                 yield inner
 
 
-def _read(path: Path, stamp: str) -> list[TaskEntry] | None:
+def _read(name: str, stamp: str) -> list[TaskEntry] | None:
     """Return the entries of a file; None if it is missing, damaged or of other tasks."""
-    try:
-        stored = json.loads(path.read_text())
-        if stored["stamp"] != stamp:
-            return None
-        entries = cast(list[TaskEntry], stored["tasks"])
-        written = stored["digest"]
-    except (OSError, ValueError, TypeError, KeyError):
+    stored = read_kept(name)
+    if not isinstance(stored, dict) or stored.get("stamp") != stamp:
         return None
-    return entries if written == _digest(entries) else None
-
-
-def _keep(path: Path, stamp: str, entries: list[TaskEntry]) -> None:
-    """Write entries to a file. Without a folder that can be written, they are read again."""
-    stored = {"stamp": stamp, "digest": _digest(entries), "tasks": entries}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_file(path) as scratch:
-            scratch.write_text(json.dumps(stored))
-    except OSError:
-        return
+    entries = cast(list[TaskEntry], stored.get("tasks"))
+    return entries if stored.get("digest") == _digest(entries) else None
 
 
 def _digest(entries: list[TaskEntry]) -> str:
