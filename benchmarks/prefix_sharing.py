@@ -25,7 +25,7 @@ import transformers
 from optuna.trial import TrialState
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.support.inputs import model_folder
+from benchmarks.support.inputs import N_LAYERS, model_folder
 from benchmarks.support.record import Record, arguments, precision
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.identity import study_name
@@ -79,23 +79,32 @@ def generations(model: str, count: int) -> list[list[LayerSubset]]:
 
 
 @torch.inference_mode()
+def log_probabilities(loaded: LoadedModel, windows_BL: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the dense model, from a whole forward pass, shape (B, L, V)."""
+    logits_BLV = loaded.model(input_ids=windows_BL, use_cache=False).logits
+    return torch.log_softmax(logits_BLV.float(), dim=-1)
+
+
+@torch.inference_mode()
+def compared(
+    loaded: LoadedModel,
+    windows_BL: torch.Tensor,
+    candidate: LayerSubset,
+    dense_BLV: torch.Tensor,
+) -> float:
+    """Mean KL of a candidate in nats per token, from a whole forward pass."""
+    with pruned(loaded.model, candidate) as model:
+        logits_BLV = model(input_ids=windows_BL, use_cache=False).logits
+    log_q_BLV = torch.log_softmax(logits_BLV.float(), dim=-1)
+    return float((dense_BLV.exp() * (dense_BLV - log_q_BLV)).sum(-1).mean())
+
+
 def one_by_one(
     loaded: LoadedModel, windows_BL: torch.Tensor, candidates: Sequence[LayerSubset]
 ) -> list[float]:
-    """Mean KL of each candidate in nats per token, from whole forward passes;
-    the dense model's is made once.
-    """
-    log_p_BLV = torch.log_softmax(
-        loaded.model(input_ids=windows_BL, use_cache=False).logits.float(), dim=-1
-    )
-    p_BLV = log_p_BLV.exp()
-    found = []
-    for candidate in candidates:
-        with pruned(loaded.model, candidate) as model:
-            logits_BLV = model(input_ids=windows_BL, use_cache=False).logits
-        log_q_BLV = torch.log_softmax(logits_BLV.float(), dim=-1)
-        found.append(float((p_BLV * (log_p_BLV - log_q_BLV)).sum(-1).mean()))
-    return found
+    """Mean KL of each candidate in nats per token; the dense model's pass is made once."""
+    dense_BLV = log_probabilities(loaded, windows_BL)
+    return [compared(loaded, windows_BL, candidate, dense_BLV) for candidate in candidates]
 
 
 @torch.inference_mode()
@@ -130,7 +139,7 @@ def operators(run: Callable[[], object]) -> dict[str, float]:
     return {event.key: round(event.self_cpu_time_total / 1000, 2) for event in events[:12]}
 
 
-def _score(objective: CalibrationObjective, work: list[ChunkWork], forward: Forward) -> None:
+def score_all(objective: CalibrationObjective, work: list[ChunkWork], forward: Forward) -> None:
     """Score candidates in our engine."""
     for _ in objective.score(work, forward):
         pass
@@ -138,11 +147,18 @@ def _score(objective: CalibrationObjective, work: list[ChunkWork], forward: Forw
 
 def main() -> None:
     """Run the benchmark."""
-    options = arguments("KL of a generation: shared prefixes against one by one")
+    options = arguments(
+        "KL of a generation: shared prefixes against one by one",
+        {"--model": {"help": "measure one candidate of this model alone, and nothing else"}},
+    )
     transformers.logging.disable_progress_bar()
     record = Record("prefix_sharing", options.size)
     torch.set_num_threads(record.threads)
     tokens, repeats, count = record.by_size((1024, 3, 10), (256, 1, 3), (256, 1, 3))
+    if options.model is not None:
+        _alone(record, load(options.model, dtype=precision()), tokens)
+        record.finish(options.json)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         path = str(model_folder(record, Path(scratch)))
         searched = generations(path, count)
@@ -184,7 +200,7 @@ def _compare(
         times: dict[str, list[float]] = {"separate": [], "shared": []}
         with wide_products():
             # The first pass measures what is fastest on this machine.
-            _score(objective, work, forward)
+            score_all(objective, work, forward)
             for _ in range(repeats):
                 start = time.perf_counter()
                 expected = one_by_one(loaded, windows, population)
@@ -209,27 +225,64 @@ def _compare(
         )
         record.notes[name] = [candidate.text for candidate in population]
         if name == "alone":
-            floor = floor_seconds(loaded, population[0], tokens)
-            record.add("alone_floor_seconds", floor)
-            with wide_products():
-                # Now the reference is stored, as for all later candidates of a search.
-                stored = []
-                for _ in range(5):
-                    start = time.perf_counter()
-                    _score(objective, work, forward)
-                    stored.append(time.perf_counter() - start)
-                record.add("alone_seconds_after_reference", statistics.median(stored))
-                share = floor / statistics.median(stored)
-                record.add("alone_share_of_matmul_rate", share, ">= 0.45")
-                record.notes["milliseconds by operator"] = {
-                    "plain": operators(partial(one_by_one, loaded, windows, population)),
-                    "ours": operators(partial(_score, objective, work, forward)),
-                }
+            _add_share(record, loaded, windows, population[0], code)
     record.notes["blocks"] = {
         "run": code.name,
         "compile seconds": code.seconds,
         "speedup of a block": code.speedup,
     }
+
+
+def _alone(record: Record, loaded: LoadedModel, tokens: int) -> None:
+    """Time one candidate of another model, which drops as large a share of its blocks."""
+    rng = np.random.default_rng(0)
+    dropped = round(loaded.n_layers * DROPPED / N_LAYERS)
+    # The first and the last block stay.
+    chosen = 1 + rng.choice(loaded.n_layers - 2, dropped, replace=False)
+    candidate = LayerSubset.of(loaded.n_layers, chosen.tolist())
+    record.notes["alone"] = candidate.text
+    windows = token_windows(BUILTIN_TEXT, loaded.tokenizer, tokens, 256)
+    code = BlockCode("auto", 200 * tokens * loaded.n_layers)
+    _add_share(record, loaded, windows, candidate, code)
+
+
+def _add_share(
+    record: Record,
+    loaded: LoadedModel,
+    windows: torch.Tensor,
+    candidate: LayerSubset,
+    code: BlockCode,
+) -> None:
+    """Time a candidate against the floor of its products, and against plain transformers.
+
+    The dense model's reference is stored on both sides, as for all later candidates of a search.
+    """
+    objective = CalibrationObjective(loaded, windows, KL())
+    work = [ChunkWork(chunk, [candidate]) for chunk in objective.chunks]
+    forward = Forward(loaded.model, loaded.layers, code=code)
+    dense_BLV = log_probabilities(loaded, windows)
+    ours: list[float] = []
+    plain: list[float] = []
+    with wide_products():
+        # The first pass makes the reference, and measures what is fastest on this machine.
+        score_all(objective, work, forward)
+        for _ in range(5):
+            start = time.perf_counter()
+            compared(loaded, windows, candidate, dense_BLV)
+            plain.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            score_all(objective, work, forward)
+            ours.append(time.perf_counter() - start)
+        record.notes["milliseconds by operator"] = {
+            "plain": operators(partial(compared, loaded, windows, candidate, dense_BLV)),
+            "ours": operators(partial(score_all, objective, work, forward)),
+        }
+    floor, median = floor_seconds(loaded, candidate, windows.numel()), statistics.median(ours)
+    record.add("alone_floor_seconds", floor)
+    record.add("alone_seconds_after_reference", median)
+    record.add("alone_seconds_after_reference_plain", statistics.median(plain))
+    record.add("alone_speedup_after_reference", statistics.median(plain) / median)
+    record.add("alone_share_of_matmul_rate", floor / median, ">= 0.45")
 
 
 if __name__ == "__main__":

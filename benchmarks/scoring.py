@@ -37,9 +37,19 @@ DROPPED = 8
 GENERATION = 16
 KINDS = {  # profiler events by what they do
     "matrix products": ("aten::addmm", "aten::mm", "aten::mkldnn_linear", "aten::linear", "mkldnn"),
-    "attention": ("aten::_scaled_dot_product", "aten::scaled_dot", "aten::bmm", "aten::baddbmm"),
-    "log-softmax and batch": (
+    "attention": (
+        "aten::_scaled_dot_product",
+        "aten::scaled_dot",
+        "aten::bmm",
+        "aten::baddbmm",
+        "aten::_softmax",
+    ),
+    "reading of the vocabulary": (
         "aten::_log_softmax",
+        "aten::logsumexp",
+        "aten::exp",
+        "aten::sub",
+        "aten::sum",
         "aten::amax",
         "aten::argmax",
         "aten::index",

@@ -60,8 +60,9 @@ class RunOptions(Settings):
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether blocks are compiled: if it pays within the search, always, or never.
 
-    ``off`` runs the model's own code as it is. The others also use faster attention where it is
-    measured to be faster. Results differ in their last digits.
+    ``off`` runs the model's own code as it is. ``on`` also uses faster attention where it is
+    measured to be faster; it rounds its scores to 16 bits. Results of compiled blocks differ in
+    their last digits.
     """
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     """Number of workers that score. Each loads its own model."""

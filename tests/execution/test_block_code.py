@@ -1,7 +1,8 @@
 """Compiled blocks give what plain ones give, and whatever fails runs by the model's own code."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -104,3 +105,20 @@ def test_auto_compiles_only_if_it_pays(
     monkeypatch.setattr(BlockCode, "_start", lambda self, *args: started.append(True))
     states(loaded, BlockCode("auto", planned))
     assert bool(started) == tried
+
+
+def test_only_on_uses_attention_that_rounds_more(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without being asked for, nothing moves the numbers further than the order of a sum."""
+    used: list[str] = []
+
+    @contextmanager
+    def noted() -> Iterator[None]:
+        used.append("fast attention")
+        yield
+
+    monkeypatch.setattr(block_code, "fast_attention", noted)
+    states(loaded, BlockCode("auto"))
+    assert used == []
+    assert BlockCode("auto").name == "own"
