@@ -27,6 +27,7 @@ from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.worker import Content
 from prunesearch.evaluation.worker_pool import WorkerPool
 from prunesearch.execution.block_code import BlockCode
+from prunesearch.execution.head_choice import use_compiler
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.importance.layer_statistics import LayerStatistics
 from prunesearch.importance.orders import MeasuredOrder
@@ -248,6 +249,7 @@ def load_for(model: ModelSection, options: RunOptions, quantised: bool = False) 
 def _load(model: ModelSection, options: RunOptions, quantised: bool) -> LoadedModel:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    use_compiler(options.compile == "on")
     events.tell(events.StageProgress(f"loading the model {model.path}"))
     if options.offload != "none":
         return open_streamed(
