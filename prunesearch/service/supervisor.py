@@ -150,7 +150,7 @@ class Child:
         except (OSError, ValueError, KeyError, TypeError):
             return
         # After a restart of the host or the container the number may be that of any process.
-        here = pid > 0 and process_name(pid) == identity and not is_dead(identity)
+        here = pid > 0 and identity != "" and process_name(pid) == identity
         if not here or identity == self._identity:
             return
         self._identity, self._pid = identity, pid

@@ -45,10 +45,16 @@ def this_process() -> str:
 
 
 def process_name(pid: int) -> str:
-    """Return an identifier of a process of this host; see `this_process`."""
+    """Return an identifier of a process of this host; see `this_process`.
+
+    It is empty if the process is gone.
+    """
+    started = _started(pid)
+    if not started:
+        return ""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()} {pid} {_started(pid)}"
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()} {pid} {started}"
     except OSError:
         return ""
 
@@ -61,7 +67,8 @@ def is_dead(process: str) -> bool:
     owned, words = this_process().split(" "), process.split(" ")
     if len(words) != 4 or len(owned) != 4 or words[:2] != owned[:2] or not words[2].isdecimal():
         return False
-    return _started(int(words[2])) != words[3]
+    # A process that was gone when it was named has no start.
+    return not words[3] or _started(int(words[2])) != words[3]
 
 
 def _started(pid: int) -> str:

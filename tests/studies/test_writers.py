@@ -3,6 +3,8 @@ writers.
 """
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from prunesearch.errors import RunError, StudyBusyError
 from prunesearch.studies import persistence, writer_lease
 from prunesearch.studies.summary import summaries
 from prunesearch.studies.writer_lease import WRITERS
-from prunesearch.studies.writer_process import Writer, is_dead
+from prunesearch.studies.writer_process import Writer, is_dead, process_name, this_process
 from tests.support.processes import FORK
 
 RECIPE = Recipe(model="m", drop="2")
@@ -254,3 +256,13 @@ def test_a_writer_of_whom_nothing_is_known_has_a_name() -> None:
     assert str(Writer()) == "another process"
     assert not is_dead("")
     assert not is_dead("another-boot pid:[1] 1 1")
+
+
+def test_a_process_that_was_gone_when_it_was_named_is_dead() -> None:
+    """Its name would be without a start, and nothing would ever tell that it is gone."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert process_name(process.pid) == ""
+    process.wait()
+    words = this_process().split(" ")
+    assert is_dead(" ".join([*words[:2], str(process.pid), ""]))
