@@ -10,6 +10,7 @@ machine's rate at the model's own shapes: each weight times 1,024 rows. The shar
 is the floor of one candidate over its time.
 
     python -m benchmarks.prefix_sharing --json benchmarks/results/prefix_sharing.json
+    python -m benchmarks.prefix_sharing --model FILE.gguf --json OUT.json    # one candidate alone
 """
 
 import statistics

@@ -52,7 +52,7 @@ class CopiesInOrder:
         """Do nothing: the slot is filled."""
 
     def end_use(self, slot: int) -> None:
-        """Do nothing: the slot is no longer used."""
+        """Do nothing: what used the slot has ended."""
 
     def finish(self) -> None:
         """Do nothing: no copy is under way."""

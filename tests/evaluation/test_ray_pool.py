@@ -200,7 +200,7 @@ def test_a_worker_without_the_model_or_with_another_one_names_its_node(cluster: 
     work = generation(1, 1)
     with (
         RayPool(build_nothing, 1, content) as pool,
-        pytest.raises(RunError, match=start + "cannot start: there is no model"),
+        pytest.raises(RunError, match=start + "cannot start: the model is missing"),
     ):
         list(pool.score(work, never))
     other = content._replace(data="0123456789abcdef")

@@ -204,7 +204,7 @@ def test_results_that_nobody_wants_any_more_do_not_get_into_the_next_generation(
 def test_a_worker_that_cannot_start_says_why() -> None:
     with (
         WorkerPool(build_nothing, 1, TOYS) as pool,
-        pytest.raises(RunError, match="worker 0 cannot start: there is no model"),
+        pytest.raises(RunError, match="worker 0 cannot start: the model is missing"),
     ):
         list(pool.score(chunks(toys(WELL)), never))
 

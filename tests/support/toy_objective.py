@@ -73,7 +73,7 @@ def build_toy(folder: Path, number: int) -> "tuple[Objective, Forward, str]":
 
 def build_nothing(number: int) -> "tuple[Objective, Forward, str]":
     """Fail, as where the model is missing."""
-    raise ScoringError("there is no model")
+    raise ScoringError("the model is missing")
 
 
 def build_other_once(folder: Path, number: int) -> "tuple[Objective, Forward, str]":
