@@ -244,7 +244,9 @@ class Forward:
         except torch.OutOfMemoryError:
             if len(group) == 1:
                 raise
+        # Later passes keep to what has proved to fit.
         self._memory //= 2
+        self._given_memory = self._memory
         _tell_of_short_memory(self.model)
         for half in (group[: len(group) // 2], group[len(group) // 2 :]):
             yield from self._run_group(job, batch, half)
