@@ -134,3 +134,16 @@ def test_one_candidate_that_does_not_fit_fails(
     short_of_memory(forward, 1, monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
         list(forward.run([(rows(2), BOTH)]))
+
+
+def test_what_did_not_fit_is_not_tried_again(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that is chosen by what is free would be chosen again for each pass."""
+    forward = Forward(loaded.model, loaded.layers, state_memory=None)
+    list(forward.run([(rows(2), BOTH)]))
+    before = forward.max_candidates(rows(2))
+    short_of_memory(forward, 16, monkeypatch)
+    list(forward.run([(rows(2), [DENSE, *BOTH])]))
+    list(forward.run([(rows(2), BOTH)]))
+    assert forward.max_candidates(rows(2)) <= before // 2
