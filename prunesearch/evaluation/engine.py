@@ -67,6 +67,8 @@ class LocalEngine:
         keep_freed_memory()
         self.loaded = loaded
         self.objective = objective
+        # The workers of another scorer decide for themselves how they run blocks.
+        self._code = code if scorer is None else None
         scorer = scorer or LocalScorer(loaded, objective, state_memory, code)
         self.workers = scorer.workers
         self._cache = cache
@@ -76,6 +78,11 @@ class LocalEngine:
         self._futures: dict[CandidateRequest, asyncio.Future[Evaluation]] = {}
         self._waiting: dict[CandidateRequest, asyncio.Future[Evaluation]] = {}
         self._scoring_task: asyncio.Task[None] | None = None
+
+    @property
+    def block_code(self) -> str | None:
+        """How this process runs blocks (see `BlockCode.name`); None if workers score."""
+        return None if self._code is None else self._code.name
 
     def _cancelled(self) -> bool:
         """Return True if no consumer waits for results any more, or the process is to stop."""

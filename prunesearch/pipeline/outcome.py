@@ -55,6 +55,8 @@ class SearchOutcome:
         ranked: candidates of the study, best first.
         maximize: True if a larger `value` is better.
         sources: sources of the candidates; None if no language model was asked.
+        block_code: how blocks ran (see `BlockCode.name`); None if workers scored, or nothing was
+            computed.
     """
 
     study: str
@@ -76,6 +78,7 @@ class SearchOutcome:
     ranked: tuple[LayerSubset, ...]
     maximize: bool
     sources: SourceShares | None = None
+    block_code: str | None = None
 
     def is_better_than(self, other: "SearchOutcome") -> bool:
         """Return whether the best trial has a better value than that of another outcome."""
@@ -147,6 +150,7 @@ def outcome_of(
         ranked=tuple(ready.space.from_params(trial.params) for trial in ranked),
         maximize=ready.study.directions[0] == StudyDirection.MAXIMIZE,
         sources=source_shares(ready.study.get_trials(deepcopy=False)),
+        block_code=session.engine.block_code if result.computed else None,
     )
 
 
@@ -239,6 +243,7 @@ def search_report(outcome: SearchOutcome, storage: str) -> SearchReport:
         damaged=outcome.damaged,
         seconds=round(outcome.seconds, 3),
         sources=outcome.sources,
+        block_code=outcome.block_code,
     )
 
 

@@ -73,6 +73,7 @@ class SearchReport:
     damaged: int
     seconds: float
     sources: SourceShares | None = field(default=None, metadata=json_as(omit_none=True))
+    block_code: str | None = field(default=None, metadata=json_as(omit_none=True))
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ def test_a_run_returns_the_search_the_export_the_recovery_and_the_evaluation(
     assert list(plain) == [outcome, exported]
     assert exported.folder == tmp_path / "plain"
     assert (plain.recovery, plain.evaluation) == (None, None)
+    assert outcome.block_code == "own"
     # With a recovery and an evaluation.
     text = recipe.data.calibration
     healing = HealRecipe(data=text, held_out_tokens=64, window=32, steps=2, batch_size=2)
@@ -66,6 +67,7 @@ def test_a_run_returns_the_search_the_export_the_recovery_and_the_evaluation(
     )
     found = prunesearch.run(recovered, options, tmp_path / "recovered")
     assert found.outcome.best.candidate == outcome.best.candidate
+    assert found.outcome.block_code is None  # all was in the cache
     assert found.recovery is not None
     assert found.recovery.dropped == outcome.best.candidate.text
     assert found.evaluation is not None
