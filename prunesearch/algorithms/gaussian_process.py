@@ -23,8 +23,12 @@ from prunesearch.algorithms.operators import Mask, Real
 
 NOISE = 0.1  # variance of what the model does not explain, on the scale of the normal scores
 _LEAST = 1e-12  # smallest variance
+_LEAST_NOISE = 1e-6  # keeps the covariance of scores without noise positive definite
 LARGEST = 128  # largest number of trials in the model: the best and the latest
 FEWEST = 6  # smallest number of trials in the model
+# Variances of the signal, as shares of a covariance whose amplitudes are about 1: the evidence
+# chooses among them where the noise of each trial is known.
+_SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 Amplitudes = tuple[float, ...]
 
@@ -42,13 +46,15 @@ class GaussianProcess(ABC):
 
     Args:
         X_ND: candidates that were evaluated.
-        score_N: their normal scores.
+        score_N: their normal scores, or losses with mean 0 and variance 1.
+        noise_N: variance of the noise of each score, in squared units of the scores. If None, the
+            noise of all scores is `NOISE` times the overall variance.
 
     Attributes:
         correlation: correlation of leave-one-out predictions with what was measured.
     """
 
-    def __init__(self, X_ND: Mask, score_N: Real) -> None:
+    def __init__(self, X_ND: Mask, score_N: Real, noise_N: Real | None = None) -> None:
         n = score_N.size
         F_NF, ends = self._features(X_ND), self._ends(X_ND.shape[1])
         points_NP = self._points(X_ND)
@@ -60,19 +66,27 @@ class GaussianProcess(ABC):
         # at no extra cost.
         K = np.empty((n + 1, n + 1))
         K[n, :n] = K[:n, n] = score_N
-        K[n, n] = 1.0 + score_N @ score_N / NOISE  # enough to stay positive definite
         best = -np.inf
         factor_NN: Real = np.eye(n)
-        for amplitudes in self._grid():
+        # With known noise the overall variance is one more choice; else it is integrated out.
+        scales: Sequence[float | None] = (None,) if noise_N is None else _SCALES
+        for amplitudes, scale in itertools.product(self._grid(), scales):
+            relative_N = _relative_noise(n, noise_N, scale)
             shares = [*self._similar_shares(amplitudes), *self._shares(amplitudes)]
             K[:n, :n] = (np.array(shares) @ grams.reshape(len(grams), -1)).reshape(n, n)
-            K[np.arange(n), np.arange(n)] += NOISE
+            K[np.arange(n), np.arange(n)] += relative_N
+            # Enough to stay positive definite.
+            K[n, n] = 1.0 + score_N @ score_N / float(relative_N.min())
             L = np.linalg.cholesky(K)
-            variance = max(float(L[n, :n] @ L[n, :n]) / n, _LEAST)  # 0 where all scores tie
+            fit = float(L[n, :n] @ L[n, :n]) / n
+            variance = max(fit, _LEAST) if scale is None else scale  # 0 where all scores tie
             evidence = -0.5 * n * np.log(variance) - float(np.log(np.diag(L)[:n]).sum())
+            if scale is not None:
+                evidence -= 0.5 * n * fit / scale
             if evidence > best:
                 best, self._amplitudes, self._variance = evidence, amplitudes, variance
                 factor_NN = np.asarray(L[:n, :n], dtype=np.float64)
+                self._pending_noise = float(relative_N.mean())
         # Q rows: the N evaluated candidates, then those under way.
         widths = np.diff(ends)
         self._scale_F = np.sqrt(np.repeat(self._shares(self._amplitudes), widths))
@@ -135,7 +149,7 @@ class GaussianProcess(ABC):
         """
         (k_Q,), (own,) = self._covariance(X_D[None])
         white_Q = self._inverse_QQ @ k_Q
-        pivot = np.sqrt(max(float(own - white_Q @ white_Q) + NOISE, 1e-12))
+        pivot = np.sqrt(max(float(own - white_Q @ white_Q) + self._pending_noise, 1e-12))
         grown_QQ = np.zeros((k_Q.size + 1, k_Q.size + 1))
         grown_QQ[:-1, :-1] = self._inverse_QQ
         grown_QQ[-1] = np.append(-(white_Q @ self._inverse_QQ) / pivot, 1.0 / pivot)
@@ -153,6 +167,13 @@ class GaussianProcess(ABC):
         for share, gram_MQ in zip(self._similar_shares(self._amplitudes), similar, strict=True):
             K_MQ = K_MQ + share * gram_MQ
         return K_MQ, (F_MF**2).sum(1) + self._self_similarity
+
+
+def _relative_noise(n: int, noise_N: Real | None, scale: float | None) -> Real:
+    """Return the noise of each score as a share of the overall variance, shape (N,)."""
+    if noise_N is None or scale is None:
+        return np.full(n, NOISE)
+    return np.maximum(noise_N / scale, _LEAST_NOISE)
 
 
 def _correlation(a_N: Real, b_N: Real) -> float:

@@ -73,14 +73,17 @@ class Surrogate(GaussianProcess):
 
     Args:
         X_ND: subsets that were evaluated.
-        score_N: their normal scores.
+        score_N: their normal scores, or losses with mean 0 and variance 1.
         ranking: a prior ranking of the units, or None.
+        noise_N: variance of the noise of each score, in squared units of the scores; or None.
     """
 
-    def __init__(self, X_ND: Mask, score_N: Real, ranking: Ranking | None) -> None:
+    def __init__(
+        self, X_ND: Mask, score_N: Real, ranking: Ranking | None, noise_N: Real | None = None
+    ) -> None:
         self._ranking = ranking
         self._size = float(max(1.0, X_ND.sum(1).mean()))
-        super().__init__(X_ND, score_N)
+        super().__init__(X_ND, score_N, noise_N)
 
     def _grid(self) -> Sequence[Amplitudes]:
         return _GRID

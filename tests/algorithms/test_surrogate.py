@@ -51,6 +51,32 @@ def dense_posterior(model: Surrogate, X: Mask, Z: Mask, score: Real) -> tuple[Re
     return k[:, : score.size] @ np.linalg.solve(K[: score.size, : score.size], score), variance
 
 
+def test_known_noise_is_the_noise_of_the_posterior() -> None:
+    X, Z = subsets(40), subsets(15, seed=1)
+    raw = loss(X)
+    score = (raw - raw.mean()) / raw.std()
+    noise = np.linspace(0.01, 1.5, 40)  # of one trial to the next, in squared units of the scores
+    model = Surrogate(X, score, None, noise)
+    scale = model._variance
+    K = scale * covariance(model, X, X) + np.diag(noise)
+    k = scale * covariance(model, Z, X)
+    own = scale * np.diag(covariance(model, Z, Z))
+    mean, deviation = model.predict(Z)
+    np.testing.assert_allclose(mean, k @ np.linalg.solve(K, score), atol=1e-8)
+    variance = own - (k * np.linalg.solve(K, k.T).T).sum(1)
+    np.testing.assert_allclose(deviation**2, variance, atol=1e-8)
+
+
+def test_noisier_trials_are_believed_less() -> None:
+    X = subsets(40)
+    score = np.random.default_rng(3).normal(size=40)
+    score -= score.mean()
+    noise = np.where(np.arange(40) < 20, 1e-4, 4.0)
+    mean, _ = Surrogate(X, score, None, noise).predict(X)
+    error = np.abs(mean - score)
+    assert error[:20].mean() < 0.2 * error[20:].mean()
+
+
 @pytest.mark.parametrize("ranking", [None, Ranking(WEIGHT + 0.1)])
 def test_predictions_are_the_posterior(ranking: Ranking | None) -> None:
     X, Z = subsets(40), subsets(15, seed=1)
