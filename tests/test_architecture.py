@@ -240,7 +240,8 @@ def test_tests_import_no_other_test_modules_and_no_benchmarks() -> None:
         for name in names:
             if name.startswith("tests.") and not name.startswith(".".join(place)):
                 assert name.startswith(allowed), f"{path.name} imports {name}"
-            if path != Path(__file__):  # which counts circles as the benchmark of structure does
+            # Tests of benchmarks import them; this file counts circles as one of them does.
+            if path != Path(__file__) and place[1] != "benchmarks":
                 assert not name.startswith("benchmarks"), f"{path.name} imports {name}"
 
 
