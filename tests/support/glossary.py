@@ -72,7 +72,7 @@ PHRASES = (
     r"\bdense (model's )?answers?\b",
     r"\bwork folders?\b",
     r"--weights (memory|host|stream)\b",
-    r"\bfamil(y|ies)\b",
+    r"(?<!--)\bfamil(y|ies)\b",  # the option of a benchmark names a group of landscapes
     r"\boutput writers?\b",
     r"\bput aside\b|\bthe shelf\b",
 )  # fmt: skip

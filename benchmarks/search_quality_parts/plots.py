@@ -1,0 +1,53 @@
+"""The plots: the mean best so far of each algorithm."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.search_quality_parts.problem import Trace
+from prunesearch.algorithms.registry import names_with
+
+COLORS = {"pso": "black", "woa": "tab:red"}
+Curve = np.ndarray[Any, Any]
+
+
+def mean_curves(
+    traces: Mapping[str, Sequence[Trace]], budget: int, offset: float
+) -> dict[str, Curve]:
+    """Return the mean of each algorithm's runs at each budget, above `offset`.
+
+    Where a run has no whole subset yet, the mean is NaN.
+    """
+    curves = {}
+    for name, runs in traces.items():
+        values_RB = [[trace.at(b) - offset for b in range(1, budget + 1)] for trace in runs]
+        mean_B = np.mean(values_RB, axis=0)
+        curves[name] = np.maximum(np.where(np.isfinite(mean_B), mean_B, np.nan), 1e-5)
+    return curves
+
+
+def plot(path: Path, curves: Mapping[str, Curve], ylabel: str, title: str) -> None:
+    """Draw the curves into a PNG file, the best algorithm first."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(11.0, 6.0), layout="constrained")
+    swarms = names_with("surrogate")
+    for rank, name in enumerate(sorted(curves, key=lambda name: float(curves[name][-1]))):
+        axes.plot(
+            np.arange(1, len(curves[name]) + 1),
+            curves[name],
+            label=name,
+            linewidth=2.5 if name in swarms else 1.0,
+            color=COLORS.get(name),
+            linestyle="-" if name in swarms else ("-", "--", ":", "-.")[rank % 4],
+        )
+    axes.set(xlabel="unique evaluations", ylabel=ylabel, title=title, yscale="log")
+    axes.grid(visible=True, which="both", alpha=0.25)
+    figure.legend(fontsize=7, loc="outside right upper")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
