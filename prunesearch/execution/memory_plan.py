@@ -19,7 +19,7 @@ from prunesearch.models.structure import settings_of
 from prunesearch.space import SearchSpace
 
 KL_TOP = 512
-"""Tokens of the top-k KL that is proposed if the full reference logits do not fit."""
+"""Tokens of the top-k KL that is proposed if the whole reference of KL does not fit."""
 
 
 def plan_memory(
@@ -50,13 +50,14 @@ def plan_memory(
         types.add(torch.float32)
     hidden = int(settings_of(model.config).hidden_size)
     speed = measure(device, hidden, min(at_once, 256), types, list(model.stored.values()))
-    # Predict all modes. If none fits with full reference logits, try the top-k KL.
+    # Predict all modes. If none fits with the whole reference of KL, try the top-k KL.
     formulas = PlanFormulas(model, asked, generation, speed, device, at_once)
     modes = formulas.modes(asked.kl_top)
     top = asked.kl_top
     if top is None and asked.tokens is not None and not any(mode.fits for mode in modes):
-        top = KL_TOP
-        modes = formulas.modes(top)
+        smaller = formulas.modes(KL_TOP)
+        if any(mode.fits for mode in smaller):
+            top, modes = KL_TOP, smaller
     # Use the fastest mode that fits.
     best: Mode | None = None
     for mode in modes:

@@ -10,6 +10,9 @@ from prunesearch.execution.hardware import Speed
 from prunesearch.execution.plan_inputs import PlannedModel
 from prunesearch.execution.plan_types import Asked, Mode
 
+_OF_TOKENS = ("states", "reference logits")
+"""Parts of the memory that fewer tokens make smaller."""
+
 
 def command_of(name: str, asked: Asked, mode: Mode, kl_top: int | None) -> str:
     """Return the command line of the planned search."""
@@ -62,8 +65,8 @@ def notes_of(
         )
     if kl_top is not None and asked.kl_top is None:
         notes.append(
-            f"the reference logits of {asked.tokens_in_all} tokens do not fit: KL over its "
-            f"{kl_top} likeliest"
+            f"the dense model's reference of {asked.tokens_in_all} tokens does not fit: KL over "
+            f"the {kl_top} likeliest"
         )
     if best is not None and best.spilled:
         notes.append(
@@ -71,9 +74,23 @@ def notes_of(
             f"fewer --tokens are faster"
         )
     if best is None:
-        least = min(modes, key=lambda mode: mode.memory)
-        notes.append(
-            f"nothing fits: --offload {least.offload} needs {least.memory / 2**30:.2f} GiB; "
-            "give fewer --tokens, or another --dtype"
-        )
+        notes.append(_nothing_fits(model, asked, min(modes, key=lambda mode: mode.memory)))
     return notes
+
+
+def _nothing_fits(model: PlannedModel, asked: Asked, least: Mode) -> str:
+    """Return what would help if no mode fits.
+
+    Args:
+        least: the mode that needs the least memory.
+    """
+    needs = f"nothing fits: --offload {least.offload} needs {least.memory / 2**30:.2f} GiB"
+    # Without its data, would it fit?
+    without = sum(bytes_ for name, bytes_ in least.parts.items() if name not in _OF_TOKENS)
+    if without <= asked.memory:
+        return f"{needs}; give fewer --tokens, or another --dtype"
+    weights = least.parts["weights"] / 2**30
+    advice = "give more --memory, or a smaller --dtype"
+    if model.gguf:
+        advice += "; the model as safetensors can be streamed (--offload disk)"
+    return f"{needs}, its weights alone {weights:.2f} GiB; {advice}"

@@ -176,7 +176,7 @@ def _from_safetensors(shard: Path) -> Iterator[_Tensor]:
     found: dict[str, tuple[int, int]] = {}
     failure = f"cannot read {str(shard)!r}"
     with (
-        guarded(failure, shard, advice="download it again"),
+        guarded(failure, shard, advice="get it again"),
         safe_open(shard, framework="numpy") as file,
     ):
         for name in file.keys():  # noqa: SIM118 (not a mapping)

@@ -38,9 +38,7 @@ The reader makes an object of each. The largest vocabularies have a million word
 _LEAST_ENTRY = 13
 # Bytes of the shortest description of a tensor.
 _LEAST_TENSOR = 24
-_NOT_WHOLE = (
-    "cannot read {path!r} as GGUF: it is not a whole GGUF file ({reason}); download it again"
-)
+_NOT_WHOLE = "cannot read {path!r} as GGUF: it is not a whole GGUF file ({reason}); get it again"
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def open_gguf(path: Path) -> gguf.GGUFReader:
     """
     # Check the header before the reader trusts it.
     read_header(path)
-    with guarded(f"cannot read {str(path)!r} as GGUF", path, advice="download it again"):
+    with guarded(f"cannot read {str(path)!r} as GGUF", path, advice="get it again"):
         return QuickReader(path)
 
 
@@ -161,7 +159,7 @@ class _Header:
         start = -(-self._at // self._alignment) * self._alignment
         if (missing := start + max(ends, default=0) - self._size) > 0 and ends:
             raise ModelError(
-                f"{str(self._path)!r} is cut short: {missing} bytes are missing; download it again"
+                f"{str(self._path)!r} is cut short: {missing} bytes are missing; get it again"
             )
 
     def _setting(self) -> None:

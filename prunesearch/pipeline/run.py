@@ -119,6 +119,8 @@ def run_stages(command: str, request: Request) -> State:
     with tracked(options.track, options.track_to), Resources() as resources:
         state = State(request, resources)
         for stage in stages:
+            # Python may have ignored the exception of a stop (see `runtime.stopping`).
+            stopping.check()
             if not stage.wanted(state):
                 events.tell(events.StageFinished(stage.name, skipped=True))
                 continue

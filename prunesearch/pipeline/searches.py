@@ -129,6 +129,14 @@ def run_searches(
             ready.study.set_user_attr(persistence.TRIALS_ATTR, total)
             if options.track:
                 events.tell(study_opened(session, ready))
+        chunks = len(session.objective.chunks)
+        if chunks == 1 and any(ready.recipe.objective.race for ready, _ in left):
+            events.tell(
+                events.Message(
+                    "a race has nothing to save here: all data are one chunk, and a candidate "
+                    "drops out between chunks; give more `tokens` or a larger `limit`"
+                )
+            )
         # Search, then collect the outcomes in the order of the recipes.
         searched = iter(_run_to_end(_search_all(session, left)))
         for ready, _ in left:

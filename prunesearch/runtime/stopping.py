@@ -28,6 +28,9 @@ STOPPING = "stopping after the step that is under way; once more stops at once"
 """Message that is shown when a stop was requested."""
 
 
+_UnraisableHook = Callable[["sys.UnraisableHookArgs"], object]
+
+
 class StopRequested(KeyboardInterrupt):
     """The user, or a scheduler, wants the command to end. As a KeyboardInterrupt it passes every
     ``except Exception``.
@@ -136,12 +139,26 @@ def handled() -> Iterator[None]:
         for number in _SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, _handle)
+    hook, sys.unraisablehook = sys.unraisablehook, _told_elsewhere(sys.unraisablehook)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
         _StopState.number, _StopState.ended = None, True
+
+
+def _told_elsewhere(hook: _UnraisableHook) -> _UnraisableHook:
+    """Return a hook that says nothing of a stop that Python ignores: the flag is set, and the work
+    ends at its next look at it.
+    """
+
+    def told(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(unraisable.exc_value, StopRequested):
+            hook(unraisable)
+
+    return told
 
 
 def guard_process() -> None:

@@ -107,7 +107,7 @@ def test_the_gguf_itself_is_the_same_model(
     cut = home / "cut.gguf"
     with gguf.open("rb") as file:
         cut.write_bytes(file.read(50_000_000))
-    assert "download it again" in refused(capsys, monkeypatch, "search", cut, "--drop", 2)
+    assert "get it again" in refused(capsys, monkeypatch, "search", cut, "--drop", 2)
 
 
 @pytest.mark.skipif(not HELLASWAG.exists(), reason="the HellaSwag file is not on this machine")

@@ -107,6 +107,10 @@ def test_where_nothing_fits_it_says_what_would(known_speed: None, llama_70b: str
     document = plan_memory(llama_70b, Asked(2 * GIB))
     assert document.use is None and document.command is None
     assert re.search(r"nothing fits: --offload disk needs \d+\.\d\d GiB", document.notes[-1])
+    # Fewer tokens would not help, and the top-k KL would not either.
+    assert "its weights alone" in document.notes[-1]
+    assert "tokens" not in document.notes[-1]
+    assert not any("likeliest" in note for note in document.notes)
 
 
 def test_a_task_has_requests_and_no_reference_logits(known_speed: None, llama_70b: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import prunesearch
 from prunesearch.config.recovery import EvaluationSection, HealRecipe, Recovery
 from prunesearch.errors import InputError
-from prunesearch.events import Event, SearchProgress, StageProgress
+from prunesearch.events import Event, Message, SearchProgress, StageProgress
 
 
 @pytest.fixture
@@ -34,12 +34,16 @@ def test_a_handler_receives_all_events_of_a_run(
     recipe: prunesearch.Recipe, options: prunesearch.RunOptions, tmp_path: Path
 ) -> None:
     seen: list[Event] = []
-    prunesearch.run(recipe, options, tmp_path / "out", on_event=seen.append)
+    raced = recipe.with_changes(race=True)
+    prunesearch.run(raced, options, tmp_path / "out", on_event=seen.append)
     searched = [event for event in seen if isinstance(event, SearchProgress)]
     assert (searched[0].done, searched[-1].done, searched[-1].total) == (0, 3, 3)
     stages = [event.name for event in seen if isinstance(event, StageProgress)]
     assert stages[0] == f"loading the model {recipe.model.path}"
     assert f"writing the checkpoint to {tmp_path / 'out'}" in stages
+    # All data are one chunk, which a race cannot save a part of.
+    told = [event.text for event in seen if isinstance(event, Message)]
+    assert any("a race has nothing to save here" in text for text in told)
 
 
 def test_a_run_returns_the_search_the_export_the_recovery_and_the_evaluation(

@@ -106,7 +106,6 @@ def test_a_signal_while_loading_ends_it(
     assert not (here / "storage").exists()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_a_handler_raises_may_be_lost_and_the_flag_is_not() -> None:
     class Thing:
         pass
