@@ -128,6 +128,8 @@ class BlockCode:
         function = FunctionType(code, _call.__globals__)
         self._compiler = torch.compile(function, dynamic=True, fullgraph=True)
         self.compiled = True
+        expected = COMPILE_SECONDS.get(hidden.device.type, COMPILE_SECONDS["cpu"])
+        events.tell(events.Message(f"compiling a block (about {expected:.0f} s)"))
         start = _now(hidden)
         self._run_compiled(block, hidden, call)
         self.seconds = _now(hidden) - start

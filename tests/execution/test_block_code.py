@@ -83,8 +83,9 @@ def test_without_a_compiler_blocks_run_by_their_own_code_with_one_note(
         found = states(loaded, code)
     for ours, own in zip(found, states(loaded, BlockCode()), strict=True):
         assert torch.equal(ours, own)
-    (note,) = told
-    assert isinstance(note, Message)
+    began, note = told
+    assert isinstance(began, Message) and isinstance(note, Message)
+    assert began.text == "compiling a block (about 15 s)"
     assert "no compiler found" in note.text
     assert code.name == "fast attention"
 
