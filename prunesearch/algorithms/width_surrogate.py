@@ -44,10 +44,16 @@ class WidthSurrogate(GaussianProcess):
         score_N: their normal scores.
         ranking: a prior ranking of the units, or None.
         space: the space of the widths.
+        noise_N: variance of the noise of each score; see `GaussianProcess`.
     """
 
     def __init__(
-        self, X_ND: Mask, score_N: Real, ranking: Ranking | None, space: WidthSpace
+        self,
+        X_ND: Mask,
+        score_N: Real,
+        ranking: Ranking | None,
+        space: WidthSpace,
+        noise_N: Real | None = None,
     ) -> None:
         self._ranking, self._space = ranking, space
         if ranking is not None:
@@ -55,7 +61,7 @@ class WidthSurrogate(GaussianProcess):
             raw_NR = self._harms(X_ND, ranking)
             self._centre_R = raw_NR.mean(axis=0)
             self._width_R = np.maximum(raw_NR.std(axis=0), 1e-9)
-        super().__init__(X_ND, score_N)
+        super().__init__(X_ND, score_N, noise_N)
 
     def _grid(self) -> Sequence[Amplitudes]:
         return _GRID

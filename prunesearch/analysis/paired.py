@@ -115,6 +115,25 @@ def holm(probabilities: Sequence[float]) -> tuple[float, ...]:
     return tuple(corrected)
 
 
+def equal_candidates(loss_KD: Real) -> float:
+    """Return the probability of such a scatter of the means if all candidates were equal.
+
+    Q = D sum_k (mean of k - mean of all)^2 / v has a chi-squared distribution with K - 1 degrees
+    of freedom, where v is the variance over the candidates of the losses of one document, averaged
+    over the D documents. For answers that are right or wrong it is the test of W. G. Cochran, "The
+    comparison of percentages in matched samples", Biometrika 37, 1950.
+
+    Args:
+        loss_KD: losses of at least two candidates on the same documents.
+    """
+    candidates, documents = loss_KD.shape
+    within = float(loss_KD.var(axis=0, ddof=1).mean())
+    if within == 0.0:
+        return 1.0
+    between = float(((loss_KD.mean(1) - loss_KD.mean()) ** 2).sum())
+    return float(stats.chi2.sf(documents * between / within, candidates - 1))
+
+
 @dataclass(frozen=True)
 class McNemarTest:
     """The comparison of two models on the same documents, each right or wrong.

@@ -121,6 +121,14 @@ TRIALS = SharedOption(
     help="Trials of a study in all.",
 )
 
+CONFIRM = SharedOption(
+    "--confirm",
+    type=float,
+    metavar="SHARE",
+    show_default="0.2 for a task, 0 for calibration text",
+    help="Share of the scored documents that confirms the best trials.",
+)
+
 # The language model of the sampler llm. Its key comes from the environment, because other users of
 # the machine can read command lines.
 LLM_OPTIONS = (

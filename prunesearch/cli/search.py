@@ -7,6 +7,7 @@ import click
 
 from prunesearch.cli.help import Command
 from prunesearch.cli.options import (
+    CONFIRM,
     DATA_OPTIONS,
     JSON,
     LLM_OPTIONS,
@@ -36,6 +37,7 @@ from prunesearch.report.emit import emit
 )
 @with_options(*RECIPE_OPTIONS, *LLM_OPTIONS, *DATA_OPTIONS, *MODEL_OPTIONS)
 @TRIALS
+@CONFIRM
 @STUDY
 @STORAGE
 @with_options(*RUN_OPTIONS)
@@ -62,6 +64,7 @@ def search(as_json: bool, **settings: Any) -> None:  # noqa: ANN401
 @click.argument("recipe_file", metavar="RECIPE")
 @OUT.variant(show_default="storage/exports/STUDY")
 @TRIALS
+@CONFIRM
 @STUDY
 @STORAGE
 @TRUST

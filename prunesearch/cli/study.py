@@ -8,6 +8,7 @@ import click
 from prunesearch.cli.help import Group
 from prunesearch.cli.options import (
     CALIBRATION,
+    CONFIRM,
     COPY_FROM,
     COPY_TO,
     INCLUDE_PATH,
@@ -80,10 +81,13 @@ def study_best(
 
     quiet_optuna()
     wanted = selection.SelectionCriteria.parse(max_loss, max_size)
-    trial = selection.choose(
-        persistence.load(persistence.open_storage(storage, create=False), name), wanted
-    )
-    emit(as_json, summary.summarise_trial(trial), rendered.study_best)
+    found = persistence.load(persistence.open_storage(storage, create=False), name)
+    chosen = summary.chosen_trial(found, wanted)
+    emit(as_json, chosen, rendered.study_best)
+    if not as_json:
+        # Scripts read the layers, so the rest goes to stderr.
+        for line in rendered.how_certain(chosen):
+            click.echo(line, err=True)
 
 
 @study.command("layers")
@@ -106,6 +110,7 @@ def study_layers(name: str, storage: str, as_json: bool) -> None:
 @CALIBRATION.variant(show_default="where it was")
 @with_options(TASK_DATA, INCLUDE_PATH)
 @TRIALS.variant(show_default="as many as were asked for last")
+@CONFIRM
 @TRUST
 @STORAGE
 @with_options(*RUN_OPTIONS)

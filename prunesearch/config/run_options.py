@@ -14,6 +14,8 @@ from prunesearch.units import parse_size
 
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
 """Largest number of threads. More only wait for each other."""
+CONFIRM = 0.2
+"""Share of the scored documents that confirms, unless the user says another."""
 OFFLOADS = ("none", "cpu", "disk")
 COMPILES = ("auto", "on", "off")
 ENGINES = ("local", "ray")
@@ -43,6 +45,12 @@ class RunOptions(Settings):
     """Total number of trials in the study.
 
     If it is not given, the study gets more if the sampler needs them.
+    """
+    confirm: Annotated[float, Field(ge=0, le=0.9)] | None = None
+    """Share of all scored documents that confirm the best candidates of a search on a task.
+
+    The trials take the rest: with 200 trials and 0.2, the best are scored on as many further
+    documents as 50 trials take. 0: none. Default: 0.2.
     """
     device: str | None = None
     """Torch device; default: cuda if there is one, else cpu."""

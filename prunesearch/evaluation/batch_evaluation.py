@@ -56,6 +56,10 @@ class BatchEvaluation:
         """Candidates that cannot be scored."""
         return set(self._failure)
 
+    def failure(self, candidate: LayerSubset) -> str:
+        """Return why a candidate that failed cannot be scored."""
+        return self._failure[candidate]
+
     def fill(self, rung: int) -> Iterator[CandidateRequest]:
         """Get results on the first `rung` chunks for all requests left.
 

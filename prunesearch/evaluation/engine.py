@@ -11,6 +11,7 @@ from prunesearch import events
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.keys import latency_key
 from prunesearch.candidate import Evaluation, LayerSubset
+from prunesearch.errors import ScoringError
 from prunesearch.evaluation.batch_evaluation import BatchEvaluation, CandidateRequest
 from prunesearch.evaluation.cached_scorer import CachedResults, Scorer
 from prunesearch.evaluation.local_scorer import LocalScorer
@@ -28,7 +29,7 @@ from prunesearch.execution.malloc import keep_freed_memory
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.base import Objective
 from prunesearch.objectives.identity import numerics_of
-from prunesearch.objectives.race import Race, rungs
+from prunesearch.objectives.race import Race, items_of, rungs
 from prunesearch.runtime import stopping
 
 
@@ -218,6 +219,8 @@ class LocalEngine:
 
         Raises:
             InputError: the metric is not defined for single items.
+            ScoringError: a candidate cannot be scored.
+            StopRequested: a stop was requested meanwhile.
         """
         asked = list(dict.fromkeys(candidates))
         self._stop.clear()
@@ -225,9 +228,19 @@ class LocalEngine:
             self.results, self.objective, [CandidateRequest(candidate) for candidate in asked]
         )
         chunks = len(self.objective.chunks)
-        for _ in batch.fill(chunks):
-            pass
-        return [self.objective.losses(batch.leading(candidate, chunks)) for candidate in asked]
+        try:
+            for _ in batch.fill(chunks):
+                pass
+        except EvaluationCancelled:
+            stopping.check()
+            raise
+        # The rows are read once: margins tell right from wrong without lm-eval's templates.
+        found: list[Sequence[float]] = []
+        for candidate in asked:
+            if candidate in batch.failed:
+                raise ScoringError(batch.failure(candidate))
+            found.append(items_of(self.objective, batch.leading(candidate, chunks)).losses)
+        return found
 
     def latency_model(self) -> LatencyModel:
         """Return the per-block latencies of the model on this machine.

@@ -35,6 +35,7 @@ class TrialScalarizer:
         sizes: sizes of the model's parts.
         latency: latencies of the model's parts.
         against: ``size`` or ``latency`` for a study with two values. None: one weighted sum.
+        noisy: True if candidates differ by chance, because the metric is that of documents.
     """
 
     metric: str
@@ -43,6 +44,7 @@ class TrialScalarizer:
     sizes: Sizes
     latency: LatencyModel
     against: str | None = None
+    noisy: bool = False
 
     def values(self, evaluation: Evaluation) -> list[float]:
         """Return the values of an evaluation that Optuna optimises."""
@@ -62,6 +64,17 @@ class TrialScalarizer:
         if self.maximize:
             return [quality + saved]
         return [quality - saved]
+
+    def standard_error(self, evaluation: Evaluation) -> float | None:
+        """Return the standard error of the first value of a noisy objective; None for others.
+
+        Errors that all candidates have in common do not count, so losses on calibration text, which
+        is the same for all and long, have none.
+        """
+        error = evaluation.stderr.get(self.metric)
+        if not self.noisy or self.against is not None or error is None:
+            return None
+        return self.weights.quality * error
 
     def better(self, value: float, than: float) -> bool:
         """Return True if the first value of a trial is better than another."""

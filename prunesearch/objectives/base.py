@@ -146,6 +146,21 @@ class HasItems(Protocol):
         ...
 
 
+@runtime_checkable
+class HasDocuments(Protocol):
+    """An objective on documents of tasks, of which there may be more than it reads."""
+
+    @property
+    def task_count(self) -> int:
+        """Number of tasks that each give documents."""
+        ...
+
+    @property
+    def further_documents(self) -> int:
+        """Number of documents of each task after those that are read."""
+        ...
+
+
 def numbers_of(rows: Iterable[Row]) -> list[list[float]]:
     """Return rows of numbers as such.
 

@@ -121,7 +121,7 @@ class TaskObjective:
     ) -> None:
         self._model = loaded.model
         self._name = task
-        self._limit = limit
+        self._first, self._limit = first, limit
         # Build all requests once: a first evaluation with dummy answers records them.
         self._tasks = load_tasks(task, data, include_path, generate)
         configure(self._tasks, num_fewshot)
@@ -170,6 +170,19 @@ class TaskObjective:
                 [targets, *map(rules_of, self._tasks["tasks"].values())]
             ),
         }
+
+    @property
+    def task_count(self) -> int:
+        """Number of tasks that each give documents."""
+        return len(self._tasks["tasks"])
+
+    @property
+    def further_documents(self) -> int:
+        """Number of documents of each task after those that are read; of the smallest task."""
+        if self._limit is None:
+            return 0
+        counts = [len(leaf.eval_docs) for leaf in self._tasks["tasks"].values()]
+        return max(0, min(counts) - self._first - self._limit)
 
     def _documents(self, name: str, leaf: Task) -> Iterator[tuple[int, Any]]:
         """Yield the numbers and documents of a task that are scored."""

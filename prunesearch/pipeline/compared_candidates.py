@@ -27,7 +27,7 @@ from prunesearch.pipeline.outcome import knee
 from prunesearch.pipeline.prepared_study import rank
 from prunesearch.space import SearchSpace, Space
 from prunesearch.studies.measurements import BASELINE
-from prunesearch.studies.selection import best_trials, searched_metric
+from prunesearch.studies.selection import recommended_trials, searched_metric
 from prunesearch.widths.space import WidthSpace
 
 RANDOM = 5
@@ -106,7 +106,7 @@ def best_of(study: Study) -> list[FrozenTrial]:
         finished.
     """
     # The first trial is the best by all that the study searches for.
-    ranked = list(best_trials(study, None))
+    ranked = list(recommended_trials(study))
     if len(study.directions) > 1 or not ranked:
         return ranked
     metric, sign = searched_metric(study) or "", 1.0

@@ -24,6 +24,7 @@ from prunesearch.pipeline.winner_latency import winner_latency
 from prunesearch.report.results import Cost, PairedDifference, ScoredModel, SearchReport
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.studies import persistence, selection
+from prunesearch.studies.recommendation import Recommendation
 from prunesearch.studies.sources import SourceShares, source_shares
 from prunesearch.studies.summary import TrialSummary, summarise_trial
 
@@ -57,6 +58,7 @@ class SearchOutcome:
         sources: sources of the candidates; None if no language model was asked.
         block_code: how blocks ran (see `BlockCode.name`); None if workers scored, or nothing was
             computed.
+        recommendation: how the best trial was decided; None if its value is the best.
     """
 
     study: str
@@ -79,12 +81,20 @@ class SearchOutcome:
     maximize: bool
     sources: SourceShares | None = None
     block_code: str | None = None
+    recommendation: Recommendation | None = None
+
+    @property
+    def expected(self) -> float:
+        """Value that the best trial is expected to have: its posterior mean where scores are noisy,
+        else its value.
+        """
+        return self.value if self.recommendation is None else self.recommendation.best.estimate
 
     def is_better_than(self, other: "SearchOutcome") -> bool:
         """Return whether the best trial has a better value than that of another outcome."""
         if self.maximize:
-            return self.value > other.value
-        return self.value < other.value
+            return self.expected > other.expected
+        return self.expected < other.expected
 
 
 def outcome_of(
@@ -93,6 +103,7 @@ def outcome_of(
     dense: Evaluation,
     result: SearchResult,
     start: float,
+    recommendation: Recommendation | None = None,
 ) -> SearchOutcome:
     """Return the outcome of a finished search.
 
@@ -102,12 +113,13 @@ def outcome_of(
         dense: evaluation of the dense model.
         result: counts of this run.
         start: time at which the run began, as `time.perf_counter` returns it.
+        recommendation: how the best trial was decided.
 
     Raises:
         RunError: the study has no result.
     """
     name = ready.study.study_name
-    ranked = selection.best_trials(ready.study, None)
+    ranked = selection.recommended_trials(ready.study)
     if not ranked:
         _refuse(ready.study, result)
     # The best trial, or the knee and the whole front of a Pareto study.
@@ -151,6 +163,7 @@ def outcome_of(
         maximize=ready.study.directions[0] == StudyDirection.MAXIMIZE,
         sources=source_shares(ready.study.get_trials(deepcopy=False)),
         block_code=session.engine.block_code if result.computed else None,
+        recommendation=recommendation,
     )
 
 
@@ -244,6 +257,7 @@ def search_report(outcome: SearchOutcome, storage: str) -> SearchReport:
         seconds=round(outcome.seconds, 3),
         sources=outcome.sources,
         block_code=outcome.block_code,
+        recommendation=outcome.recommendation,
     )
 
 

@@ -25,6 +25,7 @@ from prunesearch.execution.latency import LatencyModel
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import most_positions
+from prunesearch.objectives.base import HasDocuments
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.identity import numerics_of, tokens_digest
 from prunesearch.objectives.importance import rank_units
@@ -140,6 +141,7 @@ def _scalarizer(session: Session, recipe: Recipe, study: Study) -> TrialScalariz
         session.loaded.sizes,
         LatencyModel.from_json(latency),
         recipe.search.second_objective,
+        isinstance(session.objective, HasDocuments),
     )
 
 

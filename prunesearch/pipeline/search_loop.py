@@ -29,6 +29,7 @@ from prunesearch.samplers import (
 )
 from prunesearch.space import Space
 from prunesearch.studies import selection
+from prunesearch.studies.recommendation import STANDARD_ERROR_ATTR
 from prunesearch.studies.selection import best_trials
 
 
@@ -191,7 +192,11 @@ class _Run:
         """Finish a trial with its evaluation."""
         failpoints.hit("before_tell", str(number))
         value = None
-        annotate(self._study, number, _attributes(evaluation))
+        attributes = _attributes(evaluation)
+        error = self._scalarizer.standard_error(evaluation)
+        if error is not None:
+            attributes[STANDARD_ERROR_ATTR] = float(f"{error:.4g}")
+        annotate(self._study, number, attributes)
         if evaluation.failure is not None:
             self.failed += 1
             self._study.tell(number, state=TrialState.FAIL)

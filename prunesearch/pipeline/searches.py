@@ -6,6 +6,7 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 from prunesearch import events
@@ -16,6 +17,8 @@ from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import InputError, StudyBusyError
 from prunesearch.llm.opening import check_chat
+from prunesearch.pipeline.confirming import decide
+from prunesearch.pipeline.distinction import DistinctionCheck
 from prunesearch.pipeline.outcome import SearchOutcome, outcome_of
 from prunesearch.pipeline.prepared_study import PreparedStudy, open_study
 from prunesearch.pipeline.search_loop import SearchResult, search
@@ -24,7 +27,7 @@ from prunesearch.pipeline.tracked_results import study_finished, study_opened
 from prunesearch.runtime import stopping
 from prunesearch.samplers import trials_needed
 from prunesearch.space import Space
-from prunesearch.studies import persistence, places
+from prunesearch.studies import persistence, places, selection
 
 Result = TypeVar("Result")
 
@@ -139,13 +142,19 @@ def run_searches(
             )
         # Search, then collect the outcomes in the order of the recipes.
         searched = iter(_run_to_end(_search_all(session, left)))
+        decided = []
+        for ready in prepared:
+            if ready.study.study_name in complete:
+                decided.append(selection.recommendation_of(ready.study))
+            else:
+                decided.append(decide(ready, session, options))
         for ready, _ in left:
             ready.write_notes()
         nothing = SearchResult(0, 0, 0, 0)
         outcomes = []
-        for ready in prepared:
+        for ready, recommendation in zip(prepared, decided, strict=True):
             result = nothing if ready.study.study_name in complete else next(searched)
-            outcomes.append(outcome_of(ready, session, dense, result, start))
+            outcomes.append(outcome_of(ready, session, dense, result, start, recommendation))
             events.tell(study_finished(outcomes[-1]))
         return outcomes
 
@@ -174,12 +183,19 @@ def trials_of(recipe: Recipe, space: Space, options: RunOptions) -> int:
     return options.trials
 
 
+def _after_generation(ready: PreparedStudy, check: DistinctionCheck) -> None:
+    """Do what follows each batch of trials."""
+    ready.noter.now_and_then()
+    check.after_generation()
+
+
 async def _search_all(
     session: Session, prepared: Sequence[tuple[PreparedStudy, int]]
 ) -> list[SearchResult]:
     """Search all prepared studies concurrently."""
     searches = []
     for ready, total in prepared:
+        check = DistinctionCheck(ready, session)
         searches.append(
             search(
                 ready.study,
@@ -188,7 +204,7 @@ async def _search_all(
                 ready.scalarizer,
                 total,
                 ready.recipe.objective.race,
-                ready.noter.now_and_then,
+                partial(_after_generation, ready, check),
             )
         )
     return await asyncio.gather(*searches)

@@ -44,7 +44,8 @@ def _studies(found: StudyComparison) -> Group:
     if found.equal_evaluations is not None:
         equal = f"best after {found.equal_evaluations:,} evaluations"
     columns = (
-        "study", "model", "sampler", "removes", "value", "best", equal, "evaluations",
+        "study", "model", "sampler", "removes", "value", "best", "confirmed", "naive best", equal,
+        "evaluations", "confirmed with (evaluations)",
         "distinct candidates", "cache hits", "scored for", "saved by the cache",
         "evaluations to best", "time to best", heading(row.winner for row in found.studies),
     )  # fmt: skip
@@ -58,8 +59,10 @@ def _studies(found: StudyComparison) -> Group:
                 row.budget,
                 label(row.metric),
                 _best(row),
+                *_decided(row),
                 _value(row.metric, row.best_at_equal),
                 f"{row.evaluations:,}",
+                f"{row.confirming_evaluations:.0f}" if row.confirming_evaluations else "-",
                 f"{row.distinct:,}",
                 f"{row.hits:,}",
                 duration(row.seconds),
@@ -83,6 +86,17 @@ def _best(row: ComparedStudy) -> str:
     if row.stderr and not row.metric.startswith("weighted"):
         shown += f" ± {stderr_of(row.metric, row.best, row.stderr)}"
     return shown
+
+
+def _decided(row: ComparedStudy) -> tuple[str, str]:
+    """Return the winner's value on further documents, and the naive best's measured value."""
+    made = row.recommendation
+    if made is None:
+        return "-", "-"
+    best, shown = made.best, "-"
+    if best.fresh is not None:
+        shown = f"{best.fresh:.4f} ({best.low:.4f} to {best.high:.4f})"
+    return shown, number(row.metric, made.naive_best.value)
 
 
 def _value(metric: str, value: float | None) -> str:

@@ -185,7 +185,7 @@ class Noter:
 
     def write(self) -> None:
         """Write the notes."""
-        ranked = selection.best_trials(self._study, None)
+        ranked = selection.recommended_trials(self._study)
         pareto = len(self._study.directions) > 1
         best = ranked[0] if ranked and not pareto else None
         trials = self._study.get_trials(deepcopy=False)

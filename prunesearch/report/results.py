@@ -10,6 +10,7 @@ from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import InputError
 from prunesearch.export.results import Exported, ExportedGguf, PrintedRecipe
 from prunesearch.runtime.json_values import JsonObject, json_as
+from prunesearch.studies.recommendation import Recommendation
 from prunesearch.studies.sources import SourceShares
 from prunesearch.studies.summary import TrialSummary
 
@@ -74,6 +75,7 @@ class SearchReport:
     seconds: float
     sources: SourceShares | None = field(default=None, metadata=json_as(omit_none=True))
     block_code: str | None = field(default=None, metadata=json_as(omit_none=True))
+    recommendation: Recommendation | None = field(default=None, metadata=json_as(omit_none=True))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 
 from prunesearch.report.export import exported
+from prunesearch.report.recommendation import decided
 from prunesearch.report.removals import Removal, heading
 from prunesearch.report.sources import source_lines
 from prunesearch.report.study import front_table
@@ -58,7 +59,14 @@ def found(report: "SearchReport") -> Parts:
     """Show the best candidate against the dense model, and the cost of the run."""
     removal = Removal.of(report.best.dropped)
     title = f"{report.study}: best of {report.trials} trials {removal.sentence}"
-    parts: Parts = [_compared(title, report), *_paired(report)]
+    metric = next(iter(report.best.metrics), "value")
+    if report.paired is not None:
+        metric = report.paired.metric
+    parts: Parts = [
+        _compared(title, report),
+        *_paired(report),
+        *decided(report.recommendation, metric),
+    ]
     widths = removal.table_of_widths()
     if widths is not None:
         parts.append(widths)

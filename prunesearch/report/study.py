@@ -7,6 +7,7 @@ from rich.console import Group
 from prunesearch.config.flat import SECTIONS
 from prunesearch.config.recipe import Recipe
 from prunesearch.objectives.registry import relative_metrics
+from prunesearch.report.recommendation import decided
 from prunesearch.report.removals import Removal, heading
 from prunesearch.report.sources import source_lines
 from prunesearch.report.tables import (
@@ -22,7 +23,9 @@ from prunesearch.report.tables import (
 )
 from prunesearch.runtime.json_values import Json
 from prunesearch.studies.copying import CopiedStudy
+from prunesearch.studies.recommendation import STANDARD_ERROR_ATTR
 from prunesearch.studies.summary import (
+    ChosenTrial,
     DeletedStudy,
     StudyDetails,
     StudyLayers,
@@ -92,8 +95,9 @@ def study_show(details: StudyDetails) -> Parts:
     counts = f"{summary.trials} trials finished, {_running_of(summary)}, {summary.failed} failed"
     if summary.partial_subsets:
         counts += f", {summary.partial_subsets} partial"
-    lines = [counts, *source_lines(details.sources)]
     best = details.best
+    metric = _metric_of(best) or "value"
+    lines = [counts, *source_lines(details.sources), *decided(details.recommendation, metric)]
     if not best:
         return [settings, *lines]
     if len(best[0].values) > 1:
@@ -123,7 +127,7 @@ def _best_table(best: Sequence[TrialSummary]) -> Group:
     # Attributes that are long, or that repeat the value, are only part of the --json output.
     names = []
     for name, value in best[0].attributes.items():
-        repeated = name in ("dropped", metric) or name.endswith("_stderr")
+        repeated = name in ("dropped", metric, STANDARD_ERROR_ATTR) or name.endswith("_stderr")
         if not repeated and isinstance(value, float | int):
             names.append(name)
     if "cache" in best[0].attributes:
@@ -198,9 +202,14 @@ def _running_of(summary: StudySummary) -> str:
     return text
 
 
-def study_best(trial: TrialSummary) -> Parts:
+def study_best(chosen: ChosenTrial) -> Parts:
     """Show the dropped layers only, for scripts."""
-    return [trial.dropped]
+    return [chosen.trial.dropped]
+
+
+def how_certain(chosen: ChosenTrial) -> list[str]:
+    """Return lines about how the best trial was decided, where scores are noisy."""
+    return decided(chosen.recommendation, _metric_of([chosen.trial]) or "value")
 
 
 def study_copy(copied: Sequence[CopiedStudy]) -> Parts:

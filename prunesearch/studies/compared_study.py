@@ -1,9 +1,12 @@
 """One study in a comparison, and whether two studies can be compared."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from prunesearch.analysis.anytime import best_places
+from prunesearch.runtime.json_values import json_as
+from prunesearch.studies.recommendation import Recommendation
 from prunesearch.studies.search_cost import SearchCost
 from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData
@@ -34,7 +37,10 @@ class ComparedStudy:
         wall_seconds: time from the first start to the last end of a trial. Breaks count.
         evaluations_to_best, seconds_to_best: evaluations and time until the best trial was found.
         best_at_equal: best value after `StudyComparison.equal_evaluations` evaluations.
+        recommendation: how the winner was decided; None if its value is the best.
     """
+
+    json_properties: ClassVar[tuple[str, ...]] = ("confirming_evaluations",)
 
     study: str
     model: str
@@ -60,6 +66,14 @@ class ComparedStudy:
     evaluations_to_best: int | None
     seconds_to_best: float | None
     best_at_equal: float | None = None
+    recommendation: Recommendation | None = field(default=None, metadata=json_as(omit_none=True))
+
+    @property
+    def confirming_evaluations(self) -> float:
+        """Scored documents that confirmed the winner, in evaluations of the search."""
+        if self.recommendation is None:
+            return 0.0
+        return self.recommendation.spent / self.recommendation.documents
 
 
 def row_of(study: StudyData) -> ComparedStudy:
@@ -97,6 +111,7 @@ def row_of(study: StudyData) -> ComparedStudy:
         wall_seconds=None if cost.span is None else round(cost.span, 3),
         evaluations_to_best=to_best,
         seconds_to_best=seconds_to_best,
+        recommendation=study.recommendation,
     )
 
 

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from prunesearch.errors import InputError, StudyError
 from prunesearch.objectives.registry import relative_metrics, zero_metrics
+from prunesearch.studies.recommendation import Recommendation, read_recommendation
 from prunesearch.units import parse_size
 
 DENSE_ATTR = "dense"
@@ -48,6 +49,25 @@ def best_trials(study: Study, count: int | None) -> Sequence[FrozenTrial]:
         if not front or signs[1] * trial.values[1] < signs[1] * front[-1].values[1]:
             front.append(trial)
     return front[:count]
+
+
+def recommendation_of(study: Study) -> Recommendation | None:
+    """Return which trial of a noisy study is best; None if that was not decided."""
+    return read_recommendation(study.user_attrs, len(_finished(study)))
+
+
+def recommended_trials(study: Study) -> Sequence[FrozenTrial]:
+    """Return the study's finished trials, the best first; the front of a Pareto study.
+
+    Where scores are noisy, the finalists come first, in the order that was decided. All others
+    follow by their measured values.
+    """
+    ranked = best_trials(study, None)
+    decided = recommendation_of(study)
+    if decided is None:
+        return ranked
+    place = {one.trial: index for index, one in enumerate(decided.finalists)}
+    return sorted(ranked, key=lambda trial: place.get(trial.number, len(place)))
 
 
 def _finished(study: Study) -> list[FrozenTrial]:
@@ -98,7 +118,8 @@ def choose(study: Study, wanted: SelectionCriteria) -> FrozenTrial:
     """Return the best trial that meets the limits.
 
     With a largest loss, this is the smallest model. Otherwise it is the model of best quality.
-    Without limits, a study with one objective has a best trial, and a Pareto study has none.
+    Without limits, a study with one objective has a best trial, and a Pareto study has none. Where
+    scores are noisy, the best trial is the recommended one (see `recommendation`).
 
     Args:
         study: the study.
@@ -110,7 +131,7 @@ def choose(study: Study, wanted: SelectionCriteria) -> FrozenTrial:
     """
     # 1. Without limits, take the best trial.
     name = study.study_name
-    trials = best_trials(study, None)
+    trials = recommended_trials(study)
     if not trials:
         raise StudyError(f"study {name!r} has no finished trial yet: run its search first")
     if wanted == SelectionCriteria():

@@ -18,6 +18,7 @@ from prunesearch.objectives.registry import metric_labels
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.studies import persistence, study_columns, study_rows
 from prunesearch.studies.dropped_units import block_count, dropped_shares, order_of_unit
+from prunesearch.studies.recommendation import Recommendation, read_recommendation
 from prunesearch.studies.selection import DENSE_ATTR
 from prunesearch.studies.stored_facts import (
     BlockLatencies,
@@ -95,6 +96,7 @@ class StudyData:
         identity: everything that decides the trials.
         unit_sizes: for each unit 1, or the number of channels or KV groups that it has.
         asked: number of trials that was asked for last; None if it is not known.
+        recommendation: how the best trial was decided; None if its value is the best.
     """
 
     name: str
@@ -116,6 +118,7 @@ class StudyData:
     identity: JsonObject
     unit_sizes: tuple[int, ...]
     asked: int | None = None
+    recommendation: Recommendation | None = None
 
     @property
     def is_pareto(self) -> bool:
@@ -174,6 +177,14 @@ class StudyData:
         return tuple(sorted(self.complete(), key=lambda t: (*self.losses(t), t.number)))
 
     def best(self) -> TrialData | None:
+        """Return the recommended trial where scores are noisy, else the trial of the best first
+        value; None without finished trials.
+        """
+        if self.recommendation is not None:
+            return self.trials[self.recommendation.chosen]
+        return self.naive_best()
+
+    def naive_best(self) -> TrialData | None:
         """Return the trial of the best first value; None without finished trials."""
         ranked = self.ranked()
         return ranked[0] if ranked else None
@@ -271,6 +282,7 @@ def _read(connection: Connection, name: str) -> StudyData:
     label = metric_labels().get(metric, metric)
     if names[0] != metric and names[0].startswith("weighted"):
         label = f"weighted {label}"
+    complete = sum(trial.state == "complete" and bool(trial.values) for trial in trials)
     return StudyData(
         name=key.name,
         recipe=recipe,
@@ -291,6 +303,7 @@ def _read(connection: Connection, name: str) -> StudyData:
         identity=identity,
         unit_sizes=tuple(sizes[unit] for unit in units),
         asked=asked if isinstance(asked, int) else None,
+        recommendation=read_recommendation(attributes, complete),
     )
 
 

@@ -17,7 +17,13 @@ from prunesearch.runtime.json_values import Json, json_as
 from prunesearch.studies import persistence, study_recipe
 from prunesearch.studies.importance import LayerImportance, layer_importances
 from prunesearch.studies.optuna_internals.access import backend_of
-from prunesearch.studies.selection import best_trials
+from prunesearch.studies.recommendation import Recommendation
+from prunesearch.studies.selection import (
+    SelectionCriteria,
+    choose,
+    recommendation_of,
+    recommended_trials,
+)
 from prunesearch.studies.sources import SourceShares, source_shares
 from prunesearch.studies.writer_process import Writer
 
@@ -87,6 +93,20 @@ class StudyDetails:
     recipe: Recipe
     best: tuple[TrialSummary, ...]
     sources: SourceShares | None = field(default=None, metadata=json_as(omit_none=True))
+    recommendation: Recommendation | None = field(default=None, metadata=json_as(omit_none=True))
+
+
+@dataclass(frozen=True)
+class ChosenTrial:
+    """What `prunesearch study best` prints: the trial, and how it was decided if scores are noisy.
+
+    Attributes:
+        trial: the trial.
+        recommendation: how it was decided; None for limits of the user, and without noise.
+    """
+
+    trial: TrialSummary = field(metadata=json_as(inline=True))
+    recommendation: Recommendation | None = field(default=None, metadata=json_as(omit_none=True))
 
 
 @dataclass(frozen=True)
@@ -124,7 +144,7 @@ def summarise(study: Study) -> StudySummary:
     trials = study.get_trials(deepcopy=False)
     states = Counter(trial.state for trial in trials)
     # A Pareto study has a front instead of a best trial.
-    ranked = best_trials(study, None)
+    ranked = recommended_trials(study)
     best_value, best_dropped, front = None, None, 0
     if len(study.directions) > 1:
         front = len(ranked)
@@ -168,6 +188,13 @@ def summarise_trial(trial: FrozenTrial) -> TrialSummary:
     return TrialSummary(trial.number, values[0] if values else None, values, dropped, attributes)
 
 
+def chosen_trial(study: Study, wanted: SelectionCriteria) -> ChosenTrial:
+    """Return the best trial that meets limits; see `selection.choose`."""
+    trial = summarise_trial(choose(study, wanted))
+    decided = recommendation_of(study) if wanted == SelectionCriteria() else None
+    return ChosenTrial(trial, decided)
+
+
 def details(study: Study, best: int) -> StudyDetails:
     """Return a study's summary, its recipe and its best trials.
 
@@ -179,12 +206,13 @@ def details(study: Study, best: int) -> StudyDetails:
         StudyError: the study holds no recipe.
     """
     count = best if len(study.directions) == 1 else None
-    trials = [summarise_trial(trial) for trial in best_trials(study, count)]
+    trials = [summarise_trial(trial) for trial in recommended_trials(study)[:count]]
     return StudyDetails(
         summarise(study),
         study_recipe.recipe_of(study),
         tuple(trials),
         source_shares(study.get_trials(deepcopy=False)),
+        recommendation_of(study),
     )
 
 

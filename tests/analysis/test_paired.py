@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunesearch.analysis.paired import holm, is_binary, mcnemar, paired_test
+from prunesearch.analysis.paired import (
+    equal_candidates,
+    holm,
+    is_binary,
+    mcnemar,
+    paired_test,
+)
 
 RNG = np.random.default_rng(5)
 
@@ -63,3 +69,22 @@ def test_mcnemars_test_counts_what_one_got_right() -> None:
     with pytest.raises(ValueError, match="0 and 1"):
         mcnemar([0.5, 1.0], [1.0, 1.0])
     assert is_binary([0.0, 1.0]) and not is_binary([0.5])
+
+
+def test_candidates_that_differ_by_noise_alone_are_equal() -> None:
+    """Cochran's Q of right and wrong answers: rejected as often as the level says."""
+    rng = np.random.default_rng(0)
+    probabilities = []
+    for _ in range(200):
+        hardness = rng.uniform(0.1, 0.9, 150)
+        probabilities.append(equal_candidates((rng.random((24, 150)) < hardness).astype(float)))
+    assert 0.01 < np.mean(np.array(probabilities) < 0.05) < 0.1
+    better = rng.random((24, 150)) < np.linspace(0.3, 0.6, 24)[:, None]
+    assert equal_candidates(better.astype(float)) < 1e-4
+    assert equal_candidates(np.ones((3, 5))) == 1.0
+
+
+def test_two_candidates_have_the_test_of_mcnemar() -> None:
+    """Without a correction: (b - c)^2 / (b + c)."""
+    losses = np.array([[1, 1, 1, 1, 1, 0, 0, 1], [0, 0, 0, 0, 1, 0, 1, 1]], dtype=float)
+    assert equal_candidates(losses) == pytest.approx(float(stats.chi2.sf((4 - 1) ** 2 / 5, 1)))

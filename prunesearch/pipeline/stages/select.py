@@ -86,7 +86,7 @@ def _from_study(state: State, source: StudySource) -> Selected:
     # The runners-up have a meaning only if there are no criteria of the user.
     others = [trial]
     if source.criteria == selection.SelectionCriteria():
-        others = list(selection.best_trials(study, None))
+        others = list(selection.recommended_trials(study))
     ranked = tuple(space.from_params(other.params) for other in others)
     facts: JsonObject = {
         "study": name,

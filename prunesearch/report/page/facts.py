@@ -10,6 +10,7 @@ from prunesearch.report.figures.registry import REGISTRY
 from prunesearch.report.figures.report_data import ReportData
 from prunesearch.report.page.contents import ReportContents, StudyFacts, StudyRecipe
 from prunesearch.report.page.sentences import notes_of, summary_of, with_error
+from prunesearch.report.recommendation import decided
 from prunesearch.report.removals import Removal
 from prunesearch.report.tables import duration, number
 from prunesearch.runtime.masking import command
@@ -131,6 +132,9 @@ def _facts(study: StudyData) -> tuple[tuple[str, str], ...]:
     # 2. What was found. A front has no best candidate.
     if best is not None and not study.is_pareto:
         rows += _best(study, best)
+    for line in decided(study.recommendation, study.value_names[0]):
+        what, _, how = line.partition(": ")
+        rows.append((what, how) if how else ("naive best", line))
     for name, value in study.dense.items():
         rows.append((f"dense model, {name}", number(name, value)))
     # 3. Facts that are not known have no row.

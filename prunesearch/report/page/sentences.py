@@ -14,6 +14,7 @@ from prunesearch.report.figures.groups import ComparableStudies, StudyGroup, com
 from prunesearch.report.figures.pooled import short_names
 from prunesearch.report.figures.report_data import ReportData
 from prunesearch.report.page.contents import Sentence
+from prunesearch.report.recommendation import decided
 from prunesearch.report.removals import Removal
 from prunesearch.report.tables import label
 from prunesearch.studies.measurements import Measurement, of_role
@@ -42,6 +43,7 @@ def summary_of(report: ReportData) -> tuple[Sentence, ...]:
             found += _algorithms(together)
         found += _winner(together)
     for study in named:
+        found += _decided(study)
         found += _held_out(report.measurements.get(study.name, ()), study)
     names = short_names(report.studies)
     for comparison in compared.measured(report.measurements, report.studies, names):
@@ -223,6 +225,18 @@ def _front(study: StudyData) -> Sentence:
         f"goes from {first.values[0]:.4g} to {last.values[0]:.4g}.",
         SEARCHED_ON,
     )
+
+
+def _decided(study: StudyData) -> list[Sentence]:
+    """Return how the best candidate of a noisy study was decided."""
+    made = study.recommendation
+    found: list[Sentence] = []
+    for line in decided(made, study.value_names[0]):
+        badge = SEARCHED_ON
+        if made is not None and made.confirmed and not found:
+            badge = HELD_OUT
+        found.append(Sentence(f"Study {study.name}, {line}.", badge))
+    return found
 
 
 def _held_out(measured: Sequence[Measurement], study: StudyData) -> list[Sentence]:
