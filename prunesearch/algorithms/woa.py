@@ -11,7 +11,7 @@ is there is a difference of sets here:
     spiral:   X <- G with j swaps       eq. 2.5, around the leader at a distance j that shrinks
                                         with a
 
-The spiral, and the first two lines together, have probability 1/2 each (eq. 2.6). `a` restarts
+The spiral has probability p, the first two lines together 1 - p; p is 1/2 (eq. 2.6). `a` restarts
 every `cycle` generations, so that a study can be prolonged without knowing its length beforehand.
 
 `WhaleVectors` is the paper's algorithm on real vectors, eqs. 2.1 to 2.8.
@@ -35,6 +35,7 @@ class WhaleOptimization:
     """WOA with set moves."""
 
     cycle: int = CYCLE  # generations in which a falls from 2 to 0
+    p: float = 0.5  # probability of the spiral
     name: str = "woa"
 
     def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
@@ -43,7 +44,7 @@ class WhaleOptimization:
         # Each proposal draws its own A and its branch.
         a = falling(swarm.generation, self.cycle)
         A_M = 2.0 * a * rng.random(count) - a  # eq. 2.3
-        near_M, spiral_M = np.abs(A_M) < 1.0, rng.random(count) < 0.5  # eq. 2.6
+        near_M, spiral_M = np.abs(A_M) < 1.0, rng.random(count) < self.p  # eq. 2.6
         # Encircling and exploring: move toward the leader or another whale.
         others = [i for i in range(len(swarm.X_PD)) if i != particle] or [particle]
         goal_MD = np.where(near_M[:, None], leader_D, swarm.X_PD[rng.choice(others, size=count)])
@@ -64,6 +65,8 @@ class WhaleVectors:
     """WOA on real vectors."""
 
     cycle: int = CYCLE  # generations in which a falls from 2 to 0
+    b: float = 1.0  # how fast the spiral widens
+    p: float = 0.5  # probability of the spiral
     name: str = "woa"
 
     def step(self, state: VectorState, count: int, rng: np.random.Generator) -> dict[str, Real]:
@@ -76,11 +79,11 @@ class WhaleVectors:
         random_MD = state.all_PD[rng.integers(len(state.all_PD), size=count)]
         goal_MD = np.where(np.abs(A_MD) >= 1.0, random_MD, leader_D)
         closing_MD = goal_MD - A_MD * np.abs(C_MD * goal_MD - x_D)  # eqs. 2.1, 2.2 and 2.7, 2.8
-        # Spiral around the leader: eq. 2.5 with b = 1.
+        # Spiral around the leader: eq. 2.5.
         l_M = rng.uniform(-1.0, 1.0, size=(count, 1))
-        distance_MD = np.abs(leader_D - x_D) * np.exp(l_M)
+        distance_MD = np.abs(leader_D - x_D) * np.exp(self.b * l_M)
         spiral_MD = distance_MD * np.cos(2.0 * np.pi * l_M) + leader_D
-        x_MD = np.where(rng.random((count, 1)) < 0.5, closing_MD, spiral_MD)  # eq. 2.6
+        x_MD = np.where(rng.random((count, 1)) < 1.0 - self.p, closing_MD, spiral_MD)  # eq. 2.6
         return {"x": np.clip(x_MD, 0.0, 1.0)}
 
 

@@ -11,7 +11,7 @@ returns the same proposal later.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -77,6 +77,8 @@ class SwarmSampler(SubsetSampler):
         asynchronous: never wait for a generation.
         several_objectives: whether the algorithm can search for a front.
         first: candidates that are proposed before all others.
+        coefficients: coefficients of the algorithm that differ from its defaults, as the study
+            stores them.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class SwarmSampler(SubsetSampler):
         asynchronous: bool = False,
         several_objectives: bool = True,
         first: Sequence[LayerSubset] = (),
+        coefficients: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(
             space, seed=seed, population=checked_population(population, 2), first=first
@@ -106,6 +109,7 @@ class SwarmSampler(SubsetSampler):
         elif preselect:
             self.preselection = Preselection()
         self.novelty = novelty
+        self._coefficients = dict(coefficients or {})
         # The ranking is measured (single), given, or absent.
         self._singles: tuple[int, ...] = ()
         self._single = isinstance(ranking, str)
@@ -132,6 +136,8 @@ class SwarmSampler(SubsetSampler):
             "preselect": chosen,
             "novelty": self.novelty,
             "ranking": ranking,
+            # Older studies have none, which stands for the defaults.
+            "coefficients": self._coefficients or None,
         }
 
     def __getstate__(self) -> dict[str, Any]:

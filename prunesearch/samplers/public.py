@@ -16,6 +16,12 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.runtime.json_values import Json
 from prunesearch.samplers.base import Proposal
+from prunesearch.samplers.coefficients import (
+    Coefficients,
+    checked_topology,
+    given,
+    with_coefficients,
+)
 from prunesearch.samplers.continuous import PlainSwarm
 from prunesearch.samplers.population import SwarmSampler, algorithm_of
 from prunesearch.samplers.settings import renamed_encoding
@@ -38,6 +44,14 @@ class Options:
     first: tuple[LayerSubset, ...] = ()
 
 
+@dataclass(frozen=True)
+class Motion:
+    """How a swarm moves, where it differs from the textbook's values."""
+
+    coefficients: Coefficients
+    topology: str = "global"
+
+
 class _Swarm(BaseSampler):
     """Common base of the two samplers, which delegates to another sampler.
 
@@ -57,6 +71,7 @@ class _Swarm(BaseSampler):
         population: int | None,
         constraints_func: Constraints | None,
         options: Options,
+        motion: Motion,
     ) -> None:
         if space is not None and not isinstance(space, SearchSpace | WidthSpace):
             raise InputError(
@@ -69,7 +84,7 @@ class _Swarm(BaseSampler):
             raise InputError(f"constraints_func = {constraints_func!r}: give a function of a trial")
         self._constraints_func = constraints_func
         self.inner = swarm(
-            self.algorithm, space, encoding, seed, population, options, type(self).__name__
+            self.algorithm, space, encoding, seed, population, options, motion, type(self).__name__
         )
 
     @property
@@ -142,8 +157,14 @@ class _Swarm(BaseSampler):
 class PSOSampler(_Swarm):
     """Particle swarm optimization of subsets, or of ordinary Optuna parameters.
 
+    The law of motion is that of J. Kennedy and R. Eberhart, "Particle swarm optimization", ICNN
+    1995, with the coefficients of M. Clerc and J. Kennedy, IEEE TEVC 6(1), 2002. Each particle
+    makes many moves, and a surrogate chooses among them.
+
     The sampler respects constraints from `constraints_func` or ``trial.set_constraint``: every
     feasible trial ranks before every infeasible one.
+
+    A study keeps all settings but `constraints_func`, and can only be resumed with the same ones.
 
     Args:
         space: search space of the subsets, or of widths; None for ordinary parameters (float, int,
@@ -152,15 +173,23 @@ class PSOSampler(_Swarm):
             ``keys``, ``slots`` or ``binary`` from the literature (`algorithms.vector_swarms`).
         seed: seed of the random generator; None to draw one when the study is new.
         population: number of particles, which is the number of trials per generation; default 6
-            with a space, 20 without.
-        preselect, ranking, novelty, first: only with a space, see `SwarmSampler`.
+            with a space, 10 without (20 without a surrogate).
+        preselect: whether a surrogate chooses among many moves of each particle; False for the
+            textbook's algorithm. With a space also the settings of that choice.
+        ranking, novelty, first: only with a space, see `SwarmSampler`.
         asynchronous: never wait for a generation.
         constraints_func: function that returns the constraints of a finished trial. The trial is
             feasible if no constraint is above 0.
         form: old name of `encoding`.
+        inertia: share of its velocity that a particle keeps, from 0 to 1; default 0.729.
+        cognitive: pull of the particle's own best trial, from 0 to 4; default 1.496.
+        social: pull of the leader, from 0 to 4; default 1.496.
+        topology: ``global``, where the best trial leads all particles, or ``ring``, where the best
+            of a particle's and its two neighbours' best trials leads it (J. Kennedy, "Small worlds
+            and mega-minds", CEC 1999); ``ring`` only without a space.
 
     Raises:
-        InputError: an unknown encoding, a wrong value, or an option that needs a space.
+        InputError: an unknown encoding, a wrong value, or an option that the search does not have.
     """
 
     algorithm = "pso"
@@ -179,16 +208,35 @@ class PSOSampler(_Swarm):
         constraints_func: Constraints | None = None,
         form: str | None = None,
         first: Sequence[LayerSubset] = (),
+        inertia: float | None = None,
+        cognitive: float | None = None,
+        social: float | None = None,
+        topology: str = "global",
     ) -> None:
         options = Options(preselect, ranking, novelty, asynchronous, tuple(first))
         encoding = renamed_encoding(encoding, form)
-        super().__init__(space, encoding, seed, population, constraints_func, options)
+        coefficients = given({"inertia": inertia, "cognitive": cognitive, "social": social})
+        motion = Motion(coefficients, checked_topology(topology))
+        super().__init__(space, encoding, seed, population, constraints_func, options, motion)
 
 
 class WOASampler(_Swarm):
     """Whale optimization of subsets, or of ordinary Optuna parameters.
 
-    The arguments are those of `PSOSampler`.
+    The law of motion is that of S. Mirjalili and A. Lewis, "The whale optimization algorithm", Adv.
+    Eng. Softw. 95, 2016. Each particle makes many moves, and a surrogate chooses among them.
+
+    Args:
+        space, encoding, seed, population, preselect, ranking, novelty, asynchronous,
+            constraints_func, form, first: as `PSOSampler` takes them.
+        iterations: number of generations in which the paper's *a* falls from 2 to 0. It starts
+            again after them, so that a study can be prolonged; default 10.
+        spiral: constant *b* of the logarithmic spiral (eq. 2.5), from 0 to 10; default 1. The moves
+            of sets have none.
+        probability: probability *p* of the spiral (eq. 2.6), from 0 to 1; default 0.5.
+
+    Raises:
+        InputError: an unknown encoding, a wrong value, or an option that the search does not have.
     """
 
     algorithm = "woa"
@@ -207,10 +255,16 @@ class WOASampler(_Swarm):
         constraints_func: Constraints | None = None,
         form: str | None = None,
         first: Sequence[LayerSubset] = (),
+        iterations: int | None = None,
+        spiral: float | None = None,
+        probability: float | None = None,
     ) -> None:
         options = Options(preselect, ranking, novelty, asynchronous, tuple(first))
         encoding = renamed_encoding(encoding, form)
-        super().__init__(space, encoding, seed, population, constraints_func, options)
+        motion = Motion(
+            given({"iterations": iterations, "spiral": spiral, "probability": probability})
+        )
+        super().__init__(space, encoding, seed, population, constraints_func, options, motion)
 
 
 def swarm(
@@ -220,6 +274,7 @@ def swarm(
     seed: int | None,
     population: int | None,
     options: Options,
+    motion: Motion,
     owner: str,
 ) -> SwarmSampler | PlainSwarm:
     """Build the sampler that `PSOSampler` or `WOASampler` delegates to.
@@ -228,6 +283,7 @@ def swarm(
         name: name of an algorithm that moves particles.
         space, encoding, seed, population: as `PSOSampler` takes them.
         options: the other options of `SwarmSampler`.
+        motion: coefficients and topology.
         owner: name of the class that the user called, for error messages.
     """
     check_encoding(encoding)
@@ -236,25 +292,43 @@ def swarm(
         # Ordinary parameters: refuse the options that only subsets have.
         default = Options()
         asked = []
-        for option in ("preselect", "ranking", "novelty", "first"):
+        for option in ("ranking", "novelty", "first"):
             if getattr(options, option) != getattr(default, option):
                 asked.append(option)
         if encoding != "set":
             asked.append("encoding")
+        if isinstance(options.preselect, Preselection):
+            raise InputError(
+                f"{owner}: preselect = Preselection(...) is for subsets of layers: give a "
+                f"SearchSpace, or preselect=True or False"
+            )
         if asked:
             raise InputError(
                 f"{owner}: {asked[0]} is for subsets of layers: give a SearchSpace, or leave "
                 f"{asked[0]} out"
             )
-        size = 20 if population is None else population
-        return PlainSwarm(name, seed=seed, population=size, asynchronous=options.asynchronous)
+        return PlainSwarm(
+            name,
+            seed=seed,
+            population=population,
+            preselect=bool(options.preselect),
+            coefficients=motion.coefficients,
+            topology=motion.topology,
+            asynchronous=options.asynchronous,
+        )
+    if motion.topology != "global":
+        raise InputError(
+            f"{owner}: topology = {motion.topology!r} is for ordinary parameters: a swarm over "
+            f"layers has the topology 'global'"
+        )
     # Subsets and widths: the encoding determines the algorithm.
     if isinstance(space, WidthSpace):
         entry.check_widths(encoding)
     size = entry.population if population is None else population
     return SwarmSampler(
         space,
-        algorithm_of(entry, encoding),
+        with_coefficients(algorithm_of(entry, encoding), motion.coefficients),
+        coefficients=motion.coefficients,
         seed=seed,
         population=size,
         several_objectives=entry.several_objectives,

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from prunesearch.cache.keys import minor
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
-from prunesearch.runtime.json_values import Json, as_int
+from prunesearch.runtime.json_values import Json, JsonObject, as_int
 from prunesearch.studies.optuna_internals.access import set_system_attribute, system_attributes
 from prunesearch.studies.trial_log import logger, put_back
 
@@ -112,6 +112,15 @@ def refuse_first(study: Study, trial: FrozenTrial, check: Callable[[], object]) 
         # fits.
         put_back(study, trial)
         raise
+
+
+def stored_settings(study: Study, name: str) -> JsonObject | None:
+    """Return the settings that a study was sampled with; None if it is new to the sampler."""
+    stored = system_attributes(study).get(_CONFIG_ATTR + name)
+    if stored is None:
+        return None
+    settings: JsonObject = json.loads(stored)
+    return settings
 
 
 def hold_to(study: Study, name: str, config: Mapping[str, Json]) -> int:

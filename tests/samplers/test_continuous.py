@@ -57,8 +57,8 @@ def run(
 
 @both
 def test_swarms_move_every_kind_of_parameter_downhill(make: Maker) -> None:
-    ours = np.mean([run(make(seed=s), 160).best_value for s in range(8)])
-    chance = np.mean([run(optuna.samplers.RandomSampler(seed=s), 160).best_value for s in range(8)])
+    ours = np.mean([run(make(seed=s), 160).best_value for s in range(3)])
+    chance = np.mean([run(optuna.samplers.RandomSampler(seed=s), 160).best_value for s in range(3)])
     assert ours < 0.8 * chance
 
 
@@ -129,6 +129,41 @@ def test_failures_pruning_and_conditional_parameters_do_no_harm(make: Maker) -> 
     ]
     assert len(own) >= 40
     assert len(set(own)) == 1
+
+
+@both
+def test_a_surrogate_finds_in_100_trials_what_the_textbook_does_not_in_200(make: Maker) -> None:
+    ours = [run(make(seed=s), 100).best_value for s in range(2)]
+    textbook = [run(make(seed=s, preselect=False), 200).best_value for s in range(2)]
+    assert max(ours) < min(textbook)
+
+
+@both
+def test_a_study_of_an_older_version_goes_on_as_it_began(
+    make: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    unbroken = run(make(seed=3, population=8, preselect=False), 30)
+    study = run(make(seed=3, population=8, preselect=False), 15)
+    # Older versions stored neither of these.
+    storage, key = study._storage, f"ps:config:{make.algorithm}"
+    stored = json.loads(storage.get_study_system_attrs(study._study_id)[key])
+    for name in ("preselect", "coefficients", "topology"):
+        del stored[name]
+    storage.set_study_system_attr(study._study_id, key, json.dumps(stored))
+    study.sampler = make()
+    study.optimize(objective, n_trials=15)
+    assert caplog.text.count("begun by a version without a surrogate") == 1
+    assert [t.params for t in study.trials] == [t.params for t in unbroken.trials]
+
+
+@both
+def test_a_population_that_was_given_once_is_kept(make: Maker) -> None:
+    study = run(make(seed=1, population=7), 9)
+    study.sampler = make(seed=1)
+    study.optimize(objective, n_trials=12)
+    assert study.sampler.inner.population == 7
+    unbroken = run(make(seed=1, population=7), 21)
+    assert [t.params for t in study.trials] == [t.params for t in unbroken.trials]
 
 
 def test_foreign_trials_are_learnt_from() -> None:
@@ -237,9 +272,9 @@ def test_constraints_come_before_values(make: Maker, given: str) -> None:
     options = {"constraints_func": constraints} if given == "constraints_func" else {}
     study = optuna.create_study(sampler=make(seed=0, population=10, **options))  # type: ignore[arg-type]
     study.optimize(objective, n_trials=120)
-    late = study.trials[60:]
-    assert sum(sum(trial.params.values()) >= 3 for trial in late) >= 25
-    assert study.best_value < 3.3
+    late = study.trials[-50:]
+    assert sum(sum(trial.params.values()) >= 3 for trial in late) >= 40
+    assert study.best_value < 3.01
 
 
 def test_constraints_hold_for_subsets_and_several_objectives_too() -> None:
@@ -321,9 +356,9 @@ def test_unseeded_studies_differ_and_each_goes_on_as_it_began(make: Maker) -> No
 def test_arguments_are_named(make: Maker) -> None:
     name = make.__name__
     with pytest.raises(
-        TypeError, match=rf"{name}.__init__\(\) got an unexpected keyword argument 'inertia'"
+        TypeError, match=rf"{name}.__init__\(\) got an unexpected keyword argument 'momentum'"
     ):
-        make(inertia=0.5)  # type: ignore[call-arg]
+        make(momentum=0.5)  # type: ignore[call-arg]
     with pytest.raises(
         InputError, match=f"{name} takes a prunesearch.SearchSpace of layers, not dict {{'x'"
     ):

@@ -198,8 +198,8 @@ def test_what_the_samplers_cannot_do_is_refused() -> None:
         PSOSampler(SPACE, seed=0, population=1)
     with pytest.raises(InputError, match=r"unknown encoding 'sets'.*set"):
         WOASampler(SPACE, encoding="sets")
-    with pytest.raises(InputError, match="preselect is for subsets"):
-        PSOSampler(preselect=False)
+    with pytest.raises(InputError, match=r"preselect = Preselection\(.*\) is for subsets"):
+        PSOSampler(preselect=Preselection())
     with pytest.raises(InputError, match="encoding is for subsets"):
         PSOSampler(encoding="keys")
     with pytest.raises(InputError, match="made without a SearchSpace"):
