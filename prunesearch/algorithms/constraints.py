@@ -78,6 +78,13 @@ class Constraints(Protocol):
         """Return up to `most` different masks that one exchange makes of `X_D`."""
         ...
 
+    def exchangeable(self, X_D: Mask) -> tuple[Counts, Counts] | None:
+        """Return the units that an exchange may remove from a mask, and those that it may add.
+
+        None if single units cannot be exchanged.
+        """
+        ...
+
     def resize(self, X_MD: Mask, size_M: Counts, rng: np.random.Generator) -> Mask:
         """Add or remove random units until each row has its size."""
         ...

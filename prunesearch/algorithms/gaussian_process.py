@@ -14,12 +14,13 @@ objective does not change the model, and bad candidates have little influence.
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
-from prunesearch.algorithms.operators import Mask, Real
+from prunesearch.algorithms.operators import Counts, Mask, Real
 
 NOISE = 0.1  # variance of what the model does not explain, on the scale of the normal scores
 _LEAST = 1e-12  # smallest variance
@@ -39,6 +40,28 @@ def normal_scores(loss_N: Real) -> Real:
     middle_U = np.cumsum(count_U) - count_U / 2.0
     quantile = NormalDist().inv_cdf
     return np.array([quantile(middle / loss_N.size) for middle in middle_U])[place_N]
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Covariances of a candidate, and their changes when one of R units leaves it or one of S units
+    joins it.
+
+    Attributes:
+        k_Q, own: its covariances with the Q candidates of the model, and its prior variance.
+        out_RQ, into_SQ: changes of `k_Q`.
+        out_R, into_S: changes of `own`.
+        both_RS: covariance of the changes of the process itself, by a unit that leaves and one that
+            joins.
+    """
+
+    k_Q: Real
+    own: float
+    out_RQ: Real
+    into_SQ: Real
+    out_R: Real
+    into_S: Real
+    both_RS: Real
 
 
 class GaussianProcess(ABC):
@@ -70,7 +93,7 @@ class GaussianProcess(ABC):
         factor_NN: Real = np.eye(n)
         # With known noise the overall variance is one more choice; else it is integrated out.
         scales: Sequence[float | None] = (None,) if noise_N is None else _SCALES
-        for amplitudes, scale in itertools.product(self._grid(), scales):
+        for amplitudes, scale in _paired(self._candidates(), scales):
             relative_N = _relative_noise(n, noise_N, scale)
             shares = [*self._similar_shares(amplitudes), *self._shares(amplitudes)]
             K[:n, :n] = (np.array(shares) @ grams.reshape(len(grams), -1)).reshape(n, n)
@@ -96,6 +119,15 @@ class GaussianProcess(ABC):
         self._alpha_N = precision_NN @ score_N
         left_out_N = score_N - self._alpha_N / np.diag(precision_NN)
         self.correlation = _correlation(left_out_N, score_N)
+
+    def _candidates(self) -> Iterator[Amplitudes]:
+        """Yield the combinations of the grid, then those near the best of them."""
+        yield from self._grid()
+        yield from self._refined(self._amplitudes)
+
+    def _refined(self, amplitudes: Amplitudes) -> Sequence[Amplitudes]:
+        """Return further combinations to try, near the best one of the grid."""
+        return ()
 
     @abstractmethod
     def _grid(self) -> Sequence[Amplitudes]:
@@ -125,10 +157,11 @@ class GaussianProcess(ABC):
     def _similar_shares(self, amplitudes: Amplitudes) -> list[float]:
         """Return the amplitude of each similarity."""
 
-    @property
     @abstractmethod
-    def _self_similarity(self) -> float:
-        """Sum of a candidate's similarities with itself, times their amplitudes."""
+    def _self_similarity(self, A_MP: Real) -> Real:
+        """Return the sum of each candidate's similarities with itself, times their amplitudes,
+        shape (M,).
+        """
 
     def predict(self, X_MD: Mask) -> tuple[Real, Real]:
         """Return the posterior means and standard deviations of candidates, on the scale of the
@@ -138,6 +171,44 @@ class GaussianProcess(ABC):
         mean_M = K_MQ[:, : self._alpha_N.size] @ self._alpha_N
         left_M = own_M - ((K_MQ @ self._inverse_QQ.T) ** 2).sum(1)
         return mean_M, np.sqrt(np.maximum(left_M, 1e-12) * self._variance)
+
+    def predict_exchanges(self, X_D: Mask, out_R: Counts, into_S: Counts) -> tuple[Real, Real]:
+        """Return approximate posterior means and standard deviations of all candidates that
+        exchange one unit.
+
+        The change of the covariance by an exchange is taken as the sum of the changes by its two
+        units. So all R x S exchanges cost as much as R + S candidates.
+
+        Args:
+            X_D: the candidate that is changed.
+            out_R: units that may leave it.
+            into_S: units that may join it.
+
+        Returns:
+            Two arrays of shape (R + 1, S + 1). In the last row no unit leaves; in the last column
+            none joins.
+        """
+        flips = self._flips(X_D, out_R, into_S)
+        n, alpha_N = self._alpha_N.size, self._alpha_N
+        # Leaving out a unit, or adding none, is one more choice.
+        none_1Q = np.zeros((1, flips.k_Q.size))
+        out_RQ = np.concatenate([flips.out_RQ, none_1Q])
+        into_SQ = np.concatenate([flips.into_SQ, none_1Q])
+        mean_RS = _outer_sum(out_RQ[:, :n] @ alpha_N, into_SQ[:, :n] @ alpha_N)
+        mean_RS += float(flips.k_Q[:n] @ alpha_N)
+        # What the trials explain of the prior variance: |w + w_out + w_into|^2 with w = L^-1 k.
+        white_Q = self._inverse_QQ @ flips.k_Q
+        out_RQ, into_SQ = out_RQ @ self._inverse_QQ.T, into_SQ @ self._inverse_QQ.T
+        explained_RS = _outer_sum(
+            ((out_RQ + 2.0 * white_Q) * out_RQ).sum(1),
+            ((into_SQ + 2.0 * white_Q) * into_SQ).sum(1),
+        )
+        explained_RS += 2.0 * (out_RQ @ into_SQ.T) + white_Q @ white_Q
+        # The prior variance itself.
+        own_RS = flips.own + _outer_sum(np.append(flips.out_R, 0.0), np.append(flips.into_S, 0.0))
+        own_RS[:-1, :-1] += 2.0 * flips.both_RS
+        left_RS = np.maximum(own_RS - explained_RS, _LEAST)
+        return mean_RS, np.sqrt(left_RS * self._variance)
 
     def condition_on_pending(self, X_D: Mask) -> None:
         """Condition on a candidate that is under way. The means do not change, but similar ones
@@ -157,16 +228,42 @@ class GaussianProcess(ABC):
         self._points_QP = np.concatenate([self._points_QP, self._points(X_D[None])])
         self._F_QF = np.concatenate([self._F_QF, self._features(X_D[None]) * self._scale_F])
 
+    def _flips(self, X_D: Mask, out_R: Counts, into_S: Counts) -> "Flips":
+        """Return how the covariances of a candidate change with single units."""
+        # The candidate itself comes first, then without one unit, then with one more.
+        R, S = out_R.size, into_S.size
+        Y_MD = np.repeat(X_D[None], 1 + R + S, axis=0)
+        Y_MD[1 + np.arange(R), out_R] = False
+        Y_MD[1 + R + np.arange(S), into_S] = True
+        K_MQ, own_M = self._covariance(Y_MD)
+        # The covariances of those with each other.
+        F_MF, points_MP = self._features(Y_MD) * self._scale_F, self._points(Y_MD)
+        K_MM = F_MF @ F_MF.T
+        similar = self._similarities(points_MP, points_MP)
+        for share, gram_MM in zip(self._similar_shares(self._amplitudes), similar, strict=True):
+            K_MM = K_MM + share * gram_MM
+        out, into = slice(1, 1 + R), slice(1 + R, None)
+        return Flips(
+            k_Q=K_MQ[0],
+            own=float(own_M[0]),
+            out_RQ=K_MQ[out] - K_MQ[0],
+            into_SQ=K_MQ[into] - K_MQ[0],
+            out_R=own_M[out] - own_M[0],
+            into_S=own_M[into] - own_M[0],
+            both_RS=K_MM[out, into] - _outer_sum(K_MM[out, 0], K_MM[0, into]) + K_MM[0, 0],
+        )
+
     def _covariance(self, X_MD: Mask) -> tuple[Real, Real]:
         """Return the covariances with the Q candidates, shape (M, Q), and the prior variances,
         shape (M,).
         """
         F_MF = self._features(X_MD) * self._scale_F
         K_MQ = F_MF @ self._F_QF.T
-        similar = self._similarities(self._points(X_MD), self._points_QP)
+        points_MP = self._points(X_MD)
+        similar = self._similarities(points_MP, self._points_QP)
         for share, gram_MQ in zip(self._similar_shares(self._amplitudes), similar, strict=True):
             K_MQ = K_MQ + share * gram_MQ
-        return K_MQ, (F_MF**2).sum(1) + self._self_similarity
+        return K_MQ, (F_MF**2).sum(1) + self._self_similarity(points_MP)
 
 
 def _relative_noise(n: int, noise_N: Real | None, scale: float | None) -> Real:
@@ -174,6 +271,22 @@ def _relative_noise(n: int, noise_N: Real | None, scale: float | None) -> Real:
     if noise_N is None or scale is None:
         return np.full(n, NOISE)
     return np.maximum(noise_N / scale, _LEAST_NOISE)
+
+
+def _paired(
+    candidates: Iterable[Amplitudes], scales: Sequence[float | None]
+) -> Iterator[tuple[Amplitudes, float | None]]:
+    """Yield all pairs. A candidate is taken when it is needed, because the last ones depend on the
+    evidence of the first.
+    """
+    for amplitudes in candidates:
+        for scale in scales:
+            yield amplitudes, scale
+
+
+def _outer_sum(a_R: Real, b_S: Real) -> Real:
+    """Return the sums of all pairs, shape (R, S)."""
+    return np.asarray(a_R[:, None] + b_S)
 
 
 def _correlation(a_N: Real, b_N: Real) -> float:

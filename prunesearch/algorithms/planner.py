@@ -10,6 +10,7 @@ from dataclasses import InitVar, dataclass, field
 import numpy as np
 
 from prunesearch.algorithms import pareto
+from prunesearch.algorithms.acquisition import Acquisition, ParticleGoal, SurrogateEnsemble
 from prunesearch.algorithms.base import Algorithm, Moves
 from prunesearch.algorithms.constraints import Constraints
 from prunesearch.algorithms.gaussian_process import (
@@ -39,10 +40,12 @@ class Preselection:
 
     Attributes:
         proposals: number of moves of each particle.
-        rounds: most rounds of local search. Each tries `proposals` random swaps of the best subset.
+        rounds: most rounds of local search. Each takes the best exchange of one unit of the best
+            subset, or the best of `proposals` random level switches of widths.
         exploration: number of standard deviations that are subtracted from the mean. A larger one
             explores more.
-        min_correlation: smallest leave-one-out correlation at which the surrogate is used.
+        min_correlation: leave-one-out correlation of the surrogate below which every other particle
+            ignores it.
         caution, trust: old names of `exploration` and `min_correlation`.
     """
 
@@ -146,12 +149,12 @@ class Planner:
                 yield self._next(swarm, model, slot, seen)
 
     def _next(
-        self, swarm: Swarm, model: "_SurrogateEnsemble | None", slot: int, seen: set[bytes]
+        self, swarm: Swarm, model: SurrogateEnsemble | None, slot: int, seen: set[bytes]
     ) -> tuple[Mask, Memory]:
         """Propose the next subset of one particle."""
         rng = generator(self.seed, swarm.generation, slot, _MOVES)
         # Without a surrogate, take the first move.
-        if model is None or self.preselection is None:
+        if model is None or self.preselection is None or self._goes_alone(model, slot):
             moves = self._moves(swarm, slot, 1, rng)
             return self._novel(moves.X_MD[0], moves.recall(0), swarm.generation, slot, seen)
         # With one, make many moves and let it choose.
@@ -162,10 +165,24 @@ class Planner:
             sizes_M = np.full(len(moves.X_MD), goal.constraints.k_min)
             resized_MD = self.constraints.resize(moves.X_MD, sizes_M, refining)
             moves = Moves(resized_MD, moves.memory)
-        best_D, memory = self._select(model, moves, goal, refining, seen)
-        X_D, memory = self._novel(best_D, memory, swarm.generation, slot, seen)
+        acquisition = Acquisition(
+            model,
+            goal,
+            self.preselection.proposals,
+            self.preselection.rounds,
+            seen if self.novelty else (),
+        )
+        best_D, start = acquisition.select(moves.X_MD, refining)
+        X_D, memory = self._novel(best_D, moves.recall(start), swarm.generation, slot, seen)
         model.condition_on_pending(X_D)
         return X_D, memory
+
+    def _goes_alone(self, model: SurrogateEnsemble, slot: int) -> bool:
+        """Return whether a particle ignores the surrogate: every other one does while the fit is
+        poor.
+        """
+        assert self.preselection is not None
+        return slot % 2 == 1 and model.correlation < self.preselection.min_correlation
 
     def _moves(self, swarm: Swarm, slot: int, count: int, rng: np.random.Generator) -> Moves:
         """Return moves of one particle that satisfy the constraints."""
@@ -173,7 +190,7 @@ class Planner:
         repairing = generator(self.seed, swarm.generation, slot, _REPAIR)
         return Moves(self.constraints.repaired(moves.X_MD, repairing), moves.memory)
 
-    def _goal(self, swarm: Swarm, slot: int) -> "_ParticleGoal":
+    def _goal(self, swarm: Swarm, slot: int) -> ParticleGoal:
         """Return the goal of a particle.
 
         If the size is free and is an objective, every other particle searches the best subset of
@@ -184,10 +201,10 @@ class Planner:
             slot, swarm.generation, self.population, swarm.view.history.objectives
         )
         if weight_O.size == 1 or self.constraints.fixed or (slot + swarm.generation) % 2:
-            return _ParticleGoal(self.constraints, weight_O)
+            return ParticleGoal(self.constraints, weight_O)
         sizes = self.constraints.k_max - self.constraints.k_min + 1
         one_size = self.constraints.of_size(self.constraints.k_min + int(weight_O[0] * sizes))
-        return _ParticleGoal(one_size, np.eye(weight_O.size)[0])
+        return ParticleGoal(one_size, np.eye(weight_O.size)[0])
 
     def first(self, index: int) -> Mask:
         """Return a first subset.
@@ -213,10 +230,10 @@ class Planner:
         seen.add(X_D.tobytes())
         return X_D, memory
 
-    def _model(self, swarm: Swarm) -> "_SurrogateEnsemble | None":
+    def _model(self, swarm: Swarm) -> SurrogateEnsemble | None:
         """Fit one surrogate per objective to the trials.
 
-        The result is None if there are too few or the fit is poor.
+        The result is None if there are too few.
         """
         if self.preselection is None:
             return None
@@ -229,90 +246,7 @@ class Planner:
                 return None
             score_N = normal_scores(loss_N[kept][first])
             surrogates.append(self.constraints.surrogate(X_ND, score_N, self.ranking))
-        if (
-            min(surrogate.correlation for surrogate in surrogates)
-            < self.preselection.min_correlation
-        ):
-            return None
-        return _SurrogateEnsemble(surrogates, self.preselection.exploration)
-
-    def _select(
-        self,
-        model: "_SurrogateEnsemble",
-        moves: Moves,
-        goal: "_ParticleGoal",
-        rng: np.random.Generator,
-        seen: set[bytes],
-    ) -> tuple[Mask, Memory]:
-        """Return the best of a particle's new moves, improved by swaps while the surrogate predicts
-        a gain.
-        """
-        assert self.preselection is not None
-        # The best of the moves.
-        fresh = self._new_among(moves.X_MD, seen) or [0]
-        bound_M = model.lower_confidence_bound(moves.X_MD[fresh], goal.weight_O)
-        chosen = int(np.argmin(bound_M))
-        best_D, best = moves.X_MD[fresh[chosen]], float(bound_M[chosen])
-        # Local search around it.
-        for _ in range(self.preselection.rounds):
-            around_MD = goal.constraints.neighbours(best_D, self.preselection.proposals, rng)
-            new = self._new_among(around_MD, seen)
-            if not new:
-                break
-            bound_M = model.lower_confidence_bound(around_MD[new], goal.weight_O)
-            nearest = int(np.argmin(bound_M))
-            if bound_M[nearest] >= best:
-                break
-            best_D, best = around_MD[new[nearest]], float(bound_M[nearest])
-        return np.ascontiguousarray(best_D), moves.recall(fresh[chosen])
-
-    def _new_among(self, X_MD: Mask, seen: set[bytes]) -> list[int]:
-        """Return the rows that were not proposed before; all rows without `novelty`."""
-        if not self.novelty:
-            return list(range(len(X_MD)))
-        return [m for m, X_D in enumerate(X_MD) if X_D.tobytes() not in seen]
-
-
-@dataclass(frozen=True)
-class _ParticleGoal:
-    """Goal of a particle: the subsets that it chooses among, and its weights of the objectives."""
-
-    constraints: Constraints
-    weight_O: Real
-
-
-class _SurrogateEnsemble:
-    """One surrogate per objective, and the value of a proposal under them."""
-
-    def __init__(self, surrogates: Sequence[GaussianProcess], exploration: float) -> None:
-        self._surrogates, self._exploration = surrogates, exploration
-
-    def lower_confidence_bound(self, X_MD: Mask, weight_O: Real) -> Real:
-        """Return lower confidence bounds; smaller is better. For several objectives, return their
-        Chebyshev sum.
-
-        The bounds are rounded, so that equal ones are equal on any machine.
-        """
-        bounds = []
-        for surrogate in self._surrogates:
-            mean_M, sd_M = surrogate.predict(X_MD)
-            bounds.append(mean_M - self._exploration * sd_M)
-        bound_MO = np.stack(bounds, 1)
-        if bound_MO.shape[1] == 1:
-            return np.round(bound_MO[:, 0], 9)
-        return np.round(pareto.chebyshev(_quantile(bound_MO), weight_O), 9)
-
-    def condition_on_pending(self, X_D: Mask) -> None:
-        """Condition the surrogates on a subset that is under way."""
-        for surrogate in self._surrogates:
-            surrogate.condition_on_pending(X_D)
-
-
-def _quantile(score_MO: Real) -> Real:
-    """Return the share of trials that a score beats, by the logistic approximation of the normal
-    distribution.
-    """
-    return np.asarray(1.0 / (1.0 + np.exp(-1.702 * score_MO)))
+        return SurrogateEnsemble(surrogates, self.preselection.exploration)
 
 
 def _distinct(X_ND: Mask) -> tuple[Mask, Counts]:

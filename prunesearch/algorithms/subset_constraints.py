@@ -109,6 +109,10 @@ class SubsetConstraints:
         Y_MD[rows, spare[into]] = True
         return self.drift(Y_MD, rng)
 
+    def exchangeable(self, X_D: Mask) -> tuple[Counts, Counts] | None:
+        """Return the chosen units, and the free ones that are not chosen."""
+        return np.flatnonzero(X_D), np.flatnonzero(self.free_D & ~X_D)
+
     def resize(self, X_MD: Mask, size_M: Counts, rng: np.random.Generator) -> Mask:
         """Add or remove random units until each row has its size."""
         if self.fixed:
@@ -164,8 +168,9 @@ class SubsetConstraints:
         """Return subsets to start from, shape (P, D).
 
         Without a ranking, every unit occurs equally often as far as possible. With one, the first
-        subset is the cheapest, and the others are drawn by Gumbel-top-k sampling (W. Kool, H. van
-        Hoof and M. Welling, ICML 2019) at rising temperatures.
+        subset is the cheapest, and every other one is drawn by Gumbel-top-k sampling (W. Kool, H.
+        van Hoof and M. Welling, ICML 2019) at rising temperatures. The rest ignores the ranking,
+        because a wrong one would lead all subsets to the same place.
         """
         size_P = np.linspace(self.k_max, self.k_min, population).round().astype(np.intp)
         if ranking is None:
@@ -176,7 +181,9 @@ class SubsetConstraints:
         heat_P = (np.arange(population) + block * population) / population
         score_PD = ease_D + heat_P[:, None] * rng.gumbel(size=(population, ease_D.size))
         score_PD[:, ~self.free_D] = -np.inf
-        return top(score_PD, size_P)
+        X_PD = top(score_PD, size_P)
+        X_PD[1::2] = self._balanced(size_P[1::2], rng)
+        return X_PD
 
     def _balanced(self, size_P: Counts, rng: np.random.Generator) -> Mask:
         """Draw subsets in which every unit occurs equally often, by dealing from shuffled decks of

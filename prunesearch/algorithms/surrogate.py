@@ -8,6 +8,7 @@ interpretable parts:
     k(S, T) = c0 + a1 |S n T| / K
             + a2 sum_d r^(d-1) pairs_d(S n T)
             + ar (sum_d q^(d-1) n_d(S) n_d(T) / K + triples(S n T) / 2)
+            + af (c(S, T) / c)^2
             + a3 exp(-|S ^ T| / 2 l)
             + ap phi(S) . phi(T)
 
@@ -15,6 +16,9 @@ interpretable parts:
 * a2: a weight for each pair of units at a distance d <= 4.
 * ar: a weight for near pairs wherever they are, and one for each three in a row. A gap may cost
   less than its parts.
+* af: a weight for each pair at any distance. With D units, c(S, T) = |S n T| - |S| |T| / D is what
+  the subsets have in common beyond chance. Its square is the sum of the centred pairs' products,
+  and c = K (1 - K / D) is its value for equal subsets.
 * a3: anything else that is alike for like subsets.
 * ap: how far a prior ranking of the units can be trusted.
 
@@ -30,20 +34,27 @@ from functools import cache
 
 import numpy as np
 
-from prunesearch.algorithms.gaussian_process import Amplitudes, GaussianProcess, normal_scores
-from prunesearch.algorithms.operators import Mask, Real
+from prunesearch.algorithms.gaussian_process import (
+    Amplitudes,
+    Flips,
+    GaussianProcess,
+    normal_scores,
+)
+from prunesearch.algorithms.operators import Counts, Mask, Real
 
 _REACH = 4  # largest distance of a pair of units with a weight of its own
 _CONSTANT, _RANKING = 4.0, 2.0  # c0, and ap of each prior feature
 _ALIKE, _RADIUS = 0.3, 2.0  # a3, and l: subsets that differ in two units still resemble each other
 _FADE = 0.7  # q
-# a1, a2, r and ar: the evidence chooses among these, for a total variance that is integrated out.
+# a1, a2, r, ar and af: the evidence chooses among these, for a total variance that is integrated
+# out. Pairs at any distance are tried with the best of the others.
 _GRID = tuple(
-    (a1, *a2_r, ar)
+    (a1, *a2_r, ar, 0.0)
     for a1, a2_r, ar in itertools.product(
         (1.0, 4.0), ((0.05, 0.5), (0.2, 0.9), (0.6, 0.5)), (0.0, 0.2)
     )
 )
+_FAR = (0.5, 2.0)  # af, where it is not 0
 
 
 @dataclass(frozen=True)
@@ -83,23 +94,127 @@ class Surrogate(GaussianProcess):
     ) -> None:
         self._ranking = ranking
         self._size = float(max(1.0, X_ND.sum(1).mean()))
+        # What a subset has in common with itself beyond chance.
+        self._usual = max(1.0 / X_ND.shape[1], self._size * (1.0 - self._size / X_ND.shape[1]))
         super().__init__(X_ND, score_N, noise_N)
 
     def _grid(self) -> Sequence[Amplitudes]:
         return _GRID
 
+    def _refined(self, amplitudes: Amplitudes) -> Sequence[Amplitudes]:
+        """Return the same amplitudes with pairs at any distance."""
+        return [(*amplitudes[:-1], far) for far in _FAR]
+
     def _points(self, X_MD: Mask) -> Real:
         return X_MD.astype(np.float64)
 
     def _similarities(self, A_MP: Real, B_QP: Real) -> list[Real]:
-        return [_ALIKE * _alike(A_MP, B_QP)]
+        return [_ALIKE * _alike(A_MP, B_QP), self._common(A_MP, B_QP) ** 2]
 
     def _similar_shares(self, amplitudes: Amplitudes) -> list[float]:
-        return [1.0]
+        return [1.0, amplitudes[-1]]
 
-    @property
-    def _self_similarity(self) -> float:
-        return _ALIKE
+    def _self_similarity(self, A_MP: Real) -> Real:
+        size_M = A_MP.sum(1)
+        common_M = (size_M - size_M**2 / A_MP.shape[1]) / self._usual
+        return np.asarray(_ALIKE + self._amplitudes[-1] * common_M**2)
+
+    def _common(self, A_MP: Real, B_QP: Real) -> Real:
+        """Return what subsets have in common beyond chance, shape (M, Q).
+
+        It is about 1 for equal ones.
+        """
+        chance_MQ = A_MP.sum(1)[:, None] * B_QP.sum(1) / A_MP.shape[1]
+        return np.asarray((A_MP @ B_QP.T - chance_MQ) / self._usual)
+
+    def _flips(self, X_D: Mask, out_R: Counts, into_S: Counts) -> Flips:
+        """Return how the covariances of a subset change with single units, without the features of
+        the changed subsets.
+        """
+        s_D, T_QD = X_D.astype(np.float64), self._points_QP
+        step_D = 1.0 - 2.0 * s_D  # 1 for a unit that joins, -1 for one that leaves
+        # Units, pairs and triples. These features are 0 or 1, so the change of their variance is
+        # that of their covariance with the subset of all units, which is added as a last row.
+        all_TD = np.concatenate([T_QD, np.ones((1, s_D.size))])
+        change_TD = step_D * all_TD * self._shares_around(s_D * all_TD)
+        change_QD, own_D = change_TD[:-1], change_TD[-1]
+        # Counts of pairs, and the ranking.
+        few_F, few_DF = self._few_features(X_D)
+        change_QD += self._F_QF[:, -few_F.size :] @ (few_DF - few_F).T
+        own_D += (few_DF**2 - few_F**2).sum(1)
+        both_RS = (few_DF[out_R] - few_F) @ (few_DF[into_S] - few_F).T
+        # Likeness: the subset becomes more like some, and less like the others.
+        like_Q1 = _ALIKE * _alike(T_QD, s_D[None])
+        farther, nearer = np.expm1(-0.5 / _RADIUS), np.expm1(0.5 / _RADIUS)
+        change_QD += like_Q1 * np.where(s_D == T_QD, farther, nearer)
+        both_RS += _ALIKE * (np.exp(-1.0 / _RADIUS) - 2.0 * np.exp(-0.5 / _RADIUS) + 1.0)
+        # Pairs at any distance: the squares of what the subsets have in common.
+        far, D, size = self._amplitudes[-1], s_D.size, float(s_D.sum())
+        if far:
+            gain_QD = step_D * (T_QD - T_QD.sum(1, keepdims=True) / D) / self._usual
+            change_QD += far * gain_QD * (2.0 * self._common(T_QD, s_D[None]) + gain_QD)
+            far /= self._usual**2
+            now, then_D = size - size**2 / D, size + step_D - (size + step_D) ** 2 / D
+            own_D += far * (then_D**2 - now**2)
+            less, more = (size - 1.0) * (1.0 - size / D), size * (1.0 - (size + 1.0) / D)
+            other = (size - 1.0) * (1.0 - (size + 1.0) / D)
+            both_RS += far * (other**2 - less**2 - more**2 + now**2)
+        (k_Q,), (own,) = self._covariance(X_D[None])
+        return Flips(
+            k_Q=k_Q,
+            own=float(own),
+            out_RQ=change_QD[:, out_R].T,
+            into_SQ=change_QD[:, into_S].T,
+            out_R=own_D[out_R],
+            into_S=own_D[into_S],
+            both_RS=both_RS,
+        )
+
+    def _shares_around(self, common_QD: Real) -> Real:
+        """Return the variance of all that a unit takes part in: its own weight, and its pairs and
+        triples with units of `common_QD`.
+        """
+        a1, a2, r, ar, _ = self._amplitudes
+        around_QD = np.full(common_QD.shape, a1 / self._size)
+        for distance in range(1, _REACH + 1):
+            share = a2 * r ** (distance - 1)
+            around_QD[:, :-distance] += share * common_QD[:, distance:]
+            around_QD[:, distance:] += share * common_QD[:, :-distance]
+        if ar:
+            next_QD = 0.5 * ar * common_QD[:, :-1] * common_QD[:, 1:]
+            around_QD[:, :-2] += next_QD[:, 1:]
+            around_QD[:, 2:] += next_QD[:, :-1]
+            around_QD[:, 1:-1] += 0.5 * ar * common_QD[:, :-2] * common_QD[:, 2:]
+        return around_QD
+
+    def _few_features(self, X_D: Mask) -> tuple[Real, Real]:
+        """Return the last features, which all units share: counts of pairs, and constant ones.
+
+        Returns:
+            Those of a subset, and those after each unit has changed sides.
+        """
+        s_D = X_D.astype(np.float64)
+        counts, counts_D = [], []
+        for distance in range(_REACH, 0, -1):
+            weight = np.sqrt(_FADE ** (distance - 1) / self._size)
+            beside_D = np.zeros(s_D.size)
+            beside_D[:-distance] += s_D[distance:]
+            beside_D[distance:] += s_D[:-distance]
+            counts.append(weight * float(s_D[:-distance] @ s_D[distance:]))
+            counts_D.append(counts[-1] + weight * (1.0 - 2.0 * s_D) * beside_D)
+        always = np.sqrt(_CONSTANT)
+        few_MF = np.concatenate(
+            [
+                np.array([[*counts, always]]),
+                np.stack([*counts_D, np.full(s_D.size, always)], axis=1),
+            ]
+        )
+        if self._ranking is not None:
+            Y_MD = np.concatenate([X_D[None], X_D ^ np.eye(X_D.size, dtype=np.bool_)])
+            ranked_MF = np.sqrt(_RANKING) * self._ranking.features(Y_MD)
+            few_MF = np.concatenate([few_MF, ranked_MF], axis=1)
+        few_MF = few_MF * self._scale_F[-few_MF.shape[1] :]
+        return few_MF[0], few_MF[1:]
 
     def _features(self, X_MD: Mask) -> Real:
         """Return features in groups with one amplitude each: units, pairs by distance, runs, and
@@ -128,7 +243,7 @@ class Surrogate(GaussianProcess):
 
     def _shares(self, amplitudes: Amplitudes) -> list[float]:
         """Return the variance of each group of features."""
-        a1, a2, r, ar = amplitudes
+        a1, a2, r, ar, _ = amplitudes
         return [a1 / self._size, *(a2 * r**d for d in range(_REACH)), ar, 1.0]
 
 

@@ -127,6 +127,10 @@ class WidthConstraints:
         ones_M = np.ones(most, dtype=np.intp)
         return np.unique(self.swap(np.repeat(X_D[None], most, axis=0), ones_M, rng), axis=0)
 
+    def exchangeable(self, X_D: Mask) -> tuple[Counts, Counts] | None:
+        """Return None, because a level switch changes several units."""
+        return None
+
     def resize(self, X_MD: Mask, size_M: Counts, rng: np.random.Generator) -> Mask:
         """Return the masks as they are, because the budget is fixed."""
         return X_MD

@@ -95,9 +95,8 @@ class WidthSurrogate(GaussianProcess):
     def _similar_shares(self, amplitudes: Amplitudes) -> list[float]:
         return list(amplitudes[2:])
 
-    @property
-    def _self_similarity(self) -> float:
-        return sum(self._amplitudes[2:])
+    def _self_similarity(self, A_MP: Real) -> Real:
+        return np.full(len(A_MP), sum(self._amplitudes[2:]))
 
     @staticmethod
     def _harms(X_MD: Mask, ranking: Ranking) -> Real:

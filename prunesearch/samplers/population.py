@@ -35,6 +35,12 @@ from prunesearch.samplers.stored_memory import STATE_ATTR, pack
 from prunesearch.space import SearchSpace, Space
 from prunesearch.studies.trial_log import ProposalInputs, TrialLog, under_optimize
 
+RULES = 2
+"""Version of the rules by which the surrogate and the ranking are used.
+
+It rises whenever a seed gives other proposals. Each trial that depends on them stores it.
+"""
+
 
 class _GenerationPlan:
     """The proposals of one generation, which are computed in the order of their slots.
@@ -131,8 +137,12 @@ class SwarmSampler(SubsetSampler):
         elif self._given is not None:
             ranking = stored_ranking(self._given, self.space)
         chosen = None if self.preselection is None else self.preselection.stored()
+        rules: JsonObject = {}
+        if self._follows_rules:
+            rules["rules"] = RULES
         return {
             **super().config,
+            **rules,
             "preselect": chosen,
             "novelty": self.novelty,
             "ranking": ranking,
@@ -143,6 +153,11 @@ class SwarmSampler(SubsetSampler):
     def __getstate__(self) -> dict[str, Any]:
         # A plan that has begun cannot be pickled. It is computed again from the study.
         return {**super().__getstate__(), "_plan": None}
+
+    @property
+    def _follows_rules(self) -> bool:
+        """True if a surrogate or a ranking takes part in the proposals."""
+        return self.preselection is not None or self._single or self._given is not None
 
     @property
     def warmup_generations(self) -> int:
@@ -225,13 +240,18 @@ class SwarmSampler(SubsetSampler):
         """Derive the candidate of a trial again, from the inputs that are stored with it.
 
         Raises:
-            InputError: the trial was not proposed by this sampler.
+            InputError: the trial was not proposed by this sampler, or was under older rules.
         """
         trial_log = self.trial_log(study)
         trial = trial_log.trial(number)
         state = json.loads(trial.system_attrs.get(STATE_ATTR, "{}")) if trial is not None else {}
         if state.get("by") != self.name:
             raise InputError(f"trial {number} was not proposed by {self.name}")
+        if self._follows_rules and state.get("rules", 1) != RULES:
+            raise InputError(
+                f"trial {number} was proposed under the rules of another version of prunesearch: "
+                "its candidate is stored with it, but cannot be derived again"
+            )
         trial_log.refresh(number + 1)
         generation, slot = divmod(number, self.population)
         with self._lock:
@@ -323,6 +343,8 @@ class SwarmSampler(SubsetSampler):
         """
         candidate = self.space.with_units(np.flatnonzero(X_D).tolist())
         state: JsonObject = {"by": self.name, **kept}
+        if self._follows_rules:
+            state["rules"] = RULES
         if memory:
             state["m"] = pack(memory)
         return Proposal(

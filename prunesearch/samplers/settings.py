@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prunesearch.samplers.llm.settings import LanguageModel
 
 _CONFIG_ATTR = "ps:config:"
+_RULES = "rules"  # setting that may change while a study goes on
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ def stored_settings(study: Study, name: str) -> JsonObject | None:
 def hold_to(study: Study, name: str, config: Mapping[str, Json]) -> int:
     """Store the sampler's settings in a new study, and refuse an old study with other settings.
 
+    A study that was begun under older rules goes on under the new ones.
+
     Args:
         study: study that is going to be sampled.
         name: name of the sampler.
@@ -152,7 +155,7 @@ def hold_to(study: Study, name: str, config: Mapping[str, Json]) -> int:
     stored = json.loads(attributes[key])
     differing = []
     for k, v in config.items():
-        if k == "seed" and v is None:
+        if k == _RULES or (k == "seed" and v is None):
             continue
         if stored.get(k) != v:
             differing.append(f"{k} was {stored.get(k)!r}, is {v!r}")
@@ -162,6 +165,14 @@ def hold_to(study: Study, name: str, config: Mapping[str, Json]) -> int:
             f"({'; '.join(differing)}): "
             "use the same, or a new study"
         )
+    # New rules: go on with them, and say so once.
+    if stored.get(_RULES) != config.get(_RULES):
+        logger.warning(
+            f"study {study.study_name!r} was begun by another version of prunesearch. From here on "
+            f"{name} proposes by the rules of this one; earlier trials cannot be derived again"
+        )
+        renewed = {**stored, _RULES: config.get(_RULES)}
+        set_system_attribute(study, key, json.dumps(renewed, sort_keys=True))
     if stored.get("numpy", numpy_now) != numpy_now:
         logger.warning(
             f"study {study.study_name!r} was begun with numpy {stored['numpy']}, this is "

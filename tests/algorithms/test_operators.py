@@ -231,3 +231,13 @@ def test_a_ranking_starts_the_search_at_its_favourite() -> None:
     assert len({x.tobytes() for x in first_subsets(constraints, 8, 0, 1, Ranking(harm))}) > 3, (
         "later ones wander"
     )
+
+
+def test_part_of_the_first_subsets_ignores_the_ranking() -> None:
+    harm = np.exp(np.arange(20.0))
+    constraints = SubsetConstraints.of(np.ones(20, dtype=bool), 4)
+    X = first_subsets(constraints, 6, seed=1, block=0, ranking=Ranking(harm))
+    other = first_subsets(constraints, 6, seed=1, block=0, ranking=Ranking(1.0 / harm))
+    assert (X[0] != other[0]).any()
+    assert (X[1::2] == other[1::2]).all()
+    assert counts(X[1::2]) == [0] * 8 + [1] * 12, "these use many units"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prunesearch.algorithms.gaussian_process import LARGEST, normal_scores
+from prunesearch.algorithms.gaussian_process import LARGEST, GaussianProcess, normal_scores
 from prunesearch.algorithms.operators import Mask, Real
 from prunesearch.algorithms.subset_constraints import SubsetConstraints
 from prunesearch.algorithms.surrogate import Ranking, Surrogate, harm_of
@@ -23,13 +23,16 @@ def loss(X: Mask) -> Real:
 
 def covariance(model: Surrogate, A: Mask, B: Mask) -> Real:
     """The module docstring's formula, term by term."""
-    a1, a2, r, ar = model._amplitudes
+    a1, a2, r, ar, af = model._amplitudes
     size = model._size
+    usual = size * (1 - size / A.shape[1])
     K = np.empty((len(A), len(B)))
     for i, s in enumerate(A):
         for j, t in enumerate(B):
             both = s & t
             K[i, j] = 4.0 + a1 * both.sum() / size + 0.3 * np.exp(-(s ^ t).sum() / 4.0)
+            beyond_chance = both.sum() - s.sum() * t.sum() / s.size
+            K[i, j] += af * (beyond_chance / usual) ** 2
             K[i, j] += 0.5 * ar * (both[:-2] & both[1:-1] & both[2:]).sum()
             for d in range(1, 5):
                 K[i, j] += a2 * r ** (d - 1) * (both[:-d] & both[d:]).sum()
@@ -94,6 +97,62 @@ def test_predictions_are_the_posterior(ranking: Ranking | None) -> None:
     assert np.allclose(deviation_after, np.sqrt(variance * model._variance))
     assert (deviation_after <= deviation + 1e-12).all()
     assert deviation_after[0] < deviation[0]
+
+
+@pytest.mark.parametrize("ranking", [None, Ranking(WEIGHT + 0.1)])
+def test_changes_by_single_units_are_those_of_the_covariance(ranking: Ranking | None) -> None:
+    X = subsets(40)
+    X[:5, 3] = True  # other sizes too
+    model = Surrogate(X, normal_scores(loss(X)), ranking)
+    # All parts of the covariance, whatever the evidence chose.
+    model._amplitudes = (1.0, 0.2, 0.9, 0.2, 0.5)
+    model._scale_F = np.sqrt(np.repeat(model._shares(model._amplitudes), np.diff(model._ends(16))))
+    model._F_QF = model._features(X) * model._scale_F
+    for here in X[3:7]:
+        out, into = np.flatnonzero(here), np.flatnonzero(~here)
+        found = model._flips(here, out, into)
+        expected = GaussianProcess._flips(model, here, out, into)
+        for name, value in vars(expected).items():
+            np.testing.assert_allclose(getattr(found, name), value, atol=1e-12, err_msg=name)
+
+
+def test_all_exchanges_are_predicted_nearly_as_one_by_one() -> None:
+    X = subsets(60)
+    model = Surrogate(X, normal_scores(loss(X)), None)
+    here = X[0]
+    out, into = np.flatnonzero(here), np.flatnonzero(~here)
+    mean, deviation = model.predict_exchanges(here, out, into)
+    assert mean.shape == deviation.shape == (out.size + 1, into.size + 1)
+    # A single unit that leaves or joins, and no change at all, are exact.
+    for place, unit in enumerate(out):
+        fewer = here & (np.arange(16) != unit)
+        exact = model.predict(fewer[None])
+        assert mean[place, -1] == pytest.approx(exact[0][0])
+        assert deviation[place, -1] == pytest.approx(exact[1][0])
+    assert mean[-1, -1] == pytest.approx(model.predict(here[None])[0][0])
+    # Both at once.
+    both = np.repeat(here[None], out.size * into.size, axis=0)
+    rows = np.arange(len(both))
+    both[rows, np.repeat(out, into.size)] = False
+    both[rows, np.tile(into, out.size)] = True
+    exact_mean, exact_deviation = model.predict(both)
+    bound = (mean - 2.0 * deviation)[:-1, :-1].ravel()
+    exact_bound = exact_mean - 2.0 * exact_deviation
+    assert np.corrcoef(bound, exact_bound)[0, 1] > 0.9
+    assert np.argmin(exact_bound) in np.argsort(bound)[:8]
+
+
+def test_pairs_at_any_distance_are_learned_where_they_matter() -> None:
+    X, Z = subsets(120), subsets(300, seed=2)
+    weight = np.triu(np.random.default_rng(5).normal(size=(16, 16)), 1)
+
+    def interacting(subset: Mask) -> Real:
+        return np.asarray(np.einsum("ni,ij,nj->n", subset * 1.0, weight, subset * 1.0))
+
+    dense = Surrogate(X, normal_scores(interacting(X)), None)
+    assert dense._amplitudes[-1] > 0.0
+    assert np.corrcoef(dense.predict(Z)[0], interacting(Z))[0, 1] > 0.5
+    assert Surrogate(X, normal_scores(X @ WEIGHT), None)._amplitudes[-1] == 0.0
 
 
 def test_correlation_is_the_leave_one_out_correlation() -> None:

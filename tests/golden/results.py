@@ -27,7 +27,28 @@ from prunesearch.samplers import build
 from tests.support.formula import FITNESS, SPACE, Log, engine_for
 from tests.support.models import byte_tokenizer
 
-TRIALS = 18
+# What the stored cache has results of.
+CANDIDATES = (
+    (0, 3, 6, 8, 9, 10),
+    (4, 12, 17, 18, 19, 22),
+    (1, 11, 14, 15, 16, 23),
+    (2, 5, 7, 13, 20, 21),
+    (2, 3, 5, 12, 18, 21),
+    (1, 8, 9, 13, 14, 16),
+    (8, 9, 10, 12, 13, 14),
+    (8, 9, 14, 16, 17, 19),
+    (4, 6, 8, 9, 13, 14),
+    (8, 9, 11, 12, 13, 14),
+    (9, 13, 14, 16, 17, 18),
+    (0, 1, 8, 9, 14, 18),
+    (0, 1, 4, 6, 8, 14),
+    (1, 4, 6, 8, 9, 18),
+    (0, 1, 4, 8, 9, 22),
+    (1, 4, 8, 9, 14, 19),
+    (0, 1, 4, 8, 14, 23),
+    (1, 6, 8, 14, 19, 22),
+)
+TRIALS = len(CANDIDATES)
 FINGERPRINT = "0" * 64
 _VERSIONS = ("torch", "transformers", "lm_eval")
 
@@ -135,7 +156,9 @@ def fill_cache(folder: Path) -> tuple[int, int]:
     with EvaluationCache(location) as cache:
         engine = engine_for(cache, location, log, 2, 0.0)
         study = optuna.create_study()
-        result = asyncio.run(search(study, build("pso", SPACE, seed=0), engine, FITNESS, TRIALS))
+        first = [LayerSubset(SPACE.n_layers, dropped) for dropped in CANDIDATES]
+        sampler = build("pso", SPACE, seed=0, first=first)
+        result = asyncio.run(search(study, sampler, engine, FITNESS, TRIALS))
     return result.hits, result.computed
 
 

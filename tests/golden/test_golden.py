@@ -4,10 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import optuna
 import pytest
 
 from prunesearch.cache import maintenance
 from prunesearch.cache.location import CacheLocation
+from prunesearch.errors import InputError
+from prunesearch.samplers import SwarmSampler, build
 from tests.golden import results, studies
 from tests.golden.record import FILES
 
@@ -23,6 +26,37 @@ def test_a_study_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
     shutil.copyfile(FILES / "study.db", tmp_path / "pso.db")
     study = studies.run_case(studies.CASES["pso"], studies.database(tmp_path, "pso"))
     assert studies.dump(study) == STUDIES["pso"]
+
+
+def test_a_study_of_older_rules_goes_on_under_the_new_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copyfile(FILES / "study_of_rules_1.db", tmp_path / "pso.db")
+    case = studies.CASES["pso"]
+    optuna_log = optuna.logging.get_logger("optuna")
+    optuna_log.addHandler(caplog.handler)
+    try:
+        # The notice comes once, and the old trials stay.
+        before = studies.dump(studies.run_case(case, studies.database(tmp_path, "pso"), trials=1))
+        study = studies.run_case(case, studies.database(tmp_path, "pso"))
+        studies.run_case(case, studies.database(tmp_path, "pso"))
+    finally:
+        optuna_log.removeHandler(caplog.handler)
+    notices = [
+        line for line in caplog.messages if "was begun by another version of prunesearch" in line
+    ]
+    assert len(notices) == 1
+    after = studies.dump(study)
+    assert len(before) < len(after) == studies.TRIALS
+    assert after[: len(before)] == before
+    # Only within the generation that was under way may a subset be proposed again.
+    assert len({row[2] for row in after}) >= studies.TRIALS - 3
+    # What was proposed by these rules can be derived again, what was before cannot.
+    sampler = build(case.sampler, case.space, **case.options)
+    assert isinstance(sampler, SwarmSampler)
+    assert sampler.reproduce(study, studies.TRIALS - 1).text == after[-1][2]
+    with pytest.raises(InputError, match="trial 0 was proposed under the rules of another version"):
+        sampler.reproduce(study, 0)
 
 
 def _private(folder: Path) -> Path:
