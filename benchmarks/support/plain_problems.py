@@ -273,3 +273,53 @@ PROBLEMS = (
     *("schwefel-5", "schwefel-10", "styblinski-tang-10"),
     *("branin-2", "hartmann-3", "hartmann-6", "scales-5", "tuning-8"),
 )
+
+
+@dataclass(frozen=True)
+class Front:
+    """Two functions to minimise together.
+
+    Attributes:
+        space: distribution of each parameter.
+        losses: function of the parameters and of the seed of the shift.
+        reference: point that a hypervolume is measured from; the least losses are above 0.
+    """
+
+    space: dict[str, BaseDistribution]
+    losses: Callable[[Params, int], tuple[float, float]]
+    reference: tuple[float, float]
+
+
+def _distance(params: Params, seed: int, name: str) -> float:
+    """Return how far all parameters but the first are from a shifted optimum."""
+    names = sorted(params)[1:]
+    optimum_D = shift(name, seed, 0.0, 1.0, len(names))
+    x_D = np.array([params[key] for key in names])
+    return float(1.0 + 9.0 * np.mean(np.abs(x_D - optimum_D)))
+
+
+def _zdt1(params: Params, seed: int) -> tuple[float, float]:
+    """A convex front (E. Zitzler, K. Deb and L. Thiele, Evol. Comput. 8(2), 2000), shifted."""
+    first, distance = params["x00"], _distance(params, seed, "zdt1")
+    return first, distance * (1.0 - math.sqrt(first / distance))
+
+
+def _zdt2(params: Params, seed: int) -> tuple[float, float]:
+    """A concave front of the same source, shifted."""
+    first, distance = params["x00"], _distance(params, seed, "zdt2")
+    return first, distance * (1.0 - (first / distance) ** 2)
+
+
+def _cost_quality(params: Params, seed: int) -> tuple[float, float]:
+    """The tuning of `_tuning` against the size of the network, as parameters of every kind."""
+    task = _tuning(8, seed)
+    size = math.log(params["width"] / 8.0) / math.log(128.0) * 0.7 + params["depth"] / 40.0
+    return task.loss(params), size
+
+
+_UNIT = {f"x{index:02d}": FloatDistribution(0.0, 1.0) for index in range(8)}
+FRONTS = {
+    "zdt1-8": Front(dict(_UNIT), _zdt1, (1.1, 6.0)),
+    "zdt2-8": Front(dict(_UNIT), _zdt2, (1.1, 6.0)),
+    "cost-quality-8": Front(_tuning(8, 0).space, _cost_quality, (2.0, 1.1)),
+}
