@@ -102,6 +102,17 @@ PRESELECT = SharedOption(
 RANKING = SharedOption(
     "--ranking", type=Words(RANKINGS), help="What to start from; default by sampler."
 )
+WARM_START = SharedOption(
+    "--warm-start",
+    metavar="STUDY",
+    help="Start from what another study of the same model has found.",
+)
+WARM_START_STORAGE = SharedOption(
+    "--warm-start-storage",
+    metavar="URL",
+    show_default="--storage",
+    help="Optuna RDB URL of the study of --warm-start.",
+)
 ASYNCHRONOUS = SharedOption(
     "--asynchronous", is_flag=True, help="Swarms: never wait for a generation."
 )
@@ -442,6 +453,7 @@ RECIPE_OPTIONS = (
     ENCODING,
     PRESELECT,
     RANKING,
+    WARM_START,
     ASYNCHRONOUS,
     POPULATION,
     SEED,

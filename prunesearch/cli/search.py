@@ -21,6 +21,7 @@ from prunesearch.cli.options import (
     TRACKING,
     TRIALS,
     TRUST,
+    WARM_START_STORAGE,
 )
 from prunesearch.cli.output import progress
 from prunesearch.cli.parameters import misplaced, renamed, typed_names, with_options
@@ -40,6 +41,7 @@ from prunesearch.report.emit import emit
 @CONFIRM
 @STUDY
 @STORAGE
+@WARM_START_STORAGE
 @with_options(*RUN_OPTIONS)
 @with_options(*TRACKING)
 @JSON

@@ -91,4 +91,6 @@ def study_name(recipe: Recipe) -> str:
         parts.append(search.encoding)
     if search.seed:
         parts.append(f"s{search.seed}")
+    if search.warm_start is not None:
+        parts.append("warm")
     return "-".join(parts)

@@ -41,6 +41,8 @@ class RunOptions(Settings):
     """The evaluation cache: a folder, the URL of a shared database, or both as ``DIR,URL``."""
     study: Annotated[str, Field(max_length=512)] | None = None
     """Name of the study; default: made from the recipe. Optuna's tables hold 512 characters."""
+    warm_start_storage: str | None = None
+    """Optuna RDB URL of the study that `warm_start` names; default: `storage`."""
     trials: Annotated[int, Field(ge=1)] = 200
     """Total number of trials in the study.
 

@@ -116,6 +116,10 @@ class SearchSection(Settings):
     ranking: Literal["none", "influence", "magnitude", "taylor", "single"] | None = None
     """Ranking of the units that the search starts from (see `objectives.importance`). With
     ``single``, the first trials drop each unit alone. Default: that of the sampler."""
+    warm_start: str | None = Field(default=None, exclude_if=_absent)
+    """Name of another study of the same model, whose trials are prior knowledge of this search.
+
+    It takes the place of the ranking. Its trials do not count as evaluations of this search."""
     asynchronous: bool = False
     """Propose from the finished trials instead of waiting for a generation, if the sampler can."""
     population: Annotated[int, Field(ge=2, le=1024)] | None = None
@@ -209,6 +213,25 @@ class SearchSection(Settings):
             raise ValueError(f"`sampler` {self.sampler} is its ranking: use {either(RANKINGS[1:])}")
         return self
 
+    @model_validator(mode="after")
+    def _can_start_warm(self) -> Self:
+        """Check that a warm start goes with the other settings."""
+        if self.warm_start is None:
+            return self
+        given = f"`warm_start` {self.warm_start}"
+        if self.narrows:
+            raise ValueError(f"{given} goes with layers to drop, not with `space` {self.space}")
+        if not REGISTRY.get(self.sampler).surrogate:
+            able = either(names_with("surrogate"))
+            raise ValueError(f"{given} goes with `sampler` {able}, not {self.sampler}")
+        if not self.preselect:
+            raise ValueError(f"{given} informs the surrogate: leave out preselect=False")
+        if self.ranking not in (None, "none"):
+            raise ValueError(
+                f"{given} takes the place of `ranking` {self.ranking}: leave one of them out"
+            )
+        return self
+
     @property
     def narrows(self) -> bool:
         """True if layers are narrowed: the search is over widths."""
@@ -253,4 +276,6 @@ class SearchSection(Settings):
             return SCORES if starts else "none"
         if self.ranking is not None:
             return self.ranking
+        if self.warm_start is not None:
+            return "none"
         return REGISTRY.get(self.sampler).ranking

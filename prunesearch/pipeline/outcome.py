@@ -27,6 +27,7 @@ from prunesearch.studies import persistence, selection
 from prunesearch.studies.recommendation import Recommendation
 from prunesearch.studies.sources import SourceShares, source_shares
 from prunesearch.studies.summary import TrialSummary, summarise_trial
+from prunesearch.studies.warm_start_source import WarmStartSource, source_in
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class SearchOutcome:
         ranked: candidates of the study, best first.
         maximize: True if a larger `value` is better.
         sources: sources of the candidates; None if no language model was asked.
+        warm_start: where prior knowledge comes from, or None.
         block_code: how blocks ran (see `BlockCode.name`); None if workers scored, or nothing was
             computed.
         recommendation: how the best trial was decided; None if its value is the best.
@@ -80,6 +82,7 @@ class SearchOutcome:
     ranked: tuple[LayerSubset, ...]
     maximize: bool
     sources: SourceShares | None = None
+    warm_start: WarmStartSource | None = None
     block_code: str | None = None
     recommendation: Recommendation | None = None
 
@@ -162,6 +165,7 @@ def outcome_of(
         ranked=tuple(ready.space.from_params(trial.params) for trial in ranked),
         maximize=ready.study.directions[0] == StudyDirection.MAXIMIZE,
         sources=source_shares(ready.study.get_trials(deepcopy=False)),
+        warm_start=source_in(ready.study),
         block_code=session.engine.block_code if result.computed else None,
         recommendation=recommendation,
     )
@@ -256,6 +260,7 @@ def search_report(outcome: SearchOutcome, storage: str) -> SearchReport:
         damaged=outcome.damaged,
         seconds=round(outcome.seconds, 3),
         sources=outcome.sources,
+        warm_start=outcome.warm_start,
         block_code=outcome.block_code,
         recommendation=outcome.recommendation,
     )

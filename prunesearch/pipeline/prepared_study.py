@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 
 from prunesearch import events
 from prunesearch.algorithms.registry import REGISTRY, SINGLE
+from prunesearch.algorithms.warm_start import WarmStart
 from prunesearch.cache.keys import minor
 from prunesearch.candidate import Evaluation, LayerSubset
+from prunesearch.config.identity import study_name
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import (
@@ -43,7 +45,8 @@ from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers import SubsetSampler, build
 from prunesearch.samplers.llm.settings import LanguageModel
 from prunesearch.space import SearchSpace, Space
-from prunesearch.studies import persistence, selection, study_recipe
+from prunesearch.studies import persistence, selection, study_recipe, warm_start
+from prunesearch.studies.warm_start_source import WARM_START_ATTR
 from prunesearch.widths.layer_widths import LayerWidths
 from prunesearch.widths.space import WidthSpace
 
@@ -80,7 +83,7 @@ class PreparedStudy:
         persistence.get_or_set_attr(study, selection.DENSE_ATTR, lambda: baseline)
         figures = {**dense.metrics, **scalarizer.costs(dense.candidate)}
         noter = Noter(study, recipe, options, figures)
-        sampler = sampler_of(session, recipe, study, space)
+        sampler = sampler_of(session, recipe, study, space, options)
         return cls(recipe, study, space, sampler, scalarizer, noter)
 
     def write_notes(self) -> None:
@@ -151,9 +154,22 @@ _ranked: WeakKeyDictionary[PreTrainedModel, dict[tuple[str, ...], list[float]]] 
 """The harm of units, by model, and by its content, the ranking, the units and the text."""
 
 
-def sampler_of(session: Session, recipe: Recipe, study: Study, space: Space) -> SubsetSampler:
-    """Build the recipe's sampler. A resumed study keeps the ranking and the first candidates that
-    it began with.
+def sampler_of(
+    session: Session,
+    recipe: Recipe,
+    study: Study,
+    space: Space,
+    options: RunOptions | None = None,
+) -> SubsetSampler:
+    """Build the recipe's sampler. A resumed study keeps the ranking, the prior knowledge and the
+    first candidates that it began with.
+
+    Args:
+        session: the loaded model.
+        recipe: recipe of the study.
+        study: the study.
+        space: space of the study.
+        options: how the recipe is run; None if the study has begun.
     """
     ranking: list[float] | Literal["single"] | None = None
     if recipe.search.start == SINGLE:
@@ -183,7 +199,53 @@ def sampler_of(session: Session, recipe: Recipe, study: Study, space: Space) -> 
         asynchronous=section.asynchronous,
         llm=_language_model(session, recipe, space, ranking),
         first=first,
+        warm_start=_warm_start(session, recipe, study, space, options or RunOptions()),
     )
+
+
+def refuse_other_model(
+    session: Session, recipe: Recipe, space: Space, storage: RDBStorage, options: RunOptions
+) -> None:
+    """Refuse a warm start from a study of another model, before a new study is made.
+
+    Args:
+        session: the loaded model.
+        recipe: recipe of the search.
+        space: space of the search.
+        storage: database of the search's study.
+        options: how the recipe is run.
+
+    Raises:
+        StudyError: see `studies.warm_start.read_warm_start`.
+    """
+    name = options.study or study_name(recipe)
+    if recipe.search.warm_start is None or persistence.exists(storage, name):
+        return
+    _read_warm_start(session, recipe, space, options)
+
+
+def _warm_start(
+    session: Session, recipe: Recipe, study: Study, space: Space, options: RunOptions
+) -> WarmStart | None:
+    """Return the prior knowledge of the recipe's sampler; None without a warm start."""
+    if recipe.search.warm_start is None:
+        return None
+    stored: JsonObject = persistence.get_or_set_attr(
+        study,
+        WARM_START_ATTR,
+        lambda: cast(JsonObject, _read_warm_start(session, recipe, space, options)),
+    )
+    return warm_start.of_stored(cast(warm_start.StoredWarmStart, stored))
+
+
+def _read_warm_start(
+    session: Session, recipe: Recipe, space: Space, options: RunOptions
+) -> warm_start.StoredWarmStart:
+    """Read what the study knows that the recipe names."""
+    assert isinstance(space, SearchSpace) and recipe.search.warm_start is not None
+    url = options.warm_start_storage or options.storage
+    content = session.loaded.fingerprint
+    return warm_start.read_warm_start(url, recipe.search.warm_start, recipe, space, content)
 
 
 def _language_model(

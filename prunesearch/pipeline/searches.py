@@ -20,7 +20,7 @@ from prunesearch.llm.opening import check_chat
 from prunesearch.pipeline.confirming import decide
 from prunesearch.pipeline.distinction import DistinctionCheck
 from prunesearch.pipeline.outcome import SearchOutcome, outcome_of
-from prunesearch.pipeline.prepared_study import PreparedStudy, open_study
+from prunesearch.pipeline.prepared_study import PreparedStudy, open_study, refuse_other_model
 from prunesearch.pipeline.search_loop import SearchResult, search
 from prunesearch.pipeline.session import Session, require
 from prunesearch.pipeline.tracked_results import study_finished, study_opened
@@ -28,6 +28,7 @@ from prunesearch.runtime import stopping
 from prunesearch.samplers import trials_needed
 from prunesearch.space import Space
 from prunesearch.studies import persistence, places, selection
+from prunesearch.studies.warm_start import check_warm_start
 
 Result = TypeVar("Result")
 
@@ -56,6 +57,27 @@ def check_grid(recipes: Sequence[Recipe], options: RunOptions) -> None:
     asked = [(options.study or study_name(recipe), recipe) for recipe in recipes]
     persistence.refuse_busy(options.storage, [name for name, _ in asked], options.trials)
     persistence.refuse_others(options.storage, asked)
+    for name, recipe in asked:
+        _check_warm_start(name, recipe, options)
+
+
+def _check_warm_start(name: str, recipe: Recipe, options: RunOptions) -> None:
+    """Refuse a warm start that cannot be, before anything is loaded.
+
+    Raises:
+        InputError: `warm_start_storage` is given without `warm_start`, or a study is its own start.
+        UnknownNameError, StudyError: see `studies.warm_start.check_warm_start`.
+    """
+    other, storage = recipe.search.warm_start, options.warm_start_storage
+    if other is None:
+        if storage is not None:
+            raise InputError("`warm_start_storage` goes with `warm_start` STUDY")
+        return
+    if other == name and storage in (None, options.storage):
+        raise InputError(f"`warm_start` {other} is the study itself: name another one")
+    # A study that has begun holds what it needs of the other one.
+    if not persistence.exists_in(options.storage, name):
+        check_warm_start(storage or options.storage, other, recipe)
 
 
 def run_search(session: Session, recipe: Recipe, options: RunOptions) -> SearchOutcome:
@@ -114,6 +136,8 @@ def run_searches(
                 if not persistence.is_complete(storage, name, total):
                     raise
                 complete.add(name)
+        for recipe, space in zip(recipes, spaces, strict=True):
+            refuse_other_model(session, recipe, space, storage, options)
         # All studies are opened before any work, so that a refusal costs nothing.
         opened = []
         for recipe, name in zip(recipes, names, strict=True):

@@ -21,6 +21,7 @@ from prunesearch.report.tables import example_loss, gib, label, number
 from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
 from prunesearch.studies import notes, persistence, selection
 from prunesearch.studies.sources import SourceShares, source_shares
+from prunesearch.studies.warm_start_source import WarmStartSource, source_in, warm_start_line
 
 _SECONDS = 5.0  # shortest time between two updates of a study's notes
 _MOST = 2000  # most characters of a note; a longer one takes several attributes of the database
@@ -55,6 +56,7 @@ class StudyState:
         best: the best trial. None without one.
         loss: a loss for the example of a command; see `tables.example_loss`.
         sources: sources of the candidates; None if no language model was asked.
+        warm_start: where prior knowledge comes from, or None.
     """
 
     study: str
@@ -66,6 +68,7 @@ class StudyState:
     best: BestTrial | None
     loss: str = "10%"
     sources: SourceShares | None = None
+    warm_start: WarmStartSource | None = None
 
 
 def study_note(state: StudyState) -> str:
@@ -79,7 +82,7 @@ def study_note(state: StudyState) -> str:
         amount = f"{search.space} `{search.target}` by `{search.criterion}`"
     what = f"`{model}`, {amount}, `{search.sampler}`, {_objective(recipe)}"
     lines = [what, f"{state.done} of {state.total} trials are finished."]
-    lines += source_lines(state.sources)
+    lines += [*warm_start_line(state.warm_start), *source_lines(state.sources)]
     if state.front:
         lines.append(
             f"{state.front} trials are on the front of quality and size: see the Pareto plot."
@@ -201,6 +204,7 @@ class Noter:
             best=described,
             loss=example_loss(self._dense),
             sources=source_shares(trials),
+            warm_start=source_in(self._study),
         )
         note = "" if described is None else trial_note(state, described)
         notes.write(self._study, notes.Notes(study_note(state), best, note))

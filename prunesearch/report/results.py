@@ -13,6 +13,7 @@ from prunesearch.runtime.json_values import JsonObject, json_as
 from prunesearch.studies.recommendation import Recommendation
 from prunesearch.studies.sources import SourceShares
 from prunesearch.studies.summary import TrialSummary
+from prunesearch.studies.warm_start_source import WarmStartSource
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class SearchReport:
     sources: SourceShares | None = field(default=None, metadata=json_as(omit_none=True))
     block_code: str | None = field(default=None, metadata=json_as(omit_none=True))
     recommendation: Recommendation | None = field(default=None, metadata=json_as(omit_none=True))
+    warm_start: WarmStartSource | None = field(default=None, metadata=json_as(omit_none=True))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from prunesearch.report.tables import (
     table,
 )
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
+from prunesearch.studies.warm_start_source import warm_start_line
 
 if TYPE_CHECKING:
     from prunesearch.report.results import (
@@ -70,7 +71,8 @@ def found(report: "SearchReport") -> Parts:
     widths = removal.table_of_widths()
     if widths is not None:
         parts.append(widths)
-    return [*parts, _run_line(report), *source_lines(report.sources)]
+    known = warm_start_line(report.warm_start)
+    return [*parts, _run_line(report), *known, *source_lines(report.sources)]
 
 
 def _compared(title: str, report: "SearchReport") -> Group:

@@ -32,6 +32,7 @@ from prunesearch.studies.summary import (
     StudySummary,
     TrialSummary,
 )
+from prunesearch.studies.warm_start_source import warm_start_line
 
 
 def study_list(summaries: Sequence[StudySummary]) -> Parts:
@@ -97,7 +98,8 @@ def study_show(details: StudyDetails) -> Parts:
         counts += f", {summary.partial_subsets} partial"
     best = details.best
     metric = _metric_of(best) or "value"
-    lines = [counts, *source_lines(details.sources), *decided(details.recommendation, metric)]
+    known = [*warm_start_line(details.warm_start), *source_lines(details.sources)]
+    lines = [counts, *known, *decided(details.recommendation, metric)]
     if not best:
         return [settings, *lines]
     if len(best[0].values) > 1:

@@ -24,6 +24,7 @@ from prunesearch.studies.trial_log import annotate, report
 from prunesearch.widths.space import WidthSpace
 
 if TYPE_CHECKING:
+    from prunesearch.algorithms.warm_start import WarmStart
     from prunesearch.samplers.llm.settings import LanguageModel
 
 __all__ = [
@@ -56,6 +57,7 @@ def build(
     form: str | None = None,
     llm: "LanguageModel | None" = None,
     first: Sequence[LayerSubset] = (),
+    warm_start: "WarmStart | None" = None,
 ) -> SubsetSampler:
     """Build a sampler of candidates by its command-line name.
 
@@ -72,6 +74,7 @@ def build(
         form: old name of `encoding`.
         llm: language model that proposes, for ``llm``.
         first: candidates that are proposed before all others.
+        warm_start: prior knowledge from another study of the same layers, in place of a ranking.
 
     Raises:
         UnknownNameError: no such sampler or encoding.
@@ -91,6 +94,11 @@ def build(
         raise InputError(f"a language model goes with `sampler` llm, not {name}")
     if ranking is not None and not entry.takes_ranking:
         raise InputError(f"a ranking cannot start `sampler` {name}: leave it out")
+    if warm_start is not None and not (entry.surrogate and preselect and ranking is None):
+        raise InputError(
+            f"a warm start goes with `sampler` {either(names_with('surrogate'))}, with "
+            f"pre-selection, and without a ranking"
+        )
     if isinstance(space, WidthSpace):
         entry.check_widths(encoding)
     settings = SamplerSettings(
@@ -102,6 +110,7 @@ def build(
         asynchronous=asynchronous,
         llm=llm,
         first=first,
+        warm_start=warm_start,
     )
     adapter: Callable[[AlgorithmEntry, Space, SamplerSettings], SubsetSampler]
     adapter = pkgutil.resolve_name(entry.sampler)

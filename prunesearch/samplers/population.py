@@ -20,11 +20,12 @@ from optuna.trial import FrozenTrial
 
 from prunesearch.algorithms.base import Algorithm
 from prunesearch.algorithms.history import Memory, TrialOutcome
-from prunesearch.algorithms.operators import Mask
+from prunesearch.algorithms.operators import Mask, generator
 from prunesearch.algorithms.planner import Planner, Preselection
 from prunesearch.algorithms.registry import SINGLE, SWARM_POPULATION, AlgorithmEntry
 from prunesearch.algorithms.surrogate import Ranking, harm_of
 from prunesearch.algorithms.vector_swarms import VectorSwarm
+from prunesearch.algorithms.warm_start import WarmStart
 from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.objectives.digests import content_digest
@@ -85,6 +86,7 @@ class SwarmSampler(SubsetSampler):
         first: candidates that are proposed before all others.
         coefficients: coefficients of the algorithm that differ from its defaults, as the study
             stores them.
+        warm_start: prior knowledge from another study, in place of a ranking; or None.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class SwarmSampler(SubsetSampler):
         several_objectives: bool = True,
         first: Sequence[LayerSubset] = (),
         coefficients: Mapping[str, float] | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
         super().__init__(
             space, seed=seed, population=checked_population(population, 2), first=first
@@ -126,7 +129,25 @@ class SwarmSampler(SubsetSampler):
             self._singles = droppable_units(space)
         elif ranking is not None:
             self._given = checked_ranking(ranking, space.n_units)
+        self.warm_start = warm_start
+        if warm_start is not None:
+            self._start_warm(warm_start)
         self._reset_caches()
+
+    def _start_warm(self, warm_start: WarmStart) -> None:
+        """Begin with the subsets that the prior knowledge favours.
+
+        Raises:
+            InputError: it is about another number of units, or the space is of widths.
+        """
+        if not isinstance(self.space, SearchSpace):
+            raise InputError("a warm start goes with layers to drop, not with widths")
+        units = warm_start.effects.unit_D.size
+        if units != self.space.n_units:
+            raise InputError(f"the warm start knows {units} units of {self.space.n_units}")
+        self._given = warm_start
+        free_D, size = self.constraints.free_D, self.constraints.k_max
+        self._first_ED += warm_start.favourites(free_D, size, generator(0, 0, 0))
 
     @property
     def config(self) -> JsonObject:
@@ -140,7 +161,7 @@ class SwarmSampler(SubsetSampler):
         rules: JsonObject = {}
         if self._follows_rules:
             rules["rules"] = RULES
-        return {
+        config: JsonObject = {
             **super().config,
             **rules,
             "preselect": chosen,
@@ -149,6 +170,9 @@ class SwarmSampler(SubsetSampler):
             # Older studies have none, which stands for the defaults.
             "coefficients": self._coefficients or None,
         }
+        if self.warm_start is not None:
+            config["warm_start"] = content_digest(self.warm_start.effects.stored())
+        return config
 
     def __getstate__(self) -> dict[str, Any]:
         # A plan that has begun cannot be pickled. It is computed again from the study.
@@ -468,6 +492,7 @@ def build_swarm(entry: AlgorithmEntry, space: Space, settings: SamplerSettings) 
         asynchronous=settings.asynchronous,
         several_objectives=entry.several_objectives,
         first=settings.first,
+        warm_start=settings.warm_start,
     )
 
 

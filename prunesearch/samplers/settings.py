@@ -19,6 +19,7 @@ from prunesearch.studies.optuna_internals.access import set_system_attribute, sy
 from prunesearch.studies.trial_log import logger, put_back
 
 if TYPE_CHECKING:
+    from prunesearch.algorithms.warm_start import WarmStart
     from prunesearch.samplers.llm.settings import LanguageModel
 
 _CONFIG_ATTR = "ps:config:"
@@ -38,6 +39,8 @@ class SamplerSettings:
         asynchronous: whether to propose without waiting for a generation.
         llm: language model that proposes, for algorithms that need one.
         first: candidates that are proposed before all others.
+        warm_start: prior knowledge from another study, which takes the place of the ranking; or
+            None.
     """
 
     population: int
@@ -48,6 +51,7 @@ class SamplerSettings:
     asynchronous: bool = False
     llm: "LanguageModel | None" = None
     first: Sequence[LayerSubset] = ()
+    warm_start: "WarmStart | None" = None
 
 
 def renamed_encoding(encoding: str, form: str | None) -> str:

@@ -262,6 +262,21 @@ def writer_of(storage: RDBStorage, name: str) -> Writer | None:
         ) from None
 
 
+def exists(storage: RDBStorage, name: str) -> bool:
+    """Return whether a study exists that was made completely."""
+    if name not in optuna.get_all_study_names(storage):
+        return False
+    return RECIPE_ATTR in optuna.load_study(study_name=name, storage=storage).user_attrs
+
+
+def exists_in(url: str, name: str) -> bool:
+    """Return whether a database has a study; False if there is no database yet."""
+    if (file := sqlite_file(url)) and not file.exists():
+        return False
+    with opened_briefly(url) as storage:
+        return exists(storage, name)
+
+
 def is_complete(storage: RDBStorage, name: str, trials: int) -> bool:
     """Return whether a study has that many finished trials.
 

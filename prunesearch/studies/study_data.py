@@ -29,6 +29,7 @@ from prunesearch.studies.stored_facts import (
 )
 from prunesearch.studies.study_recipe import IDENTITY_ATTR
 from prunesearch.studies.trial_rows import ListedTrial, StudyKey
+from prunesearch.studies.warm_start_source import WARM_START_ATTR, WarmStartSource, source_of
 
 LATENCY_ATTR = "latency_model"
 """User attribute of a study: the latencies of the model's blocks."""
@@ -97,6 +98,7 @@ class StudyData:
         unit_sizes: for each unit 1, or the number of channels or KV groups that it has.
         asked: number of trials that was asked for last; None if it is not known.
         recommendation: how the best trial was decided; None if its value is the best.
+        warm_start: where prior knowledge comes from; None if the study began without.
     """
 
     name: str
@@ -119,6 +121,7 @@ class StudyData:
     unit_sizes: tuple[int, ...]
     asked: int | None = None
     recommendation: Recommendation | None = None
+    warm_start: WarmStartSource | None = None
 
     @property
     def is_pareto(self) -> bool:
@@ -304,6 +307,7 @@ def _read(connection: Connection, name: str) -> StudyData:
         unit_sizes=tuple(sizes[unit] for unit in units),
         asked=asked if isinstance(asked, int) else None,
         recommendation=read_recommendation(attributes, complete),
+        warm_start=source_of(stored_object(attributes.get(WARM_START_ATTR))),
     )
 
 

@@ -25,6 +25,7 @@ from prunesearch.studies.selection import (
     recommended_trials,
 )
 from prunesearch.studies.sources import SourceShares, source_shares
+from prunesearch.studies.warm_start_source import WarmStartSource, source_in
 from prunesearch.studies.writer_process import Writer
 
 
@@ -86,7 +87,7 @@ class TrialSummary:
 @dataclass(frozen=True)
 class StudyDetails:
     """What `prunesearch study show` prints: the summary, the recipe, the best trials, and the
-    sources of the candidates if a language model proposed some.
+    sources of the candidates if a language model proposed some, and of a warm start.
     """
 
     summary: StudySummary = field(metadata=json_as(inline=True))
@@ -94,6 +95,7 @@ class StudyDetails:
     best: tuple[TrialSummary, ...]
     sources: SourceShares | None = field(default=None, metadata=json_as(omit_none=True))
     recommendation: Recommendation | None = field(default=None, metadata=json_as(omit_none=True))
+    warm_start: WarmStartSource | None = field(default=None, metadata=json_as(omit_none=True))
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ def details(study: Study, best: int) -> StudyDetails:
         tuple(trials),
         source_shares(study.get_trials(deepcopy=False)),
         recommendation_of(study),
+        source_in(study),
     )
 
 

@@ -103,6 +103,14 @@ def _studies(report: ReportData) -> NumberTable:
     return NumberTable(_HEAD, tuple(rows))
 
 
+def _warm_start(study: StudyData) -> list[tuple[str, str]]:
+    """Return where prior knowledge comes from; nothing if the study began without."""
+    source = study.warm_start
+    if source is None:
+        return []
+    return [("warm start", f"{source.trials} trials of study {source.study}, not counted here")]
+
+
 def _done(study: StudyData) -> str:
     """Return how many evaluations are done, of how many that were asked for."""
     done = len(study.evaluated())
@@ -124,6 +132,7 @@ def _facts(study: StudyData) -> tuple[tuple[str, str], ...]:
         ("blocks that are kept", search.protect or "none is fixed"),
         ("sampler", f"{study.sampler}, encoding {search.encoding}"),
         ("seed", str(search.seed)),
+        *_warm_start(study),
         ("evaluations", _counts(study)),
         ("time", _time(study)),
         ("cache", _cache(study)),
