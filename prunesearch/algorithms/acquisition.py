@@ -2,7 +2,8 @@
 the lowest bound.
 
 The bound is the lower confidence bound of the surrogate. The local search starts from the best of a
-particle's moves and takes the best exchange of one unit again and again, while the bound falls.
+particle's moves. Each scan bounds all exchanges of one unit, and takes the best one, or several of
+the best at once.
 """
 
 from collections.abc import Collection, Sequence
@@ -16,7 +17,10 @@ from prunesearch.algorithms.gaussian_process import GaussianProcess
 from prunesearch.algorithms.operators import Counts, Mask, Real
 
 _SHORTLIST = 8  # exchanges of a scan whose bounds are computed exactly
+_SCANS = 3  # most scans; more of them lead where the surrogate knows nothing
 _LONGLIST = 64  # exchanges among which they are the best new ones
+_CHAIN = 6  # most exchanges of one scan that are tried at once
+_WORST = 1e300  # larger bounds stand for what is not allowed
 _DIGITS = 9  # decimals of a bound, so that equal ones are equal on any machine
 
 
@@ -88,7 +92,7 @@ class Acquisition:
         model: the surrogates.
         goal: goal of the particle.
         proposals: number of random neighbours where no single units can be exchanged.
-        rounds: most exchanges of the local search.
+        rounds: most rounds of the local search. There are at most three scans of all exchanges.
         seen: subsets that are not proposed again.
     """
 
@@ -108,7 +112,8 @@ class Acquisition:
         start = int(np.argmin(bound_M))
         best_D, best = X_MD[fresh[start]], float(bound_M[start])
         # Local search around it, while the surrogate predicts a gain.
-        for _ in range(self.rounds):
+        scanned = self.goal.constraints.exchangeable(best_D) is not None
+        for _ in range(min(self.rounds, _SCANS) if scanned else self.rounds):
             around_MD = self._around(best_D, rng)
             if not len(around_MD):
                 break
@@ -144,19 +149,46 @@ class Acquisition:
             bound_RS[-1, :] = np.inf
         # The best exchanges; ties go to the lower index.
         flat_M = bound_RS.ravel()
-        best_M = np.argsort(flat_M, kind="stable")[:_LONGLIST]
-        best_M = best_M[np.isfinite(flat_M[best_M])]
+        most = min(_LONGLIST, flat_M.size) - 1
+        few_M = np.flatnonzero(flat_M <= min(np.partition(flat_M, most)[most], _WORST))
+        best_M = few_M[np.argsort(flat_M[few_M], kind="stable")][:_LONGLIST]
         leaving_M, joining_M = np.divmod(best_M, into_S.size + 1)
-        Y_MD = np.repeat(X_D[None], best_M.size, axis=0)
-        left = np.flatnonzero(leaving_M < out_R.size)
-        Y_MD[left, out_R[leaving_M[left]]] = False
-        joined = np.flatnonzero(joining_M < into_S.size)
-        Y_MD[joined, into_S[joining_M[joined]]] = True
-        return Y_MD[self._new_among(Y_MD)[:_SHORTLIST]]
+        # Where no unit leaves or joins, the place is that of no unit.
+        out_M, into_M = (
+            np.append(out_R, X_D.size)[leaving_M],
+            np.append(into_S, X_D.size)[joining_M],
+        )
+        Y_MD = np.zeros((best_M.size, X_D.size + 1), dtype=np.bool_)
+        Y_MD[:, :-1] = X_D
+        Y_MD[np.arange(best_M.size), out_M] = False
+        Y_MD[np.arange(best_M.size), into_M] = True
+        chain_MD = _chained(X_D, out_M, into_M)
+        both_MD = np.concatenate([chain_MD, Y_MD[:, :-1]])
+        return both_MD[self._new_among(both_MD)[: len(chain_MD) + _SHORTLIST]]
 
     def _new_among(self, X_MD: Mask) -> list[int]:
         """Return the rows that were not proposed before."""
         return [m for m, X_D in enumerate(X_MD) if X_D.tobytes() not in self.seen]
+
+
+def _chained(X_D: Mask, out_M: Counts, into_M: Counts) -> Mask:
+    """Return what several of the exchanges make of a subset at once: the first two that share no
+    unit, then three, and so on.
+
+    Args:
+        X_D: the subset.
+        out_M, into_M: units that leave and join, the best exchange first; the number of units D
+            where none does.
+    """
+    made, Y_D = [], X_D.copy()
+    for out, into in zip(out_M.tolist(), into_M.tolist(), strict=True):
+        if max(out, into) < X_D.size and Y_D[out] and not Y_D[into]:
+            Y_D = Y_D.copy()
+            Y_D[out], Y_D[into] = False, True
+            made.append(Y_D)
+        if len(made) == _CHAIN:
+            break
+    return np.array(made[1:], dtype=np.bool_).reshape(-1, X_D.size)
 
 
 def _combined(bound_MO: Real, weight_O: Real) -> Real:

@@ -169,7 +169,8 @@ class GaussianProcess(ABC):
         """
         K_MQ, own_M = self._covariance(X_MD)
         mean_M = K_MQ[:, : self._alpha_N.size] @ self._alpha_N
-        left_M = own_M - ((K_MQ @ self._inverse_QQ.T) ** 2).sum(1)
+        white_MQ = K_MQ @ self._inverse_QQ.T
+        left_M = own_M - np.einsum("mq,mq->m", white_MQ, white_MQ)
         return mean_M, np.sqrt(np.maximum(left_M, 1e-12) * self._variance)
 
     def predict_exchanges(self, X_D: Mask, out_R: Counts, into_S: Counts) -> tuple[Real, Real]:
@@ -200,8 +201,8 @@ class GaussianProcess(ABC):
         white_Q = self._inverse_QQ @ flips.k_Q
         out_RQ, into_SQ = out_RQ @ self._inverse_QQ.T, into_SQ @ self._inverse_QQ.T
         explained_RS = _outer_sum(
-            ((out_RQ + 2.0 * white_Q) * out_RQ).sum(1),
-            ((into_SQ + 2.0 * white_Q) * into_SQ).sum(1),
+            np.einsum("rq,rq->r", out_RQ + 2.0 * white_Q, out_RQ),
+            np.einsum("sq,sq->s", into_SQ + 2.0 * white_Q, into_SQ),
         )
         explained_RS += 2.0 * (out_RQ @ into_SQ.T) + white_Q @ white_Q
         # The prior variance itself.
@@ -263,7 +264,8 @@ class GaussianProcess(ABC):
         similar = self._similarities(points_MP, self._points_QP)
         for share, gram_MQ in zip(self._similar_shares(self._amplitudes), similar, strict=True):
             K_MQ = K_MQ + share * gram_MQ
-        return K_MQ, (F_MF**2).sum(1) + self._self_similarity(points_MP)
+        own_M = np.einsum("mf,mf->m", F_MF, F_MF) + self._self_similarity(points_MP)
+        return K_MQ, own_M
 
 
 def _relative_noise(n: int, noise_N: Real | None, scale: float | None) -> Real:

@@ -40,8 +40,8 @@ class Preselection:
 
     Attributes:
         proposals: number of moves of each particle.
-        rounds: most rounds of local search. Each takes the best exchange of one unit of the best
-            subset, or the best of `proposals` random level switches of widths.
+        rounds: most rounds of local search. Each scans all exchanges of one unit of the best
+            subset, at most three times, or tries `proposals` random level switches of widths.
         exploration: number of standard deviations that are subtracted from the mean. A larger one
             explores more.
         min_correlation: leave-one-out correlation of the surrogate below which every other particle

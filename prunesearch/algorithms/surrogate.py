@@ -30,7 +30,7 @@ evidence.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -109,7 +109,10 @@ class Surrogate(GaussianProcess):
         return X_MD.astype(np.float64)
 
     def _similarities(self, A_MP: Real, B_QP: Real) -> list[Real]:
-        return [_ALIKE * _alike(A_MP, B_QP), self._common(A_MP, B_QP) ** 2]
+        both_MQ, a_M1, b_Q = A_MP @ B_QP.T, A_MP.sum(1)[:, None], B_QP.sum(1)
+        common_MQ = (both_MQ - a_M1 * (b_Q / A_MP.shape[1])) / self._usual
+        alike_MQ = np.exp((both_MQ - 0.5 * (a_M1 + b_Q)) / _RADIUS)
+        return [_ALIKE * alike_MQ, common_MQ**2]
 
     def _similar_shares(self, amplitudes: Amplitudes) -> list[float]:
         return [1.0, amplitudes[-1]]
@@ -118,14 +121,6 @@ class Surrogate(GaussianProcess):
         size_M = A_MP.sum(1)
         common_M = (size_M - size_M**2 / A_MP.shape[1]) / self._usual
         return np.asarray(_ALIKE + self._amplitudes[-1] * common_M**2)
-
-    def _common(self, A_MP: Real, B_QP: Real) -> Real:
-        """Return what subsets have in common beyond chance, shape (M, Q).
-
-        It is about 1 for equal ones.
-        """
-        chance_MQ = A_MP.sum(1)[:, None] * B_QP.sum(1) / A_MP.shape[1]
-        return np.asarray((A_MP @ B_QP.T - chance_MQ) / self._usual)
 
     def _flips(self, X_D: Mask, out_R: Counts, into_S: Counts) -> Flips:
         """Return how the covariances of a subset change with single units, without the features of
@@ -136,23 +131,29 @@ class Surrogate(GaussianProcess):
         # Units, pairs and triples. These features are 0 or 1, so the change of their variance is
         # that of their covariance with the subset of all units, which is added as a last row.
         all_TD = np.concatenate([T_QD, np.ones((1, s_D.size))])
-        change_TD = step_D * all_TD * self._shares_around(s_D * all_TD)
-        change_QD, own_D = change_TD[:-1], change_TD[-1]
+        signed_TD = step_D * all_TD
+        around_TD = self._shares_around(s_D * all_TD)
+        own_D = around_TD[-1] * step_D
+        # Likeness: the subset becomes more like some, and less like the others.
+        both_Q1, size_Q1 = (T_QD @ s_D)[:, None], T_QD.sum(1, keepdims=True)
+        size, D = float(s_D.sum()), s_D.size
+        like_Q1 = _ALIKE * np.exp((both_Q1 - 0.5 * (size + size_Q1)) / _RADIUS)
+        farther, nearer = np.expm1(-0.5 / _RADIUS), np.expm1(0.5 / _RADIUS)
+        around_TD[:-1] -= (farther - nearer) * like_Q1
+        change_QD = signed_TD[:-1] * around_TD[:-1]
+        change_QD += like_Q1 * np.where(X_D, nearer, farther)
         # Counts of pairs, and the ranking.
         few_F, few_DF = self._few_features(X_D)
         change_QD += self._F_QF[:, -few_F.size :] @ (few_DF - few_F).T
         own_D += (few_DF**2 - few_F**2).sum(1)
         both_RS = (few_DF[out_R] - few_F) @ (few_DF[into_S] - few_F).T
-        # Likeness: the subset becomes more like some, and less like the others.
-        like_Q1 = _ALIKE * _alike(T_QD, s_D[None])
-        farther, nearer = np.expm1(-0.5 / _RADIUS), np.expm1(0.5 / _RADIUS)
-        change_QD += like_Q1 * np.where(s_D == T_QD, farther, nearer)
         both_RS += _ALIKE * (np.exp(-1.0 / _RADIUS) - 2.0 * np.exp(-0.5 / _RADIUS) + 1.0)
         # Pairs at any distance: the squares of what the subsets have in common.
-        far, D, size = self._amplitudes[-1], s_D.size, float(s_D.sum())
+        far = self._amplitudes[-1]
         if far:
-            gain_QD = step_D * (T_QD - T_QD.sum(1, keepdims=True) / D) / self._usual
-            change_QD += far * gain_QD * (2.0 * self._common(T_QD, s_D[None]) + gain_QD)
+            common_Q1 = (both_Q1 - size_Q1 * size / D) / self._usual
+            gain_QD = (signed_TD[:-1] - size_Q1 / D * step_D) / self._usual
+            change_QD += far * gain_QD * (2.0 * common_Q1 + gain_QD)
             far /= self._usual**2
             now, then_D = size - size**2 / D, size + step_D - (size + step_D) ** 2 / D
             own_D += far * (then_D**2 - now**2)
@@ -175,11 +176,8 @@ class Surrogate(GaussianProcess):
         triples with units of `common_QD`.
         """
         a1, a2, r, ar, _ = self._amplitudes
-        around_QD = np.full(common_QD.shape, a1 / self._size)
-        for distance in range(1, _REACH + 1):
-            share = a2 * r ** (distance - 1)
-            around_QD[:, :-distance] += share * common_QD[:, distance:]
-            around_QD[:, distance:] += share * common_QD[:, :-distance]
+        share_DD = _pair_shares(common_QD.shape[1], a2, r)
+        around_QD = common_QD @ share_DD + a1 / self._size
         if ar:
             next_QD = 0.5 * ar * common_QD[:, :-1] * common_QD[:, 1:]
             around_QD[:, :-2] += next_QD[:, 1:]
@@ -259,10 +257,12 @@ def _ends_of(units: int, always: int) -> list[int]:
     return [0, *itertools.accumulate([units, *pairs, units - 2 + _REACH, always])]
 
 
-def _alike(A_MD: Real, B_QD: Real) -> Real:
-    """Return the similarity of subsets, from 0 to 1 for equal ones, shape (M, Q)."""
-    apart_MQ = A_MD.sum(1)[:, None] + B_QD.sum(1) - 2.0 * (A_MD @ B_QD.T)
-    return np.asarray(np.exp(-apart_MQ / (2.0 * _RADIUS)))
+@lru_cache(maxsize=16)
+def _pair_shares(units: int, a2: float, r: float) -> Real:
+    """Return the variance of the weight of each pair of two units, shape (D, D)."""
+    distance_DD = np.abs(np.subtract.outer(np.arange(units), np.arange(units)))
+    near_DD = (distance_DD >= 1) & (distance_DD <= _REACH)
+    return np.where(near_DD, a2 * r ** (distance_DD - 1.0), 0.0)
 
 
 def harm_of(loss_D: Real) -> Real:

@@ -5,7 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from prunesearch.algorithms.acquisition import Acquisition, ParticleGoal, SurrogateEnsemble
+from prunesearch.algorithms.acquisition import (
+    Acquisition,
+    ParticleGoal,
+    SurrogateEnsemble,
+    _chained,
+)
 from prunesearch.algorithms.gaussian_process import normal_scores
 from prunesearch.algorithms.history import History, TrialOutcome
 from prunesearch.algorithms.operators import Mask, Real, generator
@@ -109,3 +114,12 @@ def test_a_plateau_is_left() -> None:
         return np.asarray(1.0 - gain_M + 0.05 * noise_M)
 
     assert best_of_a_search(loss, 24, 6, generations=25) < 0.4
+
+
+def test_the_best_exchanges_are_also_tried_at_once() -> None:
+    X_D = np.isin(np.arange(8), (0, 1, 2))
+    # The best first; 8 stands for no unit. The second one takes what the first one took.
+    out, into = np.array([0, 0, 8, 1, 2]), np.array([5, 6, 7, 6, 4])
+    found = [np.flatnonzero(Y_D).tolist() for Y_D in _chained(X_D, out, into)]
+    assert found == [[2, 5, 6], [4, 5, 6]]
+    assert _chained(X_D, out[:2], into[:2]).shape == (0, 8)
