@@ -2,8 +2,8 @@
 
 The iterated local search of H. R. Lourenço, O. C. Martin and T. Stützle, "Iterated Local Search",
 Handbook of Metaheuristics, 2003, with first improvement: a climb goes on from its best subset. When
-all subsets that one swap makes of it were tried, the next climb starts a few swaps away from the
-best subset of all, or anywhere.
+all subsets that one swap makes of it were tried, or twice as many trials as there are units have
+not improved on it, the next climb starts a few swaps away from the best subset of all, or anywhere.
 """
 
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ class HillClimbing:
     restart: float = 0.3  # chance that a climb starts anywhere
     least: int = 2  # fewest swaps of a kick
     most: int = 5  # most swaps of a kick
+    patience: int = 2  # trials without improvement that end a climb, per unit
     name: str = "hill-climbing"
 
     def move(self, swarm: Swarm, particle: int, count: int, rng: np.random.Generator) -> Moves:
@@ -36,10 +37,12 @@ class HillClimbing:
         for memory in swarm.memory_P:
             climb = max(climb, int(memory.get("climb", np.zeros(1))[0]))
         # 1. The best subset since the climb began.
-        top_D = swarm.view.X_ND[self._top(swarm, climb)]
-        # 2. New neighbours of it.
+        top = self._top(swarm, climb)
+        top_D = swarm.view.X_ND[top]
+        # 2. New neighbours of it, as long as there is hope.
+        idle = len(swarm.view.kind_N) - 1 - top
         found_MD = _untried(swarm, top_D, count, rng)
-        if len(found_MD):
+        if len(found_MD) and idle <= self.patience * top_D.size:
             rows = np.arange(count) % len(found_MD)
             same: Real = np.full((count, 1), float(climb))
             return Moves(found_MD[rows], {"climb": same})

@@ -39,6 +39,14 @@ def test_a_climb_goes_on_from_its_own_best_not_from_that_of_all() -> None:
     assert ((moves.X_MD ^ best_D).sum(axis=1) == 2).all()
 
 
+def test_a_climb_that_does_not_improve_for_long_ends() -> None:
+    trials = [((0, 1), 1.0, 0), *[((0, 2), 2.0, 0)] * 10]
+    for more, began in ((0, 0.0), (1, 6.0)):
+        swarm = swarm_of(*trials, *[((0, 2), 2.0, 0)] * more, generation=6)
+        moves = HillClimbing().move(swarm, 0, 3, np.random.default_rng(0))
+        assert set(moves.memory["climb"].ravel()) == {began}
+
+
 def test_a_climb_without_new_neighbours_ends_with_a_kick_or_a_restart() -> None:
     around = [(0, 2), (0, 3), (0, 4), (1, 2), (1, 3), (1, 4)]
     trials = [((0, 1), 1.0, 0), *((subset, 2.0, 0) for subset in around)]
