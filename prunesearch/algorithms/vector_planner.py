@@ -65,6 +65,14 @@ class Evaluated:
     failed_FD: Real
 
 
+def region_in_turn(generation: int) -> float:
+    """Return half the side of the region with several objectives, which takes turns.
+
+    Each particle has another goal in each generation, so success says nothing about the size.
+    """
+    return _FIRST / 2.0 ** (generation % 4)
+
+
 def region(least_G: Sequence[float]) -> float:
     """Return half the side of the region around the best trial, as a share of the box.
 
@@ -152,6 +160,7 @@ class VectorPlan:
         size: half the side of the region around the best trial (see `region`).
         seed, generation: what the random numbers depend on, with the slot.
         admissible: function that rounds positions to those that parameters can have.
+        taken: positions of this generation so far, rounded; the plan adds its own.
     """
 
     def __init__(
@@ -164,11 +173,12 @@ class VectorPlan:
         seed: int,
         generation: int,
         admissible: Callable[[Real], Real],
+        taken: list[Real] | None = None,
     ) -> None:
         self._law, self._states, self._size = law, states, size
         self._seed, self._generation, self._admissible = seed, generation, admissible
         self._chosen: dict[int, Choice] = {}
-        self._taken: list[Real] = []  # positions of this generation, rounded
+        self._taken = [] if taken is None else taken
         self._evaluated, self._best_D = evaluated, admissible(best_D[None])[0]
         probe = law.step(states[0], 1, generator(seed, generation, 0, _PROBE))
         self._has_velocities = "v" in probe
@@ -381,6 +391,34 @@ def _failure(evaluated: Evaluated) -> Callable[[Real], Real] | None:
     label_N = np.append(np.full(len(worked_ND), -1.0), np.ones(len(failed_FD)))
     surrogate = VectorSurrogate(2.0 * x_ND - 1.0, label_N, waves=2, smoothing=_SMOOTH)
     return lambda x_MD: surrogate(2.0 * x_MD - 1.0)
+
+
+class FrontPlan:
+    """The proposals of one generation with several objectives: each slot has a plan of its own.
+
+    Every particle minimises another scalarisation of the objectives, so it has a surrogate of its
+    own, as in J. Knowles, "ParEGO", IEEE TEVC 10(1), 2006.
+
+    Args:
+        plan_of: function that returns the plan of a slot; it is given the positions of this
+            generation so far.
+    """
+
+    def __init__(self, plan_of: Callable[[int, list[Real]], VectorPlan]) -> None:
+        self._plan_of = plan_of
+        self._chosen: dict[int, Choice] = {}
+        self._taken: list[Real] = []
+
+    def choose(self, slot: int) -> Choice:
+        """Return the proposal of a slot. Those of earlier slots are computed first."""
+        for earlier in range(slot + 1):
+            if earlier not in self._chosen:
+                self._chosen[earlier] = self.alone(earlier)
+        return self._chosen[slot]
+
+    def alone(self, slot: int) -> Choice:
+        """Compute the proposal of a slot after those that were computed before."""
+        return self._plan_of(slot, self._taken).alone(slot)
 
 
 def _relative(effect_D: Real, share: float) -> Real:

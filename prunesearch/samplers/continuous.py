@@ -5,8 +5,8 @@ The textbook swarms of `algorithms.vector_swarms` move in [0, 1]^D. Optuna's tra
 numerical parameter one coordinate (in the log domain if its distribution is logarithmic), and a
 categorical parameter one for each choice. The first generation is random, because a define-by-run
 study has no known parameters before. Later generations move the parameters that every completed
-trial had with the same distribution. All other parameters are drawn at random. With one objective,
-a surrogate chooses among the moves (see `algorithms.vector_planner`).
+trial had with the same distribution. All other parameters are drawn at random. A surrogate chooses
+among the moves (see `algorithms.vector_planner`).
 """
 
 import json
@@ -19,11 +19,18 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from prunesearch.algorithms.history import History, Memory, TrialOutcome, gather
-from prunesearch.algorithms.operators import generator
+from prunesearch.algorithms import pareto
+from prunesearch.algorithms.base import VectorState
+from prunesearch.algorithms.history import History, Memory, TrialOutcome, View, gather
+from prunesearch.algorithms.operators import Real, generator
 from prunesearch.algorithms.registry import REGISTRY, names_with
 from prunesearch.algorithms.subset_constraints import SubsetConstraints
-from prunesearch.algorithms.vector_planner import Choice, VectorPlan
+from prunesearch.algorithms.vector_planner import (
+    Choice,
+    FrontPlan,
+    VectorPlan,
+    region_in_turn,
+)
 from prunesearch.errors import UnknownNameError
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers.coefficients import Coefficients, checked_topology, with_coefficients
@@ -118,7 +125,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         """Empty what was derived from a study."""
         self._shared = SharedParameters()
         self._memo: tuple[ProposalInputs | None, ParameterSpace] = None, {}
-        self._plan: tuple[ProposalInputs, ParameterSpace, VectorPlan] | None = None
+        self._plan: tuple[ProposalInputs, ParameterSpace, VectorPlan | FrontPlan] | None = None
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Refuse a study that was sampled with other settings.
@@ -219,7 +226,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         generation: int,
         search_space: ParameterSpace,
         proposal_inputs: ProposalInputs,
-    ) -> VectorPlan | None:
+    ) -> VectorPlan | FrontPlan | None:
         """Return the plan of a generation; None without completed trials."""
         # Collect the swarm from the finished trials.
         self._fit(study, search_space)
@@ -232,19 +239,48 @@ class PlainSwarm(PicklableSampler, BaseSampler):
             return None
         rounding = Rounding(search_space)
         states, best_D = states_of(swarm, self.topology)
+        several = view.history.objectives > 1
+        if several and self.preselect:
+            return self._front_plan(view, states, generation, rounding)
         evaluated = None
-        if self.preselect and view.history.objectives == 1:
+        if self.preselect:
             evaluated = evaluated_trials(view, rounding)
+        size = region_of(view, self.population)
         return VectorPlan(
-            self._law,
-            states,
-            evaluated,
-            best_D,
-            region_of(view, self.population),
-            self.study_seed,
-            generation,
-            rounding,
+            self._law, states, evaluated, best_D, size, self.study_seed, generation, rounding
         )
+
+    def _front_plan(
+        self,
+        view: View,
+        states: list[VectorState],
+        generation: int,
+        rounding: Rounding,
+    ) -> FrontPlan:
+        """Return the plan of a generation with several objectives."""
+        size = region_in_turn(generation)
+        objectives = view.history.objectives
+
+        def plan_of(slot: int, taken: list[Real]) -> VectorPlan:
+            # The best trial by the particle's own weights.
+            weight_O = pareto.weights(slot, generation, self.population, objectives)
+            evaluated = evaluated_trials(view, rounding, weight_O)
+            best_D = states[slot].leader_D
+            if evaluated is not None:
+                best_D = evaluated.x_ND[int(np.argmin(evaluated.value_N))]
+            return VectorPlan(
+                self._law,
+                states,
+                evaluated,
+                best_D,
+                size,
+                self.study_seed,
+                generation,
+                rounding,
+                taken,
+            )
+
+        return FrontPlan(plan_of)
 
     def _common(self, study: Study, proposal_inputs: ProposalInputs) -> ParameterSpace:
         """Return the parameters that the completed trials share."""

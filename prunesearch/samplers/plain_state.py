@@ -7,7 +7,9 @@ import numpy as np
 from prunesearch.algorithms.base import VectorState
 from prunesearch.algorithms.history import History, Swarm, View
 from prunesearch.algorithms.operators import Counts, Real
+from prunesearch.algorithms.pareto import chebyshev
 from prunesearch.algorithms.vector_planner import Evaluated, region
+from prunesearch.algorithms.vector_surrogate import squashed
 
 _BEST, _LATEST = 200, 100  # most trials that a surrogate is fitted to
 _FEWEST = 4  # least number of them
@@ -51,14 +53,29 @@ def region_of(view: View, population: int) -> float:
     return region(padded_N.reshape(-1, population).min(axis=1).tolist())
 
 
-def evaluated_trials(view: View, admissible: Callable[[Real], Real]) -> Evaluated | None:
+def scalarised(loss_NO: Real, weight_O: Real) -> Real:
+    """Return the augmented Chebyshev sum of the objectives, each squashed to its own scale."""
+    squashed_NO = np.stack([squashed(loss_N) for loss_N in loss_NO.T], axis=1)
+    return chebyshev(squashed_NO, weight_O)
+
+
+def evaluated_trials(
+    view: View, admissible: Callable[[Real], Real], weight_O: Real | None = None
+) -> Evaluated | None:
     """Return the trials that a surrogate is fitted to: the best and the latest; None if there are
     too few.
+
+    Args:
+        view: finished trials.
+        admissible: function that rounds positions to those that parameters can have.
+        weight_O: weights of several objectives; None for one objective.
     """
     rows, loss_NO = view.estimated
-    loss_N = loss_NO[:, 0]
     if rows.size < _FEWEST:
         return None
+    loss_N = loss_NO[:, 0]
+    if weight_O is not None:
+        loss_N = scalarised(loss_NO, weight_O)
     kept = _best_and_latest(rows, loss_N)
     rows, loss_N = rows[kept], loss_N[kept]
     memories = view.history.memories
@@ -69,7 +86,7 @@ def evaluated_trials(view: View, admissible: Callable[[Real], Real]) -> Evaluate
         same = np.array(counts) == most
         rows, loss_N = rows[same], loss_N[same].copy()
         for place, number in enumerate(rows.tolist()):
-            if (memories[number]["limits"] > 0.0).any():
+            if weight_O is None and (memories[number]["limits"] > 0.0).any():
                 loss_N[place] = memories[number]["value"][0]
     failed = np.flatnonzero(view.kind_N == History.FAILED)[-_LATEST:]
     x_ND = _positions(view, rows, admissible)

@@ -100,6 +100,24 @@ def test_several_objectives_give_a_front(make: Maker) -> None:
 
 
 @both
+def test_resuming_several_objectives_changes_nothing(make: Maker) -> None:
+    def two(trial: optuna.Trial) -> tuple[float, float]:
+        x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        return x + y**2, 1 - x + y**2
+
+    directions: list[Direction] = ["minimize", "minimize"]
+    unbroken, resumed = (
+        optuna.create_study(directions=directions, sampler=make(seed=1, population=4))
+        for _ in range(2)
+    )
+    unbroken.optimize(two, n_trials=18)
+    for trials in (7, 11):  # a new sampler each time, in the middle of a generation
+        resumed.sampler = make(seed=1, population=4)
+        resumed.optimize(two, n_trials=trials)
+    assert [t.params for t in resumed.trials] == [t.params for t in unbroken.trials]
+
+
+@both
 def test_failures_pruning_and_conditional_parameters_do_no_harm(make: Maker) -> None:
     def shaky(trial: optuna.Trial) -> float:
         x = trial.suggest_float("x", -1, 1)
