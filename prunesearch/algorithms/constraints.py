@@ -120,8 +120,10 @@ class Constraints(Protocol):
         """Yield candidates with the most units in order of their total harm, the cheapest first."""
         ...
 
-    def surrogate(self, X_ND: Mask, score_N: Real, ranking: Ranking | None) -> GaussianProcess:
-        """Fit a surrogate to candidates and their normal scores."""
+    def surrogate(
+        self, X_ND: Mask, score_N: Real, ranking: Ranking | None, noise_N: Real | None = None
+    ) -> GaussianProcess:
+        """Fit a surrogate to candidates and their scores (see `GaussianProcess`)."""
         ...
 
     def keys(self, X_D: Mask) -> Real:

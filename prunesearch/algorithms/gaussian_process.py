@@ -24,8 +24,10 @@ from prunesearch.algorithms.operators import Counts, Mask, Real
 
 NOISE = 0.1  # variance of what the model does not explain, on the scale of the normal scores
 _LEAST = 1e-12  # smallest variance
+_LEAST_RELIABLE = 0.2  # smallest share of the scores' variance that is no noise
 _LEAST_NOISE = 1e-6  # keeps the covariance of scores without noise positive definite
 LARGEST = 128  # largest number of trials in the model: the best and the latest
+LARGEST_NOISY = 400  # the same if losses are noisy, so that each tells little
 FEWEST = 6  # smallest number of trials in the model
 # Variances of the signal, as shares of a covariance whose amplitudes are about 1: the evidence
 # chooses among them where the noise of each trial is known.
@@ -119,6 +121,11 @@ class GaussianProcess(ABC):
         self._alpha_N = precision_NN @ score_N
         left_out_N = score_N - self._alpha_N / np.diag(precision_NN)
         self.correlation = _correlation(left_out_N, score_N)
+        if noise_N is not None:
+            # Noise cannot be predicted: C. Spearman, "The proof and measurement of association
+            # between two things", Am. J. Psychol. 15, 1904, corrects a correlation for it.
+            reliable = 1.0 - float(noise_N.mean()) / max(float(score_N.var()), _LEAST)
+            self.correlation /= np.sqrt(max(reliable, _LEAST_RELIABLE))
 
     def _candidates(self) -> Iterator[Amplitudes]:
         """Yield the combinations of the grid, then those near the best of them."""

@@ -27,6 +27,7 @@ class TrialOutcome:
         steps: intermediate values by step.
         memory: state that the algorithm stored with the trial.
         violation: total violation of the study's constraints; 0 if the trial is feasible.
+        error: standard error of the first loss; NaN if it has none.
     """
 
     X_D: Mask | None
@@ -35,6 +36,7 @@ class TrialOutcome:
     steps: Mapping[int, float] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
     violation: float = 0.0
+    error: float = np.nan
 
 
 class History:
@@ -60,6 +62,7 @@ class History:
         self._loss_NO = np.full((64, objectives), np.inf)
         self._kind_N = np.zeros(64, dtype=np.int8)
         self._violation_N = np.zeros(64)
+        self._error_N = np.full(64, np.nan)
 
     def __len__(self) -> int:
         return len(self.memories)
@@ -74,6 +77,7 @@ class History:
             self._violation_N = np.concatenate(
                 [self._violation_N, np.zeros_like(self._violation_N)]
             )
+            self._error_N = np.concatenate([self._error_N, np.full_like(self._error_N, np.nan)])
         self.memories.append({})
         if outcome is not None:
             self.settle(len(self) - 1, outcome)
@@ -87,11 +91,17 @@ class History:
             return
         self._X_ND[number] = outcome.X_D
         self._violation_N[number] = outcome.violation
+        self._error_N[number] = outcome.error
         # Without a loss, or with NaN, the trial counts as failed.
         self._kind_N[number] = History.FAILED
         if outcome.losses is not None and not np.isnan(outcome.losses).any():
             self._loss_NO[number] = outcome.losses
             self._kind_N[number] = History.PRUNED if outcome.partial else History.COMPLETE
+
+    @property
+    def error_N(self) -> Real:
+        """Standard error of the first loss of each trial; NaN for a trial without one."""
+        return self._error_N[: len(self)]
 
     def view(self, end: int, hidden: Sequence[int] = ()) -> "View":
         """Return the trials before `end`, as if those in `hidden` had not finished."""

@@ -16,6 +16,7 @@ from prunesearch.algorithms.constraints import Constraints
 from prunesearch.algorithms.gaussian_process import (
     FEWEST,
     LARGEST,
+    LARGEST_NOISY,
     GaussianProcess,
     normal_scores,
 )
@@ -31,6 +32,8 @@ from prunesearch.errors import InputError
 
 # Each purpose has its own stream of random numbers, so that one cannot shift another.
 _MOVES, _NOVELTY, _REFINE, _LEADERS, _REPAIR = range(5)
+_LARGEST_LOSS = 1e100  # beyond it the variance of losses is not a number
+_MOST_NOISE = 0.8  # largest share of the scatter of noisy losses that is noise
 _DESIGN = 2**31  # stands for the generation number of the first subsets
 
 
@@ -238,14 +241,17 @@ class Planner:
         if self.preselection is None:
             return None
         rows, loss_NO = swarm.view.estimated
+        error_N = swarm.view.history.error_N[rows]
+        noisy = loss_NO.shape[1] == 1 and bool(np.isfinite(error_N).all())
         surrogates: list[GaussianProcess] = []
         for loss_N in loss_NO.T:
-            kept = _informative(loss_N)
+            kept = _informative(loss_N, LARGEST_NOISY if noisy else LARGEST)
             X_ND, first = _distinct(swarm.view.X_ND[rows[kept]])
             if len(X_ND) < FEWEST:
                 return None
-            score_N = normal_scores(loss_N[kept][first])
-            surrogates.append(self.constraints.surrogate(X_ND, score_N, self.ranking))
+            chosen = kept[first]
+            score_N, noise_N = _scores(loss_N[chosen], error_N[chosen] if noisy else None)
+            surrogates.append(self.constraints.surrogate(X_ND, score_N, self.ranking, noise_N))
         return SurrogateEnsemble(surrogates, self.preselection.exploration)
 
 
@@ -258,13 +264,28 @@ def _distinct(X_ND: Mask) -> tuple[Mask, Counts]:
     return X_ND[location], location
 
 
-def _informative(loss_N: Real) -> Counts:
-    """Return the trials that the surrogate is fitted to: all, or the best and the latest if there
-    are many.
+def _scores(loss_N: Real, error_N: Real | None) -> tuple[Real, Real | None]:
+    """Return what the surrogate is fitted to, and the variance of its noise.
+
+    These are the normal scores of the losses, with noise that is not known. If losses have standard
+    errors, they are the losses with mean 0 and variance 1, because errors are on the scale of the
+    losses. The variance of all trials is pooled: a trial's own estimate depends on its loss. Errors
+    may be shared by all trials, so noise explains at most a part of the scatter.
     """
-    if loss_N.size <= LARGEST:
+    if error_N is None or np.abs(loss_N).max() > _LARGEST_LOSS or np.ptp(loss_N) < 1e-12:
+        return normal_scores(loss_N), None
+    spread = float(loss_N.std())
+    noise = min(float((error_N**2).mean()) / spread**2, _MOST_NOISE)
+    return (loss_N - loss_N.mean()) / spread, np.full(loss_N.size, noise)
+
+
+def _informative(loss_N: Real, most: int) -> Counts:
+    """Return the trials that the surrogate is fitted to: all, or the best and the latest if there
+    are more than `most`.
+    """
+    if loss_N.size <= most:
         return np.arange(loss_N.size)
-    half = LARGEST // 2
+    half = most // 2
     best = np.argpartition(loss_N, half - 1)[:half]
     latest = np.ones(loss_N.size, dtype=np.bool_)
     latest[best] = False

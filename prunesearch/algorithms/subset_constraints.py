@@ -229,9 +229,11 @@ class SubsetConstraints:
                         known.add(moved)
                         heapq.heappush(heap, (float(cost[list(moved)].sum()), moved))
 
-    def surrogate(self, X_ND: Mask, score_N: Real, ranking: Ranking | None) -> Surrogate:
-        """Fit a surrogate to subsets and their normal scores."""
-        return Surrogate(X_ND, score_N, ranking)
+    def surrogate(
+        self, X_ND: Mask, score_N: Real, ranking: Ranking | None, noise_N: Real | None = None
+    ) -> Surrogate:
+        """Fit a surrogate to subsets and their scores (see `GaussianProcess`)."""
+        return Surrogate(X_ND, score_N, ranking, noise_N)
 
     def keys(self, X_D: Mask) -> Real:
         """Return random keys that decode to the subset."""

@@ -199,9 +199,11 @@ class WidthConstraints:
         """Yield candidates in order of their total harm, the cheapest first."""
         return by_total(self.space, harm_D)
 
-    def surrogate(self, X_ND: Mask, score_N: Real, ranking: Ranking | None) -> WidthSurrogate:
-        """Fit a surrogate to candidates and their normal scores."""
-        return WidthSurrogate(X_ND, score_N, ranking, self.space)
+    def surrogate(
+        self, X_ND: Mask, score_N: Real, ranking: Ranking | None, noise_N: Real | None = None
+    ) -> WidthSurrogate:
+        """Fit a surrogate to candidates and their scores (see `GaussianProcess`)."""
+        return WidthSurrogate(X_ND, score_N, ranking, self.space, noise_N)
 
     def keys(self, X_D: Mask) -> Real:
         """Return the share that is removed of each gene."""

@@ -4,6 +4,7 @@ A sampler has no other state than the log. Each finished trial is read once, and
 rebuilt at any time.
 """
 
+import math
 import statistics
 import threading
 import time
@@ -29,6 +30,7 @@ from prunesearch.studies.optuna_internals.access import (
     trial_id_of,
 )
 from prunesearch.studies.rdb import StudyStorage
+from prunesearch.studies.recommendation import STANDARD_ERROR_ATTR
 
 logger = optuna.logging.get_logger("prunesearch")
 _POLL_SECONDS = (0.005, 0.1)  # first and longest pause between two reads while waiting for trials
@@ -231,7 +233,16 @@ class TrialLog:
             steps,
             outcome.memory,
             sum(max(0.0, violated) for violated in trial.constraints.values()),
+            _error_of(trial),
         )
+
+
+def _error_of(trial: FrozenTrial) -> float:
+    """Return the standard error that is stored with a trial; NaN if there is none."""
+    error = trial.user_attrs.get(STANDARD_ERROR_ATTR)
+    if isinstance(error, bool) or not isinstance(error, int | float) or error <= 0.0:
+        return math.nan
+    return float(error)
 
 
 class PicklableSampler:
