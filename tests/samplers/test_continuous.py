@@ -335,6 +335,23 @@ def test_equal_values_give_no_warning_but_one_hint(
         assert "the first 12 trials all have the same value" in caplog.text
 
 
+@both
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1.7e308, float("nan"), 5.0])
+def test_extreme_values_of_ordinary_parameters_give_no_warning(make: Maker, value: float) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", -1.0, 1.0) + trial.suggest_int("single", 3, 3)
+        if trial.suggest_categorical("kind", ["a", None, 2.5]) == "a":
+            x += trial.suggest_float("only_here", 0.0, 1.0)
+        return value if trial.number % 3 else x
+
+    study = optuna.create_study(sampler=make(seed=0, population=5))
+    study.enqueue_trial({"x": 0.5})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        study.optimize(objective, n_trials=25)
+    assert len(study.trials) == 25
+
+
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1e308, 0.0])
 @pytest.mark.parametrize("name", ["pso", "woa", "evolution", "ga", "annealing"])
 def test_extreme_values_give_no_warning(name: str, value: float) -> None:
