@@ -24,7 +24,7 @@ from prunesearch.algorithms.operators import Counts, Mask, Real
 
 NOISE = 0.1  # variance of what the model does not explain, on the scale of the normal scores
 _LEAST = 1e-12  # smallest variance
-_LEAST_RELIABLE = 0.2  # smallest share of the scores' variance that is no noise
+_LEAST_RELIABLE = 0.2  # smallest share of the scores' variance that is not noise
 _LEAST_NOISE = 1e-6  # keeps the covariance of scores without noise positive definite
 LARGEST = 128  # largest number of trials in the model: the best and the latest
 LARGEST_NOISY = 400  # the same if losses are noisy, so that each tells little
