@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from prunesearch.algorithms import pareto
 from prunesearch.algorithms.constraints import Constraints
@@ -202,4 +203,4 @@ def _quantile(score_MO: Real) -> Real:
     """Return the share of trials that a score beats, by the logistic approximation of the normal
     distribution.
     """
-    return np.asarray(1.0 / (1.0 + np.exp(-1.702 * score_MO)))
+    return np.asarray(expit(1.702 * score_MO))

@@ -146,5 +146,6 @@ def test_a_search_is_tracked_and_continued_in_the_same_run(
     best = scalars(here / "runs", "best_value")
     assert [step for step, _ in best] == list(range(1, 9))
     assert best[-1][1] == pytest.approx(found["value"], rel=1e-5)
-    assert [value for _, value in scalars(here / "runs", "trial")] == list(range(8))
+    # Trials of a generation end in any order.
+    assert sorted(value for _, value in scalars(here / "runs", "trial")) == list(range(8))
     assert sorted(best, key=lambda point: -point[1]) == best
