@@ -178,6 +178,11 @@ class Confirmation:
         """True if all rounds were made."""
         return self._rounds < 1
 
+    @property
+    def needed(self) -> int:
+        """Smallest budget with which the next round, and those after it, could be made."""
+        return self.spent + self._rounds * len(self.left) * LEAST_DOCUMENTS
+
     def next_round(self, multiple: int = 1) -> Round | None:
         """Return the next round; None if the winner is known, or nothing is left to spend.
 

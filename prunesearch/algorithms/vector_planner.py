@@ -121,13 +121,12 @@ class _Model:
         u_ND = (evaluated.x_ND - centre_D) * scale_D
         value_N = squashed(evaluated.value_N)
         self.value = VectorSurrogate(u_ND, value_N, waves=waves, smoothing=smoothing, trend=trend)
-        # One surrogate per constraint, scaled by its spread.
+        # One surrogate per constraint that differs between trials.
         self._limits: list[VectorSurrogate] = []
         for limit_N in evaluated.limit_NC.T:
-            spread = max(float(limit_N.std()), 1e-300)
-            self._limits.append(
-                VectorSurrogate(u_ND, limit_N / spread, waves=waves, smoothing=_EXACT)
-            )
+            scaled_N = _scaled_limit(limit_N)
+            if scaled_N is not None:
+                self._limits.append(VectorSurrogate(u_ND, scaled_N, waves=waves, smoothing=_EXACT))
 
     def __call__(self, x_MD: Real) -> Real:
         """Return the predicted values. Those of infeasible positions come after all others."""
@@ -139,6 +138,26 @@ class _Model:
         if self._failure is not None:
             violation_M += np.maximum(self._failure(x_MD), 0.0)
         return np.where(violation_M > 0.0, _BROKEN * (1.0 + violation_M), value_M)
+
+
+def _scaled_limit(limit_N: Real) -> Real | None:
+    """Return a constraint of the trials in units of its spread; None if all trials are alike.
+
+    A constraint that is never below 0, such as ``max(0, x - 1)``, does not say how far inside a
+    feasible trial is. Such trials count as one standard deviation inside, so that the surrogate
+    does not take what is exactly 0 for broken.
+    """
+    largest = float(np.abs(limit_N).max())
+    if largest == 0.0:
+        return None
+    scaled_N = limit_N / largest  # so that squares do not overflow
+    spread = float(scaled_N.std())
+    if np.ptp(scaled_N) == 0.0 or spread == 0.0:
+        return None
+    scaled_N /= spread
+    if scaled_N.min() == 0.0:
+        scaled_N[scaled_N == 0.0] = -1.0
+    return np.asarray(scaled_N)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from prunesearch import events
-from prunesearch.algorithms.confirmation import LEAST_DOCUMENTS, Confirmation, noise_of_document
+from prunesearch.algorithms.confirmation import Confirmation, noise_of_document
 from prunesearch.algorithms.gaussian_process import GaussianProcess
 from prunesearch.algorithms.operators import Mask, Real
 from prunesearch.algorithms.surrogate import Surrogate
@@ -54,12 +54,19 @@ def decide(ready: PreparedStudy, session: Session, options: RunOptions) -> Recom
     """
     decision = _Decision.of(ready, session)
     if decision is None:
+        if options.confirm and not is_noisy(ready, session):
+            events.tell(
+                events.Message(
+                    "`confirm` changes nothing here: it is for scores of one task, whose documents "
+                    "differ from draw to draw"
+                )
+            )
         return None
     share = CONFIRM if options.confirm is None else options.confirm
     budget = round(share / (1.0 - share) * decision.scored)
     stored = selection.recommendation_of(ready.study)
-    # A search that is ended early is not prolonged.
-    if stored is not None and (stored.budget == budget or early_end.requested()):
+    # A decision that has cost as much or more stays. A search that is ended early is not prolonged.
+    if stored is not None and (stored.budget >= budget or early_end.requested()):
         return stored
     made = decision.made(session, options, 0 if early_end.requested() else budget)
     try:
@@ -211,9 +218,13 @@ def _why_ended(confirmation: Confirmation) -> str:
     """Return why a confirmation ended before all its rounds; empty if it did not."""
     if len(confirmation.left) < 2 or confirmation.is_complete:
         return ""
-    if confirmation.available - confirmation.used < LEAST_DOCUMENTS:
-        return "the task has no more documents"
-    return f"{confirmation.budget:,} scored documents are too few"
+    if confirmation.needed <= confirmation.budget:
+        further = confirmation.available - confirmation.used
+        return f"the task has only {further:,} further documents"
+    return (
+        f"{confirmation.needed:,} scored documents are needed and {confirmation.budget:,} were "
+        f"allowed; give a larger `confirm`, more `trials` or a larger `limit`"
+    )
 
 
 class _Rounds:

@@ -16,7 +16,8 @@ def decided(made: Recommendation | None, metric: str) -> list[str]:
         return []
     lines = [_chosen(made, metric), _naive(made, metric)]
     if made.remark:
-        lines.append(f"confirming ended early: {made.remark}")
+        event = "confirming ended early" if made.spent else "not confirmed"
+        lines.append(f"{event}: {made.remark}")
     if made.indistinct:
         assert made.equal_probability is not None
         lines.append(indistinct(metric, made.documents, made.compared, made.equal_probability))

@@ -152,16 +152,31 @@ def test_a_task_without_further_documents_says_so(recipe: Recipe) -> None:
     options = OPTIONS.model_copy(update={"trials": 3, "study": "all"})
     made = searched(recipe.with_changes(limit=200), options).recommendation
     assert made is not None
-    assert made.remark == "the task has no more documents"
+    assert made.remark == "the task has only 0 further documents"
     assert not made.confirmed
     assert made.best.low < made.best.estimate < made.best.high
 
 
 def test_without_a_share_nothing_is_confirmed_but_a_trial_is_recommended(recipe: Recipe) -> None:
-    made = searched(recipe, OPTIONS.model_copy(update={"confirm": 0.0})).recommendation
+    options = OPTIONS.model_copy(update={"confirm": 0.0, "study": "unconfirmed"})
+    made = searched(recipe, options).recommendation
     assert made is not None
     assert (made.budget, made.spent, made.remark) == (0, 0, "")
     assert not made.confirmed
+
+
+def test_a_smaller_share_does_not_forget_what_was_confirmed(recipe: Recipe) -> None:
+    before = decided()
+    again = searched(recipe, OPTIONS.model_copy(update={"confirm": 0.1})).recommendation
+    assert before.confirmed and again == before
+
+
+def test_a_share_that_is_too_small_says_what_is_needed(recipe: Recipe) -> None:
+    options = OPTIONS.model_copy(update={"confirm": 0.1, "study": "few", "trials": 4})
+    made = searched(recipe, options).recommendation
+    assert made is not None and made.spent == 0
+    # Two rounds with the four candidates of the search, eight documents each.
+    assert made.remark.startswith("64 scored documents are needed and 4 were allowed")
 
 
 def test_trials_of_a_task_have_a_standard_error() -> None:
@@ -175,7 +190,12 @@ def test_losses_on_text_are_not_noisy(tiny_folder: Path, prose: Path) -> None:
         model=str(tiny_folder), drop="2", calibration=str(prose), tokens=64, window=32,
         population=4,
     )  # fmt: skip
-    assert searched(recipe).recommendation is None
+    told: list[events.Event] = []
+    with events.subscribed(told.append):
+        assert searched(recipe).recommendation is None
+    # The options ask for a confirmation all the same.
+    texts = [event.text for event in told if isinstance(event, events.Message)]
+    assert any(text.startswith("`confirm` changes nothing here") for text in texts)
     study = study_of()
     assert RECOMMENDATION_ATTR not in study.user_attrs
     assert STANDARD_ERROR_ATTR not in study.trials[0].user_attrs

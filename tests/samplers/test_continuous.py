@@ -295,6 +295,25 @@ def test_constraints_come_before_values(make: Maker, given: str) -> None:
     assert study.best_value < 3.01
 
 
+@both
+@pytest.mark.parametrize("form", ["never broken", "distance", "yes or no"])
+def test_a_constraint_may_be_0_where_it_holds(make: Maker, form: str) -> None:
+    """Constraints that are never below 0 cost a search little."""
+
+    def constraints(trial: optuna.trial.FrozenTrial) -> list[float]:
+        over = trial.params["x0"] - 4.0
+        return [
+            {"never broken": 0.0, "distance": max(0.0, over), "yes or no": float(over > 0)}[form]
+        ]
+
+    def objective(trial: optuna.Trial) -> float:
+        return sum((trial.suggest_float(f"x{place}", -5, 5) - 1) ** 2 for place in range(4))
+
+    study = optuna.create_study(sampler=make(seed=1, constraints_func=constraints))
+    study.optimize(objective, n_trials=60)
+    assert study.best_value < 0.5
+
+
 def test_constraints_hold_for_subsets_and_several_objectives_too() -> None:
     space = SearchSpace(12, 3)
     for objectives in (1, 2):

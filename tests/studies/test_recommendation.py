@@ -85,7 +85,7 @@ def test_people_see_the_interval_and_the_naive_best() -> None:
         "recommended: trial 1, expected acc 0.4000 (95 % interval 0.3608 to 0.4392), measured "
         "0.4100; it was not confirmed on further documents",
         "it also has the best measured value, 0.4100",
-        "confirming ended early: the task has no more documents",
+        "not confirmed: the task has no more documents",
         "warning: acc of 100 documents cannot tell the first 24 trials apart: they scatter no more "
         "than equal candidates would (p = 0.4). Use more documents (--limit), or search by KL "
         "(--objective kl)",
