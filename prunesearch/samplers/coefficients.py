@@ -35,8 +35,10 @@ def given(values: Mapping[str, float | None]) -> Coefficients:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError(f"{name} = {value!r}: give a number")
         if name == "iterations":
-            if value != int(value) or value < 1:
-                raise InputError(f"iterations = {value!r}: give a whole number of generations")
+            if not math.isfinite(value) or value != int(value) or value < 1:
+                raise InputError(
+                    f"iterations = {value!r}: give a whole number of generations, at least 1"
+                )
             checked[name] = int(value)
         elif not math.isfinite(value) or not 0.0 <= value <= _LARGEST[name]:
             raise InputError(f"{name} = {value!r}: give a number from 0 to {_LARGEST[name]:g}")

@@ -53,6 +53,7 @@ def test_each_changes_the_moves_and_is_held_to(make: Maker, change: dict[str, An
         (PSOSampler, {"topology": "star"}, "topology = 'star': use global or ring"),
         (WOASampler, {"iterations": 0}, "iterations = 0: give a whole number"),
         (WOASampler, {"iterations": 2.5}, "iterations = 2.5: give a whole number"),
+        (WOASampler, {"iterations": float("nan")}, "iterations = nan: give a whole number"),
         (WOASampler, {"probability": -0.1}, "probability = -0.1"),
     ],
 )
