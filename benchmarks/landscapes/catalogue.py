@@ -99,7 +99,7 @@ def landscape(name: str, seed: int) -> Landscape:
         seed: seed of the landscape; a table has none.
 
     Raises:
-        InputError: there is no such landscape, or it cannot have this size.
+        InputError: the landscape is unknown, or it cannot have this size.
     """
     if name.endswith(".json"):
         return table(Path(name))

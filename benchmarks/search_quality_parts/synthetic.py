@@ -21,7 +21,7 @@ def compare(record: Record, options: argparse.Namespace, names: list[str]) -> No
         names: names of the landscapes.
 
     Raises:
-        UnknownNameError: there is no such landscape or algorithm.
+        UnknownNameError: the landscape or the algorithm is unknown.
     """
     for name in names:
         landscape(name, 0)  # refuses an unknown name before anything runs

@@ -45,6 +45,7 @@ _STEEPEST = 30.0  # largest ratio of a coordinate's scale to their mean
 _PROBE = 2  # stream of random numbers that are thrown away
 _KNOWN = 1e-9  # distance at which two positions are the same
 _CROWDED = 0.05  # distance in a generation, as a share of the region, that is avoided
+_MARGIN = 1e-3  # distance to the limit of a constraint, in standard deviations of its values
 _BROKEN = 1e3  # what a predicted violation adds to a value
 
 
@@ -122,19 +123,23 @@ class _Model:
         value_N = squashed(evaluated.value_N)
         self.value = VectorSurrogate(u_ND, value_N, waves=waves, smoothing=smoothing, trend=trend)
         # One surrogate per constraint that differs between trials.
-        self._limits: list[VectorSurrogate] = []
+        self._limits: list[tuple[VectorSurrogate, float]] = []
         for limit_N in evaluated.limit_NC.T:
             scaled_N = _scaled_limit(limit_N)
-            if scaled_N is not None:
-                self._limits.append(VectorSurrogate(u_ND, scaled_N, waves=waves, smoothing=_EXACT))
+            if scaled_N is None:
+                continue
+            surrogate = VectorSurrogate(u_ND, scaled_N, waves=waves, smoothing=_EXACT)
+            # Stay a little inside, unless trials reach the limit exactly: that is feasible, and a
+            # constraint on whole numbers may have its optimum there.
+            self._limits.append((surrogate, -_MARGIN if (limit_N == 0.0).any() else _MARGIN))
 
     def __call__(self, x_MD: Real) -> Real:
         """Return the predicted values. Those of infeasible positions come after all others."""
         u_MD = (x_MD - self._centre_D) * self._scale_D
         value_M = self.value(u_MD)
         violation_M = np.zeros(len(u_MD))
-        for limit in self._limits:
-            violation_M += np.maximum(limit(u_MD) + 1e-3, 0.0)
+        for limit, margin in self._limits:
+            violation_M += np.maximum(limit(u_MD) + margin, 0.0)
         if self._failure is not None:
             violation_M += np.maximum(self._failure(x_MD), 0.0)
         return np.where(violation_M > 0.0, _BROKEN * (1.0 + violation_M), value_M)

@@ -57,8 +57,8 @@ def decide(ready: PreparedStudy, session: Session, options: RunOptions) -> Recom
         if options.confirm and not is_noisy(ready, session):
             events.tell(
                 events.Message(
-                    "`confirm` changes nothing here: it is for scores of one task, whose documents "
-                    "differ from draw to draw"
+                    "`confirm` changes nothing here: only scores of one task are confirmed on "
+                    "further documents"
                 )
             )
         return None

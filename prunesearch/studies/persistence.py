@@ -270,7 +270,7 @@ def exists(storage: RDBStorage, name: str) -> bool:
 
 
 def exists_in(url: str, name: str) -> bool:
-    """Return whether a database has a study; False if there is no database yet."""
+    """Return whether a database has a study; False if the database does not exist yet."""
     if (file := sqlite_file(url)) and not file.exists():
         return False
     with opened_briefly(url) as storage:

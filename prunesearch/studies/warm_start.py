@@ -38,7 +38,7 @@ def check_warm_start(url: str, name: str, recipe: Recipe) -> None:
         recipe: recipe of the search.
 
     Raises:
-        UnknownNameError: there is no such study.
+        UnknownNameError: the other study does not exist.
         StudyError: see `read_warm_start`.
     """
     _check(read_study(url, name), recipe)
@@ -57,7 +57,7 @@ def read_warm_start(
         content: fingerprint of the search's model.
 
     Raises:
-        UnknownNameError: there is no such study.
+        UnknownNameError: the other study does not exist.
         StudyError: the study is of another model or other units, or has too few trials.
     """
     data = read_study(url, name)

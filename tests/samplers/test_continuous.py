@@ -296,6 +296,22 @@ def test_constraints_come_before_values(make: Maker, given: str) -> None:
 
 
 @both
+def test_the_optimum_may_lie_exactly_on_a_limit(make: Maker) -> None:
+    """Whole numbers whose sum may be 9 at most: the least value, 12, is at a sum of 9."""
+
+    def constraints(trial: optuna.trial.FrozenTrial) -> list[float]:
+        return [sum(trial.params[f"x{place}"] for place in range(3)) - 9.0]
+
+    def objective(trial: optuna.Trial) -> float:
+        whole = sum((trial.suggest_int(f"x{place}", 0, 9) - 5) ** 2 for place in range(3))
+        return whole + (trial.suggest_float("y", -5, 5) - 1) ** 2
+
+    study = optuna.create_study(sampler=make(seed=0, constraints_func=constraints))
+    study.optimize(objective, n_trials=80)
+    assert study.best_value < 12.01
+
+
+@both
 @pytest.mark.parametrize("form", ["never broken", "distance", "yes or no"])
 def test_a_constraint_may_be_0_where_it_holds(make: Maker, form: str) -> None:
     """Constraints that are never below 0 cost a search little."""
