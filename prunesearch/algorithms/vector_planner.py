@@ -29,7 +29,14 @@ from scipy.spatial.distance import cdist
 
 from prunesearch.algorithms.base import VectorLaw, VectorState
 from prunesearch.algorithms.operators import Counts, Real, generator
-from prunesearch.algorithms.vector_surrogate import AdditiveTrend, VectorSurrogate, squashed
+from prunesearch.algorithms.vector_model import (
+    BROKEN,
+    EXACT,
+    Evaluated,
+    VectorModel,
+    failure_of,
+)
+from prunesearch.algorithms.vector_surrogate import AdditiveTrend, squashed
 
 Role = Literal["wide", "near", "law"]
 _TURNS: tuple[Role, ...] = (
@@ -38,32 +45,13 @@ _TURNS: tuple[Role, ...] = (
 _MOVES, _TRIES = 150, 64  # moves of each kind; tries per round of refinement
 _WIDE_WEIGHTS, _NEAR_WEIGHTS = (0.3, 0.5, 0.8, 0.95), (0.8, 0.95, 1.0, 1.0)
 _WAVES, _ROUNDS = 24, 10  # cosines of the trend; rounds of refinement
-_ROUGH, _SMOOTH, _EXACT = 1e-3, 8.0, 1e-6  # smoothing of the surrogates
+_ROUGH, _SMOOTH = 1e-3, 8.0  # smoothing of the wide surrogates
 _WIDEST, _FIRST, _NARROWEST = 0.8, 0.4, 1e-7  # half the side of the region
 _LARGEST_NEAR = 200  # most trials in the surrogate of the region
 _STEEPEST = 30.0  # largest ratio of a coordinate's scale to their mean
 _PROBE = 2  # stream of random numbers that are thrown away
 _KNOWN = 1e-9  # distance at which two positions are the same
 _CROWDED = 0.05  # distance in a generation, as a share of the region, that is avoided
-_MARGIN = 1e-3  # distance to the limit of a constraint, in standard deviations of its values
-_BROKEN = 1e3  # what a predicted violation adds to a value
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """Trials that the surrogates are fitted to.
-
-    Attributes:
-        x_ND: their positions, as they were evaluated.
-        value_N: values of the objective, to be minimised.
-        limit_NC: values of the constraints, feasible if not above 0; C may be 0.
-        failed_FD: positions of trials that failed; F may be 0.
-    """
-
-    x_ND: Real
-    value_N: Real
-    limit_NC: Real
-    failed_FD: Real
 
 
 def region_in_turn(generation: int) -> float:
@@ -95,74 +83,6 @@ def region(least_G: Sequence[float]) -> float:
         if size < _NARROWEST:
             size = _FIRST
     return size
-
-
-class _Model:
-    """Surrogates of the objective and the constraints, in coordinates around [-1, 1].
-
-    Args:
-        evaluated: trials to fit.
-        centre_D, scale_D: a position x has the coordinates (x - centre) * scale.
-        waves, smoothing, trend: see `VectorSurrogate`.
-        failure: function of positions that is above 0 where trials probably fail.
-    """
-
-    def __init__(
-        self,
-        evaluated: Evaluated,
-        centre_D: Real,
-        scale_D: Real,
-        waves: int,
-        smoothing: float,
-        trend: AdditiveTrend | None = None,
-        failure: Callable[[Real], Real] | None = None,
-    ) -> None:
-        self.evaluated, self._centre_D, self._scale_D = evaluated, centre_D, scale_D
-        self._failure = failure
-        u_ND = (evaluated.x_ND - centre_D) * scale_D
-        value_N = squashed(evaluated.value_N)
-        self.value = VectorSurrogate(u_ND, value_N, waves=waves, smoothing=smoothing, trend=trend)
-        # One surrogate per constraint that differs between trials.
-        self._limits: list[tuple[VectorSurrogate, float]] = []
-        for limit_N in evaluated.limit_NC.T:
-            scaled_N = _scaled_limit(limit_N)
-            if scaled_N is None:
-                continue
-            surrogate = VectorSurrogate(u_ND, scaled_N, waves=waves, smoothing=_EXACT)
-            # Stay a little inside, unless trials reach the limit exactly: that is feasible, and a
-            # constraint on whole numbers may have its optimum there.
-            self._limits.append((surrogate, -_MARGIN if (limit_N == 0.0).any() else _MARGIN))
-
-    def __call__(self, x_MD: Real) -> Real:
-        """Return the predicted values. Those of infeasible positions come after all others."""
-        u_MD = (x_MD - self._centre_D) * self._scale_D
-        value_M = self.value(u_MD)
-        violation_M = np.zeros(len(u_MD))
-        for limit, margin in self._limits:
-            violation_M += np.maximum(limit(u_MD) + margin, 0.0)
-        if self._failure is not None:
-            violation_M += np.maximum(self._failure(x_MD), 0.0)
-        return np.where(violation_M > 0.0, _BROKEN * (1.0 + violation_M), value_M)
-
-
-def _scaled_limit(limit_N: Real) -> Real | None:
-    """Return a constraint of the trials in units of its spread; None if all trials are alike.
-
-    A constraint that is never below 0, such as ``max(0, x - 1)``, does not say how far inside a
-    feasible trial is. Such trials count as one standard deviation inside, so that the surrogate
-    does not take what is exactly 0 for broken.
-    """
-    largest = float(np.abs(limit_N).max())
-    if largest == 0.0:
-        return None
-    scaled_N = limit_N / largest  # so that squares do not overflow
-    spread = float(scaled_N.std())
-    if np.ptp(scaled_N) == 0.0 or spread == 0.0:
-        return None
-    scaled_N /= spread
-    if scaled_N.min() == 0.0:
-        scaled_N[scaled_N == 0.0] = -1.0
-    return np.asarray(scaled_N)
 
 
 @dataclass(frozen=True)
@@ -207,7 +127,7 @@ class VectorPlan:
         probe = law.step(states[0], 1, generator(seed, generation, 0, _PROBE))
         self._has_velocities = "v" in probe
         if evaluated is not None:
-            self._failure = _failure(evaluated)
+            self._failure = failure_of(evaluated)
             self._wide = self._fit_wide(evaluated)
             self._near, self._scale_D = self._fit_near(evaluated)
 
@@ -239,20 +159,20 @@ class VectorPlan:
             moved = self._law.step(state, 1, rng)
             return Choice(moved["x"][0], {name: rows[0] for name, rows in moved.items()})
         moved = self._law.step(state, _MOVES, rng)
-        feasible_M = self._wide[0](self._admissible(moved["x"])) < _BROKEN
+        feasible_M = self._wide[0](self._admissible(moved["x"])) < BROKEN
         first = int(np.argmax(feasible_M))
         return Choice(moved["x"][first], {name: rows[first] for name, rows in moved.items()})
 
-    def _fit_wide(self, evaluated: Evaluated) -> tuple[_Model, _Model]:
+    def _fit_wide(self, evaluated: Evaluated) -> tuple[VectorModel, VectorModel]:
         """Fit a surrogate that follows the values closely, and a smooth one."""
         dims = evaluated.x_ND.shape[1]
         centre_D, scale_D = np.full(dims, 0.5), np.full(dims, 2.0)
-        close = _Model(evaluated, centre_D, scale_D, _WAVES, _ROUGH, None, self._failure)
+        close = VectorModel(evaluated, centre_D, scale_D, _WAVES, _ROUGH, None, self._failure)
         trend = close.value.trend
-        smooth = _Model(evaluated, centre_D, scale_D, _WAVES, _SMOOTH, trend, self._failure)
+        smooth = VectorModel(evaluated, centre_D, scale_D, _WAVES, _SMOOTH, trend, self._failure)
         return close, smooth
 
-    def _fit_near(self, evaluated: Evaluated) -> tuple[_Model, Real]:
+    def _fit_near(self, evaluated: Evaluated) -> tuple[VectorModel, Real]:
         """Fit a surrogate to the trials around the best one.
 
         Returns:
@@ -279,7 +199,7 @@ class VectorPlan:
             evaluated.failed_FD,
         )
         per_region_D = scale_D / (2.0 * self._size)
-        model = _Model(around, best_D, per_region_D, 0, _EXACT, None, self._failure)
+        model = VectorModel(around, best_D, per_region_D, 0, EXACT, None, self._failure)
         return model, scale_D
 
     def _around(self, offset_ND: Real) -> Counts:
@@ -328,7 +248,7 @@ class VectorPlan:
             x_D = self._refine(x_D, rng)
         return self._as_move(state, x_D)
 
-    def _best(self, model: _Model, x_MD: Real, weight: float) -> tuple[Real, int]:
+    def _best(self, model: VectorModel, x_MD: Real, weight: float) -> tuple[Real, int]:
         """Return the move with the best sum of predicted value and distance, and its row.
 
         Args:
@@ -339,7 +259,7 @@ class VectorPlan:
         rounded_MD = self._admissible(x_MD)
         value_M = model(rounded_MD)
         distance_M = self._distance(model, rounded_MD)
-        possible_M = value_M < _BROKEN
+        possible_M = value_M < BROKEN
         # Scale both to [0, 1]; positions that may be feasible determine the scale.
         scaled_M = value_M - value_M.min()
         if possible_M.any():
@@ -352,14 +272,14 @@ class VectorPlan:
         best = int(np.argmin(np.round(rating_M, 9)))
         return x_MD[best], best
 
-    def _distance(self, model: _Model, x_MD: Real) -> Real:
+    def _distance(self, model: VectorModel, x_MD: Real) -> Real:
         """Return the distance to the nearest earlier position."""
         evaluated = model.evaluated
         taken_TD = np.array(self._taken).reshape(-1, x_MD.shape[1])
         earlier_ND = np.concatenate([evaluated.x_ND, evaluated.failed_FD, taken_TD])
         return np.asarray(cdist(x_MD, earlier_ND).min(axis=1))
 
-    def _polish(self, model: _Model, x_D: Real, rng: np.random.Generator) -> Real:
+    def _polish(self, model: VectorModel, x_D: Real, rng: np.random.Generator) -> Real:
         """Improve a position on a wide surrogate, one or two coordinates at a time."""
         value = float(model(self._admissible(x_D[None]))[0])
         for _ in range(_ROUNDS):
@@ -383,7 +303,7 @@ class VectorPlan:
         return x_D
 
     def _improve(
-        self, model: _Model, x_D: Real, value: float, tried_MD: Real
+        self, model: VectorModel, x_D: Real, value: float, tried_MD: Real
     ) -> tuple[Real, float]:
         """Return the best of some positions and its value if it is better and new."""
         rounded_MD = self._admissible(tried_MD)
@@ -401,20 +321,6 @@ class VectorPlan:
         if self._has_velocities:
             memory["v"] = x_D - state.x_D
         return Choice(x_D, memory)
-
-
-def _failure(evaluated: Evaluated) -> Callable[[Real], Real] | None:
-    """Return a function that is above 0 where trials probably fail; None if none has failed.
-
-    It is smooth, so that a failure by chance among successes has little influence.
-    """
-    failed_FD, worked_ND = evaluated.failed_FD, evaluated.x_ND
-    if not len(failed_FD):
-        return None
-    x_ND = np.concatenate([worked_ND, failed_FD])
-    label_N = np.append(np.full(len(worked_ND), -1.0), np.ones(len(failed_FD)))
-    surrogate = VectorSurrogate(2.0 * x_ND - 1.0, label_N, waves=2, smoothing=_SMOOTH)
-    return lambda x_MD: surrogate(2.0 * x_MD - 1.0)
 
 
 class FrontPlan:

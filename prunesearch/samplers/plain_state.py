@@ -8,7 +8,8 @@ from prunesearch.algorithms.base import VectorState
 from prunesearch.algorithms.history import History, Swarm, View
 from prunesearch.algorithms.operators import Counts, Real
 from prunesearch.algorithms.pareto import chebyshev
-from prunesearch.algorithms.vector_planner import Evaluated, region
+from prunesearch.algorithms.vector_model import Evaluated
+from prunesearch.algorithms.vector_planner import region
 from prunesearch.algorithms.vector_surrogate import squashed
 
 _BEST, _LATEST = 200, 100  # most trials that a surrogate is fitted to

@@ -5,7 +5,8 @@ import numpy as np
 from prunesearch.algorithms.base import VectorState
 from prunesearch.algorithms.operators import Real
 from prunesearch.algorithms.pso import ParticleVectors
-from prunesearch.algorithms.vector_planner import Evaluated, VectorPlan, region
+from prunesearch.algorithms.vector_model import Evaluated
+from prunesearch.algorithms.vector_planner import VectorPlan, region
 from prunesearch.algorithms.woa import WhaleVectors
 
 
