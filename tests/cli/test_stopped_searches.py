@@ -84,7 +84,8 @@ def test_a_stopped_search_loses_nothing_and_resumes_identically(
         assert "Traceback" not in said
     document = run_json(*words)  # in another process than the one that died
     whole = _finished(here)
-    assert whole[: len(kept)] == kept
+    # The candidates of a generation finish in the order in which blocks can be shared.
+    assert [trial for trial in whole if trial in kept] == kept
     assert document["trials"] == len(whole) == 18
     assert document["computed"] + document["hits"] == 18 - len(kept)
     assert whole == unbroken

@@ -57,8 +57,8 @@ class Listener:
 def main() -> None:
     order = json.loads(sys.stdin.readline())
     folder, study = Path(os.environ[FOLDER]), order["study"]
+    listener = Listener()  # before the log says that the process has started: it may be paused then
     note(folder, f"start {study} {os.getpid()} {order['device']} {order['out']}")
-    listener = Listener()
     act(study.partition("-")[0], study, folder, listener)
     note(folder, f"end {study} {os.getpid()}")
     stage("search", "finished")
