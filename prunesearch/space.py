@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Literal, Protocol, Self
 
 from prunesearch.candidate import LayerSubset
@@ -112,7 +113,7 @@ class SearchSpace:
             Blocks that do not fill a unit are kept.
 
     Raises:
-        InputError: `k` cannot be reached.
+        InputError: `k` cannot be reached, or a number is no whole number.
     """
 
     n_layers: int
@@ -123,6 +124,10 @@ class SearchSpace:
     period: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("n_layers", "k", "period"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise InputError(f"{name} = {value!r}: give a whole number")
         what = "layers"
         if self.units == "sublayers":
             what = "sublayers"

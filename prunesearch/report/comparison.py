@@ -33,18 +33,22 @@ def comparison(found: StudyComparison) -> Parts:
     for reason, names in pairs.items():
         parts.append(f"not tested: {'; '.join(names)}: {reason}")
     if found.samplers:
-        parts.append(_samplers(found.samplers))
+        parts.append(_samplers(found.samplers, _is_decided(found)))
     for note in found.notes:
         parts.append(f"note: {note}")
     return parts
 
 
 def _studies(found: StudyComparison) -> Group:
-    equal = "best after all"
+    # A winner that was decided under noise need not have the best measured value.
+    decided = _is_decided(found)
+    best, equal = ("value of the winner", "naive best") if decided else ("best", "best")
+    after = "all"
     if found.equal_evaluations is not None:
-        equal = f"best after {found.equal_evaluations:,} evaluations"
+        after = f"{found.equal_evaluations:,} evaluations"
+    equal = f"{equal} after {after}"
     columns = (
-        "study", "model", "sampler", "removes", "value", "best", "confirmed", "naive best", equal,
+        "study", "model", "sampler", "removes", "value", best, "confirmed", "naive best", equal,
         "evaluations", "confirmed with (evaluations)",
         "distinct candidates", "cache hits", "scored for", "saved by the cache",
         "evaluations to best", "time to best", heading(row.winner for row in found.studies),
@@ -132,7 +136,11 @@ def _tests(tests: Sequence[WinnerTest]) -> Group:
     return table(title, *without_constant(columns, rows, {"-"}))
 
 
-def _samplers(means: Sequence[SamplerMean]) -> Group:
+def _is_decided(found: StudyComparison) -> bool:
+    return any(row.recommendation is not None for row in found.studies)
+
+
+def _samplers(means: Sequence[SamplerMean], decided: bool) -> Group:
     rows = []
     for mean in means:
         interval = shown = "-"
@@ -151,5 +159,6 @@ def _samplers(means: Sequence[SamplerMean]) -> Group:
             )
         )
     columns = ("sampler", "removes", "value", "studies", "mean", "standard error", "95 % interval")
-    title = f"Samplers: mean of the best values after {means[0].evaluations:,} evaluations"
+    best = "naive best" if decided else "best"
+    title = f"Samplers: mean of the {best} values after {means[0].evaluations:,} evaluations"
     return table(title, *without_constant(columns, rows, {"-"}))

@@ -77,3 +77,14 @@ def with_coefficients(moving: Moving, coefficients: Coefficients) -> Moving:
             )
         values[_FIELDS[name]] = value
     return replace(moving, **values)  # type: ignore[type-var]
+
+
+def without_defaults(moving: Algorithm | VectorLaw, coefficients: Coefficients) -> Coefficients:
+    """Return the coefficients that differ from those of an algorithm, or of a law of motion."""
+    if isinstance(moving, VectorSwarm):
+        return without_defaults(moving.law, coefficients)
+    changed: dict[str, float] = {}
+    for name, value in coefficients.items():
+        if value != getattr(moving, _FIELDS[name]):
+            changed[name] = value
+    return changed

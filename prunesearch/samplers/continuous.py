@@ -33,7 +33,12 @@ from prunesearch.algorithms.vector_planner import (
 )
 from prunesearch.errors import UnknownNameError
 from prunesearch.runtime.json_values import JsonObject
-from prunesearch.samplers.coefficients import Coefficients, checked_topology, with_coefficients
+from prunesearch.samplers.coefficients import (
+    Coefficients,
+    checked_topology,
+    with_coefficients,
+    without_defaults,
+)
 from prunesearch.samplers.parameters import (
     ParameterSpace,
     Rounding,
@@ -77,7 +82,7 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         population: number of particles, at least 2; None for the one that the study was begun
             with, or for the default.
         preselect: whether a surrogate chooses among many moves of each particle.
-        coefficients: coefficients of the law of motion that differ from its defaults.
+        coefficients: coefficients of the law of motion.
         topology: ``global``, where the best trial leads all particles, or ``ring``, where the best
             of a particle's own and its two neighbours' best trials leads it.
         asynchronous: never wait for a generation.
@@ -101,8 +106,8 @@ class PlainSwarm(PicklableSampler, BaseSampler):
         vector_law = REGISTRY.get(law).vector_law
         if vector_law is None:
             raise UnknownNameError("sampler of parameters", law, names_with("vector_law"))
-        self._coefficients = dict(coefficients or {})
-        self._law = with_coefficients(vector_law, self._coefficients)
+        self._law = with_coefficients(vector_law, coefficients or {})
+        self._coefficients = dict(without_defaults(vector_law, coefficients or {}))
         self.name, self.asynchronous = law, asynchronous
         self.topology = checked_topology(topology)
         self.seed = checked_seed(seed)

@@ -466,9 +466,15 @@ def checked_ranking(ranking: Sequence[float], units: int) -> Ranking:
     """Check a ranking of `units` units.
 
     Raises:
-        InputError: the ranking has another length, or a number that is not finite.
+        InputError: the ranking is no list of numbers, has another length, or a number that is not
+            finite.
     """
-    harm_D = np.asarray(ranking, dtype=np.float64)
+    try:
+        harm_D = np.asarray(ranking, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"ranking = {ranking!r:.60}: give a list with the harm of dropping each unit"
+        ) from None
     if harm_D.shape != (units,):
         raise InputError(
             f"the ranking has {harm_D.size} numbers for {units} units: give one a unit"

@@ -21,6 +21,7 @@ from prunesearch.samplers.coefficients import (
     checked_topology,
     given,
     with_coefficients,
+    without_defaults,
 )
 from prunesearch.samplers.continuous import PlainSwarm
 from prunesearch.samplers.population import SwarmSampler, algorithm_of
@@ -42,6 +43,17 @@ class Options:
     novelty: bool = True
     asynchronous: bool = False
     first: tuple[LayerSubset, ...] = ()
+
+
+def candidates(first: Sequence[LayerSubset]) -> tuple[LayerSubset, ...]:
+    """Check the first candidates of a sampler.
+
+    Raises:
+        InputError: they are no candidates.
+    """
+    if isinstance(first, Sequence) and all(isinstance(one, LayerSubset) for one in first):
+        return tuple(first)
+    raise InputError(f"first = {first!r:.60}: give a list of prunesearch.LayerSubset")
 
 
 @dataclass(frozen=True)
@@ -213,7 +225,7 @@ class PSOSampler(_Swarm):
         social: float | None = None,
         topology: str = "global",
     ) -> None:
-        options = Options(preselect, ranking, novelty, asynchronous, tuple(first))
+        options = Options(preselect, ranking, novelty, asynchronous, candidates(first))
         encoding = renamed_encoding(encoding, form)
         coefficients = given({"inertia": inertia, "cognitive": cognitive, "social": social})
         motion = Motion(coefficients, checked_topology(topology))
@@ -259,7 +271,7 @@ class WOASampler(_Swarm):
         spiral: float | None = None,
         probability: float | None = None,
     ) -> None:
-        options = Options(preselect, ranking, novelty, asynchronous, tuple(first))
+        options = Options(preselect, ranking, novelty, asynchronous, candidates(first))
         encoding = renamed_encoding(encoding, form)
         motion = Motion(
             given({"iterations": iterations, "spiral": spiral, "probability": probability})
@@ -325,10 +337,11 @@ def swarm(
     if isinstance(space, WidthSpace):
         entry.check_widths(encoding)
     size = entry.population if population is None else population
+    algorithm = algorithm_of(entry, encoding)
     return SwarmSampler(
         space,
-        with_coefficients(algorithm_of(entry, encoding), motion.coefficients),
-        coefficients=motion.coefficients,
+        with_coefficients(algorithm, motion.coefficients),
+        coefficients=without_defaults(algorithm, motion.coefficients),
         seed=seed,
         population=size,
         several_objectives=entry.several_objectives,

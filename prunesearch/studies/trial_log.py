@@ -207,10 +207,8 @@ class TrialLog:
             self.hinted = True
             logger.warning(
                 f"study {self.study.study_name!r}: the first {_ENOUGH} trials all have the same "
-                f"value, from which "
-                "nothing can be learnt: score more data, or use an objective that tells candidates "
-                "apart (KL rather "
-                "than accuracy)"
+                f"value, from which nothing can be learnt: use an objective that tells them apart; "
+                "for a model that is more data, or KL instead of accuracy"
             )
 
     def _outcome(self, trial: FrozenTrial) -> TrialOutcome:

@@ -45,6 +45,26 @@ def test_each_changes_the_moves_and_is_held_to(make: Maker, change: dict[str, An
 
 
 @pytest.mark.parametrize(
+    ("make", "defaults"),
+    [
+        (PSOSampler, {"inertia": 0.729, "cognitive": 1.496, "social": 1.496}),
+        (WOASampler, {"iterations": 10, "spiral": 1.0, "probability": 0.5}),
+    ],
+)
+def test_the_defaults_may_be_written_out(make: Maker, defaults: dict[str, float]) -> None:
+    given: dict[str, Any] = {"seed": 0, "population": 4, **defaults}
+    plain, over_keys = optuna.create_study(), optuna.create_study()
+    space = SearchSpace(10, 3)
+    for options in (given, {"seed": 0, "population": 4}):
+        plain.sampler = make(**options)
+        plain.optimize(lambda trial: trial.suggest_float("x", -1, 1) ** 2, n_trials=4)
+        sampler = make(space, encoding="keys", **options)
+        for _ in range(4):
+            over_keys.tell(sampler.ask(over_keys).number, 0.0)
+    assert len(plain.trials) == len(over_keys.trials) == 8
+
+
+@pytest.mark.parametrize(
     ("make", "wrong", "message"),
     [
         (PSOSampler, {"inertia": 1.5}, r"inertia = 1.5: give a number from 0 to 1"),
@@ -86,3 +106,27 @@ def test_sets_take_those_that_their_moves_have() -> None:
     PSOSampler(space, seed=0, inertia=0.5).ask(study)
     with pytest.raises(InputError, match=r"coefficients was \{'inertia': 0.5\}, is None"):
         PSOSampler(space, seed=0).ask(study)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"first": 5}, "first = 5: give a list of prunesearch.LayerSubset"),
+        ({"first": [3]}, r"first = \[3\]: give a list"),
+        ({"ranking": {}}, "ranking = {}: give a list with the harm"),
+        ({"ranking": [1.0, None, 2.0]}, "ranking"),
+        ({"ranking": 5.0}, "the ranking has 1 numbers for 10 units"),
+    ],
+)
+@pytest.mark.parametrize("make", [PSOSampler, WOASampler])
+def test_wrong_candidates_and_rankings_are_named(
+    make: Maker, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        make(SearchSpace(10, 3), **wrong)
+
+
+@pytest.mark.parametrize("wrong", [("a", 1), (8, 1.5), (8, True), (8, None)])
+def test_a_space_has_whole_numbers(wrong: tuple[Any, Any]) -> None:
+    with pytest.raises(InputError, match="give a whole number"):
+        SearchSpace(*wrong)
