@@ -23,7 +23,11 @@ from prunesearch.report.tables import (
 )
 from prunesearch.runtime.json_values import Json
 from prunesearch.studies.copying import CopiedStudy
-from prunesearch.studies.recommendation import STANDARD_ERROR_ATTR
+from prunesearch.studies.recommendation import (
+    STANDARD_ERROR_ATTR,
+    Recommendation,
+    ScoredFinalist,
+)
 from prunesearch.studies.summary import (
     ChosenTrial,
     DeletedStudy,
@@ -104,7 +108,7 @@ def study_show(details: StudyDetails) -> Parts:
         return [settings, *lines]
     if len(best[0].values) > 1:
         return [settings, *lines, front_table("Best trials, one for each size", best)]
-    return [settings, *lines, _best_table(best)]
+    return [settings, *lines, _best_table(best, details.recommendation)]
 
 
 def _recipe_rows(recipe: Recipe) -> list[tuple[str, Prose]]:
@@ -123,8 +127,14 @@ def _recipe_rows(recipe: Recipe) -> list[tuple[str, Prose]]:
     return rows
 
 
-def _best_table(best: Sequence[TrialSummary]) -> Group:
-    """Show the best trials of a study with one objective, with their attributes."""
+def _best_table(best: Sequence[TrialSummary], made: Recommendation | None) -> Group:
+    """Show the best trials of a study with one objective, with their attributes.
+
+    Args:
+        best: the trials.
+        made: how the best trial was decided; None if its value decides.
+    """
+    finalists = {} if made is None else {one.trial: one for one in made.finalists}
     metric = _metric_of(best)
     # Attributes that are long, or that repeat the value, are only part of the --json output.
     names = []
@@ -137,11 +147,15 @@ def _best_table(best: Sequence[TrialSummary]) -> Group:
     rows = []
     for trial in best:
         row: list[object] = [trial.number, f"{trial.value:.4f}" + _error(trial, metric)]
+        if finalists:
+            row += _expected(finalists.get(trial.number))
         for name in names:
             row.append(_shown(name, trial.attributes.get(name)) + _error(trial, name))
         rows.append([*row, LayerList(Removal.of(trial.dropped).brief)])
     heads = {"latency_ms": label("predicted_ms"), "bytes": "size", "seconds": "seconds scored"}
     columns = ["trial", label(metric or "value")]
+    if finalists:
+        columns += ["expected", "on further documents"]
     for name in names:
         columns.append(heads.get(name, label(name)))
     columns.append(heading(trial.dropped for trial in best))
@@ -150,6 +164,16 @@ def _best_table(best: Sequence[TrialSummary]) -> Group:
     if widths is not None:
         parts.append(widths)
     return Group(*parts)
+
+
+def _expected(one: ScoredFinalist | None) -> tuple[str, str]:
+    """Return the expected value of a finalist, and its value on further documents."""
+    if one is None:
+        return "-", "-"
+    expected = f"{one.estimate:.4f} ± {one.stderr:.4f}"
+    if one.fresh is None:
+        return expected, "-"
+    return expected, f"{one.fresh:.4f} ± {one.fresh_stderr:.4f} ({one.documents:,})"
 
 
 def study_layers(found: StudyLayers) -> Parts:

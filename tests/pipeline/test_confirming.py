@@ -247,13 +247,17 @@ def test_commands_and_reports_show_the_decision_and_the_naive_best(recipe: Recip
     assert document["dropped"] == made.best.dropped
     assert document["recommendation"]["naive"] == made.naive
     assert "recommendation" not in run_json("study", "best", "s", "--max-size", "1GiB")
-    assert confirmed in " ".join(run("study", "show", "s").stdout.split())
+    shown = " ".join(run("study", "show", "s").stdout.split())
+    assert confirmed in shown
+    # The list of the best trials has what the confirmed one scored on further documents.
+    assert f"{made.best.fresh:.4f} ± {made.best.fresh_stderr:.4f} ({made.best.documents})" in shown
     assert run_json("study", "show", "s")["best"][0]["number"] == made.chosen
     # A comparison counts what confirmation cost.
     (row,) = run_json("compare", "s")["studies"]
     assert row["winner"] == made.best.dropped
     assert row["confirming_evaluations"] == pytest.approx(made.spent / LIMIT)
     assert row["recommendation"]["finalists"][0]["high"] == made.finalists[0].high
+    assert "naive best" in run("compare", "s").stdout
     # The report has both in its summary.
     run("report", "s", "--out", "page")
     for name in ("index.html", "report.md"):
