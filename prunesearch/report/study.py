@@ -106,6 +106,11 @@ def study_show(details: StudyDetails) -> Parts:
     lines = [counts, *known, *decided(details.recommendation, metric)]
     if not best:
         return [settings, *lines]
+    if details.recommendation is None and best[0].figure(STANDARD_ERROR_ATTR):
+        lines.append(
+            "which trial is best is not decided yet: the values have standard errors, and the best "
+            "one may be luck. The same search, run again, decides it"
+        )
     if len(best[0].values) > 1:
         return [settings, *lines, front_table("Best trials, one for each size", best)]
     return [settings, *lines, _best_table(best, details.recommendation)]

@@ -127,6 +127,7 @@ def test_a_killed_confirmation_goes_on_from_the_cache(
         with pytest.raises(KeyboardInterrupt):
             searched(recipe)
     assert selection.recommendation_of(study_of()) is None
+    assert "is not decided yet" in " ".join(run("study", "show", "s").stdout.split())
     # 2. It goes on to the same end, and scores nothing again.
     assert searched(recipe).recommendation == whole
     study_of().set_user_attr(RECOMMENDATION_ATTR, "")
