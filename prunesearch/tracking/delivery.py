@@ -54,6 +54,8 @@ class Patience:
 
 LOCAL, REMOTE, INTERRUPTED = Patience(60.0, 120.0), Patience(5.0, 30.0), Patience(2.0, 4.0)
 """Patience with a folder, with a server, and after a signal."""
+LOADING = Patience(60.0, 60.0)
+"""Patience while the library is loaded, which takes long on a busy machine."""
 
 
 class ProcessEndedError(Exception):
@@ -79,6 +81,7 @@ class Delivery:
         self._command = command or (sys.executable, "-P", "-m", _MODULE)
         self._queue: queue.Queue[Record] = queue.Queue(capacity)
         self._closing, self._ended = threading.Event(), threading.Event()
+        self._loaded = threading.Event()  # the process has loaded the library
         self._lock = threading.Lock()
         self._put = self._taken = self.dropped = 0
         self._failure = ""  # the last one; empty while all is well
@@ -109,16 +112,10 @@ class Delivery:
         patience = REMOTE if self._place.remote else LOCAL
         if interrupted:
             patience = INTERRUPTED
-        # A tracker that fails, or has not answered for long, gets no more time.
-        end = time.monotonic() + patience.whole
-        while not self._failure and self._thread.is_alive():
-            now = time.monotonic()
-            asked = self._asked
-            left = min(end, patience.quiet + (now if asked is None else asked)) - now
-            if left <= 0:
-                self._failure = "it does not answer"
-                break
-            self._ended.wait(min(left, 0.5))
+        elif not self._loaded.is_set():
+            # No server was asked yet.
+            self._wait(LOADING, self._loaded)
+        self._wait(patience, self._ended)
         self._end_process()
         lost = self._put - self._taken + self.dropped
         if lost:
@@ -128,12 +125,27 @@ class Delivery:
                 f"and results at {self._place.shown}{why}"
             )
 
+    def _wait(self, patience: Patience, event: threading.Event) -> None:
+        """Wait for an event. A tracker that fails, or has not answered for long, gets no more
+        time.
+        """
+        end = time.monotonic() + patience.whole
+        while not self._failure and self._thread.is_alive() and not event.is_set():
+            now = time.monotonic()
+            asked = self._asked
+            left = min(end, patience.quiet + (now if asked is None else asked)) - now
+            if left <= 0:
+                self._failure = "it does not answer"
+                break
+            event.wait(min(left, 0.5))
+
     # What follows runs in the thread.
 
     def _work(self) -> None:
         """Send batches until the delivery is closed and nothing is left."""
         try:
             self._start()
+            self._loaded.set()
             while batch := self._gather():
                 self._deliver(batch)
         except (ProcessEndedError, OSError) as error:

@@ -78,6 +78,23 @@ def test_a_server_that_never_answers_costs_no_time_and_is_counted(
     assert line.endswith("it does not answer")
 
 
+def test_a_library_that_loads_slowly_is_no_server_that_does_not_answer(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "REMOTE", Patience(0.3, 5.0))
+    loads = "import time; time.sleep(1.5)\n" + READY
+    takes = "for line in sys.stdin: say(done=len(json.loads(line)))\n"
+    sending = begin(loads + takes)
+    sending.put(points(1, 4))
+    sending.close()
+    assert said == []
+    # A library that never loads is given up, too.
+    monkeypatch.setattr(delivery, "LOADING", Patience(0.3, 0.3))
+    sending = begin("import sys; sys.stdin.read()")
+    sending.close()
+    assert said[0].endswith("it does not answer")
+
+
 def test_a_process_that_ends_is_named_once(said: list[str]) -> None:
     sending = begin(DEAD)
     while not said:
