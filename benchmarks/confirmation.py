@@ -67,9 +67,9 @@ def measure_synthetic(record: Record) -> None:
                 record.add(f"{name}_se", round(error, 5))
 
 
-def measure_real(record: Record, settings: RealSettings) -> None:
+def measure_real(record: Record, settings: RealSettings, seeds: range) -> None:
     """Add the figures of the real model."""
-    seeds = range(record.by_size(5, 1, 1))
+    record.add("hellaswag_seeds", len(seeds))
     found: list[Winners] = []
     for seed in seeds:
         found.append(winners(settings, seed))
@@ -120,6 +120,7 @@ def main() -> None:
         {
             "--data": {"type": Path, "help": "HellaSwag documents (.jsonl[.bz2])"},
             "--folder": {"type": Path, "help": "keep results here, and go on from them"},
+            "--seeds": {"type": int, "help": "seeds of the experiment on real documents"},
             "--threads": {"type": int, "default": 1, "help": "threads of torch"},
         },
     )
@@ -132,7 +133,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = options.folder or Path(scratch)
             data = options.data or folder
-            measure_real(record, real_settings(record, data, folder, options.threads))
+            settings = real_settings(record, data, folder, options.threads)
+            measure_real(record, settings, range(options.seeds or record.by_size(5, 1, 1)))
     record.finish(options.json)
 
 

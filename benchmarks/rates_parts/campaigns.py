@@ -15,7 +15,7 @@ from tests.support.chat_endpoint import chat_endpoint
 from tests.support.paths import SHARED
 
 _SAMPLERS = ("random", "evolution", "pso", "woa", *VARIANTS)
-_LARGE_SAMPLERS = ("random", "evolution", "pso")
+_LARGE_SAMPLERS = ("random", "evolution", "pso", "woa", "llm")
 OPTIONS: dict[str, dict[str, Any]] = {
     "--folder": {"type": Path, "help": "where studies, cache and figures are kept"},
     "--data": {
@@ -107,8 +107,8 @@ def _full(record: Record, options: argparse.Namespace, folder: Path) -> Campaign
         trials=options.large_trials,
         llm_trials=options.large_trials,
         long_trials=options.large_trials,
-        tokens=512,
-        test_tokens=2048,
+        tokens=2048,
+        test_tokens=4096,
         limit=min(100, options.documents),
         samplers=tuple(name for name in _LARGE_SAMPLERS if name in samplers),
     )
