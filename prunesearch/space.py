@@ -113,7 +113,7 @@ class SearchSpace:
             Blocks that do not fill a unit are kept.
 
     Raises:
-        InputError: `k` cannot be reached, or a number is no whole number.
+        InputError: `k` cannot be reached, or a number is not whole.
     """
 
     n_layers: int

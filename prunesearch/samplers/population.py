@@ -466,8 +466,8 @@ def checked_ranking(ranking: Sequence[float], units: int) -> Ranking:
     """Check a ranking of `units` units.
 
     Raises:
-        InputError: the ranking is no list of numbers, has another length, or a number that is not
-            finite.
+        InputError: the ranking is not a list of numbers, has another length, or has a number that
+            is not finite.
     """
     try:
         harm_D = np.asarray(ranking, dtype=np.float64)

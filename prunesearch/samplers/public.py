@@ -49,7 +49,7 @@ def candidates(first: Sequence[LayerSubset]) -> tuple[LayerSubset, ...]:
     """Check the first candidates of a sampler.
 
     Raises:
-        InputError: they are no candidates.
+        InputError: one of them is something else.
     """
     if isinstance(first, Sequence) and all(isinstance(one, LayerSubset) for one in first):
         return tuple(first)
