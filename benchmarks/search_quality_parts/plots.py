@@ -1,4 +1,4 @@
-"""The plots: the mean best so far of each algorithm."""
+"""The plots: the mean best so far of each algorithm, of one problem or of many."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +10,16 @@ from benchmarks.search_quality_parts.problem import Trace
 from prunesearch.algorithms.registry import names_with
 
 COLORS = {"pso": "black", "woa": "tab:red"}
+RIVALS = {
+    "GP trust region": ("tab:blue", "-"),
+    "hill-climbing": ("tab:orange", "--"),
+    "evolution": ("tab:green", ":"),
+    "cmaes": ("tab:brown", "-."),
+    "tpe": ("tab:cyan", "--"),
+    "random": ("tab:gray", ":"),
+}
+"""Color and line of the algorithms that a plot of many problems shows beside the swarms."""
+_COLUMNS = 4
 Curve = np.ndarray[Any, Any]
 
 
@@ -50,4 +60,47 @@ def plot(path: Path, curves: Mapping[str, Curve], ylabel: str, title: str) -> No
     axes.grid(visible=True, which="both", alpha=0.25)
     figure.legend(fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def plot_many(path: Path, panels: Mapping[str, Mapping[str, Curve]], ylabel: str) -> None:
+    """Draw one panel for each problem into a PNG file, with PSO, WOA and the main rivals.
+
+    Args:
+        path: the file.
+        panels: curves of each problem by its title.
+        ylabel: what the curves show.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = -(-len(panels) // _COLUMNS)
+    figure, axes = pyplot.subplots(
+        rows, _COLUMNS, figsize=(13.0, 2.7 * rows), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    lines = {}
+    for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+        for name in (*RIVALS, *COLORS):
+            if name not in curves:
+                continue
+            color, style = RIVALS.get(name) or (COLORS[name], "-")
+            width = 2.2 if name in COLORS else 1.2
+            evaluations = np.arange(1, len(curves[name]) + 1)
+            (lines[name],) = axis.plot(
+                evaluations, curves[name], linewidth=width, color=color, linestyle=style
+            )
+        axis.set_yscale("log")
+        axis.set_title(title, fontsize=9)
+        axis.grid(visible=True, alpha=0.25)
+        axis.tick_params(which="both", labelsize=7)
+    figure.supxlabel("unique evaluations", fontsize=10)
+    figure.supylabel(ylabel, fontsize=10)
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside upper center", ncols=len(lines), fontsize=9
+    )
+    figure.savefig(path, dpi=100)
     pyplot.close(figure)

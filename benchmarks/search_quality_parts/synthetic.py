@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.landscapes import NAMES, landscape
-from benchmarks.search_quality_parts.plots import mean_curves, plot
+from benchmarks.search_quality_parts.plots import mean_curves, plot, plot_many
 from benchmarks.search_quality_parts.problem import Trace
 from benchmarks.search_quality_parts.synthetic_results import add_figures, known_values, table_of
 from benchmarks.search_quality_parts.synthetic_runs import RunFile, measure
@@ -36,7 +36,7 @@ def compare(record: Record, options: argparse.Namespace, names: list[str]) -> No
     if options.markdown is not None:
         options.markdown.write_text(markdown(tables, budgets, len(seeds)))
     if options.json is not None:
-        _draw(options.json.parent, names, seeds, budgets[-1], file)
+        _draw(options.json.with_suffix(".png"), names, seeds, budgets[-1], file)
 
 
 def all_names(words: str) -> list[str]:
@@ -51,8 +51,9 @@ def _short(name: str) -> str:
     return Path(name).stem if name.endswith(".json") else name
 
 
-def _draw(folder: Path, names: list[str], seeds: range, budget: int, file: RunFile) -> None:
-    """Draw the mean excess so far of each algorithm, one plot for each landscape."""
+def _draw(path: Path, names: list[str], seeds: range, budget: int, file: RunFile) -> None:
+    """Draw the mean excess so far of each algorithm, one panel for each landscape."""
+    panels = {}
     for name in names:
         runs = file.complete(name, seeds)
         traces = {}
@@ -61,6 +62,12 @@ def _draw(folder: Path, names: list[str], seeds: range, budget: int, file: RunFi
         # The mean of differences is the difference of the means.
         offset = float(known_values(name, seeds, runs).mean())
         searched = landscape(name, seeds[0])
-        title = f"{_short(name)}: {searched.k} of {searched.n} units, {len(seeds)} seeds"
-        curves = mean_curves(traces, budget, offset)
-        plot(folder / f"{_short(name)}.png", curves, "mean excess over the best known", title)
+        size = f"{searched.k} of {searched.n}" if searched.fixed else f"up to {searched.k}"
+        panels[f"{_short(name)}: {size} units"] = mean_curves(traces, budget, offset)
+    label = f"mean excess over the best known, {len(seeds)} seeds"
+    # One landscape has room for all algorithms.
+    if len(panels) == 1:
+        ((title, curves),) = panels.items()
+        plot(path, curves, label, title)
+    else:
+        plot_many(path, panels, label)

@@ -15,7 +15,7 @@ def markdown(tables: Mapping[str, Table], budgets: Sequence[int], seeds: int) ->
         *_summary(tables, budgets),
     ]
     for name, table in tables.items():
-        lines += ["", f"### {name}", "", *_landscape(table, budgets), "", f"![{name}]({name}.png)"]
+        lines += ["", f"### {name}", "", *_landscape(table, budgets)]
     lines += ["", "### Hill climbing and evolution", ""]
     for budget in budgets:
         wins = hill_climbing_wins(tables, budget)
