@@ -10,7 +10,9 @@ def markdown(notes: Mapping[str, Any]) -> str:
     parts: list[str] = []
     for part in ("search", "large"):
         for ratio, found in notes.get(part, {}).items():
-            parts.append(f"## {part}, {ratio} removed\n")
+            # A second comparison of a ratio is named after it, as in "20%, with a language model".
+            share, comma, rest = ratio.partition(",")
+            parts.append(f"## {part}, {share} removed{comma}{rest}\n")
             parts.append(_methods(found))
             llm = _llm(found)
             if llm:
