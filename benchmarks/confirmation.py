@@ -13,8 +13,8 @@ posterior, and confirms on further documents. Two experiments show what that is 
    was stopped goes on there.
 
     python -m benchmarks.confirmation --json benchmarks/results/confirmation.json
-    python -m benchmarks.confirmation --data hellaswag_val_a.jsonl.bz2 --folder scratch \\
-        --json benchmarks/results/confirmation.json
+    python -m benchmarks.confirmation --part real --data hellaswag_val_a.jsonl.bz2 \\
+        --folder scratch --json benchmarks/results/confirmation_hellaswag.json
 """
 
 import bz2
@@ -118,6 +118,7 @@ def main() -> None:
     options = arguments(
         __doc__ or "",
         {
+            "--part": {"choices": ("synthetic", "real"), "help": "only this experiment"},
             "--data": {"type": Path, "help": "HellaSwag documents (.jsonl[.bz2])"},
             "--folder": {"type": Path, "help": "keep results here, and go on from them"},
             "--seeds": {"type": int, "help": "seeds of the experiment on real documents"},
@@ -128,8 +129,11 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(options.threads)
-    measure_synthetic(record)
-    if options.data is not None or options.size == "smoke":
+    if options.part == "real" and options.data is None and options.size != "smoke":
+        raise SystemExit("--part real needs --data, a file with HellaSwag documents")
+    if options.part != "real":
+        measure_synthetic(record)
+    if options.part != "synthetic" and (options.data is not None or options.size == "smoke"):
         with tempfile.TemporaryDirectory() as scratch:
             folder = options.folder or Path(scratch)
             data = options.data or folder
