@@ -102,7 +102,9 @@ def _plot(regrets: dict[tuple[str, str], Real], names: Sequence[str]) -> None:
         axis.set_ylabel("log10 of the regret")
     for axis in axes[len(names) :]:
         axis.axis("off")
-    axes[0].legend(fontsize="small")
+    # The legend has a panel of its own.
+    lines, labels = axes[0].get_legend_handles_labels()
+    axes[len(names)].legend(lines, labels, loc="center")
     figure.savefig(Path(__file__).parent / "results" / "plain_spaces.png", dpi=80)
 
 
