@@ -10,7 +10,7 @@ from benchmarks.search_quality_parts.problem import Trace
 from prunesearch.algorithms.registry import names_with
 
 COLORS = {"pso": "black", "woa": "tab:red"}
-RIVALS = {
+BASELINES = {
     "GP trust region": ("tab:blue", "-"),
     "hill-climbing": ("tab:orange", "--"),
     "evolution": ("tab:green", ":"),
@@ -64,7 +64,7 @@ def plot(path: Path, curves: Mapping[str, Curve], ylabel: str, title: str) -> No
 
 
 def plot_many(path: Path, panels: Mapping[str, Mapping[str, Curve]], ylabel: str) -> None:
-    """Draw one panel for each problem into a PNG file, with PSO, WOA and the main rivals.
+    """Draw one panel for each problem into a PNG file, with PSO, WOA and the main baselines.
 
     Args:
         path: the file.
@@ -84,10 +84,10 @@ def plot_many(path: Path, panels: Mapping[str, Mapping[str, Curve]], ylabel: str
         axis.axis("off")
     lines = {}
     for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
-        for name in (*RIVALS, *COLORS):
+        for name in (*BASELINES, *COLORS):
             if name not in curves:
                 continue
-            color, style = RIVALS.get(name) or (COLORS[name], "-")
+            color, style = BASELINES.get(name) or (COLORS[name], "-")
             width = 2.2 if name in COLORS else 1.2
             evaluations = np.arange(1, len(curves[name]) + 1)
             (lines[name],) = axis.plot(
