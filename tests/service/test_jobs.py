@@ -200,7 +200,8 @@ def test_a_study_of_another_recipe_is_refused_at_once(tmp_path: Path, database: 
     storage.engine.dispose()
     # No request leaves a connection to the server.
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-    engine = sqlalchemy.create_engine(database)
+    # Within one transaction PostgreSQL would show the same connections again and again.
+    engine = sqlalchemy.create_engine(database, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         until(lambda: connection.exec_driver_sql(query).scalar() == 1)
     engine.dispose()
