@@ -17,7 +17,7 @@ from prunesearch.algorithms.surrogate import Ranking, harm_of
 from prunesearch.candidate import LayerSubset
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers.base import GenerationPendingError, Proposal, SubsetSampler
-from prunesearch.samplers.population import checked_ranking, droppable_units, stored_ranking
+from prunesearch.samplers.rankings import checked_ranking, droppable_units, stored_ranking
 from prunesearch.samplers.settings import SamplerSettings
 from prunesearch.space import Space
 from prunesearch.studies.trial_log import under_optimize
