@@ -18,7 +18,9 @@ posterior, and confirms on further documents. Two experiments show what that is 
 """
 
 import bz2
+import multiprocessing
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +69,18 @@ def measure_synthetic(record: Record) -> None:
                 record.add(f"{name}_se", round(error, 5))
 
 
-def measure_real(record: Record, settings: RealSettings, seeds: range) -> None:
+def measure_real(record: Record, settings: RealSettings, seeds: range, workers: int) -> None:
     """Add the figures of the real model."""
     record.add("hellaswag_seeds", len(seeds))
+    if workers > 1:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context) as pool:
+            searched = list(pool.map(winners, [settings] * len(seeds), seeds))
+    else:
+        searched = [winners(settings, seed) for seed in seeds]
     found: list[Winners] = []
-    for seed in seeds:
-        found.append(winners(settings, seed))
+    for seed, each in zip(seeds, searched, strict=True):
+        found.append(each)
         record.notes[f"winners_{seed}"] = {name: getattr(found[-1], name).text for name in SEARCHES}
         # Confirmation must not have read what counts as unseen.
         used = settings.limit + further_documents(settings, seed)
@@ -123,6 +131,7 @@ def main() -> None:
             "--folder": {"type": Path, "help": "keep results here, and go on from them"},
             "--seeds": {"type": int, "help": "seeds of the experiment on real documents"},
             "--threads": {"type": int, "default": 1, "help": "threads of torch"},
+            "--workers": {"type": int, "default": 1, "help": "processes, a seed each"},
         },
     )
     record = Record("confirmation", options.size)
@@ -138,7 +147,8 @@ def main() -> None:
             folder = options.folder or Path(scratch)
             data = options.data or folder
             settings = real_settings(record, data, folder, options.threads)
-            measure_real(record, settings, range(options.seeds or record.by_size(5, 1, 1)))
+            seeds = range(options.seeds or record.by_size(5, 1, 1))
+            measure_real(record, settings, seeds, options.workers)
     record.finish(options.json)
 
 

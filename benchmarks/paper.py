@@ -23,6 +23,7 @@ import transformers
 
 from benchmarks.paper_parts import plots, tables
 from benchmarks.paper_parts.comparison import Comparison, Row, compare, rows_of
+from benchmarks.paper_parts.experiment import PaperStudy
 from benchmarks.paper_parts.measuring import Measured, job_of, measure_all
 from benchmarks.paper_parts.options import OPTIONS, experiment_of
 from benchmarks.paper_parts.plan import make_plan
@@ -30,7 +31,7 @@ from benchmarks.paper_parts.published import contradictions, gigabytes
 from benchmarks.paper_parts.timing import Times, measure_times
 from benchmarks.paper_parts.winners import Trace, kl_ranking, read_trace, winners_of
 from benchmarks.support.record import Record, arguments
-from benchmarks.support.searches import run_all
+from benchmarks.support.searches import left, run_all
 from prunesearch.candidate import LayerSubset
 from prunesearch.pipeline.session import open_session
 from prunesearch.report.progress import ProgressView
@@ -56,15 +57,19 @@ def _run(record: Record, options: argparse.Namespace, folder: Path) -> None:
     """Print the plan, search, measure, and write the results."""
     experiment, documents = experiment_of(record, options, folder)
     first = experiment.recipe("pso", experiment.ks[0], 0)
+    studies = experiment.studies()
     with ProgressView(), open_session(first, experiment.options()) as session:
-        plan = make_plan(session, experiment, documents)
+        if options.searched:
+            studies = _complete(studies, folder)
+        else:
+            print(make_plan(session, experiment, documents).text(), flush=True)
+        if options.plan:
+            return
         order = kl_ranking(session, experiment)
-    print(plan.text(), flush=True)
-    if options.plan:
-        return
     with ProgressView():
-        run_all(experiment.studies(), experiment.workers)
-        traces = [read_trace(study) for study in experiment.studies()]
+        if not options.searched:
+            run_all(studies, experiment.workers)
+        traces = [read_trace(study) for study in studies]
         winners = winners_of(traces, order, experiment)
         dense = job_of(experiment, LayerSubset.of(experiment.n_layers), healed=False)
         jobs = [dense]
@@ -81,6 +86,21 @@ def _run(record: Record, options: argparse.Namespace, folder: Path) -> None:
     comparisons = compare(rows)
     _add(record, rows, comparisons, measured[dense], times)
     _write(record, options, folder, traces, rows, comparisons, measured[dense], times)
+
+
+def _complete(studies: Sequence[PaperStudy], folder: Path) -> list[PaperStudy]:
+    """Return the studies that have all their trials, and name the others.
+
+    Raises:
+        SystemExit: there are none.
+    """
+    unfinished = left(studies)
+    complete = [study for study in studies if study not in unfinished]
+    if not complete:
+        raise SystemExit(f"--searched: {folder} has no complete study; leave --searched out")
+    for study in unfinished:
+        print(f"left out, because it is not complete: {study.name}")
+    return complete
 
 
 def _add(

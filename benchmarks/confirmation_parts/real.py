@@ -20,6 +20,7 @@ from prunesearch.pipeline.run import run_stages
 from prunesearch.pipeline.session import load_for, objective_for
 from prunesearch.pipeline.state import Request
 from prunesearch.studies import persistence, selection
+from prunesearch.studies.study_data import read_study
 
 TRIALS, KL_TRIALS = 60, 200
 
@@ -65,10 +66,15 @@ class RealSettings:
             }  # fmt: skip
         return Recipe(**values)
 
+    @property
+    def storage(self) -> str:
+        """URL of the studies."""
+        return f"sqlite:///{self.folder / 'study.db'}"
+
     def options(self, study: str, trials: int, confirm: float) -> RunOptions:
         """Return the options of a search that keeps its results in the folder."""
         return RunOptions(
-            storage=f"sqlite:///{self.folder / 'study.db'}",
+            storage=self.storage,
             cache=str(self.folder / "cache"),
             study=study,
             trials=trials,
@@ -95,7 +101,10 @@ class Winners:
 
 
 def winners(settings: RealSettings, seed: int) -> Winners:
-    """Search with one seed. What was searched before is only read."""
+    """Search with one seed. What was searched before is only read, also if another machine did it."""
+    known = _finished_winners(settings, seed)
+    if known is not None:
+        return known
     trials = round(settings.trials * (1.0 - CONFIRM))
     confirmed = _searched(settings, f"confirmed-{seed}", seed, trials, CONFIRM)
     recommended = _searched(settings, f"recommended-{seed}", seed, trials, 0.0)
@@ -107,6 +116,31 @@ def winners(settings: RealSettings, seed: int) -> Winners:
     if made is not None:
         naive = _candidate(made.naive_best.dropped, naive.n_layers)
     return Winners(naive, recommended.best.candidate, confirmed.best.candidate, kl.best.candidate)
+
+
+def _finished_winners(settings: RealSettings, seed: int) -> Winners | None:
+    """Return the winners of finished studies; None if one of the studies is not finished."""
+    storage = persistence.open_storage(settings.storage, create=True)
+    trials = round(settings.trials * (1.0 - CONFIRM))
+    wanted = {"naive": settings.trials, "recommended": trials, "confirmed": trials}
+    found = {}
+    for name, count in (wanted | {"kl": settings.kl_trials}).items():
+        study = f"{name}-{seed}"
+        if not persistence.exists(storage, study):
+            return None
+        if not persistence.is_complete(storage, study, count):
+            return None
+        made = selection.recommendation_of(persistence.load(storage, study))
+        if name == "confirmed" and (made is None or not made.further):
+            return None
+        data = read_study(settings.storage, study)
+        best = data.best()
+        assert best is not None, f"study {study} has no result"
+        dropped = best.dropped
+        if name == "naive" and made is not None:
+            dropped = made.naive_best.dropped
+        found[name] = _candidate(dropped, data.n_layers)
+    return Winners(**found)
 
 
 def _searched(
@@ -131,13 +165,14 @@ def losses_on_unseen(
     first = settings.total - settings.unseen
     objective = objective_for(recipe.objective, data, loaded, options, first=first)
     asked = [LayerSubset.of(loaded.n_layers), *candidates]
-    found = {}
+    found: dict[LayerSubset, np.ndarray] = {}
     with EvaluationCache(options.cache) as cache:
         engine = LocalEngine(loaded, objective, cache)
-        # One after the other, so that what is done is kept if the benchmark is stopped.
-        for place, candidate in enumerate(dict.fromkeys(asked), 1):
-            events.tell(events.Message(f"unseen documents: candidate {place} of {len(asked)}"))
-            found[candidate] = np.array(engine.losses([candidate])[0])
+        # Together, so that they share blocks. Each chunk is kept as soon as all have read it.
+        distinct = list(dict.fromkeys(asked))
+        events.tell(events.Message(f"unseen documents: {len(distinct)} candidates"))
+        for candidate, losses in zip(distinct, engine.losses(distinct), strict=True):
+            found[candidate] = np.array(losses)
     return found
 
 
@@ -149,6 +184,6 @@ def in_errors(difference_D: np.ndarray) -> float:
 
 def further_documents(settings: RealSettings, seed: int) -> int:
     """Return how many further documents the confirmation of a seed took."""
-    storage = persistence.open_storage(settings.options("", 1, 0.0).storage, create=False)
+    storage = persistence.open_storage(settings.storage, create=False)
     made = selection.recommendation_of(persistence.load(storage, f"confirmed-{seed}"))
     return 0 if made is None else made.further

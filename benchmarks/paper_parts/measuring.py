@@ -8,6 +8,7 @@ import hashlib
 import json
 import multiprocessing
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from prunesearch.execution.shared_forward import Forward
 from prunesearch.objectives.base import ChunkWork, Objective
 from prunesearch.pipeline.session import Session, objective_for, open_session, require
 from prunesearch.recovery import heal, weights_restored
+
+TOGETHER = 14
+"""Candidates that are scored together."""
 
 
 @dataclass(frozen=True)
@@ -142,36 +146,58 @@ def work(experiment: Experiment, jobs: Sequence[Job], wait: bool = False) -> Non
         data = DataSection(task_data=str(experiment.held_out_data))
         section = ObjectiveSection.of({"task": "hellaswag"})
         objective = objective_for(section, data, session.loaded, experiment.options())
-        for job in todo:
-            path = _path(experiment, job)
-            try:
-                with FileLock(f"{path}.lock", timeout=-1 if wait else 0):
-                    if not path.exists():
-                        _measure(experiment, session, objective, job, path)
-            except Timeout:
-                continue
+        for group in _groups(todo, experiment.n_layers):
+            with ExitStack() as locks:
+                own = []
+                for job in group:
+                    lock = FileLock(f"{_path(experiment, job)}.lock", timeout=-1 if wait else 0)
+                    try:
+                        locks.enter_context(lock)
+                    except Timeout:
+                        continue
+                    if not _path(experiment, job).exists():
+                        own.append(job)
+                _measure(experiment, session, objective, own)
+
+
+def _groups(jobs: Sequence[Job], n_layers: int) -> list[list[Job]]:
+    """Return the jobs in groups that are measured together.
+
+    Candidates of a group share the blocks before their first difference, so those that begin alike
+    are put together. A healed model shares nothing.
+    """
+    pruned = [job for job in jobs if not job.healed]
+    pruned.sort(key=lambda job: LayerSubset.parse(job.dropped, n_layers).kept)
+    healed = [job for job in jobs if job.healed]
+    starts = range(0, len(pruned), TOGETHER)
+    return [pruned[start : start + TOGETHER] for start in starts] + [[job] for job in healed]
 
 
 def _measure(
-    experiment: Experiment, session: Session, objective: Objective, job: Job, path: Path
+    experiment: Experiment, session: Session, objective: Objective, jobs: Sequence[Job]
 ) -> None:
-    """Make one measurement, and keep it."""
-    candidate = LayerSubset.parse(job.dropped, session.loaded.n_layers)
-    if job.healed:
-        made = _healed(experiment, session, objective, candidate)
-    else:
-        made = _pruned(session, objective, candidate)
-    with replaced_file(path) as scratch:
-        scratch.write_text(json.dumps(asdict(made)) + "\n")
-    state = "healed" if job.healed else "pruned"
-    events.tell(
-        events.StageProgress(f"{state}, without {made.dropped}: acc_norm {made.acc_norm:.4f}")
-    )
-
-
-def _pruned(session: Session, objective: Objective, candidate: LayerSubset) -> Measured:
-    """Score a candidate as it is, through the cache."""
+    """Make some measurements, and keep them."""
+    n_layers = session.loaded.n_layers
     engine = LocalEngine(session.loaded, objective, session.cache)
+    pruned = [LayerSubset.parse(job.dropped, n_layers) for job in jobs if not job.healed]
+    if pruned:
+        engine.evaluate_now(pruned)
+    for job in jobs:
+        candidate = LayerSubset.parse(job.dropped, n_layers)
+        if job.healed:
+            made = _healed(experiment, session, objective, candidate)
+        else:
+            made = _pruned(session, engine, candidate)
+        with replaced_file(_path(experiment, job)) as scratch:
+            scratch.write_text(json.dumps(asdict(made)) + "\n")
+        state = "healed" if job.healed else "pruned"
+        events.tell(
+            events.StageProgress(f"{state}, without {made.dropped}: acc_norm {made.acc_norm:.4f}")
+        )
+
+
+def _pruned(session: Session, engine: LocalEngine, candidate: LayerSubset) -> Measured:
+    """Score a candidate as it is, through the cache."""
     (evaluation,) = engine.evaluate_now([candidate])
     (losses,) = engine.losses([candidate])
     require(evaluation)

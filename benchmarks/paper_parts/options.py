@@ -42,6 +42,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--healed": {"help": "methods whose winners are healed, with commas; default: all"},
     "--workers": {"type": int, "default": 1, "help": "processes"},
     "--turns": {"type": int, "default": 15, "help": "number of times that each model is timed"},
+    "--searched": {
+        "action": "store_true",
+        "help": "search nothing: measure the studies of --folder that are complete, e.g. those of a GPU",
+    },
     "--plan": {"action": "store_true", "help": "only print what would be done, and its time"},
     "--markdown": {"type": Path, "help": "write the tables here"},
 }

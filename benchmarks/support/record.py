@@ -83,6 +83,7 @@ class Record:
             "versions": {name: _version(name) for name in _PACKAGES},
             "machine": {
                 "cpu": _cpu(),
+                "gpu": _gpu(),
                 "threads": torch.get_num_threads(),
                 "python": platform.python_version(),
             },
@@ -134,10 +135,10 @@ def arguments(
 
 
 def precision() -> Literal["auto", "float32"]:
-    """The precision to measure in: as stored, or float32 where the CPU has no instructions for
-    less.
+    """The precision to measure in: as stored, or float32 where a CPU measures that has no
+    instructions for less.
     """
-    return "float32" if widens() else "auto"
+    return "float32" if widens() and not torch.cuda.is_available() else "auto"
 
 
 def _public(words: list[str]) -> list[str]:
@@ -163,6 +164,10 @@ def _commit() -> str:
         ["git", "status", "--porcelain", "prunesearch"], capture_output=True, text=True, check=False
     ).stdout.strip()
     return (done.stdout.strip() or "unknown") + ("+changes" if dirty else "")
+
+
+def _gpu() -> str:
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "none"
 
 
 def _cpu() -> str:

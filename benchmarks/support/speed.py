@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.models.bf16_cpu import wide_products
+from prunesearch.models.structure import input_device
 from prunesearch.models.surgery import pruned
 
 _DECODED = 16
@@ -57,15 +58,22 @@ def compare(models: Mapping[str, PreTrainedModel], tokens: int, turns: int) -> d
 
 def _times(model: PreTrainedModel, tokens: int) -> tuple[float, float]:
     """Return the seconds of a prefill, and of decoding a few tokens after it."""
-    vocabulary = int(model.config.vocab_size)
-    ids_1L = (torch.arange(tokens) * 7919 % vocabulary)[None]
+    vocabulary, device = int(model.config.vocab_size), input_device(model)
+    ids_1L = (torch.arange(tokens, device=device) * 7919 % vocabulary)[None]
     cache = DynamicCache(config=model.config)
-    start = time.perf_counter()
+    start = _now(device)
     model(input_ids=ids_1L, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    prefilled = time.perf_counter()
+    prefilled = _now(device)
     for step in range(_DECODED):
         model(input_ids=ids_1L[:, step : step + 1], past_key_values=cache, use_cache=True)
-    return prefilled - start, time.perf_counter() - prefilled
+    return prefilled - start, _now(device) - prefilled
+
+
+def _now(device: torch.device) -> float:
+    """Return the time in seconds once the device has done all its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @torch.inference_mode()

@@ -15,14 +15,15 @@ Shapes: T tokens of a tree batch, H heads of size D, G key/value heads, N segmen
 query and K key tokens.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -157,6 +158,17 @@ class Gather:
 
 
 _NAME = "prunesearch_tree"
+
+
+def _any_shape() -> AbstractContextManager[None]:
+    """Return a context with the kernels that need no plan. cuDNN makes a plan for each new shape,
+    which takes a fifth of a second, and trees have many shapes.
+    """
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+_KERNELS: dict[str, Callable[[], AbstractContextManager[None]]] = {"cuda": _any_shape}
+"""What chooses the kernels of attention, by device."""
 _TREE: ContextVar[Tree] = ContextVar("tree")
 
 
@@ -193,6 +205,10 @@ def _along(
     """Compute attention along the current tree: shape (1, T, H, D)."""
     tree = _TREE.get()
     n_heads, n_groups = query.shape[1], key.shape[1]
+    if query.device.type == "cuda" and n_groups < n_heads:
+        # A GPU's fast kernel that reads masks wants a key for each query head.
+        repeats, n_groups = n_heads // n_groups, n_heads
+        key, value = (heads.repeat_interleave(repeats, dim=1) for heads in (key, value))
     gather = tree.gather(n_heads, n_groups)
     # One row for each token and head. Models lay out their heads so, and then nothing is copied.
     q_RD, k_RD, v_RD = (
@@ -202,17 +218,18 @@ def _along(
     keys = torch.split(k_RD.index_select(0, gather.keys), gather.sizes[1])
     values = torch.split(v_RD.index_select(0, gather.keys), gather.sizes[1])
     outs = []
-    for bucket, of_q, of_k, of_v in zip(tree.buckets, queries, keys, values, strict=True):
-        (n, most_q), most_k = bucket.q_index.shape, bucket.k_index.shape[1]
-        out_NHQD = nn.functional.scaled_dot_product_attention(
-            of_q.view(n, n_heads, most_q, -1),
-            of_k.view(n, n_groups, most_k, -1),
-            of_v.view(n, n_groups, most_k, -1),
-            attn_mask=bucket.mask,
-            scale=scaling,
-            enable_gqa=n_heads != n_groups,
-        )
-        outs.append(out_NHQD.reshape(-1, out_NHQD.shape[-1]))
+    with _KERNELS.get(query.device.type, nullcontext)():
+        for bucket, of_q, of_k, of_v in zip(tree.buckets, queries, keys, values, strict=True):
+            (n, most_q), most_k = bucket.q_index.shape, bucket.k_index.shape[1]
+            out_NHQD = nn.functional.scaled_dot_product_attention(
+                of_q.view(n, n_heads, most_q, -1),
+                of_k.view(n, n_groups, most_k, -1),
+                of_v.view(n, n_groups, most_k, -1),
+                attn_mask=bucket.mask,
+                scale=scaling,
+                enable_gqa=n_heads != n_groups,
+            )
+            outs.append(out_NHQD.reshape(-1, out_NHQD.shape[-1]))
     out_RD = torch.cat(outs).index_select(0, gather.back)
     return out_RD.view(1, -1, n_heads, out_RD.shape[-1])
 
