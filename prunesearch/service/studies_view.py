@@ -13,10 +13,10 @@ from prunesearch.cache.location import sqlite_file
 from prunesearch.cache.tables import connect
 from prunesearch.errors import NotFoundError
 from prunesearch.runtime.json_values import JsonObject
-from prunesearch.studies import persistence, selection, study_rows, summary, trial_rows
+from prunesearch.studies import persistence, study_rows, summary, trial_rows
 from prunesearch.studies.selection import SelectionCriteria
 from prunesearch.studies.study_rows import ListedStudy
-from prunesearch.studies.summary import StudyLayers, TrialSummary
+from prunesearch.studies.summary import ChosenTrial, StudyLayers
 from prunesearch.studies.trial_rows import ListedTrial, StudyKey
 
 _KEPT = 50  # results that are kept
@@ -92,17 +92,16 @@ class StudiesView:
         with self._found(name) as (connection, key):
             return trial_rows.front_of(connection, key)
 
-    def best(self, name: str, wanted: SelectionCriteria) -> TrialSummary:
+    def best(self, name: str, wanted: SelectionCriteria) -> ChosenTrial:
         """Return the best trial that meets limits, as `prunesearch study best` does.
 
         Raises:
             StudyError: no trial meets the limits.
         """
 
-        def choose() -> TrialSummary:
+        def choose() -> ChosenTrial:
             with persistence.opened_briefly(self._storage) as storage:
-                trial = selection.choose(persistence.load(storage, name), wanted)
-                return summary.summarise_trial(trial)
+                return summary.chosen_trial(persistence.load(storage, name), wanted)
 
         return self._kept("best", name, choose, wanted)
 
@@ -119,7 +118,8 @@ class StudiesView:
         """Return a result that needs all trials. It is kept until the study changes."""
         listed = self.study(name)
         finished = listed.trials + listed.failed + listed.partial_subsets
-        place = (kind, name, listed.started, finished, *more)
+        # A recommendation is made after the last trial.
+        place = (kind, name, listed.started, finished, listed.recommendation, *more)
         with self._lock:
             found = self._results.get(place)
         if found is None:

@@ -6,8 +6,8 @@ as the importance of layers, is read by `persistence` instead.
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import sqlalchemy
@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection
 
 from prunesearch.config.recipe import Recipe
+from prunesearch.runtime.json_values import json_as
 from prunesearch.studies.optuna_internals import tables
 from prunesearch.studies.optuna_internals.storage import (
     TRIAL_FINISHED,
@@ -25,6 +26,11 @@ from prunesearch.studies.optuna_internals.storage import (
     StudyRow,
     TrialRow,
     ValueRow,
+)
+from prunesearch.studies.recommendation import (
+    RECOMMENDATION_ATTR,
+    Recommendation,
+    read_recommendation,
 )
 from prunesearch.studies.study_recipe import RECIPE_ATTR
 from prunesearch.studies.trial_rows import StudyKey, attributes_of, seconds
@@ -38,10 +44,11 @@ class ListedStudy:
         name: name of the study.
         model, objective, drop, sampler: settings of its recipe. None if the recipe cannot be read.
         trials, running, failed, partial_subsets: number of trials in each state.
-        best_value, best_dropped, best_number: the best trial. None without finished trials, and
-            for a Pareto study.
+        best_value, best_dropped, best_number: the best trial, which is the recommended one if
+            scores are noisy. None without finished trials, and for a Pareto study.
         objectives: number of values of a trial.
         started, finished: start of the first trial and end of the last one, in seconds since 1970.
+        recommendation: how the best trial was decided; None if its value is the best.
     """
 
     name: str
@@ -59,6 +66,7 @@ class ListedStudy:
     objectives: int
     started: float | None
     finished: float | None
+    recommendation: Recommendation | None = field(default=None, metadata=json_as(omit_none=True))
 
 
 def find_studies(
@@ -112,12 +120,16 @@ def _directions(connection: Connection, ids: Sequence[int]) -> dict[int, list[bo
 
 
 def list_studies(connection: Connection, keys: Sequence[StudyKey]) -> list[ListedStudy]:
-    """Count the trials of studies and find their best ones, with three queries for all of them."""
+    """Count the trials of studies and find their best ones, with a few queries for all of them."""
     ids = [key.id for key in keys]
     # 1. Count the trials by state.
     counts, times = _counts(connection, ids)
-    # 2. Find the best trials, and what they drop.
+    # 2. Find the best trials, and what they drop. A recommended one takes the place of the one
+    # whose value is the best.
     best = _best(connection, [key for key in keys if len(key.maximize) == 1])
+    complete = {key.id: counts[key.id].get(TrialState.COMPLETE, 0) for key in keys}
+    decided = _recommendations(connection, complete)
+    best |= _trials(connection, {study: made.chosen for study, made in decided.items()})
     dropped = _dropped(connection, [trial_id for trial_id, _, _ in best.values()])
     # 3. Put the parts together.
     found = []
@@ -142,6 +154,7 @@ def list_studies(connection: Connection, keys: Sequence[StudyKey]) -> list[Liste
                 objectives=len(key.maximize),
                 started=seconds(min(seen)) if seen else None,
                 finished=seconds(max(seen)) if seen else None,
+                recommendation=decided.get(key.id),
             )
         )
     return found
@@ -211,6 +224,43 @@ def _best(connection: Connection, keys: Sequence[StudyKey]) -> dict[int, tuple[i
         for row in connection.execute(query):
             found[row.study_id] = (row.trial_id, row.number, row.value)
     return found
+
+
+def _recommendations(
+    connection: Connection, trials: Mapping[int, int]
+) -> dict[int, Recommendation]:
+    """Return the recommendations of studies that have one.
+
+    Args:
+        connection: database of the studies.
+        trials: number of complete trials by id of the study.
+    """
+    query = sqlalchemy.select(StudyAttributeRow.study_id, StudyAttributeRow.value_json).where(
+        StudyAttributeRow.study_id.in_(trials), StudyAttributeRow.key == RECOMMENDATION_ATTR
+    )
+    found = {}
+    for study, text in connection.execute(query):
+        made = read_recommendation({RECOMMENDATION_ATTR: json.loads(text)}, trials[study])
+        if made is not None:
+            found[study] = made
+    return found
+
+
+def _trials(
+    connection: Connection, numbers: Mapping[int, int]
+) -> dict[int, tuple[int, int, float]]:
+    """Return id, number and value of one trial of each study, which is named by its number."""
+    if not numbers:
+        return {}
+    wanted = sqlalchemy.tuple_(TrialRow.study_id, TrialRow.number).in_(list(numbers.items()))
+    query = (
+        sqlalchemy.select(TrialRow.study_id, TrialRow.trial_id, TrialRow.number, ValueRow.value)
+        .join(ValueRow, ValueRow.trial_id == TrialRow.trial_id)
+        .where(wanted)
+    )
+    return {
+        row.study_id: (row.trial_id, row.number, row.value) for row in connection.execute(query)
+    }
 
 
 def _dropped(connection: Connection, ids: Sequence[int]) -> dict[int, str]:

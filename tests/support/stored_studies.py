@@ -10,6 +10,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from prunesearch.config.recipe import Recipe
 from prunesearch.studies import persistence
+from prunesearch.studies.recommendation import (
+    Recommendation,
+    ScoredFinalist,
+    store_recommendation,
+)
 
 CHOICE = CategoricalDistribution((False, True))
 
@@ -48,3 +53,22 @@ def store_study(
     study.set_user_attr("identity", json.dumps(recipe.identity()))
     study.set_user_attr("recipe", json.dumps(recipe.document()))
     study.add_trials(trials)
+
+
+def recommend(storage: str, name: str, chosen: int, naive: int, trials: int) -> None:
+    """Store that a trial of a study was confirmed, and that another has the best measured value."""
+    finalists = (
+        ScoredFinalist(chosen, "1,2", 0.41, 0.40, 0.02, 400, 0.38, 0.01),
+        ScoredFinalist(naive, "0,1", 0.46, 0.39, 0.02, 100, 0.35, 0.05),
+    )
+    made = Recommendation(
+        trials=trials, documents=100, chosen=chosen, naive=naive, finalists=finalists, budget=600,
+        spent=500, further=400,
+    )  # fmt: skip
+    store_recommendation(study_of(storage, name), made)
+
+
+def study_of(storage: str, name: str) -> optuna.Study:
+    """Open a stored study."""
+    database = persistence.open_storage(storage, create=False)
+    return optuna.load_study(study_name=name, storage=database)

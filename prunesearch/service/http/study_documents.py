@@ -1,6 +1,6 @@
 """The JSON documents of studies and of the cache. The OpenAPI document describes them."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, JsonValue
 
@@ -8,7 +8,9 @@ from prunesearch.service.http.documents import Document
 
 
 class StudyDocument(Document):
-    """A study. The best trial is null for a Pareto study."""
+    """A study. The best trial is null for a Pareto study, and the recommended one where scores are
+    noisy.
+    """
 
     name: str
     model: str | None
@@ -27,10 +29,20 @@ class StudyDocument(Document):
     finished: float | None
 
 
+_Recommendation = Annotated[
+    dict[str, JsonValue] | None,
+    Field(
+        description="How the best trial of a noisy study was decided, as `prunesearch study best "
+        "--json` has it; null if its value is the best."
+    ),
+]
+
+
 class StudyDetailsDocument(StudyDocument):
     """A study and its recipe."""
 
     recipe: dict[str, JsonValue]
+    recommendation: _Recommendation = None
 
 
 class StudyPageDocument(BaseModel):
@@ -50,6 +62,12 @@ class TrialDocument(Document):
     attributes: dict[str, JsonValue]
     started: float | None
     finished: float | None
+
+
+class BestTrialDocument(TrialDocument):
+    """The best trial."""
+
+    recommendation: _Recommendation = None
 
 
 class TrialListDocument(BaseModel):

@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 
 from prunesearch.errors import NotFoundError
+from prunesearch.report.recommendation import decided
 from prunesearch.service.access.roles import User
 from prunesearch.service.http.auth import page_user
 from prunesearch.service.http.services import Services, Shared
@@ -83,11 +84,13 @@ def study_page(
     summary = _summary(services, name)
     jobs = services.jobs.list(study=name, limit=_JOBS).jobs
     shown = charts_of(found)
+    recommendation = None if summary is None else summary.recommendation
     table = trial_table(found, f"/studies/{quote(name, safe='')}", sort, order, start)
     values = {
         "section": "jobs",
         "name": name,
         "study": summary,
+        "decided": decided(recommendation, shown.metric),
         "jobs": jobs,
         "active": any(job.state not in FINAL for job in jobs),
         "is_pareto": shown.is_pareto,

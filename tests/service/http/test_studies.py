@@ -6,7 +6,7 @@ import io
 from optuna.trial import TrialState
 
 from tests.support.http_service import HttpService
-from tests.support.stored_studies import store_study, trial
+from tests.support.stored_studies import recommend, store_study, study_of, trial
 
 
 def get(service: HttpService, path: str) -> dict[str, object]:
@@ -68,6 +68,28 @@ def test_trials_are_paged_in_order_and_filtered(service: HttpService) -> None:
     assert [row["layer"] for row in layers["layers"]] == ["0", "1", "2", "3"]  # type: ignore[attr-defined]
     best = get(service, "/v1/studies/s/best")
     assert (best["number"], best["values"]) == (0, [0.0])
+
+
+def test_the_recommended_trial_of_a_noisy_study_is_its_best(service: HttpService) -> None:
+    storage = service.services.settings.storage
+    store_study(storage, "n", [trial(0, 0.46), trial(1, 0.41), trial(2, 0.3)], maximize=(True,))
+    # Before the decision, the best measured value counts.
+    best = get(service, "/v1/studies/n/best")
+    assert (best["number"], best["recommendation"]) == (0, None)
+    assert get(service, "/v1/studies/n")["recommendation"] is None
+    recommend(storage, "n", chosen=1, naive=0, trials=3)
+    best = get(service, "/v1/studies/n/best")
+    assert (best["number"], best["values"]) == (1, [0.41])
+    assert best["recommendation"]["further"] == 400  # type: ignore[index]
+    study = get(service, "/v1/studies/n")
+    assert (study["best_number"], study["best_value"], study["best_dropped"]) == (1, 0.41, "1,2")
+    assert study["recommendation"] == best["recommendation"]
+    listed = get(service, "/v1/studies")["studies"][0]  # type: ignore[index]
+    assert (listed["best_number"], listed["best_value"]) == (1, 0.41)
+    # A further trial makes the decision old.
+    study_of(storage, "n").add_trial(trial(3, 0.5))
+    assert get(service, "/v1/studies/n")["best_number"] == 3
+    assert get(service, "/v1/studies/n/best")["recommendation"] is None
 
 
 def test_a_spreadsheet_computes_nothing_in_the_csv(service: HttpService) -> None:

@@ -20,6 +20,7 @@ from prunesearch.service.job import Job, JobProgress, JobRequest, StageRecord
 from prunesearch.studies import persistence
 from tests.support.html_page import Element, check_page
 from tests.support.http_service import BASE, QUICK, HttpService, http_service
+from tests.support.stored_studies import recommend, store_study, trial
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -306,6 +307,16 @@ def make_study(service: HttpService, name: str, directions: int = 1, trials: int
                 user_attrs={"dropped": f"{number % 5},5a"},
             )
         )
+
+
+def test_the_page_of_a_noisy_study_says_how_its_best_was_decided(service: HttpService) -> None:
+    storage = service.services.settings.storage
+    store_study(storage, "noisy", [trial(0, 0.46), trial(1, 0.41)], maximize=(True,))
+    recommend(storage, "noisy", chosen=1, naive=0, trials=2)
+    shown = page(browser(service, "viewer"), "/studies/noisy").text
+    assert "0.41" in shown
+    assert "confirmed: trial 1" in shown
+    assert "naive best: trial 0" in shown
 
 
 def test_a_study_has_a_curve_a_map_and_a_sorted_table(service: HttpService) -> None:

@@ -17,12 +17,12 @@ from prunesearch.service.http.routes.jobs import Limit
 from prunesearch.service.http.routing import problems
 from prunesearch.service.http.services import Services, Shared
 from prunesearch.service.http.study_documents import (
+    BestTrialDocument,
     CacheDocument,
     LayersDocument,
     StudyDetailsDocument,
     StudyDocument,
     StudyPageDocument,
-    TrialDocument,
     TrialListDocument,
     TrialPageDocument,
 )
@@ -60,7 +60,7 @@ def add_to(app: FastAPI) -> None:
     )(trials_csv)
     # The name of a study may have slashes in it, so the route of the study itself comes last.
     for path, handler, model in (
-        ("/best", best_trial, TrialDocument),
+        ("/best", best_trial, BestTrialDocument),
         ("/front", show_front, TrialListDocument),
         ("/trials", list_trials, TrialPageDocument),
         ("/layers", show_layers, LayersDocument),
@@ -115,18 +115,22 @@ def best_trial(
         str | None, Query(max_length=20, description="Largest size: 100MiB.")
     ] = None,
 ) -> object:
-    """Show the best trial, or the best that meets the limits."""
+    """Show the best trial, or the best that meets the limits.
+
+    Where scores are noisy, it is the recommended one, and `recommendation` says how it was decided.
+    """
     wanted = SelectionCriteria.parse(max_loss, max_size)
     best = services.studies.best(name, wanted)
     return to_json(
         {
-            "number": best.number,
+            "number": best.trial.number,
             "state": "complete",
-            "values": best.values,
-            "dropped": best.dropped,
-            "attributes": dict(best.attributes),
+            "values": best.trial.values,
+            "dropped": best.trial.dropped,
+            "attributes": dict(best.trial.attributes),
             "started": None,
             "finished": None,
+            "recommendation": best.recommendation,
         }
     )
 
