@@ -169,6 +169,8 @@ def _any_shape() -> AbstractContextManager[None]:
 
 _KERNELS: dict[str, Callable[[], AbstractContextManager[None]]] = {"cuda": _any_shape}
 """What chooses the kernels of attention, by device."""
+KERNEL_NAMES = {"cuda": "no plans"}
+"""Names of these choices. They are a part of what identifies a result on a device."""
 _TREE: ContextVar[Tree] = ContextVar("tree")
 
 
