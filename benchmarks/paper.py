@@ -167,7 +167,9 @@ def _write(
     pages = folder / "figures"
     if options.json is not None:
         pages = options.json.with_suffix("")
-    for path in plots.draw(pages, traces, rows, dense, times):
+    # Latencies that another machine predicted are not drawn beside those that this one measured.
+    comparable = {} if options.searched else times
+    for path in plots.draw(pages, traces, rows, dense, comparable):
         print(f"wrote {path}")
     text = tables.markdown(rows, comparisons, dense, times)
     (folder / "tables.md").write_text(text)

@@ -48,11 +48,11 @@ def label_of(method: str) -> str:
 def _table4(rows: Sequence[Row], dense: Measured, times: Mapping[int, Times]) -> str:
     """Return the paper's Table 4."""
     head = (
-        "k", "method", "evaluations", "search (s)", "size (MB)", "prefill (ms)", "decode (ms)",
+        "k", "method", "seeds", "evaluations", "search (s)", "size (MB)", "prefill (ms)", "decode (ms)",
         "acc_norm, searched on", "acc_norm, held out", "held out, healed",
     )  # fmt: skip
     body = [
-        ["0", "dense", "", "", f"{dense.bytes / 1e6:.1f}", *_speed(times.get(0)), "",
+        ["0", "dense", "", "", "", f"{dense.bytes / 1e6:.1f}", *_speed(times.get(0)), "",
          f"{dense.acc_norm:.4f}", ""]
     ]  # fmt: skip
     for row in rows:
@@ -61,6 +61,7 @@ def _table4(rows: Sequence[Row], dense: Measured, times: Mapping[int, Times]) ->
             [
                 str(row.k),
                 row.method,
+                str(len(row.winners)),
                 str(row.evaluations) if row.evaluations else "",
                 spread(Spread.of(row.seconds), 0) if row.seconds else "",
                 f"{row.pruned[0].bytes / 1e6:.1f}",
