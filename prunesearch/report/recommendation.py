@@ -1,7 +1,16 @@
 """Sentences about how the best trial of a noisy study was decided."""
 
+import json
+from collections.abc import Mapping
+
 from prunesearch.report.tables import label
-from prunesearch.studies.recommendation import Recommendation, ScoredFinalist
+from prunesearch.runtime.json_values import Json
+from prunesearch.studies.recommendation import (
+    RECOMMENDATION_ATTR,
+    Recommendation,
+    ScoredFinalist,
+    read_recommendation,
+)
 
 
 def decided(made: Recommendation | None, metric: str) -> list[str]:
@@ -22,6 +31,22 @@ def decided(made: Recommendation | None, metric: str) -> list[str]:
         assert made.equal_probability is not None
         lines.append(indistinct(metric, made.documents, made.compared, made.equal_probability))
     return lines
+
+
+def decided_in(result: Mapping[str, Json]) -> list[str]:
+    """Return the same lines for the JSON document of a search; nothing if it has no recommendation.
+
+    Args:
+        result: document of a search, as ``--json`` prints it. A server may have sent it.
+    """
+    stored = result.get("recommendation")
+    trials = stored.get("trials") if isinstance(stored, Mapping) else None
+    if not isinstance(trials, int):
+        return []
+    made = read_recommendation({RECOMMENDATION_ATTR: json.dumps(stored)}, trials)
+    paired = result.get("paired")
+    metric = paired.get("metric") if isinstance(paired, Mapping) else None
+    return decided(made, metric if isinstance(metric, str) else "value")
 
 
 def indistinct(metric: str, documents: int, trials: int, probability: float) -> str:

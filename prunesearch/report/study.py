@@ -35,8 +35,14 @@ from prunesearch.studies.summary import (
     StudyLayers,
     StudySummary,
     TrialSummary,
+    is_undecided,
 )
 from prunesearch.studies.warm_start_source import warm_start_line
+
+_UNDECIDED = (
+    "which trial is best is not decided yet: the values have standard errors, and the best one may "
+    "be luck. A search decides it at its end. If it was stopped, run the same search again"
+)
 
 
 def study_list(summaries: Sequence[StudySummary]) -> Parts:
@@ -106,11 +112,8 @@ def study_show(details: StudyDetails) -> Parts:
     lines = [counts, *known, *decided(details.recommendation, metric)]
     if not best:
         return [settings, *lines]
-    if details.recommendation is None and best[0].figure(STANDARD_ERROR_ATTR):
-        lines.append(
-            "which trial is best is not decided yet: the values have standard errors, and the best "
-            "one may be luck. The same search, run again, decides it"
-        )
+    if details.recommendation is None and is_undecided(best[0]):
+        lines.append(_UNDECIDED)
     if len(best[0].values) > 1:
         return [settings, *lines, front_table("Best trials, one for each size", best)]
     return [settings, *lines, _best_table(best, details.recommendation)]
@@ -240,6 +243,8 @@ def study_best(chosen: ChosenTrial) -> Parts:
 
 def how_certain(chosen: ChosenTrial) -> list[str]:
     """Return lines about how the best trial was decided, where scores are noisy."""
+    if chosen.undecided:
+        return [_UNDECIDED]
     return decided(chosen.recommendation, _metric_of([chosen.trial]) or "value")
 
 

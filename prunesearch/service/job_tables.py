@@ -4,6 +4,7 @@ import math
 import time
 from typing import TYPE_CHECKING
 
+from prunesearch.report.recommendation import decided_in
 from prunesearch.report.removals import Removal
 from prunesearch.report.tables import (
     LayerList,
@@ -92,6 +93,7 @@ def watched(found: WatchedJob) -> Parts:
         dense, best = _figures(result.get("dense")), _figures(result.get("best"))
         if dense and best:
             parts.insert(1, dense_against_pruned("Best candidate", dense, best))
+            parts[2:2] = [printable(line) for line in decided_in(result)]
     return parts
 
 

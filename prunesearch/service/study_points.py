@@ -22,6 +22,7 @@ from prunesearch.studies.optuna_internals.storage import (
     UserAttributeRow,
     ValueRow,
 )
+from prunesearch.studies.recommendation import read_recommendation
 
 _METRICS = "study:metric_names"  # Optuna's own key in a study's system attributes
 _DROP = re.compile(r"drop_(\d+)(?:-(\d+))?(?:_attn|_mlp)?")
@@ -56,12 +57,14 @@ class StudyPoints:
         maximized: for each value, whether larger is better.
         layers: number of layers of the model, up to the last that may be dropped.
         points: finished trials, in the order of their numbers.
+        recommended: number of the recommended trial; None if the best value decides.
     """
 
     metrics: tuple[str, ...]
     maximized: tuple[bool, ...]
     layers: int
     points: tuple[TrialPoint, ...]
+    recommended: int | None = None
 
     @property
     def is_pareto(self) -> bool:
@@ -70,6 +73,8 @@ class StudyPoints:
 
     def best(self, count: int) -> list[TrialPoint]:
         """Return the best trials, the best first; of a Pareto study its whole front.
+
+        The recommended trial comes before those of better values.
 
         Args:
             count: largest number of trials. It does not hold for a front.
@@ -84,6 +89,7 @@ class StudyPoints:
         finite = [point for point in self.points if all(map(math.isfinite, point.values))]
         ranked = sorted(finite, key=losses)
         if not self.is_pareto:
+            ranked.sort(key=lambda point: point.number != self.recommended)
             return ranked[:count]
         # The first value falls along the list, so a trial is on the front if its second value is
         # smaller than those of all trials before it.
@@ -131,6 +137,7 @@ def study_points(storage: RDBStorage, name: str) -> StudyPoints | None:
         study = storage.get_study_id_from_name(name)
         directions = storage.get_study_directions(study)
         attributes = storage.get_study_system_attrs(study)
+        own = storage.get_study_user_attrs(study)
     except KeyError:
         return None
     maximized = tuple(direction == StudyDirection.MAXIMIZE for direction in directions)
@@ -140,7 +147,8 @@ def study_points(storage: RDBStorage, name: str) -> StudyPoints | None:
     with storage.engine.connect() as connection:
         points = _points(connection, study)
         layers = _layers(connection, study)
-    return StudyPoints(metrics, maximized, layers, points)
+    made = read_recommendation(own, len(points))
+    return StudyPoints(metrics, maximized, layers, points, None if made is None else made.chosen)
 
 
 def _points(connection: Connection, study: int) -> tuple[TrialPoint, ...]:

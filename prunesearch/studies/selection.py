@@ -119,7 +119,8 @@ def choose(study: Study, wanted: SelectionCriteria) -> FrozenTrial:
 
     With a largest loss, this is the smallest model. Otherwise it is the model of best quality.
     Without limits, a study with one objective has a best trial, and a Pareto study has none. Where
-    scores are noisy, the best trial is the recommended one (see `recommendation`).
+    scores are noisy, quality is what was decided (see `recommended_trials`). The measured values
+    decide only whether a trial is within the largest loss.
 
     Args:
         study: the study.
@@ -142,8 +143,8 @@ def choose(study: Study, wanted: SelectionCriteria) -> FrozenTrial:
                 "`max_size` 100MiB"
             )
         return trials[0]
-    # 2. Keep the trials that are small enough.
-    fitting = _finished(study)
+    # 2. Keep the trials that are small enough. The best comes first.
+    fitting = list(trials) if len(study.directions) == 1 else _by_quality(study)
     if wanted.bytes is not None:
         least = min(map(_size, fitting))
         fitting = [trial for trial in fitting if _size(trial) <= wanted.bytes]
@@ -154,8 +155,7 @@ def choose(study: Study, wanted: SelectionCriteria) -> FrozenTrial:
             )
     # 3. Without a largest loss, take the best quality.
     if wanted.loss is None:
-        sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
-        return min(fitting, key=lambda t: (sign * t.values[0], t.number))
+        return fitting[0]
     # 4. Otherwise take the smallest model that loses little enough.
     if wanted.relative:
         _check_share(study)
@@ -165,7 +165,14 @@ def choose(study: Study, wanted: SelectionCriteria) -> FrozenTrial:
         least_loss = min(losses.values())
         shown = f"{least_loss:.2%}" if wanted.relative else f"{least_loss:.4g}"
         raise StudyError(f"no trial of study {name!r} loses so little: the least is {shown}")
-    return min(kept, key=lambda t: (_size(t), losses[t.number], t.number))
+    # Of trials of one size, min takes the first, which is the best.
+    return min(kept, key=_size)
+
+
+def _by_quality(study: Study) -> list[FrozenTrial]:
+    """Return all finished trials of a Pareto study, the best quality first."""
+    sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
+    return sorted(_finished(study), key=lambda trial: (sign * trial.values[0], trial.number))
 
 
 def _metric_of_shares(metric: str, dense: Collection[str]) -> str:

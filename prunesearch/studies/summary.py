@@ -17,7 +17,7 @@ from prunesearch.runtime.json_values import Json, json_as
 from prunesearch.studies import persistence, study_recipe
 from prunesearch.studies.importance import LayerImportance, layer_importances
 from prunesearch.studies.optuna_internals.access import backend_of
-from prunesearch.studies.recommendation import Recommendation
+from prunesearch.studies.recommendation import STANDARD_ERROR_ATTR, Recommendation
 from prunesearch.studies.selection import (
     SelectionCriteria,
     choose,
@@ -104,11 +104,14 @@ class ChosenTrial:
 
     Attributes:
         trial: the trial.
-        recommendation: how it was decided; None for limits of the user, and without noise.
+        recommendation: how it was decided; None without noise, and if the user's limits exclude
+            the recommended trial.
+        undecided: whether scores are noisy and it is not decided yet which trial is the best.
     """
 
     trial: TrialSummary = field(metadata=json_as(inline=True))
     recommendation: Recommendation | None = field(default=None, metadata=json_as(omit_none=True))
+    undecided: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,8 +196,19 @@ def summarise_trial(trial: FrozenTrial) -> TrialSummary:
 def chosen_trial(study: Study, wanted: SelectionCriteria) -> ChosenTrial:
     """Return the best trial that meets limits; see `selection.choose`."""
     trial = summarise_trial(choose(study, wanted))
-    decided = recommendation_of(study) if wanted == SelectionCriteria() else None
-    return ChosenTrial(trial, decided)
+    decided = recommendation_of(study)
+    undecided = decided is None and is_undecided(trial)
+    if decided is not None and decided.chosen != trial.number:
+        decided = None
+    return ChosenTrial(trial, decided, undecided)
+
+
+def is_undecided(best: TrialSummary) -> bool:
+    """Return whether the best trial of a study without a recommendation may be best by luck.
+
+    A front has no best trial, so there is nothing to decide.
+    """
+    return len(best.values) == 1 and bool(best.figure(STANDARD_ERROR_ATTR))
 
 
 def details(study: Study, best: int) -> StudyDetails:

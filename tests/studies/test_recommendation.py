@@ -6,10 +6,12 @@ import optuna
 import pytest
 
 from prunesearch.report.recommendation import decided
+from prunesearch.report.study import how_certain
 from prunesearch.runtime.json_values import Json, to_json
-from prunesearch.studies import selection
+from prunesearch.studies import selection, summary
 from prunesearch.studies.recommendation import (
     RECOMMENDATION_ATTR,
+    STANDARD_ERROR_ATTR,
     Recommendation,
     ScoredFinalist,
     read_recommendation,
@@ -43,6 +45,36 @@ def test_the_finalists_come_before_the_other_trials(study: optuna.Study) -> None
     assert [trial.number for trial in selection.recommended_trials(study)] == [2, 1, 0]
     assert selection.choose(study, selection.SelectionCriteria()).number == 2
     assert [trial.number for trial in selection.best_trials(study, None)] == [1, 2, 0]
+
+
+def test_limits_take_the_decided_order() -> None:
+    study = optuna.create_study(direction="maximize")
+    for value, size in ((0.30, 80), (0.46, 100), (0.41, 100)):
+        study.add_trial(optuna.trial.create_trial(value=value, user_attrs={"bytes": size}))
+    limit = selection.SelectionCriteria.parse(None, "100B")
+    assert selection.choose(study, limit).number == 1
+    store_recommendation(study, MADE)
+    assert selection.choose(study, limit).number == 2
+    # A smaller size leaves neither finalist.
+    assert selection.choose(study, selection.SelectionCriteria.parse(None, "80B")).number == 0
+    chosen = summary.chosen_trial(study, limit)
+    assert (chosen.recommendation, chosen.undecided) == (MADE, False)
+    smaller = summary.chosen_trial(study, selection.SelectionCriteria.parse(None, "80B"))
+    assert (smaller.recommendation, smaller.undecided) == (None, False)
+
+
+def test_a_noisy_study_is_undecided_before_its_recommendation() -> None:
+    made = optuna.create_study(direction="maximize")
+    for value in (0.30, 0.46, 0.41):
+        noise = {STANDARD_ERROR_ATTR: 0.05, "dropped": "1"}
+        made.add_trial(optuna.trial.create_trial(value=value, user_attrs=noise))
+    chosen = summary.chosen_trial(made, selection.SelectionCriteria())
+    assert (chosen.trial.number, chosen.undecided) == (1, True)
+    assert "not decided yet" in how_certain(chosen)[0]
+    store_recommendation(made, MADE)
+    chosen = summary.chosen_trial(made, selection.SelectionCriteria())
+    assert (chosen.trial.number, chosen.undecided) == (2, False)
+    assert how_certain(chosen)[0].startswith("confirmed: trial 2")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from prunesearch.report.figures.groups import ComparableStudies, StudyGroup
 from prunesearch.report.figures.measured_names import latest, name_of, style_of_role
 from prunesearch.studies.measurements import BASELINE, Badge, Measurement
 from prunesearch.studies.selection import STDERR
-from prunesearch.studies.study_data import StudyData
+from prunesearch.studies.study_data import StudyData, TrialData
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _common_seeds(groups: Sequence[StudyGroup]) -> list[int]:
 
 def _group_entry(group: StudyGroup, seeds: Sequence[int]) -> ComparedModel:
     """Return the mean of the best values of several seeds."""
-    best = [(study, study.ranked()[0]) for study in group.studies]
+    best = [(study, _best_of(study)) for study in group.studies]
     values = [trial.values[0] for _, trial in best]
     losses = {study.recipe.search.seed: study.losses(trial)[0] for study, trial in best}
     error = standard_error(values)
@@ -197,9 +197,16 @@ def _group_entry(group: StudyGroup, seeds: Sequence[int]) -> ComparedModel:
     )
 
 
+def _best_of(study: StudyData) -> TrialData:
+    """Return the best trial of a study; under noise the recommended one."""
+    best = study.best()
+    assert best is not None, "studies without a finished trial are refused"
+    return best
+
+
 def _study_entry(study: StudyData, group: StudyGroup, names: Mapping[str, str]) -> ComparedModel:
-    """Return the best value of a study."""
-    best = study.ranked()[0]
+    """Return the value of a study's best trial."""
+    best = _best_of(study)
     error = best.figure(study.metric + STDERR)
     if study.value_names[0] != study.metric:
         error = None  # a weighted value is not the metric

@@ -157,6 +157,8 @@ register(
         title="Selection bias",
         order=65,
         figure=figure,
-        absent=("No winner was measured on fresh data: the option --score does it."),
+        absent=(
+            "No winner was measured on fresh data with the dense model: the option --score does it."
+        ),
     )
 )

@@ -57,7 +57,7 @@ def notes_of(report: ReportData) -> tuple[str, ...]:
     notes = []
     for study in report.studies:
         notes += _unfinished(study)
-    if not _has_held_out(report):
+    if not _has_held_out(report) and not any(map(_is_confirmed, report.studies)):
         notes.append(
             "No number of this report is held out. The best of many scores is better than the "
             "truth, because it was chosen for its score. The option --score of prunesearch report "
@@ -71,6 +71,11 @@ def _has_held_out(report: ReportData) -> bool:
         if any(measurement.badge == HELD_OUT for measurement in measured):
             return True
     return False
+
+
+def _is_confirmed(study: StudyData) -> bool:
+    """Return whether the best trial was scored on documents that the search had not read."""
+    return study.recommendation is not None and study.recommendation.confirmed
 
 
 def _unfinished(study: StudyData) -> list[str]:
@@ -233,7 +238,7 @@ def _decided(study: StudyData) -> list[Sentence]:
     found: list[Sentence] = []
     for line in decided(made, study.value_names[0]):
         badge = SEARCHED_ON
-        if made is not None and made.confirmed and not found:
+        if _is_confirmed(study) and not found:
             badge = HELD_OUT
         found.append(Sentence(f"Study {study.name}, {line}.", badge))
     return found

@@ -150,7 +150,12 @@ def improvements(points: Iterable[TrialPoint], *, larger: bool = False) -> list[
 
 
 def curve(
-    points: Sequence[TrialPoint], metric: str, total: int = 0, *, larger: bool = False
+    points: Sequence[TrialPoint],
+    metric: str,
+    total: int = 0,
+    *,
+    larger: bool = False,
+    recommended: int | None = None,
 ) -> Chart | None:
     """Return the chart of the best value so far against the number of the trial.
 
@@ -160,6 +165,7 @@ def curve(
         total: number of trials that the study shall have. The horizontal axis leaves room for
             them, but at most for as many as are finished.
         larger: whether larger values are better.
+        recommended: number of the trial that is best by another rule than its value.
 
     Returns:
         The chart. None if no trial has a finite value.
@@ -198,6 +204,8 @@ def curve(
         f"trials the best is {short(best[-1].value)}, found by trial {best[-1].number}; the first "
         f"trial had {short(known[0].value)}."
     )
+    if recommended is not None and recommended != best[-1].number:
+        summary += f" The value may be luck: trial {recommended} is recommended."
     return Chart(
         summary,
         tuple(dots),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prunesearch.objectives.registry import metric_labels
+from prunesearch.report.recommendation import decided_in
 from prunesearch.report.removals import Removal
 from prunesearch.runtime.json_values import Json, JsonObject
 from prunesearch.service.web.charts import Chart, loss_chart
@@ -139,6 +140,9 @@ def _sentence(result: JsonObject) -> str:
             faster = cost["latency_ms"] / dense_cost["latency_ms"]
             text += f" and takes {faster:.1%} of its time"
         text += "."
+    # Where scores are noisy: how that was decided.
+    for line in decided_in(result):
+        text += f" {line[0].upper()}{line[1:]}."
     return text
 
 

@@ -60,7 +60,13 @@ def charts_of(study: StudyPoints, total: int = 0) -> StudyCharts:
         step = max(1, math.ceil(len(best) / (2 * _MAP_ROWS)))
         best = best[::step]
     else:
-        chart = curve(study.points, metric, total, larger=study.maximized[0])
+        chart = curve(
+            study.points,
+            metric,
+            total,
+            larger=study.maximized[0],
+            recommended=study.recommended,
+        )
     return StudyCharts(
         True, len(study.points), study.is_pareto, metric, chart, layer_map(best, study.layers)
     )

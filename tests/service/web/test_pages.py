@@ -317,6 +317,8 @@ def test_the_page_of_a_noisy_study_says_how_its_best_was_decided(service: HttpSe
     assert "0.41" in shown
     assert "confirmed: trial 1" in shown
     assert "naive best: trial 0" in shown
+    assert "found by trial 0" in shown
+    assert "trial 1 is recommended" in shown
 
 
 def test_a_study_has_a_curve_a_map_and_a_sorted_table(service: HttpService) -> None:

@@ -2,7 +2,7 @@
 
 import json
 
-from prunesearch.runtime.json_values import JsonObject
+from prunesearch.runtime.json_values import Json, JsonObject
 from prunesearch.service.web.report_tables import Table, report_view
 
 COST = {"params": 200, "bytes": 2048, "latency_ms": 10.0}
@@ -53,6 +53,27 @@ def test_a_search_is_compared_with_the_dense_model() -> None:
         ("trials", "12"), ("evaluated in this run", "10"), ("found in the cache", "2"),
         ("begun by an interrupted run", "1"), ("duration", "1 min 1 s"),
     )  # fmt: skip
+
+
+def test_a_noisy_search_says_how_its_best_was_decided() -> None:
+    finalists: list[Json] = [
+        {"trial": 3, "dropped": "1,3", "value": 0.41, "estimate": 0.4, "stderr": 0.02,
+         "documents": 400, "fresh": 0.38, "fresh_stderr": 0.01},
+        {"trial": 5, "dropped": "1,2", "value": 0.46, "estimate": 0.39, "stderr": 0.02},
+    ]  # fmt: skip
+    made: JsonObject = {
+        "trials": 12, "documents": 100, "chosen": 3, "naive": 5, "finalists": finalists,
+    }  # fmt: skip
+    view = report_view({**SEARCH, "recommendation": made})
+    assert view is not None
+    assert "Confirmed: trial 3, acc 0.3800" in view.sentence
+    assert "Naive best: trial 5" in view.sentence
+    # What a server sends may be damaged.
+    damages: list[Json] = [{"trials": 12}, {"trials": "12"}, [], 7]
+    for damaged in damages:
+        view = report_view({**SEARCH, "recommendation": damaged})
+        assert view is not None
+        assert "onfirmed" not in view.sentence
 
 
 def test_a_recovery_shows_its_held_out_losses() -> None:
