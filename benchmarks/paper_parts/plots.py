@@ -147,9 +147,8 @@ def _cost(traces: Sequence[Trace], times: Mapping[int, Times], path: Path) -> Pa
                 capsize=3,
             )
     sizes.set(xlabel="evaluations", ylabel="size (MB)", title="size")
-    latencies.set(
-        xlabel="evaluations", ylabel="prefill (ms)", title="latency; diamonds: measured, ± error"
-    )
+    title = "latency; diamonds: measured, ± error" if times else "latency, predicted"
+    latencies.set(xlabel="evaluations", ylabel="prefill (ms)", title=title)
     for axes in (sizes, latencies):
         axes.set_ylim(bottom=0)
         axes.grid(visible=True, alpha=0.25)
@@ -237,8 +236,11 @@ def _against_size(rows: Sequence[Row], dense: Measured, path: Path) -> Path:
             ylabel="acc_norm on held-out documents",
         )
         axes.grid(visible=True, alpha=0.25)
-    axes_N[0].legend(fontsize=7)
-    figure.suptitle("held out; bars: standard error over seeds")
+    handles, labels = axes_N[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7)
+    figure.suptitle(
+        "held out; bars: standard error over seeds; points of one size stand side by side"
+    )
     return _save(figure, path)
 
 
