@@ -50,7 +50,7 @@ class UnknownNameError(InputError):
         near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
         if near:
             hint = f"did you mean {near[0]!r}?"
-        elif len(names) <= 12:
+        elif len(names) <= 24:
             hint = f"known: {', '.join(names)}"
         else:
             hint = f"{len(names)} are known and none is near"

@@ -195,7 +195,8 @@ class _Decision:
         sign = -1.0 if self.ready.scalarizer.maximize else 1.0
         trial, fresh, error = self.trials[place], None, None
         if losses:
-            fresh, error = round(sign * float(np.mean(losses)), 6), standard_error(losses)
+            # The sum with 0 makes no negative zero of a share of 0.
+            fresh, error = round(sign * float(np.mean(losses)), 6) + 0.0, standard_error(losses)
         # All documents of the search may be harder than others: that error is common to all.
         shared = 0.0
         if place < len(self.best_KD):

@@ -153,7 +153,15 @@ def run_searches(
                 left.append((ready, total))
         for ready, total in left:
             places.remember_places(ready.study, ready.recipe)
-            ready.study.set_user_attr(persistence.TRIALS_ATTR, total)
+            candidates = ready.space.size
+            if candidates < total:
+                events.tell(
+                    events.Message(
+                        f"there are only {candidates:,} candidates, fewer than {total:,} trials: "
+                        f"the search ends when all are scored"
+                    )
+                )
+            ready.study.set_user_attr(persistence.TRIALS_ATTR, min(total, candidates))
             if options.track:
                 events.tell(study_opened(session, ready))
         chunks = len(session.objective.chunks)
