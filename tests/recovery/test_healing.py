@@ -347,15 +347,34 @@ def test_merged_equals_adapted_and_merging_twice_is_refused(
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_merge_that_changes_logits_is_undone(
+def test_one_logit_of_a_16_bit_model_may_change_much(
+    loaded: LoadedModel, recipe: HealRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding moves single logits far, and the predictions hardly."""
+    loaded.model.bfloat16()
+    with adapted(loaded.model, recipe) as adapter:
+        logits = adapter._logits
+        moved = iter((0.0, -20.0))
+
+        def with_rounding(ids_BL: torch.Tensor) -> torch.Tensor:
+            found_BLV = logits(ids_BL)
+            unlikely = found_BLV[0, 0].argmin()
+            found_BLV[0, 0, unlikely] += next(moved)
+            return found_BLV
+
+        monkeypatch.setattr(adapter, "_logits", with_rounding)
+        assert adapter.merge(IDS) >= 19
+
+
+def test_a_merge_that_changes_predictions_is_undone(
     loaded: LoadedModel, recipe: HealRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = fingerprint(loaded.model)
     with adapted(loaded.model, recipe) as adapter:
         logits = adapter._logits
-        shifted = iter((0.0, 1.0))
-        monkeypatch.setattr(adapter, "_logits", lambda ids_BL: logits(ids_BL) + next(shifted))
-        with pytest.raises(VerificationError, match="merging the adapter changes logits"):
+        scaled = iter((1.0, 2.0))
+        monkeypatch.setattr(adapter, "_logits", lambda ids_BL: logits(ids_BL) * next(scaled))
+        with pytest.raises(VerificationError, match="merging the adapter changes the predictions"):
             adapter.merge(IDS)
     assert fingerprint(loaded.model) == before
 
