@@ -239,7 +239,8 @@ def _against_size(rows: Sequence[Row], dense: Measured, path: Path) -> Path:
     handles, labels = axes_N[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7)
     figure.suptitle(
-        "held out; bars: standard error over seeds; points of one size stand side by side"
+        "held out; bars: standard error over seeds\npoints of one size stand side by side",
+        fontsize=10,
     )
     return _save(figure, path)
 
