@@ -106,12 +106,12 @@ class ChosenTrial:
         trial: the trial.
         recommendation: how it was decided; None without noise, and if the user's limits exclude
             the recommended trial.
-        undecided: whether scores are noisy and it is not decided yet which trial is the best.
+        undecided: True if scores are noisy and it is not decided yet which trial is the best.
     """
 
     trial: TrialSummary = field(metadata=json_as(inline=True))
     recommendation: Recommendation | None = field(default=None, metadata=json_as(omit_none=True))
-    undecided: bool = False
+    undecided: bool | None = field(default=None, metadata=json_as(omit_none=True))
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def chosen_trial(study: Study, wanted: SelectionCriteria) -> ChosenTrial:
     """Return the best trial that meets limits; see `selection.choose`."""
     trial = summarise_trial(choose(study, wanted))
     decided = recommendation_of(study)
-    undecided = decided is None and is_undecided(trial)
+    undecided = True if decided is None and is_undecided(trial) else None
     if decided is not None and decided.chosen != trial.number:
         decided = None
     return ChosenTrial(trial, decided, undecided)

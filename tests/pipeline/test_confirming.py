@@ -100,10 +100,15 @@ def test_the_best_candidates_are_scored_on_documents_after_those_of_the_search(
         )
 
 
-def test_limits_of_the_user_are_met_by_measured_values() -> None:
-    study = study_of()
-    wanted = SelectionCriteria(bytes=10**12)
-    assert selection.choose(study, wanted).number == selection.best_trials(study, 1)[0].number
+def test_limits_of_the_user_follow_the_decision() -> None:
+    """Measured values decide only whether a trial is within the largest loss."""
+    study, made = study_of(), decided()
+    assert selection.choose(study, SelectionCriteria(bytes=10**12)).number == made.chosen
+    assert selection.choose(study, SelectionCriteria(loss=10.0)).number == made.chosen
+    best = selection.best_trials(study, 1)[0]
+    least = selection.quality_lost(study, best, relative=False)
+    chosen = selection.choose(study, SelectionCriteria(loss=least))
+    assert chosen.values == best.values
 
 
 def test_a_killed_confirmation_goes_on_from_the_cache(
@@ -247,7 +252,7 @@ def test_commands_and_reports_show_the_decision_and_the_naive_best(recipe: Recip
     document = run_json("study", "best", "s")
     assert document["dropped"] == made.best.dropped
     assert document["recommendation"]["naive"] == made.naive
-    assert "recommendation" not in run_json("study", "best", "s", "--max-size", "1GiB")
+    assert run_json("study", "best", "s", "--max-size", "1GiB") == document
     shown = " ".join(run("study", "show", "s").stdout.split())
     assert confirmed in shown
     # The list of the best trials has what the confirmed one scored on further documents.

@@ -58,9 +58,9 @@ def test_limits_take_the_decided_order() -> None:
     # A smaller size leaves neither finalist.
     assert selection.choose(study, selection.SelectionCriteria.parse(None, "80B")).number == 0
     chosen = summary.chosen_trial(study, limit)
-    assert (chosen.recommendation, chosen.undecided) == (MADE, False)
+    assert (chosen.recommendation, chosen.undecided) == (MADE, None)
     smaller = summary.chosen_trial(study, selection.SelectionCriteria.parse(None, "80B"))
-    assert (smaller.recommendation, smaller.undecided) == (None, False)
+    assert (smaller.recommendation, smaller.undecided) == (None, None)
 
 
 def test_a_noisy_study_is_undecided_before_its_recommendation() -> None:
@@ -73,7 +73,7 @@ def test_a_noisy_study_is_undecided_before_its_recommendation() -> None:
     assert "not decided yet" in how_certain(chosen)[0]
     store_recommendation(made, MADE)
     chosen = summary.chosen_trial(made, selection.SelectionCriteria())
-    assert (chosen.trial.number, chosen.undecided) == (2, False)
+    assert (chosen.trial.number, chosen.undecided) == (2, None)
     assert how_certain(chosen)[0].startswith("confirmed: trial 2")
 
 
