@@ -32,7 +32,6 @@ from benchmarks.confirmation_parts.real import (
     KL_TRIALS,
     TRIALS,
     RealSettings,
-    Winners,
     further_documents,
     in_errors,
     losses_on_unseen,
@@ -75,13 +74,11 @@ def measure_real(record: Record, settings: RealSettings, seeds: range, workers: 
     if workers > 1:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context) as pool:
-            searched = list(pool.map(winners, [settings] * len(seeds), seeds))
+            found = list(pool.map(winners, [settings] * len(seeds), seeds))
     else:
-        searched = [winners(settings, seed) for seed in seeds]
-    found: list[Winners] = []
-    for seed, each in zip(seeds, searched, strict=True):
-        found.append(each)
-        record.notes[f"winners_{seed}"] = {name: getattr(found[-1], name).text for name in SEARCHES}
+        found = [winners(settings, seed) for seed in seeds]
+    for seed, chosen_by in zip(seeds, found, strict=True):
+        record.notes[f"winners_{seed}"] = {name: getattr(chosen_by, name).text for name in SEARCHES}
         # Confirmation must not have read what counts as unseen.
         used = settings.limit + further_documents(settings, seed)
         assert used <= settings.total - settings.unseen, f"{used} documents were read"

@@ -15,7 +15,6 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import CONFIRM, RunOptions
 from prunesearch.evaluation.engine import LocalEngine
-from prunesearch.pipeline.outcome import SearchOutcome
 from prunesearch.pipeline.run import run_stages
 from prunesearch.pipeline.session import load_for, objective_for
 from prunesearch.pipeline.state import Request
@@ -102,20 +101,17 @@ class Winners:
 
 def winners(settings: RealSettings, seed: int) -> Winners:
     """Search with one seed. What was searched before is only read, also if another machine did it."""
-    known = _finished_winners(settings, seed)
-    if known is not None:
-        return known
-    trials = round(settings.trials * (1.0 - CONFIRM))
-    confirmed = _searched(settings, f"confirmed-{seed}", seed, trials, CONFIRM)
-    recommended = _searched(settings, f"recommended-{seed}", seed, trials, 0.0)
-    # The trials of a seed are the same, so the longer search finds the first ones in the cache.
-    whole = _searched(settings, f"naive-{seed}", seed, settings.trials, 0.0)
-    kl = _searched(settings, f"kl-{seed}", seed, settings.kl_trials, 0.0, task=False)
-    made = whole.recommendation
-    naive = whole.best.candidate
-    if made is not None:
-        naive = _candidate(made.naive_best.dropped, naive.n_layers)
-    return Winners(naive, recommended.best.candidate, confirmed.best.candidate, kl.best.candidate)
+    found = _finished_winners(settings, seed)
+    if found is None:
+        trials = round(settings.trials * (1.0 - CONFIRM))
+        _search(settings, f"confirmed-{seed}", seed, trials, CONFIRM)
+        _search(settings, f"recommended-{seed}", seed, trials, 0.0)
+        # The trials of a seed are the same, so the longer search finds the first ones in the cache.
+        _search(settings, f"naive-{seed}", seed, settings.trials, 0.0)
+        _search(settings, f"kl-{seed}", seed, settings.kl_trials, 0.0, task=False)
+        found = _finished_winners(settings, seed)
+        assert found is not None, f"the searches of seed {seed} have no result"
+    return found
 
 
 def _finished_winners(settings: RealSettings, seed: int) -> Winners | None:
@@ -131,7 +127,7 @@ def _finished_winners(settings: RealSettings, seed: int) -> Winners | None:
         if not persistence.is_complete(storage, study, count):
             return None
         made = selection.recommendation_of(persistence.load(storage, study))
-        if name == "confirmed" and (made is None or not made.further):
+        if name != "kl" and made is None:
             return None
         data = read_study(settings.storage, study)
         best = data.best()
@@ -143,12 +139,12 @@ def _finished_winners(settings: RealSettings, seed: int) -> Winners | None:
     return Winners(**found)
 
 
-def _searched(
+def _search(
     settings: RealSettings, study: str, seed: int, trials: int, confirm: float, task: bool = True
-) -> SearchOutcome:
+) -> None:
+    """Search, and decide which candidate is the best. All is kept in the study."""
     options = settings.options(study, trials, confirm)
-    state = run_stages("search", Request(options, (settings.recipe(seed, task),)))
-    return state.outcomes[0]
+    run_stages("search", Request(options, (settings.recipe(seed, task),)))
 
 
 def _candidate(dropped: str, n_layers: int) -> LayerSubset:

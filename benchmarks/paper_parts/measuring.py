@@ -6,6 +6,7 @@ work: each takes the measurements that no other one is making.
 
 import hashlib
 import json
+import math
 import multiprocessing
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -28,7 +29,7 @@ from prunesearch.pipeline.session import Session, objective_for, open_session, r
 from prunesearch.recovery import heal, weights_restored
 
 TOGETHER = 14
-"""Candidates that are scored together."""
+"""Most candidates that are scored together."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def work(experiment: Experiment, jobs: Sequence[Job], wait: bool = False) -> Non
         data = DataSection(task_data=str(experiment.held_out_data))
         section = ObjectiveSection.of({"task": "hellaswag"})
         objective = objective_for(section, data, session.loaded, experiment.options())
-        for group in _groups(todo, experiment.n_layers):
+        for group in _groups(todo, experiment.n_layers, experiment.workers):
             with ExitStack() as locks:
                 own = []
                 for job in group:
@@ -160,17 +161,18 @@ def work(experiment: Experiment, jobs: Sequence[Job], wait: bool = False) -> Non
                 _measure(experiment, session, objective, own)
 
 
-def _groups(jobs: Sequence[Job], n_layers: int) -> list[list[Job]]:
+def _groups(jobs: Sequence[Job], n_layers: int, workers: int) -> list[list[Job]]:
     """Return the jobs in groups that are measured together.
 
     Candidates of a group share the blocks before their first difference, so those that begin alike
-    are put together. A healed model shares nothing.
+    are put together. A healed model shares nothing. There is a group for each process at least.
     """
     pruned = [job for job in jobs if not job.healed]
     pruned.sort(key=lambda job: LayerSubset.parse(job.dropped, n_layers).kept)
     healed = [job for job in jobs if job.healed]
-    starts = range(0, len(pruned), TOGETHER)
-    return [pruned[start : start + TOGETHER] for start in starts] + [[job] for job in healed]
+    size = max(1, min(TOGETHER, math.ceil(len(pruned) / workers)))
+    groups = [pruned[start : start + size] for start in range(0, len(pruned), size)]
+    return groups + [[job] for job in healed]
 
 
 def _measure(

@@ -153,15 +153,18 @@ def run_searches(
                 left.append((ready, total))
         for ready, total in left:
             places.remember_places(ready.study, ready.recipe)
+            # A search that scores partial subsets first, such as greedy, needs trials for them too.
+            search = ready.recipe.search
             candidates = ready.space.size
-            if candidates < total:
+            most = max(candidates, trials_needed(search.sampler, search.start, ready.space).whole)
+            if most < total:
                 events.tell(
                     events.Message(
                         f"there are only {candidates:,} candidates, fewer than {total:,} trials: "
                         f"the search ends when all are scored"
                     )
                 )
-            ready.study.set_user_attr(persistence.TRIALS_ATTR, min(total, candidates))
+            ready.study.set_user_attr(persistence.TRIALS_ATTR, min(total, most))
             if options.track:
                 events.tell(study_opened(session, ready))
         chunks = len(session.objective.chunks)

@@ -20,7 +20,7 @@ def test_candidates_that_begin_alike_are_measured_together() -> None:
     late = [job(f"{block},39") for block in range(20, 20 + TOGETHER)]
     early = [job(f"0,{block}") for block in range(20, 20 + TOGETHER)]
     mixed = [one for pair in zip(late, early, strict=True) for one in pair]
-    groups = _groups([job("none"), *mixed, job("1", healed=True)], n_layers)
+    groups = _groups([job("none"), *mixed, job("1", healed=True)], n_layers, workers=1)
     # All are there once, and a healed one is alone.
     assert sorted(one.dropped for group in groups for one in group) == sorted(
         one.dropped for one in [job("none"), *mixed, job("1")]
@@ -33,3 +33,5 @@ def test_candidates_that_begin_alike_are_measured_together() -> None:
     before = sum(shared_blocks(as_they_came[at : at + TOGETHER], n_layers) for at in starts)
     after = sum(shared_blocks(group, n_layers) for group in groups[:-1])
     assert after > before
+    # Several processes have something to do also with few candidates.
+    assert [len(group) for group in _groups(early[:6], n_layers, workers=4)] == [2, 2, 2]
