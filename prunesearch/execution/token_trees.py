@@ -15,7 +15,7 @@ Shapes: T tokens of a tree batch, H heads of size D, G key/value heads, N segmen
 query and K key tokens.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -158,20 +158,22 @@ class Gather:
 
 
 _NAME = "prunesearch_tree"
-
-
-def _any_shape() -> AbstractContextManager[None]:
-    """Return a context with the kernels that need no plan. cuDNN makes a plan for each new shape,
-    which takes a fifth of a second, and trees have many shapes.
-    """
-    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-
-
-_KERNELS: dict[str, Callable[[], AbstractContextManager[None]]] = {"cuda": _any_shape}
-"""What chooses the kernels of attention, by device."""
-KERNEL_NAMES = {"cuda": "no plans"}
-"""Names of these choices. They are a part of what identifies a result on a device."""
+TREE_KERNELS = {"cuda": "memory-efficient"}
+"""Kernels of attention along trees, by device, where torch does not choose them. They are a part of
+what identifies a result.
+"""
 _TREE: ContextVar[Tree] = ContextVar("tree")
+
+
+def _kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context that chooses the kernels of attention.
+
+    cuDNN makes a plan for each new shape, which takes a fifth of a second, and trees have many
+    shapes. So a GPU uses kernels that need no plan.
+    """
+    if device.type not in TREE_KERNELS:
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def _attend(
@@ -220,7 +222,7 @@ def _along(
     keys = torch.split(k_RD.index_select(0, gather.keys), gather.sizes[1])
     values = torch.split(v_RD.index_select(0, gather.keys), gather.sizes[1])
     outs = []
-    with _KERNELS.get(query.device.type, nullcontext)():
+    with _kernels(query.device):
         for bucket, of_q, of_k, of_v in zip(tree.buckets, queries, keys, values, strict=True):
             (n, most_q), most_k = bucket.q_index.shape, bucket.k_index.shape[1]
             out_NHQD = nn.functional.scaled_dot_product_attention(

@@ -21,7 +21,7 @@ from prunesearch.errors import InputError
 from prunesearch.execution.batches import TASK_BATCH_TOKENS
 from prunesearch.execution.head import Head
 from prunesearch.execution.shared_forward import Forward
-from prunesearch.execution.token_trees import KERNEL_NAMES
+from prunesearch.execution.token_trees import TREE_KERNELS
 from prunesearch.models.handover import tokenizer_copy, unchanged_by
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.structure import input_device
@@ -217,7 +217,7 @@ class TaskObjective:
     def _describe_chunks(self, loaded: LoadedModel) -> list[Chunk]:
         """Describe the chunks of log-likelihoods, and the generated texts as one chunk."""
         numerics = {**numerics_of(loaded.model), "batch_tokens": str(self._batch_tokens)}
-        kernels = KERNEL_NAMES.get(input_device(loaded.model).type)
+        kernels = TREE_KERNELS.get(input_device(loaded.model).type)
         if kernels is not None:
             numerics["trees"] = kernels
         chunks: list[Chunk] = []
