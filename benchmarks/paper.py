@@ -24,7 +24,7 @@ import transformers
 from benchmarks.paper_parts import plots, tables
 from benchmarks.paper_parts.comparison import Comparison, Row, compare, rows_of
 from benchmarks.paper_parts.experiment import PaperStudy
-from benchmarks.paper_parts.measuring import Measured, job_of, measure_all
+from benchmarks.paper_parts.measuring import Job, Measured, measure_all
 from benchmarks.paper_parts.options import OPTIONS, experiment_of
 from benchmarks.paper_parts.plan import make_plan
 from benchmarks.paper_parts.published import contradictions, gigabytes
@@ -71,14 +71,14 @@ def _run(record: Record, options: argparse.Namespace, folder: Path) -> None:
             run_all(studies, experiment.workers)
         traces = [read_trace(study) for study in studies]
         winners = winners_of(traces, order, experiment)
-        dense = job_of(experiment, LayerSubset.of(experiment.n_layers), healed=False)
+        dense = Job(LayerSubset.of(experiment.n_layers).text, healed=False)
         jobs = [dense]
         for winner in winners:
-            jobs.append(job_of(experiment, winner.candidate, healed=False))
+            jobs.append(Job(winner.candidate.text, healed=False))
         if experiment.heal_steps:
             for winner in winners:
                 if winner.method in experiment.healed:
-                    jobs.append(job_of(experiment, winner.candidate, healed=True))
+                    jobs.append(Job(winner.candidate.text, healed=True))
         measured = measure_all(experiment, jobs)
         with open_session(first, experiment.options()) as session:
             times = measure_times(session, experiment)

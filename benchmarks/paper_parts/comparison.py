@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.paper_parts.experiment import Experiment
-from benchmarks.paper_parts.measuring import Job, Measured, job_of
+from benchmarks.paper_parts.measuring import Job, Measured
 from benchmarks.paper_parts.winners import Trace, Winner
 from prunesearch.analysis.paired import PairedTest, holm, paired_test
 
@@ -96,7 +96,7 @@ def rows_of(
                 states[healed] = ()
                 continue
             for winner in chosen:
-                job = job_of(experiment, winner.candidate, healed)
+                job = Job(winner.candidate.text, healed)
                 if job in measured:
                     found.append(measured[job])
             # Another method may have had one of the candidates healed.

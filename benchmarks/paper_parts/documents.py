@@ -1,13 +1,19 @@
 """HellaSwag documents for the searches, and others for the winners."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from prunesearch.cache.files import replaced_file
 from prunesearch.objectives.text_files import open_text
 
+PART = 384
+"""Documents of a part of the held-out documents."""
 
-def split(path: Path, search: int, held_out: int, folder: Path) -> tuple[Path, Path]:
+
+def split(path: Path, search: int, held_out: int, folder: Path) -> tuple[Path, tuple[Path, ...]]:
     """Write the first documents of a file, and those after them, as files of their own.
+
+    Those after them are in parts of `PART` documents.
 
     Args:
         path: file with one document per line.
@@ -26,10 +32,19 @@ def split(path: Path, search: int, held_out: int, folder: Path) -> tuple[Path, P
             "--search-documents or --documents"
         )
     searched = folder / f"search-{search}.jsonl"
-    kept = folder / f"held-out-{search}-{search + held_out - 1}.jsonl"
-    for target, part in ((searched, lines[:search]), (kept, lines[search : search + held_out])):
-        text = "".join(part)
-        if not target.exists() or target.read_text() != text:
-            with replaced_file(target) as scratch:
-                scratch.write_text(text)
-    return searched, kept
+    _write(searched, lines[:search])
+    end = search + held_out
+    parts = []
+    for start in range(search, end, PART):
+        stop = min(start + PART, end)
+        parts.append(folder / f"held-out-{start}-{stop - 1}.jsonl")
+        _write(parts[-1], lines[start:stop])
+    return searched, tuple(parts)
+
+
+def _write(path: Path, lines: Sequence[str]) -> None:
+    """Write lines, unless the file has them."""
+    text = "".join(lines)
+    if not path.exists() or path.read_text() != text:
+        with replaced_file(path) as scratch:
+            scratch.write_text(text)

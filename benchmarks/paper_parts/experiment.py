@@ -27,7 +27,7 @@ class Experiment:
         model: folder or GGUF file of the model.
         n_layers: number of its blocks.
         search_data: documents that candidates are scored on.
-        held_out_data: documents that winners are scored on. No search sees them.
+        held_out_data: documents that winners are scored on, in parts. No search sees them.
         ks: numbers of blocks to drop.
         methods: names of methods (see `methods.METHODS`).
         seeds: number of seeds of methods that are random.
@@ -47,7 +47,7 @@ class Experiment:
     model: str
     n_layers: int
     search_data: Path
-    held_out_data: Path
+    held_out_data: tuple[Path, ...]
     ks: tuple[int, ...]
     methods: tuple[str, ...]
     seeds: int

@@ -1,7 +1,8 @@
 """Scores winners on documents that no search has seen, before and after healing.
 
-A measurement is a file that is named by the digest of what is measured. Several processes share the
-work: each takes the measurements that no other one is making.
+The documents come in parts. A candidate on a part is a file that is named by the digest of what is
+measured, so an interrupted run loses a part at most. Several processes share the work: each takes
+the candidates that no other one is measuring.
 """
 
 import hashlib
@@ -10,14 +11,16 @@ import math
 import multiprocessing
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
 from benchmarks.paper_parts.experiment import Experiment
 from prunesearch import events
+from prunesearch.analysis.intervals import standard_error
 from prunesearch.cache.files import replaced_file
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.data import DataSection
@@ -34,23 +37,15 @@ TOGETHER = 14
 
 @dataclass(frozen=True)
 class Job:
-    """A measurement.
+    """A candidate that is to be measured.
 
     Attributes:
         dropped: the candidate, as text.
         healed: whether it is healed before.
-        content: digest of the documents, and of the healing.
     """
 
     dropped: str
     healed: bool
-    content: str
-
-    @property
-    def name(self) -> str:
-        """Name of its file."""
-        text = f"{self.dropped} {self.healed} {self.content}"
-        return hashlib.sha256(text.encode()).hexdigest()[:24] + ".json"
 
 
 @dataclass(frozen=True)
@@ -78,27 +73,27 @@ class Measured:
     heal_loss: tuple[float, ...] = ()
 
 
-def job_of(experiment: Experiment, candidate: LayerSubset, healed: bool) -> Job:
-    """Return the measurement of a candidate."""
-    digest = hashlib.sha256(experiment.held_out_data.read_bytes())
-    digest.update(experiment.model.encode())
-    if healed:
-        digest.update(experiment.heal_recipe().model_dump_json().encode())
-    return Job(candidate.text, healed, digest.hexdigest())
-
-
 def measure_all(experiment: Experiment, jobs: Sequence[Job]) -> dict[Job, Measured]:
     """Make all measurements that are not made yet, and return all of them."""
     distinct = list(dict.fromkeys(jobs))
     (experiment.folder / "measured").mkdir(exist_ok=True)
-    if _left(experiment, distinct):
+    parts = range(len(experiment.held_out_data))
+    if any(_left(experiment, distinct, part) for part in parts):
         if experiment.workers == 1:
             work(experiment, distinct)
         else:
             _start_workers(experiment, distinct)
         # A process that was ended may have left some.
         work(experiment, distinct, wait=True)
-    return {job: read(_path(experiment, job)) for job in distinct}
+    return {job: joined([read(_path(experiment, job, part)) for part in parts]) for job in distinct}
+
+
+def joined(parts: Sequence[Measured]) -> Measured:
+    """Return the measurement on all documents, from those on their parts."""
+    right = tuple(each for part in parts for each in part.right)
+    return replace(
+        parts[0], right=right, acc_norm=float(np.mean(right)), stderr=standard_error(right)
+    )
 
 
 def _start_workers(experiment: Experiment, jobs: Sequence[Job]) -> None:
@@ -113,13 +108,20 @@ def _start_workers(experiment: Experiment, jobs: Sequence[Job]) -> None:
         process.join()
 
 
-def _path(experiment: Experiment, job: Job) -> Path:
-    return experiment.folder / "measured" / job.name
+def _path(experiment: Experiment, job: Job, part: int) -> Path:
+    """Return the file of a candidate on a part of the documents."""
+    content = hashlib.sha256(experiment.held_out_data[part].read_bytes())
+    content.update(experiment.model.encode())
+    if job.healed:
+        content.update(experiment.heal_recipe().model_dump_json().encode())
+    text = f"{job.dropped} {job.healed} {content.hexdigest()}"
+    name = hashlib.sha256(text.encode()).hexdigest()[:24] + ".json"
+    return experiment.folder / "measured" / name
 
 
-def _left(experiment: Experiment, jobs: Sequence[Job]) -> list[Job]:
-    """Return the measurements that are not made yet."""
-    return [job for job in jobs if not _path(experiment, job).exists()]
+def _left(experiment: Experiment, jobs: Sequence[Job], part: int) -> list[Job]:
+    """Return the candidates that are not measured yet on a part of the documents."""
+    return [job for job in jobs if not _path(experiment, job, part).exists()]
 
 
 def read(path: Path) -> Measured:
@@ -131,34 +133,38 @@ def read(path: Path) -> Measured:
 
 
 def work(experiment: Experiment, jobs: Sequence[Job], wait: bool = False) -> None:
-    """Make the measurements that no other process is making, one after the other.
+    """Make the measurements that no other process is making, one part of the documents after the
+    other.
 
     Args:
         experiment: settings.
-        jobs: the measurements.
-        wait: wait for those that other processes are making.
+        jobs: the candidates.
+        wait: wait for those that other processes are measuring.
     """
     torch.set_num_threads(1)
-    todo = _left(experiment, jobs)
-    if not todo:
-        return
     recipe = experiment.recipe("pso", experiment.ks[0], 0)
-    with open_session(recipe, experiment.options()) as session:
-        data = DataSection(task_data=str(experiment.held_out_data))
-        section = ObjectiveSection.of({"task": "hellaswag"})
-        objective = objective_for(section, data, session.loaded, experiment.options())
-        for group in _groups(todo, experiment.n_layers, experiment.workers):
-            with ExitStack() as locks:
-                own = []
-                for job in group:
-                    lock = FileLock(f"{_path(experiment, job)}.lock", timeout=-1 if wait else 0)
-                    try:
-                        locks.enter_context(lock)
-                    except Timeout:
-                        continue
-                    if not _path(experiment, job).exists():
-                        own.append(job)
-                _measure(experiment, session, objective, own)
+    options = experiment.options()
+    with open_session(recipe, options) as session:
+        for part, documents in enumerate(experiment.held_out_data):
+            todo = _left(experiment, jobs, part)
+            if not todo:
+                continue
+            data = DataSection(task_data=str(documents))
+            section = ObjectiveSection.of({"task": "hellaswag"})
+            objective = objective_for(section, data, session.loaded, options)
+            for group in _groups(todo, experiment.n_layers, experiment.workers):
+                with ExitStack() as locks:
+                    own = []
+                    for job in group:
+                        path = _path(experiment, job, part)
+                        lock = FileLock(f"{path}.lock", timeout=-1 if wait else 0)
+                        try:
+                            locks.enter_context(lock)
+                        except Timeout:
+                            continue
+                        if not path.exists():
+                            own.append(job)
+                    _measure(experiment, session, objective, own, part)
 
 
 def _groups(jobs: Sequence[Job], n_layers: int, workers: int) -> list[list[Job]]:
@@ -176,9 +182,9 @@ def _groups(jobs: Sequence[Job], n_layers: int, workers: int) -> list[list[Job]]
 
 
 def _measure(
-    experiment: Experiment, session: Session, objective: Objective, jobs: Sequence[Job]
+    experiment: Experiment, session: Session, objective: Objective, jobs: Sequence[Job], part: int
 ) -> None:
-    """Make some measurements, and keep them."""
+    """Measure some candidates on a part of the documents, and keep the results."""
     n_layers = session.loaded.n_layers
     engine = LocalEngine(session.loaded, objective, session.cache)
     pruned = [LayerSubset.parse(job.dropped, n_layers) for job in jobs if not job.healed]
@@ -190,11 +196,14 @@ def _measure(
             made = _healed(experiment, session, objective, candidate)
         else:
             made = _pruned(session, engine, candidate)
-        with replaced_file(_path(experiment, job)) as scratch:
+        with replaced_file(_path(experiment, job, part)) as scratch:
             scratch.write_text(json.dumps(asdict(made)) + "\n")
         state = "healed" if job.healed else "pruned"
         events.tell(
-            events.StageProgress(f"{state}, without {made.dropped}: acc_norm {made.acc_norm:.4f}")
+            events.StageProgress(
+                f"part {part + 1} of {len(experiment.held_out_data)}, {state}, without "
+                f"{made.dropped}: acc_norm {made.acc_norm:.4f}"
+            )
         )
 
 

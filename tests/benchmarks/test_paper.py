@@ -5,7 +5,7 @@ from prunesearch.candidate import LayerSubset
 
 
 def job(dropped: str, healed: bool = False) -> Job:
-    return Job(dropped, healed, "content")
+    return Job(dropped, healed)
 
 
 def shared_blocks(group: list[Job], n_layers: int) -> int:
