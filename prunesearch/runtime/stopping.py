@@ -22,7 +22,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAME_SECONDS = (
     0.25  # timeout(1) and other wrappers deliver one stop twice, to the process and to its group
 )
-
+_LOOK_SECONDS = 0.5
 
 STOPPING = "stopping after the step that is under way; once more stops at once"
 """Message that is shown when a stop was requested."""
@@ -80,6 +80,19 @@ def check() -> None:
     """
     if _StopState.number is not None:
         raise StopRequested(_StopState.number)
+
+
+def wait_for(event: threading.Event) -> None:
+    """Wait for an event, or until a stop is requested.
+
+    A plain wait has no end when the signal comes just before it: Python runs the handler only
+    between two steps of Python code. The same holds when what the handler raised was ignored.
+
+    Raises:
+        StopRequested: a stop was requested.
+    """
+    while not event.wait(_LOOK_SECONDS):
+        check()
 
 
 @contextmanager

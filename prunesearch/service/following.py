@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 import httpx2
 
 from prunesearch.errors import ServerError
+from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import Json
 from prunesearch.service.client import BusyServerError, Client, ServerAwayError
 from prunesearch.service.job import FINAL, StoredEvent
@@ -48,6 +49,7 @@ def follow(
     Raises:
         InputError: the token is not accepted any more, or the job was deleted.
         ServerError: the server does not answer for `patience` seconds, or leaves out events.
+        StopRequested: a signal asks for the end.
     """
     last, wait = after, _FIRST_WAIT
     heard = time.monotonic()
@@ -55,6 +57,7 @@ def follow(
     while True:
         try:
             for event in _connected(client, job_id, last, kinds):
+                stopping.check()
                 heard = time.monotonic()
                 # A server may repeat an event, but not leave one out.
                 if event is None or event.seq <= last:
@@ -76,6 +79,7 @@ def follow(
             if not lost:
                 on_lost(error)
             lost = True
+        stopping.check()
         time.sleep(wait * random.uniform(0.8, 1.2))
         wait = min(2 * wait, _LONGEST_WAIT)
 

@@ -20,6 +20,7 @@ from dbos import DBOS, DBOSConfig
 from sqlalchemy.exc import SQLAlchemyError
 
 from prunesearch.cache.location import shown
+from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.service import queue, workflow
 from prunesearch.service.child import PROGRAM
@@ -99,8 +100,12 @@ class Runner:
         return RunnerStarted(self.id, os.getpid(), database, self._slots.count)
 
     def wait(self) -> None:
-        """Wait until another thread stops the runner, or a signal raises."""
-        self._ending.wait()
+        """Wait until another thread stops the runner.
+
+        Raises:
+            StopRequested: a signal asks for the end.
+        """
+        stopping.wait_for(self._ending)
 
     def stop(self, grace: float = 15.0) -> None:
         """Interrupt all jobs and end. The jobs go on in another runner, or in the next one.

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from prunesearch.cli.main import main
 from prunesearch.pipeline import session
 from prunesearch.runtime import failpoints, stopping
 from tests.support.cli import FAST, run_json
+from tests.support.signals import lose_a_signal
 
 
 @pytest.fixture(autouse=True)
@@ -107,22 +107,28 @@ def test_a_signal_while_loading_ends_it(
 
 
 def test_what_a_handler_raises_may_be_lost_and_the_flag_is_not() -> None:
-    class Thing:
-        pass
-
-    def lose(_: object) -> None:
-        signal.raise_signal(signal.SIGINT)  # Python ignores what is raised in here
-
-    thing = Thing()
-    watch = weakref.ref(thing, lose)
     with (
         pytest.raises(stopping.StopRequested) as caught,
         stopping.handled(),
         stopping.interruptible(),
     ):
-        del thing
-        assert watch() is None
+        lose_a_signal()
     assert caught.value.number == signal.SIGINT
+
+
+def test_a_wait_ends_although_python_ignored_what_the_handler_raised() -> None:
+    with stopping.handled():
+        lose_a_signal()
+        assert stopping.requested()
+        with pytest.raises(stopping.StopRequested):
+            stopping.wait_for(threading.Event())
+
+
+def test_a_wait_ends_with_its_event() -> None:
+    event = threading.Event()
+    threading.Timer(0.1, event.set).start()
+    stopping.wait_for(event)
+    assert event.is_set()
 
 
 def test_a_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

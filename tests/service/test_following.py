@@ -19,6 +19,7 @@ from prunesearch.events import (
     StageStarted,
 )
 from prunesearch.report.progress import ProgressView
+from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import JsonObject, to_json
 from prunesearch.service import client as client_module
 from prunesearch.service import following
@@ -38,6 +39,7 @@ from tests.support.job_server import (
     job_server,
     sse,
 )
+from tests.support.signals import lose_a_signal
 
 STREAM = f"GET /v1/jobs/{JOB_ID}/events"
 JOB = f"GET /v1/jobs/{JOB_ID}"
@@ -85,6 +87,16 @@ def test_an_event_that_the_server_left_out_is_noticed(client: Client, double: Jo
     double.on(STREAM, Answer.of_events(*messages(1, 2), *messages(4, 5)))
     with pytest.raises(ServerError, match="left out events 3 to 3"):
         list(follow(client, JOB_ID))
+
+
+def test_a_stop_that_python_ignored_ends_the_stream(client: Client, double: JobServer) -> None:
+    double.on(STREAM, Answer.of_events(*messages(1, 2)))
+    found = []
+    with stopping.handled(), pytest.raises(stopping.StopRequested):
+        for event in follow(client, JOB_ID):
+            found.append(event.seq)
+            lose_a_signal()
+    assert found == [1]
 
 
 @pytest.mark.parametrize("answer", [Answer.of_events(), Answer(204)])
