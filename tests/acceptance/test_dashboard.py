@@ -57,7 +57,7 @@ def dashboard(tiny_folder: Path, prose: Path, tmp_path: Path) -> Iterator[str]:
         yield address
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
 
 
 def page(address: str, profile: Path, picture: Path | None = None) -> str:
@@ -84,7 +84,7 @@ def page(address: str, profile: Path, picture: Path | None = None) -> str:
 
 
 def test_best_value_parameters_and_attributes_are_readable(dashboard: str, tmp_path: Path) -> None:
-    with urllib.request.urlopen(f"{dashboard}/api/studies/1", timeout=10) as answer:
+    with urllib.request.urlopen(f"{dashboard}/api/studies/1", timeout=60) as answer:
         study = json.load(answer)
     best = min(study["trials"], key=lambda trial: trial["values"][0])
     value = f"{best['values'][0]:.4f}"[:5]

@@ -35,7 +35,7 @@ def test_a_runner_says_what_it_does_and_ends_at_once(
     assert said["slots"] == 2
     assert said["database"] == f"sqlite:///{tmp_path}/service.db"
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert (out, err) == ("", "stopping; jobs that run go on in the next runner\n")
 

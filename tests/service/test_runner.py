@@ -272,7 +272,7 @@ def test_a_killed_runner_has_its_jobs_taken_over(jobs: Jobs, tmp_path: Path) -> 
     finally:
         for process in (killed, other):
             process.send_signal(signal.SIGTERM)
-            process.wait(20)
+            process.wait(60)
 
 
 def test_two_runners_run_no_job_twice(jobs: Jobs, running: Runner, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_two_runners_run_no_job_twice(jobs: Jobs, running: Runner, tmp_path: Pat
         assert {ended(jobs, job).state for job in many} == {"finished"}
     finally:
         other.send_signal(signal.SIGTERM)
-        other.wait(20)
+        other.wait(60)
     starts = Counter(words[1] for words in log_of(tmp_path) if words[0] == "start")
     assert starts == {job.study: 1 for job in many}
 

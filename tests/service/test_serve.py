@@ -40,7 +40,7 @@ def test_a_server_starts_without_any_configuration_and_ends_with_ctrl_c(here: Pa
             assert me == {"name": "admin", "role": "admin"}
             assert client.get("/readyz").json()["runner"] is False
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 130
+            assert process.wait(60) == 130
     access = Access(open_database(ServiceSettings().database))
     [change] = access.audit.changes(10)
     assert (change.action, change.target) == ("create_token", "admin")
