@@ -56,7 +56,7 @@ def main() -> None:
 def _run(record: Record, options: argparse.Namespace, folder: Path) -> None:
     """Print the plan, search, measure, and write the results."""
     experiment, documents = experiment_of(record, options, folder)
-    first = experiment.recipe("pso", experiment.ks[0], 0)
+    first = experiment.recipe(experiment.methods[0], experiment.ks[0], 0)
     studies = experiment.studies()
     with ProgressView(), open_session(first, experiment.options()) as session:
         if options.searched:

@@ -13,7 +13,7 @@ from benchmarks.paper_parts.measuring import Job, Measured
 from benchmarks.paper_parts.winners import Trace, Winner
 from prunesearch.analysis.paired import PairedTest, holm, paired_test
 
-TESTED = ("pso", "woa", "pso-slots", "woa-slots")
+TESTED = ("pso", "woa", "pso-slots", "woa-slots", "pso-kl", "woa-kl")
 """The paper's algorithms, which are tested against all others."""
 
 
@@ -41,7 +41,7 @@ class Row:
         method: name of the method.
         k: number of dropped blocks.
         winners: candidates that it chose, one for each seed.
-        searched_on: accuracies on the documents of the search.
+        searched_on: accuracies on the documents of the search; KL on its text if that is the fitness.
         pruned, healed: measurements on held-out documents, one for each seed; `healed` may be
             empty.
         evaluations: most evaluations of a search.
@@ -58,7 +58,7 @@ class Row:
 
     @property
     def searched_on(self) -> list[float]:
-        """Accuracies on the documents of the search."""
+        """Fitness of the winners on the data of the search."""
         return [each.searched_on for each in self.winners if each.searched_on is not None]
 
     def measured(self, healed: bool) -> tuple[Measured, ...]:

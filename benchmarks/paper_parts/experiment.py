@@ -36,7 +36,7 @@ class Experiment:
         heal_data: text that is trained on.
         heal_steps: steps of LoRA; 0 to heal nothing.
         heal_batch, heal_window: sequences of a step, and tokens of a sequence.
-        ranking_text, ranking_tokens: text and tokens of the ranking by KL.
+        kl_text, kl_tokens: text of KL, as fitness and for the ranking, and its number of tokens.
         workers: number of processes.
         turns: number of times that each model is timed.
         window: tokens of a timed prefill.
@@ -57,8 +57,8 @@ class Experiment:
     heal_steps: int
     heal_batch: int
     heal_window: int
-    ranking_text: str
-    ranking_tokens: int
+    kl_text: str
+    kl_tokens: int
     workers: int
     turns: int
     window: int
@@ -80,13 +80,20 @@ class Experiment:
             compile="off",
         )
 
+    @property
+    def kl_data(self) -> dict[str, str | int]:
+        """Section `data` of a recipe for KL."""
+        window = min(256, self.kl_tokens)
+        return {"calibration": self.kl_text, "tokens": self.kl_tokens, "window": window}
+
     def recipe(self, method: str, k: int, seed: int) -> Recipe:
         """Return the recipe of a search."""
         chosen = METHODS[method]
+        data: dict[str, str | int] = {"task_data": str(self.search_data)}
         return Recipe(
             model={"path": self.model, "dtype": precision()},
-            objective={"task": "hellaswag"},
-            data={"task_data": str(self.search_data)},
+            objective={"name": "kl"} if chosen.by_kl else {"task": "hellaswag"},
+            data=self.kl_data if chosen.by_kl else data,
             search={
                 "drop": str(k),
                 "sampler": chosen.sampler,

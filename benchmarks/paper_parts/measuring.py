@@ -142,7 +142,7 @@ def work(experiment: Experiment, jobs: Sequence[Job], wait: bool = False) -> Non
         wait: wait for those that other processes are measuring.
     """
     torch.set_num_threads(1)
-    recipe = experiment.recipe("pso", experiment.ks[0], 0)
+    recipe = experiment.recipe(experiment.methods[0], experiment.ks[0], 0)
     options = experiment.options()
     with open_session(recipe, options) as session:
         for part, documents in enumerate(experiment.held_out_data):

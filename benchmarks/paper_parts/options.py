@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--markdown": {"type": Path, "help": "write the tables here"},
 }
 _QUICK: dict[str, Any] = {
-    "samplers": "pso,woa,random,shortgpt",
+    "samplers": "pso,woa,random,shortgpt,pso-kl,random-kl",
     "ks": "8",
     "seeds": 1,
     "trials": 5,
@@ -116,8 +116,8 @@ def experiment_of(
         heal_steps=options.heal_steps,
         heal_batch=options.heal_batch,
         heal_window=options.heal_window,
-        ranking_text=HELD_OUT if smoke else "builtin",
-        ranking_tokens=64 if smoke else 1024,
+        kl_text=HELD_OUT if smoke else "builtin",
+        kl_tokens=64 if smoke else 1024,
         workers=options.workers,
         turns=options.turns,
         window=32 if smoke else 256,

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 
 from benchmarks.paper_parts.experiment import Experiment, PaperStudy
 from benchmarks.paper_parts.measuring import read
+from benchmarks.paper_parts.methods import METHODS
 from benchmarks.support.searches import left
 from prunesearch.candidate import LayerSubset
-from prunesearch.pipeline.session import Session, require
+from prunesearch.config.data import DataSection
+from prunesearch.config.objective import ObjectiveSection
+from prunesearch.objectives.base import Objective
+from prunesearch.pipeline.session import Session, objective_for, require
 
 _TRAINING = 4.0
 """Cost of a training step, in forward passes over the same tokens: a pass, and a backward pass of
@@ -21,7 +25,7 @@ class Plan:
     """Predicted times in seconds, on one process.
 
     Attributes:
-        evaluation: scoring of the dense model on the documents of the search.
+        evaluation: scoring of the dense model by the fitness of the first method.
         searching, measuring, healing: all that is left of each part.
         evaluations, measurements, healings: their numbers. Measurements and healings are upper
             limits: several searches may find the same candidate.
@@ -67,23 +71,27 @@ def make_plan(session: Session, experiment: Experiment, documents: tuple[int, in
     dense = LayerSubset.of(session.loaded.n_layers)
     evaluation = require(*session.engine.evaluate_now([dense]))
     seconds = evaluation.seconds or evaluation.saved
+    # A token costs about the same whatever the fitness is.
+    per_token = seconds / _tokens(session.objective)
+    scored = _tokens(_on_documents(session, experiment))
     searches = experiment.studies()
     todo = left(searches)
     searching, evaluations = 0.0, 0
     for study in searches:
         if study in todo:
             evaluations += study.trials
-            searching += study.trials * seconds * _kept(experiment, study.k)
+            tokens = experiment.kl_tokens if METHODS[study.method].by_kl else scored
+            searching += study.trials * per_token * tokens * _kept(experiment, study.k)
     # Each study has one winner, and the ranking by KL one for each number.
     measurements = len(searches) + len(experiment.ks)
-    per_document = seconds / documents[0]
+    per_document = per_token * scored / documents[0]
     measuring = 0.0
     for k in [study.k for study in searches] + list(experiment.ks):
         measuring += documents[1] * per_document * _kept(experiment, k)
     healed = [study for study in searches if study.method in experiment.healed]
     if not experiment.heal_steps:
         healed = []
-    healing = _healing_seconds(experiment, healed, seconds, session)
+    healing = _healing_seconds(experiment, healed, per_token)
     for study in healed:
         healing += documents[1] * per_document * _kept(experiment, study.k)
     return Plan(
@@ -103,8 +111,20 @@ def _kept(experiment: Experiment, k: int) -> float:
     return 1 - k / experiment.n_layers
 
 
+def _on_documents(session: Session, experiment: Experiment) -> Objective:
+    """Return the accuracy on the documents of the search as an objective."""
+    data = DataSection(task_data=str(experiment.search_data))
+    section = ObjectiveSection.of({"task": "hellaswag"})
+    return objective_for(section, data, session.loaded, experiment.options())
+
+
+def _tokens(objective: Objective) -> int:
+    """Number of tokens of an evaluation."""
+    return sum(chunk.tokens for chunk in objective.chunks)
+
+
 def _healing_seconds(
-    experiment: Experiment, healed: Sequence[PaperStudy], seconds: float, session: Session
+    experiment: Experiment, healed: Sequence[PaperStudy], per_token: float
 ) -> float:
     """Predict the time of all trainings."""
     measured = []
@@ -114,9 +134,8 @@ def _healing_seconds(
             measured.append(made.heal_seconds)
     if measured:
         return len(healed) * sum(measured) / len(measured)
-    tokens = sum(chunk.tokens for chunk in session.objective.chunks)
     trained = experiment.heal_steps * experiment.heal_batch * experiment.heal_window
     total = 0.0
     for study in healed:
-        total += _TRAINING * trained * seconds / tokens * _kept(experiment, study.k)
+        total += _TRAINING * trained * per_token * _kept(experiment, study.k)
     return total

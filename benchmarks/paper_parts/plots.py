@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.paper_parts.comparison import Row, Spread
 from benchmarks.paper_parts.measuring import Measured
-from benchmarks.paper_parts.methods import style
+from benchmarks.paper_parts.methods import METHODS, style
 from benchmarks.paper_parts.timing import Times
 from benchmarks.paper_parts.winners import Trace
 from prunesearch.report.figures.styles import FIRST, STYLES
@@ -52,7 +52,10 @@ def draw(
         both = [trace for trace in traces if trace.study.method in swarms]
         written.append(_drops(both, folder / "figure7_dropped_blocks.png"))
     written.append(_against_size(rows, dense, folder / "figure10_accuracy_and_size.png"))
-    written.append(_anytime(traces, folder / "best_so_far.png"))
+    for by_kl, name in ((False, "best_so_far.png"), (True, "best_so_far_kl.png")):
+        own = [trace for trace in traces if METHODS[trace.study.method].by_kl == by_kl]
+        if own:
+            written.append(_anytime(own, "KL" if by_kl else "acc_norm", folder / name))
     return written
 
 
@@ -245,8 +248,8 @@ def _against_size(rows: Sequence[Row], dense: Measured, path: Path) -> Path:
     return _save(figure, path)
 
 
-def _anytime(traces: Sequence[Trace], path: Path) -> Path:
-    """All methods: best so far on the search documents, mean over seeds."""
+def _anytime(traces: Sequence[Trace], fitness: str, path: Path) -> Path:
+    """All methods with one fitness: the best so far on the data of the search, mean over seeds."""
     ks = _ks(traces)
     figure, axes_N = _axes(len(ks))
     for axes, k in zip(axes_N, ks, strict=True):
@@ -259,7 +262,6 @@ def _anytime(traces: Sequence[Trace], path: Path) -> Path:
                 continue
             length = min(map(len, curves))
             mean_N = np.mean([curve[:length] for curve in curves], axis=0)
-            mean_N[mean_N == 0] = np.nan  # before the first candidate with k dropped blocks
             look = style(method)
             axes.step(
                 np.arange(1, length + 1),
@@ -272,7 +274,7 @@ def _anytime(traces: Sequence[Trace], path: Path) -> Path:
         axes.set(
             title=f"{k} blocks dropped",
             xlabel="evaluations",
-            ylabel="best acc_norm so far",
+            ylabel=f"best {fitness} so far",
         )
         axes.grid(visible=True, alpha=0.25)
     axes_N[0].legend(fontsize=7)

@@ -49,7 +49,7 @@ def _table4(rows: Sequence[Row], dense: Measured, times: Mapping[int, Times]) ->
     """Return the paper's Table 4."""
     head = (
         "k", "method", "seeds", "evaluations", "search (s)", "size (MB)", "prefill (ms)", "decode (ms)",
-        "acc_norm, searched on", "acc_norm, held out", "held out, healed",
+        "fitness, searched on", "acc_norm, held out", "held out, healed",
     )  # fmt: skip
     body = [
         ["0", "dense", "", "", "", f"{dense.bytes / 1e6:.1f}", *_speed(times.get(0)), "",
@@ -57,6 +57,8 @@ def _table4(rows: Sequence[Row], dense: Measured, times: Mapping[int, Times]) ->
     ]  # fmt: skip
     for row in rows:
         searched = spread(Spread.of(row.searched_on)) if row.searched_on else ""
+        if searched and METHODS[row.method].by_kl:
+            searched = f"KL {searched}"
         body.append(
             [
                 str(row.k),

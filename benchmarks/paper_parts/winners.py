@@ -1,18 +1,19 @@
 """What the searches found: the trace of each study, and the candidates that are measured."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from benchmarks.paper_parts.experiment import Experiment, PaperStudy
-from benchmarks.paper_parts.methods import KL_RANKING
+from benchmarks.paper_parts.methods import KL_RANKING, METHODS
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.data import DataSection
 from prunesearch.config.objective import ObjectiveSection
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.pipeline.session import Session, objective_for, require
 from prunesearch.studies.study_data import StudyData, TrialData, read_study
-
-METRIC = "acc_norm"
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,16 @@ class Trace:
         return LayerSubset.parse(self.best.dropped, self.data.n_layers)
 
     def best_so_far(self) -> list[float]:
-        """Best accuracy after each evaluation; 0 before the first candidate with k dropped blocks."""
-        found: list[float] = []
-        best = 0.0
+        """Best fitness after each evaluation: the highest accuracy, or the least KL.
+
+        It is NaN before the first candidate with k dropped blocks.
+        """
+        better = np.fmin if METHODS[self.study.method].by_kl else np.fmax
+        values = []
         for trial in self.evaluations:
-            if trial.state == "complete" and trial.values:
-                best = max(best, trial.values[0])
-            found.append(best)
-        return found
+            complete = trial.state == "complete" and trial.values
+            values.append(trial.values[0] if complete else math.nan)
+        return [float(value) for value in better.accumulate(values)]
 
 
 def read_trace(study: PaperStudy) -> Trace:
@@ -73,8 +76,7 @@ def seconds_of(trial: TrialData) -> float:
 def kl_ranking(session: Session, experiment: Experiment) -> list[int]:
     """Return the blocks in the order of the KL of the model without each of them, least first."""
     section = ObjectiveSection(name="kl")
-    tokens = experiment.ranking_tokens
-    data = DataSection(calibration=experiment.ranking_text, tokens=tokens, window=min(256, tokens))
+    data = DataSection.model_validate(experiment.kl_data)
     objective = objective_for(section, data, session.loaded, experiment.options())
     engine = LocalEngine(session.loaded, objective, session.cache)
     n_layers = session.loaded.n_layers
@@ -97,7 +99,7 @@ class Winner:
         k: number of dropped blocks.
         seed: seed of the search.
         candidate: the candidate.
-        searched_on: its accuracy on the documents of the search; None for a fixed candidate.
+        searched_on: its fitness on the data of the search; None for a fixed candidate.
     """
 
     method: str

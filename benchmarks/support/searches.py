@@ -99,9 +99,21 @@ def work(searches: Sequence[Searched]) -> None:
     todo = left(searches)
     if not todo:
         return
-    with open_session(todo[0].recipe, todo[0].options) as session:
-        for search in todo:
-            run_one(session, search)
+    for alike in _by_session(todo):
+        with open_session(alike[0].recipe, alike[0].options) as session:
+            for search in alike:
+                run_one(session, search)
+
+
+def _by_session(searches: Sequence[Searched]) -> list[list[Searched]]:
+    """Return the studies in groups of one model, one objective and the same data."""
+    groups: dict[str, list[Searched]] = {}
+    for search in searches:
+        recipe = search.recipe
+        sections = (recipe.model, recipe.objective, recipe.data)
+        key = " ".join(section.model_dump_json() for section in sections)
+        groups.setdefault(key, []).append(search)
+    return list(groups.values())
 
 
 def run_one(session: Session, search: Searched) -> None:
