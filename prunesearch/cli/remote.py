@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from prunesearch.cli.help import Command, Words
 from prunesearch.cli.options import (
+    CONFIRM,
     DATA_OPTIONS,
     DROP,
     DTYPE,
@@ -44,6 +45,8 @@ SERVER_OPTIONS = (SERVER, TOKEN_FILE, INSECURE_HTTP)
 _LOG = click.option("--log", is_flag=True, help="Show the lines of the job's log too.")
 _RECIPE = RECIPE_OPTIONS[1:]  # without --drop, which RECIPE replaces
 _RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
+_SUBMITTED = ("trials", "study", "confirm")
+"""Run options that are submitted. The server decides about the others."""
 _DATA = tuple(option for option in DATA_OPTIONS if option is not INCLUDE_PATH)
 
 
@@ -59,6 +62,7 @@ _DATA = tuple(option for option in DATA_OPTIONS if option is not INCLUDE_PATH)
     help="What the job does: all of RECIPE, or its search only.",
 )
 @TRIALS
+@CONFIRM
 @STUDY
 @click.option("--watch", "watched", is_flag=True, help="Watch the job until it ends.")
 @_LOG
@@ -230,19 +234,20 @@ def _request(source: str | None, job_command: JobCommand, settings: dict[str, An
         raise InputError("a job has one sampler and one number to drop: submit each by itself")
     # How a job runs is decided by the server.
     given = file.options.model_fields_set
-    for name in sorted(given - {"trials", "study", "storage", "cache"}):
+    for name in sorted(given - {*_SUBMITTED, "storage", "cache"}):
         click.echo(f"warning: the server decides about {name}: it is not submitted", err=True)
     return JobRequest(
         recipe=file.recipes[0].document(),
         command=job_command,
         trials=file.options.trials if "trials" in given else None,
         study=file.options.study,
+        confirm=file.options.confirm,
     )
 
 
 def _submitted(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the run options that are submitted."""
-    return {"trials": settings["trials"], "study": settings["study"]}
+    return {name: settings[name] for name in _SUBMITTED}
 
 
 def _watch(client: "Client", job_id: str, log: bool, as_json: bool) -> None:

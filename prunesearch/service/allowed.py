@@ -67,7 +67,9 @@ def check(request: JobRequest, settings: ServiceSettings) -> AllowedRequest:
     if not recipe.search.narrows:
         check_drop(recipe.search.drop)
     _check_sampler(recipe)
-    # 2. The number of trials.
+    # 2. The number of trials, and what confirms.
+    if request.confirm is not None:
+        RunOptions(confirm=request.confirm)
     trials = RunOptions().trials
     if request.trials is not None:
         trials = RunOptions(trials=request.trials).trials

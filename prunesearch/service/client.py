@@ -83,6 +83,8 @@ class Client(Closing):
         body: JsonObject = {"recipe": request.recipe, "command": request.command}
         if request.trials is not None:
             body["trials"] = request.trials
+        if request.confirm is not None:
+            body["confirm"] = request.confirm
         if request.study is not None:
             body["study"] = request.study
         status, document = self._ask(

@@ -22,12 +22,23 @@ class JobRequest:
         command: command of the job.
         trials: total number of trials. None: the default of the command line.
         study: name of the study. None: it is made from the recipe.
+        confirm: share of the scored documents that confirms the best candidates. None: the default
+            of the command line.
     """
 
     recipe: JsonObject
     command: JobCommand = "run"
     trials: int | None = None
     study: str | None = None
+    confirm: float | None = None
+
+    def document(self) -> JsonObject:
+        """Return what identifies the request besides its recipe."""
+        found: JsonObject = {"command": self.command, "trials": self.trials, "study": self.study}
+        # Requests of earlier versions have no `confirm`.
+        if self.confirm is not None:
+            found["confirm"] = self.confirm
+        return found
 
 
 @dataclass(frozen=True)

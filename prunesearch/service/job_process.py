@@ -44,6 +44,7 @@ class JobOrder:
         recipe: document of the recipe, with paths of this host.
         study: name of the study.
         trials: total number of trials; None: the default of the command line.
+        confirm: share of the scored documents that confirms; None: the default.
         out: folder of the export.
         device: torch device; None: the default.
         scoring: see `settings.ServiceSettings.scoring`.
@@ -53,6 +54,7 @@ class JobOrder:
     recipe: JsonObject
     study: str
     trials: int | None
+    confirm: float | None
     out: str
     device: str | None
     scoring: JsonObject
@@ -204,7 +206,7 @@ def _options(order: JobOrder) -> RunOptions:
         **order.scoring,
     }
     # A value that is given differs from the default of the same value.
-    for name in ("trials", "device"):
+    for name in ("trials", "confirm", "device"):
         value = getattr(order, name)
         if value is not None:
             values[name] = value

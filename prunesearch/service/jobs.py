@@ -76,12 +76,7 @@ class Jobs:
         """
         # 1. Refuse what the operator does not allow.
         allowed = check(request, self.settings)
-        document: JsonObject = {
-            "recipe": allowed.recipe.document(),
-            "command": request.command,
-            "trials": request.trials,
-            "study": request.study,
-        }
+        document: JsonObject = {"recipe": allowed.recipe.document(), **request.document()}
         # 2. Choose the identifier. With a key, the same request has the same one.
         if idempotency_key is None:
             job = f"job-{secrets.token_hex(8)}"

@@ -154,6 +154,7 @@ class RunningJob:
             command=self._request["command"],  # type: ignore[arg-type]
             trials=self._request["trials"],  # type: ignore[arg-type]
             study=self._request["study"],  # type: ignore[arg-type]
+            confirm=self._request.get("confirm"),  # type: ignore[arg-type]
         )
         settings = self._around.settings
         # The folders may have changed since the job was submitted, or be those of another host.
@@ -173,6 +174,7 @@ class RunningJob:
             recipe=allowed.located.document(),
             study=allowed.study,
             trials=order_request.trials,
+            confirm=order_request.confirm,
             out=str(settings.exports.absolute() / self.job),
             device=slot.torch_device,
             scoring=settings.scoring,

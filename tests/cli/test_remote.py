@@ -244,6 +244,15 @@ def test_a_run_section_of_another_machine_is_mentioned(double: JobServer) -> Non
     assert asked_for(double.asked[-1]).keys() == {"recipe", "command", "trials"}
 
 
+def test_the_share_that_confirms_is_submitted(double: JobServer) -> None:
+    double.on("POST /v1/jobs", Answer.of_json(job_document("queued"), 201))
+    Path("recipe.yaml").write_text(RECIPE.replace("trials: 8", "trials: 8, confirm: 0.3"))
+    assert run("submit", "recipe.yaml").stderr == ""
+    assert asked_for(double.asked[-1])["confirm"] == 0.3
+    run("submit", "tiny", "--drop", "2", "--confirm", "0")
+    assert asked_for(double.asked[-1])["confirm"] == 0
+
+
 def asked_for(asked: Asked) -> dict[str, object]:
     found: dict[str, object] = json.loads(asked.body)
     return found

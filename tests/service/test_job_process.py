@@ -37,7 +37,7 @@ def order(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         "search": {"drop": "2", "population": 4},
         "data": {"tokens": 64, "window": 32},
     }
-    return JobOrder("search", recipe, "s", 12, str(tmp_path / "out"), "cpu", {"threads": 1})
+    return JobOrder("search", recipe, "s", 12, None, str(tmp_path / "out"), "cpu", {"threads": 1})
 
 
 def carried_out(
@@ -63,6 +63,11 @@ def sequence(storage: str, name: str) -> list[object]:
         study_name=name, storage=persistence.open_storage(storage, create=False)
     )
     return [(trial.number, trial.params, trial.values, trial.state) for trial in study.trials]
+
+
+def test_an_order_says_what_confirms(order: JobOrder) -> None:
+    assert job_process._options(order).confirm is None
+    assert job_process._options(replace(order, confirm=0.0)).confirm == 0
 
 
 def test_a_search_reports_stages_trials_and_a_report(order: JobOrder) -> None:

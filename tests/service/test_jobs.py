@@ -12,6 +12,7 @@ import sqlalchemy
 from prunesearch.errors import ConflictError, InputError, NotFoundError, StorageError
 from prunesearch.service import database
 from prunesearch.service.job import Job, JobRequest
+from prunesearch.service.job_reader import JobReader
 from prunesearch.service.job_state import STAGES
 from prunesearch.service.jobs import Jobs
 from prunesearch.service.settings import ServiceSettings
@@ -268,6 +269,20 @@ def test_settings_are_checked(tmp_path: Path) -> None:
     }  # fmt: skip
     assert ServiceSettings().database == "sqlite:///storage/service.db"
     assert settings_in(tmp_path, "postgresql://me@host/db").database == "postgresql://me@host/db"
+
+
+@pytest.mark.parametrize("jobs", ["sqlite"], indirect=True)
+def test_the_share_that_confirms_belongs_to_the_request(jobs: Jobs) -> None:
+    asked = replace(request("s"), confirm=0.3)
+    job, _ = jobs.submit(asked, "ann", "key")
+    stored = JobReader(database.open_database(jobs.settings.database)).request(job.id)
+    assert stored is not None
+    assert stored["confirm"] == 0.3
+    assert jobs.submit(asked, "ann", "key") == (job, False)
+    with pytest.raises(ConflictError, match="another request"):
+        jobs.submit(request("s"), "ann", "key")
+    with pytest.raises(InputError, match="confirm"):
+        jobs.submit(replace(request("s"), confirm=0.95), "ann")
 
 
 @pytest.mark.parametrize("jobs", ["sqlite"], indirect=True)

@@ -46,6 +46,11 @@ class Submission(BaseModel):
     study: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
         default=None, description="Name of the study; null to make it from the recipe."
     )
+    confirm: Annotated[float, Field(ge=0, le=0.9)] | None = Field(
+        default=None,
+        description="Share of the scored documents that confirms the best trials; null for the "
+        "default.",
+    )
 
 
 class StageDocument(Document):

@@ -122,7 +122,9 @@ def request_of(submission: Submission) -> JobRequest:
             recipe = dict(submission.recipe)
     except InputError as error:
         raise refused(error) from None
-    return JobRequest(recipe, submission.command, submission.trials, submission.study)
+    return JobRequest(
+        recipe, submission.command, submission.trials, submission.study, submission.confirm
+    )
 
 
 def refused(error: InputError) -> InputError | ProblemError:
