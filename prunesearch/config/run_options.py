@@ -96,6 +96,18 @@ class RunOptions(Settings):
     Default: a folder for each tracker in ``storage/tracking``.
     """
 
+    @field_validator("study")
+    @classmethod
+    def _is_readable(cls, study: str | None) -> str | None:
+        """Refuse names that tables and command lines cannot show.
+
+        Raises:
+            ValueError: the name is blank or has control characters.
+        """
+        if study is not None and (not study.strip() or not study.isprintable()):
+            raise ValueError("give a name of letters, digits, blanks and signs, in one line")
+        return study
+
     @field_validator("track", mode="before")
     @classmethod
     def _read_trackers(cls, value: object) -> object:

@@ -93,6 +93,9 @@ def test_a_recipe_takes_what_the_command_takes() -> None:
         (lambda: _on_ray(gpus_per_worker=2, offload="cpu"), "`offload` cpu keeps it off them"),
         (lambda: RunOptions.of({"engine": "ry"}), "did you mean 'ray'"),
         (lambda: RunOptions(threads=10_000), "`threads` 10000 is more than this machine can use"),
+        (lambda: RunOptions(study=""), "in one line"),
+        (lambda: RunOptions(study="a\nb"), "in one line"),
+        (lambda: RunOptions(study="a\x1b[2J"), "in one line"),
         (lambda: ScoreWeights(quality=-1), "quality = -1"),
     ],
 )
