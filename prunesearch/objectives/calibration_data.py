@@ -15,8 +15,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunesearch.errors import DataError
+from prunesearch.events import tell_or_log
 from prunesearch.models.guard import guarded
-from prunesearch.models.structure import most_positions
+from prunesearch.models.structure import most_positions, settings_of
 from prunesearch.objectives.calibration_sources.registry import source_of
 from prunesearch.objectives.text_files import open_text, read_jsonl
 
@@ -187,6 +188,9 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
 def check_fits(model: PreTrainedModel, ids_BL: torch.Tensor) -> None:
     """Check that the model has embeddings for the positions and the tokens of windows.
 
+    A model that computes its positions takes longer windows than those of its training, and says
+    less about them. The user is told.
+
     Raises:
         DataError: the windows are too long, or they have unknown token ids.
     """
@@ -196,6 +200,12 @@ def check_fits(model: PreTrainedModel, ids_BL: torch.Tensor) -> None:
             f"windows of {length} tokens are longer than the model's table of {most} positions: "
             f"use `window` {most} or "
             "less"
+        )
+    trained = getattr(settings_of(model.config), "max_position_embeddings", None)
+    if most is None and isinstance(trained, int) and 0 < trained < length:
+        tell_or_log(
+            f"windows of {length} tokens are longer than the {trained} positions of the model's "
+            f"training, so its losses may say little: use `window` {trained} or less"
         )
     check_ids(model, int(ids_BL.max()) if ids_BL.numel() else 0)
 

@@ -27,6 +27,7 @@ from prunesearch.objectives.base import BUILTIN_TEXT
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import (
     LONG_TEXT,
+    check_fits,
     opening_of,
     read_text,
     token_windows,
@@ -282,6 +283,18 @@ def test_tables_of_positions_are_found(
     architecture: str, changes: dict[str, int], most: int | None
 ) -> None:
     assert most_positions(tiny(architecture, **changes)) == most
+
+
+def test_windows_beyond_the_training_of_a_model_are_mentioned(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = tiny("llama", max_position_embeddings=64)
+    check_fits(model, torch.zeros(1, 64).long())
+    assert caplog.messages == []
+    check_fits(model, torch.zeros(1, 65).long())
+    (said,) = caplog.messages
+    assert "windows of 65 tokens" in said
+    assert "use `window` 64 or less" in said
 
 
 def test_windows_that_do_not_fit_are_refused_before_anything_is_computed(
