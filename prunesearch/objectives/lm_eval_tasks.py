@@ -24,7 +24,7 @@ from prunesearch.cache.keys import minor
 from prunesearch.errors import DataError, InputError, UnknownNameError
 from prunesearch.models.guard import guarded
 from prunesearch.objectives.task_index import task_manager
-from prunesearch.objectives.text_files import read_rows
+from prunesearch.objectives.text_files import check_beginning, read_rows
 from prunesearch.runtime.json_values import Json, JsonObject, as_object
 
 LM_EVAL = minor(importlib.metadata.version("lm_eval"))
@@ -73,6 +73,36 @@ def _task_manager(include_path: str | None) -> TaskManager:
     return task_manager(include_path)
 
 
+def check_task(task: str, data: str | None, include_path: str | None) -> None:
+    """Check that a task exists, without loading its documents.
+
+    Args:
+        task, data, include_path: see `load_tasks`.
+
+    Raises:
+        UnknownNameError, DataError, InputError: see `load_tasks`.
+    """
+    if data is not None:
+        check_beginning(Path(data))
+    with quiet_lm_eval():
+        _manager_of(task, data, include_path)
+
+
+def _manager_of(task: str, data: str | None, include_path: str | None) -> TaskManager:
+    """Return the index of tasks, if it has the task."""
+    if include_path is not None and not Path(include_path).is_dir():
+        raise DataError(f"no folder {include_path!r} for `include_path`")
+    with guarded(f"cannot read the tasks in {include_path!r}", include_path or (), kind=DataError):
+        manager = _task_manager(include_path)
+    if task not in manager.all_tasks:
+        raise UnknownNameError("task", task, manager.all_tasks)
+    if data is not None and task not in manager.all_subtasks:
+        raise InputError(
+            f"`task_data` replaces the data of one task; {task!r} is a group of several"
+        )
+    return manager
+
+
 def load_tasks(
     task: str, data: str | None, include_path: str | None, generate: bool
 ) -> LoadedTasks:
@@ -89,20 +119,9 @@ def load_tasks(
         DataError: see there.
         InputError: see there.
     """
-    if include_path is not None and not Path(include_path).is_dir():
-        raise DataError(f"no folder {include_path!r} for `include_path`")
-    rows = read_rows(Path(data)) if data is not None else None
     with quiet_lm_eval():
-        with guarded(
-            f"cannot read the tasks in {include_path!r}", include_path or (), kind=DataError
-        ):
-            manager = _task_manager(include_path)
-        if task not in manager.all_tasks:
-            raise UnknownNameError("task", task, manager.all_tasks)
-        if rows is not None and task not in manager.all_subtasks:
-            raise InputError(
-                f"`task_data` replaces the data of one task; {task!r} is a group of several"
-            )
+        manager = _manager_of(task, data, include_path)
+        rows = read_rows(Path(data)) if data is not None else None
         with data_errors(task, data):
             spec = task if rows is None else _with_rows(task, rows)
             tasks: LoadedTasks = manager.load([spec])

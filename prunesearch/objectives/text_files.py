@@ -46,6 +46,9 @@ _READ = ".txt, .jsonl, .json, .csv or .tsv (plain, .gz, .bz2 or .xz), or .parque
 LOOKS_LIKE_A_FILE = (*_KINDS, *_OPENERS, ".txt", ".md")
 """Endings that distinguish the name of a missing file from the id of a dataset."""
 
+_BEGINNING = 4096
+"""Characters or bytes that are the beginning of a file."""
+
 
 def kind_of(path: Path) -> Kind:
     """Return the kind of a file by its name.
@@ -81,6 +84,21 @@ def documents_in(path: Path, tokenizer: PreTrainedTokenizerBase | None) -> list[
     if kind == "text":
         return [_content(path)]
     return documents_of(_rows(path, kind), repr(str(path)), tokenizer)
+
+
+def check_beginning(path: Path) -> None:
+    """Check that the beginning of a file can be read.
+
+    Raises:
+        DataError: it cannot, or files of its kind are not read.
+    """
+    kind = kind_of(path)
+    refuse_pointers(path, DataError)
+    with (
+        guarded(f"cannot read {str(path)!r}", path, kind=DataError),
+        path.open("rb") if kind == "parquet" else open_text(path) as file,
+    ):
+        file.read(_BEGINNING)
 
 
 def read_rows(path: Path) -> list[JsonObject]:

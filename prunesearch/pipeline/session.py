@@ -43,6 +43,7 @@ from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.reference_cache import ReferenceCache
 from prunesearch.objectives.registry import REGISTRY, ObjectiveInputs, TaskInputs
 from prunesearch.objectives.weighted_sum import build_mix
+from prunesearch.pipeline.data_checks import check_data
 from prunesearch.pipeline.language_models import LanguageModels
 from prunesearch.pipeline.width_search import (
     check_resident,
@@ -101,6 +102,7 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
     if options.engine == "ray":
         ray_cluster.check(options.ray_address)
     check_url(options.storage)
+    check_data(recipe.objective, recipe.data)
     check_writable(CacheLocation.parse(options.cache).folder)
     loaded = load_for(recipe.model, options)
     check_widths(recipe.search, loaded)

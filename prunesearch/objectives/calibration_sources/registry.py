@@ -22,6 +22,10 @@ def no_held_out(name: str) -> str | None:
     return None
 
 
+def no_check(name: str) -> None:
+    """Do nothing: what is wrong with a name shows when its text is read."""
+
+
 @dataclass(frozen=True)
 class CalibrationSource:
     """Facts about one calibration source.
@@ -34,6 +38,8 @@ class CalibrationSource:
         read: function that reads the documents of a name.
         held_out: function that returns the name of text that has nothing in common with the text of
             a name; None if there is none.
+        check: function that raises a `DataError` if it is certain that the text cannot be read. It
+            reads little.
     """
 
     name: str
@@ -42,6 +48,7 @@ class CalibrationSource:
     matches: Callable[[str], bool]
     read: ReadTexts
     held_out: Callable[[str], str | None] = no_held_out
+    check: Callable[[str], None] = no_check
 
 
 REGISTRY: Registry[CalibrationSource] = Registry(

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunesearch.errors import DataError
 from prunesearch.objectives.calibration_sources.registry import CalibrationSource, register
-from prunesearch.objectives.text_files import LOOKS_LIKE_A_FILE, documents_in
+from prunesearch.objectives.text_files import LOOKS_LIKE_A_FILE, check_beginning, documents_in
 
 
 def matches(name: str) -> bool:
@@ -22,9 +22,27 @@ def read(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> list[st
     Raises:
         DataError: the file does not exist, or it is not an ordinary file.
     """
+    return documents_in(_ordinary(name), tokenizer)
+
+
+def check(name: str) -> None:
+    """Read the beginning of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    check_beginning(_ordinary(name))
+
+
+def _ordinary(name: str) -> Path:
+    """Return the path of an ordinary file.
+
+    Raises:
+        DataError: it does not exist, or it is not one.
+    """
     path = Path(name)
     if path.is_file():
-        return documents_in(path, tokenizer)
+        return path
     if path.suffix.lower() in LOOKS_LIKE_A_FILE or not name.strip():
         raise DataError(f"no calibration file {name!r}: check the path")
     raise DataError(
@@ -33,4 +51,4 @@ def read(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> list[st
     )
 
 
-register(CalibrationSource("file", "FILE", order=20, matches=matches, read=read))
+register(CalibrationSource("file", "FILE", order=20, matches=matches, read=read, check=check))

@@ -13,9 +13,7 @@ def build(inputs: ObjectiveInputs) -> Objective:
     Raises:
         UnknownNameError, DataError, InputError: see `objectives.task.TaskObjective`.
     """
-    # lm-eval takes seconds to import.
-    if "lm_eval" not in sys.modules:
-        events.tell(events.StageProgress("loading lm-eval"))
+    _announce_lm_eval()
     from prunesearch.objectives.task import TaskObjective
 
     assert inputs.task is not None, "a recipe with this objective names a task"
@@ -33,6 +31,24 @@ def build(inputs: ObjectiveInputs) -> Objective:
         batch_tokens=task.batch_tokens,
         generate=task.generate,
     )
+
+
+def check_task(task: str, data: str | None, include_path: str | None) -> None:
+    """Check that a task exists and that its data can be opened, without a model.
+
+    Raises:
+        UnknownNameError, DataError, InputError: see `objectives.task.TaskObjective`.
+    """
+    _announce_lm_eval()
+    from prunesearch.objectives import lm_eval_tasks
+
+    lm_eval_tasks.check_task(task, data, include_path)
+
+
+def _announce_lm_eval() -> None:
+    """Say that lm-eval is loaded, which takes seconds."""
+    if "lm_eval" not in sys.modules:
+        events.tell(events.StageProgress("loading lm-eval"))
 
 
 register(

@@ -9,8 +9,9 @@ from dataclasses import replace
 from prunesearch import events
 from prunesearch.config.recovery import HealRecipe
 from prunesearch.errors import ModelError, RunError
+from prunesearch.pipeline.data_checks import check_text
 from prunesearch.pipeline.stages.base import Stage
-from prunesearch.pipeline.state import State
+from prunesearch.pipeline.state import Request, State
 from prunesearch.recovery.compensation import Compensation, compensate, fit_and_held_out
 from prunesearch.recovery.finalists import compensation_text
 from prunesearch.recovery.gaps import GapResult
@@ -142,6 +143,14 @@ def _of_recovery(state: State) -> Compensation | None:
     return done
 
 
+def check(request: Request) -> None:
+    """Refuse texts that cannot be read, before the model is loaded."""
+    if request.compensation is not None:
+        check_text(request.compensation.calibration)
+        if request.compensation.held_out is not None:
+            check_text(request.compensation.held_out)
+
+
 def wanted(state: State) -> bool:
     """Return whether the candidate is to be compensated."""
     recovery = state.request.recovery
@@ -149,4 +158,4 @@ def wanted(state: State) -> bool:
     return asked and state.earlier is None
 
 
-COMPENSATE = Stage("compensate", compensate_candidate, wanted=wanted)
+COMPENSATE = Stage("compensate", compensate_candidate, check, wanted)

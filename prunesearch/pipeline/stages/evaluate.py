@@ -18,6 +18,7 @@ from prunesearch.objectives.next_token_loss import loss_objective
 from prunesearch.objectives.protocol_windows import FULL_TEXT, read_protocol
 from prunesearch.objectives.protocols import protocol_of
 from prunesearch.objectives.registry import zero_metrics
+from prunesearch.pipeline.data_checks import check_data
 from prunesearch.pipeline.recorded_evaluation import record_evaluation
 from prunesearch.pipeline.session import load_for, objective_for, require
 from prunesearch.pipeline.stages.base import Stage
@@ -128,10 +129,14 @@ def _on_held_out_text(state: State) -> tuple[Evaluation, ...]:
 
 
 def check(request: Request) -> None:
-    """Refuse an unknown protocol and a cache that cannot be written, before the model is loaded."""
+    """Refuse an unknown protocol, data that cannot be read and a cache that cannot be written,
+    before the model is loaded.
+    """
     if request.evaluation is not None:
         if request.evaluation.protocol is not None:
             protocol_of(request.evaluation.protocol.name)
+        else:
+            check_data(request.evaluation.objective, request.evaluation.data)
         check_writable(CacheLocation.parse(request.options.cache).folder)
 
 

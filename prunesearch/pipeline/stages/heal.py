@@ -11,8 +11,9 @@ from dataclasses import replace
 from prunesearch import events
 from prunesearch.candidate import LayerSubset
 from prunesearch.config.recovery import HealRecipe
+from prunesearch.pipeline.data_checks import check_recovery
 from prunesearch.pipeline.stages.base import Stage
-from prunesearch.pipeline.state import Resources, State
+from prunesearch.pipeline.state import Request, Resources, State
 from prunesearch.recovery.healing import ask_teacher, carry_out, held_out_loss
 from prunesearch.recovery.run_folder import RUN_FOLDERS, Healed
 from prunesearch.report.results import HealedReport
@@ -63,9 +64,14 @@ def with_dense_weights(resources: Resources) -> Iterator[None]:
         yield
 
 
+def check(request: Request) -> None:
+    """Refuse texts of the recovery that cannot be read, before anything is loaded or searched."""
+    check_recovery(request.recovery)
+
+
 def wanted(state: State) -> bool:
     """Return whether the candidate is to be healed."""
     return state.heal_recipe is not None and state.earlier is None
 
 
-HEAL = Stage("heal", heal_candidate, wanted=wanted)
+HEAL = Stage("heal", heal_candidate, check, wanted)
