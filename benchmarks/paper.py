@@ -126,7 +126,7 @@ def _add(
             record.add(f"{name}_healed_acc_norm", row.accuracy(healed=True).mean)
         if row.searched_on:
             mean = sum(row.searched_on) / len(row.searched_on)
-            record.add(f"{name}_searched_on", mean)
+            record.add(f"{name}_searched_{'kl' if row.by_kl else 'on'}", mean)
         notes.append(
             {
                 "k": row.k,

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from benchmarks.paper_parts.experiment import Experiment
 from benchmarks.paper_parts.measuring import Job, Measured
+from benchmarks.paper_parts.methods import METHODS
 from benchmarks.paper_parts.winners import Trace, Winner
 from prunesearch.analysis.paired import PairedTest, holm, paired_test
 
 TESTED = ("pso", "woa", "pso-slots", "woa-slots", "pso-kl", "woa-kl")
-"""The paper's algorithms, which are tested against all others."""
+"""The paper's algorithms, with accuracy or KL as fitness. They are tested against all others."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Row:
     healed: tuple[Measured, ...]
     evaluations: int
     seconds: tuple[float, ...]
+
+    @property
+    def by_kl(self) -> bool:
+        """Whether the fitness of the search is KL."""
+        return self.method in METHODS and METHODS[self.method].by_kl
 
     @property
     def searched_on(self) -> list[float]:

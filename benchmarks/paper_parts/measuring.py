@@ -9,8 +9,8 @@ import hashlib
 import json
 import math
 import multiprocessing
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -133,8 +133,10 @@ def read(path: Path) -> Measured:
 
 
 def work(experiment: Experiment, jobs: Sequence[Job], wait: bool = False) -> None:
-    """Make the measurements that no other process is making, one part of the documents after the
-    other.
+    """Make the measurements that no other process is making.
+
+    Pruned models come first, one part of the documents after the other. A healed model is measured
+    on all parts, so that it is healed once.
 
     Args:
         experiment: settings.
@@ -142,69 +144,90 @@ def work(experiment: Experiment, jobs: Sequence[Job], wait: bool = False) -> Non
         wait: wait for those that other processes are measuring.
     """
     torch.set_num_threads(1)
+    parts = range(len(experiment.held_out_data))
+    if not any(_left(experiment, jobs, part) for part in parts):
+        return
     recipe = experiment.recipe(experiment.methods[0], experiment.ks[0], 0)
-    options = experiment.options()
-    with open_session(recipe, options) as session:
-        for part, documents in enumerate(experiment.held_out_data):
-            todo = _left(experiment, jobs, part)
+    with open_session(recipe, experiment.options()) as session:
+        pruned = [job for job in jobs if not job.healed]
+        for part in parts:
+            todo = _left(experiment, pruned, part)
             if not todo:
                 continue
-            data = DataSection(task_data=str(documents))
-            section = ObjectiveSection.of({"task": "hellaswag"})
-            objective = objective_for(section, data, session.loaded, options)
+            objective = _on_part(experiment, session, part)
             for group in _groups(todo, experiment.n_layers, experiment.workers):
-                with ExitStack() as locks:
-                    own = []
-                    for job in group:
-                        path = _path(experiment, job, part)
-                        lock = FileLock(f"{path}.lock", timeout=-1 if wait else 0)
-                        try:
-                            locks.enter_context(lock)
-                        except Timeout:
-                            continue
-                        if not path.exists():
-                            own.append(job)
-                    _measure(experiment, session, objective, own, part)
+                paths = {job: _path(experiment, job, part) for job in group}
+                with _reserved(paths, wait) as own:
+                    own = [job for job in own if not paths[job].exists()]
+                    _measure_pruned(experiment, session, objective, own, part)
+        for job in jobs:
+            # The first part stands for all of them.
+            if job.healed:
+                with _reserved({job: _path(experiment, job, 0)}, wait) as own:
+                    if own:
+                        _measure_healed(experiment, session, job)
+
+
+@contextmanager
+def _reserved(paths: Mapping[Job, Path], wait: bool) -> Iterator[list[Job]]:
+    """Keep other processes from measuring some candidates, and yield those that are free.
+
+    Args:
+        paths: the candidates, with the files beside which the locks are.
+        wait: wait for those that other processes are measuring.
+    """
+    with ExitStack() as locks:
+        free = []
+        for job, path in paths.items():
+            lock = FileLock(f"{path}.lock", timeout=-1 if wait else 0)
+            try:
+                locks.enter_context(lock)
+            except Timeout:
+                continue
+            free.append(job)
+        yield free
+
+
+def _on_part(experiment: Experiment, session: Session, part: int) -> Objective:
+    """Return the accuracy on a part of the documents."""
+    data = DataSection(task_data=str(experiment.held_out_data[part]))
+    section = ObjectiveSection.of({"task": "hellaswag"})
+    return objective_for(section, data, session.loaded, experiment.options())
 
 
 def _groups(jobs: Sequence[Job], n_layers: int, workers: int) -> list[list[Job]]:
-    """Return the jobs in groups that are measured together.
+    """Return pruned candidates in groups that are measured together.
 
     Candidates of a group share the blocks before their first difference, so those that begin alike
-    are put together. A healed model shares nothing. There is a group for each process at least.
+    are put together. There is a group for each process at least.
     """
-    pruned = [job for job in jobs if not job.healed]
-    pruned.sort(key=lambda job: LayerSubset.parse(job.dropped, n_layers).kept)
-    healed = [job for job in jobs if job.healed]
-    size = max(1, min(TOGETHER, math.ceil(len(pruned) / workers)))
-    groups = [pruned[start : start + size] for start in range(0, len(pruned), size)]
-    return groups + [[job] for job in healed]
+    ordered = sorted(jobs, key=lambda job: LayerSubset.parse(job.dropped, n_layers).kept)
+    size = max(1, min(TOGETHER, math.ceil(len(ordered) / workers)))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def _measure(
+def _measure_pruned(
     experiment: Experiment, session: Session, objective: Objective, jobs: Sequence[Job], part: int
 ) -> None:
-    """Measure some candidates on a part of the documents, and keep the results."""
-    n_layers = session.loaded.n_layers
+    """Measure candidates as they are on a part of the documents, and keep the results."""
     engine = LocalEngine(session.loaded, objective, session.cache)
-    pruned = [LayerSubset.parse(job.dropped, n_layers) for job in jobs if not job.healed]
-    if pruned:
-        engine.evaluate_now(pruned)
-    for job in jobs:
-        candidate = LayerSubset.parse(job.dropped, n_layers)
-        if job.healed:
-            made = _healed(experiment, session, objective, candidate)
-        else:
-            made = _pruned(session, engine, candidate)
-        with replaced_file(_path(experiment, job, part)) as scratch:
-            scratch.write_text(json.dumps(asdict(made)) + "\n")
-        state = "healed" if job.healed else "pruned"
-        events.tell(
-            events.StageProgress(
-                f"part {part + 1} of {len(experiment.held_out_data)}, {state}, without "
-                f"{made.dropped}: acc_norm {made.acc_norm:.4f}"
-            )
+    candidates = [LayerSubset.parse(job.dropped, experiment.n_layers) for job in jobs]
+    engine.evaluate_now(candidates)
+    for job, candidate in zip(jobs, candidates, strict=True):
+        _keep(experiment, job, part, _pruned(session, engine, candidate))
+
+
+def _keep(experiment: Experiment, job: Job, part: int, made: Measured) -> None:
+    """Write a measurement, and tell it."""
+    with replaced_file(_path(experiment, job, part)) as scratch:
+        scratch.write_text(json.dumps(asdict(made)) + "\n")
+    state = "healed" if job.healed else "pruned"
+    events.tell(
+        events.StageProgress(
+            f"part {part + 1} of {len(experiment.held_out_data)}, {state}, without {made.dropped}: "
+            f"acc_norm {made.acc_norm:.4f}"
         )
+    )
 
 
 def _pruned(session: Session, engine: LocalEngine, candidate: LayerSubset) -> Measured:
@@ -224,32 +247,38 @@ def _pruned(session: Session, engine: LocalEngine, candidate: LayerSubset) -> Me
     )
 
 
-def _healed(
-    experiment: Experiment, session: Session, objective: Objective, candidate: LayerSubset
-) -> Measured:
-    """Heal a candidate, score it, and restore the weights."""
+def _measure_healed(experiment: Experiment, session: Session, job: Job) -> None:
+    """Heal a candidate, score it on the parts that are left, and restore the weights."""
     loaded, recipe = session.loaded, experiment.heal_recipe()
+    parts = range(len(experiment.held_out_data))
+    todo = [part for part in parts if _left(experiment, [job], part)]
+    if not todo:
+        return
+    candidate = LayerSubset.parse(job.dropped, experiment.n_layers)
     folder = experiment.folder / "heals"
     folder.mkdir(exist_ok=True)
     name = hashlib.sha256(f"{candidate.text} {recipe.model_dump_json()}".encode()).hexdigest()[:16]
     with weights_restored(loaded, [candidate], recipe.target_modules):
         report = heal(loaded, candidate, recipe, folder / name)
-        # The healed weights are scored directly: they are kept nowhere, so the cache could not
-        # hand them to anybody.
-        work = [ChunkWork(chunk, [candidate]) for chunk in objective.chunks]
-        rows = {}
-        for result in objective.score(work, Forward(loaded.model, loaded.layers)):
-            rows[result.chunk.index] = result.rows
-    in_order = [rows[chunk.index] for chunk in objective.chunks]
-    metrics = objective.metrics(in_order)
-    return Measured(
-        candidate.text,
-        True,
-        metrics.values["acc_norm"],
-        metrics.stderr["acc_norm"],
-        tuple(-float(loss) for loss in objective.losses(in_order)),
-        loaded.sizes.params(candidate),
-        loaded.sizes.bytes(candidate),
-        report.seconds,
-        (report.before, report.after),
-    )
+        for part in todo:
+            objective = _on_part(experiment, session, part)
+            # The healed weights are scored directly: they are kept nowhere, so the cache could not
+            # hand them to anybody.
+            work = [ChunkWork(chunk, [candidate]) for chunk in objective.chunks]
+            rows = {}
+            for result in objective.score(work, Forward(loaded.model, loaded.layers)):
+                rows[result.chunk.index] = result.rows
+            in_order = [rows[chunk.index] for chunk in objective.chunks]
+            metrics = objective.metrics(in_order)
+            made = Measured(
+                candidate.text,
+                True,
+                metrics.values["acc_norm"],
+                metrics.stderr["acc_norm"],
+                tuple(-float(loss) for loss in objective.losses(in_order)),
+                loaded.sizes.params(candidate),
+                loaded.sizes.bytes(candidate),
+                report.seconds,
+                (report.before, report.after),
+            )
+            _keep(experiment, job, part, made)

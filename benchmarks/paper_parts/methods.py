@@ -62,7 +62,7 @@ def _methods() -> dict[str, Method]:
     found = dict(_BY_ACCURACY)
     for name in _ALSO_BY_KL:
         method = found[name]
-        found[f"{name}-kl"] = replace(method, label=f"{method.label}; fitness: KL", by_kl=True)
+        found[f"{name}-kl"] = replace(method, label=f"{method.label}, by KL", by_kl=True)
     return found
 
 

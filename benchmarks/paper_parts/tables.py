@@ -57,7 +57,7 @@ def _table4(rows: Sequence[Row], dense: Measured, times: Mapping[int, Times]) ->
     ]  # fmt: skip
     for row in rows:
         searched = spread(Spread.of(row.searched_on)) if row.searched_on else ""
-        if searched and METHODS[row.method].by_kl:
+        if searched and row.by_kl:
             searched = f"KL {searched}"
         body.append(
             [

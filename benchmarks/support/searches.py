@@ -24,7 +24,7 @@ _WAIT_SECONDS = 2.0  # between two looks at studies that other processes search
 
 
 class Searched(Protocol):
-    """One study. All studies of a benchmark have the same model, objective and storage."""
+    """One study. All studies of a benchmark have the same storage."""
 
     @property
     def name(self) -> str:
@@ -100,6 +100,9 @@ def work(searches: Sequence[Searched]) -> None:
     if not todo:
         return
     for alike in _by_session(todo):
+        # Another process may have completed them meanwhile.
+        if not left(alike):
+            continue
         with open_session(alike[0].recipe, alike[0].options) as session:
             for search in alike:
                 run_one(session, search)

@@ -1,8 +1,15 @@
 """Names that are safe to show elsewhere: without folders of this machine, or as part of a path."""
 
 import re
+import unicodedata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from prunesearch.errors import InputError
+
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of characters that break lines, control a terminal or are no text."""
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that turn the direction of the text."""
 _FILE = re.compile(
     r"\.(txt|jsonl?|csv|tsv|parquet|arrow|md|ya?ml|gguf|gz|bz2|xz|zst)$", re.IGNORECASE
 )
@@ -35,6 +42,23 @@ def portable_name(text: str, *, always: bool = False) -> str:
     if path.name in ("", ".."):
         return Path(text).resolve().name
     return path.name
+
+
+def check_study_name(name: str) -> None:
+    """Check that tables and command lines can show the name of a study.
+
+    Raises:
+        InputError: the name is blank, or it has characters that break lines, control a terminal or
+            turn the direction of the text.
+    """
+    if not name.strip():
+        raise InputError(f"study = {name!r}: give a name, or leave it out")
+    for letter in name:
+        if unicodedata.category(letter) in _CONTROLS or letter in _TURNS:
+            raise InputError(
+                f"study = {name!r:.200}: a name has no control characters, and this one has "
+                f"U+{ord(letter):04X}"
+            )
 
 
 def slug(text: str, limit: int = 60) -> str:

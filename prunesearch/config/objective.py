@@ -167,6 +167,11 @@ class ObjectiveSection(Settings):
         return tuple(name for name in self.terms if name not in others)
 
     @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the tasks of lm-eval: those of a mix, or the one task."""
+        return self.tasks if self.task is None else (self.task,)
+
+    @property
     def calibrated(self) -> tuple[str, ...]:
         """Metrics that are computed on calibration text."""
         return tuple(entry.name for entry in self.entries if entry.needs_calibration)

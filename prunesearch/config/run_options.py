@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from prunesearch.config.names import check_study_name
 from prunesearch.config.settings import Settings, merge_renamed
 from prunesearch.errors import InputError
 from prunesearch.tracking.places import parse_places
@@ -99,13 +100,9 @@ class RunOptions(Settings):
     @field_validator("study")
     @classmethod
     def _is_readable(cls, study: str | None) -> str | None:
-        """Refuse names that tables and command lines cannot show.
-
-        Raises:
-            ValueError: the name is blank or has control characters.
-        """
-        if study is not None and (not study.strip() or not study.isprintable()):
-            raise ValueError("give a name of letters, digits, blanks and signs, in one line")
+        """Refuse names that tables and command lines cannot show."""
+        if study is not None:
+            check_study_name(study)
         return study
 
     @field_validator("track", mode="before")

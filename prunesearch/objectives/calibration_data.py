@@ -188,9 +188,6 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
 def check_fits(model: PreTrainedModel, ids_BL: torch.Tensor) -> None:
     """Check that the model has embeddings for the positions and the tokens of windows.
 
-    A model that computes its positions takes longer windows than those of its training, and says
-    less about them. The user is told.
-
     Raises:
         DataError: the windows are too long, or they have unknown token ids.
     """
@@ -201,13 +198,31 @@ def check_fits(model: PreTrainedModel, ids_BL: torch.Tensor) -> None:
             f"use `window` {most} or "
             "less"
         )
-    trained = getattr(settings_of(model.config), "max_position_embeddings", None)
-    if most is None and isinstance(trained, int) and 0 < trained < length:
-        tell_or_log(
-            f"windows of {length} tokens are longer than the {trained} positions of the model's "
-            f"training, so its losses may say little: use `window` {trained} or less"
-        )
     check_ids(model, int(ids_BL.max()) if ids_BL.numel() else 0)
+
+
+def mention_long_windows(model: PreTrainedModel, length: int) -> None:
+    """Tell the user if windows are longer than those that a model was trained on.
+
+    A model that computes its positions takes them, and says less about them. Scaled rotary
+    embeddings are made for longer windows, and the config does not always say for how long ones.
+
+    Args:
+        model: the model.
+        length: tokens of a window.
+    """
+    settings = settings_of(model.config)
+    trained = getattr(settings, "max_position_embeddings", None)
+    if not isinstance(trained, int) or not 0 < trained < length:
+        return
+    rope = getattr(settings, "rope_parameters", None) or {}
+    # The settings may be those of several types of layers.
+    tables = [rope, *(table for table in rope.values() if isinstance(table, dict))]
+    if all(table.get("rope_type", "default") == "default" for table in tables):
+        tell_or_log(
+            f"windows of {length} tokens are longer than the {trained} positions that the model "
+            f"was trained on, so scores on them may say little: use windows of {trained} or less"
+        )
 
 
 def check_ids(model: PreTrainedModel, largest: int) -> None:

@@ -77,6 +77,10 @@ class StoredMeasure(Protocol):
         ...
 
 
+def no_check(task: str, data: str | None, include_path: str | None) -> None:
+    """Do nothing: an objective on text has no task."""
+
+
 @dataclass(frozen=True)
 class ObjectiveEntry:
     """Facts about one objective.
@@ -99,6 +103,8 @@ class ObjectiveEntry:
         zero_if_dense: whether the metric of the dense model is 0, because it compares a candidate
             with the dense model.
         options: settings of the recipe that only objectives with this fact read.
+        check_task: function that checks a task, the file with its data and the folder with task
+            files, without a model.
         stored: function that makes what reads the stored numbers of a sequence; its argument is the
             setting `kl_top`. None: the numbers mean nothing without the data.
     """
@@ -117,6 +123,7 @@ class ObjectiveEntry:
     relative_metric: str | None = None
     zero_if_dense: bool = False
     options: tuple[str, ...] = ()
+    check_task: Callable[[str, str | None, str | None], None] = no_check
     stored: Callable[[int | None], StoredMeasure] | None = None
 
 

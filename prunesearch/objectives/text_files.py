@@ -89,11 +89,15 @@ def documents_in(path: Path, tokenizer: PreTrainedTokenizerBase | None) -> list[
 def check_beginning(path: Path) -> None:
     """Check that the beginning of a file can be read.
 
+    A pipe can be read once, so it is left alone.
+
     Raises:
         DataError: it cannot, or files of its kind are not read.
     """
     kind = kind_of(path)
     refuse_pointers(path, DataError)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        return
     with (
         guarded(f"cannot read {str(path)!r}", path, kind=DataError),
         path.open("rb") if kind == "parquet" else open_text(path) as file,

@@ -4,11 +4,15 @@ They find what is wrong with a name: a file that is missing or is not read, a ta
 not know. What is inside the files is checked where they are used.
 """
 
+from pathlib import Path
+
 from prunesearch.config.data import DataSection
 from prunesearch.config.objective import ObjectiveSection
 from prunesearch.config.recovery import Recovery
 from prunesearch.objectives.calibration_sources.registry import source_of
-from prunesearch.objectives.metrics.task import check_task
+from prunesearch.objectives.registry import task_entry
+from prunesearch.objectives.text_files import check_beginning
+from prunesearch.pipeline.held_out_data import HeldOutOptions
 
 
 def check_data(objective: ObjectiveSection, data: DataSection) -> None:
@@ -22,26 +26,42 @@ def check_data(objective: ObjectiveSection, data: DataSection) -> None:
     objective.check_data(data)
     if objective.calibrated:
         check_text(data.calibration)
-    # A mix names its tasks; otherwise there is one task at most.
-    tasks = objective.tasks if objective.task is None else (objective.task,)
-    for task in tasks:
-        check_task(task, data.task_data, data.include_path)
+    for task in objective.task_names:
+        task_entry().check_task(task, data.task_data, data.include_path)
 
 
 def check_recovery(recovery: Recovery | None) -> None:
-    """Check the data of a recovery.
+    """Check the texts of a healing.
 
     Raises:
-        InputError, DataError, UnknownNameError: see `check_data`.
+        DataError: one cannot be read.
     """
-    if recovery is None:
+    if recovery is None or recovery.heal is None:
         return
-    if recovery.heal is not None:
-        check_text(recovery.heal.data)
-        if recovery.heal.held_out is not None:
-            check_text(recovery.heal.held_out)
-    if recovery.evaluate is not None:
-        check_data(recovery.evaluate.objective, recovery.evaluate.data)
+    check_text(recovery.heal.data)
+    if recovery.heal.held_out is not None:
+        check_text(recovery.heal.held_out)
+
+
+def check_held_out(options: HeldOutOptions) -> None:
+    """Check held-out data that the user names.
+
+    Raises:
+        DataError: a text or a file cannot be read.
+    """
+    if options.text is not None:
+        check_text(options.text)
+    if options.documents is not None:
+        check_file(options.documents)
+
+
+def check_file(name: str) -> None:
+    """Check a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    check_beginning(Path(name))
 
 
 def check_text(name: str) -> None:

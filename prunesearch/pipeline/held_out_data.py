@@ -84,7 +84,7 @@ class MeasuredData:
             count: number of documents or sequences; 0 if it is not known.
         """
         words = []
-        for task in task_names(objective):
+        for task in objective.task_names:
             words.append(self._documents(task, count))
         if objective.calibrated:
             text = Path(self.data.calibration).name
@@ -98,13 +98,6 @@ class MeasuredData:
         if count:
             return f"{task} docs {self.first}-{self.first + count - 1}"
         return f"{task} docs from {self.first} on"
-
-
-def task_names(objective: ObjectiveSection) -> tuple[str, ...]:
-    """Return the names of an objective's tasks, of lm-eval."""
-    if objective.task is not None:
-        return (objective.task,)
-    return objective.tasks
 
 
 def searched_data(recipe: Recipe) -> MeasuredData:

@@ -23,6 +23,7 @@ from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import StudyError
 from prunesearch.models.loading import LoadedModel
 from prunesearch.pipeline.compared_candidates import SharedFacts, best_of, finished_trials
+from prunesearch.pipeline.data_checks import check_held_out
 from prunesearch.pipeline.held_out_data import HeldOutOptions, held_out_data
 from prunesearch.pipeline.measured_exports import ExportFolder, exports_of, read_given
 from prunesearch.pipeline.searched_model import check_searched, load_searched
@@ -104,6 +105,7 @@ def measure(request: MeasuringRequest) -> tuple[MeasuredStudy, ...]:
         studies.append(study)
         recipes.append(recipe)
     request.held_out.check(tuple(recipes))
+    check_held_out(request.held_out)
     given = read_given(request.exported, studies)
     # 2. Measure one study after the other. Studies of one model load it once.
     done = []

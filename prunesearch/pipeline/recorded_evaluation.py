@@ -19,7 +19,7 @@ from prunesearch.export.manifest import MANIFEST
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.base import Objective
 from prunesearch.objectives.registry import zero_metrics
-from prunesearch.pipeline.held_out_data import MeasuredData, overlaps, task_names
+from prunesearch.pipeline.held_out_data import MeasuredData, overlaps
 from prunesearch.pipeline.measured_exports import ExportFolder
 from prunesearch.pipeline.measured_values import MeasuredModel, losses_of, measurements_of
 from prunesearch.pipeline.session import objective_for
@@ -102,8 +102,8 @@ def _badge(request: Request, study: Study, loaded: LoadedModel, objective: Objec
     recipe = places.located(study, {}, needed=())
     text = asked.protocol is not None or asked.objective.calibrated
     same_text = recipe.objective.calibrated and text
-    tasks = () if asked.protocol is not None else task_names(asked.objective)
-    same_task = set(task_names(recipe.objective)) & set(tasks)
+    tasks = () if asked.protocol is not None else asked.objective.task_names
+    same_task = set(recipe.objective.task_names) & set(tasks)
     if not same_text and not same_task:
         return "held out"
     # 2. The same text in windows of another length has no window in common with that of the search.

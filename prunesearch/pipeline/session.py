@@ -39,7 +39,7 @@ from prunesearch.models.streaming import open_streamed
 from prunesearch.models.structure import input_device, settings_of
 from prunesearch.objectives.base import Objective
 from prunesearch.objectives.calibration import DenseOutputs
-from prunesearch.objectives.calibration_data import token_windows
+from prunesearch.objectives.calibration_data import mention_long_windows, token_windows
 from prunesearch.objectives.reference_cache import ReferenceCache
 from prunesearch.objectives.registry import REGISTRY, ObjectiveInputs, TaskInputs
 from prunesearch.objectives.weighted_sum import build_mix
@@ -112,6 +112,8 @@ def open_session(recipe: Recipe, options: RunOptions) -> Iterator[Session]:
         )
     spaces = {recipe.search: space_of(recipe.search, loaded)}
     objective = objective_for(recipe.objective, recipe.data, loaded, options)
+    if recipe.objective.calibrated:
+        mention_long_windows(loaded.model, min(recipe.data.window, recipe.data.tokens))
     content = Content.of(loaded.fingerprint, objective)
     with (
         EvaluationCache(options.cache) as cache,

@@ -171,9 +171,7 @@ def _located(recipe: Recipe, settings: ServiceSettings) -> Recipe:
     changes["calibration"] = _text("data.calibration", recipe.data.calibration, settings)
     if recipe.data.task_data is not None:
         changes["task_data"] = _file("data.task_data", recipe.data.task_data, settings)
-    # A mix has its tasks in its own name.
-    tasks = [recipe.objective.task] if recipe.objective.task else recipe.objective.tasks
-    _check_tasks(tasks, recipe.data.task_data, settings)
+    _check_tasks(recipe.objective.task_names, recipe.data.task_data, settings)
     located = recipe.with_changes(**changes)
     if located.recover is None:
         return located

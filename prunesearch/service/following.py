@@ -57,7 +57,6 @@ def follow(
     while True:
         try:
             for event in _connected(client, job_id, last, kinds):
-                stopping.check()
                 heard = time.monotonic()
                 # A server may repeat an event, but not leave one out.
                 if event is None or event.seq <= last:
@@ -98,9 +97,27 @@ def _connected(
         if kind != "text/event-stream" or "content-encoding" in response.headers:
             raise ServerError(f"{client.server.url} sends no events: is it a prunesearch server?")
         yield None
+        assert isinstance(response.stream, httpx2.SyncByteStream)
+        response.stream = _StoppableStream(response.stream)
         for event in httpx2.EventSource(response):
             if event.id:
                 yield event_of(_number(event.id), event.event, _json(event.data))
+
+
+class _StoppableStream(httpx2.SyncByteStream):
+    """A stream that ends when a stop is requested, also if it has nothing but signs of life."""
+
+    def __init__(self, stream: httpx2.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._stream:
+            stopping.check()
+            yield chunk
+
+    def close(self) -> None:
+        """Close the stream."""
+        self._stream.close()
 
 
 def _has_ended(client: Client, job_id: str, last: int, kinds: Collection[str] | None) -> bool:

@@ -97,6 +97,7 @@ class Job:
         error: why the job failed, in one line.
         exported: whether there is a verified export to download.
         last_event: sequence number of the last event; 0 if there is none.
+        confirm: share of the scored documents that confirms; None: the default.
     """
 
     id: str
@@ -114,6 +115,7 @@ class Job:
     error: str | None = None
     exported: bool = False
     last_event: int = 0
+    confirm: float | None = None
 
 
 @dataclass(frozen=True)

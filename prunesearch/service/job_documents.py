@@ -122,6 +122,7 @@ def _job(values: JsonObject) -> Job:
         error=_text_or_none(values, "error"),
         exported=as_bool(values.get("exported", False), "exported"),
         last_event=as_int(values.get("last_event", 0), "last_event"),
+        confirm=_float_or_none(values, "confirm"),
     )
 
 

@@ -44,20 +44,21 @@ class JobOrder:
         recipe: document of the recipe, with paths of this host.
         study: name of the study.
         trials: total number of trials; None: the default of the command line.
-        confirm: share of the scored documents that confirms; None: the default.
         out: folder of the export.
         device: torch device; None: the default.
         scoring: see `settings.ServiceSettings.scoring`.
+        confirm: share of the scored documents that confirms; None: the default.
     """
 
     command: str
     recipe: JsonObject
     study: str
     trials: int | None
-    confirm: float | None
     out: str
     device: str | None
     scoring: JsonObject
+    # A runner of an earlier version does not give it.
+    confirm: float | None = None
 
 
 class Reporter:

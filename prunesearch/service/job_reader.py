@@ -8,7 +8,7 @@ import sqlalchemy
 from sqlalchemy import Engine, Row, Select
 
 from prunesearch.errors import InputError, NotFoundError
-from prunesearch.runtime.json_values import JsonObject, as_object
+from prunesearch.runtime.json_values import JsonObject, as_float, as_object
 from prunesearch.service.job import FINAL, Job, JobPage, JobProgress, JobState, StageRecord
 from prunesearch.service.job_state import in_state, state_of
 from prunesearch.service.tables import JOB_RECORDS, workflow_table
@@ -116,6 +116,7 @@ def _job_of(row: Row[Any]) -> Job:
     """Return the job of a row."""
     state = state_of(row.status, row.paused)
     request = as_object(json.loads(row.request), "request")
+    confirm = request.get("confirm")
     # The times and the error are told with the state, which takes a moment.
     started, ended, error = row.started, None, None
     if started is None and state == "running" and row.started_at_epoch_ms is not None:
@@ -145,6 +146,7 @@ def _job_of(row: Row[Any]) -> Job:
         error=error,
         exported=row.exported,
         last_event=row.last_event,
+        confirm=None if confirm is None else as_float(confirm, "confirm"),
     )
 
 

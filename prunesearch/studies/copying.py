@@ -20,6 +20,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from prunesearch import events
 from prunesearch.cache.location import shown, sqlite_file
 from prunesearch.cache.tables import connect
+from prunesearch.config.names import check_study_name
 from prunesearch.errors import InputError, StorageError, StudyError, UnknownNameError, one_line
 from prunesearch.studies import persistence, writers
 from prunesearch.studies.optuna_internals.storage import (
@@ -86,6 +87,8 @@ def copy_studies(
     chosen = list(dict.fromkeys(names))
     if new_name is not None and len(chosen) > 1:
         raise InputError(f"`name` names one copy, and {len(chosen)} studies are copied: leave it")
+    if new_name is not None:
+        check_study_name(new_name)
     # 1. Check every study.
     for name in chosen:
         if name not in known:

@@ -93,9 +93,13 @@ def test_a_recipe_takes_what_the_command_takes() -> None:
         (lambda: _on_ray(gpus_per_worker=2, offload="cpu"), "`offload` cpu keeps it off them"),
         (lambda: RunOptions.of({"engine": "ry"}), "did you mean 'ray'"),
         (lambda: RunOptions(threads=10_000), "`threads` 10000 is more than this machine can use"),
-        (lambda: RunOptions(study=""), "in one line"),
-        (lambda: RunOptions(study="a\nb"), "in one line"),
-        (lambda: RunOptions(study="a\x1b[2J"), "in one line"),
+        (lambda: RunOptions(study=" "), "study = ' ': give a name, or leave it out"),
+        (
+            lambda: RunOptions(study="a\nb"),
+            "a name has no control characters, and this one has U+000A",
+        ),
+        (lambda: RunOptions(study="a\x1b[2J"), "U+001B"),
+        (lambda: RunOptions(study="a\u202eb"), "U+202E"),
         (lambda: ScoreWeights(quality=-1), "quality = -1"),
     ],
 )

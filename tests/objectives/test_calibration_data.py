@@ -27,7 +27,7 @@ from prunesearch.objectives.base import BUILTIN_TEXT
 from prunesearch.objectives.calibration import CalibrationObjective
 from prunesearch.objectives.calibration_data import (
     LONG_TEXT,
-    check_fits,
+    mention_long_windows,
     opening_of,
     read_text,
     token_windows,
@@ -289,12 +289,16 @@ def test_windows_beyond_the_training_of_a_model_are_mentioned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = tiny("llama", max_position_embeddings=64)
-    check_fits(model, torch.zeros(1, 64).long())
+    mention_long_windows(model, 64)
     assert caplog.messages == []
-    check_fits(model, torch.zeros(1, 65).long())
+    mention_long_windows(model, 65)
     (said,) = caplog.messages
     assert "windows of 65 tokens" in said
-    assert "use `window` 64 or less" in said
+    assert "use windows of 64 or less" in said
+    # Embeddings that are scaled are made for longer windows.
+    model.config.rope_parameters = {"rope_type": "yarn", "factor": 4.0}
+    mention_long_windows(model, 65)
+    assert len(caplog.messages) == 1
 
 
 def test_windows_that_do_not_fit_are_refused_before_anything_is_computed(

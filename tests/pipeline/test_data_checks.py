@@ -1,5 +1,6 @@
 """Data that cannot be read are refused before a model is loaded or searched."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,24 +8,17 @@ import pytest
 
 from prunesearch.config.data import DataSection
 from prunesearch.config.objective import ObjectiveSection
-from prunesearch.config.recovery import EvaluationSection, HealRecipe, Recovery
+from prunesearch.config.recovery import HealRecipe, Recovery
 from prunesearch.errors import DataError, InputError, PruneSearchError, UnknownNameError
-from prunesearch.pipeline import session
-from prunesearch.pipeline.data_checks import check_data, check_recovery, check_text
+from prunesearch.pipeline.data_checks import (
+    check_data,
+    check_held_out,
+    check_recovery,
+    check_text,
+)
+from prunesearch.pipeline.held_out_data import HeldOutOptions
 from tests.support.cli import refused
 from tests.support.texts import hellaswag_rows, write_lines
-
-MODEL_IS_LOADED = "the model was loaded"
-
-
-@pytest.fixture
-def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model can be loaded."""
-
-    def fail(*_: object) -> None:
-        raise AssertionError(MODEL_IS_LOADED)
-
-    monkeypatch.setattr(session, "load_for", fail)
 
 
 @pytest.mark.parametrize(
@@ -73,24 +67,53 @@ def test_a_task_and_its_data_are_checked(tmp_path: Path) -> None:
 def test_what_follows_a_search_is_checked_too() -> None:
     check_recovery(None)
     check_recovery(Recovery(heal=None))
+    check_held_out(HeldOutOptions())
     with pytest.raises(DataError, match=r"nope\.txt"):
         check_recovery(Recovery(heal=HealRecipe(data="nope.txt")))
     with pytest.raises(DataError, match=r"nope\.txt"):
         check_recovery(Recovery(heal=HealRecipe(held_out="nope.txt")))
-    with pytest.raises(UnknownNameError, match="helaswag"):
-        check_recovery(Recovery(evaluate=EvaluationSection(task="helaswag")))
+    with pytest.raises(DataError, match=r"nope\.txt"):
+        check_held_out(HeldOutOptions(text="nope.txt"))
+    with pytest.raises(DataError, match=r"nope\.jsonl"):
+        check_held_out(HeldOutOptions(documents="nope.jsonl"))
 
 
-def test_a_run_with_a_wrong_text_for_healing_searches_nothing(
+def test_a_pipe_is_not_read_twice(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    # Nobody writes, so reading would wait for ever.
+    check_data(ObjectiveSection.of({"task": "hellaswag"}), DataSection(task_data=str(pipe)))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "tiny", "--calibration", "nope"),
+        ("evaluate", "tiny", "--protocol", "wikitext2-2048", "--protocol-data", "nope"),
+        ("evaluate", "tiny", "--task", "hellaswag", "--task-data", "nope"),
+        ("search", "tiny", "--drop", "2", "--calibration", "nope"),
+        ("compensate", "tiny", "--layers", "2", "--calibration", "nope", "--out", "o"),
+        ("compensate", "tiny", "--layers", "2", "--held-out", "nope", "--out", "o"),
+        ("heal", "tiny", "--layers", "2", "--data", "nope", "--out", "o"),
+        ("heal", "tiny", "--layers", "2", "--held-out", "nope", "--out", "o"),
+        ("run", "heal.yaml"),
+        ("run", "calibration.yaml"),
+        ("run", "evaluation.yaml"),
+    ],
+)
+def test_a_command_with_data_that_cannot_be_read_loads_nothing(
     tmp_path: Path,
-    unloadable: None,
+    words: tuple[str, ...],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = Path("recipe.yaml")
-    recipe.write_text("model: tiny\nsearch: {drop: 2}\nrecover: {heal: {data: nope.txt}}\n")
-    assert "nope.txt" in refused(capsys, monkeypatch, "run", str(recipe))
-    recipe.write_text("model: tiny\nsearch: {drop: 2}\ndata: {calibration: nope.txt}\n")
-    assert "nope.txt" in refused(capsys, monkeypatch, "run", str(recipe))
-    assert list(tmp_path.iterdir()) == [tmp_path / "recipe.yaml"]
+    recipe = "model: tiny\nsearch: {drop: 2}\n"
+    Path("heal.yaml").write_text(recipe + "recover: {heal: {data: nope.txt}}\n")
+    Path("calibration.yaml").write_text(recipe + "data: {calibration: nope.txt}\n")
+    evaluation = "recover: {evaluate: {task: hellaswag, task_data: nope.txt}}\n"
+    Path("evaluation.yaml").write_text(recipe + evaluation)
+    # There is no model of this name, so a command that loads it says so.
+    given = [word.replace("nope", "nope.txt") for word in words]
+    assert "nope.txt" in refused(capsys, monkeypatch, *given)
+    assert not (tmp_path / "storage").exists()

@@ -90,13 +90,16 @@ def test_an_event_that_the_server_left_out_is_noticed(client: Client, double: Jo
 
 
 def test_a_stop_that_python_ignored_ends_the_stream(client: Client, double: JobServer) -> None:
-    double.on(STREAM, Answer.of_events(*messages(1, 2)))
+    # After the first event the server sends signs of life only.
+    double.on(STREAM, Answer.of_events(*messages(1, 1), *[b": keep-alive\n\n"] * 3))
     found = []
     with stopping.handled(), pytest.raises(stopping.StopRequested):
         for event in follow(client, JOB_ID):
             found.append(event.seq)
             lose_a_signal()
     assert found == [1]
+    streams = [asked for asked in double.asked if "/events" in asked.path]
+    assert len(streams) == 1
 
 
 @pytest.mark.parametrize("answer", [Answer.of_events(), Answer(204)])

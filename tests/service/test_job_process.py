@@ -37,7 +37,7 @@ def order(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         "search": {"drop": "2", "population": 4},
         "data": {"tokens": 64, "window": 32},
     }
-    return JobOrder("search", recipe, "s", 12, None, str(tmp_path / "out"), "cpu", {"threads": 1})
+    return JobOrder("search", recipe, "s", 12, str(tmp_path / "out"), "cpu", {"threads": 1})
 
 
 def carried_out(

@@ -277,7 +277,7 @@ def test_the_share_that_confirms_belongs_to_the_request(jobs: Jobs) -> None:
     job, _ = jobs.submit(asked, "ann", "key")
     stored = JobReader(database.open_database(jobs.settings.database)).request(job.id)
     assert stored is not None
-    assert stored["confirm"] == 0.3
+    assert stored["confirm"] == job.confirm == 0.3
     assert jobs.submit(asked, "ann", "key") == (job, False)
     with pytest.raises(ConflictError, match="another request"):
         jobs.submit(request("s"), "ann", "key")

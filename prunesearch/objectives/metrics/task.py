@@ -60,5 +60,6 @@ register(
         needs_calibration=False,
         needs_task=True,
         in_mixes=False,  # a mix names its tasks
+        check_task=check_task,
     )
 )

@@ -13,12 +13,13 @@ from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.execution.block_code import BlockCode
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.base import Objective
+from prunesearch.objectives.calibration_data import mention_long_windows
 from prunesearch.objectives.calibration_sources.builtin import HELD_OUT
 from prunesearch.objectives.next_token_loss import loss_objective
 from prunesearch.objectives.protocol_windows import FULL_TEXT, read_protocol
 from prunesearch.objectives.protocols import protocol_of
 from prunesearch.objectives.registry import zero_metrics
-from prunesearch.pipeline.data_checks import check_data
+from prunesearch.pipeline.data_checks import check_data, check_file
 from prunesearch.pipeline.recorded_evaluation import record_evaluation
 from prunesearch.pipeline.session import load_for, objective_for, require
 from prunesearch.pipeline.stages.base import Stage
@@ -58,6 +59,8 @@ def _evaluated(request: Request) -> EvaluationReport:
         objective, protocol = _protocol_of(asked.protocol, loaded)
     else:
         objective = objective_for(asked.objective, asked.data, loaded, options, generate=True)
+        if asked.objective.calibrated:
+            mention_long_windows(loaded.model, min(asked.data.window, asked.data.tokens))
     with EvaluationCache(options.cache) as cache:
         engine = LocalEngine(
             loaded,
@@ -135,6 +138,8 @@ def check(request: Request) -> None:
     if request.evaluation is not None:
         if request.evaluation.protocol is not None:
             protocol_of(request.evaluation.protocol.name)
+            if request.evaluation.protocol.data is not None:
+                check_file(request.evaluation.protocol.data)
         else:
             check_data(request.evaluation.objective, request.evaluation.data)
         check_writable(CacheLocation.parse(request.options.cache).folder)

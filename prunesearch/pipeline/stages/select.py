@@ -13,6 +13,7 @@ from prunesearch.config.data import ORDER_TEXT
 from prunesearch.config.names import portable_name
 from prunesearch.export.checkpoint import check_destination, check_export_format
 from prunesearch.export.companions import companions
+from prunesearch.pipeline.data_checks import check_text
 from prunesearch.pipeline.named_candidates import candidate_named
 from prunesearch.pipeline.outcome import facts_of
 from prunesearch.pipeline.searched_model import load_searched
@@ -177,4 +178,10 @@ def _run_short_healings(
     return ranked[0].candidate, tuple(reports)
 
 
-SELECT = Stage("select", select, defers_signals=False)
+def check(request: Request) -> None:
+    """Refuse a text that orders channels and cannot be read, before the model is loaded."""
+    if isinstance(request.source, LayersSource) and request.source.order is not None:
+        check_text(request.source.order.data.calibration)
+
+
+SELECT = Stage("select", select, check, defers_signals=False)

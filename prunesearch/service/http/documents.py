@@ -97,6 +97,7 @@ class JobDocument(Document):
                     "error": None,
                     "exported": False,
                     "last_event": 12,
+                    "confirm": None,
                 }
             ]
         },
@@ -117,6 +118,10 @@ class JobDocument(Document):
     error: str | None = Field(description="Why the job failed, in one line.")
     exported: bool = Field(description="Whether there is a verified export to download.")
     last_event: int = Field(description="Sequence number of the last event.")
+    confirm: float | None = Field(
+        description="Share of the scored documents that confirms the best trials; null for the "
+        "default."
+    )
 
 
 class JobPageDocument(Document):
@@ -132,6 +137,7 @@ class CheckedRecipe(BaseModel):
     study: str
     recipe: dict[str, JsonValue]
     trials: int
+    confirm: float | None
 
 
 class EventDocument(Document):

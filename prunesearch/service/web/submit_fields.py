@@ -2,6 +2,7 @@
 that an error belongs to.
 """
 
+import math
 import re
 import secrets
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from prunesearch.space import SearchSpace
 
 _LAYERS_ENOUGH = 10_000  # of a model that is large enough for every `drop` and `protect`
 _MOST_TRIALS = 1_000_000
+_MOST_SHARE = 0.9
 UNITS = (("blocks", "whole layers"), ("sublayers", "attention and MLP, one by one"))
 COMMANDS = (("run", "run: search, recover, export, evaluate"), ("search", "search only"))
 AFTERS = (
@@ -42,6 +44,7 @@ LABELS = {
     "task": "Task",
     "task_data": "Documents of the task",
     "trials": "Trials",
+    "confirm": "Share that confirms",
     "seed": "Seed",
     "after": "Then",
     "steps": "Steps of healing",
@@ -99,6 +102,7 @@ class Entered:
     task: str = ""
     task_data: str = ""
     trials: str = ""
+    confirm: str = ""
     seed: str = ""
     after: str = "export"
     steps: str = ""
@@ -126,7 +130,9 @@ class Entered:
     @classmethod
     def like(cls, job: Job) -> Self:
         """Return the fields of the YAML page with the recipe of a job."""
-        return cls(yaml=recipe_text(job.recipe), trials=str(job.trials), command=job.command)
+        confirm = "" if job.confirm is None else f"{job.confirm:g}"
+        text = recipe_text(job.recipe)
+        return cls(yaml=text, trials=str(job.trials), confirm=confirm, command=job.command)
 
 
 def recipe_text(document: JsonObject) -> str:
@@ -163,12 +169,13 @@ def request_of_fields(entered: Entered) -> JobRequest:
     if not entered.drop:
         errors["drop"] = "say how many layers to drop: 8, 25%, ..8 or pareto"
     trials = _whole(entered, "trials", errors, most=_MOST_TRIALS)
+    confirm = _share(entered, "confirm", errors)
     document = _document(entered, errors)
     if errors:
         raise FieldsError(errors)
     _check_recipe(document)
     command: JobCommand = "search" if entered.after == "nothing" else "run"
-    return JobRequest(document, command, trials, entered.study or None)
+    return JobRequest(document, command, trials, entered.study or None, confirm)
 
 
 def request_of_yaml(entered: Entered, document: JsonObject) -> JobRequest:
@@ -183,6 +190,7 @@ def request_of_yaml(entered: Entered, document: JsonObject) -> JobRequest:
     """
     errors: dict[str, str] = {}
     trials = _whole(entered, "trials", errors, most=_MOST_TRIALS)
+    confirm = _share(entered, "confirm", errors)
     if entered.command not in get_args(JobCommand):
         errors["command"] = f"unknown command {entered.command!r}: use run or search"
     if errors:
@@ -192,7 +200,7 @@ def request_of_yaml(entered: Entered, document: JsonObject) -> JobRequest:
     except InputError as error:
         raise FieldsError({"yaml": str(error)}) from None
     command: JobCommand = "search" if entered.command == "search" else "run"
-    return JobRequest(document, command, trials, entered.study or None)
+    return JobRequest(document, command, trials, entered.study or None, confirm)
 
 
 def _whole(
@@ -208,6 +216,21 @@ def _whole(
         errors[name] = f"{text[:40]!r} is not a whole number from {least} to {most:,}"
         return None
     return int(plain)
+
+
+def _share(entered: Entered, name: str, errors: dict[str, str]) -> float | None:
+    """Return the share of a field. None if it is empty or wrong."""
+    text = getattr(entered, name)
+    if not text:
+        return None
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= _MOST_SHARE:
+        errors[name] = f"{text[:40]!r} is not a number from 0 to {_MOST_SHARE}"
+        return None
+    return share
 
 
 def _document(entered: Entered, errors: dict[str, str]) -> JsonObject:

@@ -31,12 +31,14 @@ class CheckedPreview:
         command: its command.
         trials: total number of trials.
         recipe: its recipe as YAML.
+        confirm: share of the scored documents that confirms; None: the default.
     """
 
     study: str
     command: str
     trials: int
     recipe: str
+    confirm: float | None
 
 
 def add_to(app: FastAPI) -> None:
@@ -94,7 +96,7 @@ def _placed(error: InputError, as_yaml: bool) -> FieldsError:
     """Return a refused request as the error of a field."""
     # The YAML page has few fields of its own.
     field = submit_fields.field_of(str(error))
-    if as_yaml and field not in ("study", "trials"):
+    if as_yaml and field not in ("study", "trials", "confirm"):
         field = "yaml"
     # Messages for programs put names of fields between backticks.
     return FieldsError({field: str(error).replace("`", "")})
@@ -112,7 +114,7 @@ def _check(services: Services, given: Entered, as_yaml: bool) -> CheckedPreview:
     except InputError as error:
         raise _placed(error, as_yaml) from None
     recipe = submit_fields.recipe_text(allowed.recipe.document())
-    return CheckedPreview(allowed.study, asked.command, allowed.trials, recipe)
+    return CheckedPreview(allowed.study, asked.command, allowed.trials, recipe, asked.confirm)
 
 
 def _submit(services: Services, given: Entered, as_yaml: bool, user: User) -> tuple[str, bool]:

@@ -173,6 +173,7 @@ def check_recipe(submission: Submission, user: Viewer, services: Shared) -> Chec
             "study": allowed.study,
             "recipe": allowed.recipe.document(),
             "trials": allowed.trials,
+            "confirm": asked.confirm,
         }
     )
 
