@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from prunesearch.errors import InputError
 
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")
-"""Categories of characters that break lines, control a terminal or are no text."""
+"""Categories of characters that break lines, control a terminal or are not text."""
 _TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that turn the direction of the text."""
 _FILE = re.compile(

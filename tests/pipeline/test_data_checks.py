@@ -1,6 +1,7 @@
 """Data that cannot be read are refused before a model is loaded or searched."""
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,8 +45,11 @@ def test_texts_that_can_be_read_are_accepted(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("é" * 100_000)
     # A dataset is looked for when it is read.
+    accepted = []
     for name in ("builtin", str(text), "owner/texts:config:train"):
         check_text(name)
+        accepted.append(name)
+    assert len(accepted) == 3
 
 
 def test_a_task_and_its_data_are_checked(tmp_path: Path) -> None:
@@ -81,8 +85,12 @@ def test_what_follows_a_search_is_checked_too() -> None:
 def test_a_pipe_is_not_read_twice(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.jsonl"
     os.mkfifo(pipe)
-    # Nobody writes, so reading would wait for ever.
+    rows = write_lines(tmp_path / "rows.jsonl", hellaswag_rows(2)).read_bytes()
+    writer = threading.Thread(target=pipe.write_bytes, args=(rows,), daemon=True)
+    writer.start()
     check_data(ObjectiveSection.of({"task": "hellaswag"}), DataSection(task_data=str(pipe)))
+    assert pipe.read_bytes() == rows
+    writer.join(60)
 
 
 @pytest.mark.parametrize(
