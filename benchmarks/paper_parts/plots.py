@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from benchmarks.paper_parts.comparison import Row, Spread
 from benchmarks.paper_parts.measuring import Measured
@@ -16,6 +17,7 @@ from benchmarks.paper_parts.winners import Trace
 from prunesearch.report.figures.styles import FIRST, STYLES
 
 _DPI = 130
+_KL_TICKS = (0.1, 0.2, 0.5, 1, 2, 3, 4, 6, 8, 10)
 _MARKERS = {
     "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v",
     "cross": "P", "x": "X", "star": "*",
@@ -262,7 +264,8 @@ def _anytime(traces: Sequence[Trace], fitness: str, path: Path) -> Path:
                 continue
             length = min(map(len, curves))
             mean_N = np.mean([curve[:length] for curve in curves], axis=0)
-            look = style(method)
+            # All curves of a figure have one fitness, so each has the look of the method itself.
+            look = style(method.removesuffix("-kl"))
             axes.step(
                 np.arange(1, length + 1),
                 mean_N,
@@ -274,8 +277,16 @@ def _anytime(traces: Sequence[Trace], fitness: str, path: Path) -> Path:
         axes.set(
             title=f"{k} blocks dropped",
             xlabel="evaluations",
-            ylabel=f"best {fitness} so far",
+            ylabel=f"best {fitness} so far" + (" (nats per token)" if fitness == "KL" else ""),
         )
+        if fitness == "KL":
+            # Greedy takes many times the evaluations, and its first candidates are far off.
+            axes.set(xscale="log", yscale="log")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axis.set_minor_formatter(NullFormatter())
+            low, high = axes.get_ylim()
+            axes.set_yticks([tick for tick in _KL_TICKS if low <= tick <= high])
         axes.grid(visible=True, alpha=0.25)
     axes_N[0].legend(fontsize=7)
     figure.suptitle("searched on; mean over seeds")
