@@ -17,7 +17,7 @@ from benchmarks.paper_parts.winners import Trace
 from prunesearch.report.figures.styles import FIRST, STYLES
 
 _DPI = 130
-_KL_TICKS = (0.1, 0.2, 0.5, 1, 2, 3, 4, 6, 8, 10)
+_KL_TICKS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1, 1.5, 2, 3, 4, 6, 8, 10)
 _MARKERS = {
     "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v",
     "cross": "P", "x": "X", "star": "*",
