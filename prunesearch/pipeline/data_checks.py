@@ -52,16 +52,7 @@ def check_held_out(options: HeldOutOptions) -> None:
     if options.text is not None:
         check_text(options.text)
     if options.documents is not None:
-        check_file(options.documents)
-
-
-def check_file(name: str) -> None:
-    """Check a file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    check_beginning(Path(name))
+        check_beginning(Path(options.documents))
 
 
 def check_text(name: str) -> None:

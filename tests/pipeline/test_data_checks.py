@@ -121,7 +121,7 @@ def test_a_command_with_data_that_cannot_be_read_loads_nothing(
     Path("calibration.yaml").write_text(recipe + "data: {calibration: nope.txt}\n")
     evaluation = "recover: {evaluate: {task: hellaswag, task_data: nope.txt}}\n"
     Path("evaluation.yaml").write_text(recipe + evaluation)
-    # There is no model of this name, so a command that loads it says so.
+    # No model is called tiny, so a command that loads one fails with another message.
     given = [word.replace("nope", "nope.txt") for word in words]
     assert "nope.txt" in refused(capsys, monkeypatch, *given)
     assert not (tmp_path / "storage").exists()

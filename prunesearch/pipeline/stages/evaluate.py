@@ -3,6 +3,7 @@ cache.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from prunesearch import events
 from prunesearch.cache import maintenance
@@ -19,7 +20,8 @@ from prunesearch.objectives.next_token_loss import loss_objective
 from prunesearch.objectives.protocol_windows import FULL_TEXT, read_protocol
 from prunesearch.objectives.protocols import protocol_of
 from prunesearch.objectives.registry import zero_metrics
-from prunesearch.pipeline.data_checks import check_data, check_file
+from prunesearch.objectives.text_files import check_beginning
+from prunesearch.pipeline.data_checks import check_data
 from prunesearch.pipeline.recorded_evaluation import record_evaluation
 from prunesearch.pipeline.session import load_for, objective_for, require
 from prunesearch.pipeline.stages.base import Stage
@@ -139,7 +141,7 @@ def check(request: Request) -> None:
         if request.evaluation.protocol is not None:
             protocol_of(request.evaluation.protocol.name)
             if request.evaluation.protocol.data is not None:
-                check_file(request.evaluation.protocol.data)
+                check_beginning(Path(request.evaluation.protocol.data))
         else:
             check_data(request.evaluation.objective, request.evaluation.data)
         check_writable(CacheLocation.parse(request.options.cache).folder)
