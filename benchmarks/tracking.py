@@ -86,7 +86,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     record = Record("tracking", options.size)
     torch.set_num_threads(record.threads)
-    rounds, trials, tokens = record.by_size((7, 60, 1024), (3, 20, 512), (1, 4, 64))
+    rounds, trials, tokens = record.by_size((5, 45, 1024), (3, 20, 512), (1, 4, 64))
     with (
         tempfile.TemporaryDirectory() as scratch,
         socket.create_server(("127.0.0.1", 0)) as silent,
