@@ -165,7 +165,7 @@ class Delivery:
             text=True,
             bufsize=1,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for the command only
+            process_group=0,  # Ctrl-C is for the command only
         )
         with self._lock:
             self._process = process

@@ -16,7 +16,6 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import IO
 
 from prunesearch.errors import one_line
@@ -34,7 +33,6 @@ from prunesearch.tracking.records import (
 from prunesearch.tracking.registry import REGISTRY, TrackedRun, Tracker
 
 _NICE = 19  # the least share of the processor
-_AUTOGROUP = Path("/proc/self/autogroup")
 _GRACE = 20.0  # seconds after the end of the input in which records are still delivered
 
 
@@ -83,16 +81,16 @@ class Runs:
 
 
 def _let_the_command_go_first() -> None:
-    """Lower the priority of this process.
+    """Run only where the command leaves a processor free.
 
-    Linux may share the processor between sessions, and within a session by priority
-    (``sched_autogroup`` in sched(7)). This process has a session of its own, so the priority of
-    that is lowered, too.
+    Linux has a policy for that, ``SCHED_IDLE``. It counts within a session (``sched_autogroup``),
+    so this process is in the session of the command; see sched(7). Elsewhere the process has the
+    lowest priority.
     """
-    os.nice(_NICE)
-    # The file is missing on other systems.
-    with contextlib.suppress(OSError):
-        _AUTOGROUP.write_text(str(_NICE))
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except (AttributeError, OSError):
+        os.nice(_NICE)
 
 
 def main() -> None:

@@ -1,9 +1,11 @@
 """A tracker that is slow, dead or broken never stops a command, and what is lost is counted."""
 
+import os
 import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +95,19 @@ def test_a_library_that_loads_slowly_is_no_server_that_does_not_answer(
     sending = begin("import sys; sys.stdin.read()")
     sending.close()
     assert said[0].endswith("it does not answer")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the policy")
+def test_the_process_runs_only_where_the_command_leaves_a_processor_free(tmp_path: Path) -> None:
+    sending = Delivery(TrackerPlace("tensorboard", str(tmp_path), remote=False))
+    assert sending._loaded.wait(60)
+    assert sending._process is not None
+    pid = sending._process.pid
+    assert os.sched_getscheduler(pid) == os.SCHED_IDLE
+    # The policy counts within a session, and Ctrl-C goes to a group of processes.
+    assert os.getsid(pid) == os.getsid(0)
+    assert os.getpgid(pid) == pid != os.getpgid(0)
+    sending.close()
 
 
 def test_a_process_that_ends_is_named_once(said: list[str]) -> None:
