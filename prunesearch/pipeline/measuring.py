@@ -23,7 +23,7 @@ from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import StudyError
 from prunesearch.models.loading import LoadedModel
 from prunesearch.pipeline.compared_candidates import SharedFacts, best_of, finished_trials
-from prunesearch.pipeline.data_checks import check_held_out
+from prunesearch.pipeline.data_checks import check_data, check_held_out
 from prunesearch.pipeline.held_out_data import HeldOutOptions, held_out_data
 from prunesearch.pipeline.measured_exports import ExportFolder, exports_of, read_given
 from prunesearch.pipeline.searched_model import check_searched, load_searched
@@ -89,6 +89,7 @@ def measure(request: MeasuringRequest) -> tuple[MeasuredStudy, ...]:
     Raises:
         UnknownNameError: a study does not exist.
         StudyError: a study has no finished trial, or the model is not the one that was searched.
+        DataError: data of a study that are needed cannot be read.
         InputError: the held-out data are those of the search, or a checkpoint is of another study.
         PruneSearchError: see `errors`. What was scored is in the cache.
     """
@@ -107,28 +108,52 @@ def measure(request: MeasuringRequest) -> tuple[MeasuredStudy, ...]:
     request.held_out.check(tuple(recipes))
     check_held_out(request.held_out)
     given = read_given(request.exported, studies)
+    work = []
+    for study, recipe in zip(studies, recipes, strict=True):
+        with persistence.database_failures(study.study_name, storage):
+            exports = exports_of(study, given, request.trust_remote_code)
+            piece = _StudyWork(study, recipe, exports, _digest(study, recipe, request, exports))
+            # A study that was measured before needs its data no more.
+            if not piece.done:
+                check_data(recipe.objective, recipe.data)
+            work.append(piece)
     # 2. Measure one study after the other. Studies of one model load it once.
-    done = []
+    made = []
     with _Models(request) as models:
-        for study, recipe in zip(studies, recipes, strict=True):
-            with persistence.database_failures(study.study_name, storage):
-                done.append(_measure_study(study, recipe, request, given, models))
-    return tuple(done)
+        for piece in work:
+            with persistence.database_failures(piece.study.study_name, storage):
+                made.append(_measure_study(piece, request, models))
+    return tuple(made)
 
 
-def _measure_study(
-    study: Study,
-    recipe: Recipe,
-    request: MeasuringRequest,
-    given: Sequence[ExportFolder],
-    models: "_Models",
-) -> MeasuredStudy:
+@dataclass(frozen=True)
+class _StudyWork:
+    """A study that is to be measured.
+
+    Attributes:
+        study: the study.
+        recipe: its recipe, with the present paths of model and data.
+        exports: the checkpoints that are measured with it.
+        digest: digest of everything that decides what is measured.
+    """
+
+    study: Study
+    recipe: Recipe
+    exports: Sequence[ExportFolder]
+    digest: str
+
+    @property
+    def done(self) -> bool:
+        """True if the same was measured before."""
+        return system_attributes(self.study).get(SCORED_ATTR) == self.digest
+
+
+def _measure_study(work: _StudyWork, request: MeasuringRequest, models: "_Models") -> MeasuredStudy:
     """Measure what the report of one study lacks."""
-    name, options = study.study_name, request.options
+    study, recipe, options = work.study, work.recipe, request.options
+    name = study.study_name
     stored = measurements.read(options.storage, name)
-    exports = exports_of(study, given, request.trust_remote_code)
-    digest = _digest(study, recipe, request, exports)
-    if system_attributes(study).get(SCORED_ATTR) == digest:
+    if work.done:
         return MeasuredStudy(name, 0, len(stored))
     if held_out_data(recipe, request.held_out) is None:
         events.tell(
@@ -143,13 +168,13 @@ def _measure_study(
         measuring = StudyMeasuring(
             study, recipe, options, request.held_out, stored, cache, models.shared
         )
-        measuring.measure_candidates(loaded, keep_outputs=bool(exports))
-        for export in exports:
+        measuring.measure_candidates(loaded, keep_outputs=bool(work.exports))
+        for export in work.exports:
             events.tell(events.Message(f"measuring {export.folder}"))
             with stopping.interruptible():
                 checkpoint = models.of_export(export)
             measuring.measure_export(checkpoint, export)
-    set_system_attribute(study, SCORED_ATTR, digest)
+    set_system_attribute(study, SCORED_ATTR, work.digest)
     return MeasuredStudy(name, measuring.added, len(stored))
 
 

@@ -75,7 +75,10 @@ def study_list(summaries: Sequence[StudySummary]) -> Parts:
         )
     if not rows:
         return ["no studies yet: run prunesearch search"]
-    return [table("Studies", *without_constant(columns, rows, {"-"}))]
+    return [
+        table("Studies", *without_constant(columns, rows, {"-"})),
+        "best: what the search measured for the trial that study best prints",
+    ]
 
 
 def _running(summary: StudySummary) -> str:

@@ -15,7 +15,7 @@ from prunesearch.config.model import ModelSection
 from prunesearch.config.objective import ObjectiveSection
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
-from prunesearch.errors import InputError, StudyError, UnknownNameError
+from prunesearch.errors import DataError, InputError, StudyError, UnknownNameError
 from prunesearch.execution.speed import measure_speeds
 from prunesearch.models.loading import load
 from prunesearch.objectives import greedy_texts
@@ -294,6 +294,8 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
                 measure(replace(REQUEST, held_out=held_out))
         with pytest.raises(InputError, match="not a checkpoint that prunesearch wrote"):
             measure(replace(REQUEST, exported=(tiny_folder,)))
+        with pytest.raises(DataError, match=r"gone\.txt"):
+            measure(replace(REQUEST, location={"calibration": "gone.txt"}))
     # The search has seen part of this text, under another name.
     copy = here / "copy.txt"
     shutil.copy(prose, copy)

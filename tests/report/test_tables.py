@@ -120,6 +120,7 @@ def test_a_front_has_no_best_trial_and_empty_columns_are_left_out() -> None:
     assert "7 on the front" in lines[-2]
     assert "1.9693" in lines[-3]
     assert not {"running", "failed"} & set(" ".join(lines).split())
+    assert "study best prints" in str(study_list([SUMMARY])[1])
 
 
 def test_best_trials_show_no_column_twice_and_sizes_in_units() -> None:
