@@ -2,10 +2,11 @@
 
 PSO searches on SmolLM2 (8 of 30 blocks), each without a cache of another one: untracked, followed
 by TensorBoard and MLflow in a folder, and by MLflow at a port where nobody listens and at a server
-that accepts connections and never answers. The searches of a round run one after the other on one
-loaded model, and each kind goes first in turn. The figures are the medians over the rounds of the
-time of a tracked search divided by that of the untracked one of its round, less one. The time that
-the command waits for trackers at its end is given apart.
+that accepts connections and never answers. All run one after the other on one loaded model, with an
+untracked search before and after each tracked one, because the speed of a machine drifts. The
+figures are the medians over the rounds of the time of a tracked search divided by the mean of its
+two untracked neighbours, less one. The time that the command waits for trackers at its end is given
+apart.
 
     python -m benchmarks.tracking --json benchmarks/results/tracking.json
 """
@@ -15,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -37,15 +38,17 @@ from prunesearch.pipeline.session import Session
 from prunesearch.tracking.opening import tracked
 
 BOUND = "<= 0.02"
-UNTRACKED = "untracked"
 
 
 @dataclass
 class Times:
-    """Seconds of each round: of the search, and of the wait for trackers after it."""
+    """Seconds of each round: of the search, of the wait for trackers after it, and the mean of the
+    untracked searches before and after it.
+    """
 
     search: list[float] = field(default_factory=list)
     wait: list[float] = field(default_factory=list)
+    untracked: list[float] = field(default_factory=list)
 
 
 def timed(
@@ -86,7 +89,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     record = Record("tracking", options.size)
     torch.set_num_threads(record.threads)
-    rounds, trials, tokens = record.by_size((5, 45, 1024), (3, 20, 512), (1, 4, 64))
+    rounds, trials, tokens = record.by_size((3, 45, 1024), (3, 20, 512), (1, 4, 64))
     with (
         tempfile.TemporaryDirectory() as scratch,
         socket.create_server(("127.0.0.1", 0)) as silent,
@@ -95,7 +98,6 @@ def main() -> None:
         # A port that is bound and on which nobody listens.
         unused.bind(("127.0.0.1", 0))
         kinds: dict[str, tuple[str, str | None]] = {
-            UNTRACKED: ("", None),
             "tensorboard": ("tensorboard", None),
             "mlflow": ("mlflow", None),
             "dead_port": ("mlflow", f"http://127.0.0.1:{unused.getsockname()[1]}"),
@@ -110,30 +112,31 @@ def main() -> None:
         )
         times = {name: Times() for name in kinds}
         timed(loaded, recipe, trials, "", None)  # the first search warms up
+        before, _ = timed(loaded, recipe, trials, "", None)
         for round_number in range(rounds):
             for place in range(len(kinds)):
                 name = list(kinds)[(place + round_number) % len(kinds)]
                 searched, waited = timed(loaded, recipe, trials, *kinds[name])
+                after, _ = timed(loaded, recipe, trials, "", None)
                 times[name].search.append(searched)
                 times[name].wait.append(waited)
+                times[name].untracked.append((before + after) / 2)
+                before = after
     _add(record, times)
     record.finish(options.json)
 
 
 def _add(record: Record, times: Mapping[str, Times]) -> None:
     """Add the figures of each kind of tracking."""
-    untracked = times[UNTRACKED].search
+    untracked = [seconds for measured in times.values() for seconds in measured.untracked]
     record.add("untracked_seconds", statistics.median(untracked))
     for name, measured in times.items():
-        if name == UNTRACKED:
-            continue
         overheads = []
-        for seconds, without in zip(measured.search, untracked, strict=True):
+        for seconds, without in zip(measured.search, measured.untracked, strict=True):
             overheads.append(seconds / without - 1)
         record.add(f"{name}_overhead", statistics.median(overheads), BOUND)
         record.add(f"{name}_wait_seconds", statistics.median(measured.wait))
-        record.notes[name] = {"overheads": overheads, "wait_seconds": measured.wait}
-    record.notes["untracked_seconds"] = untracked
+        record.notes[name] = {"overheads": overheads, **asdict(measured)}
 
 
 if __name__ == "__main__":
