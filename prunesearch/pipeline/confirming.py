@@ -171,6 +171,7 @@ class _Decision:
             remark=remark,
             equal_probability=None if equal is None else float(f"{equal:.4g}"),
             compared=len(self.first_KD),
+            tasks=objective.task_count,
         )
 
     def _fit(self, X_ND: Mask, score_N: Real, noise_N: Real) -> GaussianProcess:

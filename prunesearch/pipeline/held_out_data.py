@@ -105,11 +105,32 @@ def searched_data(recipe: Recipe) -> MeasuredData:
     return MeasuredData("searched on", recipe.data)
 
 
-def held_out_data(recipe: Recipe, options: HeldOutOptions) -> MeasuredData | None:
+def seen_data(recipe: Recipe, confirming: int) -> MeasuredData:
+    """Return all data that a search has seen.
+
+    Args:
+        recipe: recipe of the study.
+        confirming: number of documents of each task, after those of the search, that confirmed its
+            best trials.
+    """
+    data = recipe.data
+    if confirming and data.limit is not None:
+        data = data.model_copy(update={"limit": data.limit + confirming})
+    return MeasuredData("searched on", data)
+
+
+def held_out_data(
+    recipe: Recipe, options: HeldOutOptions, confirming: int = 0
+) -> MeasuredData | None:
     """Return data that a search did not see.
 
     For text it is the held-out part of the builtin text, and for a task its documents after those
-    of the search, unless the user names others.
+    of the search and those that confirmed its best trials, unless the user names others.
+
+    Args:
+        recipe: recipe of the study.
+        options: what the user names.
+        confirming: see `seen_data`.
 
     Returns:
         The data; None if the search has seen all documents of its task and the user names none.
@@ -129,7 +150,7 @@ def held_out_data(recipe: Recipe, options: HeldOutOptions) -> MeasuredData | Non
         elif data.limit is None:
             return None
         else:
-            first = data.limit
+            first = data.limit + confirming
             limit = options.limit or HELD_OUT_DOCUMENTS
             data = data.model_copy(update={"limit": limit})
     return MeasuredData("held out", data, first)

@@ -23,12 +23,14 @@ class MeasuredModel:
         role: see `Measurement.role`.
         data: short name of the data.
         badge: whether the search has seen the data.
+        checkpoint: digest of its manifest; empty for a candidate.
     """
 
     dropped: str
     role: str
     data: str
     badge: Badge
+    checkpoint: str = ""
 
 
 def losses_of(
@@ -90,6 +92,7 @@ def measurements_of(
                 bytes=loaded.sizes.bytes(evaluation.candidate),
                 made=time.time(),
                 machine=machine(loaded.model),
+                checkpoint=measured.checkpoint,
             )
         )
     return found

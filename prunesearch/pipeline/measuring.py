@@ -33,10 +33,11 @@ from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.studies import measurements, persistence, places, selection, study_recipe
 from prunesearch.studies.optuna_internals.access import set_system_attribute, system_attributes
+from prunesearch.studies.recommendation import confirming_documents
 
 SCORED_ATTR = "prunesearch:scored"
 """System attribute of a study: digest of what was measured last, so that it is found to be done."""
-_VERSION = 1
+_VERSION = 2
 """Version of what is measured. A higher one measures all studies again."""
 
 
@@ -197,6 +198,7 @@ def _digest(
         "limit": held_out.limit,
         "exports": [f"{export.folder} {export.digest}" for export in exports],
         "streamed": request.options.offload,
+        "confirming": confirming_documents(study.user_attrs),
     }
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 

@@ -19,13 +19,14 @@ from prunesearch.export.manifest import MANIFEST
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.base import Objective
 from prunesearch.objectives.registry import zero_metrics
-from prunesearch.pipeline.held_out_data import MeasuredData, overlaps
+from prunesearch.pipeline.held_out_data import MeasuredData, overlaps, seen_data
 from prunesearch.pipeline.measured_exports import ExportFolder
 from prunesearch.pipeline.measured_values import MeasuredModel, losses_of, measurements_of
 from prunesearch.pipeline.session import objective_for
 from prunesearch.pipeline.state import EvaluationRequest, Request
 from prunesearch.studies import measurements, persistence, places
 from prunesearch.studies.measurements import Badge
+from prunesearch.studies.recommendation import confirming_documents
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def record_evaluation(
             export.role,
             _name(asked, len(losses)),
             _badge(request, study, loaded, engine.objective),
+            export.digest,
         )
         # Without the dense model's outputs the checkpoint was compared with itself.
         metrics = _without_zeros(evaluation.metrics)
@@ -91,7 +93,8 @@ def _name(asked: EvaluationRequest, count: int) -> str:
 
 
 def _badge(request: Request, study: Study, loaded: LoadedModel, objective: Objective) -> Badge:
-    """Return whether the search has seen the data: those of its text or task, or some of them.
+    """Return whether the search or its confirmation has seen the data: those of its text or task,
+    or some of them.
 
     Raises:
         PruneSearchError: the data of the search are of the same kind, and cannot be read.
@@ -107,7 +110,7 @@ def _badge(request: Request, study: Study, loaded: LoadedModel, objective: Objec
     if not same_text and not same_task:
         return "held out"
     # 2. The same text in windows of another length has no window in common with that of the search.
-    data = recipe.data
+    data = seen_data(recipe, confirming_documents(study.user_attrs)).data
     named = asked.data.calibration if asked.protocol is None else asked.protocol.data
     if same_text and named == data.calibration:
         return "searched on"

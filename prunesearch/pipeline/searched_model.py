@@ -1,4 +1,4 @@
-"""The model of an earlier study, loaded from wherever it is now."""
+"""The model and the data of an earlier study, from wherever they are now."""
 
 from optuna.study import Study
 
@@ -7,6 +7,7 @@ from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import ModelError, StudyError
 from prunesearch.models.loading import LoadedModel
+from prunesearch.objectives.base import Objective
 from prunesearch.pipeline.session import load_for
 from prunesearch.studies import study_recipe
 
@@ -51,4 +52,24 @@ def check_searched(study: Study, recipe: Recipe, loaded: LoadedModel) -> None:
             f"model {recipe.model.path!r} is not the one that study {name!r} searched: its weights "
             f"differ (fingerprint {loaded.fingerprint[:12]}, searched was {str(searched)[:12]}): "
             f"give `model` PATH of that one, or search this one with `study` NAME"
+        )
+
+
+def check_searched_data(study: Study, recipe: Recipe, objective: Objective) -> None:
+    """Refuse data that are not those that a study searched on.
+
+    Args:
+        study: the study.
+        recipe: its recipe, with the present paths of the data.
+        objective: objective on the data of these paths.
+
+    Raises:
+        StudyError: their content differs.
+    """
+    searched = study_recipe.identity_of(study).get("data content")
+    if objective.digest != searched:
+        source = recipe.data.task_data or recipe.objective.task or recipe.data.calibration
+        raise StudyError(
+            f"the data of {source!r} are not those that study {study.study_name!r} searched on: "
+            "their content differs: give `calibration` or `task_data` of those, or search again"
         )

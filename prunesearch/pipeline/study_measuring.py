@@ -36,6 +36,7 @@ from prunesearch.pipeline.held_out_data import (
     held_out_data,
     refuse_overlap,
     searched_data,
+    seen_data,
 )
 from prunesearch.pipeline.measured_exports import ExportFolder
 from prunesearch.pipeline.measured_values import (
@@ -44,11 +45,13 @@ from prunesearch.pipeline.measured_values import (
     measurements_of,
     with_speed,
 )
+from prunesearch.pipeline.searched_model import check_searched_data
 from prunesearch.pipeline.session import objective_for, require, space_of
 from prunesearch.pipeline.width_search import put_in_order_of
 from prunesearch.runtime import stopping
 from prunesearch.studies import measurements
 from prunesearch.studies.measurements import Measurement
+from prunesearch.studies.recommendation import confirming_documents
 from prunesearch.studies.study_data import LATENCY_ATTR
 
 
@@ -82,7 +85,8 @@ class StudyMeasuring:
         self._cache, self._shared = cache, shared
         self._stored = {measurement.digest: measurement for measurement in stored}
         self._data = [searched_data(recipe)]
-        unseen = held_out_data(recipe, held_out)
+        self._confirming = confirming_documents(study.user_attrs)
+        unseen = held_out_data(recipe, held_out, self._confirming)
         if unseen is not None:
             self._data.append(unseen)
         self._outputs: dict[str, DenseOutputs] = {}
@@ -97,10 +101,7 @@ class StudyMeasuring:
         """
         # 1. Read the data. The search has not seen those that are held out.
         order = put_in_order_of(self._study, self._recipe, loaded, self._options)
-        objectives = [self._objective(loaded, data) for data in self._data]
-        if len(objectives) > 1:
-            name = self._data[1].name(self._recipe.objective, 0)
-            refuse_overlap(objectives[0], objectives[1], name)
+        objectives = self._objectives(loaded)
         engines = [self._engine(loaded, objective) for objective in objectives]
         # 2. Choose what is measured.
         space = space_of(self._recipe.search, loaded)
@@ -126,6 +127,33 @@ class StudyMeasuring:
         if keep_outputs:
             self._keep_outputs(loaded, objectives)
 
+    def _objectives(self, loaded: LoadedModel) -> list[Objective]:
+        """Build the objectives on the data of the search and on held-out data.
+
+        Raises:
+            StudyError: the data of the search are not those that were searched on.
+            InputError: the search has seen the held-out data.
+        """
+        searched = self._objective(loaded, self._data[0])
+        check_searched_data(self._study, self._recipe, searched)
+        if len(self._data) == 1:
+            return [searched]
+        unseen = self._data[1]
+        try:
+            held_out = self._objective(loaded, unseen)
+        except DataError as error:
+            # The search and its confirmation may have read all documents of a task.
+            if not unseen.first:
+                raise
+            events.tell(events.Message(f"{error}: give others with `held_out_data`"))
+            self._data.pop()
+            return [searched]
+        seen = searched
+        if self._confirming:
+            seen = self._objective(loaded, seen_data(self._recipe, self._confirming))
+        refuse_overlap(seen, held_out, unseen.name(self._recipe.objective, 0))
+        return [searched, held_out]
+
     def measure_export(self, loaded: LoadedModel, export: ExportFolder) -> None:
         """Measure a checkpoint on the same data.
 
@@ -146,7 +174,7 @@ class StudyMeasuring:
                 events.tell(events.Message(f"{export.folder} is not measured: {error}"))
                 continue
             engine = self._engine(loaded, objective)
-            for measurement in self._scored(loaded, engine, data, [whole]):
+            for measurement in self._scored(loaded, engine, data, [whole], export.digest):
                 # Without the dense model's outputs the checkpoint is compared with itself.
                 if outputs is not None or measurement.metric not in (*zero_metrics(), "mix"):
                     found.append(measurement)
@@ -199,8 +227,17 @@ class StudyMeasuring:
         engine: LocalEngine,
         data: MeasuredData,
         compared: Sequence[ComparedCandidate],
+        checkpoint: str = "",
     ) -> list[Measurement]:
-        """Score candidates through the cache. Those that fail are left out, with a message."""
+        """Score candidates through the cache. Those that fail are left out, with a message.
+
+        Args:
+            loaded: the model.
+            engine: what scores them.
+            data: the data.
+            compared: the candidates.
+            checkpoint: see `MeasuredModel.checkpoint`.
+        """
         fine: dict[LayerSubset, Evaluation] = {}
         for evaluation in engine.evaluate_now(each.candidate for each in compared):
             if evaluation.failure is None:
@@ -219,14 +256,18 @@ class StudyMeasuring:
             if each.candidate in fine:
                 own = losses.get(each.candidate, ())
                 text = data.name(self._recipe.objective, len(own))
-                measured = MeasuredModel(each.dropped, each.role, text, data.badge)
+                measured = MeasuredModel(each.dropped, each.role, text, data.badge, checkpoint)
                 evaluation = fine[each.candidate]
                 found += measurements_of(loaded, engine, measured, evaluation, own, names)
         return found
 
     def _missing(self, found: Sequence[Measurement]) -> list[Measurement]:
         """Return the measurements that the study does not have yet."""
-        return [measurement for measurement in found if measurement.digest not in self._stored]
+        missing = []
+        for measurement in found:
+            if not measurement.repeats(self._stored.get(measurement.digest)):
+                missing.append(measurement)
+        return missing
 
     def _completed(
         self,

@@ -11,6 +11,7 @@ from prunesearch.studies.search_cost import SearchCost
 from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData
 
+_MIX = "mix"  # metric of a weighted sum of objectives
 _SAME_SIZE = 0.005  # largest difference of two winners' parameters, as a share of the larger
 
 
@@ -140,7 +141,31 @@ def difference_of(first: StudyData, second: StudyData) -> str | None:
         return f"one searches {first.value_names[0]} and one {second.value_names[0]}"
     if first.data_content != second.data_content:
         return "they score different data"
+    reason = metric_difference(first, second)
+    if reason is not None:
+        return reason
+    # Weights change the values that are searched, and not the metric.
+    if first.recipe.objective.score_weights != second.recipe.objective.score_weights:
+        return "the weights of their scores differ"
     return budget_difference(first, second)
+
+
+def metric_difference(first: StudyData, second: StudyData) -> str | None:
+    """Return how the metrics of two studies differ although they have one name; None if they do
+    not.
+    """
+    one, other = first.recipe.objective, second.recipe.objective
+    if one.kl_top != other.kl_top:
+        return f"one has the KL over {_tokens(one.kl_top)} and one over {_tokens(other.kl_top)}"
+    both_are_mixes = first.metric == second.metric == _MIX
+    if both_are_mixes and one.name != other.name:
+        return f"their mixes are {one.name} and {other.name}"
+    return None
+
+
+def _tokens(kl_top: int | None) -> str:
+    """Describe the tokens of a KL."""
+    return "all tokens" if kl_top is None else f"the {kl_top} likeliest tokens and the rest as one"
 
 
 def budget_difference(first: StudyData, second: StudyData) -> str | None:

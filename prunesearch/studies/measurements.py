@@ -65,6 +65,8 @@ class Measurement:
         texts: prompts and the texts that were generated greedily after them.
         made: time of the measurement, in seconds since 1970.
         machine: name of the hardware.
+        checkpoint: digest of the manifest of the checkpoint that was measured; empty for a
+            candidate, and if it is not known.
 
     Raises:
         InputError: the role or the badge is not known.
@@ -90,6 +92,7 @@ class Measurement:
     texts: tuple[tuple[str, str], ...] = ()
     made: float = 0.0
     machine: str = ""
+    checkpoint: str = ""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES and not self.role.startswith(BASELINE):
@@ -108,6 +111,12 @@ class Measurement:
         """Digest of what was measured. A later measurement of the same replaces the earlier."""
         parts = [self.candidate, self.role, self.data_content, self.metric]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+    def repeats(self, other: "Measurement | None") -> bool:
+        """Return whether another measurement is of the same model on the same data."""
+        if other is None or self.digest != other.digest:
+            return False
+        return self.checkpoint == other.checkpoint
 
     def is_comparable(self, other: "Measurement") -> bool:
         """Return whether two measurements have losses of the same documents."""
@@ -161,6 +170,8 @@ class Measurement:
             texts=_texts(stored.get("texts")),
             made=as_float(stored.get("made"), "made"),
             machine=text("machine"),
+            # Earlier versions did not store it.
+            checkpoint=as_text(stored.get("checkpoint", ""), "checkpoint"),
         )
 
 
@@ -182,8 +193,12 @@ def add(study: Study, measurement: Measurement) -> None:
 
 
 def has(study: Study, measurement: Measurement) -> bool:
-    """Return whether a study has a measurement of the same candidate, role, data and metric."""
-    return MEASURED_ATTR + measurement.digest in system_attributes(study)
+    """Return whether a study has a measurement of the same model, role, data and metric."""
+    stored = system_attributes(study).get(MEASURED_ATTR + measurement.digest)
+    if not isinstance(stored, str):
+        return False
+    found = _parsed(stored)
+    return found is not None and measurement.repeats(found)
 
 
 def read(storage: str | Connection, name: str) -> tuple[Measurement, ...]:
@@ -216,13 +231,19 @@ def _read(connection: Connection, name: str) -> tuple[Measurement, ...]:
     found: list[Measurement] = []
     # Each attribute holds one measurement.
     for text in attributes.values():
-        try:
-            # Leave out what another version has written.
-            stored = as_object(json.loads(as_text(text, "measurement")), "measurement")
-            found.append(Measurement.from_stored(stored))
-        except (ValueError, RecursionError):
-            continue
+        measurement = _parsed(text)
+        if measurement is not None:
+            found.append(measurement)
     return tuple(sorted(found, key=lambda made: (made.made, made.digest)))
+
+
+def _parsed(text: Json) -> Measurement | None:
+    """Return a stored measurement; None if another version has written it in another way."""
+    try:
+        stored = as_object(json.loads(as_text(text, "measurement")), "measurement")
+        return Measurement.from_stored(stored)
+    except (ValueError, RecursionError):
+        return None
 
 
 def of_role(measurements: Sequence[Measurement], role: str) -> tuple[Measurement, ...]:

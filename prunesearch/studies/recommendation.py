@@ -6,6 +6,7 @@ further trials the best measured trial counts until the next decision.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -90,6 +91,7 @@ class Recommendation:
         equal_probability: probability of such a scatter of the first trials if all candidates were
             equal; None if it is not known.
         compared: number of trials that this probability was computed from.
+        tasks: number of tasks that give equal shares of the further documents.
     """
 
     json_properties: ClassVar[tuple[str, ...]] = ("confirmed",)
@@ -106,6 +108,7 @@ class Recommendation:
     remark: str = ""
     equal_probability: float | None = field(default=None, metadata=json_as(omit_none=True))
     compared: int = 0
+    tasks: int = 1
 
     @property
     def confirmed(self) -> bool:
@@ -150,14 +153,31 @@ def read_recommendation(attributes: Mapping[str, Json], trials: int) -> Recommen
         The recommendation. None if there is none, if it is damaged, or if the study has other
         trials by now.
     """
+    made = _stored(attributes)
+    if made is None or made.trials != trials:
+        return None
+    known = {one.trial for one in made.finalists}
+    return made if {made.chosen, made.naive} <= known else None
+
+
+def confirming_documents(attributes: Mapping[str, Json]) -> int:
+    """Return how many documents of each task, after those of the search, confirmed its best trials.
+
+    They were seen, also if the study has further trials by now.
+
+    Args:
+        attributes: user attributes of the study.
+    """
+    made = _stored(attributes)
+    return 0 if made is None else math.ceil(made.further / max(1, made.tasks))
+
+
+def _stored(attributes: Mapping[str, Json]) -> Recommendation | None:
+    """Return the recommendation that is stored; None if there is none, or if it is damaged."""
     text = attributes.get(RECOMMENDATION_ATTR)
     if not isinstance(text, str):
         return None
     try:
-        made = _ADAPTER.validate_json(text)
-        known = {one.trial for one in made.finalists}
+        return _ADAPTER.validate_json(text)
     except ValidationError:
         return None
-    if made.trials != trials or not {made.chosen, made.naive} <= known:
-        return None
-    return made

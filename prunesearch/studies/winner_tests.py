@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from prunesearch.analysis import paired
 from prunesearch.cache.backend import Readable
-from prunesearch.studies.compared_study import budget_difference
+from prunesearch.studies.compared_study import budget_difference, metric_difference
 from prunesearch.studies.document_losses import (
     DocumentLosses,
     Source,
@@ -140,7 +140,7 @@ def _not_comparable(first: StudyData, second: StudyData) -> str | None:
             return f"{study.name} has a front and no single winner"
     if first.model_content != second.model_content:
         return "they prune different models"
-    reason = budget_difference(first, second)
+    reason = metric_difference(first, second) or budget_difference(first, second)
     if reason is not None:
         return reason
     best, other = first.best(), second.best()

@@ -26,9 +26,10 @@ from prunesearch.pipeline.measuring import MeasuringRequest, measure
 from prunesearch.pipeline.run import request_of, run_stages
 from prunesearch.pipeline.state import EvaluationRequest, Request, StudySource
 from prunesearch.recovery.compensation import CompensationSettings
-from prunesearch.studies import measurements
+from prunesearch.studies import measurements, selection
 from prunesearch.studies.measurements import Measurement
 from prunesearch.studies.selection import SelectionCriteria
+from tests.support.texts import hellaswag_rows, write_lines
 
 OPTIONS = RunOptions(trials=8, study="s", device="cpu")
 
@@ -258,6 +259,27 @@ def test_a_task_is_measured_on_the_documents_after_those_of_the_search(
     assert -sum(held_out.per_document) / 6 == pytest.approx(held_out.value)
 
 
+def test_documents_that_confirmed_the_winner_are_not_held_out(
+    here: Path, tiny_folder: Path
+) -> None:
+    rows = hellaswag_rows(200)
+    documents = write_lines(here / "documents.jsonl", rows)
+    values = {"model": str(tiny_folder), "drop": "2", "task": "hellaswag", "limit": 8}
+    recipe = Recipe(**values, task_data=str(documents), population=4)
+    options = OPTIONS.model_copy(update={"confirm": 0.9})
+    run_stages("search", Request(options, (recipe,)))
+    made = selection.recommendation_of(optuna.load_study(study_name="s", storage=options.storage))
+    assert made is not None and made.confirmed
+    first = 8 + made.further
+    measure(MeasuringRequest(("s",), options, HeldOutOptions(limit=6)))
+    (held_out,) = [m for m in read() if (m.role, m.badge) == ("winner", "held out")]
+    assert held_out.data == f"hellaswag (documents.jsonl) docs {first}-{first + 5}"
+    # They are refused if the user names them, too.
+    seen = write_lines(here / "seen.jsonl", rows[8:first])
+    with pytest.raises(InputError, match=r"of seen\.jsonl|seen\.jsonl\) docs"):
+        measure(MeasuringRequest(("s",), options, HeldOutOptions(documents=str(seen))))
+
+
 @pytest.mark.parametrize(
     ("search", "baseline"),
     [
@@ -301,6 +323,10 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     shutil.copy(prose, copy)
     with pytest.raises(InputError, match=r"4 of 8 sequences or requests of copy\.txt"):
         measure(replace(REQUEST, held_out=HeldOutOptions(text=str(copy), tokens=256)))
+    # The text is not the one that was searched on.
+    copy.write_text(prose.read_text()[100:])
+    with pytest.raises(StudyError, match=r"copy\.txt' are not those that study 's' searched on"):
+        measure(replace(REQUEST, location={"calibration": str(copy)}))
     # The model has moved, and another one is there.
     with pytest.raises(StudyError, match="is not the one that study 's' searched"):
         other = here / "other"

@@ -137,6 +137,40 @@ def test_winners_that_cannot_be_compared_are_named(studies: Studies) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "metric", "reason", "tested"),
+    [
+        (
+            {"kl_top": 16},
+            "kl",
+            "one has the KL over all tokens and one over the 16 likeliest",
+            False,
+        ),
+        ({"score_weights": {"size": 5.0}}, "kl", "the weights of their scores differ", True),
+        ({"name": "kl=1,perplexity=2"}, "mix", "their mixes are kl and kl=1,perplexity=2", False),
+    ],
+)
+def test_metrics_of_one_name_that_differ_are_not_compared(
+    studies: Studies, changes: dict[str, object], metric: str, reason: str, tested: bool
+) -> None:
+    losses = RNG.random(30)
+    for name, dropped in (("a", 0), ("b", 1)):
+        study = studies.add(name, [trial(dropped, 0.3, params=100)])
+        measure(study, losses + dropped)
+        stored = json.loads(study.user_attrs["recipe"])
+        if name == "b":
+            stored["objective"] |= changes
+        study.set_user_attr("recipe", json.dumps(stored))
+        study.set_user_attr("dense", json.dumps({"metric": metric, "metrics": {metric: 0.0}}))
+    found = studies.compare("a", "b")
+    (note,) = found.notes
+    assert reason in note
+    assert found.studies[0].best_at_equal is None
+    assert bool(found.tests) is tested
+    if not tested:
+        assert reason in found.untested[0].reason
+
+
 def test_studies_of_different_models_are_refused_unless_asked_for(studies: Studies) -> None:
     studies.add("a", [trial(0, 0.3)])
     studies.identify(studies.add("b", [trial(1, 0.4)]), **{"model content": "n" * 64})

@@ -56,6 +56,18 @@ def test_a_measurement_is_read_as_it_was_stored(url: str) -> None:
     assert measurements.of_role([first, second], "dense") == (dense,)
 
 
+def test_another_checkpoint_of_a_candidate_is_measured_again(url: str) -> None:
+    study = optuna.load_study(storage=url, study_name="s")
+    first = dataclasses.replace(WINNER, role="healed", checkpoint="a" * 64)
+    second = dataclasses.replace(first, checkpoint="b" * 64, value=0.2)
+    measurements.add(study, first)
+    assert measurements.has(study, first)
+    assert not measurements.has(study, second)
+    measurements.add(study, second)
+    (kept,) = measurements.read(url, "s")
+    assert (kept.value, kept.checkpoint) == (0.2, "b" * 64)
+
+
 def test_measuring_the_same_again_replaces(url: str) -> None:
     study = optuna.load_study(storage=url, study_name="s")
     measurements.add(study, WINNER)

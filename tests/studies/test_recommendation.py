@@ -1,6 +1,7 @@
 """What a study holds of the decision which of its trials is the best."""
 
 import json
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -14,6 +15,7 @@ from prunesearch.studies.recommendation import (
     STANDARD_ERROR_ATTR,
     Recommendation,
     ScoredFinalist,
+    confirming_documents,
     read_recommendation,
     store_recommendation,
 )
@@ -89,6 +91,17 @@ def test_it_holds_for_its_own_trials_only() -> None:
     stored = {RECOMMENDATION_ATTR: json.dumps(to_json(MADE))}
     assert read_recommendation(stored, 3) == MADE
     assert read_recommendation(stored, 4) is None
+
+
+def test_documents_that_confirmed_stay_known_after_further_trials() -> None:
+    stored = {RECOMMENDATION_ATTR: json.dumps(to_json(replace(MADE, further=401, tasks=2)))}
+    assert confirming_documents(stored) == 201
+    assert confirming_documents({}) == 0
+    # Earlier versions did not store the number of tasks.
+    values = to_json(MADE)
+    assert isinstance(values, dict)
+    del values["tasks"]
+    assert confirming_documents({RECOMMENDATION_ATTR: json.dumps(values)}) == 400
 
 
 def test_the_interval_is_that_of_further_documents_or_of_the_posterior() -> None:
