@@ -22,7 +22,8 @@ def split(path: Path, search: int, held_out: int, folder: Path) -> tuple[Path, t
         folder: folder of the two files.
 
     Raises:
-        SystemExit: the file has too few documents.
+        SystemExit: the file has too few documents, or the studies of the folder were searched on
+            others.
     """
     with open_text(path) as file:
         lines = [line for line in file if line.strip()]
@@ -32,6 +33,7 @@ def split(path: Path, search: int, held_out: int, folder: Path) -> tuple[Path, t
             "--search-documents or --documents"
         )
     searched = folder / f"search-{search}.jsonl"
+    _refuse_other(searched, lines[:search])
     _write(searched, lines[:search])
     end = search + held_out
     parts = []
@@ -40,6 +42,22 @@ def split(path: Path, search: int, held_out: int, folder: Path) -> tuple[Path, t
         parts.append(folder / f"held-out-{start}-{stop - 1}.jsonl")
         _write(parts[-1], lines[start:stop])
     return searched, tuple(parts)
+
+
+def _refuse_other(searched: Path, lines: Sequence[str]) -> None:
+    """Refuse a folder whose studies were searched on other documents.
+
+    The winners of these studies would be scored on documents that their search has seen.
+
+    Raises:
+        SystemExit: the folder has other documents of a search.
+    """
+    for earlier in searched.parent.glob("search-*.jsonl"):
+        if earlier.name != searched.name or earlier.read_text() != "".join(lines):
+            raise SystemExit(
+                f"the studies of {searched.parent} were searched on {earlier.name}, and other "
+                "documents are asked for: take another --folder"
+            )
 
 
 def _write(path: Path, lines: Sequence[str]) -> None:

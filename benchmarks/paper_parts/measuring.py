@@ -257,7 +257,8 @@ def _measure_healed(experiment: Experiment, session: Session, job: Job) -> None:
     candidate = LayerSubset.parse(job.dropped, experiment.n_layers)
     folder = experiment.folder / "heals"
     folder.mkdir(exist_ok=True)
-    name = hashlib.sha256(f"{candidate.text} {recipe.model_dump_json()}".encode()).hexdigest()[:16]
+    healing = f"{experiment.model} {candidate.text} {recipe.model_dump_json()}"
+    name = hashlib.sha256(healing.encode()).hexdigest()[:16]
     with weights_restored(loaded, [candidate], recipe.target_modules):
         report = heal(loaded, candidate, recipe, folder / name)
         for part in todo:

@@ -69,7 +69,6 @@ _SMOKE: dict[str, Any] = {
     "documents": 5,
     "heal_window": 32,
     "turns": 2,
-    "workers": 2,
 }
 
 

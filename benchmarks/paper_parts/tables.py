@@ -131,7 +131,8 @@ def _tests(comparisons: Sequence[Comparison]) -> str:
         )
     said = (
         "Sign-flip tests on the same held-out documents. A document's value is the share of seeds "
-        "that answer it rightly. Holm's correction is over all rows of this table."
+        "that answer it rightly. So the tests compare these winners; that other seeds would give other "
+        "winners is not part of them. Holm's correction is over all rows of this table."
     )
     return f"{table(head, body)}\n{said}\n"
 

@@ -4,14 +4,19 @@ All blocks of the models here are equal, so the time depends on the number alone
 run each; here each model is timed several times, and the mean has its standard error.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock
 
 from benchmarks.paper_parts.comparison import Spread
 from benchmarks.paper_parts.experiment import Experiment
 from benchmarks.support.speed import time_candidates
 from prunesearch.cache.files import replaced_file
 from prunesearch.candidate import LayerSubset
+from prunesearch.execution.latency import machine
 from prunesearch.pipeline.session import Session
 
 
@@ -29,10 +34,25 @@ class Times:
 
 
 def measure_times(session: Session, experiment: Experiment) -> dict[int, Times]:
-    """Time the dense model, 0, and the model without the last k blocks, for each k. Times that were
-    measured before are read.
+    """Time the dense model, 0, and the model without the last k blocks, for each k.
+
+    Times of the same model on the same machine that were measured before are read. One process
+    measures, and others wait for it.
     """
-    path = experiment.folder / f"times-{experiment.window}-{experiment.turns}.json"
+    path = experiment.folder / f"times-{_digest(session, experiment)}.json"
+    with FileLock(f"{path}.lock"):
+        return _measured(session, experiment, path)
+
+
+def _digest(session: Session, experiment: Experiment) -> str:
+    """Return the digest of what times depend on."""
+    loaded = session.loaded
+    facts = [loaded.fingerprint, machine(loaded.model), experiment.window, experiment.turns]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _measured(session: Session, experiment: Experiment, path: Path) -> dict[int, Times]:
+    """Read times from a file, or measure them."""
     if path.exists():
         stored = json.loads(path.read_text())
         known = {int(k): _read(times) for k, times in stored.items()}

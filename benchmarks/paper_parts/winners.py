@@ -59,18 +59,24 @@ def read_trace(study: PaperStudy) -> Trace:
 
     Raises:
         StudyError: it does not exist.
-        RunError: it has no result.
+        SystemExit: it has more evaluations than are asked for.
     """
     data = read_study(study.options.storage, study.name)
     done = tuple(trial for trial in data.trials if trial.state in ("complete", "pruned"))
     best = data.best()
     assert best is not None, f"study {study.name} has no result"
+    # A longer search must not stand beside shorter ones.
+    if len(done) > study.trials:
+        raise SystemExit(
+            f"study {study.name} has {len(done)} evaluations, and {study.trials} are asked for: "
+            "take as many --trials, or another --folder"
+        )
     return Trace(study, data, done, best, sum(map(seconds_of, done)))
 
 
 def seconds_of(trial: TrialData) -> float:
     """Return the time of a trial's scoring, also if the score came from the cache."""
-    return trial.figure("saved_seconds") or trial.figure("seconds") or 0.0
+    return (trial.figure("saved_seconds") or 0.0) + (trial.figure("seconds") or 0.0)
 
 
 def kl_ranking(session: Session, experiment: Experiment) -> list[int]:

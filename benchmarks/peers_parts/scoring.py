@@ -1,11 +1,13 @@
 """Scores fixed candidates by a published protocol, through the cache."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.peers_parts.candidates import Fixed
+from benchmarks.peers_parts.published import DENSE
 from prunesearch import events
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.evaluation.engine import LocalEngine
@@ -13,6 +15,9 @@ from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.next_token_loss import loss_objective
 from prunesearch.objectives.protocol_windows import FULL_TEXT, read_protocol
 from prunesearch.objectives.protocols import protocol_of
+
+_SAME_LOSS = 0.02
+"""Largest difference of loss from the published dense model, in nats per token."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Scored:
         share_left: share of the parameters that stays.
         perplexity, stderr: perplexity, and its standard error over windows.
         published: the published perplexity; None without.
-        comparable: whether the text is the published one.
+        comparable: whether the text and the dense model are the published ones.
         said: what to know about the row.
     """
 
@@ -51,6 +56,16 @@ class Scored:
         return asdict(self)
 
 
+def _other_weights(perplexity: float, published: float) -> str:
+    """Return why a dense model is not the published one; empty if it may be.
+
+    Fine-tuned models have the shape of their base model, and another perplexity.
+    """
+    if abs(math.log(perplexity / published)) <= _SAME_LOSS:
+        return ""
+    return f"not comparable: the dense model has {perplexity:.2f}, and {published:.2f} is published"
+
+
 def score(
     loaded: LoadedModel,
     cache: EvaluationCache,
@@ -74,6 +89,7 @@ def score(
     comparable = read.text == FULL_TEXT and len(windows_BL) == len(read.windows_BL)
     engine = LocalEngine(loaded, loss_objective(loaded, windows_BL), cache)
     rows = []
+    other = ""  # why the weights are not the published ones
     for fixed in candidates:
         (evaluation,) = engine.evaluate_now([fixed.candidate])
         said = fixed.note
@@ -85,6 +101,10 @@ def score(
             published = fixed.published[0 if protocol.startswith("wikitext2") else 1]
             if not comparable:
                 said = f"{said or read.text}, {len(windows_BL)} windows: not comparable"
+            elif fixed.method == DENSE and published is not None:
+                other = _other_weights(perplexity, published)
+        if other:
+            said = f"{said}; {other}" if said else other
         rows.append(
             Scored(
                 protocol,
@@ -95,7 +115,7 @@ def score(
                 perplexity,
                 evaluation.stderr.get("perplexity"),
                 published,
-                comparable,
+                comparable and not other,
                 said,
             )
         )

@@ -51,7 +51,7 @@ def read_protocol(
     """
     # Read the rows that the protocol names.
     rows = _from_hub(protocol.text) if data is None else _from_file(Path(data), protocol.text)
-    rows = rows[: protocol.text.rows]
+    found, rows = len(rows), rows[: protocol.text.rows]
     # Join and tokenise them, and cut the tokens into windows without a remainder.
     ids = _encode(protocol, tokenizer, protocol.separator.join(rows))
     count = len(ids) // protocol.window
@@ -63,7 +63,9 @@ def read_protocol(
             f"{protocol.window}: give more text, or a protocol with shorter windows"
         )
     windows_BL = torch.tensor(ids[: count * protocol.window]).view(count, protocol.window)
-    return ProtocolWindows(protocol, windows_BL, len(rows), len(ids), _described(protocol, rows))
+    return ProtocolWindows(
+        protocol, windows_BL, len(rows), len(ids), _described(protocol, rows, found)
+    )
 
 
 def _encode(protocol: Protocol, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -75,13 +77,22 @@ def _encode(protocol: Protocol, tokenizer: PreTrainedTokenizerBase, text: str) -
     return ids
 
 
-def _described(protocol: Protocol, rows: list[str]) -> str:
-    """Say whether the rows are the text of the protocol."""
+def _described(protocol: Protocol, rows: list[str], found: int) -> str:
+    """Say whether the rows are the text of the protocol.
+
+    Args:
+        protocol: the protocol.
+        rows: the rows that are read.
+        found: number of rows of the file.
+    """
     text = protocol.text
     if text.replaced and any(text.replaced in row for row in rows):
         return f"another version of the text, in which rare words are {text.replaced}"
     if len(rows) < text.rows:
         return f"{len(rows)} of {text.rows} rows"
+    # The protocols read the whole test split of WikiText-2, and the first rows of a file of C4.
+    if text.lines_are_rows and found > text.rows:
+        return f"another text: it has {found} rows, and the published one {text.rows}"
     return FULL_TEXT
 
 

@@ -3,13 +3,13 @@
 Perplexities of two papers can be compared only if text, joining, special tokens and windows are the
 same. Each protocol is that of published code:
 
-* ``wikitext2-2048``: GPTQ (datautils.py, llama.py), SparseGPT, Wanda and FLAP (lib/data.py,
+* ``wikitext2-2048``: GPTQ (datautils.py, llama.py), SparseGPT and Wanda (lib/data.py,
   lib/eval.py). The joined text is tokenised as the tokenizer does it by default, so a tokenizer
   that adds BOS adds it once, before the first window.
 * ``wikitext2-4096``, ``wikitext2-8192``: EvoPress and Týr-the-Pruner (src/data_utils.py). No
   special tokens. EvoPress takes 4,096 for Llama 2 and 8,192 else, and Týr takes 4,096.
-* ``c4-2048``: the first four again. Documents are joined by one space, with special tokens, and the
-  text ends after 256 windows.
+* ``c4-2048``: SparseGPT, and GPTQ with ``--new-eval``. Documents are joined by one space, with
+  special tokens, and the text ends after 256 windows.
 * ``c4-4096``, ``c4-8192``: EvoPress. Documents are joined by two newlines, without special tokens.
 
 All of them cut the tokens into windows that do not overlap, leave out the remainder, and predict
@@ -94,12 +94,11 @@ class Protocol:
     most_windows: int | None = None
 
 
-_ONE_SHOT = "GPTQ, SparseGPT, Wanda, FLAP"
 _TABLE = (
-    Protocol("wikitext2-2048", WIKITEXT2, 2048, "\n\n", True, _ONE_SHOT),
+    Protocol("wikitext2-2048", WIKITEXT2, 2048, "\n\n", True, "GPTQ, SparseGPT, Wanda"),
     Protocol("wikitext2-4096", WIKITEXT2, 4096, "\n\n", False, "EvoPress (Llama 2), Týr"),
     Protocol("wikitext2-8192", WIKITEXT2, 8192, "\n\n", False, "EvoPress"),
-    Protocol("c4-2048", C4, 2048, " ", True, _ONE_SHOT, most_windows=256),
+    Protocol("c4-2048", C4, 2048, " ", True, "SparseGPT, GPTQ --new-eval", most_windows=256),
     Protocol("c4-4096", C4, 4096, "\n\n", False, "EvoPress (Llama 2)"),
     Protocol("c4-8192", C4, 8192, "\n\n", False, "EvoPress"),
 )

@@ -9,6 +9,7 @@ from benchmarks.paper_parts.measuring import TOGETHER, Job, Measured, _groups, j
 from benchmarks.paper_parts.methods import METHODS
 from prunesearch.analysis.intervals import standard_error
 from prunesearch.candidate import LayerSubset
+from tests.support.texts import hellaswag_rows, write_lines
 
 
 def job(dropped: str) -> Job:
@@ -61,6 +62,20 @@ def test_the_held_out_documents_come_in_parts(
     # More documents leave the parts that are full as they are, so their measurements hold.
     _, more = documents.split(everything, 2, 10, tmp_path)
     assert more[:2] == parts[:2]
+
+
+def test_a_folder_keeps_to_the_documents_of_its_searches(tmp_path: Path) -> None:
+    everything = write_lines(tmp_path / "all.jsonl", hellaswag_rows(10))
+    others = write_lines(tmp_path / "others.jsonl", hellaswag_rows(12)[2:])
+    folder = tmp_path / "run"
+    folder.mkdir()
+    documents.split(everything, 4, 2, folder)
+    # The winners of these searches would be scored on documents that they have seen.
+    for path, search in ((everything, 2), (others, 4)):
+        with pytest.raises(SystemExit, match=r"searched on search-4\.jsonl, and other"):
+            documents.split(path, search, 2, folder)
+    searched, _ = documents.split(everything, 4, 6, folder)
+    assert [path.name for path in folder.glob("search-*")] == [searched.name]
 
 
 def test_the_parts_of_a_measurement_make_one() -> None:

@@ -130,6 +130,16 @@ def test_only_the_first_documents_of_c4_are_read(tmp_path: Path) -> None:
     assert len(read.windows_BL) == (1100 * 4 + 1099) // 8
 
 
+def test_a_longer_raw_file_is_another_split(tmp_path: Path) -> None:
+    protocol, tokenizer = small("wikitext2", 16, "\n\n", False, None), byte_tokenizer()
+    path = tmp_path / "wiki.train.raw"
+    path.write_text("a line\n" * 4359)
+    read = read_protocol(protocol, tokenizer, str(path))
+    assert read.text == "another text: it has 4359 rows, and the published one 4358"
+    path.write_text("a line\n" * 4358)
+    assert read_protocol(protocol, tokenizer, str(path)).text == FULL_TEXT
+
+
 def test_the_hubs_rows_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
@@ -199,7 +209,7 @@ def test_evaluate_measures_a_protocol_through_the_cache(
     assert found["stderr"].keys() == {"perplexity", "cross_entropy"}
     assert found["protocol"] == {
         "name": "wikitext2-2048",
-        "papers": "GPTQ, SparseGPT, Wanda, FLAP",
+        "papers": "GPTQ, SparseGPT, Wanda",
         "windows": len(ids) // 2048,
         "window": 2048,
         "rows": 360,
