@@ -10,6 +10,7 @@ from shlex import quote
 from prunesearch.cache.location import CacheLocation
 from prunesearch.config.run_options import RunOptions
 from prunesearch.errors import StorageError, StudyError
+from prunesearch.report.current_measurements import current
 from prunesearch.report.figures.report_data import ReportData
 from prunesearch.runtime.masking import STORAGE_VARIABLE, command
 from prunesearch.studies import cache_use, measurements
@@ -41,7 +42,7 @@ def read_report(
         _refuse_other_models(studies)
     measured = {}
     for study in studies:
-        measured[study.name] = measurements.read(storage, study.name)
+        measured[study.name] = current(study, measurements.read(storage, study.name))
     return ReportData(studies, datetime.now(UTC), measured, _statistics(cache, storage))
 
 

@@ -12,7 +12,8 @@ from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData
 
 _MIX = "mix"  # metric of a weighted sum of objectives
-_SAME_SIZE = 0.005  # largest difference of two winners' parameters, as a share of the larger
+SAME_SIZE = 0.005
+"""Largest difference of the parameters of two winners of one budget, as a share of the larger."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def budget_difference(first: StudyData, second: StudyData) -> str | None:
         if size is not None:
             sizes.append(size)
     if len(sizes) == 2:
-        if abs(sizes[0] - sizes[1]) <= _SAME_SIZE * max(sizes):
+        if abs(sizes[0] - sizes[1]) <= SAME_SIZE * max(sizes):
             return None
         kept = f"keep {int(sizes[0]):,} and {int(sizes[1]):,} parameters"
         return f"their budgets are {one} and {other}: the winners {kept}"

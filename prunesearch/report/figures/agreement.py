@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunesearch.analysis.drops import Agreement, agreement
 from prunesearch.analysis.paired import holm
@@ -70,12 +71,16 @@ def figure(report: ReportData) -> Figure | None:
     )
 
 
-def _best_share_U(studies: Sequence[StudyData]) -> np.ndarray:
+def _best_share_U(studies: Sequence[StudyData]) -> NDArray[np.float64]:
     """Return how much the best candidate of some studies drops of each unit."""
-    best = min(
-        studies, key=lambda study: study.losses(study.ranked()[0])[0] if study.ranked() else np.inf
-    )
-    return np.asarray(best.dropped_shares(best.ranked()[:1])[0])
+    losses: list[float] = []
+    shares: list[NDArray[np.float64]] = []
+    for study in studies:
+        best = study.best()
+        assert best is not None, "studies without a finished trial are left out"
+        losses.append(study.losses(best)[0])
+        shares.append(study.dropped_shares([best])[0])
+    return shares[int(np.argmin(losses))]
 
 
 def _panel(together: ComparableStudies, kind: UnitKind, names: dict[str, str]) -> Panel:

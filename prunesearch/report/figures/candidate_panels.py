@@ -226,10 +226,25 @@ def _dense_rule(study: StudyData, log_y: bool) -> tuple[Rule, ...]:
 
 
 def hypervolume_panel(group: PooledStudies, names: dict[str, str]) -> list[Panel]:
-    """Return the panel of the hypervolume after each evaluation; none without Pareto studies."""
-    studies = [study for study in group.studies if study.is_pareto]
-    if not studies:
-        return []
+    """Return the panels of the hypervolume after each evaluation; none without Pareto studies.
+
+    Studies against the size have another panel than those against the latency.
+    """
+    by_values: dict[tuple[str, ...], list[StudyData]] = {}
+    for study in group.studies:
+        if study.is_pareto:
+            by_values.setdefault(study.value_names, []).append(study)
+    panels = []
+    for value_names, studies in by_values.items():
+        title = joined(group.title, "hypervolume")
+        if len(by_values) > 1:
+            title += f" of {' and '.join(value_names)}"
+        panels.append(_hypervolume(studies, title, names))
+    return panels
+
+
+def _hypervolume(studies: Sequence[StudyData], title: str, names: dict[str, str]) -> Panel:
+    """Return the panel of the hypervolume of studies with the same values."""
     # 1. Scale the losses of all candidates to a box of side 1, so that studies can be compared.
     losses = []
     for study in studies:
@@ -252,11 +267,6 @@ def hypervolume_panel(group: PooledStudies, names: dict[str, str]) -> list[Panel
                 style=style_of(study.sampler),
             )
         )
-    return [
-        Panel(
-            joined(group.title, "hypervolume"),
-            "evaluations",
-            "hypervolume (share of the box of all candidates)",
-            tuple(content),
-        )
-    ]
+    return Panel(
+        title, "evaluations", "hypervolume (share of the box of all candidates)", tuple(content)
+    )

@@ -9,7 +9,9 @@ from prunesearch.analysis.intervals import NORMAL_REACH, half_width, reach_of, s
 from prunesearch.analysis.paired import PairedTest, holm, paired_test
 from prunesearch.report.figures.figure import SEARCHED_ON
 from prunesearch.report.figures.groups import ComparableStudies, StudyGroup
-from prunesearch.report.figures.measured_names import latest, name_of, style_of_role
+from prunesearch.report.figures.measured_names import name_of, style_of_role
+from prunesearch.report.figures.measured_together import measured_together
+from prunesearch.report.removals import Removal
 from prunesearch.studies.measurements import BASELINE, Badge, Measurement
 from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData, TrialData
@@ -84,22 +86,19 @@ def measured(
     studies: Sequence[StudyData],
     names: Mapping[str, str],
 ) -> list[ModelComparison]:
-    """Return the comparisons of measured models: one for each data and metric.
+    """Return the comparisons of measured models: one for each budget, data and metric.
 
     Args:
         measurements: measurements by the name of the study.
         studies: studies of the report.
         names: short name of each study.
     """
-    found: dict[tuple[str, str, str], list[tuple[StudyData, Measurement]]] = {}
-    for study, made in latest(measurements, studies):
-        key = study.model_content, made.data_content, made.metric
-        found.setdefault(key, []).append((study, made))
     comparisons = []
-    for pairs in found.values():
-        first = pairs[0][1]
-        entries = _entries(pairs, names, len(studies) > 1)
-        comparisons.append(_compare(first.data, first.metric, first.badge, entries))
+    found = measured_together(measurements, studies)
+    for together in found:
+        first = together.first
+        entries = _entries(together.pairs, names, len(studies) > 1)
+        comparisons.append(_compare(together.title(found), first.metric, first.badge, entries))
     return comparisons
 
 
@@ -107,10 +106,8 @@ def _entries(
     pairs: Sequence[tuple[StudyData, Measurement]], names: Mapping[str, str], several: bool
 ) -> list[ComparedModel]:
     """Return an entry for each model. Baselines with several candidates are a mean."""
-    by_name: dict[str, list[tuple[StudyData, Measurement]]] = {}
-    for study, made in pairs:
-        by_name.setdefault(name_of(made, names[study.name], several), []).append((study, made))
     entries = []
+    by_name = _by_name(pairs, names, several)
     for name, same in by_name.items():
         study, made = same[0]
         error = _error_of([each for _, each in same])
@@ -130,6 +127,20 @@ def _entries(
             )
         )
     return entries
+
+
+def _by_name(
+    pairs: Sequence[tuple[StudyData, Measurement]], names: Mapping[str, str], several: bool
+) -> dict[str, list[tuple[StudyData, Measurement]]]:
+    """Return measurements by their displayed name. Only baselines may have several of one name."""
+    shown = [name_of(made, names[study.name], several) for study, made in pairs]
+    found: dict[str, list[tuple[StudyData, Measurement]]] = {}
+    for name, (study, made) in zip(shown, pairs, strict=True):
+        # Checkpoints of several candidates are told apart by what they drop.
+        if shown.count(name) > 1 and not made.role.startswith(BASELINE):
+            name = f"{name}, {Removal.of(made.candidate).phrase}"
+        found.setdefault(name, []).append((study, made))
+    return found
 
 
 def _error_of(made: Sequence[Measurement]) -> float | None:

@@ -118,7 +118,8 @@ class Panel:
         log_x, log_y: whether an axis is logarithmic. Its values must be positive.
         y_range: ends of the vertical axis; None to fit the values.
         bars: how bars at the same position are placed.
-        categories: order of the categories on the horizontal axis; empty for numbers.
+        categories: order of the categories on the horizontal axis; empty for numbers, and for the
+            order of the series.
     """
 
     title: str
@@ -136,6 +137,18 @@ class Panel:
     def series(self) -> tuple[Series, ...]:
         """The series of the panel."""
         return tuple(part for part in self.content if isinstance(part, Series))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names on the horizontal axis in their order; empty for numbers."""
+        if self.categories:
+            return self.categories
+        found: dict[str, None] = {}
+        for series in self.series:
+            for place in series.x:
+                if isinstance(place, str):
+                    found[place] = None
+        return tuple(found)
 
     @property
     def heatmap(self) -> Heatmap | None:

@@ -1,14 +1,16 @@
 """Studies that belong together: those that differ in their seed, and those that can be compared."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from prunesearch.objectives.registry import REGISTRY
 from prunesearch.report.figures.styles import style_of
 from prunesearch.runtime.json_values import Json
 from prunesearch.studies.study_data import StudyData
 
 _SEED = "seed"
+_KL_TOP = "kl_top"
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,25 @@ def groups_of(studies: Sequence[StudyData]) -> tuple[StudyGroup, ...]:
         found.setdefault(_settings_key(study), []).append(study)
     # 2. Groups of one algorithm get the settings in which they differ as a label.
     groups = []
-    for members in found.values():
-        first = members[0]
-        alike = [other[0] for other in found.values() if other[0].sampler == first.sampler]
-        label = first.sampler + _differences(first, alike)
-        groups.append(StudyGroup(label, first.sampler, style_of(first.sampler), tuple(members)))
+    labels = _labels([members[0] for members in found.values()])
+    for label, members in zip(labels, found.values(), strict=True):
+        sampler = members[0].sampler
+        groups.append(StudyGroup(label, sampler, style_of(sampler), tuple(members)))
     return tuple(groups)
+
+
+def _labels(firsts: Sequence[StudyData]) -> list[str]:
+    """Return the labels of groups, each from one of its studies."""
+    cut, whole = [], []
+    for first in firsts:
+        alike = [other for other in firsts if other.sampler == first.sampler]
+        cut.append(first.sampler + _differences(first, alike, _brief))
+        whole.append(first.sampler + _differences(first, alike, _whole))
+    # Values that begin with the same letters are not cut.
+    labels = []
+    for short, long in zip(cut, whole, strict=True):
+        labels.append(short if cut.count(short) == 1 else long)
+    return labels
 
 
 def comparable(studies: Sequence[StudyData]) -> tuple[ComparableStudies, ...]:
@@ -94,6 +109,7 @@ def _facts(study: StudyData) -> tuple[str, ...]:
         study.model_content or study.model_name,
         study.data_content,
         ", ".join(study.value_names),
+        metric_settings(study, study.metric),
         study.recipe.search.removed,
         ", ".join(study.units),
     )
@@ -105,9 +121,31 @@ def _shown_facts(study: StudyData) -> tuple[str, ...]:
         study.model_name,
         f"data {study.data_content[:6]}",
         study.metric_label,
+        metric_settings(study, study.metric),
         f"removing {study.recipe.search.removed}",
         f"chosen among {len(study.units)}",
     )
+
+
+def metric_settings(study: StudyData, metric: str) -> str:
+    """Return the settings of a metric that its name does not tell, such as ``kl_top 512``.
+
+    Values with different settings cannot be compared. It is empty for a metric without settings.
+
+    Args:
+        study: study whose recipe has the settings.
+        metric: name of the metric, which need not be the one that was searched.
+    """
+    objective = study.recipe.objective
+    words = []
+    is_mix = objective.is_mix and metric == study.metric
+    if is_mix:
+        words.append(objective.name)
+    # KL and top-k KL have one name.
+    takes_top = [entry.metric for entry in REGISTRY.entries() if _KL_TOP in entry.options]
+    if objective.kl_top is not None and (is_mix or metric in takes_top):
+        words.append(f"{_KL_TOP} {objective.kl_top}")
+    return ", ".join(words)
 
 
 def _settings_key(study: StudyData) -> str:
@@ -115,13 +153,21 @@ def _settings_key(study: StudyData) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def _differences(study: StudyData, others: Sequence[StudyData]) -> str:
-    """Return the settings of a study in which others differ, such as `` (encoding keys)``."""
+def _differences(
+    study: StudyData, others: Sequence[StudyData], shown: Callable[[Json], str]
+) -> str:
+    """Return the settings of a study in which others differ, such as `` (encoding keys)``.
+
+    Args:
+        study: the study.
+        others: studies of the same algorithm.
+        shown: function that returns the text of a value.
+    """
     words = []
     for name, value in study.identity.items():
         values = {json.dumps(other.identity.get(name), sort_keys=True) for other in others}
         if name != _SEED and len(values) > 1:
-            words.append(f"{name} {_brief(value)}")
+            words.append(f"{name} {shown(value)}")
     return f" ({', '.join(words)})" if words else ""
 
 
@@ -129,4 +175,9 @@ def _brief(value: Json) -> str:
     """Return a setting in few letters. Digests are cut."""
     if isinstance(value, str):
         return value[:12]
-    return json.dumps(value)[:24]
+    return _whole(value)[:24]
+
+
+def _whole(value: Json) -> str:
+    """Return a setting as text."""
+    return value if isinstance(value, str) else json.dumps(value)

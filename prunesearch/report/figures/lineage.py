@@ -66,6 +66,8 @@ def shown_trial(study: StudyData) -> TrialData | None:
     value scaled by their distance: I. Das, "On characterizing the 'knee' of the Pareto curve",
     Struct. Optim. 18, 1999.
     """
+    if not study.is_pareto:
+        return study.best()
     front = study.front()
     if not front:
         return None

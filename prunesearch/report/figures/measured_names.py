@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from prunesearch.algorithms.registry import REGISTRY
+from prunesearch.report.figures.groups import metric_settings
 from prunesearch.report.figures.styles import style_of
 from prunesearch.studies.measurements import BASELINE, Measurement
 from prunesearch.studies.study_data import StudyData
@@ -60,12 +61,15 @@ def latest(
     """Return the measurements of the studies in the order of lists, each thing once.
 
     The dense model and the baselines may be measured once for each study. If candidate, role, data
-    and metric are equal, the latest measurement is kept.
+    and metric with its settings are equal, the latest measurement is kept.
     """
     found: dict[tuple[str, ...], tuple[StudyData, Measurement]] = {}
     for study in studies:
         for made in measurements.get(study.name, ()):
-            key: tuple[str, ...] = (made.role, made.candidate, made.data_content, made.metric)
+            settings = metric_settings(study, made.metric)
+            key: tuple[str, ...] = (
+                made.role, made.candidate, made.data_content, made.metric, settings,
+            )  # fmt: skip
             # What was made of a winner belongs to its study.
             if made.role != "dense" and not made.role.startswith(BASELINE):
                 key = (*key, study.name)

@@ -19,12 +19,14 @@ from prunesearch.report.figures.figure import (
     Panel,
     Series,
 )
+from prunesearch.report.figures.groups import metric_settings
 from prunesearch.report.figures.measured_names import latest, name_of, style_of_role
 from prunesearch.report.figures.pooled import PooledStudies, pooled, short_names
 from prunesearch.report.figures.registry import FigureEntry, register
 from prunesearch.report.figures.report_data import ReportData
 from prunesearch.report.figures.scales import GIB
 from prunesearch.report.figures.thinning import thinning_note
+from prunesearch.report.figures.units import joined
 from prunesearch.studies.measurements import BASELINE, Badge, Measurement
 from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData, TrialData
@@ -80,6 +82,7 @@ def _is_comparable(study: StudyData, made: Measurement, group: PooledStudies) ->
     first = group.studies[0]
     return (
         (made.data_content, made.metric) == (first.data_content, first.value_names[0])
+        and metric_settings(study, made.metric) == metric_settings(first, made.metric)
         and study.model_content == first.model_content
         and (made.role.startswith(BASELINE) or made.role == "dense")
     )
@@ -89,13 +92,14 @@ def _measured_panels(
     measured: Sequence[tuple[StudyData, Measurement]], names: dict[str, str], several: bool
 ) -> list[Panel]:
     """Return the panels of what was measured on fresh data, one for each data and cost."""
-    by_data: dict[tuple[str, str], list[tuple[StudyData, Measurement]]] = {}
+    by_data: dict[tuple[str, str, str], list[tuple[StudyData, Measurement]]] = {}
     for study, made in measured:
         if made.badge == HELD_OUT and made.metric == study.metric:
-            by_data.setdefault((made.data_content, made.metric), []).append((study, made))
+            key = made.data_content, made.metric, metric_settings(study, made.metric)
+            by_data.setdefault(key, []).append((study, made))
     panels = []
-    for (_, metric), found in by_data.items():
-        label = metric_labels().get(metric, metric)
+    for (_, metric, settings), found in by_data.items():
+        label = joined(metric_labels().get(metric, metric), settings)
         for axis in (SIZE.label, "latency of a prefill, measured (ms)"):
             content = _measured_series(found, axis, names, several)
             # Models of one size need no axis.

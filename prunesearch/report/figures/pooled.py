@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prunesearch.report.figures.groups import metric_settings
 from prunesearch.studies.study_data import StudyData
 
 _LONGEST = 41  # letters of a short name
@@ -48,6 +49,7 @@ def pooled(studies: Sequence[StudyData]) -> tuple[PooledStudies, ...]:
             study.model_content,
             study.data_content,
             study.value_names[0],
+            metric_settings(study, study.metric),
             study.units,
             study.unit_sizes,
         )

@@ -55,7 +55,7 @@ def figure(report: ReportData) -> Figure | None:
     # Losses of different metrics have axes of their own.
     by_label: dict[str, list[WinnerOnBothData]] = {}
     for winner in winners:
-        by_label.setdefault(winner.study.metric_label, []).append(winner)
+        by_label.setdefault(winner.label, []).append(winner)
     panels: list[Panel] = []
     for same in by_label.values():
         panels += [_loss_panel(same, names), _bias_panel(same)]
@@ -91,7 +91,7 @@ def _loss_panel(winners: Sequence[WinnerOnBothData], names: dict[str, str]) -> P
     return Panel(
         "Loss of the winners",
         "study",
-        f"above the dense model, {winners[0].study.metric_label}",
+        f"above the dense model, {winners[0].label}",
         tuple(content),
         categories=tuple(places),
     )
@@ -124,7 +124,7 @@ def _bias_panel(winners: Sequence[WinnerOnBothData]) -> Panel:
     return Panel(
         "Bias of each algorithm",
         "algorithm",
-        f"fresh \u2212 search data, {winners[0].study.metric_label}",
+        f"fresh \u2212 search data, {winners[0].label}",
         tuple(content),
         rules=(Rule(0.0, "no bias", style=NEUTRAL),),
         categories=tuple(samplers),

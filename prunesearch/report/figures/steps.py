@@ -184,7 +184,10 @@ def _measured(together: ComparableStudies, report: ReportData) -> Panel | None:
             winner = _winner(report, course.study)
             if winner is None or winner.prefill_ms is None:
                 continue
-            x.append(course.improvements[-1] + 1)
+            position = _found_at(course, winner.candidate)
+            if position is None:
+                continue
+            x.append(position + 1)
             y.append(winner.prefill_ms)
             labels.append(
                 f"{course.study.name}: {winner.prefill_ms:.5g} ms, median of "
@@ -207,6 +210,14 @@ def _measured(together: ComparableStudies, report: ReportData) -> Panel | None:
         together.title, "evaluations", "measured latency (ms)", tuple(series), tuple(rules),
         y_range=_from_zero(series, rules),
     )  # fmt: skip
+
+
+def _found_at(course: Course, candidate: str) -> int | None:
+    """Return the position of the first finished trial with a candidate; None without."""
+    for position in course.finished:
+        if course.trials[position].dropped == candidate:
+            return position
+    return None
 
 
 def _winner(report: ReportData, study: StudyData) -> Measurement | None:

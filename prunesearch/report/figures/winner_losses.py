@@ -1,4 +1,8 @@
-"""How much worse than the dense model a winner is, on the search data and on fresh data."""
+"""How much worse than the dense model a winner is, on the search data and on fresh data.
+
+The losses of documents are in the unit of the metric, except for the perplexity. A study that
+searched for it is shown by the cross-entropy, its logarithm, which is the mean of these losses.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +15,9 @@ from prunesearch.analysis.selection_bias import (
     selection_bias,
     true_spread,
 )
+from prunesearch.objectives.registry import metric_labels
 from prunesearch.report.figures.figure import HELD_OUT, SEARCHED_ON
+from prunesearch.studies.document_losses import loss_metric_of
 from prunesearch.studies.measurements import Badge, Measurement
 from prunesearch.studies.study_data import StudyData
 
@@ -51,6 +57,12 @@ class WinnerOnBothData:
     fresh: WinnerLoss
     bias: SelectionBias
     expected: float | None
+
+    @property
+    def label(self) -> str:
+        """Displayed name of the metric that the losses have."""
+        metric = loss_metric_of(self.study.metric)
+        return metric_labels().get(metric, metric)
 
 
 def winner_of(study: StudyData, measurements: Sequence[Measurement]) -> WinnerOnBothData | None:
@@ -107,26 +119,46 @@ def _found(
 
 def _loss(study: StudyData, made: Measurement, dense: Measurement | None) -> WinnerLoss:
     """Return how much worse a measured candidate is than the dense model."""
-    sign = -1.0 if study.more_is_better else 1.0
+    value, error = _signed_loss(study, made.value), _loss_error(study, made.value, made.stderr)
     if dense is None:
-        return WinnerLoss(sign * made.value, made.stderr, made.n, paired=False)
-    difference = sign * (made.value - dense.value)
+        return WinnerLoss(value, error, made.n, paired=False)
+    difference = value - _signed_loss(study, dense.value)
     # Differences on the same documents have the smallest error.
     if made.is_comparable(dense) and len(made.per_document) > 1:
-        error = paired_test(dense.per_document, made.per_document).stderr
-        return WinnerLoss(difference, error, made.n, paired=True)
-    return WinnerLoss(difference, made.stderr, made.n, paired=False)
+        paired_error = paired_test(dense.per_document, made.per_document).stderr
+        return WinnerLoss(difference, paired_error, made.n, paired=True)
+    return WinnerLoss(difference, error, made.n, paired=False)
+
+
+def _is_exponential(study: StudyData) -> bool:
+    """Return whether the metric of a study is the exponential of its losses, as a perplexity is."""
+    return loss_metric_of(study.metric) != study.metric
+
+
+def _signed_loss(study: StudyData, value: float) -> float:
+    """Return a value of the metric as a loss, with the sign that makes less better."""
+    if _is_exponential(study):
+        return math.log(value)
+    return -value if study.more_is_better else value
+
+
+def _loss_error(study: StudyData, value: float, error: float | None) -> float | None:
+    """Return the standard error of a loss from that of the value; None if it is not known."""
+    if error is None or not _is_exponential(study):
+        return error
+    # d log(x) = dx / x
+    return error / value
 
 
 def _trial_loss(study: StudyData, candidate: str) -> WinnerLoss | None:
     """Return how much worse a trial's candidate is than the dense model, as its study has it."""
-    sign = -1.0 if study.more_is_better else 1.0
+    dense = study.dense.get(study.metric)
+    dense_loss = 0.0 if dense is None else _signed_loss(study, dense)
     for trial in study.complete():
         value = trial.figure(study.metric)
         if trial.dropped == candidate and value is not None:
-            dense = study.dense.get(study.metric, 0.0)
-            error = trial.figure(f"{study.metric}_stderr")
-            return WinnerLoss(sign * (value - dense), error, 0, paired=False)
+            error = _loss_error(study, value, trial.figure(f"{study.metric}_stderr"))
+            return WinnerLoss(_signed_loss(study, value) - dense_loss, error, 0, paired=False)
     return None
 
 
@@ -142,7 +174,7 @@ def _expected(study: StudyData, search: WinnerLoss) -> float | None:
     for trial in study.complete():
         value = trial.figure(study.metric)
         if value is not None:
-            scores[trial.dropped] = value
+            scores[trial.dropped] = _signed_loss(study, value)
     if len(scores) < 2:
         return None
     # Two models with equal noise make the difference.

@@ -202,12 +202,7 @@ def _draw_series(
     axes: "Axes", panel: Panel, room: tuple[float, float], handles: "dict[str, Artist]"
 ) -> None:
     # 1. Names on the horizontal axis become whole numbers.
-    names = list(panel.categories)
-    if not names:
-        for series in panel.series:
-            for place in series.x:
-                if isinstance(place, str) and place not in names:
-                    names.append(place)
+    names = panel.names
     places = {name: float(index) for index, name in enumerate(names)}
     # 2. Draw the series. Bars at one position stand side by side or on each other.
     bars = [series for series in panel.series if series.kind == "bars"]

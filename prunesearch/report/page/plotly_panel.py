@@ -305,10 +305,10 @@ def _layout(panel: Panel, heatmap: Heatmap | None) -> JsonObject:
             axis["categoryarray"] = _places(names)
         # The first row of a map is at the top.
         y_axis["autorange"] = "reversed"
-    # Studies and algorithms keep the order of the panel.
-    elif panel.categories:
+    # Names keep the order of the panel. Plotly would read some of them, such as 10-11, as dates.
+    elif panel.names:
         x_axis |= {"type": "category", "categoryorder": "array"}
-        x_axis["categoryarray"] = _places(panel.categories)
+        x_axis["categoryarray"] = _places(panel.names)
     return {
         "xaxis": x_axis,
         "yaxis": y_axis,

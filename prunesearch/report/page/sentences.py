@@ -84,7 +84,8 @@ def _unfinished(study: StudyData) -> list[str]:
     # Partial subsets and lost races count as done: they used an evaluation.
     done, running, failed = len(study.evaluated()), states.count("running"), states.count("fail")
     notes = []
-    if study.asked is not None and done < study.asked:
+    # A search does not make up for failed evaluations, so they count among those it was asked for.
+    if study.asked is not None and done + failed < study.asked:
         text = f"Study {study.name} is half-finished: {done} of {study.asked} evaluations are done"
         if running:
             text += f" and {running} are under way or were left by a search that was stopped"

@@ -1,9 +1,13 @@
 """The comparison of studies and baselines, and the selection bias."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from prunesearch.analysis.paired import paired_test
 from prunesearch.analysis.selection_bias import expected_bias, true_spread
+from prunesearch.config.recipe import Recipe
 from prunesearch.report.figures import comparison, selection_bias
 from prunesearch.report.figures.figure import HELD_OUT, SEARCHED_ON, Cell, Figure
 from prunesearch.report.page.sentences import summary_of
@@ -83,6 +87,92 @@ def test_random_baselines_are_a_mean_with_an_error_over_candidates() -> None:
     row = rows_of(found)["random, mean of 2", HELD_OUT]
     assert (row["value"], row["standard error"]) == (5.0, 1.0)
     assert row["difference of losses"] == pytest.approx(0.9375 + 1.0)
+
+
+def titles_and_entries(figure: Figure) -> list[tuple[str, list[str]]]:
+    """The titles of the panels on fresh data, and the names of what they compare."""
+    found = []
+    for panel in figure.panels:
+        title, is_fresh, _ = panel.title.partition(f" ({HELD_OUT})")
+        if is_fresh:
+            found.append((title, [series.name for series in panel.series]))
+    return found
+
+
+def of_budget(candidate: str, params: int, baseline: str) -> tuple[Measurement, ...]:
+    """Measurements of a winner, the dense model and a baseline."""
+    return (
+        measurement("dense", 2.5, *DENSE, candidate="none"),
+        measurement("winner", 2.9, *GOOD, candidate=candidate, params=params),
+        measurement("baseline:magnitude", 3.9, *BAD, candidate=baseline, params=params),
+    )
+
+
+def test_studies_of_different_budgets_are_compared_apart() -> None:
+    trials = [trial_data(0, "0,1", 0.5)]
+    less, more = study_data("pso-drop1", trials, drop="1"), study_data("pso-drop2", trials)
+    measured = {"pso-drop1": of_budget("0", 90, "1"), "pso-drop2": of_budget("0,1", 80, "1,2")}
+    found = comparison.figure(report_data(less, more, measurements=measured))
+    assert found is not None
+    data = "builtin-held-out"
+    assert titles_and_entries(found) == [
+        (f"{data}, removing 1 block", ["dense", "pruned (drop1)", "magnitude pruning"]),
+        (f"{data}, removing 2 blocks", ["dense", "pruned (drop2)", "magnitude pruning"]),
+    ]
+    # Each is tested against the winner of its own budget.
+    assert found.table is not None
+    columns = [found.table.head.index(name) for name in ("what", "compared with")]
+    tests = {tuple(row[place] for place in columns) for row in found.table.rows}
+    assert ("dense", "pruned (drop1)") in tests and ("dense", "pruned (drop2)") in tests
+
+
+def test_the_winners_decide_the_budget_where_the_amount_is_not_fixed() -> None:
+    fixed = study_data("a", [trial_data(0, "0,1", 0.5, params=1000)])
+    front = study_data(
+        "b", [trial_data(0, "0", 0.5, 2.0)], drop="pareto", sampler="nsga2", maximize=(False,) * 2
+    )
+    data = "builtin-held-out"
+    apart = [
+        f"{data}, removing 2 blocks", f"{data}, removing pareto of blocks, 1,010 parameters kept",
+    ]  # fmt: skip
+    for params, titles in ((1004, [data]), (1010, apart)):
+        measured = {"a": of_budget("0,1", 1000, "1,2"), "b": of_budget("0,2", params, "1,2")}
+        found = comparison.figure(report_data(fixed, front, measurements=measured))
+        assert found is not None
+        assert [title for title, _ in titles_and_entries(found)] == titles
+
+
+def test_kl_and_top_k_kl_are_compared_apart() -> None:
+    full = study_data("a-full", [trial_data(0, "0,1", 0.5, kl=0.5)])
+    recipe = Recipe(model="tiny", search=full.recipe.search, objective={"kl_top": 512})
+    top = replace(full, name="a-top", recipe=recipe)
+    perplexity = measurement("dense", 9.0, candidate="none", metric="perplexity")
+    measured = {name: (*of_budget("0,1", 9, "1,2"), perplexity) for name in ("a-full", "a-top")}
+    found = comparison.figure(report_data(full, top, measurements=measured))
+    assert found is not None
+    assert titles_and_entries(found) == [
+        ("builtin-held-out", ["dense", "pruned (full)", "magnitude pruning"]),
+        # The setting does not change the perplexity.
+        ("builtin-held-out", ["dense"]),
+        ("builtin-held-out, kl_top 512", ["dense", "pruned (top)", "magnitude pruning"]),
+    ]
+    # The values that were searched for are not compared either.
+    assert [panel.title for panel in found.panels[:2]] == [
+        "best of each study (searched on)", "kl_top 512: best of each study (searched on)",
+    ]  # fmt: skip
+
+
+def test_checkpoints_of_different_candidates_are_not_averaged() -> None:
+    found = compared(
+        STUDY,
+        a=(
+            measurement("exported", 2.9, *GOOD, candidate="0,1"),
+            measurement("exported", 3.9, *BAD, candidate="0,2"),
+        ),
+    )
+    assert titles_and_entries(found) == [
+        ("builtin-held-out", ["exported, without 0,1", "exported, without 0,2"])
+    ]
 
 
 def test_algorithms_are_compared_by_the_seeds_that_they_share() -> None:
@@ -168,6 +258,43 @@ def test_an_accuracy_lost_is_a_loss() -> None:
     row = dict(zip(found.table.head, found.table.rows[0], strict=True))
     assert (row["loss on search data"], row["loss on fresh data"]) == (0.25, 0.375)
     assert row["bias"] == 0.125
+
+
+def test_a_perplexity_is_shown_by_the_cross_entropy_of_its_documents() -> None:
+    search = {"badge": "searched on", "data_content": "search data"}
+    trials = [
+        trial_data(0, "0,1", math.e**3.5, perplexity=math.e**3.5),
+        trial_data(1, "0,2", math.e**4, perplexity=math.e**4),
+    ]
+    study = study_data("a", trials, value_names=("perplexity",), dense={"perplexity": math.e**2.5})
+
+    def made(role: str, loss: float, *losses: float, **given: object) -> Measurement:
+        value = math.exp(loss)
+        facts = {"metric": "perplexity", "stderr": 0.2 * value, **given}
+        return measurement(role, value, *losses, **facts)  # type: ignore[arg-type]
+
+    fresh = made("dense", 2.5, *DENSE, candidate="none"), made("winner", 2.9375, *GOOD)
+    again = (
+        made("dense", 2.5, *DENSE, candidate="none", **search),
+        made("winner", 2.9375, *GOOD, **search),
+    )
+    found = selection_bias.figure(report_data(study, measurements={"a": (*fresh, *again)}))
+    assert found is not None and found.table is not None
+    row = dict(zip(found.table.head, found.table.rows[0], strict=True))
+    assert row["loss on search data"] == pytest.approx(0.4375)
+    assert row["loss on fresh data"] == pytest.approx(0.4375)
+    assert row["standard error"] == pytest.approx(paired_test(DENSE, GOOD).stderr)
+    noise = paired_test(DENSE, GOOD).stderr / 2**0.5
+    spread = true_spread([3.5, 4.0], noise)
+    assert row["expected bias"] == pytest.approx(expected_bias(2, noise, spread))
+    assert found.panels[0].y_label == "above the dense model, cross-entropy (nats/token)"
+    # Without losses of documents, the errors are those of the logarithm.
+    alone = (made("winner", 2.9375),)
+    found = selection_bias.figure(report_data(study, measurements={"a": alone}))
+    assert found is not None and found.table is not None
+    row = dict(zip(found.table.head, found.table.rows[0], strict=True))
+    assert (row["loss on search data"], row["loss on fresh data"]) == pytest.approx((1.0, 2.9375))
+    assert row["standard error (fresh)"] == pytest.approx(0.2)
 
 
 def test_a_winner_that_was_not_measured_has_no_bias() -> None:

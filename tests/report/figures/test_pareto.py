@@ -1,7 +1,10 @@
 """Quality against size and latency."""
 
+from dataclasses import replace
+
 import pytest
 
+from prunesearch.config.recipe import Recipe
 from prunesearch.report.figures.candidate_panels import attained
 from prunesearch.report.figures.figure import HELD_OUT, SEARCHED_ON
 from prunesearch.report.figures.pareto import figure
@@ -94,6 +97,46 @@ def test_measured_models_are_beside_the_candidates_or_on_fresh_data() -> None:
     assert list(latency.series[0].x) == [40.0]
     assert found.badges == (SEARCHED_ON, HELD_OUT)
     assert {row[-1] for row in found.table.rows[:8]} == {SEARCHED_ON, HELD_OUT}
+
+
+def test_hypervolumes_of_different_values_have_panels_of_their_own() -> None:
+    size = study_data("m-size", TRIALS, maximize=(False, False))
+    timed = [
+        trial_data(n, str(n), loss, latency, bytes=amount * GIB, latency_ms=latency, kl=loss)
+        for n, (loss, amount, latency) in enumerate(POINTS)
+    ]
+    latency = study_data("m-time", timed, maximize=(False, False), value_names=("kl", "latency_ms"))
+    found = figure(report_data(size, latency))
+    alone = figure(report_data(latency))
+    assert found is not None and alone is not None
+    volumes = [panel for panel in found.panels if "hypervolume" in panel.title]
+    assert [panel.title for panel in volumes] == [
+        "hypervolume of kl and bytes", "hypervolume of kl and latency_ms",
+    ]  # fmt: skip
+    # The box is that of studies with the same values.
+    assert volumes[1].series[0].y == alone.panels[-1].series[0].y
+    assert alone.panels[-1].title == "hypervolume"
+
+
+def test_kl_and_top_k_kl_have_panels_of_their_own() -> None:
+    full = study_data("a-full", [trial_data(0, "0,1", 1.0, bytes=GIB)])
+    recipe = Recipe(model="tiny", search=full.recipe.search, objective={"kl_top": 512})
+    top = replace(full, name="a-top", recipe=recipe)
+    measured = {}
+    for name, value in (("a-full", 2.0), ("a-top", 3.0)):
+        search = {"badge": "searched on", "data_content": "search data"}
+        measured[name] = (
+            measurement("baseline:last", value, candidate="2,3", bytes=2 * GIB, **search),
+            measurement("winner", value, bytes=GIB),
+            measurement("baseline:last", value, candidate="2,3", bytes=2 * GIB),
+        )
+    found = figure(report_data(full, top, measurements=measured))
+    assert found is not None
+    labels = [panel.y_label for panel in found.panels]
+    assert labels == ["KL to dense (nats/token)"] * 3 + ["KL to dense (nats/token): kl_top 512"]
+    # The baselines stand beside the candidates that were scored with the same setting.
+    baselines = [list(panel.series[-1].y) for panel in found.panels]
+    assert baselines == [[2.0], [3.0], [2.0], [3.0]]
 
 
 def test_candidates_of_one_size_have_no_panel() -> None:

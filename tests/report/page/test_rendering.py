@@ -107,6 +107,19 @@ def test_a_panel_becomes_traces_with_bands_and_errors() -> None:
     assert '{"colour": "--s2"}' in json.dumps(panel_document(panel))
 
 
+@pytest.mark.parametrize("categories", [(), ("12-13", "8-9", "10-11")])
+def test_names_of_layers_are_no_dates(categories: tuple[str, ...]) -> None:
+    series = (
+        Series("best tenth", ["8-9", "10-11"], [1.0, 2.0], "bars"),
+        Series("all", ["10-11", "12-13"], [1.0, 2.0], "bars"),
+    )
+    layout = panel_document(Panel("", "block", "", series, categories=categories))["layout"]
+    assert isinstance(layout, dict) and isinstance(layout["xaxis"], dict)
+    axis = layout["xaxis"]
+    assert (axis["type"], axis["categoryorder"]) == ("category", "array")
+    assert axis["categoryarray"] == list(categories or ("8-9", "10-11", "12-13"))
+
+
 def test_a_legend_names_each_series_once() -> None:
     (lines, bars, heat, _) = contents().figures
     assert [entry.name for entry in legend_of(lines)] == [
