@@ -3,7 +3,8 @@
 Optuna's `copy_study` writes trial by trial, so a copy that was killed looks like a study with fewer
 trials. It also leaves the notes of trials at the ids of the other database. Here the rows of
 Optuna's tables are copied as they are, in one transaction. Only ids change, and the names of
-attributes that contain one.
+attributes that contain one. The identifier of the study in experiment trackers is left out, because
+the copy is another run there.
 """
 
 import contextlib
@@ -33,6 +34,7 @@ from prunesearch.studies.optuna_internals.storage import (
 )
 from prunesearch.studies.rdb import StudyStorage
 from prunesearch.studies.reconnection import Reconnection
+from prunesearch.studies.tracker_run import RUN_ATTR
 from prunesearch.studies.writer_lease import Fence
 from prunesearch.studies.writer_process import busy
 
@@ -186,11 +188,12 @@ class _Copy:
             return count
 
     def _copy_rows(self, source: Connection, target: Connection, study_id: int) -> int:
-        # 1. The study, its directions and user attributes.
+        # 1. The study, its directions and user attributes, but for its run in trackers.
         insert = STUDY_TABLE.insert().values(study_name=self._new_name)
         new_id: int = target.execute(insert.returning(STUDY_TABLE.c.study_id)).scalar_one()
         for table in STUDY_PARTS:
-            _insert(target, table, _part_rows(source, table, "study_id", {study_id: new_id}))
+            parts = _part_rows(source, table, "study_id", {study_id: new_id})
+            _insert(target, table, [row for row in parts if row.get("key") != RUN_ATTR])
         # 2. The trials, in the order of their ids. New ids rise in that order, too.
         total, ids = _count_trials(source, study_id), dict[int, int]()
         last = -1

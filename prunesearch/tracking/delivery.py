@@ -23,6 +23,7 @@ from prunesearch.tracking.places import TrackerPlace
 from prunesearch.tracking.records import (
     DeliveryAnswer,
     Record,
+    RunEnd,
     RunStart,
     TrackerOrder,
     points_in,
@@ -37,6 +38,7 @@ _MODULE = "prunesearch.tracking.process"
 _MOST_RECORDS = 200  # of a batch
 _PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds before another attempt
 _ATTEMPTS = 3  # after which a record is dropped, unless it begins a run
+_MOST_REFUSED = 3  # records in a row; at the end, only starts and ends of runs are sent then
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,14 @@ class Delivery:
         self._command = command or (sys.executable, "-P", "-m", _MODULE)
         self._queue: queue.Queue[Record] = queue.Queue(capacity)
         self._closing, self._ended = threading.Event(), threading.Event()
-        self._loaded = threading.Event()  # the process has loaded the library
+        self._loaded = threading.Event()  # the library, or the thread has ended
         self._lock = threading.Lock()
         self._put = self._taken = self.dropped = 0
-        self._failure = ""  # the last one; empty while all is well
+        self._refused = 0  # records in a row that the tracker did not take
+        self._failure = ""  # the last one
         self._warned = False
-        self._asked: float | None = None  # time of a batch that is not answered yet
+        # Time of the batch under way, or of the last answer to a part of it.
+        self._asked: float | None = None
         self._process: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(
             target=copy_context().run, args=(self._work,), daemon=True, name="tracking"
@@ -112,11 +116,12 @@ class Delivery:
         patience = REMOTE if self._place.remote else LOCAL
         if interrupted:
             patience = INTERRUPTED
-        elif not self._loaded.is_set():
-            # No server was asked yet.
-            self._wait(LOADING, self._loaded)
-        self._wait(patience, self._ended)
+        # No server is asked before the library is loaded.
+        answers = interrupted or self._wait(LOADING, self._loaded)
+        answers = answers and self._wait(patience, self._ended)
         self._end_process()
+        if not answers:
+            self._failure = "it does not answer"
         lost = self._put - self._taken + self.dropped
         if lost:
             why = f": {self._failure}" if self._failure else ""
@@ -125,19 +130,21 @@ class Delivery:
                 f"and results at {self._place.shown}{why}"
             )
 
-    def _wait(self, patience: Patience, event: threading.Event) -> None:
-        """Wait for an event. A tracker that fails, or has not answered for long, gets no more
-        time.
+    def _wait(self, patience: Patience, event: threading.Event) -> bool:
+        """Wait for an event. Return False if the tracker has used up the patience.
+
+        What was asked earlier counts as asked now, so that it gets the whole patience.
         """
-        end = time.monotonic() + patience.whole
-        while not self._failure and self._thread.is_alive() and not event.is_set():
+        began = time.monotonic()
+        while not event.is_set():
             now = time.monotonic()
             asked = self._asked
-            left = min(end, patience.quiet + (now if asked is None else asked)) - now
+            quiet_since = now if asked is None else max(asked, began)
+            left = min(began + patience.whole, quiet_since + patience.quiet) - now
             if left <= 0:
-                self._failure = "it does not answer"
-                break
+                return False
             event.wait(min(left, 0.5))
+        return True
 
     # What follows runs in the thread.
 
@@ -149,10 +156,11 @@ class Delivery:
             while batch := self._gather():
                 self._deliver(batch)
         except (ProcessEndedError, OSError) as error:
-            self._failure = self._failure or str(error)
+            self._failure = str(error)
             self._warn()
             self._drain()
         finally:
+            self._loaded.set()
             self._ended.set()
 
     def _start(self) -> None:
@@ -170,7 +178,9 @@ class Delivery:
         with self._lock:
             self._process = process
         order = TrackerOrder(self._place.tracker, self._place.where, self._place.remote)
-        answer = self._ask(json.dumps(asdict(order)))
+        self._write(json.dumps(asdict(order)))
+        answer = self._read()
+        self._asked = None
         if answer.failure:
             raise ProcessEndedError(answer.failure)
 
@@ -199,47 +209,82 @@ class Delivery:
         return self._queue.get_nowait()
 
     def _deliver(self, batch: list[Record]) -> None:
-        """Send a batch, with pauses between attempts."""
+        """Send a batch, with pauses between attempts.
+
+        While the delivery is closing, nothing is repeated: a record that fails is dropped.
+
+        Raises:
+            ProcessEndedError: the process is gone, or a run cannot begin and the delivery is
+                closing.
+        """
         attempts = 0
         while batch:
-            answer = self._ask(written(batch))
-            # Count what was taken.
-            for record in batch[: answer.done]:
-                self._taken += points_in(record)
-            batch = batch[answer.done :]
-            attempts = 0 if answer.done else attempts
-            self._failure = answer.failure
-            if not answer.failure:
-                continue
+            done = self._send(batch)
+            batch = batch[done:]
+            if done:
+                attempts = self._refused = 0
+            if not batch:
+                break
             self._warn()
             attempts += 1
-            # A record that the tracker does not take must not stop the others.
-            if attempts >= _ATTEMPTS and not isinstance(batch[0], RunStart):
-                batch, attempts = batch[1:], 0
+            start = isinstance(batch[0], RunStart)
+            repeat = start or attempts < _ATTEMPTS
+            if repeat and not self._closing.wait(_PAUSES[min(attempts, len(_PAUSES)) - 1]):
                 continue
-            if self._closing.wait(_PAUSES[min(attempts, len(_PAUSES)) - 1]):
+            # Nothing of a run is taken before it has begun.
+            if start:
                 raise ProcessEndedError(self._failure)
+            # A record that the tracker does not take must not stop the others.
+            batch, attempts = self._without_refused(batch), 0
 
-    def _ask(self, line: str) -> DeliveryAnswer:
-        """Write a line to the process, and read its answer.
+    def _without_refused(self, batch: list[Record]) -> list[Record]:
+        """Drop the first record. Drop more at the end if the tracker has refused several."""
+        self._refused += 1
+        rest = batch[1:]
+        if self._closing.is_set() and self._refused >= _MOST_REFUSED:
+            rest = [record for record in rest if isinstance(record, RunStart | RunEnd)]
+        return rest
+
+    def _send(self, batch: list[Record]) -> int:
+        """Send records. Return the number of those that the tracker has taken.
+
+        Raises:
+            ProcessEndedError: the process is gone.
+        """
+        self._write(written(batch))
+        answer = DeliveryAnswer(0)
+        while answer.done < len(batch) and not answer.failure:
+            done = answer.done
+            answer = self._read()
+            for record in batch[done : answer.done]:
+                self._taken += points_in(record)
+        self._asked = None
+        self._failure = answer.failure or self._failure
+        return answer.done
+
+    def _write(self, line: str) -> None:
+        """Write a line to the process. A process that is gone is noticed when it is read."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._asked = time.monotonic()
+        with contextlib.suppress(OSError, ValueError):
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def _read(self) -> DeliveryAnswer:
+        """Read an answer of the process.
 
         Raises:
             ProcessEndedError: the process is gone.
         """
         assert self._process is not None
-        pipes = self._process.stdin, self._process.stdout
-        assert pipes[0] is not None
-        assert pipes[1] is not None
-        self._asked = time.monotonic()
-        try:
-            pipes[0].write(line + "\n")
-            pipes[0].flush()
-            text = pipes[1].readline()
-        except (OSError, ValueError):
-            text = ""
-        self._asked = None
+        assert self._process.stdout is not None
+        text = ""
+        with contextlib.suppress(OSError, ValueError):
+            text = self._process.stdout.readline()
         if not text:
             raise ProcessEndedError("its process ended")
+        self._asked = time.monotonic()
         return DeliveryAnswer(**json.loads(text))
 
     def _warn(self) -> None:

@@ -4,8 +4,9 @@
 
 A library may be slow, may hang on a dead server, may print, or may keep a process from ending. In a
 process of its own, it does not concern the command. The first line of the input is a
-`TrackerOrder`, and each later line a batch of records. The output has one `DeliveryAnswer` for each
-of them. The end of the input means that the command is gone: the process then ends, too.
+`TrackerOrder`, and each later line a batch of records. The output has a `DeliveryAnswer` for each
+of them, and further ones for the parts of a batch that takes long. The end of the input means that
+the command is gone: the process then ends, too.
 """
 
 import contextlib
@@ -14,7 +15,8 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import IO
 
@@ -33,6 +35,7 @@ from prunesearch.tracking.records import (
 from prunesearch.tracking.registry import REGISTRY, TrackedRun, Tracker
 
 _NICE = 19  # the least share of the processor
+_ANSWER_EVERY = 0.5  # seconds, while a batch is delivered
 _GRACE = 20.0  # seconds after the end of the input in which records are still delivered
 
 
@@ -47,14 +50,21 @@ class Runs:
         self._tracker = tracker
         self._open: dict[str, TrackedRun] = {}
 
-    def take(self, batch: Sequence[Record]) -> DeliveryAnswer:
-        """Hand records to the tracker, until one fails."""
-        for done, record in enumerate(batch):
+    def take(self, batch: Sequence[Record]) -> Iterator[DeliveryAnswer]:
+        """Hand records to the tracker, until one fails. The last answer is for the whole batch.
+
+        A slow tracker has answers in between, which tell it from one that does not answer.
+        """
+        due = time.monotonic() + _ANSWER_EVERY
+        for done, record in enumerate(batch, 1):
             try:
                 self._take(record)
             except Exception as error:  # noqa: BLE001 (a library may raise anything)
-                return DeliveryAnswer(done, f"{type(error).__name__}: {one_line(error)}")
-        return DeliveryAnswer(len(batch))
+                yield DeliveryAnswer(done - 1, f"{type(error).__name__}: {one_line(error)}")
+                return
+            if done == len(batch) or time.monotonic() >= due:
+                yield DeliveryAnswer(done)
+                due = time.monotonic() + _ANSWER_EVERY
 
     def _take(self, record: Record) -> None:
         if isinstance(record, RunStart):
@@ -116,7 +126,8 @@ def main() -> None:
     if answer.failure:
         return
     while line := lines.get():
-        _write(output, runs.take(read(line)))
+        for answer in runs.take(read(line)):
+            _write(output, answer)
     # Threads of libraries must not keep the process.
     output.flush()
     os._exit(0)

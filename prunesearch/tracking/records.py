@@ -105,6 +105,8 @@ Record: TypeAlias = RunStart | RunPoints | RunSummary | RunDocument | RunEnd
 class DeliveryAnswer:
     """What the process of a tracker says about a batch of records.
 
+    An answer with fewer records and no failure is followed by another one.
+
     Attributes:
         done: number of records that the tracker has taken, from the first one on.
         failure: why the next record was not taken, in one line. Empty if all were.

@@ -21,6 +21,7 @@ from prunesearch.studies import copying, persistence
 from prunesearch.studies.copying import copy_studies
 from prunesearch.studies.optuna_internals import storage as tables
 from prunesearch.studies.optuna_internals.access import as_live_trial
+from prunesearch.studies.tracker_run import run_of
 from tests.support import postgres
 from tests.support.processes import FORK
 from tests.support.proxy import Proxy
@@ -125,6 +126,19 @@ def test_a_copy_has_everything(pair: tuple[str, str], monkeypatch: pytest.Monkey
     assert [copy.ask().number, copy.ask().number] == [2, 5]
     assert [trial.number for trial in copy.trials] == list(range(6))
     assert [trial.number for trial in study_at(target, "t").trials] == list(range(5))
+
+
+def test_a_copy_is_another_run_of_a_tracker(tmp_path: Path) -> None:
+    source, target = f"sqlite:///{tmp_path}/source.db", f"sqlite:///{tmp_path}/target.db"
+    study = fill(source)
+    run = run_of(study)
+    copy_studies(source, target, ["s"])
+    copy_studies(source, source, ["s"], "t")
+    copies = [study_at(target), study_at(source, "t")]
+    for copy in copies:
+        assert copy.user_attrs == {"recipe": {"a": [1, None, "ü"]}}
+    assert len({run, *map(run_of, copies)}) == 3
+    assert run_of(study_at(source)) == run
 
 
 def test_every_table_of_optuna_is_copied() -> None:

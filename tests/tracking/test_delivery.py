@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,25 @@ BROKEN = READY + (
     "    good = 0\n"
     "    while good < len(batch) and batch[good]['kind'] != 'document': good += 1\n"
     "    say(done=good, failure='' if good == len(batch) else 'no document is taken')\n"
+)
+# The real program, with a tracker that takes ten records a second.
+SLOW = (
+    "import time\n"
+    "from types import SimpleNamespace\n"
+    "from prunesearch.tracking import process\n"
+    "run = SimpleNamespace(last_step=0, log=lambda points: time.sleep(0.1))\n"
+    "tracker = SimpleNamespace(open_run=lambda start: run)\n"
+    "entry = SimpleNamespace(open=lambda place, remote: tracker)\n"
+    "process.REGISTRY = SimpleNamespace(get=lambda name: entry)\n"
+    "process._let_the_command_go_first = lambda: None\n"
+    "process.main()\n"
+)
+# It takes the beginnings of runs only, and says how often it was asked.
+REFUSING = READY + (
+    "for asked, line in enumerate(sys.stdin, 1):\n"
+    "    batch = json.loads(line)\n"
+    "    good = int(batch[0]['kind'] == 'start')\n"
+    "    say(done=good, failure='' if good == len(batch) else f'{asked} times')\n"
 )
 
 
@@ -134,7 +154,107 @@ def test_a_record_that_is_not_taken_does_not_stop_the_others(said: list[str]) ->
     sending.close()
     assert [line.partition(";")[0] for line in said] == [
         "mlflow fails at http://127.0.0.1:1: no document is taken",
-        "mlflow did not get 1 of 7 points and results at http://127.0.0.1:1",
+        "mlflow did not get 1 of 7 points and results at http://127.0.0.1:1: no document is taken",
+    ]
+
+
+def test_a_record_that_is_not_taken_at_the_end_does_not_stop_the_others(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "REMOTE", Patience(60.0, 60.0))
+    # The pause after the first failure lasts until the delivery is closed.
+    monkeypatch.setattr(delivery, "_PAUSES", (1000.0,))
+    sending = begin(BROKEN)
+    sending.put(RunDocument("r", "recipe.yaml", "b"))
+    while not said:
+        time.sleep(0.01)
+    # The documents of several runs come directly before the ends of the runs.
+    sending.put(points(1, 3))
+    for number in range(10):
+        sending.put(RunDocument(f"{number}", "report.json", "b"))
+    for number in range(10):
+        sending.put(RunEnd(f"{number}", "finished"))
+    sending.close()
+    assert sending._taken == 1 + 2 + 10
+    assert said[1:] == [
+        "mlflow did not get 11 of 24 points and results at http://127.0.0.1:1: no document is taken"
+    ]
+
+
+def test_a_tracker_that_takes_nothing_is_asked_only_a_few_times_at_the_end(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "REMOTE", Patience(60.0, 60.0))
+    monkeypatch.setattr(delivery, "_PAUSES", (1000.0,))
+    sending = begin(REFUSING, capacity=1000)
+    sending.put(points(0, 1))
+    while not said:
+        time.sleep(0.01)
+    for number in range(1, 501):
+        sending.put(points(number, number + 1))
+    sending.put(RunEnd("r", "finished"))
+    sending.close()
+    assert said[1].startswith("mlflow did not get 502 of 503 points and results")
+    asked = int(said[1].rpartition(": ")[2].removesuffix(" times"))
+    assert 3 < asked < 20
+
+
+def test_a_run_that_cannot_begin_is_not_asked_for_at_the_end(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "_PAUSES", (1000.0,))
+    fails = "for asked, line in enumerate(sys.stdin, 1): say(done=0, failure=f'{asked} times')\n"
+    sending = begin(READY + fails)
+    while not said:
+        time.sleep(0.01)
+    sending.put(points(1, 4))
+    sending.close()
+    assert said[1].startswith("mlflow did not get 4 of 4 points and results")
+    assert said[1].endswith(": 1 times")
+
+
+def test_the_end_gives_a_batch_under_way_the_whole_patience(
+    said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(delivery, "REMOTE", Patience(30.0, 60.0))
+    closing = tmp_path / "closing"
+    sending = begin(
+        "import os, time\n" + READY + "for line in sys.stdin:\n"
+        f"    while not os.path.exists({str(closing)!r}): time.sleep(0.01)\n"
+        "    say(done=len(json.loads(line)))\n"
+    )
+    assert sending._loaded.wait(60)
+    while sending._asked is None or sending._queue.qsize():
+        time.sleep(0.01)
+    # The batch was sent an hour ago.
+    sending._asked -= 3600.0
+    threading.Timer(0.3, closing.touch).start()
+    sending.close()
+    assert said == []
+
+
+def test_a_server_that_takes_its_time_for_each_record_gets_all(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "REMOTE", Patience(3.0, 60.0))
+    sending = begin(SLOW)
+    for number in range(1, 46):
+        sending.put(points(number, number + 1))
+    sending.close()
+    assert said == []
+
+
+def test_the_part_of_a_batch_that_was_taken_is_not_counted_as_lost(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "REMOTE", Patience(0.3, 1.0))
+    sending = begin(READY + "sys.stdin.readline(); say(done=1); sys.stdin.read()")
+    sending.put(points(1, 4))
+    while sending._taken < 1:
+        time.sleep(0.01)
+    sending.close()
+    assert said == [
+        "mlflow did not get 3 of 4 points and results at http://127.0.0.1:1: it does not answer"
     ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prunesearch.tracking import process
 from prunesearch.tracking.process import Runs
 from prunesearch.tracking.records import (
     DeliveryAnswer,
@@ -46,7 +47,7 @@ def points(first: int, last: int) -> RunPoints:
 def deliver(tracker: str, folder: Path, *records: Record) -> None:
     runs = Runs(REGISTRY.get(tracker).open(str(folder), False))
     batch = [START, *records, RunEnd(START.run, "finished")]
-    assert runs.take(batch) == DeliveryAnswer(len(batch))
+    assert list(runs.take(batch))[-1] == DeliveryAnswer(len(batch))
 
 
 RESULTS = (
@@ -98,6 +99,34 @@ def test_mlflow_in_a_sqlite_file(tmp_path: Path) -> None:
     assert run.data.metrics["kl _all_"] == 2.0
     (artifact,) = tmp_path.glob("artifacts/*/artifacts/recipe.yaml")
     assert artifact.read_text() == "model: x\n"
+
+
+def test_mlflow_shows_the_results_of_the_last_command(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    deliver("mlflow", tmp_path, RunSummary(START.run, {"best.value": 0.25}))
+    deliver("mlflow", tmp_path, RunSummary(START.run, {"best.value": 0.125}))
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("prunesearch")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.metrics["best.value"] == 0.125
+
+
+def test_a_batch_that_takes_long_is_answered_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    batch: list[Record] = [START, points(1, 3), *RESULTS]
+
+    def answers() -> list[int]:
+        runs = Runs(REGISTRY.get("tensorboard").open(str(tmp_path), False))
+        return [answer.done for answer in runs.take(batch)]
+
+    monkeypatch.setattr(process, "_ANSWER_EVERY", 0.0)
+    assert answers() == [1, 2, 3, 4]
+    monkeypatch.setattr(process, "_ANSWER_EVERY", 1000.0)
+    assert answers() == [4]
 
 
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

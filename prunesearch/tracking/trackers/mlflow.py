@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,12 +126,14 @@ class _MLflowRun:
         from mlflow.entities import Metric, RunTag
 
         metrics, tags = [], []
+        # MLflow shows the value with the largest step, then time, then value.
+        at = int(time.time() * 1000)
         for name, value in figures.items():
             if isinstance(value, str):
                 tags.append(RunTag(_key(name), value[:_LONGEST_TAG]))
             else:
                 # A metric without steps of its own.
-                metrics.append(Metric(_key(name), float(value), 0, 0))
+                metrics.append(Metric(_key(name), float(value), at, 0))
         self._client.log_batch(self._id, metrics=metrics, tags=tags)
 
     def add_document(self, name: str, text: str) -> None:
