@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from prunesearch.analysis.anytime import best_places
+from prunesearch.objectives.registry import REGISTRY
 from prunesearch.runtime.json_values import json_as
 from prunesearch.studies.recommendation import Recommendation
 from prunesearch.studies.search_cost import SearchCost
 from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData
 
-_MIX = "mix"  # metric of a weighted sum of objectives
+_KL_TOP = "kl_top"
 SAME_SIZE = 0.005
 """Largest difference of the parameters of two winners of one budget, as a share of the larger."""
 
@@ -155,18 +156,33 @@ def metric_difference(first: StudyData, second: StudyData) -> str | None:
     """Return how the metrics of two studies differ although they have one name; None if they do
     not.
     """
-    one, other = first.recipe.objective, second.recipe.objective
-    if one.kl_top != other.kl_top:
-        return f"one has the KL over {_tokens(one.kl_top)} and one over {_tokens(other.kl_top)}"
-    both_are_mixes = first.metric == second.metric == _MIX
-    if both_are_mixes and one.name != other.name:
-        return f"their mixes are {one.name} and {other.name}"
-    return None
+    if first.metric != second.metric:
+        return None
+    one, other = metric_settings(first, first.metric), metric_settings(second, second.metric)
+    if one == other:
+        return None
+    return f"the settings of {first.metric} differ: {one or 'none'} and {other or 'none'}"
 
 
-def _tokens(kl_top: int | None) -> str:
-    """Describe the tokens of a KL."""
-    return "all tokens" if kl_top is None else f"the {kl_top} likeliest tokens and the rest as one"
+def metric_settings(study: StudyData, metric: str) -> str:
+    """Return the settings of a metric that its name does not tell, such as ``kl_top 512``.
+
+    Values with different settings cannot be compared. It is empty for a metric without settings.
+
+    Args:
+        study: study whose recipe has the settings.
+        metric: name of the metric, which need not be the one that was searched.
+    """
+    objective = study.recipe.objective
+    words = []
+    is_mix = objective.is_mix and metric == study.metric
+    if is_mix:
+        words.append(objective.name)
+    # KL and top-k KL have one name.
+    takes_top = [entry.metric for entry in REGISTRY.entries() if _KL_TOP in entry.options]
+    if objective.kl_top is not None and (is_mix or metric in takes_top):
+        words.append(f"{_KL_TOP} {objective.kl_top}")
+    return ", ".join(words)
 
 
 def budget_difference(first: StudyData, second: StudyData) -> str | None:

@@ -143,11 +143,16 @@ def test_winners_that_cannot_be_compared_are_named(studies: Studies) -> None:
         (
             {"kl_top": 16},
             "kl",
-            "one has the KL over all tokens and one over the 16 likeliest",
+            "the settings of kl differ: none and kl_top 16",
             False,
         ),
         ({"score_weights": {"size": 5.0}}, "kl", "the weights of their scores differ", True),
-        ({"name": "kl=1,perplexity=2"}, "mix", "their mixes are kl and kl=1,perplexity=2", False),
+        (
+            {"name": "kl=1,perplexity=2"},
+            "mix",
+            "the settings of mix differ: none and kl=1,perplexity=2",
+            False,
+        ),
     ],
 )
 def test_metrics_of_one_name_that_differ_are_not_compared(

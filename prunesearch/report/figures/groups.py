@@ -4,13 +4,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from prunesearch.objectives.registry import REGISTRY
 from prunesearch.report.figures.styles import style_of
 from prunesearch.runtime.json_values import Json
+from prunesearch.studies.compared_study import metric_settings
 from prunesearch.studies.study_data import StudyData
 
 _SEED = "seed"
-_KL_TOP = "kl_top"
 
 
 @dataclass(frozen=True)
@@ -125,27 +124,6 @@ def _shown_facts(study: StudyData) -> tuple[str, ...]:
         f"removing {study.recipe.search.removed}",
         f"chosen among {len(study.units)}",
     )
-
-
-def metric_settings(study: StudyData, metric: str) -> str:
-    """Return the settings of a metric that its name does not tell, such as ``kl_top 512``.
-
-    Values with different settings cannot be compared. It is empty for a metric without settings.
-
-    Args:
-        study: study whose recipe has the settings.
-        metric: name of the metric, which need not be the one that was searched.
-    """
-    objective = study.recipe.objective
-    words = []
-    is_mix = objective.is_mix and metric == study.metric
-    if is_mix:
-        words.append(objective.name)
-    # KL and top-k KL have one name.
-    takes_top = [entry.metric for entry in REGISTRY.entries() if _KL_TOP in entry.options]
-    if objective.kl_top is not None and (is_mix or metric in takes_top):
-        words.append(f"{_KL_TOP} {objective.kl_top}")
-    return ", ".join(words)
 
 
 def _settings_key(study: StudyData) -> str:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from prunesearch.algorithms.registry import REGISTRY
-from prunesearch.report.figures.groups import metric_settings
 from prunesearch.report.figures.styles import style_of
+from prunesearch.studies.compared_study import metric_settings
 from prunesearch.studies.measurements import BASELINE, Measurement
 from prunesearch.studies.study_data import StudyData
 

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from prunesearch.report.figures.groups import metric_settings
 from prunesearch.report.figures.measured_names import latest
-from prunesearch.studies.compared_study import SAME_SIZE
+from prunesearch.studies.compared_study import SAME_SIZE, metric_settings
 from prunesearch.studies.measurements import Measurement, of_role
 from prunesearch.studies.study_data import StudyData
 

@@ -19,7 +19,6 @@ from prunesearch.report.figures.figure import (
     Panel,
     Series,
 )
-from prunesearch.report.figures.groups import metric_settings
 from prunesearch.report.figures.measured_names import latest, name_of, style_of_role
 from prunesearch.report.figures.pooled import PooledStudies, pooled, short_names
 from prunesearch.report.figures.registry import FigureEntry, register
@@ -27,6 +26,7 @@ from prunesearch.report.figures.report_data import ReportData
 from prunesearch.report.figures.scales import GIB
 from prunesearch.report.figures.thinning import thinning_note
 from prunesearch.report.figures.units import joined
+from prunesearch.studies.compared_study import metric_settings
 from prunesearch.studies.measurements import BASELINE, Badge, Measurement
 from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData, TrialData

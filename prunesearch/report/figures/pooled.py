@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunesearch.report.figures.groups import metric_settings
+from prunesearch.studies.compared_study import metric_settings
 from prunesearch.studies.study_data import StudyData
 
 _LONGEST = 41  # letters of a short name
