@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from prunesearch.analysis.anytime import best_places
+from prunesearch.config.objective import ScoreWeights
 from prunesearch.objectives.registry import REGISTRY
 from prunesearch.runtime.json_values import json_as
 from prunesearch.studies.recommendation import Recommendation
@@ -143,12 +144,9 @@ def difference_of(first: StudyData, second: StudyData) -> str | None:
         return f"one searches {first.value_names[0]} and one {second.value_names[0]}"
     if first.data_content != second.data_content:
         return "they score different data"
-    reason = metric_difference(first, second)
-    if reason is not None:
-        return reason
-    # Weights change the values that are searched, and not the metric.
-    if first.recipe.objective.score_weights != second.recipe.objective.score_weights:
-        return "the weights of their scores differ"
+    one, other = value_settings(first), value_settings(second)
+    if one != other:
+        return _differing(first.value_names[0], one, other)
     return budget_difference(first, second)
 
 
@@ -159,9 +157,27 @@ def metric_difference(first: StudyData, second: StudyData) -> str | None:
     if first.metric != second.metric:
         return None
     one, other = metric_settings(first, first.metric), metric_settings(second, second.metric)
-    if one == other:
-        return None
-    return f"the settings of {first.metric} differ: {one or 'none'} and {other or 'none'}"
+    return None if one == other else _differing(first.metric, one, other)
+
+
+def _differing(name: str, one: str, other: str) -> str:
+    """Say how the settings of a value differ."""
+    return f"the settings of {name} differ: {one or 'none'} and {other or 'none'}"
+
+
+def value_settings(study: StudyData) -> str:
+    """Return the settings of a study's first value that its name does not tell: those of the
+    metric, and the weights of a weighted sum.
+    """
+    words = []
+    if settings := metric_settings(study, study.metric):
+        words.append(settings)
+    weights = study.recipe.objective.score_weights
+    if weights != ScoreWeights():
+        words.append(
+            f"quality={weights.quality:g}, size={weights.size:g}, latency={weights.latency:g}"
+        )
+    return ", ".join(words)
 
 
 def metric_settings(study: StudyData, metric: str) -> str:

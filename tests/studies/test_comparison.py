@@ -143,14 +143,19 @@ def test_winners_that_cannot_be_compared_are_named(studies: Studies) -> None:
         (
             {"kl_top": 16},
             "kl",
-            "the settings of kl differ: none and kl_top 16",
+            "differ: none and kl_top 16",
             False,
         ),
-        ({"score_weights": {"size": 5.0}}, "kl", "the weights of their scores differ", True),
+        (
+            {"score_weights": {"size": 5.0}},
+            "kl",
+            "differ: none and quality=1, size=5, latency=0",
+            True,
+        ),
         (
             {"name": "kl=1,perplexity=2"},
             "mix",
-            "the settings of mix differ: none and kl=1,perplexity=2",
+            "differ: none and kl=1,perplexity=2",
             False,
         ),
     ],

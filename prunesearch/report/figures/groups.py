@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prunesearch.report.figures.styles import style_of
 from prunesearch.runtime.json_values import Json
-from prunesearch.studies.compared_study import metric_settings
+from prunesearch.studies.compared_study import value_settings
 from prunesearch.studies.study_data import StudyData
 
 _SEED = "seed"
@@ -108,7 +108,7 @@ def _facts(study: StudyData) -> tuple[str, ...]:
         study.model_content or study.model_name,
         study.data_content,
         ", ".join(study.value_names),
-        metric_settings(study, study.metric),
+        value_settings(study),
         study.recipe.search.removed,
         ", ".join(study.units),
     )
@@ -120,7 +120,7 @@ def _shown_facts(study: StudyData) -> tuple[str, ...]:
         study.model_name,
         f"data {study.data_content[:6]}",
         study.metric_label,
-        metric_settings(study, study.metric),
+        value_settings(study),
         f"removing {study.recipe.search.removed}",
         f"chosen among {len(study.units)}",
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunesearch.studies.compared_study import metric_settings
+from prunesearch.studies.compared_study import value_settings
 from prunesearch.studies.study_data import StudyData
 
 _LONGEST = 41  # letters of a short name
@@ -49,7 +49,7 @@ def pooled(studies: Sequence[StudyData]) -> tuple[PooledStudies, ...]:
             study.model_content,
             study.data_content,
             study.value_names[0],
-            metric_settings(study, study.metric),
+            value_settings(study),
             study.units,
             study.unit_sizes,
         )

@@ -10,6 +10,8 @@ from prunesearch.analysis.selection_bias import expected_bias, true_spread
 from prunesearch.config.recipe import Recipe
 from prunesearch.report.figures import comparison, selection_bias
 from prunesearch.report.figures.figure import HELD_OUT, SEARCHED_ON, Cell, Figure
+from prunesearch.report.figures.groups import comparable
+from prunesearch.report.figures.pooled import pooled
 from prunesearch.report.page.sentences import summary_of
 from prunesearch.studies.measurements import Measurement
 from prunesearch.studies.study_data import StudyData
@@ -160,6 +162,19 @@ def test_kl_and_top_k_kl_are_compared_apart() -> None:
     assert [panel.title for panel in found.panels[:2]] == [
         "best of each study (searched on)", "kl_top 512: best of each study (searched on)",
     ]  # fmt: skip
+
+
+def test_sums_with_other_weights_are_compared_apart() -> None:
+    studies = []
+    for name, size in (("one", 1.0), ("five", 5.0)):
+        objective = {"score_weights": {"size": size}}
+        recipe = Recipe(model="tiny", search=STUDY.recipe.search, objective=objective)
+        studies.append(replace(STUDY, name=name, recipe=recipe))
+    assert [together.title for together in comparable(studies)] == [
+        "quality=1, size=1, latency=0",
+        "quality=1, size=5, latency=0",
+    ]
+    assert len(pooled(studies)) == 2
 
 
 def test_checkpoints_of_different_candidates_are_not_averaged() -> None:
