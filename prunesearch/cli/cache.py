@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from prunesearch.cli.help import Group
-from prunesearch.cli.options import CACHE, JSON, STORAGE
+from prunesearch.cli.options.places import CACHE, JSON, STORAGE
 from prunesearch.report.emit import emit
 from prunesearch.units import parse_duration
 

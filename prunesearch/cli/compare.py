@@ -3,7 +3,7 @@
 import click
 
 from prunesearch.cli.help import Command
-from prunesearch.cli.options import CACHE, JOINT, JSON, STORAGE
+from prunesearch.cli.options.places import CACHE, JOINT, JSON, STORAGE
 from prunesearch.cli.output import quiet_optuna
 from prunesearch.report.emit import emit
 

@@ -6,22 +6,11 @@ from typing import Any
 import click
 
 from prunesearch.cli.help import Command, Words
-from prunesearch.cli.options import (
-    CALIBRATION,
-    HELD_OUT,
-    HELD_OUT_TOKENS,
-    JSON,
-    LAYERS,
-    MAX_SHARD,
-    MODEL_OF_STUDY,
-    MODEL_OPTIONS,
-    OUT,
-    SELECTION_OPTIONS,
-    STORAGE,
-    TOKENS,
-    WINDOW,
-    WITHOUT_SCORING,
-)
+from prunesearch.cli.options.data import CALIBRATION, HELD_OUT, HELD_OUT_TOKENS, TOKENS, WINDOW
+from prunesearch.cli.options.execution import MODEL_OF_STUDY
+from prunesearch.cli.options.groups import MODEL_OPTIONS, SELECTION_OPTIONS, WITHOUT_SCORING
+from prunesearch.cli.options.places import JSON, MAX_SHARD, OUT, STORAGE
+from prunesearch.cli.options.search import LAYERS
 from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import with_options
 from prunesearch.cli.recipes import options_of, source_of

@@ -5,7 +5,7 @@ import sys
 import click
 
 from prunesearch.cli.help import Command
-from prunesearch.cli.options import CACHE, JSON, STORAGE
+from prunesearch.cli.options.places import CACHE, JSON, STORAGE
 from prunesearch.report.emit import emit
 
 

@@ -6,25 +6,11 @@ from typing import Any
 import click
 
 from prunesearch.cli.help import Command, Words
-from prunesearch.cli.options import (
-    CALIBRATION,
-    CRITERION,
-    EXPORT_FORMAT,
-    JSON,
-    LAYERS,
-    MAX_SHARD,
-    MODEL_OF_STUDY,
-    MODEL_OPTIONS,
-    ORDER_TOKENS,
-    OUT,
-    REVISION,
-    SELECTION_OPTIONS,
-    STORAGE,
-    TOKENS,
-    TRUST,
-    WINDOW,
-    WITHOUT_SCORING,
-)
+from prunesearch.cli.options.data import CALIBRATION, TOKENS, WINDOW
+from prunesearch.cli.options.execution import MODEL_OF_STUDY, REVISION, TRUST
+from prunesearch.cli.options.groups import MODEL_OPTIONS, SELECTION_OPTIONS, WITHOUT_SCORING
+from prunesearch.cli.options.places import EXPORT_FORMAT, JSON, MAX_SHARD, OUT, STORAGE
+from prunesearch.cli.options.search import CRITERION, LAYERS, ORDER_TOKENS
 from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import with_options
 from prunesearch.cli.recipes import model_of, options_of, source_of

@@ -8,30 +8,20 @@ import click
 
 from prunesearch.algorithms.registry import names_with
 from prunesearch.cli.help import Command, Words
-from prunesearch.cli.options import (
-    CACHE,
+from prunesearch.cli.options.data import HELD_OUT, HELD_OUT_TOKENS, KL_TOP, WINDOW
+from prunesearch.cli.options.execution import (
     DEVICE,
     DEVICE_MAP,
     DTYPE,
-    EXPORT_FORMAT,
-    HELD_OUT,
-    HELD_OUT_TOKENS,
-    JSON,
-    KL_TOP,
-    LAYERS,
     MODEL_OF_STUDY,
-    OUT,
-    RAY_OPTIONS,
     REVISION,
-    SEED,
-    SELECTION_OPTIONS,
-    STORAGE,
     THREADS,
-    TRACKING,
     TRUST,
-    WINDOW,
     WORKERS,
 )
+from prunesearch.cli.options.groups import RAY_OPTIONS, SELECTION_OPTIONS, TRACKING
+from prunesearch.cli.options.places import CACHE, EXPORT_FORMAT, JSON, OUT, STORAGE
+from prunesearch.cli.options.search import LAYERS, SEED
 from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import SharedOption, renamed, with_options
 from prunesearch.cli.recipes import options_of, source_of

@@ -5,22 +5,11 @@ from typing import Any
 import click
 
 from prunesearch.cli.help import Command
-from prunesearch.cli.options import (
-    DATA_OPTIONS,
-    DEVICE,
-    DROP,
-    JSON,
-    KL_TOP,
-    LAYERS,
-    MODEL_OPTIONS,
-    ONE_CANDIDATE,
-    PROTOCOL,
-    PROTOCOL_DATA,
-    REVISION,
-    STORAGE,
-    TOKENS,
-    TRUST,
-)
+from prunesearch.cli.options.data import KL_TOP, PROTOCOL, PROTOCOL_DATA, TOKENS
+from prunesearch.cli.options.execution import DEVICE, REVISION, TRUST
+from prunesearch.cli.options.groups import DATA_OPTIONS, MODEL_OPTIONS, ONE_CANDIDATE
+from prunesearch.cli.options.places import JSON, STORAGE
+from prunesearch.cli.options.search import DROP, LAYERS
 from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import typed_names, with_options
 from prunesearch.cli.recipes import (

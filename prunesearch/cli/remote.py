@@ -12,22 +12,11 @@ import click
 from click.core import ParameterSource
 
 from prunesearch.cli.help import Command, Words
-from prunesearch.cli.options import (
-    CONFIRM,
-    DATA_OPTIONS,
-    DROP,
-    DTYPE,
-    INCLUDE_PATH,
-    INSECURE_HTTP,
-    JSON,
-    OUT,
-    RECIPE_OPTIONS,
-    REVISION,
-    SERVER,
-    STUDY,
-    TOKEN_FILE,
-    TRIALS,
-)
+from prunesearch.cli.options.data import INCLUDE_PATH
+from prunesearch.cli.options.execution import DTYPE, REVISION
+from prunesearch.cli.options.groups import DATA_OPTIONS, RECIPE_OPTIONS
+from prunesearch.cli.options.places import INSECURE_HTTP, JSON, OUT, SERVER, STUDY, TOKEN_FILE
+from prunesearch.cli.options.search import CONFIRM, DROP, TRIALS
 from prunesearch.cli.parameters import typed_names, with_options
 from prunesearch.cli.recipes import RecipeFile, grid_of, options_of, read_recipe
 from prunesearch.config.flat import PLACES

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from prunesearch.cli.help import Command
-from prunesearch.cli.options import CACHE, JOINT, JSON, OUT, SCORE, SCORE_OPTIONS, STORAGE
+from prunesearch.cli.options.groups import SCORE_OPTIONS
+from prunesearch.cli.options.places import CACHE, JOINT, JSON, OUT, SCORE, STORAGE
 from prunesearch.cli.output import progress, quiet, quiet_optuna, quiet_warnings
 from prunesearch.cli.parameters import with_options
 from prunesearch.cli.recipes import options_of

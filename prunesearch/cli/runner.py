@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunesearch.cli.help import Command
-from prunesearch.cli.options import CACHE, JSON, STORAGE
+from prunesearch.cli.options.places import CACHE, JSON, STORAGE
 from prunesearch.cli.parameters import with_options
 from prunesearch.cli.serve import SERVICE_OPTIONS, settings_of
 from prunesearch.report.emit import emit

@@ -6,23 +6,16 @@ from typing import Any
 import click
 
 from prunesearch.cli.help import Command
-from prunesearch.cli.options import (
-    CONFIRM,
+from prunesearch.cli.options.execution import THREADS, TRUST
+from prunesearch.cli.options.groups import (
     DATA_OPTIONS,
-    JSON,
-    LLM_OPTIONS,
     MODEL_OPTIONS,
-    OUT,
     RECIPE_OPTIONS,
     RUN_OPTIONS,
-    STORAGE,
-    STUDY,
-    THREADS,
     TRACKING,
-    TRIALS,
-    TRUST,
-    WARM_START_STORAGE,
 )
+from prunesearch.cli.options.places import JSON, OUT, STORAGE, STUDY
+from prunesearch.cli.options.search import CONFIRM, LLM_OPTIONS, TRIALS, WARM_START_STORAGE
 from prunesearch.cli.output import progress
 from prunesearch.cli.parameters import misplaced, renamed, typed_names, with_options
 from prunesearch.cli.recipes import grid_of, options_of, read_recipe

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunesearch.cli.help import Command
-from prunesearch.cli.options import CACHE, JSON, RAY_OPTIONS, STORAGE, THREADS, WORKERS
+from prunesearch.cli.options.execution import THREADS, WORKERS
+from prunesearch.cli.options.groups import RAY_OPTIONS
+from prunesearch.cli.options.places import CACHE, JSON, STORAGE
 from prunesearch.cli.parameters import SharedOption, with_options
 from prunesearch.errors import InputError
 from prunesearch.report.emit import emit

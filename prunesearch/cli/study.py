@@ -6,21 +6,11 @@ from typing import Any
 import click
 
 from prunesearch.cli.help import Group
-from prunesearch.cli.options import (
-    CALIBRATION,
-    CONFIRM,
-    COPY_FROM,
-    COPY_TO,
-    INCLUDE_PATH,
-    JSON,
-    MODEL_OF_STUDY,
-    RUN_OPTIONS,
-    SELECTION_OPTIONS,
-    STORAGE,
-    TASK_DATA,
-    TRIALS,
-    TRUST,
-)
+from prunesearch.cli.options.data import CALIBRATION, INCLUDE_PATH, TASK_DATA
+from prunesearch.cli.options.execution import MODEL_OF_STUDY, TRUST
+from prunesearch.cli.options.groups import RUN_OPTIONS, SELECTION_OPTIONS
+from prunesearch.cli.options.places import COPY_FROM, COPY_TO, JSON, STORAGE
+from prunesearch.cli.options.search import CONFIRM, TRIALS
 from prunesearch.cli.output import progress, quiet_optuna
 from prunesearch.cli.parameters import with_options
 from prunesearch.cli.recipes import options_of

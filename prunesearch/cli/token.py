@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prunesearch.cli.help import Group, Words
-from prunesearch.cli.options import JSON, STORAGE
+from prunesearch.cli.options.places import JSON, STORAGE
 from prunesearch.errors import StorageError
 from prunesearch.report.emit import emit
 from prunesearch.runtime.masking import printable

@@ -5,16 +5,10 @@ from typing import Any
 import click
 
 from prunesearch.cli.help import Command
-from prunesearch.cli.options import (
-    CALIBRATION,
-    INCLUDE_PATH,
-    JSON,
-    MODEL_OF_STUDY,
-    RUN_OPTIONS,
-    STORAGE,
-    TASK_DATA,
-    TRUST,
-)
+from prunesearch.cli.options.data import CALIBRATION, INCLUDE_PATH, TASK_DATA
+from prunesearch.cli.options.execution import MODEL_OF_STUDY, TRUST
+from prunesearch.cli.options.groups import RUN_OPTIONS
+from prunesearch.cli.options.places import JSON, STORAGE
 from prunesearch.cli.output import progress, quiet
 from prunesearch.cli.parameters import with_options
 from prunesearch.cli.recipes import options_of
