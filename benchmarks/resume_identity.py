@@ -31,7 +31,7 @@ from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.objective import ScoreWeights
 from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import LatencyModel
-from prunesearch.models.structure import Sizes
+from prunesearch.models.sizes import Sizes
 from prunesearch.objectives.race import Race
 from prunesearch.pipeline.search_loop import search
 from prunesearch.samplers import PSOSampler, WOASampler, build

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
 from prunesearch.cli.main import cli
-from prunesearch.cli.recipes import read_recipe
+from prunesearch.cli.recipe_files import read_recipe
 from prunesearch.config.flat import SECTIONS
 from prunesearch.config.recovery import Recovery
 from prunesearch.config.run_options import RunOptions

@@ -17,7 +17,8 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.compat.transformers import no_init_weights
 from prunesearch.models.layers import Layers, ResidentLayers
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.structure import blocks_of, sizes_of
+from prunesearch.models.sizes import sizes_of
+from prunesearch.models.structure import blocks_of
 from tests.support.models import byte_tokenizer
 
 

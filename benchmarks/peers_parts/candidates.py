@@ -16,7 +16,7 @@ from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.candidate import LayerSubset
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.structure import settings_of
+from prunesearch.models.model_configs import settings_of
 from prunesearch.objectives.calibration_data import token_windows
 from prunesearch.objectives.importance import rank_units
 from prunesearch.objectives.next_token_loss import loss_objective

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from prunesearch.models.structure import meta_model
+from prunesearch.models.model_configs import meta_model
 from prunesearch.models.weight_files import INDEX
 
 SHARD_BLOCKS = 11

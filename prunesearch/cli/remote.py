@@ -18,7 +18,8 @@ from prunesearch.cli.options.groups import DATA_OPTIONS, RECIPE_OPTIONS
 from prunesearch.cli.options.places import INSECURE_HTTP, JSON, OUT, SERVER, STUDY, TOKEN_FILE
 from prunesearch.cli.options.search import CONFIRM, DROP, TRIALS
 from prunesearch.cli.parameters import typed_names, with_options
-from prunesearch.cli.recipes import RecipeFile, grid_of, options_of, read_recipe
+from prunesearch.cli.recipe_files import RecipeFile, read_recipe
+from prunesearch.cli.recipes import grid_of, options_of
 from prunesearch.config.flat import PLACES
 from prunesearch.errors import InputError, ServerError
 from prunesearch.report.emit import emit, emit_json

@@ -18,7 +18,8 @@ from prunesearch.cli.options.places import JSON, OUT, STORAGE, STUDY
 from prunesearch.cli.options.search import CONFIRM, LLM_OPTIONS, TRIALS, WARM_START_STORAGE
 from prunesearch.cli.output import progress
 from prunesearch.cli.parameters import misplaced, renamed, typed_names, with_options
-from prunesearch.cli.recipes import grid_of, options_of, read_recipe
+from prunesearch.cli.recipe_files import read_recipe
+from prunesearch.cli.recipes import grid_of, options_of
 from prunesearch.report.emit import emit
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.objective import ScoreWeights
 from prunesearch.execution.latency import LatencyModel
-from prunesearch.models.structure import Sizes
+from prunesearch.models.sizes import Sizes
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,8 @@ from prunesearch.compat.transformers import MoeModelOutputWithPast, attention_as
 from prunesearch.errors import ScoringError
 from prunesearch.execution.linear_head import LinearHead, linear_head_of
 from prunesearch.models.guard import guarded
-from prunesearch.models.structure import (
-    architecture_of,
-    blocks_of,
-    input_device,
-    returned,
-    settings_of,
-)
+from prunesearch.models.model_configs import settings_of
+from prunesearch.models.structure import architecture_of, blocks_of, input_device, returned
 from prunesearch.runtime.patching import replaced
 
 HEAD_ROWS = {"cpu": 128, "cuda": 1024}

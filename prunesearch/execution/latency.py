@@ -1,7 +1,7 @@
 """Latency of candidates, predicted from per-block latencies or measured.
 
 Per-block latencies are measured once, and the latency of any candidate is predicted from them. The
-selected candidates are measured directly. Sizes are exact and come from `models.structure.Sizes`.
+selected candidates are measured directly. Sizes are exact and come from `models.sizes.Sizes`.
 
 16-bit products are timed as the engine computes them, see `models.bf16_cpu`. Some CPUs take eight
 times as long for plain 16-bit products, and such a CPU would not be used for them.
@@ -26,14 +26,14 @@ from prunesearch.execution.head import Head
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.bf16_cpu import wide_products
 from prunesearch.models.layers import Layers
+from prunesearch.models.model_configs import settings_of
+from prunesearch.models.sizes import lost
 from prunesearch.models.structure import (
     architecture_of,
     blocks_of,
     input_device,
-    lost,
     most_positions,
     parts_of,
-    settings_of,
 )
 from prunesearch.models.surgery import pruned
 from prunesearch.runtime import stopping

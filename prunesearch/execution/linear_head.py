@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from prunesearch.models.structure import settings_of
+from prunesearch.models.model_configs import settings_of
 
 _ROWS = 6
 _LARGE = 1000.0

@@ -15,7 +15,7 @@ from prunesearch.execution.plan_formulas import PlanFormulas
 from prunesearch.execution.plan_inputs import examine
 from prunesearch.execution.plan_types import Asked, MemoryPlan, Mode
 from prunesearch.models.loading import device_named
-from prunesearch.models.structure import settings_of
+from prunesearch.models.model_configs import settings_of
 from prunesearch.space import SearchSpace
 
 KL_TOP = 512

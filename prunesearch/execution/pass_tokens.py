@@ -14,7 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from prunesearch.cache.machine_files import keep, read_kept
 from prunesearch.execution.device_memory import free_bytes
-from prunesearch.models.structure import input_device, settings_of
+from prunesearch.models.model_configs import settings_of
+from prunesearch.models.structure import input_device
 
 ENOUGH = 0.95
 """A pass is doubled while that lowers the time per token to less than this share."""

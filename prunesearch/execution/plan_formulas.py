@@ -37,7 +37,7 @@ from prunesearch.execution.head import HEAD_ROWS
 from prunesearch.execution.plan_inputs import PlannedModel
 from prunesearch.execution.plan_types import Asked, Mode
 from prunesearch.models.bf16_cpu import widens
-from prunesearch.models.structure import settings_of
+from prunesearch.models.model_configs import settings_of
 
 STATISTICS_BYTES = 520
 """Bytes of a token's statistics beside its hidden state: one float64, and 64 likely tokens."""

@@ -8,15 +8,11 @@ from transformers import PretrainedConfig
 
 from prunesearch.models.gguf_file import read_header
 from prunesearch.models.loading import refuse_quantised
+from prunesearch.models.model_configs import meta_model, read_config, read_gguf_config
 from prunesearch.models.safetensors_files import Stored, tensors_of
+from prunesearch.models.sizes import sizes_of
 from prunesearch.models.source import is_gguf, refuse_part, resolve
-from prunesearch.models.structure import (
-    architecture_of,
-    meta_model,
-    read_config,
-    read_gguf_config,
-    sizes_of,
-)
+from prunesearch.models.structure import architecture_of
 from prunesearch.models.weight_files import weight_files
 
 

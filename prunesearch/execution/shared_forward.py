@@ -36,14 +36,9 @@ from prunesearch.execution.merged_passes import Job, MergedPass, merge
 from prunesearch.execution.pass_tokens import bytes_per_token, pass_tokens_for, timed
 from prunesearch.execution.state_buffer import StateBuffer
 from prunesearch.models.layers import Layers
+from prunesearch.models.model_configs import settings_of
 from prunesearch.models.reordering import check_order
-from prunesearch.models.structure import (
-    architecture_of,
-    blocks_of,
-    input_device,
-    returned,
-    settings_of,
-)
+from prunesearch.models.structure import architecture_of, blocks_of, input_device, returned
 from prunesearch.models.surgery import pruned, used
 from prunesearch.runtime.patching import replaced
 

@@ -32,7 +32,8 @@ from transformers import (
 )
 
 from prunesearch.compat.transformers import attention_as
-from prunesearch.models.structure import input_device, settings_of
+from prunesearch.models.model_configs import settings_of
+from prunesearch.models.structure import input_device
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from prunesearch.candidate import LayerSubset
+from prunesearch.models.model_configs import settings_of
 from prunesearch.models.reordering import check_order
-from prunesearch.models.structure import blocks_of, settings_of
+from prunesearch.models.structure import blocks_of
 from prunesearch.models.surgery import used
 from prunesearch.runtime.patching import replaced
 

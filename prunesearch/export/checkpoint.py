@@ -36,8 +36,9 @@ from prunesearch.export.results import Exported
 from prunesearch.export.writer import MAX_SHARD
 from prunesearch.models.config_edits import edits
 from prunesearch.models.loading import LoadedModel
+from prunesearch.models.model_configs import settings_of
 from prunesearch.models.reordering import check_order
-from prunesearch.models.structure import architecture_of, settings_of
+from prunesearch.models.structure import architecture_of
 from prunesearch.runtime.json_values import Json
 
 

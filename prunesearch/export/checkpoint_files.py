@@ -19,9 +19,9 @@ from prunesearch.export.writer import MAX_SHARD, Written, write_cast, write_shar
 from prunesearch.models.guard import guarded_writing
 from prunesearch.models.handover import unchanged_by
 from prunesearch.models.loading import LoadedModel
+from prunesearch.models.model_configs import meta_model
 from prunesearch.models.reordering import in_own_order
 from prunesearch.models.safetensors_files import Stored, tensors_in, tensors_of
-from prunesearch.models.structure import meta_model
 from prunesearch.widths.layer_widths import LayerWidths
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from prunesearch.models.structure import input_device, most_positions, settings_of
+from prunesearch.models.model_configs import settings_of
+from prunesearch.models.structure import input_device, most_positions
 from prunesearch.objectives.calibration_data import check_ids
 from prunesearch.runtime.patching import replaced
 

@@ -18,7 +18,8 @@ from prunesearch.errors import ModelError
 from prunesearch.export.config_file import DTYPES, ConfigFile
 from prunesearch.models.config_edits import PERIODS, ConfigValue, edits
 from prunesearch.models.guard import guarded
-from prunesearch.models.structure import architecture_of, settings_of
+from prunesearch.models.model_configs import settings_of
+from prunesearch.models.structure import architecture_of
 from prunesearch.runtime.json_values import Json, JsonObject
 
 _OTHER_FILE = "transformers_weights"

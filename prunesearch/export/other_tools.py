@@ -21,7 +21,8 @@ from prunesearch.export.edited_config import edited_config
 from prunesearch.export.formats.registry import narrows
 from prunesearch.models.config_edits import period_of
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.structure import architecture_of, per_layer_tensors, settings_of
+from prunesearch.models.model_configs import settings_of
+from prunesearch.models.structure import architecture_of, per_layer_tensors
 from prunesearch.runtime.json_values import JsonObject
 
 PROGRAMS = ("mergekit", "llama-quantize")

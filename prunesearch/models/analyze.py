@@ -115,7 +115,7 @@ def _from_config(name: str, trust_remote_code: bool) -> Inventory:
         name: a ``config.json``, or the folder of one.
         trust_remote_code: run code that ships with the model.
     """
-    from prunesearch.models.structure import meta_model, read_config
+    from prunesearch.models.model_configs import meta_model, read_config
 
     model = meta_model(read_config(name, trust_remote_code), trust_remote_code)
     found = []

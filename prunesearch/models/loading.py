@@ -21,21 +21,16 @@ from prunesearch.models.fingerprint import fingerprint
 from prunesearch.models.gguf_file import read_header
 from prunesearch.models.guard import guarded
 from prunesearch.models.layers import Layers, ResidentLayers
+from prunesearch.models.model_configs import read_config, settings_of
 from prunesearch.models.safetensors_files import tensors_of
+from prunesearch.models.sizes import Sizes, sizes_of
 from prunesearch.models.source import (
     IN_MEMORY,
     ResolvedSource,
     resolve,
     with_weights,
 )
-from prunesearch.models.structure import (
-    Sizes,
-    architecture_of,
-    blocks_of,
-    read_config,
-    settings_of,
-    sizes_of,
-)
+from prunesearch.models.structure import architecture_of, blocks_of
 from prunesearch.models.weight_map import check_stored
 from prunesearch.models.weights_state import WeightsState
 

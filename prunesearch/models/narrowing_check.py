@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from prunesearch.errors import ModelError, one_line
 from prunesearch.models.experts import NarrowableExperts, fewer_experts, masked_experts
-from prunesearch.models.structure import input_device, settings_of
+from prunesearch.models.model_configs import settings_of
+from prunesearch.models.structure import input_device
 from prunesearch.models.width_shape import BlockParts
 from prunesearch.models.width_views import Part, columns_of, viewed, views_of
 

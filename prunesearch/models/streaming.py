@@ -25,16 +25,11 @@ from prunesearch.models.loading import (
     forget_code,
     is_quantised,
 )
+from prunesearch.models.model_configs import NO_MODEL, read_config
 from prunesearch.models.safetensors_files import Stored, tensors_of
+from prunesearch.models.sizes import sizes_of
 from prunesearch.models.source import resolve, with_weights
-from prunesearch.models.structure import (
-    NO_MODEL,
-    architecture_of,
-    blocks_of,
-    input_device,
-    read_config,
-    sizes_of,
-)
+from prunesearch.models.structure import architecture_of, blocks_of, input_device
 from prunesearch.models.weight_map import (
     Source,
     keep_exact_parts,

@@ -24,6 +24,7 @@ from prunesearch.compat.transformers import CacheLayerMixin
 from prunesearch.errors import InputError
 from prunesearch.models.architectures import Sublayer
 from prunesearch.models.config_edits import Changes, edits
+from prunesearch.models.model_configs import settings_of
 from prunesearch.models.narrowing import narrowed
 from prunesearch.models.reordering import check_order
 from prunesearch.models.structure import (
@@ -31,7 +32,6 @@ from prunesearch.models.structure import (
     blocks_of,
     parts_of,
     per_layer_tensors,
-    settings_of,
     sublayer_of,
 )
 from prunesearch.runtime.patching import replaced

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from prunesearch.errors import ModelError
 from prunesearch.models.experts import NarrowableExperts, experts_of
-from prunesearch.models.structure import architecture_of, blocks_of, parts_of, settings_of
+from prunesearch.models.model_configs import settings_of
+from prunesearch.models.structure import architecture_of, blocks_of, parts_of
 from prunesearch.widths.shape import WidthShape
 
 _QKV = ("q_proj", "k_proj", "v_proj")

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunesearch.errors import DataError
 from prunesearch.events import tell_or_log
 from prunesearch.models.guard import guarded
-from prunesearch.models.structure import most_positions, settings_of
+from prunesearch.models.model_configs import settings_of
+from prunesearch.models.structure import most_positions
 from prunesearch.objectives.calibration_sources.registry import source_of
 from prunesearch.objectives.text_files import open_text, read_jsonl
 

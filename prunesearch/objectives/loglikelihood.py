@@ -21,7 +21,8 @@ from prunesearch.execution.head import Head
 from prunesearch.execution.head_choice import choice_for
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.execution.tree_packing import tree_batches
-from prunesearch.models.structure import blocks_of, input_device, settings_of
+from prunesearch.models.model_configs import settings_of
+from prunesearch.models.structure import blocks_of, input_device
 
 LogLikelihood = tuple[float, bool]
 """Log-likelihood in nats, and True if greedy decoding would give the same continuation."""

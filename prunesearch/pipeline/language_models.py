@@ -9,7 +9,7 @@ from prunesearch.config.llm import DECIDING, LLMSection
 from prunesearch.importance.layer_statistics import LayerStatistics
 from prunesearch.llm.opening import open_chat
 from prunesearch.llm.recorded_chat import RecordedChat
-from prunesearch.models.structure import Sizes
+from prunesearch.models.sizes import Sizes
 from prunesearch.runtime.closing import Closing
 from prunesearch.samplers.llm.settings import LanguageModel, LayerTable, ProposalSettings
 from prunesearch.space import SearchSpace

@@ -14,7 +14,7 @@ from prunesearch.cache.location import shown
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import RunError
-from prunesearch.models.structure import Sizes
+from prunesearch.models.sizes import Sizes
 from prunesearch.objectives.registry import names_with
 from prunesearch.pipeline.prepared_study import PreparedStudy
 from prunesearch.pipeline.search_loop import SearchResult

@@ -34,9 +34,10 @@ from prunesearch.importance.orders import MeasuredOrder
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.config_edits import period_of
 from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.model_configs import settings_of
 from prunesearch.models.reordering import reorder
 from prunesearch.models.streaming import open_streamed
-from prunesearch.models.structure import input_device, settings_of
+from prunesearch.models.structure import input_device
 from prunesearch.objectives.base import Objective
 from prunesearch.objectives.calibration import DenseOutputs
 from prunesearch.objectives.calibration_data import mention_long_windows, token_windows

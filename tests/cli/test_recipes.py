@@ -8,7 +8,7 @@ import pytest
 
 from prunesearch.cli.flags import name_flags
 from prunesearch.cli.main import cli
-from prunesearch.cli.recipes import read_recipe
+from prunesearch.cli.recipe_files import read_recipe
 from prunesearch.errors import DataError, InputError
 from tests.support.cli import refused
 

@@ -13,7 +13,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError
 from prunesearch.export.config_file import ConfigFile
 from prunesearch.export.edited_config import edited_file
-from prunesearch.models.structure import read_config
+from prunesearch.models.model_configs import read_config
 
 N = 6
 _LLAMA3 = {

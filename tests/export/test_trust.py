@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli.main import cli
-from prunesearch.cli.recipes import read_recipe
+from prunesearch.cli.recipe_files import read_recipe
 from prunesearch.errors import InputError, ModelError
 from prunesearch.export import export, recheck
 from prunesearch.models.loading import LoadedModel, load

@@ -178,7 +178,7 @@ def test_equal_scores_keep_the_order_of_their_indices() -> None:
 
 def in_memory(model: PreTrainedModel) -> LoadedModel:
     """A model without files."""
-    from prunesearch.models.structure import sizes_of
+    from prunesearch.models.sizes import sizes_of
     from tests.support.models import byte_tokenizer
 
     return LoadedModel("tiny", model, byte_tokenizer(), "0" * 64, sizes_of(model), resident(model))

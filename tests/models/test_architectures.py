@@ -8,7 +8,8 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from prunesearch.errors import ModelError
 from prunesearch.models.architectures import ARCHITECTURES, Architecture, Sublayer
 from prunesearch.models.config_edits import edits
-from prunesearch.models.structure import architecture_of, settings_of
+from prunesearch.models.model_configs import settings_of
+from prunesearch.models.structure import architecture_of
 
 COUNT = "num_hidden_layers"
 

@@ -20,7 +20,8 @@ from prunesearch.models.experts import experts_of, fewer_experts, masked_experts
 from prunesearch.models.loading import LoadedModel
 from prunesearch.models.narrowing import narrow, narrow_outputs, narrowed
 from prunesearch.models.reordering import reorder, restore
-from prunesearch.models.structure import blocks_of, lost, sizes_of
+from prunesearch.models.sizes import lost, sizes_of
+from prunesearch.models.structure import blocks_of
 from prunesearch.models.surgery import pruned
 from prunesearch.models.width_shape import mlp_of, width_shape_of
 from prunesearch.widths.layer_widths import LayerWidths

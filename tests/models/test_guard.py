@@ -19,8 +19,8 @@ from prunesearch.export import export
 from prunesearch.models.config_edits import edits
 from prunesearch.models.guard import guarded, guarded_writing, refuse_pointers
 from prunesearch.models.loading import load
+from prunesearch.models.model_configs import meta_model, read_config
 from prunesearch.models.streaming import open_streamed
-from prunesearch.models.structure import meta_model, read_config
 from tests.support.models import tiny
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 5\n"

@@ -22,7 +22,8 @@ from prunesearch.models import narrowing, reordering
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.layers import ResidentLayers
 from prunesearch.models.permuting import indices_of_groups
-from prunesearch.models.structure import blocks_of, sizes_of
+from prunesearch.models.sizes import sizes_of
+from prunesearch.models.structure import blocks_of
 from prunesearch.models.surgery import pruned
 from prunesearch.models.width_shape import attention_of, mlp_of, width_shape_of
 from prunesearch.widths.layer_widths import LayerWidths

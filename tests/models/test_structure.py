@@ -10,12 +10,9 @@ from transformers import CTRLConfig
 from prunesearch.candidate import LayerSubset
 from prunesearch.cli.main import cli
 from prunesearch.models.analyze import take_inventory
-from prunesearch.models.structure import (
-    architecture_of,
-    blocks_of,
-    meta_model,
-    sizes_of,
-)
+from prunesearch.models.model_configs import meta_model
+from prunesearch.models.sizes import sizes_of
+from prunesearch.models.structure import architecture_of, blocks_of
 from prunesearch.models.surgery import remove
 from tests.support.models import ARCHITECTURES, LLAMA_70B, N_LAYERS, tiny
 

@@ -12,7 +12,8 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import ModelError
 from prunesearch.execution.shared_forward import Forward
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.structure import blocks_of, sizes_of
+from prunesearch.models.sizes import sizes_of
+from prunesearch.models.structure import blocks_of
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.base import ChunkWork
 from prunesearch.objectives.calibration import CalibrationObjective

@@ -29,8 +29,8 @@ from prunesearch.errors import (
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.models.fingerprint import fingerprint
 from prunesearch.models.loading import LoadedModel, load
+from prunesearch.models.sizes import sizes_of
 from prunesearch.models.streaming import open_streamed
-from prunesearch.models.structure import sizes_of
 from prunesearch.models.surgery import pruned
 from prunesearch.objectives.base import Chunk, Metrics
 from prunesearch.objectives.calibration_data import read_jsonl

@@ -26,7 +26,8 @@ from prunesearch.errors import (
 from prunesearch.export import export, recheck
 from prunesearch.models.fingerprint import fingerprint
 from prunesearch.models.loading import LoadedModel, load
-from prunesearch.models.structure import blocks_of, sizes_of
+from prunesearch.models.sizes import sizes_of
+from prunesearch.models.structure import blocks_of
 from prunesearch.models.surgery import pruned
 from prunesearch.pipeline.export_request import ExportRequest
 from prunesearch.pipeline.run import run_stages

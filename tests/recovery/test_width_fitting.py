@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from prunesearch.errors import InputError, ModelError
 from prunesearch.models import narrowing, reordering
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.structure import blocks_of, sizes_of
+from prunesearch.models.sizes import sizes_of
+from prunesearch.models.structure import blocks_of
 from prunesearch.models.surgery import pruned
 from prunesearch.models.width_shape import width_shape_of
 from prunesearch.pipeline.stages.compensate import compensation_report

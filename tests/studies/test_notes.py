@@ -12,7 +12,7 @@ from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
 from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import LatencyModel
-from prunesearch.models.structure import Sizes
+from prunesearch.models.sizes import Sizes
 from prunesearch.pipeline.search_loop import search
 from prunesearch.report import notes as notes_module
 from prunesearch.report.notes import Noter

@@ -29,7 +29,7 @@ from prunesearch.config.objective import ScoreWeights
 from prunesearch.evaluation.engine import LocalEngine
 from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.execution.latency import LatencyModel
-from prunesearch.models.structure import Sizes
+from prunesearch.models.sizes import Sizes
 from prunesearch.objectives.base import Chunk, ChunkResult, Metrics, Work
 from prunesearch.pipeline.search_loop import search
 from prunesearch.runtime import failpoints

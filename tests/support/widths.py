@@ -10,7 +10,8 @@ from prunesearch.models import narrowing, reordering
 from prunesearch.models.channel_order import ChannelOrder
 from prunesearch.models.layers import ResidentLayers
 from prunesearch.models.loading import LoadedModel
-from prunesearch.models.structure import blocks_of, sizes_of
+from prunesearch.models.sizes import sizes_of
+from prunesearch.models.structure import blocks_of
 from prunesearch.models.weights_state import WeightsState
 from prunesearch.models.width_shape import attention_of, width_shape_of
 from prunesearch.widths.layer_widths import LayerWidths

@@ -50,7 +50,7 @@ class Widths(FormatWithCode):
 
     def check_model(self, config: "PretrainedConfig", candidate: LayerSubset) -> None:
         """Refuse a model whose config has no one width, or has it under other names."""
-        from prunesearch.models.structure import settings_of
+        from prunesearch.models.model_configs import settings_of
 
         super().check_model(config, candidate)
         if settings_of(config) is not config:
@@ -82,7 +82,7 @@ class Widths(FormatWithCode):
         self, edited: "ConfigFile", config: "PretrainedConfig", candidate: LayerSubset, out: Path
     ) -> None:
         """Write the config, and the modelling file."""
-        from prunesearch.models.structure import meta_model
+        from prunesearch.models.model_configs import meta_model
 
         # Name the classes that the modelling file defines.
         model = meta_model(config)

@@ -74,7 +74,7 @@ def _place_of_biases(
     Raises:
         InputError: nothing does.
     """
-    from prunesearch.models.structure import meta_model, settings_of
+    from prunesearch.models.model_configs import meta_model, settings_of
 
     if not isinstance(candidate, LayerWidths) or not candidate.biases or not narrows(candidate):
         return _Place((), {})
