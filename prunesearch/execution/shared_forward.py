@@ -26,12 +26,12 @@ from transformers import PreTrainedModel
 
 from prunesearch import events
 from prunesearch.candidate import LayerSubset, Use
-from prunesearch.errors import ModelError, ScoringError, one_line
 from prunesearch.execution.batches import Batch, Rows
 from prunesearch.execution.block_code import BlockCode, Call
 from prunesearch.execution.cancellation import EvaluationCancelled
+from prunesearch.execution.composition import check_composition
 from prunesearch.execution.device_memory import STATE_BYTES, state_bytes
-from prunesearch.execution.head import Head, code_of, trunk_of
+from prunesearch.execution.head import code_of, trunk_of
 from prunesearch.execution.merged_passes import Job, MergedPass, merge
 from prunesearch.execution.pass_tokens import bytes_per_token, pass_tokens_for, timed
 from prunesearch.execution.state_buffer import StateBuffer
@@ -39,15 +39,8 @@ from prunesearch.models.layers import Layers
 from prunesearch.models.model_configs import settings_of
 from prunesearch.models.reordering import check_order
 from prunesearch.models.structure import architecture_of, blocks_of, input_device, returned
-from prunesearch.models.surgery import pruned, used
+from prunesearch.models.surgery import used
 from prunesearch.runtime.patching import replaced
-
-_ALIKE = 0.02  # accepted relative difference: more than 16-bit rounding causes
-_checked: set[type[PreTrainedModel]] = set()
-"""Classes of models outside the table that have passed `Forward._check`.
-
-The check depends on the code of the class alone, so a class is checked once per process.
-"""
 
 
 @dataclass
@@ -121,61 +114,9 @@ class Forward:
         self._memory = state_memory or STATE_BYTES
         self.stopped = stopped
         if not layers.streamed_once and not architecture_of(model.config).known:
-            self._check()
-
-    def _check(self) -> None:
-        """Check that running a model block by block gives the output of its own code.
-
-        Only models outside the table are checked, once per class of models.
-
-        Raises:
-            ModelError: the outputs differ, because the blocks pass on more than the hidden state or
-                return it in another form.
-        """
-        kind = type(self.model)
-        if kind in _checked:
-            return
-        why = ""
-        try:
-            if not self._composes():
-                why = ": what they give differs"
-        except (
-            ScoringError,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
-            why = f": {one_line(error)}"
-        if why:
-            raise ModelError(
-                f"models of type {self.model.config.model_type!r} cannot be scored, as their "
-                f"blocks are not one after the other{why}"
-            )
-        self.work_counter = WorkCounter()
-        _checked.add(kind)
-
-    @torch.inference_mode()
-    def _composes(self) -> bool:
-        """Return True if `run` and the model's own forward pass agree on a short text."""
-        n, vocabulary = len(blocks_of(self.model)), settings_of(self.model.config).vocab_size
-        batch, head = (
-            Rows(torch.arange(1, 17)[None] * 7919 % vocabulary).on(self.model),
-            Head(self.model),
-        )
-        # Compare the dense model and, if the model has several blocks, one candidate.
-        candidates = [LayerSubset.of(n)]
-        if n > 1:
-            candidates.append(LayerSubset.of(n, (n // 2,)))
-        away = []
-        for _, candidate, hidden_1LE in self.run([(batch, candidates)]):
-            found_LV = head.logits(head.apply_final_norm(hidden_1LE[0])).float()
-            with pruned(self.model, candidate) as model:
-                own_LV = model(input_ids=batch.ids, use_cache=False).logits[0].float()
-            away.append(float((found_LV - own_LV).norm() / own_LV.norm()))
-        return all(difference <= _ALIKE for difference in away)
+            check_composition(model, self.run)
+            # The caller did not ask for the work of the check.
+            self.work_counter = WorkCounter()
 
     @torch.inference_mode()
     def run(
