@@ -211,7 +211,7 @@ def _compare(record: Record, path: str, data: Path, limit: int) -> None:
         "<= 1",
     )
     tokens = sum(len(c) + len(t) - 1 for _, c, t in objective._lm.requests)
-    packed = sum(batch.batch.tokens for chunk in objective._batches.values() for batch in chunk)
+    packed = sum(batch.batch.tokens for batch in objective.laid_out())
     record.add("tokens_one_sequence_per_choice", tokens)
     record.add("tokens_read", packed)
     record.add("fewer_tokens", tokens / packed, ">= 1.9")

@@ -84,7 +84,7 @@ def _against_lm_eval(
     engine_seconds(loaded, objective, dense)
     seconds, (ours,) = engine_seconds(loaded, objective, dense)
     record.add(f"{name}_acc_norm_difference", abs(ours["acc_norm"] - theirs.metrics["acc_norm"]))
-    pieces = [batch for chunk in objective._batches.values() for batch in chunk]
+    pieces = objective.laid_out()
     _add_dense(meter, shape, pieces, seconds, theirs.seconds)
     late, _ = engine_seconds(loaded, objective, generation)
     record.add(f"{name}_late_seconds_per_candidate", late / len(generation))

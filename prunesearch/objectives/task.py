@@ -29,7 +29,6 @@ from prunesearch.models.surgery import pruned
 from prunesearch.objectives.base import (
     Chunk,
     ChunkResult,
-    Identity,
     Metrics,
     Row,
     Work,
@@ -41,7 +40,6 @@ from prunesearch.objectives.choice_margins import ChoiceDocument, choice_documen
 from prunesearch.objectives.digests import content_digest
 from prunesearch.objectives.generation import generation_chunk
 from prunesearch.objectives.identity import (
-    SCORING_VERSION,
     numerics_of,
     tokens_digest,
 )
@@ -60,29 +58,15 @@ from prunesearch.objectives.lm_eval_tasks import (
     quiet_lm_eval,
     rules_of,
 )
-from prunesearch.objectives.loglikelihood import (
-    LogLikelihood,
-    Request,
-    ScoredBatch,
-    inputs_of,
-    lay_out_rows,
-    lay_out_trees,
-    supports_trees,
-    tree_depth_fits,
-)
+from prunesearch.objectives.loglikelihood import LogLikelihood, Request, ScoredBatch
+from prunesearch.objectives.request_chunks import RequestChunks
 from prunesearch.runtime.json_values import as_list
 
-CHUNK_REQUESTS = 256
-"""Requests of a chunk, rounded up to the end of a document.
-
-HellaSwag has 64 documents in a chunk.
-"""
 BOOTSTRAP_ITERS = 1000
 """Resamples for standard errors without a formula (perplexity, f1).
 
 lm-eval's default of 100,000 takes minutes.
 """
-_WORTH = 0.8  # share of a plain pass's tokens below which a token tree is faster
 
 
 class TaskObjective:
@@ -143,7 +127,9 @@ class TaskObjective:
         self._batch_tokens = batch_tokens or TASK_BATCH_TOKENS.get(device, 2048)
         self._head = Head(loaded.model)
         self._prompts = self._lm.prompts
-        self._requests = self._recorded_requests(loaded)
+        self._requests = RequestChunks(
+            loaded.model, self._recorded_requests(loaded), self._lm.max_length, self._batch_tokens
+        )
         self._choices: list[ChoiceDocument] | None = None
         if not self._prompts:
             leaves = self._tasks["tasks"].items()
@@ -151,8 +137,6 @@ class TaskObjective:
                 [(leaf, [doc for _, doc in self._documents(name, leaf)]) for name, leaf in leaves],
                 self.metric,
             )
-        self._batches: dict[int, list[ScoredBatch]] = {}
-        self._trees: bool | None = None
         with unchanged_by("lm-eval", loaded.model), quiet_lm_eval(), data_errors(task, data):
             self.chunks = self._describe_chunks(loaded)
         # The requests, the correct answers and the rules of scoring are part of the study's
@@ -194,8 +178,8 @@ class TaskObjective:
         )
         return documents
 
-    def _recorded_requests(self, loaded: LoadedModel) -> list[list[Request]]:
-        """Return the recorded requests for log-likelihoods, split into chunks.
+    def _recorded_requests(self, loaded: LoadedModel) -> list[Request]:
+        """Return the recorded requests for log-likelihoods.
 
         Raises:
             InputError: a token id is too large for the model, or the task generates text and the
@@ -212,7 +196,7 @@ class TaskObjective:
                 f"task {self._name!r} generates text, which needs all weights in memory: leave "
                 "`offload` out"
             )
-        return _by_document(requests)
+        return requests
 
     def _describe_chunks(self, loaded: LoadedModel) -> list[Chunk]:
         """Describe the chunks of log-likelihoods, and the generated texts as one chunk."""
@@ -220,10 +204,7 @@ class TaskObjective:
         kernels = TREE_KERNELS.get(input_device(loaded.model).type)
         if kernels is not None:
             numerics["trees"] = kernels
-        chunks: list[Chunk] = []
-        for index, requests in enumerate(self._requests):
-            identity = _identity(requests, numerics, self._lm.max_length)
-            chunks.append(Chunk(index, identity, _tokens(requests)))
+        chunks = self._requests.described(numerics)
         if self._prompts:
             chunks.append(
                 generation_chunk(len(chunks), self._lm, self._prompts, loaded.tokenizer, numerics)
@@ -242,7 +223,7 @@ class TaskObjective:
         for piece in work:
             chunk = piece.chunk
             if piece.candidates and chunk.index < len(self._requests):
-                for batch in self._scored_batches(chunk.index, forward):
+                for batch in self._requests.batches(chunk.index, forward):
                     jobs.append((chunk, batch, piece.candidates))
                     left[chunk.index] += 1
 
@@ -286,11 +267,7 @@ class TaskObjective:
 
     def items(self) -> frozenset[str]:
         """Return a digest of the tokens of each request for a log-likelihood."""
-        digests = set()
-        for requests in self._requests:
-            for request in requests:
-                digests.add(tokens_digest(request))
-        return frozenset(digests)
+        return frozenset(tokens_digest(request) for request in self._requests.all())
 
     def losses(self, results: Sequence[Sequence[Row]]) -> Sequence[float]:
         """Return the metric of each document whose answers are complete.
@@ -337,24 +314,9 @@ class TaskObjective:
             start = end
         return margins
 
-    def _scored_batches(self, index: int, forward: Forward) -> list[ScoredBatch]:
-        """Return a chunk's batches. They are laid out once and kept.
-
-        Token trees are used if the model can read them and if they are enough shorter than rows.
-        """
-        if index in self._batches:
-            return self._batches[index]
-        if self._trees is None:
-            self._trees = supports_trees(self._model, forward)
-        requests = self._requests[index]
-        sequences = inputs_of(requests, self._lm.max_length)
-        batches = lay_out_rows(requests, sequences, self._batch_tokens)
-        if self._trees and tree_depth_fits(self._model.config, sequences):
-            trees = lay_out_trees(requests, sequences, self._batch_tokens)
-            if _computed(trees) < _WORTH * _computed(batches):
-                batches = trees
-        self._batches[index] = [batch.on(self._model) for batch in batches]
-        return self._batches[index]
+    def laid_out(self) -> list[ScoredBatch]:
+        """Return the batches of log-likelihoods that were laid out so far."""
+        return self._requests.laid_out()
 
     def _replay(self, results: Sequence[Sequence[Row]]) -> ReplayModel:
         """Return a model that answers with stored results.
@@ -366,7 +328,7 @@ class TaskObjective:
         for rows in results[:asked]:
             for value, greedy in numbers_of(rows):
                 answers.append((float(value), bool(greedy)))
-        answers += [(0.0, False)] * (sum(map(len, self._requests)) - len(answers))
+        answers += [(0.0, False)] * (len(self._requests.all()) - len(answers))
         texts: list[str] = []
         for rows in results[asked:]:
             texts += [str(text) for text in rows]
@@ -385,44 +347,3 @@ class TaskObjective:
                 bootstrap_iters=BOOTSTRAP_ITERS,
             )
         return outcome
-
-
-def _by_document(requests: list[Request]) -> list[list[Request]]:
-    """Split requests into chunks.
-
-    A chunk ends where the context changes, so that every document is in one chunk.
-    """
-    chunks: list[list[Request]] = []
-    before: Sequence[int] = ()
-    for request in requests:
-        if not chunks or (len(chunks[-1]) >= CHUNK_REQUESTS and request[0] != before):
-            chunks.append([])
-        chunks[-1].append(request)
-        before = request[0]
-    return chunks
-
-
-def _computed(batches: Sequence[ScoredBatch]) -> int:
-    """Return the number of tokens that the batches compute, padding included."""
-    return sum(batch.batch.tokens for batch in batches)
-
-
-def _tokens(requests: list[Request]) -> int:
-    """Return the number of tokens that a model reads for the requests one by one."""
-    return sum(len(context) + len(continuation) - 1 for context, continuation in requests)
-
-
-def _identity(requests: list[Request], numerics: dict[str, str], longest: int) -> Identity:
-    """Return the identity of a chunk of log-likelihoods.
-
-    The truncation length is part of it only if a request is truncated.
-    """
-    identity: Identity = {
-        "kind": "loglikelihood",
-        "version": SCORING_VERSION,
-        "numerics": numerics,
-        "tokens": tokens_digest(requests),
-    }
-    if any(len(context) + len(continuation) > longest + 1 for context, continuation in requests):
-        identity["truncation"] = longest
-    return identity
