@@ -23,7 +23,7 @@ from prunesearch.algorithms.history import Memory, TrialOutcome
 from prunesearch.algorithms.operators import Mask, generator
 from prunesearch.algorithms.planner import Planner, Preselection
 from prunesearch.algorithms.registry import SINGLE, SWARM_POPULATION, AlgorithmEntry
-from prunesearch.algorithms.surrogate import Ranking, harm_of
+from prunesearch.algorithms.surrogate import Ranking
 from prunesearch.algorithms.vector_swarms import VectorSwarm
 from prunesearch.algorithms.warm_start import WarmStart
 from prunesearch.candidate import LayerSubset
@@ -31,7 +31,9 @@ from prunesearch.errors import InputError, UnknownNameError
 from prunesearch.objectives.digests import content_digest
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.samplers.base import GenerationPendingError, Proposal, SubsetSampler
-from prunesearch.samplers.rankings import checked_ranking, droppable_units, stored_ranking
+from prunesearch.samplers.generation_plan import GenerationPlan
+from prunesearch.samplers.measured_ranking import MeasuredRanking
+from prunesearch.samplers.rankings import checked_ranking, stored_ranking
 from prunesearch.samplers.settings import SamplerSettings, checked_population
 from prunesearch.samplers.stored_memory import STATE_ATTR, pack
 from prunesearch.space import SearchSpace, Space
@@ -42,29 +44,6 @@ RULES = 2
 
 It rises whenever a seed gives other proposals. Each trial that depends on them stores it.
 """
-
-
-class _GenerationPlan:
-    """The proposals of one generation, which are computed in the order of their slots.
-
-    A generation is a function of the trials before it. So it does not matter when a slot is
-    computed.
-
-    Args:
-        generation: number of the generation.
-        proposals: the proposals of all slots.
-    """
-
-    def __init__(self, generation: int, proposals: Iterator[Proposal]) -> None:
-        self.generation = generation
-        self._proposals = proposals
-        self._made: list[Proposal] = []
-
-    def at(self, slot: int) -> Proposal:
-        """Return the proposal of a slot. Those of the slots before it are computed first."""
-        while len(self._made) <= slot:
-            self._made.append(next(self._proposals))
-        return self._made[slot]
 
 
 class SwarmSampler(SubsetSampler):
@@ -121,13 +100,12 @@ class SwarmSampler(SubsetSampler):
         self.novelty = novelty
         self._coefficients = dict(coefficients or {})
         # The ranking is measured (single), given, or absent.
-        self._singles: tuple[int, ...] = ()
-        self._single = isinstance(ranking, str)
+        self._measured: MeasuredRanking | None = None
         self._given: Ranking | None = None
         if isinstance(ranking, str):
             if ranking != SINGLE:
                 raise UnknownNameError("ranking", ranking, (SINGLE,))
-            self._singles = droppable_units(space)
+            self._measured = MeasuredRanking(space, self.population)
         elif ranking is not None:
             self._given = checked_ranking(ranking, space.n_units)
         self.warm_start = warm_start
@@ -154,7 +132,7 @@ class SwarmSampler(SubsetSampler):
     def config(self) -> JsonObject:
         """Settings that determine the proposals."""
         ranking: str | list[float] | None = None
-        if self._single:
+        if self._measured is not None:
             ranking = SINGLE
         elif self._given is not None:
             ranking = stored_ranking(self._given, self.space)
@@ -182,21 +160,18 @@ class SwarmSampler(SubsetSampler):
     @property
     def _follows_rules(self) -> bool:
         """True if a surrogate or a ranking takes part in the proposals."""
-        return self.preselection is not None or self._single or self._given is not None
+        ranked = self._measured is not None or self._given is not None
+        return self.preselection is not None or ranked
 
     @property
     def warmup_generations(self) -> int:
         """Number of generations that drop single blocks."""
-        if not self._single:
-            return 0
-        # Round up: the last of them need not be full.
-        return -(-len(self._singles) // self.population)
+        return 0 if self._measured is None else self._measured.generations
 
     def _reset_caches(self) -> None:
-        self._partial_subsets: dict[
-            int, tuple[int, float]
-        ] = {}  # trial -> the only unit it dropped, and its loss
-        self._plan: _GenerationPlan | None = None  # the latest generation
+        if self._measured is not None:
+            self._measured.reset()
+        self._plan: GenerationPlan | None = None  # the latest generation
         self._seen: set[bytes] = set()  # subsets of the finished trials before `_seen_end`
         self._seen_end = 0
         self._unwritten: dict[int, Mask] = {}  # trial -> its subset, until the storage has it
@@ -244,7 +219,7 @@ class SwarmSampler(SubsetSampler):
             if plan is None or plan.generation != generation:
                 slots = range(self.population)
                 proposals = self._propose_slots(trial_log, generation, slots, ProposalInputs(end))
-                plan = _GenerationPlan(generation, proposals)
+                plan = GenerationPlan(generation, proposals)
             proposal = plan.at(slot)
             self._plan = plan
             return proposal
@@ -285,7 +260,7 @@ class SwarmSampler(SubsetSampler):
                 slots = range(self.population)
                 proposal_inputs = ProposalInputs(generation * self.population)
                 proposals = self._propose_slots(trial_log, generation, slots, proposal_inputs)
-                return _GenerationPlan(generation, proposals).at(slot).candidate
+                return GenerationPlan(generation, proposals).at(slot).candidate
             proposal_inputs = ProposalInputs(
                 number, tuple(state["basis"]["open"]), tuple(state["basis"]["known"])
             )
@@ -381,8 +356,10 @@ class SwarmSampler(SubsetSampler):
 
         Once all units are measured, fill the generation with random subsets.
         """
-        if number < len(self._singles):
-            X_D = np.isin(np.arange(self.space.n_units), self._singles[number])
+        assert self._measured is not None
+        unit = self._measured.unit_of(number)
+        if unit is not None:
+            X_D = np.isin(np.arange(self.space.n_units), unit)
         else:
             planner = Planner(
                 self.algorithm, self.constraints, self.study_seed, self.population, None
@@ -394,17 +371,9 @@ class SwarmSampler(SubsetSampler):
         """Return the given ranking, or the one that the study's first trials have measured so
         far.
         """
-        if not self._single:
+        if self._measured is None:
             return self._given
-        # Collect the losses of single units; a unit that was not measured counts as the median.
-        end = min(proposal_inputs.end, self.warmup_generations * self.population)
-        loss_D = np.full(self.space.n_units, np.nan)
-        for number, (unit, loss) in self._partial_subsets.items():
-            if number < end and number not in proposal_inputs.open:
-                loss_D[unit] = loss
-        if np.isnan(loss_D).all():
-            return None
-        return Ranking(harm_of(np.where(np.isnan(loss_D), np.nanmedian(loss_D), loss_D)))
+        return self._measured.ranking(proposal_inputs)
 
     def _seen_before(self, trial_log: TrialLog, proposal_inputs: ProposalInputs) -> set[bytes]:
         """Return the subsets of the finished trials that the proposal is derived from."""
@@ -434,8 +403,8 @@ class SwarmSampler(SubsetSampler):
     def _read(self, trial: FrozenTrial, losses: Sequence[float]) -> TrialOutcome:
         """Record the loss of a trial that dropped a single unit."""
         X_D = self.mask(trial)
-        if X_D is not None and X_D.sum() == 1 and losses:
-            self._partial_subsets[trial.number] = int(np.flatnonzero(X_D)[0]), losses[0]
+        if self._measured is not None and X_D is not None and losses:
+            self._measured.read(trial.number, X_D, losses[0])
         return super()._read(trial, losses)
 
 
