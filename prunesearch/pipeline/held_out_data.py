@@ -14,7 +14,7 @@ from prunesearch.studies.measurements import Badge
 HELD_OUT_TOKENS = 4096
 """Tokens of held-out text, if the user does not say how many."""
 HELD_OUT_DOCUMENTS = 1000
-"""Documents of a task after those of the search, if the user does not say how many."""
+"""Documents of a task that the search has not read, if the user does not say how many."""
 _MOST_COMMON = 0.01  # share of held-out items that may occur in the data of the search too
 
 
