@@ -176,6 +176,18 @@ def check_fits(workers: int, cpus: int, gpus: float) -> None:
         )
 
 
+def is_alive(node: str) -> bool:
+    """Return whether a node of the cluster is alive.
+
+    Args:
+        node: Ray's id of the node.
+    """
+    import ray
+
+    known = ray.nodes()  # type: ignore[no-untyped-call]
+    return any(each["NodeID"] == node and each["Alive"] for each in known)
+
+
 def described() -> str:
     """Return what the cluster has, such as ``2 nodes with 8 CPUs and 1 GPU (free: ...)``."""
     import ray
@@ -188,4 +200,9 @@ def described() -> str:
 
 
 def _amounts(resources: dict[str, float]) -> str:
-    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+    """Return amounts of CPU cores and GPUs, such as ``8 CPUs and 1 GPU``."""
+    amounts = []
+    for kind in ("CPU", "GPU"):
+        amount = resources.get(kind, 0)
+        amounts.append(f"{amount:g} {kind if amount == 1 else kind + 's'}")
+    return " and ".join(amounts)

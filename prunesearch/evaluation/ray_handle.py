@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from prunesearch.errors import RunError, one_line
+from prunesearch.evaluation.ray_cluster import is_alive
 from prunesearch.evaluation.ray_worker import CONTROL, NotLoaded, Place, RayWorker
 from prunesearch.evaluation.stretches import Stretch
 from prunesearch.evaluation.worker import Build, Content
@@ -211,7 +212,7 @@ class RayHandle:
             # Ray repeats this question, so the worker cannot be created at all.
             return self._refuse(f"cannot start: {one_line(error)}")
         # The death of a node says nothing about the candidates.
-        counted = self.place is None or _is_alive(self.place.node)
+        counted = self.place is None or is_alive(self.place.node)
         if self._stretch is not None:
             self._stretch.deaths += counted
         else:
@@ -253,9 +254,3 @@ class RayHandle:
         if not self.ended:
             self._stretch, self._step, self.place = None, _Step.ENDED, None
             ray.kill(self._actor)
-
-
-def _is_alive(node: str) -> bool:
-    """Return whether a node of the cluster is alive."""
-    known = ray.nodes()  # type: ignore[no-untyped-call]
-    return any(each["NodeID"] == node and each["Alive"] for each in known)

@@ -17,6 +17,7 @@ from prunesearch.evaluation.ray_cluster import described
 from prunesearch.evaluation.ray_handle import (
     ATTEMPTS,
     Died,
+    Message,
     RayHandle,
     Refused,
     WorkerResources,
@@ -84,7 +85,7 @@ class RayPool(Closing):
         until = time.monotonic() + seconds
         while not all(member.idle for member in self._members) and time.monotonic() < until:
             for member in self._speaking(self._members):
-                message = member.receive()
+                message = self._receive(member)
                 if isinstance(message, Refused):
                     raise message.reason
         return all(member.idle for member in self._members)
@@ -113,7 +114,7 @@ class RayPool(Closing):
                 self._check_room()
                 # Receive messages. What a dead worker did not score is handed out again.
                 for member in self._speaking(self._members):
-                    message = member.receive()
+                    message = self._receive(member)
                     if isinstance(message, Refused):
                         yield from self._drain(missing)
                         raise message.reason
@@ -141,7 +142,6 @@ class RayPool(Closing):
         Returns:
             The error if workers have died over it too often; otherwise None.
         """
-        self.restarts += 1
         # A worker without a stretch costs nothing.
         if died.rest is None or not died.rest.work:
             return None
@@ -190,6 +190,12 @@ class RayPool(Closing):
             ready += more
         return [asked[reference] for reference in ready]
 
+    def _receive(self, member: RayHandle) -> Message:
+        """Receive a worker's message, and count its deaths. See `RayHandle.receive`."""
+        message = member.receive()
+        self.restarts += isinstance(message, Died)
+        return message
+
     def _drain(self, missing: set[Item]) -> Iterator[ChunkResult]:
         """Stop the workers' passes, and yield the results that were complete by then."""
         # Tell the workers to stop, and receive their last messages.
@@ -198,7 +204,7 @@ class RayPool(Closing):
             member.stop()
         while busy := self._busy():
             for member in self._speaking(busy):
-                message = member.receive()
+                message = self._receive(member)
                 if isinstance(message, ChunkResult) and _is_missing(message, missing):
                     yield message
             # A worker that does not stop in time is killed.

@@ -12,7 +12,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.config.flat import PLACES, stored_name
 from prunesearch.config.recipe import Recipe
 from prunesearch.config.run_options import RunOptions
-from prunesearch.objectives import calibration, identity, logit_sums
+from prunesearch.objectives import calibration, identity, logit_sums, request_chunks
 from prunesearch.objectives import task as task_objective
 from prunesearch.pipeline.session import load_for, objective_for
 from prunesearch.runtime.json_values import Json
@@ -191,7 +191,7 @@ def test_the_class_of_arithmetic_counts(
     text: Recipe, task: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = keys(text) | keys(task)
-    monkeypatch.setattr(task_objective, "SCORING_VERSION", identity.SCORING_VERSION + 1)
+    monkeypatch.setattr(request_chunks, "SCORING_VERSION", identity.SCORING_VERSION + 1)
     monkeypatch.setattr(identity, "SCORING_VERSION", identity.SCORING_VERSION + 1)
     monkeypatch.setattr(logit_sums, "STATISTICS_VERSION", logit_sums.STATISTICS_VERSION + 1)
     assert not before & (keys(text) | keys(task))

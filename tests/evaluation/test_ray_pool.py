@@ -101,6 +101,7 @@ def test_a_killed_worker_costs_nothing_and_the_study_is_that_of_one_process(
         os.kill(pool.places[0].pid, signal.SIGKILL)
 
     assert trials_of(Disturbed(pool, 9, kill), tmp_path, TRIALS) == alone
+    assert pool.wait_for_all(60)
     # A worker that was killed while it had no stretch is noticed when it gets one.
     work = generation(24, CHUNKS)
     assert scored(list(pool.score(work, never))) == values(work)
@@ -147,6 +148,7 @@ def test_a_removed_node_costs_only_its_unfinished_candidates(
         disturbed = Disturbed(pool, 5, remove)
         assert trials_of(disturbed, tmp_path / "cache", TRIALS) == alone
         assert pool.restarts >= 1
+    cluster.wait_until_gone(node)
     # Only the stretch that was under way on the removed node is scored twice.
     lines = [line.rpartition(" ")[0] for line in log.read_text().splitlines()]
     assert len(lines) - len(set(lines)) <= 3

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from prunesearch.compat import ray as compat_ray
-from prunesearch.evaluation.ray_cluster import connected
+from prunesearch.evaluation.ray_cluster import connected, is_alive
 
 _END_SECONDS = 10.0
+_FORGET_SECONDS = 60.0
 _NODE = {"include_dashboard": False, "object_store_memory": 2**27, "num_gpus": 0}
 
 
@@ -50,6 +51,13 @@ class Nodes:
         for pid in workers:
             if _is_running(pid):
                 os.kill(pid, signal.SIGKILL)
+
+    def wait_until_gone(self, node: Any) -> None:  # noqa: ANN401
+        """Wait until the cluster knows that a removed node is dead. An idle machine is ahead of it."""
+        until = time.monotonic() + _FORGET_SECONDS
+        while is_alive(str(node.node_id)):
+            assert time.monotonic() < until, "the cluster still counts a removed node"
+            time.sleep(0.05)
 
     def shutdown(self) -> None:
         """Kill all nodes."""

@@ -78,7 +78,10 @@ HELD_OUT_TOKENS = SharedOption(
 
 HELD_OUT_DATA = SharedOption(
     "--held-out-data",
-    help="Local file with held-out documents of the task; default: those that the search has not read.",
+    help=(
+        "Local file with held-out documents of the task; default: those that the search has not "
+        "read."
+    ),
 )
 HELD_OUT_LIMIT = SharedOption(
     "--held-out-limit",
