@@ -65,6 +65,11 @@ class TrialScalarizer:
             return [quality + saved]
         return [quality - saved]
 
+    def losses(self, values: Sequence[float]) -> tuple[float, ...]:
+        """Return values with the sign that makes less better."""
+        first = -values[0] if self.maximize else values[0]
+        return (first, *values[1:])
+
     def standard_error(self, evaluation: Evaluation) -> float | None:
         """Return the standard error of the first value of a noisy objective; None for others.
 

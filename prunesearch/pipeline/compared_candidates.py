@@ -23,7 +23,7 @@ from prunesearch.execution.speed import MeasuredSpeed
 from prunesearch.importance.allocations.registry import fixed_allocations
 from prunesearch.importance.orders import MeasuredOrder
 from prunesearch.models.loading import LoadedModel
-from prunesearch.pipeline.outcome import knee
+from prunesearch.pipeline.outcome import knee_of
 from prunesearch.pipeline.prepared_study import rank
 from prunesearch.space import SearchSpace, Space
 from prunesearch.studies.measurements import BASELINE
@@ -140,7 +140,8 @@ def winners(
     """
     best = best_of(study)
     if len(study.directions) > 1:
-        return [ComparedCandidate("winner", space.from_params(knee(best, dense).params))]
+        chosen = knee_of(best, scalarizer, dense)
+        return [ComparedCandidate("winner", space.from_params(chosen.params))]
     found = [ComparedCandidate("winner", space.from_params(best[0].params))]
     for trial in best[1:]:
         found.append(ComparedCandidate("naive-best", space.from_params(trial.params)))

@@ -14,6 +14,7 @@ from prunesearch.cache.location import shown
 from prunesearch.candidate import Evaluation, LayerSubset
 from prunesearch.config.recipe import Recipe
 from prunesearch.errors import RunError
+from prunesearch.evaluation.scalarization import TrialScalarizer
 from prunesearch.models.sizes import Sizes
 from prunesearch.objectives.registry import names_with
 from prunesearch.pipeline.prepared_study import PreparedStudy
@@ -24,6 +25,7 @@ from prunesearch.pipeline.winner_latency import winner_latency
 from prunesearch.report.results import Cost, PairedDifference, ScoredModel, SearchReport
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.studies import persistence, selection
+from prunesearch.studies.pareto_knee import knee
 from prunesearch.studies.recommendation import Recommendation
 from prunesearch.studies.sources import SourceShares, source_shares
 from prunesearch.studies.summary import TrialSummary, summarise_trial
@@ -128,7 +130,7 @@ def outcome_of(
     # The best trial, or the knee and the whole front of a Pareto study.
     chosen, front = ranked[0], list[TrialSummary]()
     if ready.recipe.search.is_pareto:
-        chosen = knee(ranked, ready.scalarizer.values(dense))
+        chosen = knee_of(ranked, ready.scalarizer, ready.scalarizer.values(dense))
         front = [summarise_trial(trial) for trial in ranked]
     best = require(*session.engine.evaluate_now([ready.space.from_params(chosen.params)]))
     # Measure its latency against the dense model's.
@@ -186,22 +188,18 @@ def _refuse(study: Study, result: SearchResult) -> NoReturn:
     )
 
 
-def knee(front: Sequence[FrozenTrial], dense: Sequence[float]) -> FrozenTrial:
-    """Return the member of a front that is farthest from the line between the dense and the
-    smallest model.
+def knee_of(
+    front: Sequence[FrozenTrial], scalarizer: TrialScalarizer, dense: Sequence[float]
+) -> FrozenTrial:
+    """Return the knee of a study's front, seen from the dense model.
 
-    Values are scaled by the distance of these two.
-    I. Das, "On characterizing the 'knee' of the Pareto curve", Struct. Optim. 18, 1999.
+    Args:
+        front: trials of the front, the best quality first.
+        scalarizer: values of the study.
+        dense: values of the dense model.
     """
-    spans = [abs(a - b) or 1.0 for a, b in zip(dense, front[-1].values, strict=True)]
-
-    def gain(trial: FrozenTrial) -> float:
-        lost, saved = (
-            abs(v - a) / span for v, a, span in zip(trial.values, dense, spans, strict=True)
-        )
-        return float(saved - lost)
-
-    return max(front, key=gain)
+    losses = [scalarizer.losses(trial.values) for trial in front]
+    return front[knee(losses, scalarizer.losses(dense))]
 
 
 def _paired(session: Session, scores: SearchedScores | None) -> PairedDifference | None:

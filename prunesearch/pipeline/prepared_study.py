@@ -79,9 +79,14 @@ class PreparedStudy:
         """Prepare a study: its fitness, its sampler, and the notes that a dashboard shows."""
         scalarizer = _scalarizer(session, recipe, study)
         # Selection and notes compare trials with the dense model.
-        baseline: JsonObject = {"metric": session.objective.metric, "metrics": dict(dense.metrics)}
+        costs = scalarizer.costs(dense.candidate)
+        baseline: JsonObject = {
+            "metric": session.objective.metric,
+            "metrics": dict(dense.metrics),
+            "costs": dict(costs),
+        }
         persistence.get_or_set_attr(study, selection.DENSE_ATTR, lambda: baseline)
-        figures = {**dense.metrics, **scalarizer.costs(dense.candidate)}
+        figures = {**dense.metrics, **costs}
         noter = Noter(study, recipe, options, figures)
         sampler = sampler_of(session, recipe, study, space, options)
         return cls(recipe, study, space, sampler, scalarizer, noter)

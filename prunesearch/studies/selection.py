@@ -15,7 +15,7 @@ from prunesearch.studies.recommendation import Recommendation, read_recommendati
 from prunesearch.units import parse_size
 
 DENSE_ATTR = "dense"
-"""User attribute of a study: the dense model's metrics, and the name of the searched metric."""
+"""User attribute of a study: name of the searched metric, metrics and costs of the dense model."""
 STDERR = "_stderr"
 """Suffix of a metric's name under which its standard error is stored, as in lm-eval."""
 

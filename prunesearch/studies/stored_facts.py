@@ -45,13 +45,23 @@ def stored_text(identity: JsonObject, name: str) -> str:
 
 def dense_metrics(stored: JsonObject) -> tuple[str, dict[str, float]]:
     """Return the name of the searched metric and the metrics of the dense model."""
-    name, metrics = stored.get("metric"), stored.get("metrics")
+    name = stored.get("metric")
+    return (name if isinstance(name, str) else ""), _numbers(stored.get("metrics"))
+
+
+def dense_costs(stored: JsonObject) -> dict[str, float]:
+    """Return the costs of the dense model; empty in studies of earlier versions."""
+    return _numbers(stored.get("costs"))
+
+
+def _numbers(stored: Json) -> dict[str, float]:
+    """Return the numbers of a stored object by name."""
     found: dict[str, float] = {}
-    if isinstance(metrics, dict):
-        for metric, value in metrics.items():
+    if isinstance(stored, dict):
+        for name, value in stored.items():
             if isinstance(value, int | float):
-                found[metric] = float(value)
-    return (name if isinstance(name, str) else ""), found
+                found[name] = float(value)
+    return found
 
 
 def block_latencies(stored: JsonObject) -> BlockLatencies | None:

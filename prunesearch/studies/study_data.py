@@ -5,7 +5,7 @@ A study of 10,000 trials is read with a few queries. No model is loaded, and no 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Self, cast
 
 import numpy as np
@@ -18,11 +18,13 @@ from prunesearch.objectives.registry import metric_labels
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.studies import persistence, study_columns, study_rows
 from prunesearch.studies.dropped_units import block_count, dropped_shares, order_of_unit
+from prunesearch.studies.pareto_knee import knee
 from prunesearch.studies.recommendation import Recommendation, read_recommendation
 from prunesearch.studies.selection import DENSE_ATTR
 from prunesearch.studies.stored_facts import (
     BlockLatencies,
     block_latencies,
+    dense_costs,
     dense_metrics,
     stored_object,
     stored_text,
@@ -99,6 +101,8 @@ class StudyData:
         asked: number of trials that was asked for last; None if it is not known.
         recommendation: how the best trial was decided; None if its value is the best.
         warm_start: where prior knowledge comes from; None if the study began without.
+        dense_costs: ``params``, ``bytes`` and ``latency_ms`` of the dense model; empty if they are
+            not known, as in studies of earlier versions.
     """
 
     name: str
@@ -122,6 +126,7 @@ class StudyData:
     asked: int | None = None
     recommendation: Recommendation | None = None
     warm_start: WarmStartSource | None = None
+    dense_costs: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_pareto(self) -> bool:
@@ -208,6 +213,21 @@ class StudyData:
                 front.append(trial)
         return tuple(front)
 
+    def winner(self) -> TrialData | None:
+        """Return the best trial, or the knee of a front; None without finished trials."""
+        front = self.front()
+        if not self.is_pareto or not front:
+            return self.best()
+        # The knee is seen from the dense model, or from the front's first member if the dense
+        # model's costs are not known.
+        losses = [self.losses(trial) for trial in front]
+        dense = {**self.dense, **self.dense_costs}
+        start = losses[0]
+        if all(name in dense for name in self.value_names):
+            first, second = (dense[name] for name in self.value_names)
+            start = (-first if self.maximize[0] else first, second)
+        return front[knee(losses, start)]
+
     def dropped_shares(self, trials: Sequence[TrialData]) -> NDArray[np.float64]:
         """Return how much of each unit trials drop, from 0 to 1.
 
@@ -269,7 +289,8 @@ def _read(connection: Connection, name: str) -> StudyData:
     attributes = study_columns.study_attributes(connection, key.id)
     identity = stored_object(attributes.get(IDENTITY_ATTR))
     latency = block_latencies(stored_object(attributes.get(LATENCY_ATTR)))
-    metric, dense = dense_metrics(stored_object(attributes.get(DENSE_ATTR)))
+    of_dense = stored_object(attributes.get(DENSE_ATTR))
+    metric, dense = dense_metrics(of_dense)
     names = study_columns.metric_names(connection, key.id)
     if len(names) != len(key.maximize):
         names = tuple(f"value {index}" for index in range(len(key.maximize)))
@@ -308,6 +329,7 @@ def _read(connection: Connection, name: str) -> StudyData:
         asked=asked if isinstance(asked, int) else None,
         recommendation=read_recommendation(attributes, complete),
         warm_start=source_of(stored_object(attributes.get(WARM_START_ATTR))),
+        dense_costs=dense_costs(of_dense),
     )
 
 

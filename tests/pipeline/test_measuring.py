@@ -29,6 +29,7 @@ from prunesearch.recovery.compensation import CompensationSettings
 from prunesearch.studies import measurements, selection
 from prunesearch.studies.measurements import Measurement
 from prunesearch.studies.selection import SelectionCriteria
+from prunesearch.studies.study_data import read_study
 from tests.support.texts import hellaswag_rows, write_lines
 
 OPTIONS = RunOptions(trials=8, study="s", device="cpu")
@@ -293,7 +294,11 @@ def test_pareto_studies_and_widths_are_measured(
     text = {"calibration": str(prose), "tokens": 128, "window": 32}
     values: dict[str, object] = {"model": str(tiny_folder), "population": 4, **text, **search}
     recipe = Recipe(**values)
-    run_stages("search", Request(OPTIONS, (recipe,)))
+    (outcome,) = run_stages("search", Request(OPTIONS, (recipe,))).outcomes
+    # A report shows the lineage of the candidate that the search named.
+    winner = read_study(OPTIONS.storage, "s").winner()
+    assert winner is not None
+    assert winner.dropped == outcome.best.candidate.text
     measure(REQUEST)
     found = read()
     assert {"dense", "winner", f"baseline:{baseline}", "baseline:random"} <= {m.role for m in found}

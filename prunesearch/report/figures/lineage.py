@@ -31,7 +31,7 @@ def figure(report: ReportData) -> Figure | None:
     for group in pooled(report.studies):
         found = []
         for study in group.studies:
-            best = shown_trial(study)
+            best = study.winner()
             if best is not None:
                 found.append((study, ancestry(study, best)))
         panels.append(_value_panel(group, found, names))
@@ -57,35 +57,6 @@ def figure(report: ReportData) -> Figure | None:
         table=_table(lineages),
         columns=2,
     )
-
-
-def shown_trial(study: StudyData) -> TrialData | None:
-    """Return a study's best trial, or the knee of its front; None without finished trials.
-
-    The knee is the member of the front that is farthest from the line between its ends, with each
-    value scaled by their distance: I. Das, "On characterizing the 'knee' of the Pareto curve",
-    Struct. Optim. 18, 1999.
-    """
-    if not study.is_pareto:
-        return study.best()
-    front = study.front()
-    if not front:
-        return None
-    first, last = study.losses(front[0]), study.losses(front[-1])
-    # Scale each value by the distance of the ends of the front.
-    spans = [abs(b - a) or 1.0 for a, b in zip(first, last, strict=True)]
-
-    def gain(trial: TrialData) -> float:
-        # Quality is lost along the front, and the other value is gained.
-        values = study.losses(trial)
-        lost = (values[0] - first[0]) / spans[0]
-        saved = sum(
-            (a - value) / span
-            for value, a, span in zip(values[1:], first[1:], spans[1:], strict=True)
-        )
-        return saved - lost
-
-    return max(front, key=gain)
 
 
 def _value_panel(group: PooledStudies, lineages: list[Lineage], names: dict[str, str]) -> Panel:

@@ -131,7 +131,11 @@ def _latency(trial: TrialData) -> float:
 
 
 def _dense_size(together: ComparableStudies, report: ReportData) -> float | None:
-    """Return the size of the dense model in GiB, if a later stage measured the model."""
+    """Return the size of the dense model in GiB; None if no study knows it."""
+    for study in together.studies:
+        if "bytes" in study.dense_costs:
+            return study.dense_costs["bytes"] / GIB
+    # Studies of earlier versions know it if a later stage measured the model.
     for study in together.studies:
         for measurement in of_role(report.measurements.get(study.name, ()), "dense"):
             if measurement.bytes is not None:

@@ -3,7 +3,7 @@
 import pytest
 
 from prunesearch.report.figures.figure import SEARCHED_ON
-from prunesearch.report.figures.lineage import figure, shown_trial
+from prunesearch.report.figures.lineage import figure
 from tests.support.study_values import report_data, study_data, trial_data
 
 
@@ -47,7 +47,7 @@ def test_the_lineage_of_a_pareto_study_is_that_of_the_knee(sign: float) -> None:
     points = [(0.0, 10.0), (0.1, 2.0), (0.5, 1.0), (1.0, 0.0), (0.9, 9.0)]
     trials = [trial_data(n, "0", sign * loss, size) for n, (loss, size) in enumerate(points)]
     study = study_data("a", trials, maximize=(sign < 0, False))
-    knee = shown_trial(study)
+    knee = study.winner()
     assert knee is not None
     assert knee.number == 1
 

@@ -188,6 +188,11 @@ def test_steps_show_size_and_latency_of_the_best_so_far(studies: dict[str, Study
     assert figure.table is not None
     winners = [row for row in figure.table.rows if row[6] is not None]
     assert {(row[7], row[9]) for row in winners} == {(5, best.dropped)}
+    # Newer studies know the size of the dense model.
+    assert size.rules == ()
+    newer = steps.figure(report(replace(study, dense_costs={"bytes": 2**30}), measured=measured))
+    assert newer is not None
+    assert [rule.value for rule in newer.panels[0].rules] == [1.0]
 
 
 def test_costs_that_differ_little_do_not_begin_at_zero(studies: dict[str, StudyData]) -> None:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from prunesearch.report.figures import agreement, steps
-from prunesearch.report.figures.lineage import shown_trial
 from prunesearch.studies.recommendation import Recommendation, ScoredFinalist
 from prunesearch.studies.study_data import StudyData
 from tests.support.study_values import measurement, report_data, study_data, trial_data
@@ -32,7 +31,7 @@ def test_algorithms_agree_on_what_the_recommended_trials_drop() -> None:
 
 
 def test_the_lineage_is_that_of_the_recommended_trial() -> None:
-    shown = shown_trial(noisy("a"))
+    shown = noisy("a").winner()
     assert shown is not None
     assert shown.number == 2
 
