@@ -52,9 +52,9 @@ def main() -> None:
         # The demo fetches its model itself; only a smoke run names another.
         model = model_folder(record, Path(scratch)) if record.size == "smoke" else None
         first, seconds = run(Path(scratch), trials, model, record.threads)
-        record.add("first_run_seconds", seconds, "<= 360")
+        record.add("first_run_seconds", seconds, "<= 70")
         again, seconds = run(Path(scratch), trials, model, record.threads)
-        record.add("second_run_seconds", seconds, "<= 40")
+        record.add("second_run_seconds", seconds, "<= 10")
         record.add(
             "second_run_evaluated", sum(search["computed"] for search in again["searches"]), "== 0"
         )

@@ -109,7 +109,8 @@ def _verdicts(comparisons: Sequence[Comparison]) -> str:
                 if named[word]:
                     line += f". {word.capitalize()} than {', '.join(named[word])}"
             lines.append(line + ".")
-    return "\n".join(lines) + "\n"
+    pairs = "A difference between two of these algorithms is counted at the first of them only."
+    return "\n".join(lines) + f"\n\n{pairs}\n"
 
 
 def _tests(comparisons: Sequence[Comparison]) -> str:

@@ -18,20 +18,20 @@ _SHARED = {
     "Model": "model revision dtype trust_remote_code",
     "Machine": "device device_map threads offload state_memory compile workers engine ray_address "
     "gpus_per_worker checkpointing",
-    "Where results are": "study storage warm_start_storage cache run_folder",
+    "Where results are": "study storage warm_start_storage cache run_folder track track_to",
     "Server": "server token_file insecure_http",
 }
 _SEARCHED = {
     "What is removed": "drop space target criterion order_tokens align first_allocations "
     "protect units keep_pattern against",
     "How it is searched": "sampler trials encoding preselect ranking warm_start asynchronous "
-    "population seed race score_weights",
+    "population seed race confirm score_weights",
     "Language model (--sampler llm)": "llm_url llm_model llm_calls llm_tokens llm_cost llm_price "
     "llm_seconds llm_timeout llm_retries llm_required llm_temperature llm_candidates llm_attempts "
     "llm_reflection llm_history llm_max_repair llm_context",
     "What it is scored on": "objective kl_top calibration tokens window task task_data "
     "include_path metric limit "
-    "num_fewshot batch_tokens",
+    "num_fewshot batch_tokens protocol protocol_data",
 }
 _HEALED = {
     "Before healing": "compensate finalists finalist_steps tune tune_steps "

@@ -43,7 +43,7 @@ ORDER_TOKENS = SharedOption(
     "--order-tokens",
     type=int,
     show_default="8192",
-    help="Most tokens of the calibration text that the channels are ordered on.",
+    help="Largest number of tokens of the calibration text that orders the channels.",
 )
 ALIGN = SharedOption(
     "--align", type=int, show_default="64", help="Widths are multiples of this many channels."
@@ -65,9 +65,10 @@ AGAINST = SharedOption(
 )
 MAX_LOSS = SharedOption(
     "--max-loss",
-    help="The smallest that loses no more: 2% of the dense quality, or 0.05 of the metric.",
+    help="Take the smallest candidate that loses no more: 2% of the dense quality, or 0.05 "
+    "of the metric.",
 )
-MAX_SIZE = SharedOption("--max-size", help="The best that is not larger: 100MiB.")
+MAX_SIZE = SharedOption("--max-size", help="Take the best candidate that is not larger: 100MiB.")
 
 # How it is searched.
 SAMPLER = SharedOption(
@@ -137,15 +138,24 @@ LLM_OPTIONS = (
         "--llm-model",
         help="Model at --llm-url (key in PRUNESEARCH_LLM_KEY); or a .gguf file, or a folder.",
     ),
-    SharedOption("--llm-calls", type=int, help="Most requests of a study."),
-    SharedOption("--llm-tokens", type=int, help="Most tokens of a study, read and written."),
-    SharedOption("--llm-cost", type=float, help="Most money of a study; goes with --llm-price."),
-    SharedOption("--llm-price", help="Price of a million tokens read and written: 2.5/10."),
-    SharedOption("--llm-seconds", type=float, help="Most seconds that a study waits for replies."),
+    SharedOption("--llm-calls", type=int, help="Largest number of requests of a study."),
     SharedOption(
-        "--llm-timeout", type=float, show_default="300", help="Most seconds of a request."
+        "--llm-tokens", type=int, help="Largest number of tokens of a study, read and written."
     ),
-    SharedOption("--llm-retries", type=int, show_default="3", help="More attempts of a request."),
+    SharedOption("--llm-cost", type=float, help="Limit of a study's cost; goes with --llm-price."),
+    SharedOption("--llm-price", help="Price of a million tokens read and written: 2.5/10."),
+    SharedOption(
+        "--llm-seconds", type=float, help="Longest time in seconds that a study waits for replies."
+    ),
+    SharedOption(
+        "--llm-timeout",
+        type=float,
+        show_default="300",
+        help="Longest time in seconds of a request.",
+    ),
+    SharedOption(
+        "--llm-retries", type=int, show_default="3", help="Further attempts after a failed request."
+    ),
     SharedOption(
         "--llm-required",
         is_flag=True,
@@ -180,6 +190,6 @@ LLM_OPTIONS = (
         "--llm-context",
         type=int,
         show_default="8192",
-        help="Most tokens of a request and its reply.",
+        help="Largest number of tokens of a request and its reply.",
     ),
 )
