@@ -108,6 +108,9 @@ def _rows(record: Record, options: argparse.Namespace, folder: Path) -> list[Sco
     record.notes["model"] = name or "nothing is published of this model"
     record.notes["rows"] = [row.as_notes() for row in rows]
     for row in rows:
+        # A candidate that failed has no figure.
+        if not math.isfinite(row.perplexity):
+            continue
         record.add(row.key, row.perplexity)
         if row.published is not None and row.comparable:
             # Losses, not perplexities, are compared: a perplexity of 10,000 says little.

@@ -52,8 +52,11 @@ class Scored:
         return f"{self.protocol.replace('-', '_')}_{method}_{1000 * self.ratio:.0f}"
 
     def as_notes(self) -> dict[str, Any]:
-        """Return the row as JSON values."""
-        return asdict(self)
+        """Return the row as JSON values. A perplexity that is not finite is None."""
+        notes = asdict(self)
+        if not math.isfinite(self.perplexity):
+            notes["perplexity"] = None
+        return notes
 
 
 def _other_weights(perplexity: float, published: float) -> str:

@@ -14,6 +14,7 @@ from operator import itemgetter
 from typing import Any
 
 import lm_eval.evaluator
+from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 
 from prunesearch.candidate import LayerSubset
@@ -275,8 +276,11 @@ class TaskObjective:
         The sign is turned if needed, so that a smaller value is better.
 
         Raises:
-            InputError: the metric is not a number per document.
+            InputError: the metric is not the mean of a number per document.
         """
+        for leaf in self._tasks["tasks"].values():
+            if leaf.aggregation().get(self.metric) is not mean:
+                raise self._no_losses()
         have = sum(map(len, results))
         outcome = self._evaluate(self._replay(results), samples=True)
         sign = -1.0 if self.maximize else 1.0
@@ -290,11 +294,18 @@ class TaskObjective:
                     break
                 value = row.get(self.metric)
                 if not isinstance(value, int | float):
-                    raise InputError(
-                        f"metric {self.metric!r} is not a number per document, which `race` needs"
-                    )
+                    raise self._no_losses()
                 losses.append(sign * float(value))
         return losses
+
+    def _no_losses(self) -> InputError:
+        """Return the error of a metric without losses of documents.
+
+        Of a perplexity, for example, lm-eval keeps the log-likelihood of a document.
+        """
+        return InputError(
+            f"metric {self.metric!r} is not the mean of a number per document, which `race` needs"
+        )
 
     def margins(self, results: Sequence[Sequence[Row]]) -> Sequence[float] | None:
         """Return the margin of the answer to each document whose answers are complete.

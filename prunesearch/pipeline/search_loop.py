@@ -136,7 +136,7 @@ class _Run:
 
     def enqueued(self) -> list[tuple[int, LayerSubset]]:
         """Start the enqueued trials and return their numbers and candidates."""
-        started = self._sampler.enqueued(self._study)
+        started = self._sampler.enqueued(self._study, self._scalarizer.costs)
         for number, _ in started:
             self._asked = max(self._asked, number + 1)
         return started

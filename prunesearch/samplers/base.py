@@ -191,10 +191,18 @@ class SubsetSampler(PicklableSampler, BaseSampler):
         """Return how many trials the sampler's plan still needs; 0 for a sampler without a plan."""
         return 0
 
-    def enqueued(self, study: Study) -> list[tuple[int, LayerSubset]]:
+    def enqueued(
+        self,
+        study: Study,
+        describe: Callable[[LayerSubset], Mapping[str, Json]] = lambda candidate: {},
+    ) -> list[tuple[int, LayerSubset]]:
         """Start the enqueued trials and return their numbers and candidates.
 
         An enqueued trial fails if its parameters do not belong to the space, or remove too much.
+
+        Args:
+            study: the study.
+            describe: function that returns the user attributes of a candidate.
         """
         started = []
         for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
@@ -211,7 +219,7 @@ class SubsetSampler(PicklableSampler, BaseSampler):
                 trial,
                 self.space.to_params(candidate),
                 self._distributions,
-                {"dropped": candidate.text},
+                {"dropped": candidate.text, **describe(candidate)},
             )
             started.append((trial.number, candidate))
         return started

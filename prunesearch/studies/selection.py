@@ -145,6 +145,9 @@ def choose(study: Study, wanted: SelectionCriteria) -> FrozenTrial:
         return trials[0]
     # 2. Keep the trials that are small enough. The best comes first.
     fitting = list(trials) if len(study.directions) == 1 else _by_quality(study)
+    fitting = [trial for trial in fitting if _has_size(trial)]
+    if not fitting:
+        raise StudyError(f"study {name!r} does not say how large its models are")
     if wanted.bytes is not None:
         least = min(map(_size, fitting))
         fitting = [trial for trial in fitting if _size(trial) <= wanted.bytes]
@@ -175,13 +178,17 @@ def _by_quality(study: Study) -> list[FrozenTrial]:
     return sorted(_finished(study), key=lambda trial: (sign * trial.values[0], trial.number))
 
 
-def _metric_of_shares(metric: str, dense: Collection[str]) -> str:
+def _metric_of_shares(study: Study, metric: str, dense: Collection[str]) -> str:
     """Return the metric whose share of the dense value tells the loss.
 
     Args:
+        study: the study.
         metric: the metric that was searched.
         dense: names of the dense model's metrics.
     """
+    # A task may have a perplexity beside the accuracy that was searched.
+    if study.directions[0] == StudyDirection.MAXIMIZE:
+        return metric
     for name in relative_metrics():
         if name in dense:
             metric = name
@@ -197,7 +204,7 @@ def _check_share(study: Study) -> None:
     metric, metrics = _dense(study)
     if metric is None:
         return
-    metric = _metric_of_shares(metric, metrics)
+    metric = _metric_of_shares(study, metric, metrics)
     if metric in zero_metrics() or not _number(metrics, metric, study):
         raise InputError(
             f"study {study.study_name!r} has no share of quality: {metric} of the dense model is "
@@ -206,8 +213,15 @@ def _check_share(study: Study) -> None:
 
 
 def _size(trial: FrozenTrial) -> int:
-    size = trial.user_attrs.get("bytes", 0)
-    return size if isinstance(size, int) else 0
+    return int(trial.user_attrs["bytes"])
+
+
+def _has_size(trial: FrozenTrial) -> bool:
+    """Return whether a trial says how large its model is.
+
+    Earlier versions did not note it for trials that were enqueued.
+    """
+    return isinstance(trial.user_attrs.get("bytes"), int)
 
 
 def _dense(study: Study) -> tuple[str | None, Mapping[str, object]]:
@@ -272,7 +286,7 @@ def quality_lost(study: Study, trial: FrozenTrial, *, relative: bool) -> float:
             f"again, which adds it"
         )
     if relative:
-        metric = _metric_of_shares(metric, metrics)
+        metric = _metric_of_shares(study, metric, metrics)
     before, after = _number(metrics, metric, study), _number(trial.user_attrs, metric, study)
     lost = after - before
     if study.directions[0] == StudyDirection.MAXIMIZE:

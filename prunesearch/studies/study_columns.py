@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy
 from optuna.distributions import IntDistribution, json_to_distribution
+from optuna.trial import TrialState
 from sqlalchemy import Connection
 
 from prunesearch.runtime.json_values import Json, JsonObject
@@ -162,12 +163,14 @@ def units_of(connection: Connection, study_id: int) -> dict[str, int]:
     """Return the units of a study's candidates, and how much each unit has of what is removed.
 
     A unit that is dropped as a whole has 1. A sublayer whose width is searched has as many channels
-    or KV groups as its block. The units are those of the first trial that has parameters.
+    or KV groups as its block. The units are those of the first finished trial: one that was killed
+    may have a part of its parameters.
     """
     first = (
         sqlalchemy.select(sqlalchemy.func.min(ParameterRow.trial_id))
         .join(TrialRow, ParameterRow.trial_id == TrialRow.trial_id)
         .where(TrialRow.study_id == study_id)
+        .where(TrialRow.state.in_((TrialState.COMPLETE, TrialState.PRUNED)))
     )
     query = (
         sqlalchemy.select(ParameterRow.param_name, ParameterRow.distribution_json)

@@ -234,4 +234,6 @@ def test_an_enqueued_subset_is_evaluated(here: Path, tiny_folder: Path, prose: P
     states = [t.state.name for t in study.trials]
     assert states == ["COMPLETE"] * 4 + ["FAIL"] + ["COMPLETE"] * 4
     assert study.trials[3].user_attrs["dropped"] == "1,5"
+    sizes = {trial.user_attrs["bytes"] for trial in study.trials if trial.state.name == "COMPLETE"}
+    assert len(sizes) == 1, "an enqueued trial says its size as the others do"
     assert "no parameter drop_01" in study.trials[4].user_attrs["failure"]

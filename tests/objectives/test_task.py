@@ -223,6 +223,19 @@ def test_an_answer_is_right_if_its_margin_is_above_zero(
     assert other.margins(answers) is None
 
 
+def test_a_perplexity_has_no_losses_because_lm_eval_keeps_log_likelihoods(
+    loaded: LoadedModel, own_tasks: Path
+) -> None:
+    for metric, losses in (("perplexity", False), ("acc", True)):
+        objective = TaskObjective(loaded, "own_ll", metric=metric, include_path=str(own_tasks))
+        (answers,) = results_of(loaded, objective, LayerSubset.of(N_LAYERS, ()))
+        if losses:
+            assert set(objective.losses(answers)) <= {-1.0, 0.0}
+        else:
+            with pytest.raises(InputError, match="'perplexity' is not the mean of a number per"):
+                objective.losses(answers)
+
+
 def test_what_cannot_be_scored_is_refused(
     loaded: LoadedModel, own_tasks: Path, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,14 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert [value for _, value in found] == pytest.approx([1 / step for step in range(1, 6)])
 
 
+def test_tensorboard_shortens_a_name_that_no_file_system_takes(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    runs = Runs(REGISTRY.get("tensorboard").open(str(tmp_path), False))
+    assert list(runs.take([replace(START, name="\u4e2d" * 300)]))[-1] == DeliveryAnswer(1)
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == "\u4e2d" * 66 + "-01234567"
+
+
 def test_mlflow_in_a_sqlite_file(tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     deliver("mlflow", tmp_path, points(1, 4), *RESULTS)
@@ -99,6 +108,28 @@ def test_mlflow_in_a_sqlite_file(tmp_path: Path) -> None:
     assert run.data.metrics["kl _all_"] == 2.0
     (artifact,) = tmp_path.glob("artifacts/*/artifacts/recipe.yaml")
     assert artifact.read_text() == "model: x\n"
+
+
+def test_mlflow_gets_the_parameters_of_a_request_that_failed(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    def fails(*given: object, **named: object) -> None:
+        raise MlflowException("no answer")
+
+    runs = Runs(REGISTRY.get("mlflow").open(str(tmp_path), False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", fails)
+        assert list(runs.take([START]))[-1].failure
+    deliver("mlflow", tmp_path, points(1, 3))
+    # A parameter that has another value now stays as it was.
+    other = replace(START, parameters={**START.parameters, "n": 4, "new": 1})
+    list(Runs(REGISTRY.get("mlflow").open(str(tmp_path), False)).take([other]))
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("prunesearch")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.params == {"search.sampler": "pso", "n": "3", "new": "1"}
 
 
 def test_mlflow_shows_the_results_of_the_last_command(tmp_path: Path) -> None:

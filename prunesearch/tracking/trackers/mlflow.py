@@ -71,7 +71,9 @@ class _MLflow:
         found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{start.run}'", max_results=1)
         if found:
             client.update_run(found[0].info.run_id, status="RUNNING")
-            return _MLflowRun(client, found[0])
+            earlier = _MLflowRun(client, found[0])
+            earlier.add_parameters(start.parameters)
+            return earlier
         tags = {RUN_TAG: start.run, "prunesearch.work": start.work}
         tags["prunesearch.group"] = start.group[:_LONGEST_TAG]
         run = client.create_run(experiment, tags=tags, run_name=start.name)
@@ -95,15 +97,19 @@ class _MLflowRun:
 
     def __init__(self, client: "MlflowClient", run: "Run") -> None:
         self._client, self._id = client, str(run.info.run_id)
+        self._known = frozenset(run.data.params)  # parameters that it has
         self.last_step = int(run.data.tags.get(STEP_TAG, -1))
 
     def add_parameters(self, parameters: Mapping[str, Scalar]) -> None:
-        """Write the parameters of a new run. MLflow does not let them change later."""
+        """Write the parameters that the run lacks: all of a new run, and those of a request that
+        failed. MLflow does not let them change later.
+        """
         from mlflow.entities import Param
 
         params = []
         for name, value in parameters.items():
-            params.append(Param(_key(name), str(value)[:_LONGEST_PARAMETER]))
+            if _key(name) not in self._known:
+                params.append(Param(_key(name), str(value)[:_LONGEST_PARAMETER]))
         for first in range(0, len(params), _MOST_PARAMETERS):
             self._client.log_batch(self._id, params=params[first : first + _MOST_PARAMETERS])
 
@@ -181,7 +187,7 @@ register(
         packages=("mlflow-skinny", "mlflow"),
         minimum="3.17",
         schemes=("http", "https", "databricks", "sqlite", "postgresql", "mysql"),
-        remote=("http", "https", "postgresql", "mysql"),
+        remote=("http", "https", "databricks", "postgresql", "mysql"),
         open=open_tracker,
         check=_check,
         view=_view,

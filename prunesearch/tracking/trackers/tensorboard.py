@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 _UNSAFE = re.compile(r"[^\w.=+-]+")
 
 
+def _shortened(name: str) -> str:
+    """Return the beginning of a name that file systems take: 100 letters, and 200 bytes."""
+    return name[:100].encode()[:200].decode(errors="ignore")
+
+
 def open_tracker(place: str, remote: bool) -> "Tracker":
     """Open a folder."""
     return _TensorBoard(Path(place))
@@ -35,7 +40,7 @@ class _TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         # The identifier keeps apart studies that have the same name in different databases.
-        name = f"{_UNSAFE.sub('-', start.name)[:100]}-{start.run[:8]}"
+        name = f"{_shortened(_UNSAFE.sub('-', start.name))}-{start.run[:8]}"
         folder = self._folder / name
         steps = StepFile(folder / "last-step")
         run = _TensorBoardRun(EventFileWriter(str(folder)), steps)

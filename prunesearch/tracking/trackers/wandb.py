@@ -3,6 +3,7 @@
 import netrc
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,7 +165,7 @@ def _check(place: str) -> None:
 
 def _view(place: str) -> str:
     """Return the command that uploads what was written offline."""
-    return f"wandb sync {place}/wandb/offline-run-*"
+    return f"wandb sync {shlex.quote(place)}/wandb/offline-run-*"
 
 
 register(
