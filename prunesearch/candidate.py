@@ -9,6 +9,7 @@ from typing import Self
 
 from prunesearch.errors import InputError
 from prunesearch.runtime.json_values import Json, to_json
+from prunesearch.units import noun_for
 
 _SPAN = re.compile(r"\s*(\d{1,9})\s*-\s*(\d{1,9})\s*")
 """Blocks from one to another, such as ``1-4``."""
@@ -32,6 +33,19 @@ def _unreadable(text: str) -> InputError:
     return InputError(
         f"cannot read layers {text!r}: write indices with commas, as in 3,7,12 or 1-4,9"
     )
+
+
+def named_layers(text: str, verb: str = "", verbs: str = "") -> str:
+    """Return dropped layers with their noun: ``layer 7``, or ``layers 3,7``.
+
+    Args:
+        text: text of a candidate.
+        verb: verb that follows one layer, such as ``is``. Default: none.
+        verbs: verb that follows several layers.
+    """
+    if _UNIT.fullmatch(text):
+        return f"layer {text} {verb}".rstrip()
+    return f"layers {text} {verbs}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -91,10 +105,12 @@ class LayerSubset:
             raise InputError(f"dropped layers must be sorted and named once, got {self.text}")
         if every and not 0 <= min(every) <= max(every) < self.n_layers:
             raise InputError(
-                f"cannot drop layers {self.text}: the model has layers 0 to {self.n_layers - 1}"
+                f"cannot drop {named_layers(self.text)}: the model has layers 0 to "
+                f"{self.n_layers - 1}"
             )
         if len(self.dropped) >= self.n_layers:
-            raise InputError(f"dropping {len(self.dropped)} of {self.n_layers} layers leaves none")
+            layers = f"{self.n_layers} {noun_for(self.n_layers, 'layer')}"
+            raise InputError(f"dropping {len(self.dropped)} of {layers} leaves none")
 
     @classmethod
     def of(

@@ -10,8 +10,9 @@ from functools import cached_property
 from numbers import Integral
 from typing import Literal, Protocol, Self
 
-from prunesearch.candidate import LayerSubset
+from prunesearch.candidate import LayerSubset, named_layers
 from prunesearch.errors import InputError
+from prunesearch.units import noun_for
 
 Budget = Literal["exactly", "up to", "pareto"]
 UNITS = ("blocks", "sublayers")
@@ -128,11 +129,12 @@ class SearchSpace:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral):
                 raise InputError(f"{name} = {value!r}: give a whole number")
-        what = "layers"
+        one, many = "layer", "layers"
         if self.units == "sublayers":
-            what = "sublayers"
+            one, many = "sublayer", "sublayers"
         elif self.period != 1:
-            what = "periods of layers"
+            one, many = "period of layers", "periods of layers"
+        what = noun_for(self.n_units, one, many)
         if self.k <= 0:
             raise InputError(
                 f"k = {self.k} removes nothing: drop at least 1 of {self.n_units} {what}"
@@ -144,7 +146,8 @@ class SearchSpace:
             )
         if self.k > len(self.droppable):
             raise InputError(
-                f"k = {self.k} is more than the {len(self.droppable)} {what} that are not "
+                f"k = {self.k} is more than the {len(self.droppable)} "
+                f"{noun_for(len(self.droppable), f'{one} that is', f'{many} that are')} not "
                 f"protected; "
                 f"protect fewer or drop at most {len(self.droppable)}"
             )
@@ -295,7 +298,8 @@ class SearchSpace:
             if self.budget != "exactly":
                 number = f"up to {number}"
             raise InputError(
-                f"layers {candidate.text} are not {number} droppable layers of this search"
+                f"{named_layers(candidate.text, 'is', 'are')} not {number} droppable "
+                f"{noun_for(self.k * self.period, 'layer')} of this search"
             )
         return candidate
 
@@ -310,8 +314,8 @@ class SearchSpace:
         candidate = self.candidate(units)
         if not set(units) <= set(self.droppable):
             raise InputError(
-                f"layers {candidate.text} are not {self.k * self.period} droppable layers of this "
-                f"search"
+                f"{named_layers(candidate.text, 'is', 'are')} not {self.k * self.period} droppable "
+                f"{noun_for(self.k * self.period, 'layer')} of this search"
             )
         return candidate
 
@@ -413,7 +417,9 @@ def parse_protect(text: str, n_layers: int) -> frozenset[int]:
         if match := re.fullmatch(r"(first|last):(\d{1,9})", part):
             count = int(match[2])
             if count > n_layers:
-                raise InputError(f"`protect` {part}: the model has only {n_layers} layers")
+                raise InputError(
+                    f"`protect` {part}: the model has only {n_layers} {noun_for(n_layers, 'layer')}"
+                )
             start = 0 if match[1] == "first" else n_layers - count
             layers.update(range(start, start + count))
         elif match := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part):

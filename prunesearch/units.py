@@ -1,4 +1,4 @@
-"""Sizes and spans of time as people write them."""
+"""Sizes, spans of time and counts as people write them."""
 
 import re
 
@@ -25,6 +25,22 @@ def parse_duration(text: str, option: str) -> float:
     """Read a span of time in seconds: ``90d``, ``12h``, ``30m``, ``45s``; see `parse_size`."""
     number, unit = _read(text, "([smhdw])", option, "write 90d, 12h or 30m")
     return number * _SECONDS[unit.lower()]
+
+
+def noun_for(count: float, one: str, many: str = "") -> str:
+    """Return the words that go with a count, such as ``trial`` for 1 and ``trials`` for 2.
+
+    Args:
+        count: the count. It is not part of what is returned.
+        one: words for a count of 1, such as ``entry is``.
+        many: words for other counts, such as ``entries are``. Default: `one` with an s.
+    """
+    return one if count == 1 else many or one + "s"
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """Return a count with its noun: ``1 trial``, ``2,000 trials``; see `noun_for`."""
+    return f"{count:,} {noun_for(count, one, many)}"
 
 
 def _read(text: str, unit: str, option: str, how: str) -> tuple[float, str]:

@@ -16,6 +16,7 @@ from prunesearch.cache.entry import Entry
 from prunesearch.cache.exchange_file import NOTHING_IMPORTED, may_be_replaced, read, write_entries
 from prunesearch.cache.files import cannot_write, replaced_file
 from prunesearch.errors import InputError, RunError, UnavailableError
+from prunesearch.units import plural
 
 _BATCH = 500  # number of entries that are imported in one transaction
 
@@ -128,10 +129,12 @@ def add(paths: Sequence[Path], backends: Sequence[CacheBackend]) -> Imported:
         except (InputError, UnavailableError) as error:
             # An InputError is a failure here, too: the file was sound when it was checked.
             what = str(error).removesuffix(NOTHING_IMPORTED)
-            raise RunError(
-                f"{what}; {done.read:,} entries were imported before that and stay: import the "
-                f"same files again"
-            ) from None
+            imported = plural(
+                done.read,
+                "entry was imported before that and stays",
+                "entries were imported before that and stay",
+            )
+            raise RunError(f"{what}; {imported}: import the same files again") from None
     return done
 
 

@@ -40,12 +40,16 @@ def report(
     Everything comes from the databases. No model is loaded, unless --score asks for it.
     """
     quiet_optuna()
+    from prunesearch.cache.location import check_writable
     from prunesearch.report.page.folder import ReportFolder
     from prunesearch.report.page.writing import write_report, written
-    from prunesearch.report.reading import read_report, report_command
+    from prunesearch.report.reading import check_studies, read_report, report_command
 
     folder = ReportFolder.of(Path(out))
+    check_writable(folder.path)
     if score:
+        # Measuring takes long, so what cannot be reported is refused first.
+        check_studies(storage, studies, joint=joint)
         _measure(studies, {**settings, "storage": storage, "cache": cache})
     else:
         _refuse_unread(settings)
@@ -88,7 +92,8 @@ def _refuse_unread(settings: Mapping[str, Any]) -> None:
     Raises:
         InputError: one was given.
     """
-    for name in ("model", "held_out", "held_out_tokens", "held_out_data", "held_out_limit"):
+    held_out = ("held_out", "held_out_tokens", "held_out_data", "held_out_limit")
+    for name in ("model", "calibration", "task_data", "include_path", *held_out):
         if settings[name] is not None:
             raise InputError(f"`{name}` goes with `score`: without it, no model is loaded")
     if settings["exported"]:

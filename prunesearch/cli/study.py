@@ -16,6 +16,7 @@ from prunesearch.cli.parameters import with_options
 from prunesearch.cli.recipes import options_of
 from prunesearch.errors import InputError
 from prunesearch.report.emit import emit
+from prunesearch.units import noun_for
 
 
 @click.group(cls=Group)
@@ -173,7 +174,8 @@ def study_rm(name: str, yes: bool, storage: str, as_json: bool) -> None:
     quiet_optuna()
     database = persistence.open_storage(storage, create=False)
     summary = summarise(persistence.load(database, name))  # refuses studies that are not ours
-    if not yes and not _confirmed(f"Delete study {name} with {summary.trials} trials?"):
+    trials = f"{summary.trials} {noun_for(summary.trials, 'trial')}"
+    if not yes and not _confirmed(f"Delete study {name} with {trials}?"):
         click.echo("nothing was deleted", err=True)
         return
     persistence.delete(database, name)

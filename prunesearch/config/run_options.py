@@ -11,7 +11,7 @@ from prunesearch.config.names import check_study_name
 from prunesearch.config.settings import Settings, merge_renamed
 from prunesearch.errors import InputError
 from prunesearch.tracking.places import parse_places
-from prunesearch.units import parse_size
+from prunesearch.units import noun_for, parse_size
 
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
 """Largest number of threads. More only wait for each other."""
@@ -135,9 +135,10 @@ class RunOptions(Settings):
     @model_validator(mode="after")
     def _can_be_run(self) -> Self:
         if self.threads is not None and self.threads > MOST_THREADS:
+            cores = os.cpu_count() or 1
             raise ValueError(
                 f"`threads` {self.threads} is more than this machine can use: it has "
-                f"{os.cpu_count()} cores; give at most {MOST_THREADS}"
+                f"{cores} {noun_for(cores, 'core')}; give at most {MOST_THREADS}"
             )
         if self.state_memory != "auto":
             parse_size(self.state_memory, "`state_memory`")

@@ -13,7 +13,7 @@ from typing import Protocol
 from prunesearch.cache.evaluation_cache import EvaluationCache
 from prunesearch.cache.keys import Key, evaluation_key
 from prunesearch.cache.single_flight import SingleFlight
-from prunesearch.candidate import LayerSubset
+from prunesearch.candidate import LayerSubset, named_layers
 from prunesearch.errors import PruneSearchError, ScoringError, one_line
 from prunesearch.evaluation import FAILURES
 from prunesearch.evaluation.lease_pieces import LeasePieces
@@ -211,9 +211,9 @@ class CachedResults:
 
 def _no_result(request: _Request) -> ScoringError:
     """Return the error of a candidate that an objective has forgotten."""
-    dropped = request.candidate.text
+    dropped = named_layers(request.candidate.text)
     return ScoringError(
-        f"the objective returned no result for layers {dropped} on chunk {request.chunk.index}"
+        f"the objective returned no result for {dropped} on chunk {request.chunk.index}"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from prunesearch.compat import ray as compat_ray
 from prunesearch.errors import InputError, one_line
+from prunesearch.units import noun_for
 
 _OBJECT_MEMORY = 2**27  # bytes of Ray's object memory on this machine: results are small
 _REACH_SECONDS = 10.0  # time in which the head of a cluster must answer
@@ -171,8 +172,9 @@ def check_fits(workers: int, cpus: int, gpus: float) -> None:
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
     if workers * cpus > total.get("CPU", 0) or workers * gpus > total.get("GPU", 0):
         raise InputError(
-            f"`workers` {workers} of {cpus} CPUs and {gpus:g} GPUs each have no room on this "
-            f"machine: Ray has {_amounts(total)}; give fewer `workers` or less `gpus_per_worker`"
+            f"`workers` {workers} of {_amounts({'CPU': cpus, 'GPU': gpus})} each have no room on "
+            f"this machine: Ray has {_amounts(total)}; give fewer `workers` or less "
+            f"`gpus_per_worker`"
         )
 
 
@@ -195,8 +197,7 @@ def described() -> str:
     nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
     free = ray.available_resources()  # type: ignore[no-untyped-call]
-    text = "1 node" if nodes == 1 else f"{nodes} nodes"
-    return f"{text} with {_amounts(total)} (free: {_amounts(free)})"
+    return f"{nodes} {noun_for(nodes, 'node')} with {_amounts(total)} (free: {_amounts(free)})"
 
 
 def _amounts(resources: dict[str, float]) -> str:
@@ -204,5 +205,5 @@ def _amounts(resources: dict[str, float]) -> str:
     amounts = []
     for kind in ("CPU", "GPU"):
         amount = resources.get(kind, 0)
-        amounts.append(f"{amount:g} {kind if amount == 1 else kind + 's'}")
+        amounts.append(f"{amount:g} {noun_for(amount, kind)}")
     return " and ".join(amounts)

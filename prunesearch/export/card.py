@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import metadata_load
 
-from prunesearch.candidate import LayerSubset
+from prunesearch.candidate import LayerSubset, named_layers
 from prunesearch.config.data import ORDER_TEXT, DataSection
 from prunesearch.config.names import portable_name
 from prunesearch.config.recipe import Recipe
@@ -93,7 +93,7 @@ def _title(candidate: LayerSubset) -> str:
     """Return what the title says of a candidate."""
     if narrows(candidate):
         return "with narrower layers"
-    return f"without layers {candidate.text}"
+    return f"without {named_layers(candidate.text)}"
 
 
 def _widths(candidate: LayerSubset) -> str:
@@ -142,7 +142,8 @@ def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json]) 
         data = recipe.data.task_data or recipe.objective.task or recipe.data.calibration
         trials = ""
         if "trials" in facts:
-            trials = f" in {facts['trials']} trials"
+            noun = "trial" if facts["trials"] == 1 else "trials"
+            trials = f" in {facts['trials']} {noun}"
         chosen = yaml.safe_dump(recipe.chosen(), sort_keys=False, allow_unicode=True)
         text += (
             f"Chosen by prunesearch (`{recipe.search.sampler}`, "

@@ -14,7 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from prunesearch.candidate import LayerSubset
+from prunesearch.candidate import LayerSubset, named_layers
 from prunesearch.errors import InputError, ModelError
 from prunesearch.export import gguf_record, llama_cpp
 from prunesearch.export.atomic import new_file
@@ -72,13 +72,13 @@ def check_architecture(name: str, candidate: LayerSubset) -> None:
     if period is not None and not keeps_pattern(candidate, period):
         raise InputError(
             f"llama.cpp has the kinds of {name} blocks by number, in periods of {period}, and "
-            f"without layers "
-            f"{candidate.text} they would be wrong: drop whole periods (search with `keep_pattern`)"
+            f"without {named_layers(candidate.text)} they would be wrong: drop whole "
+            f"periods (search with `keep_pattern`)"
         )
     if not candidate.whole_blocks:
         raise InputError(
-            f"layers {candidate.text} name sublayers, which llama.cpp has no place for: drop whole "
-            f"blocks"
+            f"{named_layers(candidate.text, 'names', 'name')} sublayers, which llama.cpp has no "
+            f"place for: drop whole blocks"
         )
 
 
@@ -170,8 +170,8 @@ def check_count_alone(source: Path, candidate: LayerSubset) -> None:
         value = field.contents()
         if _edited(key.removeprefix(f"{name}."), value, candidate) != value:
             raise InputError(
-                f"llama-quantize sets the number of blocks and nothing else, and without layers "
-                f"{candidate.text} {key} "
+                f"llama-quantize sets the number of blocks and nothing else, and without "
+                f"{named_layers(candidate.text)} {key} "
                 f"of {source.name} would be wrong: use prunesearch export --gguf --out NAME.gguf"
             )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from transformers import PretrainedConfig
 
-from prunesearch.candidate import LayerSubset
+from prunesearch.candidate import LayerSubset, named_layers
 from prunesearch.errors import InputError
 from prunesearch.export import gguf_edit
 from prunesearch.export.checkpoint import check_export_format
@@ -56,7 +56,8 @@ def recipe_text(program: str, loaded: LoadedModel, candidate: LayerSubset) -> st
         )
     if not candidate.whole_blocks:
         raise InputError(
-            f"layers {candidate.text} name sublayers, and {program} drops whole blocks only"
+            f"{named_layers(candidate.text, 'names', 'name')} sublayers, and {program} drops whole "
+            f"blocks only"
         )
     if program == "mergekit":
         return _mergekit(loaded, candidate)
@@ -85,8 +86,8 @@ def _mergekit(loaded: LoadedModel, candidate: LayerSubset) -> str:
     following = [*followers(loaded.model.config, candidate), *per_layer_tensors(loaded.model)]
     if candidate.dropped and following:
         raise InputError(
-            f"mergekit sets the number of blocks and nothing else, and without layers "
-            f"{candidate.text} "
+            f"mergekit sets the number of blocks and nothing else, and without "
+            f"{named_layers(candidate.text)} "
             f"{', '.join(following)} of this {loaded.model.config.model_type} model would be "
             f"wrong: {_INSTEAD}"
         )
@@ -174,8 +175,8 @@ def _check_convertible(config: PretrainedConfig, candidate: LayerSubset) -> None
     fits = period is not None and period % period_of(settings, candidate.n_layers) == 0
     if uneven and not fits:
         raise InputError(
-            f"llama-quantize sets the number of blocks and nothing else, and without layers "
-            f"{candidate.text} "
+            f"llama-quantize sets the number of blocks and nothing else, and without "
+            f"{named_layers(candidate.text)} "
             f"{', '.join(uneven)} of this {config.model_type} model would be wrong: {_INSTEAD}"
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from prunesearch.export.layout import Slice, TensorEntry
 from prunesearch.models.safetensors_files import Stored
+from prunesearch.units import noun_for
 
 PIECE = 16 * 2**20
 """Bytes of a piece that is read and written at once."""
@@ -86,5 +87,7 @@ def read_all(file: int, piece: memoryview, offset: int) -> None:
     while done < len(piece):
         count = os.preadv(file, [piece[done:]], offset + done)
         if count == 0:
-            raise OSError(f"{len(piece) - done} bytes are missing at {offset + done}")
+            missing = len(piece) - done
+            are = noun_for(missing, "byte is", "bytes are")
+            raise OSError(f"{missing} {are} missing at {offset + done}")
         done += count

@@ -19,6 +19,7 @@ from prunesearch.llm.endpoint import Endpoint
 from prunesearch.llm.waits import LONGEST_SECONDS, pause_seconds, wait
 from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import Json, JsonObject
+from prunesearch.units import noun_for
 
 if TYPE_CHECKING:
     import openai
@@ -75,9 +76,8 @@ class ChatClient:
             except _PassingError as failure:
                 # The endpoint may answer later: wait as long as it says.
                 if attempt >= self._retries or failure.pause > LONGEST_SECONDS:
-                    raise LanguageModelError(
-                        f"{self._name} failed {attempt + 1} times: {failure}"
-                    ) from None
+                    times = f"{attempt + 1} {noun_for(attempt + 1, 'time')}"
+                    raise LanguageModelError(f"{self._name} failed {times}: {failure}") from None
                 pause = failure.pause
                 if math.isnan(pause):
                     pause = pause_seconds({}, attempt)

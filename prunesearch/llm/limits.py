@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prunesearch.llm.chat import ChatReply
+from prunesearch.units import noun_for
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ class Limits:
         # The first limit that is reached is named.
         found: list[str] = []
         if self.calls is not None and spent.calls >= self.calls:
-            found.append(f"{spent.calls} of {self.calls} calls")
+            found.append(f"{spent.calls} of {self.calls} {noun_for(self.calls, 'call')}")
         if self.tokens is not None and spent.tokens >= self.tokens:
-            found.append(f"{spent.tokens} of {self.tokens} tokens")
+            found.append(f"{spent.tokens} of {self.tokens} {noun_for(self.tokens, 'token')}")
         if self.cost is not None and (spent.cost or 0.0) >= self.cost:
             found.append(f"a cost of {spent.cost or 0.0:.4g} of {self.cost:g}")
         if self.seconds is not None and spent.seconds >= self.seconds:

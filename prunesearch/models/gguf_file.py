@@ -18,6 +18,7 @@ import gguf
 from prunesearch.compat.gguf import QuickReader
 from prunesearch.errors import ModelError
 from prunesearch.models.guard import guarded, refuse_pointers
+from prunesearch.units import noun_for
 
 _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of a value, by the number of its type."""
@@ -159,7 +160,8 @@ class _Header:
         start = -(-self._at // self._alignment) * self._alignment
         if (missing := start + max(ends, default=0) - self._size) > 0 and ends:
             raise ModelError(
-                f"{str(self._path)!r} is cut short: {missing} bytes are missing; get it again"
+                f"{str(self._path)!r} is cut short: {missing} "
+                f"{noun_for(missing, 'byte is', 'bytes are')} missing; get it again"
             )
 
     def _setting(self) -> None:
@@ -220,7 +222,8 @@ class _Header:
         at, last = self._at, self._size - 8
         for _ in range(count):
             if at > last:
-                raise _UnsoundError(f"its header needs {at - last} bytes more than the file has")
+                more = f"{at - last} {noun_for(at - last, 'byte')}"
+                raise _UnsoundError(f"its header needs {more} more than the file has")
             at += 8 + length_of(self._content, at)[0]
         self._skip(at - self._at)
 
@@ -287,7 +290,7 @@ class _Header:
     def _skip(self, count: int) -> None:
         """Step over bytes, which must be in the file."""
         if count > self._size - self._at:
-            raise _UnsoundError(
-                f"its header needs {count - self._size + self._at} bytes more than the file has"
-            )
+            missing = count - self._size + self._at
+            more = f"{missing} {noun_for(missing, 'byte')}"
+            raise _UnsoundError(f"its header needs {more} more than the file has")
         self._at += count

@@ -19,6 +19,7 @@ from prunesearch.errors import RunError
 from prunesearch.models.guard import guarded
 from prunesearch.runtime.json_values import JsonObject, as_object
 from prunesearch.runtime.patching import replaced
+from prunesearch.units import noun_for
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -69,10 +70,12 @@ def unchanged_by(library: str, model: PreTrainedModel, *, trains: bool = False) 
         after = _ties(model) if trains else _places(model)
         changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
         if changed:
+            weights = noun_for(
+                len(changed), "weight of the model, ", "weights of the model, the first is "
+            )
             raise RunError(
-                f"{library} changed {len(changed)} weight(s) of the model, the first is "
-                f"{changed[0]}, so that "
-                f"any score would be of another model: use a version of {library} that is known to "
+                f"{library} changed {len(changed)} {weights}{changed[0]}, so that any "
+                f"score would be of another model: use a version of {library} that is known to "
                 f"work"
             )
 

@@ -33,6 +33,7 @@ from prunesearch.models.source import (
 from prunesearch.models.structure import architecture_of, blocks_of
 from prunesearch.models.weight_map import check_stored
 from prunesearch.models.weights_state import WeightsState
+from prunesearch.units import noun_for
 
 TOKENIZER_ADVICE = "get its files again, or a newer version of transformers and tokenizers"
 
@@ -175,9 +176,10 @@ def refuse_incomplete(name: str, report: Mapping[str, Collection[object] | None]
     """
     for problem in ("missing_keys", "mismatched_keys"):
         if keys := sorted(map(str, report.get(problem) or ())):
+            weights = noun_for(len(keys), "weight, ", "weights, the first is ")
             raise ModelError(
                 f"checkpoint {name!r} is not complete: {len(keys)} {problem.replace('_keys', '')} "
-                f"weight(s), the first is {keys[0]}; get it again"
+                f"{weights}{keys[0]}; get it again"
             )
 
 

@@ -19,6 +19,7 @@ import torch
 from prunesearch.errors import ModelError
 from prunesearch.models.guard import guarded, refuse_pointers
 from prunesearch.models.weight_files import INDEX, SINGLE, weight_files, weight_map_of
+from prunesearch.units import noun_for
 
 _TYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
@@ -203,11 +204,14 @@ def _check_places(path: Path, found: Mapping[str, Stored], start: int, size: int
             raise ModelError(f"{str(path)!r} is damaged: {name} {wrong}; get it again")
         at += stored.nbytes
     if at > size:
-        raise ModelError(f"{str(path)!r} is cut short: {at - size} bytes are missing; get it again")
+        missing = f"{at - size} {noun_for(at - size, 'byte is', 'bytes are')} missing"
+        raise ModelError(f"{str(path)!r} is cut short: {missing}; get it again")
     if at < size:
+        after = noun_for(
+            size - at, "byte after its tensors belongs", "bytes after its tensors belong"
+        )
         raise ModelError(
-            f"{str(path)!r} is damaged: {size - at} bytes after its tensors belong to none of "
-            f"them; get it again"
+            f"{str(path)!r} is damaged: {size - at} {after} to none of them; get it again"
         )
 
 
@@ -233,7 +237,9 @@ def read_into(buffer: torch.Tensor, stored: Stored) -> torch.Tensor:
         while done < stored.nbytes:
             count = os.preadv(file.fileno(), [view[done:]], stored.offset + done)
             if count == 0:
-                raise OSError(f"{stored.nbytes - done} bytes are missing at {stored.offset + done}")
+                missing = stored.nbytes - done
+                are = noun_for(missing, "byte is", "bytes are")
+                raise OSError(f"{missing} {are} missing at {stored.offset + done}")
             done += count
     return buffer.view(stored.dtype).view(stored.shape)
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import Cache, EncoderDecoderCache, PretrainedConfig, PreTrainedModel
 
-from prunesearch.candidate import LayerSubset, Use
+from prunesearch.candidate import LayerSubset, Use, named_layers
 from prunesearch.compat.transformers import CacheLayerMixin
 from prunesearch.errors import InputError
 from prunesearch.models.architectures import Sublayer
@@ -198,9 +198,9 @@ def check_removable(candidate: LayerSubset) -> None:
     """
     if not candidate.whole_blocks:
         raise InputError(
-            f"layers {candidate.text} name sublayers (a: attention, m: MLP), for which stock "
-            f"architectures have no "
-            "place: say how to write them with `export_format` zeroed, deci or remote-code"
+            f"{named_layers(candidate.text, 'names', 'name')} sublayers (a: attention, m: MLP), "
+            f"for which stock architectures have no place: say how to write them with "
+            "`export_format` zeroed, deci or remote-code"
         )
 
 

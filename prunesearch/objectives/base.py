@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from prunesearch.candidate import LayerSubset
+from prunesearch.candidate import LayerSubset, named_layers
 from prunesearch.errors import ScoringError
 
 if TYPE_CHECKING:
@@ -177,4 +177,6 @@ def numbers_of(rows: Iterable[Row]) -> list[list[float]]:
 
 def not_finite(candidate: LayerSubset) -> ScoringError:
     """Return the error of a candidate whose outputs are NaN or infinite."""
-    return ScoringError(f"dropping layers {candidate.text} makes the model's output not finite")
+    return ScoringError(
+        f"dropping {named_layers(candidate.text)} makes the model's output not finite"
+    )

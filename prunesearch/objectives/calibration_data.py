@@ -21,6 +21,7 @@ from prunesearch.models.model_configs import settings_of
 from prunesearch.models.structure import most_positions
 from prunesearch.objectives.calibration_sources.registry import source_of
 from prunesearch.objectives.text_files import open_text, read_jsonl
+from prunesearch.units import noun_for
 
 __all__ = [
     "LONG_TEXT",
@@ -107,7 +108,7 @@ def token_windows(
     needed = wanted if fewest is None else fewest // window
     if len(chosen) < needed:
         raise DataError(
-            f"calibration text {source!r} is too short: it has {found} tokens, "
+            f"calibration text {source!r} is too short: it has {found} {noun_for(found, 'token')}, "
             f"{needed * body} are needed; give more text or fewer `tokens`"
         )
     return torch.tensor([opening + ids for ids in chosen], dtype=torch.int64)

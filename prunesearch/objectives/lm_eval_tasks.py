@@ -26,6 +26,7 @@ from prunesearch.models.guard import guarded
 from prunesearch.objectives.task_index import task_manager
 from prunesearch.objectives.text_files import check_beginning, read_rows
 from prunesearch.runtime.json_values import Json, JsonObject, as_object
+from prunesearch.units import noun_for
 
 LM_EVAL = minor(importlib.metadata.version("lm_eval"))
 """Major and minor version of lm-eval, whose filters and metrics decide the values of a study's
@@ -205,7 +206,8 @@ def documents_after(tasks: LoadedTasks, first: int, limit: int | None) -> dict[s
         count = len(leaf.eval_docs)
         if first >= count:
             raise DataError(
-                f"task {name!r} has {count} documents, and none is left after the first {first}"
+                f"task {name!r} has {count} {noun_for(count, 'document')}, and none is left after "
+                f"the first {first}"
             )
         end = count if limit is None else min(count, first + limit)
         chosen[name] = list(range(first, end))

@@ -11,6 +11,7 @@ from prunesearch.errors import DataError
 from prunesearch.models.guard import guarded
 from prunesearch.objectives.protocols import Protocol, ProtocolText
 from prunesearch.objectives.text_files import documents_in, kind_of
+from prunesearch.units import noun_for
 
 FULL_TEXT = "the whole text"
 """What `ProtocolWindows.text` says if nothing is wrong with the text."""
@@ -59,8 +60,9 @@ def read_protocol(
         count = min(count, protocol.most_windows)
     if count == 0:
         raise DataError(
-            f"the text of protocol {protocol.name} has {len(ids)} tokens, and a window has "
-            f"{protocol.window}: give more text, or a protocol with shorter windows"
+            f"the text of protocol {protocol.name} has {len(ids)} {noun_for(len(ids), 'token')}, "
+            f"and a window has {protocol.window}: give more text, or a protocol "
+            "with shorter windows"
         )
     windows_BL = torch.tensor(ids[: count * protocol.window]).view(count, protocol.window)
     return ProtocolWindows(

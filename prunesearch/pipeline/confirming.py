@@ -35,6 +35,7 @@ from prunesearch.studies.recommendation import (
     ScoredFinalist,
     store_recommendation,
 )
+from prunesearch.units import plural
 from prunesearch.widths.space import WidthSpace
 
 _log = logging.getLogger(__name__)
@@ -222,10 +223,11 @@ def _why_ended(confirmation: Confirmation) -> str:
         return ""
     if confirmation.needed <= confirmation.budget:
         further = confirmation.available - confirmation.used
-        return f"the task has only {further:,} further documents"
+        return f"the task has only {plural(further, 'further document')}"
     return (
-        f"{confirmation.needed:,} scored documents are needed and {confirmation.budget:,} were "
-        f"allowed; give a larger `confirm`, more `trials` or a larger `limit`"
+        f"{plural(confirmation.needed, 'scored document is', 'scored documents are')} needed and "
+        f"{plural(confirmation.budget, 'was', 'were')} allowed; give a larger "
+        f"`confirm`, more `trials` or a larger `limit`"
     )
 
 
@@ -249,8 +251,8 @@ class _Rounds:
         while (planned := confirmation.next_round(tasks)) is not None:
             events.tell(
                 events.StageProgress(
-                    f"confirming {len(planned.candidates)} candidates on "
-                    f"{planned.documents:,} further documents"
+                    f"confirming {plural(len(planned.candidates), 'candidate')} on "
+                    f"{plural(planned.documents, 'further document')}"
                 )
             )
             candidates = [self._decision.candidates[place] for place in planned.candidates]

@@ -40,6 +40,7 @@ from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
 from prunesearch.studies import cache_use
 from prunesearch.studies.optuna_internals.tables import schema_revision
 from prunesearch.studies.writers import writer_at
+from prunesearch.units import noun_for, plural
 
 _PACKAGES = (
     "prunesearch torch transformers optuna lm-eval diskcache sqlalchemy alembic psycopg".split()
@@ -130,7 +131,12 @@ def _cache(text: str) -> Iterator[Check]:
             "search once more with --cache URL, "
             f"or prunesearch cache export FILE --cache {folder / UNSENT}"
         )
-        yield Check("unsent", f"{waiting} entries wait for the shared cache", NOTE, remedy)
+        yield Check(
+            "unsent",
+            f"{waiting} {noun_for(waiting, 'entry waits', 'entries wait')} for the shared cache",
+            NOTE,
+            remedy,
+        )
 
 
 def _cache_file(file: Path) -> Check:
@@ -148,7 +154,7 @@ def _cache_file(file: Path) -> Check:
             BROKEN,
             "prunesearch cache verify sets it aside and keeps what is sound",
         )
-    found = f"schema {version}, journal {journal}, {entries:,} entries"
+    found = f"schema {version}, journal {journal}, {plural(entries, 'entry', 'entries')}"
     if version > SCHEMA_VERSION:
         return Check(
             "cache file",
@@ -166,7 +172,8 @@ def _shared(text: str) -> Iterator[Check]:
     from prunesearch.cache.schema import head  # Alembic takes a while to import
 
     with closing(SharedBackend(url)) as backend:
-        yield Check("shared cache", f"{backend.name}: schema {head()}, {len(backend):,} entries")
+        entries = plural(len(backend), "entry", "entries")
+        yield Check("shared cache", f"{backend.name}: schema {head()}, {entries}")
         yield from _lease_check("shared leases", Leases(backend.engine, backend.name), text)
 
 
@@ -184,9 +191,13 @@ def _leases(text: str) -> Iterator[Check]:
     dead = liveness.dead()
     liveness.close()
     if dead:
-        what = f"{len(dead)} processes died while they were scoring"
+        died = noun_for(
+            len(dead),
+            "process died while it was scoring",
+            "processes died while they were scoring",
+        )
         remedy = f"nothing: the next search takes over; {_tidy(text)} tidies up"
-        yield Check("orphaned owners", what, NOTE, remedy)
+        yield Check("orphaned owners", f"{len(dead)} {died}", NOTE, remedy)
 
 
 def _lease_check(name: str, leases: Leases, text: str) -> Iterator[Check]:
@@ -217,15 +228,17 @@ def _studies(url: str) -> Iterator[Check]:
     for use in cache_use.studies_of(url).uses:
         if not use.running:
             continue
-        trials = f"{use.running} trials of study {use.study!r}"
+        trials = f"{use.running} {noun_for(use.running, 'trial')} of study {use.study!r}"
         if writer := writer_at(url, use.study):
-            yield Check("running trials", f"{trials} are being evaluated by {writer}")
+            yield Check(
+                "running trials",
+                f"{trials} {noun_for(use.running, 'is', 'are')} being evaluated by {writer}",
+            )
             continue
         command = f"prunesearch study resume {quote(use.study)}{storage}"
-        remedy = f"{command} finishes them under their own numbers"
-        yield Check(
-            "unfinished trials", f"{trials} were left by a search that was stopped", NOTE, remedy
-        )
+        numbers = noun_for(use.running, "it under its own number", "them under their own numbers")
+        left = f"{noun_for(use.running, 'was', 'were')} left by a search that was stopped"
+        yield Check("unfinished trials", f"{trials} {left}", NOTE, f"{command} finishes {numbers}")
 
 
 def _revision(url: str) -> str:
@@ -240,7 +253,8 @@ def _revision(url: str) -> str:
 def _compute() -> Iterator[Check]:
     import torch  # here and not at the top, because the import takes seconds
 
-    yield Check("torch threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores")
+    cores = os.cpu_count() or 1
+    yield Check("torch threads", f"{torch.get_num_threads()} of {cores} {noun_for(cores, 'core')}")
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         yield Check("GPU", names)

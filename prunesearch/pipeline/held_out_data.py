@@ -10,6 +10,7 @@ from prunesearch.errors import InputError
 from prunesearch.objectives.base import BUILTIN_TEXT, HasItems, Objective
 from prunesearch.objectives.calibration_sources.builtin import HELD_OUT
 from prunesearch.studies.measurements import Badge
+from prunesearch.units import noun_for
 
 HELD_OUT_TOKENS = 4096
 """Tokens of held-out text, if the user does not say how many."""
@@ -170,8 +171,8 @@ def refuse_overlap(searched: Objective, held_out: Objective, name: str) -> None:
     common, own = _common_items(searched, held_out)
     if common > _MOST_COMMON * own:
         raise InputError(
-            f"{common} of {own} sequences or requests of {name} were searched on: give other "
-            "held-out data"
+            f"{common} of {own} sequences or requests of {name} "
+            f"{noun_for(common, 'was', 'were')} searched on: give other held-out data"
         )
 
 

@@ -30,6 +30,7 @@ from prunesearch.studies.recommendation import Recommendation
 from prunesearch.studies.sources import SourceShares, source_shares
 from prunesearch.studies.summary import TrialSummary, summarise_trial
 from prunesearch.studies.warm_start_source import WarmStartSource, source_in
+from prunesearch.units import noun_for
 
 
 @dataclass(frozen=True)
@@ -179,13 +180,16 @@ def _refuse(study: Study, result: SearchResult) -> NoReturn:
     if not result.failed:
         count = len(study.get_trials(deepcopy=False))
         raise RunError(
-            f"study {name!r} has {count} trials and no result yet: run it again with more `trials`"
+            f"study {name!r} has {count} {noun_for(count, 'trial')} and no result yet: run it "
+            f"again with more `trials`"
         )
     reason = persistence.last_failure(study)
-    raise RunError(
-        f"none of the {result.failed} candidates could be scored ({reason}); the study "
-        f"{name!r} is kept"
+    none = noun_for(
+        result.failed,
+        "the only candidate could not",
+        f"none of the {result.failed} candidates could",
     )
+    raise RunError(f"{none} be scored ({reason}); the study {name!r} is kept")
 
 
 def knee_of(

@@ -29,6 +29,7 @@ from prunesearch.samplers import trials_needed
 from prunesearch.space import Space
 from prunesearch.studies import persistence, places, selection
 from prunesearch.studies.warm_start import check_warm_start
+from prunesearch.units import noun_for
 
 Result = TypeVar("Result")
 
@@ -158,10 +159,13 @@ def run_searches(
             candidates = ready.space.size
             most = max(candidates, trials_needed(search.sampler, search.start, ready.space).whole)
             if most < total:
+                there = f"there are only {candidates:,} candidates"
+                if candidates == 1:
+                    there = "there is only 1 candidate"
                 events.tell(
                     events.Message(
-                        f"there are only {candidates:,} candidates, fewer than {total:,} trials: "
-                        f"the search ends when all are scored"
+                        f"{there}, fewer than {total:,} trials: the search ends when "
+                        f"{noun_for(candidates, 'it is', 'all are')} scored"
                     )
                 )
             ready.study.set_user_attr(persistence.TRIALS_ATTR, min(total, most))

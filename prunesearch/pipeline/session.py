@@ -54,6 +54,7 @@ from prunesearch.pipeline.width_search import (
 )
 from prunesearch.runtime import stopping
 from prunesearch.space import SearchSpace, Space
+from prunesearch.widths.layer_widths import described
 
 if TYPE_CHECKING:
     from prunesearch.pipeline.ray_workers import RayPlan
@@ -357,6 +358,6 @@ def require(evaluation: Evaluation) -> Evaluation:
         RunError: the evaluation failed.
     """
     if evaluation.failure is not None:
-        what = evaluation.candidate.text
-        raise RunError(f"scoring the model without layers {what} failed: {evaluation.failure}")
+        what = described(evaluation.candidate.text)
+        raise RunError(f"scoring the model {what} failed: {evaluation.failure}")
     return evaluation

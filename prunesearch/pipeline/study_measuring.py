@@ -53,6 +53,8 @@ from prunesearch.studies import measurements
 from prunesearch.studies.measurements import Measurement
 from prunesearch.studies.recommendation import confirming_documents
 from prunesearch.studies.study_data import LATENCY_ATTR
+from prunesearch.units import noun_for
+from prunesearch.widths.layer_widths import described
 
 
 class StudyMeasuring:
@@ -243,7 +245,7 @@ class StudyMeasuring:
             if evaluation.failure is None:
                 fine[evaluation.candidate] = evaluation
                 continue
-            what = f"the model without layers {evaluation.candidate.text}"
+            what = f"the model {described(evaluation.candidate.text)}"
             events.tell(events.Message(f"{what} is not measured: {evaluation.failure}"))
         losses = losses_of(engine, fine)
         # Beside the searched metric, one tells how much quality is lost.
@@ -317,7 +319,8 @@ class StudyMeasuring:
             if not each.is_random and each.candidate not in (*new, *known):
                 new.append(each.candidate)
         if len(new) > 1 or dense not in known:
-            events.tell(events.StageProgress(f"timing {len(new)} models side by side"))
+            models = noun_for(len(new), "model", "models side by side")
+            events.tell(events.StageProgress(f"timing {len(new)} {models}"))
             known |= measure_speeds(loaded.model, new)
         return known
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunesearch import events
 from prunesearch.cache.keys import canonical_json
-from prunesearch.candidate import LayerSubset
+from prunesearch.candidate import LayerSubset, named_layers
 from prunesearch.errors import InputError, ModelError, UnknownNameError
 from prunesearch.models.fingerprint import digest_of
 from prunesearch.models.loading import LoadedModel
@@ -288,8 +288,8 @@ def _fitters(
             events.tell(events.Message(f"gaps are not compensated: {error}"))
     if widths is None and gaps is None:
         raise ModelError(
-            f"dropping layers {candidate.text} leaves no gap after a kept block, and no narrower "
-            "layer whose output projection could be fitted: there is nothing to compensate"
+            f"dropping {named_layers(candidate.text)} leaves no gap after a kept block, and no "
+            "narrower layer whose output projection could be fitted: there is nothing to compensate"
         )
     return _Fitters(widths, gaps)
 

@@ -144,7 +144,7 @@ def rerank_by_healing(
     for place, candidate in enumerate(candidates, 1):
         stopping.check()
         # Measure the pruned model and compute the teacher logits before any weight is changed.
-        name = described(candidate.text).replace("layers ", "")
+        name = described(candidate.text).replace("layers ", "").replace("layer ", "")
         planned = plan_healing(loaded, candidate, recipe, name)
         ask_teacher(planned, references)
         pruned = held_out_loss(planned, candidate)

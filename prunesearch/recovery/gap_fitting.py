@@ -37,7 +37,7 @@ import torch
 from torch import nn
 
 from prunesearch import events
-from prunesearch.candidate import LayerSubset
+from prunesearch.candidate import LayerSubset, named_layers
 from prunesearch.compat.transformers import Conv1D
 from prunesearch.errors import ModelError
 from prunesearch.execution.batches import CHUNK_TOKENS, Rows
@@ -146,7 +146,7 @@ class GapFitter:
         for number, gap in enumerate(self._gaps, 1):
             events.tell(
                 events.StageProgress(
-                    f"compensating gap {number} of {len(self._gaps)}: layers {gap.text}"
+                    f"compensating gap {number} of {len(self._gaps)}: {named_layers(gap.text)}"
                 )
             )
             gaps.append(self._fit_gap(gap))

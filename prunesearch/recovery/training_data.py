@@ -23,6 +23,7 @@ from prunesearch.objectives.calibration_data import (
     read_text,
 )
 from prunesearch.objectives.calibration_sources.registry import source_of
+from prunesearch.units import noun_for
 
 # Documents, and characters, that are tokenised at a time.
 _LOT = 256
@@ -78,7 +79,8 @@ def sequences_of(recipe: HealRecipe, tokenizer: PreTrainedTokenizerBase) -> Sequ
 
 def _refuse(source: str, tokens: int, needed: int, detail: str, option: str) -> None:
     raise DataError(
-        f"{source!r} is too short: it has {tokens} tokens, {needed} are needed{detail}; "
+        f"{source!r} is too short: it has {tokens} {noun_for(tokens, 'token')}, {needed} are "
+        f"needed{detail}; "
         f"give more text, or a smaller {option} or `window`"
     )
 

@@ -39,6 +39,7 @@ from prunesearch.samplers import build_for_parameters
 from prunesearch.studies import persistence
 from prunesearch.studies.tracker_run import run_of, told_trials
 from prunesearch.tracking.parameters import flat, versions
+from prunesearch.units import noun_for
 
 IDENTITY_ATTR = "healing"
 """User attribute of a tuning study. It holds everything that determines its trials."""
@@ -361,9 +362,9 @@ def _tuned(study: Study, recipe: HealRecipe, computed: int) -> Tuned:
     done = _done(study)
     complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
     if not complete:
-        raise RunError(
-            f"all {len(done)} trials of study {study.study_name!r} were stopped: raise `tune`"
-        )
+        trials = noun_for(len(done), "the only trial", f"all {len(done)} trials")
+        were = noun_for(len(done), "was", "were")
+        raise RunError(f"{trials} of study {study.study_name!r} {were} stopped: raise `tune`")
     # Among equal values the earliest trial is the best.
     best = min(complete, key=lambda trial: (trial.values[0], trial.number))
     return Tuned(

@@ -8,6 +8,7 @@ from prunesearch.cache.transfer import ExportedFile, Imported
 from prunesearch.report.checks import Checks
 from prunesearch.report.tables import Paragraph, Parts, Prose, size, table
 from prunesearch.studies.cache_use import CacheStatistics
+from prunesearch.units import noun_for, plural
 
 
 def stats(found: CacheStatistics) -> Parts:
@@ -15,7 +16,7 @@ def stats(found: CacheStatistics) -> Parts:
     groups = []
     for group in found.groups:
         groups.append((group.model, group.objective, f"{group.entries:,}", size(group.bytes)))
-    title = f"{found.place}: {found.entries:,} entries, {size(found.bytes)}"
+    title = f"{found.place}: {plural(found.entries, 'entry', 'entries')}, {size(found.bytes)}"
     parts: Parts = [table(title, ("model", "objective", "entries", "size"), groups)]
     # The use by each study.
     studies = []
@@ -28,7 +29,8 @@ def stats(found: CacheStatistics) -> Parts:
         )
     # Anything that the user may have to look at.
     if found.unsent:
-        parts.append(f"{found.unsent:,} entries wait to be sent to the shared cache")
+        waiting = plural(found.unsent, "entry waits", "entries wait")
+        parts.append(f"{waiting} to be sent to the shared cache")
     incidents = found.incidents
     if incidents.damage or incidents.disagreement:
         parts.append(
@@ -42,9 +44,11 @@ def verified(found: CacheCheck) -> Parts:
     """Show the result of a check of the cache, one line per backend, and the incidents so far."""
     parts: Parts = []
     for backend in found.backends:
-        line = f"{backend.place}: {backend.sound:,} entries are sound, {backend.damaged:,} damaged"
+        sound = plural(backend.sound, "entry is sound", "entries are sound")
+        line = f"{backend.place}: {sound}, {backend.damaged:,} damaged"
         if backend.damaged:
-            line += " and taken out: they will be computed again"
+            they = noun_for(backend.damaged, "it", "they")
+            line += f" and taken out: {they} will be computed again"
         parts.append(line)
     for backend in found.backends:
         for line in backend.problems:
@@ -66,28 +70,32 @@ def verified(found: CacheCheck) -> Parts:
 
 def exported(done: ExportedFile) -> Parts:
     """Show the file that the entries were written to."""
-    return [f"exported {done.entries:,} entries to {done.file}"]
+    return [f"exported {plural(done.entries, 'entry', 'entries')} to {done.file}"]
 
 
 def imported(done: Imported) -> Parts:
     """Show the number of imported entries, and those that contradict the cache."""
-    parts: Parts = [f"read {done.read:,} entries, {done.new:,} of them new"]
+    parts: Parts = [f"read {plural(done.read, 'entry', 'entries')}, {done.new:,} of them new"]
     if conflicts := done.conflicts:
+        disagree = noun_for(
+            conflicts,
+            "disagrees with the value for its key",
+            "disagree with the value for their key",
+        )
         parts.append(
-            f"{conflicts} disagree with the value for their key; the one that was computed first "
-            f"stays: see "
-            "prunesearch cache verify"
+            f"{conflicts} {disagree}; the one that was computed first stays: see prunesearch cache "
+            "verify"
         )
     return parts
 
 
 def swept(done: Swept) -> Parts:
     """Show what was removed from the cache."""
+    traces = noun_for(done.owners, "trace of a dead process", "traces of dead processes")
     return [
-        f"removed {done.entries:,} entries stored before {done.before}, "
-        f"{done.leases} leases that "
-        f"had run out, {done.owners} traces of dead processes, {done.quarantined} "
-        f"damaged files"
+        f"removed {plural(done.entries, 'entry', 'entries')} stored before {done.before}, "
+        f"{done.leases} {noun_for(done.leases, 'lease')} that had run out, "
+        f"{done.owners} {traces}, {done.quarantined} {noun_for(done.quarantined, 'damaged file')}"
     ]
 
 

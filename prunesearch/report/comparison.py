@@ -19,6 +19,7 @@ from prunesearch.report.tables import (
 from prunesearch.studies.compared_study import ComparedStudy
 from prunesearch.studies.comparison import SamplerMean, StudyComparison
 from prunesearch.studies.winner_tests import WinnerTest
+from prunesearch.units import plural
 
 
 def comparison(found: StudyComparison) -> Parts:
@@ -45,7 +46,7 @@ def _studies(found: StudyComparison) -> Group:
     best, equal = ("value of the winner", "naive best") if decided else ("best", "best")
     after = "all"
     if found.equal_evaluations is not None:
-        after = f"{found.equal_evaluations:,} evaluations"
+        after = plural(found.equal_evaluations, "evaluation")
     equal = f"{equal} after {after}"
     columns = (
         "study", "model", "sampler", "removes", "value", best, "confirmed", "naive best", equal,
@@ -86,8 +87,7 @@ def _best(row: ComparedStudy) -> str:
     if row.best is None:
         return "-"
     shown = number(row.metric, row.best)
-    # The error is that of the metric, and not of a weighted sum.
-    if row.stderr and not row.metric.startswith("weighted"):
+    if row.stderr:
         shown += f" ± {stderr_of(row.metric, row.best, row.stderr)}"
     return shown
 
@@ -160,5 +160,7 @@ def _samplers(means: Sequence[SamplerMean], decided: bool) -> Group:
         )
     columns = ("sampler", "removes", "value", "studies", "mean", "standard error", "95 % interval")
     best = "naive best" if decided else "best"
-    title = f"Samplers: mean of the {best} values after {means[0].evaluations:,} evaluations"
+    title = (
+        f"Samplers: mean of the {best} values after {plural(means[0].evaluations, 'evaluation')}"
+    )
     return table(title, *without_constant(columns, rows, {"-"}))

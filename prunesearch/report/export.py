@@ -4,6 +4,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from prunesearch.report.tables import Parts, gib, number
+from prunesearch.units import noun_for
 from prunesearch.widths.layer_widths import described
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def _differences(check: "Verification") -> str:
         parts.append(f"{check.narrow_difference:.3g} (with narrow attention windows)")
     if check.decode_difference is not None:
         how = "cached decoding" if check.cached else "decoding without a cache"
-        parts.append(f"{check.decode_difference:.3g} ({how}, {check.decoded} steps)")
+        steps = f"{check.decoded} {noun_for(check.decoded, 'step')}"
+        parts.append(f"{check.decode_difference:.3g} ({how}, {steps})")
     return ", ".join(parts)
 
 
@@ -67,7 +69,8 @@ def _exported_gguf(made: "ExportedGguf") -> Parts:
         proof = (
             f"verified in llama.cpp: log-probabilities differ by {check.difference:.3g} nats in "
             f"the mean (allowed {check.allowed}), {check.largest:.3g} at most, over "
-            f"{check.steps} greedy tokens; it says: {' '.join(check.generated.split())}"
+            f"{check.steps} {noun_for(check.steps, 'greedy token')}; it says: "
+            f"{' '.join(check.generated.split())}"
         )
     written = f"wrote {made.path}: {made.bytes:,} bytes, {described(made.candidate.text)}"
     return [written, proof]

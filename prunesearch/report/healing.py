@@ -12,6 +12,7 @@ from prunesearch.report.tables import (
     gib,
     table,
 )
+from prunesearch.units import noun_for
 from prunesearch.widths.layer_widths import described
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def healed(report: "HealReport") -> "list[Group | str]":
     if tuning := recovery.tuning:
         params = ", ".join(f"{name} {value:.3g}" for name, value in tuning.params.items())
         parts.append(
-            f"study {tuning.study}: {tuning.trials} trials finished, {tuning.pruned} "
-            f"stopped, "
+            f"study {tuning.study}: {tuning.trials} {noun_for(tuning.trials, 'trial')} finished, "
+            f"{tuning.pruned} stopped, "
             f"{tuning.computed} of them now; best {tuning.value:.4f} with {params}"
         )
     if recovery.healed is not None:
@@ -104,8 +105,9 @@ def _healing(heal: "HealReport", report: "HealedReport") -> "list[Group | str]":
             "try a smaller --lr"
         )
     elif report.stopped_early:
+        evaluations = noun_for(recipe.patience, "evaluation was", "evaluations were")
         parts.append(
-            f"stopped early: {recipe.patience} looks were no better than step {report.best_step}"
+            f"stopped early: {recipe.patience} {evaluations} no better than step {report.best_step}"
         )
     if report.best_step == 0:
         parts.append("no step was better than the start, whose weights were kept")
@@ -138,7 +140,7 @@ def _trained(report: "HealedReport", recipe: "HealRecipe") -> str:
     if report.seconds:
         speed = f", {report.steps / report.seconds:.3g} steps/s"
     return (
-        f"{report.steps} of {report.planned} steps of "
+        f"{report.steps} of {report.planned} {noun_for(report.planned, 'step')} of "
         f"{recipe.batch_size * recipe.accumulation} × "
         f"{recipe.window} tokens, loss {recipe.loss}, rank {recipe.rank}: "
         f"{report.tokens:,} tokens in "

@@ -13,6 +13,8 @@ from prunesearch.report.tables import (
     stderr_of,
     table,
 )
+from prunesearch.units import noun_for, plural
+from prunesearch.widths.layer_widths import described
 
 if TYPE_CHECKING:
     from prunesearch.execution.plan_types import MemoryPlan
@@ -31,7 +33,7 @@ def evaluation(report: "EvaluationReport") -> Parts:
     rows.append((label("bytes"), number("bytes", report.bytes), "-"))
     title = report.model
     if report.dropped != "none":
-        title += f" without layers {report.dropped}"
+        title += f" {described(report.dropped)}"
     shown_protocol = "" if report.protocol is None else _protocol(report.protocol)
     return [
         table(title, ("", "value", "standard error"), rows),
@@ -43,8 +45,10 @@ def evaluation(report: "EvaluationReport") -> Parts:
 def _protocol(found: "ProtocolReport") -> str:
     """Say what a protocol read, and whether its numbers can be compared with published ones."""
     said = (
-        f"protocol {found.name} ({found.papers}): {found.windows} windows of {found.window} "
-        f"tokens, of {found.tokens:,} tokens in {found.rows:,} rows"
+        f"protocol {found.name} ({found.papers}): {found.windows} "
+        f"{noun_for(found.windows, 'window')} of {found.window} "
+        f"{noun_for(found.window, 'token')}, of {plural(found.tokens, 'token')} in "
+        f"{plural(found.rows, 'row')}"
     )
     if found.comparable:
         return said
@@ -68,7 +72,8 @@ def inventory(found: "NamedInventory") -> Parts:
     other_bytes = inventory.bytes - sum(block.bytes for block in inventory.blocks)
     rows.append(("other", f"{other:,}", "", "", gib(other_bytes)))
     rows.append(("total", f"{inventory.params:,}", "", "", gib(inventory.bytes)))
-    title = f"{found.model}: {len(inventory.blocks)} blocks (from its {inventory.source})"
+    blocks = f"{len(inventory.blocks)} {noun_for(len(inventory.blocks), 'block')}"
+    title = f"{found.model}: {blocks} (from its {inventory.source})"
     return [table(title, ("block (each)", "parameters", "attention", "MLP", "size"), rows)]
 
 
@@ -88,7 +93,7 @@ def plan(plan: "MemoryPlan") -> Parts:
         rates.append(f"{rate / 1e9:.4g} GFLOP/s in {name}")
     products = ", ".join(rates)
     title = (
-        f"{plan.model}: {plan.blocks} blocks of {plan.block_params:,} "
+        f"{plan.model}: {plan.blocks} {noun_for(plan.blocks, 'block')} of {plan.block_params:,} "
         f"parameters, "
         f"{plan.params:,} in all (from its {plan.source}), in {plan.dtype}"
     )
@@ -98,8 +103,8 @@ def plan(plan: "MemoryPlan") -> Parts:
             ("--offload", "memory", f"in {gib(plan.memory)}", "read a generation", "time"),
             rows,
         ),
-        f"a generation: {plan.candidates} candidates without {plan.drop} of the "
-        f"blocks, at random, on "
+        f"a generation: {plan.candidates} {noun_for(plan.candidates, 'candidate')} without "
+        f"{plan.drop} of the blocks, at random, on "
         f"{plan.tokens:,} tokens; they share {100 * plan.shared:.0f} % of the work, "
         f"later ones more",
         f"this machine ({speed.device}): {products}; reads {speed.disk / 1e9:.3g} GB/s from "

@@ -22,6 +22,7 @@ from prunesearch.runtime.masking import STORAGE_VARIABLE, pasted
 from prunesearch.studies import notes, persistence, selection
 from prunesearch.studies.sources import SourceShares, source_shares
 from prunesearch.studies.warm_start_source import WarmStartSource, source_in, warm_start_line
+from prunesearch.units import noun_for
 
 _SECONDS = 5.0  # shortest time between two updates of a study's notes
 _MOST = 2000  # most characters of a note; a longer one takes several attributes of the database
@@ -81,11 +82,13 @@ def study_note(state: StudyState) -> str:
     if search.narrows:
         amount = f"{search.space} `{search.target}` by `{search.criterion}`"
     what = f"`{model}`, {amount}, `{search.sampler}`, {_objective(recipe)}"
-    lines = [what, f"{state.done} of {state.total} trials are finished."]
+    be = "is" if 1 in (state.done, state.total) else "are"
+    lines = [what, f"{state.done} of {state.total} {noun_for(state.total, 'trial')} {be} finished."]
     lines += [*warm_start_line(state.warm_start), *source_lines(state.sources)]
     if state.front:
         lines.append(
-            f"{state.front} trials are on the front of quality and size: see the Pareto plot."
+            f"{state.front} {noun_for(state.front, 'trial is', 'trials are')} on the front of "
+            f"quality and size: see the Pareto plot."
         )
         lines.append(
             _commands(

@@ -22,6 +22,7 @@ from prunesearch.report.tables import Paragraph, duration
 from prunesearch.report.work import work_done
 from prunesearch.runtime import stopping
 from prunesearch.runtime.masking import printable
+from prunesearch.units import noun_for
 
 _EVERY = 5.0  # seconds between plain lines about a study
 _EVERY_STAGE = 15.0  # seconds between plain lines about a stage that is counted
@@ -187,7 +188,8 @@ class ProgressView:
             )
             if ended or before is None or self._is_due(progress.study, _EVERY):
                 self._printed[progress.study] = time.monotonic()
-                line = f"{progress.study}: {progress.done}/{progress.total} trials, "
+                trials = noun_for(progress.total, "trial")
+                line = f"{progress.study}: {progress.done}/{progress.total} {trials}, "
                 line += self._describe(progress)
                 if left := self._left(progress):
                     line += f", {left}"
@@ -200,7 +202,8 @@ class ProgressView:
             if self.console.is_terminal:
                 self._show()
             elif self._is_due(progress.study, _EVERY):
-                counts = f"{progress.done}/{progress.total} trials"
+                trials = noun_for(progress.total, "trial")
+                counts = f"{progress.done}/{progress.total} {trials}"
                 self._print(f"{progress.study}: {counts}, {work_done(progress)}")
 
     def _show_healing(self, progress: HealProgress) -> None:
@@ -307,7 +310,7 @@ class ProgressView:
     def _describe(self, progress: SearchProgress) -> str:
         """Describe the best trial of a study and the speed of the search."""
         if progress.front:
-            text = f"{progress.front} trials on the front"
+            text = f"{progress.front} {noun_for(progress.front, 'trial')} on the front"
         elif progress.best_value is None:
             return "no result yet"
         else:

@@ -9,7 +9,7 @@ from shlex import quote
 
 from prunesearch.cache.location import CacheLocation
 from prunesearch.config.run_options import RunOptions
-from prunesearch.errors import StorageError, StudyError
+from prunesearch.errors import StorageError, StudyError, UnavailableError
 from prunesearch.report.current_measurements import current
 from prunesearch.report.figures.report_data import ReportData
 from prunesearch.runtime.masking import STORAGE_VARIABLE, command
@@ -46,6 +46,19 @@ def read_report(
     return ReportData(studies, datetime.now(UTC), measured, _statistics(cache, storage))
 
 
+def check_studies(storage: str, names: Sequence[str], *, joint: bool) -> None:
+    """Refuse studies that `read_report` would refuse.
+
+    Raises:
+        PruneSearchError: see `read_report`.
+    """
+    studies = read_studies(storage, names)
+    for study in studies:
+        study.require_finished()
+    if not joint:
+        _refuse_other_models(studies)
+
+
 def _refuse_other_models(studies: Sequence[StudyData]) -> None:
     first = studies[0]
     for study in studies[1:]:
@@ -67,8 +80,9 @@ def _statistics(cache: str | None, storage: str) -> cache_use.CacheStatistics | 
         return None
     try:
         return cache_use.statistics(CacheLocation.parse(cache), storage)
-    except StorageError:
-        # A report needs the studies only. They may have been copied from another machine.
+    except (StorageError, UnavailableError, OSError):
+        # A report needs the studies only. They may have been copied from another machine, and the
+        # cache may be somebody else's or damaged.
         return None
 
 

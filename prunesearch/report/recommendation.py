@@ -11,6 +11,7 @@ from prunesearch.studies.recommendation import (
     ScoredFinalist,
     read_recommendation,
 )
+from prunesearch.units import plural
 
 
 def decided(made: Recommendation | None, metric: str) -> list[str]:
@@ -81,7 +82,7 @@ def _chosen(made: Recommendation, metric: str) -> str:
         )
     text = (
         f"confirmed: trial {best.trial}, {label(metric)} {best.fresh:.4f} ({interval(best)}) on "
-        f"{best.documents:,} further documents"
+        f"{plural(best.documents, 'further document')}"
     )
     if made.separated:
         return f"{text}; all other finalists are significantly worse"
@@ -94,7 +95,7 @@ def _naive(made: Recommendation, metric: str) -> str:
     if made.naive == made.chosen:
         return f"it also has the best measured value, {naive.value:.4f}"
     text = f"naive best: trial {naive.trial}, {label(metric)} {naive.value:.4f}"
-    text += f" on the {made.documents:,} documents of the search"
+    text += f" on the {plural(made.documents, 'document')} of the search"
     if naive.fresh is None:
         return f"{text}, expected {naive.estimate:.4f}"
-    return f"{text}, {naive.fresh:.4f} on {naive.documents:,} further ones"
+    return f"{text}, {naive.fresh:.4f} on {plural(naive.documents, 'further one')}"

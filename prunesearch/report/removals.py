@@ -11,7 +11,9 @@ from typing import Self
 
 from rich.console import Group
 
+from prunesearch.candidate import named_layers
 from prunesearch.report.tables import table
+from prunesearch.units import noun_for, plural
 
 _WIDTH = re.compile(r"(\d+):(\d+)/(\d+)")
 _PER_ROW = 10  # layers in a row of the table of widths
@@ -52,7 +54,9 @@ class Removal:
         channels = [channels for channels, _ in self.widths.values()]
         groups = [groups for _, groups in self.widths.values()]
         words = (
-            f"{len(self.widths)} narrowed to {_range(channels)} channels, {_range(groups)} groups"
+            f"{len(self.widths)} narrowed to {_range(channels)} "
+            f"{noun_for(max(channels), 'channel')}, "
+            f"{_range(groups)} {noun_for(max(groups), 'group')}"
         )
         if self.dropped:
             words = f"{self.dropped} dropped; {words}"
@@ -69,10 +73,10 @@ class Removal:
     def sentence(self) -> str:
         """The end of a sentence about the candidate, such as ``drops layers 3,7``."""
         if not self.widths:
-            return f"drops layers {self.text}"
-        words = f"narrows {len(self.widths)} layers"
+            return f"drops {named_layers(self.text)}"
+        words = f"narrows {plural(len(self.widths), 'layer')}"
         if self.dropped:
-            words += f" and drops layers {self.dropped}"
+            words += f" and drops {named_layers(self.dropped)}"
         return words
 
     def table_of_widths(self) -> Group | None:

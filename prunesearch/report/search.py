@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Group
 
+from prunesearch.candidate import named_layers
 from prunesearch.report.export import exported
 from prunesearch.report.recommendation import decided
 from prunesearch.report.removals import Removal, heading
@@ -22,6 +23,7 @@ from prunesearch.report.tables import (
 )
 from prunesearch.runtime.masking import CACHE_VARIABLE, STORAGE_VARIABLE, pasted
 from prunesearch.studies.warm_start_source import warm_start_line
+from prunesearch.units import noun_for
 
 if TYPE_CHECKING:
     from prunesearch.report.results import (
@@ -59,7 +61,8 @@ def search(report: "SearchReport") -> Parts:
 def found(report: "SearchReport") -> Parts:
     """Show the best candidate against the dense model, and the cost of the run."""
     removal = Removal.of(report.best.dropped)
-    title = f"{report.study}: best of {report.trials} trials {removal.sentence}"
+    trials = f"{report.trials} {noun_for(report.trials, 'trial')}"
+    title = f"{report.study}: best of {trials} {removal.sentence}"
     metric = next(iter(report.best.metrics), "value")
     if report.paired is not None:
         metric = report.paired.metric
@@ -162,7 +165,7 @@ def grid(report: "SearchesReport | RunsReport") -> Parts:
         ),
         f"parameters and latency ({where}) as a share of the dense model's; this run: {computed} "
         f"evaluated, "
-        f"{hits} cache hits",
+        f"{hits} {noun_for(hits, 'cache hit')}",
         next_commands(
             f"prunesearch study show {first}{flag}",
             f"prunesearch export {first} --out {first}{flag}",
@@ -174,11 +177,12 @@ def grid(report: "SearchesReport | RunsReport") -> Parts:
 def _pareto(report: "SearchReport") -> Parts:
     """Show the front, its knee against the dense model, and the commands that choose from it."""
     best, study, flag = report.best, quote(report.study), _storage_flag(report)
-    title = f"{report.study}: {len(report.front)} best of {report.trials} trials"
+    trials = f"{report.trials} {noun_for(report.trials, 'trial')}"
+    title = f"{report.study}: {len(report.front)} best of {trials}"
     loss = example_loss(report.dense.metrics)
     return [
         front_table(title, report.front),
-        _compared(f"The knee drops layers {best.dropped}", report),
+        _compared(f"The knee {Removal.of(best.dropped).sentence}", report),
         *_paired(report),
         _run_line(report),
         next_commands(
@@ -245,7 +249,7 @@ def demo(report: "DemoReport") -> Parts:
             runs,
         ),
         dense_against_pruned(
-            f"Dense against pruned: layers {best.dropped} dropped",
+            f"Dense against pruned: {named_layers(best.dropped)} dropped",
             _measured(report.dense),
             _measured(report.pruned),
         ),
@@ -273,13 +277,15 @@ def _measured(figures: Mapping[str, float]) -> dict[str, float]:
 
 def _run_line(report: "SearchReport") -> str:
     """Describe the evaluations of this run. Counts of rare events are left out if they are 0."""
-    line = f"this run: {report.computed} evaluated, {report.hits} cache hits"
+    hits = f"{report.hits} {noun_for(report.hits, 'cache hit')}"
+    line = f"this run: {report.computed} evaluated, {hits}"
     if report.failed:
         line += f", {report.failed} failed"
     if report.adopted:
         line += f", {report.adopted} of them begun by an interrupted run"
     if report.damaged:
-        line += f", {report.damaged} damaged cache entries computed again"
+        entries = noun_for(report.damaged, "damaged cache entry", "damaged cache entries")
+        line += f", {report.damaged} {entries} computed again"
     return f"{line}, {report.seconds:.0f} s{_unfinished(report)}"
 
 
@@ -290,10 +296,10 @@ def _unfinished(report: "SearchReport") -> str:
     missing = report.missing
     if not missing:
         return ""
+    trials = f"{missing} {noun_for(missing, 'trial')}"
     return (
-        f"\nnot finished: {report.sampler} has {missing} trials of its rounds to go, so this "
-        f"is not its result "
-        f"yet; run it again with --trials {report.trials + missing}"
+        f"\nnot finished: {report.sampler} has {trials} of its rounds to go, so this is not its "
+        f"result yet; run it again with --trials {report.trials + missing}"
     )
 
 

@@ -2,13 +2,15 @@
 
 from prunesearch.report.tables import duration
 from prunesearch.studies.sources import SOURCES, Replies, Source, SourceShares
+from prunesearch.units import noun_for, plural
 
-_TITLES: dict[Source, str] = {
-    "first": "first candidates",
-    "model": "from the model",
-    "repaired": "from the model, repaired",
-    "fallback": "fall-back",
+_TITLES: dict[Source, tuple[str, str]] = {
+    "first": ("first candidate", "first candidates"),
+    "model": ("from the model", "from the model"),
+    "repaired": ("from the model, repaired", "from the model, repaired"),
+    "fallback": ("fall-back", "fall-back"),
 }
+"""Names of the sources, after one candidate and after several."""
 
 
 def source_lines(sources: SourceShares | None) -> list[str]:
@@ -19,7 +21,8 @@ def source_lines(sources: SourceShares | None) -> list[str]:
     for source in SOURCES:
         count = getattr(sources, source)
         if count:
-            words.append(f"{count} {_TITLES[source]} ({sources.shares[source]:.0%})")
+            title = noun_for(count, *_TITLES[source])
+            words.append(f"{count} {title} ({sources.shares[source]:.0%})")
     line = f"candidates: {', '.join(words)}"
     if sources.repaired:
         line += f"; {sources.mean_repair:.0%} of a repaired one was changed in the mean"
@@ -28,18 +31,20 @@ def source_lines(sources: SourceShares | None) -> list[str]:
 
 def _reply_line(replies: Replies) -> str:
     """Return a line about the replies. Counts that are 0 are left out."""
-    line = f"language model: {replies.calls} replies"
+    line = f"language model: {replies.calls} {noun_for(replies.calls, 'reply', 'replies')}"
     if replies.replayed:
         line += f" ({replies.replayed} recorded before)"
     for count, name in (
-        (replies.failed, "failed requests"),
-        (replies.duplicates, "candidates known before"),
+        (replies.failed, noun_for(replies.failed, "failed request")),
+        (replies.duplicates, f"{noun_for(replies.duplicates, 'candidate')} known before"),
         (replies.invalid, "invalid"),
         (replies.rejected, "far from the budget"),
     ):
         if count:
             line += f", {count} {name}"
-    line += f"; {replies.prompt_tokens:,} tokens read, {replies.completion_tokens:,} written"
+    line += (
+        f"; {plural(replies.prompt_tokens, 'token')} read, {replies.completion_tokens:,} written"
+    )
     line += f", {duration(replies.seconds)}"
     if replies.cost is not None:
         line += f", cost {replies.cost:.4g}"

@@ -38,6 +38,7 @@ from prunesearch.studies.summary import (
     is_undecided,
 )
 from prunesearch.studies.warm_start_source import warm_start_line
+from prunesearch.units import noun_for
 
 _UNDECIDED = (
     "which trial is best is not decided yet: the values have standard errors, and the best one may "
@@ -106,7 +107,10 @@ def study_show(details: StudyDetails) -> Parts:
     """Show a study's recipe and best trials."""
     summary = details.summary
     settings = table(summary.name, ("recipe", ""), _recipe_rows(details.recipe))
-    counts = f"{summary.trials} trials finished, {_running_of(summary)}, {summary.failed} failed"
+    counts = (
+        f"{summary.trials} {noun_for(summary.trials, 'trial')} finished, {_running_of(summary)}, "
+        f"{summary.failed} failed"
+    )
     if summary.partial_subsets:
         counts += f", {summary.partial_subsets} partial"
     best = details.best
@@ -215,7 +219,8 @@ def study_layers(found: StudyLayers) -> Parts:
     columns = ("layer", "rank", "harm", "dropped", "in the best", "mean if dropped", "mean if kept")
     return [
         table(
-            f"{found.study}: what dropping each layer costs, from {found.trials} trials",
+            f"{found.study}: what dropping each layer costs, from {found.trials} "
+            f"{noun_for(found.trials, 'trial')}",
             columns,
             rows,
         ),
@@ -260,7 +265,8 @@ def study_copy(copied: Sequence[CopiedStudy]) -> Parts:
         name = made.copied
         if made.study != made.copied:
             name = f"{made.copied} as {made.study}"
-        lines.append(f"copied {name} ({made.trials} trials) to {made.storage}")
+        trials = f"{made.trials} {noun_for(made.trials, 'trial')}"
+        lines.append(f"copied {name} ({trials}) to {made.storage}")
     return [
         *lines,
         "evaluations are not part of a study: cache export FILE writes those of --cache, and "
@@ -270,7 +276,8 @@ def study_copy(copied: Sequence[CopiedStudy]) -> Parts:
 
 def study_rm(done: DeletedStudy) -> Parts:
     """Show what was deleted."""
-    return [f"deleted {done.deleted} ({done.trials} trials); its evaluations stay in the cache"]
+    trials = f"{done.trials} {noun_for(done.trials, 'trial')}"
+    return [f"deleted {done.deleted} ({trials}); its evaluations stay in the cache"]
 
 
 def _error(trial: TrialSummary, metric: str | None) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from prunesearch.events import WorkProgress
 from prunesearch.report.tables import Parts, duration
+from prunesearch.units import noun_for
 
 
 @dataclass(frozen=True)
@@ -38,25 +39,31 @@ def worked(report: WorkReport) -> Parts:
     """Show what was done, and why it ended."""
     done = "nothing was left to score here"
     if report.results:
-        done = (
-            f"scored {report.results} results of {report.candidates} candidates here "
-            f"in {duration(round(report.seconds))}"
-        )
-    why = f"study {report.study} has its {report.trials} trials"
+        scored = _scored(report.results, report.candidates)
+        done = f"{scored} here in {duration(round(report.seconds))}"
+    trials = f"{report.trials} {noun_for(report.trials, 'trial')}"
+    why = f"study {report.study} has its {trials}"
     if report.ended == "idle":
         why = (
-            f"nobody has searched study {report.study} for {report.idle_exit:g} s; "
-            f"it has {report.trials} trials"
+            f"nobody has searched study {report.study} for {report.idle_exit:g} s; it has {trials}"
         )
     return [f"{done}; {why}"]
 
 
 def work_done(progress: WorkProgress) -> str:
     """Describe what a helper has done so far, and what the study does."""
-    text = f"scored {progress.results} results of {progress.candidates} candidates here"
+    text = f"{_scored(progress.results, progress.candidates)} here"
     if progress.running:
-        noun = "trial is" if progress.running == 1 else "trials are"
+        noun = noun_for(progress.running, "trial is", "trials are")
         return f"{text}, {progress.running} {noun} running"
     if progress.writer is None:
         return f"{text}, nobody is searching it now"
     return f"{text}, waiting for its next trials"
+
+
+def _scored(results: int, candidates: int) -> str:
+    """Say what a helper has scored."""
+    return (
+        f"scored {results} {noun_for(results, 'result')} of {candidates} "
+        f"{noun_for(candidates, 'candidate')}"
+    )

@@ -21,6 +21,7 @@ from prunesearch.samplers.rankings import checked_ranking, droppable_units, stor
 from prunesearch.samplers.settings import SamplerSettings
 from prunesearch.space import Space
 from prunesearch.studies.trial_log import under_optimize
+from prunesearch.units import noun_for
 
 
 class ConstructiveSampler(SubsetSampler):
@@ -65,8 +66,8 @@ class ConstructiveSampler(SubsetSampler):
             if under_optimize(study) and trial_log.wait(number):
                 return self.propose(study, number)
             raise GenerationPendingError(
-                f"trial {number} needs the results of trial(s) {', '.join(map(str, unfinished))}: "
-                f"tell them first"
+                f"trial {number} needs the results of {noun_for(len(unfinished), 'trial')} "
+                f"{', '.join(map(str, unfinished))}: tell them first"
             )
         candidate = self.space.with_units(np.flatnonzero(X_D).tolist())
         return Proposal(

@@ -38,6 +38,7 @@ from prunesearch.samplers.settings import SamplerSettings, checked_population
 from prunesearch.samplers.stored_memory import STATE_ATTR, pack
 from prunesearch.space import SearchSpace, Space
 from prunesearch.studies.trial_log import ProposalInputs, TrialLog, under_optimize
+from prunesearch.units import noun_for
 
 RULES = 2
 """Version of the rules by which the surrogate and the ranking are used.
@@ -191,8 +192,8 @@ class SwarmSampler(SubsetSampler):
             return True
         if not under_optimize(study):
             raise GenerationPendingError(
-                f"generation {generation} needs the results of trial(s) "
-                f"{', '.join(map(str, waiting))}: tell them first"
+                f"generation {generation} needs the results of "
+                f"{noun_for(len(waiting), 'trial')} {', '.join(map(str, waiting))}: tell them first"
             )
         return trial_log.wait(end)
 

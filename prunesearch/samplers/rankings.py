@@ -8,6 +8,7 @@ from prunesearch.algorithms.surrogate import Ranking, harm_of
 from prunesearch.errors import InputError
 from prunesearch.objectives.digests import content_digest
 from prunesearch.space import SearchSpace, Space
+from prunesearch.units import noun_for
 
 
 def droppable_units(space: Space) -> tuple[int, ...]:
@@ -49,7 +50,8 @@ def checked_ranking(ranking: Sequence[float], units: int) -> Ranking:
         ) from None
     if harm_D.shape != (units,):
         raise InputError(
-            f"the ranking has {harm_D.size} numbers for {units} units: give one a unit"
+            f"the ranking has {harm_D.size} {noun_for(harm_D.size, 'number')} for {units} units: "
+            f"give one a unit"
         )
     if not np.isfinite(harm_D).all():
         raise InputError(

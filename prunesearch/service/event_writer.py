@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from prunesearch.runtime.json_values import Json, JsonObject
 from prunesearch.service.event_log import EventLog, NewEvent, serialized
 from prunesearch.service.job import JobProgress, StageRecord
+from prunesearch.units import noun_for
 
 INTERVAL = 0.3
 """Seconds for which events are collected. Of the progress of a step only the last one is kept."""
@@ -161,7 +162,8 @@ class EventWriter:
                 places.clear()
             kept.append(event)
         if left_out:
-            data: JsonObject = {"line": f"... {left_out} more lines were left out"}
+            lines_were = noun_for(left_out, "line was", "lines were")
+            data: JsonObject = {"line": f"... {left_out} more {lines_were} left out"}
             kept.append(NewEvent("log", data, events[-1].at))
         return kept
 

@@ -22,6 +22,7 @@ from prunesearch.runtime.masking import printable
 from prunesearch.service.download import FetchedExport
 from prunesearch.service.job import FINAL, Job, JobPage, stage_rows
 from prunesearch.service.watching import WatchedJob
+from prunesearch.units import noun_for
 
 if TYPE_CHECKING:
     from prunesearch.service.client import Verb
@@ -111,7 +112,8 @@ def _figures(value: Json) -> dict[str, float]:
 def submitted(job: Job) -> Parts:
     """Show a job that was submitted."""
     return [
-        f"{job.id} is {job.state}: study {printable(job.study)}, {job.trials} trials",
+        f"{job.id} is {job.state}: study {printable(job.study)}, {job.trials} "
+        f"{noun_for(job.trials, 'trial')}",
         next_commands(f"prunesearch watch {job.id}"),
     ]
 
@@ -129,9 +131,11 @@ def changed(job: Job, verb: "Verb") -> Parts:
 
 def fetched(found: FetchedExport) -> Parts:
     """Show an export that was downloaded."""
+    count = len(found.files)
+    files, each = f"{count} {noun_for(count, 'file')}", noun_for(count, "it has", "each has")
     return [
-        f"{found.folder}: {len(found.files)} files, {size(found.bytes)}; each has the sha256 that "
-        f"the server announced",
+        f"{found.folder}: {files}, {size(found.bytes)}; {each} the sha256 that the server "
+        f"announced",
         next_commands(f"prunesearch verify {found.folder}"),
     ]
 

@@ -10,7 +10,6 @@ from prunesearch.objectives.registry import REGISTRY
 from prunesearch.runtime.json_values import json_as
 from prunesearch.studies.recommendation import Recommendation
 from prunesearch.studies.search_cost import SearchCost
-from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData
 
 _KL_TOP = "kl_top"
@@ -101,7 +100,7 @@ def row_of(study: StudyData) -> ComparedStudy:
         budget=study.recipe.search.removed,
         params=None if params is None else int(params),
         best=None if best is None else best.values[0],
-        stderr=None if best is None else best.figure(study.metric + STDERR),
+        stderr=None if best is None else study.error_of(best),
         dense=study.dense.get(study.metric),
         winner=None if best is None else best.dropped,
         front=len(study.front()) if study.is_pareto else 0,
@@ -163,6 +162,10 @@ def metric_difference(first: StudyData, second: StudyData) -> str | None:
 def _differing(name: str, one: str, other: str) -> str:
     """Say how the settings of a value differ."""
     return f"the settings of {name} differ: {one or 'none'} and {other or 'none'}"
+
+
+DEFAULT_SETTINGS = "default settings"
+"""What is said of a value whose settings are the defaults, beside one with other settings."""
 
 
 def value_settings(study: StudyData) -> str:

@@ -15,7 +15,7 @@ from prunesearch.analysis import anytime
 from prunesearch.cache import maintenance
 from prunesearch.cache.backend import Readable
 from prunesearch.cache.location import CacheLocation
-from prunesearch.errors import InputError, StorageError, StudyError
+from prunesearch.errors import InputError, StorageError, StudyError, UnavailableError, one_line
 from prunesearch.studies import measurements, study_data
 from prunesearch.studies.compared_study import (
     ComparedStudy,
@@ -27,6 +27,7 @@ from prunesearch.studies.compared_study import (
 from prunesearch.studies.measurements import Measurement
 from prunesearch.studies.study_data import StudyData
 from prunesearch.studies.winner_tests import MOST_PAIRED, NotTested, WinnerTest, winner_tests
+from prunesearch.units import noun_for
 
 _SEED = "seed"  # the setting in which studies of one mean differ
 
@@ -112,9 +113,13 @@ def compare(
             try:
                 location = CacheLocation.parse(cache)
                 backends = opened.enter_context(maintenance.reading(location))
-            except StorageError as error:
-                missing = str(error)
-        comparison = comparison_of(studies, measured, backends)
+            except (StorageError, OSError) as error:
+                missing = one_line(error)
+        try:
+            comparison = comparison_of(studies, measured, backends)
+        except UnavailableError as error:
+            missing = one_line(error)
+            comparison = comparison_of(studies, measured, ())
     if missing and comparison.untested:
         return replace(comparison, notes=(*comparison.notes, missing))
     return comparison
@@ -213,7 +218,8 @@ def _notes(studies: Sequence[StudyData]) -> list[str]:
         if not study.complete():
             notes.append(f"study {study.name} has no finished trial yet")
         elif running:
-            notes.append(f"study {study.name} is not finished: {running} trials are running")
+            trials = noun_for(running, "trial is", "trials are")
+            notes.append(f"study {study.name} is not finished: {running} {trials} running")
     # One note for each reason, because many studies may share it.
     first = studies[0]
     others: dict[str, list[str]] = {}

@@ -88,7 +88,9 @@ def copy_studies(
         names = sorted(known)
     chosen = list(dict.fromkeys(names))
     if new_name is not None and len(chosen) > 1:
-        raise InputError(f"`name` names one copy, and {len(chosen)} studies are copied: leave it")
+        raise InputError(
+            f"`name` names one copy, and {len(chosen)} studies are copied: leave it out"
+        )
     if new_name is not None:
         check_study_name(new_name)
     # 1. Check every study.

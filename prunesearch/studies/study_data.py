@@ -20,7 +20,7 @@ from prunesearch.studies import persistence, study_columns, study_rows
 from prunesearch.studies.dropped_units import block_count, dropped_shares, order_of_unit
 from prunesearch.studies.pareto_knee import knee
 from prunesearch.studies.recommendation import Recommendation, read_recommendation
-from prunesearch.studies.selection import DENSE_ATTR
+from prunesearch.studies.selection import DENSE_ATTR, STDERR
 from prunesearch.studies.stored_facts import (
     BlockLatencies,
     block_latencies,
@@ -176,6 +176,16 @@ class StudyData:
         for value, more in zip(trial.values, self.maximize, strict=True):
             signed.append(-value if more else value)
         return tuple(signed)
+
+    def error_of(self, trial: TrialData) -> float | None:
+        """Return the standard error of a trial's first value; None if it is not known.
+
+        That of a weighted value is the error of its metric, multiplied by the weight of quality.
+        """
+        error = trial.figure(self.metric + STDERR)
+        if error is None or self.value_names[0] == self.metric:
+            return error
+        return error * self.recipe.objective.score_weights.quality
 
     def ranked(self) -> tuple[TrialData, ...]:
         """Return the finished trials by their first value, the best first.

@@ -31,6 +31,7 @@ from prunesearch.studies.optuna_internals.access import (
 )
 from prunesearch.studies.rdb import StudyStorage
 from prunesearch.studies.recommendation import STANDARD_ERROR_ATTR
+from prunesearch.units import noun_for
 
 logger = optuna.logging.get_logger("prunesearch")
 _POLL_SECONDS = (0.005, 0.1)  # first and longest pause between two reads while waiting for trials
@@ -177,10 +178,11 @@ class TrialLog:
             if now - start > self._patience:
                 self._gone |= set(waiting)
                 logger.warning(
-                    f"study {self.study.study_name!r}: going on without trial(s) "
-                    f"{', '.join(map(str, waiting[:5]))}, "
-                    f"which have not finished after {now - start:.0f} s; if their worker is gone, "
-                    f"finish them: "
+                    f"study {self.study.study_name!r}: going on without "
+                    f"{noun_for(len(waiting), 'trial')} {', '.join(map(str, waiting[:5]))}, which "
+                    f"{noun_for(len(waiting), 'has', 'have')} not finished after "
+                    f"{now - start:.0f} s; if {noun_for(len(waiting), 'its', 'their')} worker is "
+                    f"gone, finish {noun_for(len(waiting), 'it', 'them')}: "
                     f"study.tell({waiting[0]}, state=optuna.trial.TrialState.FAIL)"
                 )
         return not self.unfinished(end)

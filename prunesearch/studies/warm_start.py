@@ -13,6 +13,7 @@ from prunesearch.config.recipe import Recipe
 from prunesearch.errors import StudyError
 from prunesearch.space import SearchSpace
 from prunesearch.studies.study_data import StudyData, read_study
+from prunesearch.units import noun_for
 
 
 class StoredWarmStart(TypedDict):
@@ -102,8 +103,8 @@ def _check(data: StudyData, recipe: Recipe) -> None:
     count = len(data.complete())
     if count < FEWEST:
         raise StudyError(
-            f"`warm_start` {data.name} has {count} finished trials: it takes {FEWEST} to learn "
-            f"from it"
+            f"`warm_start` {data.name} has {count} {noun_for(count, 'finished trial')}: it takes "
+            f"{FEWEST} to learn from it"
         )
 
 

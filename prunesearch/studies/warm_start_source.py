@@ -6,6 +6,7 @@ from optuna.study import Study
 
 from prunesearch.runtime.json_values import JsonObject, as_int, as_text
 from prunesearch.studies.stored_facts import stored_object
+from prunesearch.units import noun_for
 
 WARM_START_ATTR = "warm start"
 """User attribute of a study: its prior knowledge."""
@@ -26,7 +27,8 @@ class WarmStartSource:
     @property
     def text(self) -> str:
         """The source in words."""
-        return f"warm start: {self.trials} trials of study {self.study}"
+        trials = f"{self.trials} {noun_for(self.trials, 'trial')}"
+        return f"warm start: {trials} of study {self.study}"
 
 
 def warm_start_line(source: WarmStartSource | None) -> list[str]:

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from prunesearch.candidate import LayerSubset, Use
+from prunesearch.candidate import LayerSubset, Use, named_layers
 from prunesearch.errors import InputError
 from prunesearch.runtime.json_values import Json, to_json
+from prunesearch.units import plural
 from prunesearch.widths.shape import WidthShape
 
 _WIDTH = re.compile(r"\s*(\d{1,9}):(\d{1,9})/(\d{1,9})\s*")
@@ -247,14 +248,14 @@ def described(text: str) -> str:
         text: text of a candidate.
     """
     if ":" not in text:
-        return f"without layers {text}"
+        return f"without {named_layers(text)}"
     if len(text) <= _LONGEST_SHOWN:
         return f"with widths {text}"
     words = text.split(",")
     dropped = [word for word in words if ":" not in word]
-    narrowed = f"with {len(words) - len(dropped)} narrower layers"
+    narrowed = f"with {plural(len(words) - len(dropped), 'narrower layer')}"
     if dropped:
-        return f"without layers {','.join(dropped)}, {narrowed}"
+        return f"without {named_layers(','.join(dropped))}, {narrowed}"
     return narrowed
 
 

@@ -124,6 +124,35 @@ def test_studies_of_different_models_stand_together_if_asked(storage: str, tmp_p
     assert "--joint" in page.one("section", id="reproduce").text
 
 
+def test_what_cannot_be_reported_is_refused_before_it_is_measured(
+    storage: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("prunesearch.pipeline.measuring.measure", None)
+    at = ("--storage", storage, "--score", "--out")
+    line = refused(capsys, monkeypatch, "report", "pso-0", "other", *at, tmp_path / "report")
+    assert "are of different models" in line
+    line = refused(capsys, monkeypatch, "report", "empty", *at, tmp_path / "report")
+    assert "has no finished trial yet" in line
+    (tmp_path / "file").write_text("mine")
+    line = refused(capsys, monkeypatch, "report", "pso-0", *at, tmp_path / "file" / "report")
+    assert "cannot write to" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_damaged_cache_costs_no_report_and_no_comparison(storage: str, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    (folder / "cache.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 8000)
+    at = ("--storage", storage, "--cache", folder)
+    done = run_json("report", "pso-0", "pso-1", "--out", tmp_path / "report", *at)
+    assert done["key_figures"]
+    compared = run_json("compare", "pso-0", "pso-1", *at)
+    assert len(compared["studies"]) == 2
+
+
 def test_a_report_with_scores_measures_what_is_missing_once(
     here: Path, tiny_folder: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +193,8 @@ def test_a_report_with_scores_measures_what_is_missing_once(
         ("--held-out-limit", "5"),
         ("--exported", "folder"),
         ("--model", "folder"),
+        ("--calibration", "new.txt"),
+        ("--task-data", "new.jsonl"),
     ],
 )
 def test_options_of_scores_are_refused_without_them(

@@ -249,7 +249,7 @@ def test_what_cannot_be_written_is_refused_with_the_reason(tmp_path: Path) -> No
         with pytest.raises(InputError, match="layers of different widths"):
             export(loaded, candidate, tmp_path / "out", export_format=export_format)
     whole = LayerSubset.of(N_LAYERS, (1,))
-    with pytest.raises(InputError, match="are whole: leave it out"):
+    with pytest.raises(InputError, match="layer 1 is whole: leave it out"):
         export(loaded, whole, tmp_path / "out", export_format="widths")
     reordering.reorder(loaded.model, order_for(loaded.model, False, seed=2))
     with pytest.raises(InputError, match="is of the channel order"):

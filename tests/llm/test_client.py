@@ -89,7 +89,7 @@ def test_an_endpoint_that_asks_for_a_long_pause_is_not_waited_for(pauses: list[f
     slow = Scripted(429, "later", {"Retry-After": "3600"})
     with (
         chat_endpoint(lambda number, body: slow) as endpoint,
-        pytest.raises(LanguageModelError, match="failed 1 times: status 429"),
+        pytest.raises(LanguageModelError, match="failed 1 time: status 429"),
     ):
         client(endpoint.url).complete(REQUEST)
     assert pauses == []

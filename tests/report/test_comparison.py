@@ -41,7 +41,7 @@ FOUND = StudyComparison(
         SamplerMean("pso", "2", "kl", 2, 1234, 0.3, 0.05, -0.1, 0.7),
         SamplerMean("woa", "2", "kl", 1, 1234, 0.3, float("nan"), float("nan"), float("nan")),
     ),
-    notes=("study b is not finished: 1 trials are running",),
+    notes=("study b is not finished: 1 trial is running",),
 )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_everything_is_shown_and_names_are_escaped(capsys: pytest.CaptureFixture
     )
     assert "0.0300 to 0.0700" in shown and "fresh, held out" in shown
     assert "not tested: a and front: front has a front and no single winner" in shown
-    assert "-0.1000 to 0.7000" in shown and lines["note:"].endswith("1 trials are running")
+    assert "-0.1000 to 0.7000" in shown and lines["note:"].endswith("1 trial is running")
 
 
 def test_a_document_holds_all_numbers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,7 +115,7 @@ def test_sets_take_those_that_their_moves_have() -> None:
         ({"first": [3]}, r"first = \[3\]: give a list"),
         ({"ranking": {}}, "ranking = {}: give a list with the harm"),
         ({"ranking": [1.0, None, 2.0]}, "ranking"),
-        ({"ranking": 5.0}, "the ranking has 1 numbers for 10 units"),
+        ({"ranking": 5.0}, "the ranking has 1 number for 10 units"),
     ],
 )
 @pytest.mark.parametrize("make", [PSOSampler, WOASampler])

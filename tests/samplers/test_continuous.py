@@ -227,7 +227,9 @@ def test_a_killed_worker_holds_nobody_up(
     study = resume(2)
     study.ask().suggest_float("x", -5.0, 5.0)  # its worker is killed
     study = resume(9)
-    assert caplog.text.count("going on without trial(s) 2") == 1, "it is waited for once"
+    assert caplog.text.count("going on without trial 2, which has not finished") == 1, (
+        "it is waited for once"
+    )
     states = [trial.state for trial in study.trials]
     assert states[2] == TrialState.RUNNING
     assert states.count(TrialState.COMPLETE) == 11

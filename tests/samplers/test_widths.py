@@ -120,7 +120,7 @@ def test_a_study_is_held_to_its_first_candidates() -> None:
         ("greedy", {}, "`sampler` greedy cannot search widths"),
         ("pso", {"encoding": "binary"}, "`encoding` binary names layers"),
         ("pso", {"ranking": "single"}, "drops one layer at a time"),
-        ("pso", {"ranking": [1.0]}, "the ranking has 1 numbers"),
+        ("pso", {"ranking": [1.0]}, "the ranking has 1 number"),
     ],
 )
 def test_what_widths_do_not_have_is_refused(

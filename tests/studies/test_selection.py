@@ -1,6 +1,7 @@
 """Selection of a trial by the loss of quality."""
 
 import json
+from typing import Literal
 
 import optuna
 import pytest
@@ -11,7 +12,10 @@ from prunesearch.studies.selection import DENSE_ATTR, SelectionCriteria, choose
 
 
 def study_of(
-    metric: str, dense: dict[str, float], *trials: dict[str, float], direction: str = "minimize"
+    metric: str,
+    dense: dict[str, float],
+    *trials: dict[str, float],
+    direction: Literal["minimize", "maximize"] = "minimize",
 ) -> optuna.Study:
     """A study whose trials have these metrics. The later trials are larger models."""
     study = optuna.create_study(study_name="s", direction=direction)

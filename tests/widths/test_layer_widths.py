@@ -46,7 +46,9 @@ def test_bad_texts(text: str, message: str) -> None:
 
 def test_widths_that_would_fill_a_line_are_counted() -> None:
     assert described("3,7") == "without layers 3,7"
+    assert described("15") == "without layer 15"
     assert described("3:1024/2,7") == "with widths 3:1024/2,7"
     many = ",".join(f"{layer}:1024/2" for layer in range(1, 30))
     assert described(many) == "with 29 narrower layers"
     assert described(f"0,{many},30") == "without layers 0,30, with 29 narrower layers"
+    assert described(f"0,{many}") == "without layer 0, with 29 narrower layers"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunesearch.candidate import LayerSubset
+from prunesearch.candidate import LayerSubset, named_layers
 from prunesearch.errors import InputError, ModelError, UnknownNameError, either
 from prunesearch.runtime.registry import Registry
 from prunesearch.widths.layer_widths import LayerWidths
@@ -108,7 +108,7 @@ class ExportFormat:
         if candidate.whole_blocks and not self.whole_blocks:
             raise InputError(
                 f"`export_format` {self.name} is for dropped sublayers; "
-                f"layers {candidate.text} are whole: leave it out"
+                f"{named_layers(candidate.text, 'is', 'are')} whole: leave it out"
             )
         has_sublayers = architecture.attention is not None and architecture.mlp is not None
         if not candidate.whole_blocks and not has_sublayers:

@@ -17,6 +17,7 @@ from prunesearch.pipeline.state import Request, Resources, State
 from prunesearch.recovery.healing import ask_teacher, carry_out, held_out_loss
 from prunesearch.recovery.run_folder import RUN_FOLDERS, Healed
 from prunesearch.report.results import HealedReport
+from prunesearch.units import noun_for
 from prunesearch.widths.layer_widths import described
 
 
@@ -32,7 +33,8 @@ def heal_candidate(state: State) -> State:
         pruned = held_out_loss(planned, candidate)
     # Train, or find the result of a finished run.
     run_folder = training.run_folder or RUN_FOLDERS / planned.digest[:16]
-    line = f"healing the model {described(candidate.text)}: {recipe.steps} steps at most"
+    steps = f"{recipe.steps} {noun_for(recipe.steps, 'step')}"
+    line = f"healing the model {described(candidate.text)}: {steps} at most"
     events.tell(events.Message(line))
     healed = carry_out(planned, run_folder, state.request.references, training.checkpointing)
     state = replace(state, changed=(*state.changed, "healed"))

@@ -27,6 +27,7 @@ from prunesearch.report.results import FinalistReport, RecoveryReport
 from prunesearch.runtime import stopping
 from prunesearch.runtime.json_values import JsonObject
 from prunesearch.studies import persistence, places, selection
+from prunesearch.units import noun_for
 
 
 def select(state: State) -> State:
@@ -162,7 +163,8 @@ def _run_short_healings(
     recovery = state.request.recovery
     assert recovery is not None
     steps = recovery.short.steps
-    events.tell(events.Message(f"short healing of {len(candidates)} finalists, {steps} steps each"))
+    each = f"{steps} {noun_for(steps, 'step')} each"
+    events.tell(events.Message(f"short healing of {len(candidates)} finalists, {each}"))
     ranked = rerank_by_healing(
         state.resources.loaded,
         candidates,

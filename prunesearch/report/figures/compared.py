@@ -13,7 +13,6 @@ from prunesearch.report.figures.measured_names import name_of, style_of_role
 from prunesearch.report.figures.measured_together import measured_together
 from prunesearch.report.removals import Removal
 from prunesearch.studies.measurements import BASELINE, Badge, Measurement
-from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData, TrialData
 
 
@@ -218,9 +217,7 @@ def _best_of(study: StudyData) -> TrialData:
 def _study_entry(study: StudyData, group: StudyGroup, names: Mapping[str, str]) -> ComparedModel:
     """Return the value of a study's best trial."""
     best = _best_of(study)
-    error = best.figure(study.metric + STDERR)
-    if study.value_names[0] != study.metric:
-        error = None  # a weighted value is not the metric
+    error = study.error_of(best)
     return ComparedModel(
         names[study.name],
         study.name,

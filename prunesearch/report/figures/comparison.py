@@ -135,7 +135,7 @@ def _table(comparisons: Sequence[ModelComparison], labels: dict[str, str]) -> Nu
                     entry.name,
                     entry.value,
                     entry.stderr,
-                    entry.n,
+                    entry.n or None,
                     *tested,
                     row.p,
                     entry.candidate or None,

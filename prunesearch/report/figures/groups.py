@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prunesearch.report.figures.styles import style_of
 from prunesearch.runtime.json_values import Json
-from prunesearch.studies.compared_study import value_settings
+from prunesearch.studies.compared_study import DEFAULT_SETTINGS, value_settings
 from prunesearch.studies.study_data import StudyData
 
 _SEED = "seed"
@@ -92,11 +92,11 @@ def comparable(studies: Sequence[StudyData]) -> tuple[ComparableStudies, ...]:
     for study in studies:
         found.setdefault(_facts(study), []).append(study)
     sets = []
-    for facts, members in found.items():
+    for members in found.values():
         title = []
         for index, shown in enumerate(_shown_facts(members[0])):
             # A fact that all studies share needs no mention.
-            if len({other[index] for other in found}) > 1 and facts[index]:
+            if len({other[index] for other in found}) > 1 and shown:
                 title.append(shown)
         sets.append(ComparableStudies(", ".join(title), groups_of(members)))
     return tuple(sets)
@@ -118,9 +118,9 @@ def _shown_facts(study: StudyData) -> tuple[str, ...]:
     """Return the facts of `_facts` for people."""
     return (
         study.model_name,
-        f"data {study.data_content[:6]}",
+        f"data {study.data_content[:6]}" if study.data_content else "",
         study.metric_label,
-        value_settings(study),
+        value_settings(study) or DEFAULT_SETTINGS,
         f"removing {study.recipe.search.removed}",
         f"chosen among {len(study.units)}",
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prunesearch.report.figures.measured_names import latest
-from prunesearch.studies.compared_study import SAME_SIZE, metric_settings
+from prunesearch.studies.compared_study import DEFAULT_SETTINGS, SAME_SIZE, metric_settings
 from prunesearch.studies.measurements import Measurement, of_role
 from prunesearch.studies.study_data import StudyData
 
@@ -39,10 +39,10 @@ class MeasuredTogether:
             for other in others:
                 same_data = other.first.data_content == first.data_content
                 if same_data and other.first.metric == first.metric and other.facts[place] != fact:
-                    parts.append(fact)
+                    # A metric with its default settings has an empty fact.
+                    parts.append(fact or DEFAULT_SETTINGS)
                     break
-        # A metric without settings has an empty fact.
-        return ", ".join(part for part in parts if part)
+        return ", ".join(parts)
 
 
 def measured_together(

@@ -28,7 +28,6 @@ from prunesearch.report.figures.thinning import thinning_note
 from prunesearch.report.figures.units import joined
 from prunesearch.studies.compared_study import metric_settings
 from prunesearch.studies.measurements import BASELINE, Badge, Measurement
-from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData, TrialData
 
 
@@ -197,7 +196,7 @@ def _trial_row(study: StudyData, trial: TrialData) -> tuple[Cell, ...]:
         study.name,
         f"trial {trial.number}",
         trial.values[0],
-        trial.figure(study.metric + STDERR),
+        study.error_of(trial),
         trial.figure("params"),
         trial.figure("bytes"),
         trial.figure("latency_ms"),

@@ -26,7 +26,6 @@ from prunesearch.report.figures.scales import needs_logarithm
 from prunesearch.report.figures.styles import DENSE
 from prunesearch.report.figures.thinning import thinned
 from prunesearch.report.removals import Removal
-from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData, TrialData
 
 _HEAD = (
@@ -65,7 +64,11 @@ def figure(report: ReportData) -> Figure | None:
 
 
 def _caption(studies: Sequence[StudyData], most: int) -> str:
-    better = "higher" if studies[0].more_is_better else "lower"
+    # Metrics of one direction need not be named.
+    words = {study.metric_label: _better(study) for study in studies}
+    better = _better(studies[0])
+    if len(set(words.values())) > 1:
+        better = "; ".join(f"{metric}: {word}" for metric, word in sorted(words.items()))
     if most > 1:
         error = (
             "Of several studies that differ in the seed it is the mean, and the band is one "
@@ -75,9 +78,14 @@ def _caption(studies: Sequence[StudyData], most: int) -> str:
         error = "The band is one standard error of that candidate's score on each side."
     return (
         "Each small point is a candidate: its score, against the number of candidates that its "
-        f"search had evaluated by then ({better} is better). The line is the best score so far. "
+        f"search had evaluated by then ({better}). The line is the best score so far. "
         f"{error} Large points are the best and the worst candidate of each algorithm."
     )
+
+
+def _better(study: StudyData) -> str:
+    """Return which scores of a study are better."""
+    return f"{'higher' if study.more_is_better else 'lower'} is better"
 
 
 def _panel(together: ComparableStudies) -> Panel:
@@ -173,7 +181,7 @@ def _value(trial: TrialData) -> float:
 
 def _error(study: StudyData, trial: TrialData) -> float:
     """Return the standard error of a trial's score; NaN if it has none."""
-    error = trial.figure(f"{study.metric}{STDERR}")
+    error = study.error_of(trial)
     return math.nan if error is None else error
 
 

@@ -147,7 +147,7 @@ def _row(winner: WinnerOnBothData) -> tuple[Cell, ...]:
         bias.low if known else None,
         bias.high if known else None,
         winner.expected,
-        winner.fresh.n,
+        winner.fresh.n or None,
     )
 
 

@@ -15,8 +15,8 @@ from prunesearch.report.removals import Removal
 from prunesearch.report.tables import duration, number
 from prunesearch.runtime.masking import command
 from prunesearch.studies.search_cost import SearchCost
-from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData, TrialData
+from prunesearch.units import noun_for, plural
 
 _DIGITS = 12  # of a digest
 _HEAD = (
@@ -82,7 +82,7 @@ def _studies(report: ReportData) -> NumberTable:
         dropped: str = Removal.of(best.dropped).brief
         # A front has several bests, so its row names its size.
         value: Cell = best.values[0]
-        error = best.figure(study.metric + STDERR)
+        error = study.error_of(best)
         if study.is_pareto:
             value, error, dropped = f"front of {len(study.front())}", None, "see the front"
         rows.append(
@@ -108,7 +108,8 @@ def _warm_start(study: StudyData) -> list[tuple[str, str]]:
     source = study.warm_start
     if source is None:
         return []
-    return [("warm start", f"{source.trials} trials of study {source.study}, not counted here")]
+    trials = f"{source.trials} {noun_for(source.trials, 'trial')}"
+    return [("warm start", f"{trials} of study {source.study}, not counted here")]
 
 
 def _done(study: StudyData) -> str:
@@ -188,7 +189,7 @@ def _cache(study: StudyData) -> str:
     if not cost.hits + cost.computed:
         return ""
     saved = duration(cost.saved_seconds)
-    return f"{cost.hits:,} hits, {cost.computed:,} computed, {saved} saved"
+    return f"{plural(cost.hits, 'hit')}, {cost.computed:,} computed, {saved} saved"
 
 
 def _best(study: StudyData, best: TrialData) -> list[tuple[str, str]]:
@@ -198,7 +199,7 @@ def _best(study: StudyData, best: TrialData) -> list[tuple[str, str]]:
         ("what it drops", best.dropped),
         (
             f"its {study.metric_label} ({SEARCHED_ON})",
-            with_error(best.values[0], best.figure(study.metric + STDERR)),
+            with_error(best.values[0], study.error_of(best)),
         ),
     ]
     for name, title in (

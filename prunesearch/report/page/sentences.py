@@ -18,11 +18,12 @@ from prunesearch.report.recommendation import decided
 from prunesearch.report.removals import Removal
 from prunesearch.report.tables import label
 from prunesearch.studies.measurements import Measurement, of_role
-from prunesearch.studies.selection import STDERR
 from prunesearch.studies.study_data import StudyData, TrialData
+from prunesearch.units import noun_for
 
 _LEVEL = 0.05  # of a test that shows a difference
 _MOST = 2  # comparable studies that are all described on held-out data
+_EQUAL = 0.95  # share of the most evaluations from which numbers of them count as equal
 _FEWEST = 6  # pairs whose signs can be flipped in more than 1 / _LEVEL ways on either side
 
 
@@ -40,6 +41,7 @@ def summary_of(report: ReportData) -> tuple[Sentence, ...]:
         # Several studies are ranked before the best candidate of all is named.
         if len(together.studies) > 1:
             found.append(_ranked(together))
+            found += _unequal(together)
             found += _algorithms(together)
         found += _winner(together)
     for study in named:
@@ -86,12 +88,20 @@ def _unfinished(study: StudyData) -> list[str]:
     notes = []
     # A search does not make up for failed evaluations, so they count among those it was asked for.
     if study.asked is not None and done + failed < study.asked:
-        text = f"Study {study.name} is half-finished: {done} of {study.asked} evaluations are done"
+        be = "is" if 1 in (done, study.asked) else "are"
+        text = (
+            f"Study {study.name} is half-finished: {done} of {study.asked} "
+            f"{noun_for(study.asked, 'evaluation')} {be} done"
+        )
         if running:
-            text += f" and {running} are under way or were left by a search that was stopped"
+            left = noun_for(running, "is under way or was left", "are under way or were left")
+            text += f" and {running} {left} by a search that was stopped"
         notes.append(f"{text}. It goes on with: prunesearch study resume {quote(study.name)}")
     if failed:
-        notes.append(f"In study {study.name} {failed} evaluations failed. They are left out.")
+        words = noun_for(
+            failed, "evaluation failed. It is left out.", "evaluations failed. They are left out."
+        )
+        notes.append(f"In study {study.name} {failed} {words}")
     return notes
 
 
@@ -103,7 +113,7 @@ def _winner(together: ComparableStudies) -> list[Sentence]:
     text = (
         f"{_beginning(together)}the best candidate {Removal.of(trial.dropped).sentence} "
         f"(study {study.name}, trial {trial.number}). Its {study.metric_label} is "
-        f"{with_error(trial.values[0], trial.figure(study.metric + STDERR))}"
+        f"{with_error(trial.values[0], study.error_of(trial))}"
     )
     dense = study.dense.get(study.value_names[0])
     if dense is not None:
@@ -151,7 +161,7 @@ def _ranked(together: ComparableStudies) -> Sentence:
         # Sort by loss, so that the best algorithm comes first for any metric.
         loss = -mean if together.first.more_is_better else mean
         count = len(group.studies)
-        studies = "1 study" if count == 1 else f"{count} studies"
+        studies = f"{count} {noun_for(count, 'study', 'studies')}"
         means.append((loss, f"{group.label} {with_error(mean, error)} ({studies})"))
     means.sort()
     named = ", ".join(text for _, text in means)
@@ -160,6 +170,19 @@ def _ranked(together: ComparableStudies) -> Sentence:
         f"best first: {named}.",
         SEARCHED_ON,
     )
+
+
+def _unequal(together: ComparableStudies) -> list[Sentence]:
+    """Return the sentence about searches that had different numbers of evaluations."""
+    counts = [len(study.evaluated()) for study in together.studies]
+    least, most = min(counts), max(counts)
+    if least >= _EQUAL * most:
+        return []
+    text = (
+        f"These searches had {least:,} to {most:,} evaluations. More evaluations find better "
+        "candidates, whatever the algorithm."
+    )
+    return [Sentence(text, SEARCHED_ON)]
 
 
 def _algorithms(together: ComparableStudies) -> list[Sentence]:
@@ -191,9 +214,10 @@ def _concluded(comparison: ModelComparison, beginning: str) -> list[Sentence]:
         else:
             better.append(row.entry.name)
     # 2. Say it. Few pairs cannot show a difference, however large it is.
-    pairs = min((row.entry.n for row in comparison.rows if row.test is not None), default=0)
+    pairs = min((row.test.n for row in comparison.rows if row.test is not None), default=0)
     if 0 < pairs < _FEWEST and not worse and not better:
-        text = f"{beginning}, {pairs} values of each are too few for a test to show a difference"
+        values = noun_for(pairs, "value of each is", "values of each are")
+        text = f"{beginning}, {pairs} {values} too few for a test to show a difference"
         return [Sentence(f"{text}: at least {_FEWEST} are needed.", comparison.badge)]
     parts = []
     if worse:
@@ -226,6 +250,12 @@ def _front(study: StudyData) -> Sentence:
     """Return the sentence about the front of a study with two values."""
     front = study.front()
     first, last = front[0], front[-1]
+    if len(front) == 1:
+        return Sentence(
+            f"The front of study {study.name} has 1 candidate. Its {study.metric_label} is "
+            f"{first.values[0]:.4g}.",
+            SEARCHED_ON,
+        )
     return Sentence(
         f"The front of study {study.name} has {len(front)} candidates. Their {study.metric_label} "
         f"goes from {first.values[0]:.4g} to {last.values[0]:.4g}.",
@@ -255,8 +285,10 @@ def _held_out(measured: Sequence[Measurement], study: StudyData) -> list[Sentenc
     for winner in of_role(measured, "winner"):
         if winner.badge != HELD_OUT:
             continue
+        # A metric without a value for each item has no number of them.
+        size = f" (n = {winner.n:,})" if winner.n else ""
         text = (
-            f"On {winner.data} (n = {winner.n:,}) the winner of study {study.name} has "
+            f"On {winner.data}{size} the winner of study {study.name} has "
             f"{label(winner.metric)} {with_error(winner.value, winner.stderr)}"
         )
         before = dense.get((winner.data_content, winner.metric))

@@ -114,7 +114,7 @@ def _key_figures(report: ReportData) -> tuple[KeyFigure, ...]:
         # A front has no best value.
         best = None if study.is_pareto else study.best()
         if best is not None:
-            error = best.figure(f"{study.metric}_stderr")
+            error = study.error_of(best)
             metric, value = study.value_names[0], best.values[0]
             found.append(
                 KeyFigure(study.name, "best", metric, value, error, "searched on", "", best.dropped)

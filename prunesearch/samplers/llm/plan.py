@@ -25,6 +25,7 @@ from prunesearch.samplers.llm.scored import (
 )
 from prunesearch.samplers.llm.settings import LanguageModel
 from prunesearch.studies.sources import Replies, Source
+from prunesearch.units import noun_for
 
 _HOTTER, _HOTTEST = 0.1, 0.5  # rise of the temperature for a generation without progress, and most
 _MOST_PROPOSED = 12  # candidates without a score that a request shows
@@ -284,7 +285,8 @@ class _Asking:
 def unusable(replies: Replies) -> str:
     """Return why no candidate of any reply could be used."""
     return (
-        f"no candidate of {replies.calls} replies of the language model could be used "
+        f"no candidate of {replies.calls} {noun_for(replies.calls, 'reply', 'replies')} of the "
+        f"language model could be used "
         f"({replies.invalid} unreadable, {replies.rejected} far from the budget, "
         f"{replies.duplicates} known already)"
     )
@@ -294,12 +296,22 @@ def notes_on(replies: Replies, where: str) -> list[str]:
     """Return remarks on replies that the model can learn from."""
     notes = []
     if replies.duplicates:
-        notes.append(f"{replies.duplicates} candidates of {where} were known already: change more.")
+        words = _candidates(replies.duplicates, where)
+        notes.append(f"{words} known already: change more.")
     if replies.rejected:
-        notes.append(f"{replies.rejected} candidates of {where} were far from the budget.")
+        notes.append(f"{_candidates(replies.rejected, where)} far from the budget.")
     if replies.invalid:
-        notes.append(f"{replies.invalid} candidates of {where} could not be read: follow the form.")
+        candidates = noun_for(replies.invalid, "candidate")
+        notes.append(
+            f"{replies.invalid} {candidates} of {where} could not be read: follow the form."
+        )
     return notes
+
+
+def _candidates(count: int, where: str) -> str:
+    """Return the beginning of a remark: ``1 candidate of your last reply was``."""
+    be = noun_for(count, "was", "were")
+    return f"{count} {noun_for(count, 'candidate')} of {where} {be}"
 
 
 def notes_on_repairs(repairs: Sequence[float]) -> list[str]:
@@ -311,10 +323,8 @@ def notes_on_repairs(repairs: Sequence[float]) -> list[str]:
     if not repairs:
         return []
     mean = sum(repairs) / len(repairs)
-    return [
-        f"{len(repairs)} candidates of the last round broke a rule and were changed, by {mean:.0%} "
-        f"in the mean."
-    ]
+    candidates = _candidates(len(repairs), "the last round broke a rule and")
+    return [f"{candidates} changed, by {mean:.0%} in the mean."]
 
 
 def _digest_of(inputs: PlanInputs) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from prunesearch.errors import InputError
 from prunesearch.llm.recorded_chat import RecordedChat
 from prunesearch.runtime.json_values import JsonObject
+from prunesearch.units import noun_for
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class LayerTable:
         for name, values in self.columns.items():
             if len(values) != rows:
                 raise InputError(
-                    f"the column {name} has {len(values)} numbers, and {rows} are needed"
+                    f"the column {name} has {len(values)} {noun_for(len(values), 'number')}, and "
+                    f"{rows} are needed"
                 )
 
 

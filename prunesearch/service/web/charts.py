@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from prunesearch.service.study_points import TrialPoint
+from prunesearch.units import plural
 
 TOP, HEIGHT = 12.0, 196.0
 """Pixels between the upper edge of the chart and its largest value; pixels of the vertical axis."""
@@ -200,9 +201,9 @@ def curve(
         line.append(Segment(x, y, x_axis.x(until), y))
     clipped = sum(point.value > y_axis.high for point in known)
     summary = (
-        f"Best {metric} so far, against the number of the trial. After {len(known):,} finished "
-        f"trials the best is {short(best[-1].value)}, found by trial {best[-1].number}; the first "
-        f"trial had {short(known[0].value)}."
+        f"Best {metric} so far, against the number of the trial. After "
+        f"{plural(len(known), 'finished trial')} the best is {short(best[-1].value)}, found by "
+        f"trial {best[-1].number}; the first trial had {short(known[0].value)}."
     )
     if recommended is not None and recommended != best[-1].number:
         summary += f" The value may be luck: trial {recommended} is recommended."
@@ -283,11 +284,14 @@ def front_chart(
             before, here = dots[-2], dots[-1]
             line.append(Segment(before.x, before.y, here.x, here.y))
     low, high = best[0], best[-1]
-    summary = (
-        f"{metric} against {second} of {len(known):,} finished trials. {len(best)} of them are on "
-        f"the front: from {short(low.value)} at {second} {shown(low.values[1])} to "
-        f"{short(high.value)} at {second} {shown(high.values[1])}."
-    )
+    summary = f"{metric} against {second} of {plural(len(known), 'finished trial')}. "
+    if len(best) == 1:
+        summary += f"The front has 1 trial: {short(low.value)} at {second} {shown(low.values[1])}."
+    else:
+        summary += (
+            f"{len(best)} of them are on the front: from {short(low.value)} at {second} "
+            f"{shown(low.values[1])} to {short(high.value)} at {second} {shown(high.values[1])}."
+        )
     ends = [x_axis.low + share * (x_axis.high - x_axis.low) for share in (0.05, 0.5, 0.95)]
     x_ticks = tuple(Tick(x_axis.x(end), shown(end)) for end in ends)
     clipped = sum(point.value > y_axis.high for point in known)

@@ -8,6 +8,7 @@ from prunesearch.candidate import LayerSubset
 from prunesearch.errors import InputError
 from prunesearch.service.study_points import TrialPoint
 from prunesearch.service.web.charts import Tick
+from prunesearch.units import plural
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class LayerMap:
         rows: best trials, the best first.
         ticks: labels of some layers.
         lines: positions of the lines between layers, in percent.
-        always: layers that every row drops.
+        always: layers that every row drops. It is empty for a single row.
         halves: whether a row drops single sublayers.
         summary: what the map shows, as a sentence.
     """
@@ -102,8 +103,10 @@ def layer_map(best: Sequence[TrialPoint], layers: int) -> LayerMap | None:
     for layer in range(0, layers, every):
         ticks.append(Tick(round(100 * (layer + 0.5) / layers, 3), str(layer)))
     lines = tuple(round(100 * layer / layers, 3) for layer in range(1, layers))
-    always = ", ".join(sorted(common or (), key=_in_order))
-    summary = f"Layers that the {len(rows)} best trials drop, of {layers} layers."
+    # One row has nothing in common with others.
+    always = ", ".join(sorted(common or (), key=_in_order)) if len(rows) > 1 else ""
+    drop = "best trial drops" if len(rows) == 1 else f"{len(rows)} best trials drop"
+    summary = f"Layers that the {drop}, of {plural(layers, 'layer')}."
     if always:
         summary += f" All of them drop {always}."
     halves = any(cell.kind != "block" for row in rows for cell in row.cells)

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from prunesearch.runtime.masking import printable
 from prunesearch.runtime.version import __version__
 from prunesearch.service.web.charts import short, size
+from prunesearch.units import plural
 
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"
@@ -107,11 +108,6 @@ def moment(at: float | datetime | None) -> Markup:
 def segment(value: object) -> str:
     """Return a text as one part of a URL's path."""
     return quote(str(value), safe="")
-
-
-def plural(count: int, one: str, many: str = "") -> str:
-    """Return a count with its noun: ``1 trial``, ``2 trials``."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 @lru_cache(maxsize=1)

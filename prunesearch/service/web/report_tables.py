@@ -14,6 +14,7 @@ from prunesearch.report.removals import Removal
 from prunesearch.runtime.json_values import Json, JsonObject
 from prunesearch.service.web.charts import Chart, loss_chart
 from prunesearch.service.web.rendering import MISSING, duration, number, size_or_missing, uncertain
+from prunesearch.units import noun_for
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,10 @@ def _sentence(result: JsonObject) -> str:
     # A Pareto study has a front instead of one best candidate.
     front = _objects(result.get("front"))
     if front:
-        return f"{len(front)} of {trials:,} trials are on the front."
+        be = "is" if 1 in (len(front), trials) else "are"
+        return f"{len(front)} of {trials:,} {noun_for(trials, 'trial')} {be} on the front."
     removal = Removal.of(_text(best.get("dropped")))
-    text = f"The best of {trials:,} trials {removal.sentence}."
+    text = f"The best of {trials:,} {noun_for(trials, 'trial')} {removal.sentence}."
     # Shares of the dense model, where both figures are known.
     dense_cost, cost = _cost(result.get("dense")), _cost(best)
     if dense_cost.get("params") and cost.get("params"):

@@ -19,6 +19,7 @@ from prunesearch.service.web.layout import page
 from prunesearch.service.web.study_charts import charts_of
 from prunesearch.service.web.study_source import points_of
 from prunesearch.studies.study_rows import ListedStudy
+from prunesearch.units import plural
 
 PageViewer = Annotated[User, Depends(page_user("viewer"))]
 _ROWS = 50  # trials of a page
@@ -150,7 +151,7 @@ def trial_table(
         tuple(columns),
         tuple(rows[start:until]),
         words,
-        f"{start + 1:,} to {until:,} of {len(rows):,} finished trials, {words}",
+        f"{start + 1:,} to {until:,} of {plural(len(rows), 'finished trial')}, {words}",
         f"{path}?{urlencode(kept)}#trials" if start else None,
         f"{path}?{urlencode(following)}#trials" if until < len(rows) else None,
     )

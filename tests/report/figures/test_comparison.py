@@ -153,14 +153,14 @@ def test_kl_and_top_k_kl_are_compared_apart() -> None:
     found = comparison.figure(report_data(full, top, measurements=measured))
     assert found is not None
     assert titles_and_entries(found) == [
-        ("builtin-held-out", ["dense", "pruned (full)", "magnitude pruning"]),
+        ("builtin-held-out, default settings", ["dense", "pruned (full)", "magnitude pruning"]),
         # The setting does not change the perplexity.
         ("builtin-held-out", ["dense"]),
         ("builtin-held-out, kl_top 512", ["dense", "pruned (top)", "magnitude pruning"]),
     ]
     # The values that were searched for are not compared either.
     assert [panel.title for panel in found.panels[:2]] == [
-        "best of each study (searched on)", "kl_top 512: best of each study (searched on)",
+        "default settings: best of each study (searched on)", "kl_top 512: best of each study (searched on)",
     ]  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from prunesearch.service.web.rendering import (
     environment,
     moment,
     number,
-    plural,
     segment,
     uncertain,
     visible,
@@ -62,7 +61,5 @@ def test_numbers_and_their_errors() -> None:
     assert uncertain(1.0, 0.0) == "1.000"
 
 
-def test_counts_and_parts_of_paths() -> None:
-    assert plural(1, "trial") == "1 trial"
-    assert plural(2000, "study", "studies") == "2,000 studies"
+def test_parts_of_paths() -> None:
     assert segment('a/b?c#d é"') == "a%2Fb%3Fc%23d%20%C3%A9%22"
