@@ -35,6 +35,9 @@ _NARROW = (torch.bfloat16, torch.float16)
 # Largest mean KL from the adapted to the merged model, in nats per token. Merging rounds each
 # weight once more. In bfloat16 this KL was .003 for SmolLM2-135M, where a logit changed by 3.9.
 _TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}
+# Without half of its blocks a model is sensitive: this KL was .08 for SmolLM2-135M, where training
+# itself changed the predictions by more than a nat. So merging may lose this share of the change.
+_SHARE = {torch.float32: 0.0, torch.float16: 0.05, torch.bfloat16: 0.1}
 
 
 def target_names(model: PreTrainedModel, wanted: str) -> list[str]:
@@ -135,23 +138,19 @@ class Adapter:
                 "the adapter is merged already: a second time its product would count twice"
             )
         adapted_BLV = self._logits(ids_BL)
+        with self.model.disable_adapter():
+            changed = _kl(adapted_BLV, self._logits(ids_BL))
         self.model.merge_adapter()
         merged_BLV = self._logits(ids_BL)
-        kl = float(
-            nn.functional.kl_div(
-                merged_BLV.log_softmax(-1).flatten(0, 1),
-                adapted_BLV.log_softmax(-1).flatten(0, 1),
-                reduction="batchmean",
-                log_target=True,
-            )
-        )
-        allowed = _TOLERANCE[next(self.model.parameters()).dtype]
+        kl = _kl(adapted_BLV, merged_BLV)
+        dtype = next(self.model.parameters()).dtype
+        allowed = max(_TOLERANCE[dtype], _SHARE[dtype] * changed)
         # This form of the test also fails for NaN.
         if not kl <= allowed:
             self.model.unmerge_adapter()
             raise VerificationError(
                 f"merging the adapter changes the predictions by {kl:.3g} nats per token (KL), "
-                f"allowed {allowed:.3g}"
+                f"allowed {allowed:.3g}: load the model in float32 (`dtype`)"
             )
         self.merged = True
         return float((merged_BLV - adapted_BLV).abs().max())
@@ -163,6 +162,18 @@ class Adapter:
         bare = self.model.base_model
         logits: torch.Tensor = bare(input_ids=ids_BL.to(device), use_cache=False).logits
         return logits.float()
+
+
+def _kl(first_BLV: torch.Tensor, second_BLV: torch.Tensor) -> float:
+    """Return the mean KL from the predictions of some logits to those of others, in nats."""
+    return float(
+        nn.functional.kl_div(
+            second_BLV.log_softmax(-1).flatten(0, 1),
+            first_BLV.log_softmax(-1).flatten(0, 1),
+            reduction="batchmean",
+            log_target=True,
+        )
+    )
 
 
 @contextmanager

@@ -354,7 +354,7 @@ def test_one_logit_of_a_16_bit_model_may_change_much(
     loaded.model.bfloat16()
     with adapted(loaded.model, recipe) as adapter:
         logits = adapter._logits
-        moved = iter((0.0, -20.0))
+        moved = iter((0.0, 0.0, -20.0))
 
         def with_rounding(ids_BL: torch.Tensor) -> torch.Tensor:
             found_BLV = logits(ids_BL)
@@ -372,11 +372,34 @@ def test_a_merge_that_changes_predictions_is_undone(
     before = fingerprint(loaded.model)
     with adapted(loaded.model, recipe) as adapter:
         logits = adapter._logits
-        scaled = iter((1.0, 2.0))
+        scaled = iter((1.0, 1.0, 2.0))
         monkeypatch.setattr(adapter, "_logits", lambda ids_BL: logits(ids_BL) * next(scaled))
         with pytest.raises(VerificationError, match="merging the adapter changes the predictions"):
             adapter.merge(IDS)
     assert fingerprint(loaded.model) == before
+
+
+@pytest.mark.parametrize(("trained", "is_kept"), [(4.0, True), (0.5, False)])
+def test_rounding_may_lose_a_small_share_of_what_training_changed(
+    loaded: LoadedModel,
+    recipe: HealRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    trained: float,
+    is_kept: bool,
+) -> None:
+    loaded.model.bfloat16()
+    # One of eight tokens is likely. Training made it so, and merging weakens that a little.
+    likely_8 = torch.eye(8)[0]
+    logits = {"adapted": 4.0 * likely_8, "pruned": (4.0 - trained) * likely_8}
+    logits["merged"] = 3.0 * likely_8
+    with adapted(loaded.model, recipe) as adapter:
+        given = iter((logits["adapted"], logits["pruned"], logits["merged"]))
+        monkeypatch.setattr(adapter, "_logits", lambda ids_BL: next(given).view(1, 1, 8))
+        if is_kept:
+            assert adapter.merge(IDS) == pytest.approx(1.0)
+        else:
+            with pytest.raises(VerificationError, match="load the model in float32"):
+                adapter.merge(IDS)
 
 
 def test_the_dense_weights_come_back(
