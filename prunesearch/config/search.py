@@ -249,13 +249,14 @@ class SearchSection(Settings):
         """What is removed, in words: ``6 blocks``, ``up to 8 sublayers``, ``20% by widths``."""
         if self.space is not None:
             return f"{self.target} by {self.space}"
-        if self.drop.startswith(".."):
-            return f"up to {self.drop[2:]} {self.units}"
-        if self.drop == "1":
-            return f"1 {self.units.removesuffix('s')}"
-        return (
-            f"{self.drop} {self.units}" if self.drop.isdigit() else f"{self.drop} of {self.units}"
-        )
+        budget, amount = split_drop(self.drop)
+        if amount is None:
+            return f"any number of {self.units}"
+        if amount == "1":
+            words = f"1 {self.units.removesuffix('s')}"
+        else:
+            words = f"{amount} {'' if amount.isdigit() else 'of '}{self.units}"
+        return words if budget == "exactly" else f"up to {words}"
 
     @property
     def is_pareto(self) -> bool:

@@ -1,5 +1,6 @@
 """The data that `report --score` measures on: those of the search, and held-out data."""
 
+import filecmp
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +60,22 @@ class HeldOutOptions:
                 ("held_out", self.text, recipe.data.calibration),
                 ("held_out_data", self.documents, recipe.data.task_data),
             ):
-                if given is not None and given == used:
+                if given is not None and used is not None and are_same_data(given, used):
                     raise InputError(f"`{name}` {given!r} is what was searched on: give other data")
+
+
+def are_same_data(first: str, second: str) -> bool:
+    """Return whether two names of data are one name, or are of files with the same content.
+
+    A study keeps another spelling of a path than a user may give. Texts in windows of another
+    length have no window in common, so their files are compared.
+    """
+    if first == second:
+        return True
+    paths = Path(first), Path(second)
+    if not all(path.is_file() for path in paths):
+        return False
+    return filecmp.cmp(*paths, shallow=False)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from prunesearch.export.manifest import MANIFEST
 from prunesearch.models.loading import LoadedModel
 from prunesearch.objectives.base import Objective
 from prunesearch.objectives.registry import zero_metrics
-from prunesearch.pipeline.held_out_data import MeasuredData, overlaps, seen_data
+from prunesearch.pipeline.held_out_data import MeasuredData, are_same_data, overlaps, seen_data
 from prunesearch.pipeline.measured_exports import ExportFolder
 from prunesearch.pipeline.measured_values import MeasuredModel, losses_of, measurements_of
 from prunesearch.pipeline.session import objective_for
@@ -112,7 +112,7 @@ def _badge(request: Request, study: Study, loaded: LoadedModel, objective: Objec
     # 2. The same text in windows of another length has no window in common with that of the search.
     data = seen_data(recipe, confirming_documents(study.user_attrs)).data
     named = asked.data.calibration if asked.protocol is None else asked.protocol.data
-    if same_text and named == data.calibration:
+    if same_text and named is not None and are_same_data(named, data.calibration):
         return "searched on"
     # 3. Compare the items.
     searched = objective_for(recipe.objective, data, loaded, request.options)

@@ -211,7 +211,7 @@ def budget_difference(first: StudyData, second: StudyData) -> str | None:
     are not known, the amounts that were asked for must be equal.
     """
     one, other = first.recipe.search.removed, second.recipe.search.removed
-    best, second_best = first.best(), second.best()
+    best, second_best = first.winner(), second.winner()
     # Compare what the winners keep, if both sizes are known.
     sizes: list[float] = []
     for trial in (best, second_best):

@@ -218,8 +218,11 @@ def _notes(studies: Sequence[StudyData]) -> list[str]:
         if not study.complete():
             notes.append(f"study {study.name} has no finished trial yet")
         elif running:
-            trials = noun_for(running, "trial is", "trials are")
-            notes.append(f"study {study.name} is not finished: {running} {trials} running")
+            trials = noun_for(
+                running, "trial is under way or was left", "trials are under way or were left"
+            )
+            left = "by a search that was stopped"
+            notes.append(f"study {study.name} is not finished: {running} {trials} {left}")
     # One note for each reason, because many studies may share it.
     first = studies[0]
     others: dict[str, list[str]] = {}

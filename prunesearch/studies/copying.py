@@ -89,7 +89,7 @@ def copy_studies(
     chosen = list(dict.fromkeys(names))
     if new_name is not None and len(chosen) > 1:
         raise InputError(
-            f"`name` names one copy, and {len(chosen)} studies are copied: leave it out"
+            f"`new_name` names one copy, and {len(chosen)} studies are copied: leave it out"
         )
     if new_name is not None:
         check_study_name(new_name)
@@ -112,8 +112,8 @@ def copy_studies(
 
 def _exists(name: str, url: str) -> StudyError:
     return StudyError(
-        f"study {name!r} exists already in {shown(url)!r}: give the copy another `name`, or delete "
-        f"that study"
+        f"study {name!r} exists already in {shown(url)!r}: give the copy another `new_name`, "
+        f"or delete that study"
     )
 
 

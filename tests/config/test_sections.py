@@ -222,7 +222,7 @@ def test_a_recovery_needs_something_to_do() -> None:
         ({"drop": "1"}, "1 block"),
         ({"drop": "25%", "units": "sublayers"}, "25% of sublayers"),
         ({"drop": "..8"}, "up to 8 blocks"),
-        ({"drop": "pareto:30%"}, "pareto:30% of blocks"),
+        ({"drop": "pareto:30%"}, "up to 30% of blocks"),
         ({"space": "blocks+widths", "target": "15%"}, "15% by blocks+widths"),
     ],
 )

@@ -326,6 +326,9 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     # The search has seen part of this text, under another name.
     copy = here / "copy.txt"
     shutil.copy(prose, copy)
+    with pytest.raises(InputError, match=r"copy\.txt' is what was searched on"):
+        measure(replace(REQUEST, held_out=HeldOutOptions(text=copy.name, tokens=32)))
+    copy.write_text(prose.read_text()[:-1] + "!")
     with pytest.raises(InputError, match=r"4 of 8 sequences or requests of copy\.txt"):
         measure(replace(REQUEST, held_out=HeldOutOptions(text=str(copy), tokens=256)))
     # The text is not the one that was searched on.

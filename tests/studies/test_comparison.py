@@ -232,7 +232,7 @@ def test_bad_input_is_told(studies: Studies) -> None:
         studies.compare("half", "half")
     found = studies.compare("half", "empty")
     assert found.notes == (
-        "study half is not finished: 1 trial is running",
+        "study half is not finished: 1 trial is under way or was left by a search that was stopped",
         "study empty has no finished trial yet",
     )
     assert (found.studies[0].running, found.studies[1].best) == (1, None)

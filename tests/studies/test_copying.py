@@ -190,7 +190,7 @@ def test_what_cannot_be_copied_is_refused_before_anything_is_written(
 ) -> None:
     target = f"sqlite:///{tmp_path}/target.db"
     optuna.create_study(storage=target, study_name="b")
-    with pytest.raises(StudyError, match=r"study 'b' exists already in .*another `name`"):
+    with pytest.raises(StudyError, match=r"study 'b' exists already in .*another `new_name`"):
         copy_studies(two, target, None)
     with pytest.raises(InputError, match="unknown study 'c'"):
         copy_studies(two, target, ["a", "c"])

@@ -41,6 +41,8 @@ class ReportFolder:
         Raises:
             StorageError: the path is a file, or a folder that holds anything but a report.
         """
+        if not path.name:
+            raise StorageError(f"`out` {str(path)!r} has no name: name a new or empty folder")
         if not path.exists() and not path.is_symlink():
             return cls(path, frozenset())
         if not path.is_dir():

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from prunesearch.report.figures.figure import Heatmap, Panel, Rule, Series
+from prunesearch.report.figures.figure import Heatmap, Panel, Place, Rule, Series
 from prunesearch.report.figures.styles import STYLES
 from prunesearch.runtime.json_values import Json, JsonObject
 
@@ -25,6 +25,9 @@ _PATTERNS = ("", "/", ".", "x", "-", "\\", "|", "+")
 _MARKED = 12  # markers on a line; more would hide it
 _CROWDED = 30  # errors of a series that are drawn with caps
 _DIGITS = 6
+# Decades of a logarithmic axis from which not every digit has a tick, and those from which no digit
+# but 1 has one.
+_DIGIT_TICKS, _FEW_TICKS = 0.5, 3.0
 _LONGEST_AXIS = 38  # letters of the title of a vertical axis in one line
 
 
@@ -292,9 +295,9 @@ def _layout(panel: Panel, heatmap: Heatmap | None) -> JsonObject:
     x_axis, y_axis = _axis(panel.x_label), _axis(_in_lines(panel.y_label))
     # Without a range of the panel's own, plotly fits the axes to the values.
     if panel.log_x:
-        x_axis["type"] = "log"
+        x_axis |= _log_axis([place for drawn in panel.series for place in drawn.x])
     if panel.log_y:
-        y_axis["type"] = "log"
+        y_axis |= _log_axis([value for drawn in panel.series for value in drawn.y])
     if panel.y_range is not None:
         y_axis["range"] = [_end(value, panel.log_y) for value in panel.y_range]
     elif panel.rules:
@@ -321,6 +324,21 @@ def _layout(panel: Panel, heatmap: Heatmap | None) -> JsonObject:
         "showlegend": False,
         "barmode": "stack" if panel.bars == "stacked" else "group",
     }
+
+
+def _log_axis(places: Sequence[Place]) -> JsonObject:
+    """Return the type and the ticks of a logarithmic axis.
+
+    With a tick at each digit, the labels 9 and 10 would overlap where the axis has a whole decade.
+    """
+    logarithms = []
+    for place in places:
+        if isinstance(place, int | float) and place > 0 and math.isfinite(place):
+            logarithms.append(math.log10(place))
+    decades = max(logarithms) - min(logarithms) if logarithms else 0.0
+    if decades < _DIGIT_TICKS:
+        return {"type": "log"}
+    return {"type": "log", "dtick": "D2" if decades < _FEW_TICKS else 1}
 
 
 def _axis(title: str) -> JsonObject:

@@ -135,7 +135,7 @@ def test_the_winners_decide_the_budget_where_the_amount_is_not_fixed() -> None:
     )
     data = "builtin-held-out"
     apart = [
-        f"{data}, removing 2 blocks", f"{data}, removing pareto of blocks, 1,010 parameters kept",
+        f"{data}, removing 2 blocks", f"{data}, removing any number of blocks, 1,010 parameters kept",
     ]  # fmt: skip
     for params, titles in ((1004, [data]), (1010, apart)):
         measured = {"a": of_budget("0,1", 1000, "1,2"), "b": of_budget("0,2", params, "1,2")}

@@ -223,3 +223,18 @@ def test_an_unknown_error_is_not_drawn_as_an_error_of_zero() -> None:
     for distances in drawn:
         assert math.isnan(distances[0])
         assert distances[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("largest", "ticks"),
+    [(2.0, None), (20.0, "D2"), (90_000.0, 1)],
+    ids=["digits", "2 5", "powers"],
+)
+def test_a_logarithmic_axis_has_no_more_labels_than_room(largest: float, ticks: object) -> None:
+    series = Series("a", [1, 2, 3], [1.0, 0.0, largest], "line", style=style_of("pso"))
+    panel = Panel("", "evaluations", "KL (nats/token)", (series,), log_y=True)
+    layout = panel_document(panel)["layout"]
+    assert isinstance(layout, dict)
+    axis = layout["yaxis"]
+    assert isinstance(axis, dict)
+    assert (axis["type"], axis.get("dtick")) == ("log", ticks)
