@@ -24,6 +24,15 @@ def half_width(count: int) -> float:
     return float(stats.t.ppf(0.5 + LEVEL / 2, count - 1))
 
 
+def quantile_of(count: int) -> float:
+    """Return `half_width`, or the normal quantile where the number of values is not known.
+
+    Args:
+        count: number of values; 0 or 1 if it is not known.
+    """
+    return half_width(count) if count > 1 else NORMAL_REACH
+
+
 def standard_error(values: Sequence[float] | Real) -> float:
     """Return the standard error of a mean: s / sqrt(n); nan for fewer than two values."""
     count = len(values)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunesearch.analysis.intervals import NORMAL_REACH, half_width, reach_of, standard_error
+from prunesearch.analysis.intervals import half_width, quantile_of, reach_of, standard_error
 from prunesearch.analysis.paired import PairedTest, holm, paired_test
 from prunesearch.report.figures.figure import SEARCHED_ON
 from prunesearch.report.figures.groups import ComparableStudies, StudyGroup
@@ -110,7 +110,7 @@ def _entries(
     for name, same in by_name.items():
         study, made = same[0]
         error = _error_of([each for _, each in same])
-        quantile = NORMAL_REACH if len(same) == 1 else half_width(len(same))
+        quantile = quantile_of(made.n) if len(same) == 1 else half_width(len(same))
         entries.append(
             ComparedModel(
                 name=name if len(same) == 1 else f"{name}, mean of {len(same)}",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from prunesearch.analysis.intervals import reach_of
+from prunesearch.analysis.intervals import quantile_of, reach_of
 from prunesearch.objectives.registry import metric_labels
 from prunesearch.report.figures.candidate_panels import (
     LATENCY,
@@ -122,7 +122,9 @@ def _measured_series(
         if x is not None:
             name = name_of(made, names[study.name], several)
             styles[name] = style_of_role(made, study)
-            rows.setdefault(name, []).append((x, made.value, reach_of(made.stderr)))
+            rows.setdefault(name, []).append(
+                (x, made.value, reach_of(made.stderr, quantile_of(made.n)))
+            )
     content = []
     for name, points in rows.items():
         content.append(

@@ -7,7 +7,7 @@ compared on.
 import math
 from collections.abc import Sequence
 
-from prunesearch.analysis.intervals import ends, reach_of
+from prunesearch.analysis.intervals import ends, quantile_of, reach_of
 from prunesearch.analysis.selection_bias import SelectionBias, mean_bias
 from prunesearch.report.figures.figure import (
     HELD_OUT,
@@ -86,7 +86,7 @@ def _loss_panel(winners: Sequence[WinnerOnBothData], names: dict[str, str]) -> P
         )
     ):
         y = [loss.value for loss in losses]
-        low, high = ends(y, [reach_of(loss.stderr) for loss in losses])
+        low, high = ends(y, [reach_of(loss.stderr, quantile_of(loss.n)) for loss in losses])
         content.append(Series(name, places, y, "bars", low, high, numbered(index)))
     return Panel(
         "Loss of the winners",

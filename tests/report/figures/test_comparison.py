@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from prunesearch.analysis.intervals import half_width
 from prunesearch.analysis.paired import paired_test
 from prunesearch.analysis.selection_bias import expected_bias, true_spread
 from prunesearch.config.recipe import Recipe
@@ -62,7 +63,7 @@ def test_each_model_is_compared_with_the_winner_on_the_same_documents() -> None:
     assert found.badges == (SEARCHED_ON, HELD_OUT)
     points = found.panels[1].series[0]
     assert points.low is not None
-    assert points.low[0] == pytest.approx(2.5 - 1.96 * 0.01)
+    assert points.low[0] == pytest.approx(2.5 - half_width(4) * 0.01)  # of four documents
 
 
 def test_measurements_of_other_documents_are_not_paired() -> None:
