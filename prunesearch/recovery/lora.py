@@ -35,7 +35,7 @@ _NARROW = (torch.bfloat16, torch.float16)
 # Largest mean KL from the adapted to the merged model, in nats per token. Merging rounds each
 # weight once more. In bfloat16 this KL was .003 for SmolLM2-135M, where a logit changed by 3.9.
 _TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}
-# Without half of its blocks a model is sensitive: this KL was .08 for SmolLM2-135M, where training
+# Without many of its blocks a model is sensitive: this KL was .08 for SmolLM2-135M, where training
 # itself changed the predictions by more than a nat. So merging may lose this share of the change.
 _SHARE = {torch.float32: 0.0, torch.float16: 0.05, torch.bfloat16: 0.1}
 
