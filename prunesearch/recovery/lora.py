@@ -36,7 +36,7 @@ _NARROW = (torch.bfloat16, torch.float16)
 # weight once more. In bfloat16 this KL was .003 for SmolLM2-135M, where a logit changed by 3.9.
 _TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}
 # Without many of its blocks a model is sensitive: this KL was .08 for SmolLM2-135M, where training
-# itself changed the predictions by more than a nat. So merging may lose this share of the change.
+# itself changed the predictions by .8 nats or more. So merging may lose this share of the change.
 _SHARE = {torch.float32: 0.0, torch.float16: 0.05, torch.bfloat16: 0.1}
 
 
