@@ -48,7 +48,7 @@ def test_a_candidate_without_a_result_fails_and_is_not_scored_for_ever(
                 assert (result.error, list(result.rows)) == (None, [[1.0]])
                 continue
             assert str(result.error) == (
-                f"the objective returned no result for layers 2 on chunk {result.chunk.index}"
+                f"the objective returned no result for layer 2 on chunk {result.chunk.index}"
             )
         assert len(found) == 4
         assert len(scorer.scored) == 4

@@ -243,7 +243,7 @@ def test_a_model_with_some_blocks_of_experts_is_mapped_where_it_can_be() -> None
     ("candidate", "method", "error", "message"),
     [
         (LayerSubset.of(N_LAYERS, (0,)), "auto", InputError, "leaves no gap after a kept block"),
-        (LayerSubset.of(N_LAYERS, (), (2,)), "auto", InputError, "name sublayers"),
+        (LayerSubset.of(N_LAYERS, (), (2,)), "auto", InputError, "names sublayers"),
         (SCATTERED, "linaer", UnknownNameError, "did you mean 'linear'"),
     ],
 )

@@ -201,7 +201,7 @@ def test_what_cannot_be_compensated_is_healed(
     words = f"heal {tiny_folder} --layers 0 --compensate --data {prose} --out out {small}"
     result = CliRunner().invoke(cli, words.split())
     assert result.exit_code == 0, result.output
-    assert "not compensated: dropping layers 0 leaves no gap" in result.stderr
+    assert "not compensated: dropping layer 0 leaves no gap" in result.stderr
     assert json.loads(Path("out", MANIFEST).read_text())["changed"] == ["healed"]
     (tmp_path / "taken").write_text("no folder")
     other = words.replace("--layers 0", "--layers 1").replace(
