@@ -8,6 +8,7 @@ import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.pool import Pool
 
 from prunesearch.samplers import annotate, report
 from prunesearch.studies.rdb import StudyStorage
@@ -22,6 +23,39 @@ DISTRIBUTIONS = {
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/study.db"
+
+
+def test_opening_a_database_holds_one_session_at_a_time(url: str) -> None:
+    """Processes that start together share a pool of few sessions."""
+    StudyStorage(url).engine.dispose()
+    held: list[object] = []
+    most = []
+
+    def takes(session: object, record: object, proxy: object) -> None:
+        held.append(session)
+        most.append(len(held))
+
+    def returns(session: object, record: object) -> None:
+        held.remove(session)
+
+    sqlalchemy.event.listen(Pool, "checkout", takes)
+    sqlalchemy.event.listen(Pool, "checkin", returns)
+    try:
+        StudyStorage(url).engine.dispose()
+    finally:
+        sqlalchemy.event.remove(Pool, "checkout", takes)
+        sqlalchemy.event.remove(Pool, "checkin", returns)
+    assert max(most) == 1
+    assert held == []
+
+
+def test_a_database_of_another_optuna_is_refused(url: str) -> None:
+    storage = StudyStorage(url)
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+    storage.engine.dispose()
+    with pytest.raises(RuntimeError, match="optuna storage upgrade"):
+        StudyStorage(url)
 
 
 def fields(trial: FrozenTrial) -> dict[str, object]:

@@ -75,7 +75,19 @@ class OpenStorage(RDBStorage):
     """An `RDBStorage` that lets a subclass replace how trials are read and added.
 
     A subclass overrides `read_trials` and `add_trial`. The default of each does what Optuna does.
+
+    Args:
+        url: SQLAlchemy URL of the database.
+        engine_kwargs: options of the connections.
     """
+
+    def __init__(self, url: str, engine_kwargs: dict[str, Any] | None = None) -> None:
+        super().__init__(url, engine_kwargs=engine_kwargs, skip_compatibility_check=True)
+        # Optuna's own check holds one session while it opens another. Processes that start together
+        # would wait for each other where a pool has few sessions. So it only writes the message.
+        manager = self._version_manager
+        if manager.get_current_version() != manager.get_head_version():
+            manager.check_table_schema_compatibility()
 
     def transaction(self) -> AbstractContextManager[Session]:
         """Open the thread's session. It is committed when the outermost block ends."""
