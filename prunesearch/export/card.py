@@ -21,7 +21,8 @@ from prunesearch.export.formats.registry import REGISTRY, default_format, narrow
 from prunesearch.export.results import Exported, Verification
 from prunesearch.models.guard import guarded
 from prunesearch.models.loading import LoadedModel
-from prunesearch.runtime.json_values import Json, JsonObject, as_object
+from prunesearch.runtime.json_values import Json, JsonObject, as_int, as_object
+from prunesearch.units import noun_for
 from prunesearch.widths.layer_widths import LayerWidths
 
 _LICENCE = ("license", "license_name", "license_link", "language")
@@ -142,8 +143,8 @@ def _origin(loaded: LoadedModel, exported: Exported, facts: Mapping[str, Json]) 
         data = recipe.data.task_data or recipe.objective.task or recipe.data.calibration
         trials = ""
         if "trials" in facts:
-            noun = "trial" if facts["trials"] == 1 else "trials"
-            trials = f" in {facts['trials']} {noun}"
+            count = as_int(facts["trials"], "trials")
+            trials = f" in {count} {noun_for(count, 'trial')}"
         chosen = yaml.safe_dump(recipe.chosen(), sort_keys=False, allow_unicode=True)
         text += (
             f"Chosen by prunesearch (`{recipe.search.sampler}`, "

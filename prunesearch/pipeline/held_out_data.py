@@ -73,9 +73,11 @@ def are_same_data(first: str, second: str) -> bool:
     if first == second:
         return True
     paths = Path(first), Path(second)
-    if not all(path.is_file() for path in paths):
+    try:
+        return all(path.is_file() for path in paths) and filecmp.cmp(*paths, shallow=False)
+    except OSError:
+        # A file that cannot be read is refused where it is read.
         return False
-    return filecmp.cmp(*paths, shallow=False)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ class OpenStorage(RDBStorage):
     def __init__(self, url: str, engine_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(url, engine_kwargs=engine_kwargs, skip_compatibility_check=True)
         # Optuna's own check holds one session while it opens another. Processes that start together
-        # would wait for each other where a pool has few sessions. So it only writes the message.
+        # would wait for each other where a pool has few sessions. So it is called only where it
+        # fails, for its message.
         manager = self._version_manager
         if manager.get_current_version() != manager.get_head_version():
             manager.check_table_schema_compatibility()
